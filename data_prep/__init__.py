@@ -1,0 +1,1 @@
+"""Text to examples: corpora, the vocabulary, token shards, objectives, task formats. NumPy only; no torch."""

@@ -1,0 +1,119 @@
+"""Prefix LM, what "LM adaptation" trained (Lester et al. 2021, §2.2; task c4_v220_prefix_lm of its code).
+
+Each document by itself: its random chunk of at most 65,536 tokens is cut into consecutive segments of L−1 tokens, the
+last of which may be shorter. A segment t of ℓ tokens is parted after k ~ U{1..ℓ−1}:
+
+    inputs = t[:k] + EOS        targets = t[k:] + EOS
+
+EOS stands on both sides even in mid-document, as in the paper's code. A segment of one token has an empty input.
+
+Suffixes: N documents, B examples asked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.counter_rng import bits, uniform_int
+from data_prep.objectives.segments import Chunks, Documents, Example, Ints, last_epochs, locate, with_eos
+from pipeline.errors import InputError
+
+
+def segment_counts(lengths_N: npt.ArrayLike, segment: int) -> Ints:
+    """Segments of each document: ⌈n / segment⌉, none of an empty one.
+
+    >>> segment_counts([0, 1, 511, 512], 511).tolist()
+    [0, 1, 1, 2]
+    """
+    return -(-np.asarray(lengths_N, dtype=np.int64) // segment)
+
+
+def shortest_prefix(lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
+    """m of the prefix law: M = ℓ−1, m = min(M, max(1, round((1−2ρ)·M))), rounded half to even.
+
+    At ρ = 0.5 that is 1 (0 for ℓ = 1); the smaller ρ, the longer the shortest prefix. InputError for ρ > 0.5, where
+    the law has no meaning.
+
+    >>> shortest_prefix([1, 2, 101]).tolist()
+    [0, 1, 1]
+    >>> shortest_prefix([101, 6], density=0.25).tolist()  # round(50), round(2.5)
+    [50, 2]
+    """
+    if not 0 < density <= 0.5:
+        raise InputError(f"density {density} of the prefix LM must lie above 0 and be at most 0.5; 0.5 is the paper's")
+    most = np.asarray(lengths_B, dtype=np.int64) - 1
+    return np.minimum(most, np.maximum(1, np.rint((1 - 2 * density) * most).astype(np.int64)))
+
+
+def prefix_lengths(bits_B: npt.NDArray[np.uint64], lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
+    """k ~ U{m..M}, both ends included, from 64 random bits a segment; ρ = 0.5 makes it U{1..ℓ−1}.
+
+    >>> prefix_lengths(np.array([0, 2**64 - 1], dtype=np.uint64), [5, 5]).tolist()
+    [1, 4]
+    """
+    least = shortest_prefix(lengths_B, density)
+    most = np.asarray(lengths_B, dtype=np.int64) - 1
+    return least + uniform_int(bits_B, most - least + 1)
+
+
+class PrefixLM:
+    """The prefix LM over `tokens`. `segment_length` L is the longest input and the longest target, EOS counted.
+
+    Worked example: one document of 5 tokens, L = 4, so segments of 3 and 2 tokens.
+
+    >>> class One:
+    ...     lengths_N = np.array([5])
+    ...     def document(self, i): return np.array([10, 11, 12, 13, 14])
+    >>> objective = PrefixLM(One(), seed=0, segment_length=4)
+    >>> objective.count(epoch=0)
+    2
+    >>> (inputs, targets), (inputs_2, targets_2) = objective.examples(0, [0, 1])
+    >>> inputs_2.tolist(), targets_2.tolist()  # ℓ = 2 leaves only k = 1
+    ([13, 1], [14, 1])
+    >>> inputs.tolist() in ([10, 1], [10, 11, 1]) and [*inputs[:-1], *targets[:-1]] == [10, 11, 12]
+    True
+    """
+
+    def __init__(
+        self, tokens: Documents, seed: int, segment_length: int = 512, density: float = 0.5, eos: int = 1
+    ) -> None:
+        if segment_length < 2:
+            raise InputError(f"segment_length {segment_length} leaves no room for a token and EOS; give at least 2")
+        shortest_prefix(1, density)
+        self.tokens = tokens
+        self.seed = seed
+        self.segment = segment_length - 1
+        self.density = density
+        self.eos = eos
+        self._chunks = Chunks(tokens, seed)
+        self._ends_N = last_epochs(self._segment_ends)
+
+    def _segment_ends(self, key: int) -> Ints:
+        _, lengths_N = self._chunks.of_epoch(key)
+        return np.cumsum(segment_counts(lengths_N, self.segment))
+
+    def count(self, epoch: int) -> int:
+        """Examples of this pass over the documents."""
+        ends_N = self._ends_N(self._chunks.key(epoch))
+        return int(ends_N[-1]) if len(ends_N) else 0
+
+    def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
+        """(inputs, targets) of each index in [0, count(epoch)): int32 ids, 1 to L each, EOS last."""
+        index_B = np.asarray(index_N, dtype=np.int64)
+        key = self._chunks.key(epoch)
+        document_B, segment_B = locate(self._ends_N(key), index_B)
+        chunk_starts_N, chunk_lengths_N = self._chunks.of_epoch(key)
+        offset_B = segment_B * self.segment
+        lengths_B = np.minimum(self.segment, chunk_lengths_N[document_B] - offset_B)
+        start_B = chunk_starts_N[document_B] + offset_B
+        prefix_B = prefix_lengths(bits(self.seed, "prefix_lm/prefix", epoch, index_B), lengths_B, self.density)
+        examples = []
+        for document, start, prefix, length in zip(
+            document_B.tolist(), start_B.tolist(), prefix_B.tolist(), lengths_B.tolist(), strict=True
+        ):
+            t = self.tokens.document(document)[start : start + length]
+            examples.append(
+                (with_eos(t[:prefix], self.eos, self.segment + 1), with_eos(t[prefix:], self.eos, self.segment + 1))
+            )
+        return examples

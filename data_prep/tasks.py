@@ -1,0 +1,317 @@
+"""Tasks in text-to-text form: rows, templates, ids, and the batch of a step for many prompts at once.
+
+Suffixes: B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.batches import Batch, collate
+from data_prep.corpora import hub_rows
+from data_prep.objectives.segments import Example
+from data_prep.permutation import Permutation
+from data_prep.rows import Row, check_unicode, read_rows
+from data_prep.stdlib_docs import STDLIB_KINDS, task_rows
+from data_prep.vocabulary import Vocabulary
+from pipeline.errors import InputError
+from pipeline.settings import TaskSettings
+
+Sentinel = Literal["none", "targets", "both"]
+
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_SUFFIXES = tuple(
+    f".{kind}{compression}"
+    for kind in ("jsonl", "json", "csv", "tsv", "parquet")
+    for compression in ("", ".gz", ".zst")
+    if not (kind == "parquet" and compression)
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ rows
+
+
+class Template:
+    """Text with {field} for a row's fields; {a.b} looks into a nested object, {{ and }} are braces.
+
+    >>> Template("sentence: {text}").render(Row({"text": "Fine."}, "train.jsonl:1"))
+    'sentence: Fine.'
+    """
+
+    def __init__(self, text: str, key: str) -> None:
+        self.text = text
+        self.key = key
+        self.fields = [match[1] for match in _FIELD.finditer(text) if match[1] is not None]
+        broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
+        if broken:
+            raise InputError(
+                f"{key}: {text!r} has a brace that names no field at character {broken[0].start() + 1}; write {{field}}"
+            )
+        if not self.fields:
+            raise InputError(f"{key}: {text!r} names no field, so every row would read the same; write {{field}}")
+
+    def render(self, row: Row) -> str:
+        """The text of a row. InputError, with the row's place, where a field is missing, empty (null) or no text."""
+        return _FIELD.sub(lambda match: match[0][0] if match[1] is None else self.value(row, match[1]), self.text)
+
+    def value(self, row: Row, field: str) -> str:
+        value: object = row
+        for name in field.split(".") if field not in row else [field]:
+            if not isinstance(value, dict) or name not in value:
+                raise InputError(
+                    f"{row.where}: there is no field {field!r}; there are {', '.join(row)}:"
+                    f" mend `{self.key}` or the row"
+                )
+            value = value[name]
+        if not isinstance(value, str | int | float):  # bool is an int and reads True or False, as T5's tasks have it
+            what = "empty (null)" if value is None else f"a {type(value).__name__}"
+            raise InputError(f"{row.where}: field {field!r} is {what}, where text or a number is wanted")
+        return check_unicode(value, row.where) if isinstance(value, str) else str(value)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's rows and how they read."""
+
+    settings: TaskSettings
+    input_template: Template
+    target_template: Template
+
+    @classmethod
+    def load(cls, settings: TaskSettings) -> Task:
+        """Nothing is read yet. InputError for a template that cannot be meant."""
+        labels = settings.labels
+        if labels is not None and (not labels or len(set(labels)) < len(labels)):
+            raise InputError(f"tasks.{settings.name}.labels: {labels} must name each label once")
+        return cls(
+            settings,
+            Template(settings.inputs, f"tasks.{settings.name}.inputs"),
+            Template(settings.targets, f"tasks.{settings.name}.targets"),
+        )
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def labels(self) -> list[str] | None:
+        return self.settings.labels
+
+    def rows(self, split: str) -> list[Row]:
+        """All rows of a split. InputError where there is no such split, or nothing in it."""
+        splits = self.settings.splits
+        if split not in splits:
+            raise InputError(f"tasks.{self.name}.splits: there is no split {split!r}; there are {', '.join(splits)}")
+        rows = self._read(splits[split])
+        if not rows:
+            raise InputError(f"tasks.{self.name}: split {split!r} ({self.settings.data}, {splits[split]}) has no rows")
+        return rows
+
+    def _read(self, split: str) -> list[Row]:
+        data = self.settings.data
+        if data == STDLIB_KINDS:
+            try:
+                fields = task_rows(split)
+            except KeyError:
+                raise InputError(
+                    f"tasks.{self.name}.splits: {data} has train, validation and test, no {split!r}"
+                ) from None
+            return [Row(dict(row), f"{data}/{split}:{row['name']}") for row in fields]
+        path = Path(data)
+        # A file without a line of names is read where the templates name columns by number.
+        header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
+        if path.is_dir():
+            return list(read_rows(_split_file(path, split, self.name), header=header))
+        if path.is_file():
+            return list(read_rows(path.parent / split if (path.parent / split).is_file() else path, header=header))
+        if path.suffix or path.is_absolute() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data):
+            raise InputError(f"tasks.{self.name}.data: {data} does not exist: mend the path")
+        return list(hub_rows(data, self.settings.config, split))
+
+    def inputs(self, row: Row) -> str:
+        """The input text of a row."""
+        return self.input_template.render(row)
+
+    def targets(self, row: Row) -> str:
+        """The target text of a row. InputError, with the row's place, if it is none of the task's labels."""
+        target = self.target_template.render(row)
+        if self.labels is not None and target not in self.labels:
+            raise InputError(
+                f"{row.where}: target {target!r} is none of the labels of {self.name} ({', '.join(self.labels)})"
+            )
+        return target
+
+    def held_out_texts(self, splits: Iterable[str] = ("validation", "test"), at_least: int = 5) -> list[str]:
+        """What must not occur in a corpus: the input fields of these splits, those of `at_least` words.
+
+        Fields one by one, for the template's own words are in no corpus. A shorter field ("Yes.") would occur in half
+        of all documents without telling anything. Splits that the task does not have are passed over.
+        """
+        texts = {
+            self.input_template.value(row, field)
+            for split in splits
+            if split in self.settings.splits
+            for row in self.rows(split)
+            for field in self.input_template.fields
+        }
+        return sorted(text for text in texts if len(text.split()) >= at_least)
+
+
+def _split_file(folder: Path, split: str, task: str) -> Path:
+    candidates = [folder / split, *(folder / f"{split}{suffix}" for suffix in _SUFFIXES)]
+    for file in candidates:
+        if file.is_file():
+            return file
+    there = ", ".join(sorted(file.name for file in folder.iterdir() if file.is_file())) or "nothing"
+    raise InputError(f"tasks.{task}.splits: {folder} holds no file for {split!r}; there is {there}")
+
+
+# ------------------------------------------------------------------------------------------------------------- ids
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """A split of a task as ids: EOS ends each, int32. `label_index` is the place of each target among the labels."""
+
+    name: str
+    inputs: list[npt.NDArray[np.int32]]
+    targets: list[npt.NDArray[np.int32]]
+    input_texts: list[str]
+    target_texts: list[str]
+    labels: list[str] | None
+    label_index: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def encode_task(
+    task: Task,
+    split: str,
+    vocabulary: Vocabulary,
+    max_input_length: int,
+    max_target_length: int,
+    sentinel: Sentinel = "none",
+    limit: int = 0,
+) -> EncodedTask:
+    """Every row of a split as ids; longer inputs and targets are cut before their EOS.
+
+    sentinel  targets: <extra_id_0> begins each target (Lester et al. 2021, §3.2); both: it also ends each input, before
+              EOS (T5's *_sentinel tasks). It is kept when trimming.
+    limit     take the first so many rows only; 0 takes all
+    """
+    rows = task.rows(split)
+    rows = rows[:limit] if limit else rows
+    input_texts = [task.inputs(row) for row in rows]
+    target_texts = [task.targets(row) for row in rows]
+    labels = task.labels
+    return EncodedTask(
+        task.name,
+        encode_inputs(input_texts, vocabulary, max_input_length, sentinel),
+        encode_targets(target_texts, vocabulary, max_target_length, sentinel),
+        input_texts,
+        target_texts,
+        labels,
+        None if labels is None else np.array([labels.index(text) for text in target_texts], dtype=np.int64),
+    )
+
+
+def encode_inputs(
+    texts: Sequence[str], vocabulary: Vocabulary, max_length: int, sentinel: Sentinel = "none"
+) -> list[npt.NDArray[np.int32]]:
+    """Ids of inputs, at most `max_length` with EOS; sentinel "both" puts <extra_id_0> before EOS."""
+    after = [vocabulary.sentinel(0)] if sentinel == "both" else []
+    room = _room(max_length, len(after), "max_input_length")
+    return [_ids(ids[:room], after, vocabulary) for ids in vocabulary.encode_batch(texts)]
+
+
+def encode_targets(
+    texts: Sequence[str], vocabulary: Vocabulary, max_length: int, sentinel: Sentinel = "none"
+) -> list[npt.NDArray[np.int32]]:
+    """Ids of targets, at most `max_length` with EOS; sentinel "targets" and "both" put <extra_id_0> first."""
+    before = [vocabulary.sentinel(0)] if sentinel != "none" else []
+    room = _room(max_length, len(before), "max_target_length")
+    return [_ids([*before, *ids[:room]], [], vocabulary) for ids in vocabulary.encode_batch(texts)]
+
+
+def encode_labels(
+    labels: Sequence[str], vocabulary: Vocabulary, sentinel: Sentinel = "none"
+) -> list[npt.NDArray[np.int32]]:
+    """Ids of each label as a whole target, EOS last, nothing cut."""
+    before = [vocabulary.sentinel(0)] if sentinel != "none" else []
+    return [_ids([*before, *ids], [], vocabulary) for ids in vocabulary.encode_batch(labels)]
+
+
+def _ids(ids: list[int], after: list[int], vocabulary: Vocabulary) -> npt.NDArray[np.int32]:
+    return np.array([*ids, *after, vocabulary.eos], dtype=np.int32)
+
+
+def _room(max_length: int, taken: int, key: str) -> int:
+    room = max_length - 1 - taken
+    if room < 0:
+        raise InputError(
+            f"{key}: {max_length} leaves no room for EOS{' and the sentinel' if taken else ''};"
+            f" give at least {taken + 1}"
+        )
+    return room
+
+
+# --------------------------------------------------------------------------------------------------------- batches
+
+
+class TaskBatches:
+    """The union, step by step, of the batches of many prompts; prompt c trains on tasks[c], in its own order.
+
+    A prompt's rows of step s depend on its own task, batch size, seed and s, whoever trains beside it. Each pass over a
+    task is a seeded permutation of its examples, and a batch may run over from one pass into the next.
+
+    loss  mean: a token weighs 1/(target tokens of its prompt's part of the batch); sum: 1
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[EncodedTask],
+        batch_sizes: Sequence[int],
+        seeds: Sequence[int],
+        loss: Literal["mean", "sum"] = "mean",
+    ) -> None:
+        if not len(tasks) == len(batch_sizes) == len(seeds):
+            raise ValueError(
+                f"{len(tasks)} tasks, {len(batch_sizes)} batch sizes and {len(seeds)} seeds:"
+                " one of each is wanted for a prompt"
+            )
+        self.tasks = tasks
+        self.batch_sizes = batch_sizes
+        self.seeds = seeds
+        self.loss = loss
+
+    def at(self, step: int) -> Batch:
+        """The global batch of `step`: the prompts' parts, one after another."""
+        examples: list[Example] = []
+        weights: list[npt.NDArray[np.float64]] = []
+        ids: list[npt.NDArray[np.int64]] = []
+        for task, size, seed in zip(self.tasks, self.batch_sizes, self.seeds, strict=True):
+            index = _passes(len(task), np.arange(step * size, (step + 1) * size), seed)
+            examples += [(task.inputs[i], task.targets[i]) for i in index.tolist()]
+            tokens = sum(len(task.targets[i]) for i in index.tolist())
+            weights.append(np.full(size, 1.0 if self.loss == "sum" else 1 / max(1, tokens)))
+            ids.append(index)
+        prompts = np.repeat(np.arange(len(self.tasks)), self.batch_sizes)
+        return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids))
+
+
+def _passes(rows: int, position_B: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """Which of `rows` stands at each position of an endless run of passes, each in an order of its own."""
+    passes = position_B // rows
+    index = np.empty_like(position_B)
+    for number in np.unique(passes).tolist():
+        here = passes == number
+        index[here] = Permutation(rows, seed, f"task pass {number}")(position_B[here] % rows)
+    return index

@@ -1,0 +1,1 @@
+"""t5-pipeline: LM adaptation of T5 and prompt tuning, as stages and as a library."""

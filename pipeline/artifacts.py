@@ -1,0 +1,155 @@
+"""What stages hand to one another: a model, token shards, a prompt, scores. Where it lies, and what it is.
+
+A model's digest is taken over its tensors (name, dtype, shape, bytes) in the order of their names, so sharding, model
+cards and file names do not change it. Nothing here needs torch: safetensors files are read by their own header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+
+BLOCK = 16 * 2**20
+# The file that says what a directory is.
+MARKERS = {"model": "config.json", "tokens": "tokens.json", "prompt": "prompt.json", "scores": "scores.json"}
+
+
+def locate(artifact: str, location: str, where: str) -> list[Path]:
+    """Where an artifact lies that was named by path: the directory itself, or what a stage made in it.
+
+    A stage of many prompts gives all of them. A name that is no directory is a model on the hub, and stays a name.
+
+    Raises:
+        InputError: there is nothing like that; `where` names the setting that asked for it.
+    """
+    path, marker = Path(location), MARKERS[artifact]
+    if (path / marker).is_file() or (artifact == "model" and _t5x_files(path)):
+        return [path]
+    if (path / artifact / marker).is_file():
+        return [path / artifact]
+    many = sorted(found.parent for found in path.glob(f"*/{artifact}/{marker}")) if artifact == "prompt" else []
+    if many:
+        return many
+    if path.is_dir():
+        raise InputError(f"{where}: {location} holds no {artifact} (no {marker} in it); give a directory that does")
+    if artifact == "model" and not path.is_absolute() and location.count("/") <= 1 and not location.startswith("."):
+        return [path]
+    raise InputError(f"{where}: {location} does not exist; give the directory of a {artifact}")
+
+
+def blocks(path: Path) -> list[str]:
+    """sha256 of each 16 MiB of a file."""
+    found = []
+    with path.open("rb") as file:
+        while chunk := file.read(BLOCK):
+            found.append(hashlib.sha256(chunk).hexdigest())
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of plain data, whatever the order of its keys.
+
+    >>> json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensors_digest(directory: Path) -> str:
+    """Digest over every tensor of the safetensors files in a directory.
+
+    Raises:
+        InputError: there is no safetensors file, or one is cut short or is none.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files and (t5x := _t5x_files(directory)):
+        return json_digest([[path.relative_to(directory).as_posix(), file_digest(path)] for path in t5x])
+    if not files:
+        raise InputError(
+            f"{directory}: holds no .safetensors file, so there are no weights here; give a model directory"
+        )
+    tensors = {name: (path, entry) for path in files for name, entry in _header(path).items()}
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        path, entry = tensors[name]
+        digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
+        begin, end = entry["data_offsets"]
+        for chunk in _read(path, entry["start"] + begin, entry["start"] + end):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _t5x_files(directory: Path) -> list[Path]:
+    """Files of the T5X checkpoint that a directory is or holds; of those the digest is over the files themselves."""
+    is_t5x = (directory / "checkpoint").is_file() or any(directory.glob("checkpoint_*/checkpoint"))
+    return sorted(path for path in directory.rglob("*") if path.is_file()) if is_t5x else []
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Tensor entries of one safetensors file; `start` is where its data begin."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        for entry in entries.values():
+            entry["start"] = 8 + length
+            if entry["start"] + entry["data_offsets"][1] > size:
+                raise ValueError("cut short")
+        return dict(entries)
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        raise InputError(f"{path}: is not a whole safetensors file; fetch or make it again") from None
+
+
+def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    if begin == end:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for at in range(begin, end, BLOCK):
+            yield mapped[at : min(at + BLOCK, end)]
+
+
+def artifact_digest(artifact: str, path: Path) -> str:
+    """Digest of a published artifact: "model", "tokens", "prompt" or "scores".
+
+    Raises:
+        InputError: the directory does not hold such an artifact.
+    """
+    if artifact == "tokens":
+        return str(_json(path / "tokens.json", "token shards, as prepare writes them")["digest"])
+    if artifact == "scores":
+        return file_digest(path / "scores.json")
+    if artifact == "prompt":
+        described = _json(path / "prompt.json", "a prompt, as prompt_tune writes it")
+        described.pop("scores", None)
+        return json_digest({"rows": tensors_digest(path), "described": described})
+    expects = path / "t5_pipeline.json"
+    vocabulary = path / "spiece.model"
+    return json_digest(
+        {
+            "tensors": tensors_digest(path),
+            "sentinel": _json(expects, "a model")["sentinel"] if expects.exists() else "none",
+            "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
+        }
+    )
+
+
+def _json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{path.parent}: does not hold {what} ({path.name} is missing or damaged)") from None

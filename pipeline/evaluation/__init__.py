@@ -1,0 +1,1 @@
+"""What a model answers (label scoring, greedy decoding) and how well (metrics)."""

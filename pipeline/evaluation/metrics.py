@@ -1,0 +1,192 @@
+"""Scores of predicted texts: fractions between 0 and 1, or correlations between −1 and 1. Pure NumPy.
+
+A prediction that is none of the task's labels is illegal: wrong in every metric, and its share is reported apart.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+
+Texts = Sequence[str]
+# Targets of free-text tasks may be lists of acceptable answers: the best one counts.
+Answers = Sequence[str | Sequence[str]]
+
+
+def accuracy(predictions: Texts, targets: Texts) -> float:
+    """Share of predictions that equal their target.
+
+    >>> accuracy(["yes", "no", "maybe"], ["yes", "yes", "no"])
+    0.3333333333333333
+    """
+    return _mean([p == t for p, t in zip(predictions, targets, strict=True)])
+
+
+def illegal_share(predictions: Texts, labels: Texts) -> float:
+    """Share of predictions that are none of the labels."""
+    return _mean([p not in set(labels) for p in predictions])
+
+
+def confusion(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.int64]:
+    """Counts [true label, predicted label] in the order of `labels`; the last column counts illegal predictions.
+
+    >>> confusion(["b", "b", "x"], ["a", "b", "b"], ["a", "b"]).tolist()
+    [[0, 1, 0], [0, 1, 1]]
+    """
+    number = {label: index for index, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels) + 1), np.int64)
+    for p, t in zip(predictions, targets, strict=True):
+        counts[number[t], number.get(p, -1)] += 1
+    return counts
+
+
+def label_f1s(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.float64]:
+    """F1 = 2·hits / (predicted + true) of every label; 0 for a label that was neither predicted nor true."""
+    counts = confusion(predictions, targets, labels)
+    hits = np.diag(counts)
+    either = counts.sum(axis=0)[:-1] + counts.sum(axis=1)
+    return 2 * hits / np.maximum(either, 1)
+
+
+def macro_f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
+    """Mean of the F1 of every label (CB in SuperGLUE)."""
+    return float(label_f1s(predictions, targets, labels).mean())
+
+
+def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
+    """F1 of the positive label, which is the *last* of `labels`: True of [False, True] (MRPC, QQP, MultiRC's F1a)."""
+    return float(label_f1s(predictions, targets, labels)[-1])
+
+
+def mcc(predictions: Texts, targets: Texts, labels: Texts) -> float:
+    """Matthews correlation (CoLA), for any number of classes; illegal predictions are a class of their own."""
+    counts = confusion(predictions, targets, labels).astype(np.float64)
+    true = np.append(counts.sum(axis=1), 0.0)
+    predicted = counts.sum(axis=0)
+    total = counts.sum()
+    covariance = np.trace(counts[:, :-1]) * total - true @ predicted
+    spread = np.sqrt((total**2 - predicted @ predicted) * (total**2 - true @ true))
+    return float(covariance / spread) if spread else 0.0
+
+
+def normalise_answer(text: str) -> str:
+    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces.
+
+    >>> normalise_answer("The  U.S. Army's an old idea!")
+    'us armys old idea'
+    """
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def exact_match(predictions: Texts, targets: Answers) -> float:
+    """Share of predictions that equal an acceptable answer after SQuAD's normalisation."""
+    return _best(predictions, targets, lambda p, t: float(p == t))
+
+
+def token_f1(predictions: Texts, targets: Answers) -> float:
+    """Mean F1 of the words that prediction and best answer share, after SQuAD's normalisation.
+
+    >>> token_f1(["the red house"], [["a house", "red barn by the lake"]])
+    0.6666666666666666
+    """
+    return _best(predictions, targets, _shared_words)
+
+
+def pearson(predictions: Texts, targets: Texts) -> float:
+    """Correlation of the numbers that the texts spell (STS-B). As in T5's code, no number counts as −1.
+
+    0 where either side does not vary.
+    """
+    return _correlation(_numbers(predictions), _numbers(targets))
+
+
+def spearman(predictions: Texts, targets: Texts) -> float:
+    """Correlation of the ranks of those numbers; equal numbers share the mean of their ranks."""
+    return _correlation(_ranks(_numbers(predictions)), _ranks(_numbers(targets)))
+
+
+BY_TEXT: dict[str, Callable[[Texts, Texts], float]] = {
+    "accuracy": accuracy,
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+BY_LABEL: dict[str, Callable[[Texts, Texts, Texts], float]] = {"f1": f1, "macro_f1": macro_f1, "mcc": mcc}
+
+
+def check_metrics(names: Sequence[str], labels: Texts | None, task: str) -> None:
+    """
+    Raises:
+        InputError: a metric is not known, or needs labels that the task has not.
+    """
+    for name in names:
+        if name not in BY_TEXT and name not in BY_LABEL:
+            raise InputError(f"task {task}: no metric `{name}`; there are {', '.join(sorted(BY_TEXT | BY_LABEL))}")
+        if name in BY_LABEL and not labels:
+            raise InputError(f"task {task}: metric `{name}` needs the task's `labels`; give them or choose token_f1")
+
+
+def score(names: Sequence[str], predictions: Texts, targets: Texts, labels: Texts | None = None) -> dict[str, float]:
+    """The named metrics. `check_metrics` says beforehand what is wrong with them.
+
+    >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
+    {'accuracy': 0.5, 'f1': 0.6666666666666666}
+    """
+    found = {}
+    for name in names:
+        if name in BY_LABEL:
+            found[name] = BY_LABEL[name](predictions, targets, labels or [])
+        else:
+            found[name] = BY_TEXT[name](predictions, targets)
+    return found
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def _best(predictions: Texts, targets: Answers, compare: Callable[[str, str], float]) -> float:
+    best = []
+    for prediction, answers in zip(predictions, targets, strict=True):
+        p = normalise_answer(prediction)
+        acceptable = [answers] if isinstance(answers, str) else answers
+        best.append(max(compare(p, normalise_answer(answer)) for answer in acceptable))
+    return _mean(best)
+
+
+def _shared_words(prediction: str, target: str) -> float:
+    predicted, true = Counter(prediction.split()), Counter(target.split())
+    shared = (predicted & true).total()
+    return 2 * shared / (predicted.total() + true.total()) if shared else 0.0
+
+
+def _numbers(texts: Texts) -> NDArray[np.float64]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            return -1.0
+        return value if np.isfinite(value) else -1.0
+
+    return np.array([number(text) for text in texts])
+
+
+def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[which]
+
+
+def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    x, y = x - _mean(x), y - _mean(y)
+    spread = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / spread) if spread else 0.0

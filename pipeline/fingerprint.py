@@ -1,0 +1,66 @@
+"""What shapes a result, as one digest.
+
+Part of it: the settings that shape the trajectory, the seed, digests of inputs and data, the stage's code version.
+Not part of it: how far the trajectory is followed (`steps`, unless the schedule depends on it) and how it is run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.artifacts import json_digest
+from pipeline.digests import DigestCache
+from pipeline.settings import StageSettings
+
+
+def parts(
+    settings: StageSettings, inputs: dict[str, Any], digests: DigestCache, data: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Everything that the fingerprint is made of, by name, so that a difference can be told in words.
+
+    Args:
+        inputs: digest of each input.
+        data: more locations whose contents count, beside the stage's own.
+    """
+    names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
+    if settings.schedule_depends_on_steps():
+        names.append("steps")
+    dumped = settings.model_dump(mode="json")
+    return {
+        "kind": settings.kind,
+        "code version": settings.code_version,
+        "settings": {name: dumped[name] for name in names},
+        "inputs": inputs,
+        "data": {name: digests.of_data(location) for name, location in {**settings.data(), **(data or {})}.items()},
+    }
+
+
+def fingerprint(described: dict[str, Any]) -> str:
+    return json_digest(described)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """What changed between two sets of parts, in words.
+
+    >>> old = {"settings": {"seed": 0}, "inputs": {"model": "a"}}
+    >>> differences(old, {"settings": {"seed": 1}, "inputs": {"model": "b"}})
+    ['seed: 0 → 1', 'input model changed']
+    """
+    found = []
+    for name in [*new, *(n for n in old if n not in new)]:
+        a, b = old.get(name), new.get(name)
+        if a == b:
+            continue
+        if prefix in ("inputs", "data"):
+            found.append(f"{'input' if prefix == 'inputs' else 'data of'} {name} changed")
+        elif isinstance(a, dict) and isinstance(b, dict):
+            inner = name if name in ("inputs", "data") else ""
+            found += [text if inner or name == "settings" else f"{name}.{text}" for text in differences(a, b, inner)]
+        else:
+            found.append(f"{name}: {_short(a)} → {_short(b)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"

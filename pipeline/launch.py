@@ -1,0 +1,93 @@
+"""Start a stage as processes of its own, pass signals on to every rank, and bring its exit code back."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipeline.errors import InputError
+
+
+def stage_script(kind: str) -> Path:
+    """The script of a stage kind, as it is installed."""
+    found = importlib.util.find_spec("stages")
+    assert found is not None
+    assert found.submodule_search_locations
+    return Path(next(iter(found.submodule_search_locations))) / f"{kind}.py"
+
+
+def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
+    """The command line of a stage: plain Python on one process, `accelerate launch` where a configuration is named.
+
+    Raises:
+        InputError: the configuration file is missing.
+    """
+    script = str(stage_script(kind))
+    if launch is None:
+        return [sys.executable, script, *arguments]
+    if not Path(launch).is_file():
+        raise InputError(f"{launch}: there is no such accelerate configuration; see accelerate_configs/")
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, script, *arguments]
+
+
+def launch(kind: str, configuration: str | None, arguments: list[str], exit_file: Path) -> tuple[int, str]:
+    """Run a stage to its end.
+
+    Args:
+        exit_file: where the stage leaves its own code and message; a launcher in between may swallow them.
+
+    Returns:
+        The stage's exit code, and its last message where it left one.
+    """
+    exit_file.unlink(missing_ok=True)
+    process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True)
+    with _forwarding(process, stage_script(kind).name):
+        code = process.wait()
+    with contextlib.suppress(OSError, ValueError):
+        left: dict[str, Any] = json.loads(exit_file.read_text(encoding="utf-8"))
+        return int(left["code"]), str(left["message"])
+    return (128 - code if code < 0 else code), ""
+
+
+@contextlib.contextmanager
+def _forwarding(process: subprocess.Popen[bytes], script: str) -> Iterator[None]:
+    """Pass SIGTERM and SIGINT on to the stage's ranks.
+
+    The launcher in between is spared: on SIGTERM it would kill ranks that are saving a checkpoint.
+    """
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        for pid in ranks(process.pid, script):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    before = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def ranks(pid: int, script: str) -> list[int]:
+    """Processes at or below `pid` that run the stage's script themselves, and do not launch it."""
+    import psutil
+
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for process in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                line = process.cmdline()
+                if any(Path(word).name == script for word in line) and "accelerate.commands.launch" not in line:
+                    found.append(process.pid)
+    return found

@@ -1,0 +1,75 @@
+"""Models by name: the safetensors of a Hugging Face hub repository, never its pickles.
+
+Repositories from before safetensors (`google/t5-v1_1-*` among them) have them on a pull request that the hub's own
+conversion bot opened; that one is taken where the main branch has none.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, scan_cache_dir, snapshot_download
+from huggingface_hub.errors import CacheNotFound
+
+from pipeline.errors import InputError
+from pipeline.modeling.weights import INDEX, WEIGHTS
+
+CONVERSION_BOT = "SFconvertbot"
+WANTED = ["config.json", "generation_config.json", "*.safetensors", INDEX]
+
+
+def fetch_model(name: str, endpoint: str | None = None, cache: Path | None = None) -> Path:
+    """The local snapshot of a hub model's config and safetensors, downloaded where it is not there yet.
+
+    endpoint, cache: another hub (a mirror), and where to keep the files; the hub client's own settings otherwise.
+
+    Raises InputError where there is no such directory or model, no safetensors, or no way to reach the hub.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise InputError(f"{name}: no such directory; check the path, or give the name of a hub model (owner/name)")
+    try:
+        revision = _revision_with_safetensors(HfApi(endpoint), name)
+        snapshot = snapshot_download(name, revision=revision, allow_patterns=WANTED, endpoint=endpoint, cache_dir=cache)
+        return Path(snapshot)
+    except InputError:
+        raise
+    except Exception as error:  # the hub client's errors come from a transport library that changed more than once
+        cached = _cached(name, cache)
+        if cached is not None:
+            return cached
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name}: no such directory, and the hub gave no model of that name ({reason})") from error
+
+
+def _revision_with_safetensors(api: HfApi, name: str) -> str | None:
+    """The revision to take: None for the main branch, or the reference of the bot's pull request."""
+    if _has_safetensors(api.list_repo_files(name)):
+        return None
+    for proposal in api.get_repo_discussions(name, author=CONVERSION_BOT, discussion_type="pull_request"):
+        reference = proposal.git_reference
+        if reference and proposal.status == "open" and _has_safetensors(api.list_repo_files(name, revision=reference)):
+            return reference
+    raise InputError(
+        f"{name}: the hub has no safetensors of this model, and pickles are never read here; convert it once with"
+        " transformers (from_pretrained, save_pretrained) and give that directory"
+    )
+
+
+def _has_safetensors(files: list[str]) -> bool:
+    return WEIGHTS in files or INDEX in files
+
+
+def _cached(name: str, cache: Path | None) -> Path | None:
+    """An earlier download of any revision, for machines without a network."""
+    try:
+        repositories = scan_cache_dir(cache).repos
+    except CacheNotFound:
+        return None
+    for repository in repositories:
+        if repository.repo_id == name and repository.repo_type == "model":
+            for revision in sorted(repository.revisions, key=lambda revision: revision.last_modified, reverse=True):
+                files = [file.file_name for file in revision.files]
+                if _has_safetensors(files) and "config.json" in files:
+                    return Path(revision.snapshot_path)
+    return None

@@ -1,0 +1,210 @@
+"""The layers of a T5: norm, dropout, attention and feed-forward, each with its residual connection.
+
+    x ← x + dropout(layer(norm(x)))
+
+Every dropout mask is shared along the sequence, as in the paper's code. Norm statistics and logits are fp32 whatever
+the precision; the rest follows autocast, or the dtype of the weights. Modules are named as transformers names them.
+
+Shapes: B batch, R decoder rows (a multiple of B), S input length, T target length, Q query positions, D d_model,
+H heads, K head width, E = H·K, F d_ff, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.architecture import T5Shape
+from pipeline.modeling.attention import attend, position_buckets
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose mask is the same all along one dimension."""
+
+    def __init__(self, rate: float, shared_dim: int = -2) -> None:
+        super().__init__()
+        self.rate = rate
+        self.shared_dim = shared_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        shape = list(x.shape)
+        shape[self.shared_dim] = 1
+        return x * F.dropout(x.new_ones(shape), self.rate)
+
+
+class RMSNorm(nn.Module):
+    """x / RMS(x) · weight, computed in fp32 and returned in the dtype that the matrix products want."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        # Cast here, once, rather than by autocast in each of the products that follow.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(dtype)
+
+
+class OutputHead(nn.Linear):
+    """logits = hidden · weightᵀ in fp32, under autocast too."""
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        return fp32_logits(hidden_BTD, self.weight)
+
+
+def fp32_logits(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        return F.linear(hidden_BTD.float(), weight_VD.float())
+
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass
+class LayerCache:
+    """Keys and values that one decoder layer keeps between steps, each [B, H, length, K]."""
+
+    own: KeysValues | None = None
+    encoded: KeysValues | None = None
+
+
+@dataclass
+class DecoderCache:
+    """What step-by-step decoding keeps: give the same, initially empty cache to each call of `T5.decode`."""
+
+    layers: dict[int, LayerCache] = field(default_factory=dict)
+
+    def layer(self, index: int) -> LayerCache:
+        return self.layers.setdefault(index, LayerCache())
+
+
+class Attention(nn.Module):
+    """Projections around `attend`, and in the first block of a stack the table of relative position biases."""
+
+    def __init__(self, shape: T5Shape, *, owns_bias: bool = False, bidirectional: bool = False) -> None:
+        super().__init__()
+        width = shape.num_heads * shape.d_kv
+        self.heads = shape.num_heads
+        self.bidirectional = bidirectional
+        self.max_distance = shape.relative_attention_max_distance
+        self.q = nn.Linear(shape.d_model, width, bias=False)
+        self.k = nn.Linear(shape.d_model, width, bias=False)
+        self.v = nn.Linear(shape.d_model, width, bias=False)
+        self.o = nn.Linear(width, shape.d_model, bias=False)
+        # T5X drops a key's weight for all queries at once, which is the same as dropping its value.
+        self.dropout = SharedDropout(shape.dropout_rate, shared_dim=-1)
+        if owns_bias:
+            self.relative_attention_bias = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
+
+    def _split(self, x_BSE: Tensor) -> Tensor:
+        return x_BSE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x_BSD: Tensor) -> KeysValues:
+        """Keys and values of x, each [B, H, S, K]."""
+        return self._split(self.k(x_BSD)), self._split(self.v(x_BSD))
+
+    def forward(self, x_BQD: Tensor, keys_values: KeysValues, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns the result [B, Q, D], and the bias for the next block: the given one plus the position bias."""
+        q_BHQK = self._split(self.q(x_BQD))
+        k_BHSK, v_BHSK = keys_values
+        if hasattr(self, "relative_attention_bias"):
+            position_bias = self.position_bias(q_BHQK.size(2), k_BHSK.size(2))
+            bias = (position_bias if bias is None else position_bias + bias).to(q_BHQK.dtype)
+        out_BHQK = attend(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias)
+        return self.o(out_BHQK.transpose(1, 2).flatten(2)), bias
+
+    def position_bias(self, queries: int, keys: int) -> Tensor:
+        """Bias [1, H, queries, keys], where the queries stand at the last of the keys' positions."""
+        table = self.relative_attention_bias
+        # It depends on key − query alone: Q+S−1 distances, of which query i sees a window of S.
+        distance = torch.arange(1 - keys, queries, device=table.weight.device)
+        buckets = position_buckets(distance, self.bidirectional, table.num_embeddings, self.max_distance)
+        return table(buckets).T.unfold(-1, keys, 1).flip(1)[None]
+
+
+class SelfAttentionLayer(nn.Module):
+    def __init__(self, shape: T5Shape, *, owns_bias: bool, bidirectional: bool) -> None:
+        super().__init__()
+        self.SelfAttention = Attention(shape, owns_bias=owns_bias, bidirectional=bidirectional)
+        self.layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = SharedDropout(shape.dropout_rate)
+
+    def forward(
+        self, x_BQD: Tensor, bias: Tensor | None, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        normed_BQD = self.layer_norm(x_BQD)
+        keys_values = self.SelfAttention.keys_values(normed_BQD)
+        if cache is not None:
+            if cache.own is not None:
+                earlier_keys, earlier_values = cache.own
+                keys, values = keys_values
+                keys_values = torch.cat((earlier_keys, keys), 2), torch.cat((earlier_values, values), 2)
+            cache.own = keys_values
+        out_BQD, bias = self.SelfAttention(normed_BQD, keys_values, bias)
+        return x_BQD + self.dropout(out_BQD), bias
+
+
+class CrossAttentionLayer(nn.Module):
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.EncDecAttention = Attention(shape)
+        self.layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = SharedDropout(shape.dropout_rate)
+
+    def forward(
+        self, x_RTD: Tensor, encoded_BSD: Tensor, bias: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        keys_values = cache.encoded if cache is not None else None
+        if keys_values is None:
+            keys_values = self.EncDecAttention.keys_values(encoded_BSD)
+            if cache is not None:
+                cache.encoded = keys_values
+        # Queries know no positions here, so several decoder rows of one input may stand behind one another.
+        normed_BQD = self.layer_norm(x_RTD).reshape(encoded_BSD.size(0), -1, x_RTD.size(-1))
+        out_BQD, _ = self.EncDecAttention(normed_BQD, keys_values, bias)
+        return x_RTD + self.dropout(out_BQD.reshape(x_RTD.shape))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[shape.activation]
+        self.gated = shape.gated
+        if shape.gated:
+            self.wi_0 = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+            self.wi_1 = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        else:
+            self.wi = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.wo = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+        self.dropout = SharedDropout(shape.dropout_rate)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        inner_BSF = (
+            self.activation(self.wi_0(x_BSD)) * self.wi_1(x_BSD) if self.gated else self.activation(self.wi(x_BSD))
+        )
+        return self.wo(self.dropout(inner_BSF))
+
+
+class FeedForwardLayer(nn.Module):
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.DenseReluDense = FeedForward(shape)
+        self.layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = SharedDropout(shape.dropout_rate)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return x_BSD + self.dropout(self.DenseReluDense(self.layer_norm(x_BSD)))

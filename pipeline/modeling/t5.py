@@ -1,0 +1,218 @@
+"""T5 (Raffel et al. 2020), both variants, with the tensor names of transformers' T5ForConditionalGeneration.
+
+    encoder block   x ← x + SelfAttention(norm(x));  x ← x + FeedForward(norm(x))
+    decoder block   x ← x + SelfAttention(norm(x));  x ← x + CrossAttention(norm(x), y);  x ← x + FeedForward(norm(x))
+
+with y the encoder's output; scores are unscaled, and self-attention adds a learned bias by relative position.
+
+Written for speed where T5 allows it: the position bias is computed once for a stack and call, nothing is masked
+where nothing is padded, and attention goes to a fused kernel. The first block of a stack owns the table of position
+biases, so it adds its bias to the mask and hands the sum on to the others: a block then touches only its own
+parameters, inside its own forward pass, which sharding engines rely on.
+
+Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D d_model, V vocabulary rows.
+Token 0 is padding, and the decoder's first input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.architecture import T5Shape
+from pipeline.modeling.attention import mask_bias
+from pipeline.modeling.layers import (
+    CrossAttentionLayer,
+    DecoderCache,
+    FeedForwardLayer,
+    LayerCache,
+    OutputHead,
+    RMSNorm,
+    SelfAttentionLayer,
+    SharedDropout,
+    fp32_logits,
+)
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, shape: T5Shape, *, first: bool) -> None:
+        super().__init__()
+        attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=True)
+        self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
+
+    def forward(self, x_BSD: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        attention, feed_forward = self.layer
+        x_BSD, bias = attention(x_BSD, bias)
+        return feed_forward(x_BSD), bias
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, shape: T5Shape, *, first: bool) -> None:
+        super().__init__()
+        attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=False)
+        self.layer = nn.ModuleList([attention, CrossAttentionLayer(shape), FeedForwardLayer(shape)])
+
+    def forward(
+        self,
+        x_RTD: Tensor,
+        encoded_BSD: Tensor,
+        bias: Tensor | None,
+        cross_bias: Tensor | None,
+        cache: LayerCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        attention, cross_attention, feed_forward = self.layer
+        x_RTD, bias = attention(x_RTD, bias, cache)
+        x_RTD = cross_attention(x_RTD, encoded_BSD, cross_bias, cache)
+        return feed_forward(x_RTD), bias
+
+
+class Encoder(nn.Module):
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(EncoderBlock(shape, first=i == 0) for i in range(shape.num_layers))
+        self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = SharedDropout(shape.dropout_rate)
+
+    def forward(self, embedded_BSD: Tensor, bias: Tensor | None) -> Tensor:
+        x_BSD = self.dropout(embedded_BSD)
+        for block in self.block:
+            x_BSD, bias = block(x_BSD, bias)
+        return self.dropout(self.final_layer_norm(x_BSD))
+
+
+class Decoder(nn.Module):
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(DecoderBlock(shape, first=i == 0) for i in range(shape.num_decoder_layers))
+        self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
+        self.dropout = SharedDropout(shape.dropout_rate)
+
+    def forward(
+        self,
+        embedded_RTD: Tensor,
+        encoded_BSD: Tensor,
+        bias: Tensor | None,
+        cross_bias: Tensor | None,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        x_RTD = self.dropout(embedded_RTD)
+        for index, block in enumerate(self.block):
+            layer_cache = None if cache is None else cache.layer(index)
+            x_RTD, bias = block(x_RTD, encoded_BSD, bias, cross_bias, layer_cache)
+        return self.dropout(self.final_layer_norm(x_RTD))
+
+
+class T5(nn.Module):
+    """An encoder-decoder of the given shape. Weights are torch's defaults: see load.py for real ones."""
+
+    def __init__(self, shape: T5Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.shared = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.encoder = Encoder(shape)
+        self.decoder = Decoder(shape)
+        if not shape.tied:
+            self.lm_head = OutputHead(shape.d_model, shape.vocab_size, bias=False)
+
+    def set_dropout(self, rate: float) -> None:
+        """Use this rate from now on; `shape.dropout_rate` keeps the one the model was published with."""
+        for module in self.modules():
+            if isinstance(module, SharedDropout):
+                module.rate = rate
+
+    def embed(self, ids_BS: Tensor) -> Tensor:
+        """Embedding rows [B, S, D] of token ids."""
+        rows_BSD: Tensor = self.shared(ids_BS)
+        return rows_BSD
+
+    def encode(self, embedded_BSD: Tensor, mask: Tensor | None) -> Tensor:
+        """The encoder's output [B, S, D].
+
+        mask: bool [B, S], True where there is a token; or [B, S, S], True where a query (row) sees a key (column);
+        None where every position is a token.
+        """
+        encoded_BSD: Tensor = self.encoder(embedded_BSD, mask_bias(mask))
+        return encoded_BSD
+
+    def decode(
+        self,
+        decoder_ids_RT: Tensor,
+        encoded_BSD: Tensor,
+        mask: Tensor | None,
+        cache: DecoderCache | None = None,
+        segments_RT: Tensor | None = None,
+    ) -> Tensor:
+        """The decoder's output [R, T, D] for R = L·B decoder rows; rows i·L … i·L+L−1 attend to input i.
+
+        mask: which input positions are seen, bool [B, S], or [B, L·T, S] by decoder position; None for all.
+        cache: then `decoder_ids_RT` are the positions that follow those of earlier calls with this cache.
+        segments_RT: a position sees only earlier ones of its own segment (packed rows; not together with a cache).
+        """
+        causal = _causal(decoder_ids_RT, cache)
+        if segments_RT is not None:
+            causal = causal & (segments_RT[:, :, None] == segments_RT[:, None, :])
+        embedded_RTD = self.embed(decoder_ids_RT)
+        hidden_RTD: Tensor = self.decoder(embedded_RTD, encoded_BSD, mask_bias(causal), mask_bias(mask), cache)
+        return hidden_RTD
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """fp32 logits [B, T, V] of decoder outputs."""
+        if self.shape.tied:
+            return fp32_logits(hidden_BTD * self.shape.d_model**-0.5, self.shared.weight)
+        logits_BTV: Tensor = self.lm_head(hidden_BTD)
+        return logits_BTV
+
+    def forward(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """fp32 logits [B, T, V] that predict each target token from the inputs and the targets before it.
+
+        segments: of packed rows, which example each position of inputs [B, S] and targets [B, T] belongs to
+        (1, 2, …; 0 for padding); examples do not see one another, and each one's decoder starts from 0.
+        """
+        if segments is None:
+            mask = token_mask(inputs_BS)
+            encoded_BSD = self.encode(self.embed(inputs_BS), mask)
+            return self.logits(self.decode(shift_right(targets_BT), encoded_BSD, mask))
+        in_BS, out_BT = segments
+        encoded_BSD = self.encode(self.embed(inputs_BS), in_BS[:, :, None] == in_BS[:, None, :])
+        cross_mask_BTS = out_BT[:, :, None] == in_BS[:, None, :]
+        decoder_ids_BT = shift_right(targets_BT, out_BT)
+        return self.logits(self.decode(decoder_ids_BT, encoded_BSD, cross_mask_BTS, segments_RT=out_BT))
+
+
+def _causal(decoder_ids_RT: Tensor, cache: DecoderCache | None) -> Tensor:
+    """Mask [1, T, past + T]: each position sees itself and what came before."""
+    T = decoder_ids_RT.size(1)
+    earlier = None if cache is None else cache.layer(0).own
+    past = 0 if earlier is None else earlier[0].size(2)
+    return torch.ones(1, T, past + T, dtype=torch.bool, device=decoder_ids_RT.device).tril(past)
+
+
+def token_mask(ids_BS: Tensor) -> Tensor | None:
+    """True where there is a token, False at padding (0); None where a CPU sees that nothing is padded.
+
+    Elsewhere looking would make the host wait for the device, so the mask is always given.
+
+    >>> token_mask(torch.tensor([[5, 1, 0]])).tolist(), token_mask(torch.tensor([[5, 1]]))
+    ([[True, True, False]], None)
+    """
+    return unless_full(ids_BS != 0)
+
+
+def unless_full(mask_BS: Tensor) -> Tensor | None:
+    """The mask, or None where a CPU sees that it hides nothing."""
+    if mask_BS.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask_BS.all()):
+        return None
+    return mask_BS
+
+
+def shift_right(targets_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+    """The decoder's inputs: the targets one position later, 0 at the start of each row (and segment).
+
+    >>> shift_right(torch.tensor([[7, 8, 1, 9, 1]]), torch.tensor([[1, 1, 1, 2, 2]])).tolist()
+    [[0, 7, 8, 0, 9]]
+    """
+    shifted_BT = F.pad(targets_BT[:, :-1], (1, 0))
+    if segments_BT is None:
+        return shifted_BT
+    return shifted_BT.masked_fill(segments_BT != F.pad(segments_BT[:, :-1], (1, 0)), 0)

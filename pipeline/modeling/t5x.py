@@ -1,0 +1,268 @@
+"""T5X checkpoints: the official T5 1.1 and LM-adapted T5s as Google published them, read as tensors of our T5.
+
+A checkpoint folder holds a msgpack tree, `checkpoint`, with the small arrays in it, and beside it one zarr (version 2)
+folder for each large array, cut into chunks. Kernels are [in, out] there and [out, in] in torch; relative biases are
+[heads, buckets] there and [buckets, heads] here. Optimizer state is left unread.
+
+Shapes: V vocabulary rows, D d_model, H heads, K head width, F d_ff.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.architecture import T5Shape
+from pipeline.errors import InputError
+
+TREE = "checkpoint"
+PREFIX = "target."  # of the model's arrays; the optimizer's have another
+NDARRAY = 1  # flax's msgpack extension: (shape, dtype, bytes)
+
+Leaf = np.ndarray | Path  # an array from the tree itself, or the zarr folder that holds it
+
+
+def find_t5x(directory: Path) -> Path | None:
+    """The T5X checkpoint folder that this is, or the only one in it; None where there is none.
+
+    Raises InputError where it holds several, of which one must be named.
+    """
+    if (directory / TREE).is_file():
+        return directory
+    inside = sorted(path.parent.name for path in directory.glob(f"checkpoint_*/{TREE}"))
+    if len(inside) > 1:
+        raise InputError(f"{directory}: holds several T5X checkpoints ({', '.join(inside)}); name one of them")
+    return directory / inside[0] if inside else None
+
+
+def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Shape:
+    """The sizes of a T5X checkpoint, as its arrays tell them.
+
+    They do not tell `max_distance` of the relative positions, for which every published T5 has 128, nor the activation:
+    a gated feed-forward means GELU (T5 1.1), a plain one ReLU (original).
+    """
+    shapes = {name: _leaf_shape(leaf) for name, leaf in _leaves(checkpoint).items()}
+
+    def size(name: str, axis: int) -> int:
+        if len(shapes.get(name, ())) <= axis:
+            raise InputError(
+                f"{checkpoint}: array {name} is missing or has too few axes; this is no T5X checkpoint of a T5"
+            )
+        return shapes[name][axis]
+
+    gated = "encoder.layers_0.mlp.wi_0.kernel" in shapes
+    heads = size("encoder.relpos_bias.rel_embedding", 0)
+    return T5Shape(
+        vocab_size=size("token_embedder.embedding", 0),
+        d_model=size("token_embedder.embedding", 1),
+        d_kv=size("encoder.layers_0.attention.query.kernel", 1) // heads,
+        d_ff=size(f"encoder.layers_0.mlp.{'wi_0' if gated else 'wi'}.kernel", 1),
+        num_layers=_count_layers(shapes, "encoder"),
+        num_decoder_layers=_count_layers(shapes, "decoder"),
+        num_heads=heads,
+        relative_attention_num_buckets=size("encoder.relpos_bias.rel_embedding", 1),
+        relative_attention_max_distance=max_distance,
+        gated=gated,
+        activation="gelu_new" if gated else "relu",
+        tied="decoder.logits_dense.kernel" not in shapes,
+    )
+
+
+def t5x_tensors(checkpoint: Path, shape: T5Shape) -> Iterator[tuple[str, Tensor]]:
+    """The model's tensors under our names, fp32, each read when it is asked for.
+
+    Raises InputError that names every array that is missing, not of this architecture, or of another shape, by its
+    T5X name.
+    """
+    leaves, expected = _leaves(checkpoint), _expected(shape)
+    problems = {
+        "missing": sorted(expected.keys() - leaves.keys()),
+        "not of this architecture": sorted(leaves.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {list(_leaf_shape(leaves[name]))} instead of {list(array.shape)}"
+            for name, array in expected.items()
+            if name in leaves and _leaf_shape(leaves[name]) != array.shape
+        ],
+    }
+    if any(problems.values()):
+        named = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise InputError(f"{checkpoint}: arrays do not fit a T5 of these sizes. Arrays {named}")
+    for name, array in expected.items():
+        leaf = leaves[name]
+        values = torch.from_numpy(
+            _as_fp32(read_zarr(leaf) if isinstance(leaf, Path) else leaf, f"{checkpoint}: {name}")
+        )
+        yield array.ours, values.T.contiguous() if array.transposed else values
+
+
+@dataclass(frozen=True)
+class _Array:
+    ours: str
+    shape: tuple[int, ...]  # in T5X
+    transposed: bool
+
+
+def _expected(s: T5Shape) -> dict[str, _Array]:
+    """Every array that a T5X checkpoint of these sizes has: T5X name → our name, shape there, whether to transpose."""
+    D, HK = s.d_model, s.num_heads * s.d_kv
+    arrays = {"token_embedder.embedding": _Array("shared.weight", (s.vocab_size, D), False)}
+
+    def kernel(theirs: str, ours: str, rows: int, columns: int) -> None:
+        arrays[f"{theirs}.kernel"] = _Array(f"{ours}.weight", (rows, columns), True)
+
+    def norm(theirs: str, ours: str) -> None:
+        arrays[f"{theirs}.scale"] = _Array(f"{ours}.weight", (D,), False)
+
+    def attention(theirs: str, ours: str) -> None:
+        for name, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+            kernel(f"{theirs}.{name}", f"{ours}.{letter}", D, HK)
+        kernel(f"{theirs}.out", f"{ours}.o", HK, D)
+
+    stacks = {
+        "encoder": (s.num_layers, {"attention": "SelfAttention"}),
+        "decoder": (
+            s.num_decoder_layers,
+            {"self_attention": "SelfAttention", "encoder_decoder_attention": "EncDecAttention"},
+        ),
+    }
+    norms = {
+        "attention": "pre_attention_layer_norm",
+        "self_attention": "pre_self_attention_layer_norm",
+        "encoder_decoder_attention": "pre_cross_attention_layer_norm",
+    }
+    for stack, (layers, attentions) in stacks.items():
+        for i in range(layers):
+            block, layer = f"{stack}.block.{i}.layer", f"{stack}.layers_{i}"
+            for j, (theirs, ours) in enumerate(attentions.items()):
+                attention(f"{layer}.{theirs}", f"{block}.{j}.{ours}")
+                norm(f"{layer}.{norms[theirs]}", f"{block}.{j}.layer_norm")
+            last = f"{block}.{len(attentions)}"
+            for wi in ("wi_0", "wi_1") if s.gated else ("wi",):
+                kernel(f"{layer}.mlp.{wi}", f"{last}.DenseReluDense.{wi}", D, s.d_ff)
+            kernel(f"{layer}.mlp.wo", f"{last}.DenseReluDense.wo", s.d_ff, D)
+            norm(f"{layer}.pre_mlp_layer_norm", f"{last}.layer_norm")
+        norm(f"{stack}.{stack}_norm", f"{stack}.final_layer_norm")
+        arrays[f"{stack}.relpos_bias.rel_embedding"] = _Array(
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            (s.num_heads, s.relative_attention_num_buckets),
+            True,
+        )
+    if not s.tied:
+        kernel("decoder.logits_dense", "lm_head", D, s.vocab_size)
+    return arrays
+
+
+def _leaves(checkpoint: Path) -> dict[str, Leaf]:
+    """Dotted name → array or zarr folder, of all that the tree lists and all folders that lie beside it."""
+    path = checkpoint / TREE
+    try:
+        tree = msgpack.unpackb(path.read_bytes(), strict_map_key=False, ext_hook=_array_from_ext)
+        target = tree["optimizer"]["target"] if "optimizer" in tree else tree["target"]
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise InputError(
+            f"{path}: not the msgpack tree of a T5X checkpoint ({type(error).__name__}: {error})"
+        ) from error
+    leaves: dict[str, Leaf] = {
+        folder.name.removeprefix(PREFIX): folder for folder in checkpoint.glob(f"{PREFIX}*") if folder.is_dir()
+    }
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, np.ndarray):
+            leaves[name] = node
+        elif isinstance(node, Mapping) and "kvstore" not in node:
+            for key, child in node.items():
+                walk(child, f"{name}.{key}" if name else str(key))
+        # What is left is a note that the array lies in its folder: that folder is found, or missed, by its name.
+
+    walk(target, "")
+    return leaves
+
+
+def _array_from_ext(code: int, data: bytes) -> object:
+    if code != NDARRAY:
+        return msgpack.ExtType(code, data)
+    shape, dtype, buffer = msgpack.unpackb(data)
+    return _from_bytes(buffer, dtype).reshape(shape)
+
+
+def _from_bytes(buffer: bytes, dtype: str) -> np.ndarray:
+    """NumPy has no bfloat16, which is the upper half of a float32."""
+    if dtype == "bfloat16":
+        return (np.frombuffer(buffer, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(buffer, dtype)
+
+
+def _leaf_shape(leaf: Leaf) -> tuple[int, ...]:
+    return tuple(_zarr_layout(leaf)["shape"]) if isinstance(leaf, Path) else leaf.shape
+
+
+def _zarr_layout(folder: Path) -> dict[str, Any]:
+    path = folder / ".zarray"
+    try:
+        layout = json.loads(path.read_text())
+        compressor = layout["compressor"] and layout["compressor"]["id"]
+        readable = layout["zarr_format"] == 2 and not layout["filters"] and compressor in ("gzip", "zlib", None)
+        floats = layout["dtype"] == "bfloat16" or np.dtype(layout["dtype"]).kind == "f"
+        chunked = len(layout["shape"]) == len(layout["chunks"]) and min(layout["chunks"], default=1) > 0
+        if readable and floats and chunked and layout["order"] in ("C", "F"):
+            return dict(layout)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the description of a zarr array ({type(error).__name__}: {error})") from error
+    raise InputError(f"{path}: only floats in zarr version 2, gzip, zlib or uncompressed, without filters, can be read")
+
+
+def read_zarr(folder: Path) -> np.ndarray:
+    """The array of a zarr (version 2) folder, put together from its chunks.
+
+    Chunks at the edge are stored whole and cut here. Raises InputError for a chunk that is missing or damaged.
+    """
+    layout = _zarr_layout(folder)
+    shape, chunk = tuple(layout["shape"]), tuple(layout["chunks"])
+    order, dtype = layout["order"], layout["dtype"]
+    separator = layout.get("dimension_separator", ".")
+    size = int(np.prod(chunk)) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+    array = np.empty(shape, np.float32 if dtype == "bfloat16" else dtype)
+    for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
+        path = folder / (separator.join(map(str, index)) or "0")
+        values = _from_bytes(_chunk_bytes(path, layout["compressor"] is not None, size), dtype).reshape(
+            chunk, order=order
+        )
+        start = tuple(i * c for i, c in zip(index, chunk, strict=True))
+        here = tuple(slice(a, min(a + c, n)) for a, c, n in zip(start, chunk, shape, strict=True))
+        array[here] = values[tuple(slice(0, part.stop - part.start) for part in here)]
+    return array
+
+
+def _chunk_bytes(path: Path, compressed: bool, size: int) -> bytes:
+    try:
+        data = path.read_bytes()
+        if compressed:
+            # One byte more than wanted at most: a damaged or hostile chunk cannot fill the memory.
+            data = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(data, size + 1)
+    except (OSError, zlib.error) as error:
+        raise InputError(f"{path}: chunk missing or damaged ({error}); fetch the checkpoint again") from error
+    if len(data) != size:
+        raise InputError(f"{path}: chunk does not hold {size:,} bytes; fetch the checkpoint again")
+    return data
+
+
+def _as_fp32(array: np.ndarray, where: str) -> np.ndarray:
+    if array.dtype.kind != "f":
+        raise InputError(f"{where}: holds {array.dtype} where floating point is needed")
+    return np.array(array, np.float32)
+
+
+def _count_layers(names: Mapping[str, object], stack: str) -> int:
+    found = {int(match[1]) for name in names if (match := re.match(rf"{stack}\.layers_(\d+)\.", name))}
+    return max(found, default=-1) + 1

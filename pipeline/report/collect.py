@@ -1,0 +1,296 @@
+"""What a run directory holds, as plain data. Nothing here decides how it is shown.
+
+A run that is half done is read as far as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.architecture import PRESETS, T5Shape
+from pipeline.errors import InputError
+from pipeline.manifest import InputRecord, Manifest
+from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
+from pipeline.run_dir import RunDir, read_job
+from pipeline.settings import PromptTuneSettings, StageSettings, TaskSettings, TrainingSettings
+
+State = Literal["finished", "outdated", "begun", "not begun"]
+
+
+class Sample(BaseModel):
+    """One example and what came out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input: str
+    target: str
+    output: str
+
+
+class Score(BaseModel):
+    """One row of scores.json: one prompt, or one thing that a prompt must beat, scored on one split."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    method: str
+    model: str | None = None
+    cell: str | None = None
+    seed: int | None = None
+    prompt_length: int | None = None
+    prompt_init: str | None = None
+    split: str
+    examples: int
+    metrics: dict[str, float]
+    illegal: float | None = None
+    labels: list[str] | None = None
+    confusion: list[list[int]] | None = None
+    samples: list[Sample] = []
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss by step."""
+
+    steps: list[int]
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One cell of the recipe: what it is, and how far it has come."""
+
+    cell: Cell
+    state: State
+    manifest: Manifest | None
+    step: int | None
+
+    @property
+    def settings(self) -> StageSettings:
+        return self.cell.settings
+
+    @property
+    def steps(self) -> int | None:
+        """Steps that the recipe wants."""
+        return self.settings.steps if isinstance(self.settings, TrainingSettings) else None
+
+    @property
+    def frozen(self) -> str | None:
+        """The T5 that a prompt is tuned on, named as in the scores; None for other stages."""
+        ref = self.cell.inputs.get("model")
+        if ref is None or not isinstance(self.settings, PromptTuneSettings):
+            return None
+        return _model_name(ref)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that one process made together, with what it logged. Curves are by cell id; "" for a stage of one cell."""
+
+    stage: str
+    kind: str
+    parts: list[Part]
+    train: dict[str, Curve]
+    validation: dict[str, Curve]
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        return [part.manifest for part in self.parts if part.manifest is not None]
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of the process: each of its cells carries the whole."""
+        return max((m.seconds for m in self.manifests), default=None)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A frozen T5. `bytes` are those of its weights on disk, None where they are not on this machine."""
+
+    model: str
+    parameters: int
+    bytes: int | None
+    shape: T5Shape
+
+
+@dataclass(frozen=True)
+class PromptSize:
+    prompt_length: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a report is made of."""
+
+    recipe: Recipe
+    jobs: list[Job]
+    scores: list[Score] = field(default_factory=list)
+    models: dict[str, ModelSize] = field(default_factory=dict)
+    prompts: list[PromptSize] = field(default_factory=list)
+
+    def parts(self) -> Iterator[Part]:
+        for job in self.jobs:
+            yield from job.parts
+
+    def manifests(self) -> Iterator[Manifest]:
+        for job in self.jobs:
+            yield from job.manifests
+
+    def last_step(self, stage: str) -> int | None:
+        """The step of the model that a stage hands on by its name alone; None where it has not finished."""
+        return next((m.step for m in self.manifests() if m.stage == stage), None)
+
+    def task(self, name: str) -> TaskSettings | None:
+        """The task of that name, as the prompts were tuned on it."""
+        tasks = (getattr(part.settings, "task", None) for part in self.parts())
+        return next((task for task in tasks if task is not None and task.name == name), None)
+
+
+def collect(path: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        InputError: it is none, or a manifest or a file of scores in it is damaged.
+    """
+    run_dir = RunDir(path)
+    recipe = load_recipe(path / "recipe.yaml")
+    manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
+    jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
+    run = Run(recipe, jobs)
+    for part in run.parts():
+        if part.manifest is not None:
+            run.scores.extend(_scores(run_dir.cell(part.cell), part.manifest))
+            if part.cell.settings.kind == "prompt_tune":
+                _sizes(run, path, part.cell, part.manifest)
+    return run
+
+
+def _model_name(found: InputRecord | InputRef) -> str:
+    """How scores name a frozen model: the stage that made it with the step that was handed on, or its path."""
+    if found.stage is None:
+        return str(found.path)
+    return found.stage + (f"@{found.step}" if found.step is not None else "")
+
+
+def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], Manifest | None]) -> Iterator[Job]:
+    """The cells of a stage by the process that made them; those that have none yet come together, last."""
+    logs = {cell.id: _log_directory(run_dir, cell, manifests[cell.stage, cell.id]) for cell in cells}
+    for directory in dict.fromkeys(logs.values()):
+        together = [cell for cell in cells if logs[cell.id] == directory]
+        train, validation = _curves(directory / "metrics.jsonl") if directory else ({}, {})
+        parts = []
+        for cell in together:
+            manifest = manifests[cell.stage, cell.id]
+            begun = manifest is not None or run_dir.started(cell) is not None
+            curve = train.get(cell.id, train.get("", Curve([], [])))
+            last = curve.steps[-1] if curve.steps else None
+            state = _state(cell, manifest, manifests) if manifest else "begun" if begun else "not begun"
+            parts.append(Part(cell, state, manifest, manifest.step if manifest else last))
+        yield Job(cells[0].stage, cells[0].settings.kind, parts, train, validation)
+
+
+def _log_directory(run_dir: RunDir, cell: Cell, manifest: Manifest | None) -> Path | None:
+    if not cell.axes:
+        return run_dir.cell(cell)
+    begun = manifest or run_dir.started(cell)
+    jobs = sorted((run_dir.path / cell.stage).glob("jobs/*/job.json"), key=lambda path: path.stat().st_mtime_ns)
+    mine = [path.parent for path in jobs if begun and read_job(path.parent).get(cell.id) == begun.fingerprint]
+    return mine[-1] if mine else None
+
+
+def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Manifest | None]) -> State:
+    """Whether a finished cell is what the recipe and the inputs, as they stand now, would give."""
+    settings, inputs = cell.settings, cell.settings.inputs()
+    now = settings.model_dump(mode="json")
+    for name in now:
+        if settings.role(name) == "trajectory" and name not in inputs and manifest.settings.get(name) != now[name]:
+            return "outdated"
+    if isinstance(settings, TrainingSettings) and (manifest.step or 0) < settings.steps:
+        return "outdated"
+    for name, artifact in inputs.items():
+        for record in manifest.inputs.get(name, []):
+            maker = manifests.get((record.stage or "", record.cell or ""))
+            if maker is None:
+                if record.stage is not None:
+                    return "outdated"
+                continue
+            published = maker.steps_published.get(record.step) if record.step is not None else None
+            if (published or maker.outputs[artifact]).digest != record.digest:
+                return "outdated"
+    return "finished"
+
+
+def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """Training and validation losses by cell. A line that a kill has torn is left out."""
+    found: tuple[dict[str, Curve], dict[str, Curve]] = ({}, {})
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        curves = found[row.get("split", "train") != "train"]
+        losses = row.get("losses") or ({"": row["loss"]} if "loss" in row else {})
+        for cell_id, loss in losses.items():
+            curve = curves.setdefault(cell_id, Curve([], []))
+            curve.steps.append(int(row["step"]))
+            curve.losses.append(float(loss))
+    return found
+
+
+def _scores(directory: Path, manifest: Manifest) -> list[Score]:
+    if "scores" not in manifest.outputs:
+        return []
+    path = directory / manifest.outputs["scores"].path / "scores.json"
+    try:
+        return [Score.model_validate(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{path}: does not hold scores ({what}); run the recipe again to make them anew") from None
+
+
+def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
+    """Note how large a prompt and the T5 that it was tuned on are."""
+    for record in manifest.inputs.get("model", []):
+        name = _model_name(record)
+        model = run.models.get(name) or _model_size(name, path / record.path if record.stage else Path(record.path))
+        if model is None:
+            continue
+        run.models[name] = model
+        length = int(manifest.settings["prompt_length"])
+        size = PromptSize(length, length * model.shape.d_model, _weights(manifest, "prompt"))
+        if size not in run.prompts:
+            run.prompts.append(size)
+
+
+def _model_size(name: str, directory: Path) -> ModelSize | None:
+    shape: T5Shape | None
+    try:
+        shape = T5Shape.from_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        shape = PRESETS.get(str(directory))
+    if shape is None:
+        return None
+    on_disk = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return ModelSize(name, shape.parameters, on_disk or None, shape)
+
+
+def _weights(manifest: Manifest, output: str) -> int:
+    """Bytes of the tensors of an output, as published."""
+    place = manifest.outputs[output].path
+    return sum(
+        f.size for name, f in manifest.files.items() if name.startswith(f"{place}/") and name.endswith(".safetensors")
+    )

@@ -1,0 +1,253 @@
+"""Plots as inline SVG that takes its colours and fonts from the page, so that it suits light and dark.
+
+Matplotlib draws with placeholder colours, one for each role; in the SVG each becomes a CSS variable (style.css).
+Text stays text. The same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
+from pipeline.report import words
+from pipeline.report.collect import Curve
+from pipeline.report.markup import Markup, text
+from pipeline.report.scores import TaskScores
+
+SERIES = 8
+"""How many colours there are for paths; after that they come round again."""
+
+_INK, _QUIET, _RULE, _GRID, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
+_VARIABLES = {_INK: "--ink", _QUIET: "--quiet", _RULE: "--rule", _GRID: "--grid", _PAPER: "--paper"} | {
+    f"#0606{i:02d}": f"--series-{i}" for i in range(SERIES)
+}
+_HALO = {"facecolor": _PAPER, "edgecolor": "none", "pad": 0.6}
+_WIDTH = 4.7  # inches of 96 CSS pixels at 1:1; the page scales plots to its columns
+_STYLE = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same layout everywhere; the page sets its own
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.edgecolor": _RULE,
+    "axes.facecolor": "none",
+    "axes.labelcolor": _QUIET,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "none",
+    "grid.color": _GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": _RULE,
+    "ytick.color": _RULE,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "svg.fonttype": "none",
+    "svg.image_inline": True,
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve in the colour of a path (none: ink), light where it is one of many, with dots where it is sparse."""
+
+    curve: Curve
+    series: int | None
+    light: bool = False
+    dots: bool = False
+
+
+def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
+    """A strip for each prompt-tuned line: a dot a seed, a bar at the mean, no prompt hollow, majority class dashed."""
+    lines = task.tuned
+    with _drawing(name):
+        figure, axes = _axes(0.85 + 0.48 * max(1, len(lines)))
+        values = []
+        untuned = {line.model: spread for line in task.untuned if (spread := line.spread(task.metric))}
+        for row, line in enumerate(lines):
+            spread = line.spread(task.metric)
+            if spread is None:
+                continue
+            colour = _series(series.get(line.model or ""))
+            dots = [100 * value for value in spread.values]
+            values += dots
+            axes.hlines(row, min(dots), max(dots), color=colour, linewidth=1.2, alpha=0.5)
+            axes.plot(dots, [row] * len(dots), "o", color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
+            axes.plot([100 * spread.mean], [row], "|", color=colour, markersize=15, markeredgewidth=2.4)
+            if line.model in untuned:
+                bare = 100 * untuned.pop(line.model).mean
+                values.append(bare)
+                axes.plot([bare], [row], "o", markerfacecolor="none", markeredgecolor=_QUIET, markersize=5)
+            label = (line.path or "") + (f", {line.variant}" if line.variant else "")
+            _above(axes, row, label, spread.words, colour)
+        baseline = task.majority.spread(task.metric) if task.majority else None
+        low, high = _range([*values, *([100 * baseline.mean] if baseline else [])])
+        if baseline is not None:
+            at = 100 * baseline.mean
+            left = at > (low + high) / 2
+            axes.axvline(at, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+            place: dict[str, Any] = {"xytext": (-4 if left else 4, 0), "textcoords": "offset points"}
+            said = f"majority class {baseline.words}"
+            axes.annotate(said, (at, -0.92), va="center", ha="right" if left else "left", bbox=_HALO, **place)
+        axes.set_xlim(low, high)
+        axes.set_ylim(len(lines) - 0.55, -1.15)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.grid(axis="x")
+        axes.set_xlabel(f"{words.metric_name(task.metric)}{' in per cent' if words.unit(task.metric) else ' × 100'}")
+        return _svg(figure, name, _describe_scores(task))
+
+
+def loss_plot(lines: Sequence[Line], steps: int, name: str, description: str) -> Markup:
+    """Losses by step."""
+    with _drawing(name):
+        figure, axes = _axes(2.6)
+        for line in lines:
+            colour = _series(line.series)
+            axes.plot(
+                line.curve.steps,
+                line.curve.losses,
+                color=colour,
+                linewidth=0.9 if line.light else 1.9,
+                alpha=0.38 if line.light else 1.0,
+                marker="o" if line.dots else None,
+                markersize=4,
+                clip_on=not line.dots,
+                solid_capstyle="round",
+            )
+        axes.set_xlim(0, max(steps, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y")
+        axes.set_xlabel("Step")
+        axes.set_ylabel("Loss per target token")
+        return _svg(figure, name, description)
+
+
+def size_plot(rows: Sequence[tuple[str, int, str]], name: str, description: str) -> Markup:
+    """Numbers that are stored, on a logarithmic axis: label, count, and the words beside it."""
+    with _drawing(name):
+        figure, axes = _axes(0.62 + 0.44 * len(rows))
+        for row, (label, number, said) in enumerate(rows):
+            axes.hlines(row, 1, number, color=_RULE, linewidth=1.2)
+            axes.plot([number], [row], "o", color=_INK, markersize=6)
+            _above(axes, row, label, said, _INK)
+        axes.set_xscale("log")
+        axes.set_xlim(1, 10 ** (len(str(max(number for _, number, _ in rows)))))
+        axes.set_ylim(len(rows) - 0.55, -0.75)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(LogLocator(numticks=12))
+        axes.xaxis.set_minor_locator(LogLocator(subs=()))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: _power(number)))
+        axes.grid(axis="x")
+        axes.set_xlabel("Numbers stored, logarithmic")
+        return _svg(figure, name, description)
+
+
+def thinned(curve: Curve, points: int = 240) -> Curve:
+    """A long curve as the means of at most `points` equal runs of it.
+
+    >>> thinned(Curve([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0]), points=2)
+    Curve(steps=[2, 4], losses=[2.0, 6.0])
+    """
+    if len(curve.steps) <= points:
+        return curve
+    width = -(-len(curve.steps) // points)
+    runs = [slice(i, i + width) for i in range(0, len(curve.steps), width)]
+    losses = [curve.losses[run] for run in runs]
+    return Curve([curve.steps[run][-1] for run in runs], [sum(part) / len(part) for part in losses])
+
+
+def mean(curves: Sequence[Curve]) -> Curve:
+    """The mean of several curves at the steps that all of them have."""
+    shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
+    by_step = [dict(zip(curve.steps, curve.losses, strict=True)) for curve in curves]
+    return Curve(shared, [sum(losses[step] for losses in by_step) / len(by_step) for step in shared])
+
+
+def _drawing(name: str) -> AbstractContextManager[None]:
+    return matplotlib.rc_context({**_STYLE, "svg.hashsalt": name})
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), dpi=96, layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def _series(index: int | None) -> str:
+    return _INK if index is None else f"#0606{index % SERIES:02d}"
+
+
+def _above(axes: Axes, row: int, label: str, said: str, colour: str) -> None:
+    """A strip's label at the left and its value at the right, over its line."""
+    place = axes.get_yaxis_transform()
+    shown = words.clipped(label, 44)
+    common: dict[str, Any] = {"transform": place, "va": "center", "bbox": _HALO}
+    axes.text(0, row - 0.36, shown, ha="left", parse_math=False, **common)
+    axes.text(1, row - 0.36, said, ha="right", weight="bold", color=colour, **common)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that holds all values, at multiples of five, with some room."""
+    low, high = (min(values), max(values)) if values else (0.0, 100.0)
+    return 5 * ((low - 2) // 5) if low >= 2 else min(low - 2, -2), -5 * ((-high - 2) // 5)
+
+
+def _power(number: float) -> str:
+    names = {10**3: "thousand", 10**6: "million", 10**9: "billion"}
+    for scale in sorted(names, reverse=True):
+        if number >= scale:
+            return f"{number / scale:,.0f} {names[scale]}" if number == scale else ""
+    return f"{number:.0f}" if number == 1 else ""
+
+
+def _describe_scores(task: TaskScores) -> str:
+    parts = []
+    for line in task.tuned:
+        spread = line.spread(task.metric)
+        if spread is not None:
+            seeds = ", ".join(words.hundredths(value) for value in spread.values)
+            parts.append(f"{line.path} {line.variant} {spread.words} (seeds: {seeds})".replace("  ", " "))
+    baseline = task.majority.spread(task.metric) if task.majority else None
+    if baseline is not None:
+        parts.append(f"majority class {baseline.words}")
+    return f"{words.metric_name(task.metric)} on {task.task}: {'; '.join(parts)}."
+
+
+def _svg(figure: Figure, name: str, description: str) -> Markup:
+    """The figure as an SVG element with ids of its own, colours by CSS variable, and a description in words."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    drawn = buffer.getvalue()
+    inside = drawn[drawn.index(">", drawn.index("<svg")) + 1 :]
+    box = re.search(r'viewBox="([^"]+)"', drawn)
+    assert box is not None
+    for pattern in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>", r"<!--.*?-->"):
+        inside = re.sub(pattern, "", inside, flags=re.DOTALL)
+    inside = re.sub(r'\bid="', f'id="{name}-', inside)
+    inside = re.sub(r"url\(#", f"url(#{name}-", inside)
+    inside = re.sub(r'xlink:href="#', f'href="#{name}-', inside)
+    inside = inside.replace("'DejaVu Sans'", "var(--sans)")
+    for colour, variable in _VARIABLES.items():
+        inside = inside.replace(colour, f"var({variable})")
+    opening = f'<svg class="plot" viewBox="{box[1]}" role="img" aria-label="{text(description)}">'
+    return Markup(opening + re.sub(r"\n\s*", "\n", inside).strip())

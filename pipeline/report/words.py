@@ -1,0 +1,184 @@
+"""Numbers, times and names as a reader wants them."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+MINUS = "−"
+SHARES = frozenset({"accuracy", "macro_f1", "f1", "token_f1", "exact_match"})
+"""Metrics that are shares: shown in per cent. Others (correlations) are shown times 100, as the field does."""
+
+_METRICS = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "f1": "F1",
+    "token_f1": "Token F1",
+    "exact_match": "Exact match",
+    "mcc": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+
+
+def metric_name(metric: str) -> str:
+    """`macro_f1` → `Macro F1`."""
+    return _METRICS.get(metric, sentence_case(metric.replace("_", " ")))
+
+
+def scored(metric: str, value: str) -> str:
+    """A value with its metric, as it stands in a sentence.
+
+    >>> scored("macro_f1", "62.3"), scored("pearson", "62.3")
+    ('62.3\xa0% macro F1', 'a Pearson correlation of 62.3')
+    """
+    name = metric_name(metric)
+    if metric not in SHARES:
+        return f"a {name} of {value}"
+    return f"{value}{unit(metric)} {name if name.startswith('F1') else name[0].lower() + name[1:]}"
+
+
+def unit(metric: str) -> str:
+    return "\u00a0%" if metric in SHARES else ""
+
+
+def sentence_case(phrase: str) -> str:
+    return phrase[:1].upper() + phrase[1:]
+
+
+def hundredths(value: float) -> str:
+    """A share or correlation times 100.
+
+    >>> hundredths(0.6234), hundredths(-0.05)
+    ('62.3', '−5.0')
+    """
+    return f"{100 * value:.1f}".replace("-", MINUS)
+
+
+def points(difference: float) -> str:
+    """A difference of shares in points, with its sign.
+
+    >>> points(0.221), points(-0.02), points(0.0)
+    ('+22.1', '−2.0', '0.0')
+    """
+    rounded = round(100 * difference, 1)
+    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", MINUS)
+
+
+def count(number: int) -> str:
+    return f"{number:,}"
+
+
+def about(number: float) -> str:
+    """A large number in two or three digits.
+
+    >>> about(2_623_488), about(2_560), about(77), about(11_135_332_352)
+    ('2.6 million', '2,560', '77', '11.1 billion')
+    """
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if number >= 0.9995 * size:
+            return f"{number / size:.1f} {name}" if number < 100 * size else f"{number / size:.0f} {name}"
+    return f"{number:,.0f}"
+
+
+def size(number: int) -> str:
+    """Bytes in decimal units.
+
+    >>> size(10_494_976), size(10_240), size(999)
+    ('10.5 MB', '10.2 kB', '999 bytes')
+    """
+    for scale, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= scale:
+            return f"{number / scale:.1f} {name}"
+    return f"{number} bytes"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(8.24), duration(499), duration(3_780), duration(180_000)
+    ('8.2 s', '8 min 19 s', '1 h 3 min', '50 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if minutes and hours < 24 else f"{hours} h"
+
+
+def moment(iso: str) -> datetime.datetime:
+    """An ISO time; without a zone it is UTC."""
+    read = datetime.datetime.fromisoformat(iso)
+    return read if read.tzinfo else read.replace(tzinfo=datetime.UTC)
+
+
+def day(when: datetime.datetime) -> str:
+    return f"{when.day} {_MONTHS[when.month - 1]} {when.year}"
+
+
+def clock(when: datetime.datetime) -> str:
+    """Hour, minute, second. The date is left to the page."""
+    return f"{when:%H:%M:%S}"
+
+
+# strftime would take the machine's language.
+_MONTHS = ("January", "February", "March", "April", "May", "June",
+           "July", "August", "September", "October", "November", "December")  # fmt: skip
+
+
+def fact_name(name: str) -> str:
+    """
+    >>> fact_name("peak_rss_bytes"), fact_name("validation_loss")
+    ('peak memory', 'validation loss')
+    """
+    plain = name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+    return "peak memory" if plain == "peak rss" else plain
+
+
+def listed(names: Sequence[str]) -> str:
+    """
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{count(number)} {singular if number == 1 else plural or singular + 's'}"
+
+
+def clipped(phrase: str, length: int) -> str:
+    """At most `length` characters on one line, cut between words."""
+    phrase = " ".join(phrase.split())
+    return phrase if len(phrase) <= length else phrase[:length].rsplit(" ", 1)[0].rstrip(" ,.;:") + " …"
+
+
+def value(found: Any, name: str = "") -> str:
+    """A setting or a fact in one line, whatever it is.
+
+    >>> value(1_234_567), value(0.25), value({"a": 1, "b": [2, 3]}), value(10_240, "peak_rss_bytes"), value(1e-05)
+    ('1,234,567', '0.25', 'a 1, b 2 · 3', '10.2 kB', '1e-05')
+    """
+    if found is None:
+        return "none"
+    if isinstance(found, bool):
+        return "yes" if found else "no"
+    if isinstance(found, int):
+        return size(found) if name.endswith("bytes") and found >= 0 else count(found)
+    if isinstance(found, float):
+        if name.endswith("seconds"):
+            return duration(found)
+        return f"{found:,.0f}" if abs(found) >= 1e4 else f"{found:.4g}"
+    if isinstance(found, dict):
+        if "name" in found and "inputs" in found:  # a task: its settings stand in the recipe
+            return str(found["name"])
+        return ", ".join(f"{key} {value(inner, key)}" for key, inner in found.items()) or "none"
+    if isinstance(found, (list, tuple)):
+        return " · ".join(value(inner) for inner in found) or "none"
+    return str(found)

@@ -1,0 +1,96 @@
+"""The runner: launches what is not done, in the recipe's order, and stops at the first thing that fails."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pipeline.decide import Decision, decide
+from pipeline.errors import BAD_INPUT, InputError
+from pipeline.files import write_text
+from pipeline.launch import launch
+from pipeline.recipe import Recipe
+from pipeline.run_dir import RunDir, lock
+from pipeline.validation import nearest
+
+
+def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | None = None) -> int:
+    """Bring a run directory up to date with its recipe.
+
+    Args:
+        first: do not look at stages before this one; they must be done.
+        last: stop after this stage.
+
+    Returns:
+        The exit code: 0, or that of the stage that failed.
+
+    Raises:
+        InputError: a stage name that is not in the recipe, or a directory in use.
+    """
+    names = _chosen(recipe, first, last)
+    with lock(run_dir.state / "lock", run_dir.path):
+        began = time.monotonic()
+        recipe_file = run_dir.path / "recipe.yaml"
+        text = recipe.text()
+        if not recipe_file.exists() or recipe_file.read_text(encoding="utf-8") != text:
+            write_text(recipe_file, text)
+        ran = 0
+        for name in names:
+            todo = [d for d in decide(recipe, run_dir) if d.cell.stage == name and d.action != "done"]
+            if not todo:
+                continue
+            ran += 1
+            say(f"▶ {name}: {_why(todo)}")
+            arguments = ["--recipe", str(recipe_file), "--stage", name, "--run-dir", str(run_dir.path)]
+            code, message = launch(
+                recipe.kind(name), recipe.launch.get(name), arguments, run_dir.state / f"{name}.exit"
+            )
+            if code != 0:
+                return _failed(name, code, message)
+        done = all(d.action == "done" for d in decide(recipe, run_dir) if d.cell.stage in names)
+        if not ran and done:
+            say(f"nothing to do: all {len(names)} stages in {run_dir.path} are done and match the recipe")
+        else:
+            say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")
+    return 0
+
+
+def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:
+    names = list(recipe.stages)
+    for flag, name in (("--from", first), ("--until", last)):
+        if name is not None and name not in names:
+            raise InputError(f"{flag} {name}: the recipe has no such stage; {nearest(name, names)}")
+    begin = names.index(first) if first else 0
+    end = names.index(last) + 1 if last else len(names)
+    if begin >= end:
+        raise InputError(f"--from {first} --until {last}: {last} comes before {first} in the recipe; swap them")
+    return names[begin:end]
+
+
+def _why(todo: list[Decision]) -> str:
+    reasons = list(dict.fromkeys(d.reason for d in todo))
+    cells = f"{len(todo)} cells, " if todo[0].cell.axes else ""
+    return cells + "; ".join(reasons[:3])
+
+
+def _failed(name: str, code: int, message: str) -> int:
+    if code == BAD_INPUT:
+        return code  # the stage has said why
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        say(f"■ {name}: {message or 'interrupted'}")
+        return code
+    if code > 128:
+        say(f"✗ {name} was killed by signal {code - 128}; run the same command to go on from its last checkpoint")
+        return code
+    say(f"✗ {name} failed with exit code {code}; its traceback stands above")
+    return code
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def default_run_dir(recipe: Recipe) -> Path:
+    return Path("runs") / recipe.name

@@ -1,0 +1,468 @@
+"""What a stage script runs in: its settings, its inputs, its output directory, its devices.
+
+A script ends with `main(lm_adapt, LMAdaptSettings)`. By hand or under the runner it does the same: it works out which
+cells of the stage are still to be made, makes them, and writes each one's manifest last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pipeline import manifest as manifests
+from pipeline.artifacts import artifact_digest, locate
+from pipeline.decide import Decision, decide, jobs
+from pipeline.errors import BAD_INPUT, InputError, Interrupted
+from pipeline.files import sweep, write_directory, write_text
+from pipeline.fingerprint import differences
+from pipeline.flags import Flags, as_overrides, flag, parse
+from pipeline.manifest import InputRecord, Manifest, OutputRecord, Started
+from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
+from pipeline.run_dir import OutputDir, RunDir, lock, step_name
+from pipeline.settings import StageSettings, TrainingSettings
+from pipeline.validation import nearest, validate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+C = TypeVar("C", bound=StageSettings)
+log = logging.getLogger("t5-pipeline")
+
+_PACKAGES = ("t5-pipeline", "torch", "numpy", "accelerate", "transformers", "sentencepiece", "safetensors")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An input, ready to be read. `name` says who made it: `lm_adapt@500`, or the path it was given as."""
+
+    name: str
+    path: Path
+    digest: str
+    cell: str | None = None
+    manifest: Manifest | None = None
+
+
+@dataclass
+class CellRun(Generic[C]):
+    """One cell that is being made."""
+
+    decision: Decision
+    config: C
+    directory: Path
+    run_dir: RunDir
+    started: str
+    outputs: dict[str, OutputRecord] = field(default_factory=dict)
+    steps: dict[int, OutputRecord] = field(default_factory=dict)
+    step: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.decision.cell.id
+
+    def inputs(self, name: str) -> list[Artifact]:
+        """Everything that an input field points at: one artifact, or every prompt of a stage."""
+        return [_artifact(record, self.run_dir) for record in self.decision.inputs[name]]
+
+    def input(self, name: str) -> Artifact:
+        found = self.inputs(name)
+        assert len(found) == 1, f"{name} points at {len(found)} artifacts"
+        return found[0]
+
+
+class Stage(Generic[C]):
+    """A stage at work on one job: one cell, or several prompts that share a frozen T5.
+
+    Attributes:
+        config: the settings (of the first cell; what may differ between cells is read from the cells).
+        directory: where the job keeps metrics, log and checkpoints.
+    """
+
+    def __init__(
+        self,
+        cells: list[CellRun[C]],
+        directory: Path,
+        run_dir: RunDir,
+        resume_from: int | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.cells = cells
+        self.config = cells[0].config
+        self.directory = directory
+        self.run_dir = run_dir
+        self.resume_from = resume_from
+        self.accelerator = accelerator
+        self._began = time.monotonic()
+        self.name = (
+            cells[0].decision.cell.label if len(cells) == 1 else f"{cells[0].decision.cell.stage} × {len(cells)}"
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this process began the job."""
+        return time.monotonic() - self._began
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the job: its checkpoints belong to it."""
+        return "+".join(sorted(cell.decision.fingerprint or "" for cell in self.cells))
+
+    @property
+    def steps_wanted(self) -> list[int]:
+        return self.cells[0].decision.steps_wanted
+
+    @property
+    def training_directory(self) -> Path:
+        """Where checkpoints and metrics go: the job's directory, or one aside where an earlier step is made anew."""
+        before = manifests.read(self.cells[0].directory)
+        if before is None or before.step is None or self.steps_wanted[-1] >= before.step:
+            return self.directory
+        return self.directory / "steps" / step_name(self.steps_wanted[-1])
+
+    def steps_pending(self) -> list[int]:
+        """Steps still to be published, ascending; the last one always. Those on disk already are taken as they are."""
+        output = self.config.outputs[0]
+        pending = []
+        for step in self.steps_wanted:
+            places = [cell.directory / "steps" / step_name(step) / output for cell in self.cells]
+            if step != getattr(self.config, "steps", None) and all(place.is_dir() for place in places):
+                for cell, place in zip(self.cells, places, strict=True):
+                    path = place.relative_to(cell.directory).as_posix()
+                    cell.steps[step] = OutputRecord(path=path, digest=artifact_digest(output, place))
+            else:
+                pending.append(step)
+        return pending or self.steps_wanted[-1:]
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def input(self, name: str) -> Artifact:
+        return self.cells[0].input(name)
+
+    def inputs(self, name: str) -> list[Artifact]:
+        return self.cells[0].inputs(name)
+
+    def model_of(self, prompt: Artifact, name: str, digest: str) -> Artifact:
+        """The frozen T5 that a prompt was trained on.
+
+        Args:
+            name, digest: what the prompt's own record says of it.
+
+        Raises:
+            InputError: it is not where the record says, or is another one.
+        """
+        if getattr(self.config, "model", None) is not None:
+            found = self.input("model")
+        elif prompt.manifest is not None:
+            found = _artifact(prompt.manifest.inputs["model"][0], self.run_dir)
+        else:
+            (path,) = locate("model", name, f"the T5 of {prompt.path}")
+            found = Artifact(name, path, self.run_dir.digests.of_artifact("model", path))
+        if found.digest != digest:
+            raise InputError(
+                f"{prompt.path}: was trained on another T5 than {found.path} (digest {digest[:12]}, not"
+                f" {found.digest[:12]}); name the right one with --model"
+            )
+        return found
+
+    def publish(
+        self, output: str, fill: Callable[[Path], None], *, step: int | None = None, cell: CellRun[C] | None = None
+    ) -> None:
+        """Write an artifact into its place: `fill` gets an empty directory; only the main process calls it.
+
+        Args:
+            output: "model", "tokens", "prompt" or "scores".
+            step: of a training stage, the step that the artifact is of.
+        """
+        cell = cell or self.cells[0]
+        final = step is None or not isinstance(self.config, TrainingSettings) or step == self.config.steps
+        place = output if final else f"steps/{step_name(step or 0)}/{output}"
+        if self.is_main:
+            (cell.directory / place).parent.mkdir(parents=True, exist_ok=True)
+            write_directory(cell.directory / place, fill)
+        self.accelerator.wait_for_everyone()
+        record = OutputRecord(path=place, digest=artifact_digest(output, cell.directory / place))
+        if final:
+            cell.outputs[output] = record
+            cell.step = step
+        else:
+            assert step is not None
+            cell.steps[step] = record
+        log.info("%s: published %s%s", self.name, output, "" if step is None else f" of step {step:,}")
+
+
+def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
+    """Entry of a stage script: reads the command line, runs `body` for each job, leaves with the right exit code."""
+    sys.exit(run(body, cls, sys.argv[1:], Path(sys.argv[0]).name))
+
+
+def run(body: Callable[[Stage[C]], None], cls: type[C], arguments: list[str], program: str) -> int:
+    """Run a stage and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
+    report: Path | None = None
+    try:
+        flags = parse(cls, program, arguments)
+        recipe, run_dir, name = _recipe(cls, flags)
+        report = run_dir.state / f"{name}.exit"
+        _run(body, cls, flags, recipe, run_dir, name)
+        return _leave(report, 0, "")
+    except InputError as error:
+        return _leave(report, BAD_INPUT, str(error))
+    except Interrupted as error:
+        return _leave(report, error.exit_code, str(error))
+
+
+def _leave(report: Path | None, code: int, message: str) -> int:
+    """Say why, once for all processes, and leave the code where the runner finds it: a launcher may swallow it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        if message:
+            print(f"error: {message}" if code == BAD_INPUT else message, file=sys.stderr, flush=True)
+        if report is not None and report.parent.is_dir():
+            with contextlib.suppress(OSError):
+                write_text(report, json.dumps({"code": code, "message": message}))
+    return code
+
+
+def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
+    """The recipe that a command line means, its run directory, and the stage's name in it."""
+    if flags.recipe is None:
+        assert flags.output_dir is not None
+        settings = validate(cls, flags.values, lambda loc: flag(".".join(map(str, loc))) if loc else "flags")
+        inputs = {n: InputRef(path=getattr(settings, n)) for n in cls.inputs() if getattr(settings, n) is not None}
+        cell = Cell(cls.kind, {}, settings, inputs)
+        return (
+            Recipe(cls.kind, settings.seed, flags.output_dir, {cls.kind: [cell]}),
+            OutputDir(flags.output_dir),
+            cls.kind,
+        )
+    plain = load_recipe(flags.recipe, flags.overrides)
+    of_kind = [name for name in plain.stages if plain.kind(name) == cls.kind]
+    name = flags.stage or (of_kind[0] if len(of_kind) == 1 else None)
+    if name is None:
+        raise InputError(
+            f"{flags.recipe}: has {len(of_kind)} stages of kind {cls.kind}; name one with --stage: {', '.join(of_kind)}"
+        )
+    if name not in of_kind:
+        raise InputError(
+            f"--stage {name}: {flags.recipe} has no {cls.kind} stage of that name; {nearest(name, of_kind)}"
+        )
+    recipe = load_recipe(flags.recipe, [*flags.overrides, *as_overrides(name, flags.values)])
+    return recipe, RunDir(flags.run_dir or Path("runs") / recipe.name), name
+
+
+def _run(
+    body: Callable[[Stage[C]], None], cls: type[C], flags: Flags, recipe: Recipe, run_dir: RunDir, name: str
+) -> None:
+    decisions = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
+    _refuse_missing_inputs(decisions, run_dir)
+    open_cells = [d for d in decisions if d.action != "done"]
+    if not open_cells:
+        print(f"{name}: nothing to do, {decisions[0].reason}")
+        return
+    _set_threads(recipe.stages[name][0].settings.threads)
+    accelerator = _accelerator(open_cells[0].cell.settings, run_dir.path)
+    guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
+    with guard if accelerator.is_main_process else contextlib.nullcontext():
+        groups = jobs(open_cells, run_dir)
+        accelerator.wait_for_everyone()
+        for group in groups:
+            _run_job(body, group, flags, run_dir, accelerator)
+
+
+def _run_job(
+    body: Callable[[Stage[C]], None], group: list[Decision], flags: Flags, run_dir: RunDir, accelerator: Accelerator
+) -> None:
+    began, now = time.monotonic(), _now()
+    cells: list[CellRun[C]] = [CellRun(d, d.cell.settings, run_dir.cell(d.cell), run_dir, now) for d in group]  # type: ignore[arg-type]
+    prints = {cell.id: cell.decision.fingerprint or "" for cell in cells}
+    directory = run_dir.job(prints, group[0].cell)
+    if accelerator.is_main_process:
+        for cell in cells:
+            _make_way(cell, flags, run_dir)
+            cell.directory.mkdir(parents=True, exist_ok=True)
+            sweep(cell.directory)
+            if manifests.read_started(cell.directory) is None:
+                manifests.write(cell.directory, Started(**_described(cell)))
+        directory.mkdir(parents=True, exist_ok=True)
+        if group[0].cell.axes:
+            write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
+    accelerator.wait_for_everyone()
+    stage = Stage(cells, directory, run_dir, flags.resume_from, accelerator)
+    with _logging(directory, accelerator.is_main_process):
+        log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
+        body(stage)
+        for cell in cells:
+            if accelerator.is_main_process:
+                _finish(cell, time.monotonic() - began)
+        log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
+    accelerator.wait_for_everyone()
+
+
+def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> None:
+    """Results of other settings: moved aside under a recipe, refused in a directory that was named by hand."""
+    if cell.decision.replaces is None or not cell.directory.exists():
+        return
+    begun = manifests.read(cell.directory) or manifests.read_started(cell.directory)
+    assert begun is not None
+    if flags.recipe is None and not flags.overwrite:
+        changed = "; ".join(differences(begun.parts, cell.decision.parts))
+        raise InputError(
+            f"{cell.directory}: holds results of other settings ({changed});"
+            " choose another --output-dir, or move them aside with --overwrite"
+        )
+    if flags.recipe is None:
+        to = cell.directory.with_name(f"{cell.directory.name}.superseded-{begun.fingerprint[:12]}")
+        to.mkdir()
+        for path in list(cell.directory.iterdir()):
+            if path.name != run_dir.state.name:
+                path.rename(to / path.name)
+    else:
+        to = run_dir.archive(cell.directory, begun.fingerprint)
+    log.warning("%s: results of other settings now lie in %s", cell.decision.cell.label, to)
+
+
+def _described(cell: CellRun[C]) -> dict[str, Any]:
+    decision = cell.decision
+    assert decision.fingerprint is not None
+    return {
+        "stage": decision.cell.stage,
+        "kind": cell.config.kind,
+        "cell": decision.cell.axes,
+        "fingerprint": decision.fingerprint,
+        "parts": decision.parts,
+        "settings": cell.config.model_dump(mode="json"),
+        "inputs": decision.inputs,
+        "versions": versions(),
+        "started": cell.started,
+    }
+
+
+def _finish(cell: CellRun[C], seconds: float) -> None:
+    """Write the manifest: from here on the cell is done."""
+    before = manifests.read(cell.directory)
+    begun = manifests.read_started(cell.directory)
+    steps = {**(before.steps_published if before else {}), **cell.steps}
+    outputs = {**(before.outputs if before else {}), **cell.outputs}
+    places = [record.path for record in (*outputs.values(), *steps.values())]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    described = _described(cell)
+    described["started"] = begun.started if begun else cell.started
+    manifests.write(
+        cell.directory,
+        Manifest(
+            **described,
+            step=cell.step if cell.step is not None else (before.step if before else None),
+            steps_published=steps,
+            outputs=outputs,
+            files=manifests.record_files(cell.directory, places),
+            facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
+            finished=_now(),
+            seconds=round(seconds + (before.seconds if before else 0.0), 1),
+        ),
+    )
+
+
+def _refuse_missing_inputs(decisions: list[Decision], run_dir: RunDir) -> None:
+    for decision in decisions:
+        if decision.fingerprint is None:
+            makers = sorted({ref.stage for ref in decision.cell.inputs.values() if ref.stage})
+            raise InputError(
+                f"{run_dir.path}: {decision.cell.stage} needs the output of {', '.join(makers)}, which is not there"
+                " yet; run those stages first, or the whole recipe by `t5-pipeline run`"
+            )
+
+
+def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
+    if record.stage is None:
+        path = Path(record.path)
+        made = next((m for m in (manifests.read(path), manifests.read(path.parent)) if m), None)
+        return Artifact(record.path, path, record.digest, manifest=made)
+    name = record.stage + (f"@{record.step}" if record.step is not None else "")
+    directory = run_dir.path / record.stage / (record.cell or "")
+    return Artifact(name, run_dir.path / record.path, record.digest, record.cell, manifests.read(directory))
+
+
+def _set_threads(asked: int) -> None:
+    """Take the same number of threads whoever launched the process: results depend on it."""
+    import torch
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = asked or max(1, len(os.sched_getaffinity(0)) // here)
+    torch.set_num_threads(threads)
+
+
+def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
+    """The devices of this process.
+
+    Raises:
+        InputError: an engine was asked for that this stage does not run on.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    trackers = settings.trackers if isinstance(settings, TrainingSettings) else []
+    for tracker in trackers:
+        package = {"tensorboard": "tensorboard", "wandb": "wandb"}[tracker]
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError(f"trackers: {tracker} is not installed; pip install 't5-pipeline[trackers]'") from None
+    accelerator = Accelerator(log_with=list(trackers) or None, project_dir=str(directory) if trackers else None)
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise InputError(
+            f"the launcher asked for {asked} processes and each got a world of {accelerator.num_processes}; check the"
+            " accelerate configuration (`accelerate env`)"
+        )
+    allowed = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in allowed:
+        raise InputError(
+            f"{settings.kind} does not run on {accelerator.distributed_type.value} yet; use one process or DDP"
+            " (accelerate_configs/ddp.yaml)"
+        )
+    return accelerator
+
+
+@contextlib.contextmanager
+def _logging(directory: Path, main_process: bool) -> Iterator[None]:
+    """Plain lines to stderr and to the job's log.txt, from the main process."""
+    handlers: list[logging.Handler] = []
+    log.setLevel(logging.INFO if main_process else logging.ERROR)
+    log.propagate = False
+    if main_process:
+        handlers = [logging.StreamHandler(), logging.FileHandler(directory / "log.txt", encoding="utf-8")]
+        handlers[0].setFormatter(logging.Formatter("%(message)s"))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def versions() -> dict[str, str]:
+    """What computed a result. A change is warned about, not refused."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

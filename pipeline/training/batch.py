@@ -1,0 +1,101 @@
+"""What training sees of its data: batches that are a function of the step, cut by rank and microbatch.
+
+B batch, S input length, T target length
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+class Batch(Protocol):
+    """Examples as zero-padded NumPy arrays. `weights_B` weighs each row's token losses, normalised over the *global*
+    batch; `prompt_B` names each row's prompt in the bank."""
+
+    @property
+    def inputs_BS(self) -> Any: ...
+    @property
+    def targets_BT(self) -> Any: ...
+    @property
+    def weights_B(self) -> Any: ...
+    @property
+    def prompt_B(self) -> Any: ...
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def target_tokens(self) -> int: ...
+    def __len__(self) -> int: ...
+    def shard(self, rank: int, world: int) -> Batch: ...
+    def microbatches(self, size: int) -> Sequence[Batch]: ...
+
+
+class BatchSource(Protocol):
+    """`at(step)` is the whole batch of the step, over all ranks; step 0 is the first."""
+
+    def at(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """A microbatch as tensors: ids int64, weights fp32."""
+
+    inputs_BS: Tensor
+    targets_BT: Tensor
+    weights_B: Tensor
+    prompt_B: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> TensorBatch:
+        return cls(
+            torch.as_tensor(batch.inputs_BS).long(),
+            torch.as_tensor(batch.targets_BT).long(),
+            torch.as_tensor(batch.weights_B).float(),
+            torch.as_tensor(batch.prompt_B).long(),
+        )
+
+    def to(self, device: torch.device) -> TensorBatch:
+        tensors = (self.inputs_BS, self.targets_BT, self.weights_B, self.prompt_B)
+        return TensorBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's part of one step; `tokens` and `examples` count the whole step, over all ranks."""
+
+    step: int
+    microbatches: list[TensorBatch]
+    tokens: int
+    examples: int
+
+
+def step_batch(batches: BatchSource, step: int, *, rank: int, world: int, microbatch_size: int) -> StepBatch:
+    """The part of batch `step` that falls to `rank`, in microbatches (size 0: all at once); a rank may get none."""
+    whole = batches.at(step)
+    part = whole.shard(rank, world)
+    microbatches = [TensorBatch.of(micro) for micro in part.microbatches(microbatch_size)] if len(part) else []
+    return StepBatch(step, microbatches, whole.input_tokens + whole.target_tokens, len(whole))
+
+
+def prefetch(make: Callable[[int], Item], steps: Iterable[int], ahead: int = 2) -> Generator[Item]:
+    """make(step) for every step in order, computed in one background thread up to `ahead` items early.
+
+    >>> list(prefetch(lambda step: step * step, range(4)))
+    [0, 1, 4, 9]
+    """
+    waiting: deque[Future[Item]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        for step in steps:
+            waiting.append(thread.submit(make, step))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,262 @@
+"""Adafactor as T5X has it, and AdamW with the same weight decay.
+
+Neither torch's nor transformers' Adafactor will do: torch's caps the rate at 1/√t (a prompt's 0.3 never happens) and
+always scales by the parameter; transformers' factors every matrix, prompts too. In both, decay is multiplied by the
+rate. Here, as in the code of Lester et al. 2021 (T5X), a step takes `weight_decay` of a weight, whatever the rate.
+
+R rows of a prompt bank, D d_model, C prompts in the bank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+# Gradients are squared into fresh memory this many elements at a time: many small tensors in one go, a large one alone.
+ELEMENTS_AT_ONCE = 1 << 24
+
+
+class Adafactor(torch.optim.Optimizer):
+    """Adafactor (Shazeer and Stern 2018) without momentum, with T5X's rules. At the t-th step (t = 1, 2, …):
+
+        β₂ = 1 − t^−0.8
+        v  ← β₂·v + (1 − β₂)·(g² + ε₁)        factored: v_ij ≈ r_i·c_j / mean(r), of row and column means
+        u  = g / √v
+        u  ← u / max(1, RMS(u) / clipping)
+        w  ← w·(1 − weight_decay) − lr·s·u    s = max(ε₂, RMS(w)) with parameter scaling, else 1
+
+    A parameter is factored over its two largest dimensions if the smaller of them is at least `min_dim_to_factor`
+    (None: nothing is). The rate of a step is `group["lr"]` at that time.
+
+    A group with `segments` holds one prompt bank: a parameter [R, D] and the number of the prompt that each row
+    belongs to, int64 [R]. It is not factored, and both RMS are taken per prompt: each prompt moves as if it were alone.
+
+    State of a parameter: `mean_square` of its shape, or `row` and `column`, and the 0-d `step`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.0,
+        *,
+        weight_decay: float = 0.0,
+        parameter_scaling: bool = True,
+        min_dim_to_factor: int | None = 128,
+        clipping: float = 1.0,
+        beta2_exponent: float = 0.8,
+        epsilon1: float = 1e-30,
+        epsilon2: float = 1e-3,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "parameter_scaling": parameter_scaling,
+            "min_dim_to_factor": min_dim_to_factor,
+            "clipping": clipping,
+            "beta2_exponent": beta2_exponent,
+            "epsilon1": epsilon1,
+            "epsilon2": epsilon2,
+            "segments": None,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["segments"] is None:
+            return
+        if len(group["params"]) != 1 or group["params"][0].shape[:-1] != group["segments"].shape:
+            raise ValueError("a group with `segments` holds one parameter [R, D] and the prompt of each row, int64 [R]")
+        bank_RD = group["params"][0]
+        group["segments"] = group["segments"].to(bank_RD.device)
+        group["numbers"] = torch.bincount(group["segments"]).to(bank_RD.dtype) * bank_RD.shape[1]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["segments"] is not None:
+                for bank_RD in params:
+                    self._step_bank(group, bank_RD)
+                continue
+            dims = {p: factored_dims(tuple(p.shape), group["min_dim_to_factor"]) for p in params}
+            for some in _some_at_once([p for p in params if dims[p] is None]):
+                self._apply(group, some, self._whole_directions(group, some))
+            for some in _some_at_once([p for p in params if dims[p] is not None]):
+                self._apply(group, some, self._factored_directions(group, some, [dims[p] or (0, 0) for p in some]))
+        return loss
+
+    def _step_bank(self, group: dict[str, Any], bank_RD: Tensor) -> None:
+        [update_RD] = self._whole_directions(group, [bank_RD])
+        scale_C = group["lr"] / (self._rms_per_prompt(group, update_RD) / group["clipping"]).clamp(min=1.0)
+        if group["parameter_scaling"]:
+            scale_C *= self._rms_per_prompt(group, bank_RD).clamp(min=group["epsilon2"])
+        update_RD *= scale_C[group["segments"]].unsqueeze(1)
+        bank_RD.mul_(1.0 - group["weight_decay"]).sub_(update_RD)
+
+    @staticmethod
+    def _rms_per_prompt(group: dict[str, Any], x_RD: Tensor) -> Tensor:
+        sums_C = torch.zeros_like(group["numbers"]).index_add_(0, group["segments"], x_RD.square().sum(dim=1))
+        return (sums_C / group["numbers"].clamp(min=1)).sqrt()
+
+    def _whole_directions(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+        """g / √v, and v of this step."""
+        gradients, squares = _gradients_and_squares(group, params)
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"step": torch.tensor(0), "mean_square": torch.zeros_like(p)}
+        beta2s = self._next_beta2s(group, params)
+        means = [self.state[p]["mean_square"] for p in params]
+        _average_in(means, squares, beta2s)
+        return list(torch._foreach_div(gradients, torch._foreach_sqrt(means)))
+
+    def _factored_directions(
+        self, group: dict[str, Any], params: list[Tensor], dims: list[tuple[int, int]]
+    ) -> list[Tensor]:
+        """g / √v where v is the product of row and column means; `dims` are (second largest, largest) dimension."""
+        gradients, squares = _gradients_and_squares(group, params)
+        row_squares = [square.mean(dim=largest) for square, (_, largest) in zip(squares, dims, strict=True)]
+        column_squares = [square.mean(dim=second) for square, (second, _) in zip(squares, dims, strict=True)]
+        for p, row, column in zip(params, row_squares, column_squares, strict=True):
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.tensor(0),
+                    "row": torch.zeros_like(row),
+                    "column": torch.zeros_like(column),
+                }
+        beta2s = self._next_beta2s(group, params)
+        rows, columns = ([self.state[p][key] for p in params] for key in ("row", "column"))
+        _average_in(rows, row_squares, beta2s)
+        _average_in(columns, column_squares, beta2s)
+        row_factors, column_factors = [], []
+        for row, column, (second, largest) in zip(rows, columns, dims, strict=True):
+            kept_second = second - 1 if second > largest else second
+            row_factors.append((row / row.mean(dim=kept_second, keepdim=True)).rsqrt_().unsqueeze(largest))
+            column_factors.append(column.rsqrt().unsqueeze(second))
+        updates = list(torch._foreach_mul(gradients, row_factors))
+        torch._foreach_mul_(updates, column_factors)
+        return updates
+
+    def _next_beta2s(self, group: dict[str, Any], params: list[Tensor]) -> list[float]:
+        """Counts the step and returns β₂ of it. `step` lives on the CPU: reading it waits for no device."""
+        steps = [self.state[p]["step"] for p in params]
+        torch._foreach_add_(steps, 1)
+        return [1.0 - step.item() ** -group["beta2_exponent"] for step in steps]
+
+    @staticmethod
+    def _apply(group: dict[str, Any], params: list[Tensor], updates: list[Tensor]) -> None:
+        """Clips, scales and subtracts; nothing here waits for the device."""
+        roots = [p.numel() ** 0.5 for p in params]
+        scales = list(torch._foreach_norm(updates))
+        torch._foreach_div_(scales, [group["clipping"] * root for root in roots])
+        torch._foreach_clamp_min_(scales, 1.0)
+        torch._foreach_reciprocal_(scales)
+        if group["parameter_scaling"]:
+            sizes = list(torch._foreach_norm(params))
+            torch._foreach_div_(sizes, roots)
+            torch._foreach_clamp_min_(sizes, group["epsilon2"])
+            torch._foreach_mul_(scales, sizes)
+        torch._foreach_mul_(scales, group["lr"])
+        torch._foreach_mul_(updates, scales)
+        torch._foreach_mul_(params, 1.0 - group["weight_decay"])
+        torch._foreach_sub_(params, updates)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, but a step takes `decay` of each weight whatever the rate: w·(1 − decay) − lr·m̂ / (√v̂ + ε).
+
+    (torch's own weight decay, kept at 0 here, is multiplied by the rate.) Elementwise throughout, so it is right on
+    the flat partitions of ZeRO, and prompts of one bank do not touch each other.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.0,
+        *,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=0.0)
+        for group in self.param_groups:
+            group["decay"] = weight_decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params and group["decay"]:
+                torch._foreach_mul_(params, 1.0 - group["decay"])
+        return super().step(closure)
+
+
+def model_optimizer(name: str, parameters: Iterable[Tensor], weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """The optimizer for the weights of a whole T5: T5X's Adafactor (factored, scaled by the parameter), or AdamW."""
+    if name == "adafactor":
+        return Adafactor(parameters, weight_decay=weight_decay)
+    if name == "adamw":
+        return AdamW(parameters, weight_decay=weight_decay)
+    raise ValueError(f"no optimizer `{name}`: there are adafactor and adamw")
+
+
+def prompt_optimizer(
+    name: str, rows_RD: Tensor, row_prompt_R: Tensor, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """The optimizer for a bank of prompts: Adafactor unfactored, unscaled, clipped per prompt (§3.1), or AdamW.
+
+    Adafactor's state is one number for each of the p·d of a prompt; AdamW's is two.
+    """
+    if name == "adafactor":
+        group = {"params": [rows_RD], "segments": row_prompt_R}
+        return Adafactor([group], weight_decay=weight_decay, parameter_scaling=False)
+    return model_optimizer(name, [rows_RD], weight_decay=weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tuple[int, int] | None:
+    """The (second largest, largest) dimension over which T5X factors a parameter, or None if it keeps it whole.
+
+    >>> factored_dims((512, 1024), 128), factored_dims((1024, 12, 512), 128), factored_dims((32, 1024), 128)
+    ((0, 1), (2, 0), None)
+    """
+    if min_dim_to_factor is None or len(shape) < 2:
+        return None
+    second, largest = sorted(range(len(shape)), key=lambda dim: shape[dim])[-2:]
+    return (second, largest) if shape[second] >= min_dim_to_factor else None
+
+
+def _gradients_and_squares(group: dict[str, Any], params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    gradients = [p.grad for p in params if p.grad is not None]
+    squares = list(torch._foreach_mul(gradients, gradients))
+    torch._foreach_add_(squares, group["epsilon1"])
+    return gradients, squares
+
+
+def _average_in(means: list[Tensor], news: list[Tensor], beta2s: list[float]) -> None:
+    """mean ← β₂·mean + (1 − β₂)·new; `news` are used up."""
+    torch._foreach_mul_(means, beta2s)
+    torch._foreach_mul_(news, [1.0 - beta2 for beta2 in beta2s])
+    torch._foreach_add_(means, news)
+
+
+def _some_at_once(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    some: list[Tensor] = []
+    elements = 0
+    for p in params:
+        if some and elements + p.numel() > ELEMENTS_AT_ONCE:
+            yield some
+            some, elements = [], 0
+        some.append(p)
+        elements += p.numel()
+    if some:
+        yield some

@@ -1,0 +1,91 @@
+"""What a person sees while a stage trains: a bar in a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Step, loss, rate and time left of `total` steps; None where it is not known how many there will be.
+
+    In a terminal a live bar; elsewhere a line for the first logged step, then one every `every` seconds, and the last.
+
+        lm_adapt  step 120/1,500  loss 3.214  6,120 tokens/s  1 min 52 s left
+    """
+
+    def __init__(
+        self, label: str, total: int | None, *, unit: str = "step", stream: TextIO | None = None, every: float = 10.0
+    ) -> None:
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.every = every
+        self._console = Console(file=stream or sys.stderr)
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+        self._started: tuple[float, int] | None = None
+        self._spoke_at = float("-inf")
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            label, numbers_now = TextColumn("{task.description}"), TextColumn("{task.fields[now]}")
+            columns = (label, BarColumn(), MofNCompleteColumn(), numbers_now, TimeRemainingColumn())
+            self._bar = Bar(*columns, console=self._console)
+            self._task = self._bar.add_task(self.label, total=self.total, now="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, row: Mapping[str, Any] | None = None) -> None:
+        """`step` steps are done; `row`, when there is a new one, is what metrics.jsonl got."""
+        now = time.monotonic()
+        if self._started is None:
+            self._started = (now, step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+            if row is not None:
+                self._bar.update(self._task, now="  ".join(numbers(row)))
+        elif row is not None and (now - self._spoke_at >= self.every or step == self.total):
+            self._spoke_at = now
+            of = "" if self.total is None else f"/{self.total:,}"
+            parts = [self.label, f"{self.unit} {step:,}{of}", *numbers(row)]
+            started_at, first = self._started
+            if self.total is not None and first < step < self.total:
+                parts.append(f"{duration((now - started_at) / (step - first) * (self.total - step))} left")
+            self._console.file.write("  ".join(parts) + "\n")
+            self._console.file.flush()
+
+
+def numbers(row: Mapping[str, Any]) -> list[str]:
+    """Loss and rate of a metrics row, as they are shown.
+
+    >>> numbers({"step": 10, "loss": 3.21412, "tokens_per_second": 6120.4})
+    ['loss 3.214', '6,120 tokens/s']
+    """
+    shown = [f"loss {row['loss']:.3f}"] if "loss" in row else []
+    for unit in ("tokens", "examples"):
+        rate = row.get(f"{unit}_per_second")
+        if rate is not None:
+            shown.append(f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.1f} {unit}/s")
+    return shown
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(7.4), duration(112), duration(7_260)
+    ('7 s', '1 min 52 s', '2 h 1 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,163 @@
+"""What every training stage does around the loop: optimizer, schedule, checkpoints, log, and publishing on the way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.settings import LanguageModelSettings, TrainingSettings
+from pipeline.stage import Stage
+from pipeline.training.batch import BatchSource, TensorBatch
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.loop import LossFn, resume, train
+from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.optimizers import model_optimizer
+from pipeline.training.progress import Progress
+from pipeline.training.schedules import learning_rate
+from pipeline.training.state import TrainState
+from pipeline.training.stop import StopSignal
+
+
+def train_stage(
+    stage: Stage[Any],
+    model: nn.Module,
+    batches: BatchSource,
+    *,
+    publish: Callable[[int], None],
+    loss_fn: LossFn,
+    validate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    validate_every: int = 500,
+    optimizer: torch.optim.Optimizer | None = None,
+    cells: Sequence[str] = (),
+    unit: Literal["tokens", "examples"] = "tokens",
+) -> None:
+    """Train from the newest checkpoint through every step that is still to be published.
+
+    Args:
+        publish: called with the step once the model is there; never twice for a step that is on disk already.
+        loss_fn: losses [C] of a microbatch, one for each of `cells` (without cells: [1]).
+        validate: what a validation row of metrics.jsonl holds.
+        optimizer: where the settings' own will not do (prompts).
+    """
+    c: TrainingSettings = stage.config
+    directory = stage.training_directory
+    model.to(stage.accelerator.device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optimizer or model_optimizer(c.optimizer, trained, c.weight_decay)
+    state = TrainState(model, optimizer, stage.accelerator, c.precision)
+    checkpoints = Checkpoints(directory / "checkpoints", stage.fingerprint, keep_last=c.keep_last)
+    schedule = learning_rate(
+        c.schedule,
+        peak=c.learning_rate,
+        warmup_steps=c.warmup_steps,
+        step_offset=c.step_offset,
+        total_steps=c.steps,
+    )
+    pending = stage.steps_pending()
+    with (
+        trackers(stage, directory) as also,
+        MetricsLog(directory / "metrics.jsonl", also) as metrics,
+        StopSignal() as stop,
+        Progress(stage.name, pending[-1]) as progress,
+    ):
+        resume(state, checkpoints, metrics, at=stage.resume_from, at_most=pending[0])
+        for step in pending:
+            train(
+                state,
+                batches,
+                steps=step,
+                loss_fn=loss_fn,
+                schedule=schedule,
+                seed=c.seed,
+                checkpoints=checkpoints,
+                metrics=metrics,
+                progress=progress,
+                stop=stop,
+                microbatch_size=c.microbatch_size,
+                log_every=c.log_every,
+                checkpoint_every=c.checkpoint_every,
+                validate=(lambda: validate(state)) if validate else None,
+                validate_every=validate_every,
+                cells=cells,
+                unit=unit,
+            )
+            publish(step)
+
+
+@contextlib.contextmanager
+def trackers(stage: Stage[Any], directory: Path) -> Iterator[Callable[[Mapping[str, Any]], None] | None]:
+    """What also takes every row of metrics.jsonl: TensorBoard and W&B, through Accelerate, where they are asked for."""
+    c: TrainingSettings = stage.config
+    if not c.trackers:
+        yield None
+        return
+    accelerator = stage.accelerator
+    accelerator.project_configuration.logging_dir = str(directory / "trackers")
+    accelerator.init_trackers("t5-pipeline", {k: v for k, v in c if isinstance(v, (int, float, str))})
+
+    def track(row: Mapping[str, Any]) -> None:
+        split = row.get("split", "train")
+        flat = {f"{split}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
+        flat |= {f"{split}/loss/{cell}": value for cell, value in row.get("losses", {}).items()}
+        accelerator.log(flat, step=row["step"])
+
+    try:
+        yield track
+    finally:
+        accelerator.end_training()
+
+
+def train_language_model(
+    stage: Stage[Any],
+    model: nn.Module,
+    batches: BatchSource,
+    validation: BatchSource | None,
+    publish: Callable[[int], None],
+) -> None:
+    """Train `model(inputs_BS, targets_BT) -> logits_BTV` on every target token.
+
+    Args:
+        validation: held-out batches, whose mean loss is measured on the first `validation_batches` of them.
+    """
+    c: LanguageModelSettings = stage.config
+
+    def loss_fn(batch: TensorBatch) -> Tensor:
+        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        assert validation is not None
+        held_out = [validation.at(index) for index in range(c.validation_batches)]
+        return {"loss": held_out_loss(state, model, held_out, c.microbatch_size)}
+
+    train_stage(
+        stage,
+        model,
+        batches,
+        publish=publish,
+        loss_fn=loss_fn,
+        validate=validate if validation is not None else None,
+        validate_every=c.validate_every,
+    )
+
+
+@torch.no_grad()
+def held_out_loss(state: TrainState, model: nn.Module, batches: Sequence[Any], microbatch_size: int) -> float:
+    """Mean cross entropy of all target tokens of these batches, in nats, without dropout and z-loss."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=state.device)
+    for batch in batches:
+        part = batch.shard(state.ranks.rank, state.ranks.world)
+        for micro in part.microbatches(microbatch_size) if len(part) else ():
+            tensors = TensorBatch.of(micro).to(state.device)
+            with state.autocast():
+                loss_BT = token_loss(model(tensors.inputs_BS, tensors.targets_BT), tensors.targets_BT)
+            sums += torch.stack([loss_BT.sum(dtype=torch.float64), (tensors.targets_BT != 0).sum().double()])
+    state.ranks.sum([sums])
+    return float(sums[0] / sums[1])

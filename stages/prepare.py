@@ -1,0 +1,99 @@
+"""Preparation: text to token shards, the one thing that training reads.
+
+    documents → SentencePiece ids, without EOS → shards, memory-mapped by training
+
+Without a vocabulary one is trained on the corpus first. Documents that hold a validation or test input of a task under
+`keep_out` are dropped, and counted. An interrupted preparation goes on after its last whole shard.
+
+In:  a corpus, perhaps a vocabulary
+Out: "tokens" (shards, the vocabulary, what was dropped and why)
+Run: accelerate launch stages/prepare.py --corpus text/ --vocabulary google/t5-v1_1-base --output-dir runs/text
+ or: accelerate launch stages/prepare.py --recipe recipes/demo.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.corpora import Document, read_corpus
+from data_prep.keep_out import KeepOut
+from data_prep.shards import Written, write_tokens
+from data_prep.tasks import Task
+from data_prep.vocabulary import Vocabulary
+from pipeline.files import write_directory
+from pipeline.settings import PrepareSettings
+from pipeline.stage import Stage, log, main
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.progress import Progress
+
+
+def prepare(stage: Stage[PrepareSettings]) -> None:
+    c = stage.config
+    if not stage.is_main:
+        stage.publish("tokens", lambda directory: None)  # one process reads the corpus; the others wait for it
+        return
+    held_out = [text for task in c.keep_out for text in Task.load(task).held_out_texts()]
+    vocabulary = Vocabulary.load(c.vocabulary) if c.vocabulary else trained_vocabulary(stage, held_out)
+    partial = stage.directory / "tokens.partial"
+    progress, metrics = Progress(stage.name, None, unit="document"), MetricsLog(stage.directory / "metrics.jsonl")
+
+    with progress, metrics:
+
+        def show(written: Written) -> None:
+            rate = written.tokens / max(stage.seconds, 1e-9)
+            row = {"step": written.documents, "tokens": written.tokens, "tokens_per_second": round(rate)}
+            metrics.write(row)
+            progress.update(written.documents, row)
+
+        text = write_tokens(
+            documents(c),
+            vocabulary,
+            partial,
+            shard_tokens=c.shard_tokens,
+            validation_fraction=c.validation_fraction,
+            seed=c.seed,
+            keep_out=held_out,
+            description={"corpus": c.corpus, "config": c.config, "split": c.split},
+            on_progress=show,
+        )
+
+    dropped = "".join(f", {count:,} dropped: {reason}" for reason, count in text.dropped.items())
+    log.info("%s: %s documents, %s tokens%s", stage.name, f"{text.documents:,}", f"{text.tokens:,}", dropped)
+    stage.cells[0].facts.update(documents=text.documents, tokens=text.tokens, vocabulary=vocabulary.size)
+    stage.cells[0].facts.update(dropped=text.dropped)
+
+    def move(directory: Path) -> None:
+        for path in partial.iterdir():
+            path.rename(directory / path.name)
+
+    stage.publish("tokens", move)
+    partial.rmdir()
+
+
+def documents(c: PrepareSettings) -> Iterator[Document]:
+    return read_corpus(c.corpus, text_field=c.text_field, config=c.config, split=c.split)
+
+
+def trained_vocabulary(stage: Stage[PrepareSettings], held_out: list[str]) -> Vocabulary:
+    """A vocabulary trained on the beginning of the corpus, without what is held out; trained once."""
+    c, place = stage.config, stage.directory / "vocabulary"
+    if not place.is_dir():
+        log.info("%s: training a vocabulary of %s pieces", stage.name, f"{c.vocabulary_size:,}")
+        kept_out = KeepOut(held_out)
+
+        def texts() -> Iterator[str]:
+            left = c.vocabulary_characters
+            for document in documents(c):
+                if left <= 0:
+                    return
+                if not kept_out.found_in(document.text):
+                    left -= len(document.text)
+                    yield document.text
+
+        write_directory(place, Vocabulary.train(texts(), c.vocabulary_size).save)
+    return Vocabulary.load(place)
+
+
+if __name__ == "__main__":
+    main(prepare, PrepareSettings)

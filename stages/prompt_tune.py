@@ -1,0 +1,115 @@
+"""Prompt tuning (Lester et al. 2021, §2): freeze a T5 and learn a task as a soft prompt.
+
+    max over P of  log p(y | [P; X]),   P ∈ R^{p×d} learned,  X the embedded input,  every weight of the T5 frozen
+
+Prompts that share a frozen T5 train in one batch, whatever their tasks, lengths, inits and seeds; each becomes what it
+would have become alone.
+
+In:  "model" (a T5), a task
+Out: "prompt" (p·d numbers and how to use them), one for each cell
+Run: accelerate launch stages/prompt_tune.py --model runs/adapted --task tasks/sst2.yaml --output-dir runs/sst2
+ or: accelerate launch stages/prompt_tune.py --recipe recipes/demo.yaml
+"""
+
+from __future__ import annotations
+
+import torch
+from data_prep.tasks import EncodedTask, Task, TaskBatches, encode_task
+from torch import Tensor
+
+from data_prep.vocabulary import Vocabulary
+from pipeline.modeling import initialisers
+from pipeline.modeling.artifact import read_expectations
+from pipeline.modeling.load import load_t5
+from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from pipeline.modeling.prompt_file import Prompt, PromptInfo
+from pipeline.modeling.t5 import T5
+from pipeline.settings import PromptTuneSettings
+from pipeline.stage import CellRun, Stage, main
+from pipeline.training.batch import TensorBatch
+from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.optimizers import prompt_optimizer
+from pipeline.training.run import train_stage
+
+
+def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
+    c = stage.config
+    source = stage.input("model")
+    t5 = load_t5(source.path)
+    t5.set_dropout(c.dropout)
+    vocabulary = Vocabulary.load(source.path)
+    vocabulary.check_fits(t5.shape.vocab_size, source.path)
+    sentinel = read_expectations(source.path).sentinel
+
+    bank = PromptBank([initial_rows(t5, vocabulary, cell) for cell in stage.cells])
+    if c.precision == "bf16":
+        t5.to(torch.bfloat16)
+    model = PromptedT5(t5, bank)
+    optimizer = prompt_optimizer(c.optimizer, bank.rows_RD, bank.row_prompt_R, c.weight_decay)
+
+    encoded: dict[str, EncodedTask] = {}
+    for cell in stage.cells:
+        task = cell.config.task
+        encoded.setdefault(
+            task.model_dump_json(),
+            encode_task(Task.load(task), "train", vocabulary, c.max_input_length, c.max_target_length, sentinel),
+        )
+    batches = TaskBatches(
+        [encoded[cell.config.task.model_dump_json()] for cell in stage.cells],
+        [cell.config.batch_size for cell in stage.cells],
+        [cell.config.seed for cell in stage.cells],
+        c.loss,
+    )
+
+    def loss_fn(batch: TensorBatch) -> Tensor:
+        loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(bank))
+
+    def publish(step: int) -> None:
+        for index, cell in enumerate(stage.cells):
+            info = PromptInfo(
+                base_model=source.name,
+                base_model_digest=source.digest,
+                tokenizer_digest=vocabulary.digest,
+                task=cell.config.task,
+                sentinel=sentinel,
+                prompt_length=cell.config.prompt_length,
+                width=t5.shape.d_model,
+                max_input_length=c.max_input_length,
+                max_target_length=c.max_target_length,
+                prompt_init=cell.config.prompt_init,
+                seed=cell.config.seed,
+                step=step,
+            )
+            stage.publish("prompt", Prompt(bank.prompt(index), info).save, step=step, cell=cell)
+            cell.facts.update(parameters=t5.shape.parameters, trained=cell.config.prompt_length * t5.shape.d_model)
+
+    cells = [cell.id for cell in stage.cells]
+    train_stage(
+        stage, model, batches, publish=publish, loss_fn=loss_fn, optimizer=optimizer, cells=cells, unit="examples"
+    )
+
+
+def initial_rows(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneSettings]) -> Tensor:
+    """The rows [P, D] that one prompt starts from (§3.2, "Prompt Initialization")."""
+    c = cell.config
+    table_VD, length, population = t5.shared.weight, c.prompt_length, c.init_population
+    match c.prompt_init:
+        case "uniform":
+            return initialisers.uniform(length, t5.shape.d_model, c.seed)
+        case "uniform_code":
+            return initialisers.uniform_code(length, t5.shape.d_model, c.seed)
+        case "vocabulary":
+            return initialisers.vocabulary(table_VD, length, c.seed, population)
+        case "class_labels":
+            labels = [vocabulary.encode(label) for label in c.task.labels or ()]
+            return initialisers.class_labels(table_VD, labels, length, c.seed, population)
+        case "text":
+            return initialisers.from_ids(table_VD, vocabulary.encode(c.init_text or ""), length, c.seed, population)
+        case "prompt":
+            path = cell.input("init_prompt").path
+            return initialisers.from_prompt(Prompt.load(path).rows_PD, length, t5.shape.d_model, str(path))
+
+
+if __name__ == "__main__":
+    main(prompt_tune, PromptTuneSettings)

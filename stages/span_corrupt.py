@@ -1,0 +1,62 @@
+"""Span corruption (Raffel et al. 2020, §3.1.4): what T5 was pretrained on, from nothing or from a checkpoint.
+
+A window t of T tokens, noise spans s_1 … s_n drawn over 15% of it:
+    inputs = t with each s_j replaced by extra_id_j,  targets = extra_id_0 s_1 extra_id_1 s_2 …     (each + EOS)
+
+In:  "tokens" (shards from prepare), and either "model" (a T5) or `init` (sizes)
+Out: "model" (a span-corruption T5), one for each kept step
+Run: accelerate launch stages/span_corrupt.py --init.d-model 128 --tokens runs/text --steps 1000 --output-dir runs/t5
+ or: accelerate launch stages/span_corrupt.py --recipe recipes/demo.yaml
+"""
+
+from __future__ import annotations
+
+from data_prep.batches import LMBatches
+from data_prep.objectives.span_corruption import SpanCorruption
+from data_prep.shards import TokenShards
+from pipeline.architecture import T5Shape
+from pipeline.modeling.artifact import Expectations, read_expectations, write_model
+from pipeline.modeling.load import init_t5, load_t5
+from pipeline.settings import SpanCorruptSettings
+from pipeline.stage import Stage, main
+from pipeline.training.run import train_language_model
+
+
+def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
+    c = stage.config
+    tokens = stage.input("tokens").path
+    text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
+    vocabulary = text.vocabulary
+    if c.init is not None:
+        model = init_t5(T5Shape(vocab_size=vocabulary.rows, **c.init.model_dump()), c.seed)
+        expects, origin = Expectations(), None
+    else:
+        source = stage.input("model")
+        model = load_t5(source.path)
+        vocabulary.check_fits(model.shape.vocab_size, source.path)
+        expects, origin = read_expectations(source.path), source.digest
+    model.set_dropout(c.dropout)
+
+    def batches_of(split: TokenShards) -> LMBatches:
+        objective = SpanCorruption(
+            split,
+            c.seed,
+            c.input_length,
+            c.noise_density,
+            c.mean_span_length,
+            vocabulary_size=vocabulary.size,
+            sentinels=vocabulary.sentinels,
+        )
+        return LMBatches(objective, c.batch_size, c.seed)
+
+    def publish(step: int) -> None:
+        made = expects.after(
+            stage="span_corrupt", step=step, objective="span corruption", tokens=text.digest, of=origin
+        )
+        stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made), step=step)
+
+    train_language_model(stage, model, batches_of(text), batches_of(held_out) if held_out.documents else None, publish)
+
+
+if __name__ == "__main__":
+    main(span_corrupt, SpanCorruptSettings)

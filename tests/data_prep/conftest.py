@@ -1,0 +1,39 @@
+"""A small corpus of real English and a vocabulary trained on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data_prep.stdlib_docs import Page, documents
+from data_prep.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="session")
+def pages() -> list[Page]:
+    return list(documents())
+
+
+@pytest.fixture(scope="session")
+def texts(pages: list[Page]) -> list[str]:
+    return [page.text for page in pages[::6]]
+
+
+@pytest.fixture(scope="session")
+def vocabulary(texts: list[str]) -> Vocabulary:
+    return Vocabulary.train(texts, 1000)
+
+
+class TokenList:
+    """Documents of which token i of document d reads 1,000,000·d + i + 3, so that each says where it is from."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths_N = np.array(lengths, dtype=np.int64)
+
+    def document(self, i: int) -> np.ndarray:
+        return 1_000_000 * i + 3 + np.arange(self.lengths_N[i])
+
+
+@pytest.fixture
+def token_list() -> type[TokenList]:
+    return TokenList

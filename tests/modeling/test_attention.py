@@ -1,0 +1,92 @@
+"""The fused attention against the plain one, and the rule of the position buckets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.modeling.attention import MASKED, attend, attend_fused, attend_plainly, mask_bias, position_buckets
+
+
+def _inputs(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 4, length, 16, generator=generator).to(dtype).requires_grad_() for length in (7, 9, 9)]
+
+
+def _bias(kind: str) -> torch.Tensor | None:
+    generator = torch.Generator().manual_seed(1)
+    position = torch.randn(1, 4, 7, 9, generator=generator)
+    mask = mask_bias(torch.arange(9) < torch.tensor([[9], [4], [1]]))
+    assert mask is not None
+    return {"none": None, "position": position, "mask": mask, "both": position + mask}[kind]
+
+
+@pytest.mark.parametrize("kind", ["none", "position", "mask", "both"])
+def test_fused_equals_plain_with_gradients(kind: str) -> None:
+    q, k, v = _inputs()
+    weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
+    results = []
+    for attention in (attend_plainly, attend_fused):
+        out = attention(q, k, v, _bias(kind))
+        results.append((out, *torch.autograd.grad((out * weight).sum(), (q, k, v))))
+    for plain, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_bias_gets_its_gradient() -> None:
+    q, k, v = _inputs()
+    weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for attention in (attend_plainly, attend_fused, attend):
+        bias = _bias("position").requires_grad_()
+        gradients.append(torch.autograd.grad((attention(q, k, v, bias) * weight).sum(), bias)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
+    assert torch.equal(gradients[2], gradients[0])
+
+
+@pytest.mark.parametrize("attention", [attend_plainly, attend_fused])
+def test_bf16_in_and_out_within_its_rounding(attention) -> None:  # type: ignore[no-untyped-def]
+    q, k, v = (x.detach() for x in _inputs())
+    out = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), _bias("both"))
+    assert out.dtype == torch.bfloat16
+    exact = attend_plainly(q.bfloat16().float(), k.bfloat16().float(), v.bfloat16().float(), _bias("both"))
+    torch.testing.assert_close(out.float(), exact, atol=0.01, rtol=0.01)
+
+
+def test_a_masked_key_has_no_part_at_all() -> None:
+    q, k, v = (x.detach() for x in _inputs())
+    bias = _bias("mask")
+    far = v.clone()
+    far[1, :, 4:] = 1e6
+    for attention in (attend_plainly, attend_fused):
+        assert torch.equal(attention(q, k, far, bias)[1], attention(q, k, v, bias)[1])
+
+
+def test_a_row_that_sees_nothing_stays_finite() -> None:
+    q, k, v = (x.detach() for x in _inputs())
+    for attention in (attend_plainly, attend_fused):
+        assert attention(q, k, v, torch.full((1, 1, 1, 9), MASKED)).isfinite().all()
+
+
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 12), (64, 256)])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_buckets_follow_t5x(buckets: int, max_distance: int, bidirectional: bool) -> None:
+    distance = np.arange(-700, 701)
+    # T5X's rule (relative_position_bucket), in NumPy: with an epsilon that Mesh-TF and transformers do not have.
+    expected = np.zeros_like(distance)
+    half = buckets // 2 if bidirectional else buckets
+    n = np.abs(distance) if bidirectional else np.maximum(-distance, 0)
+    expected += (distance > 0) * half * bidirectional
+    exact = half // 2
+    far = exact + np.trunc(
+        np.log(n.astype(np.float32) / exact + np.finfo(np.float32).eps)
+        / math.log(max_distance / exact)
+        * (half - exact)
+    ).astype(int)
+    expected += np.where(n < exact, n, np.minimum(far, half - 1))
+    assert (
+        position_buckets(torch.from_numpy(distance), bidirectional, buckets, max_distance).tolist() == expected.tolist()
+    )

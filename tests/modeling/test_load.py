@@ -1,0 +1,207 @@
+"""Reading, starting and publishing a T5: nothing tied that must not be, everything wrong named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.architecture import T5Shape
+from pipeline.errors import InputError
+from pipeline.modeling.load import check_untied, init_t5, load_t5, save_t5
+from pipeline.modeling.t5 import T5
+from tests.modeling.conftest import SHAPES, model_digest, tensors_digest, token_rows
+
+
+def test_round_trip_is_bit_identical(model: T5, tmp_path: Path) -> None:
+    save_t5(model, tmp_path)
+    loaded = load_t5(tmp_path)
+    assert loaded.shape == model.shape
+    assert (
+        model_digest(tmp_path)
+        == tensors_digest(model.state_dict().items())
+        == tensors_digest(loaded.state_dict().items())
+    )
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in loaded.parameters())
+
+
+def test_transformers_reads_what_we_publish(model: T5, tmp_path: Path) -> None:
+    from transformers import T5ForConditionalGeneration
+
+    save_t5(model, tmp_path)
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert (theirs.lm_head.weight is theirs.shared.weight) is model.shape.tied
+    inputs, targets = token_rows([5, 9], seed=4), token_rows([4, 6], seed=5)
+    logits = theirs(input_ids=inputs, attention_mask=(inputs != 0).long(), labels=targets).logits
+    torch.testing.assert_close(model(inputs, targets), logits, atol=1e-5, rtol=1e-5)
+    assert theirs.generation_config.decoder_start_token_id == 0
+    generated = theirs.generate(inputs, max_new_tokens=3, do_sample=False)
+    assert generated[:, 0].tolist() == [0, 0]
+
+
+def test_we_read_what_transformers_publishes(model: T5, tmp_path: Path) -> None:
+    from transformers import T5ForConditionalGeneration
+
+    save_t5(model, tmp_path / "ours")
+    T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    loaded = load_t5(tmp_path / "theirs")
+    assert loaded.shape == model.shape
+    assert model_digest(tmp_path / "theirs") == model_digest(tmp_path / "ours")
+
+
+def test_a_sharded_model_is_the_same_model(model: T5, tmp_path: Path) -> None:
+    save_t5(model, tmp_path / "one")
+    save_t5(model, tmp_path / "many", max_shard_size="20KB")
+    assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 2
+    assert model_digest(tmp_path / "many") == model_digest(tmp_path / "one")
+    assert tensors_digest(load_t5(tmp_path / "many").state_dict().items()) == model_digest(tmp_path / "one")
+
+
+def test_gathered_tensors_are_published_in_place_of_the_models_own(model: T5, tmp_path: Path) -> None:
+    gathered = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        empty = T5(model.shape)
+    save_t5(empty, tmp_path, tensors=gathered)
+    assert model_digest(tmp_path) == tensors_digest(gathered.items())
+
+
+def test_loading_leaves_the_files_alone(model: T5, tmp_path: Path) -> None:
+    save_t5(model, tmp_path)
+    before = model_digest(tmp_path)
+    with torch.no_grad():
+        for parameter in load_t5(tmp_path).parameters():
+            parameter.zero_()
+    assert model_digest(tmp_path) == before
+
+
+def test_dtype_of_choice(model: T5, tmp_path: Path) -> None:
+    save_t5(model.bfloat16(), tmp_path)
+    assert {p.dtype for p in load_t5(tmp_path).parameters()} == {torch.float32}
+    assert {p.dtype for p in load_t5(tmp_path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_copies_of_the_embedding_and_the_unused_table_are_folded_away(model: T5, tmp_path: Path) -> None:
+    save_t5(model, tmp_path)
+    before = model_digest(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in (
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        *(["lm_head.weight"] * model.shape.tied),
+    ):
+        tensors[name] = tensors["shared.weight"].clone()
+    tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(8, 4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert model_digest(tmp_path) == before
+    load_t5(tmp_path)
+
+
+Damage = Callable[[Path], None]
+
+
+def _edit_tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, directory / "model.safetensors")
+
+    return damage
+
+
+def _only_pickle(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def _missing_shard(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"shared.weight": "model-00001-of-00001.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_edit_tensors(lambda t: t.pop("shared.weight")), "missing: shared.weight"),
+        (_edit_tensors(lambda t: t.update(more=torch.ones(1))), "not of this architecture: more"),
+        (
+            _edit_tensors(lambda t: t.update({"lm_head.weight": torch.ones(5, 32)})),
+            "of another shape: lm_head.weight [5, 32] instead of [96, 32]",
+        ),
+        (_only_pickle, "pickled weights (pytorch_model.bin)"),
+        (_missing_shard, "model-00001-of-00001.safetensors, which is not there"),
+        (lambda d: (d / "model.safetensors").unlink(), "a config.json but no weights"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"not safetensors"), "not a whole safetensors file"),
+        (lambda d: (d / "config.json").unlink(), "neither config.json nor a T5X checkpoint"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json: not valid JSON"),
+        (lambda d: (d / "config.json").write_text("[]"), "config.json: holds a list"),
+    ],
+)
+def test_what_does_not_fit_is_named_on_one_line(damage: Damage, words: str, tmp_path: Path) -> None:
+    save_t5(init_t5(SHAPES["gated_untied"], seed=0), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=re.escape(words)) as raised:
+        load_t5(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_untied_checkpoint_that_calls_itself_tied_is_refused(tmp_path: Path) -> None:
+    shape = SHAPES["gated_untied"]
+    save_t5(init_t5(shape, seed=0), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.replace(shape, tied=True).to_config()))
+    with pytest.raises(InputError, match=r"shared.weight differs from lm_head.weight.*tie_word_embeddings: false"):
+        load_t5(tmp_path)
+
+
+def test_many_problems_are_counted(tmp_path: Path) -> None:
+    shape = SHAPES["gated_untied"]
+    save_t5(init_t5(shape, seed=0), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.replace(shape, num_layers=4).to_config()))
+    with pytest.raises(InputError, match=r"missing: encoder\.block\.3\..* and 5 more"):
+        load_t5(tmp_path)
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such directory"):
+        load_t5(tmp_path / "nothing here")
+
+
+def test_retied_heads_are_caught(tmp_path: Path) -> None:
+    shape = SHAPES["gated_untied"]
+    model = init_t5(shape, seed=0)
+    check_untied(model, shape)
+    check_untied(torch.nn.ModuleDict({"module": model}), shape)
+    model.lm_head.weight = model.shared.weight
+    with pytest.raises(RuntimeError, match="tied"):
+        check_untied(model, shape)
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach())  # another Parameter, the same memory
+    with pytest.raises(RuntimeError, match="tied"):
+        check_untied(model, shape)
+
+
+def test_initialisation_scales_and_seeds() -> None:
+    shape = T5Shape(vocab_size=2000, d_model=128, d_kv=32, d_ff=512, num_layers=1, num_decoder_layers=1, num_heads=8)
+    model = init_t5(shape, seed=3)
+    state = model.state_dict()
+    attention, feed_forward = "encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.2.DenseReluDense"
+    expected = {
+        "shared.weight": 1,
+        "lm_head.weight": 128**-0.5,
+        f"{attention}.q.weight": (128 * 32) ** -0.5,
+        f"{attention}.k.weight": 128**-0.5,
+        f"{attention}.o.weight": (8 * 32) ** -0.5,
+        f"{feed_forward}.wi_1.weight": 128**-0.5,
+        f"{feed_forward}.wo.weight": 512**-0.5,
+    }
+    for name, deviation in expected.items():
+        assert state[name].std().item() == pytest.approx(deviation, rel=0.02), name
+    assert bool((state["encoder.final_layer_norm.weight"] == 1).all())
+    assert tensors_digest(init_t5(shape, seed=3).state_dict().items()) == tensors_digest(state.items())
+    assert tensors_digest(init_t5(shape, seed=4).state_dict().items()) != tensors_digest(state.items())
+    assert model(token_rows([4], 0), token_rows([5], 0)).std().item() == pytest.approx(1, abs=0.1)

@@ -1,0 +1,349 @@
+"""T5X checkpoints read as a T5: against a forward pass in NumPy, written from the architecture alone."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline.architecture import T5Shape
+from pipeline.errors import InputError
+from pipeline.modeling.load import assemble, load_t5, save_t5
+from pipeline.modeling.t5x import find_t5x, read_zarr, t5x_shape, t5x_tensors
+from tests.modeling.conftest import SHAPES, model_digest, token_rows
+
+Arrays = dict[str, NDArray]  # T5X name → array
+
+# ---------------------------------------------------------------- the reference: T5 in NumPy, float64, T5X's layout
+
+
+def rms_norm(x: NDArray, scale: NDArray) -> NDArray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def bucket(distance: int, bidirectional: bool, buckets: int, max_distance: int) -> int:
+    """Bucket of one relative position, key − query."""
+    first, n = 0, -distance
+    if bidirectional:
+        buckets //= 2
+        first, n = (buckets, -n) if n < 0 else (0, n)
+    n = max(n, 0)
+    exact = buckets // 2
+    if n < exact:
+        return first + n
+    far = exact + int(np.log(n / exact) / np.log(max_distance / exact) * (buckets - exact) + 1e-9)
+    return first + min(far, buckets - 1)
+
+
+def reference_logits(a: Arrays, inputs: list[int], targets: list[int], max_distance: int) -> NDArray:
+    """Logits [T, V] for one example without padding."""
+    a = {name: array.astype(np.float64) for name, array in a.items()}
+    heads, buckets = a["encoder.relpos_bias.rel_embedding"].shape
+
+    def position_bias(stack: str, length: int) -> NDArray:
+        bias = np.zeros((heads, length, length))
+        for q, k in itertools.product(range(length), repeat=2):
+            which = bucket(k - q, stack == "encoder", buckets, max_distance)
+            bias[:, q, k] = a[f"{stack}.relpos_bias.rel_embedding"][:, which]
+            if stack == "decoder" and k > q:
+                bias[:, q, k] = -np.inf
+        return bias
+
+    def attention(name: str, x: NDArray, context: NDArray, bias: NDArray | float) -> NDArray:
+        q, k, v = (
+            (rows @ a[f"{name}.{part}.kernel"]).reshape(len(rows), heads, -1)
+            for part, rows in (("query", x), ("key", context), ("value", context))
+        )
+        scores = np.einsum("qhk,shk->hqs", q, k) + bias
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        return np.einsum("hqs,shk->qhk", weights, v).reshape(len(x), -1) @ a[f"{name}.out.kernel"]
+
+    def mlp(name: str, x: NDArray) -> NDArray:
+        if f"{name}.wi.kernel" in a:
+            inner = np.maximum(x @ a[f"{name}.wi.kernel"], 0)
+        else:
+            g = x @ a[f"{name}.wi_0.kernel"]
+            inner = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * (x @ a[f"{name}.wi_1.kernel"])
+        return inner @ a[f"{name}.wo.kernel"]
+
+    def layers(stack: str) -> list[str]:
+        return sorted({match[0] for name in a if (match := re.match(rf"{stack}\.layers_\d+", name))})
+
+    x, bias = a["token_embedder.embedding"][inputs], position_bias("encoder", len(inputs))
+    for layer in layers("encoder"):
+        normed = rms_norm(x, a[f"{layer}.pre_attention_layer_norm.scale"])
+        x = x + attention(f"{layer}.attention", normed, normed, bias)
+        x = x + mlp(f"{layer}.mlp", rms_norm(x, a[f"{layer}.pre_mlp_layer_norm.scale"]))
+    encoded = rms_norm(x, a["encoder.encoder_norm.scale"])
+
+    y, bias = a["token_embedder.embedding"][[0, *targets[:-1]]], position_bias("decoder", len(targets))
+    for layer in layers("decoder"):
+        normed = rms_norm(y, a[f"{layer}.pre_self_attention_layer_norm.scale"])
+        y = y + attention(f"{layer}.self_attention", normed, normed, bias)
+        normed = rms_norm(y, a[f"{layer}.pre_cross_attention_layer_norm.scale"])
+        y = y + attention(f"{layer}.encoder_decoder_attention", normed, encoded, 0.0)
+        y = y + mlp(f"{layer}.mlp", rms_norm(y, a[f"{layer}.pre_mlp_layer_norm.scale"]))
+    y = rms_norm(y, a["decoder.decoder_norm.scale"])
+    if "decoder.logits_dense.kernel" in a:
+        return y @ a["decoder.logits_dense.kernel"]
+    return y / np.sqrt(y.shape[-1]) @ a["token_embedder.embedding"].T
+
+
+# ------------------------------------------------------------------------------- checkpoints to read, made from nothing
+
+
+def random_arrays(shape: T5Shape, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    D, HK = shape.d_model, shape.num_heads * shape.d_kv
+
+    def normal(*size: int) -> NDArray:
+        return rng.normal(0, size[0] ** -0.5, size).astype(np.float32)
+
+    arrays: Arrays = {"token_embedder.embedding": normal(shape.vocab_size, D) * 8}
+    for stack, depth, attentions in (
+        ("encoder", shape.num_layers, ["attention"]),
+        ("decoder", shape.num_decoder_layers, ["self_attention", "encoder_decoder_attention"]),
+    ):
+        for i in range(depth):
+            layer = f"{stack}.layers_{i}"
+            for name in attentions:
+                for part in ("query", "key", "value"):
+                    arrays[f"{layer}.{name}.{part}.kernel"] = normal(D, HK)
+                arrays[f"{layer}.{name}.out.kernel"] = normal(HK, D)
+                norm = name.replace("encoder_decoder", "cross")
+                arrays[f"{layer}.pre_{norm}_layer_norm.scale"] = 1 + normal(D)
+            for wi in ("wi_0", "wi_1") if shape.gated else ("wi",):
+                arrays[f"{layer}.mlp.{wi}.kernel"] = normal(D, shape.d_ff)
+            arrays[f"{layer}.mlp.wo.kernel"] = normal(shape.d_ff, D)
+            arrays[f"{layer}.pre_mlp_layer_norm.scale"] = 1 + normal(D)
+        arrays[f"{stack}.{stack}_norm.scale"] = 1 + normal(D)
+        arrays[f"{stack}.relpos_bias.rel_embedding"] = normal(shape.num_heads, shape.relative_attention_num_buckets)
+    if not shape.tied:
+        arrays["decoder.logits_dense.kernel"] = normal(D, shape.vocab_size)
+    return arrays
+
+
+def write_zarr(folder: Path, array: NDArray, chunks: tuple[int, ...], compressor: str | None, order: str = "C") -> None:
+    folder.mkdir(parents=True)
+    layout = {
+        "zarr_format": 2, "shape": array.shape, "chunks": chunks, "dtype": array.dtype.str, "order": order,
+        "compressor": compressor and {"id": compressor, "level": 1}, "filters": None, "fill_value": None,
+    }  # fmt: skip
+    (folder / ".zarray").write_text(json.dumps(layout))
+    padded = np.pad(array, [(0, -n % c) for n, c in zip(array.shape, chunks, strict=True)], constant_values=7)
+    for index in itertools.product(*(range(n // c) for n, c in zip(padded.shape, chunks, strict=True))):
+        part = padded[tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, chunks, strict=True))]
+        data = part.tobytes(order=order)  # type: ignore[arg-type]
+        pack = {"gzip": gzip.compress, "zlib": zlib.compress, None: bytes}[compressor]
+        (folder / ".".join(map(str, index))).write_bytes(pack(data))
+
+
+def pack_array(array: NDArray) -> msgpack.ExtType:
+    return msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
+
+
+def write_checkpoint(folder: Path, arrays: Arrays) -> Path:
+    """Matrices but for the relative biases as zarr, all else in the tree, as T5X does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tree: dict = {}
+    for name, array in arrays.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if last in ("kernel", "embedding"):
+            write_zarr(folder / f"target.{name}", array, (20, 24), "gzip")
+            node[last] = {"driver": "zarr", "kvstore": {"driver": "gfile", "path": f"target.{name}"}, "metadata": {}}
+        else:
+            node[last] = pack_array(array)
+    state = {"step": 7, "param_states": {"encoder": {"m": pack_array(np.zeros(3, np.float32))}}}
+    (folder / "checkpoint").write_bytes(msgpack.packb({"version": 3, "optimizer": {"target": tree, "state": state}}))
+    return folder
+
+
+def assert_equals_reference(checkpoint: Path, arrays: Arrays, max_distance: int) -> None:
+    shape = t5x_shape(checkpoint, max_distance)
+    model = assemble(shape, dict(t5x_tensors(checkpoint, shape)), where=str(checkpoint)).eval()
+    lengths = [(9, 5), (30, 40), (1, 1)]
+    inputs, targets = (token_rows([pair[side] for pair in lengths], 3 + side, vocabulary=90) for side in (0, 1))
+    with torch.no_grad():
+        logits = model(inputs, targets)
+    for row, (S, T) in enumerate(lengths):
+        expected = reference_logits(arrays, inputs[row, :S].tolist(), targets[row, :T].tolist(), max_distance)
+        np.testing.assert_allclose(logits[row, :T].double().numpy(), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_forward_equals_numpy(shape: T5Shape, tmp_path: Path) -> None:
+    arrays = random_arrays(shape)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint_7", arrays)
+    assert t5x_shape(checkpoint, max_distance=12) == shape
+    assert_equals_reference(checkpoint, arrays, max_distance=12)
+
+
+def test_googles_checkpoint_equals_numpy(shared: Path) -> None:
+    checkpoint = shared / "data/t5/t5x_tiny_v1_1/checkpoint_3"
+    shape = t5x_shape(checkpoint, max_distance=8)
+    assert shape == T5Shape(
+        vocab_size=32128, d_model=4, d_kv=2, d_ff=8, num_layers=2, num_decoder_layers=2, num_heads=2,
+        relative_attention_num_buckets=4, relative_attention_max_distance=8,
+    )  # fmt: skip
+    # Read apart from the code under test: the tree's arrays, and zarr's chunks through gzip.
+    tree = msgpack.unpackb((checkpoint / "checkpoint").read_bytes(), strict_map_key=False)["optimizer"]["target"]
+    arrays: Arrays = {}
+
+    def walk(node: object, name: str) -> None:
+        if isinstance(node, msgpack.ExtType):
+            size, dtype, buffer = msgpack.unpackb(node.data)
+            arrays[name] = np.frombuffer(buffer, dtype).reshape(size)
+        elif isinstance(node, dict) and "kvstore" in node:
+            meta = node["metadata"]
+            along = 0 if meta["chunks"][0] < meta["shape"][0] else 1
+            chunks = []
+            for i in range(-(-meta["shape"][along] // meta["chunks"][along])):
+                data = gzip.decompress(
+                    (checkpoint / f"target.{name}" / (f"{i}.0" if along == 0 else f"0.{i}")).read_bytes()
+                )
+                chunks.append(np.frombuffer(data, "<f4").reshape(meta["chunks"]))
+            rows, columns = meta["shape"]
+            arrays[name] = np.concatenate(chunks, along)[:rows, :columns]
+        elif isinstance(node, dict):
+            for key, child in node.items():
+                walk(child, f"{name}.{key}" if name else key)
+
+    walk(tree, "")
+    assert sum(array.size for array in arrays.values()) == shape.parameters
+    assert_equals_reference(checkpoint, arrays, max_distance=8)
+
+
+def test_googles_checkpoint_loads_as_a_t5_and_publishes(shared: Path, tmp_path: Path) -> None:
+    model = load_t5(shared / "data/t5/t5x_tiny_v1_1")
+    assert model.shared.weight.shape == model.lm_head.weight.shape == (32128, 4)
+    assert not torch.equal(model.shared.weight, model.lm_head.weight)
+    save_t5(model, tmp_path)
+    assert model_digest(tmp_path) == model_digest(shared / "data/t5/t5x_tiny_v1_1")
+
+
+def test_a_folder_of_one_checkpoint_is_that_checkpoint(tmp_path: Path) -> None:
+    arrays = random_arrays(SHAPES["gated_untied"])
+    write_checkpoint(tmp_path / "checkpoint_7", arrays)
+    assert find_t5x(tmp_path) == find_t5x(tmp_path / "checkpoint_7") == tmp_path / "checkpoint_7"
+    assert find_t5x(tmp_path / "checkpoint_7/target.token_embedder.embedding") is None
+    load_t5(tmp_path)
+    shutil.copytree(tmp_path / "checkpoint_7", tmp_path / "checkpoint_8")
+    with pytest.raises(InputError, match="several T5X checkpoints"):
+        load_t5(tmp_path)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("compressor", ["gzip", "zlib", None])
+@pytest.mark.parametrize(
+    ("shape", "chunks"), [((7, 5), (3, 5)), ((7, 5), (4, 2)), ((6,), (4,)), ((2, 3, 4), (1, 2, 3))]
+)
+def test_zarr_chunks(tmp_path: Path, shape: tuple, chunks: tuple, compressor: str | None, order: str) -> None:
+    array = np.arange(np.prod(shape), dtype="<f4").reshape(shape)
+    write_zarr(tmp_path / "a", array, chunks, compressor, order)
+    np.testing.assert_array_equal(read_zarr(tmp_path / "a"), array)
+
+
+def test_bfloat16_arrays(tmp_path: Path) -> None:
+    values = torch.randn(4, 6).bfloat16()
+    write_zarr(tmp_path / "a", values.view(torch.int16).numpy(), (4, 6), "gzip")
+    path = tmp_path / "a/.zarray"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    np.testing.assert_array_equal(read_zarr(tmp_path / "a"), values.float().numpy())
+
+
+Change = Callable[[Arrays], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a.pop("decoder.layers_1.mlp.wo.kernel"), "missing: decoder.layers_1.mlp.wo.kernel"),
+        (lambda a: a.pop("encoder.encoder_norm.scale"), "missing: encoder.encoder_norm.scale"),
+        (lambda a: a.update({"encoder.prompt.prompt": np.ones(3)}), "not of this architecture: encoder.prompt.prompt"),
+        (
+            lambda a: a.update({"decoder.layers_0.self_attention.key.kernel": np.ones((4, 4), "<f4")}),
+            "of another shape: decoder.layers_0.self_attention.key.kernel [4, 4] instead of [32, 64]",
+        ),
+        (lambda a: a.pop("token_embedder.embedding"), "array token_embedder.embedding is missing"),
+        (
+            lambda a: a.update({"encoder.encoder_norm.scale": np.ones(32, int)}),
+            "encoder.encoder_norm.scale: holds int64",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(change: Change, words: str, tmp_path: Path) -> None:
+    arrays = random_arrays(SHAPES["gated_untied"])
+    change(arrays)
+    write_checkpoint(tmp_path, arrays)
+    with pytest.raises(InputError, match=re.escape(words)) as raised:
+        load_t5(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def _zarray(**changes: object) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        path = folder / "target.decoder.logits_dense.kernel/.zarray"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "checkpoint").write_bytes(b"\x81"), "not the msgpack tree"),
+        (lambda f: (f / "checkpoint").write_bytes(msgpack.packb({"version": 3})), "not the msgpack tree"),
+        (lambda f: (f / "target.decoder.logits_dense.kernel/0.1").unlink(), "kernel/0.1: chunk missing"),
+        (
+            lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(b"x" * 99),
+            "kernel/0.1: chunk missing or damaged",
+        ),
+        (
+            lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(gzip.compress(b"1234")),
+            "kernel/0.1: chunk does not hold 1,920 bytes",
+        ),
+        (
+            lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(gzip.compress(bytes(10**7))),
+            "kernel/0.1: chunk does not hold 1,920 bytes",
+        ),
+        (lambda f: (f / "target.decoder.logits_dense.kernel/.zarray").unlink(), ".zarray: not the description"),
+        (_zarray(compressor={"id": "blosc"}), "only floats in zarr version 2"),
+        (_zarray(filters=[{"id": "delta"}]), "only floats in zarr version 2"),
+        (_zarray(dtype="|O"), "only floats in zarr version 2"),
+        (_zarray(zarr_format=3), "only floats in zarr version 2"),
+    ],
+)
+def test_damage_is_named(damage: Callable[[Path], object], words: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, random_arrays(SHAPES["gated_untied"]))
+    damage(tmp_path)
+    with pytest.raises(InputError, match=re.escape(words)) as raised:
+        load_t5(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_the_comparison_is_sharp(tmp_path: Path) -> None:
+    """Another reach of the relative positions already shows."""
+    arrays = random_arrays(replace(SHAPES["gated_untied"], relative_attention_max_distance=64))
+    checkpoint = write_checkpoint(tmp_path, arrays)
+    assert_equals_reference(checkpoint, arrays, max_distance=64)
+    shape = t5x_shape(checkpoint, max_distance=12)
+    model = assemble(shape, dict(t5x_tensors(checkpoint, shape)), where="").eval()
+    inputs, targets = token_rows([30], 3, vocabulary=90), token_rows([40], 4, vocabulary=90)
+    expected = reference_logits(arrays, inputs[0].tolist(), targets[0].tolist(), 64)
+    assert np.abs(model(inputs, targets)[0].detach().numpy() - expected).max() > 0.01

@@ -1,0 +1,239 @@
+"""The page: every number where it belongs, nothing from outside, nothing unescaped, the same bytes twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from pipeline.report.collect import Curve, collect
+from pipeline.report.page import render, write_report
+from pipeline.report.plots import Line, loss_plot, mean, thinned
+
+VOID = {"meta", "br", "col", "hr"}
+
+
+class Page(HTMLParser):
+    """Text of table cells by table, ids, attributes; checks that elements are closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self._rows: list[list[str]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        assert self.open.pop() == tag
+        if tag == "table":
+            self.tables[self._caption] = self._rows
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if "caption" in self.open:
+            self._caption += data
+        elif self.open and ({"td", "th"} & set(self.open)):
+            self._rows[-1][-1] += data
+
+    def table(self, beginning: str) -> list[list[str]]:
+        return next(rows for caption, rows in self.tables.items() if caption.startswith(beginning))
+
+
+@pytest.fixture
+def page(finished) -> Page:
+    return Page(render(collect(finished.run_dir.path)))
+
+
+def test_score_table(page: Page) -> None:
+    assert page.table("Test split of package, 200 rows.") == [
+        ["Frozen T5", "Method", "Accuracy\u00a0%", "Macro F1\u00a0%", "vs majority, points", "Illegal\u00a0%", "Seeds"],
+        ["LM adaptation @20 steps", "Prompt tuning", "52.0 ± 2.0", "47.0 ± 2.0", "+12.0", "2.0", "3"],
+        ["No prompt", "10.0", "3.0", "−30.0", "80.0", "–"],
+        ["LM adaptation @40 steps", "Prompt tuning", "64.0 ± 4.0", "59.0 ± 4.0", "+24.0", "2.0", "3"],
+        ["No prompt", "12.5", "3.0", "−27.5", "80.0", "–"],
+        ["Span corruption", "Prompt tuning", "40.0 ± 1.0", "35.0 ± 1.0", "0.0", "2.0", "3"],
+        ["No prompt", "0.0", "3.0", "−40.0", "80.0", "–"],
+        ["Span corruption + sentinel", "Prompt tuning", "50.0 ± 5.0", "45.0 ± 5.0", "+10.0", "2.0", "3"],
+        ["No prompt", "5.0", "3.0", "−35.0", "80.0", "–"],
+        ["", "Majority class", "40.0", "19.0", "–", "–", "–"],
+    ]
+
+
+def test_confusion_table(page: Page) -> None:
+    assert page.table("LM adaptation @40 steps") == [
+        ["true ↓", "asyncio", "email", "logging"],
+        ["asyncio 80", "62", "25", "12"],
+        ["email 60", "17", "67", "17"],
+        ["logging 60", "8", "25", "67"],
+    ]
+
+
+def test_what_ran(page: Page) -> None:
+    rows = page.table("Processes in the order of the recipe.")
+    assert rows[1] == ["prepare", "–", "45 s", "", "23:51:00", "23:51:45"]
+    assert rows[3] == ["lm_adapt", "40", "2 min 15 s", "", "23:53:00", "23:53:45"]
+    assert rows[5] == ["prompt_tune model lm_adapt@20, seed 0 · 1 · 2", "60", "3 min 45 s", "", "23:55:00", "23:55:45"]
+    assert rows[-1][:3] == ["All", "", "27 min"]
+    assert "python 3.11.2 · torch 2.13.0" in page.text
+    for pair in ("vocabulary_size100 pieces", "tokens12,345", "droppedkept out 3", "peak memory512.0 MB"):
+        assert pair in page.text
+    assert "initd_model 8, d_kv 4, d_ff 16, num_layers 2, num_decoder_layers 2, num_heads 2" in page.text
+    assert "learning_rate" not in page.text  # it is at its default
+    assert "best step10 to 30" in page.text
+
+
+def test_provenance_lists_every_output_and_kept_step(page: Page, finished) -> None:
+    rows = page.table("Equal digests")[1:]
+    assert ["lm_adapt", "model @20", "lm_adapt@20"] in rows
+    assert ["evaluate", "scores", "evaluate scores"] in rows
+    assert len(rows) == 4 + 1 + 12 + 1
+
+
+def test_sizes_are_said(page: Page, finished) -> None:
+    parameters = finished.shape.parameters
+    size = next(finished.run_dir.path.glob("prompt_tune/*/prompt/*.safetensors")).stat().st_size
+    assert f"A prompt of 4 tokens is 32 numbers in {size} bytes on disk" in page.text
+    assert f"has {parameters:,} parameters" in page.text
+    assert f"{parameters / 32:,.0f} times as many" in page.text
+
+
+def test_examples_right_and_wrong(page: Page) -> None:
+    right = page.text.index("Right with LM adaptation @40 steps, seed 0")
+    wrong = page.text.index("Wrong with LM adaptation @40 steps, seed 0")
+    assert right < page.text.index("Return the <running> event loop & nothing else.") < wrong
+    assert wrong < page.text.index("Parse a header value into its parts.")
+
+
+def test_nothing_is_fetched(finished) -> None:
+    html = render(collect(finished.run_dir.path))
+    assert not re.search(r"(https?:)?//[a-z]", html)
+    assert not re.search(r"<(script|link|img|iframe|object|embed|base)\b|@import|@font-face", html)
+    assert all(target.startswith("#") for target in re.findall(r'\b(?:href|src)="([^"]*)"', html))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in Page(html).attributes
+
+
+def test_text_is_escaped(finished) -> None:
+    html = render(collect(finished.run_dir.path))
+    assert "<h1>test &lt;run&gt;</h1>" in html
+    assert "<title>test &lt;run&gt;: prompt tuning report</title>" in html
+    assert "Return the &lt;running&gt; event loop &amp; nothing else." in html
+
+
+def test_hostile_names_stay_text(finished) -> None:
+    path = finished.run_dir.path / "evaluate/scores/scores.json"
+    nasty = "</text></svg><script>alert('$x_1$')</script>\"&"
+    rows = [{**row, "task": nasty, "model": nasty, "labels": [nasty, "b", "c"]} for row in finished.score_rows()]
+    path.write_text(json.dumps({"rows": rows, "seconds": 0.0}))
+    html = render(collect(finished.run_dir.path))
+    assert "<script" not in html
+    assert nasty in Page(html).text
+
+
+def test_same_bytes_twice(finished, tmp_path: Path) -> None:
+    write_report(finished.run_dir.path, tmp_path / "a.html")
+    write_report(finished.run_dir.path, tmp_path / "deep" / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "deep" / "b.html").read_bytes()
+
+
+def test_ids_are_unique_and_references_resolve(page: Page) -> None:
+    assert len(page.ids) == len(set(page.ids))
+    ids = set(page.ids)
+    for name, value in page.attributes:
+        if name == "href" or name == "aria-labelledby":
+            assert value.removeprefix("#") in ids
+        for target in re.findall(r"url\(#([^)]*)\)", value):
+            assert target in ids
+
+
+def test_plots_carry_a_description_and_no_colour_of_their_own(finished) -> None:
+    html = render(collect(finished.run_dir.path))
+    plots = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]+)"[^>]*>(.*?)</svg>', html, re.DOTALL)
+    assert len(plots) == 1 + 2 + 1 + 1  # scores, two language models, prompts, sizes
+    assert "LM adaptation @40 steps 64.0 ± 4.0 (seeds: 60.0, 64.0, 68.0)" in plots[0][0]
+    assert "majority class 40.0" in plots[0][0]
+    for _, drawn in plots:
+        assert "var(--" in drawn
+        assert not re.search(r"(fill|stroke): #", drawn)
+
+
+@pytest.mark.parametrize("until", range(6))
+def test_every_partial_run_has_a_page(builder, until: int) -> None:
+    stages = list(builder.recipe.stages)
+    for stage in stages[:until]:
+        builder.stage(stage)
+    page = Page(render(collect(builder.run_dir.path)))
+    assert "This run is not complete." in page.text
+    assert f"{stages[until]}" in page.text.split("Not begun")[1]
+    assert "No prompt has been scored yet." in page.text
+
+
+def test_note_says_how_far_a_stage_has_come(builder) -> None:
+    builder.stage("prepare").stage("span_corrupt").begin("lm_adapt", step=20)
+    page = Page(render(collect(builder.run_dir.path)))
+    assert "Begun and not finished: lm_adapt at step 20 of 40" in page.text
+    assert "Not begun: sentinel, prompt_tune (12 of 12 cells), evaluate" in page.text
+
+
+def test_finished_run_has_no_note(page: Page) -> None:
+    assert "not complete" not in page.text
+
+
+def test_recipe_with_few_stages(builder, tmp_path: Path) -> None:
+    recipe = "name: text only\nstages:\n  prepare: {corpus: stdlib-docs}\n"
+    few = type(builder)(tmp_path / "few", recipe).all()
+    page = Page(render(collect(few.run_dir.path)))
+    assert "text only" in page.text
+    assert page.table("Processes")[1][0] == "prepare"
+
+
+def test_long_curves_are_thinned() -> None:
+    long = Curve(list(range(1, 10_001)), [float(step) for step in range(1, 10_001)])
+    short = thinned(long)
+    assert len(short.steps) <= 240
+    assert short.steps[-1] == 10_000
+    assert short.losses[0] == pytest.approx(21.5)  # the mean of steps 1 to 42
+
+
+def test_mean_of_curves_takes_the_steps_they_share() -> None:
+    assert mean([Curve([1, 2, 3], [1.0, 2.0, 3.0]), Curve([2, 3], [4.0, 5.0])]) == Curve([2, 3], [3.0, 4.0])
+
+
+def test_plots_leave_the_settings_of_matplotlib_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    loss_plot([Line(Curve([1, 2], [2.0, 1.0]), 0)], 2, "x", "a loss")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_report_needs_no_torch() -> None:
+    code = "import sys, pipeline.report.page; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

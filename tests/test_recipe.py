@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.recipe import InputRef, load_recipe
+from pipeline.settings import LMAdaptSettings, PromptTuneSettings
+
+RECIPE = """\
+name: small
+seed: 7
+tasks:
+  tone:
+    data: rows
+    inputs: "{text}"
+    targets: "{label}"
+    labels: [good, bad]
+stages:
+  prepare:
+    corpus: text
+  pretrain:
+    uses: span_corrupt
+    init: {d_model: 64}
+    tokens: prepare
+    steps: 10
+  lm_adapt:
+    model: pretrain
+    tokens: prepare
+    steps: 20
+  prompt_tune:
+    task: tone
+    matrix:
+      model: [pretrain, lm_adapt@10, lm_adapt]
+      seed: [0, 1]
+  evaluate:
+    prompts: prompt_tune
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_recipe_becomes_cells(recipe: Path) -> None:
+    found = load_recipe(recipe)
+    assert [(name, len(cells)) for name, cells in found.stages.items()] == [
+        ("prepare", 1), ("pretrain", 1), ("lm_adapt", 1), ("prompt_tune", 6), ("evaluate", 1),
+    ]  # fmt: skip
+    adapt = found.stages["lm_adapt"][0]
+    assert isinstance(adapt.settings, LMAdaptSettings)
+    assert adapt.settings.seed == 7
+    assert adapt.inputs == {"model": InputRef(stage="pretrain"), "tokens": InputRef(stage="prepare")}
+    prompt = found.stages["prompt_tune"][2]
+    assert prompt.id == "model=lm_adapt@10,seed=0"
+    assert prompt.inputs["model"] == InputRef(stage="lm_adapt", step=10)
+    assert isinstance(prompt.settings, PromptTuneSettings)
+    assert prompt.settings.task.name == "tone"
+    assert prompt.settings.seed == 0
+    assert found.kept_steps("lm_adapt") == [10]
+    assert found.after("lm_adapt") == {"lm_adapt", "prompt_tune", "evaluate"}
+
+
+def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: Path) -> None:
+    found = load_recipe(recipe, ["lm_adapt.steps=99", "prompt_tune.seed=5", "tasks.tone.labels=[a, b, c]", "seed=3"])
+    again = tmp_path / "again.yaml"
+    again.write_text(found.text())
+    for loaded in (found, load_recipe(again)):
+        assert loaded.stages["lm_adapt"][0].settings.steps == 99  # type: ignore[attr-defined]
+        assert [cell.settings.seed for cell in loaded.stages["prompt_tune"]] == [5, 5, 5]
+        assert loaded.stages["prompt_tune"][0].settings.task.labels == ["a", "b", "c"]  # type: ignore[attr-defined]
+        assert loaded.stages["prepare"][0].settings.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    corpus: text", "    corpse: text", "small.yaml:11: stages.prepare.corpse: unknown key; did you mean `corpus`?"),
+        ("    steps: 20", "    steps: many", "small.yaml:20: stages.lm_adapt.steps: input should be a valid integer"),
+        ("    steps: 20", "    steps: -2", "small.yaml:20: stages.lm_adapt.steps: input should be greater than or equal to 0"),
+        ("init: {d_model: 64}", "init: {d_modle: 64}", "small.yaml:14: stages.pretrain.init.d_modle: unknown key; did you mean `d_model`?"),
+        ("uses: span_corrupt", "uses: span_corupt", "small.yaml:13: stages.pretrain.uses: there is no stage kind `span_corupt`; did you mean `span_corrupt`?"),
+        ("    model: pretrain\n", "    model: evaluate\n", "small.yaml:18: stages.lm_adapt.model: stage `evaluate` comes later"),
+        ("    model: pretrain\n", "    model: prepare\n", "small.yaml:18: stages.lm_adapt.model: needs a model, but stage `prepare` makes tokens"),
+        ("    task: tone", "    task: tune", "small.yaml:22: stages.prompt_tune.task: there is no task `tune` under `tasks:`; did you mean `tone`?"),
+        ("      seed: [0, 1]", "      seed: [0, 0]", "makes the cell model=pretrain,seed=0 twice"),
+        ("      seed: [0, 1]", "      seed: 4", "small.yaml:23: stages.prompt_tune.matrix: must map settings to lists"),
+        ("      seed: [0, 1]", "      sed: [0, 1]", "small.yaml:25: stages.prompt_tune.matrix.sed: unknown key; did you mean `seed`?"),
+        ("    inputs:", "    imputs:", "small.yaml:6: tasks.tone.imputs: unknown key; did you mean `inputs`?"),
+        ("name: small", "nam: small", "small.yaml:1: nam: unknown key; did you mean `name`?"),
+        ("seed: 7", "seed: seven", "small.yaml:2: seed: must be a whole number"),
+        ("    corpus: text", "    corpus: text\n    corpus: more", "small.yaml:12: stages.prepare.corpus: stands twice; the first is on line 11"),
+        ("    corpus: text", "    corpus: [text", "small.yaml:12: is not valid YAML"),
+        ("    init: {d_model: 64}\n", "", "small.yaml:12: stages.pretrain: give either `model`"),
+        ("    corpus: text", "    {}", "stages.prepare.corpus: is required and has no value"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, message: str) -> None:
+    assert RECIPE.count(old) == 1
+    recipe.write_text(RECIPE.replace(old, new))
+    with pytest.raises(InputError) as error:
+        load_recipe(recipe)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lm_adapt.stepz=3", "--set: stages.lm_adapt.stepz: unknown key; did you mean `steps`?"),
+        ("lm_adapted.steps=3", "--set lm_adapted.steps=3: there is no stage `lm_adapted`; did you mean `lm_adapt`?"),
+        ("lm_adapt.steps", "--set lm_adapt.steps: must look like stage.key=value"),
+    ],
+)
+def test_a_wrong_override_is_named(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("?", r"\?")):
+        load_recipe(recipe, [override])
+
+
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")

@@ -1,0 +1,33 @@
+"""One thread: these tests are many tiny operations. And the small run that the tests of the loop share."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def small_run() -> ModuleType:
+    """tests/training/small_run.py as a module: a real training run of a model with a few hundred weights."""
+    path = Path(__file__).with_name("small_run.py")
+    spec = importlib.util.spec_from_file_location("small_run", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["small_run"] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,207 @@
+"""The loop: exact after kills, independent of microbatches, ranks and calls, clear when it must stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import pipeline
+from pipeline.errors import InputError, Interrupted
+from pipeline.training.batch import prefetch
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.loop import dropout_seed
+from pipeline.training.state import TrainState
+from pipeline.training.stop import StopSignal
+
+ROOT = Path(pipeline.__file__).parents[1]
+SMALL_RUN = Path(__file__).with_name("small_run.py")
+TIMES = {"elapsed_s", "tokens_per_second"}
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    """Metrics without what a clock says."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def last_tensors(directory: Path, step: int) -> dict[str, torch.Tensor]:
+    return Checkpoints(directory / "checkpoints", "dropout 0.1").at(step).tensors()
+
+
+def assert_same_bits(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert ones.keys() == others.keys()
+    for name, one in ones.items():
+        assert torch.equal(one, others[name]), name
+
+
+def command(directory: Path, settings: dict[str, Any], *more: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    return [sys.executable, *launcher, str(SMALL_RUN), str(directory), json.dumps(settings), *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize(("optimizer", "precision"), [("adafactor", "fp32"), ("adafactor", "bf16"), ("adamw", "fp32")])
+def test_a_run_in_pieces_ends_with_the_bits_of_a_run_in_one(
+    small_run: ModuleType, tmp_path: Path, optimizer: str, precision: str
+) -> None:
+    """Restored in the middle of a log interval, and between two checkpoints."""
+    whole: TrainState = small_run.run(tmp_path / "whole", steps=20, optimizer=optimizer, precision=precision)
+    for steps in (5, 6, 13, 20):
+        pieces: TrainState = small_run.run(tmp_path / "pieces", steps=steps, optimizer=optimizer, precision=precision)
+    assert_same_bits(whole.tensors(), pieces.tensors())
+    assert rows(tmp_path / "whole") == rows(tmp_path / "pieces")
+    assert [row["step"] for row in rows(tmp_path / "whole")] == [0, 4, 6, 8, 12, 12, 16, 18, 20]
+    assert pieces.elapsed > 0
+
+
+def test_many_kills_at_any_moment_change_no_bit(small_run: ModuleType, tmp_path: Path) -> None:
+    """Every step is saved, and each kill comes up to 50 ms after a save: in steps, in saves, in pruning."""
+    settings = {"steps": 150, "checkpoint_every": 1}
+    small_run.run(tmp_path / "whole", steps=150)
+    delays = [str(0.05 * (k * 0.618 % 1)) for k in range(20)]
+    done = subprocess.run(
+        command(tmp_path / "killed", settings, "--kills", *delays),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(delays)
+    assert_same_bits(last_tensors(tmp_path / "whole", 150), last_tensors(tmp_path / "killed", 150))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def test_where_a_call_ends_changes_nothing(small_run: ModuleType, tmp_path: Path) -> None:
+    whole = small_run.run(tmp_path / "whole", steps=12)
+    stages = small_run.run(tmp_path / "calls", steps=12, stops=(5, 5, 7))
+    assert_same_bits(whole.tensors(), stages.tensors())
+    assert rows(tmp_path / "whole") == rows(tmp_path / "calls")
+
+
+def test_resuming_at_a_chosen_step_takes_the_same_path_again(small_run: ModuleType, tmp_path: Path) -> None:
+    first = small_run.run(tmp_path, steps=14, keep_steps=(6,))
+    before = rows(tmp_path)
+    again = small_run.run(tmp_path, steps=14, at=6)
+    assert_same_bits(first.tensors(), again.tensors())
+    assert rows(tmp_path) == before
+
+
+def test_microbatches_change_the_sum_by_rounding_only(small_run: ModuleType, tmp_path: Path) -> None:
+    states = [small_run.run(tmp_path / str(size), steps=10, dropout=0.0, microbatch_size=size) for size in (0, 1, 3)]
+    for name, p in states[0].trained.items():
+        for other in states[1:]:
+            assert torch.allclose(p, other.trained[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_only_what_trains_moves_and_is_saved(small_run: ModuleType, tmp_path: Path) -> None:
+    state = small_run.run(tmp_path, steps=3)
+    assert torch.equal(state.model.frozen, torch.ones(3))
+    assert not [name for name in state.tensors() if "frozen" in name]
+    assert len(state.trained) == 7
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
+    seeds = {dropout_seed(seed, step, rank) for seed in range(10) for step in range(100) for rank in range(4)}
+    assert len(seeds) == 4000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert dropout_seed(1, 2, 3) == dropout_seed(1, 2, 3)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
+    small_run: ModuleType, tmp_path: Path, log_every: int
+) -> None:
+    with pytest.raises(InputError, match="step 8: the loss is not finite"):
+        small_run.run(tmp_path, steps=20, poison=7, log_every=log_every)
+    assert Checkpoints(tmp_path / "checkpoints", "dropout 0.1").steps() == [3, 6]
+    mended = small_run.run(tmp_path, steps=20)
+    assert_same_bits(mended.tensors(), small_run.run(tmp_path / "whole", steps=20).tensors())
+
+
+def test_a_signal_finishes_the_step_saves_and_leaves(small_run: ModuleType, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        small_run.run(tmp_path, steps=20, checkpoint_every=100, signal_at=8)
+    assert caught.value.exit_code == 143
+    assert caught.value.step == 8
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert_same_bits(small_run.run(tmp_path, steps=20).tensors(), small_run.run(tmp_path / "whole", steps=20).tensors())
+
+
+def test_the_first_signal_counts_and_repeats_do_no_harm() -> None:
+    with StopSignal() as stop:
+        assert stop.signum == 0
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), signum)
+        assert stop.signum == signal.SIGINT
+
+
+def test_another_model_or_other_settings_are_refused(small_run: ModuleType, tmp_path: Path) -> None:
+    state = small_run.run(tmp_path, steps=3)
+    with pytest.raises(InputError, match=r"fingerprint dropout 0\.1, now dropout 0\.5"):
+        small_run.run(tmp_path, steps=3, dropout=0.5)
+    tensors = state.tensors()
+    bad = {**tensors, "model/out.bias": torch.ones(2)}
+    with pytest.raises(InputError, match=r"out\.bias has shape \[2\], not \[23\]"):
+        state.load(3, bad, state.scalars())
+    with pytest.raises(InputError, match=r"out\.bias is missing"):
+        state.load(3, {name: t for name, t in tensors.items() if name != "model/out.bias"}, state.scalars())
+    with pytest.raises(InputError, match="stranger is not in this model"):
+        state.load(3, {**tensors, "model/stranger": torch.ones(2)}, state.scalars())
+
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+
+
+def test_two_processes_take_the_steps_of_one(small_run: ModuleType, tmp_path: Path) -> None:
+    """Odd batches of unequal lengths under `accelerate launch` (`--multi_gpu` is its word for several processes).
+    SIGTERM reaches the second process alone, both stop after that step; one process goes on with what two began."""
+    settings = {"steps": 20, "dropout": 0.0, "signal_at": 15, "signal_rank": 1}
+    launched = subprocess.run(
+        command(tmp_path / "two", settings, launcher=LAUNCH),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert launched.returncode != 0
+    assert launched.stderr.count("stopped by SIGTERM after step 15, which is saved") == 2, launched.stderr
+    alone = small_run.run(tmp_path / "one", steps=15, dropout=0.0)
+    together = Checkpoints(tmp_path / "two" / "checkpoints", "dropout 0.0").at(15).tensors()
+    for name, p in alone.trained.items():
+        assert (p - together[f"model/{name}"]).norm() <= 1e-6 * p.norm(), name
+    alone = small_run.run(tmp_path / "one", steps=20, dropout=0.0)
+    resumed = small_run.run(tmp_path / "two", steps=20, dropout=0.0)
+    for name, p in alone.trained.items():
+        assert (p - resumed.trained[name]).norm() <= 2e-6 * p.norm(), name
+    for mine, theirs in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+
+
+def test_batches_are_made_ahead_in_order_and_their_errors_arrive() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 5:
+            raise InputError("shard 3 is gone")
+        return step
+
+    ahead = prefetch(make, range(10), ahead=2)
+    assert next(ahead) == 0
+    with pytest.raises(InputError, match="shard 3"):
+        list(ahead)
+    assert made[:6] == list(range(6))

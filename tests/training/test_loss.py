@@ -1,0 +1,64 @@
+"""The loss against torch's cross entropy in float64, and its parts against the whole."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.training.loss import batch_losses, token_loss
+
+
+def logits_and_targets(batch: int = 3, length: int = 5, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits_BTV = torch.randn(batch, length, vocabulary, generator=generator) * 5
+    targets_BT = torch.randint(1, vocabulary, (batch, length), generator=generator)
+    targets_BT[0, 3:] = 0
+    targets_BT[2, 1:] = 0
+    return logits_BTV, targets_BT
+
+
+def test_token_loss_is_cross_entropy_with_z_loss() -> None:
+    logits_BTV, targets_BT = logits_and_targets()
+    exact = logits_BTV.double()
+    cross_entropy = F.cross_entropy(exact.transpose(1, 2), targets_BT, reduction="none")
+    expected = cross_entropy + 1e-4 * torch.log(torch.exp(exact).sum(-1)) ** 2
+    found = token_loss(logits_BTV, targets_BT, z_loss=1e-4)
+    real = targets_BT != 0
+    assert torch.allclose(found[real].double(), expected[real], rtol=1e-6, atol=1e-6)
+    assert found.dtype == torch.float32
+    assert (found[~real] == 0).all()
+
+
+def test_padding_is_never_trained_on() -> None:
+    logits_BTV, targets_BT = logits_and_targets()
+    logits_BTV.requires_grad_()
+    token_loss(logits_BTV, targets_BT, z_loss=1e-4).sum().backward()
+    assert logits_BTV.grad is not None
+    assert (logits_BTV.grad[targets_BT == 0] == 0).all()
+    assert (logits_BTV.grad[targets_BT != 0] != 0).any(dim=-1).all()
+
+
+def test_bf16_logits_are_summed_in_fp32() -> None:
+    logits_BTV, targets_BT = logits_and_targets()
+    narrow = logits_BTV.bfloat16()
+    assert torch.equal(token_loss(narrow, targets_BT, 1e-4), token_loss(narrow.float(), targets_BT, 1e-4))
+
+
+def test_the_losses_of_microbatches_add_up_to_the_mean_over_the_target_tokens_of_the_whole() -> None:
+    logits_BTV, targets_BT = logits_and_targets()
+    loss_BT = token_loss(logits_BTV, targets_BT)
+    weights_B = torch.full((3,), 1 / int((targets_BT != 0).sum()))
+    prompt_B = torch.zeros(3, dtype=torch.long)
+    whole = batch_losses(loss_BT, weights_B, prompt_B)
+    parts = sum(batch_losses(loss_BT[i : i + 1], weights_B[i : i + 1], prompt_B[i : i + 1]) for i in range(3))
+    assert torch.allclose(whole, loss_BT[targets_BT != 0].mean())
+    assert torch.allclose(whole, torch.as_tensor(parts))
+
+
+def test_the_loss_of_a_prompt_counts_its_own_rows_only() -> None:
+    loss_BT = torch.tensor([[1.0], [10.0], [100.0], [1000.0]], requires_grad=True)
+    losses_C = batch_losses(loss_BT, torch.tensor([1.0, 0.5, 1.0, 1.0]), torch.tensor([2, 0, 2, 1]), prompts=4)
+    assert losses_C.tolist() == [5.0, 1000.0, 101.0, 0.0]
+    losses_C[2].backward()
+    assert loss_BT.grad is not None
+    assert loss_BT.grad.flatten().tolist() == [1.0, 0.0, 1.0, 0.0]

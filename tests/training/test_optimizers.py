@@ -1,0 +1,257 @@
+"""Adafactor and AdamW against float64 NumPy written from the formulas, and against transformers and torch where the
+definitions agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers.optimization import Adafactor as TransformersAdafactor
+
+from pipeline.training.optimizers import (
+    Adafactor,
+    AdamW,
+    factored_dims,
+    model_optimizer,
+    prompt_optimizer,
+    set_learning_rate,
+)
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def rms(x: Array) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
+class Reference:
+    """Adafactor for one tensor, in float64, from PAPER_FACTS §5 / T5X: written for reading, dimension by dimension."""
+
+    def __init__(self, weight: Array, *, scaled: bool, decay: float, min_dim: float, clipping: float = 1.0) -> None:
+        self.w = weight.astype(np.float64)
+        self.scaled, self.decay, self.min_dim, self.clipping = scaled, decay, min_dim, clipping
+        self.t = 0
+        self.v: Any = 0.0
+        self.row: Any = 0.0
+        self.column: Any = 0.0
+
+    def step(self, g: Array, lr: float) -> None:
+        self.t += 1
+        beta2 = 1 - self.t**-0.8
+        g2 = g**2 + 1e-30
+        order = np.argsort(g.shape, kind="stable")
+        if g.ndim >= 2 and g.shape[order[-2]] >= self.min_dim:
+            second, largest = int(order[-2]), int(order[-1])
+            self.row = beta2 * self.row + (1 - beta2) * g2.mean(axis=largest, keepdims=True)
+            self.column = beta2 * self.column + (1 - beta2) * g2.mean(axis=second, keepdims=True)
+            v = self.row * self.column / self.row.mean(axis=second, keepdims=True)
+        else:
+            self.v = beta2 * self.v + (1 - beta2) * g2
+            v = self.v
+        u = g / np.sqrt(v)
+        u = u / max(1.0, rms(u) / self.clipping)
+        scale = max(1e-3, rms(self.w)) if self.scaled else 1.0
+        self.w = self.w * (1 - self.decay) - lr * scale * u
+
+
+def rate(step: int) -> float:
+    return 0.3 / (1 + step) ** 0.25
+
+
+def gradients(shape: tuple[int, ...], steps: int, seed: int) -> Iterator[Array]:
+    """Gradients whose size changes by orders of magnitude between entries and between steps, sometimes exactly 0."""
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.uniform(-4, 2, shape)
+    for step in range(steps):
+        g = rng.normal(size=shape) * scale * 10.0 ** rng.uniform(-3, 3)
+        yield np.where(rng.random(shape) < 0.1, 0.0, g) if step % 3 else g
+
+
+SHAPES = [(7,), (1,), (130, 200), (200, 130), (128, 128), (127, 300), (8, 4), (130, 3, 140), (4, 160, 131)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance", "steps"), [(torch.float64, 1e-11, 60), (torch.float32, 2e-5, 60)])
+@pytest.mark.parametrize(("scaled", "decay"), [(True, 0.0), (False, 1e-5), (True, 0.01)])
+def test_adafactor_equals_the_formulas_step_by_step(
+    dtype: torch.dtype, tolerance: float, steps: int, scaled: bool, decay: float
+) -> None:
+    rng = np.random.default_rng(0)
+    starts = [rng.normal(size=shape) * 10.0 ** rng.uniform(-5, 1) for shape in SHAPES]
+    references = [Reference(start, scaled=scaled, decay=decay, min_dim=128) for start in starts]
+    params = [nn.Parameter(torch.tensor(start, dtype=dtype)) for start in starts]
+    optimizer = Adafactor(params, weight_decay=decay, parameter_scaling=scaled)
+    streams = [gradients(shape, steps, seed) for seed, shape in enumerate(SHAPES)]
+    for step, round_of_gradients in enumerate(zip(*streams, strict=True)):
+        set_learning_rate(optimizer, rate(step))
+        for p, reference, g in zip(params, references, round_of_gradients, strict=True):
+            p.grad = torch.tensor(g, dtype=dtype)
+            reference.step(g, rate(step))
+        optimizer.step()
+        for p, reference in zip(params, references, strict=True):
+            np.testing.assert_allclose(
+                p.detach().numpy(), reference.w, rtol=0, atol=tolerance * max(1, abs(reference.w).max())
+            )
+
+
+def test_many_small_chunks_give_the_same_bits_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> list[torch.Tensor]:
+        params = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+        optimizer = model_optimizer("adafactor", params)
+        streams = [gradients(shape, 3, seed) for seed, shape in enumerate(SHAPES)]
+        for round_of_gradients in zip(*streams, strict=True):
+            set_learning_rate(optimizer, 0.1)
+            for p, g in zip(params, round_of_gradients, strict=True):
+                p.grad = torch.tensor(g, dtype=torch.float32)
+            optimizer.step()
+        return [p.detach() for p in params]
+
+    together = run()
+    monkeypatch.setattr("pipeline.training.optimizers.ELEMENTS_AT_ONCE", 1000)
+    for one, other in zip(together, run(), strict=True):
+        assert torch.equal(one, other)
+
+
+LENGTHS = [1, 20, 5, 150, 1, 64]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_every_prompt_of_a_bank_moves_as_if_it_were_alone(dtype: torch.dtype, tolerance: float, scaled: bool) -> None:
+    """150×130 would be factored by itself under T5X's rule; prompts never are."""
+    d_model, decay = 130, 1e-5
+    rng = np.random.default_rng(1)
+    starts = [rng.normal(size=(length, d_model)) * 10.0 ** (i - 2) for i, length in enumerate(LENGTHS)]
+    references = [Reference(start, scaled=scaled, decay=decay, min_dim=np.inf) for start in starts]
+    rows_RD = nn.Parameter(torch.tensor(np.concatenate(starts), dtype=dtype))
+    row_prompt_R = torch.tensor(np.repeat(np.arange(len(LENGTHS)), LENGTHS))
+    optimizer = Adafactor(
+        [{"params": [rows_RD], "segments": row_prompt_R}], weight_decay=decay, parameter_scaling=scaled
+    )
+    streams = [gradients(start.shape, 80, seed) for seed, start in enumerate(starts)]
+    for step, gs in enumerate(zip(*streams, strict=True)):
+        set_learning_rate(optimizer, rate(step))
+        rows_RD.grad = torch.tensor(np.concatenate(gs), dtype=dtype)
+        optimizer.step()
+        for reference, g in zip(references, gs, strict=True):
+            reference.step(g, rate(step))
+    prompts = np.split(rows_RD.detach().numpy(), np.cumsum(LENGTHS)[:-1])
+    for reference, found in zip(references, prompts, strict=True):
+        np.testing.assert_allclose(found, reference.w, rtol=0, atol=tolerance * max(1, abs(reference.w).max()))
+
+
+def test_a_prompt_in_company_has_the_same_bits_as_alone() -> None:
+    def run(lengths: list[int], streams: list[list[Array]]) -> list[torch.Tensor]:
+        rows_RD = nn.Parameter(torch.ones(sum(lengths), 16))
+        optimizer = prompt_optimizer(
+            "adafactor", rows_RD, torch.repeat_interleave(torch.tensor(lengths)), weight_decay=1e-5
+        )
+        for gs in zip(*streams, strict=True):
+            set_learning_rate(optimizer, 0.3)
+            rows_RD.grad = torch.tensor(np.concatenate(gs), dtype=torch.float32)
+            optimizer.step()
+        return list(rows_RD.detach().split(lengths))
+
+    streams = [list(gradients((length, 16), 30, seed)) for seed, length in enumerate(LENGTHS)]
+    for prompt, in_company in enumerate(run(LENGTHS, streams)):
+        assert torch.equal(in_company, run([LENGTHS[prompt]], [streams[prompt]])[0])
+
+
+def test_prompt_optimizers_keep_one_or_two_numbers_for_each_of_a_prompt() -> None:
+    rows_RD = nn.Parameter(torch.ones(sum(LENGTHS), 32))
+    row_prompt_R = torch.repeat_interleave(torch.tensor(LENGTHS))
+    for name, numbers in (("adafactor", 1), ("adamw", 2)):
+        optimizer = prompt_optimizer(name, rows_RD, row_prompt_R)
+        rows_RD.grad = torch.ones_like(rows_RD)
+        optimizer.step()
+        state = [value for value in optimizer.state[rows_RD].values() if value.ndim]
+        assert sum(value.numel() for value in state) == numbers * rows_RD.numel()
+
+
+def test_a_matrix_of_a_model_is_factored() -> None:
+    weight = nn.Parameter(torch.ones(256, 512))
+    optimizer = model_optimizer("adafactor", [weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert sum(value.numel() for value in optimizer.state[weight].values()) == 256 + 512 + 1
+    assert factored_dims((127, 512), 128) is None
+    assert factored_dims((512,), 128) is None
+    assert factored_dims((512, 512), None) is None
+
+
+def test_the_clipped_update_holds_a_rate_of_0_3() -> None:
+    """torch's Adafactor caps the rate at 1/√t: after 100 steps of one sign a weight would have moved by less than 20."""
+    weight = nn.Parameter(torch.zeros(3, 4))
+    optimizer = prompt_optimizer("adafactor", weight, torch.zeros(3, dtype=torch.long))
+    for _ in range(100):
+        set_learning_rate(optimizer, 0.3)
+        weight.grad = torch.full_like(weight, 1e-4)
+        optimizer.step()
+    assert torch.allclose(weight, torch.full_like(weight, -30.0), rtol=1e-5)
+
+
+def test_a_bank_without_its_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt of each row"):
+        prompt_optimizer("adafactor", nn.Parameter(torch.ones(4, 2)), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="`sgd`"):
+        model_optimizer("sgd", [nn.Parameter(torch.ones(1))])
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_adafactor_equals_that_of_transformers_where_every_matrix_is_factored_and_nothing_decays(scaled: bool) -> None:
+    shapes = [(9,), (6, 5), (5, 6), (3, 4, 5)]
+    ours, theirs = ([nn.Parameter(torch.full(shape, 0.7)) for shape in shapes] for _ in range(2))
+    mine = Adafactor(ours, parameter_scaling=scaled, min_dim_to_factor=1)
+    other = TransformersAdafactor(theirs, lr=0.1, scale_parameter=scaled, relative_step=False, warmup_init=False)
+    streams = [gradients(shape, 40, seed) for seed, shape in enumerate(shapes)]
+    for gs in zip(*streams, strict=True):
+        set_learning_rate(mine, 0.1)
+        for p, q, g in zip(ours, theirs, gs, strict=True):
+            p.grad, q.grad = torch.tensor(g, dtype=torch.float32), torch.tensor(g, dtype=torch.float32)
+        mine.step()
+        other.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.allclose(p, q, rtol=2e-5, atol=2e-6)
+
+
+def test_adamw_equals_the_formulas_and_decays_whatever_the_rate() -> None:
+    rng = np.random.default_rng(2)
+    w = rng.normal(size=(5, 3))
+    p = nn.Parameter(torch.tensor(w))
+    optimizer = model_optimizer("adamw", [p], weight_decay=0.02)
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(gradients((5, 3), 60, 3), start=1):
+        lr = 0.0 if t == 7 else rate(t)
+        set_learning_rate(optimizer, lr)
+        p.grad = torch.tensor(g)
+        optimizer.step()
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        w = w * (1 - 0.02) - lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-9, atol=1e-12)
+
+
+def test_adamw_is_torchs_where_decay_is_divided_by_the_rate() -> None:
+    ours, theirs = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    mine, other = AdamW([ours], weight_decay=1e-3), torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
+    for g in gradients((4, 4), 20, 4):
+        set_learning_rate(mine, 0.01)
+        ours.grad = theirs.grad = torch.tensor(g, dtype=torch.float32)
+        mine.step()
+        other.step()
+    assert torch.allclose(ours, theirs, rtol=1e-6)
+
+
+def test_parameters_without_a_gradient_stay_as_they_are() -> None:
+    for name in ("adafactor", "adamw"):
+        still, moving = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+        optimizer = model_optimizer(name, [still, moving], weight_decay=0.1)
+        set_learning_rate(optimizer, 0.1)
+        moving.grad = torch.ones_like(moving)
+        optimizer.step()
+        assert torch.equal(still, torch.ones(2, 2))
+        assert not optimizer.state[still]
+        assert moving.max() < 0.9
