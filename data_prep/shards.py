@@ -109,30 +109,33 @@ def write_tokens(
 
     dtype = _dtype(vocabulary.size)
     current = _OpenShard(directory, len(shards), dtype, settings)
-    for batch in _batches(islice(iter(documents), read, None)):
-        for document, ids in zip(batch, vocabulary.encode_batch([d.text for d in batch]), strict=True):
-            index = read
-            read += 1
-            reason = EMPTY if not ids else KEPT_OUT if kept_out.found_in(document.text) else None
-            if reason is not None:
-                dropped[reason] += 1
-                current.dropped[reason] += 1
-                continue
-            total += 1
-            tokens += len(ids)
-            current.add(_split_of(seed, index, validation_fraction), ids)
-            if current.tokens >= shard_tokens:
-                shards.append(current.close(read))
-                current = _OpenShard(directory, len(shards), dtype, settings)
-        if on_progress is not None:
-            on_progress(Written(total, tokens, dict(dropped)))
-    if current.tokens or current.dropped:
-        shards.append(current.close(read))
-    else:
-        current.discard()
+    try:
+        for batch in _batches(islice(iter(documents), read, None)):
+            for document, ids in zip(batch, vocabulary.encode_batch([d.text for d in batch]), strict=True):
+                index = read
+                read += 1
+                reason = EMPTY if not ids else KEPT_OUT if kept_out.found_in(document.text) else None
+                if reason is not None:
+                    dropped[reason] += 1
+                    current.dropped[reason] += 1
+                    continue
+                total += 1
+                tokens += len(ids)
+                current.add(_split_of(seed, index, validation_fraction), ids)
+                if current.tokens >= shard_tokens:
+                    shards.append(current.close(read))
+                    current = _OpenShard(directory, len(shards), dtype, settings)
+            if on_progress is not None:
+                on_progress(Written(total, tokens, dict(dropped)))
+        if current.tokens or current.dropped:
+            shards.append(current.close(read))
+        else:
+            current.discard()
+    finally:
+        current.release()
 
     if read == 0:
-        raise InputError(f"the corpus is empty{_named(description)}: give one that holds text")
+        raise InputError(f"the corpus{_named(description)} is empty: give one that holds text")
     if not any(shard["train"]["documents"] for shard in shards):
         why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
         raise InputError(
@@ -191,9 +194,12 @@ class _OpenShard:
         return shard
 
     def discard(self) -> None:
+        self.release()
+        shutil.rmtree(self.temporary)
+
+    def release(self) -> None:
         for file in self.files.values():
             file.close()
-        shutil.rmtree(self.temporary)
 
 
 def _whole_shards(directory: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

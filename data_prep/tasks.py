@@ -41,7 +41,7 @@ _SUFFIXES = tuple(
 class Template:
     """Text with {field} for a row's fields; {a.b} looks into a nested object, {{ and }} are braces.
 
-    >>> Template("sentence: {text}").render(Row({"text": "Fine."}, "train.jsonl:1"))
+    >>> Template("sentence: {text}", "inputs").render(Row({"text": "Fine."}, "train.jsonl:1"))
     'sentence: Fine.'
     """
 

@@ -106,9 +106,9 @@ class Vocabulary:
     def train(cls, texts: Iterable[str], size: int, sentinels: int = SENTINELS) -> Vocabulary:
         """A unigram vocabulary of `size` pieces (sentinels not counted), the same bytes for the same texts.
 
-        nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos, as T5's own; scores in multiples of 1/256,
-        for which other tokenizers agree (data_prep.sentencepiece_model). SentencePiece holds its
-        training text in memory, so give it a part of a large corpus. InputError if the text is too small for `size`.
+        nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos, as T5's own; scores are multiples of
+        1/256, on which other tokenizers agree (data_prep.sentencepiece_model). SentencePiece holds its training text in
+        memory, so give it a part of a large corpus. InputError if the text is too small for `size`.
         """
         trained = io.BytesIO()
         try:
@@ -192,8 +192,8 @@ class Vocabulary:
         """
         if self.size > rows:
             raise InputError(
-                f"{model}: the vocabulary has {self.size:,} ids and the model {rows:,} embedding rows; use the vocabulary"
-                " that the model was trained with"
+                f"{model}: the vocabulary has {self.size:,} ids and the model {rows:,} embedding rows;"
+                " use the vocabulary that the model was trained with"
             )
         own = Path(model) / _MODEL_FILE
         if own.is_file() and own.read_bytes() != self.model:

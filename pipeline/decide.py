@@ -51,14 +51,14 @@ def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str
         cell.settings, {n: _digests(r) for n, r in inputs.items()}, run_dir.digests, _task_data(cell, earlier)
     )
     found = fingerprint(described)
-    decision = Decision(cell, "run", "not run yet", found, described, inputs)
+    wanted = wanted_steps(recipe, cell)
+    decision = Decision(cell, "run", "not run yet", found, described, inputs, steps_wanted=wanted)
     begun = manifest or started
     if begun is not None and begun.fingerprint != found:
         decision.reason = "; ".join(differences(begun.parts, described)) or "its settings changed"
         decision.replaces = begun.fingerprint
         return decision
 
-    wanted = wanted_steps(recipe, cell)
     if manifest is not None:
         missing = [step for step in wanted if not _published(manifest, step)]
         changed = changed_files(run_dir.cell(cell), manifest)
@@ -67,10 +67,10 @@ def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str
             return decision
         decision.steps_wanted = wanted if changed else missing
         decision.action = "continue"
-        decision.reason = "; ".join(changed[:3]) if changed else _say_steps(manifest, missing)
+        decision.reason = "; ".join(f"{name} {what}" for name, what in list(changed.items())[:3])
+        decision.reason = decision.reason or _say_steps(manifest, missing)
         return decision
 
-    decision.steps_wanted = wanted
     if started is not None:
         decision.action, decision.reason = "continue", "was begun and did not finish"
     return decision

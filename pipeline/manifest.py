@@ -70,6 +70,9 @@ class Manifest(Started):
     finished: str
     seconds: float
 
+    def all_outputs(self) -> list[OutputRecord]:
+        return [*self.outputs.values(), *self.steps_published.values()]
+
 
 def read(directory: Path) -> Manifest | None:
     """The manifest of a cell's directory; None where the cell has not been finished.
@@ -114,18 +117,30 @@ def record_files(directory: Path, outputs: list[str]) -> dict[str, FileRecord]:
     return found
 
 
-def changed_files(directory: Path, manifest: Manifest) -> list[str]:
-    """Files that are missing or have another size or modification time: the quick look of every run."""
-    changed = []
+def changed_files(directory: Path, manifest: Manifest) -> dict[str, str]:
+    """Files that are not as they were published, and what is wrong with them: the quick look of every run.
+
+    Size and modification time are trusted. A file with another time alone (a copied run) is read: its bytes decide.
+    """
+    changed = {}
     for name, record in manifest.files.items():
         try:
             stat = (directory / name).stat()
         except FileNotFoundError:
-            changed.append(f"{name} is missing")
+            changed[name] = "is missing"
             continue
-        if (stat.st_size, stat.st_mtime_ns) != (record.size, record.mtime_ns):
-            changed.append(f"{name} was changed")
+        same_bytes = stat.st_mtime_ns == record.mtime_ns or blocks(directory / name) == record.blocks
+        if stat.st_size != record.size or not same_bytes:
+            changed[name] = "was changed"
     return changed
+
+
+def renew_times(directory: Path, manifest: Manifest) -> None:
+    """Take on the modification times of files whose bytes are those that were published, so they are not read again."""
+    for name, record in manifest.files.items():
+        record.mtime_ns = (directory / name).stat().st_mtime_ns
+    if read(directory) != manifest:
+        write(directory, manifest)
 
 
 def damaged_files(directory: Path, manifest: Manifest) -> list[str]:

@@ -11,6 +11,7 @@ from pipeline.decide import Decision, decide
 from pipeline.errors import BAD_INPUT, InputError
 from pipeline.files import write_text
 from pipeline.launch import launch
+from pipeline.manifest import renew_times
 from pipeline.recipe import Recipe
 from pipeline.run_dir import RunDir, lock
 from pipeline.validation import nearest
@@ -49,7 +50,12 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             )
             if code != 0:
                 return _failed(name, code, message)
-        done = all(d.action == "done" for d in decide(recipe, run_dir) if d.cell.stage in names)
+        left = [d for d in decide(recipe, run_dir) if d.cell.stage in names]
+        done = all(d.action == "done" for d in left)
+        for decision in left:
+            manifest = run_dir.manifest(decision.cell)
+            if decision.action == "done" and manifest is not None:
+                renew_times(run_dir.cell(decision.cell), manifest)
         if not ran and done:
             say(f"nothing to do: all {len(names)} stages in {run_dir.path} are done and match the recipe")
         else:

@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -311,8 +312,18 @@ def _run_job(
 
 
 def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> None:
-    """Results of other settings: moved aside under a recipe, refused in a directory that was named by hand."""
-    if cell.decision.replaces is None or not cell.directory.exists():
+    """Clear what stands in the way of a cell.
+
+    Outputs that are not as they were published are removed, to be made again. Results of other settings are moved aside
+    under a recipe, and refused in a directory that was named by hand.
+    """
+    if cell.decision.replaces is None:
+        before = manifests.read(cell.directory)
+        if before is None:
+            return
+        for name in manifests.changed_files(cell.directory, before):
+            place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
+            shutil.rmtree(cell.directory / place, ignore_errors=True)
         return
     begun = manifests.read(cell.directory) or manifests.read_started(cell.directory)
     assert begun is not None
@@ -409,6 +420,7 @@ def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
     Raises:
         InputError: an engine was asked for that this stage does not run on.
     """
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
@@ -419,8 +431,18 @@ def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise InputError(f"trackers: {tracker} is not installed; pip install 't5-pipeline[trackers]'") from None
-    accelerator = Accelerator(log_with=list(trackers) or None, project_dir=str(directory) if trackers else None)
+    # `accelerate launch` names the place where several processes meet even where it then starts a single one.
+    if "WORLD_SIZE" not in os.environ and {"MASTER_ADDR", "ACCELERATE_DYNAMO_MODE"} <= os.environ.keys():
+        raise InputError(
+            "accelerate started one process where its configuration asks for several; on the CPU several need"
+            " `distributed_type: MULTI_GPU`, as in accelerate_configs/cpu_ddp.yaml"
+        )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        cpu=asked > 1 and not torch.cuda.is_available(),  # else processes that find no GPU train apart, each alone
+        log_with=list(trackers) or None,
+        project_dir=str(directory) if trackers else None,
+    )
     if accelerator.num_processes != asked:
         raise InputError(
             f"the launcher asked for {asked} processes and each got a world of {accelerator.num_processes}; check the"

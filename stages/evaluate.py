@@ -15,7 +15,6 @@ Run: accelerate launch stages/evaluate.py --prompts runs/sst2 --output-dir runs/
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -33,29 +32,37 @@ from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt
 from pipeline.settings import EvaluateSettings, TaskSettings
 from pipeline.stage import Artifact, Stage, log, main
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.progress import Progress
 
 SAMPLES = 20
 
 
 def evaluate(stage: Stage[EvaluateSettings]) -> None:
-    began = time.monotonic()
     prompts = [(artifact, Prompt.load(artifact.path)) for artifact in stage.inputs("prompts")]
     for _, prompt in prompts:
         check_metrics(prompt.info.task.metrics, prompt.info.task.labels, prompt.info.task.name)
+    models = list(dict.fromkeys(prompt.info.base_model_digest for _, prompt in prompts))
+
     rows: list[dict[str, Any]] = []
-    for model_digest in dict.fromkeys(prompt.info.base_model_digest for _, prompt in prompts):
-        rows += score_on_one_model(stage, [p for p in prompts if p[1].info.base_model_digest == model_digest])
-    scores = {"rows": rows, "seconds": round(time.monotonic() - began, 1)}
-    text = json.dumps(scores, indent=1, ensure_ascii=False)
+    with MetricsLog(stage.directory / "metrics.jsonl") as metrics, Progress(stage.name, None, unit="example") as bar:
+        metrics.truncate_after(-1)
+        for digest in models:
+            rows += score_on_one_model(
+                stage, [p for p in prompts if p[1].info.base_model_digest == digest], bar, metrics
+            )
 
     def write(directory: Path) -> None:
+        text = json.dumps({"rows": rows, "seconds": round(stage.seconds, 1)}, indent=1, ensure_ascii=False)
         (directory / "scores.json").write_text(text, encoding="utf-8")
 
-    stage.cells[0].facts.update(prompts=len(prompts), models=len({p.info.base_model_digest for _, p in prompts}))
+    stage.cells[0].facts.update(prompts=len(prompts), models=len(models))
     stage.publish("scores", write)
 
 
-def score_on_one_model(stage: Stage[EvaluateSettings], prompts: list[tuple[Artifact, Prompt]]) -> list[dict[str, Any]]:
+def score_on_one_model(
+    stage: Stage[EvaluateSettings], prompts: list[tuple[Artifact, Prompt]], bar: Progress, metrics: MetricsLog
+) -> list[dict[str, Any]]:
     """Rows of all prompts that share a frozen T5, and of that T5 with none."""
     c, device = stage.config, stage.accelerator.device
     source = stage.model_of(prompts[0][0], prompts[0][1].info.base_model, prompts[0][1].info.base_model_digest)
@@ -63,46 +70,44 @@ def score_on_one_model(stage: Stage[EvaluateSettings], prompts: list[tuple[Artif
     vocabulary = Vocabulary.load(source.path)
     model = PromptedT5(t5, PromptBank([prompt.rows_PD for _, prompt in prompts])).to(device)
 
-    rows = []
-    done: set[str] = set()
+    def count(examples: int) -> None:
+        bar.advance(examples, {"examples_per_second": (bar.done + examples) / stage.seconds})
+
+    rows: list[dict[str, Any]] = []
     for index, (artifact, prompt) in enumerate(prompts):
         info = prompt.info
         task = Task.load(info.task)
         held_out = encode_task(
             task, c.split, vocabulary, info.max_input_length, info.max_target_length, info.sentinel, limit=c.limit
         )
+        label_ids = [ids.tolist() for ids in encode_labels(info.task.labels or [], vocabulary, info.sentinel)]
+        # An output longer than every label is no label, so decoding may stop there.
+        longest = max(map(len, label_ids)) + 1 if label_ids else c.max_output_length
         answers = partial(
             answer,
             model,
             inputs=held_out.inputs,
             decode=lambda ids: vocabulary.decode(vocabulary.strip_sentinel(ids)),
             labels=info.task.labels,
-            label_ids=[ids.tolist() for ids in encode_labels(info.task.labels or [], vocabulary, info.sentinel)],
+            label_ids=label_ids,
             batch_size=c.batch_size,
-            max_length=c.max_output_length,
+            max_length=min(longest, c.max_output_length),
             device=device,
             precision=c.precision,
+            on_batch=count,
         )
-        about: dict[str, Any] = {
-            "task": info.task.name,
-            "model": source.name,
-            "split": c.split,
-            "examples": len(held_out.inputs),
-        }
-        if c.baselines and info.task.name not in done:
-            done.add(info.task.name)
+        about = {"task": info.task.name, "model": source.name, "split": c.split, "examples": len(held_out.inputs)}
+        if c.baselines and not any(row["task"] == info.task.name for row in rows):
             rows.append(about | {"method": "no prompt"} | scored(info.task, held_out, answers(None)))
             if info.task.labels:
                 majority = Outputs([most_frequent(task)] * len(held_out.inputs), [])
                 rows.append(about | {"method": "majority class"} | scored(info.task, held_out, majority))
-        rows.append(
-            about
-            | {"method": "prompt tuning", "cell": artifact.cell, "seed": info.seed}
-            | {"prompt_length": info.prompt_length, "prompt_init": info.prompt_init, "step": info.step}
-            | scored(info.task, held_out, answers(index))
-        )
-        first = info.task.metrics[0]
-        log.info("%s  %s  %s %.3f", source.name, artifact.cell or artifact.name, first, rows[-1]["metrics"][first])
+        described = {"prompt_length": info.prompt_length, "prompt_init": info.prompt_init, "step": info.step}
+        about |= {"method": "prompt tuning", "cell": artifact.cell, "seed": info.seed, **described}
+        rows.append(about | scored(info.task, held_out, answers(index)))
+        name, found = artifact.cell or artifact.name, rows[-1]["metrics"]
+        metrics.write({"step": bar.done, "cell": name, "task": info.task.name, **found})
+        log.info("%s  %s %.3f", name, info.task.metrics[0], found[info.task.metrics[0]])
     return rows
 
 

@@ -12,7 +12,16 @@ from pipeline.artifacts import artifact_digest, tensors_digest
 from pipeline.digests import DigestCache
 from pipeline.errors import InputError
 from pipeline.files import sweep, write_directory, write_text
-from pipeline.manifest import Manifest, OutputRecord, changed_files, damaged_files, read, record_files, write
+from pipeline.manifest import (
+    Manifest,
+    OutputRecord,
+    changed_files,
+    damaged_files,
+    read,
+    record_files,
+    renew_times,
+    write,
+)
 
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -100,18 +109,27 @@ def test_a_manifest_finds_what_changed_and_what_is_damaged(tmp_path: Path) -> No
     write(tmp_path, manifest_of(tmp_path))
     manifest = read(tmp_path)
     assert manifest is not None
-    assert changed_files(tmp_path, manifest) == damaged_files(tmp_path, manifest) == []
+    assert changed_files(tmp_path, manifest) == {}
+    assert damaged_files(tmp_path, manifest) == []
+
+    os.utime(file, ns=(5, 5))  # as a copy has it: the bytes decide, and are not read again afterwards
+    assert changed_files(tmp_path, manifest) == {}
+    renew_times(tmp_path, manifest)
+    assert read(tmp_path).files["model/weights"].mtime_ns == 5  # type: ignore[union-attr]
 
     stat = file.stat()
     content = bytearray(file.read_bytes())
     content[777] ^= 1
     file.write_bytes(content)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert changed_files(tmp_path, manifest) == []  # the quick look trusts size and time
+    assert changed_files(tmp_path, manifest) == {}  # the quick look trusts size and time
     assert damaged_files(tmp_path, manifest) == ["model/weights differs from what was published (block 0 of 1)"]
+    os.utime(file)
+    assert changed_files(tmp_path, manifest) == {"model/weights": "was changed"}
 
     file.unlink()
-    assert changed_files(tmp_path, manifest) == damaged_files(tmp_path, manifest) == ["model/weights is missing"]
+    assert changed_files(tmp_path, manifest) == {"model/weights": "is missing"}
+    assert damaged_files(tmp_path, manifest) == ["model/weights is missing"]
 
 
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:

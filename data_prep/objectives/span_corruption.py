@@ -43,26 +43,24 @@ def noise_counts(length: int, noise_density: float = 0.15, mean_span_length: flo
 def tokens_length(input_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
     """(T, target length): the most tokens whose corrupted inputs fit into `input_length`, EOS counted on both sides.
 
-    n = round(ρT) and s = round(n/μ) make inputs of T−n+s+1 and targets of n+s+1 ids (T5's
-    random_spans_helper).
+    T−n+s+1 ids of inputs and n+s+1 of targets (T5's random_spans_helper, but with the n and s that the mask will have:
+    for inputs of a few tokens the helper counts no span where there is one, and cuts the end off).
 
     >>> [tokens_length(L) for L in (64, 128, 256, 512, 1024)]
     [(70, 14), (141, 29), (284, 58), (568, 114), (1137, 229)]
     """
 
     def lengths(tokens: int) -> tuple[int, int]:
-        noise = round(tokens * noise_density)
-        spans = round(noise / mean_span_length)
+        noise, spans = noise_counts(tokens, noise_density, mean_span_length)
         return tokens - noise + spans + 1, noise + spans + 1
 
     tokens = input_length - 1
     while lengths(tokens + 1)[0] <= input_length:
         tokens += 1
-    targets = lengths(tokens)[1]
     # T5's code: at ρ = 0.5 one token less where the targets would outgrow the inputs' round number.
-    if noise_density == 0.5 and targets > input_length:
-        tokens, targets = tokens - 1, targets - 1
-    return tokens, targets
+    if noise_density == 0.5 and lengths(tokens)[1] > input_length:
+        tokens -= 1
+    return tokens, lengths(tokens)[1]
 
 
 def part_starts(bits_RC: npt.NDArray[np.uint64], parts: int) -> Bools:

@@ -44,6 +44,7 @@ def answer(
     max_length: int,
     device: torch.device,
     precision: str,
+    on_batch: Callable[[int], None] = lambda examples: None,
 ) -> Outputs:
     """Answer every input.
 
@@ -54,6 +55,7 @@ def answer(
         inputs: token ids of each input, EOS included.
         decode: text of output ids, with what is not part of the answer (a sentinel) taken off.
         labels, label_ids: for classification, each label and its target ids as in training.
+        on_batch: told the number of examples after each batch.
     """
     model.eval()
     texts, free = [""] * len(inputs), [""] * len(inputs)
@@ -66,6 +68,7 @@ def answer(
         for place, row in enumerate(rows):
             free[row] = decode(decoded_BT[place].tolist())
             texts[row] = free[row] if scores_BL is None or not labels else labels[int(scores_BL[place].argmax())]
+        on_batch(len(rows))
     return Outputs(texts, free)
 
 

@@ -26,6 +26,7 @@ class Progress:
         self.label = label
         self.total = total
         self.unit = unit
+        self.done = 0
         self.every = every
         self._console = Console(file=stream or sys.stderr)
         self._bar: Bar | None = None
@@ -46,9 +47,14 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def advance(self, by: int, row: Mapping[str, Any]) -> None:
+        """`by` more are done."""
+        self.update(self.done + by, row)
+
     def update(self, step: int, row: Mapping[str, Any] | None = None) -> None:
         """`step` steps are done; `row`, when there is a new one, is what metrics.jsonl got."""
         now = time.monotonic()
+        self.done = step
         if self._started is None:
             self._started = (now, step)
         if self._bar is not None:

@@ -34,6 +34,6 @@ class TokenList:
         return 1_000_000 * i + 3 + np.arange(self.lengths_N[i])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def token_list() -> type[TokenList]:
     return TokenList

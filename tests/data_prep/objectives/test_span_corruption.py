@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.counter_rng import bits
+from data_prep.objectives.segments import CHUNK
+from data_prep.objectives.span_corruption import (
+    GROUP,
+    SpanCorruption,
+    noise_counts,
+    noise_mask,
+    part_starts,
+    replace_spans,
+    tokens_length,
+)
+from pipeline.errors import InputError
+
+SIZE = 10**9  # of the vocabulary: sentinels lie above every token of `token_list`
+
+
+@pytest.mark.parametrize(
+    ("input_length", "tokens", "targets"),
+    [(64, 70, 14), (128, 141, 29), (256, 284, 58), (512, 568, 114), (1024, 1137, 229)],
+)
+def test_lengths_of_t5s_helper(input_length: int, tokens: int, targets: int) -> None:
+    assert tokens_length(input_length) == (tokens, targets)
+
+
+@given(
+    input_length=st.integers(9, 1809), density=st.sampled_from([0.15, 0.3, 0.5]), span=st.sampled_from([2.0, 3.0, 8.0])
+)
+def test_inputs_fit_and_one_more_token_would_not(input_length: int, density: float, span: float) -> None:
+    tokens, targets = tokens_length(input_length, density, span)
+    noise, spans = noise_counts(tokens, density, span)
+    assert tokens - noise + spans + 1 <= input_length
+    assert targets == noise + spans + 1
+    more, more_spans = noise_counts(tokens + 1, density, span)
+    assert tokens + 1 - more + more_spans + 1 > input_length or density == 0.5
+
+
+def test_a_hundred_sentinels_reach_to_an_input_length_of_1809(token_list: Any) -> None:
+    SpanCorruption(token_list([5]), 0, 1809, vocabulary_size=32_100)
+    with pytest.raises(InputError, match=r"input_length 1810 hides up to 101 spans .* vocabulary has 100"):
+        SpanCorruption(token_list([5]), 0, 1810, vocabulary_size=32_100)
+    with pytest.raises(InputError, match="has none"):
+        SpanCorruption(token_list([5]), 0, 64, vocabulary_size=32_000, sentinels=0)
+
+
+@given(length=st.integers(1, 300), density=st.floats(0.01, 0.9), span=st.floats(1, 10), seed=st.integers(0, 99))
+def test_the_mask_has_so_many_tokens_and_spans(length: int, density: float, span: float, seed: int) -> None:
+    mask = noise_mask(seed, 0, np.arange(5), length, density, span)
+    noise, spans = noise_counts(length, density, span)
+    assert mask.shape == (5, length)
+    assert not mask[:, 0].any()
+    if length > 1:
+        assert (mask.sum(axis=1) == noise).all()
+        assert ((mask[:, 1:] & ~mask[:, :-1]).sum(axis=1) == spans).all()
+        assert mask[:, -1].all()
+
+
+def test_every_composition_is_as_likely() -> None:
+    """9 items into 4 runs: 56 compositions, chi-squared with a fixed seed."""
+    rows = 56 * 200
+    starts = part_starts(bits(1, "composition", np.arange(rows)[:, None], np.arange(8)[None, :]), 4)
+    assert (starts.sum(axis=1) == 4).all()
+    assert starts[:, 0].all()
+    counts = Counter(tuple(np.flatnonzero(row).tolist()) for row in starts)
+    assert set(counts) == {(0, *rest) for rest in combinations(range(1, 9), 3)}
+    assert len(counts) == comb(8, 3)
+    assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 93.2  # 55 degrees: p = 0.001
+
+
+def test_every_mask_is_as_likely() -> None:
+    """12 tokens, 4 hidden in 2 spans: 3 · 7 masks; kept and hidden runs are split independently."""
+    rows = 21 * 300
+    masks = Counter(map(tuple, noise_mask(4, 0, np.arange(rows), 12, 0.33, 2.0).tolist()))
+    assert noise_counts(12, 0.33, 2.0) == (4, 2)
+    assert len(masks) == 21
+    assert sum((count - 300) ** 2 / 300 for count in masks.values()) < 45.3  # 20 degrees: p = 0.001
+
+
+def test_two_parts_of_one_item_each() -> None:
+    assert part_starts(np.zeros((2, 0), dtype=np.uint64), 1).tolist() == [[True], [True]]
+    assert part_starts(np.array([[5, 3]], dtype=np.uint64), 3).tolist() == [[True, True, True]]
+
+
+def restore(inputs: list[int], targets: list[int], first: int, sentinels: int) -> list[int]:
+    """Put the hidden spans back, token by token: an independent reading of the two sides."""
+    spans: dict[int, list[int]] = {}
+    current = -1
+    for token in targets[:-1]:
+        if first - sentinels < token <= first:
+            current = token
+            spans[current] = []
+        else:
+            spans[current].append(token)
+    tokens: list[int] = []
+    for token in inputs[:-1]:
+        tokens += spans.pop(token) if token in spans else [token]
+    # The complement of a mask that ends within a kept run begins one more sentinel, with nothing after it.
+    assert all(not span for span in spans.values())
+    return tokens
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=300),
+    input_length=st.integers(9, 40),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 2),
+)
+def test_nothing_is_lost_or_doubled(
+    token_list: Any, lengths: list[int], input_length: int, seed: int, epoch: int
+) -> None:
+    tokens = token_list(lengths)
+    objective = SpanCorruption(tokens, seed, input_length, vocabulary_size=SIZE)
+    examples = objective.examples(epoch, np.arange(objective.count(epoch)))
+    restored = [restore(x.tolist(), y.tolist(), SIZE - 1, 100) for x, y in examples]
+    stream = [t for i in range(len(lengths)) for t in tokens.document(i).tolist()]
+    assert [t for segment in restored for t in segment] == stream
+    # 128 documents at a time, each such group cut into T tokens, its last segment shorter.
+    sizes = [sum(lengths[start : start + GROUP]) for start in range(0, len(lengths), GROUP)]
+    T = objective.segment
+    assert [len(segment) for segment in restored] == [min(T, size - s) for size in sizes for s in range(0, size, T)]
+    for x, y in examples:
+        assert len(x) <= input_length
+        assert len(y) <= objective.target_length
+        assert x.dtype == y.dtype == np.int32
+        assert x[-1] == y[-1] == 1
+        if len(x) + len(y) - 2 > 2:
+            sentinels = [t for t in x.tolist() if t > SIZE - 101]
+            assert sentinels == [SIZE - 1 - j for j in range(len(sentinels))]
+            assert [t for t in y.tolist() if t > SIZE - 101] == sentinels
+
+
+def test_full_segments_fill_inputs_and_targets(token_list: Any) -> None:
+    objective = SpanCorruption(token_list([1137]), 0, 512, vocabulary_size=32_100)
+    (x, y), (x_2, _), _ = objective.examples(0, [0, 1, 2])
+    assert (len(x), len(y), len(x_2)) == (512, 114, 512)
+
+
+def test_an_example_depends_on_nothing_but_seed_epoch_and_index(token_list: Any) -> None:
+    lengths = [50, 3, 0, 200, 41] * 40
+    objective = SpanCorruption(token_list(lengths), 7, 24, vocabulary_size=SIZE)
+    index = np.array([5, 0, 17, 5, objective.count(2) - 1])
+    for i, (x, y) in zip(index, objective.examples(2, index), strict=True):
+        [(x_alone, y_alone)] = SpanCorruption(token_list(lengths), 7, 24, vocabulary_size=SIZE).examples(2, [i])
+        assert x.tolist() == x_alone.tolist()
+        assert y.tolist() == y_alone.tolist()
+
+
+def test_epochs_and_seeds_hide_other_tokens(token_list: Any) -> None:
+    inputs = [
+        [
+            x.tolist()
+            for x, _ in SpanCorruption(token_list([5000]), seed, 64, vocabulary_size=SIZE).examples(epoch, [0, 1, 2])
+        ]
+        for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+    ]
+    assert inputs[0] != inputs[1] != inputs[2] != inputs[0]
+
+
+def test_a_long_document_gives_one_chunk(token_list: Any) -> None:
+    tokens = token_list([10, 2 * CHUNK + 5, 20])
+    objective = SpanCorruption(tokens, 1, 512, vocabulary_size=SIZE)
+    for epoch in range(4):
+        segments = objective.segments(epoch, np.arange(objective.count(epoch)))
+        joined = np.concatenate(segments)
+        start = int(joined[10]) - 1_000_003
+        assert start in (0, CHUNK, 2 * CHUNK)
+        expected = [tokens.document(0), tokens.document(1)[start : start + CHUNK], tokens.document(2)]
+        assert joined.tolist() == np.concatenate(expected).tolist()
+
+
+def test_one_token(token_list: Any) -> None:
+    """T' = 2 stands in for T = 1, and the mask is cut to it: nothing is hidden."""
+    [(x, y)] = SpanCorruption(token_list([1]), 0, 16, vocabulary_size=100).examples(0, [0])
+    assert x.tolist() == [3, 1]
+    assert y.tolist() == [99, 1]
+
+
+def test_replace_spans_from_the_first_token() -> None:
+    tokens = np.array([[1, 2, 3, 4, 5]], dtype=np.int32)
+    mask = np.array([[True, False, True, True, False]])
+    assert replace_spans(tokens, mask, 50).tolist() == [[50, 2, 49, 5]]
+
+
+def test_no_documents(token_list: Any) -> None:
+    assert SpanCorruption(token_list([]), 0, vocabulary_size=32_100).count(0) == 0
+    assert SpanCorruption(token_list([0]), 0, vocabulary_size=32_100).count(0) == 0

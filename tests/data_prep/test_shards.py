@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.corpora import Document
+from data_prep.shards import EMPTY, KEPT_OUT, TokenShards, Written, write_tokens
+from data_prep.vocabulary import Vocabulary
+from pipeline.errors import InputError
+
+
+@pytest.fixture(scope="session")
+def documents(texts: list[str]) -> list[Document]:
+    return [Document(f"d{i}", text, f"corpus:{i}") for i, text in enumerate(texts[:1000])]
+
+
+def test_what_is_read_is_what_was_written(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    train = write_tokens(documents, vocabulary, tmp_path, shard_tokens=5_000, validation_fraction=0.2)
+    validation = TokenShards.open(tmp_path, "validation")
+    assert len(list(tmp_path.glob("shard-*"))) > 3
+    assert len(train) + len(validation) == 1000
+    assert 140 < len(validation) < 260
+    written = [vocabulary.encode(d.text) for d in documents]
+    read = [[tokens.document(i).tolist() for i in range(len(tokens))] for tokens in (train, validation)]
+    # The order is kept in each split, and nothing is lost or doubled.
+    left = iter(read[0]), iter(read[1])
+    heads = [next(left[0]), next(left[1])]
+    for ids in written:
+        k = 0 if heads[0] == ids else 1
+        assert heads[k] == ids
+        heads[k] = next(left[k], [])
+    assert heads == [[], []]
+    assert train.lengths_N.tolist() == [len(ids) for ids in read[0]]
+    assert train.tokens == sum(map(len, read[0]))
+    assert train.vocabulary.digest == vocabulary.digest
+
+
+def test_memory_mapped(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    tokens = write_tokens(documents[:50], vocabulary, tmp_path)
+    ids = tokens.document(3)
+    assert not ids.flags.owndata
+    assert not ids.flags.writeable
+    assert ids.dtype == np.uint16
+    base = ids
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert isinstance(base, np.memmap)
+    with pytest.raises(IndexError):
+        tokens.document(len(tokens))
+
+
+def test_digest_does_not_depend_on_the_size_of_shards(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    digests = {
+        write_tokens(documents, vocabulary, tmp_path / str(size), shard_tokens=size, validation_fraction=0.1).digest
+        for size in (1_000, 7_777, 10**9)
+    }
+    assert len(digests) == 1
+
+
+def test_digest_depends_on_the_tokens_and_their_borders(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    def digest(name: str, documents: list[Document], **changed: object) -> str:
+        settings = {"validation_fraction": 0.1, **changed}
+        return write_tokens(documents, vocabulary, tmp_path / name, **settings).digest  # type: ignore[arg-type]
+
+    joined = [Document("j", documents[0].text + " " + documents[1].text, "j"), *documents[2:]]
+    found = [
+        digest("a", documents),
+        digest("b", documents[:-1]),
+        digest("c", joined, validation_fraction=0.0),
+        digest("d", documents, seed=1),
+        digest("e", documents, validation_fraction=0.0),
+        digest("f", documents[::-1]),
+    ]
+    assert len(set(found)) == len(found)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 513, 700, 999])
+def test_an_interrupted_write_goes_on(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, stop: int
+) -> None:
+    def broken(documents: list[Document]) -> Iterator[Document]:
+        yield from documents[:stop]
+        raise Interrupted
+
+    settings = {"shard_tokens": 2_000, "validation_fraction": 0.1, "keep_out": [documents[5].text, documents[800].text]}
+    whole = write_tokens(documents, vocabulary, tmp_path / "whole", **settings)  # type: ignore[arg-type]
+    with pytest.raises(Interrupted):
+        write_tokens(broken(documents), vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"no tokens\.json"):
+        TokenShards.open(tmp_path / "parts")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("shard-?????/*")}
+    assert list((tmp_path / "parts").glob("*.tmp"))  # what a killed write leaves behind is in the way of nobody
+    resumed = write_tokens(documents, vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
+    assert resumed.digest == whole.digest
+    assert resumed.dropped == whole.dropped
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    if stop > 512:
+        assert kept
+    names = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("whole", "parts")]
+    assert names[0] == names[1]
+
+
+def test_a_second_write_changes_nothing(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    first = write_tokens(documents[:100], vocabulary, tmp_path)
+    again = write_tokens(documents[:100], vocabulary, tmp_path)
+    assert again.digest == first.digest
+    assert len(again) == len(first)
+
+
+def test_shards_of_other_settings_are_not_mixed(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    write_tokens(documents[:100], vocabulary, tmp_path)
+    with pytest.raises(InputError, match="another seed"):
+        write_tokens(documents[:100], vocabulary, tmp_path, seed=1)
+    with pytest.raises(InputError, match="another keep_out, corpus"):
+        write_tokens(documents[:100], vocabulary, tmp_path, keep_out=["x"], description={"corpus": "other"})
+
+
+def test_what_is_dropped_is_counted(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    empty = [Document("e", " \n ", "e"), Document("e2", "", "e2")]
+    calls: list[Written] = []
+    tokens = write_tokens(
+        [*empty, *documents[:100]],
+        vocabulary,
+        tmp_path,
+        validation_fraction=0,
+        keep_out=[documents[7].text],
+        on_progress=calls.append,
+    )
+    assert tokens.dropped == {EMPTY: 2, KEPT_OUT: 1}
+    assert len(tokens) == 99
+    assert vocabulary.encode(documents[7].text) not in [tokens.document(i).tolist() for i in range(len(tokens))]
+    assert calls[-1].documents == 99
+    assert calls[-1].tokens == tokens.tokens
+    summary = json.loads((tmp_path / "tokens.json").read_text())
+    assert summary["dropped"] == tokens.dropped
+
+
+def test_nothing_to_write(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the corpus c\.txt is empty"):
+        write_tokens([], vocabulary, tmp_path / "a", description={"corpus": "c.txt"})
+    with pytest.raises(InputError, match=r"nothing of the corpus is left .* of 2 documents \(2 no tokens\)"):
+        write_tokens([Document("e", "", "e")] * 2, vocabulary, tmp_path / "b")
+    with pytest.raises(InputError, match="1 holds a held-out text"):
+        write_tokens(documents[:1], vocabulary, tmp_path / "c", keep_out=[documents[0].text])
+    assert not list(tmp_path.rglob("tokens.json"))
+
+
+def test_one_document_trains(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    tokens = write_tokens(documents[:1], vocabulary, tmp_path, validation_fraction=0.99)
+    assert len(tokens) == 1
+    assert len(TokenShards.open(tmp_path, "validation")) == 0
+    assert TokenShards.open(tmp_path, "validation").lengths_N.tolist() == []
+
+
+def test_wide_ids() -> None:
+    from data_prep.shards import _dtype
+
+    assert _dtype(65_536) == np.dtype("<u2")
+    assert _dtype(65_537) == np.dtype("<u4")
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone", "summary", "format", "vocabulary"])
+def test_damage_is_named(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str) -> None:
+    write_tokens(documents[:50], vocabulary, tmp_path)
+    tokens = tmp_path / "shard-00000" / "train.tokens"
+    summary = tmp_path / "tokens.json"
+    match damage:
+        case "shorter":
+            tokens.write_bytes(tokens.read_bytes()[:-2])
+        case "gone":
+            tokens.unlink()
+        case "summary":
+            summary.write_text("{")
+        case "format":
+            summary.write_text('{"format": 9}')
+        case "vocabulary":
+            vocabulary.with_sentinels(3).save(tmp_path / "tokenizer")
+    messages = {
+        "shorter": r"train\.tokens is not [\d,]+ bytes long",
+        "gone": r"train\.tokens is not",
+        "summary": r"tokens\.json is damaged",
+        "format": "has format 9",
+        "vocabulary": "not the vocabulary of these tokens",
+    }
+    with pytest.raises(InputError, match=messages[damage]):
+        _ = TokenShards.open(tmp_path).vocabulary
