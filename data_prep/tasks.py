@@ -6,7 +6,7 @@ Suffixes: B rows of a batch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from data_prep.batches import Batch, collate
 from data_prep.corpora import hub_rows
-from data_prep.objectives.segments import Example
+from data_prep.objectives.segments import Example, last_epochs
 from data_prep.permutation import Permutation
 from data_prep.rows import Row, check_unicode, read_rows
 from data_prep.stdlib_docs import STDLIB_KINDS, task_rows
@@ -289,7 +289,7 @@ class TaskBatches:
             )
         self.tasks = tasks
         self.batch_sizes = batch_sizes
-        self.seeds = seeds
+        self._orders = [_orders(len(task), seed) for task, seed in zip(tasks, seeds, strict=True)]
         self.loss = loss
 
     def at(self, step: int) -> Batch:
@@ -297,8 +297,8 @@ class TaskBatches:
         examples: list[Example] = []
         weights: list[npt.NDArray[np.float64]] = []
         ids: list[npt.NDArray[np.int64]] = []
-        for task, size, seed in zip(self.tasks, self.batch_sizes, self.seeds, strict=True):
-            index = _passes(len(task), np.arange(step * size, (step + 1) * size), seed)
+        for task, size, order in zip(self.tasks, self.batch_sizes, self._orders, strict=True):
+            index = _rows_at(np.arange(step * size, (step + 1) * size), len(task), order)
             examples += [(task.inputs[i], task.targets[i]) for i in index.tolist()]
             tokens = sum(len(task.targets[i]) for i in index.tolist())
             weights.append(np.full(size, 1.0 if self.loss == "sum" else 1 / max(1, tokens)))
@@ -307,11 +307,18 @@ class TaskBatches:
         return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids))
 
 
-def _passes(rows: int, position_B: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+def _orders(rows: int, seed: int) -> Callable[[int], npt.NDArray[np.int64]]:
+    """The order of the rows in each pass; of the last passes it is kept, for a step needs few of them."""
+    return last_epochs(lambda number: Permutation(rows, seed, f"task pass {number}")(np.arange(rows)))
+
+
+def _rows_at(
+    position_B: npt.NDArray[np.int64], rows: int, order: Callable[[int], npt.NDArray[np.int64]]
+) -> npt.NDArray[np.int64]:
     """Which of `rows` stands at each position of an endless run of passes, each in an order of its own."""
-    passes = position_B // rows
-    index = np.empty_like(position_B)
-    for number in np.unique(passes).tolist():
-        here = passes == number
-        index[here] = Permutation(rows, seed, f"task pass {number}")(position_B[here] % rows)
-    return index
+    pass_B = position_B // rows
+    index_B = np.empty_like(position_B)
+    for number in range(int(pass_B[0]), int(pass_B[-1]) + 1):
+        here = pass_B == number
+        index_B[here] = order(number)[position_B[here] % rows]
+    return index_B

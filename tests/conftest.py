@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.tiny_run import Tiny, make
+
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
@@ -23,3 +25,15 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip("../shared/data is not there")
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A whole tiny pipeline, run once by `t5-pipeline run` (tests/tiny_run.py). No test changes it."""
+    return make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny(finished: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of the finished pipeline, to be changed."""
+    return finished.copy(tmp_path)

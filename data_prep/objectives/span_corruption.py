@@ -8,7 +8,7 @@ each after its sentinel. T is the largest for which the inputs, EOS counted, fit
     inputs    The <0> fox jumps <1> dog EOS
     targets   <0> quick brown <1> over the EOS
 
-Suffixes: N documents, G groups of documents, B examples asked for, R examples of one length, T tokens of a segment.
+Suffixes: B examples asked for, R examples of one length, T tokens of a segment, C places between tokens.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.counter_rng import bits
-from data_prep.objectives.segments import Chunks, Documents, Example, Ints, last_epochs, locate
+from data_prep.objectives.joined import JoinedDocuments
+from data_prep.objectives.segments import Documents, Example, Ints
 from pipeline.errors import InputError
-
-GROUP = 128  # documents; seqio's reduce_concat_tokens
 
 Bools = npt.NDArray[np.bool_]
 
@@ -164,32 +163,22 @@ class SpanCorruption:
                 f"input_length {input_length} hides up to {spans} spans in a segment, each needs a sentinel and the"
                 f" vocabulary {has}: give a shorter input_length or longer spans"
             )
-        self.tokens = tokens
         self.seed = seed
         self.input_length = input_length
         self.noise_density = noise_density
         self.mean_span_length = mean_span_length
         self.first_sentinel = vocabulary_size - 1
         self.eos = eos
-        self._chunks = Chunks(tokens, seed)
-        self._layout = last_epochs(self._layout_of)
-
-    def _layout_of(self, key: int) -> tuple[Ints, Ints]:
-        """(where each document's chunk ends in the joined stream, segments up to the end of each group)."""
-        _, lengths_N = self._chunks.of_epoch(key)
-        ends_N = np.cumsum(lengths_N)
-        ends_G = ends_N[np.minimum(np.arange(GROUP, len(ends_N) + GROUP, GROUP), len(ends_N)) - 1]
-        return ends_N, np.cumsum(-(-np.diff(ends_G, prepend=0) // self.segment))
+        self.joined = JoinedDocuments(tokens, seed, self.segment)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""
-        _, segments_G = self._layout(self._chunks.key(epoch))
-        return int(segments_G[-1]) if len(segments_G) else 0
+        return self.joined.count(epoch)
 
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
         """(inputs, targets) of each index in [0, count(epoch)): int32 ids, EOS last."""
         index_B = np.asarray(index_N, dtype=np.int64)
-        segments = self.segments(epoch, index_B)
+        segments = self.joined.segments(epoch, index_B)
         lengths_B = np.array([len(segment) for segment in segments], dtype=np.int64)
         examples: list[Example | None] = [None] * len(segments)
         for length in np.unique(lengths_B).tolist():
@@ -201,31 +190,6 @@ class SpanCorruption:
             for row, x, y in zip(rows.tolist(), inputs, targets, strict=True):
                 examples[row] = (x, y)
         return [example for example in examples if example is not None]
-
-    def segments(self, epoch: int, index_N: npt.ArrayLike) -> list[npt.NDArray[np.int32]]:
-        """The tokens of each index, before any is hidden: at most T, across the borders of documents."""
-        key = self._chunks.key(epoch)
-        chunk_starts_N, chunk_lengths_N = self._chunks.of_epoch(key)
-        ends_N, segments_G = self._layout(key)
-        group_B, segment_B = locate(segments_G, index_N)
-        first_B = group_B * GROUP
-        last_B = np.minimum(first_B + GROUP, len(ends_N)) - 1
-        start_B = np.where(first_B > 0, ends_N[first_B - 1], 0) + segment_B * self.segment
-        stop_B = np.minimum(start_B + self.segment, ends_N[last_B])
-        from_B = np.searchsorted(ends_N, start_B, side="right")
-        to_B = np.searchsorted(ends_N, stop_B, side="left")
-        segments = []
-        for start, stop, document, last in zip(
-            start_B.tolist(), stop_B.tolist(), from_B.tolist(), to_B.tolist(), strict=True
-        ):
-            segment = np.empty(stop - start, dtype=np.int32)
-            for i in range(document, last + 1):
-                begins = int(ends_N[i] - chunk_lengths_N[i])  # of this document's chunk, in the joined stream
-                low, high = max(start, begins), min(stop, int(ends_N[i]))
-                shift = int(chunk_starts_N[i]) - begins
-                segment[low - start : high - start] = self.tokens.document(i)[low + shift : high + shift]
-            segments.append(segment)
-        return segments
 
 
 def _append(ids_RT: npt.NDArray[np.int32], eos: int) -> npt.NDArray[np.int32]:

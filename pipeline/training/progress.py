@@ -21,10 +21,19 @@ class Progress:
     """
 
     def __init__(
-        self, label: str, total: int | None, *, unit: str = "step", stream: TextIO | None = None, every: float = 10.0
+        self,
+        label: str,
+        total: int | None,
+        *,
+        unit: str = "step",
+        stream: TextIO | None = None,
+        every: float = 10.0,
+        shown: bool = True,
     ) -> None:
+        """shown: False for all processes but the first, which speaks for them."""
         self.label = label
         self.total = total
+        self.shown = shown
         self.unit = unit
         self.done = 0
         self.every = every
@@ -35,7 +44,7 @@ class Progress:
         self._spoke_at = float("-inf")
 
     def __enter__(self) -> Progress:
-        if self._console.is_terminal:
+        if self.shown and self._console.is_terminal:
             label, numbers_now = TextColumn("{task.description}"), TextColumn("{task.fields[now]}")
             columns = (label, BarColumn(), MofNCompleteColumn(), numbers_now, TimeRemainingColumn())
             self._bar = Bar(*columns, console=self._console)
@@ -61,7 +70,7 @@ class Progress:
             self._bar.update(self._task, completed=step)
             if row is not None:
                 self._bar.update(self._task, now="  ".join(numbers(row)))
-        elif row is not None and (now - self._spoke_at >= self.every or step == self.total):
+        elif self.shown and row is not None and (now - self._spoke_at >= self.every or step == self.total):
             self._spoke_at = now
             of = "" if self.total is None else f"/{self.total:,}"
             parts = [self.label, f"{self.unit} {step:,}{of}", *numbers(row)]

@@ -64,7 +64,7 @@ def train_stage(
         trackers(stage, directory) as also,
         MetricsLog(directory / "metrics.jsonl", also) as metrics,
         StopSignal() as stop,
-        Progress(stage.name, pending[-1]) as progress,
+        Progress(stage.name, pending[-1], shown=stage.is_main) as progress,
     ):
         resume(state, checkpoints, metrics, at=stage.resume_from, at_most=pending[0])
         for step in pending:

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.counter_rng import bits
-from data_prep.objectives.segments import CHUNK
+from data_prep.objectives.joined import GROUP
 from data_prep.objectives.span_corruption import (
-    GROUP,
     SpanCorruption,
     noise_counts,
     noise_mask,
@@ -165,18 +164,6 @@ def test_epochs_and_seeds_hide_other_tokens(token_list: Any) -> None:
         for seed, epoch in [(0, 0), (0, 1), (1, 0)]
     ]
     assert inputs[0] != inputs[1] != inputs[2] != inputs[0]
-
-
-def test_a_long_document_gives_one_chunk(token_list: Any) -> None:
-    tokens = token_list([10, 2 * CHUNK + 5, 20])
-    objective = SpanCorruption(tokens, 1, 512, vocabulary_size=SIZE)
-    for epoch in range(4):
-        segments = objective.segments(epoch, np.arange(objective.count(epoch)))
-        joined = np.concatenate(segments)
-        start = int(joined[10]) - 1_000_003
-        assert start in (0, CHUNK, 2 * CHUNK)
-        expected = [tokens.document(0), tokens.document(1)[start : start + CHUNK], tokens.document(2)]
-        assert joined.tolist() == np.concatenate(expected).tolist()
 
 
 def test_one_token(token_list: Any) -> None:

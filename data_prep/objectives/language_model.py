@@ -1,0 +1,74 @@
+"""Language modelling without a prefix: everything is target (`lm` and `full_lm` of T5's code).
+
+    lm        128 documents joined, cut into pieces of L−1 tokens:   targets = piece + EOS
+    full_lm   EOS after each document, then joined and cut to L:     targets = piece
+
+Both are meant for decoders. An encoder must see something, so the input is a single EOS: what T5's own tasks make of
+an empty input.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.objectives.joined import JoinedDocuments
+from data_prep.objectives.segments import Documents, Example, with_eos
+from pipeline.errors import InputError
+
+
+class LM:
+    """Pieces of `target_length` − 1 tokens, each with EOS, even in mid-document.
+
+    Worked example: documents of 3 and 2 tokens, L = 4.
+
+    >>> class Two:
+    ...     lengths_N = np.array([3, 2])
+    ...     def document(self, i): return np.array([[10, 11, 12], [20, 21]][i])
+    >>> [(x.tolist(), y.tolist()) for x, y in LM(Two(), seed=0, target_length=4).examples(epoch=0, index_N=[0, 1])]
+    [([1], [10, 11, 12, 1]), ([1], [20, 21, 1])]
+    """
+
+    def __init__(self, tokens: Documents, seed: int, target_length: int = 512, eos: int = 1) -> None:
+        if target_length < 2:
+            raise InputError(f"target_length {target_length} leaves no room for a token and EOS; give at least 2")
+        self.target_length = target_length
+        self.eos = eos
+        self.joined = JoinedDocuments(tokens, seed, target_length - 1)
+
+    def count(self, epoch: int) -> int:
+        """Examples of this pass over the documents."""
+        return self.joined.count(epoch)
+
+    def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
+        """([EOS], targets) of each index in [0, count(epoch)): int32 ids, targets of 2 to `target_length`."""
+        empty = np.array([self.eos], dtype=np.int32)
+        return [(empty, with_eos(t, self.eos, self.target_length)) for t in self.joined.segments(epoch, index_N)]
+
+
+class FullLM:
+    """Pieces of `target_length` tokens of a stream in which EOS ends each document, and stands nowhere else.
+
+    Worked example: documents of 3 and 2 tokens, L = 5.
+
+    >>> class Two:
+    ...     lengths_N = np.array([3, 2])
+    ...     def document(self, i): return np.array([[10, 11, 12], [20, 21]][i])
+    >>> [(x.tolist(), y.tolist()) for x, y in FullLM(Two(), seed=0, target_length=5).examples(epoch=0, index_N=[0, 1])]
+    [([1], [10, 11, 12, 1, 20]), ([1], [21, 1])]
+    """
+
+    def __init__(self, tokens: Documents, seed: int, target_length: int = 512, eos: int = 1) -> None:
+        if target_length < 1:
+            raise InputError(f"target_length {target_length} leaves no room for a token; give at least 1")
+        self.eos = eos
+        self.joined = JoinedDocuments(tokens, seed, target_length, eos)
+
+    def count(self, epoch: int) -> int:
+        """Examples of this pass over the documents."""
+        return self.joined.count(epoch)
+
+    def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
+        """([EOS], targets) of each index in [0, count(epoch)): int32 ids, targets of 1 to `target_length`."""
+        empty = np.array([self.eos], dtype=np.int32)
+        return [(empty, targets) for targets in self.joined.segments(epoch, index_N)]
