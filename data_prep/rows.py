@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, *, header: bool 
     """
     match file_format(path):
         case ".jsonl":
-            return _json_lines(path)
+            return json_rows(_lines(path), path)
         case ".json":
             return _json_list(path)
         case ".csv":
@@ -109,7 +109,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def _decode(data: bytes, path: Path, first_line: int) -> str:
+def _decode(data: bytes, path: Path | str, first_line: int) -> str:
     try:
         return data.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -128,13 +128,14 @@ def check_unicode(text: str, where: str) -> str:
     return text
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), 1):
+def json_rows(lines: Iterable[bytes], source: Path | str) -> Iterator[Row]:
+    """Rows of JSON lines, wherever these come from: `source` names it in errors. Blank lines are passed over."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{source}:{number}"
         try:
-            fields = json.loads(_decode(line, path, number))
+            fields = json.loads(_decode(line, source, number))
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos + 1})") from None
         if not isinstance(fields, dict):

@@ -6,7 +6,7 @@ Suffixes: B rows of a batch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,13 +41,18 @@ _SUFFIXES = tuple(
 class Template:
     """Text with {field} for a row's fields; {a.b} looks into a nested object, {{ and }} are braces.
 
+    values  what a field's values stand for, by field: {label: {0: negative}}
+
     >>> Template("sentence: {text}", "inputs").render(Row({"text": "Fine."}, "train.jsonl:1"))
     'sentence: Fine.'
+    >>> Template("{label}", "targets", {"label": {"0": "negative"}}).render(Row({"label": 0}, "train.jsonl:1"))
+    'negative'
     """
 
-    def __init__(self, text: str, key: str) -> None:
+    def __init__(self, text: str, key: str, values: Mapping[str, Mapping[str, str]] | None = None) -> None:
         self.text = text
         self.key = key
+        self.values = values or {}
         self.fields = [match[1] for match in _FIELD.finditer(text) if match[1] is not None]
         broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
         if broken:
@@ -58,7 +63,10 @@ class Template:
             raise InputError(f"{key}: {text!r} names no field, so every row would read the same; write {{field}}")
 
     def render(self, row: Row) -> str:
-        """The text of a row. InputError, with the row's place, where a field is missing, empty (null) or no text."""
+        """The text of a row.
+
+        InputError, with the row's place, where a field is missing, empty (null), no text, or none of its `values`.
+        """
         return _FIELD.sub(lambda match: match[0][0] if match[1] is None else self.value(row, match[1]), self.text)
 
     def value(self, row: Row, field: str) -> str:
@@ -73,7 +81,14 @@ class Template:
         if not isinstance(value, str | int | float):  # bool is an int and reads True or False, as T5's tasks have it
             what = "empty (null)" if value is None else f"a {type(value).__name__}"
             raise InputError(f"{row.where}: field {field!r} is {what}, where text or a number is wanted")
-        return check_unicode(value, row.where) if isinstance(value, str) else str(value)
+        found = check_unicode(value, row.where) if isinstance(value, str) else str(value)
+        meanings = self.values.get(field)
+        if meanings is None:
+            return found
+        if found not in meanings:
+            key = f"{self.key.rpartition('.')[0]}.values.{field}".removeprefix(".")
+            raise InputError(f"{row.where}: `{key}` does not say what {found!r} stands for, only {', '.join(meanings)}")
+        return meanings[found]
 
 
 @dataclass(frozen=True)
@@ -90,11 +105,15 @@ class Task:
         labels = settings.labels
         if labels is not None and (not labels or len(set(labels)) < len(labels)):
             raise InputError(f"tasks.{settings.name}.labels: {labels} must name each label once")
-        return cls(
-            settings,
-            Template(settings.inputs, f"tasks.{settings.name}.inputs"),
-            Template(settings.targets, f"tasks.{settings.name}.targets"),
-        )
+        inputs = Template(settings.inputs, f"tasks.{settings.name}.inputs", settings.values)
+        targets = Template(settings.targets, f"tasks.{settings.name}.targets", settings.values)
+        fields = [*inputs.fields, *targets.fields]
+        for field in settings.values:
+            if field not in fields:
+                raise InputError(
+                    f"tasks.{settings.name}.values: no template names a field {field!r}, only {', '.join(fields)}"
+                )
+        return cls(settings, inputs, targets)
 
     @property
     def name(self) -> str:

@@ -41,10 +41,10 @@ class Vocabulary:
             self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError):
             raise InputError(f"{where} is not a SentencePiece model; give a spiece.model file") from None
-        if self.pieces.pad_id() != 0 or self.pieces.eos_id() < 0 or self.pieces.unk_id() < 0:
+        if self.pieces.pad_id() != 0 or self.pieces.eos_id() != 1 or self.pieces.unk_id() < 0:
             raise InputError(
                 f"{where} has pad {self.pieces.pad_id()}, eos {self.pieces.eos_id()} and unk {self.pieces.unk_id()};"
-                " a T5 needs pad to be 0 and the others to exist: use T5's vocabulary or let `prepare` train one"
+                " a T5 needs pad to be 0, eos 1 and an unk: use T5's vocabulary or let `prepare` train one"
             )
         self.model = model
         self.sentinels = sentinels
@@ -111,9 +111,18 @@ class Vocabulary:
         memory, so give it a part of a large corpus. InputError if the text is too small for `size`.
         """
         trained = io.BytesIO()
+        refused: list[InputError] = []
+
+        def sentences() -> Iterator[str]:
+            try:
+                yield from _sentences(texts)
+            except InputError as error:  # SentencePiece would make text of it, with a traceback
+                refused.append(error)
+                raise
+
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_sentences(texts),
+                sentence_iterator=sentences(),
                 model_writer=trained,
                 model_type="unigram",
                 vocab_size=size,
@@ -127,6 +136,8 @@ class Vocabulary:
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if refused:
+                raise refused[0] from None
             most = re.search(r"value <= (\d+)", str(error))
             if most is not None:
                 raise InputError(
@@ -181,9 +192,14 @@ class Vocabulary:
                 run.append(i if 0 <= i < pieces else self.unk)
         return " ".join(part for part in [*parts, self.pieces.decode(run)] if part)
 
-    def strip_sentinel(self, ids: Sequence[int]) -> Sequence[int]:
-        """Output ids without the <extra_id_0> that begins a target of the sentinel path, if it is there."""
-        return ids[1:] if len(ids) and ids[0] == self.sentinel(0) else ids
+    def strip_sentinel(self, ids: Sequence[int], sentinel: str = "targets") -> Sequence[int]:
+        """Output ids without the <extra_id_0> that begins each target of a sentinel variant, if it is there.
+
+        `sentinel` "none" leaves it: there a model that still writes sentinels is wrong. So does a vocabulary without
+        sentinels, which has nothing to strip.
+        """
+        begins = sentinel != "none" and self.sentinels and len(ids) and ids[0] == self.sentinel(0)
+        return ids[1:] if begins else ids
 
     def check_fits(self, rows: int, model: str | Path) -> None:
         """InputError where these ids would mean something else to the model.

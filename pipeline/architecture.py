@@ -42,7 +42,7 @@ class T5Shape:
 
     @property
     def parameters(self) -> int:
-        """How many numbers a model of this shape holds; a tied embedding counts once (PAPER_FACTS §4)."""
+        """How many numbers a model of this shape holds; a tied embedding counts once."""
         attention = 4 * self.d_model * self.num_heads * self.d_kv
         feed_forward = (3 if self.gated else 2) * self.d_model * self.d_ff
         encoder_block = attention + feed_forward + 2 * self.d_model

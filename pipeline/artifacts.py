@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ BLOCK = 16 * 2**20
 # The file that says what a directory is.
 MARKERS = {"model": "config.json", "tokens": "tokens.json", "prompt": "prompt.json", "scores": "scores.json"}
 
+_DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
+
 
 def locate(artifact: str, location: str, where: str) -> list[Path]:
     """Where an artifact lies that was named by path: the directory itself, or what a stage made in it.
 
-    A stage of many prompts gives all of them. A name that is no directory is a model on the hub, and stays a name.
+    A stage of many prompts, or a folder of prompts, gives all of them. A name that is no directory is a model on the
+    hub, and stays a name.
 
     Raises:
         InputError: there is nothing like that; `where` names the setting that asked for it.
@@ -33,14 +37,48 @@ def locate(artifact: str, location: str, where: str) -> list[Path]:
         return [path]
     if (path / artifact / marker).is_file():
         return [path / artifact]
-    many = sorted(found.parent for found in path.glob(f"*/{artifact}/{marker}")) if artifact == "prompt" else []
-    if many:
+    if artifact == "prompt" and (many := _prompts_within(path)):
         return many
     if path.is_dir():
         raise InputError(f"{where}: {location} holds no {artifact} (no {marker} in it); give a directory that does")
     if artifact == "model" and not path.is_absolute() and location.count("/") <= 1 and not location.startswith("."):
         return [path]
     raise InputError(f"{where}: {location} does not exist; give the directory of a {artifact}")
+
+
+def _prompts_within(folder: Path) -> list[Path]:
+    """Prompts of a folder, in the order of their names: FOLDER/NAME, or FOLDER/NAME/prompt as stages make them."""
+    places = [[child, child / "prompt"] for child in sorted(folder.glob("[!.]*"))]
+    return [next(p for p in pair if _is_prompt(p)) for pair in places if any(map(_is_prompt, pair))]
+
+
+def _is_prompt(path: Path) -> bool:
+    return (path / MARKERS["prompt"]).is_file()
+
+
+def named_prompts(location: str, where: str) -> dict[str, Path]:
+    """The prompts at a location by name: that of their directory, or where this is called `prompt`, of the one above.
+
+    Raises:
+        InputError: there is none; `where` names the setting that asked for it.
+    """
+    found = {}
+    for path in locate("prompt", location, where):
+        full = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its own name; resolve() would follow it)
+        found[full.parent.name if full.name == "prompt" else full.name] = path
+    return found
+
+
+def check_data(location: str, where: str) -> None:
+    """A corpus, a task's rows or a vocabulary must be there, unless its name may be one on the hub.
+
+    Raises:
+        InputError: `where` names the setting that asked for it.
+    """
+    path = Path(location)
+    a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
+    if a_path and not path.exists():
+        raise InputError(f"{where}: {location} does not exist; mend the path")
 
 
 def blocks(path: Path) -> list[str]:

@@ -1,5 +1,7 @@
 """`t5-pipeline`: run a recipe, say what would run, show where a run stands, write its report, check its files.
 
+The commands about prompts (predict, tune, prompts) are in prompt_commands.py.
+
 Nothing here imports torch or transformers, so that every command starts at once.
 """
 
@@ -10,8 +12,10 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.errors import BAD_INPUT, InputError
+from pipeline.prompt_commands import add_commands
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run_dir import RunDir
 
@@ -30,8 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; its subparsers do so too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message} (--help lists what there is)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="t5-pipeline",
         description="LM-adapt a T5, freeze it, and learn each task as a soft prompt (Lester et al. 2021).",
         epilog="Each stage also runs by itself: accelerate launch stages/lm_adapt.py --help",
@@ -69,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     verify.set_defaults(command=_verify)
+
+    add_commands(commands)
     return parser
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.artifacts import locate
+from pipeline.artifacts import check_data, locate
 from pipeline.fingerprint import differences, fingerprint, parts
 from pipeline.manifest import InputRecord, Manifest, changed_files
 from pipeline.recipe import Cell, InputRef, Recipe
@@ -35,6 +36,20 @@ def decide(recipe: Recipe, run_dir: RunDir) -> list[Decision]:
     for cell in recipe.cells():
         decisions[cell.stage, cell.id] = _decide(recipe, run_dir, cell, decisions)
     return list(decisions.values())
+
+
+def check_outside(cells: Iterable[Cell]) -> None:
+    """What cells read from outside the run must be there before anything is launched, however late they read it.
+
+    Raises:
+        InputError: something is not, and which setting asked for it.
+    """
+    for cell in cells:
+        for name, location in cell.settings.data().items():
+            check_data(location, f"{cell.stage}.{name}")
+        for name, ref in cell.inputs.items():
+            if ref.path is not None:
+                locate(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
 
 
 def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], Decision]) -> Decision:
@@ -142,9 +157,10 @@ def _task_data(cell: Cell, earlier: dict[tuple[str, str], Decision]) -> dict[str
 
 
 def jobs(cells: list[Decision], run_dir: RunDir) -> list[list[Decision]]:
-    """Cells of one stage that one process makes together: prompts on one frozen T5.
+    """All cells of one stage, by jobs: one process makes those of a job together, prompts on one frozen T5.
 
-    A job that was begun stays as it was, so that it goes on from its checkpoints; other cells form new ones.
+    A job that was begun stays as it was, so that it goes on from its checkpoints, with those of its cells that were
+    finished before it was stopped. Other cells form new ones, in which nothing is done that is done already.
     """
     left = {d.cell.id: d for d in cells}
     found: list[list[Decision]] = []
@@ -160,7 +176,8 @@ def jobs(cells: list[Decision], run_dir: RunDir) -> list[list[Decision]]:
     for decision in cells:
         if decision.cell.id not in left:
             continue
-        group = [d for d in left.values() if d is decision or _together(decision, d)]
+        done = decision.action == "done"
+        group = [d for d in left.values() if d is decision or ((d.action == "done") == done and _together(decision, d))]
         for member in group:
             del left[member.cell.id]
         found.append(group)

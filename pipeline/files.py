@@ -28,10 +28,15 @@ def fsync_tree(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file by one with this text; a reader sees the old one or the new one."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file by one with this content, as `write_text`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)

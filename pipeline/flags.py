@@ -58,10 +58,16 @@ def parser(cls: type[StageSettings], program: str) -> argparse.ArgumentParser:
         run.add_argument(
             "--resume-from", type=int, metavar="STEP", help="go on from the checkpoint of this step, not the last"
         )
+    add_settings(made, cls)
+    return made
+
+
+def add_settings(made: argparse.ArgumentParser, cls: type[StageSettings], but: tuple[str, ...] = ()) -> None:
+    """Add every setting of a stage, `but` some, as a flag."""
     settings = made.add_argument_group("settings")
     for name, field in _fields(cls):
-        _add(settings, name, field)
-    return made
+        if name not in but:
+            _add(settings, name, field)
 
 
 def parse(cls: type[StageSettings], program: str, arguments: list[str]) -> Flags:

@@ -16,6 +16,9 @@ from typing import Any
 
 from pipeline.errors import InputError
 
+RUNNER = "T5_PIPELINE_RUNNER"
+"""In the environment of a stage that the runner launched: the runner's process id."""
+
 
 def stage_script(kind: str) -> Path:
     """The script of a stage kind, as it is installed."""
@@ -49,7 +52,9 @@ def launch(kind: str, configuration: str | None, arguments: list[str], exit_file
         The stage's exit code, and its last message where it left one.
     """
     exit_file.unlink(missing_ok=True)
-    process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True)
+    # The stage then stops by itself, its checkpoint saved, should this process be killed.
+    environment = {**os.environ, RUNNER: str(os.getpid())}
+    process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
     with _forwarding(process, stage_script(kind).name):
         code = process.wait()
     with contextlib.suppress(OSError, ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.decide import Decision, decide, jobs
+from pipeline.decide import Decision, check_outside, decide, jobs
 from pipeline.estimate import Estimate, estimate, shape_of
 from pipeline.recipe import Recipe
 from pipeline.run_dir import RunDir
@@ -11,6 +11,7 @@ from pipeline.settings import TrainingSettings
 
 def plan(recipe: Recipe, run_dir: RunDir) -> str:
     """The plan as text: decisions first, then estimates; launches and changes nothing."""
+    check_outside(recipe.cells())
     decisions = decide(recipe, run_dir)
     lines = [f"{recipe.path} → {run_dir.path}", ""]
     lines += _decisions(recipe, decisions)

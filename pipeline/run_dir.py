@@ -21,6 +21,7 @@ import datetime
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,14 +63,16 @@ class RunDir:
 
     def archive(self, directory: Path, fingerprint: str) -> Path:
         """Move results of other settings out of the way. Nothing is deleted; the user decides when."""
-        to = self.path / "superseded" / directory.relative_to(self.path) / fingerprint[:12]
-        number = 1
-        while to.exists():
-            number += 1
-            to = to.with_name(f"{fingerprint[:12]}-{number}")
+        to = _free(self.path / "superseded" / directory.relative_to(self.path) / fingerprint[:12])
         to.parent.mkdir(parents=True, exist_ok=True)
         directory.rename(to)
         return to
+
+    def restore(self, directory: Path, archived: Path) -> None:
+        """Undo `archive`, unless results have come of what took the place."""
+        remove_vain({directory: False})
+        if not directory.exists():
+            archived.rename(directory)
 
 
 class OutputDir(RunDir):
@@ -77,6 +80,36 @@ class OutputDir(RunDir):
 
     def cell(self, cell: Cell) -> Path:
         return self.path
+
+    def archive(self, directory: Path, fingerprint: str) -> Path:
+        place = directory.resolve()
+        to = _free(place.with_name(f"{place.name}.superseded-{fingerprint[:12]}"))
+        to.mkdir()
+        self._move(directory, to)
+        return to
+
+    def restore(self, directory: Path, archived: Path) -> None:
+        if any(_is_result(path, directory) for path in directory.rglob("*")):
+            return
+        for path in directory.iterdir():
+            if path != self.state:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._move(archived, directory)
+        archived.rmdir()
+
+    def _move(self, source: Path, to: Path) -> None:
+        for path in list(source.iterdir()):
+            if path.name != self.state.name:  # the lock in it is held
+                path.rename(to / path.name)
+
+
+def _free(path: Path) -> Path:
+    """The path, or where there is something, the same with a number."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 @contextlib.contextmanager
@@ -103,6 +136,31 @@ def lock(path: Path, directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+# What is written before a first result.
+_BOOKKEEPING = ("recipe.yaml", "started.json", "job.json", "log.txt")
+
+
+def absent(*directories: Path) -> dict[Path, bool]:
+    """Those directories that are not there or hold nothing, and whether they are there."""
+    return {path: path.is_dir() for path in directories if not path.is_dir() or not any(path.iterdir())}
+
+
+def remove_vain(directories: dict[Path, bool]) -> None:
+    """Put directories that were `absent` back as they were, unless a result lies there: bad input leaves no trace."""
+    for directory, was_there in directories.items():
+        if directory.is_dir() and not any(_is_result(path, directory) for path in directory.rglob("*")):
+            shutil.rmtree(directory)
+            if was_there:
+                directory.mkdir()
+
+
+def _is_result(path: Path, directory: Path) -> bool:
+    parts = path.relative_to(directory).parts
+    if path.is_dir() or ".state" in parts or any(part.endswith(".tmp") for part in parts):
+        return False
+    return path.name not in _BOOKKEEPING and path.stat().st_size > 0
 
 
 def read_job(directory: Path) -> dict[str, str]:

@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.decide import Decision, decide
+from pipeline.decide import Decision, check_outside, decide
 from pipeline.errors import BAD_INPUT, InputError
 from pipeline.files import write_text
-from pipeline.launch import launch
+from pipeline.launch import command, launch
 from pipeline.manifest import renew_times
 from pipeline.recipe import Recipe
-from pipeline.run_dir import RunDir, lock
+from pipeline.run_dir import RunDir, absent, lock, remove_vain
 from pipeline.validation import nearest
 
 
@@ -31,6 +31,11 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
         InputError: a stage name that is not in the recipe, or a directory in use.
     """
     names = _chosen(recipe, first, last)
+    for name in names:
+        check_outside(recipe.stages[name])
+        command(recipe.kind(name), recipe.launch.get(name), [])
+    decide(recipe, run_dir)
+    fresh = absent(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path):
         began = time.monotonic()
         recipe_file = run_dir.path / "recipe.yaml"
@@ -48,8 +53,10 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             code, message = launch(
                 recipe.kind(name), recipe.launch.get(name), arguments, run_dir.state / f"{name}.exit"
             )
+            if code == BAD_INPUT:
+                remove_vain(fresh)
             if code != 0:
-                return _failed(name, code, message)
+                return failed(name, code, message)
         left = [d for d in decide(recipe, run_dir) if d.cell.stage in names]
         done = all(d.action == "done" for d in left)
         for decision in left:
@@ -81,7 +88,8 @@ def _why(todo: list[Decision]) -> str:
     return cells + "; ".join(reasons[:3])
 
 
-def _failed(name: str, code: int, message: str) -> int:
+def failed(name: str, code: int, message: str) -> int:
+    """Say how a stage that was launched ended, where it has not said so itself; returns its exit code."""
     if code == BAD_INPUT:
         return code  # the stage has said why
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):

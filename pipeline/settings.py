@@ -1,53 +1,16 @@
 """Every setting of every stage: the one source of the recipe's keys, the flags, `--help` and the docs.
 
-A field says what part it plays in a result, and fingerprints follow from that:
-
-    trajectory   shapes the result: a change makes another result            (the default)
-    extent       how far the same trajectory is followed: more `steps` goes on from a checkpoint
-    runtime      how it is run: threads, microbatch, logging; never part of a fingerprint
-
 An input field takes the name of another stage of the recipe (`lm_adapt`, or `lm_adapt@10000` for a kept step),
 or a path; on the command line always a path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-Role = Literal["trajectory", "extent", "runtime"]
-
-
-def setting(default: Any, description: str, *, unit: str = "", role: Role = "trajectory", **constraints: Any) -> Any:
-    """A field with its meaning, its unit, and the part it plays in the result."""
-    extra: dict[str, Any] = {"unit": unit, "role": role}
-    if isinstance(default, (dict, list)):
-        return Field(
-            default_factory=lambda: type(default)(default),
-            description=description,
-            json_schema_extra=extra,
-            **constraints,
-        )
-    return Field(default, description=description, json_schema_extra=extra, **constraints)
-
-
-class Input:
-    """Marks a field that names an artifact: what another stage published, or a path on disk."""
-
-    def __init__(self, artifact: str) -> None:
-        self.artifact = artifact
-
-
-class Data:
-    """Marks a field that names data outside the run: its contents are part of the fingerprint."""
-
-
-class Settings(BaseModel):
-    """Unknown keys are errors; nothing is coerced in silence but numbers written as text on a command line."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+from pipeline.fields import Data, Input, Role, Settings, data_fields, setting
 
 
 class ShapeSettings(Settings):
@@ -134,7 +97,7 @@ class StageSettings(Settings):
 
     def data(self) -> dict[str, str]:
         """Data that the stage reads from outside the run: field → location."""
-        return dict(_data_fields(self))
+        return dict(data_fields(self))
 
     def together_with(self, other: StageSettings) -> bool:
         """True where one process can make both at once: prompts on one frozen T5, otherwise never."""
@@ -143,18 +106,6 @@ class StageSettings(Settings):
     def schedule_depends_on_steps(self) -> bool:
         """True where `steps` shapes the trajectory itself (a learning rate that falls to 0 at the last step)."""
         return False
-
-
-def _data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if any(isinstance(mark, Data) for mark in field.metadata) and value is not None:
-            yield prefix + name, value
-        for index, inner in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(inner, BaseModel):
-                yield from _data_fields(
-                    inner, f"{prefix}{name}.{index}." if isinstance(value, list) else f"{prefix}{name}."
-                )
 
 
 class PrepareSettings(StageSettings):
@@ -238,6 +189,12 @@ class LanguageModelSettings(TrainingSettings):
         500, "steps between measurements of the validation loss", unit="steps", role="runtime", gt=0
     )
     validation_batches: int = setting(4, "batches of a validation measurement", role="runtime", gt=0)
+    packing: bool = setting(
+        True,
+        "put several short examples into a row, unseen by one another: the same loss from fewer padded rows;"
+        " microbatch_size then counts rows",
+        role="runtime",
+    )
 
 
 class SpanCorruptSettings(LanguageModelSettings):
@@ -269,6 +226,17 @@ class LMAdaptSettings(LanguageModelSettings):
     summary: ClassVar[str] = "continue a T5 on natural text as a prefix LM"
 
     model: Annotated[str, Input("model")] = setting(..., "the T5 to adapt: hub name, directory or stage")
+    objective: Literal["prefix_lm", "lm", "full_lm", "packed_pairs"] = setting(
+        "prefix_lm",
+        "prefix_lm: the paper's; lm, full_lm: everything is target, of documents joined without or with EOS between"
+        " them; packed_pairs: BigScience's prefix LM, chunks of segment_length tokens split at random",
+    )
+    prefix_density: float = setting(
+        0.5,
+        "ρ of prefix_lm: a prefix of ℓ tokens has at least about (1−2ρ)·ℓ; 0.5 makes all lengths as likely (the paper)",
+        gt=0,
+        le=0.5,
+    )
     steps: int = setting(100_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
     segment_length: int = setting(512, "longest input and longest target, EOS counted", unit="tokens", gt=2)
     batch_size: int = setting(2048, "examples of one optimizer step, over all processes", unit="examples", gt=0)
@@ -276,6 +244,14 @@ class LMAdaptSettings(LanguageModelSettings):
     schedule: Literal["constant", "rsqrt", "linear"] = setting("rsqrt", _SCHEDULE)
     warmup_steps: int = setting(10_000, _WARMUP, unit="steps", ge=0)
     step_offset: int = setting(1_000_000, _OFFSET, unit="steps", ge=0)
+
+    @model_validator(mode="after")
+    def density_has_a_prefix(self) -> LMAdaptSettings:
+        if self.prefix_density != 0.5 and self.objective != "prefix_lm":
+            raise ValueError(
+                f"`prefix_density` belongs to `objective: prefix_lm`; {self.objective} draws no such prefix"
+            )
+        return self
 
 
 class SentinelSettings(StageSettings):
@@ -317,6 +293,9 @@ class PromptTuneSettings(TrainingSettings):
     init_prompt: Annotated[str | None, Input("prompt")] = setting(
         None, "trained prompt to start from (prompt_init: prompt)"
     )
+    init_labels: list[str] = setting(
+        [], "class_labels: words to start from instead of the task's labels (ReCoRD: commonsense, reasoning, …)"
+    )
     init_population: int = setting(
         5000, "how many of the likeliest pieces vocabulary rows are drawn from", unit="pieces", gt=0
     )
@@ -330,8 +309,8 @@ class PromptTuneSettings(TrainingSettings):
 
     # What may differ between prompts that train in one batch on one frozen T5.
     per_prompt: ClassVar[frozenset[str]] = frozenset(
-        {"seed", "task", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_population", "batch_size"}
-    )
+        ("seed", "task", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels", "init_population")
+    ) | {"batch_size"}
 
     def together_with(self, other: StageSettings) -> bool:
         shared = set(type(self).model_fields) - self.per_prompt
@@ -342,9 +321,12 @@ class PromptTuneSettings(TrainingSettings):
         for init, field in (("text", "init_text"), ("prompt", "init_prompt")):
             if (self.prompt_init == init) != (getattr(self, field) is not None):
                 raise ValueError(f"`prompt_init: {init}` and `{field}` go together: give both or neither")
-        if self.prompt_init == "class_labels" and not self.task.labels:
+        if self.init_labels and self.prompt_init != "class_labels":
+            raise ValueError("`init_labels` goes with `prompt_init: class_labels`")
+        if self.prompt_init == "class_labels" and not (self.task.labels or self.init_labels):
             raise ValueError(
-                f"`prompt_init: class_labels` needs the task's labels; {self.task.name} has none: use vocabulary"
+                f"`prompt_init: class_labels` needs the task's labels; {self.task.name} has none: give init_labels,"
+                " or use vocabulary"
             )
         return self
 

@@ -15,23 +15,24 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipeline import manifest as manifests
 from pipeline.artifacts import artifact_digest, locate
-from pipeline.decide import Decision, decide, jobs
+from pipeline.decide import Decision, check_outside, decide, jobs
 from pipeline.errors import BAD_INPUT, InputError, Interrupted
 from pipeline.files import sweep, write_directory, write_text
 from pipeline.fingerprint import differences
 from pipeline.flags import Flags, as_overrides, flag, parse
 from pipeline.manifest import InputRecord, Manifest, OutputRecord, Started
 from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
-from pipeline.run_dir import OutputDir, RunDir, lock, step_name
+from pipeline.run_dir import OutputDir, RunDir, absent, lock, remove_vain, step_name
 from pipeline.settings import StageSettings, TrainingSettings
 from pipeline.validation import nearest, validate
 
@@ -165,13 +166,19 @@ class Stage(Generic[C]):
         Raises:
             InputError: it is not where the record says, or is another one.
         """
+        digests = self.run_dir.digests
         if getattr(self.config, "model", None) is not None:
             found = self.input("model")
         elif prompt.manifest is not None:
-            found = _artifact(prompt.manifest.inputs["model"][0], self.run_dir)
+            # Paths in a manifest are within the run that the prompt belongs to, which need not be this one.
+            cell = next(path for path in prompt.path.parents if (path / manifests.NAME).is_file())
+            run_dir = RunDir(cell.parents[1 if prompt.manifest.cell else 0])
+            found = _artifact(prompt.manifest.inputs["model"][0], run_dir)
+            if run_dir.path.resolve() != self.run_dir.path.resolve():
+                found = replace(found, digest=digests.of_artifact("model", found.path))
         else:
             (path,) = locate("model", name, f"the T5 of {prompt.path}")
-            found = Artifact(name, path, self.run_dir.digests.of_artifact("model", path))
+            found = Artifact(name, path, digests.of_artifact("model", path))
         if found.digest != digest:
             raise InputError(
                 f"{prompt.path}: was trained on another T5 than {found.path} (digest {digest[:12]}, not"
@@ -223,6 +230,8 @@ def run(body: Callable[[Stage[C]], None], cls: type[C], arguments: list[str], pr
         return _leave(report, BAD_INPUT, str(error))
     except Interrupted as error:
         return _leave(report, error.exit_code, str(error))
+    except KeyboardInterrupt:
+        return _leave(report, 128 + signal.SIGINT, "stopped by SIGINT; run the same command to go on")
 
 
 def _leave(report: Path | None, code: int, message: str) -> int:
@@ -266,6 +275,7 @@ def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
 def _run(
     body: Callable[[Stage[C]], None], cls: type[C], flags: Flags, recipe: Recipe, run_dir: RunDir, name: str
 ) -> None:
+    check_outside(recipe.stages[name])
     decisions = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
     _refuse_missing_inputs(decisions, run_dir)
     open_cells = [d for d in decisions if d.action != "done"]
@@ -274,12 +284,18 @@ def _run(
         return
     _set_threads(recipe.stages[name][0].settings.threads)
     accelerator = _accelerator(open_cells[0].cell.settings, run_dir.path)
+    main_process = accelerator.is_main_process
+    fresh = absent(run_dir.path, run_dir.path / name) if main_process else {}
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
-    with guard if accelerator.is_main_process else contextlib.nullcontext():
-        groups = jobs(open_cells, run_dir)
+    with guard if main_process else contextlib.nullcontext():
+        groups = [group for group in jobs(decisions, run_dir) if any(d.action != "done" for d in group)]
         accelerator.wait_for_everyone()
-        for group in groups:
-            _run_job(body, group, flags, run_dir, accelerator)
+        try:
+            for group in groups:
+                _run_job(body, group, flags, run_dir, accelerator)
+        except InputError:
+            remove_vain(fresh)
+            raise
 
 
 def _run_job(
@@ -289,42 +305,53 @@ def _run_job(
     cells: list[CellRun[C]] = [CellRun(d, d.cell.settings, run_dir.cell(d.cell), run_dir, now) for d in group]  # type: ignore[arg-type]
     prints = {cell.id: cell.decision.fingerprint or "" for cell in cells}
     directory = run_dir.job(prints, group[0].cell)
-    if accelerator.is_main_process:
-        for cell in cells:
-            _make_way(cell, flags, run_dir)
-            cell.directory.mkdir(parents=True, exist_ok=True)
-            sweep(cell.directory)
-            if manifests.read_started(cell.directory) is None:
-                manifests.write(cell.directory, Started(**_described(cell)))
-        directory.mkdir(parents=True, exist_ok=True)
-        if group[0].cell.axes:
-            write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
-    accelerator.wait_for_everyone()
-    stage = Stage(cells, directory, run_dir, flags.resume_from, accelerator)
-    with _logging(directory, accelerator.is_main_process):
-        log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
-        body(stage)
-        for cell in cells:
-            if accelerator.is_main_process:
-                _finish(cell, time.monotonic() - began)
-        log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
+    main_process = accelerator.is_main_process
+    aside: dict[Path, Path] = {}
+    places = [directory.parent, directory, run_dir.path / "superseded", *(cell.directory for cell in cells)]
+    fresh = absent(*places) if main_process else {}
+    try:
+        if main_process:
+            for cell in cells:
+                if to := _make_way(cell, flags, run_dir):
+                    aside[cell.directory] = to
+                cell.directory.mkdir(parents=True, exist_ok=True)
+                sweep(cell.directory)
+                if manifests.read_started(cell.directory) is None:
+                    manifests.write(cell.directory, Started(**_described(cell)))
+            directory.mkdir(parents=True, exist_ok=True)
+            sweep(directory)
+            if group[0].cell.axes:
+                write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
+        accelerator.wait_for_everyone()
+        stage = Stage(cells, directory, run_dir, flags.resume_from, accelerator)
+        with _logging(directory, main_process):
+            log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
+            body(stage)
+            for cell in cells:
+                if main_process:
+                    _finish(cell, time.monotonic() - began)
+            log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
+    except InputError:
+        for place, to in aside.items():
+            run_dir.restore(place, to)
+        remove_vain(fresh)
+        raise
     accelerator.wait_for_everyone()
 
 
-def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> None:
-    """Clear what stands in the way of a cell.
+def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> Path | None:
+    """Clear what stands in the way of a cell; where results of other settings went, if there were some.
 
     Outputs that are not as they were published are removed, to be made again. Results of other settings are moved aside
     under a recipe, and refused in a directory that was named by hand.
     """
     if cell.decision.replaces is None:
         before = manifests.read(cell.directory)
-        if before is None:
-            return
-        for name in manifests.changed_files(cell.directory, before):
-            place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
-            shutil.rmtree(cell.directory / place, ignore_errors=True)
-        return
+        if before is not None:
+            for name in manifests.changed_files(cell.directory, before):
+                place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
+                shutil.rmtree(cell.directory / place, ignore_errors=True)
+        return None
     begun = manifests.read(cell.directory) or manifests.read_started(cell.directory)
     assert begun is not None
     if flags.recipe is None and not flags.overwrite:
@@ -333,15 +360,9 @@ def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> None:
             f"{cell.directory}: holds results of other settings ({changed});"
             " choose another --output-dir, or move them aside with --overwrite"
         )
-    if flags.recipe is None:
-        to = cell.directory.with_name(f"{cell.directory.name}.superseded-{begun.fingerprint[:12]}")
-        to.mkdir()
-        for path in list(cell.directory.iterdir()):
-            if path.name != run_dir.state.name:
-                path.rename(to / path.name)
-    else:
-        to = run_dir.archive(cell.directory, begun.fingerprint)
+    to = run_dir.archive(cell.directory, begun.fingerprint)
     log.warning("%s: results of other settings now lie in %s", cell.decision.cell.label, to)
+    return to
 
 
 def _described(cell: CellRun[C]) -> dict[str, Any]:
@@ -391,7 +412,7 @@ def _refuse_missing_inputs(decisions: list[Decision], run_dir: RunDir) -> None:
             makers = sorted({ref.stage for ref in decision.cell.inputs.values() if ref.stage})
             raise InputError(
                 f"{run_dir.path}: {decision.cell.stage} needs the output of {', '.join(makers)}, which is not there"
-                " yet; run those stages first, or the whole recipe by `t5-pipeline run`"
+                " yet or out of date; run those stages first, or the whole recipe by `t5-pipeline run`"
             )
 
 

@@ -83,11 +83,15 @@ def score_on_one_model(
         label_ids = [ids.tolist() for ids in encode_labels(info.task.labels or [], vocabulary, info.sentinel)]
         # An output longer than every label is no label, so decoding may stop there.
         longest = max(map(len, label_ids)) + 1 if label_ids else c.max_output_length
+
+        def decode(ids: Sequence[int], variant: str = info.sentinel) -> str:
+            return vocabulary.decode(vocabulary.strip_sentinel(ids, variant))
+
         answers = partial(
             answer,
             model,
             inputs=held_out.inputs,
-            decode=lambda ids: vocabulary.decode(vocabulary.strip_sentinel(ids)),
+            decode=decode,
             labels=info.task.labels,
             label_ids=label_ids,
             batch_size=c.batch_size,

@@ -2,6 +2,8 @@
 
 A segment t of ℓ tokens, prefix length k ~ U{1..ℓ−1}:  inputs = t[:k] + EOS,  targets = t[k:] + EOS
 
+Other objectives that adapted a T5 to text can take its place: `objective: lm | full_lm | packed_pairs`.
+
 In:  "model" (a T5), "tokens" (shards from prepare)
 Out: "model" (the T5 that prompt_tune freezes), one for each kept step
 Run: accelerate launch stages/lm_adapt.py --model google/t5-v1_1-base --tokens runs/c4/prepare --output-dir runs/adapted
@@ -11,7 +13,10 @@ Run: accelerate launch stages/lm_adapt.py --model google/t5-v1_1-base --tokens r
 from __future__ import annotations
 
 from data_prep.batches import LMBatches
+from data_prep.objectives.language_model import LM, FullLM
+from data_prep.objectives.packed_pairs import PackedPairs
 from data_prep.objectives.prefix_lm import PrefixLM
+from data_prep.objectives.segments import Objective
 from data_prep.shards import TokenShards
 from pipeline.modeling.artifact import read_expectations, write_model
 from pipeline.modeling.load import load_t5
@@ -29,18 +34,32 @@ def lm_adapt(stage: Stage[LMAdaptSettings]) -> None:
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
     vocabulary = text.vocabulary
     vocabulary.check_fits(model.shape.vocab_size, source.path)
-    batches = LMBatches(PrefixLM(text, c.seed, c.segment_length), c.batch_size, c.seed)
-    validation = (
-        LMBatches(PrefixLM(held_out, c.seed, c.segment_length), c.batch_size, c.seed) if held_out.documents else None
-    )
+
+    rows = (c.segment_length, c.segment_length) if c.packing else None
+    batches = LMBatches(objective_of(c, text), c.batch_size, c.seed, rows)
+    aside = objective_of(c, held_out)
+    validation = LMBatches(aside, c.batch_size, c.seed, rows) if aside.count(0) else None
 
     expects = read_expectations(source.path)
 
     def publish(step: int) -> None:
-        made = expects.after(stage="lm_adapt", step=step, objective="prefix LM", tokens=text.digest, of=source.digest)
+        made = expects.after(stage="lm_adapt", step=step, objective=c.objective, tokens=text.digest, of=source.digest)
         stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made), step=step)
 
     train_language_model(stage, model, batches, validation, publish)
+
+
+def objective_of(c: LMAdaptSettings, tokens: TokenShards) -> Objective:
+    """What makes examples of text."""
+    match c.objective:
+        case "prefix_lm":
+            return PrefixLM(tokens, c.seed, c.segment_length, c.prefix_density)
+        case "lm":
+            return LM(tokens, c.seed, c.segment_length)
+        case "full_lm":
+            return FullLM(tokens, c.seed, c.segment_length)
+        case "packed_pairs":
+            return PackedPairs(tokens, c.seed, c.segment_length)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from data_prep.keep_out import KeepOut
 from data_prep.shards import Written, write_tokens
 from data_prep.tasks import Task
 from data_prep.vocabulary import Vocabulary
+from pipeline.errors import InputError
 from pipeline.files import write_directory
 from pipeline.settings import PrepareSettings
 from pipeline.stage import Stage, log, main
@@ -35,10 +36,13 @@ def prepare(stage: Stage[PrepareSettings]) -> None:
         return
     held_out = [text for task in c.keep_out for text in Task.load(task).held_out_texts()]
     vocabulary = Vocabulary.load(c.vocabulary) if c.vocabulary else trained_vocabulary(stage, held_out)
-    partial = stage.directory / "tokens.partial"
+    partial, published = stage.directory / "tokens.partial", stage.directory / "tokens"
+    if published.is_dir() and not partial.is_dir():
+        published.rename(partial)  # stopped before the manifest was written: nothing of it is lost
     progress, metrics = Progress(stage.name, None, unit="document"), MetricsLog(stage.directory / "metrics.jsonl")
 
     with progress, metrics:
+        metrics.truncate_after(-1)
 
         def show(written: Written) -> None:
             rate = written.tokens / max(stage.seconds, 1e-9)
@@ -64,11 +68,10 @@ def prepare(stage: Stage[PrepareSettings]) -> None:
     stage.cells[0].facts.update(dropped=text.dropped)
 
     def move(directory: Path) -> None:
-        for path in partial.iterdir():
-            path.rename(directory / path.name)
+        directory.rmdir()
+        partial.rename(directory)  # as a whole: half of the shards would be of no use to a run that goes on
 
     stage.publish("tokens", move)
-    partial.rmdir()
 
 
 def documents(c: PrepareSettings) -> Iterator[Document]:
@@ -90,6 +93,10 @@ def trained_vocabulary(stage: Stage[PrepareSettings], held_out: list[str]) -> Vo
                 if not kept_out.found_in(document.text):
                     left -= len(document.text)
                     yield document.text
+            if left == c.vocabulary_characters:
+                raise InputError(
+                    f"prepare.corpus: {c.corpus} holds no text to train a vocabulary on; give one that does"
+                )
 
         write_directory(place, Vocabulary.train(texts(), c.vocabulary_size).save)
     return Vocabulary.load(place)

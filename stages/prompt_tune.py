@@ -14,9 +14,9 @@ Run: accelerate launch stages/prompt_tune.py --model runs/adapted --task tasks/s
 from __future__ import annotations
 
 import torch
-from data_prep.tasks import EncodedTask, Task, TaskBatches, encode_task
 from torch import Tensor
 
+from data_prep.tasks import EncodedTask, Task, TaskBatches, encode_task
 from data_prep.vocabulary import Vocabulary
 from pipeline.modeling import initialisers
 from pipeline.modeling.artifact import read_expectations
@@ -93,7 +93,8 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
 def initial_rows(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneSettings]) -> Tensor:
     """The rows [P, D] that one prompt starts from (§3.2, "Prompt Initialization")."""
     c = cell.config
-    table_VD, length, population = t5.shared.weight, c.prompt_length, c.init_population
+    table_VD, length = t5.shared.weight, c.prompt_length
+    population = min(c.init_population, vocabulary.size - vocabulary.sentinels)  # pieces, no sentinels, no padding rows
     match c.prompt_init:
         case "uniform":
             return initialisers.uniform(length, t5.shape.d_model, c.seed)
@@ -102,7 +103,7 @@ def initial_rows(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneSetting
         case "vocabulary":
             return initialisers.vocabulary(table_VD, length, c.seed, population)
         case "class_labels":
-            labels = [vocabulary.encode(label) for label in c.task.labels or ()]
+            labels = [vocabulary.encode(label) for label in c.init_labels or c.task.labels or ()]
             return initialisers.class_labels(table_VD, labels, length, c.seed, population)
         case "text":
             return initialisers.from_ids(table_VD, vocabulary.encode(c.init_text or ""), length, c.seed, population)

@@ -47,7 +47,8 @@ def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
             vocabulary_size=vocabulary.size,
             sentinels=vocabulary.sentinels,
         )
-        return LMBatches(objective, c.batch_size, c.seed)
+        rows = (c.input_length, objective.target_length) if c.packing else None
+        return LMBatches(objective, c.batch_size, c.seed, rows)
 
     def publish(step: int) -> None:
         made = expects.after(

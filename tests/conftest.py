@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # Tests are small: more threads would only wait for one another. Processes that tests start inherit this.
@@ -11,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from tests.tiny_run import Tiny, make
+from tests.tiny_run import Tiny, listing, make
 
 torch.set_num_threads(1)
 
@@ -37,3 +38,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def tiny(finished: Tiny, tmp_path: Path) -> Tiny:
     """A copy of the finished pipeline, to be changed."""
     return finished.copy(tmp_path)
+
+
+@pytest.fixture
+def unchanged(tmp_path: Path) -> Callable[[], None]:
+    """Called after a refusal: everything below tmp_path is as it was when this was first called."""
+    before: dict[str, tuple[int, int]] = {}
+
+    def check() -> None:
+        if not before:
+            before.update(listing(tmp_path))
+            return
+        after = listing(tmp_path)
+        assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == set()
+
+    return check

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
 
 from pipeline.launch import ranks
 from pipeline.run_dir import RunDir, lock
-from tests.tiny_run import Tiny, command, listing, metrics, scores, t5_pipeline
+from tests.tiny_run import Tiny, command, listing, metrics, scores, stage, t5_pipeline
 
 CELLS = [
     f"prompt_tune/model={model},seed={seed}" for model in ("lm_adapt@4", "lm_adapt", "sentinel") for seed in (0, 1)
@@ -114,7 +117,7 @@ def test_a_new_cell_runs_alone(tiny: Tiny) -> None:
 
 
 def test_more_steps_go_on_and_end_where_a_run_in_one_ends(tiny: Tiny, tmp_path: Path) -> None:
-    """And a kept step is what a run of so many steps makes: lm_adapt@4 of the one is lm_adapt of the other."""
+    """To the bit; the log too."""
     steps = ("--until", "lm_adapt", "--set", "lm_adapt.steps=11")
     assert "has 8 steps, 11 are wanted" in todo(tiny.plan(*steps[2:]))["lm_adapt"]
     said = tiny.start(*steps)
@@ -124,19 +127,33 @@ def test_more_steps_go_on_and_end_where_a_run_in_one_ends(tiny: Tiny, tmp_path: 
 
     alone = Tiny(tiny.data, tiny.recipe, tmp_path / "alone")
     for made in ("prepare", "pretrain"):
-        _copy(tiny.run / made, alone.run / made)
-    said = alone.start(*steps, "--set", "lm_adapt.keep_steps=[8]")
-    assert said.code == 0, said.err
+        shutil.copytree(tiny.run / made, alone.run / made)
+    assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", alone.run, "--steps", 11).code == 0
     one, other = tiny.digests(), alone.digests()
     assert one["lm_adapt/model"] == other["lm_adapt/model"]
     assert one["lm_adapt/steps/000004/model"] == other["lm_adapt/steps/000004/model"]
     assert metrics(tiny.run / "lm_adapt") == metrics(alone.run / "lm_adapt")
 
 
-def _copy(path: Path, to: Path) -> None:
-    import shutil
-
-    shutil.copytree(path, to)
+def test_a_kept_step_is_what_a_run_of_so_many_steps_makes(finished: Tiny, tmp_path: Path) -> None:
+    """`lm_adapt@4`; the schedule is constant, so both take the same four steps."""
+    flags = ("--recipe", finished.recipe, "--stage", "lm_adapt", "--steps", 4, "--set", "prompt_tune.model=sentinel")
+    for made in ("prepare", "pretrain"):
+        shutil.copytree(finished.run / made, tmp_path / "run" / made)
+    assert stage("lm_adapt", *flags, "--run-dir", tmp_path / "run").code == 0
+    adapted = finished.manifests()["lm_adapt"]
+    kept = adapted.steps_published[4]
+    assert finished.manifests(tmp_path / "run")["lm_adapt"].outputs["model"].digest == kept.digest
+    one, other = (
+        load_file(path / "model.safetensors")
+        for path in (finished.run / "lm_adapt" / kept.path, tmp_path / "run/lm_adapt/model")
+    )
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert kept.digest != adapted.outputs["model"].digest
+    for seed in (0, 1):
+        prompt = finished.manifests()[f"prompt_tune/model=lm_adapt@4,seed={seed}"]
+        assert [record.digest for record in prompt.inputs["model"]] == [kept.digest]
 
 
 def test_until_and_from(tiny: Tiny) -> None:
@@ -159,25 +176,50 @@ def test_two_runs_on_one_directory(tiny: Tiny) -> None:
     assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).code == 0
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stage_that_is_stopped_goes_on(tiny: Tiny, signum: signal.Signals, code: int) -> None:
-    """SIGKILL hits the stage, the others the runner, which passes them on and reports the stage's code."""
+def running(tiny: Tiny) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """`t5-pipeline run` at work on an endless lm_adapt, 40 steps or more into it; and the stage's process."""
     steps = ("--set", "lm_adapt.steps=100000", "--until", "lm_adapt", "--set", "lm_adapt.checkpoint_every=20")
-    running = subprocess.Popen(
+    runner = subprocess.Popen(
         command("run", tiny.recipe, "--run-dir", tiny.run, *steps), stderr=subprocess.PIPE, text=True
     )
-    checkpoints = tiny.run / "lm_adapt" / "checkpoints"
-    while not (checkpoints / "step-00000040").is_dir():
-        assert running.poll() is None
+    while not (tiny.run / "lm_adapt" / "checkpoints" / "step-00000040").is_dir():
+        assert runner.poll() is None
         time.sleep(0.01)
-    (stage,) = ranks(running.pid, "lm_adapt.py")
-    psutil.Process(stage if signum == signal.SIGKILL else running.pid).send_signal(signum)
-    _, said = running.communicate(timeout=30)
-    assert running.returncode == code, said
-    newest = int(max(path.name for path in checkpoints.iterdir())[-8:])
+    (rank,) = ranks(runner.pid, "lm_adapt.py")
+    return runner, psutil.Process(rank)
+
+
+def newest_checkpoint(tiny: Tiny) -> int:
+    return int(max(path.name for path in (tiny.run / "lm_adapt" / "checkpoints").glob("step-*"))[-8:])
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stage_that_is_stopped(tiny: Tiny, signum: signal.Signals, code: int) -> None:
+    """SIGKILL hits the stage, the others the runner, which passes them on and reports the stage's code."""
+    runner, rank = running(tiny)
+    second = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run)
+    assert (second.code, second.err.split(" on ")[0]) == (2, f"error: {tiny.run}: is in use by process {runner.pid}")
+    assert "lm_adapt" in next(line for line in t5_pipeline("status", tiny.run).out.splitlines() if " running " in line)
+    (rank if signum == signal.SIGKILL else psutil.Process(runner.pid)).send_signal(signum)
+    _, said = runner.communicate(timeout=60)
+    assert runner.returncode == code, said
     if signum == signal.SIGKILL:
         assert "lm_adapt was killed by signal 9; run the same command to go on from its last checkpoint" in said
     else:
-        assert f"stopped by {signum.name} after step {newest:,}, which is saved; run the same command to go on" in said
+        where = f"after step {newest_checkpoint(tiny):,}, which is saved; run the same command to go on"
+        assert f"■ lm_adapt: stopped by {signum.name} {where}" in said
     assert "Traceback" not in said
-    assert not psutil.pid_exists(stage)
+    assert not rank.is_running()
+
+
+def test_a_runner_that_is_killed_takes_its_stage_along(tiny: Tiny) -> None:
+    """The stage notices, saves and leaves the directory to the next run."""
+    runner, rank = running(tiny)
+    runner.kill()
+    rank.wait(timeout=60)
+    runner.communicate()
+    assert "stopped by SIGTERM" in json.loads((tiny.run / ".state" / "lm_adapt.exit").read_text())["message"]
+    steps = newest_checkpoint(tiny) + 1
+    again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", steps)
+    assert again.code == 0, again.err
+    assert metrics(tiny.run / "lm_adapt")[-1]["step"] >= steps - 2

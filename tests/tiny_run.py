@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,7 @@ stages:
   prepare:
     corpus: DATA/corpus
     vocabulary_size: 300
+    vocabulary_characters: 40000
     keep_out: [about]
     validation_fraction: 0.1
     shard_tokens: 4000
@@ -75,6 +77,7 @@ stages:
     batch_size: 8
     steps: 8
     schedule: constant
+    warmup_steps: 0
     learning_rate: 0.02
     dropout: 0.1
     precision: fp32
@@ -232,6 +235,17 @@ def _heard(run: Callable[[], int]) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def refused(said: Outcome, pattern: str) -> None:
+    """Bad input was refused: exit code 2 and exactly one line, that matches, beside what a stage says as it begins."""
+    assert said.code == 2, said
+    lines = [
+        line for line in said.err.splitlines() if not re.search(r" \(cpu\)$|: training a vocabulary|now lie in", line)
+    ]
+    assert len(lines) == 1, said.err
+    assert re.fullmatch("error: " + pattern, lines[0]), lines[0]
+    assert said.out == ""
+
+
 def metrics(directory: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl without what a clock says."""
     clock = {"elapsed_s", "tokens_per_second", "examples_per_second"}
@@ -245,10 +259,11 @@ def scores(directory: Path) -> list[dict[str, Any]]:
 
 
 def listing(*places: Path) -> dict[str, tuple[int, int]]:
-    """Size and modification time of every file, and every directory, below some places."""
+    """Size and modification time of every file, and every directory, below some places; locks and caches apart."""
     found = {}
     for place in places:
         for path in [place, *place.rglob("*")] if place.exists() else []:
-            stat = path.stat()
-            found[str(path)] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0)
+            if ".state" not in path.parts:
+                stat = path.stat()
+                found[str(path)] = (stat.st_size, stat.st_mtime_ns) if path.is_file() else (0, 0)
     return found

@@ -26,18 +26,24 @@ def score_labels(
     are; only the decoder runs L rows for each. `labels` are token ids as in training targets: EOS last, a sentinel
     first where the model was given one. Padding is never scored. The prediction is `scores.argmax(1)`.
     """
-    device = encoded_BSD.device
-    rows = [torch.as_tensor(label, dtype=torch.long, device=device) for label in labels]
-    targets_LT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    inputs_LT = torch.cat([torch.full_like(targets_LT[:, :1], START), targets_LT[:, :-1]], dim=1)
-    real_LT = torch.arange(targets_LT.size(1), device=device) < torch.tensor(
-        [[len(row)] for row in rows], device=device
-    )
-    batch = encoded_BSD.size(0)
+    return score_label_sets(model, encoded_BSD, mask_BS, [labels] * encoded_BSD.size(0))
 
-    hidden_RTD = model.decode(inputs_LT.repeat(batch, 1), encoded_BSD, mask_BS)
-    real_RT = real_LT.repeat(batch, 1)
-    hidden_ND, token_N = hidden_RTD[real_RT], targets_LT.repeat(batch, 1)[real_RT]
+
+@torch.no_grad()
+def score_label_sets(
+    model: AnsweringModel, encoded_BSD: Tensor, mask_BS: Tensor | None, labels: Sequence[Sequence[Sequence[int]]]
+) -> Tensor:
+    """As `score_labels`, where each input has labels of its own, the same number L of them: `labels[b][l]` are ids."""
+    device = encoded_BSD.device
+    longest = max(len(label) for of_input in labels for label in of_input)
+    padded = [[*label, *[0] * (longest - len(label))] for of_input in labels for label in of_input]
+    targets_RT = torch.tensor(padded, device=device)
+    lengths_R1 = torch.tensor([[len(label)] for of_input in labels for label in of_input], device=device)
+    real_RT = torch.arange(longest, device=device) < lengths_R1
+    inputs_RT = torch.cat([torch.full_like(targets_RT[:, :1], START), targets_RT[:, :-1]], dim=1)
+
+    hidden_RTD = model.decode(inputs_RT, encoded_BSD, mask_BS)
+    hidden_ND, token_N = hidden_RTD[real_RT], targets_RT[real_RT]
     log_p_N = torch.cat(
         [
             _log_p(model, hidden_nD, token_n)
@@ -45,7 +51,7 @@ def score_labels(
         ]
     )
     log_p_RT = torch.zeros(real_RT.shape, device=device).masked_scatter(real_RT, log_p_N)
-    return log_p_RT.sum(dim=1).view(batch, len(rows))
+    return log_p_RT.sum(dim=1).view(len(labels), -1)
 
 
 def _log_p(model: AnsweringModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Outputs of a frozen T5 for a whole split: labels by scoring, free text by greedy decoding.
+"""Outputs of a frozen T5: labels by scoring, free text by greedy decoding; for one prompt, or a prompt for each input.
 
-B batch, S input length, L labels
+B batch, P prompt length, S input length, L labels, N all inputs
 """
 
 from __future__ import annotations
@@ -11,12 +11,28 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.evaluation.decoding import greedy
-from pipeline.evaluation.label_scoring import score_labels
+from pipeline.evaluation.label_scoring import score_label_sets
 from pipeline.modeling.prompt_bank import PromptedT5
 
 Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """What an answer may be, and how it reads.
+
+    decode: text of output ids, with what is not part of the answer (a sentinel) taken off.
+    labels, label_ids: for classification, each label and its target ids as in training; otherwise none.
+    max_length: tokens of greedy decoding at most; 0 decodes nothing, which classification can do without.
+    """
+
+    decode: Callable[[Sequence[int]], str]
+    labels: Sequence[str] = ()
+    label_ids: Sequence[Sequence[int]] = ()
+    max_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,13 +41,14 @@ class Outputs:
 
     texts: the answer that is scored: the likeliest label, or the decoded text.
     free: what greedy decoding gives, whatever the labels; the share of it that is no label is the illegal share.
+    scores: log p of each label of the input's form; empty for free text.
     """
 
     texts: list[str] = field(default_factory=list)
     free: list[str] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
 
 
-@torch.no_grad()
 def answer(
     model: PromptedT5,
     prompt: int | None,
@@ -46,9 +63,7 @@ def answer(
     precision: str,
     on_batch: Callable[[int], None] = lambda examples: None,
 ) -> Outputs:
-    """Answer every input.
-
-    The encoder runs once for a batch; label scoring and greedy decoding both read its output.
+    """Answer every input with one prompt.
 
     Args:
         prompt: which prompt of the bank; None for the frozen T5 with no prompt.
@@ -57,24 +72,88 @@ def answer(
         labels, label_ids: for classification, each label and its target ids as in training.
         on_batch: told the number of examples after each batch.
     """
+    return answer_each(
+        model,
+        None if prompt is None else [prompt] * len(inputs),
+        inputs,
+        [AnswerForm(decode, labels or (), label_ids, max_length)] * len(inputs),
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        on_batch=on_batch,
+    )
+
+
+@torch.no_grad()
+def answer_each(
+    model: PromptedT5,
+    prompts: Sequence[int] | None,
+    inputs: Sequence[Ids],
+    forms: Sequence[AnswerForm],
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    on_batch: Callable[[int], None] = lambda examples: None,
+) -> Outputs:
+    """Answer every input with the prompt and in the form that stand at its place, mixed in the same batches.
+
+    The encoder runs once for a batch; label scoring and greedy decoding both read its output. Whatever the company, an
+    answer is what it would be alone, up to the rounding of sums.
+
+    Args:
+        prompts: of each input, which prompt of the bank; None for the frozen T5 with no prompt.
+        inputs: token ids of each input, EOS included.
+        forms: of each input, what its answer may be.
+        on_batch: told the number of examples after each batch.
+    """
     model.eval()
-    texts, free = [""] * len(inputs), [""] * len(inputs)
-    for rows, inputs_BS in _batches(inputs, batch_size):
-        prompt_B = None if prompt is None else torch.full((len(rows),), prompt)
+    N = len(inputs)
+    outputs = Outputs([""] * N, [""] * N, [[] for _ in range(N)])
+    prompt_lengths = [0] * N if prompts is None else [model.bank.lengths[prompt] for prompt in prompts]
+    for rows, inputs_BS in _batches(inputs, prompt_lengths, batch_size):
+        prompt_B = None if prompts is None else torch.tensor([prompts[row] for row in rows])
+        here = [forms[row] for row in rows]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             encoded, mask = model.encode(prompt_B, inputs_BS.to(device))
-            decoded_BT = greedy(model, encoded, mask, max_length).cpu()
-            scores_BL = score_labels(model, encoded, mask, label_ids).cpu() if labels else None
-        for place, row in enumerate(rows):
-            free[row] = decode(decoded_BT[place].tolist())
-            texts[row] = free[row] if scores_BL is None or not labels else labels[int(scores_BL[place].argmax())]
+            for places in _grouped([form.max_length > 0 for form in here], but=False):
+                longest = max(here[place].max_length for place in places)
+                decoded_BT = greedy(model, *_chosen(encoded, mask, places), longest).tolist()
+                for place, ids in zip(places, decoded_BT, strict=True):
+                    text = here[place].decode(ids[: here[place].max_length])
+                    outputs.free[rows[place]] = outputs.texts[rows[place]] = text
+            for places in _grouped([len(form.label_ids) for form in here], but=0):
+                sets = [here[place].label_ids for place in places]
+                scores_BL = score_label_sets(model, *_chosen(encoded, mask, places), sets).cpu()
+                for place, scores_L in zip(places, scores_BL, strict=True):
+                    outputs.texts[rows[place]] = here[place].labels[int(scores_L.argmax())]
+                    outputs.scores[rows[place]] = scores_L.tolist()
         on_batch(len(rows))
-    return Outputs(texts, free)
+    return outputs
 
 
-def _batches(inputs: Sequence[Ids], size: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Inputs of like length together, as zero-padded ids [B, S], each batch with the places of its rows."""
-    order = sorted(range(len(inputs)), key=lambda i: (len(inputs[i]), i))
+def _grouped(kinds: Sequence[int], but: int) -> list[list[int]]:
+    """Places of equal kind together, those of kind `but` left out.
+
+    >>> _grouped([2, 0, 3, 2], but=0)
+    [[0, 3], [2]]
+    """
+    return [[p for p, k in enumerate(kinds) if k == kind] for kind in dict.fromkeys(kinds) if kind != but]
+
+
+def _chosen(encoded: Tensor, mask: Tensor | None, places: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Encoder output and mask of some rows of a batch."""
+    if len(places) == encoded.size(0):
+        return encoded, mask
+    chosen = torch.tensor(places, device=encoded.device)
+    return encoded[chosen], None if mask is None else mask[chosen]
+
+
+def _batches(
+    inputs: Sequence[Ids], prompt_lengths: Sequence[int], size: int
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Prompts, then inputs, of like length together: zero-padded ids [B, S], each batch with the places of its rows."""
+    order = sorted(range(len(inputs)), key=lambda i: (prompt_lengths[i], len(inputs[i]), i))
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         padded_BS = np.zeros((len(rows), max(len(inputs[i]) for i in rows)), dtype=np.int64)

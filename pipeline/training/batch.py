@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 class Batch(Protocol):
     """Examples as zero-padded NumPy arrays. `weights_B` weighs each row's token losses, normalised over the *global*
-    batch; `prompt_B` names each row's prompt in the bank."""
+    batch; `prompt_B` names each row's prompt in the bank; `segments` tells apart the examples of packed rows."""
 
     @property
     def inputs_BS(self) -> Any: ...
@@ -29,6 +29,8 @@ class Batch(Protocol):
     def weights_B(self) -> Any: ...
     @property
     def prompt_B(self) -> Any: ...
+    @property
+    def segments(self) -> tuple[Any, Any] | None: ...
     @property
     def input_tokens(self) -> int: ...
     @property
@@ -46,12 +48,13 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """A microbatch as tensors: ids int64, weights fp32."""
+    """A microbatch as tensors: ids int64, weights fp32; `segments`, int64 [B, S] and [B, T], where rows are packed."""
 
     inputs_BS: Tensor
     targets_BT: Tensor
     weights_B: Tensor
     prompt_B: Tensor
+    segments: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, batch: Batch) -> TensorBatch:
@@ -60,16 +63,29 @@ class TensorBatch:
             torch.as_tensor(batch.targets_BT).long(),
             torch.as_tensor(batch.weights_B).float(),
             torch.as_tensor(batch.prompt_B).long(),
+            _both(batch.segments, lambda numbers: torch.as_tensor(numbers).long()),
         )
 
     def to(self, device: torch.device) -> TensorBatch:
-        tensors = (self.inputs_BS, self.targets_BT, self.weights_B, self.prompt_B)
-        return TensorBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return TensorBatch(
+            moved(self.inputs_BS),
+            moved(self.targets_BT),
+            moved(self.weights_B),
+            moved(self.prompt_B),
+            _both(self.segments, moved),
+        )
+
+
+def _both(pair: tuple[Item, Item] | None, of: Callable[[Item], Tensor]) -> tuple[Tensor, Tensor] | None:
+    return None if pair is None else (of(pair[0]), of(pair[1]))
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's part of one step; `tokens` and `examples` count the whole step, over all ranks."""
+    """One rank's part of one step; `tokens` and `examples` (rows, where packed) count the step over all ranks."""
 
     step: int
     microbatches: list[TensorBatch]

@@ -120,7 +120,7 @@ def train_language_model(
     validation: BatchSource | None,
     publish: Callable[[int], None],
 ) -> None:
-    """Train `model(inputs_BS, targets_BT) -> logits_BTV` on every target token.
+    """Train `model(inputs_BS, targets_BT, segments) -> logits_BTV` on every target token.
 
     Args:
         validation: held-out batches, whose mean loss is measured on the first `validation_batches` of them.
@@ -128,7 +128,8 @@ def train_language_model(
     c: LanguageModelSettings = stage.config
 
     def loss_fn(batch: TensorBatch) -> Tensor:
-        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        logits_BTV = model(batch.inputs_BS, batch.targets_BT, batch.segments)
+        loss_BT = token_loss(logits_BTV, batch.targets_BT, c.z_loss)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -157,7 +158,8 @@ def held_out_loss(state: TrainState, model: nn.Module, batches: Sequence[Any], m
         for micro in part.microbatches(microbatch_size) if len(part) else ():
             tensors = TensorBatch.of(micro).to(state.device)
             with state.autocast():
-                loss_BT = token_loss(model(tensors.inputs_BS, tensors.targets_BT), tensors.targets_BT)
+                logits_BTV = model(tensors.inputs_BS, tensors.targets_BT, tensors.segments)
+                loss_BT = token_loss(logits_BTV, tensors.targets_BT)
             sums += torch.stack([loss_BT.sum(dtype=torch.float64), (tensors.targets_BT != 0).sum().double()])
     state.ranks.sum([sums])
     return float(sums[0] / sums[1])

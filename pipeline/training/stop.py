@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+from pipeline.launch import RUNNER
+
+# Read now: an Accelerator adds names of its own to the environment when it is made.
+_LAUNCHED = RUNNER in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
 
 
 class StopSignal:
@@ -14,13 +20,22 @@ class StopSignal:
     Repeats are ignored: a runner that forwards a signal and the terminal that sends it to the whole group would
     otherwise kill the save that the first one asked for. Outside the main thread, where Python takes no signals,
     entering does nothing.
+
+    A process whose launcher or runner is gone counts as told to stop: nothing else could tell it any more.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.signum = 0
+        self._noted = 0
         self._before: dict[signal.Signals, Any] = {}
+        self._parent = os.getppid() if _LAUNCHED else None
+
+    @property
+    def signum(self) -> int:
+        if not self._noted and self._parent is not None and os.getppid() != self._parent:
+            return signal.SIGTERM
+        return self._noted
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
@@ -33,4 +48,4 @@ class StopSignal:
         self._before = {}
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = self.signum or signum
+        self._noted = self._noted or signum

@@ -98,6 +98,29 @@ def test_bad_rows_are_named(tmp_path: Path, vocabulary: Vocabulary, row: dict[st
         encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 64, 8)
 
 
+def test_values_stand_for_something(tmp_path: Path) -> None:
+    """GLUE and SuperGLUE number their labels; YAML reads 0, true and "0" as it likes."""
+    rows = [{"text": "fine", "label": 1, "in": {"deep": True}}, {"text": "dull", "label": "0", "in": {"deep": False}}]
+    write(tmp_path, rows=rows)
+    values = {"label": {0: "bad", 1: "good"}, "in.deep": {True: "yes", False: "no"}}
+    task = Task.load(settings(tmp_path, inputs="{text} {in.deep}", values=values))
+    assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
+        ("fine yes", "good"),
+        ("dull no", "bad"),
+    ]
+
+
+def test_a_value_that_stands_for_nothing_names_row_and_key(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    write(tmp_path, rows=[{"text": "a", "label": 0}, {"text": "b", "label": -1}])
+    task = Task.load(settings(tmp_path, values={"label": {0: "bad", 1: "good"}}))
+    with pytest.raises(
+        InputError, match=r"train\.jsonl:2: `tasks\.t\.values\.label` does not say what '-1' stands for, only 0, 1$"
+    ):
+        encode_task(task, "train", vocabulary, 64, 8)
+    with pytest.raises(InputError, match=r"tasks\.t\.values: no template names a field 'lable', only text, label"):
+        Task.load(settings(tmp_path, values={"lable": {0: "bad"}}))
+
+
 def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     write(tmp_path)

@@ -67,6 +67,35 @@ def test_decode(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode([vocabulary.rows - 1]) == vocabulary.decode([vocabulary.unk])
 
 
+def test_the_sentinel_that_begins_an_answer_is_taken_off(vocabulary: Vocabulary) -> None:
+    first, ids = vocabulary.sentinel(0), vocabulary.encode("the name")
+    for variant in ("targets", "both"):
+        assert vocabulary.strip_sentinel([first, *ids], variant) == ids
+        assert vocabulary.strip_sentinel([first, first, *ids], variant) == [first, *ids]
+        assert vocabulary.strip_sentinel([*ids, first], variant) == [*ids, first]
+        assert vocabulary.strip_sentinel(ids, variant) == ids
+        assert vocabulary.strip_sentinel([], variant) == []
+    assert vocabulary.strip_sentinel([first, *ids], "none") == [first, *ids]
+    bare = vocabulary.with_sentinels(0)
+    assert bare.strip_sentinel(ids) == ids
+    assert bare.strip_sentinel([bare.size - 1, 5]) == [bare.size - 1, 5]
+
+
+def test_ids_that_a_model_has_no_rows_for(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    vocabulary.check_fits(vocabulary.rows, tmp_path)
+    vocabulary.check_fits(vocabulary.size, "google/t5-v1_1-base")
+    with pytest.raises(InputError, match=r"model: the vocabulary has 1,100 ids and the model 1,099 embedding rows"):
+        vocabulary.check_fits(vocabulary.size - 1, tmp_path / "model")
+
+
+def test_ids_that_mean_something_else_to_a_model(vocabulary: Vocabulary, texts: list[str], tmp_path: Path) -> None:
+    other = Vocabulary.train(texts[::7], 500)
+    other.save(tmp_path)
+    other.check_fits(1152, tmp_path)
+    with pytest.raises(InputError, match=r"tokenised with another vocabulary than .*spiece\.model; prepare it again"):
+        vocabulary.check_fits(1152, tmp_path)
+
+
 def test_training_is_reproducible(texts: list[str], vocabulary: Vocabulary) -> None:
     again = Vocabulary.train(texts, 1000)
     assert again.model == vocabulary.model
@@ -136,6 +165,13 @@ def test_a_vocabulary_that_no_t5_can_use(texts: list[str]) -> None:
     )
     with pytest.raises(InputError, match="needs pad to be 0"):
         Vocabulary(model.getvalue())
+    other_eos = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts[:500]), model_writer=other_eos, vocab_size=300, minloglevel=2,
+        pad_id=0, eos_id=2, unk_id=1, bos_id=-1,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="has pad 0, eos 2 and unk 1; a T5 needs pad to be 0, eos 1"):
+        Vocabulary(other_eos.getvalue())
 
 
 def test_config_is_json(vocabulary: Vocabulary, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.architecture import T5Shape
 from pipeline.errors import InputError
-from pipeline.modeling.load import check_untied, init_t5, load_t5, save_t5
+from pipeline.modeling.load import check_untied, grow_vocabulary, init_t5, load_t5, save_t5
 from pipeline.modeling.t5 import T5
 from tests.modeling.conftest import SHAPES, model_digest, tensors_digest, token_rows
 
@@ -183,6 +183,35 @@ def test_retied_heads_are_caught(tmp_path: Path) -> None:
     model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach())  # another Parameter, the same memory
     with pytest.raises(RuntimeError, match="tied"):
         check_untied(model, shape)
+
+
+@pytest.mark.parametrize("rows", [90, 256])
+def test_new_rows_begin_at_the_mean_and_the_rest_stays(model: T5, rows: int) -> None:
+    """96 rows, of which the first 80 have been trained: those above are new, within the table and beyond it."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    grown = grow_vocabulary(model, rows, first_new=80, start="mean", seed=0).eval()
+    assert grown.shape == dataclasses.replace(model.shape, vocab_size=max(rows, 96))
+    for name, tensor in grown.state_dict().items():
+        if name in ("shared.weight", "lm_head.weight"):
+            assert torch.equal(tensor[:80], before[name][:80])
+            torch.testing.assert_close(tensor[80:], before[name][:80].mean(0).expand(max(rows, 96) - 80, -1))
+        else:
+            assert torch.equal(tensor, before[name])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    inputs, targets = token_rows([5, 9], seed=4, vocabulary=80), token_rows([4, 6], seed=5, vocabulary=80)
+    torch.testing.assert_close(grown(inputs, targets)[..., :80], model(inputs, targets)[..., :80])
+    check_untied(grown, grown.shape)
+
+
+def test_new_rows_as_normal_noise_have_the_spread_of_the_others() -> None:
+    model = init_t5(dataclasses.replace(SHAPES["gated_untied"], vocab_size=400), seed=2)
+    made = [grow_vocabulary(model, 2400, first_new=400, start="normal", seed=seed) for seed in (1, 1, 2)]
+    for name in ("shared.weight", "lm_head.weight"):
+        old, new = model.state_dict()[name], made[0].state_dict()[name][400:]
+        torch.testing.assert_close(new.std(0), old.std(0), rtol=0.1, atol=0)
+        assert ((new.mean(0) - old.mean(0)).abs() < 0.1 * old.std()).all()
+        assert torch.equal(new, made[1].state_dict()[name][400:])
+        assert not torch.equal(new, made[2].state_dict()[name][400:])
 
 
 def test_initialisation_scales_and_seeds() -> None:

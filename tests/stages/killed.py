@@ -1,48 +1,55 @@
-"""Run a stage again and again as a process of its own, each time killed at a random moment, then let it finish.
+"""Run every stage of a recipe, each again and again as a process of its own that is killed, until one is let finish.
 
-    python tests/stages/killed.py KIND SECONDS KILLS SEED FLAGS…
+    python tests/stages/killed.py RECIPE RUN_DIR KILLS SEED
 
 The processes are forks of this one, which has everything imported: what is killed is the stage, not Python's start.
-Prints how many were hit while they ran. SECONDS: what an undisturbed run takes.
+Moments are random, from the first milliseconds to well after an undisturbed end. Prints, as JSON, how many hit.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 import accelerate  # noqa: F401
 import torch
 import torch._dynamo  # whatever a stage imports late, too
 
+from pipeline.recipe import load_recipe
 from pipeline.settings import STAGES
 from pipeline.stage import run
 
 
-def stage(kind: str, flags: list[str]) -> int:
-    return run(getattr(importlib.import_module(f"stages.{kind}"), kind), STAGES[kind], flags, f"{kind}.py")
-
-
-def main(kind: str, seconds: float, kills: int, seed: int, flags: list[str]) -> int:
+def main(recipe: str, run_dir: str, kills: int, seed: int) -> int:
     torch.set_num_threads(1)
-    importlib.import_module(f"stages.{kind}")
     moments = random.Random(seed)
-    hit = 0
-    for _ in range(kills):
-        child = os.fork()
-        if child == 0:
-            os._exit(stage(kind, flags))
-        time.sleep(seconds * moments.random())
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        hit += os.WIFSIGNALED(status)
-    print(hit)
-    return stage(kind, flags)
+    loaded = load_recipe(recipe)
+    hits = {}
+    for name in loaded.stages:
+        kind = loaded.kind(name)
+        body = getattr(importlib.import_module(f"stages.{kind}"), kind)
+        flags = ["--recipe", recipe, "--stage", name, "--run-dir", run_dir]
+        hits[name] = 0
+        # Earlier kills first: they hit however fast the machine is.
+        for moment in sorted(moments.random() for _ in range(kills)):
+            child = os.fork()
+            if child == 0:
+                os._exit(run(body, STAGES[kind], flags, f"{kind}.py"))
+            time.sleep(0.01 * 2 ** (6 * moment))
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            hits[name] += os.WIFSIGNALED(status)
+        if code := run(body, STAGES[kind], flags, f"{kind}.py"):
+            return code
+    Path(run_dir, "hits.json").write_text(json.dumps(hits))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

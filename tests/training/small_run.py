@@ -47,6 +47,7 @@ class Examples:
     targets_BT: Any
     weights_B: Any
     prompt_B: Any
+    segments: None = None
 
     def __len__(self) -> int:
         return len(self.weights_B)

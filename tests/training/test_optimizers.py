@@ -29,7 +29,7 @@ def rms(x: Array) -> float:
 
 
 class Reference:
-    """Adafactor for one tensor, in float64, from PAPER_FACTS §5 / T5X: written for reading, dimension by dimension."""
+    """Adafactor for one tensor, in float64, from the formulas of T5X: written for reading, dimension by dimension."""
 
     def __init__(self, weight: Array, *, scaled: bool, decay: float, min_dim: float, clipping: float = 1.0) -> None:
         self.w = weight.astype(np.float64)

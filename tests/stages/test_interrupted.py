@@ -1,0 +1,108 @@
+"""A stage that is killed at any moment, or told to stop, goes on and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import Outcome, Tiny, listing, metrics, scores, script, stage
+
+KILLED = Path(__file__).with_name("killed.py")
+
+
+def test_killed_at_random_moments(finished: Tiny, tmp_path: Path) -> None:
+    """Every stage from text to scores, by SIGKILL: dozens of times in all, and prompt_tune in three jobs of two prompts."""
+    tiny = Tiny(finished.data, finished.recipe, tmp_path / "run")
+    ended = Outcome.of([sys.executable, *map(str, (KILLED, tiny.recipe, tiny.run, 12, 1))])
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    hits = json.loads((tiny.run / "hits.json").read_text())
+    assert set(hits) == {"prepare", "pretrain", "lm_adapt", "sentinel", "prompt_tune", "evaluate"}
+    assert min(hits.values()) >= 2
+    assert tiny.digests() == finished.digests()
+    assert scores(tiny.run / "evaluate") == scores(finished.run / "evaluate")
+    for log in finished.run.glob("**/metrics.jsonl"):
+        again = metrics(tiny.run / log.parent.relative_to(finished.run))
+        assert again == metrics(log.parent) or log.parent.name == "prepare"
+    assert not [name for name in listing(tiny.run) if name.endswith((".tmp", ".partial"))]
+
+
+def test_prompts_of_which_one_was_finished(finished: Tiny, tiny: Tiny) -> None:
+    """Killed between the manifests of two prompts that train together: they stay together, dropout and all."""
+    cell = tiny.run / "prompt_tune" / "model=lm_adapt,seed=1"
+    shutil.rmtree(cell)
+    assert stage("prompt_tune", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
+    assert tiny.digests() == finished.digests()
+    assert len(list((tiny.run / "prompt_tune" / "jobs").iterdir())) == 3
+
+
+def test_tokens_that_were_published_before_the_manifest(finished: Tiny, tiny: Tiny) -> None:
+    """Whole shards are taken as they are."""
+    (tiny.run / "prepare" / "manifest.json").unlink()
+    shards = {name: of for name, of in listing(tiny.run / "prepare" / "tokens").items() if "shard-" in name}
+    assert len(shards) > 50
+    assert stage("prepare", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
+    assert tiny.digests() == finished.digests()
+    now = listing(tiny.run / "prepare" / "tokens")
+    assert all(now[name] == of for name, of in shards.items())
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop(tiny: Tiny, signum: signal.Signals, code: int) -> None:
+    """`python stages/lm_adapt.py`, between two checkpoints: the step is finished and saved, and nothing is lost."""
+
+    def flags(steps: int) -> tuple[object, ...]:
+        never = ("--checkpoint-every", 10**6, "--validate-every", 10**6, "--keep-steps")
+        return ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", steps, *never)
+
+    running = subprocess.Popen(script("lm_adapt", *flags(10**6)), stderr=subprocess.PIPE, text=True)
+    log = tiny.run / "lm_adapt" / "metrics.jsonl"
+    there = log.stat().st_size
+    while log.stat().st_size < there + 1000:
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signum)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == code, said
+    (step,) = (int(word.replace(",", "")) for word in said.split("after step ")[1].split(", which")[:1])
+    assert (
+        said.splitlines()[-1]
+        == f"stopped by {signum.name} after step {step:,}, which is saved; run the same command to go on"
+    )
+    assert "Traceback" not in said
+    assert json.loads((tiny.run / ".state" / "lm_adapt.exit").read_text())["code"] == code
+
+    assert stage("lm_adapt", *flags(step + 3)).code == 0
+    alone = Tiny(tiny.data, tiny.recipe, tiny.run.parent / "alone")
+    for made in ("prepare", "pretrain"):
+        shutil.copytree(tiny.run / made, alone.run / made)
+    assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", alone.run, *flags(step + 3)[4:]).code == 0
+    assert tiny.manifests()["lm_adapt"].outputs == alone.manifests()["lm_adapt"].outputs
+
+
+def test_going_on_from_a_chosen_step(finished: Tiny, tiny: Tiny) -> None:
+    """Checkpoints of 6 and 8 are there; from 6 the same path is taken again."""
+    more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", 10)
+    there = sorted(path.name for path in (tiny.run / "lm_adapt" / "checkpoints").iterdir())
+    assert there == ["step-00000006", "step-00000008"]
+    before = listing(tiny.run)
+    refused = stage("lm_adapt", *more, "--resume-from", 7)
+    assert refused.code == 2
+    assert "no checkpoint of step 7; there are: 6, 8" in refused.err
+    after = listing(tiny.run / "lm_adapt")
+    assert [name for name, of in after.items() if before.get(name) != of] == [str(tiny.run / "lm_adapt" / "log.txt")]
+
+    chosen = stage("lm_adapt", *more, "--resume-from", 6)
+    assert chosen.code == 0, chosen.err
+    assert [row["step"] for row in metrics(tiny.run / "lm_adapt")] == [0, 2, 4, 4, 6, 8, 8, 10]
+    other = finished.copy(tiny.run.parent / "other")
+    assert stage("lm_adapt", "--recipe", other.recipe, "--run-dir", other.run, "--steps", 10).code == 0
+    assert tiny.manifests()["lm_adapt"].outputs == other.manifests()["lm_adapt"].outputs
+    assert metrics(tiny.run / "lm_adapt") == metrics(other.run / "lm_adapt")

@@ -1,0 +1,84 @@
+"""LM adaptation by its other objectives, packed and not, from flags and from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.modeling.artifact import read_expectations
+from pipeline.modeling.load import load_t5
+from tests.tiny_run import Outcome, Tiny, metrics, stage
+
+FLAGS = (
+    "--segment-length", 24, "--batch-size", 8, "--steps", 4, "--schedule", "constant", "--learning-rate", 0.001,
+    "--precision", "fp32", "--log-every", 1, "--validate-every", 4, "--validation-batches", 1, "--threads", 1,
+)  # fmt: skip
+
+
+def adapt(tiny: Tiny, output: Path, *more: object) -> Outcome:
+    inputs = ("--model", tiny.run / "pretrain", "--tokens", tiny.run / "prepare", "--output-dir", output)
+    return stage("lm_adapt", *inputs, *FLAGS, *more)
+
+
+@pytest.mark.parametrize("objective", ["prefix_lm", "lm", "full_lm", "packed_pairs"])
+def test_each_objective_trains_alike_packed_or_not(finished: Tiny, tmp_path: Path, objective: str) -> None:
+    rows, weights = [], []
+    for packing in ("packing", "no-packing"):
+        ended = adapt(finished, tmp_path / packing, "--objective", objective, f"--{packing}")
+        assert ended.code == 0, ended.err
+        assert read_expectations(tmp_path / packing / "model").lineage[-1]["objective"] == objective
+        rows.append([row["loss"] for row in metrics(tmp_path / packing)])
+        weights.append(load_t5(tmp_path / packing / "model").state_dict())
+    assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+    start = load_t5(finished.run / "pretrain" / "model").state_dict()
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).norm() <= 1e-5 * tensor.norm(), name
+    assert not torch.equal(weights[0]["shared.weight"], start["shared.weight"])
+
+
+def test_a_smaller_density_lengthens_the_prefix(finished: Tiny, tmp_path: Path) -> None:
+    assert adapt(finished, tmp_path / "half").code == 0
+    assert adapt(finished, tmp_path / "tenth", "--prefix-density", 0.1).code == 0
+    half, tenth = (load_t5(tmp_path / name / "model").state_dict() for name in ("half", "tenth"))
+    assert not torch.equal(half["shared.weight"], tenth["shared.weight"])
+
+
+def plan_of_lm_adapt(tiny: Tiny) -> str:
+    (line,) = (line for line in tiny.plan() if line.split()[1] == "lm_adapt")
+    return line
+
+
+def test_objective_and_density_in_a_recipe_make_another_result(tiny: Tiny) -> None:
+    assert plan_of_lm_adapt(tiny).startswith("done")
+    tiny.edit("    segment_length: 48\n", "    segment_length: 48\n    objective: full_lm\n    packing: false\n")
+    line = plan_of_lm_adapt(tiny)
+    assert line.startswith("run")
+    assert "objective: prefix_lm → full_lm" in line
+    assert "packing" not in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--prefix-density", 0.7), "--prefix-density: input should be less than or equal to 0.5"),
+        (("--prefix-density", 0), "--prefix-density: input should be greater than 0"),
+        (("--prefix-density", 0.3, "--objective", "lm"), "`prefix_density` belongs to `objective: prefix_lm`"),
+        (("--objective", "prefix"), "--objective: invalid choice: 'prefix'"),
+        (("--objective", "packed_pairs", "--segment-length", 1_000_000), "too little text for one example"),
+    ],
+)
+def test_what_cannot_be_is_named_by_its_key(
+    finished: Tiny, tmp_path: Path, flags: tuple[object, ...], words: str
+) -> None:
+    ended = adapt(finished, tmp_path / "out", *flags)
+    assert ended.code == 2
+    assert words in ended.err
+
+
+def test_a_recipe_names_the_line_of_a_density_that_cannot_be(tiny: Tiny) -> None:
+    tiny.edit("    segment_length: 48\n", "    segment_length: 48\n    prefix_density: 0.9\n")
+    ended = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run)
+    assert ended.code == 2
+    assert "stages.lm_adapt.prefix_density: input should be less than or equal to 0.5, not 0.9" in ended.err

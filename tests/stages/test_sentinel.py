@@ -1,0 +1,135 @@
+"""The sentinel path: an artifact that tuning, scoring and decoding obey by themselves, with sentinels where none were."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.tasks import encode_task
+from data_prep.vocabulary import Vocabulary
+from pipeline.modeling.artifact import read_expectations
+from pipeline.modeling.load import load_t5
+from pipeline.modeling.prompt_file import Prompt
+from tests.tiny_run import Tiny, scores, stage
+
+
+def published(tiny: Tiny, output: Path, variant: str, model: Path | None = None, **more: object) -> Path:
+    flags = [word for key, value in more.items() for word in (f"--{key.replace('_', '-')}", value)]
+    source = model or tiny.run / "pretrain"
+    ended = stage("sentinel", "--model", source, "--variant", variant, "--threads", 1, "--output-dir", output, *flags)
+    assert ended.code == 0, ended.err
+    return output / "model"
+
+
+def manifest(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("variant", ["targets", "both"])
+def test_tuning_and_scoring_obey_the_artifact(
+    finished: Tiny, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the model says what the variant is. What the encoder and the scorer were given is looked at."""
+    from stages import evaluate, prompt_tune
+
+    model = published(finished, tmp_path / "sentinel", variant)
+    assert read_expectations(model).sentinel == variant
+    before = load_t5(finished.run / "pretrain" / "model").state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_t5(model).state_dict().items())
+    task = Prompt.load(next((finished.run / "prompt_tune").glob("*/prompt"))).info.task
+    (tmp_path / "task.yaml").write_text(task.model_dump_json())
+
+    seen: list[Any] = []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        seen.append(encode_task(*arguments, **named))
+        return seen[-1]
+
+    monkeypatch.setattr(prompt_tune, "encode_task", watched)
+    monkeypatch.setattr(evaluate, "encode_task", watched)
+    ended = stage(
+        "prompt_tune", "--model", model, "--task", tmp_path / "task.yaml", "--prompt-length", 3, "--steps", 2,
+        "--batch-size", 4, "--max-input-length", 32, "--precision", "fp32", "--threads", 1,
+        "--output-dir", tmp_path / "prompt",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    prompt = Prompt.load(tmp_path / "prompt" / "prompt")
+    assert prompt.info.sentinel == variant
+    ended = stage(
+        "evaluate", "--prompts", tmp_path / "prompt", "--limit", 6, "--precision", "fp32", "--threads", 1,
+        "--output-dir", tmp_path / "scores",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+
+    vocabulary = Vocabulary.load(model)
+    first = vocabulary.sentinel(0)
+    assert len(seen) == 2
+    for encoded in seen:
+        assert {int(ids[0]) for ids in encoded.targets} == {first}
+        assert {int(ids[-1]) for ids in encoded.inputs} == {1}
+        assert {ids[-2] == first for ids in encoded.inputs if len(ids) > 1} == {variant == "both"}
+        assert max(map(len, encoded.inputs)) <= 32
+    for row in scores(tmp_path / "scores"):
+        assert {sample["output"] for sample in row["samples"]} <= set(task.labels or ())
+
+
+def test_a_sentinel_is_taken_off_only_where_the_model_expects_one(finished: Tiny) -> None:
+    """A span-corruption T5 that begins its answer with <extra_id_0> is wrong, unless it is on the sentinel path."""
+    vocabulary = Vocabulary.load(finished.run / "pretrain" / "model")
+    ids = [vocabulary.sentinel(0), *vocabulary.encode("the"), 1]
+    assert vocabulary.decode(vocabulary.strip_sentinel(ids, "none")) == "<extra_id_0> the"
+    for variant in ("targets", "both"):
+        assert vocabulary.decode(vocabulary.strip_sentinel(ids, variant)) == "the"
+
+
+@pytest.mark.parametrize("new_rows", ["mean", "normal"])
+def test_a_checkpoint_without_sentinels_gains_a_hundred(finished: Tiny, tmp_path: Path, new_rows: str) -> None:
+    """The embedding has room for some of them or not: the ids that text never had begin as `new_rows` says."""
+    bare = tmp_path / "bare"
+    shutil.copytree(finished.run / "pretrain" / "model", bare)
+    for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink(missing_ok=True)
+    vocabulary = Vocabulary.load(finished.run / "pretrain" / "model")
+    vocabulary.with_sentinels(0).save(bare)
+    pieces = vocabulary.size - vocabulary.sentinels
+
+    model = published(finished, tmp_path / "made", "targets", bare, new_rows=new_rows)
+    grown, own = load_t5(model), load_t5(bare)
+    gained = Vocabulary.load(model)
+    assert (gained.sentinels, gained.size) == (100, pieces + 100)
+    assert grown.shape.vocab_size >= gained.rows
+    assert manifest(tmp_path / "made")["facts"]["sentinels_gained"] == 100
+    assert read_expectations(model).lineage[-1]["gained"] == 100
+    for name in ("shared.weight", "lm_head.weight"):
+        old_VD, new_VD = own.state_dict()[name], grown.state_dict()[name]
+        assert torch.equal(new_VD[:pieces], old_VD[:pieces])
+        mean_D = old_VD[:pieces].mean(0)
+        if new_rows == "mean":
+            torch.testing.assert_close(new_VD[pieces:], mean_D.expand_as(new_VD[pieces:]))
+        else:
+            rows = new_VD[pieces : pieces + 100]
+            assert len(rows.unique(dim=0)) == 100
+            np.testing.assert_allclose(rows.std(0), old_VD[:pieces].std(0), rtol=0.5)
+    # Pretraining that needs sentinels says so, and works with the model that has them.
+    published(finished, tmp_path / "again", "both", model)
+    assert manifest(tmp_path / "again")["facts"]["sentinels_gained"] == 0
+
+
+def test_seeds_and_another_vocabulary(finished: Tiny, tmp_path: Path) -> None:
+    """The rows' noise is a function of the seed."""
+    bare = tmp_path / "bare"
+    shutil.copytree(finished.run / "pretrain" / "model", bare)
+    Vocabulary.load(bare).with_sentinels(0).save(bare)
+    made = [
+        load_t5(published(finished, tmp_path / f"made-{i}", "targets", bare, new_rows="normal", seed=seed))
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    assert torch.equal(made[0].shared.weight, made[1].shared.weight)
+    assert not torch.equal(made[0].shared.weight, made[2].shared.weight)

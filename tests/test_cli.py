@@ -1,0 +1,139 @@
+"""`t5-pipeline`: what its commands say, and that they start at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import COMMAND, ROOT, Outcome, Tiny, command, listing, t5_pipeline
+
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "sentencepiece", "matplotlib", "pyarrow")
+
+
+@pytest.mark.parametrize("name", ["--help", "--version", "run", "plan", "status", "verify"])
+def test_commands_start_without_torch(finished: Tiny, name: str) -> None:
+    """On a finished run: `run` finds nothing to do, and so imports nothing to do it with."""
+    arguments = {
+        "run": ["run", str(finished.recipe), "--run-dir", str(finished.run)],
+        "plan": ["plan", str(finished.recipe), "--run-dir", str(finished.run)],
+        "status": ["status", str(finished.run), "--json"],
+        "verify": ["verify", str(finished.run)],
+    }.get(name, [name])
+    look = f"""
+import sys
+from pipeline.cli import main
+try:
+    code = main({arguments!r})
+except SystemExit as left:
+    code = left.code
+print("heavy:", [name for name in {HEAVY!r} if name in sys.modules])
+sys.exit(code)
+"""
+    done = Outcome.of([sys.executable, "-c", look])
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "heavy: []"
+
+
+def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
+    """With the start of Python; a tenth of that is usual."""
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = Outcome.of(command("run", finished.recipe, "--run-dir", finished.run))
+        seconds.append(time.monotonic() - began)
+        assert (done.code, done.err) == (
+            0,
+            f"nothing to do: all 6 stages in {finished.run} are done and match the recipe\n",
+        )
+    assert min(seconds) < 3
+
+
+def test_where_a_run_goes_without_run_dir(finished: Tiny, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(COMMAND), "plan", str(finished.recipe)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{finished.recipe} → runs/tiny\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "t5-pipeline: the following arguments are required: COMMAND"),
+        (["rum"], "t5-pipeline: argument COMMAND: invalid choice: 'rum'"),
+        (["run"], "t5-pipeline run: the following arguments are required: RECIPE"),
+        (["run", "x.yaml", "--runs"], "t5-pipeline: unrecognized arguments: --runs"),
+        (["run", "x.yaml", "--run", "y"], "t5-pipeline: unrecognized arguments: --run y"),
+        (["run", "x.yaml"], "x.yaml: cannot be read (No such file or directory); give the path of a YAML file"),
+        (
+            ["status", "nowhere"],
+            "nowhere: is not a run directory (it has no recipe.yaml); `t5-pipeline run RECIPE` makes one",
+        ),
+        (["report", "nowhere"], "nowhere: is not a run directory"),
+        (["verify", "nowhere"], "nowhere: is not a run directory"),
+    ],
+)
+def test_a_wrong_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = t5_pipeline(*arguments)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert ended.err.startswith("error: " + said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
+    """Though size and modification time are as they were, which is what `run` looks at."""
+    whole = t5_pipeline("verify", tiny.run)
+    assert (whole.code, whole.err) == (0, "")
+    assert "lm_adapt: 14 files, all as published" in whole.out.splitlines()
+
+    file = tiny.run / "lm_adapt" / "model" / "model.safetensors"
+    times, content = file.stat(), bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "nothing to do" in t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).err
+
+    found = t5_pipeline("verify", tiny.run)
+    assert found.code == 2
+    files = sum(len(manifest.files) for manifest in tiny.manifests().values())
+    assert (
+        found.err
+        == f"error: {tiny.run}: 1 of {files} files are not as they were published; `t5-pipeline run` mends them\n"
+    )
+    assert "lm_adapt: 14 files\n  model/model.safetensors differs from what was published (block 0 of 1)\n" in found.out
+
+
+def test_verify_of_a_run_that_is_not_finished(tiny: Tiny) -> None:
+    (tiny.run / "evaluate" / "manifest.json").unlink()
+    said = t5_pipeline("verify", tiny.run)
+    assert said.code == 0
+    assert said.out.splitlines()[-1] == "evaluate: not finished"
+
+
+def test_report_alone(finished: Tiny, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    before = listing(finished.run)
+    assert t5_pipeline("report", finished.run, "--output", page).out == f"{page}\n"
+    assert listing(finished.run) == before
+    text = page.read_text()
+    assert "<html" in text
+    assert not [word for word in ("http://", "https://") if f'src="{word}' in text or f'href="{word}' in text]
+
+
+def test_status_as_json(finished: Tiny) -> None:
+    rows = json.loads(t5_pipeline("status", finished.run, "--json").out)
+    assert {row["state"] for row in rows} == {"done"}
+    assert len(rows) == 11
+
+
+def test_the_command_is_installed() -> None:
+    assert COMMAND.is_file()
+    assert Outcome.of(command("--version")).out.startswith("t5-pipeline ")
+    assert (ROOT / "stages" / "lm_adapt.py").is_file()

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ORPHAN = """
+import os, sys, time
+os.environ["T5_PIPELINE_RUNNER"] = "1"
+from pipeline.training.stop import StopSignal
+read, write = os.pipe()
+if os.fork() == 0:
+    with StopSignal() as stop:
+        assert stop.signum == 0
+        os.write(write, b".")
+        while not stop.signum:
+            time.sleep(0.01)
+        with open(sys.argv[1] + ".new", "w") as file:
+            file.write(str(stop.signum))
+        os.rename(sys.argv[1] + ".new", sys.argv[1])
+    os._exit(0)
+os.read(read, 1)
+"""
+
+
+def test_a_stage_whose_runner_is_gone_is_told_to_stop(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    # The pipe ends when the last of the two processes does.
+    subprocess.run([sys.executable, "-c", ORPHAN, str(told)], check=True, stdout=subprocess.PIPE, timeout=60)
+    assert told.read_text() == str(int(signal.SIGTERM))
