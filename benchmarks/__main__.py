@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import steps
-from pipeline.stage import versions
+from pipeline.entry import versions
 
 
 def main() -> None:
@@ -20,10 +20,11 @@ def main() -> None:
         found["machine"] = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         found["versions"] = versions()
         (results / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print("| what | precision | ours | transformers | speed-up |\n|---|---|---|---|---|")
+        print("| shape | batch | what | precision | ours | transformers | speed-up |\n|---|---|---|---|---|---|---|")
         for row in found["rows"]:
             numbers = f"{row['ours_s']} s | {row['transformers_s']} s | {row['speedup']} ×"
-            print(f"| {row['what']} | {row['precision']} | {numbers} |")
+            work = f"{row['shape']} | {row['batch']} × {row['length']} | {row['what']}"
+            print(f"| {work} | {row['precision']} | {numbers} |")
 
 
 if __name__ == "__main__":

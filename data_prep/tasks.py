@@ -23,16 +23,11 @@ from data_prep.stdlib_docs import STDLIB_KINDS, task_rows
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
 from pipeline.settings import TaskSettings
+from pipeline.task_files import split_file
 
 Sentinel = Literal["none", "targets", "both"]
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_SUFFIXES = tuple(
-    f".{kind}{compression}"
-    for kind in ("jsonl", "json", "csv", "tsv", "parquet")
-    for compression in ("", ".gz", ".zst")
-    if not (kind == "parquet" and compression)
-)
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
@@ -146,10 +141,17 @@ class Task:
         path = Path(data)
         # A file without a line of names is read where the templates name columns by number.
         header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
-        if path.is_dir():
-            return list(read_rows(_split_file(path, split, self.name), header=header))
+        file = split_file(data, split)
+        if file is not None:
+            return list(read_rows(file, header=header))
         if path.is_file():
-            return list(read_rows(path.parent / split if (path.parent / split).is_file() else path, header=header))
+            raise InputError(
+                f"tasks.{self.name}.splits: {data} holds the rows of one split only, and beside it lies no file for"
+                f" {split!r}; name one, or leave the split out"
+            )
+        if path.is_dir():
+            there = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "nothing"
+            raise InputError(f"tasks.{self.name}.splits: {data} holds no file for {split!r}; there is {there}")
         if path.suffix or path.is_absolute() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data):
             raise InputError(f"tasks.{self.name}.data: {data} does not exist: mend the path")
         return list(hub_rows(data, self.settings.config, split))
@@ -181,15 +183,6 @@ class Task:
             for field in self.input_template.fields
         }
         return sorted(text for text in texts if len(text.split()) >= at_least)
-
-
-def _split_file(folder: Path, split: str, task: str) -> Path:
-    candidates = [folder / split, *(folder / f"{split}{suffix}" for suffix in _SUFFIXES)]
-    for file in candidates:
-        if file.is_file():
-            return file
-    there = ", ".join(sorted(file.name for file in folder.iterdir() if file.is_file())) or "nothing"
-    raise InputError(f"tasks.{task}.splits: {folder} holds no file for {split!r}; there is {there}")
 
 
 # ------------------------------------------------------------------------------------------------------------- ids

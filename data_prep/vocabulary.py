@@ -30,6 +30,10 @@ _LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips what is longer 
 _MODEL_FILE = "spiece.model"
 
 
+class NoModelFile(InputError):
+    """A model on the hub that holds no spiece.model."""
+
+
 class Vocabulary:
     """A SentencePiece model with `sentinels` extra ids above its pieces."""
 
@@ -86,10 +90,19 @@ class Vocabulary:
     @classmethod
     def _from_hub(cls, name: str) -> Vocabulary:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            RemoteEntryNotFoundError,
+        )
 
         try:
             model = Path(hf_hub_download(name, _MODEL_FILE))
+        except RemoteEntryNotFoundError:
+            raise NoModelFile(
+                f"vocabulary {name} is on the hub and holds no {_MODEL_FILE}: name a T5 that does, or such a file"
+            ) from None
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
@@ -204,18 +217,23 @@ class Vocabulary:
     def check_fits(self, rows: int, model: str | Path) -> None:
         """InputError where these ids would mean something else to the model.
 
-        It has `rows` embedding rows and lies in the directory `model`, perhaps with a vocabulary of its own.
+        It has `rows` embedding rows. `model` is its directory, perhaps with a vocabulary of its own, or its hub name.
         """
         if self.size > rows:
             raise InputError(
                 f"{model}: the vocabulary has {self.size:,} ids and the model {rows:,} embedding rows;"
                 " use the vocabulary that the model was trained with"
             )
-        own = Path(model) / _MODEL_FILE
-        if own.is_file() and own.read_bytes() != self.model:
+        if Path(model).is_dir() and not (Path(model) / _MODEL_FILE).is_file():
+            return
+        try:
+            own = Vocabulary.load(model)
+        except NoModelFile:  # a hub model that holds none
+            return
+        if own.model != self.model:
             raise InputError(
-                f"{model}: the text was tokenised with another vocabulary than {own}; prepare it again with"
-                f" `vocabulary: {model}`"
+                f"{model}: the text was tokenised with another vocabulary than {Path(model) / _MODEL_FILE}; prepare it"
+                f" again with `vocabulary: {model}`"
             )
 
     # ------------------------------------------------------------------------------------------------ to disk

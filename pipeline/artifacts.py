@@ -11,9 +11,11 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.architecture import T5Shape
 from pipeline.errors import InputError
 
 BLOCK = 16 * 2**20
@@ -176,14 +178,26 @@ def artifact_digest(artifact: str, path: Path) -> str:
         described.pop("scores", None)
         return json_digest({"rows": tensors_digest(path), "described": described})
     expects = path / "t5_pipeline.json"
-    vocabulary = path / "spiece.model"
+    vocabulary, tokenizer = path / "spiece.model", path / "tokenizer_config.json"
     return json_digest(
         {
             "tensors": tensors_digest(path),
+            "shape": _shape(path),
             "sentinel": _json(expects, "a model")["sentinel"] if expects.exists() else "none",
             "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
+            "extra ids": _json(tokenizer, "a tokenizer").get("extra_ids") if tokenizer.exists() else None,
         }
     )
+
+
+def _shape(path: Path) -> dict[str, Any] | None:
+    """What of config.json decides how the tensors are used; dropout is each stage's own."""
+    config = path / "config.json"
+    if not config.exists():
+        return None
+    shape = asdict(T5Shape.from_config(_json(config, "a model"), str(config)))
+    del shape["dropout_rate"]
+    return shape
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.artifacts import check_data, locate
+from pipeline.errors import InputError
 from pipeline.fingerprint import differences, fingerprint, parts
 from pipeline.manifest import InputRecord, Manifest, changed_files
 from pipeline.recipe import Cell, InputRef, Recipe
 from pipeline.run_dir import RunDir, read_job
-from pipeline.settings import PromptTuneSettings, TrainingSettings
+from pipeline.settings import PromptTuneSettings, TaskSettings, TrainingSettings
 
 Action = Literal["done", "run", "continue"]
 
@@ -49,7 +50,10 @@ def check_outside(cells: Iterable[Cell]) -> None:
             check_data(location, f"{cell.stage}.{name}")
         for name, ref in cell.inputs.items():
             if ref.path is not None:
-                locate(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
+                where = f"{cell.stage}.{name}"
+                found = locate(cell.settings.inputs()[name], ref.path, where)
+                if len(found) > 1 and not cell.settings.takes_many(name):
+                    raise InputError(f"{where}: {ref.path} holds {len(found)} prompts; name one, as in {found[0]}")
 
 
 def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], Decision]) -> Decision:
@@ -129,8 +133,9 @@ def _records(
         manifest = run_dir.manifest(decision.cell)
         assert manifest is not None
         output = manifest.outputs[artifact]
-        if ref.step is not None and ref.step != manifest.step:
-            output = manifest.steps_published[ref.step]
+        step = ref.step if ref.step is not None else getattr(decision.cell.settings, "steps", None)
+        if step is not None and step != manifest.step:
+            output = manifest.steps_published[step]
         path = (directory / output.path).relative_to(run_dir.path)
         records.append(
             InputRecord(
@@ -146,10 +151,10 @@ def _digests(records: list[InputRecord]) -> Any:
     return {record.cell or record.path: record.digest for record in records}
 
 
-def _task_data(cell: Cell, earlier: dict[tuple[str, str], Decision]) -> dict[str, str]:
-    """Data of the tasks of the prompts that a stage reads: it scores on their rows."""
+def _task_data(cell: Cell, earlier: dict[tuple[str, str], Decision]) -> dict[str, TaskSettings]:
+    """Tasks of the prompts that a stage reads: it scores on their rows."""
     return {
-        f"task {d.cell.settings.task.name}": d.cell.settings.task.data
+        f"task {d.cell.settings.task.name}": d.cell.settings.task
         for ref in cell.inputs.values()
         for d in _makers(ref, earlier)
         if isinstance(d.cell.settings, PromptTuneSettings)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.artifacts import artifact_digest, file_digest, json_digest
 from pipeline.files import write_text
+from pipeline.settings import TaskSettings
 
 BUILT_IN_DATA = ("stdlib-docs", "stdlib-kinds")
 
@@ -26,7 +27,7 @@ class DigestCache:
                 self.entries = {}
 
     def of_data(self, location: str) -> str:
-        """Digest of a corpus or task: its files' contents; of a hub data set its name; of Python's own its version."""
+        """Digest of a corpus: its files' contents; of a hub data set its name; of Python's own its version."""
         if location in BUILT_IN_DATA:
             return f"{location} of Python {platform.python_version()}"
         path = Path(location)
@@ -34,7 +35,13 @@ class DigestCache:
             return f"hub:{location}"
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         base = path if path.is_dir() else path.parent
-        return json_digest([[str(p.relative_to(base)), self._of(p, lambda p=p: file_digest(p), [p])] for p in files])
+        return json_digest([[str(p.relative_to(base)), self._of_file(p)] for p in files])
+
+    def of_task(self, task: TaskSettings) -> str:
+        """Digest of a task's rows: of the files of its splits, and of no other file that lies beside them."""
+        if task.data in BUILT_IN_DATA or not Path(task.data).exists():
+            return self.of_data(task.data)
+        return json_digest([[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())])
 
     def of_artifact(self, artifact: str, path: Path) -> str:
         """Digest of an input that no stage of the recipe makes; of a model on the hub its name.
@@ -44,11 +51,14 @@ class DigestCache:
         """
         if not path.is_dir():
             return f"hub:{path}"
-        files = sorted(p for p in path.iterdir() if p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.is_file())
         return self._of(path, lambda: artifact_digest(artifact, path), files)
 
+    def _of_file(self, path: Path) -> str:
+        return self._of(path, lambda: file_digest(path), [path])
+
     def _of(self, path: Path, compute: Any, files: list[Path]) -> str:
-        stamp = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+        stamp = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         key = str(path.resolve())
         known = self.entries.get(key)
         if known is not None and known[0] == stamp:

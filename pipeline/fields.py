@@ -31,10 +31,11 @@ def setting(default: Any, description: str, *, unit: str = "", role: Role = "tra
 
 
 class Input:
-    """Marks a field that names an artifact: what another stage published, or a path on disk."""
+    """Marks a field that names an artifact: what another stage published, or a path on disk; `many`: any number."""
 
-    def __init__(self, artifact: str) -> None:
+    def __init__(self, artifact: str, many: bool = False) -> None:
         self.artifact = artifact
+        self.many = many
 
 
 class Data:
@@ -47,12 +48,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
 
 
-def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Fields that are marked as data, those of inner settings too: dotted name, location."""
+def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, BaseModel, str]]:
+    """Fields that are marked as data, those of inner settings too: dotted name, whose field it is, location."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if any(isinstance(mark, Data) for mark in field.metadata) and value is not None:
-            yield prefix + name, value
+            yield prefix + name, settings, value
         for index, inner in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(inner, BaseModel):
                 yield from data_fields(

@@ -51,17 +51,20 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     try:
         fill(temporary)
-        fsync_tree(temporary)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
-        fsync_directory(path.parent)
+        move_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_directory(source: Path, path: Path) -> None:
+    """Put a directory that is complete in the place of what was there; interrupted, it is still in one of the two."""
+    fsync_tree(source)
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    if path.exists():
+        path.rename(old)
+    source.rename(path)
+    fsync_directory(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(directory: Path) -> None:

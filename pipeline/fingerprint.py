@@ -6,33 +6,53 @@ Not part of it: how far the trajectory is followed (`steps`, unless the schedule
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.artifacts import json_digest
 from pipeline.digests import DigestCache
-from pipeline.settings import StageSettings
+from pipeline.settings import StageSettings, TaskSettings
 
 
 def parts(
-    settings: StageSettings, inputs: dict[str, Any], digests: DigestCache, data: dict[str, str] | None = None
+    settings: StageSettings,
+    inputs: dict[str, Any],
+    digests: DigestCache,
+    data: Mapping[str, str | TaskSettings] | None = None,
 ) -> dict[str, Any]:
     """Everything that the fingerprint is made of, by name, so that a difference can be told in words.
 
     Args:
         inputs: digest of each input.
-        data: more locations whose contents count, beside the stage's own.
+        data: more locations and tasks whose contents count, beside the stage's own.
     """
     names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
     if settings.schedule_depends_on_steps():
         names.append("steps")
-    dumped = settings.model_dump(mode="json")
+    # How a task is scored is a matter of evaluate, which has settings of its own for it.
+    dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
+    sources = {**settings.data(), **settings.tasks(), **(data or {})}
     return {
         "kind": settings.kind,
         "code version": settings.code_version,
         "settings": {name: dumped[name] for name in names},
         "inputs": inputs,
-        "data": {name: digests.of_data(location) for name, location in {**settings.data(), **(data or {})}.items()},
+        "data": {
+            name: digests.of_task(source) if isinstance(source, TaskSettings) else digests.of_data(source)
+            for name, source in sources.items()
+        },
     }
+
+
+def _metrics_of_tasks(settings: StageSettings) -> dict[str, Any]:
+    """Where the `metrics` of tasks stand in a stage's settings, as pydantic's `exclude` takes it."""
+    found: dict[str, Any] = {}
+    for name, value in settings:
+        if isinstance(value, TaskSettings):
+            found[name] = {"metrics"}
+        elif isinstance(value, list) and value and isinstance(value[0], TaskSettings):
+            found[name] = {"__all__": {"metrics"}}
+    return found
 
 
 def fingerprint(described: dict[str, Any]) -> str:

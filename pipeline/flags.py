@@ -140,7 +140,7 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
         value = (
             field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
         )
-        default = f"default: {'none' if value is None or value == [] else value}"
+        default = f"default: {'none' if value in (None, [], {}) else value}"
     description = _FROM_FILE if TaskSettings in types else field.description or ""
     text = f"{description}{unit} ({default})".replace("%", "%%")
     choices = [

@@ -45,6 +45,10 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
 def launch(kind: str, configuration: str | None, arguments: list[str], exit_file: Path) -> tuple[int, str]:
     """Run a stage to its end.
 
+    SIGTERM and SIGINT are passed on to its ranks. The launcher in between is spared: on SIGTERM it would kill ranks
+    that are saving a checkpoint. A stage that was past stopping ends as it would have; the code then still says that
+    the caller was told to stop.
+
     Args:
         exit_file: where the stage leaves its own code and message; a launcher in between may swallow them.
 
@@ -54,30 +58,43 @@ def launch(kind: str, configuration: str | None, arguments: list[str], exit_file
     exit_file.unlink(missing_ok=True)
     # The stage then stops by itself, its checkpoint saved, should this process be killed.
     environment = {**os.environ, RUNNER: str(os.getpid())}
-    process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
-    with _forwarding(process, stage_script(kind).name):
-        code = process.wait()
+    with _noting_signals() as told:
+        process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
+        script, passed_on = stage_script(kind).name, False
+        while (code := _wait(process)) is None:
+            # A launcher may need seconds to start its ranks: a signal waits for them.
+            if told and not passed_on:
+                for pid in ranks(process.pid, script):
+                    passed_on = True
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, told[0])
+    message = ""
     with contextlib.suppress(OSError, ValueError):
         left: dict[str, Any] = json.loads(exit_file.read_text(encoding="utf-8"))
-        return int(left["code"]), str(left["message"])
-    return (128 - code if code < 0 else code), ""
+        code, message = int(left["code"]), str(left["message"])
+    if code == 0 and told:
+        return 128 + told[0], "done, and told to stop; run the same command to go on"
+    return (128 - code if code < 0 else code), message
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 @contextlib.contextmanager
-def _forwarding(process: subprocess.Popen[bytes], script: str) -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on to the stage's ranks.
+def _noting_signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT that come meanwhile, in their order."""
+    told: list[int] = []
 
-    The launcher in between is spared: on SIGTERM it would kill ranks that are saving a checkpoint.
-    """
+    def note(signum: int, frame: FrameType | None) -> None:
+        told.append(signum)
 
-    def forward(signum: int, frame: FrameType | None) -> None:
-        for pid in ranks(process.pid, script):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signum)
-
-    before = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT)}
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield told
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

@@ -16,7 +16,7 @@ values, and each cell is an artifact of its own. `launch:` names an accelerate c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import InputError
-from pipeline.settings import STAGES, StageSettings, TaskSettings
+from pipeline.settings import STAGES, EvaluateSettings, PromptTuneSettings, StageSettings, TaskSettings
 from pipeline.validation import nearest, validate
 from pipeline.yaml_lines import Key, Located, read_yaml
 
@@ -123,13 +123,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if not isinstance(data.get(key), kind) or not data[key]:
             raise InputError(f"{located.where((key,))}: a recipe needs `{key}:` ({_KIND_WORDS[kind]})")
     seed = data.get("seed", 0)
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InputError(f"{located.where(('seed',))}: must be a whole number from 0 on, not {seed!r}")
-    tasks = _tasks(located, data.get("tasks") or {})
+    _check_launch(located, ("launch",), data.get("launch"))
+    tasks = _tasks(located, {} if data.get("tasks") is None else data["tasks"])
     stages: dict[str, list[Cell]] = {}
     launch: dict[str, str | None] = {}
     for name, entry in data["stages"].items():
-        stages[name] = _cells(located, str(name), entry, seed, tasks, stages, set(data["stages"]))
+        if not isinstance(name, str):
+            raise InputError(f"{located.where(('stages', str(name)))}: a stage's name must be text; put it in quotes")
+        stages[name] = _cells(located, name, entry, seed, tasks, stages, set(data["stages"]))
         launch[name] = entry.get("launch", data.get("launch"))
     return Recipe(data["name"], seed, Path(path), stages, launch, data)
 
@@ -143,10 +146,17 @@ def _tasks(located: Located, entries: Any) -> dict[str, TaskSettings]:
     found = {}
     for name, values in entries.items():
         key: Key = ("tasks", str(name))
+        if not isinstance(name, str):
+            raise InputError(f"{located.where(key)}: a task's name must be text; put it in quotes")
         if not isinstance(values, dict):
             raise InputError(f"{located.where(key)}: must hold the task's settings: data, inputs, targets, …")
         found[name] = validate(TaskSettings, {"name": name, **values}, partial(_where, located, key))
     return found
+
+
+def _check_launch(located: Located, key: Key, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{located.where(key)}: must be the path of an accelerate configuration, not {value!r}")
 
 
 def _where(located: Located, key: Key, loc: Key) -> str:
@@ -182,18 +192,19 @@ def _cells(
     if "/" in name or "@" in name or "." in name or name.startswith("-"):
         raise InputError(f"{located.where(at)}: a stage's name may not hold / @ . or begin with -; choose another")
     kind = entry.get("uses", name)
-    if kind not in STAGES:
+    if not isinstance(kind, str) or kind not in STAGES:
         raise InputError(
             f"{located.where((*at, 'uses'))}: there is no stage kind `{kind}`; {nearest(str(kind), STAGES)}"
         )
     cls = STAGES[kind]
-    values = {key: value for key, value in entry.items() if key not in _STAGE_KEYS}
-    matrix = entry.get("matrix") or {}
+    _check_launch(located, (*at, "launch"), entry.get("launch"))
+    values = {str(key): value for key, value in entry.items() if key not in _STAGE_KEYS}
+    matrix = {} if entry.get("matrix") is None else entry["matrix"]
     if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
         raise InputError(
             f"{located.where((*at, 'matrix'))}: must map settings to lists of values, as in seed: [0, 1, 2]"
         )
-    for axis in matrix:
+    for axis in map(str, matrix):
         if axis not in cls.model_fields:
             raise InputError(f"{located.where((*at, 'matrix', axis))}: unknown key; {nearest(axis, cls.model_fields)}")
         if axis in values:
@@ -210,10 +221,19 @@ def _cells(
             resolved[key] = _task_value(cls, key, value, tasks, lambda key=key: where((key,)))
         settings = validate(cls, resolved, where)
         inputs = {
-            key: parse_ref(getattr(settings, key), earlier, all_stages, artifact, lambda key=key: where((key,)))
+            key: parse_ref(
+                getattr(settings, key),
+                earlier,
+                all_stages,
+                artifact,
+                cls.takes_many(key),
+                lambda key=key: where((key,)),
+            )
             for key, artifact in cls.inputs().items()
             if getattr(settings, key) is not None
         }
+        if isinstance(settings, EvaluateSettings):
+            settings = _with_metrics(settings, earlier.get(inputs["prompts"].stage or "", []), where)
         cells.append(Cell(name, axes, settings, inputs))
     ids = [cell.id for cell in cells]
     for cell_id in ids:
@@ -224,6 +244,25 @@ def _cells(
     return cells
 
 
+def _with_metrics(settings: EvaluateSettings, prompts: list[Cell], where: Callable[[Key], str]) -> EvaluateSettings:
+    """Evaluation with the metrics that the tasks have now, whatever they had when their prompts were trained."""
+    tasks = {c.settings.task.name: c.settings.task for c in prompts if isinstance(c.settings, PromptTuneSettings)}
+    metrics = dict(settings.metrics)
+    for name, task in tasks.items():
+        asked = {**task.model_dump(), "metrics": metrics.get(name, task.metrics)}
+        metrics[name] = validate(TaskSettings, asked, partial(_at, where(("metrics", name)))).metrics
+    for name in metrics:
+        if prompts and name not in tasks:
+            raise InputError(
+                f"{where(('metrics', name))}: no prompt here is of the task `{name}`; {nearest(name, tasks)}"
+            )
+    return settings.model_copy(update={"metrics": metrics})
+
+
+def _at(place: str, loc: Key) -> str:
+    return place
+
+
 def _task_value(cls: type[StageSettings], key: str, value: Any, tasks: Mapping[str, TaskSettings], where: Any) -> Any:
     """Replace task names by the settings they stand for, in fields that hold tasks."""
     field_info = cls.model_fields.get(key)
@@ -232,6 +271,8 @@ def _task_value(cls: type[StageSettings], key: str, value: Any, tasks: Mapping[s
         *getattr(field_info.annotation, "__args__", ()),
     ):
         return value
+    if isinstance(value, list) != (getattr(field_info.annotation, "__origin__", None) is list):
+        return value  # not what the field holds, as its validation will say
 
     def one(item: Any) -> Any:
         if not isinstance(item, str):
@@ -246,9 +287,13 @@ def _task_value(cls: type[StageSettings], key: str, value: Any, tasks: Mapping[s
 
 
 def parse_ref(
-    value: str, earlier: Mapping[str, list[Cell]], all_stages: set[str], artifact: str, where: Any
+    value: str, earlier: Mapping[str, list[Cell]], all_stages: set[str], artifact: str, many: bool, where: Any
 ) -> InputRef:
-    """Read an input: `stage`, `stage/cell`, `stage@step`, or a path where no stage has that name."""
+    """Read an input: `stage`, `stage/cell`, `stage@step`, or a path where no stage has that name.
+
+    Args:
+        many: whether a stage may be named that has several cells.
+    """
     head, at, step_text = value.rpartition("@")
     target, step = (head, step_text) if at and step_text.isdigit() else (value, None)
     stage, _, cell = target.partition("/")
@@ -262,7 +307,7 @@ def parse_ref(
     ids = [c.id for c in earlier[stage]]
     if cell and cell not in ids:
         raise InputError(f"{where()}: stage `{stage}` has no cell `{cell}`; {nearest(cell, ids)}")
-    if not cell and len(ids) > 1 and artifact != "prompt":
+    if not cell and len(ids) > 1 and not many:
         raise InputError(f"{where()}: stage `{stage}` has {len(ids)} cells; name one, as in {stage}/{ids[0]}")
     if step is not None and artifact != "model":
         raise InputError(f"{where()}: only models have steps; write `{target}` without @{step}")

@@ -14,6 +14,7 @@ from pipeline.launch import command, launch
 from pipeline.manifest import renew_times
 from pipeline.recipe import Recipe
 from pipeline.run_dir import RunDir, absent, lock, remove_vain
+from pipeline.settings import STAGES, TrainingSettings
 from pipeline.validation import nearest
 
 
@@ -33,7 +34,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     names = _chosen(recipe, first, last)
     for name in names:
         check_outside(recipe.stages[name])
-        command(recipe.kind(name), recipe.launch.get(name), [])
+        command(recipe.kind(name), _configuration(recipe, name), [])
     decide(recipe, run_dir)
     fresh = absent(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path):
@@ -51,7 +52,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             say(f"▶ {name}: {_why(todo)}")
             arguments = ["--recipe", str(recipe_file), "--stage", name, "--run-dir", str(run_dir.path)]
             code, message = launch(
-                recipe.kind(name), recipe.launch.get(name), arguments, run_dir.state / f"{name}.exit"
+                recipe.kind(name), _configuration(recipe, name), arguments, run_dir.state / f"{name}.exit"
             )
             if code == BAD_INPUT:
                 remove_vain(fresh)
@@ -68,6 +69,12 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
         else:
             say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")
     return 0
+
+
+def _configuration(recipe: Recipe, name: str) -> str | None:
+    """The accelerate configuration of a stage; stages that do not train run in one process whatever the recipe says."""
+    trains = issubclass(STAGES[recipe.kind(name)], TrainingSettings)
+    return recipe.launch.get(name) if trains else None
 
 
 def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:

@@ -6,11 +6,18 @@ or a path; on the command line always a path.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from pipeline.fields import Data, Input, Role, Settings, data_fields, setting
+from pipeline.task_files import split_file
+from pipeline.validation import nearest
+
+# Scores of predicted texts, and scores that need to know every label there is (pipeline/evaluation/metrics.py).
+TEXT_METRICS = ("accuracy", "exact_match", "token_f1", "pearson", "spearman")
+LABEL_METRICS = ("f1", "macro_f1", "mcc")
 
 
 class ShapeSettings(Settings):
@@ -61,6 +68,36 @@ class TaskSettings(Settings):
             return [str(item) for item in value]
         return str(value) if isinstance(value, (int, float)) else value
 
+    @field_validator("metrics")
+    @classmethod
+    def metrics_are_known(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        """Said here, and not after training."""
+        check_metric_names(value)
+        for name in value:
+            if name in LABEL_METRICS and not info.data.get("labels", True):
+                raise ValueError(
+                    f"`{name}` needs the task's `labels`; give them, or choose of {', '.join(TEXT_METRICS)}"
+                )
+        return value
+
+    def files(self) -> dict[str, Path]:
+        """The file of each split; without splits that have none, and empty for data that are no files here."""
+        found = {split: split_file(self.data, value) for split, value in self.splits.items()}
+        return {split: file for split, file in found.items() if file is not None}
+
+
+def check_metric_names(names: list[str]) -> None:
+    """
+    Raises:
+        ValueError: there is no such metric, or none at all.
+    """
+    known = (*TEXT_METRICS, *LABEL_METRICS)
+    if not names:
+        raise ValueError(f"name at least one metric: {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no metric `{name}`; {nearest(name, known)}")
+
 
 class StageSettings(Settings):
     """What every stage has."""
@@ -90,6 +127,11 @@ class StageSettings(Settings):
         }
 
     @classmethod
+    def takes_many(cls, name: str) -> bool:
+        """Whether an input field may point at several artifacts."""
+        return any(isinstance(mark, Input) and mark.many for mark in cls.model_fields[name].metadata)
+
+    @classmethod
     def role(cls, name: str) -> Role:
         extra = cls.model_fields[name].json_schema_extra
         assert isinstance(extra, dict), f"{cls.__name__}.{name} is not declared with setting()"
@@ -97,7 +139,11 @@ class StageSettings(Settings):
 
     def data(self) -> dict[str, str]:
         """Data that the stage reads from outside the run: field → location."""
-        return dict(data_fields(self))
+        return {name: location for name, _, location in data_fields(self)}
+
+    def tasks(self) -> dict[str, TaskSettings]:
+        """Those of its `data()` that are the rows of a task: field → task."""
+        return {name: owner for name, owner, _ in data_fields(self) if isinstance(owner, TaskSettings)}
 
     def together_with(self, other: StageSettings) -> bool:
         """True where one process can make both at once: prompts on one frozen T5, otherwise never."""
@@ -144,6 +190,7 @@ class PrepareSettings(StageSettings):
 
 _RATE = "learning rate; with rsqrt what 1/√max(step, warmup) is multiplied by"
 _SCHEDULE = "constant; rsqrt: 1/√max(step + step_offset, warmup_steps); linear: falls to 0 at the last step"
+RSQRT_WARMUP = 10_000  # steps: T5's own
 _WARMUP = "rsqrt: steps before the rate falls; otherwise: steps over which it rises from 0"
 _OFFSET = "steps that a continued model has behind it (T5 1.1: 1,000,000)"
 
@@ -172,6 +219,16 @@ class TrainingSettings(StageSettings):
     log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", role="runtime", gt=0)
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also log there, through Accelerate", role="runtime")
 
+    @field_validator("warmup_steps")
+    @classmethod
+    def warm_up_ends(cls, value: int, info: ValidationInfo) -> int:
+        steps = info.data.get("steps")
+        if info.data.get("schedule") == "linear" and value and steps is not None and value >= steps:
+            raise ValueError(
+                f"must be fewer than the {steps:,} `steps` where `schedule: linear` falls after it, not {value:,}"
+            )
+        return value
+
     def schedule_depends_on_steps(self) -> bool:
         return self.schedule == "linear"
 
@@ -181,6 +238,11 @@ class LanguageModelSettings(TrainingSettings):
 
     outputs: ClassVar[tuple[str, ...]] = ("model",)
 
+    learning_rate: float = setting(1.0, _RATE, gt=0)
+    schedule: Literal["constant", "rsqrt", "linear"] = setting("rsqrt", _SCHEDULE)
+    warmup_steps: int = setting(
+        None, f"{_WARMUP}; none means {RSQRT_WARMUP:,} with rsqrt and 0 with the others", unit="steps", ge=0
+    )
     tokens: Annotated[str, Input("tokens")] = setting(..., "token shards, from prepare")
     keep_steps: list[int] = setting(
         [], "steps whose model is published beside the last one (STAGE@STEP hands it on)", unit="steps", role="runtime"
@@ -196,6 +258,13 @@ class LanguageModelSettings(TrainingSettings):
         role="runtime",
     )
 
+    @field_validator("warmup_steps", mode="before")
+    @classmethod
+    def warm_up_of_the_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return RSQRT_WARMUP if info.data.get("schedule") == "rsqrt" else 0
+        return value
+
 
 class SpanCorruptSettings(LanguageModelSettings):
     """T5's own pretraining objective (Raffel et al. 2020, §3.1.4)."""
@@ -208,9 +277,6 @@ class SpanCorruptSettings(LanguageModelSettings):
     input_length: int = setting(512, "encoder tokens of an example", unit="tokens", gt=8)
     noise_density: float = setting(0.15, "share of the tokens that is hidden", gt=0, lt=1)
     mean_span_length: float = setting(3.0, "mean length of a hidden span", unit="tokens", ge=1)
-    learning_rate: float = setting(1.0, _RATE, gt=0)
-    schedule: Literal["constant", "rsqrt", "linear"] = setting("rsqrt", _SCHEDULE)
-    warmup_steps: int = setting(10_000, _WARMUP, unit="steps", ge=0)
 
     @model_validator(mode="after")
     def one_start(self) -> SpanCorruptSettings:
@@ -240,9 +306,6 @@ class LMAdaptSettings(LanguageModelSettings):
     steps: int = setting(100_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
     segment_length: int = setting(512, "longest input and longest target, EOS counted", unit="tokens", gt=2)
     batch_size: int = setting(2048, "examples of one optimizer step, over all processes", unit="examples", gt=0)
-    learning_rate: float = setting(1.0, _RATE, gt=0)
-    schedule: Literal["constant", "rsqrt", "linear"] = setting("rsqrt", _SCHEDULE)
-    warmup_steps: int = setting(10_000, _WARMUP, unit="steps", ge=0)
     step_offset: int = setting(1_000_000, _OFFSET, unit="steps", ge=0)
 
     @model_validator(mode="after")
@@ -338,16 +401,42 @@ class EvaluateSettings(StageSettings):
     summary: ClassVar[str] = "score prompts on held-out rows, beside the majority class and no prompt"
     outputs: ClassVar[tuple[str, ...]] = ("scores",)
 
-    prompts: Annotated[str, Input("prompt")] = setting(..., "the prompts to score: a prompt_tune stage, or a directory")
+    prompts: Annotated[str, Input("prompt", many=True)] = setting(
+        ..., "the prompts to score: a prompt_tune stage, or a directory"
+    )
     model: Annotated[str | None, Input("model")] = setting(
         None, "the frozen T5, where it does not lie where the prompts say; it must be the very same"
     )
     split: str = setting("test", "split of the task to score on")
     limit: int = setting(0, "score the first N rows only; 0 takes all", unit="rows", ge=0)
     batch_size: int = setting(64, "examples at a time", unit="examples", role="runtime", gt=0)
+    metrics: dict[str, list[str]] = setting(
+        {},
+        "scores to compute, by task (TASK=A,B on a command line); otherwise a recipe's tasks say, or what the prompts"
+        " were trained with",
+    )
     max_output_length: int = setting(64, "longest greedy output", unit="tokens", gt=0)
     precision: Literal["fp32", "bf16"] = setting("bf16", "precision of matrix products")
     baselines: bool = setting(True, "also score the majority class and the frozen T5 with no prompt")
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def by_task(cls, value: Any) -> Any:
+        """A command line gives `sst2=accuracy,f1 rte=accuracy`."""
+        if isinstance(value, list) and all(isinstance(item, str) and "=" in item for item in value):
+            return {task: names.split(",") for task, _, names in (item.partition("=") for item in value)}
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def metrics_are_known(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for names in value.values():
+            check_metric_names(names)
+        return value
+
+    def scored(self, task: TaskSettings) -> TaskSettings:
+        """The task of a prompt with the metrics that are asked for."""
+        return task.model_copy(update={"metrics": self.metrics.get(task.name, task.metrics)})
 
 
 STAGES: dict[str, type[StageSettings]] = {

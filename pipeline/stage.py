@@ -1,48 +1,28 @@
-"""What a stage script runs in: its settings, its inputs, its output directory, its devices.
-
-A script ends with `main(lm_adapt, LMAdaptSettings)`. By hand or under the runner it does the same: it works out which
-cells of the stage are still to be made, makes them, and writes each one's manifest last.
-"""
+"""What a stage script sees while it runs: its settings, its inputs, its output directory, its devices."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import importlib.metadata
-import json
 import logging
-import os
-import platform
-import resource
-import shutil
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pipeline import manifest as manifests
 from pipeline.artifacts import artifact_digest, locate
-from pipeline.decide import Decision, check_outside, decide, jobs
-from pipeline.errors import BAD_INPUT, InputError, Interrupted
-from pipeline.files import sweep, write_directory, write_text
-from pipeline.fingerprint import differences
-from pipeline.flags import Flags, as_overrides, flag, parse
-from pipeline.manifest import InputRecord, Manifest, OutputRecord, Started
-from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
-from pipeline.run_dir import OutputDir, RunDir, absent, lock, remove_vain, step_name
+from pipeline.decide import Decision
+from pipeline.errors import InputError
+from pipeline.files import move_directory, write_directory
+from pipeline.manifest import InputRecord, Manifest, OutputRecord
+from pipeline.run_dir import RunDir, step_name
 from pipeline.settings import StageSettings, TrainingSettings
-from pipeline.validation import nearest, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 C = TypeVar("C", bound=StageSettings)
 log = logging.getLogger("t5-pipeline")
-
-_PACKAGES = ("t5-pipeline", "torch", "numpy", "accelerate", "transformers", "sentencepiece", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -106,6 +86,7 @@ class Stage(Generic[C]):
         self.run_dir = run_dir
         self.resume_from = resume_from
         self.accelerator = accelerator
+        self.stopped_by = 0  # the signal that came too late for the training loop to obey it
         self._began = time.monotonic()
         self.name = (
             cells[0].decision.cell.label if len(cells) == 1 else f"{cells[0].decision.cell.stage} × {len(cells)}"
@@ -124,14 +105,6 @@ class Stage(Generic[C]):
     @property
     def steps_wanted(self) -> list[int]:
         return self.cells[0].decision.steps_wanted
-
-    @property
-    def training_directory(self) -> Path:
-        """Where checkpoints and metrics go: the job's directory, or one aside where an earlier step is made anew."""
-        before = manifests.read(self.cells[0].directory)
-        if before is None or before.step is None or self.steps_wanted[-1] >= before.step:
-            return self.directory
-        return self.directory / "steps" / step_name(self.steps_wanted[-1])
 
     def steps_pending(self) -> list[int]:
         """Steps still to be published, ascending; the last one always. Those on disk already are taken as they are."""
@@ -171,7 +144,7 @@ class Stage(Generic[C]):
             found = self.input("model")
         elif prompt.manifest is not None:
             # Paths in a manifest are within the run that the prompt belongs to, which need not be this one.
-            cell = next(path for path in prompt.path.parents if (path / manifests.NAME).is_file())
+            cell = next(path for path in prompt.path.resolve().parents if (path / manifests.NAME).is_file())
             run_dir = RunDir(cell.parents[1 if prompt.manifest.cell else 0])
             found = _artifact(prompt.manifest.inputs["model"][0], run_dir)
             if run_dir.path.resolve() != self.run_dir.path.resolve():
@@ -187,11 +160,18 @@ class Stage(Generic[C]):
         return found
 
     def publish(
-        self, output: str, fill: Callable[[Path], None], *, step: int | None = None, cell: CellRun[C] | None = None
+        self,
+        output: str,
+        content: Callable[[Path], None] | Path,
+        *,
+        step: int | None = None,
+        cell: CellRun[C] | None = None,
     ) -> None:
-        """Write an artifact into its place: `fill` gets an empty directory; only the main process calls it.
+        """Put an artifact into its place, whole or not at all.
 
         Args:
+            content: fills the empty directory that it is given (called by the main process alone); or a directory of
+                the same stage that holds everything already, and is moved.
             output: "model", "tokens", "prompt" or "scores".
             step: of a training stage, the step that the artifact is of.
         """
@@ -200,7 +180,10 @@ class Stage(Generic[C]):
         place = output if final else f"steps/{step_name(step or 0)}/{output}"
         if self.is_main:
             (cell.directory / place).parent.mkdir(parents=True, exist_ok=True)
-            write_directory(cell.directory / place, fill)
+            if isinstance(content, Path):
+                move_directory(content, cell.directory / place)
+            else:
+                write_directory(cell.directory / place, content)
         self.accelerator.wait_for_everyone()
         record = OutputRecord(path=place, digest=artifact_digest(output, cell.directory / place))
         if final:
@@ -212,210 +195,6 @@ class Stage(Generic[C]):
         log.info("%s: published %s%s", self.name, output, "" if step is None else f" of step {step:,}")
 
 
-def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
-    """Entry of a stage script: reads the command line, runs `body` for each job, leaves with the right exit code."""
-    sys.exit(run(body, cls, sys.argv[1:], Path(sys.argv[0]).name))
-
-
-def run(body: Callable[[Stage[C]], None], cls: type[C], arguments: list[str], program: str) -> int:
-    """Run a stage and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    report: Path | None = None
-    try:
-        flags = parse(cls, program, arguments)
-        recipe, run_dir, name = _recipe(cls, flags)
-        report = run_dir.state / f"{name}.exit"
-        _run(body, cls, flags, recipe, run_dir, name)
-        return _leave(report, 0, "")
-    except InputError as error:
-        return _leave(report, BAD_INPUT, str(error))
-    except Interrupted as error:
-        return _leave(report, error.exit_code, str(error))
-    except KeyboardInterrupt:
-        return _leave(report, 128 + signal.SIGINT, "stopped by SIGINT; run the same command to go on")
-
-
-def _leave(report: Path | None, code: int, message: str) -> int:
-    """Say why, once for all processes, and leave the code where the runner finds it: a launcher may swallow it."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        if message:
-            print(f"error: {message}" if code == BAD_INPUT else message, file=sys.stderr, flush=True)
-        if report is not None and report.parent.is_dir():
-            with contextlib.suppress(OSError):
-                write_text(report, json.dumps({"code": code, "message": message}))
-    return code
-
-
-def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
-    """The recipe that a command line means, its run directory, and the stage's name in it."""
-    if flags.recipe is None:
-        assert flags.output_dir is not None
-        settings = validate(cls, flags.values, lambda loc: flag(".".join(map(str, loc))) if loc else "flags")
-        inputs = {n: InputRef(path=getattr(settings, n)) for n in cls.inputs() if getattr(settings, n) is not None}
-        cell = Cell(cls.kind, {}, settings, inputs)
-        return (
-            Recipe(cls.kind, settings.seed, flags.output_dir, {cls.kind: [cell]}),
-            OutputDir(flags.output_dir),
-            cls.kind,
-        )
-    plain = load_recipe(flags.recipe, flags.overrides)
-    of_kind = [name for name in plain.stages if plain.kind(name) == cls.kind]
-    name = flags.stage or (of_kind[0] if len(of_kind) == 1 else None)
-    if name is None:
-        raise InputError(
-            f"{flags.recipe}: has {len(of_kind)} stages of kind {cls.kind}; name one with --stage: {', '.join(of_kind)}"
-        )
-    if name not in of_kind:
-        raise InputError(
-            f"--stage {name}: {flags.recipe} has no {cls.kind} stage of that name; {nearest(name, of_kind)}"
-        )
-    recipe = load_recipe(flags.recipe, [*flags.overrides, *as_overrides(name, flags.values)])
-    return recipe, RunDir(flags.run_dir or Path("runs") / recipe.name), name
-
-
-def _run(
-    body: Callable[[Stage[C]], None], cls: type[C], flags: Flags, recipe: Recipe, run_dir: RunDir, name: str
-) -> None:
-    check_outside(recipe.stages[name])
-    decisions = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
-    _refuse_missing_inputs(decisions, run_dir)
-    open_cells = [d for d in decisions if d.action != "done"]
-    if not open_cells:
-        print(f"{name}: nothing to do, {decisions[0].reason}")
-        return
-    _set_threads(recipe.stages[name][0].settings.threads)
-    accelerator = _accelerator(open_cells[0].cell.settings, run_dir.path)
-    main_process = accelerator.is_main_process
-    fresh = absent(run_dir.path, run_dir.path / name) if main_process else {}
-    guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
-    with guard if main_process else contextlib.nullcontext():
-        groups = [group for group in jobs(decisions, run_dir) if any(d.action != "done" for d in group)]
-        accelerator.wait_for_everyone()
-        try:
-            for group in groups:
-                _run_job(body, group, flags, run_dir, accelerator)
-        except InputError:
-            remove_vain(fresh)
-            raise
-
-
-def _run_job(
-    body: Callable[[Stage[C]], None], group: list[Decision], flags: Flags, run_dir: RunDir, accelerator: Accelerator
-) -> None:
-    began, now = time.monotonic(), _now()
-    cells: list[CellRun[C]] = [CellRun(d, d.cell.settings, run_dir.cell(d.cell), run_dir, now) for d in group]  # type: ignore[arg-type]
-    prints = {cell.id: cell.decision.fingerprint or "" for cell in cells}
-    directory = run_dir.job(prints, group[0].cell)
-    main_process = accelerator.is_main_process
-    aside: dict[Path, Path] = {}
-    places = [directory.parent, directory, run_dir.path / "superseded", *(cell.directory for cell in cells)]
-    fresh = absent(*places) if main_process else {}
-    try:
-        if main_process:
-            for cell in cells:
-                if to := _make_way(cell, flags, run_dir):
-                    aside[cell.directory] = to
-                cell.directory.mkdir(parents=True, exist_ok=True)
-                sweep(cell.directory)
-                if manifests.read_started(cell.directory) is None:
-                    manifests.write(cell.directory, Started(**_described(cell)))
-            directory.mkdir(parents=True, exist_ok=True)
-            sweep(directory)
-            if group[0].cell.axes:
-                write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
-        accelerator.wait_for_everyone()
-        stage = Stage(cells, directory, run_dir, flags.resume_from, accelerator)
-        with _logging(directory, main_process):
-            log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
-            body(stage)
-            for cell in cells:
-                if main_process:
-                    _finish(cell, time.monotonic() - began)
-            log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
-    except InputError:
-        for place, to in aside.items():
-            run_dir.restore(place, to)
-        remove_vain(fresh)
-        raise
-    accelerator.wait_for_everyone()
-
-
-def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> Path | None:
-    """Clear what stands in the way of a cell; where results of other settings went, if there were some.
-
-    Outputs that are not as they were published are removed, to be made again. Results of other settings are moved aside
-    under a recipe, and refused in a directory that was named by hand.
-    """
-    if cell.decision.replaces is None:
-        before = manifests.read(cell.directory)
-        if before is not None:
-            for name in manifests.changed_files(cell.directory, before):
-                place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
-                shutil.rmtree(cell.directory / place, ignore_errors=True)
-        return None
-    begun = manifests.read(cell.directory) or manifests.read_started(cell.directory)
-    assert begun is not None
-    if flags.recipe is None and not flags.overwrite:
-        changed = "; ".join(differences(begun.parts, cell.decision.parts))
-        raise InputError(
-            f"{cell.directory}: holds results of other settings ({changed});"
-            " choose another --output-dir, or move them aside with --overwrite"
-        )
-    to = run_dir.archive(cell.directory, begun.fingerprint)
-    log.warning("%s: results of other settings now lie in %s", cell.decision.cell.label, to)
-    return to
-
-
-def _described(cell: CellRun[C]) -> dict[str, Any]:
-    decision = cell.decision
-    assert decision.fingerprint is not None
-    return {
-        "stage": decision.cell.stage,
-        "kind": cell.config.kind,
-        "cell": decision.cell.axes,
-        "fingerprint": decision.fingerprint,
-        "parts": decision.parts,
-        "settings": cell.config.model_dump(mode="json"),
-        "inputs": decision.inputs,
-        "versions": versions(),
-        "started": cell.started,
-    }
-
-
-def _finish(cell: CellRun[C], seconds: float) -> None:
-    """Write the manifest: from here on the cell is done."""
-    before = manifests.read(cell.directory)
-    begun = manifests.read_started(cell.directory)
-    steps = {**(before.steps_published if before else {}), **cell.steps}
-    outputs = {**(before.outputs if before else {}), **cell.outputs}
-    places = [record.path for record in (*outputs.values(), *steps.values())]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    described = _described(cell)
-    described["started"] = begun.started if begun else cell.started
-    manifests.write(
-        cell.directory,
-        Manifest(
-            **described,
-            step=cell.step if cell.step is not None else (before.step if before else None),
-            steps_published=steps,
-            outputs=outputs,
-            files=manifests.record_files(cell.directory, places),
-            facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
-            finished=_now(),
-            seconds=round(seconds + (before.seconds if before else 0.0), 1),
-        ),
-    )
-
-
-def _refuse_missing_inputs(decisions: list[Decision], run_dir: RunDir) -> None:
-    for decision in decisions:
-        if decision.fingerprint is None:
-            makers = sorted({ref.stage for ref in decision.cell.inputs.values() if ref.stage})
-            raise InputError(
-                f"{run_dir.path}: {decision.cell.stage} needs the output of {', '.join(makers)}, which is not there"
-                " yet or out of date; run those stages first, or the whole recipe by `t5-pipeline run`"
-            )
-
-
 def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
     if record.stage is None:
         path = Path(record.path)
@@ -424,88 +203,3 @@ def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
     name = record.stage + (f"@{record.step}" if record.step is not None else "")
     directory = run_dir.path / record.stage / (record.cell or "")
     return Artifact(name, run_dir.path / record.path, record.digest, record.cell, manifests.read(directory))
-
-
-def _set_threads(asked: int) -> None:
-    """Take the same number of threads whoever launched the process: results depend on it."""
-    import torch
-
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = asked or max(1, len(os.sched_getaffinity(0)) // here)
-    torch.set_num_threads(threads)
-
-
-def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
-    """The devices of this process.
-
-    Raises:
-        InputError: an engine was asked for that this stage does not run on.
-    """
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedType
-
-    trackers = settings.trackers if isinstance(settings, TrainingSettings) else []
-    for tracker in trackers:
-        package = {"tensorboard": "tensorboard", "wandb": "wandb"}[tracker]
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise InputError(f"trackers: {tracker} is not installed; pip install 't5-pipeline[trackers]'") from None
-    # `accelerate launch` names the place where several processes meet even where it then starts a single one.
-    if "WORLD_SIZE" not in os.environ and {"MASTER_ADDR", "ACCELERATE_DYNAMO_MODE"} <= os.environ.keys():
-        raise InputError(
-            "accelerate started one process where its configuration asks for several; on the CPU several need"
-            " `distributed_type: MULTI_GPU`, as in accelerate_configs/cpu_ddp.yaml"
-        )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        cpu=asked > 1 and not torch.cuda.is_available(),  # else processes that find no GPU train apart, each alone
-        log_with=list(trackers) or None,
-        project_dir=str(directory) if trackers else None,
-    )
-    if accelerator.num_processes != asked:
-        raise InputError(
-            f"the launcher asked for {asked} processes and each got a world of {accelerator.num_processes}; check the"
-            " accelerate configuration (`accelerate env`)"
-        )
-    allowed = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in allowed:
-        raise InputError(
-            f"{settings.kind} does not run on {accelerator.distributed_type.value} yet; use one process or DDP"
-            " (accelerate_configs/ddp.yaml)"
-        )
-    return accelerator
-
-
-@contextlib.contextmanager
-def _logging(directory: Path, main_process: bool) -> Iterator[None]:
-    """Plain lines to stderr and to the job's log.txt, from the main process."""
-    handlers: list[logging.Handler] = []
-    log.setLevel(logging.INFO if main_process else logging.ERROR)
-    log.propagate = False
-    if main_process:
-        handlers = [logging.StreamHandler(), logging.FileHandler(directory / "log.txt", encoding="utf-8")]
-        handlers[0].setFormatter(logging.Formatter("%(message)s"))
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    for handler in handlers:
-        log.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
-
-
-def versions() -> dict[str, str]:
-    """What computed a result. A change is warned about, not refused."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

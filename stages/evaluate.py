@@ -25,13 +25,14 @@ import torch
 
 from data_prep.tasks import EncodedTask, Task, encode_labels, encode_task
 from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
 from pipeline.evaluation.metrics import check_metrics, confusion, illegal_share, score
 from pipeline.evaluation.predict import Outputs, answer
 from pipeline.modeling.load import load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt
 from pipeline.settings import EvaluateSettings, TaskSettings
-from pipeline.stage import Artifact, Stage, log, main
+from pipeline.stage import Artifact, Stage, log
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.progress import Progress
 
@@ -41,6 +42,7 @@ SAMPLES = 20
 def evaluate(stage: Stage[EvaluateSettings]) -> None:
     prompts = [(artifact, Prompt.load(artifact.path)) for artifact in stage.inputs("prompts")]
     for _, prompt in prompts:
+        prompt.info = prompt.info.model_copy(update={"task": stage.config.scored(prompt.info.task)})
         check_metrics(prompt.info.task.metrics, prompt.info.task.labels, prompt.info.task.name)
     models = list(dict.fromkeys(prompt.info.base_model_digest for _, prompt in prompts))
 

@@ -18,10 +18,11 @@ from data_prep.objectives.packed_pairs import PackedPairs
 from data_prep.objectives.prefix_lm import PrefixLM
 from data_prep.objectives.segments import Objective
 from data_prep.shards import TokenShards
+from pipeline.entry import main
 from pipeline.modeling.artifact import read_expectations, write_model
 from pipeline.modeling.load import load_t5
 from pipeline.settings import LMAdaptSettings
-from pipeline.stage import Stage, main
+from pipeline.stage import Stage
 from pipeline.training.run import train_language_model
 
 

@@ -14,26 +14,23 @@ Run: accelerate launch stages/prepare.py --corpus text/ --vocabulary google/t5-v
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from data_prep.corpora import Document, read_corpus
 from data_prep.keep_out import KeepOut
 from data_prep.shards import Written, write_tokens
 from data_prep.tasks import Task
 from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
 from pipeline.errors import InputError
 from pipeline.files import write_directory
 from pipeline.settings import PrepareSettings
-from pipeline.stage import Stage, log, main
+from pipeline.stage import Stage, log
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.progress import Progress
 
 
 def prepare(stage: Stage[PrepareSettings]) -> None:
     c = stage.config
-    if not stage.is_main:
-        stage.publish("tokens", lambda directory: None)  # one process reads the corpus; the others wait for it
-        return
     held_out = [text for task in c.keep_out for text in Task.load(task).held_out_texts()]
     vocabulary = Vocabulary.load(c.vocabulary) if c.vocabulary else trained_vocabulary(stage, held_out)
     partial, published = stage.directory / "tokens.partial", stage.directory / "tokens"
@@ -67,11 +64,7 @@ def prepare(stage: Stage[PrepareSettings]) -> None:
     stage.cells[0].facts.update(documents=text.documents, tokens=text.tokens, vocabulary=vocabulary.size)
     stage.cells[0].facts.update(dropped=text.dropped)
 
-    def move(directory: Path) -> None:
-        directory.rmdir()
-        partial.rename(directory)  # as a whole: half of the shards would be of no use to a run that goes on
-
-    stage.publish("tokens", move)
+    stage.publish("tokens", partial)
 
 
 def documents(c: PrepareSettings) -> Iterator[Document]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data_prep.tasks import EncodedTask, Task, TaskBatches, encode_task
 from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
 from pipeline.modeling import initialisers
 from pipeline.modeling.artifact import read_expectations
 from pipeline.modeling.load import load_t5
@@ -25,7 +26,7 @@ from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt, PromptInfo
 from pipeline.modeling.t5 import T5
 from pipeline.settings import PromptTuneSettings
-from pipeline.stage import CellRun, Stage, main
+from pipeline.stage import CellRun, Stage
 from pipeline.training.batch import TensorBatch
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.optimizers import prompt_optimizer
@@ -44,7 +45,8 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
     bank = PromptBank([initial_rows(t5, vocabulary, cell) for cell in stage.cells])
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
-    model = PromptedT5(t5, bank)
+    # The optimizer takes the bank's row numbers as they lie, so the device comes first.
+    model = PromptedT5(t5, bank).to(stage.accelerator.device)
     optimizer = prompt_optimizer(c.optimizer, bank.rows_RD, bank.row_prompt_R, c.weight_decay)
 
     encoded: dict[str, EncodedTask] = {}

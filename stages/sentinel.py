@@ -15,10 +15,11 @@ Run: accelerate launch stages/sentinel.py --model google/t5-v1_1-base --output-d
 from __future__ import annotations
 
 from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
 from pipeline.modeling.artifact import Expectations, read_expectations, write_model
 from pipeline.modeling.load import grow_vocabulary, load_t5
 from pipeline.settings import SentinelSettings
-from pipeline.stage import Stage, log, main
+from pipeline.stage import Stage, log
 
 
 def sentinel(stage: Stage[SentinelSettings]) -> None:

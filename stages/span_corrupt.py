@@ -15,10 +15,11 @@ from data_prep.batches import LMBatches
 from data_prep.objectives.span_corruption import SpanCorruption
 from data_prep.shards import TokenShards
 from pipeline.architecture import T5Shape
+from pipeline.entry import main
 from pipeline.modeling.artifact import Expectations, read_expectations, write_model
 from pipeline.modeling.load import init_t5, load_t5
 from pipeline.settings import SpanCorruptSettings
-from pipeline.stage import Stage, main
+from pipeline.stage import Stage
 from pipeline.training.run import train_language_model
 
 

@@ -43,7 +43,7 @@ RECIPES = {
         "    data: DATA/rows\n", "    data: DATA/gone\n", r"prepare.keep_out.0.data: \S+/gone does not exist; mend the path",
     ),
     "a missing accelerate configuration": (
-        "  sentinel: {model: pretrain,", "  sentinel: {model: pretrain, launch: none.yaml,",
+        "    init: {d_model: 32,", "    launch: none.yaml\n    init: {d_model: 32,",
         r"none.yaml: there is no such accelerate configuration; see accelerate_configs/",
     ),
 }  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline import manifest as manifests
-from pipeline.decide import Decision, decide, jobs
+from pipeline.decide import Decision, check_outside, decide, jobs
+from pipeline.errors import InputError
 from pipeline.manifest import Manifest, OutputRecord, Started
 from pipeline.recipe import load_recipe
 from pipeline.run_dir import RunDir
@@ -130,6 +131,15 @@ def test_more_steps_go_on_and_fewer_are_made_anew(run: Run) -> None:
     assert run.todo("lm_adapt.steps=30") == {}
 
 
+def test_fewer_steps_that_were_kept_are_there(run: Run) -> None:
+    before = ("lm_adapt.keep_steps=[15]", "prompt_tune.model=lm_adapt")
+    run.make_all(*before)
+    decision = run.decide(*before, "lm_adapt.steps=15")["prompt_tune [seed=0]"]
+    kept = run.dir.manifest(run.decide()["lm_adapt"].cell).steps_published[15]  # type: ignore[union-attr]
+    assert decision.inputs["model"][0].digest == kept.digest
+    assert decision.reason == "input model changed"
+
+
 def test_steps_shape_the_trajectory_where_the_schedule_depends_on_them(run: Run) -> None:
     run.make_all("pretrain.schedule=linear")
     decision = run.decide("pretrain.schedule=linear", "pretrain.steps=11")["pretrain"]
@@ -186,3 +196,13 @@ def test_prompts_on_one_frozen_model_are_one_job(run: Run) -> None:
     assert groups == [
         ["model=pretrain,seed=0", "model=pretrain,seed=1"], ["model=lm_adapt@10,seed=0", "model=lm_adapt@10,seed=1"],
     ]  # fmt: skip
+
+
+def test_a_folder_of_prompts_where_one_is_wanted(run: Run) -> None:
+    folder = run.recipe.parent / "prompts"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "prompt.json").write_text("{}")
+    overrides = ["prompt_tune.prompt_init=prompt", f"prompt_tune.init_prompt={folder}"]
+    with pytest.raises(InputError, match=r"^prompt_tune\.init_prompt: \S+ holds 2 prompts; name one, as in \S+/a$"):
+        check_outside(load_recipe(run.recipe, overrides).cells())

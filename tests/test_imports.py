@@ -13,10 +13,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = [
     "architecture", "artifacts", "cli", "decide", "digests", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch",
-    "manifest", "plan", "prompt_commands", "recipe", "run_dir", "runner", "settings", "status", "tune", "validation",
+    "manifest", "plan", "prompt_commands", "recipe", "run_dir", "runner", "settings", "status", "task_files", "tune",
+    "validation",
     "yaml_lines",
 ]  # fmt: skip
-WITH_TORCH = {"interchange", "serve", "stage"}
+WITH_TORCH = {"entry", "interchange", "serve", "stage"}
 APART = ("data_prep", "pipeline.modeling", "pipeline.training")
 
 

@@ -44,7 +44,10 @@ def test_a_run_that_is_not_there_yet(finished: Tiny, tmp_path: Path) -> None:
         ("lm_adapt.schedule=linear", ["run       lm_adapt  schedule: constant → linear"]),
         ("evaluate.limit=4", ["run       evaluate  limit: 8 → 4"]),
         ("seed=4", ["run       prepare  seed: 3 → 4"]),
-        ("tasks.about.metrics=[accuracy]", ["run       evaluate  prompt_tune will have run"]),
+        (
+            "tasks.about.metrics=[accuracy]",
+            ["run       evaluate  metrics.about: ['accuracy', 'macro_f1'] → ['accuracy']"],
+        ),
     ],
 )
 def test_what_would_run_and_why(finished: Tiny, override: str, lines: list[str]) -> None:

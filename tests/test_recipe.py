@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.recipe import InputRef, load_recipe
-from pipeline.settings import LMAdaptSettings, PromptTuneSettings
+from pipeline.settings import EvaluateSettings, LMAdaptSettings, PromptTuneSettings
 
 RECIPE = """\
 name: small
@@ -97,6 +97,25 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("    corpus: text", "    corpus: [text", "small.yaml:12: is not valid YAML"),
         ("    init: {d_model: 64}\n", "", "small.yaml:12: stages.pretrain: give either `model`"),
         ("    corpus: text", "    {}", "stages.prepare.corpus: is required and has no value"),
+        ("uses: span_corrupt", "uses: [a]", "small.yaml:13: stages.pretrain.uses: there is no stage kind `['a']`"),
+        ("      seed: [0, 1]", "      5: [3]", "small.yaml:25: stages.prompt_tune.matrix.5: unknown key"),
+        ("    task: tone", "    task: [tone]", "small.yaml:22: stages.prompt_tune.task: input should be a valid dictionary"),
+        ("    task: tone", "    launch: [a]\n    task: tone", "small.yaml:22: stages.prompt_tune.launch: must be the path of an accelerate"),
+        ("seed: 7", "launch: 5", "small.yaml:2: launch: must be the path of an accelerate configuration, not 5"),
+        ("seed: 7", "seed: true", "small.yaml:2: seed: must be a whole number"),
+        ("  evaluate:", "  5:", "small.yaml:26: stages.5: a stage's name must be text; put it in quotes"),
+        ("  tone:", "  5: {data: rows}\n  tone:", "small.yaml:4: tasks.5: a task's name must be text; put it in quotes"),
+        ("  prepare:\n    corpus: text", "  prepare:", "small.yaml:10: stages.prepare: must hold the stage's settings"),
+        ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: [acuracy]", "small.yaml:9: tasks.tone.metrics: there is no metric `acuracy`; did you mean `accuracy`?"),
+        ("    labels: [good, bad]", "    metrics: [macro_f1]", "small.yaml:8: tasks.tone.metrics: `macro_f1` needs the task's `labels`; give them"),
+        ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: []", "small.yaml:9: tasks.tone.metrics: name at least one metric"),
+        ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: no prompt here is of the task `tune`; did you mean `tone`?"),
+        ("    steps: 20", "    steps: 20\n    schedule: linear\n    warmup_steps: 20", "small.yaml:22: stages.lm_adapt.warmup_steps: must be fewer than the 20 `steps`"),
+        (
+            "    prompts: prompt_tune",
+            "    prompts: prompt_tune\n  more: {uses: prompt_tune, model: pretrain, task: tone, prompt_init: prompt, init_prompt: prompt_tune}",
+            "small.yaml:28: stages.more.init_prompt: stage `prompt_tune` has 6 cells; name one, as in prompt_tune/model=pretrain,seed=0",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, message: str) -> None:
@@ -106,6 +125,34 @@ def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, 
         load_recipe(recipe)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("whole", ["", "5", "[a]", "name: a\nstages: [a]", "name: a\nstages: {prepare:}", "{[a]: 3}"])
+def test_what_is_no_recipe_at_all(recipe: Path, whole: str) -> None:
+    recipe.write_text(whole)
+    with pytest.raises(InputError, match=r"^\S+small\.yaml:\d: "):
+        load_recipe(recipe)
+
+
+def test_evaluate_scores_by_the_metrics_that_the_tasks_have_now(recipe: Path) -> None:
+    for override, expected in [
+        ("seed=7", {"tone": ["accuracy"]}),
+        ("tasks.tone.metrics=[f1, mcc]", {"tone": ["f1", "mcc"]}),
+        ("evaluate.metrics.tone=[mcc]", {"tone": ["mcc"]}),
+        ("evaluate.metrics=['tone=f1,mcc']", {"tone": ["f1", "mcc"]}),
+    ]:
+        settings = load_recipe(recipe, [override]).stages["evaluate"][0].settings
+        assert isinstance(settings, EvaluateSettings)
+        assert settings.metrics == expected
+
+
+def test_warm_up_follows_the_schedule(recipe: Path) -> None:
+    for schedule, expected in [("rsqrt", 10_000), ("constant", 0), ("linear", 0)]:
+        cells = load_recipe(recipe, [f"{stage}.schedule={schedule}" for stage in ("pretrain", "lm_adapt")]).stages
+        for stage in ("pretrain", "lm_adapt"):
+            assert cells[stage][0].settings.warmup_steps == expected  # type: ignore[attr-defined]
+    given = load_recipe(recipe, ["lm_adapt.schedule=linear", "lm_adapt.warmup_steps=19"]).stages["lm_adapt"][0].settings
+    assert given.warmup_steps == 19  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

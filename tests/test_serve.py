@@ -234,7 +234,7 @@ def _no_rows(model: Path, prompts: Path) -> None:
     ("change", "words"),
     [
         (_other_weights, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
-        (_fewer_sentinels, "mixed.jsonl:2: prompt `tone` was trained with another vocabulary"),
+        (_fewer_sentinels, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
         (_no_rows, "prompt.safetensors: not there"),
     ],
 )

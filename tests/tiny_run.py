@@ -223,7 +223,7 @@ def t5_pipeline(*arguments: object) -> Outcome:
 
 def stage(kind: str, *arguments: object) -> Outcome:
     """`python stages/KIND.py …` in this process."""
-    from pipeline.stage import run
+    from pipeline.entry import run
 
     body = getattr(importlib.import_module(f"stages.{kind}"), kind)
     return _heard(lambda: run(body, STAGES[kind], [str(argument) for argument in arguments], f"{kind}.py"))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.run_dir import step_name
 from pipeline.settings import LanguageModelSettings, TrainingSettings
 from pipeline.stage import Stage
 from pipeline.training.batch import BatchSource, TensorBatch
@@ -46,12 +47,10 @@ def train_stage(
         optimizer: where the settings' own will not do (prompts).
     """
     c: TrainingSettings = stage.config
-    directory = stage.training_directory
     model.to(stage.accelerator.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optimizer or model_optimizer(c.optimizer, trained, c.weight_decay)
     state = TrainState(model, optimizer, stage.accelerator, c.precision)
-    checkpoints = Checkpoints(directory / "checkpoints", stage.fingerprint, keep_last=c.keep_last)
     schedule = learning_rate(
         c.schedule,
         peak=c.learning_rate,
@@ -60,34 +59,45 @@ def train_stage(
         total_steps=c.steps,
     )
     pending = stage.steps_pending()
-    with (
-        trackers(stage, directory) as also,
-        MetricsLog(directory / "metrics.jsonl", also) as metrics,
-        StopSignal() as stop,
-        Progress(stage.name, pending[-1], shown=stage.is_main) as progress,
-    ):
-        resume(state, checkpoints, metrics, at=stage.resume_from, at_most=pending[0])
-        for step in pending:
-            train(
-                state,
-                batches,
-                steps=step,
-                loss_fn=loss_fn,
-                schedule=schedule,
-                seed=c.seed,
-                checkpoints=checkpoints,
-                metrics=metrics,
-                progress=progress,
-                stop=stop,
-                microbatch_size=c.microbatch_size,
-                log_every=c.log_every,
-                checkpoint_every=c.checkpoint_every,
-                validate=(lambda: validate(state)) if validate else None,
-                validate_every=validate_every,
-                cells=cells,
-                unit=unit,
-            )
-            publish(step)
+
+    def follow(directory: Path, steps: Sequence[int], at: int | None = None) -> None:
+        """Publish these steps, from the newest checkpoint in a directory or that of step `at`."""
+        checkpoints = Checkpoints(directory / "checkpoints", stage.fingerprint, keep_last=c.keep_last)
+        with trackers(stage, directory) as also, MetricsLog(directory / "metrics.jsonl", also) as metrics:
+            resume(state, checkpoints, metrics, at=at, at_most=steps[0])
+            for step in steps:
+                train(
+                    state,
+                    batches,
+                    steps=step,
+                    loss_fn=loss_fn,
+                    schedule=schedule,
+                    seed=c.seed,
+                    checkpoints=checkpoints,
+                    metrics=metrics,
+                    progress=progress,
+                    stop=stop,
+                    microbatch_size=c.microbatch_size,
+                    log_every=c.log_every,
+                    checkpoint_every=c.checkpoint_every,
+                    validate=(lambda: validate(state)) if validate else None,
+                    validate_every=validate_every,
+                    cells=cells,
+                    unit=unit,
+                )
+                publish(step)
+
+    with StopSignal() as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
+        begin = stage.resume_from
+        if begin is None:
+            newest = Checkpoints(stage.directory / "checkpoints", stage.fingerprint).latest() if stage.is_main else None
+            begin = state.ranks.from_first(newest.step if newest else 0)
+        # Steps that were passed without being kept are made anew aside: what lies ahead of them is not thrown away.
+        if passed := [step for step in pending if step < begin]:
+            follow(stage.directory / "steps" / step_name(passed[-1]), passed)
+        if ahead := [step for step in pending if step >= begin]:
+            follow(stage.directory, ahead, at=stage.resume_from)
+        stage.stopped_by = stop.signum
 
 
 @contextlib.contextmanager
@@ -110,7 +120,9 @@ def trackers(stage: Stage[Any], directory: Path) -> Iterator[Callable[[Mapping[s
     try:
         yield track
     finally:
-        accelerator.end_training()
+        # Not end_training(): it would also end the process group, which the stage still needs.
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 def train_language_model(

@@ -51,6 +51,22 @@ def test_rows_of_a_folder_a_file_and_a_named_split(tmp_path: Path) -> None:
     assert task.rows("validation")[1].where == f"{tmp_path}/val.jsonl:2"
 
 
+def test_one_file_never_stands_for_a_split_that_has_none(tmp_path: Path) -> None:
+    path = write(tmp_path, "reviews.jsonl")
+    task = Task.load(settings(path, splits={"train": "train", "own": "reviews", "held": "held", "far": "../far.jsonl"}))
+    assert task.rows("train") == task.rows("own") == ROWS
+    with pytest.raises(
+        InputError, match=r"tasks\.t\.splits: \S+/reviews\.jsonl holds .* one split .* for 'held'; name"
+    ):
+        task.rows("held")
+    write(tmp_path, "held.jsonl", ROWS[:2])
+    write(tmp_path, "train.jsonl", ROWS[:3])
+    assert task.rows("held") == ROWS[:2]
+    assert task.rows("train") == ROWS[:3]
+    write(tmp_path.parent, "far.jsonl", ROWS[:4])
+    assert task.rows("far") == ROWS[:4]
+
+
 def test_other_formats(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
     (tmp_path / "validation.tsv").write_text("text\tlabel\nfine\tgood\n")

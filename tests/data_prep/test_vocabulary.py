@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +87,6 @@ def test_the_sentinel_that_begins_an_answer_is_taken_off(vocabulary: Vocabulary)
 
 def test_ids_that_a_model_has_no_rows_for(vocabulary: Vocabulary, tmp_path: Path) -> None:
     vocabulary.check_fits(vocabulary.rows, tmp_path)
-    vocabulary.check_fits(vocabulary.size, "google/t5-v1_1-base")
     with pytest.raises(InputError, match=r"model: the vocabulary has 1,100 ids and the model 1,099 embedding rows"):
         vocabulary.check_fits(vocabulary.size - 1, tmp_path / "model")
 
@@ -94,6 +97,51 @@ def test_ids_that_mean_something_else_to_a_model(vocabulary: Vocabulary, texts: 
     other.check_fits(1152, tmp_path)
     with pytest.raises(InputError, match=r"tokenised with another vocabulary than .*spiece\.model; prepare it again"):
         vocabulary.check_fits(1152, tmp_path)
+
+
+@pytest.fixture
+def on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], None]]:
+    """Puts a file on a hub that is served on localhost; every model is there, with the files that were put."""
+    files: dict[str, bytes] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = files.get(self.path)
+            headers = {"X-Error-Code": "EntryNotFound"} if data is None else {"ETag": '"1"'}
+            self.send_response(404 if data is None else 200)
+            for key, value in {"X-Repo-Commit": "c0", "Content-Length": str(len(data or b"")), **headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data or b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            """Keep quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    url = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield lambda name, data: files.update({"/" + name.replace(":", "/resolve/main/"): data})
+    server.shutdown()
+    server.server_close()
+
+
+def test_ids_that_mean_something_else_to_a_model_of_the_hub(
+    vocabulary: Vocabulary, texts: list[str], on_hub: Callable[[str, bytes], None]
+) -> None:
+    on_hub("lab/t5:spiece.model", vocabulary.model)
+    assert Vocabulary.load("lab/t5").digest == vocabulary.digest
+    vocabulary.check_fits(1152, Path("lab/t5"))
+    with pytest.raises(InputError, match=r"lab/t5: .* another vocabulary than lab/t5/spiece\.model; prepare it again"):
+        Vocabulary.train(texts[::7], 500).check_fits(1152, "lab/t5")
+    vocabulary.check_fits(1152, "lab/without")  # no vocabulary to compare with: rows alone
+    with pytest.raises(InputError, match=r"lab/without is on the hub and holds no spiece\.model"):
+        Vocabulary.load("lab/without")
 
 
 def test_training_is_reproducible(texts: list[str], vocabulary: Vocabulary) -> None:

@@ -9,6 +9,8 @@ import sklearn.metrics
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import (
+    BY_LABEL,
+    BY_TEXT,
     accuracy,
     check_metrics,
     confusion,
@@ -23,6 +25,7 @@ from pipeline.evaluation.metrics import (
     spearman,
     token_f1,
 )
+from pipeline.settings import LABEL_METRICS, TEXT_METRICS
 
 LABELS = ["entailment", "contradiction", "neutral", "never seen"]
 
@@ -100,3 +103,7 @@ def test_a_metric_that_cannot_be_is_named() -> None:
         check_metrics(["bleu"], ["a"], "cola")
     with pytest.raises(InputError, match="`mcc` needs the task's `labels`"):
         check_metrics(["mcc"], None, "cola")
+
+
+def test_settings_know_the_same_metrics() -> None:
+    assert (set(TEXT_METRICS), set(LABEL_METRICS)) == (set(BY_TEXT), set(BY_LABEL))

@@ -21,9 +21,9 @@ import accelerate  # noqa: F401
 import torch
 import torch._dynamo  # whatever a stage imports late, too
 
+from pipeline.entry import run
 from pipeline.recipe import load_recipe
 from pipeline.settings import STAGES
-from pipeline.stage import run
 
 
 def main(recipe: str, run_dir: str, kills: int, seed: int) -> int:

@@ -106,3 +106,33 @@ def test_going_on_from_a_chosen_step(finished: Tiny, tiny: Tiny) -> None:
     assert stage("lm_adapt", "--recipe", other.recipe, "--run-dir", other.run, "--steps", 10).code == 0
     assert tiny.manifests()["lm_adapt"].outputs == other.manifests()["lm_adapt"].outputs
     assert metrics(tiny.run / "lm_adapt") == metrics(other.run / "lm_adapt")
+
+
+def test_an_earlier_step_is_made_aside_and_nothing_is_thrown_away(finished: Tiny, tiny: Tiny) -> None:
+    """A step that was passed without being kept: its way is gone again, what lies ahead of it stays."""
+    (tiny.run / "lm_adapt" / "manifest.json").unlink()  # as a run that was stopped has it
+    here = ("--recipe", tiny.recipe, "--run-dir", tiny.run)
+    made = stage("lm_adapt", *here, "--keep-steps", 2, 4)
+    assert made.code == 0, made.err
+    manifest = tiny.manifests()["lm_adapt"]
+    assert sorted(manifest.steps_published) == [2, 4]
+    before = finished.manifests()["lm_adapt"]
+    assert manifest.outputs["model"].digest == before.outputs["model"].digest
+    assert manifest.steps_published[4].digest == before.steps_published[4].digest
+    checkpoints = tiny.run / "lm_adapt" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000006", "step-00000008"]
+    assert metrics(tiny.run / "lm_adapt") == metrics(finished.run / "lm_adapt")
+
+    alone = Tiny(tiny.data, tiny.recipe, tiny.run.parent / "alone")
+    for name in ("prepare", "pretrain"):
+        shutil.copytree(tiny.run / name, alone.run / name)
+    changed = ("--set", "prompt_tune.model=sentinel", "--steps", 2)
+    assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", alone.run, *changed).code == 0
+    assert alone.manifests()["lm_adapt"].outputs["model"].digest == manifest.steps_published[2].digest
+
+
+def test_going_back_on_a_finished_stage(finished: Tiny, tiny: Tiny) -> None:
+    again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--resume-from", 6)
+    assert again.code == 0, again.err
+    assert "goes back to step 6" in again.err
+    assert tiny.manifests()["lm_adapt"].all_outputs() == finished.manifests()["lm_adapt"].all_outputs()

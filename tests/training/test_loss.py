@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.loss import _TokenLoss, batch_losses, token_loss, token_loss_plainly
 
 
 def logits_and_targets(batch: int = 3, length: int = 5, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,6 +27,22 @@ def test_token_loss_is_cross_entropy_with_z_loss() -> None:
     assert torch.allclose(found[real].double(), expected[real], rtol=1e-6, atol=1e-6)
     assert found.dtype == torch.float32
     assert (found[~real] == 0).all()
+
+
+def test_the_written_out_gradient_is_that_of_the_formula() -> None:
+    logits_BTV, targets_BT = logits_and_targets()
+    weights_BT = torch.rand(targets_BT.shape, generator=torch.Generator().manual_seed(1))
+    for z_loss in (0.0, 1e-4, 0.3):
+        ours, plain = (logits_BTV.clone().requires_grad_() for _ in range(2))
+        loss_BT, expected_BT = token_loss(ours, targets_BT, z_loss), token_loss_plainly(plain, targets_BT, z_loss)
+        assert torch.equal(loss_BT, expected_BT)
+        (loss_BT * weights_BT).sum().backward()
+        (expected_BT * weights_BT).sum().backward()
+        assert ours.grad is not None
+        assert plain.grad is not None
+        assert torch.allclose(ours.grad, plain.grad, rtol=1e-5, atol=1e-7)
+    exact = logits_BTV.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: _TokenLoss.apply(logits, targets_BT, 0.3), exact)
 
 
 def test_padding_is_never_trained_on() -> None:

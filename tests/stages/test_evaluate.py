@@ -1,0 +1,25 @@
+"""Evaluation on a run that is done."""
+
+from __future__ import annotations
+
+from tests.tiny_run import Tiny, scores, stage
+
+
+def test_other_metrics_are_computed_without_training_anything_again(tiny: Tiny) -> None:
+    before = tiny.digests()
+    tiny.edit("    metrics: [accuracy, macro_f1]\n", "    metrics: [mcc]\n")
+    assert [line.split()[:2] for line in tiny.plan() if not line.startswith("done")] == [["run", "evaluate"]]
+    done = tiny.start()
+    assert done.code == 0, done.err
+    assert {tuple(row["metrics"]) for row in scores(tiny.run / "evaluate")} == {("mcc",)}
+    assert tiny.digests() == before
+
+
+def test_by_hand_metrics_are_named_with_their_task(tiny: Tiny) -> None:
+    output = tiny.run.parent / "scores"
+    prompts = ["--prompts", tiny.run / "prompt_tune" / "model=sentinel,seed=0", "--precision", "fp32", "--limit", 4]
+    done = stage("evaluate", *prompts, "--metrics", "about=mcc,f1", "--output-dir", output)
+    assert done.code == 0, done.err
+    assert {tuple(row["metrics"]) for row in scores(output)} == {("mcc", "f1")}
+    refused = stage("evaluate", *prompts, "--metrics", "f1", "--output-dir", output)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)

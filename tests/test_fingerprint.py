@@ -1,0 +1,72 @@
+"""What a fingerprint covers of tasks: the files of their splits, and not how they are scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.digests import DigestCache
+from pipeline.fingerprint import differences, fingerprint, parts
+from pipeline.settings import EvaluateSettings, PrepareSettings, PromptTuneSettings, StageSettings, TaskSettings
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}", "label": "a"}}\n')
+    return tmp_path
+
+
+def task(data: Path, **more: Any) -> TaskSettings:
+    values = {"name": "t", "data": str(data), "inputs": "{text}", "targets": "{label}", "labels": ["a", "b"]}
+    return TaskSettings(**{**values, **more})
+
+
+def tuned(data: Path, **more: Any) -> PromptTuneSettings:
+    return PromptTuneSettings(model="m", task=task(data, **more))
+
+
+def printed(settings: StageSettings) -> str:
+    return fingerprint(parts(settings, {}, DigestCache(None)))
+
+
+@pytest.mark.parametrize("data", [".", "train.jsonl"], ids=["a folder", "a file"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_every_file_of_a_split_counts(rows: Path, data: str, split: str) -> None:
+    before = printed(tuned(rows / data))
+    file = rows / f"{split}.jsonl"
+    file.write_text(file.read_text() * 2)
+    assert printed(tuned(rows / data)) != before
+
+
+@pytest.mark.parametrize("data", [".", "train.jsonl"], ids=["a folder", "a file"])
+def test_other_files_change_nothing(rows: Path, data: str) -> None:
+    before = printed(tuned(rows / data))
+    (rows / "README.md").write_text("about these rows")
+    (rows / "dev.jsonl").write_text("{}")
+    assert printed(tuned(rows / data)) == before
+    assert printed(tuned(rows / data, splits={"train": "train", "validation": "dev"})) != before
+
+
+def test_the_splits_of_a_task_that_a_stage_scores_on(rows: Path) -> None:
+    def scored() -> str:
+        return fingerprint(parts(EvaluateSettings(prompts="p"), {}, DigestCache(None), {"task t": task(rows)}))
+
+    before = scored()
+    (rows / "README.md").write_text("about these rows")
+    assert scored() == before
+    (rows / "test.jsonl").write_text("{}")
+    assert scored() != before
+
+
+def test_metrics_count_where_they_are_computed(rows: Path) -> None:
+    assert printed(tuned(rows)) == printed(tuned(rows, metrics=["f1", "mcc"]))
+    kept_out = [PrepareSettings(corpus="c", keep_out=[task(rows, metrics=[m])]) for m in ("accuracy", "f1")]
+    assert printed(kept_out[0]) == printed(kept_out[1])
+    old, new = (
+        parts(EvaluateSettings(prompts="p", metrics={"t": [m]}), {}, DigestCache(None)) for m in ("accuracy", "f1")
+    )
+    assert differences(old, new) == ["metrics.t: ['accuracy'] → ['f1']"]
+    assert printed(tuned(rows)) != printed(tuned(rows, labels=["b", "a"]))
