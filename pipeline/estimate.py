@@ -3,7 +3,7 @@
 FLOPs count matrix products as two per multiply-add, of the padded lengths: forward 1×, the gradient of activations 1×,
 the gradient of weights 1×. A frozen T5 needs no gradient of its weights. Attention's own products are included.
 Memory is that of one device which holds the whole model, with activations estimated from the tensors that autograd
-keeps; docs/performance.md says how far measured peaks lay from it.
+keeps; none of it has been checked against measured peaks yet.
 """
 
 from __future__ import annotations
