@@ -22,8 +22,8 @@ from data_prep.rows import Row, check_unicode, read_rows
 from data_prep.stdlib_docs import STDLIB_KINDS, task_rows
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
-from pipeline.settings import TaskSettings
 from pipeline.task_files import split_file
+from pipeline.task_settings import TaskSettings
 
 Sentinel = Literal["none", "targets", "both"]
 

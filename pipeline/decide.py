@@ -12,7 +12,8 @@ from pipeline.fingerprint import differences, fingerprint, parts
 from pipeline.manifest import InputRecord, Manifest, changed_files
 from pipeline.recipe import Cell, InputRef, Recipe
 from pipeline.run_dir import RunDir, read_job
-from pipeline.settings import PromptTuneSettings, TaskSettings, TrainingSettings
+from pipeline.settings import PromptTuneSettings, TrainingSettings
+from pipeline.task_settings import TaskSettings
 
 Action = Literal["done", "run", "continue"]
 

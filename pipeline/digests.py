@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.artifacts import artifact_digest, file_digest, json_digest
 from pipeline.files import write_text
-from pipeline.settings import TaskSettings
+from pipeline.task_settings import TaskSettings
 
 BUILT_IN_DATA = ("stdlib-docs", "stdlib-kinds")
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline.artifacts import json_digest
 from pipeline.digests import DigestCache
-from pipeline.settings import StageSettings, TaskSettings
+from pipeline.settings import StageSettings
+from pipeline.task_settings import TaskSettings
 
 
 def parts(

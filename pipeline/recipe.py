@@ -25,7 +25,8 @@ from typing import Any
 import yaml
 
 from pipeline.errors import InputError
-from pipeline.settings import STAGES, EvaluateSettings, PromptTuneSettings, StageSettings, TaskSettings
+from pipeline.settings import STAGES, EvaluateSettings, PromptTuneSettings, StageSettings
+from pipeline.task_settings import TaskSettings
 from pipeline.validation import nearest, validate
 from pipeline.yaml_lines import Key, Located, read_yaml
 

@@ -16,7 +16,8 @@ from pipeline.flags import flag
 from pipeline.launch import command, launch, stage_script
 from pipeline.run_dir import OutputDir, absent, remove_vain
 from pipeline.runner import failed, say
-from pipeline.settings import PromptTuneSettings, TaskSettings
+from pipeline.settings import PromptTuneSettings
+from pipeline.task_settings import TaskSettings
 from pipeline.validation import validate
 
 

@@ -31,8 +31,9 @@ from pipeline.evaluation.predict import Outputs, answer
 from pipeline.modeling.load import load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt
-from pipeline.settings import EvaluateSettings, TaskSettings
+from pipeline.settings import EvaluateSettings
 from pipeline.stage import Artifact, Stage, log
+from pipeline.task_settings import TaskSettings
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.progress import Progress
 

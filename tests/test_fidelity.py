@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipe import load_recipe
-from pipeline.settings import LMAdaptSettings, PromptTuneSettings, SpanCorruptSettings, TaskSettings
+from pipeline.settings import LMAdaptSettings, PromptTuneSettings, SpanCorruptSettings
+from pipeline.task_settings import TaskSettings
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.digests import DigestCache
 from pipeline.fingerprint import differences, fingerprint, parts
-from pipeline.settings import EvaluateSettings, PrepareSettings, PromptTuneSettings, StageSettings, TaskSettings
+from pipeline.settings import EvaluateSettings, PrepareSettings, PromptTuneSettings, StageSettings
+from pipeline.task_settings import TaskSettings
 
 
 @pytest.fixture

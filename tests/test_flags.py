@@ -8,7 +8,8 @@ import yaml
 from pipeline.errors import InputError
 from pipeline.flags import as_overrides, flag, parse, parser
 from pipeline.recipe import load_recipe
-from pipeline.settings import STAGES, LMAdaptSettings, PromptTuneSettings, SpanCorruptSettings, TaskSettings
+from pipeline.settings import STAGES, LMAdaptSettings, PromptTuneSettings, SpanCorruptSettings
+from pipeline.task_settings import TaskSettings
 
 TASK = {"name": "tone", "data": "rows", "inputs": "{text}", "targets": "{label}", "labels": ["good", "bad"]}
 

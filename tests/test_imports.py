@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = [
     "architecture", "artifacts", "cli", "decide", "digests", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch",
-    "manifest", "plan", "prompt_commands", "recipe", "run_dir", "runner", "settings", "status", "task_files", "tune",
+    "manifest", "plan", "prompt_commands", "recipe", "run_dir", "runner", "settings", "status", "task_files", "task_settings", "tune",
     "validation",
     "yaml_lines",
 ]  # fmt: skip

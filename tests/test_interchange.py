@@ -23,7 +23,7 @@ from pipeline.modeling.artifact import Expectations, write_model
 from pipeline.modeling.load import init_t5, load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt, PromptInfo
-from pipeline.settings import TaskSettings
+from pipeline.task_settings import TaskSettings
 from tests.tiny_run import CORPUS, Tiny, documentation, t5_pipeline
 
 TASK = "data: none.jsonl\ninputs: 'say: {text}'\ntargets: '{label}'\nlabels: [files, numbers]\n"

@@ -25,7 +25,7 @@ from pipeline.modeling.load import init_t5, load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt, PromptInfo
 from pipeline.serve import Server
-from pipeline.settings import TaskSettings
+from pipeline.task_settings import TaskSettings
 from tests.tiny_run import CORPUS, Tiny, documentation, scores, t5_pipeline, write_rows
 
 # name: rows, sentinel variant, labels, template. Two label sets of two, which are scored together, and one of three.

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, float32
 
 from pipeline.errors import InputError
-from pipeline.settings import TaskSettings
+from pipeline.task_settings import TaskSettings
 
 FORMAT = 1
 ROWS = "prompt"  # the tensor's name in prompt.safetensors

@@ -18,7 +18,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import InputRecord, Manifest
 from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
 from pipeline.run_dir import RunDir, read_job
-from pipeline.settings import PromptTuneSettings, StageSettings, TaskSettings, TrainingSettings
+from pipeline.settings import PromptTuneSettings, StageSettings, TrainingSettings
+from pipeline.task_settings import TaskSettings
 
 State = Literal["finished", "outdated", "begun", "not begun"]
 

@@ -25,7 +25,7 @@ from data_prep.tasks import (
 )
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
-from pipeline.settings import TaskSettings
+from pipeline.task_settings import TaskSettings
 
 ROWS = [{"text": f"the name of module {i} is returned", "label": ("good", "bad")[i % 2]} for i in range(10)]
 

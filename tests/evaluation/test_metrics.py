@@ -25,7 +25,7 @@ from pipeline.evaluation.metrics import (
     spearman,
     token_f1,
 )
-from pipeline.settings import LABEL_METRICS, TEXT_METRICS
+from pipeline.task_settings import LABEL_METRICS, TEXT_METRICS
 
 LABELS = ["entailment", "contradiction", "neutral", "never seen"]
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import InputError
 from pipeline.modeling.prompt_file import Prompt, PromptInfo
-from pipeline.settings import TaskSettings
+from pipeline.task_settings import TaskSettings
 
 
 @pytest.fixture
