@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import runpy
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -16,7 +18,7 @@ from pipeline.artifacts import tensors_digest
 from pipeline.flags import flag
 from pipeline.manifest import read
 from pipeline.settings import STAGES
-from tests.tiny_run import ROOT, Outcome, Tiny, listing, metrics, scores, script, stage
+from tests.tiny_run import ROOT, Outcome, Tiny, listing, metrics, refused, scores, script, stage
 
 
 def as_flags(tiny: Tiny, name: str) -> list[object]:
@@ -123,9 +125,9 @@ def test_once_more_and_with_other_settings(finished: Tiny, tmp_path: Path) -> No
     }
 
     before = listing(tmp_path)
-    refused = run("--variant", "both")
-    assert refused.code == 2
-    assert refused.err == (
+    again = run("--variant", "both")
+    assert again.code == 2
+    assert again.err == (
         f"error: {output}: holds results of other settings (variant: targets → both);"
         " choose another --output-dir, or move them aside with --overwrite\n"
     )
@@ -194,3 +196,34 @@ def test_under_accelerate_launch_from_anywhere(finished: Tiny, tmp_path: Path) -
     assert theirs is not None
     assert made.outputs == theirs.outputs
     assert (tmp_path / "out" / "log.txt").read_text().count("published model") == 1
+
+
+def test_trackers_take_every_row(finished: Tiny, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    adapt = ("--model", finished.run / "pretrain", "--tokens", finished.run / "prepare", "--steps", 4, "--log-every", 2)
+    adapt += ("--segment-length", 48, "--batch-size", 4, "--precision", "fp32", "--threads", 1)
+    made = stage("lm_adapt", *adapt, "--trackers", "tensorboard", "--output-dir", tmp_path / "tracked")
+    assert made.code == 0, made.err
+    events = EventAccumulator(str(tmp_path / "tracked" / "trackers" / "t5-pipeline")).Reload()
+    rows = [row for row in metrics(tmp_path / "tracked") if row.get("split", "train") == "train"]
+    assert [event.step for event in events.Scalars("train/loss")] == [row["step"] for row in rows] == [2, 4]
+    assert np.allclose([event.value for event in events.Scalars("train/loss")], [row["loss"] for row in rows])
+    assert len(events.Scalars("validation/loss")) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed(finished: Tiny, tmp_path: Path) -> None:
+    adapt = (
+        "--model",
+        finished.run / "pretrain",
+        "--tokens",
+        finished.run / "prepare",
+        "--output-dir",
+        tmp_path / "out",
+    )
+    refused(
+        stage("lm_adapt", *adapt, "--trackers", "wandb"),
+        r"trackers: wandb is not installed; pip install 't5-pipeline\[trackers\]'",
+    )
+    assert not (tmp_path / "out").exists()
