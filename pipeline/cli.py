@@ -101,7 +101,7 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _load(given: argparse.Namespace) -> tuple[Recipe, RunDir]:
     recipe = load_recipe(given.recipe, given.set)
-    return recipe, RunDir(given.run_dir or Path("runs") / recipe.name)
+    return recipe, RunDir(given.run_dir or recipe.default_run_dir)
 
 
 def _run(given: argparse.Namespace) -> int:

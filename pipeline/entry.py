@@ -98,7 +98,7 @@ def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
             f"--stage {name}: {flags.recipe} has no {cls.kind} stage of that name; {nearest(name, of_kind)}"
         )
     recipe = load_recipe(flags.recipe, [*flags.overrides, *as_overrides(name, flags.values)])
-    return recipe, RunDir(flags.run_dir or Path("runs") / recipe.name), name
+    return recipe, RunDir(flags.run_dir or recipe.default_run_dir), name
 
 
 def _run(
@@ -162,6 +162,7 @@ def _run_job(
         stage = Stage(cells, directory, run_dir, flags.resume_from, accelerator)
         with _logging(directory, main_process):
             log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
+            _warn_of_other_versions(cells)
             body(stage)
             for cell in cells:
                 if main_process:
@@ -174,6 +175,16 @@ def _run_job(
         raise
     accelerator.wait_for_everyone()
     return stage.stopped_by
+
+
+def _warn_of_other_versions(cells: list[CellRun[C]]) -> None:
+    """What was begun with other library versions goes on, but need not end with the same bits."""
+    now = versions()
+    for cell in cells:
+        begun = manifests.read_started(cell.directory)
+        then = begun.versions if begun else now
+        if changed := [f"{name} {then.get(name)} → {now.get(name)}" for name in now if then.get(name) != now[name]]:
+            log.warning("%s: was begun with other versions: %s", cell.decision.cell.label, ", ".join(changed))
 
 
 def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> Path | None:

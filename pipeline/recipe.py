@@ -92,13 +92,10 @@ class Recipe:
             {ref.step for c in self.cells() for ref in c.inputs.values() if ref.stage == stage and ref.step is not None}
         )
 
-    def after(self, stage: str) -> set[str]:
-        """The stage and every stage that depends on it, directly or not."""
-        found = {stage}
-        for name, cells in self.stages.items():
-            if any(ref.stage in found for cell in cells for ref in cell.inputs.values()):
-                found.add(name)
-        return found
+    @property
+    def default_run_dir(self) -> Path:
+        """Where results go unless the user says otherwise."""
+        return Path("runs") / self.name
 
     def text(self) -> str:
         """The recipe with all overrides applied, as YAML."""

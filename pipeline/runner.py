@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from pathlib import Path
 
 from pipeline.decide import Decision, check_outside, decide
 from pipeline.errors import BAD_INPUT, InputError
@@ -111,7 +110,3 @@ def failed(name: str, code: int, message: str) -> int:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def default_run_dir(recipe: Recipe) -> Path:
-    return Path("runs") / recipe.name

@@ -62,7 +62,6 @@ def test_a_recipe_becomes_cells(recipe: Path) -> None:
     assert prompt.settings.task.name == "tone"
     assert prompt.settings.seed == 0
     assert found.kept_steps("lm_adapt") == [10]
-    assert found.after("lm_adapt") == {"lm_adapt", "prompt_tune", "evaluate"}
 
 
 def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: Path) -> None:

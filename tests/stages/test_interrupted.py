@@ -131,6 +131,17 @@ def test_an_earlier_step_is_made_aside_and_nothing_is_thrown_away(finished: Tiny
     assert alone.manifests()["lm_adapt"].outputs["model"].digest == manifest.steps_published[2].digest
 
 
+def test_other_versions_are_warned_about(tiny: Tiny) -> None:
+    started = tiny.run / "lm_adapt" / "started.json"
+    more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps")
+    assert "other versions" not in stage("lm_adapt", *more, 9).err
+    begun = json.loads(started.read_text())
+    started.write_text(json.dumps({**begun, "versions": {**begun["versions"], "numpy": "1.0"}}))
+    again = stage("lm_adapt", *more, 10)
+    assert again.code == 0
+    assert "lm_adapt: was begun with other versions: numpy 1.0 → " in again.err
+
+
 def test_going_back_on_a_finished_stage(finished: Tiny, tiny: Tiny) -> None:
     again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--resume-from", 6)
     assert again.code == 0, again.err
