@@ -20,7 +20,15 @@ from pipeline.errors import InputError
 
 BLOCK = 16 * 2**20
 # The file that says what a directory is.
-MARKERS = {"model": "config.json", "tokens": "tokens.json", "prompt": "prompt.json", "scores": "scores.json"}
+MARKERS = {
+    "model": "config.json",
+    "tokens": "tokens.json",
+    "prompt": "prompt.json",
+    "mixture": "mixture.json",
+    "text_prompt": "text_prompt.json",
+    "adapter": "adapter.json",
+    "scores": "scores.json",
+}
 
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
@@ -28,8 +36,8 @@ _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", 
 def locate(artifact: str, location: str, where: str) -> list[Path]:
     """Where an artifact lies that was named by path: the directory itself, or what a stage made in it.
 
-    A stage of many prompts, or a folder of prompts, gives all of them. A name that is no directory is a model on the
-    hub, and stays a name.
+    A stage of many cells, or a folder of such artifacts, gives all of them. A name that is no directory is a model on
+    the hub, and stays a name.
 
     Raises:
         InputError: there is nothing like that; `where` names the setting that asked for it.
@@ -39,7 +47,7 @@ def locate(artifact: str, location: str, where: str) -> list[Path]:
         return [path]
     if (path / artifact / marker).is_file():
         return [path / artifact]
-    if artifact == "prompt" and (many := _prompts_within(path)):
+    if many := _within(path, artifact):
         return many
     if path.is_dir():
         raise InputError(f"{where}: {location} holds no {artifact} (no {marker} in it); give a directory that does")
@@ -48,14 +56,11 @@ def locate(artifact: str, location: str, where: str) -> list[Path]:
     raise InputError(f"{where}: {location} does not exist; give the directory of a {artifact}")
 
 
-def _prompts_within(folder: Path) -> list[Path]:
-    """Prompts of a folder, in the order of their names: FOLDER/NAME, or FOLDER/NAME/prompt as stages make them."""
-    places = [[child, child / "prompt"] for child in sorted(folder.glob("[!.]*"))]
-    return [next(p for p in pair if _is_prompt(p)) for pair in places if any(map(_is_prompt, pair))]
-
-
-def _is_prompt(path: Path) -> bool:
-    return (path / MARKERS["prompt"]).is_file()
+def _within(folder: Path, artifact: str) -> list[Path]:
+    """Artifacts of a folder, in the order of their names: FOLDER/NAME, or FOLDER/NAME/prompt as stages make them."""
+    places = [[child, child / artifact] for child in sorted(folder.glob("[!.]*"))]
+    marked = [[place for place in pair if (place / MARKERS[artifact]).is_file()] for pair in places]
+    return [found[0] for found in marked if found]
 
 
 def named_prompts(location: str, where: str) -> dict[str, Path]:
@@ -164,7 +169,7 @@ def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
 
 
 def artifact_digest(artifact: str, path: Path) -> str:
-    """Digest of a published artifact: "model", "tokens", "prompt" or "scores".
+    """Digest of a published artifact, of a kind that `MARKERS` names.
 
     Raises:
         InputError: the directory does not hold such an artifact.
@@ -177,6 +182,13 @@ def artifact_digest(artifact: str, path: Path) -> str:
         described = _json(path / "prompt.json", "a prompt, as prompt_tune writes it")
         described.pop("scores", None)
         return json_digest({"rows": tensors_digest(path), "described": described})
+    if artifact in ("mixture", "text_prompt", "adapter"):
+        described = _json(path / MARKERS[artifact], f"a {artifact}")
+        described.pop("scores", None)
+        within = [
+            tensors_digest(folder) for folder in (path, *sorted(path.glob("*/"))) if any(folder.glob("*.safetensors"))
+        ]
+        return json_digest({"tensors": within, "described": described})
     expects = path / "t5_pipeline.json"
     vocabulary, tokenizer = path / "spiece.model", path / "tokenizer_config.json"
     return json_digest(

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from pipeline.artifacts import check_data, locate
 from pipeline.errors import InputError
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.fingerprint import differences, fingerprint, parts
 from pipeline.manifest import InputRecord, Manifest, changed_files
 from pipeline.recipe import Cell, InputRef, Recipe
 from pipeline.run_dir import RunDir, read_job
-from pipeline.settings import PromptTuneSettings, TrainingSettings
+from pipeline.stage_settings import TrainingSettings
 from pipeline.task_settings import TaskSettings
 
 Action = Literal["done", "run", "continue"]
@@ -54,7 +55,7 @@ def check_outside(cells: Iterable[Cell]) -> None:
                 where = f"{cell.stage}.{name}"
                 found = locate(cell.settings.inputs()[name], ref.path, where)
                 if len(found) > 1 and not cell.settings.takes_many(name):
-                    raise InputError(f"{where}: {ref.path} holds {len(found)} prompts; name one, as in {found[0]}")
+                    raise InputError(f"{where}: {ref.path} holds {len(found)} of them; name one, as in {found[0]}")
 
 
 def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], Decision]) -> Decision:
@@ -153,12 +154,14 @@ def _digests(records: list[InputRecord]) -> Any:
 
 
 def _task_data(cell: Cell, earlier: dict[tuple[str, str], Decision]) -> dict[str, TaskSettings]:
-    """Tasks of the prompts that a stage reads: it scores on their rows."""
+    """Tasks of what evaluate reads: it scores on their rows."""
+    if not isinstance(cell.settings, EvaluateSettings):
+        return {}
     return {
-        f"task {d.cell.settings.task.name}": d.cell.settings.task
+        f"task {task.name}": task
         for ref in cell.inputs.values()
         for d in _makers(ref, earlier)
-        if isinstance(d.cell.settings, PromptTuneSettings)
+        for task in d.cell.settings.made_for()
     }
 
 

@@ -31,8 +31,8 @@ from pipeline.flags import Flags, as_overrides, flag, parse
 from pipeline.manifest import Manifest, Started
 from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
 from pipeline.run_dir import OutputDir, RunDir, absent, lock, remove_vain
-from pipeline.settings import StageSettings, TrainingSettings
 from pipeline.stage import C, CellRun, Stage, log
+from pipeline.stage_settings import StageSettings, TrainingSettings
 from pipeline.validation import nearest, validate
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from pipeline.settings import (
     LanguageModelSettings,
     LMAdaptSettings,
     PrepareSettings,
-    PromptTuneSettings,
     SentinelSettings,
     SpanCorruptSettings,
-    TrainingSettings,
 )
+from pipeline.stage_settings import TrainingSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 T5_ROWS = 32_128
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.artifacts import json_digest
 from pipeline.digests import DigestCache
-from pipeline.settings import StageSettings
+from pipeline.stage_settings import StageSettings
 from pipeline.task_settings import TaskSettings
 
 
@@ -30,13 +30,16 @@ def parts(
     names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
     if settings.schedule_depends_on_steps():
         names.append("steps")
-    # How a task is scored is a matter of evaluate, which has settings of its own for it.
+    # How a task is scored is a matter of evaluate, which has settings of its own for it; but for the metric that
+    # chooses what is published.
     dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
-    sources = {**settings.data(), **settings.tasks(), **(data or {})}
+    sources = {**settings.data(), **settings.task_sources(), **(data or {})}
+    chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}
     return {
         "kind": settings.kind,
         "code version": settings.code_version,
         "settings": {name: dumped[name] for name in names},
+        **chosen,
         "inputs": inputs,
         "data": {
             name: digests.of_task(source) if isinstance(source, TaskSettings) else digests.of_data(source)

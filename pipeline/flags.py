@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.errors import InputError
 from pipeline.recipe import load_task
-from pipeline.settings import StageSettings
+from pipeline.stage_settings import StageSettings
 from pipeline.task_settings import TaskSettings
 
 _FROM_FILE = "file with the task's settings (YAML: name, data, inputs, targets, labels, metrics)"

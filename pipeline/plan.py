@@ -6,7 +6,7 @@ from pipeline.decide import Decision, check_outside, decide, jobs
 from pipeline.estimate import Estimate, estimate, shape_of
 from pipeline.recipe import Recipe
 from pipeline.run_dir import RunDir
-from pipeline.settings import TrainingSettings
+from pipeline.stage_settings import TrainingSettings
 
 
 def plan(recipe: Recipe, run_dir: RunDir) -> str:

@@ -15,7 +15,7 @@ from pipeline.digests import DigestCache
 from pipeline.errors import InputError
 from pipeline.flags import add_settings
 from pipeline.runner import say
-from pipeline.settings import PromptTuneSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 _PROMPTS = "a prompt, a prompt_tune stage, or a folder of these; each prompt is named by its directory"
 _MODEL = "the frozen T5: hub name, directory or stage directory"

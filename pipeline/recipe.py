@@ -25,7 +25,9 @@ from typing import Any
 import yaml
 
 from pipeline.errors import InputError
-from pipeline.settings import STAGES, EvaluateSettings, PromptTuneSettings, StageSettings
+from pipeline.evaluate_settings import EvaluateSettings
+from pipeline.settings import STAGES
+from pipeline.stage_settings import StageSettings
 from pipeline.task_settings import TaskSettings
 from pipeline.validation import nearest, validate
 from pipeline.yaml_lines import Key, Located, read_yaml
@@ -231,7 +233,8 @@ def _cells(
             if getattr(settings, key) is not None
         }
         if isinstance(settings, EvaluateSettings):
-            settings = _with_metrics(settings, earlier.get(inputs["prompts"].stage or "", []), where)
+            scored = [cell for ref in inputs.values() for cell in earlier.get(ref.stage or "", [])]
+            settings = _with_metrics(settings, scored, where)
         cells.append(Cell(name, axes, settings, inputs))
     ids = [cell.id for cell in cells]
     for cell_id in ids:
@@ -242,17 +245,18 @@ def _cells(
     return cells
 
 
-def _with_metrics(settings: EvaluateSettings, prompts: list[Cell], where: Callable[[Key], str]) -> EvaluateSettings:
-    """Evaluation with the metrics that the tasks have now, whatever they had when their prompts were trained."""
-    tasks = {c.settings.task.name: c.settings.task for c in prompts if isinstance(c.settings, PromptTuneSettings)}
+def _with_metrics(settings: EvaluateSettings, scored: list[Cell], where: Callable[[Key], str]) -> EvaluateSettings:
+    """Evaluation with the metrics that the tasks have now, whatever they had when they were trained on."""
+    tasks = {task.name: task for cell in scored for task in cell.settings.made_for()}
+    tasks |= {task.name: task for task in settings.also_on}
     metrics = dict(settings.metrics)
     for name, task in tasks.items():
         asked = {**task.model_dump(), "metrics": metrics.get(name, task.metrics)}
         metrics[name] = validate(TaskSettings, asked, partial(_at, where(("metrics", name)))).metrics
     for name in metrics:
-        if prompts and name not in tasks:
+        if scored and name not in tasks:
             raise InputError(
-                f"{where(('metrics', name))}: no prompt here is of the task `{name}`; {nearest(name, tasks)}"
+                f"{where(('metrics', name))}: nothing here is of the task `{name}`; {nearest(name, tasks)}"
             )
     return settings.model_copy(update={"metrics": metrics})
 
@@ -269,7 +273,10 @@ def _task_value(cls: type[StageSettings], key: str, value: Any, tasks: Mapping[s
         *getattr(field_info.annotation, "__args__", ()),
     ):
         return value
-    if isinstance(value, list) != (getattr(field_info.annotation, "__origin__", None) is list):
+    many = getattr(field_info.annotation, "__origin__", None) is list
+    if many and isinstance(value, str):
+        value = [value]
+    if isinstance(value, list) != many:
         return value  # not what the field holds, as its validation will say
 
     def one(item: Any) -> Any:
@@ -343,5 +350,7 @@ def _override(data: dict[str, Any], text: str) -> Key:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(_short, value))
     text = str(value.get("name", value)) if isinstance(value, dict) else str(value)
     return "".join(c if c.isalnum() or c in "._-@" else "-" for c in text)[:60]

@@ -13,7 +13,8 @@ from pipeline.launch import command, launch
 from pipeline.manifest import renew_times
 from pipeline.recipe import Recipe
 from pipeline.run_dir import RunDir, absent, lock, remove_vain
-from pipeline.settings import STAGES, TrainingSettings
+from pipeline.settings import STAGES
+from pipeline.stage_settings import TrainingSettings
 from pipeline.validation import nearest
 
 

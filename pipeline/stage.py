@@ -16,7 +16,7 @@ from pipeline.errors import InputError
 from pipeline.files import move_directory, write_directory
 from pipeline.manifest import InputRecord, Manifest, OutputRecord
 from pipeline.run_dir import RunDir, step_name
-from pipeline.settings import StageSettings, TrainingSettings
+from pipeline.stage_settings import StageSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.decide import decide
 from pipeline.recipe import Recipe
 from pipeline.run_dir import RunDir, read_job
-from pipeline.settings import TrainingSettings
+from pipeline.stage_settings import TrainingSettings
 
 
 def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from pipeline.flags import flag
 from pipeline.launch import command, launch, stage_script
 from pipeline.run_dir import OutputDir, absent, remove_vain
 from pipeline.runner import failed, say
-from pipeline.settings import PromptTuneSettings
 from pipeline.task_settings import TaskSettings
+from pipeline.tuning_settings import PromptTuneSettings
 from pipeline.validation import validate
 
 

@@ -26,12 +26,12 @@ import torch
 from data_prep.tasks import EncodedTask, Task, encode_labels, encode_task
 from data_prep.vocabulary import Vocabulary
 from pipeline.entry import main
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.evaluation.metrics import check_metrics, confusion, illegal_share, score
 from pipeline.evaluation.predict import Outputs, answer
 from pipeline.modeling.load import load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt
-from pipeline.settings import EvaluateSettings
 from pipeline.stage import Artifact, Stage, log
 from pipeline.task_settings import TaskSettings
 from pipeline.training.metrics_log import MetricsLog

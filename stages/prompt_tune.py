@@ -25,12 +25,12 @@ from pipeline.modeling.load import load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt, PromptInfo
 from pipeline.modeling.t5 import T5
-from pipeline.settings import PromptTuneSettings
 from pipeline.stage import CellRun, Stage
 from pipeline.training.batch import TensorBatch
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.optimizers import prompt_optimizer
 from pipeline.training.run import train_stage
+from pipeline.tuning_settings import PromptTuneSettings
 
 
 def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:

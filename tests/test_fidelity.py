@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipe import load_recipe
-from pipeline.settings import LMAdaptSettings, PromptTuneSettings, SpanCorruptSettings
+from pipeline.settings import LMAdaptSettings, SpanCorruptSettings
 from pipeline.task_settings import TaskSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")

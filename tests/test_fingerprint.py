@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from pipeline.digests import DigestCache
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.fingerprint import differences, fingerprint, parts
-from pipeline.settings import EvaluateSettings, PrepareSettings, PromptTuneSettings, StageSettings
+from pipeline.settings import PrepareSettings
+from pipeline.stage_settings import StageSettings
 from pipeline.task_settings import TaskSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import yaml
 from pipeline.errors import InputError
 from pipeline.flags import as_overrides, flag, parse, parser
 from pipeline.recipe import load_recipe
-from pipeline.settings import STAGES, LMAdaptSettings, PromptTuneSettings, SpanCorruptSettings
+from pipeline.settings import STAGES, LMAdaptSettings, SpanCorruptSettings
 from pipeline.task_settings import TaskSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 TASK = {"name": "tone", "data": "rows", "inputs": "{text}", "targets": "{label}", "labels": ["good", "bad"]}
 

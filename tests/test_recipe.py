@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.evaluate_settings import EvaluateSettings
 from pipeline.recipe import InputRef, load_recipe
-from pipeline.settings import EvaluateSettings, LMAdaptSettings, PromptTuneSettings
+from pipeline.settings import LMAdaptSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 RECIPE = """\
 name: small
@@ -108,7 +110,7 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: [acuracy]", "small.yaml:9: tasks.tone.metrics: there is no metric `acuracy`; did you mean `accuracy`?"),
         ("    labels: [good, bad]", "    metrics: [macro_f1]", "small.yaml:8: tasks.tone.metrics: `macro_f1` needs the task's `labels`; give them"),
         ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: []", "small.yaml:9: tasks.tone.metrics: name at least one metric"),
-        ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: no prompt here is of the task `tune`; did you mean `tone`?"),
+        ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: nothing here is of the task `tune`; did you mean `tone`?"),
         ("    steps: 20", "    steps: 20\n    schedule: linear\n    warmup_steps: 20", "small.yaml:22: stages.lm_adapt.warmup_steps: must be fewer than the 20 `steps`"),
         (
             "    prompts: prompt_tune",

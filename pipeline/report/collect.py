@@ -18,8 +18,9 @@ from pipeline.errors import InputError
 from pipeline.manifest import InputRecord, Manifest
 from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
 from pipeline.run_dir import RunDir, read_job
-from pipeline.settings import PromptTuneSettings, StageSettings, TrainingSettings
+from pipeline.stage_settings import StageSettings, TrainingSettings
 from pipeline.task_settings import TaskSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 State = Literal["finished", "outdated", "begun", "not begun"]
 

@@ -12,7 +12,8 @@ from pipeline.report.markup import Markup, join, tag
 from pipeline.report.process import losses_section, provenance_section, sizes_section, stages_section, unfinished_note
 from pipeline.report.results import confusion_section, examples_section, score_figure, scores_section
 from pipeline.report.scores import TaskScores, comparison, headline, path_names, summarise
-from pipeline.settings import PrepareSettings, PromptTuneSettings, SpanCorruptSettings
+from pipeline.settings import PrepareSettings, SpanCorruptSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 # Even a browser that is online fetches nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

@@ -11,7 +11,8 @@ from pipeline.report.collect import Curve, Job, Part, Run
 from pipeline.report.markup import Markup, join, tag
 from pipeline.report.plots import Line, loss_plot, mean, size_plot, thinned
 from pipeline.report.results import figure, section, swatch, table
-from pipeline.settings import STAGES, PromptTuneSettings, ShapeSettings
+from pipeline.settings import STAGES, ShapeSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 Series = dict[str, int]
 TUNING = PromptTuneSettings.kind

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.run_dir import step_name
-from pipeline.settings import LanguageModelSettings, TrainingSettings
+from pipeline.settings import LanguageModelSettings
 from pipeline.stage import Stage
+from pipeline.stage_settings import TrainingSettings
 from pipeline.training.batch import BatchSource, TensorBatch
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import LossFn, resume, train

@@ -16,7 +16,7 @@ from pipeline.architecture import T5Shape
 from pipeline.manifest import InputRecord, Manifest, OutputRecord, Started
 from pipeline.recipe import Cell, Recipe, load_recipe
 from pipeline.run_dir import RunDir, step_name
-from pipeline.settings import TrainingSettings
+from pipeline.stage_settings import TrainingSettings
 
 RECIPE = """\
 name: test <run>
