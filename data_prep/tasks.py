@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,15 @@ from data_prep.batches import Batch, collate
 from data_prep.corpora import hub_rows
 from data_prep.objectives.segments import Example, last_epochs
 from data_prep.permutation import Permutation
-from data_prep.rows import Row, check_unicode, read_rows
+from data_prep.rows import Row, check_unicode
 from data_prep.stdlib_docs import STDLIB_KINDS, task_rows
+from data_prep.task_readers import read_task
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
-from pipeline.task_files import split_file
+from pipeline.task_files import split_file, split_slice
 from pipeline.task_settings import TaskSettings
 
+T = TypeVar("T")
 Sentinel = Literal["none", "targets", "both"]
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -36,18 +38,28 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 class Template:
     """Text with {field} for a row's fields; {a.b} looks into a nested object, {{ and }} are braces.
 
-    values  what a field's values stand for, by field: {label: {0: negative}}
+    values    what a field's values stand for, by field: {label: {0: negative}}
+    round_to  number fields that read as their nearest multiple: {score: 0.2}
 
     >>> Template("sentence: {text}", "inputs").render(Row({"text": "Fine."}, "train.jsonl:1"))
     'sentence: Fine.'
     >>> Template("{label}", "targets", {"label": {"0": "negative"}}).render(Row({"label": 0}, "train.jsonl:1"))
     'negative'
+    >>> Template("{score}", "targets", round_to={"score": 0.2}).render(Row({"score": "3.75"}, "train.tsv:2"))
+    '3.8'
     """
 
-    def __init__(self, text: str, key: str, values: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        key: str,
+        values: Mapping[str, Mapping[str, str]] | None = None,
+        round_to: Mapping[str, float] | None = None,
+    ) -> None:
         self.text = text
         self.key = key
         self.values = values or {}
+        self.round_to = round_to or {}
         self.fields = [match[1] for match in _FIELD.finditer(text) if match[1] is not None]
         broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
         if broken:
@@ -77,6 +89,8 @@ class Template:
             what = "empty (null)" if value is None else f"a {type(value).__name__}"
             raise InputError(f"{row.where}: field {field!r} is {what}, where text or a number is wanted")
         found = check_unicode(value, row.where) if isinstance(value, str) else str(value)
+        if field in self.round_to:
+            return self._rounded(row, field, found)
         meanings = self.values.get(field)
         if meanings is None:
             return found
@@ -84,6 +98,16 @@ class Template:
             key = f"{self.key.rpartition('.')[0]}.values.{field}".removeprefix(".")
             raise InputError(f"{row.where}: `{key}` does not say what {found!r} stands for, only {', '.join(meanings)}")
         return meanings[found]
+
+    def _rounded(self, row: Row, field: str, found: str) -> str:
+        """The nearest multiple, with as many decimals as the step has (STS-B in Raffel et al. 2020, §2.4)."""
+        step = self.round_to[field]
+        try:
+            number = round(float(found) / step) * step
+        except (ValueError, OverflowError):
+            raise InputError(f"{row.where}: field {field!r} is {found!r}, where a number is wanted") from None
+        decimals = len(f"{step:g}".partition(".")[2])
+        return f"{number:.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -100,14 +124,17 @@ class Task:
         labels = settings.labels
         if labels is not None and (not labels or len(set(labels)) < len(labels)):
             raise InputError(f"tasks.{settings.name}.labels: {labels} must name each label once")
-        inputs = Template(settings.inputs, f"tasks.{settings.name}.inputs", settings.values)
-        targets = Template(settings.targets, f"tasks.{settings.name}.targets", settings.values)
+        inputs, targets = (
+            Template(text, f"tasks.{settings.name}.{key}", settings.values, settings.round_to)
+            for key, text in (("inputs", settings.inputs), ("targets", settings.targets))
+        )
         fields = [*inputs.fields, *targets.fields]
-        for field in settings.values:
-            if field not in fields:
-                raise InputError(
-                    f"tasks.{settings.name}.values: no template names a field {field!r}, only {', '.join(fields)}"
-                )
+        for key, named in (("values", settings.values), ("round_to", settings.round_to)):
+            for field in named:
+                if field not in fields:
+                    raise InputError(
+                        f"tasks.{settings.name}.{key}: no template names a field {field!r}, only {', '.join(fields)}"
+                    )
         return cls(settings, inputs, targets)
 
     @property
@@ -118,17 +145,35 @@ class Task:
     def labels(self) -> list[str] | None:
         return self.settings.labels
 
-    def rows(self, split: str) -> list[Row]:
-        """All rows of a split. InputError where there is no such split, or nothing in it."""
+    def rows(self, split: str, training: bool = False) -> list[Row]:
+        """All rows of a split. InputError where there is no such split, or nothing in it.
+
+        training  the rows that are trained on: one for each answer where a question has several that are all given
+                  (ReCoRD), and none whose target does not hold (WSC)
+        """
         splits = self.settings.splits
         if split not in splits:
             raise InputError(f"tasks.{self.name}.splits: there is no split {split!r}; there are {', '.join(splits)}")
-        rows = self._read(splits[split])
+        rows = self._read(splits[split], training)
+        if training and self.settings.holds is not None:
+            rows = [row for row in rows if self.holds(row)]
         if not rows:
             raise InputError(f"tasks.{self.name}: split {split!r} ({self.settings.data}, {splits[split]}) has no rows")
         return rows
 
-    def _read(self, split: str) -> list[Row]:
+    def _read(self, split: str, training: bool) -> list[Row]:
+        data = self.settings.data
+        name, part = split_slice(split)
+        file = split_file(data, split)
+        if file is not None:
+            # A file without a line of names is read where the templates name columns by number.
+            header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
+            return read_task(file, self.settings.reader, part, header=header, training=training)
+        rows = self._read_elsewhere(name)
+        return rows if part is None else rows[part.of(len(rows))]
+
+    def _read_elsewhere(self, split: str) -> list[Row]:
+        """Rows that lie in no file here: built in, or on the hub."""
         data = self.settings.data
         if data == STDLIB_KINDS:
             try:
@@ -139,11 +184,6 @@ class Task:
                 ) from None
             return [Row(dict(row), f"{data}/{split}:{row['name']}") for row in fields]
         path = Path(data)
-        # A file without a line of names is read where the templates name columns by number.
-        header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
-        file = split_file(data, split)
-        if file is not None:
-            return list(read_rows(file, header=header))
         if path.is_file():
             raise InputError(
                 f"tasks.{self.name}.splits: {data} holds the rows of one split only, and beside it lies no file for"
@@ -169,6 +209,39 @@ class Task:
             )
         return target
 
+    def answers(self, row: Row) -> list[str] | None:
+        """Every acceptable answer of a row; None where the task's rows name none."""
+        if self.settings.answers is None:
+            return None
+        found = row.get(self.settings.answers)
+        if not isinstance(found, list) or not found:
+            raise InputError(
+                f"{row.where}: `tasks.{self.name}.answers` wants a list of answers in the field"
+                f" {self.settings.answers!r}, not {found!r}"
+            )
+        return [str(answer) for answer in found]
+
+    def group(self, row: Row) -> str | None:
+        """What the row belongs to with others; None where the task has no groups."""
+        name = self.settings.group
+        return None if name is None else str(self._field(row, name, "group"))
+
+    def holds(self, row: Row) -> bool | None:
+        """Whether the target is true of the row; None where the task does not say."""
+        if self.settings.holds is None:
+            return None
+        value = self._field(row, self.settings.holds, "holds")
+        if str(value).lower() not in ("true", "false", "0", "1"):
+            raise InputError(f"{row.where}: `tasks.{self.name}.holds` wants true or false, not {value!r}")
+        return str(value).lower() in ("true", "1")
+
+    def _field(self, row: Row, name: str, key: str) -> object:
+        if name not in row:
+            raise InputError(
+                f"{row.where}: there is no field {name!r}; there are {', '.join(row)}: mend `tasks.{self.name}.{key}`"
+            )
+        return row[name]
+
     def held_out_texts(self, splits: Iterable[str] = ("validation", "test"), at_least: int = 5) -> list[str]:
         """What must not occur in a corpus: the input fields of these splits, those of `at_least` words.
 
@@ -190,7 +263,10 @@ class Task:
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A split of a task as ids: EOS ends each, int32. `label_index` is the place of each target among the labels."""
+    """A split of a task as ids: EOS ends each, int32. `label_index` is the place of each target among the labels.
+
+    answers, groups, holds: of each row, where the task has them (TaskSettings), what its scores need beside the target.
+    """
 
     name: str
     inputs: list[npt.NDArray[np.int32]]
@@ -199,6 +275,9 @@ class EncodedTask:
     target_texts: list[str]
     labels: list[str] | None
     label_index: npt.NDArray[np.int64] | None
+    answers: list[list[str]] | None = None
+    groups: list[str] | None = None
+    holds: list[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -212,14 +291,16 @@ def encode_task(
     max_target_length: int,
     sentinel: Sentinel = "none",
     limit: int = 0,
+    training: bool = False,
 ) -> EncodedTask:
     """Every row of a split as ids; longer inputs and targets are cut before their EOS.
 
     sentinel  targets: <extra_id_0> begins each target (Lester et al. 2021, §3.2); both: it also ends each input, before
               EOS (T5's *_sentinel tasks). It is kept when trimming.
     limit     take the first so many rows only; 0 takes all
+    training  the rows that are trained on (Task.rows)
     """
-    rows = task.rows(split)
+    rows = task.rows(split, training)
     rows = rows[:limit] if limit else rows
     input_texts = [task.inputs(row) for row in rows]
     target_texts = [task.targets(row) for row in rows]
@@ -232,7 +313,15 @@ def encode_task(
         target_texts,
         labels,
         None if labels is None else np.array([labels.index(text) for text in target_texts], dtype=np.int64),
+        _of_each([task.answers(row) for row in rows]),
+        _of_each([task.group(row) for row in rows]),
+        _of_each([task.holds(row) for row in rows]),
     )
+
+
+def _of_each(found: list[T | None]) -> list[T] | None:
+    """What every row has; None where the task's rows have no such thing."""
+    return None if None in found else [value for value in found if value is not None]
 
 
 def encode_inputs(

@@ -1,7 +1,9 @@
-"""Which file holds a split of a task: one rule for who reads the rows and for who takes their digest."""
+"""Which file holds a split of a task, and which part of it: one rule for who reads rows and who takes their digest."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 SUFFIXES = tuple(
@@ -11,14 +13,63 @@ SUFFIXES = tuple(
     if not (kind == "parquet" and compression)
 )
 
+_SLICED = re.compile(r"(?P<name>.*)\[(?P<begin>[^:\[\]]*):(?P<end>[^:\[\]]*)\]")
+_BOUND = re.compile(r"-?\d+%?")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a file's rows, as `[:90%]` or `[-500:]` name it; of passages where a file has these.
+
+    >>> Slice("10%", "").of(25)
+    slice(3, 25, None)
+    >>> Slice("", "-5").of(25)
+    slice(0, 20, None)
+    """
+
+    begin: str
+    end: str
+
+    def of(self, rows: int) -> slice:
+        """The part of so many rows. A percentage is rounded to the nearest row, a half up."""
+        return slice(self._at(self.begin, rows, 0), self._at(self.end, rows, rows))
+
+    @staticmethod
+    def _at(bound: str, rows: int, missing: int) -> int:
+        if not bound:
+            return missing
+        number = int(bound.removesuffix("%"))
+        if bound.endswith("%"):
+            number = (rows * number + 50) // 100
+        return min(max(number + rows if bound.startswith("-") else number, 0), rows)
+
+
+def split_slice(split: str) -> tuple[str, Slice | None]:
+    """The name of a split without its slice, and the slice.
+
+    >>> split_slice("train[:90%]")
+    ('train', Slice(begin='', end='90%'))
+
+    Raises:
+        ValueError: the slice cannot be read.
+    """
+    found = _SLICED.fullmatch(split)
+    if found is None:
+        return split, None
+    begin, end = found["begin"].strip(), found["end"].strip()
+    for bound in (begin, end):
+        if bound and (not _BOUND.fullmatch(bound) or (bound.endswith("%") and abs(int(bound[:-1])) > 100)):
+            raise ValueError(f"`{split}` has no slice of rows at its end; write [:90%], [100:200] or [-500:]")
+    return found["name"], Slice(begin, end)
+
 
 def split_file(data: str, split: str) -> Path | None:
     """The file that `split` names: inside the folder `data`, or beside the file `data`; None where there is none.
 
-    A file name counts with or without its suffix. `data` may also be the file of one split: of that which has its name,
-    or else of `train`. It never stands for a split that has no file.
+    A file name counts with or without its suffix, and a slice at its end is no part of it. `data` may also be the file
+    of one split: of that which has its name, or else of `train`. It never stands for a split that has no file.
     """
-    path = Path(data)
+    path, split = Path(data), split_slice(split)[0]
     if path.is_dir():
         return _named(path, split)
     if not path.is_file():

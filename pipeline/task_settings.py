@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from pipeline.fields import Data, Settings, setting
-from pipeline.task_files import split_file
+from pipeline.task_files import split_file, split_slice
+from pipeline.task_formats import FORMATS, expanded, task_name
 from pipeline.validation import nearest
 
-# Scores of predicted texts, and scores that need to know every label there is (pipeline/evaluation/metrics.py).
+# Scores of predicted texts, scores that need to know every label there is, and what else a score may need of a task
+# (pipeline/evaluation/metrics.py).
 TEXT_METRICS = ("accuracy", "exact_match", "token_f1", "pearson", "spearman")
 LABEL_METRICS = ("f1", "macro_f1", "mcc")
+ROW_METRICS = {"group_accuracy": "group", "referent": "holds"}
 
 
 class TaskSettings(Settings):
@@ -23,21 +26,52 @@ class TaskSettings(Settings):
     """
 
     name: str = setting(..., "name of the task, as tables and prompts show it")
+    format: str | None = setting(
+        None, f"published format that fills what is not given here: {', '.join(FORMATS)}; docs/tasks.md shows them"
+    )
+    task_prefix: bool = setting(
+        False, "begin each input with the task's own name, as T5's multi-task mixtures do; the paper removes it"
+    )
     data: Annotated[str, Data()] = setting(
         ..., "folder, file or `datasets` hub name that holds the rows; `stdlib-kinds` is built in"
     )
     config: str | None = setting(None, "configuration of a hub data set")
+    reader: Literal["rows", "multirc", "record", "wsc", "squad"] = setting(
+        "rows", "how a file becomes rows: rows, one each; the others flatten these benchmarks' nested files"
+    )
     splits: dict[str, str] = setting(
         {"train": "train", "validation": "validation", "test": "test"},
-        "where each split is: a file name inside `data`, or a split name",
+        "where each split is: a file name inside `data`, or a split name; with a slice of its rows, as in train[:90%]",
     )
     inputs: str = setting(..., "template of the input, with {field} for a row's fields")
     targets: str = setting(..., "template of the target, with {field} for a row's fields")
     values: dict[str, dict[str, str]] = setting(
         {}, "what the values of a field stand for, before templates are filled: {label: {0: negative, 1: positive}}"
     )
+    round_to: dict[str, float] = setting(
+        {}, "number fields that are given as their nearest multiple: {score: 0.2} makes 3.75 read 3.8"
+    )
     labels: list[str] | None = setting(None, "every target there can be, for classification; none means free text")
+    answers: str | None = setting(None, "field that lists every acceptable answer, of which a score takes the best")
+    group: str | None = setting(None, "field that says which rows belong together (metric group_accuracy)")
+    holds: str | None = setting(
+        None, "field that says whether the target is true of its row; false ones are not trained on (metric referent)"
+    )
     metrics: list[str] = setting(["accuracy"], "scores to compute; the first one ranks prompts")
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_from_format(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("format"), str):
+            if isinstance(values, dict) and values.get("task_prefix"):
+                raise ValueError("`task_prefix` needs a `format`; write the task's name into `inputs` instead")
+            return values
+        name = values["format"]
+        if name not in FORMATS:
+            raise ValueError(f"there is no format `{name}`; {nearest(name, FORMATS)}")
+        if values.get("task_prefix") and not str(values.get("inputs", task_name(name))).startswith(task_name(name)):
+            raise ValueError("`task_prefix` and `inputs` of your own do not go together; write the name into `inputs`")
+        return expanded(values, name)
 
     @field_validator("labels", "values", mode="before")
     @classmethod
@@ -49,6 +83,21 @@ class TaskSettings(Settings):
             return [str(item) for item in value]
         return str(value) if isinstance(value, (int, float)) else value
 
+    @field_validator("splits")
+    @classmethod
+    def slices_are_slices(cls, value: dict[str, str]) -> dict[str, str]:
+        for split in value.values():
+            split_slice(split)
+        return value
+
+    @field_validator("round_to")
+    @classmethod
+    def multiples_are_positive(cls, value: dict[str, float]) -> dict[str, float]:
+        for field, step in value.items():
+            if not step > 0:
+                raise ValueError(f"`{field}` must be rounded to multiples of a number above 0, not {step}")
+        return value
+
     @field_validator("metrics")
     @classmethod
     def metrics_are_known(cls, value: list[str], info: ValidationInfo) -> list[str]:
@@ -59,6 +108,9 @@ class TaskSettings(Settings):
                 raise ValueError(
                     f"`{name}` needs the task's `labels`; give them, or choose of {', '.join(TEXT_METRICS)}"
                 )
+            needed = ROW_METRICS.get(name)
+            if needed is not None and info.data.get(needed) is None:
+                raise ValueError(f"`{name}` needs the task's `{needed}`: the name of a field of its rows")
         return value
 
     def files(self) -> dict[str, Path]:
@@ -72,7 +124,7 @@ def check_metric_names(names: list[str]) -> None:
     Raises:
         ValueError: there is no such metric, or none at all.
     """
-    known = (*TEXT_METRICS, *LABEL_METRICS)
+    known = (*TEXT_METRICS, *LABEL_METRICS, *ROW_METRICS)
     if not names:
         raise ValueError(f"name at least one metric: {', '.join(known)}")
     for name in names:

@@ -86,6 +86,45 @@ def normalise_answer(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
+# As T5's code lists them.
+_DETERMINERS = frozenset(
+    {"a", "an", "few", "her", "his", "each", "every", "many", "much", "my", "our", "some", "that", "the", "their"}
+    | {"these", "this", "those", "which", "whose", "your"}
+)
+
+
+def referent(predictions: Texts, targets: Texts, holds: Sequence[bool]) -> float:
+    """Share of rows where "the prediction names the target" is as true as the row says (WSC, by word subset).
+
+    As T5's code has it (t5/data/postprocessors.py, wsc_simple): letter case and determiners aside, one's words must all
+    be among the other's; an apostrophe must be in both or neither, and no word at all is always wrong.
+
+    >>> referent(["The pony", "pony", ""], ["pony", "the boy", "boy"], [True, False, False])
+    0.6666666666666666
+    """
+
+    def right(prediction: str, target: str, holds: bool) -> bool:
+        p, t = (
+            [word for word in text.strip().lower().split() if word not in _DETERMINERS] for text in (prediction, target)
+        )
+        named = ("'" in " ".join(p)) == ("'" in " ".join(t)) and (set(p) <= set(t) or set(t) <= set(p))
+        return bool(p) and named == holds
+
+    return _mean([right(*row) for row in zip(predictions, targets, holds, strict=True)])
+
+
+def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> float:
+    """Share of groups of which every prediction equals its target (MultiRC's exact match per question).
+
+    >>> group_accuracy(["True", "False", "True"], ["True", "True", "True"], ["q1", "q1", "q2"])
+    0.5
+    """
+    right: dict[str, bool] = {}
+    for prediction, target, group in zip(predictions, targets, groups, strict=True):
+        right[group] = right.get(group, True) and prediction == target
+    return _mean(list(right.values()))
+
+
 def exact_match(predictions: Texts, targets: Answers) -> float:
     """Share of predictions that equal an acceptable answer after SQuAD's normalisation."""
     return _best(predictions, targets, lambda p, t: float(p == t))
@@ -115,11 +154,10 @@ def spearman(predictions: Texts, targets: Texts) -> float:
 
 BY_TEXT: dict[str, Callable[[Texts, Texts], float]] = {
     "accuracy": accuracy,
-    "exact_match": exact_match,
-    "token_f1": token_f1,
     "pearson": pearson,
     "spearman": spearman,
 }
+BY_ANSWER: dict[str, Callable[[Texts, Answers], float]] = {"exact_match": exact_match, "token_f1": token_f1}
 BY_LABEL: dict[str, Callable[[Texts, Texts, Texts], float]] = {"f1": f1, "macro_f1": macro_f1, "mcc": mcc}
 
 
@@ -128,15 +166,30 @@ def check_metrics(names: Sequence[str], labels: Texts | None, task: str) -> None
     Raises:
         InputError: a metric is not known, or needs labels that the task has not.
     """
+    known = (*BY_TEXT, *BY_ANSWER, *BY_LABEL, "group_accuracy", "referent")
     for name in names:
-        if name not in BY_TEXT and name not in BY_LABEL:
-            raise InputError(f"task {task}: no metric `{name}`; there are {', '.join(sorted(BY_TEXT | BY_LABEL))}")
+        if name not in known:
+            raise InputError(f"task {task}: no metric `{name}`; there are {', '.join(sorted(known))}")
         if name in BY_LABEL and not labels:
             raise InputError(f"task {task}: metric `{name}` needs the task's `labels`; give them or choose token_f1")
 
 
-def score(names: Sequence[str], predictions: Texts, targets: Texts, labels: Texts | None = None) -> dict[str, float]:
+def score(
+    names: Sequence[str],
+    predictions: Texts,
+    targets: Texts,
+    labels: Texts | None = None,
+    *,
+    answers: Sequence[Texts] | None = None,
+    groups: Texts | None = None,
+    holds: Sequence[bool] | None = None,
+) -> dict[str, float]:
     """The named metrics. `check_metrics` says beforehand what is wrong with them.
+
+    Args:
+        answers: all acceptable answers of each row, where there is more than its target.
+        groups: what each row belongs to (group_accuracy).
+        holds: whether the target is true of each row (referent).
 
     >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
     {'accuracy': 0.5, 'f1': 0.6666666666666666}
@@ -145,6 +198,14 @@ def score(names: Sequence[str], predictions: Texts, targets: Texts, labels: Text
     for name in names:
         if name in BY_LABEL:
             found[name] = BY_LABEL[name](predictions, targets, labels or [])
+        elif name == "group_accuracy":
+            assert groups is not None
+            found[name] = group_accuracy(predictions, targets, groups)
+        elif name == "referent":
+            assert holds is not None
+            found[name] = referent(predictions, targets, holds)
+        elif name in BY_ANSWER:
+            found[name] = BY_ANSWER[name](predictions, answers or targets)
         else:
             found[name] = BY_TEXT[name](predictions, targets)
     return found

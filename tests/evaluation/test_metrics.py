@@ -9,6 +9,7 @@ import sklearn.metrics
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import (
+    BY_ANSWER,
     BY_LABEL,
     BY_TEXT,
     accuracy,
@@ -106,4 +107,4 @@ def test_a_metric_that_cannot_be_is_named() -> None:
 
 
 def test_settings_know_the_same_metrics() -> None:
-    assert (set(TEXT_METRICS), set(LABEL_METRICS)) == (set(BY_TEXT), set(BY_LABEL))
+    assert (set(TEXT_METRICS), set(LABEL_METRICS)) == (set(BY_TEXT) | set(BY_ANSWER), set(BY_LABEL))

@@ -1,0 +1,168 @@
+"""Published text-to-text formats (Raffel et al. 2020, appendix D, and T5's preprocessors), as plain task settings.
+
+A task that names one takes from it every key that it does not give itself: `{format: superglue/rte, data: RTE}` is
+a whole task. Files are those that the benchmarks distribute; labels may be words, or the numbers they have on the hub.
+T5's own task name before each input is left out, as in the paper, and comes back with `task_prefix: true`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_JSONL = {"train": "train", "validation": "val"}
+_TSV = {"train": "train", "validation": "dev"}
+
+
+def _labels(*labels: str, field: str = "label") -> dict[str, Any]:
+    """Labels in the order of their numbers; a file may give either."""
+    meanings = {str(number): label for number, label in enumerate(labels)} | {label: label for label in labels}
+    return {"targets": f"{{{field}}}", "values": {field: meanings}, "labels": list(labels)}
+
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "superglue/boolq": {
+        "inputs": "passage: {passage} question: {question}",
+        **_labels("False", "True"),
+        "metrics": ["accuracy"],
+        "splits": _JSONL,
+    },
+    "superglue/cb": {
+        "inputs": "hypothesis: {hypothesis} premise: {premise}",
+        **_labels("entailment", "contradiction", "neutral"),
+        "metrics": ["macro_f1", "accuracy"],
+        "splits": _JSONL,
+    },
+    "superglue/copa": {
+        "inputs": "choice1: {choice1} choice2: {choice2} premise: {premise} question: {question}",
+        **_labels("choice1", "choice2"),
+        "metrics": ["accuracy"],
+        "splits": _JSONL,
+    },
+    "superglue/multirc": {
+        "reader": "multirc",
+        "inputs": "question: {question} answer: {answer} paragraph: {paragraph}",
+        **_labels("False", "True"),
+        "group": "question_id",
+        "metrics": ["f1", "group_accuracy"],
+        "splits": _JSONL,
+    },
+    "superglue/record": {
+        "reader": "record",
+        "inputs": "query: {query} entities: {entities} passage: {passage}",
+        "targets": "{answer}",
+        "answers": "answers",
+        "metrics": ["token_f1", "exact_match"],
+        "splits": _JSONL,
+    },
+    "superglue/rte": {
+        "inputs": "hypothesis: {hypothesis} premise: {premise}",
+        **_labels("entailment", "not_entailment"),
+        "metrics": ["accuracy"],
+        "splits": _JSONL,
+    },
+    "superglue/wic": {
+        "inputs": "sentence1: {sentence1} sentence2: {sentence2} word: {word}",
+        **_labels("False", "True"),
+        "metrics": ["accuracy"],
+        "splits": _JSONL,
+    },
+    "superglue/wsc": {
+        "reader": "wsc",
+        "inputs": "{text}",
+        "targets": "{referent}",
+        "holds": "label",
+        "metrics": ["referent"],
+        "splits": _JSONL,
+    },
+    "glue/cola": {
+        "inputs": "sentence: {3}",
+        **_labels("unacceptable", "acceptable", field="1"),
+        "metrics": ["mcc"],
+        "splits": _TSV,
+    },
+    "glue/sst2": {
+        "inputs": "sentence: {sentence}",
+        **_labels("negative", "positive"),
+        "metrics": ["accuracy"],
+        "splits": _TSV,
+    },
+    "glue/mrpc": {
+        "inputs": "sentence1: {#1 String} sentence2: {#2 String}",
+        **_labels("not_equivalent", "equivalent", field="Quality"),
+        "metrics": ["f1", "accuracy"],
+        "splits": _TSV,
+    },
+    "glue/qqp": {
+        "inputs": "question1: {question1} question2: {question2}",
+        **_labels("not_duplicate", "duplicate", field="is_duplicate"),
+        "metrics": ["f1", "accuracy"],
+        "splits": _TSV,
+    },
+    "glue/stsb": {
+        "inputs": "sentence1: {sentence1} sentence2: {sentence2}",
+        "targets": "{score}",
+        "round_to": {"score": 0.2},
+        "metrics": ["pearson", "spearman"],
+        "splits": _TSV,
+    },
+    "glue/mnli": {
+        "inputs": "hypothesis: {sentence2} premise: {sentence1}",
+        **_labels("entailment", "neutral", "contradiction", field="gold_label"),
+        "metrics": ["accuracy"],
+        "splits": {"train": "train", "validation": "dev_matched", "validation_mismatched": "dev_mismatched"},
+    },
+    "glue/qnli": {
+        "inputs": "question: {question} sentence: {sentence}",
+        **_labels("entailment", "not_entailment"),
+        "metrics": ["accuracy"],
+        "splits": _TSV,
+    },
+    "glue/rte": {
+        "inputs": "sentence1: {sentence1} sentence2: {sentence2}",
+        **_labels("entailment", "not_entailment"),
+        "metrics": ["accuracy"],
+        "splits": _TSV,
+    },
+    "glue/wnli": {
+        "inputs": "sentence1: {sentence1} sentence2: {sentence2}",
+        **_labels("not_entailment", "entailment"),
+        "metrics": ["accuracy"],
+        "splits": _TSV,
+    },
+    "squad": {
+        "reader": "squad",
+        "inputs": "question: {question} context: {context}",
+        "targets": "{answer}",
+        "answers": "answers",
+        "metrics": ["token_f1", "exact_match"],
+        "splits": {"train": "train-v1.1", "validation": "dev-v1.1"},
+    },
+}
+
+SUPERGLUE = tuple(name for name in FORMATS if name.startswith("superglue/"))
+
+
+def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A task's settings with what they leave out taken from format `name`.
+
+    `values` of fields that no template names any more are left out with the templates that named them.
+
+    >>> expanded({"data": "RTE", "inputs": "{premise}"}, "superglue/rte")["inputs"]
+    '{premise}'
+    >>> expanded({"data": "RTE", "task_prefix": True}, "superglue/rte")["inputs"]
+    'rte hypothesis: {hypothesis} premise: {premise}'
+    """
+    found = {**FORMATS[name], **values}
+    if values.get("task_prefix") is True and "inputs" not in values:
+        found["inputs"] = f"{task_name(name)}{':' if name == 'superglue/wsc' else ''} {found['inputs']}"
+    if "values" not in values and "values" in found:
+        named = set(re.findall(r"\{([^{}]+)\}", f"{found['inputs']}{found['targets']}"))
+        found["values"] = {field: meanings for field, meanings in found["values"].items() if field in named}
+    return found
+
+
+def task_name(name: str) -> str:
+    """T5's own name of a format's task: `rte` of superglue/rte."""
+    return name.rpartition("/")[2]
