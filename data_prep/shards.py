@@ -314,6 +314,11 @@ class TokenShards:
         return self.documents
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """What a model that is trained on this text says of it."""
+        return {"corpus": self.description.get("corpus"), "tokens": self.digest}
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The vocabulary that the ids belong to. InputError if it is not the one they were written with."""
         vocabulary = Vocabulary.load(self.directory / "tokenizer")

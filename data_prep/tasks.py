@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -282,6 +282,10 @@ class EncodedTask:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def reading(self, inputs: list[npt.NDArray[np.int32]]) -> EncodedTask:
+        """The same rows with their inputs in other words."""
+        return replace(self, inputs=inputs)
+
 
 def encode_task(
     task: Task,
@@ -390,7 +394,7 @@ class TaskBatches:
             )
         self.tasks = tasks
         self.batch_sizes = batch_sizes
-        self._orders = [_orders(len(task), seed) for task, seed in zip(tasks, seeds, strict=True)]
+        self._orders = [orders(len(task), seed) for task, seed in zip(tasks, seeds, strict=True)]
         self.loss = loss
 
     def at(self, step: int) -> Batch:
@@ -399,7 +403,7 @@ class TaskBatches:
         weights: list[npt.NDArray[np.float64]] = []
         ids: list[npt.NDArray[np.int64]] = []
         for task, size, order in zip(self.tasks, self.batch_sizes, self._orders, strict=True):
-            index = _rows_at(np.arange(step * size, (step + 1) * size), len(task), order)
+            index = rows_at(np.arange(step * size, (step + 1) * size), len(task), order)
             examples += [(task.inputs[i], task.targets[i]) for i in index.tolist()]
             tokens = sum(len(task.targets[i]) for i in index.tolist())
             weights.append(np.full(size, 1.0 if self.loss == "sum" else 1 / max(1, tokens)))
@@ -408,12 +412,12 @@ class TaskBatches:
         return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids))
 
 
-def _orders(rows: int, seed: int) -> Callable[[int], npt.NDArray[np.int64]]:
+def orders(rows: int, seed: int) -> Callable[[int], npt.NDArray[np.int64]]:
     """The order of the rows in each pass; of the last passes it is kept, for a step needs few of them."""
     return last_epochs(lambda number: Permutation(rows, seed, f"task pass {number}")(np.arange(rows)))
 
 
-def _rows_at(
+def rows_at(
     position_B: npt.NDArray[np.int64], rows: int, order: Callable[[int], npt.NDArray[np.int64]]
 ) -> npt.NDArray[np.int64]:
     """Which of `rows` stands at each position of an endless run of passes, each in an order of its own."""

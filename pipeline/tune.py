@@ -63,6 +63,9 @@ def tune(
     Raises:
         InputError: a setting is wrong; nothing has been written then.
     """
+    if "validation" not in task.splits and "select" not in settings:
+        say("no --validation rows to choose a checkpoint by: the prompt of the last step is kept")
+        settings = {"select": "last", **settings}
     settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
     c = validate(PromptTuneSettings, {**settings, "task": task}, lambda loc: flag(".".join(map(str, loc))))
     command(c.kind, configuration, [])

@@ -112,7 +112,9 @@ class PromptMixtureSettings(PromptTuneSettings):
     outputs: ClassVar[tuple[str, ...]] = ("mixture",)
 
     components: int = setting(5, "prompts of the mixture, each started with a seed of its own", unit="prompts", gt=1)
-    weight_learning_rate: float = setting(0.01, "learning rate (Adam) of the logits of the mixture's weights", gt=0)
+    weight_learning_rate: float = setting(
+        0.01, "learning rate of the logits of the mixture's weights; the schedule is the prompts'", gt=0
+    )
 
     def together_with(self, other: StageSettings) -> bool:
         return False

@@ -44,7 +44,7 @@ def lm_adapt(stage: Stage[LMAdaptSettings]) -> None:
     expects = read_expectations(source.path)
 
     def publish(step: int) -> None:
-        made = expects.after(stage="lm_adapt", step=step, objective=c.objective, tokens=text.digest, of=source.digest)
+        made = expects.after(stage="lm_adapt", step=step, objective=c.objective, **text.origin, of=source.digest)
         stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made), step=step)
 
     train_language_model(stage, model, batches, validation, publish)

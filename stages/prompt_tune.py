@@ -3,7 +3,7 @@
     max over P of  log p(y | [P; X]),   P ∈ R^{p×d} learned,  X the embedded input,  every weight of the T5 frozen
 
 Prompts that share a frozen T5 train in one batch, whatever their tasks, lengths, inits and seeds; each becomes what it
-would have become alone.
+would have become alone. What is published is the checkpoint that is best on the task's own validation rows.
 
 In:  "model" (a T5), a task
 Out: "prompt" (p·d numbers and how to use them), one for each cell
@@ -13,23 +13,27 @@ Run: accelerate launch stages/prompt_tune.py --model runs/adapted --task tasks/s
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from data_prep.tasks import EncodedTask, Task, TaskBatches, encode_task
 from data_prep.vocabulary import Vocabulary
 from pipeline.entry import main
-from pipeline.modeling import initialisers
+from pipeline.evaluation.scoring import score_prompts, validation_rows
 from pipeline.modeling.artifact import read_expectations
 from pipeline.modeling.load import load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.modeling.prompt_file import Prompt, PromptInfo
+from pipeline.modeling.prompt_start import initial_rows
 from pipeline.modeling.t5 import T5
 from pipeline.stage import CellRun, Stage
 from pipeline.training.batch import TensorBatch
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.optimizers import prompt_optimizer
 from pipeline.training.run import train_stage
+from pipeline.training.selection import Best, Selection
 from pipeline.tuning_settings import PromptTuneSettings
 
 
@@ -42,7 +46,7 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
     vocabulary.check_fits(t5.shape.vocab_size, source.path)
     sentinel = read_expectations(source.path).sentinel
 
-    bank = PromptBank([initial_rows(t5, vocabulary, cell) for cell in stage.cells])
+    bank = PromptBank([start_of(t5, vocabulary, cell) for cell in stage.cells])
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
     # The optimizer takes the bank's row numbers as they lie, so the device comes first.
@@ -54,7 +58,9 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
         task = cell.config.task
         encoded.setdefault(
             task.model_dump_json(),
-            encode_task(Task.load(task), "train", vocabulary, c.max_input_length, c.max_target_length, sentinel),
+            encode_task(
+                Task.load(task), "train", vocabulary, c.max_input_length, c.max_target_length, sentinel, training=True
+            ),
         )
     batches = TaskBatches(
         [encoded[cell.config.task.model_dump_json()] for cell in stage.cells],
@@ -67,8 +73,18 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
         loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(bank))
 
+    cells = [cell.id for cell in stage.cells]
+    selection = None
+    if c.select == "best":
+        held_out = [validation_rows(cell.config.task, vocabulary, sentinel, c) for cell in stage.cells]
+        measure = partial(score_prompts, model, held_out, stage.accelerator.device, c.precision)
+        selection = Selection(
+            cells, measure, lambda index: {"rows": bank.prompt(index)}, every=c.validate_every, patience=c.patience
+        )
+
     def publish(step: int) -> None:
-        for index, cell in enumerate(stage.cells):
+        chosen = selection.conclude(step) if selection else [Best(step, {})] * len(bank)
+        for index, (cell, best) in enumerate(zip(stage.cells, chosen, strict=True)):
             info = PromptInfo(
                 base_model=source.name,
                 base_model_digest=source.digest,
@@ -81,37 +97,30 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
                 max_target_length=c.max_target_length,
                 prompt_init=cell.config.prompt_init,
                 seed=cell.config.seed,
-                step=step,
+                step=best.step,
+                scores=best.scores,
             )
-            stage.publish("prompt", Prompt(bank.prompt(index), info).save, step=step, cell=cell)
+            rows_PD = best.tensors.get("rows", bank.prompt(index))
+            stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell)
             cell.facts.update(parameters=t5.shape.parameters, trained=cell.config.prompt_length * t5.shape.d_model)
 
-    cells = [cell.id for cell in stage.cells]
     train_stage(
-        stage, model, batches, publish=publish, loss_fn=loss_fn, optimizer=optimizer, cells=cells, unit="examples"
+        stage,
+        model,
+        batches,
+        publish=publish,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        selection=selection,
+        cells=cells,
+        unit="examples",
     )
 
 
-def initial_rows(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneSettings]) -> Tensor:
-    """The rows [P, D] that one prompt starts from (§3.2, "Prompt Initialization")."""
+def start_of(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneSettings]) -> Tensor:
+    """The rows [P, D] that one prompt starts from."""
     c = cell.config
-    table_VD, length = t5.shared.weight, c.prompt_length
-    population = min(c.init_population, vocabulary.size - vocabulary.sentinels)  # pieces, no sentinels, no padding rows
-    match c.prompt_init:
-        case "uniform":
-            return initialisers.uniform(length, t5.shape.d_model, c.seed)
-        case "uniform_code":
-            return initialisers.uniform_code(length, t5.shape.d_model, c.seed)
-        case "vocabulary":
-            return initialisers.vocabulary(table_VD, length, c.seed, population)
-        case "class_labels":
-            labels = [vocabulary.encode(label) for label in c.init_labels or c.task.labels or ()]
-            return initialisers.class_labels(table_VD, labels, length, c.seed, population)
-        case "text":
-            return initialisers.from_ids(table_VD, vocabulary.encode(c.init_text or ""), length, c.seed, population)
-        case "prompt":
-            path = cell.input("init_prompt").path
-            return initialisers.from_prompt(Prompt.load(path).rows_PD, length, t5.shape.d_model, str(path))
+    return initial_rows(t5, vocabulary, c, c.seed, cell.input("init_prompt").path if c.init_prompt else None)
 
 
 if __name__ == "__main__":

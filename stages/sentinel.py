@@ -14,9 +14,11 @@ Run: accelerate launch stages/sentinel.py --model google/t5-v1_1-base --output-d
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from data_prep.vocabulary import Vocabulary
 from pipeline.entry import main
-from pipeline.modeling.artifact import Expectations, read_expectations, write_model
+from pipeline.modeling.artifact import read_expectations, write_model
 from pipeline.modeling.load import grow_vocabulary, load_t5
 from pipeline.settings import SentinelSettings
 from pipeline.stage import Stage, log
@@ -37,8 +39,8 @@ def sentinel(stage: Stage[SentinelSettings]) -> None:
         model = grow_vocabulary(model, vocabulary.rows, first_new=first_new, start=c.new_rows, seed=c.seed)
         log.info("%s: the vocabulary gained %d sentinels, their rows start as %s", stage.name, gained, c.new_rows)
 
-    lineage = read_expectations(source.path).lineage
-    made = Expectations(c.variant, lineage).after(stage="sentinel", variant=c.variant, gained=gained, of=source.digest)
+    expects = replace(read_expectations(source.path), sentinel=c.variant)
+    made = expects.after(stage="sentinel", variant=c.variant, gained=gained, of=source.digest)
     stage.cells[0].facts.update(parameters=model.shape.parameters, sentinels_gained=gained)
     stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made))
 

@@ -53,7 +53,11 @@ def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
 
     def publish(step: int) -> None:
         made = expects.after(
-            stage="span_corrupt", step=step, objective="span corruption", tokens=text.digest, of=origin
+            stage="span_corrupt",
+            step=step,
+            objective="span corruption",
+            **text.origin,
+            of=origin,
         )
         stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made), step=step)
 

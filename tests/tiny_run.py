@@ -95,6 +95,8 @@ stages:
     max_input_length: 32
     precision: fp32
     checkpoint_every: 2
+    validate_every: 2
+    validation_limit: 8
     log_every: 2
     threads: 1
     matrix:

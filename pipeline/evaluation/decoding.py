@@ -16,7 +16,7 @@ START = 0  # T5's decoder begins with the padding id
 
 
 class AnsweringModel(Protocol):
-    """The half of a T5 that answers: `T5` and `PromptedT5` alike, in eval mode."""
+    """The half of a T5 that answers: `T5` and `BareT5` alike, in eval mode."""
 
     def decode(
         self, decoder_ids_RT: Tensor, encoded: Tensor, mask: Tensor | None, cache: DecoderCache | None = None

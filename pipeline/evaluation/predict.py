@@ -7,17 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.evaluation.decoding import greedy
+from pipeline.evaluation.decoding import AnsweringModel, greedy
 from pipeline.evaluation.label_scoring import score_label_sets
 from pipeline.modeling.prompt_bank import PromptedT5
 
 Ids = NDArray[np.int32]
+
+
+class ReadingModel(AnsweringModel, Protocol):
+    """A T5 with prompts (`PromptedT5`), or none (`BareT5`), or whatever else reads inputs and answers."""
+
+    def eval(self) -> Any: ...
+
+    def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the decoder reads, and its mask; prompt_B names the prompt of each input, None is no prompt."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +58,13 @@ class Outputs:
     free: list[str] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
 
+    def part(self, begin: int, end: int) -> Outputs:
+        """The outputs of some inputs that lie together."""
+        return Outputs(self.texts[begin:end], self.free[begin:end], self.scores[begin:end])
+
 
 def answer(
-    model: PromptedT5,
+    model: ReadingModel,
     prompt: int | None,
     inputs: Sequence[Ids],
     *,
@@ -86,7 +100,7 @@ def answer(
 
 @torch.no_grad()
 def answer_each(
-    model: PromptedT5,
+    model: ReadingModel,
     prompts: Sequence[int] | None,
     inputs: Sequence[Ids],
     forms: Sequence[AnswerForm],
@@ -110,7 +124,10 @@ def answer_each(
     model.eval()
     N = len(inputs)
     outputs = Outputs([""] * N, [""] * N, [[] for _ in range(N)])
-    prompt_lengths = [0] * N if prompts is None else [model.bank.lengths[prompt] for prompt in prompts]
+    prompt_lengths = [0] * N
+    if prompts is not None:
+        assert isinstance(model, PromptedT5)
+        prompt_lengths = [model.bank.lengths[prompt] for prompt in prompts]
     for rows, inputs_BS in _batches(inputs, prompt_lengths, batch_size):
         prompt_B = None if prompts is None else torch.tensor([prompts[row] for row in rows])
         here = [forms[row] for row in rows]

@@ -2,6 +2,7 @@
 
     model/config.json, generation_config.json, model.safetensors (or shards and an index)
     model/spiece.model, tokenizer.json, …
+    model/README.md             data, steps, objective and digest, for people
     model/t5_pipeline.json      {"format": 1, "sentinel": "none", "lineage": [{"stage": "lm_adapt", "step": 800, …}]}
 
 Everything downstream (training, scoring, decoding, serving) reads the sentinel variant from here; no flag repeats it.
@@ -10,10 +11,14 @@ Everything downstream (training, scoring, decoding, serving) reads the sentinel 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
+from pipeline.artifacts import tensors_digest
 from pipeline.errors import InputError
 from pipeline.files import write_text
 from pipeline.modeling.load import save_t5
@@ -34,14 +39,20 @@ class Expectations:
 
     sentinel: "targets": extra_id_0 begins each target; "both": it also ends each input; "none": neither.
     lineage: the stages that made it, first to last.
+    tasks: of a model that was tuned on tasks, each with its settings and the lengths it was tuned with.
     """
 
     sentinel: Sentinel = "none"
     lineage: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
 
     def after(self, **stage: Any) -> Expectations:
         """The same expectations, one stage later."""
-        return Expectations(self.sentinel, [*self.lineage, stage])
+        return replace(self, lineage=[*self.lineage, stage])
+
+    def answering(self, tasks: list[dict[str, Any]]) -> Expectations:
+        """The same, of a model that was tuned on these tasks."""
+        return replace(self, tasks=tasks)
 
 
 def read_expectations(location: str | Path) -> Expectations:
@@ -57,18 +68,81 @@ def read_expectations(location: str | Path) -> Expectations:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT or found["sentinel"] not in ("none", "targets", "both"):
             raise ValueError
-        return Expectations(found["sentinel"], list(found["lineage"]))
+        return Expectations(found["sentinel"], list(found["lineage"]), list(found.get("tasks", [])))
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged or of another format; publish the model again") from None
 
 
 def write_expectations(directory: Path, expects: Expectations) -> None:
     described = {"format": FORMAT, "sentinel": expects.sentinel, "lineage": expects.lineage}
+    if expects.tasks:
+        described["tasks"] = expects.tasks
     write_text(directory / NAME, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_model(directory: Path, model: T5, vocabulary: SavesVocabulary, expects: Expectations) -> None:
-    """Write a whole model artifact into an empty directory."""
-    save_t5(model, directory)
+def write_model(
+    directory: Path,
+    model: T5,
+    vocabulary: SavesVocabulary,
+    expects: Expectations,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a whole model artifact into an empty directory; `tensors` in place of the model's own, where given."""
+    save_t5(model, directory, tensors)
     vocabulary.save(directory)
     write_expectations(directory, expects)
+    write_text(directory / "README.md", model_card(expects, model.shape.parameters, tensors_digest(directory)))
+
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text2text-generation
+tags: [t5]
+---
+
+# A T5 of {parameters:,} parameters
+
+{kind}
+
+| stage | steps | what it learned | data |
+|---|---|---|---|
+{stages}
+
+- digest of its tensors (sha256 over name, dtype, shape and bytes): `{digest}`
+- sentinel: {sentinel}
+
+It loads in transformers:
+
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+    model = T5ForConditionalGeneration.from_pretrained("this directory")
+    tokenizer = AutoTokenizer.from_pretrained("this directory")
+
+Made by t5-pipeline; `t5_pipeline.json` holds the same for programs.
+"""
+_SENTINELS = {
+    "none": "none is expected",
+    "targets": "each target begins with `<extra_id_0>`, which is no part of the answer",
+    "both": "each input ends and each target begins with `<extra_id_0>`, which is no part of the answer",
+}
+
+
+def model_card(expects: Expectations, parameters: int, digest: str) -> str:
+    """README.md of a published model: data, steps, objective and digest, from its lineage."""
+    tuned = ", ".join(str(of["task"]["name"]) for of in expects.tasks)
+    kind = f"Tuned on the task{'s' if len(expects.tasks) > 1 else ''} {tuned}." if tuned else ""
+    kind = kind or "Meant to be frozen, and to learn tasks as soft prompts."
+    rows = []
+    for stage in expects.lineage:
+        learned = stage.get("objective") or ", ".join(stage.get("tasks", [])) or stage.get("variant", "–")
+        tokens = f"tokens `{stage['tokens'][:12]}`" if "tokens" in stage else None
+        data = ", ".join(filter(None, [stage.get("corpus"), tokens]))
+        steps = f"{stage['step']:,}" if "step" in stage else "–"
+        rows.append(f"| {stage['stage']} | {steps} | {learned} | {data or '–'} |")
+    return _CARD.format(
+        parameters=parameters,
+        kind=kind,
+        stages="\n".join(rows) or "| – | – | – | – |",
+        digest=digest,
+        sentinel=_SENTINELS[expects.sentinel],
+    )

@@ -73,33 +73,18 @@ class PromptBank(nn.Module):
         return F.embedding(row_of_BP, padded_rows, padding_idx=R), row_of_BP != R
 
 
-class PromptedT5(nn.Module):
-    """A T5 of which nothing learns, with a bank of prompts before its inputs, of which everything does.
+class BareT5(nn.Module):
+    """A T5 with no prompt at all, under the methods by which a `PromptedT5` answers."""
 
-    The T5 may have any dtype (frozen weights in bf16 halve its memory); the bank stays fp32.
-    In training mode T5's dropout acts; set its rate with `t5.set_dropout`.
-    """
-
-    def __init__(self, t5: T5, bank: PromptBank) -> None:
+    def __init__(self, t5: T5) -> None:
         super().__init__()
-        if bank.rows_RD.size(1) != t5.shape.d_model:
-            raise ValueError(f"prompts of width {bank.rows_RD.size(1)} do not fit a T5 of width {t5.shape.d_model}")
-        self.t5 = t5.requires_grad_(False)
-        self.bank = bank
+        self.t5 = t5
 
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The encoder's output [B, P+S, D] over [P; X] and its mask, None where nothing is padded.
-
-        prompt_B: int, which prompt of the bank each example has; None for no prompt at all (output [B, S, D]).
-        """
-        embedded_BSD = self.t5.embed(inputs_BS)
-        if prompt_B is None:
-            mask = token_mask(inputs_BS)
-            return self.t5.encode(embedded_BSD, mask), mask
-        prompts_BPD, prompt_mask_BP = self.bank.gather(prompt_B)
-        embedded = torch.cat([prompts_BPD.to(embedded_BSD.dtype), embedded_BSD], dim=1)
-        mask = unless_full(torch.cat([prompt_mask_BP, inputs_BS != 0], dim=1))
-        return self.t5.encode(embedded, mask), mask
+        """The encoder's output [B, S, D] and its mask, None where nothing is padded. There is no prompt to name."""
+        assert prompt_B is None
+        mask = token_mask(inputs_BS)
+        return self.t5.encode(self.t5.embed(inputs_BS), mask), mask
 
     def decode(
         self, decoder_ids_RT: Tensor, encoded: Tensor, mask: Tensor | None, cache: DecoderCache | None = None
@@ -110,6 +95,33 @@ class PromptedT5(nn.Module):
     def logits(self, hidden_RTD: Tensor) -> Tensor:
         """fp32 logits [R, T, V] of decoder outputs."""
         return self.t5.logits(hidden_RTD)
+
+
+class PromptedT5(BareT5):
+    """A T5 of which nothing learns, with a bank of prompts before its inputs, of which everything does.
+
+    The T5 may have any dtype (frozen weights in bf16 halve its memory); the bank stays fp32.
+    In training mode T5's dropout acts; set its rate with `t5.set_dropout`.
+    """
+
+    def __init__(self, t5: T5, bank: PromptBank) -> None:
+        if bank.rows_RD.size(1) != t5.shape.d_model:
+            raise ValueError(f"prompts of width {bank.rows_RD.size(1)} do not fit a T5 of width {t5.shape.d_model}")
+        super().__init__(t5.requires_grad_(False))
+        self.bank = bank
+
+    def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The encoder's output [B, P+S, D] over [P; X] and its mask, None where nothing is padded.
+
+        prompt_B: int, which prompt of the bank each example has; None for no prompt at all (output [B, S, D]).
+        """
+        if prompt_B is None:
+            return super().encode(None, inputs_BS)
+        embedded_BSD = self.t5.embed(inputs_BS)
+        prompts_BPD, prompt_mask_BP = self.bank.gather(prompt_B)
+        embedded = torch.cat([prompts_BPD.to(embedded_BSD.dtype), embedded_BSD], dim=1)
+        mask = unless_full(torch.cat([prompt_mask_BP, inputs_BS != 0], dim=1))
+        return self.t5.encode(embedded, mask), mask
 
     def forward(self, prompt_B: Tensor | None, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
         """fp32 logits [B, T, V] that predict each target token."""

@@ -24,6 +24,7 @@ from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimizers import set_learning_rate
 from pipeline.training.progress import Progress
 from pipeline.training.schedules import Schedule
+from pipeline.training.selection import Selection
 from pipeline.training.state import TrainState
 from pipeline.training.stop import StopSignal
 
@@ -54,7 +55,8 @@ def train(
 
     loss_fn gives a microbatch's losses [C], one for each of `cells` (without cells: [1]), as `batch_losses` makes
     them. `validate` returns what its row holds beside step and split; it runs on every rank, every `validate_every`
-    steps and before the first. `unit` is what the rate in the log counts.
+    steps and before the first. `unit` is what the rate in the log counts. Where `state.selection` is there, it is
+    updated when it is due, and training ends early once its patience has run out.
 
     To do something at a certain step (publish a model), train up to it, do it, and train on: no bit depends on where
     a call ends.
@@ -70,16 +72,18 @@ def train(
         if ranks.rank == 0:
             metrics.write({"step": state.step, **row})
 
-    def measure() -> None:
+    def measure(validate: Callable[[], Mapping[str, Any]]) -> None:
         with state.meter.paused():
-            assert validate is not None
             log({"split": "validation", **validate()})
             state.model.train()
 
+    selection = state.selection
+    if selection is not None and selection.exhausted:
+        return
     state.model.train()
     state.meter.restart_clock()
     if validate and state.step == 0 < steps:
-        measure()
+        measure(validate)
     with closing(prefetch(make, range(state.step, steps))) as parts:
         for part in parts:
             learning_rate = schedule(part.step)
@@ -98,12 +102,23 @@ def train(
                 log(row)
             progress.update(state.step, row)
             if validate and state.step % validate_every == 0:
-                measure()
+                measure(validate)
+            if selection is not None and selection.due(state.step):
+                measure(partial(choose, state, selection))
+            over = state.step == steps or (selection is not None and selection.exhausted)
             signum = ranks.largest(stop.signum)
-            if state.step % checkpoint_every == 0 or state.step == steps or signum:
+            if state.step % checkpoint_every == 0 or over or signum:
                 save(state, checkpoints, metrics)
             if signum:
                 raise Interrupted(signum, state.step)
+            if over:
+                break
+
+
+def choose(state: TrainState, selection: Selection) -> dict[str, Any]:
+    """Updates the selection; returns what its row of the log holds."""
+    state.model.eval()
+    return {"scores": selection.update(state.step)}
 
 
 def gradients(state: TrainState, microbatches: Sequence[TensorBatch], loss_fn: LossFn, losses: int) -> Tensor:

@@ -218,9 +218,13 @@ def prompt_optimizer(
     return model_optimizer(name, [rows_RD], weight_decay=weight_decay)
 
 
+RATE_SCALE = "rate_scale"
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of a step; a group with a `rate_scale` takes that multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RATE_SCALE, 1.0)
 
 
 def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tuple[int, int] | None:

@@ -22,6 +22,7 @@ from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimizers import model_optimizer
 from pipeline.training.progress import Progress
 from pipeline.training.schedules import learning_rate
+from pipeline.training.selection import Selection
 from pipeline.training.state import TrainState
 from pipeline.training.stop import StopSignal
 
@@ -36,6 +37,7 @@ def train_stage(
     validate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     validate_every: int = 500,
     optimizer: torch.optim.Optimizer | None = None,
+    selection: Selection | None = None,
     cells: Sequence[str] = (),
     unit: Literal["tokens", "examples"] = "tokens",
 ) -> None:
@@ -46,12 +48,14 @@ def train_stage(
         loss_fn: losses [C] of a microbatch, one for each of `cells` (without cells: [1]).
         validate: what a validation row of metrics.jsonl holds.
         optimizer: where the settings' own will not do (prompts).
+        selection: what chooses the checkpoint that is published; none publishes the last one.
     """
     c: TrainingSettings = stage.config
     model.to(stage.accelerator.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = optimizer or model_optimizer(c.optimizer, trained, c.weight_decay)
     state = TrainState(model, optimizer, stage.accelerator, c.precision)
+    state.selection = selection
     schedule = learning_rate(
         c.schedule,
         peak=c.learning_rate,
@@ -86,6 +90,7 @@ def train_stage(
                     cells=cells,
                     unit=unit,
                 )
+                model.eval()
                 publish(step)
 
     with StopSignal() as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
@@ -116,6 +121,8 @@ def trackers(stage: Stage[Any], directory: Path) -> Iterator[Callable[[Mapping[s
         split = row.get("split", "train")
         flat = {f"{split}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
         flat |= {f"{split}/loss/{cell}": value for cell, value in row.get("losses", {}).items()}
+        for cell, scores in row.get("scores", {}).items():
+            flat |= {f"{split}/{metric}/{cell}".rstrip("/"): value for metric, value in scores.items()}
         accelerator.log(flat, step=row["step"])
 
     try:

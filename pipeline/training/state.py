@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 from pipeline.training.meter import Meter
 from pipeline.training.ranks import Ranks
+from pipeline.training.selection import Selection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,6 +43,7 @@ class TrainState:
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.step = 0
         self.meter = Meter(self.ranks)
+        self.selection: Selection | None = None
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._elapsed_before = 0.0
         self._started = time.monotonic()
@@ -67,16 +69,22 @@ class TrainState:
         return torch.stack(torch._foreach_norm(gradients)).norm()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training goes on from, by name: `model/…`, `optimizer/<parameter>/<key>`, `meter`."""
+        """Everything that training goes on from, by name.
+
+        `model/…`, `optimizer/<parameter>/<key>`, `selection/…`, `meter`
+        """
         tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trained.items()}
         for name, p in self.trained.items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer/{name}/{key}"] = value
+        if self.selection is not None:
+            tensors |= self.selection.tensors()
         tensors["meter"] = self.meter.history_NC
         return tensors
 
     def scalars(self) -> dict[str, Any]:
-        return {"elapsed_s": self.elapsed}
+        chosen = {} if self.selection is None else {"selection": self.selection.scalars()}
+        return {"elapsed_s": self.elapsed, **chosen}
 
     @torch.no_grad()
     def load(self, step: int, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
@@ -102,6 +110,8 @@ class TrainState:
                 p = self.trained[parameter]
                 # Step counts stay on the CPU, where the optimizers made them: reading one must not wait for a device.
                 self.optimizer.state[p][key] = value.clone() if key == "step" else value.to(p.device, copy=True)
+        if self.selection is not None:
+            self.selection.load(tensors, scalars["selection"])
         self.step = step
         self.meter.history_NC = tensors["meter"].clone()
         self._elapsed_before = scalars["elapsed_s"]

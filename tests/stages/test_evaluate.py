@@ -7,7 +7,7 @@ from tests.tiny_run import Tiny, scores, stage
 
 def test_other_metrics_are_computed_without_training_anything_again(tiny: Tiny) -> None:
     before = tiny.digests()
-    tiny.edit("    metrics: [accuracy, macro_f1]\n", "    metrics: [mcc]\n")
+    tiny.edit("    metrics: [accuracy, macro_f1]\n", "    metrics: [accuracy, mcc]\n")
     assert [line.split()[:2] for line in tiny.plan() if not line.startswith("done")] == [["run", "evaluate"]]
     done = tiny.start()
     assert done.code == 0, done.err

@@ -1,0 +1,83 @@
+"""Model tuning, what prompt tuning is compared with (Lester et al. 2021, §3): every weight of a T5 learns the task.
+
+    max over θ of  log p_θ(y | X),   θ all weights of the T5, tuned on one task or on several at once
+
+Several tasks are mixed in proportion to their training rows, or equally; their inputs must tell them apart (a task's
+`task_prefix`, as in T5's own mixtures). What is published is the checkpoint that is best on the validation rows, by the
+mean over the tasks of each one's first metric.
+
+In:  "model" (a T5), tasks
+Out: "model" (the tuned T5, with the tasks it answers), one for each cell
+Run: accelerate launch stages/model_tune.py --model runs/adapted --tasks tasks/rte.yaml --output-dir runs/rte-tuned
+ or: accelerate launch stages/model_tune.py --recipe recipes/wikipedia-study.yaml
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from data_prep.task_mixture import MixedTaskBatches
+from data_prep.tasks import Task, encode_task
+from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
+from pipeline.evaluation.scoring import score_model, validation_rows
+from pipeline.modeling.artifact import read_expectations, write_model
+from pipeline.modeling.load import load_t5
+from pipeline.modeling.prompt_bank import BareT5
+from pipeline.stage import Stage
+from pipeline.training.batch import TensorBatch
+from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.run import train_stage
+from pipeline.training.selection import Best, Selection
+from pipeline.tuning_settings import ModelTuneSettings
+
+
+def model_tune(stage: Stage[ModelTuneSettings]) -> None:
+    c = stage.config
+    source = stage.input("model")
+    model = load_t5(source.path).to(stage.accelerator.device)
+    model.set_dropout(c.dropout)
+    vocabulary = Vocabulary.load(source.path)
+    vocabulary.check_fits(model.shape.vocab_size, source.path)
+    expects = read_expectations(source.path)
+    sentinel = expects.sentinel
+
+    lengths = (c.max_input_length, c.max_target_length)
+    rows = [encode_task(Task.load(task), "train", vocabulary, *lengths, sentinel, training=True) for task in c.tasks]
+    batches = MixedTaskBatches(rows, c.batch_size, c.seed, c.mixing, c.mixing_limit)
+
+    def loss_fn(batch: TensorBatch) -> Tensor:
+        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
+
+    selection = None
+    if c.select == "best":
+        held_out = [validation_rows(task, vocabulary, sentinel, c) for task in c.tasks]
+        measure = partial(score_model, BareT5(model), held_out, stage.accelerator.device, c.precision)
+        selection = Selection(
+            [""], lambda: [measure()], lambda index: model.state_dict(), every=c.validate_every, patience=c.patience
+        )
+
+    def publish(step: int) -> None:
+        (best,) = selection.conclude(step) if selection else [Best(step, {})]
+        about = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
+        made = expects.after(
+            stage="model_tune", step=best.step, tasks=[task.name for task in c.tasks], of=source.digest
+        ).answering(
+            [
+                about | {"task": task.model_dump(mode="json"), "seed": c.seed, "base_model": source.name}
+                for task in c.tasks
+            ],
+        )
+        stage.cells[0].facts.update(parameters=model.shape.parameters, trained=model.shape.parameters)
+        stage.cells[0].facts.update(best_step=best.step, scores=best.scores)
+        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made, tensors=best.tensors or None)
+        stage.publish("model", write, step=step)
+
+    train_stage(stage, model, batches, publish=publish, loss_fn=loss_fn, selection=selection, unit="examples")
+
+
+if __name__ == "__main__":
+    main(model_tune, ModelTuneSettings)

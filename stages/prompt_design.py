@@ -1,0 +1,77 @@
+"""Prompt design (Brown et al. 2020), the baseline that trains nothing: a frozen T5 is told the task in words.
+
+    input = row_1 target_1 … row_k target_k  template(row),   k training rows shown (0: zero-shot)
+
+Of several wordings the best on the validation rows is taken.
+
+In:  "model" (a T5), a task
+Out: "text_prompt" (the wording and the rows that are shown), one for each cell
+Run: accelerate launch stages/prompt_design.py --model runs/adapted --task tasks/rte.yaml --shots 4 --output-dir runs/x
+ or: accelerate launch stages/prompt_design.py --recipe recipes/wikipedia-study.yaml
+"""
+
+from __future__ import annotations
+
+import torch
+
+from data_prep.tasks import Task
+from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
+from pipeline.evaluation.scoring import HeldOut, held_out, score_model
+from pipeline.evaluation.text_prompt import TextPrompt, demonstrations
+from pipeline.modeling.artifact import read_expectations
+from pipeline.modeling.load import load_t5
+from pipeline.modeling.prompt_bank import BareT5
+from pipeline.stage import Stage, log
+from pipeline.tuning_settings import PromptDesignSettings
+
+
+def prompt_design(stage: Stage[PromptDesignSettings]) -> None:
+    c = stage.config
+    source = stage.input("model")
+    vocabulary = Vocabulary.load(source.path)
+    sentinel = read_expectations(source.path).sentinel
+    task = Task.load(c.task)
+    rows = [(task.inputs(row), task.targets(row)) for row in task.rows("train", training=True)] if c.shots else []
+
+    worded = [
+        TextPrompt(
+            base_model=source.name,
+            base_model_digest=source.digest,
+            tokenizer_digest=vocabulary.digest,
+            task=c.task,
+            sentinel=sentinel,
+            template=template,
+            demonstrations=demonstrations(rows, c.task.labels, c.shots, c.seed, template, c.demonstration),
+            separator=c.separator,
+            seed=c.seed,
+            max_input_length=c.max_input_length,
+            max_target_length=c.max_target_length,
+        )
+        for template in c.templates
+    ]
+    best = worded[0] if len(worded) == 1 else best_on_validation(stage, worded, vocabulary)
+    stage.cells[0].facts.update(template=best.template, shown=len(best.demonstrations), scores=best.scores)
+    stage.publish("text_prompt", best.save)
+
+
+def best_on_validation(
+    stage: Stage[PromptDesignSettings], worded: list[TextPrompt], vocabulary: Vocabulary
+) -> TextPrompt:
+    """The wording with the highest score by the task's first metric; of equal ones the first."""
+    c, device = stage.config, stage.accelerator.device
+    t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
+    model = BareT5(t5).to(device)
+    lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
+    rows = held_out(c.task, "validation", vocabulary, sentinel=worded[0].sentinel, limit=c.validation_limit, **lengths)
+    found = []
+    for prompt in worded:
+        read = HeldOut(rows.task, rows.rows.reading(prompt.encode(rows.rows.input_texts, vocabulary)), rows.form)
+        scores = score_model(model, [read], device, c.precision)
+        found.append(prompt.model_copy(update={"scores": scores}))
+        log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
+    return max(found, key=lambda prompt: next(iter(prompt.scores.values())))
+
+
+if __name__ == "__main__":
+    main(prompt_design, PromptDesignSettings)

@@ -1,0 +1,127 @@
+"""A mixture of soft prompts (Qin and Eisner 2021): several prompts of one task on a frozen T5, with learnt weights.
+
+    max over P_1 … P_K, w of  log Σ_k w_k p(y | [P_k; X]),   w = softmax of K learnt numbers
+
+Each prompt starts with a seed of its own, all train at once, and each input is read once with every prompt.
+
+In:  "model" (a T5), a task
+Out: "mixture" (K prompts and their weights), one for each cell
+Run: accelerate launch stages/prompt_mixture.py --model runs/adapted --task tasks/rte.yaml --output-dir runs/rte-mixture
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from data_prep.tasks import Task, TaskBatches, encode_task
+from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
+from pipeline.evaluation.combine import answer_mixture, together
+from pipeline.evaluation.scoring import BATCH_SIZE, HeldOut, target_ids, validation_rows
+from pipeline.modeling.artifact import read_expectations
+from pipeline.modeling.load import load_t5
+from pipeline.modeling.mixture_file import Mixture
+from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from pipeline.modeling.prompt_file import Prompt, PromptInfo
+from pipeline.modeling.prompt_start import initial_rows
+from pipeline.stage import Stage
+from pipeline.training.batch import TensorBatch
+from pipeline.training.mixture import MixtureWeights, mixture_optimizer
+from pipeline.training.run import train_stage
+from pipeline.training.selection import Best, Selection
+from pipeline.tuning_settings import PromptMixtureSettings
+
+
+def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
+    c, device = stage.config, stage.accelerator.device
+    source = stage.input("model")
+    t5 = load_t5(source.path)
+    t5.set_dropout(c.dropout)
+    vocabulary = Vocabulary.load(source.path)
+    vocabulary.check_fits(t5.shape.vocab_size, source.path)
+    sentinel = read_expectations(source.path).sentinel
+
+    start = stage.input("init_prompt").path if c.init_prompt else None
+    prompted = PromptedT5(
+        t5, PromptBank([initial_rows(t5, vocabulary, c, c.seed + k, start) for k in range(c.components)])
+    )
+    if c.precision == "bf16":
+        t5.to(torch.bfloat16)
+    model = MixtureWeights(prompted, c.components).to(device)
+    bank = prompted.bank
+    rate = c.weight_learning_rate / c.learning_rate
+    optimizer = mixture_optimizer(c.optimizer, bank.rows_RD, bank.row_prompt_R, model.logits_K, c.weight_decay, rate)
+
+    lengths = (c.max_input_length, c.max_target_length)
+    rows = encode_task(Task.load(c.task), "train", vocabulary, *lengths, sentinel, training=True)
+    batches = TaskBatches([rows], [c.batch_size], [c.seed], c.loss)
+
+    def loss_fn(batch: TensorBatch) -> Tensor:
+        loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss)
+        return loss
+
+    def measure(held_out: HeldOut) -> list[dict[str, float]]:
+        answer = together(
+            prompted,
+            range(c.components),
+            held_out.rows.inputs,
+            batch_size=BATCH_SIZE,
+            device=device,
+            precision=c.precision,
+        )
+        encode = partial(target_ids, vocabulary=vocabulary, sentinel=sentinel)
+        outputs = answer_mixture(answer, model.weights, [held_out.form] * len(held_out), encode)
+        return [held_out.metrics(outputs.texts)]
+
+    def kept(index: int) -> dict[str, Tensor]:
+        return {"rows": bank.rows_RD, "logits": model.logits_K}
+
+    selection = None
+    if c.select == "best":
+        held_out = validation_rows(c.task, vocabulary, sentinel, c)
+        selection = Selection([""], partial(measure, held_out), kept, every=c.validate_every, patience=c.patience)
+
+    def publish(step: int) -> None:
+        (best,) = selection.conclude(step) if selection else [Best(step, {}, kept(0))]
+        prompts = [
+            Prompt(
+                rows_PD,
+                PromptInfo(
+                    base_model=source.name,
+                    base_model_digest=source.digest,
+                    tokenizer_digest=vocabulary.digest,
+                    task=c.task,
+                    sentinel=sentinel,
+                    prompt_length=c.prompt_length,
+                    width=t5.shape.d_model,
+                    max_input_length=c.max_input_length,
+                    max_target_length=c.max_target_length,
+                    prompt_init=c.prompt_init,
+                    seed=c.seed + k,
+                    step=best.step,
+                ),
+            )
+            for k, rows_PD in enumerate(best.tensors["rows"].split(c.prompt_length))
+        ]
+        weights = best.tensors["logits"].double().softmax(dim=0).tolist()
+        trained = c.components * (c.prompt_length * t5.shape.d_model + 1)
+        stage.cells[0].facts.update(parameters=t5.shape.parameters, trained=trained, best_step=best.step)
+        stage.publish("mixture", Mixture(prompts, weights, best.step, best.scores).save, step=step)
+
+    train_stage(
+        stage,
+        model,
+        batches,
+        publish=publish,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        selection=selection,
+        unit="examples",
+    )
+
+
+if __name__ == "__main__":
+    main(prompt_mixture, PromptMixtureSettings)
