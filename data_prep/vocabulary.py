@@ -179,6 +179,11 @@ class Vocabulary:
             raise InputError(f"the vocabulary has {self.sentinels} sentinels, no <extra_id_{j}>")
         return self.size - 1 - j
 
+    def names(self) -> list[str]:
+        """Every id as the vocabulary writes it: `▁the`, `<extra_id_0>`."""
+        pieces = [str(self.pieces.id_to_piece(i)) for i in range(self.pieces.get_piece_size())]
+        return pieces + [f"<extra_id_{self.size - 1 - i}>" for i in range(len(pieces), self.size)]
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without EOS."""
         ids: list[int] = self.pieces.encode(text)

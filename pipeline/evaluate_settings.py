@@ -72,10 +72,15 @@ class EvaluateSettings(StageSettings):
 
     @model_validator(mode="after")
     def something_to_score(self) -> EvaluateSettings:
-        scored = [name for name in self.inputs() if name != "model"]
-        if all(getattr(self, name) is None for name in scored):
-            raise ValueError(f"there is nothing to score; give one of {', '.join(scored)}")
+        if not self.scored_inputs():
+            raise ValueError(
+                "there is nothing to score; give one of " + ", ".join(name for name in self.inputs() if name != "model")
+            )
         return self
+
+    def scored_inputs(self) -> list[str]:
+        """The inputs that are given and hold something to score."""
+        return [name for name in self.inputs() if name != "model" and getattr(self, name) is not None]
 
     def scored(self, task: TaskSettings) -> TaskSettings:
         """A task with the metrics that are asked for."""

@@ -1,12 +1,13 @@
-"""Evaluation: prompts on held-out rows, beside what they must beat.
+"""Evaluation on held-out rows: prompts, what they are compared with, and what they must beat.
 
     classification   ŷ = argmax over labels of log p(label | [P; X]), summed over the label's tokens
     otherwise        greedy decoding
 
-Beside each prompt: the class that is most frequent in the training rows, and the same frozen T5 with no prompt. The
-share of illegal outputs is of greedy decoding, which is free to write no label at all.
+Prompts of a task are answered in the same batches, each input once with each prompt; those that differ only in their
+seed also vote. Beside them: the class that is most frequent in the training rows, and the same frozen T5 with no
+prompt. The share of illegal outputs is of greedy decoding, which is free to write no label at all.
 
-In:  "prompt" (every prompt of a stage, or one directory), each with the T5 it was trained on
+In:  "prompt", "model" (tuned), "mixture", "text_prompt", "adapter": any of them, each with the T5 that it was made on
 Out: "scores" (scores.json: one row for each task, model, method and seed)
 Run: accelerate launch stages/evaluate.py --prompts runs/sst2 --output-dir runs/sst2-scores
  or: accelerate launch stages/evaluate.py --recipe recipes/demo.yaml
@@ -16,123 +17,119 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from data_prep.tasks import EncodedTask, Task, encode_labels, encode_task
-from data_prep.vocabulary import Vocabulary
+from data_prep.tasks import Task
 from pipeline.entry import main
 from pipeline.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.metrics import check_metrics, confusion, illegal_share, score
-from pipeline.evaluation.predict import Outputs, answer
-from pipeline.modeling.load import load_t5
-from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.modeling.prompt_file import Prompt
-from pipeline.stage import Artifact, Stage, log
+from pipeline.evaluation.combine import vote
+from pipeline.evaluation.exam import Exam
+from pipeline.evaluation.neighbours import nearest_pieces
+from pipeline.evaluation.predict import Outputs
+from pipeline.evaluation.scoring import HeldOut
+from pipeline.evaluation.solutions import Solution, check_also_on, load_solutions, scored_on
+from pipeline.stage import Stage, log
 from pipeline.task_settings import TaskSettings
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.progress import Progress
 
-SAMPLES = 20
+Rows = list[dict[str, Any]]
 
 
 def evaluate(stage: Stage[EvaluateSettings]) -> None:
-    prompts = [(artifact, Prompt.load(artifact.path)) for artifact in stage.inputs("prompts")]
-    for _, prompt in prompts:
-        prompt.info = prompt.info.model_copy(update={"task": stage.config.scored(prompt.info.task)})
-        check_metrics(prompt.info.task.metrics, prompt.info.task.labels, prompt.info.task.name)
-    models = list(dict.fromkeys(prompt.info.base_model_digest for _, prompt in prompts))
+    c = stage.config
+    inputs = [(name, artifact) for name in c.scored_inputs() for artifact in stage.inputs(name)]
+    solutions = [solution for name, artifact in inputs for solution in load_solutions(name, artifact)]
+    check_also_on(solutions, c.also_on)
+    digests = list(dict.fromkeys(solution.digest for solution in solutions))
 
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     with MetricsLog(stage.directory / "metrics.jsonl") as metrics, Progress(stage.name, None, unit="example") as bar:
         metrics.truncate_after(-1)
-        for digest in models:
-            rows += score_on_one_model(
-                stage, [p for p in prompts if p[1].info.base_model_digest == digest], bar, metrics
-            )
+
+        def count(examples: int) -> None:
+            bar.advance(examples, {"examples_per_second": (bar.done + examples) / stage.seconds})
+
+        for digest in digests:
+            for row in score_on_one_model(stage, [s for s in solutions if s.digest == digest], rows, count):
+                name, found = row.get("cell") or row["method"], row["metrics"]
+                metrics.write({"step": bar.done, "cell": name, "task": row["task"], "method": row["method"], **found})
+                log.info("%s  %s  %s", row["task"], name, "  ".join(f"{m} {v:.3f}" for m, v in found.items()))
+                rows.append(row)
 
     def write(directory: Path) -> None:
         text = json.dumps({"rows": rows, "seconds": round(stage.seconds, 1)}, indent=1, ensure_ascii=False)
         (directory / "scores.json").write_text(text, encoding="utf-8")
 
-    stage.cells[0].facts.update(prompts=len(prompts), models=len(models))
+    stage.cells[0].facts.update(solutions=len(solutions), models=len(digests))
     stage.publish("scores", write)
 
 
-def score_on_one_model(
-    stage: Stage[EvaluateSettings], prompts: list[tuple[Artifact, Prompt]], bar: Progress, metrics: MetricsLog
-) -> list[dict[str, Any]]:
-    """Rows of all prompts that share a frozen T5, and of that T5 with none."""
-    c, device = stage.config, stage.accelerator.device
-    source = stage.model_of(prompts[0][0], prompts[0][1].info.base_model, prompts[0][1].info.base_model_digest)
-    t5 = load_t5(source.path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
-    vocabulary = Vocabulary.load(source.path)
-    model = PromptedT5(t5, PromptBank([prompt.rows_PD for _, prompt in prompts])).to(device)
-
-    def count(examples: int) -> None:
-        bar.advance(examples, {"examples_per_second": (bar.done + examples) / stage.seconds})
-
-    rows: list[dict[str, Any]] = []
-    for index, (artifact, prompt) in enumerate(prompts):
-        info = prompt.info
-        task = Task.load(info.task)
-        held_out = encode_task(
-            task, c.split, vocabulary, info.max_input_length, info.max_target_length, info.sentinel, limit=c.limit
-        )
-        label_ids = [ids.tolist() for ids in encode_labels(info.task.labels or [], vocabulary, info.sentinel)]
-        # An output longer than every label is no label, so decoding may stop there.
-        longest = max(map(len, label_ids)) + 1 if label_ids else c.max_output_length
-
-        def decode(ids: Sequence[int], variant: str = info.sentinel) -> str:
-            return vocabulary.decode(vocabulary.strip_sentinel(ids, variant))
-
-        answers = partial(
-            answer,
-            model,
-            inputs=held_out.inputs,
-            decode=decode,
-            labels=info.task.labels,
-            label_ids=label_ids,
-            batch_size=c.batch_size,
-            max_length=min(longest, c.max_output_length),
-            device=device,
-            precision=c.precision,
-            on_batch=count,
-        )
-        about = {"task": info.task.name, "model": source.name, "split": c.split, "examples": len(held_out.inputs)}
-        if c.baselines and not any(row["task"] == info.task.name for row in rows):
-            rows.append(about | {"method": "no prompt"} | scored(info.task, held_out, answers(None)))
-            if info.task.labels:
-                majority = Outputs([most_frequent(task)] * len(held_out.inputs), [])
-                rows.append(about | {"method": "majority class"} | scored(info.task, held_out, majority))
-        described = {"prompt_length": info.prompt_length, "prompt_init": info.prompt_init, "step": info.step}
-        about |= {"method": "prompt tuning", "cell": artifact.cell, "seed": info.seed, **described}
-        rows.append(about | scored(info.task, held_out, answers(index)))
-        name, found = artifact.cell or artifact.name, rows[-1]["metrics"]
-        metrics.write({"step": bar.done, "cell": name, "task": info.task.name, **found})
-        log.info("%s  %s %.3f", name, info.task.metrics[0], found[info.task.metrics[0]])
+def score_on_one_model(stage: Stage[EvaluateSettings], solutions: list[Solution], before: Rows, count: Any) -> Rows:
+    """Rows of everything that the same T5 answers, and of that T5 with no prompt."""
+    c = stage.config
+    exam = Exam(stage, solutions, count)
+    rows: Rows = []
+    tasks: list[TaskSettings] = []
+    for solution in solutions:
+        tasks += [task for task in scored_on(solution, c.scored(solution.task), also_on(c)) if task not in tasks]
+    for task in tasks:
+        sitting = [s for s in solutions if task in scored_on(s, c.scored(s.task), also_on(c))]
+        about = {"task": task.name, "model": exam.name, "split": c.split}
+        rows += [about | row for row in baselines(c, exam, task, sitting[0], before)]
+        answers = exam.answer(task, sitting)
+        for solution, held_out, outputs in answers:
+            more = solution.about | {"examples": len(held_out), "cell": solution.artifact.cell}
+            if solution.task.name != task.name:
+                more["trained_on"] = solution.task.name
+            elif solution.single and c.neighbours:
+                more["neighbours"] = nearest_pieces(
+                    solution.prompts[0].rows_PD, exam.t5.shared.weight, exam.vocabulary.names(), c.neighbours
+                )
+            rows.append(about | {"method": solution.method} | more | held_out.scored(outputs))
+        if c.ensembles:
+            rows += [about | row for row in ensembles(task, answers)]
     return rows
 
 
-def scored(task: TaskSettings, held_out: EncodedTask, outputs: Outputs) -> dict[str, Any]:
-    """Metrics, illegal share, confusion and a few examples of what a model answered."""
-    texts: Sequence[str] = held_out.target_texts
-    labels = task.labels
-    samples = [
-        {"input": held_out.input_texts[i], "target": texts[i], "output": outputs.texts[i]}
-        for i in range(min(SAMPLES, len(texts)))
-    ]
-    return {
-        "metrics": score(task.metrics, outputs.texts, texts, labels),
-        "illegal": illegal_share(outputs.free, labels) if labels and outputs.free else None,
-        "labels": labels,
-        "confusion": confusion(outputs.texts, texts, labels).tolist() if labels else None,
-        "samples": samples,
-    }
+def also_on(c: EvaluateSettings) -> list[TaskSettings]:
+    return [c.scored(task) for task in c.also_on]
+
+
+def baselines(c: EvaluateSettings, exam: Exam, task: TaskSettings, first: Solution, before: Rows) -> Rows:
+    """The frozen T5 with no prompt, for each model; and the most frequent class, which is the same for all of them."""
+    rows: Rows = []
+    if not c.baselines:
+        return rows
+    held_out = exam.held_out(task, first)
+    about = {"examples": len(held_out)}
+    if not first.tuned:
+        rows.append(about | {"method": "no prompt", "trained": 0} | held_out.scored(exam.bare(held_out)))
+    known = any((row["task"], row["method"]) == (task.name, "majority class") for row in before)
+    if task.labels and not known:
+        majority = Outputs([most_frequent(Task.load(task))] * len(held_out))
+        rows.append(about | {"method": "majority class", "trained": 0} | held_out.scored(majority))
+    return rows
+
+
+def ensembles(task: TaskSettings, answers: list[tuple[Solution, HeldOut, Outputs]]) -> Rows:
+    """The majority vote of prompts that differ in nothing but their seed (Lester et al. 2021, §6)."""
+    left = [answer for answer in answers if answer[0].single]
+    rows: Rows = []
+    while left:
+        first, held_out, _ = left[0]
+        alike = [answer for answer in left if answer[0].alike(first)]
+        left = [answer for answer in left if answer not in alike]
+        if len(alike) > 1:
+            voted = vote([outputs for _, _, outputs in alike], task.labels or ())
+            kept = ("prompt_length", "prompt_init")
+            more: dict[str, Any] = {name: first.about[name] for name in kept} | {"variant": f"{len(alike)} prompts"}
+            if first.task.name != task.name:
+                more["trained_on"] = first.task.name
+            more["trained"] = sum(solution.about["trained"] for solution, _, _ in alike)
+            rows.append({"method": "ensemble", "examples": len(held_out)} | more | held_out.scored(voted))
+    return rows
 
 
 def most_frequent(task: Task) -> str:

@@ -84,9 +84,13 @@ class LayerCache:
 
 @dataclass
 class DecoderCache:
-    """What step-by-step decoding keeps: give the same, initially empty cache to each call of `T5.decode`."""
+    """What step-by-step decoding keeps: give the same, initially empty cache to each call of `T5.decode`.
+
+    ids: the decoder's inputs so far, for a model that reads them all again.
+    """
 
     layers: dict[int, LayerCache] = field(default_factory=dict)
+    ids: Tensor | None = None
 
     def layer(self, index: int) -> LayerCache:
         return self.layers.setdefault(index, LayerCache())

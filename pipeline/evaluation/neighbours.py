@@ -1,0 +1,31 @@
+"""What a prompt's rows are near to (Lester et al. 2021, §7): the vocabulary's pieces by cosine.
+
+P prompt length, D d_model, V pieces, K neighbours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nearest_pieces(
+    rows_PD: Tensor, embedding_VD: Tensor, pieces: Sequence[str], top: int
+) -> list[list[tuple[str, float]]]:
+    """Of each row of a prompt the `top` pieces whose embeddings have the largest cosine with it, nearest first.
+
+    Args:
+        embedding_VD: rows of the embedding; those beyond `pieces` are padding, and no neighbours.
+
+    >>> nearest_pieces(torch.tensor([[2.0, 0.1]]), torch.eye(2), ["▁a", "▁b"], top=1)
+    [[('▁a', 0.9988)]]
+    """
+    known_VD = F.normalize(embedding_VD[: len(pieces)].detach().float().cpu(), dim=1)
+    cosine_PV = F.normalize(rows_PD.detach().float().cpu(), dim=1) @ known_VD.T
+    found = cosine_PV.topk(min(top, len(pieces)), dim=1)
+    return [
+        [(pieces[i], round(cosine, 4)) for i, cosine in zip(ids_K, cosines_K, strict=True)]
+        for ids_K, cosines_K in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    ]

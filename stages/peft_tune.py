@@ -1,0 +1,85 @@
+"""Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), by the PEFT library, beside prompt tuning.
+
+    prefix_tuning   max over K, V of  log p(y | X; [K; K_l], [V; V_l] in each decoder layer l)
+    p_tuning        max over θ of  log p(y | [f_θ; X]),   f_θ a small network that writes the prompt
+
+The T5 is frozen, and transformers' own. What is published is the checkpoint that is best on the validation rows.
+
+In:  "model" (a T5), a task
+Out: "adapter" (in PEFT's own format), one for each cell
+Run: accelerate launch stages/peft_tune.py --model runs/adapted --task rte.yaml --method p_tuning --output-dir runs/x
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from data_prep.tasks import Task, TaskBatches, encode_task
+from data_prep.vocabulary import Vocabulary
+from pipeline.entry import main
+from pipeline.evaluation.scoring import score_model, validation_rows
+from pipeline.modeling.artifact import read_expectations
+from pipeline.modeling.peft_adapter import AdapterInfo, PeftT5
+from pipeline.stage import Stage
+from pipeline.training.batch import TensorBatch
+from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.run import train_stage
+from pipeline.training.selection import Best, Selection
+from pipeline.tuning_settings import PeftTuneSettings
+
+
+def peft_tune(stage: Stage[PeftTuneSettings]) -> None:
+    c, device = stage.config, stage.accelerator.device
+    source = stage.input("model")
+    vocabulary = Vocabulary.load(source.path)
+    sentinel = read_expectations(source.path).sentinel
+    model = PeftT5.start(source.path, c.method, c.virtual_tokens, c.hidden_size, c.dropout, c.seed).to(device)
+
+    lengths = (c.max_input_length, c.max_target_length)
+    rows = encode_task(Task.load(c.task), "train", vocabulary, *lengths, sentinel, training=True)
+    batches = TaskBatches([rows], [c.batch_size], [c.seed])
+
+    def loss_fn(batch: TensorBatch) -> Tensor:
+        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
+
+    selection = None
+    if c.select == "best":
+        held_out = validation_rows(c.task, vocabulary, sentinel, c)
+        measure = partial(score_model, model, [held_out], device, c.precision)
+        selection = Selection(
+            [""], lambda: [measure()], lambda index: model.trained, every=c.validate_every, patience=c.patience
+        )
+
+    def publish(step: int) -> None:
+        (best,) = selection.conclude(step) if selection else [Best(step, {}, model.trained)]
+        with torch.no_grad():
+            for name, tensor in best.tensors.items():
+                model.trained[name].copy_(tensor)
+        trained = sum(tensor.numel() for tensor in model.trained.values())
+        info = AdapterInfo(
+            method=c.method,
+            base_model=source.name,
+            base_model_digest=source.digest,
+            tokenizer_digest=vocabulary.digest,
+            task=c.task,
+            sentinel=sentinel,
+            virtual_tokens=c.virtual_tokens,
+            trained=trained,
+            max_input_length=c.max_input_length,
+            max_target_length=c.max_target_length,
+            seed=c.seed,
+            step=best.step,
+            scores=best.scores,
+        )
+        stage.cells[0].facts.update(trained=trained, best_step=best.step)
+        stage.publish("adapter", partial(model.save, info=info), step=step)
+
+    train_stage(stage, model, batches, publish=publish, loss_fn=loss_fn, selection=selection, unit="examples")
+
+
+if __name__ == "__main__":
+    main(peft_tune, PeftTuneSettings)
