@@ -42,11 +42,14 @@ def read_text(path: Path) -> str:
     return _decode(b"".join(_blocks(path)), path, 1)
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None, *, header: bool = True) -> Iterator[Row]:
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, *, header: bool = True, whole: bool = True
+) -> Iterator[Row]:
     """Rows of a .jsonl, .json (a list), .csv, .tsv, .txt (as .tsv) or .parquet file.
 
     columns  Parquet: the columns to read, where not all are needed.
     header   CSV and TSV: the first line names the columns; without it they are named "0", "1", …
+    whole    CSV and TSV: a line with fewer columns is an error; otherwise it is passed over
     """
     match file_format(path):
         case ".jsonl":
@@ -54,9 +57,9 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, *, header: bool 
         case ".json":
             return _json_list(path)
         case ".csv":
-            return _delimited(path, ",", header)
+            return _delimited(path, ",", header, whole)
         case ".tsv" | ".txt":
-            return _delimited(path, "\t", header)
+            return _delimited(path, "\t", header, whole)
         case ".parquet":
             return _parquet(path, columns)
         case other:
@@ -156,7 +159,7 @@ def _json_list(path: Path) -> Iterator[Row]:
         yield Row(fields, f"{path}: element {number}")
 
 
-def _delimited(path: Path, delimiter: str, header: bool) -> Iterator[Row]:
+def _delimited(path: Path, delimiter: str, header: bool, whole: bool) -> Iterator[Row]:
     # A tab-separated file has no quoting: GLUE's hold lone quotation marks.
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(_LONGEST_CSV_FIELD)
@@ -171,6 +174,8 @@ def _delimited(path: Path, delimiter: str, header: bool) -> Iterator[Row]:
                 names = values if header else [str(i) for i in range(len(values))]
                 if header:
                     continue
+            if len(values) < len(names) and not whole:
+                continue
             if len(values) != len(names):
                 raise InputError(f"{where}: {len(values)} fields where {len(names)} are wanted ({', '.join(names)})")
             yield Row(dict(zip(names, values, strict=True)), where)

@@ -6,7 +6,7 @@ Suffixes: B rows of a batch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -18,9 +18,10 @@ from data_prep.batches import Batch, collate
 from data_prep.corpora import hub_rows
 from data_prep.objectives.segments import Example, last_epochs
 from data_prep.permutation import Permutation
-from data_prep.rows import Row, check_unicode
+from data_prep.rows import Row
 from data_prep.stdlib_docs import STDLIB_KINDS, task_rows
-from data_prep.task_readers import read_task
+from data_prep.task_readers import flatten, read_task
+from data_prep.template import Template
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
 from pipeline.task_files import split_file, split_slice
@@ -29,85 +30,8 @@ from pipeline.task_settings import TaskSettings
 T = TypeVar("T")
 Sentinel = Literal["none", "targets", "both"]
 
-_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-
 
 # ------------------------------------------------------------------------------------------------------------ rows
-
-
-class Template:
-    """Text with {field} for a row's fields; {a.b} looks into a nested object, {{ and }} are braces.
-
-    values    what a field's values stand for, by field: {label: {0: negative}}
-    round_to  number fields that read as their nearest multiple: {score: 0.2}
-
-    >>> Template("sentence: {text}", "inputs").render(Row({"text": "Fine."}, "train.jsonl:1"))
-    'sentence: Fine.'
-    >>> Template("{label}", "targets", {"label": {"0": "negative"}}).render(Row({"label": 0}, "train.jsonl:1"))
-    'negative'
-    >>> Template("{score}", "targets", round_to={"score": 0.2}).render(Row({"score": "3.75"}, "train.tsv:2"))
-    '3.8'
-    """
-
-    def __init__(
-        self,
-        text: str,
-        key: str,
-        values: Mapping[str, Mapping[str, str]] | None = None,
-        round_to: Mapping[str, float] | None = None,
-    ) -> None:
-        self.text = text
-        self.key = key
-        self.values = values or {}
-        self.round_to = round_to or {}
-        self.fields = [match[1] for match in _FIELD.finditer(text) if match[1] is not None]
-        broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
-        if broken:
-            raise InputError(
-                f"{key}: {text!r} has a brace that names no field at character {broken[0].start() + 1}; write {{field}}"
-            )
-        if not self.fields:
-            raise InputError(f"{key}: {text!r} names no field, so every row would read the same; write {{field}}")
-
-    def render(self, row: Row) -> str:
-        """The text of a row.
-
-        InputError, with the row's place, where a field is missing, empty (null), no text, or none of its `values`.
-        """
-        return _FIELD.sub(lambda match: match[0][0] if match[1] is None else self.value(row, match[1]), self.text)
-
-    def value(self, row: Row, field: str) -> str:
-        value: object = row
-        for name in field.split(".") if field not in row else [field]:
-            if not isinstance(value, dict) or name not in value:
-                raise InputError(
-                    f"{row.where}: there is no field {field!r}; there are {', '.join(row)}:"
-                    f" mend `{self.key}` or the row"
-                )
-            value = value[name]
-        if not isinstance(value, str | int | float):  # bool is an int and reads True or False, as T5's tasks have it
-            what = "empty (null)" if value is None else f"a {type(value).__name__}"
-            raise InputError(f"{row.where}: field {field!r} is {what}, where text or a number is wanted")
-        found = check_unicode(value, row.where) if isinstance(value, str) else str(value)
-        if field in self.round_to:
-            return self._rounded(row, field, found)
-        meanings = self.values.get(field)
-        if meanings is None:
-            return found
-        if found not in meanings:
-            key = f"{self.key.rpartition('.')[0]}.values.{field}".removeprefix(".")
-            raise InputError(f"{row.where}: `{key}` does not say what {found!r} stands for, only {', '.join(meanings)}")
-        return meanings[found]
-
-    def _rounded(self, row: Row, field: str, found: str) -> str:
-        """The nearest multiple, with as many decimals as the step has (STS-B in Raffel et al. 2020, §2.4)."""
-        step = self.round_to[field]
-        try:
-            number = round(float(found) / step) * step
-        except (ValueError, OverflowError):
-            raise InputError(f"{row.where}: field {field!r} is {found!r}, where a number is wanted") from None
-        decimals = len(f"{step:g}".partition(".")[2])
-        return f"{number:.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -169,8 +93,7 @@ class Task:
             # A file without a line of names is read where the templates name columns by number.
             header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
             return read_task(file, self.settings.reader, part, header=header, training=training)
-        rows = self._read_elsewhere(name)
-        return rows if part is None else rows[part.of(len(rows))]
+        return flatten(self._read_elsewhere(name), self.settings.reader, part, training=training)
 
     def _read_elsewhere(self, split: str) -> list[Row]:
         """Rows that lie in no file here: built in, or on the hub."""

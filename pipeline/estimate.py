@@ -23,7 +23,7 @@ from pipeline.settings import (
     SpanCorruptSettings,
 )
 from pipeline.stage_settings import TrainingSettings
-from pipeline.tuning_settings import PromptTuneSettings
+from pipeline.tuning_settings import ModelTuneSettings, PeftTuneSettings, PromptMixtureSettings, PromptTuneSettings
 
 T5_ROWS = 32_128
 
@@ -90,9 +90,11 @@ def estimate(cell: Cell, shape: T5Shape | None, company: int = 1) -> Estimate:
     if not isinstance(settings, TrainingSettings):
         return Estimate(shape.parameters)
     inputs, targets, trained = _lengths(settings, shape)
+    if isinstance(settings, PeftTuneSettings):
+        return Estimate(shape.parameters)  # PEFT's own arithmetic, which is not repeated here
     frozen = isinstance(settings, PromptTuneSettings)
     passes = 2 if frozen else 3
-    batch = settings.batch_size
+    batch = settings.batch_size * (settings.components if isinstance(settings, PromptMixtureSettings) else 1)
     micro = min(settings.microbatch_size or batch * company, batch * company)
     weight = 2 if frozen and settings.precision == "bf16" else 4
     moments = 8 * trained if settings.optimizer == "adamw" else (4 * trained if frozen else _factored(shape))
@@ -115,7 +117,10 @@ def _lengths(settings: TrainingSettings, shape: T5Shape) -> tuple[int, int, int]
     """Encoder length, decoder length, and how many numbers train."""
     if isinstance(settings, PromptTuneSettings):
         length = settings.max_input_length + settings.prompt_length
-        return length, settings.max_target_length, settings.prompt_length * shape.d_model
+        components = settings.components if isinstance(settings, PromptMixtureSettings) else 1
+        return length, settings.max_target_length, components * settings.prompt_length * shape.d_model
+    if isinstance(settings, ModelTuneSettings):
+        return settings.max_input_length, settings.max_target_length, shape.parameters
     assert isinstance(settings, LanguageModelSettings)
     if isinstance(settings, LMAdaptSettings):
         return settings.segment_length, settings.segment_length, shape.parameters

@@ -98,7 +98,7 @@ def also_on(c: EvaluateSettings) -> list[TaskSettings]:
 
 
 def baselines(c: EvaluateSettings, exam: Exam, task: TaskSettings, first: Solution, before: Rows) -> Rows:
-    """The frozen T5 with no prompt, for each model; and the most frequent class, which is the same for all of them."""
+    """The frozen T5 with no prompt, for each model, and the most frequent class."""
     rows: Rows = []
     if not c.baselines:
         return rows
@@ -106,8 +106,9 @@ def baselines(c: EvaluateSettings, exam: Exam, task: TaskSettings, first: Soluti
     about = {"examples": len(held_out)}
     if not first.tuned:
         rows.append(about | {"method": "no prompt", "trained": 0} | held_out.scored(exam.bare(held_out)))
+    # Models that were tuned are many, and it is the same for all: once is enough.
     known = any((row["task"], row["method"]) == (task.name, "majority class") for row in before)
-    if task.labels and not known:
+    if task.labels and not (first.tuned and known):
         majority = Outputs([most_frequent(Task.load(task))] * len(held_out))
         rows.append(about | {"method": "majority class", "trained": 0} | held_out.scored(majority))
     return rows

@@ -91,7 +91,7 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     """Though size and modification time are as they were, which is what `run` looks at."""
     whole = t5_pipeline("verify", tiny.run)
     assert (whole.code, whole.err) == (0, "")
-    assert "lm_adapt: 14 files, all as published" in whole.out.splitlines()
+    assert "lm_adapt: 16 files, all as published" in whole.out.splitlines()
 
     file = tiny.run / "lm_adapt" / "model" / "model.safetensors"
     times, content = file.stat(), bytearray(file.read_bytes())
@@ -107,7 +107,7 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
         found.err
         == f"error: {tiny.run}: 1 of {files} files are not as they were published; `t5-pipeline run` mends them\n"
     )
-    assert "lm_adapt: 14 files\n  model/model.safetensors differs from what was published (block 0 of 1)\n" in found.out
+    assert "lm_adapt: 16 files\n  model/model.safetensors differs from what was published (block 0 of 1)\n" in found.out
 
 
 def test_verify_of_a_run_that_is_not_finished(tiny: Tiny) -> None:

@@ -20,7 +20,6 @@ from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
 from pipeline.run_dir import RunDir, read_job
 from pipeline.stage_settings import StageSettings, TrainingSettings
 from pipeline.task_settings import TaskSettings
-from pipeline.tuning_settings import PromptTuneSettings
 
 State = Literal["finished", "outdated", "begun", "not begun"]
 
@@ -36,7 +35,11 @@ class Sample(BaseModel):
 
 
 class Score(BaseModel):
-    """One row of scores.json: one prompt, or one thing that a prompt must beat, scored on one split."""
+    """One row of scores.json: one prompt, or one thing that it is compared with, scored on one split.
+
+    variant: what sets it apart from others of its method, in words. trained_on: the task that was trained on, where it
+    is another one. trained: numbers that were trained. neighbours: of each row of a prompt its nearest pieces.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,13 +50,18 @@ class Score(BaseModel):
     seed: int | None = None
     prompt_length: int | None = None
     prompt_init: str | None = None
+    variant: str | None = None
+    trained_on: str | None = None
+    trained: int | None = None
     split: str
     examples: int
     metrics: dict[str, float]
     illegal: float | None = None
+    illegal_by_label: list[int] | None = None
     labels: list[str] | None = None
     confusion: list[list[int]] | None = None
     samples: list[Sample] = []
+    neighbours: list[list[tuple[str, float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +92,9 @@ class Part:
 
     @property
     def frozen(self) -> str | None:
-        """The T5 that a prompt is tuned on, named as in the scores; None for other stages."""
+        """The T5 that learns a task or is worded one, named as in the scores; None for stages about no task."""
         ref = self.cell.inputs.get("model")
-        if ref is None or not isinstance(self.settings, PromptTuneSettings):
+        if ref is None or not self.settings.made_for():
             return None
         return _model_name(ref)
 
@@ -152,8 +160,9 @@ class Run:
 
     def task(self, name: str) -> TaskSettings | None:
         """The task of that name, as the prompts were tuned on it."""
-        tasks = (getattr(part.settings, "task", None) for part in self.parts())
-        return next((task for task in tasks if task is not None and task.name == name), None)
+        tasks = [task for part in self.parts() for task in part.settings.made_for()]
+        tasks += [task for part in self.parts() for task in getattr(part.settings, "also_on", ())]
+        return next((task for task in tasks if task.name == name), None)
 
 
 def collect(path: Path) -> Run:

@@ -9,9 +9,11 @@ from pipeline.files import write_text
 from pipeline.report import words
 from pipeline.report.collect import Run, collect
 from pipeline.report.markup import Markup, join, tag
+from pipeline.report.neighbours import neighbours_section
+from pipeline.report.overview import overview_section
 from pipeline.report.process import losses_section, provenance_section, sizes_section, stages_section, unfinished_note
 from pipeline.report.results import confusion_section, examples_section, score_figure, scores_section
-from pipeline.report.scores import TaskScores, comparison, headline, path_names, summarise
+from pipeline.report.scores import TaskScores, beside, comparison, headline, path_names, summarise
 from pipeline.settings import PrepareSettings, SpanCorruptSettings
 from pipeline.tuning_settings import PromptTuneSettings
 
@@ -37,9 +39,11 @@ def render(run: Run) -> str:
     series = {model: number for number, model in enumerate(paths)}
     tasks = summarise(run)
     sections = [
+        overview_section(run, tasks),
         scores_section(tasks, series) if tasks else None,
         confusion_section(tasks, series),
         examples_section(tasks, series),
+        neighbours_section(tasks),
         losses_section(run, paths, series),
         sizes_section(run, paths),
         stages_section(run),
@@ -62,9 +66,10 @@ def render(run: Run) -> str:
 def _opening(run: Run, tasks: list[TaskScores], series: dict[str, int]) -> Markup:
     results = []
     for number, task in enumerate(tasks):
-        sentence, rest = headline(task), comparison(task)
+        sentence = headline(task)
         if sentence is not None:
-            said = [tag("p", sentence, class_="headline"), tag("p", rest, class_="comparison") if rest else None]
+            more = [tag("p", rest, class_="comparison") for rest in (comparison(task), beside(task)) if rest]
+            said = [tag("p", sentence, class_="headline"), *more]
             results.append(
                 tag("div", tag("div", *said), score_figure(task, series, f"score-{number}"), class_="result")
             )

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from pipeline.report import words
 from pipeline.report.collect import Curve
 from pipeline.report.markup import Markup, text
-from pipeline.report.scores import TaskScores
+from pipeline.report.scores import PROMPT_TUNING, TaskScores
 
 SERIES = 8
 """How many colours there are for paths; after that they come round again."""
@@ -71,8 +71,11 @@ class Line:
 
 
 def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
-    """A strip for each prompt-tuned line: a dot a seed, a bar at the mean, no prompt hollow, majority class dashed."""
-    lines = task.tuned
+    """A strip for each line: a dot a seed, a bar at the mean, no prompt hollow, majority class dashed.
+
+    Prompt-tuned lines come first, in the colours of their paths; the best of each other method below, in grey.
+    """
+    lines = [*task.tuned, *task.best_of_each_method()]
     with _drawing(name):
         figure, axes = _axes(0.85 + 0.48 * max(1, len(lines)))
         values = []
@@ -81,17 +84,18 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
             spread = line.spread(task.metric)
             if spread is None:
                 continue
-            colour = _series(series.get(line.model or ""))
+            own = line.method == PROMPT_TUNING
+            colour = _series(series.get(line.model or "")) if own else _QUIET
             dots = [100 * value for value in spread.values]
             values += dots
             axes.hlines(row, min(dots), max(dots), color=colour, linewidth=1.2, alpha=0.5)
             axes.plot(dots, [row] * len(dots), "o", color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
             axes.plot([100 * spread.mean], [row], "|", color=colour, markersize=15, markeredgewidth=2.4)
-            if line.model in untuned:
+            if own and line.model in untuned:
                 bare = 100 * untuned.pop(line.model).mean
                 values.append(bare)
                 axes.plot([bare], [row], "o", markerfacecolor="none", markeredgecolor=_QUIET, markersize=5)
-            label = (line.path or "") + (f", {line.variant}" if line.variant else "")
+            label = (line.path or "") + (f", {line.variant}" if line.variant else "") if own else line.title
             _above(axes, row, label, spread.words, colour)
         baseline = task.majority.spread(task.metric) if task.majority else None
         low, high = _range([*values, *([100 * baseline.mean] if baseline else [])])

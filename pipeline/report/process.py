@@ -23,11 +23,11 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Markup | 
     figures = [
         _model_losses(job, series, f"loss-{n}")
         for n, job in enumerate(run.jobs)
-        if "" in job.train and job.kind != TUNING
+        if "" in job.train and not _about_a_task(job)
     ]
     by_stage: dict[str, list[Job]] = {}
     for job in run.jobs:
-        if job.train and job.kind == TUNING:
+        if job.train and _about_a_task(job):
             by_stage.setdefault(job.stage, []).append(job)
     for stage, jobs in by_stage.items():
         figures += _prompt_losses(stage, jobs, paths, series)
@@ -52,7 +52,7 @@ def _prompt_losses(stage: str, jobs: list[Job], paths: dict[str, str], series: S
     panels: dict[tuple[str, str], dict[str, list[Curve]]] = {}
     for job in jobs:
         for part in job.parts:
-            curve = job.train.get(part.cell.id)
+            curve = job.train.get(part.cell.id, job.train.get(""))
             if curve is not None:
                 panels.setdefault(_panel(part), {}).setdefault(part.frozen or "", []).append(thinned(curve))
     figures = []
@@ -63,18 +63,23 @@ def _prompt_losses(stage: str, jobs: list[Job], paths: dict[str, str], series: S
         bold = [Line(curve, series.get(model)) for model, curve in means.items() if curve.steps]
         said = "; ".join(f"{paths.get(m, m)} {_ends(curve)}" for m, curve in means.items() if curve.steps)
         keys = join((join([swatch(series.get(m)), paths.get(m, m)]) for m in order), " \u2002")
-        title = f", prompts for {task}{f' ({variant})' if variant else ''}. Light: each seed. Strong: their mean. "
+        what = "prompts for" if jobs[0].kind == TUNING else "on"
+        title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: each seed. Strong: their mean. "
         steps = max(curve.steps[-1] for curves in groups.values() for curve in curves)
-        plot = loss_plot([*light, *bold], steps, f"loss-{stage}-{number}", f"Prompt losses on {task}: {said}.")
+        plot = loss_plot([*light, *bold], steps, f"loss-{stage}-{number}", f"Losses of {stage} on {task}: {said}.")
         figures.append(figure(plot, join([tag("b", stage), title, tag("span", keys, class_="keys")])))
     return figures
+
+
+def _about_a_task(job: Job) -> bool:
+    return any(part.settings.made_for() for part in job.parts)
 
 
 def _panel(part: Part) -> tuple[str, str]:
     """Prompts that are drawn together: one task, and all that is varied but model and seed."""
     settings = part.settings
-    task = settings.task.name if isinstance(settings, PromptTuneSettings) else ""
-    axes = {name: value for name, value in part.cell.axes.items() if name not in ("model", "seed", "task")}
+    task = " and ".join(task.name for task in settings.made_for())
+    axes = {name: value for name, value in part.cell.axes.items() if name not in ("model", "seed", "task", "tasks")}
     return task, ", ".join(f"{name.replace('_', ' ')} {words.value(value)}" for name, value in axes.items())
 
 

@@ -36,12 +36,12 @@ def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
 
 
 def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
-    lines = [*task.tuned, *task.untuned]
+    lines = [*task.tuned, *task.others, *task.untuned]
     illegal = any(line.illegal is not None for line in lines)
     free = " Illegal: the share of greedily decoded outputs that are no label." if illegal else ""
     scale = "" if words.SHARES.issuperset(task.metrics) else " Correlations are times 100."
-    seeds = max((len(line.rows) for line in task.tuned), default=0)
-    spread = " Mean ± sample standard deviation over the seeds of the prompt." if seeds > 1 else ""
+    seeds = max((len(line.rows) for line in lines), default=0)
+    spread = " Mean ± sample standard deviation over the seeds." if seeds > 1 else ""
     what = f"{words.sentence_case(task.split)} split of {task.task}, {words.counted(task.examples, 'row')}."
     caption = what + spread + scale + free
     metrics = [tag("th", words.metric_name(m) + words.unit(m), scope="col", class_="n") for m in task.metrics]
@@ -68,38 +68,38 @@ def _score_row(task: TaskScores, line: Line, group: list[Line], series: dict[str
     if line is group[0]:
         name = join([swatch(series.get(line.model or "")), line.path]) if line.path else Markup("")
         path = tag("th", name, scope="rowgroup", rowspan=len(group) if len(group) > 1 else None)
-    method = words.sentence_case(line.method) + (f", {line.variant}" if line.variant else "")
     scores = []
     for metric in task.metrics:
         spread = line.spread(metric)
         scores.append(tag("td", spread.words if spread else "–", class_="n"))
     difference = None if line.method == MAJORITY else task.difference(line)
     share = line.illegal
-    seeds = str(len(line.rows)) if line.method == PROMPT_TUNING else "–"
+    seeds = "–" if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
     return tag(
         "tr",
         path,
-        tag("td", method),
+        tag("td", line.title),
         *scores,
         tag("td", "–" if difference is None else words.points(difference), class_="n"),
         tag("td", "–" if share is None else words.hundredths(share), class_="n") if illegal else None,
         tag("td", seeds, class_="n"),
-        class_={PROMPT_TUNING: "tuned", NO_PROMPT: "untuned", MAJORITY: "majority"}[line.method],
+        class_={PROMPT_TUNING: "tuned", NO_PROMPT: "untuned", MAJORITY: "majority"}.get(line.method, "other"),
     )
 
 
 def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
-    """Which label was taken for which: a matrix for each path's best prompts."""
+    """Which label was taken for which: a matrix for each path's best prompts, and for the best of each other method."""
     parts = []
     for task in tasks:
-        matrices = [_confusion(line, series) for line in task.compared() if line.confusion and line.labels]
+        lines = [*task.compared(), *task.best_of_each_method()]
+        matrices = [_confusion(line, series) for line in lines if line.confusion and line.labels]
         if matrices:
             parts += [_title(task, tasks), tag("div", *matrices, class_="matrices")]
     if not parts:
         return None
     note = (
         "Rows: the true label, with how many examples have it. Columns: the label that was given. Per cent of the row,"
-        " all seeds together."
+        " all seeds together. Free: the share of these examples for which free greedy decoding wrote no label."
     )
     return section("confusion", "Confusion between labels", tag("p", note, class_="note"), *parts)
 
@@ -108,24 +108,31 @@ def _confusion(line: Line, series: dict[str, int]) -> Markup:
     counts = line.confusion or []
     labels = line.labels
     columns = [*labels, *(["illegal"] if any(sum(row[len(labels) :]) for row in counts) else [])]
+    free = line.illegal_by_label
     rows = []
-    for label, row in zip(labels, counts, strict=False):
+    for number, (label, row) in enumerate(zip(labels, counts, strict=False)):
         whole = sum(row)
         rows_each = tag("small", words.count(whole // len(line.rows)))
         cells = [tag("th", join([label, rows_each], " "), scope="row")]
-        for predicted, number in zip(columns, row, strict=False):
-            share = number / whole if whole else 0.0
+        for predicted, given in zip(columns, row, strict=False):
+            share = given / whole if whole else 0.0
             right = "right" if predicted == label else None
             cells.append(tag("td", f"{100 * share:.0f}", class_=right, style=f"--share:{share:.3f}"))
+        if free is not None:
+            cells.append(tag("td", f"{100 * free[number] / whole:.0f}" if whole else "–", class_="free"))
         rows.append(tag("tr", *cells))
     head = tag(
         "tr",
         tag("td", "true ↓", class_="corner"),
         *[tag("th", label, scope="col") for label in columns],
+        tag("th", "free", scope="col", class_="free") if free is not None else None,
     )
-    name = join(
-        [swatch(series.get(line.model or "")), (line.path or "") + (f", {line.variant}" if line.variant else "")]
-    )
+    who = line.path or ""
+    if line.method != PROMPT_TUNING:
+        who = f"{line.title} ({who})" if who else line.title
+    elif line.variant:
+        who += f", {line.variant}"
+    name = join([swatch(series.get(line.model or "")), who])
     return table(name, tag("thead", head), tag("tbody", *rows), class_="confusion")
 
 
@@ -141,7 +148,7 @@ def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup 
         columns = []
         for title, wanted in (("Right", True), ("Wrong", False)):
             inputs = [s.input for s in best.samples if (s.output == s.target) == wanted][:EXAMPLES]
-            cards = [_example(text, task.compared(), series) for text in inputs]
+            cards = [_example(text, [*task.compared(), *task.best_of_each_method()], series) for text in inputs]
             heading = tag("h4", f"{title} with {best.path_in_sentence}, {first}")
             columns.append(tag("div", heading, *(cards or [tag("p", "none among those kept", class_="note")])))
         parts += [_title(task, tasks), tag("div", *columns, class_="examples")]
@@ -159,7 +166,8 @@ def _example(text: str, lines: list[Line], series: dict[str, int]) -> Markup:
         right = sample.output == sample.target
         mark = tag("span", "✓" if right else "✗", class_="mark", role="img", aria_label="right" if right else "wrong")
         given = words.clipped(sample.output, 80) if sample.output.strip() else tag("em", "nothing")
-        who = tag("span", swatch(series.get(line.model or "")), line.path, class_="who")
+        name = line.path if line.method == PROMPT_TUNING else words.sentence_case(line.method)
+        who = tag("span", swatch(series.get(line.model or "")), name, class_="who")
         outcomes.append(tag("li", who, tag("span", given, "\u00a0", mark, class_="given")))
     return tag(
         "article",

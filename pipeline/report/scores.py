@@ -12,6 +12,8 @@ from pipeline.report.collect import Run, Sample, Score
 PROMPT_TUNING = "prompt tuning"
 NO_PROMPT = "no prompt"
 MAJORITY = "majority class"
+# In the order in which tables show them, after prompt tuning.
+OTHERS = ("ensemble", "prompt mixture", "prefix tuning", "P-tuning", "model tuning", "prompt design")
 
 _PATHS = {
     "lm_adapt": "LM adaptation",
@@ -82,6 +84,22 @@ class Line:
         return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*found, strict=True)]
 
     @property
+    def illegal_by_label(self) -> list[int] | None:
+        """Of the examples of each true label, how many free outputs were no label, all seeds together."""
+        found = [row.illegal_by_label for row in self.rows if row.illegal_by_label is not None]
+        return [sum(counts) for counts in zip(*found, strict=True)] if found else None
+
+    @property
+    def trained(self) -> int | None:
+        """Numbers that were trained for it; None where that is not known."""
+        return self.rows[0].trained
+
+    @property
+    def title(self) -> str:
+        """`Model tuning, on 2 tasks`."""
+        return words.sentence_case(self.method) + (f", {self.variant}" if self.variant else "")
+
+    @property
     def labels(self) -> list[str]:
         return self.rows[0].labels or []
 
@@ -101,8 +119,16 @@ class TaskScores:
     metric: str
     metrics: list[str]
     tuned: list[Line]
+    others: list[Line]
     untuned: list[Line]
     majority: Line | None
+
+    def best_of_each_method(self) -> list[Line]:
+        """The best line of each other method, in the order of `OTHERS`."""
+        found: dict[str, Line] = {}
+        for line in sorted(self.others, key=self._mean, reverse=True):
+            found.setdefault(line.method, line)
+        return [found[method] for method in OTHERS if method in found]
 
     def ranked(self) -> list[Line]:
         """Prompt-tuned lines, the best mean first; of each path only its best variant."""
@@ -134,6 +160,7 @@ def summarise(run: Run) -> list[TaskScores]:
     for task, split in dict.fromkeys((row.task, row.split) for row in run.scores):
         rows = [row for row in run.scores if (row.task, row.split) == (task, split)]
         tuned = _lines([row for row in rows if row.method == PROMPT_TUNING], paths)
+        others = [line for method in OTHERS for line in _lines([row for row in rows if row.method == method], paths)]
         untuned = _lines(_first_of_each_model(row for row in rows if row.method == NO_PROMPT), paths)
         # It is the same for every model.
         majority = next((Line(MAJORITY, None, None, "", (row,)) for row in rows if row.method == MAJORITY), None)
@@ -142,7 +169,7 @@ def summarise(run: Run) -> list[TaskScores]:
         ranks = next((m for m in (settings.metrics if settings else []) if m in metrics), metrics[0] if metrics else "")
         metrics.sort(key=lambda metric: metric != ranks)
         examples = max(row.examples for row in rows)
-        found.append(TaskScores(task, split, examples, ranks, metrics, tuned, untuned, majority))
+        found.append(TaskScores(task, split, examples, ranks, metrics, tuned, others, untuned, majority))
     return found
 
 
@@ -220,16 +247,31 @@ def comparison(task: TaskScores) -> str | None:
     return f"{words.sentence_case('; '.join(parts))}.{over}"
 
 
+def beside(task: TaskScores) -> str | None:
+    """How the other methods stand to the best prompts, in a sentence; None where there are none."""
+    ranked, others = task.ranked(), [line for line in task.best_of_each_method() if line.spread(task.metric)]
+    if not others:
+        return None
+    parts = []
+    for line in others:
+        said = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_reached(line, task.metric)}"
+        spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
+        if spread is not None and best is not None:
+            said += f", {_apart(spread.mean - best.mean, level='as much')}"
+        parts.append(said)
+    return f"Beside it: {'; '.join(parts)}."
+
+
 def _reached(line: Line, metric: str) -> str:
     spread = line.spread(metric)
     assert spread is not None
     return spread.words.replace(" ", "\u00a0") + words.unit(metric)
 
 
-def _apart(difference: float) -> str:
+def _apart(difference: float, level: str = "level with") -> str:
     amount = words.points(difference).lstrip("+" + words.MINUS)
     if amount == "0.0":
-        return "level with"
+        return level
     return f"{amount} points {'above' if difference > 0 else 'below'}"
 
 
@@ -249,6 +291,8 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[Line]:
     groups: dict[tuple[str | None, str], list[Score]] = {}
     for row, traits in zip(rows, described, strict=True):
         variant = ", ".join(f"{_trait(key, traits[key])}" for key in differing if traits.get(key) is not None)
+        shifted = f"trained on {row.trained_on}" if row.trained_on else ""
+        variant = ", ".join(filter(None, [row.variant, variant, shifted]))
         groups.setdefault((row.model, variant), []).append(row)
     order = [*paths, *(row.model for row in rows)]
     lines = [
@@ -261,7 +305,9 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[Line]:
 def _traits(row: Score) -> dict[str, str | None]:
     """What a score may differ in from others, its model and its seed aside."""
     axes = dict(part.split("=", 1) for part in (row.cell or "").split(",") if "=" in part)
-    found: dict[str, str | None] = {k: v for k, v in axes.items() if k not in ("model", "seed", "task")}
+    found: dict[str, str | None] = {
+        k: v for k, v in axes.items() if k not in ("model", "seed", "task", "tasks", "shots")
+    }
     if row.prompt_length is not None:
         found["prompt_length"] = str(row.prompt_length)
     if row.prompt_init is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 MINUS = "−"
-SHARES = frozenset({"accuracy", "macro_f1", "f1", "token_f1", "exact_match"})
+SHARES = frozenset({"accuracy", "macro_f1", "f1", "token_f1", "exact_match", "group_accuracy", "referent"})
 """Metrics that are shares: shown in per cent. Others (correlations) are shown times 100, as the field does."""
 
 _METRICS = {
@@ -16,6 +16,8 @@ _METRICS = {
     "f1": "F1",
     "token_f1": "Token F1",
     "exact_match": "Exact match",
+    "group_accuracy": "All of a group right",
+    "referent": "Referent accuracy",
     "mcc": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",

@@ -103,8 +103,10 @@ def test_rows_of_the_metrics_log(finished: Tiny) -> None:
         assert row["tokens_per_second"] > 0
     for job in (finished.run / "prompt_tune" / "jobs").iterdir():
         cells = list(json.loads((job / "job.json").read_text())["cells"])
-        rows = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        logged = [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in logged if "split" not in row]
         assert [row["step"] for row in rows] == [2, 4, 6]
+        assert [list(row["scores"]) for row in logged if row.get("split") == "validation"] == [cells] * 3
         for row in rows:
             assert list(row["losses"]) == cells
             assert row["examples_per_second"] > 0

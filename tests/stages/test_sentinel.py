@@ -37,7 +37,8 @@ def test_tuning_and_scoring_obey_the_artifact(
     finished: Tiny, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but the model says what the variant is. What the encoder and the scorer were given is looked at."""
-    from stages import evaluate, prompt_tune
+    from pipeline.evaluation import scoring
+    from stages import prompt_tune
 
     model = published(finished, tmp_path / "sentinel", variant)
     assert read_expectations(model).sentinel == variant
@@ -53,7 +54,7 @@ def test_tuning_and_scoring_obey_the_artifact(
         return seen[-1]
 
     monkeypatch.setattr(prompt_tune, "encode_task", watched)
-    monkeypatch.setattr(evaluate, "encode_task", watched)
+    monkeypatch.setattr(scoring, "encode_task", watched)
     ended = stage(
         "prompt_tune", "--model", model, "--task", tmp_path / "task.yaml", "--prompt-length", 3, "--steps", 2,
         "--batch-size", 4, "--max-input-length", 32, "--precision", "fp32", "--threads", 1,
@@ -70,7 +71,7 @@ def test_tuning_and_scoring_obey_the_artifact(
 
     vocabulary = Vocabulary.load(model)
     first = vocabulary.sentinel(0)
-    assert len(seen) == 2
+    assert len(seen) == 3  # training, validation and test rows
     for encoded in seen:
         assert {int(ids[0]) for ids in encoded.targets} == {first}
         assert {int(ids[-1]) for ids in encoded.inputs} == {1}
