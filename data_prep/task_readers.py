@@ -62,10 +62,10 @@ def flatten(rows: Iterable[Row], reader: Reader, part: Slice | None, *, training
 
 def _by_passage(rows: Iterable[Row], reader: Reader) -> list[list[Row]]:
     """Rows that share a passage, as the hub's do; a row of a nested file is a passage by itself."""
-    name = {"multirc": "paragraph", "record": "passage", "squad": "context"}.get(reader)
+    name = {"multirc": "paragraph", "record": "passage", "squad": "context"}.get(reader, "")
     passages: dict[str | int, list[Row]] = {}
     for number, row in enumerate(rows):
-        text = row.get(name)
+        text = row.get(name) if name else None
         passages.setdefault(text if isinstance(text, str) else number, []).append(row)
     return list(passages.values())
 
@@ -113,7 +113,7 @@ def _wsc(row: Row, training: bool) -> Iterator[dict[str, Any]]:
         (abs(_words_before(text, found.start()) - int(target["span2_index"])), *found.span())
         for found in re.finditer(rf"(?<!\w){re.escape(pronoun)}(?!\w)", text, re.IGNORECASE)
     ]
-    if not places:
+    if not (pronoun and places):
         raise ValueError(f"the pronoun {pronoun!r} is no word of it")
     _, begin, end = min(places)
     yield {

@@ -13,7 +13,6 @@ SUFFIXES = tuple(
     if not (kind == "parquet" and compression)
 )
 
-_SLICED = re.compile(r"(?P<name>.*)\[(?P<begin>[^:\[\]]*):(?P<end>[^:\[\]]*)\]")
 _BOUND = re.compile(r"-?\d+%?")
 
 
@@ -51,16 +50,25 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
     ('train', Slice(begin='', end='90%'))
 
     Raises:
-        ValueError: the slice cannot be read.
+        ValueError: what is wrong with the slice.
     """
-    found = _SLICED.fullmatch(split)
-    if found is None:
+    if "[" not in split or not split.endswith("]"):
         return split, None
-    begin, end = found["begin"].strip(), found["end"].strip()
+    name, _, inside = split[:-1].rpartition("[")
+    begin, colon, end = (part.strip() for part in inside.partition(":"))
+    if not name:
+        raise ValueError(f"`{split}` is a slice of no split; write its name before it, as in train{split}")
+    if not colon:
+        raise ValueError(f"`{split}` says no range of rows; write {name}[:90%], {name}[100:200] or {name}[-500:]")
     for bound in (begin, end):
-        if bound and (not _BOUND.fullmatch(bound) or (bound.endswith("%") and abs(int(bound[:-1])) > 100)):
-            raise ValueError(f"`{split}` has no slice of rows at its end; write [:90%], [100:200] or [-500:]")
-    return found["name"], Slice(begin, end)
+        if bound and not _BOUND.fullmatch(bound):
+            raise ValueError(f"`{split}`: {bound!r} is no whole number of rows or percent; write {name}[:90%]")
+        if bound.endswith("%") and abs(int(bound[:-1])) > 100:
+            raise ValueError(f"`{split}`: {bound} is more than there is; at most 100%")
+    alike = begin and end and begin.endswith("%") == end.endswith("%") and begin.startswith("-") == end.startswith("-")
+    if alike and int(begin.strip("%")) >= int(end.strip("%")):
+        raise ValueError(f"`{split}`: no row lies between {begin} and {end}")
+    return name, Slice(begin, end)
 
 
 def split_file(data: str, split: str) -> Path | None:

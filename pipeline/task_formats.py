@@ -1,8 +1,9 @@
 """Published text-to-text formats (Raffel et al. 2020, appendix D, and T5's preprocessors), as plain task settings.
 
 A task that names one takes from it every key that it does not give itself: `{format: superglue/rte, data: RTE}` is
-a whole task. Files are those that the benchmarks distribute; labels may be words, or the numbers they have on the hub.
-T5's own task name before each input is left out, as in the paper, and comes back with `task_prefix: true`.
+a whole task. Files are those that the benchmarks distribute; labels may be words or their numbers. Where a `config` is
+given, rows and splits are those of the hub's `super_glue`, `glue` and `squad`. T5's own task name before each input is
+left out, as in Lester et al. 2021, and comes back with `task_prefix: true`.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ FORMATS: dict[str, dict[str, Any]] = {
         "splits": _TSV,
     },
     "glue/qqp": {
+        "reader": "qqp",
         "inputs": "question1: {question1} question2: {question2}",
         **_labels("not_duplicate", "duplicate", field="is_duplicate"),
         "metrics": ["f1", "accuracy"],
@@ -141,25 +143,52 @@ FORMATS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What the hub has otherwise: every label is called `label`, and no column a number or `#1 String`.
+_ON_THE_HUB: dict[str, dict[str, Any]] = {
+    "glue/cola": {"inputs": "sentence: {sentence}", **_labels("unacceptable", "acceptable")},
+    "glue/mrpc": {
+        "inputs": "sentence1: {sentence1} sentence2: {sentence2}",
+        **_labels("not_equivalent", "equivalent"),
+    },
+    "glue/qqp": _labels("not_duplicate", "duplicate"),
+    "glue/stsb": {"targets": "{label}", "round_to": {"label": 0.2}},
+    "glue/mnli": {
+        "inputs": "hypothesis: {hypothesis} premise: {premise}",
+        **_labels("entailment", "neutral", "contradiction"),
+        "splits": {
+            "train": "train",
+            "validation": "validation_matched",
+            "validation_mismatched": "validation_mismatched",
+        },
+    },
+}
+
 SUPERGLUE = tuple(name for name in FORMATS if name.startswith("superglue/"))
+GLUE = tuple(name for name in FORMATS if name.startswith("glue/"))
 
 
 def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A task's settings with what they leave out taken from format `name`.
 
-    `values` of fields that no template names any more are left out with the templates that named them.
+    `values` and `round_to` of fields that no template names are left out with the templates that named them.
 
     >>> expanded({"data": "RTE", "inputs": "{premise}"}, "superglue/rte")["inputs"]
     '{premise}'
     >>> expanded({"data": "RTE", "task_prefix": True}, "superglue/rte")["inputs"]
     'rte hypothesis: {hypothesis} premise: {premise}'
+    >>> expanded({"data": "glue", "config": "cola"}, "glue/cola")["inputs"]
+    'sentence: {sentence}'
     """
-    found = {**FORMATS[name], **values}
-    if values.get("task_prefix") is True and "inputs" not in values:
+    form = FORMATS[name]
+    if values.get("config") is not None:
+        form = {**form, "splits": {"train": "train", "validation": "validation"}, **_ON_THE_HUB.get(name, {})}
+    found = {**form, **values}
+    if str(values.get("task_prefix")).lower() == "true" and "inputs" not in values:
         found["inputs"] = f"{task_name(name)}{':' if name == 'superglue/wsc' else ''} {found['inputs']}"
-    if "values" not in values and "values" in found:
-        named = set(re.findall(r"\{([^{}]+)\}", f"{found['inputs']}{found['targets']}"))
-        found["values"] = {field: meanings for field, meanings in found["values"].items() if field in named}
+    named = set(re.findall(r"\{([^{}]+)\}", f"{found['inputs']}{found['targets']}"))
+    for key in ("values", "round_to"):
+        if key not in values and key in form:
+            found[key] = {field: meaning for field, meaning in form[key].items() if field in named}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,9 +36,11 @@ class TaskSettings(Settings):
     data: Annotated[str, Data()] = setting(
         ..., "folder, file or `datasets` hub name that holds the rows; `stdlib-kinds` is built in"
     )
-    config: str | None = setting(None, "configuration of a hub data set")
-    reader: Literal["rows", "multirc", "record", "wsc", "squad"] = setting(
-        "rows", "how a file becomes rows: rows, one each; the others flatten these benchmarks' nested files"
+    config: str | None = setting(
+        None, "configuration of a hub data set; a `format` then takes the hub's names of fields and splits"
+    )
+    reader: Literal["rows", "multirc", "record", "wsc", "squad", "qqp"] = setting(
+        "rows", "how a file becomes rows: rows, one each; the others read these benchmarks' files as distributed"
     )
     splits: dict[str, str] = setting(
         {"train": "train", "validation": "validation", "test": "test"},
@@ -63,15 +66,10 @@ class TaskSettings(Settings):
     @classmethod
     def fill_from_format(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not isinstance(values.get("format"), str):
-            if isinstance(values, dict) and values.get("task_prefix"):
-                raise ValueError("`task_prefix` needs a `format`; write the task's name into `inputs` instead")
             return values
-        name = values["format"]
-        if name not in FORMATS:
-            raise ValueError(f"there is no format `{name}`; {nearest(name, FORMATS)}")
-        if values.get("task_prefix") and not str(values.get("inputs", task_name(name))).startswith(task_name(name)):
-            raise ValueError("`task_prefix` and `inputs` of your own do not go together; write the name into `inputs`")
-        return expanded(values, name)
+        if values["format"] not in FORMATS:
+            raise ValueError(f"there is no format `{values['format']}`; {nearest(values['format'], FORMATS)}")
+        return expanded(values, values["format"])
 
     @field_validator("labels", "values", mode="before")
     @classmethod
@@ -94,7 +92,7 @@ class TaskSettings(Settings):
     @classmethod
     def multiples_are_positive(cls, value: dict[str, float]) -> dict[str, float]:
         for field, step in value.items():
-            if not step > 0:
+            if not 0 < step < math.inf:
                 raise ValueError(f"`{field}` must be rounded to multiples of a number above 0, not {step}")
         return value
 
@@ -112,6 +110,20 @@ class TaskSettings(Settings):
             if needed is not None and info.data.get(needed) is None:
                 raise ValueError(f"`{name}` needs the task's `{needed}`: the name of a field of its rows")
         return value
+
+    @model_validator(mode="after")
+    def prefix_is_there(self) -> TaskSettings:
+        """`inputs` of one's own are never added to in silence."""
+        if not self.task_prefix:
+            return self
+        if self.format is None:
+            raise ValueError("`task_prefix` needs a `format`; write the task's name into `inputs` instead")
+        name = task_name(self.format)
+        if not self.inputs.startswith((f"{name} ", f"{name}:")):
+            raise ValueError(
+                f"`task_prefix` adds nothing to `inputs` of your own; begin them with `{name}`, or leave it out"
+            )
+        return self
 
     def files(self) -> dict[str, Path]:
         """The file of each split; without splits that have none, and empty for data that are no files here."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from pipeline.errors import InputError
 Texts = Sequence[str]
 # Targets of free-text tasks may be lists of acceptable answers: the best one counts.
 Answers = Sequence[str | Sequence[str]]
+Value = TypeVar("Value")
 
 
 def accuracy(predictions: Texts, targets: Texts) -> float:
@@ -61,8 +63,18 @@ def macro_f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
 
 
 def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
-    """F1 of the positive label, which is the *last* of `labels`: True of [False, True] (MRPC, QQP, MultiRC's F1a)."""
-    return float(label_f1s(predictions, targets, labels)[-1])
+    """F1 of the positive label, which is the *last* of `labels`: True of [False, True] (MRPC, QQP, MultiRC's F1a).
+
+    As in T5's code an illegal prediction counts as the opposite of its target: where the positive label is not true, as
+    if it had been predicted.
+
+    >>> f1(["True", "maybe", "True"], ["True", "False", "False"], ["False", "True"])
+    0.5
+    """
+    counts = confusion(predictions, targets, labels)
+    hits = counts[-1, -2]
+    wrongly_positive = counts[:-1, -2:].sum()
+    return float(2 * hits / max(hits + wrongly_positive + counts[-1].sum(), 1))
 
 
 def mcc(predictions: Texts, targets: Texts, labels: Texts) -> float:
@@ -97,20 +109,18 @@ def referent(predictions: Texts, targets: Texts, holds: Sequence[bool]) -> float
     """Share of rows where "the prediction names the target" is as true as the row says (WSC, by word subset).
 
     As T5's code has it (t5/data/postprocessors.py, wsc_simple): letter case and determiners aside, one's words must all
-    be among the other's; an apostrophe must be in both or neither, and no word at all is always wrong.
+    be among the other's, and an apostrophe be in both or neither ("Bob" does not name "Bob's hat").
 
-    >>> referent(["The pony", "pony", ""], ["pony", "the boy", "boy"], [True, False, False])
+    >>> referent(["The pony", "pony", ""], ["pony", "the boy", "boy"], [True, False, True])
     0.6666666666666666
     """
+    return _mean([_names(p, t) == h for p, t, h in zip(predictions, targets, holds, strict=True)])
 
-    def right(prediction: str, target: str, holds: bool) -> bool:
-        p, t = (
-            [word for word in text.strip().lower().split() if word not in _DETERMINERS] for text in (prediction, target)
-        )
-        named = ("'" in " ".join(p)) == ("'" in " ".join(t)) and (set(p) <= set(t) or set(t) <= set(p))
-        return bool(p) and named == holds
 
-    return _mean([right(*row) for row in zip(predictions, targets, holds, strict=True)])
+def _names(prediction: str, target: str) -> bool:
+    # With no word left a text is the empty word, which is among no other words.
+    p, t = ({w for w in text.lower().split() if w not in _DETERMINERS} or {""} for text in (prediction, target))
+    return any("'" in w for w in p) == any("'" in w for w in t) and (p <= t or t <= p)
 
 
 def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> float:
@@ -191,6 +201,9 @@ def score(
         groups: what each row belongs to (group_accuracy).
         holds: whether the target is true of each row (referent).
 
+    Raises:
+        InputError: a metric needs one of these and has it not.
+
     >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
     {'accuracy': 0.5, 'f1': 0.6666666666666666}
     """
@@ -199,16 +212,29 @@ def score(
         if name in BY_LABEL:
             found[name] = BY_LABEL[name](predictions, targets, labels or [])
         elif name == "group_accuracy":
-            assert groups is not None
-            found[name] = group_accuracy(predictions, targets, groups)
+            found[name] = group_accuracy(predictions, targets, _given(groups, name, "group"))
         elif name == "referent":
-            assert holds is not None
-            found[name] = referent(predictions, targets, holds)
+            found[name] = referent(predictions, targets, _given(holds, name, "holds"))
         elif name in BY_ANSWER:
             found[name] = BY_ANSWER[name](predictions, answers or targets)
         else:
             found[name] = BY_TEXT[name](predictions, targets)
     return found
+
+
+def task_average(metrics: Mapping[str, float]) -> float:
+    """A task's one number, as GLUE and SuperGLUE average: the mean over its metrics.
+
+    >>> task_average({"f1": 0.5, "accuracy": 0.75})
+    0.625
+    """
+    return _mean(list(metrics.values()))
+
+
+def _given(of_rows: Sequence[Value] | None, metric: str, key: str) -> Sequence[Value]:
+    if of_rows is None:
+        raise InputError(f"metric `{metric}` needs the task's `{key}`: the name of a field of its rows")
+    return of_rows
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:

@@ -47,13 +47,10 @@ class Mixture:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             weights = [float(weight) for weight in found["weights"]]
-            if (
-                found["format"] != FORMAT
-                or not weights
-                or min(weights) < 0
-                or not math.isclose(sum(weights), 1, abs_tol=1e-4)
-            ):
-                raise ValueError("weights must add up to 1")
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']}, where this version reads {FORMAT}")
+            if not weights or min(weights) < 0 or not math.isclose(sum(weights), 1, abs_tol=1e-4):
+                raise ValueError("its weights do not add up to 1")
             step, scores = int(found["step"]), dict(found["scores"])
         except OSError:
             raise InputError(f"{path}: not there; give a directory that prompt_mixture wrote") from None

@@ -17,12 +17,12 @@ from data_prep.tasks import (
     EncodedTask,
     Task,
     TaskBatches,
-    Template,
     encode_inputs,
     encode_labels,
     encode_targets,
     encode_task,
 )
+from data_prep.template import Template
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
 from pipeline.task_settings import TaskSettings

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics import (
@@ -17,13 +19,16 @@ from pipeline.evaluation.metrics import (
     confusion,
     exact_match,
     f1,
+    group_accuracy,
     illegal_share,
     macro_f1,
     mcc,
     normalise_answer,
     pearson,
+    referent,
     score,
     spearman,
+    task_average,
     token_f1,
 )
 from pipeline.task_settings import LABEL_METRICS, TEXT_METRICS
@@ -49,11 +54,28 @@ def test_classification_equals_scikit_learn(seed: int, labels: list[str], illega
     each = sklearn.metrics.f1_score(targets, legal, labels=labels, average=None, zero_division=0)
     assert accuracy(predictions, targets) == pytest.approx(sklearn.metrics.accuracy_score(targets, legal))
     assert macro_f1(predictions, targets, labels) == pytest.approx(each.mean())
-    assert f1(predictions, targets, labels) == pytest.approx(each[-1])
+    if not illegal:
+        assert f1(predictions, targets, labels) == pytest.approx(each[-1])
     assert mcc(predictions, targets, labels) == pytest.approx(sklearn.metrics.matthews_corrcoef(targets, legal))
     expected = sklearn.metrics.confusion_matrix(targets, legal, labels=[*labels, "illegal"])[:-1]
     assert confusion(predictions, targets, labels).tolist() == expected.tolist()
     assert illegal_share(predictions, labels) == pytest.approx(legal.count("illegal") / 60)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_f1_takes_an_illegal_answer_for_the_opposite(seed: int) -> None:
+    """As T5's f1_score_with_invalid does."""
+    opposite = {"False": "True", "True": "False"}
+    predictions, targets = random_answers(seed, list(opposite), illegal=True)
+    legal = [p if p in opposite else opposite[t] for p, t in zip(predictions, targets, strict=True)]
+    assert legal != predictions
+    expected = sklearn.metrics.f1_score(targets, legal, pos_label="True")
+    assert f1(predictions, targets, list(opposite)) == pytest.approx(expected)
+
+
+def test_f1_with_nothing_positive_is_0() -> None:
+    assert f1(["no"], ["no"], ["no", "yes"]) == 0
+    assert f1([], [], ["no", "yes"]) == 0
 
 
 def test_one_answer_for_everything_has_no_correlation() -> None:
@@ -92,6 +114,77 @@ def test_token_f1_counts_repeated_words_once_each() -> None:
     assert token_f1(["big red dog"], [["dog", "red dog"]]) == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(("prediction", "answers", "em", "f1_score"), [
+    ("The Broncos", ["Denver Broncos", "broncos!"], 1, 1),  # an article, punctuation, case; the best answer counts
+    ("Denver, Colorado", ["in Denver Colorado"], 0, 0.8),
+    ("Saint Bernadette Soubirous, in 1858.", ["Saint Bernadette Soubirous"], 0, 0.75),
+    ("1,000", ["1000"], 1, 1),
+    ("well-known", ["well known"], 0, 0),  # a hyphen goes without leaving a space
+    ("an a the", ["of"], 0, 0),
+    ("the the cat", ["cat cat dog"], 0, 0.5),
+])  # fmt: skip
+def test_squad_cases(prediction: str, answers: list[str], em: float, f1_score: float) -> None:
+    found = score(["exact_match", "token_f1"], [prediction], [answers[0]], answers=[answers])
+    assert found == {"exact_match": em, "token_f1": pytest.approx(f1_score)}
+
+
+WORDS = st.lists(st.sampled_from(["the", "Red", "red", "house,", "boat", "a"]), max_size=4).map(" ".join)
+
+
+@given(rows=st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=5), more=WORDS)
+def test_laws_of_answers(rows: list[tuple[str, list[str]]], more: str) -> None:
+    predictions, answers = [p for p, _ in rows], [a for _, a in rows]
+    em, shared = exact_match(predictions, answers), token_f1(predictions, answers)
+    assert 0 <= em <= 1
+    assert 0 <= shared <= 1
+    # One more acceptable answer never lowers a score.
+    wider = [[*acceptable, more] for acceptable in answers]
+    assert exact_match(predictions, wider) >= em
+    assert token_f1(predictions, wider) >= shared
+    # With one answer a row F1 does not tell it from the prediction, and is no less than exact match where words remain.
+    first = [acceptable[0] for acceptable in answers]
+    assert token_f1(predictions, first) == pytest.approx(token_f1(first, predictions))
+    if all(normalise_answer(answer) for answer in first):
+        assert token_f1(predictions, first) >= exact_match(predictions, first) - 1e-12
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), min_size=1, max_size=12))
+def test_laws_of_groups(rows: list[tuple[str, bool]]) -> None:
+    groups, right = [g for g, _ in rows], [r for _, r in rows]
+    predictions, targets = ["True" if r else "False" for r in right], ["True"] * len(rows)
+    of_groups = [all(r for g, r in rows if g == group) for group in set(groups)]
+    assert group_accuracy(predictions, targets, groups) == pytest.approx(np.mean(of_groups))
+    alone = [str(i) for i in range(len(rows))]
+    assert group_accuracy(predictions, targets, alone) == accuracy(predictions, targets)
+
+
+def test_multirc() -> None:
+    """SuperGLUE's: F1 over all answers, exact match of each question's answers; an illegal answer is wrong in both."""
+    targets = ["True", "False", "False", "True", "True", "False"]
+    predictions = ["True", "False", "True", "True", "True", "true"]
+    legal = [*predictions[:-1], "True"]
+    found = score(["f1", "group_accuracy"], predictions, targets, ["False", "True"], groups=list("aabccd"))
+    assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(targets, legal, pos_label="True"))
+    assert found["group_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(("prediction", "target", "named"), [
+    ("bunny", "the fuzzy bunny", True),
+    ("The Fuzzy Bunny ", "bunny", True),
+    ("fuzzy dog", "the fuzzy bunny", False),
+    ("Bob", "Bob's hat", False),  # an apostrophe in one only
+    ("bob's", "Bob's hat", True),
+    ("the", "bunny", False),  # no word is left
+    ("", "bunny", False),
+    ("his mother", "Her mother", True),
+    ("bunny.", "bunny", False),
+])  # fmt: skip
+def test_referents(prediction: str, target: str, named: bool) -> None:
+    assert referent([prediction], [target], [named]) == 1
+    assert referent([prediction], [target], [not named]) == 0
+    assert score(["referent"], [f"the {prediction.upper()}"], [target], holds=[named]) == {"referent": 1}
+
+
 def test_metrics_by_name() -> None:
     found = score(["accuracy", "macro_f1", "exact_match"], ["a", "b"], ["a", "a"], ["a", "b"])
     assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "exact_match": 0.5}
@@ -104,6 +197,22 @@ def test_a_metric_that_cannot_be_is_named() -> None:
         check_metrics(["bleu"], ["a"], "cola")
     with pytest.raises(InputError, match="`mcc` needs the task's `labels`"):
         check_metrics(["mcc"], None, "cola")
+
+
+def test_a_metric_needs_what_it_is_about() -> None:
+    with pytest.raises(InputError, match="`group_accuracy` needs the task's `group`"):
+        score(["group_accuracy"], ["a"], ["a"], ["a", "b"])
+    with pytest.raises(InputError, match="`referent` needs the task's `holds`"):
+        score(["referent"], ["a"], ["a"])
+
+
+def test_a_task_is_averaged_over_its_metrics() -> None:
+    """CB of SuperGLUE: macro-F1 and accuracy count as one task."""
+    predictions, targets, labels = ["a", "b", "c", "a"], ["a", "b", "b", "c"], ["a", "b", "c"]
+    found = score(["macro_f1", "accuracy"], predictions, targets, labels)
+    both = (sklearn.metrics.f1_score(targets, predictions, average="macro") + 0.5) / 2
+    assert task_average(found) == pytest.approx(both)
+    assert task_average({"accuracy": 0.25}) == 0.25
 
 
 def test_settings_know_the_same_metrics() -> None:
