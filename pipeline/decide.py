@@ -55,7 +55,8 @@ def check_outside(cells: Iterable[Cell]) -> None:
                 where = f"{cell.stage}.{name}"
                 found = locate(cell.settings.inputs()[name], ref.path, where)
                 if len(found) > 1 and not cell.settings.takes_many(name):
-                    raise InputError(f"{where}: {ref.path} holds {len(found)} of them; name one, as in {found[0]}")
+                    kind = cell.settings.inputs()[name].replace("_", " ")
+                    raise InputError(f"{where}: {ref.path} holds {len(found)} {kind}s; name one, as in {found[0]}")
 
 
 def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], Decision]) -> Decision:

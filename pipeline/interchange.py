@@ -26,9 +26,10 @@ from pipeline import manifest as manifests
 from pipeline.artifacts import locate, named_prompts
 from pipeline.digests import DigestCache
 from pipeline.errors import InputError
+from pipeline.evaluation.neighbours import nearest_pieces
 from pipeline.files import write_bytes, write_directory
 from pipeline.modeling.artifact import read_expectations
-from pipeline.modeling.load import locate_model
+from pipeline.modeling.load import load_t5, locate_model
 from pipeline.modeling.prompt_file import Prompt, PromptInfo, SentinelVariant
 from pipeline.modeling.weights import read_shape
 from pipeline.recipe import load_task
@@ -259,6 +260,23 @@ def description(name: str, path: Path) -> str:
         "scores": ", ".join(f"{metric} {value:.4f}" for metric, value in info.scores.items()) or "none recorded",
     }
     return "\n".join([name, *(f"  {key:<11}{value}" for key, value in facts.items())])
+
+
+def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
+    """Of each prompt the vocabulary pieces nearest to each of its rows, with their cosines.
+
+    Raises:
+        InputError: a prompt is of another T5.
+    """
+    (path,) = locate("model", model, "--model")
+    digest = DigestCache(None).of_artifact("model", path)
+    pieces, embedding_VD = Vocabulary.load(path).names(), load_t5(path).shared.weight
+    found = {}
+    for name, place in prompts.items():
+        if wrong := list(problems(place, digest)):
+            raise InputError(wrong[0])
+        found[name] = nearest_pieces(Prompt.load(place).rows_PD, embedding_VD, pieces, top)
+    return found
 
 
 def problems(path: Path, model: str | None = None) -> Iterator[str]:

@@ -155,6 +155,13 @@ def _add_prompts(commands: Any) -> None:
     verify.add_argument("--model", metavar="M", help="also check that they belong to this T5")
     verify.set_defaults(command=_verify)
 
+    near = commands.add_parser("neighbours", help="the vocabulary pieces nearest to each row", allow_abbrev=False)
+    near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
+    near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}, which the prompts were trained on")
+    near.add_argument("--top", type=_positive, default=5, metavar="K", help="pieces of each row (default: 5)")
+    near.add_argument("--json", action="store_true", help="as JSON")
+    near.set_defaults(command=_neighbours)
+
     export = commands.add_parser("export", help="write prompts for PEFT, or as .npy", allow_abbrev=False)
     export.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     export.add_argument("--to", required=True, choices=("peft", "npy"), help="a PEFT adapter, or float32 [p, D]")
@@ -229,6 +236,20 @@ def _verify(given: argparse.Namespace) -> int:
             print(f"  {said}")
     if bad:
         raise InputError(f"{given.prompts}: {bad} of {len(places)} prompts cannot be used as they are; see above")
+    return 0
+
+
+def _neighbours(given: argparse.Namespace) -> int:
+    from pipeline.interchange import neighbours
+
+    found = neighbours(named_prompts(given.prompts, "DIR"), given.model, given.top)
+    if given.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    for name, rows in found.items():
+        print(f"{name}: each row's nearest pieces by cosine")
+        for number, pieces in enumerate(rows, 1):
+            print(f"{number:>5}  " + "  ".join(f"{piece} {cosine:.3f}" for piece, cosine in pieces))
     return 0
 
 

@@ -2,9 +2,11 @@
 
 {"prompt": "sst2", "text": "A fine film."}              the fields of the task, which its own template puts into words
 {"prompt": "squad", "input": "question: Who … ?"}       or a text that is ready
+{"prompt": ["a", "b", "c"], "text": "A fine film."}     several prompts of the same labels vote
 
 {"prompt": "sst2", "output": "positive", "scores": {"negative": -4.1, "positive": -0.3}}
 {"prompt": "squad", "output": "Ada Lovelace"}
+{"prompt": ["a", "b", "c"], "output": "positive", "votes": {"positive": 2, "negative": 1}}
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +33,8 @@ from data_prep.vocabulary import Vocabulary
 from pipeline.artifacts import locate, named_prompts
 from pipeline.digests import DigestCache
 from pipeline.errors import InputError
-from pipeline.evaluation.predict import AnswerForm, answer_each
+from pipeline.evaluation.combine import vote
+from pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
 from pipeline.files import write_text
 from pipeline.modeling.load import load_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -184,13 +188,15 @@ def predict(
     _check_writable(to)
     places = named_prompts(prompts, "--prompts")
     rows = list(json_rows(sys.stdin.buffer, "stdin") if source == STANDARD else read_rows(Path(source)))
-    names = [_name(row, places) for row in rows]
-    loaded = {name: Prompt.load(places[name]) for name in dict.fromkeys(names)}
+    asked = [_names(row, places) for row in rows]
+    loaded = {name: Prompt.load(places[name]) for names in asked for name in names}
     tasks = {name: Task.load(prompt.info.task) for name, prompt in loaded.items()}
-    questions = [(name, _text(row, tasks[name])) for name, row in zip(names, rows, strict=True)]
+    for row, names in zip(rows, asked, strict=True):
+        _check_vote(row, names, tasks)
+    questions = [(name, _text(row, tasks[name])) for row, names in zip(rows, asked, strict=True) for name in names]
     answers: list[Answer] = []
     if questions:
-        first = {name: row.where for name, row in zip(reversed(names), reversed(rows), strict=True)}
+        first = {n: row.where for row, names in zip(reversed(rows), reversed(asked), strict=True) for n in names}
         server = Server.load(model, loaded, precision=precision, asked_by=first)
         began = time.monotonic()
         with Progress("predict", len(questions), unit="example") as progress:
@@ -202,12 +208,13 @@ def predict(
                     n, {"examples_per_second": (progress.done + n) / (time.monotonic() - began)}
                 ),
             )
-    text = "".join(_line(name, answer) for name, answer in zip(names, answers, strict=True))
+    left = iter(answers)
+    text = "".join(_line(names, [next(left) for _ in names]) for names in asked)
     if to == STANDARD:
         sys.stdout.write(text)
     else:
         write_text(Path(to), text)
-    return len(questions)
+    return len(rows)
 
 
 def _check_writable(to: str) -> None:
@@ -218,20 +225,31 @@ def _check_writable(to: str) -> None:
         raise InputError(f"--output: {to} cannot be written; name a file in a directory that is there, or - for stdout")
 
 
-def _name(row: Row, places: Mapping[str, Path]) -> str:
-    """The prompt that a row names; where there is only one, it need not."""
+def _names(row: Row, places: Mapping[str, Path]) -> list[str]:
+    """The prompts that a row names, one or several that vote; where there is only one, it need not."""
     if "prompt" not in row and len(places) == 1:
-        return next(iter(places))
+        return [next(iter(places))]
     if "prompt" not in row:
         raise InputError(f'{row.where}: names no prompt; add "prompt": NAME. There are: {", ".join(places)}')
-    name = row["prompt"]
-    if not isinstance(name, str) or name not in places:
-        close = difflib.get_close_matches(str(name), places, n=1)
-        raise InputError(
-            f"{row.where}: there is no prompt {name!r}; {f'did you mean `{close[0]}`? ' if close else ''}There are,"
-            f" each named by its directory: {', '.join(places)}"
-        )
-    return name
+    named = row["prompt"] if isinstance(row["prompt"], list) and row["prompt"] else [row["prompt"]]
+    for name in named:
+        if not isinstance(name, str) or name not in places:
+            close = difflib.get_close_matches(str(name), places, n=1)
+            raise InputError(
+                f"{row.where}: there is no prompt {name!r}; {f'did you mean `{close[0]}`? ' if close else ''}There are,"
+                f" each named by its directory: {', '.join(places)}"
+            )
+    return named
+
+
+def _check_vote(row: Row, names: Sequence[str], tasks: Mapping[str, Task]) -> None:
+    """Prompts that vote must have the same answers to choose from."""
+    for name in names[1:]:
+        if tasks[name].labels != tasks[names[0]].labels:
+            raise InputError(
+                f"{row.where}: prompts `{names[0]}` and `{name}` have other labels, so they cannot vote; ask them in"
+                " lines of their own"
+            )
 
 
 def _text(row: Row, task: Task) -> str:
@@ -243,8 +261,13 @@ def _text(row: Row, task: Task) -> str:
     return check_unicode(row["input"], row.where)
 
 
-def _line(name: str, answer: Answer) -> str:
-    said: dict[str, Any] = {"prompt": name, "output": answer.output}
-    if answer.scores is not None:
-        said["scores"] = {label: round(score, 6) for label, score in answer.scores.items()}
+def _line(names: Sequence[str], answers: Sequence[Answer]) -> str:
+    said: dict[str, Any] = {"prompt": names[0], "output": answers[0].output}
+    if len(names) > 1:
+        labels = list(answers[0].scores or ())
+        outputs = [Outputs([a.output], [], [list((a.scores or {}).values())]) for a in answers]
+        said = {"prompt": list(names), "output": vote(outputs, labels).texts[0]}
+        said["votes"] = dict(Counter(answer.output for answer in answers).most_common())
+    elif answers[0].scores is not None:
+        said["scores"] = {label: round(score, 6) for label, score in answers[0].scores.items()}
     return json.dumps(said, ensure_ascii=False) + "\n"

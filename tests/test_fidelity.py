@@ -11,7 +11,7 @@ import pytest
 from pipeline.recipe import load_recipe
 from pipeline.settings import LMAdaptSettings, SpanCorruptSettings
 from pipeline.task_settings import TaskSettings
-from pipeline.tuning_settings import PromptTuneSettings
+from pipeline.tuning_settings import ModelTuneSettings, PromptTuneSettings
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
@@ -59,6 +59,15 @@ def test_defaults_of_prompt_tuning() -> None:
     assert (c.optimizer, c.schedule, c.learning_rate, c.warmup_steps) == ("adafactor", "constant", 0.3, 0)
     assert (c.weight_decay, c.z_loss, c.dropout) == (1e-5, 1e-4, 0.1)
     assert (c.max_input_length, c.precision) == (512, "bf16")
+
+
+def test_defaults_of_model_tuning() -> None:
+    c = ModelTuneSettings(
+        model="google/t5-base-lm-adapt", tasks=[TaskSettings(name="t", data="d", inputs="{a}", targets="{b}")]
+    )
+    assert (c.optimizer, c.schedule, c.learning_rate, c.select) == ("adafactor", "constant", 1e-3, "best")
+    assert c.batch_size * c.max_input_length == 2**16
+    assert (c.mixing, c.mixing_limit) == ("proportional", 2**19)
 
 
 def test_the_papers_recipe_compares_its_snapshots() -> None:

@@ -194,7 +194,7 @@ def test_prompts_are_named_by_their_directories(place: Place, tmp_path: Path) ->
     ("line", "words"),
     [
         ({"prompt": "ton", "text": "x"}, "no prompt 'ton'; did you mean `tone`? There are, each named by its directory: gap,"),
-        ({"prompt": ["tone"], "text": "x"}, "no prompt ['tone']"),
+        ({"prompt": [["tone"]], "text": "x"}, "no prompt ['tone']"),
         ({"text": "x"}, "names no prompt"),
         ({"prompt": "tone", "txt": "x"}, "no field 'text'; there are prompt, txt"),
         ({"prompt": "truth", "claim": {}}, "no field 'claim.text'"),
@@ -356,3 +356,48 @@ def test_tune_leaves_nothing_where_the_stage_refuses(place: Place, tmp_path: Pat
     given = ["--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
     assert t5_pipeline("tune", "--model", tmp_path / "no", *given, "--output-dir", tmp_path / "out").code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_of_the_same_labels_vote(place: Place, tmp_path: Path) -> None:
+    """The vote is made of what each answers alone, in lines that are mixed with others."""
+    for copy, seed in (("tone2", 3), ("tone3", 4)):
+        rows = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
+        info = place.loaded["tone"].info.model_copy(update={"prompt_length": 5})
+        Prompt(rows, info).save(tmp_path / "prompts" / copy)
+    for name in PROMPTS:
+        shutil.copytree(place.prompts / name, tmp_path / "prompts" / name)
+    voters = ["tone", "tone2", "tone3"]
+    texts = [f"number {i} of {i * i}" for i in range(12)]
+    lines = [{"prompt": voters, "text": text} for text in texts] + [{"prompt": "words", "text": texts[0]}]
+    write_rows(tmp_path / "lines.jsonl", lines)
+    write_rows(tmp_path / "alone.jsonl", [{"prompt": name, "text": text} for text in texts for name in voters])
+    there = Place(place.model, tmp_path / "prompts", place.loaded, place.vocabulary)
+    *voted, words = there.predict("--input", tmp_path / "lines.jsonl")
+    alone = there.predict("--input", tmp_path / "alone.jsonl")
+    assert words["prompt"] == "words"
+    for i, line in enumerate(voted):
+        own = [answer["output"] for answer in alone[3 * i : 3 * i + 3]]
+        assert line["prompt"] == voters
+        assert line["votes"] == {label: own.count(label) for label in line["votes"]}
+        assert sum(line["votes"].values()) == 3
+        assert line["output"] == max(set(own), key=own.count)
+
+    write_rows(tmp_path / "other.jsonl", [{"prompt": ["tone", "truth"], "text": "x", "claim": {"text": "y"}}])
+    said = t5_pipeline(
+        "predict", "--model", place.model, "--prompts", tmp_path / "prompts", "--input", tmp_path / "other.jsonl"
+    )
+    assert said.code == 2
+    assert "other.jsonl:1: prompts `tone` and `truth` have other labels, so they cannot vote" in said.err
+
+
+def test_neighbours_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:
+    """A row that is a piece's own embedding, larger, is nearest to that piece."""
+    table = load_t5(place.model).shared.weight.detach()
+    info = place.loaded["tone"].info.model_copy(update={"prompt_length": 2})
+    Prompt(3 * table[[40, 77]], info).save(tmp_path / "mine")
+    said = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model, "--top", 2, "--json")
+    (rows,) = json.loads(said.out).values()
+    names = place.vocabulary.names()
+    assert [row[0] for row in rows] == [[names[40], 1.0], [names[77], 1.0]]
+    plain = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model)
+    assert plain.out.splitlines()[1].split()[:3] == ["1", names[40], "1.000"]

@@ -19,8 +19,8 @@ def nearest_pieces(
     Args:
         embedding_VD: rows of the embedding; those beyond `pieces` are padding, and no neighbours.
 
-    >>> nearest_pieces(torch.tensor([[2.0, 0.1]]), torch.eye(2), ["▁a", "▁b"], top=1)
-    [[('▁a', 0.9988)]]
+    >>> nearest_pieces(torch.tensor([[4.0, 3.0]]), torch.eye(2), ["▁a", "▁b"], top=2)
+    [[('▁a', 0.8), ('▁b', 0.6)]]
     """
     known_VD = F.normalize(embedding_VD[: len(pieces)].detach().float().cpu(), dim=1)
     cosine_PV = F.normalize(rows_PD.detach().float().cpu(), dim=1) @ known_VD.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+from pipeline.evaluation.metrics import task_average
 from pipeline.report import words
 from pipeline.report.collect import Run
 from pipeline.report.markup import Markup, tag
@@ -62,10 +63,10 @@ def task_mean(tasks: list[TaskScores], method: str) -> float | None:
     means = []
     for task in tasks:
         line = best_line(task, method)
-        spreads = [line.spread(metric) for metric in task.metrics] if line else [None]
-        if any(spread is None for spread in spreads):
+        spreads = {metric: spread for metric in task.metrics if line and (spread := line.spread(metric))}
+        if len(spreads) < len(task.metrics):
             return None
-        means.append(statistics.fmean(spread.mean for spread in spreads if spread is not None))
+        means.append(task_average({metric: spread.mean for metric, spread in spreads.items()}))
     return statistics.fmean(means)
 
 
