@@ -19,6 +19,7 @@ def nearest_pieces(
     Args:
         embedding_VD: rows of the embedding; those beyond `pieces` are padding, and no neighbours.
 
+    >>> import torch
     >>> nearest_pieces(torch.tensor([[4.0, 3.0]]), torch.eye(2), ["▁a", "▁b"], top=2)
     [[('▁a', 0.8), ('▁b', 0.6)]]
     """
