@@ -84,28 +84,19 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
         held_out = validation_rows(c.task, vocabulary, sentinel, c)
         selection = Selection([""], partial(measure, held_out), kept, every=c.validate_every, patience=c.patience)
 
+    made_on = {
+        "base_model": source.name,
+        "base_model_digest": source.digest,
+        "tokenizer_digest": vocabulary.digest,
+        "sentinel": sentinel,
+        "width": t5.shape.d_model,
+    }
+
     def publish(step: int) -> None:
         (best,) = selection.conclude(step) if selection else [Best(step, {}, kept(0))]
-        prompts = [
-            Prompt(
-                rows_PD,
-                PromptInfo(
-                    base_model=source.name,
-                    base_model_digest=source.digest,
-                    tokenizer_digest=vocabulary.digest,
-                    task=c.task,
-                    sentinel=sentinel,
-                    prompt_length=c.prompt_length,
-                    width=t5.shape.d_model,
-                    max_input_length=c.max_input_length,
-                    max_target_length=c.max_target_length,
-                    prompt_init=c.prompt_init,
-                    seed=c.seed + k,
-                    step=best.step,
-                ),
-            )
-            for k, rows_PD in enumerate(best.tensors["rows"].split(c.prompt_length))
-        ]
+        tuned = best.tensors["rows"].split(c.prompt_length)
+        infos = [PromptInfo.tuned(c, **made_on | {"seed": c.seed + k, "step": best.step}) for k in range(c.components)]
+        prompts = [Prompt(rows_PD, info) for rows_PD, info in zip(tuned, infos, strict=True)]
         weights = best.tensors["logits"].double().softmax(dim=0).tolist()
         trained = c.components * (c.prompt_length * t5.shape.d_model + 1)
         stage.cells[0].facts.update(parameters=t5.shape.parameters, trained=trained, best_step=best.step)

@@ -82,24 +82,18 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
             cells, measure, lambda index: {"rows": bank.prompt(index)}, every=c.validate_every, patience=c.patience
         )
 
+    made_on = {
+        "base_model": source.name,
+        "base_model_digest": source.digest,
+        "tokenizer_digest": vocabulary.digest,
+        "sentinel": sentinel,
+        "width": t5.shape.d_model,
+    }
+
     def publish(step: int) -> None:
         chosen = selection.conclude(step) if selection else [Best(step, {})] * len(bank)
         for index, (cell, best) in enumerate(zip(stage.cells, chosen, strict=True)):
-            info = PromptInfo(
-                base_model=source.name,
-                base_model_digest=source.digest,
-                tokenizer_digest=vocabulary.digest,
-                task=cell.config.task,
-                sentinel=sentinel,
-                prompt_length=cell.config.prompt_length,
-                width=t5.shape.d_model,
-                max_input_length=c.max_input_length,
-                max_target_length=c.max_target_length,
-                prompt_init=cell.config.prompt_init,
-                seed=cell.config.seed,
-                step=best.step,
-                scores=best.scores,
-            )
+            info = PromptInfo.tuned(cell.config, **made_on, step=best.step, scores=best.scores)
             rows_PD = best.tensors.get("rows", bank.prompt(index))
             stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell)
             cell.facts.update(parameters=t5.shape.parameters, trained=cell.config.prompt_length * t5.shape.d_model)

@@ -16,6 +16,7 @@ from torch import Tensor, float32
 
 from pipeline.errors import InputError
 from pipeline.task_settings import TaskSettings
+from pipeline.tuning_settings import PromptTuneSettings
 
 FORMAT = 1
 ROWS = "prompt"  # the tensor's name in prompt.safetensors
@@ -44,6 +45,12 @@ class PromptInfo(BaseModel):
     seed: int = Field(ge=0)
     step: int = Field(ge=0, description="optimizer steps of training")
     scores: dict[str, float] = Field(default_factory=dict, description="metric → value on the validation split")
+
+    @classmethod
+    def tuned(cls, c: PromptTuneSettings, **more: Any) -> PromptInfo:
+        """Of a prompt tuned with these settings; `more` is what they do not say: T5, vocabulary, width, step."""
+        same = ("task", "prompt_length", "max_input_length", "max_target_length", "prompt_init", "seed")
+        return cls(**{name: getattr(c, name) for name in same} | more)
 
 
 class Prompt:
