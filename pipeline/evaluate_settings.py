@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from pipeline.fields import Input, setting
 from pipeline.stage_settings import StageSettings
 from pipeline.task_settings import TaskSettings, check_metric_names
+from pipeline.validation import validate
 
 
 class EvaluateSettings(StageSettings):
@@ -83,5 +84,10 @@ class EvaluateSettings(StageSettings):
         return [name for name in self.inputs() if name != "model" and getattr(self, name) is not None]
 
     def scored(self, task: TaskSettings) -> TaskSettings:
-        """A task with the metrics that are asked for."""
-        return task.model_copy(update={"metrics": self.metrics.get(task.name, task.metrics)})
+        """A task with the metrics that are asked for.
+
+        Raises:
+            InputError: the task has not what one of them needs.
+        """
+        asked = {**task.model_dump(), "metrics": self.metrics.get(task.name, task.metrics)}
+        return validate(TaskSettings, asked, lambda loc: f"metrics.{task.name}")

@@ -212,6 +212,11 @@ def test_what_cannot_be_scored_is_said(finished: Tiny, place: Path, tmp_path: Pa
         ".*was tuned on no task; tuned_models takes.*",
     )
     prompts = finished.run / "prompt_tune" / "model=lm_adapt,seed=0"
+    asked = ("--metrics", "about=referent")
+    refused(
+        stage("evaluate", "--prompts", prompts, *asked, *common),
+        r"metrics\.about: .*`referent` needs the task's `holds`.*",
+    )
     refused(
         stage("evaluate", "--prompts", prompts, "--also-on", place / "name.yaml", *common),
         r"also_on: nothing scored here was made for the answers of name \(free text\); there are about: files, numbers.*",
