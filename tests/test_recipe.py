@@ -172,3 +172,30 @@ def test_a_wrong_override_is_named(recipe: Path, override: str, message: str) ->
 def test_a_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_tasks_one_by_one_and_together(tmp_path: Path) -> None:
+    """A name stands for a list of one; evaluate takes all cells of a stage, and knows their tasks' metrics."""
+    path = tmp_path / "tuning.yaml"
+    path.write_text(
+        "name: tuning\n"
+        "tasks:\n"
+        "  a: {data: rows, inputs: 'a {x}', targets: '{y}', labels: [no, yes], metrics: [f1, accuracy]}\n"
+        "  b: {format: superglue/rte, data: RTE, task_prefix: true}\n"
+        "stages:\n"
+        "  model_tune: {model: google/t5-v1_1-small, matrix: {tasks: [a, b, [a, b]], seed: [0, 1]}}\n"
+        "  prompt_design: {model: google/t5-v1_1-small, task: b, matrix: {shots: [0, 4]}}\n"
+        "  evaluate: {tuned_models: model_tune, text_prompts: prompt_design, also_on: [b]}\n"
+    )
+    recipe = load_recipe(path)
+    cells = recipe.stages["model_tune"]
+    assert [cell.id for cell in cells][::2] == ["tasks=a,seed=0", "tasks=b,seed=0", "tasks=a+b,seed=0"]
+    assert [[task.name for task in cell.settings.made_for()] for cell in cells][::2] == [["a"], ["b"], ["a", "b"]]
+    assert cells[-1].settings.made_for()[1].inputs == "rte hypothesis: {hypothesis} premise: {premise}"
+    (evaluate,) = recipe.stages["evaluate"]
+    assert isinstance(evaluate.settings, EvaluateSettings)
+    assert evaluate.settings.metrics == {"a": ["f1", "accuracy"], "b": ["accuracy"]}
+    assert evaluate.inputs["tuned_models"].stage == "model_tune"
+    path.write_text(path.read_text().replace("[a, b, [a, b]]", "[a, [a, c]]"))
+    with pytest.raises(InputError, match=r"tuning\.yaml:6: stages\.model_tune\.matrix\.tasks: there is no task `c`"):
+        load_recipe(path)
