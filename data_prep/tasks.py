@@ -219,15 +219,19 @@ def encode_task(
     sentinel: Sentinel = "none",
     limit: int = 0,
     training: bool = False,
+    spread: bool = False,
 ) -> EncodedTask:
     """Every row of a split as ids; longer inputs and targets are cut before their EOS.
 
     sentinel  targets: <extra_id_0> begins each target (Lester et al. 2021, §3.2); both: it also ends each input, before
               EOS (T5's *_sentinel tasks). It is kept when trimming.
     limit     take the first so many rows only; 0 takes all
+    spread    with a limit: rows spread evenly over the split instead, for files are often sorted by class
     training  the rows that are trained on (Task.rows)
     """
     rows = task.rows(split, training)
+    if limit and spread:
+        rows = [rows[i * len(rows) // limit] for i in range(limit)] if limit < len(rows) else rows
     rows = rows[:limit] if limit else rows
     input_texts = [task.inputs(row) for row in rows]
     target_texts = [task.targets(row) for row in rows]

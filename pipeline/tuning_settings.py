@@ -32,7 +32,9 @@ class LearningSettings(TrainingSettings):
     validate_every: int = setting(
         1000, "steps between scores on the validation split (select: best)", unit="steps", gt=0
     )
-    validation_limit: int = setting(0, "validation rows that are scored; 0 takes all", unit="rows", ge=0)
+    validation_limit: int = setting(
+        0, "validation rows that are scored, spread evenly over the split; 0 takes all", unit="rows", ge=0
+    )
     patience: int = setting(
         0, "early stopping: validations in a row without a better score after which training ends; 0 never does", ge=0
     )
@@ -206,7 +208,9 @@ class PromptDesignSettings(StageSettings):
         512, "input tokens; rows that are shown give way, first ones first, before an input is cut", unit="tokens", gt=0
     )
     max_target_length: int = setting(128, _TARGET_LENGTH, unit="tokens", gt=0)
-    validation_limit: int = setting(0, "validation rows that templates are compared on; 0 takes all", unit="rows", ge=0)
+    validation_limit: int = setting(
+        0, "validation rows that templates are compared on, spread evenly; 0 takes all", unit="rows", ge=0
+    )
     batch_size: int = setting(64, "examples at a time", unit="examples", role="runtime", gt=0)
     precision: Literal["fp32", "bf16"] = setting("bf16", "precision of matrix products")
 

@@ -63,6 +63,7 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
     def publish(step: int) -> None:
         (best,) = selection.conclude(step) if selection else [Best(step, {})]
         about = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
+        about["trained"] = model.shape.parameters
         made = expects.after(
             stage="model_tune", step=best.step, tasks=[task.name for task in c.tasks], of=source.digest
         ).answering(

@@ -63,7 +63,9 @@ def best_on_validation(
     t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
-    rows = held_out(c.task, "validation", vocabulary, sentinel=worded[0].sentinel, limit=c.validation_limit, **lengths)
+    rows = held_out(
+        c.task, "validation", vocabulary, sentinel=worded[0].sentinel, limit=c.validation_limit, spread=True, **lengths
+    )
     found = []
     for prompt in worded:
         read = HeldOut(rows.task, rows.rows.reading(prompt.encode(rows.rows.input_texts, vocabulary)), rows.form)

@@ -89,11 +89,13 @@ def held_out(
     max_input_length: int,
     max_target_length: int,
     limit: int = 0,
+    spread: bool = False,
     max_output_length: int = 0,
 ) -> HeldOut:
     """Read a split of a task for scoring.
 
     Args:
+        limit, spread: as encode_task takes them.
         max_output_length: tokens of greedy decoding at most; 0 decodes nothing of a task with labels, and of others as
             many tokens as a target may have. An output longer than every label is no label, so of a task with labels
             decoding stops there.
@@ -102,7 +104,9 @@ def held_out(
         InputError: the rows or metrics are not what the task says.
     """
     check_metrics(task.metrics, task.labels, task.name)
-    rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
+    rows = encode_task(
+        Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit, spread=spread
+    )
     return HeldOut(task, rows, answer_form(task, vocabulary, sentinel, max_output_length, max_target_length))
 
 
@@ -203,6 +207,7 @@ def validation_rows(task: TaskSettings, vocabulary: Vocabulary, sentinel: Sentin
             max_input_length=c.max_input_length,
             max_target_length=c.max_target_length,
             limit=c.validation_limit,
+            spread=True,
         )
     except InputError as error:
         raise InputError(f"{error} (`select: best` chooses a checkpoint by them; `select: last` needs none)") from None

@@ -110,7 +110,7 @@ def load_solutions(kind: str, artifact: Artifact) -> Iterator[Solution]:
                 raise InputError(f"{artifact.path}: was tuned on no task; tuned_models takes what model_tune made")
             names = [of["task"]["name"] for of in expects.tasks]
             for of in expects.tasks:
-                about = {"seed": of["seed"], "step": expects.lineage[-1].get("step")}
+                about = {"seed": of["seed"], "step": expects.lineage[-1].get("step"), "trained": of["trained"]}
                 about |= {"variant": f"on {len(names)} tasks"} if len(names) > 1 else {}
                 task = TaskSettings.model_validate(of["task"])
                 yield Solution(

@@ -38,6 +38,7 @@ def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
 def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
     lines = [*task.tuned, *task.others, *task.untuned]
     illegal = any(line.illegal is not None for line in lines)
+    trained = any(line.trained for line in lines)
     free = " Illegal: the share of greedily decoded outputs that are no label." if illegal else ""
     scale = "" if words.SHARES.issuperset(task.metrics) else " Correlations are times 100."
     seeds = max((len(line.rows) for line in lines), default=0)
@@ -52,18 +53,21 @@ def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
         *metrics,
         tag("th", "vs majority, points", scope="col", class_="n"),
         tag("th", "Illegal\u00a0%", scope="col", class_="n") if illegal else None,
+        tag("th", "Trained numbers", scope="col", class_="n") if trained else None,
         tag("th", "Seeds", scope="col", class_="n"),
     )
     groups = []
     for model in dict.fromkeys(line.model for line in lines):
         rows = [line for line in lines if line.model == model]
-        groups.append(tag("tbody", *[_score_row(task, line, rows, series, illegal) for line in rows]))
+        groups.append(tag("tbody", *[_score_row(task, line, rows, series, illegal, trained) for line in rows]))
     if task.majority:
-        groups.append(tag("tbody", _score_row(task, task.majority, [task.majority], series, illegal)))
+        groups.append(tag("tbody", _score_row(task, task.majority, [task.majority], series, illegal, trained)))
     return table(caption, tag("thead", head), *groups, class_="scores")
 
 
-def _score_row(task: TaskScores, line: Line, group: list[Line], series: dict[str, int], illegal: bool) -> Markup:
+def _score_row(
+    task: TaskScores, line: Line, group: list[Line], series: dict[str, int], illegal: bool, trained: bool
+) -> Markup:
     path = None
     if line is group[0]:
         name = join([swatch(series.get(line.model or "")), line.path]) if line.path else Markup("")
@@ -82,6 +86,7 @@ def _score_row(task: TaskScores, line: Line, group: list[Line], series: dict[str
         *scores,
         tag("td", "–" if difference is None else words.points(difference), class_="n"),
         tag("td", "–" if share is None else words.hundredths(share), class_="n") if illegal else None,
+        tag("td", "–" if line.trained is None else words.about(line.trained), class_="n") if trained else None,
         tag("td", seeds, class_="n"),
         class_={PROMPT_TUNING: "tuned", NO_PROMPT: "untuned", MAJORITY: "majority"}.get(line.method, "other"),
     )

@@ -267,3 +267,17 @@ def test_superglue_and_glue_as_distributed(shared: Path, vocabulary: Vocabulary)
         rows = task.rows("test")
         assert len(rows) == count
         assert all(task.inputs(row) and task.targets(row) for row in rows)
+
+
+def test_a_limit_takes_the_first_rows_or_rows_spread_over_the_split(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """Sorted by class, the first rows would be of one class."""
+    rows = [{"text": str(i), "label": "no" if i < 50 else "yes"} for i in range(100)]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task.load(
+        TaskSettings(name="t", data=str(tmp_path), inputs="{text}", targets="{label}", labels=["no", "yes"])
+    )
+    first = encode_task(task, "validation", vocabulary, 8, 8, limit=10)
+    spread = encode_task(task, "validation", vocabulary, 8, 8, limit=10, spread=True)
+    assert first.input_texts == [str(i) for i in range(10)]
+    assert spread.input_texts == [str(i) for i in range(0, 100, 10)]
+    assert len(encode_task(task, "validation", vocabulary, 8, 8, limit=200, spread=True)) == 100
