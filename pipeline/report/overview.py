@@ -17,7 +17,8 @@ METHODS = (PROMPT_TUNING, *OTHERS, NO_PROMPT, MAJORITY)
 
 def overview_section(run: Run, tasks: list[TaskScores]) -> Markup | None:
     """A row for each task, a column for each method with the best of its lines; None for a single task."""
-    own = [task for task in tasks if any(not line.rows[0].trained_on for line in _lines(task))]
+    # A task that nothing here was made for is no part of a mean over tasks.
+    own = [task for task in tasks if any(not line.rows[0].trained_on for line in [*task.tuned, *task.others])]
     methods = [method for method in METHODS if any(best_line(task, method) for task in own)]
     if len(own) < 2 or not methods:
         return None
