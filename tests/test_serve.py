@@ -372,15 +372,12 @@ def test_prompts_of_the_same_labels_vote(place: Place, tmp_path: Path) -> None:
     write_rows(tmp_path / "lines.jsonl", lines)
     write_rows(tmp_path / "alone.jsonl", [{"prompt": name, "text": text} for text in texts for name in voters])
     there = Place(place.model, tmp_path / "prompts", place.loaded, place.vocabulary)
-    *voted, words = there.predict("--input", tmp_path / "lines.jsonl")
+    *voted, _ = there.predict("--input", tmp_path / "lines.jsonl")
     alone = there.predict("--input", tmp_path / "alone.jsonl")
-    assert words["prompt"] == "words"
     for i, line in enumerate(voted):
         own = [answer["output"] for answer in alone[3 * i : 3 * i + 3]]
-        assert line["prompt"] == voters
         assert line["votes"] == {label: own.count(label) for label in line["votes"]}
-        assert sum(line["votes"].values()) == 3
-        assert line["output"] == max(set(own), key=own.count)
+        assert (line["prompt"], line["output"]) == (voters, max(set(own), key=own.count))
 
     write_rows(tmp_path / "other.jsonl", [{"prompt": ["tone", "truth"], "text": "x", "claim": {"text": "y"}}])
     said = t5_pipeline(

@@ -63,41 +63,6 @@ class Outputs:
         return Outputs(self.texts[begin:end], self.free[begin:end], self.scores[begin:end])
 
 
-def answer(
-    model: ReadingModel,
-    prompt: int | None,
-    inputs: Sequence[Ids],
-    *,
-    decode: Callable[[Sequence[int]], str],
-    labels: Sequence[str] | None,
-    label_ids: Sequence[Sequence[int]],
-    batch_size: int,
-    max_length: int,
-    device: torch.device,
-    precision: str,
-    on_batch: Callable[[int], None] = lambda examples: None,
-) -> Outputs:
-    """Answer every input with one prompt.
-
-    Args:
-        prompt: which prompt of the bank; None for the frozen T5 with no prompt.
-        inputs: token ids of each input, EOS included.
-        decode: text of output ids, with what is not part of the answer (a sentinel) taken off.
-        labels, label_ids: for classification, each label and its target ids as in training.
-        on_batch: told the number of examples after each batch.
-    """
-    return answer_each(
-        model,
-        None if prompt is None else [prompt] * len(inputs),
-        inputs,
-        [AnswerForm(decode, labels or (), label_ids, max_length)] * len(inputs),
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        on_batch=on_batch,
-    )
-
-
 @torch.no_grad()
 def answer_each(
     model: ReadingModel,
