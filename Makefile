@@ -4,13 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test soak check format bench clean
 
 demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# What the suite leaves out: the other pairs of engine and stage, and a hundred kills. About half an hour.
+soak: $(READY)
+	$(BIN)/python -m pytest -m "engines or soak" --durations=0
 
 check: $(READY)
 	$(BIN)/ruff check .

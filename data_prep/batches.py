@@ -6,7 +6,7 @@ Suffixes: B rows of a batch, S input length, T target length, N examples.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -196,18 +196,25 @@ class LMBatches:
     def at(self, step: int) -> Batch:
         """The global batch of `step` (0, 1, …): `batch_size` examples, weights 1/(target tokens of the batch)."""
         examples: list[Example] = []
-        ids: list[npt.NDArray[np.int64]] = []
+        ids: list[int] = []
+        for epoch, start, index_N in self._places(step):
+            examples += self.objective.examples(epoch, index_N)
+            ids += (start + index_N).tolist()
+        return collate_packed(examples, ids, self.pack_to) if self.pack_to else collate(examples, ids_B=ids)
+
+    def ids(self, step: int) -> list[int]:
+        """What tells each example of the batch from all others of all epochs."""
+        return [number for _, start, index_N in self._places(step) for number in (start + index_N).tolist()]
+
+    def _places(self, step: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
+        """The examples of a step by epochs: epoch, its first position, which of its examples."""
         position, stop = step * self.batch_size, (step + 1) * self.batch_size
         while position < stop:
             epoch, start, count = self._epoch_of(position)
             until = min(stop, start + count)
             order = Permutation(count, self.seed, f"epoch {epoch}")
-            index = order(np.arange(position - start, until - start))
-            examples += self.objective.examples(epoch, index)
-            ids.append(start + index)
+            yield epoch, start, order(np.arange(position - start, until - start))
             position = until
-        ids_N = np.concatenate(ids)
-        return collate_packed(examples, ids_N, self.pack_to) if self.pack_to else collate(examples, ids_B=ids_N)
 
     def _epoch_of(self, position: int) -> tuple[int, int, int]:
         """(epoch, its first position, its number of examples)."""

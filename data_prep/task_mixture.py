@@ -77,3 +77,7 @@ class MixedTaskBatches:
             examples.append((self.tasks[task].inputs[row], self.tasks[task].targets[row]))
             ids.append(int(begin[task]) + row)
         return collate(examples, ids_B=ids)
+
+    def ids(self, step: int) -> list[int]:
+        """Rows of the batch, as `at` numbers them."""
+        return [int(number) for number in self.at(step).ids_B]

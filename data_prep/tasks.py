@@ -338,6 +338,10 @@ class TaskBatches:
         prompts = np.repeat(np.arange(len(self.tasks)), self.batch_sizes)
         return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids))
 
+    def ids(self, step: int) -> list[int]:
+        """Rows of the batch, as `at` numbers them."""
+        return [int(number) for number in self.at(step).ids_B]
+
 
 def orders(rows: int, seed: int) -> Callable[[int], npt.NDArray[np.int64]]:
     """The order of the rows in each pass; of the last passes it is kept, for a step needs few of them."""

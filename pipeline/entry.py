@@ -283,7 +283,6 @@ def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
     """
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedType
 
     trackers = settings.trackers if isinstance(settings, TrainingSettings) else []
     for tracker in trackers:
@@ -299,8 +298,31 @@ def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
             " `distributed_type: MULTI_GPU`, as in accelerate_configs/cpu_ddp.yaml"
         )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
+    engine = _engine_asked_for(asked)
+    if engine not in settings.engines:
+        able = ", ".join(settings.engines)
+        raise InputError(
+            f"{settings.kind} does not run on {engine}, but on {able}; launch it without a configuration, or with one"
+            " of accelerate_configs/ for these"
+        )
+    if isinstance(settings, TrainingSettings):
+        _check_optimizer(settings, engine)
+    on_cpu = not torch.cuda.is_available()
+    handlers = []
+    if engine.startswith("zero"):
+        _check_deepspeed()
+        if on_cpu:
+            import deepspeed
+            from accelerate.utils import InitProcessGroupKwargs
+
+            # Its exchange through shared memory compiles for a minute at first use; gloo gives the same bits.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            # With cpu=True DeepSpeed's processes would train apart, each alone, in silence.
+            handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
-        cpu=asked > 1 and not torch.cuda.is_available(),  # else processes that find no GPU train apart, each alone
+        # Else processes that find no GPU train apart, each alone.
+        cpu=on_cpu and asked > 1 and not handlers,
+        kwargs_handlers=handlers,
         log_with=list(trackers) or None,
         project_dir=str(directory) if trackers else None,
     )
@@ -309,17 +331,48 @@ def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
             f"the launcher asked for {asked} processes and each got a world of {accelerator.num_processes}; check the"
             " accelerate configuration (`accelerate env`)"
         )
-    if accelerator.num_processes > 1 and not isinstance(settings, TrainingSettings):
-        raise InputError(
-            f"{settings.kind} runs in one process; launch it without a configuration, or with cpu.yaml or gpu.yaml"
-        )
-    allowed = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in allowed:
-        raise InputError(
-            f"{settings.kind} does not run on {accelerator.distributed_type.value} yet; use one process or DDP"
-            " (accelerate_configs/ddp.yaml)"
-        )
     return accelerator
+
+
+def _engine_asked_for(processes: int) -> str:
+    """The engine that the launcher's environment names.
+
+    Raises:
+        InputError: it is none that runs here.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+        if stage not in ("1", "2", "3"):
+            raise InputError(
+                f"deepspeed_config.zero_stage: {stage or 'a deepspeed_config_file'} is not supported; give zero_stage"
+                " 1, 2 or 3 in the accelerate configuration, as in accelerate_configs/zero2.yaml"
+            )
+        return f"zero{stage}"
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        version = os.environ.get("FSDP_VERSION", "1")
+        if version != "2":
+            raise InputError(
+                f"fsdp_config.fsdp_version: {version} is not supported; set 2, as in accelerate_configs/fsdp2.yaml"
+            )
+        return "fsdp2"
+    return "ddp" if processes > 1 else "one"
+
+
+def _check_optimizer(settings: TrainingSettings, engine: str) -> None:
+    """Adafactor factors, scales and clips whole matrices, which flat partitions and slices are not."""
+    prompts_alone = "prompt" in settings.outputs or "mixture" in settings.outputs
+    if settings.optimizer == "adafactor" and (engine.startswith("zero") or (engine == "fsdp2" and not prompts_alone)):
+        raise InputError(
+            f"{settings.kind}: `optimizer: adafactor` works on whole matrices, which {engine} cuts up; set `optimizer:"
+            " adamw` with a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
+        )
+
+
+def _check_deepspeed() -> None:
+    try:
+        importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError("DeepSpeed is not installed; pip install 't5-pipeline[deepspeed]'") from None
 
 
 @contextlib.contextmanager

@@ -17,12 +17,16 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def fsync_tree(path: Path) -> None:
     """Force every file and directory below `path` to disk."""
     for directory, _, names in os.walk(path):
         for name in names:
-            with open(os.path.join(directory, name), "rb") as file:
-                os.fsync(file.fileno())
+            fsync_file(Path(directory, name))
         fsync_directory(Path(directory))
 
 

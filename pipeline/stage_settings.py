@@ -16,6 +16,8 @@ class StageSettings(Settings):
     kind: ClassVar[str]
     summary: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
+    # How it may be spread over processes (docs/engines.md).
+    engines: ClassVar[tuple[str, ...]] = ("one",)
     # Raised whenever the stage's objective, optimizer or loss changes what comes out of the same settings.
     code_version: ClassVar[int] = 1
 
@@ -83,6 +85,8 @@ OFFSET = "steps that a continued model has behind it (T5 1.1: 1,000,000)"
 class TrainingSettings(StageSettings):
     """What every stage that trains has."""
 
+    engines: ClassVar[tuple[str, ...]] = ("one", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+
     steps: int = setting(..., "optimizer steps in all", unit="steps", role="extent", ge=0)
     batch_size: int = setting(32, "examples of one optimizer step, over all processes", unit="examples", gt=0)
     optimizer: Literal["adafactor", "adamw"] = setting("adafactor", "adafactor as in T5X, or AdamW")
@@ -101,6 +105,18 @@ class TrainingSettings(StageSettings):
     )
     checkpoint_every: int = setting(1000, "steps between checkpoints", unit="steps", role="runtime", gt=0)
     keep_last: int = setting(2, "newest checkpoints that are kept", unit="checkpoints", role="runtime", ge=1)
+    keep_every: int = setting(
+        0, "checkpoints of every so manieth step are kept for ever; 0 keeps none", unit="steps", role="runtime", ge=0
+    )
+    keep_best: bool = setting(
+        False, "also keep the checkpoint with the best validation, of those that have one at their step", role="runtime"
+    )
+    on_nonfinite: Literal["stop", "skip"] = setting(
+        "stop",
+        "a loss or gradient that is not finite: stop, with the checkpoints from before; skip, the step changes nothing"
+        " and is counted. Either way nonfinite.jsonl names its examples",
+        role="runtime",
+    )
     log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", role="runtime", gt=0)
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also log there, through Accelerate", role="runtime")
 

@@ -163,6 +163,7 @@ class PeftTuneSettings(LearningSettings):
     """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), by the PEFT library."""
 
     kind: ClassVar[str] = "peft_tune"
+    engines: ClassVar[tuple[str, ...]] = ("one", "ddp")
     summary: ClassVar[str] = "freeze a T5 and learn a task by PEFT's prefix tuning or P-tuning"
     outputs: ClassVar[tuple[str, ...]] = ("adapter",)
 

@@ -12,6 +12,8 @@ Run: accelerate launch stages/lm_adapt.py --model google/t5-v1_1-base --tokens r
 
 from __future__ import annotations
 
+from functools import partial
+
 from data_prep.batches import LMBatches
 from data_prep.objectives.language_model import LM, FullLM
 from data_prep.objectives.packed_pairs import PackedPairs
@@ -23,7 +25,7 @@ from pipeline.modeling.artifact import read_expectations, write_model
 from pipeline.modeling.load import load_t5
 from pipeline.settings import LMAdaptSettings
 from pipeline.stage import Stage
-from pipeline.training.run import train_language_model
+from pipeline.training.run import Trained, train_language_model
 
 
 def lm_adapt(stage: Stage[LMAdaptSettings]) -> None:
@@ -43,9 +45,10 @@ def lm_adapt(stage: Stage[LMAdaptSettings]) -> None:
 
     expects = read_expectations(source.path)
 
-    def publish(step: int) -> None:
+    def publish(step: int, trained: Trained) -> None:
         made = expects.after(stage="lm_adapt", step=step, objective=c.objective, **text.origin, of=source.digest)
-        stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made), step=step)
+        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made)
+        stage.publish("model", lambda directory: write(directory, tensors=trained.weights()), step=step)
 
     train_language_model(stage, model, batches, validation, publish)
 

@@ -26,18 +26,19 @@ from pipeline.evaluation.scoring import score_model, validation_rows
 from pipeline.modeling.artifact import read_expectations, write_model
 from pipeline.modeling.load import load_t5
 from pipeline.modeling.prompt_bank import BareT5
+from pipeline.modeling.t5 import T5
 from pipeline.stage import Stage
 from pipeline.training.batch import TensorBatch
 from pipeline.training.loss import batch_losses, token_loss
-from pipeline.training.run import train_stage
-from pipeline.training.selection import Best, Selection
+from pipeline.training.run import Trained, train_stage
+from pipeline.training.selection import Selection
 from pipeline.tuning_settings import ModelTuneSettings
 
 
 def model_tune(stage: Stage[ModelTuneSettings]) -> None:
     c = stage.config
     source = stage.input("model")
-    model = load_t5(source.path).to(stage.accelerator.device)
+    model = load_t5(source.path)
     model.set_dropout(c.dropout)
     vocabulary = Vocabulary.load(source.path)
     vocabulary.check_fits(model.shape.vocab_size, source.path)
@@ -48,20 +49,20 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
     rows = [encode_task(Task.load(task), "train", vocabulary, *lengths, sentinel, training=True) for task in c.tasks]
     batches = MixedTaskBatches(rows, c.batch_size, c.seed, c.mixing, c.mixing_limit)
 
-    def loss_fn(batch: TensorBatch) -> Tensor:
+    def loss_fn(model: T5, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
     selection = None
     if c.select == "best":
         held_out = [validation_rows(task, vocabulary, sentinel, c) for task in c.tasks]
-        measure = partial(score_model, BareT5(model), held_out, stage.accelerator.device, c.precision)
+        score = partial(score_model, held_out=held_out, device=stage.accelerator.device, precision=c.precision)
         selection = Selection(
-            [""], lambda: [measure()], lambda index: model.state_dict(), every=c.validate_every, patience=c.patience
+            [""], lambda model: [score(BareT5(model))], None, every=c.validate_every, patience=c.patience
         )
 
-    def publish(step: int) -> None:
-        (best,) = selection.conclude(step) if selection else [Best(step, {})]
+    def publish(step: int, trained: Trained) -> None:
+        best = trained.best()
         about = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
         about["trained"] = model.shape.parameters
         made = expects.after(
@@ -74,8 +75,8 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
         )
         stage.cells[0].facts.update(parameters=model.shape.parameters, trained=model.shape.parameters)
         stage.cells[0].facts.update(best_step=best.step, scores=best.scores)
-        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made, tensors=best.tensors or None)
-        stage.publish("model", write, step=step)
+        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made)
+        stage.publish("model", lambda directory: write(directory, tensors=trained.weights()), step=step)
 
     train_stage(stage, model, batches, publish=publish, loss_fn=loss_fn, selection=selection, unit="examples")
 

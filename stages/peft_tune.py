@@ -26,8 +26,8 @@ from pipeline.modeling.peft_adapter import AdapterInfo, PeftT5
 from pipeline.stage import Stage
 from pipeline.training.batch import TensorBatch
 from pipeline.training.loss import batch_losses, token_loss
-from pipeline.training.run import train_stage
-from pipeline.training.selection import Best, Selection
+from pipeline.training.run import Trained, train_stage
+from pipeline.training.selection import Selection
 from pipeline.tuning_settings import PeftTuneSettings
 
 
@@ -36,30 +36,28 @@ def peft_tune(stage: Stage[PeftTuneSettings]) -> None:
     source = stage.input("model")
     vocabulary = Vocabulary.load(source.path)
     sentinel = read_expectations(source.path).sentinel
-    model = PeftT5.start(source.path, c.method, c.virtual_tokens, c.hidden_size, c.dropout, c.seed).to(device)
+    model = PeftT5.start(source.path, c.method, c.virtual_tokens, c.hidden_size, c.dropout, c.seed)
 
     lengths = (c.max_input_length, c.max_target_length)
     rows = encode_task(Task.load(c.task), "train", vocabulary, *lengths, sentinel, training=True)
     batches = TaskBatches([rows], [c.batch_size], [c.seed])
 
-    def loss_fn(batch: TensorBatch) -> Tensor:
+    def loss_fn(model: PeftT5, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
     selection = None
     if c.select == "best":
         held_out = validation_rows(c.task, vocabulary, sentinel, c)
-        measure = partial(score_model, model, [held_out], device, c.precision)
-        selection = Selection(
-            [""], lambda: [measure()], lambda index: model.trained, every=c.validate_every, patience=c.patience
-        )
+        score = partial(score_model, held_out=[held_out], device=device, precision=c.precision)
+        selection = Selection([""], lambda model: [score(model)], None, every=c.validate_every, patience=c.patience)
 
-    def publish(step: int) -> None:
-        (best,) = selection.conclude(step) if selection else [Best(step, {}, model.trained)]
+    def publish(step: int, trained: Trained) -> None:
+        best = trained.best()
         with torch.no_grad():
-            for name, tensor in best.tensors.items():
+            for name, tensor in trained.weights().items():
                 model.trained[name].copy_(tensor)
-        trained = sum(tensor.numel() for tensor in model.trained.values())
+        numbers = sum(tensor.numel() for tensor in model.trained.values())
         info = AdapterInfo(
             method=c.method,
             base_model=source.name,
@@ -68,14 +66,14 @@ def peft_tune(stage: Stage[PeftTuneSettings]) -> None:
             task=c.task,
             sentinel=sentinel,
             virtual_tokens=c.virtual_tokens,
-            trained=trained,
+            trained=numbers,
             max_input_length=c.max_input_length,
             max_target_length=c.max_target_length,
             seed=c.seed,
             step=best.step,
             scores=best.scores,
         )
-        stage.cells[0].facts.update(trained=trained, best_step=best.step)
+        stage.cells[0].facts.update(trained=numbers, best_step=best.step)
         stage.publish("adapter", partial(model.save, info=info), step=step)
 
     train_stage(stage, model, batches, publish=publish, loss_fn=loss_fn, selection=selection, unit="examples")

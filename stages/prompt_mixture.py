@@ -11,6 +11,7 @@ Run: accelerate launch stages/prompt_mixture.py --model runs/adapted --task task
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -30,8 +31,8 @@ from pipeline.modeling.prompt_start import initial_rows
 from pipeline.stage import Stage
 from pipeline.training.batch import TensorBatch
 from pipeline.training.mixture import MixtureWeights, mixture_optimizer
-from pipeline.training.run import train_stage
-from pipeline.training.selection import Best, Selection
+from pipeline.training.run import Trained, train_stage
+from pipeline.training.selection import Selection
 from pipeline.tuning_settings import PromptMixtureSettings
 
 
@@ -50,20 +51,22 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
     )
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
-    model = MixtureWeights(prompted, c.components).to(device)
-    bank = prompted.bank
-    rate = c.weight_learning_rate / c.learning_rate
-    optimizer = mixture_optimizer(c.optimizer, bank.rows_RD, bank.row_prompt_R, model.logits_K, c.weight_decay, rate)
+    model, bank = MixtureWeights(prompted, c.components), prompted.bank
 
     lengths = (c.max_input_length, c.max_target_length)
     rows = encode_task(Task.load(c.task), "train", vocabulary, *lengths, sentinel, training=True)
     batches = TaskBatches([rows], [c.batch_size], [c.seed], c.loss)
 
-    def loss_fn(batch: TensorBatch) -> Tensor:
+    def optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        logits_K, rows_RD = parameters
+        rate = c.weight_learning_rate / c.learning_rate
+        return mixture_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, logits_K, c.weight_decay, rate)
+
+    def loss_fn(model: MixtureWeights, batch: TensorBatch) -> Tensor:
         loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss)
         return loss
 
-    def measure(held_out: HeldOut) -> list[dict[str, float]]:
+    def measure(model: MixtureWeights, held_out: HeldOut) -> list[dict[str, float]]:
         answer = together(
             prompted,
             range(c.components),
@@ -76,13 +79,12 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
         outputs = answer_mixture(answer, model.weights, [held_out.form] * len(held_out), encode)
         return [held_out.metrics(outputs.texts)]
 
-    def kept(index: int) -> dict[str, Tensor]:
-        return {"rows": bank.rows_RD, "logits": model.logits_K}
-
     selection = None
     if c.select == "best":
         held_out = validation_rows(c.task, vocabulary, sentinel, c)
-        selection = Selection([""], partial(measure, held_out), kept, every=c.validate_every, patience=c.patience)
+        selection = Selection(
+            [""], partial(measure, held_out=held_out), None, every=c.validate_every, patience=c.patience
+        )
 
     made_on = {
         "base_model": source.name,
@@ -92,14 +94,14 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
         "width": t5.shape.d_model,
     }
 
-    def publish(step: int) -> None:
-        (best,) = selection.conclude(step) if selection else [Best(step, {}, kept(0))]
-        tuned = best.tensors["rows"].split(c.prompt_length)
+    def publish(step: int, trained: Trained) -> None:
+        best, learnt = trained.best(), trained.weights()
+        tuned = learnt["model.bank.rows_RD"].split(c.prompt_length)
         infos = [PromptInfo.tuned(c, **made_on | {"seed": c.seed + k, "step": best.step}) for k in range(c.components)]
         prompts = [Prompt(rows_PD, info) for rows_PD, info in zip(tuned, infos, strict=True)]
-        weights = best.tensors["logits"].double().softmax(dim=0).tolist()
-        trained = c.components * (c.prompt_length * t5.shape.d_model + 1)
-        stage.cells[0].facts.update(parameters=t5.shape.parameters, trained=trained, best_step=best.step)
+        weights = learnt["logits_K"].double().softmax(dim=0).tolist()
+        numbers = c.components * (c.prompt_length * t5.shape.d_model + 1)
+        stage.cells[0].facts.update(parameters=t5.shape.parameters, trained=numbers, best_step=best.step)
         stage.publish("mixture", Mixture(prompts, weights, best.step, best.scores).save, step=step)
 
     train_stage(

@@ -13,6 +13,7 @@ Run: accelerate launch stages/prompt_tune.py --model runs/adapted --task tasks/s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -32,8 +33,8 @@ from pipeline.stage import CellRun, Stage
 from pipeline.training.batch import TensorBatch
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.optimizers import prompt_optimizer
-from pipeline.training.run import train_stage
-from pipeline.training.selection import Best, Selection
+from pipeline.training.run import Trained, train_stage
+from pipeline.training.selection import Selection
 from pipeline.tuning_settings import PromptTuneSettings
 
 
@@ -49,9 +50,7 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
     bank = PromptBank([start_of(t5, vocabulary, cell) for cell in stage.cells])
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
-    # The optimizer takes the bank's row numbers as they lie, so the device comes first.
-    model = PromptedT5(t5, bank).to(stage.accelerator.device)
-    optimizer = prompt_optimizer(c.optimizer, bank.rows_RD, bank.row_prompt_R, c.weight_decay)
+    model = PromptedT5(t5, bank)
 
     encoded: dict[str, EncodedTask] = {}
     for cell in stage.cells:
@@ -69,7 +68,11 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
         c.loss,
     )
 
-    def loss_fn(batch: TensorBatch) -> Tensor:
+    def optimizer(rows: Sequence[Tensor]) -> torch.optim.Optimizer:
+        (rows_RD,) = rows
+        return prompt_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, c.weight_decay)
+
+    def loss_fn(model: PromptedT5, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(bank))
 
@@ -77,9 +80,13 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
     selection = None
     if c.select == "best":
         held_out = [validation_rows(cell.config.task, vocabulary, sentinel, c) for cell in stage.cells]
-        measure = partial(score_prompts, model, held_out, stage.accelerator.device, c.precision)
+        measure = partial(score_prompts, held_out=held_out, device=stage.accelerator.device, precision=c.precision)
         selection = Selection(
-            cells, measure, lambda index: {"rows": bank.prompt(index)}, every=c.validate_every, patience=c.patience
+            cells,
+            measure,
+            lambda model, index: {"rows": model.bank.prompt(index)},
+            every=c.validate_every,
+            patience=c.patience,
         )
 
     made_on = {
@@ -90,11 +97,12 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
         "width": t5.shape.d_model,
     }
 
-    def publish(step: int) -> None:
-        chosen = selection.conclude(step) if selection else [Best(step, {})] * len(bank)
-        for index, (cell, best) in enumerate(zip(stage.cells, chosen, strict=True)):
+    def publish(step: int, trained: Trained) -> None:
+        last = bank.split(trained.checkpoint.tensor("model/bank.rows_RD"))
+        for index, cell in enumerate(stage.cells):
+            best = trained.best(index)
             info = PromptInfo.tuned(cell.config, **made_on, step=best.step, scores=best.scores)
-            rows_PD = best.tensors.get("rows", bank.prompt(index))
+            rows_PD = best.tensors.get("rows", last[index])
             stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell)
             cell.facts.update(parameters=t5.shape.parameters, trained=cell.config.prompt_length * t5.shape.d_model)
 

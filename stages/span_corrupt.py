@@ -11,6 +11,8 @@ Run: accelerate launch stages/span_corrupt.py --init.d-model 128 --tokens runs/t
 
 from __future__ import annotations
 
+from functools import partial
+
 from data_prep.batches import LMBatches
 from data_prep.objectives.span_corruption import SpanCorruption
 from data_prep.shards import TokenShards
@@ -20,7 +22,7 @@ from pipeline.modeling.artifact import Expectations, read_expectations, write_mo
 from pipeline.modeling.load import init_t5, load_t5
 from pipeline.settings import SpanCorruptSettings
 from pipeline.stage import Stage
-from pipeline.training.run import train_language_model
+from pipeline.training.run import Trained, train_language_model
 
 
 def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
@@ -51,7 +53,7 @@ def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
         rows = (c.input_length, objective.target_length) if c.packing else None
         return LMBatches(objective, c.batch_size, c.seed, rows)
 
-    def publish(step: int) -> None:
+    def publish(step: int, trained: Trained) -> None:
         made = expects.after(
             stage="span_corrupt",
             step=step,
@@ -59,7 +61,8 @@ def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
             **text.origin,
             of=origin,
         )
-        stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made), step=step)
+        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made)
+        stage.publish("model", lambda directory: write(directory, tensors=trained.weights()), step=step)
 
     train_language_model(stage, model, batches_of(text), batches_of(held_out) if held_out.documents else None, publish)
 

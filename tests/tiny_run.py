@@ -218,6 +218,12 @@ def script(kind: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "stages" / f"{kind}.py"), *map(str, arguments)]
 
 
+def accelerate_launch(configuration: Path, kind: str, *arguments: object) -> Outcome:
+    """`accelerate launch --config_file CONFIGURATION stages/KIND.py …`."""
+    words = ("--config_file", configuration, ROOT / "stages" / f"{kind}.py", *arguments)
+    return Outcome.of([sys.executable, "-m", "accelerate.commands.launch", *map(str, words)])
+
+
 def t5_pipeline(*arguments: object) -> Outcome:
     """`t5-pipeline …` in this process."""
     return _heard(lambda: cli.main([str(argument) for argument in arguments]))

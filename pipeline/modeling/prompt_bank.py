@@ -55,8 +55,11 @@ class PromptBank(nn.Module):
 
     def prompt(self, index: int) -> Tensor:
         """A copy of one prompt's rows, fp32 [p, D] on the CPU."""
-        start = self.offsets[index]
-        return self.rows_RD.detach()[start : start + self.lengths[index]].cpu().clone()
+        return self.split(self.rows_RD.detach())[index].cpu().clone()
+
+    def split(self, rows_RD: Tensor) -> tuple[Tensor, ...]:
+        """The prompts of a whole bank's rows, each [p, D], as views."""
+        return rows_RD.split(self.lengths)
 
     def gather(self, prompt_B: Tensor) -> tuple[Tensor, Tensor]:
         """The named prompts: rows [B, P, D], zeros on the left of shorter ones; and mask [B, P], True at real rows.

@@ -41,9 +41,10 @@ class Batch(Protocol):
 
 
 class BatchSource(Protocol):
-    """`at(step)` is the whole batch of the step, over all ranks; step 0 is the first."""
+    """`at(step)` is the whole batch of a step, over all ranks; step 0 is the first. `ids(step)` names its examples."""
 
     def at(self, step: int) -> Batch: ...
+    def ids(self, step: int) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ class TensorBatch:
             torch.as_tensor(batch.weights_B).float(),
             torch.as_tensor(batch.prompt_B).long(),
             _both(batch.segments, lambda numbers: torch.as_tensor(numbers).long()),
+        )
+
+    def weightless(self) -> TensorBatch:
+        """The first row alone, with no weight: its loss and gradient are 0."""
+        return TensorBatch(
+            self.inputs_BS[:1],
+            self.targets_BT[:1],
+            torch.zeros(1),
+            self.prompt_B[:1],
+            _both(self.segments, lambda numbers: numbers[:1]),
         )
 
     def to(self, device: torch.device) -> TensorBatch:
@@ -93,12 +104,31 @@ class StepBatch:
     examples: int
 
 
-def step_batch(batches: BatchSource, step: int, *, rank: int, world: int, microbatch_size: int) -> StepBatch:
-    """The part of batch `step` that falls to `rank`, in microbatches (size 0: all at once); a rank may get none."""
+def step_batch(
+    batches: BatchSource, step: int, *, rank: int, world: int, microbatch_size: int, lockstep: bool = False
+) -> StepBatch:
+    """The part of batch `step` that falls to `rank`, in microbatches (size 0: all at once), as `rank_part` has it."""
     whole = batches.at(step)
-    part = whole.shard(rank, world)
-    microbatches = [TensorBatch.of(micro) for micro in part.microbatches(microbatch_size)] if len(part) else []
-    return StepBatch(step, microbatches, whole.input_tokens + whole.target_tokens, len(whole))
+    part = rank_part(whole, rank, world, microbatch_size, lockstep)
+    return StepBatch(step, part, whole.input_tokens + whole.target_tokens, len(whole))
+
+
+def rank_part(whole: Batch, rank: int, world: int, microbatch_size: int, lockstep: bool) -> list[TensorBatch]:
+    """The microbatches of one rank; it may have none.
+
+    lockstep: every rank gets as many, for engines that exchange weights and gradients in each. What a rank lacks is
+    made up by a row that weighs nothing.
+    """
+
+    def cut(rank: int) -> Sequence[Batch]:
+        part = whole.shard(rank, world)
+        return part.microbatches(microbatch_size) if len(part) else []
+
+    mine = [TensorBatch.of(micro) for micro in cut(rank)]
+    if lockstep and world > 1:
+        missing = max(len(cut(other)) for other in range(world)) - len(mine)
+        mine += [(mine[0] if mine else TensorBatch.of(whole)).weightless()] * missing
+    return mine
 
 
 def prefetch(make: Callable[[int], Item], steps: Iterable[int], ahead: int = 2) -> Generator[Item]:

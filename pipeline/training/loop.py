@@ -4,7 +4,7 @@
     w ← optimizer(w, g, schedule(step))
 
 It is exact: the batch, the dropout masks and the rate are functions of the step, so a run that was killed at any
-moment and goes on from its newest checkpoint ends, on one CPU process, with the same bits as one that never was.
+moment and goes on from its newest checkpoint ends, on the same processes, with the same bits as one that never was.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import Interrupted
-from pipeline.training.batch import BatchSource, TensorBatch, prefetch, step_batch
+from pipeline.training.batch import BatchSource, StepBatch, TensorBatch, prefetch, step_batch
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import set_learning_rate
 from pipeline.training.progress import Progress
 from pipeline.training.schedules import Schedule
@@ -28,7 +29,9 @@ from pipeline.training.selection import Selection
 from pipeline.training.state import TrainState
 from pipeline.training.stop import StopSignal
 
-LossFn = Callable[[TensorBatch], Tensor]
+LossFn = Callable[[Any, TensorBatch], Tensor]
+# What a process says beside the number of a signal: its last checkpoint could not be written.
+NOT_SAVED = 1 << 10
 
 
 def train(
@@ -43,6 +46,7 @@ def train(
     metrics: MetricsLog,
     progress: Progress,
     stop: StopSignal,
+    on_nonfinite: OnNonFinite,
     microbatch_size: int = 0,
     log_every: int = 10,
     checkpoint_every: int = 1000,
@@ -51,12 +55,12 @@ def train(
     cells: Sequence[str] = (),
     unit: Literal["tokens", "examples"] = "tokens",
 ) -> None:
-    """Trains until `steps` steps are done in all, and leaves a checkpoint of the last one.
+    """Trains until `steps` steps are done in all, and leaves a checkpoint of the last one on the disk.
 
-    loss_fn gives a microbatch's losses [C], one for each of `cells` (without cells: [1]), as `batch_losses` makes
-    them. `validate` returns what its row holds beside step and split; it runs on every rank, every `validate_every`
-    steps and before the first. `unit` is what the rate in the log counts. Where `state.selection` is there, it is
-    updated when it is due, and training ends early once its patience has run out.
+    loss_fn(model, microbatch) gives its losses [C], one for each of `cells` (without cells: [1]), as `batch_losses`
+    makes them. `validate` returns what its row holds beside step and split, a loss among it; it runs on every rank,
+    every `validate_every` steps and before the first. `unit` is what the rate in the log counts. Where
+    `state.selection` is there, it is updated when it is due, and training ends early once its patience has run out.
 
     To do something at a certain step (publish a model), train up to it, do it, and train on: no bit depends on where
     a call ends.
@@ -65,81 +69,104 @@ def train(
         Interrupted: `stop` was signalled; the step was finished and saved.
         InputError: a loss or gradient is not finite, or a checkpoint cannot be written; older ones are intact.
     """
-    ranks, optimizer = state.ranks, state.optimizer
-    make = partial(step_batch, batches, rank=ranks.rank, world=ranks.world, microbatch_size=microbatch_size)
+    ranks, engine = state.ranks, state.engine
+    make = partial(
+        step_batch,
+        batches,
+        rank=ranks.rank,
+        world=ranks.world,
+        microbatch_size=microbatch_size,
+        lockstep=engine.lockstep,
+    )
+    score: float | None = None  # of the validation at this very step
 
     def log(row: Mapping[str, Any]) -> None:
         if ranks.rank == 0:
             metrics.write({"step": state.step, **row})
 
-    def measure(validate: Callable[[], Mapping[str, Any]]) -> None:
+    def settle() -> None:
+        bad = state.meter.settle()
+        state.skipped += len(bad)
+        on_nonfinite.handle(bad, batches)
+
+    def measure(validate: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         with state.meter.paused():
-            log({"split": "validation", **validate()})
-            state.model.train()
+            found = validate()
+            log({"split": "validation", **found})
+            engine.set_training(True)
+        return found
+
+    def save() -> None:
+        with state.meter.paused():
+            settle()
+            checkpoints.save(state.step, state.pieces(), state.scalars(), score=score, before=metrics.sync)
 
     selection = state.selection
     if selection is not None and selection.exhausted:
         return
-    state.model.train()
+    engine.set_training(True)
     state.meter.restart_clock()
     if validate and state.step == 0 < steps:
         measure(validate)
-    with closing(prefetch(make, range(state.step, steps))) as parts:
+    if steps == 0:
+        save()
+    with closing(prefetch(make, range(state.step, steps))) as parts, checkpoints.finishing():
         for part in parts:
+            score = None
             learning_rate = schedule(part.step)
-            set_learning_rate(optimizer, learning_rate)
+            set_learning_rate(engine.optimizer, learning_rate)
             torch.manual_seed(dropout_seed(seed, part.step, ranks.rank))
-            losses_C = gradients(state, part.microbatches, loss_fn, max(1, len(cells)))
-            norm = state.sum_gradients()
-            optimizer.step()
+            losses_C = gradients(state, part, loss_fn, max(1, len(cells)))
+            norm = engine.step(skip_nonfinite=on_nonfinite.skips)
             state.step += 1
             state.meter.add(state.step, losses_C, norm, part.tokens, part.examples)
 
             row = None
             if state.step % log_every == 0:
+                settle()
                 row = state.meter.read(cells, unit)
                 row |= {"learning_rate": learning_rate, "elapsed_s": round(state.elapsed, 3)}
+                if state.skipped:
+                    row["skipped"] = state.skipped
                 log(row)
             progress.update(state.step, row)
             if validate and state.step % validate_every == 0:
-                measure(validate)
+                score = -float(measure(validate)["loss"])
             if selection is not None and selection.due(state.step):
-                measure(partial(choose, state, selection))
+                score = mean_score(measure(partial(choose, state, selection)))
             over = state.step == steps or (selection is not None and selection.exhausted)
-            signum = ranks.largest(stop.signum)
-            if state.step % checkpoint_every == 0 or over or signum:
-                save(state, checkpoints, metrics)
-            if signum:
-                raise Interrupted(signum, state.step)
+            word = ranks.largest(NOT_SAVED if checkpoints.failed else stop.signum)
+            if word == NOT_SAVED:
+                checkpoints.wait()
+            if state.step % checkpoint_every == 0 or over or word:
+                save()
+            if word:
+                checkpoints.wait()
+                raise Interrupted(word, state.step)
             if over:
                 break
 
 
 def choose(state: TrainState, selection: Selection) -> dict[str, Any]:
     """Updates the selection; returns what its row of the log holds."""
-    state.model.eval()
-    return {"scores": selection.update(state.step)}
+    state.engine.set_training(False)
+    return {"scores": selection.update(state.step, state.engine)}
 
 
-def gradients(state: TrainState, microbatches: Sequence[TensorBatch], loss_fn: LossFn, losses: int) -> Tensor:
-    """Leaves this rank's gradient in the parameters and returns its losses [C]."""
-    state.optimizer.zero_grad(set_to_none=True)
+def mean_score(row: Mapping[str, Any]) -> float:
+    """The mean over the cells of each one's first metric."""
+    firsts = [next(iter(scores.values())) for scores in row["scores"].values()]
+    return sum(firsts) / len(firsts)
+
+
+def gradients(state: TrainState, part: StepBatch, loss_fn: LossFn, losses: int) -> Tensor:
+    """Leaves this rank's gradient with the engine and returns its losses [C]."""
     total_C = torch.zeros(losses, device=state.device)
-    for microbatch in microbatches:
-        with state.autocast():
-            losses_C = loss_fn(microbatch.to(state.device))
-        losses_C.sum().backward()
+    for index, microbatch in enumerate(part.microbatches):
+        losses_C = state.engine.call(loss_fn, microbatch.to(state.device))
+        state.engine.backward(losses_C.sum(), last=index == len(part.microbatches) - 1)
         total_C += losses_C.detach()
     return total_C
-
-
-def save(state: TrainState, checkpoints: Checkpoints, metrics: MetricsLog) -> None:
-    """Writes a checkpoint, unless a number is not finite; metrics reach the disk first, so none is missing after it."""
-    with state.meter.paused():
-        state.meter.settle()
-        if state.ranks.rank == 0:
-            metrics.sync()
-            checkpoints.save(state.step, state.tensors(), state.scalars())
 
 
 def resume(
@@ -157,13 +184,12 @@ def resume(
     Raises:
         InputError: the checkpoint belongs to other settings or another model, or `at` is not there.
     """
-    first = state.ranks.rank == 0
-    chosen = (checkpoints.latest(at_most) if at is None else checkpoints.at(at)) if first else None
-    step = state.ranks.from_first(chosen.step if chosen else -1)
-    if step >= 0:
-        found = chosen or checkpoints.at(step)
-        state.load(step, found.tensors(), found.scalars)
-    if first:
+    found = checkpoints.latest(at_most) if at is None else checkpoints.at(at)
+    step = -1 if found is None else found.step
+    if found is not None:
+        state.load(step, found, found.scalars)
+    state.ranks.largest(0)  # nothing is removed before every process has read
+    if state.ranks.rank == 0:
         checkpoints.discard_after(step)
         metrics.truncate_after(step)
 

@@ -5,15 +5,29 @@ N steps, C losses a step (one for each prompt of a bank, else one)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
 from pipeline.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """A step (1 is the first) whose losses [C] or norm of the gradient are infinite or no number."""
+
+    step: int
+    losses: list[float]
+    gradient_norm: float
+
+    @property
+    def what(self) -> str:
+        return "the gradient" if all(map(math.isfinite, self.losses)) else "the loss"
 
 
 class Meter:
@@ -39,37 +53,39 @@ class Meter:
         self.tokens += tokens
         self.examples += examples
 
-    def settle(self) -> None:
-        """Sums the losses over the ranks and checks them: one exchange, one wait for the device.
+    def settle(self) -> list[NotFinite]:
+        """Sums the losses over the ranks: one exchange, one wait for the device.
 
-        Raises:
-            InputError: a loss or a gradient is not finite (on every rank alike).
+        Returns the steps whose loss or gradient is not finite, on every rank alike; they are no part of any mean.
         """
         if not self._waiting:
-            return
+            return []
         losses_NC = torch.stack([losses_C for _, losses_C, _ in self._waiting])
         self._ranks.sum([losses_NC])
         norms_N = torch.stack([norm for _, _, norm in self._waiting])
         block = torch.cat([norms_N.unsqueeze(1), losses_NC], dim=1).double().cpu()
-        for (step, _, _), numbers in zip(self._waiting, block, strict=True):
-            if not numbers.isfinite().all():
-                what = "the loss" if not numbers[1:].isfinite().all() else "the gradient"
-                raise InputError(
-                    f"step {step:,}: {what} is not finite; the checkpoints before it are intact:"
-                    " lower learning_rate, or use precision fp32, and run again"
-                )
+        finite_N = block.isfinite().all(dim=1)
+        bad = [
+            NotFinite(step, numbers[1:].tolist(), float(numbers[0]))
+            for (step, _, _), numbers, finite in zip(self._waiting, block, finite_N, strict=True)
+            if not finite
+        ]
         self._waiting.clear()
+        block = block[finite_N]
         self.history_NC = torch.cat([self.history_NC, block]) if len(self.history_NC) else block
+        return bad
 
     def read(self, cells: Sequence[str], unit: str) -> dict[str, object]:
-        """The means since the last reading, and the rate in `unit` ("tokens" or "examples"); then starts afresh."""
-        self.settle()
-        norm, *losses = self.history_NC.mean(dim=0).tolist()
+        """The means of the settled steps since the last reading, and the rate in `unit` ("tokens" or "examples"); then
+        starts afresh. Of steps of which none was finite there is only the rate."""
         seconds = max(time.monotonic() - self._since, 1e-9)
-        row: dict[str, object] = {"loss": sum(losses) / len(losses)}
-        if cells:
-            row["losses"] = dict(zip(cells, losses, strict=True))
-        row["gradient_norm"] = norm
+        row: dict[str, object] = {}
+        if len(self.history_NC):
+            norm, *losses = self.history_NC.mean(dim=0).tolist()
+            row["loss"] = sum(losses) / len(losses)
+            if cells:
+                row["losses"] = dict(zip(cells, losses, strict=True))
+            row["gradient_norm"] = norm
         row[f"{unit}_per_second"] = round({"tokens": self.tokens, "examples": self.examples}[unit] / seconds, 2)
         self.history_NC = self.history_NC[:0]
         self.restart_clock()

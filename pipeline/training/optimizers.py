@@ -187,6 +187,13 @@ class AdamW(torch.optim.AdamW):
         for group in self.param_groups:
             group["decay"] = weight_decay
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """A group that is added later decays by its own `weight_decay`."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.setdefault("decay", group["weight_decay"])
+        group["weight_decay"] = 0.0
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         for group in self.param_groups:

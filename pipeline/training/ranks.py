@@ -12,7 +12,36 @@ from torch import Tensor
 BUCKET = 1 << 24
 
 
-class Ranks:
+class Words:
+    """Single numbers between processes, through gloo on the CPU, so that they never wait for a device.
+
+    Each has a process group of its own: what a thread in the background says does not mix with the training's words.
+    Making one is itself an exchange, in which all processes take part.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank = rank
+        self.world = world
+        self._group = dist.new_group(backend="gloo") if world > 1 else None
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the ranks have."""
+        if self.world == 1:
+            return number
+        box = torch.tensor([number])
+        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._group)
+        return int(box.item())
+
+    def from_first(self, number: int) -> int:
+        """The number that rank 0 has."""
+        if self.world == 1:
+            return number
+        box = torch.tensor([number])
+        dist.broadcast(box, src=0, group=self._group)
+        return int(box.item())
+
+
+class Ranks(Words):
     """This process's `rank` among `world` processes. With one process every exchange is a no-op.
 
     Raises:
@@ -24,10 +53,7 @@ class Ranks:
         found = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if found != world:
             raise RuntimeError(f"{world} processes were asked for, the process group has {found}")
-        self.rank = rank
-        self.world = world
-        # Words about the run itself go through gloo on the CPU, so that they never wait for a device.
-        self._host = dist.new_group(backend="gloo") if world > 1 else None
+        super().__init__(rank, world)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replaces every tensor by its sum over the ranks."""
@@ -39,21 +65,13 @@ class Ranks:
             parts = flat.split([tensor.numel() for tensor in bucket])
             torch._foreach_copy_(list(bucket), [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
 
-    def largest(self, number: int) -> int:
-        """The largest of the numbers that the ranks have."""
+    def agree(self, number: Tensor) -> bool:
+        """True where every rank has the same number (0-d, on the device)."""
         if self.world == 1:
-            return number
-        box = torch.tensor([number])
-        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._host)
-        return int(box.item())
-
-    def from_first(self, number: int) -> int:
-        """The number that rank 0 has."""
-        if self.world == 1:
-            return number
-        box = torch.tensor([number])
-        dist.broadcast(box, src=0, group=self._host)
-        return int(box.item())
+            return True
+        both = torch.stack([number, -number]).double()
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        return bool(both[0] == -both[1])
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +15,19 @@ from pipeline.run_dir import step_name
 from pipeline.settings import LanguageModelSettings
 from pipeline.stage import Stage
 from pipeline.stage_settings import TrainingSettings
-from pipeline.training.batch import BatchSource, TensorBatch
-from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.batch import BatchSource, TensorBatch, rank_part
+from pipeline.training.checkpoints import Checkpoint, Checkpoints
+from pipeline.training.engines import MakeOptimizer, make_engine
+from pipeline.training.engines.base import MODEL
 from pipeline.training.loop import LossFn, resume, train
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import model_optimizer
 from pipeline.training.progress import Progress
+from pipeline.training.ranks import Words
 from pipeline.training.schedules import learning_rate
-from pipeline.training.selection import Selection
+from pipeline.training.selection import SELECTION, Best, Selection
 from pipeline.training.state import TrainState
 from pipeline.training.stop import StopSignal
 
@@ -32,11 +37,11 @@ def train_stage(
     model: nn.Module,
     batches: BatchSource,
     *,
-    publish: Callable[[int], None],
+    publish: Callable[[int, Trained], None],
     loss_fn: LossFn,
     validate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     validate_every: int = 500,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: MakeOptimizer | None = None,
     selection: Selection | None = None,
     cells: Sequence[str] = (),
     unit: Literal["tokens", "examples"] = "tokens",
@@ -44,18 +49,21 @@ def train_stage(
     """Train from the newest checkpoint through every step that is still to be published.
 
     Args:
-        publish: called with the step once the model is there; never twice for a step that is on disk already.
-        loss_fn: losses [C] of a microbatch, one for each of `cells` (without cells: [1]).
+        publish: called on every process with the step and what training made of it, once the checkpoint of the step is
+            on the disk; never twice for a step that is published already.
+        loss_fn: losses [C] of (model, microbatch), one for each of `cells` (without cells: [1]).
         validate: what a validation row of metrics.jsonl holds.
         optimizer: where the settings' own will not do (prompts).
         selection: what chooses the checkpoint that is published; none publishes the last one.
     """
     c: TrainingSettings = stage.config
-    model.to(stage.accelerator.device)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = optimizer or model_optimizer(c.optimizer, trained, c.weight_decay)
-    state = TrainState(model, optimizer, stage.accelerator, c.precision)
-    state.selection = selection
+    engine = make_engine(
+        stage.accelerator,
+        model,
+        optimizer or (lambda parameters: model_optimizer(c.optimizer, parameters, c.weight_decay)),
+        c.precision,
+    )
+    state = TrainState(engine, selection)
     schedule = learning_rate(
         c.schedule,
         peak=c.learning_rate,
@@ -64,10 +72,22 @@ def train_stage(
         total_steps=c.steps,
     )
     pending = stage.steps_pending()
+    words = Words(state.ranks.rank, state.ranks.world)
+
+    def checkpoints_in(directory: Path) -> Checkpoints:
+        return Checkpoints(
+            directory / "checkpoints",
+            stage.fingerprint,
+            keep_last=c.keep_last,
+            keep_every=c.keep_every,
+            keep_best=c.keep_best,
+            words=words,
+        )
 
     def follow(directory: Path, steps: Sequence[int], at: int | None = None) -> None:
         """Publish these steps, from the newest checkpoint in a directory or that of step `at`."""
-        checkpoints = Checkpoints(directory / "checkpoints", stage.fingerprint, keep_last=c.keep_last)
+        checkpoints = checkpoints_in(directory)
+        on_nonfinite = OnNonFinite(c.on_nonfinite, directory if stage.is_main else None)
         with trackers(stage, directory) as also, MetricsLog(directory / "metrics.jsonl", also) as metrics:
             resume(state, checkpoints, metrics, at=at, at_most=steps[0])
             for step in steps:
@@ -82,6 +102,7 @@ def train_stage(
                     metrics=metrics,
                     progress=progress,
                     stop=stop,
+                    on_nonfinite=on_nonfinite,
                     microbatch_size=c.microbatch_size,
                     log_every=c.log_every,
                     checkpoint_every=c.checkpoint_every,
@@ -90,20 +111,42 @@ def train_stage(
                     cells=cells,
                     unit=unit,
                 )
-                model.eval()
-                publish(step)
+                engine.set_training(False)
+                publish(step, Trained(checkpoints.at(state.step), conclude(state)))
 
     with StopSignal() as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
         begin = stage.resume_from
         if begin is None:
-            newest = Checkpoints(stage.directory / "checkpoints", stage.fingerprint).latest() if stage.is_main else None
-            begin = state.ranks.from_first(newest.step if newest else 0)
+            newest = checkpoints_in(stage.directory).latest()
+            begin = newest.step if newest else 0
         # Steps that were passed without being kept are made anew aside: what lies ahead of them is not thrown away.
         if passed := [step for step in pending if step < begin]:
             follow(stage.directory / "steps" / step_name(passed[-1]), passed)
         if ahead := [step for step in pending if step >= begin]:
             follow(stage.directory, ahead, at=stage.resume_from)
         stage.stopped_by = stop.signum
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training made: the checkpoint of the step, and where something chooses what is published, the best of each
+    cell."""
+
+    checkpoint: Checkpoint
+    chosen: list[Best]
+
+    def best(self, index: int = 0) -> Best:
+        """What cell `index` publishes: its best, or where nothing chooses, the last step, with no scores."""
+        return self.chosen[index] if self.chosen else Best(self.checkpoint.step, {})
+
+    def weights(self, index: int = 0) -> dict[str, Tensor]:
+        """Everything that trains, as cell `index` publishes it: whole, whatever engine wrote the checkpoint."""
+        last = self.best(index).step == self.checkpoint.step
+        return self.checkpoint.tensors(MODEL if last else f"{SELECTION}{index}/")
+
+
+def conclude(state: TrainState) -> list[Best]:
+    return [] if state.selection is None else state.selection.conclude(state.step, state.engine)
 
 
 @contextlib.contextmanager
@@ -138,7 +181,7 @@ def train_language_model(
     model: nn.Module,
     batches: BatchSource,
     validation: BatchSource | None,
-    publish: Callable[[int], None],
+    publish: Callable[[int, Trained], None],
 ) -> None:
     """Train `model(inputs_BS, targets_BT, segments) -> logits_BTV` on every target token.
 
@@ -147,7 +190,7 @@ def train_language_model(
     """
     c: LanguageModelSettings = stage.config
 
-    def loss_fn(batch: TensorBatch) -> Tensor:
+    def loss_fn(model: Any, batch: TensorBatch) -> Tensor:
         logits_BTV = model(batch.inputs_BS, batch.targets_BT, batch.segments)
         loss_BT = token_loss(logits_BTV, batch.targets_BT, c.z_loss)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
@@ -155,7 +198,7 @@ def train_language_model(
     def validate(state: TrainState) -> dict[str, float]:
         assert validation is not None
         held_out = [validation.at(index) for index in range(c.validation_batches)]
-        return {"loss": held_out_loss(state, model, held_out, c.microbatch_size)}
+        return {"loss": held_out_loss(state, held_out, c.microbatch_size)}
 
     train_stage(
         stage,
@@ -168,18 +211,18 @@ def train_language_model(
     )
 
 
-@torch.no_grad()
-def held_out_loss(state: TrainState, model: nn.Module, batches: Sequence[Any], microbatch_size: int) -> float:
+def held_out_loss(state: TrainState, batches: Sequence[Any], microbatch_size: int) -> float:
     """Mean cross entropy of all target tokens of these batches, in nats, without dropout and z-loss."""
-    model.eval()
+
+    def sums_of(model: Any, batch: TensorBatch) -> Tensor:
+        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT, batch.segments), batch.targets_BT)
+        counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
+        return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
+
     sums = torch.zeros(2, dtype=torch.float64, device=state.device)
+    ranks, lockstep = state.ranks, state.engine.lockstep
     for batch in batches:
-        part = batch.shard(state.ranks.rank, state.ranks.world)
-        for micro in part.microbatches(microbatch_size) if len(part) else ():
-            tensors = TensorBatch.of(micro).to(state.device)
-            with state.autocast():
-                logits_BTV = model(tensors.inputs_BS, tensors.targets_BT, tensors.segments)
-                loss_BT = token_loss(logits_BTV, tensors.targets_BT)
-            sums += torch.stack([loss_BT.sum(dtype=torch.float64), (tensors.targets_BT != 0).sum().double()])
-    state.ranks.sum([sums])
+        for micro in rank_part(batch, ranks.rank, ranks.world, microbatch_size, lockstep):
+            sums += state.evaluate(sums_of, micro.to(state.device))
+    ranks.sum([sums])
     return float(sums[0] / sums[1])

@@ -7,26 +7,37 @@ a run that was killed ends with the same choice. Of equal scores the earlier one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from pipeline.training.engines.base import MODEL, Engine
+from pipeline.training.pieces import Piece, SavedTensors, assemble, named_whole
+
+SELECTION = "selection/"
 
 Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Best:
-    """What a cell publishes: the step it is of, its validation scores, and its tensors on the CPU."""
+    """What a cell publishes: the step it is of, its validation scores, and this process's pieces of what is kept."""
 
     step: int
     scores: Scores
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    pieces: list[Piece] = field(default_factory=list)
 
     @property
     def score(self) -> float:
         """The first metric, which decides; larger is better."""
         return next(iter(self.scores.values()))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, whole, where every process has all of it."""
+        return assemble(self.pieces)
 
 
 class Selection:
@@ -34,9 +45,10 @@ class Selection:
 
     Args:
         cells: their names, as the log has them.
-        measure: validation metrics of each cell, the deciding one first; called with the model in evaluation mode, on
-            every rank, and the same on all of them.
-        kept: what is kept of a cell, by its index.
+        measure: of a model, validation metrics of each cell, the deciding one first; called in evaluation mode, on
+            every process, and the same on all of them.
+        kept: of a model and a cell's index, what is kept of it, whole; None keeps every weight that trains, each
+            process its own part.
         every: steps between measurements.
         patience: measurements in a row without a better score after which a cell takes no later one; 0 always does.
     """
@@ -44,8 +56,8 @@ class Selection:
     def __init__(
         self,
         cells: Sequence[str],
-        measure: Callable[[], list[Scores]],
-        kept: Callable[[int], Mapping[str, Tensor]],
+        measure: Callable[[Any], list[Scores]],
+        kept: Callable[[Any, int], Mapping[str, Tensor]] | None,
         *,
         every: int,
         patience: int = 0,
@@ -67,21 +79,23 @@ class Selection:
         """True once the patience with every cell has run out."""
         return self.patience > 0 and all(count >= self.patience for count in self._without_better)
 
-    def update(self, step: int) -> dict[str, Scores]:
+    @torch.no_grad()
+    def update(self, step: int, engine: Engine) -> dict[str, Scores]:
         """Measures, keeps what is better than before, and returns the scores of each cell."""
-        measured = self.measure()
+        measured: list[Scores] = engine.call(self.measure)
         for index, scores in enumerate(measured):
             before = self._best[index]
             if self.patience and self._without_better[index] >= self.patience:
                 continue
             if before is None or Best(step, scores).score > before.score:
-                self._best[index] = self._take(index, step, scores)
+                self._best[index] = self._take(index, step, scores, engine)
                 self._without_better[index] = 0
             else:
                 self._without_better[index] += 1
         return dict(zip(self.cells, measured, strict=True))
 
-    def conclude(self, step: int) -> list[Best]:
+    @torch.no_grad()
+    def conclude(self, step: int, engine: Engine) -> list[Best]:
         """The best of each cell at the end of training.
 
         A last step that is none of those measured is a candidate too, but no part of what goes on: a run that ends here
@@ -89,24 +103,29 @@ class Selection:
         """
         best = list(self._best)
         if not self.due(step) and not self.exhausted:
-            for index, scores in enumerate(self.measure()):
+            for index, scores in enumerate(engine.call(self.measure)):
                 before = best[index]
                 if before is None or Best(step, scores).score > before.score:
-                    best[index] = self._take(index, step, scores)
+                    best[index] = self._take(index, step, scores, engine)
         return [found for found in best if found is not None]
 
-    def _take(self, index: int, step: int, scores: Scores) -> Best:
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.kept(index).items()}
-        return Best(step, scores, tensors)
+    def _take(self, index: int, step: int, scores: Scores, engine: Engine) -> Best:
+        return Best(step, scores, [piece.copied() for piece in self._now(index, engine)])
 
-    def tensors(self) -> dict[str, Tensor]:
+    def _now(self, index: int, engine: Engine) -> list[Piece]:
+        """What is kept of a cell, as it is at this moment."""
+        if self.kept is not None:
+            return named_whole("", engine.call(self.kept, index))
+        return [piece.named(piece.name.removeprefix(MODEL)) for piece in engine.weights()]
+
+    def pieces(self) -> list[Piece]:
         """For a checkpoint: `selection/<cell>/<name>`."""
-        return {
-            f"selection/{index}/{name}": tensor
+        return [
+            piece.named(f"{SELECTION}{index}/{piece.name}")
             for index, best in enumerate(self._best)
             if best is not None
-            for name, tensor in best.tensors.items()
-        }
+            for piece in best.pieces
+        ]
 
     def scalars(self) -> list[dict[str, Any] | None]:
         return [
@@ -114,10 +133,15 @@ class Selection:
             for best, count in zip(self._best, self._without_better, strict=True)
         ]
 
-    def load(self, tensors: Mapping[str, Tensor], scalars: Sequence[Mapping[str, Any] | None]) -> None:
-        """Goes back to what `tensors()` and `scalars()` gave."""
+    def load(self, saved: SavedTensors, scalars: Sequence[Mapping[str, Any] | None], engine: Engine) -> None:
+        """Goes back to what `pieces()` and `scalars()` gave, whichever engine gave them."""
         for index, found in enumerate(scalars):
-            begin = f"selection/{index}/"
-            mine = {name.removeprefix(begin): t.clone() for name, t in tensors.items() if name.startswith(begin)}
-            self._best[index] = None if found is None else Best(found["step"], dict(found["scores"]), mine)
             self._without_better[index] = 0 if found is None else int(found["without_better"])
+            self._best[index] = None
+            if found is not None:
+                name = f"{SELECTION}{index}/"
+                mine = [
+                    replace(piece, values_N=saved.read(name + piece.name, piece.start, piece.stop))
+                    for piece in self._now(index, engine)
+                ]
+                self._best[index] = Best(found["step"], dict(found["scores"]), mine)

@@ -27,11 +27,14 @@ from torch import Tensor, nn
 from pipeline.errors import Interrupted
 from pipeline.training.batch import TensorBatch
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.engines import make_engine
 from pipeline.training.loop import resume, train
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import model_optimizer
 from pipeline.training.progress import Progress
+from pipeline.training.ranks import Words
 from pipeline.training.schedules import learning_rate
 from pipeline.training.state import TrainState
 from pipeline.training.stop import StopSignal
@@ -72,11 +75,15 @@ class Examples:
 
 
 class Source:
-    """Batch `step` is a function of the step; from step `poison` on, a weight is NaN."""
+    """Batch `step` is a function of the step; in steps `poison` … `cured` − 1 a weight is NaN."""
 
-    def __init__(self, batch_size: int = 5, poison: int = 1 << 60) -> None:
+    def __init__(self, batch_size: int = 5, poison: int = 1 << 60, cured: int = 1 << 60) -> None:
         self.batch_size = batch_size
         self.poison = poison
+        self.cured = cured
+
+    def ids(self, step: int) -> list[int]:
+        return list(range(step * self.batch_size, (step + 1) * self.batch_size))
 
     def at(self, step: int) -> Examples:
         rng = np.random.default_rng([7, step])
@@ -86,7 +93,7 @@ class Source:
             for _ in range(2)
         ]
         weights_B = np.full(self.batch_size, 1 / np.count_nonzero(ids[1]), np.float32)
-        if step >= self.poison:
+        if self.poison <= step < self.cured:
             weights_B[0] = np.nan
         return Examples(ids[0].astype(np.int32), ids[1].astype(np.int32), weights_B, np.arange(self.batch_size) % 2)
 
@@ -122,6 +129,7 @@ def run(
     microbatch_size: int = 2,
     batch_size: int = 5,
     poison: int = 1 << 60,
+    cured: int = 1 << 60,
     at: int | None = None,
     seconds_per_step: float = 0.0,
     signal_at: int = 0,
@@ -129,23 +137,25 @@ def run(
     precision: Literal["fp32", "bf16"] = "fp32",
     stops: tuple[int, ...] = (),
     keep_last: int = 2,
-    keep_steps: tuple[int, ...] = (),
+    keep_every: int = 0,
+    skip: bool = False,
 ) -> TrainState:
     """One process of the run, from its newest checkpoint to `steps`, by way of the ends `stops` of single calls."""
     torch.manual_seed(0)
     model = SmallModel(dropout)
     accelerator = Accelerator(cpu=True)
-    state = TrainState(
-        model,
-        model_optimizer(optimizer, [p for p in model.parameters() if p.requires_grad], weight_decay=1e-4),
-        accelerator,
-        precision,
-    )
+    engine = make_engine(accelerator, model, lambda trained: model_optimizer(optimizer, trained, 1e-4), precision)
+    state = TrainState(engine)
     checkpoints = Checkpoints(
-        directory / "checkpoints", f"dropout {dropout}", keep_last=keep_last, keep_steps=keep_steps
+        directory / "checkpoints",
+        f"dropout {dropout}",
+        keep_last=keep_last,
+        keep_every=keep_every,
+        words=Words(accelerator.process_index, accelerator.num_processes),
     )
+    on_nonfinite = OnNonFinite("skip" if skip else "stop", directory if accelerator.is_main_process else None)
 
-    def losses(batch: TensorBatch) -> Tensor:
+    def losses(model: SmallModel, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, z_loss=1e-4)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, prompts=2)
 
@@ -165,7 +175,7 @@ def run(
         for end in (*stops, steps):
             train(
                 state,
-                Source(batch_size, poison),
+                Source(batch_size, poison, cured),
                 steps=end,
                 loss_fn=losses,
                 schedule=slowly,
@@ -174,6 +184,7 @@ def run(
                 metrics=metrics,
                 progress=progress,
                 stop=stop,
+                on_nonfinite=on_nonfinite,
                 microbatch_size=microbatch_size,
                 log_every=log_every,
                 checkpoint_every=checkpoint_every,

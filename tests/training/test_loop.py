@@ -21,6 +21,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import dropout_seed
 from pipeline.training.state import TrainState
 from pipeline.training.stop import StopSignal
+from tests.training.saved import Saved, tensors_of
 
 ROOT = Path(pipeline.__file__).parents[1]
 SMALL_RUN = Path(__file__).with_name("small_run.py")
@@ -59,7 +60,7 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_run_in_one(
     whole: TrainState = small_run.run(tmp_path / "whole", steps=20, optimizer=optimizer, precision=precision)
     for steps in (5, 6, 13, 20):
         pieces: TrainState = small_run.run(tmp_path / "pieces", steps=steps, optimizer=optimizer, precision=precision)
-    assert_same_bits(whole.tensors(), pieces.tensors())
+    assert_same_bits(tensors_of(whole), tensors_of(pieces))
     assert rows(tmp_path / "whole") == rows(tmp_path / "pieces")
     assert [row["step"] for row in rows(tmp_path / "whole")] == [0, 4, 6, 8, 12, 12, 16, 18, 20]
     assert pieces.elapsed > 0
@@ -87,30 +88,30 @@ def test_many_kills_at_any_moment_change_no_bit(small_run: ModuleType, tmp_path:
 def test_where_a_call_ends_changes_nothing(small_run: ModuleType, tmp_path: Path) -> None:
     whole = small_run.run(tmp_path / "whole", steps=12)
     stages = small_run.run(tmp_path / "calls", steps=12, stops=(5, 5, 7))
-    assert_same_bits(whole.tensors(), stages.tensors())
+    assert_same_bits(tensors_of(whole), tensors_of(stages))
     assert rows(tmp_path / "whole") == rows(tmp_path / "calls")
 
 
 def test_resuming_at_a_chosen_step_takes_the_same_path_again(small_run: ModuleType, tmp_path: Path) -> None:
-    first = small_run.run(tmp_path, steps=14, keep_steps=(6,))
+    first = small_run.run(tmp_path, steps=14, keep_every=6)
     before = rows(tmp_path)
     again = small_run.run(tmp_path, steps=14, at=6)
-    assert_same_bits(first.tensors(), again.tensors())
+    assert_same_bits(tensors_of(first), tensors_of(again))
     assert rows(tmp_path) == before
 
 
 def test_microbatches_change_the_sum_by_rounding_only(small_run: ModuleType, tmp_path: Path) -> None:
     states = [small_run.run(tmp_path / str(size), steps=10, dropout=0.0, microbatch_size=size) for size in (0, 1, 3)]
-    for name, p in states[0].trained.items():
+    for name, p in states[0].engine.trained.items():
         for other in states[1:]:
-            assert torch.allclose(p, other.trained[name], rtol=1e-5, atol=1e-6), name
+            assert torch.allclose(p, other.engine.trained[name], rtol=1e-5, atol=1e-6), name
 
 
 def test_only_what_trains_moves_and_is_saved(small_run: ModuleType, tmp_path: Path) -> None:
     state = small_run.run(tmp_path, steps=3)
-    assert torch.equal(state.model.frozen, torch.ones(3))
-    assert not [name for name in state.tensors() if "frozen" in name]
-    assert len(state.trained) == 7
+    assert torch.equal(state.engine.model.frozen, torch.ones(3))
+    assert not [name for name in tensors_of(state) if "frozen" in name]
+    assert len(state.engine.trained) == 7
 
 
 def test_dropout_is_a_function_of_seed_step_and_rank() -> None:
@@ -128,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
         small_run.run(tmp_path, steps=20, poison=7, log_every=log_every)
     assert Checkpoints(tmp_path / "checkpoints", "dropout 0.1").steps() == [3, 6]
     mended = small_run.run(tmp_path, steps=20)
-    assert_same_bits(mended.tensors(), small_run.run(tmp_path / "whole", steps=20).tensors())
+    assert_same_bits(tensors_of(mended), tensors_of(small_run.run(tmp_path / "whole", steps=20)))
 
 
 def test_a_signal_finishes_the_step_saves_and_leaves(small_run: ModuleType, tmp_path: Path) -> None:
@@ -138,7 +139,9 @@ def test_a_signal_finishes_the_step_saves_and_leaves(small_run: ModuleType, tmp_
     assert caught.value.exit_code == 143
     assert caught.value.step == 8
     assert signal.getsignal(signal.SIGTERM) is before
-    assert_same_bits(small_run.run(tmp_path, steps=20).tensors(), small_run.run(tmp_path / "whole", steps=20).tensors())
+    assert_same_bits(
+        tensors_of(small_run.run(tmp_path, steps=20)), tensors_of(small_run.run(tmp_path / "whole", steps=20))
+    )
 
 
 def test_the_first_signal_counts_and_repeats_do_no_harm() -> None:
@@ -153,14 +156,14 @@ def test_another_model_or_other_settings_are_refused(small_run: ModuleType, tmp_
     state = small_run.run(tmp_path, steps=3)
     with pytest.raises(InputError, match=r"fingerprint dropout 0\.1, now dropout 0\.5"):
         small_run.run(tmp_path, steps=3, dropout=0.5)
-    tensors = state.tensors()
+    tensors = tensors_of(state)
     bad = {**tensors, "model/out.bias": torch.ones(2)}
     with pytest.raises(InputError, match=r"out\.bias has shape \[2\], not \[23\]"):
-        state.load(3, bad, state.scalars())
+        state.load(3, Saved(bad), state.scalars())
     with pytest.raises(InputError, match=r"out\.bias is missing"):
-        state.load(3, {name: t for name, t in tensors.items() if name != "model/out.bias"}, state.scalars())
+        state.load(3, Saved({n: t for n, t in tensors.items() if n != "model/out.bias"}), state.scalars())
     with pytest.raises(InputError, match="stranger is not in this model"):
-        state.load(3, {**tensors, "model/stranger": torch.ones(2)}, state.scalars())
+        state.load(3, Saved({**tensors, "model/stranger": torch.ones(2)}), state.scalars())
 
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
@@ -181,12 +184,12 @@ def test_two_processes_take_the_steps_of_one(small_run: ModuleType, tmp_path: Pa
     assert launched.stderr.count("stopped by SIGTERM after step 15, which is saved") == 2, launched.stderr
     alone = small_run.run(tmp_path / "one", steps=15, dropout=0.0)
     together = Checkpoints(tmp_path / "two" / "checkpoints", "dropout 0.0").at(15).tensors()
-    for name, p in alone.trained.items():
+    for name, p in alone.engine.trained.items():
         assert (p - together[f"model/{name}"]).norm() <= 1e-6 * p.norm(), name
     alone = small_run.run(tmp_path / "one", steps=20, dropout=0.0)
     resumed = small_run.run(tmp_path / "two", steps=20, dropout=0.0)
-    for name, p in alone.trained.items():
-        assert (p - resumed.trained[name]).norm() <= 2e-6 * p.norm(), name
+    for name, p in alone.engine.trained.items():
+        assert (p - resumed.engine.trained[name]).norm() <= 2e-6 * p.norm(), name
     for mine, theirs in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ from pipeline.modeling.load import init_t5
 from pipeline.modeling.t5 import T5
 from pipeline.training.batch import TensorBatch, step_batch
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.engines import make_engine
 from pipeline.training.loop import gradients, train
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import model_optimizer
 from pipeline.training.progress import Progress
 from pipeline.training.schedules import constant
@@ -64,7 +65,7 @@ def losses(model: T5, batch: TensorBatch) -> Tensor:
 def state(optimizer: str = "adafactor") -> TrainState:
     model = init_t5(SHAPE, seed=1)
     model.set_dropout(0.0)
-    return TrainState(model, model_optimizer(optimizer, model.parameters()), Accelerator(cpu=True))
+    return TrainState(make_engine(Accelerator(cpu=True), model, lambda trained: model_optimizer(optimizer, trained)))
 
 
 @pytest.mark.parametrize("microbatch_size", [0, 3])
@@ -77,8 +78,8 @@ def test_loss_and_gradients_are_those_of_rows_apart(objective: str, microbatch_s
         part = step_batch(source, 4, rank=0, world=1, microbatch_size=microbatch_size)
         assert all((micro.segments is not None) is packed for micro in part.microbatches)
         assert all(len(micro.inputs_BS) <= (microbatch_size or 16) for micro in part.microbatches)
-        loss = gradients(one, part.microbatches, partial(losses, one.model), 1)
-        found.append((part.examples, part.tokens, loss, {n: p.grad for n, p in one.model.named_parameters()}))
+        loss = gradients(one, part, losses, 1)
+        found.append((part.examples, part.tokens, loss, {n: p.grad for n, p in one.engine.model.named_parameters()}))
     (rows, tokens, loss, plain), (packed_rows, packed_tokens, packed_loss, together) = found
     assert packed_rows < 0.7 * rows
     assert packed_tokens == tokens
@@ -89,7 +90,7 @@ def test_loss_and_gradients_are_those_of_rows_apart(objective: str, microbatch_s
 
 def test_an_example_sees_nothing_of_its_neighbours() -> None:
     """Other tokens in every example but the first of each row change nothing in that one."""
-    model = state().model
+    model = state().engine.model
     batch = TensorBatch.of(batches("prefix_lm", packed=True).at(0))
     assert batch.segments is not None
     in_BS, out_BT = batch.segments
@@ -115,17 +116,18 @@ def test_training_takes_the_same_path(objective: str, optimizer: str, tmp_path: 
                 one,
                 batches(objective, packed),
                 steps=6,
-                loss_fn=partial(losses, one.model),
+                loss_fn=losses,
                 schedule=constant(1e-3),
                 seed=2,
                 checkpoints=Checkpoints(directory / "checkpoints", "f"),
                 metrics=metrics,
                 progress=progress,
                 stop=StopSignal(),
+                on_nonfinite=OnNonFinite("stop", directory),
                 microbatch_size=2 if packed else 4,
                 log_every=1,
             )
-        ends.append(dict(one.model.named_parameters()))
+        ends.append(dict(one.engine.model.named_parameters()))
         logs.append([json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()])
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-5)
     start = dict(init_t5(SHAPE, seed=1).named_parameters())

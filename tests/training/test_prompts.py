@@ -18,9 +18,11 @@ from pipeline.modeling.load import init_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.training.batch import TensorBatch
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.engines import make_engine
 from pipeline.training.loop import train
 from pipeline.training.loss import batch_losses, token_loss
 from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import prompt_optimizer
 from pipeline.training.progress import Progress
 from pipeline.training.schedules import constant
@@ -39,13 +41,16 @@ class Mixed:
 
     def __init__(self, small_run: ModuleType, prompts: list[int]) -> None:
         self.examples = small_run.Examples
-        self.sources = [(prompt, small_run.Source(batch_size=2 + prompt)) for prompt in prompts]
+        self.sources: list[tuple[int, Any]] = [(prompt, small_run.Source(batch_size=2 + prompt)) for prompt in prompts]
 
     def at(self, step: int) -> Any:
         parts = [(index, source.at(1000 * prompt + step)) for index, (prompt, source) in enumerate(self.sources)]
         columns = [[getattr(part, name) for _, part in parts] for name in ("inputs_BS", "targets_BT", "weights_B")]
         prompt_B = np.concatenate([np.full(len(part), index) for index, part in parts])
         return self.examples(*(np.concatenate(column) for column in columns), prompt_B)
+
+    def ids(self, step: int) -> list[int]:
+        return [number for _, source in self.sources for number in source.ids(step)]
 
 
 def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: float = 0.0) -> PromptedT5:
@@ -54,10 +59,14 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randn(length, 16, generator=generator) for length in LENGTHS]
     model = PromptedT5(t5, PromptBank([starts[prompt] for prompt in prompts]))
-    optimizer = prompt_optimizer("adafactor", model.bank.rows_RD, model.bank.row_prompt_R, 1e-5)
-    state = TrainState(model, optimizer, Accelerator(cpu=True))
+    engine = make_engine(
+        Accelerator(cpu=True),
+        model,
+        lambda rows: prompt_optimizer("adafactor", rows[0], model.bank.row_prompt_R, 1e-5),
+    )
+    state = TrainState(engine)
 
-    def losses(batch: TensorBatch) -> Tensor:
+    def losses(model: PromptedT5, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, 1e-4)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(prompts))
 
@@ -70,6 +79,7 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
             checkpoints=Checkpoints(directory / "checkpoints", "f"),
             metrics=metrics,
             progress=progress,
+            on_nonfinite=OnNonFinite("stop", directory),
             microbatch_size=4,
             cells=[str(prompt) for prompt in prompts],
         )

@@ -5,9 +5,21 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from pipeline.training.engines.base import Inside
+from pipeline.training.engines.whole import Whole
+from pipeline.training.ranks import Ranks
 from pipeline.training.selection import Selection
+from tests.training.saved import Saved
 
+# Selections are asked for nothing but scores and a weight that the tests make up.
+ENGINE = Whole(
+    Inside(nn.Linear(1, 1), "fp32", "cpu"),
+    lambda trained: torch.optim.SGD(trained, lr=0.0),
+    Ranks(),
+    torch.device("cpu"),
+)
 SCORES = st.lists(st.integers(0, 5), min_size=1, max_size=20)
 
 
@@ -17,7 +29,7 @@ def follow(scores: list[int], *, every: int = 1, patience: int = 0, stop_at: int
 
     def new() -> Selection:
         return Selection(
-            ["a"], lambda: [{"accuracy": scores[step - 1]}], lambda index: {"w": torch.tensor(float(step))},
+            ["a"], lambda model: [{"accuracy": scores[step - 1]}], lambda model, index: {"w": torch.tensor(float(step))},
             every=every, patience=patience,
         )  # fmt: skip
 
@@ -25,18 +37,18 @@ def follow(scores: list[int], *, every: int = 1, patience: int = 0, stop_at: int
     while step < len(scores) and not selection.exhausted:
         step += 1
         if selection.due(step):
-            selection.update(step)
+            selection.update(step, ENGINE)
         if step == stop_at:
-            tensors, scalars = selection.tensors(), selection.scalars()
+            saved, scalars = Saved.of(selection.pieces()), selection.scalars()
             selection = new()
-            selection.load(tensors, scalars)
+            selection.load(saved, scalars, ENGINE)
     return selection, step
 
 
 @given(scores=SCORES)
 def test_the_first_of_the_highest_scores_is_kept_with_its_weights(scores: list[int]) -> None:
     selection, step = follow(scores)
-    (best,) = selection.conclude(step)
+    (best,) = selection.conclude(step, ENGINE)
     assert best.step == scores.index(max(scores)) + 1
     assert best.scores == {"accuracy": max(scores)}
     assert float(best.tensors["w"]) == best.step
@@ -48,7 +60,7 @@ def test_a_stop_at_any_step_changes_nothing(scores: list[int], every: int, patie
     parts, same_end = follow(scores, every=every, patience=patience, stop_at=stop_at)
     assert end == same_end
     assert whole.scalars() == parts.scalars()
-    assert [b.step for b in whole.conclude(end)] == [b.step for b in parts.conclude(end)]
+    assert [b.step for b in whole.conclude(end, ENGINE)] == [b.step for b in parts.conclude(end, ENGINE)]
 
 
 @given(scores=SCORES, every=st.integers(1, 4))
@@ -57,7 +69,7 @@ def test_a_last_step_between_two_measurements_is_a_candidate_that_leaves_no_trac
 ) -> None:
     selection, end = follow(scores, every=every)
     before = selection.scalars()
-    (best,) = selection.conclude(end)
+    (best,) = selection.conclude(end, ENGINE)
     measured = [*range(every, end + 1, every), *([end] if end % every else [])]
     assert best.step == min(measured, key=lambda step: (-scores[step - 1], step))
     assert selection.scalars() == before
@@ -76,17 +88,17 @@ def test_patience_counts_measurements_without_a_better_score(scores: list[int], 
         if without == patience:
             expected = step
             break
-    assert (end, selection.conclude(end)[0].step) == (expected, best)
+    assert (end, selection.conclude(end, ENGINE)[0].step) == (expected, best)
 
 
 def test_a_cell_that_has_run_out_takes_no_later_score_and_others_go_on() -> None:
     scores = {"a": [3, 1, 9, 9], "b": [1, 2, 3, 4]}
     step = 0
     selection = Selection(
-        ["a", "b"], lambda: [{"m": scores[cell][step - 1]} for cell in "ab"],
-        lambda index: {"w": torch.tensor(float(step))}, every=1, patience=1,
+        ["a", "b"], lambda model: [{"m": scores[cell][step - 1]} for cell in "ab"],
+        lambda model, index: {"w": torch.tensor(float(step))}, every=1, patience=1,
     )  # fmt: skip
     for step in (1, 2, 3, 4):
-        selection.update(step)
-    assert [best.step for best in selection.conclude(4)] == [1, 4]
+        selection.update(step, ENGINE)
+    assert [best.step for best in selection.conclude(4, ENGINE)] == [1, 4]
     assert not selection.exhausted
