@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import importlib.metadata
 import json
 import logging
@@ -28,6 +29,7 @@ from pipeline.errors import BAD_INPUT, InputError, Interrupted
 from pipeline.files import sweep, write_text
 from pipeline.fingerprint import differences
 from pipeline.flags import Flags, as_overrides, flag, parse
+from pipeline.launch import ENGINE, PROCESSES
 from pipeline.manifest import Manifest, Started
 from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
 from pipeline.run_dir import OutputDir, RunDir, absent, lock, remove_vain
@@ -59,6 +61,11 @@ def run(body: Callable[[Stage[C]], None], cls: type[C], arguments: list[str], pr
         return _leave(report, BAD_INPUT, str(error))
     except Interrupted as error:
         return _leave(report, error.exit_code, str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = error.filename or (report.parent.parent if report else "the disk")
+        return _leave(report, BAD_INPUT, f"{where}: cannot be written ({error.strerror}); make room, then run again")
     except KeyboardInterrupt:
         return _leave(report, 128 + signal.SIGINT, "stopped by SIGINT; run the same command to go on")
 
@@ -299,6 +306,12 @@ def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
         )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     engine = _engine_asked_for(asked)
+    told = os.environ.get(ENGINE, engine), int(os.environ.get(PROCESSES, asked))
+    if told != (engine, asked):
+        raise InputError(
+            f"{told[1]} processes on {told[0]} were asked for, and {asked} on {engine} came; check the accelerate"
+            " configuration (`accelerate env`)"
+        )
     if engine not in settings.engines:
         able = ", ".join(settings.engines)
         raise InputError(

@@ -72,10 +72,14 @@ def move_directory(source: Path, path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what writers that were killed left behind. Only the one that holds the lock may call this."""
-    if directory.is_dir():
-        for path in directory.glob(".*.tmp"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    """Remove what writers that were killed left behind, at any depth. Only the one that holds the lock may call this."""
+    for place, folders, files in os.walk(directory):
+        for name in [name for name in files if _left_behind(name)]:
+            Path(place, name).unlink(missing_ok=True)
+        for name in [name for name in folders if _left_behind(name)]:
+            shutil.rmtree(Path(place, name), ignore_errors=True)
+            folders.remove(name)
+
+
+def _left_behind(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")

@@ -15,9 +15,12 @@ from types import FrameType
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.launch_config import LaunchConfig, read_launch_config
 
 RUNNER = "T5_PIPELINE_RUNNER"
 """In the environment of a stage that the runner launched: the runner's process id."""
+ENGINE, PROCESSES = "T5_PIPELINE_ENGINE", "T5_PIPELINE_PROCESSES"
+"""In the same environment: the engine and the number of processes that the launch configuration asks for."""
 
 
 def stage_script(kind: str) -> Path:
@@ -32,13 +35,14 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
     """The command line of a stage: plain Python on one process, `accelerate launch` where a configuration is named.
 
     Raises:
-        InputError: the configuration file is missing.
+        InputError: the configuration file is missing, or no stage can train under it.
     """
     script = str(stage_script(kind))
     if launch is None:
         return [sys.executable, script, *arguments]
     if not Path(launch).is_file():
         raise InputError(f"{launch}: there is no such accelerate configuration; see accelerate_configs/")
+    read_launch_config(launch)
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, script, *arguments]
 
 
@@ -57,7 +61,8 @@ def launch(kind: str, configuration: str | None, arguments: list[str], exit_file
     """
     exit_file.unlink(missing_ok=True)
     # The stage then stops by itself, its checkpoint saved, should this process be killed.
-    environment = {**os.environ, RUNNER: str(os.getpid())}
+    asked = LaunchConfig() if configuration is None else read_launch_config(configuration)
+    environment = {**os.environ, RUNNER: str(os.getpid()), ENGINE: asked.engine, PROCESSES: str(asked.processes)}
     with _noting_signals() as told:
         process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
         script, passed_on = stage_script(kind).name, False

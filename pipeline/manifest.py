@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,14 +145,21 @@ def renew_times(directory: Path, manifest: Manifest) -> None:
         write(directory, manifest)
 
 
-def damaged_files(directory: Path, manifest: Manifest) -> list[str]:
-    """Files whose bytes are not those that were published: reads everything."""
+def damaged_files(directory: Path, manifest: Manifest, below: str = "") -> list[str]:
+    """Files (those of one output, where its place is given) whose bytes are not those that were published: reads them.
+
+    A damaged file gets a new modification time, so that the quick look of the next run sees it too and mends it.
+    """
     damaged = []
     for name, record in manifest.files.items():
         path = directory / name
+        if below and not name.startswith(below + "/"):
+            continue
         if not path.exists():
             damaged.append(f"{name} is missing")
         elif (found := blocks(path)) != record.blocks:
             block = next((i for i, (a, b) in enumerate(zip(found, record.blocks, strict=False)) if a != b), len(found))
             damaged.append(f"{name} differs from what was published (block {block} of {len(record.blocks)})")
+            with contextlib.suppress(OSError):
+                os.utime(path)
     return damaged

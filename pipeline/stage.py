@@ -49,14 +49,24 @@ class CellRun(Generic[C]):
     steps: dict[int, OutputRecord] = field(default_factory=dict)
     step: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    verified: set[Path] = field(default_factory=set)
 
     @property
     def id(self) -> str:
         return self.decision.cell.id
 
     def inputs(self, name: str) -> list[Artifact]:
-        """Everything that an input field points at: one artifact, or every prompt of a stage."""
-        return [_artifact(record, self.run_dir) for record in self.decision.inputs[name]]
+        """Everything that an input field points at: one artifact, or every prompt of a stage.
+
+        Raises:
+            InputError: a file is not as it was published. (Token shards are compared block by block as they are read.)
+        """
+        found = [_artifact(record, self.run_dir) for record in self.decision.inputs[name]]
+        for artifact in found if self.config.inputs()[name] != "tokens" else ():
+            if artifact.path not in self.verified:
+                _verify(artifact)
+                self.verified.add(artifact.path)
+        return found
 
     def input(self, name: str) -> Artifact:
         found = self.inputs(name)
@@ -183,7 +193,7 @@ class Stage(Generic[C]):
             if isinstance(content, Path):
                 move_directory(content, cell.directory / place)
             else:
-                write_directory(cell.directory / place, content)
+                _write(cell.directory / place, content)
         self.accelerator.wait_for_everyone()
         record = OutputRecord(path=place, digest=artifact_digest(output, cell.directory / place))
         if final:
@@ -193,6 +203,26 @@ class Stage(Generic[C]):
             assert step is not None
             cell.steps[step] = record
         log.info("%s: published %s%s", self.name, output, "" if step is None else f" of step {step:,}")
+
+
+def _write(place: Path, content: Callable[[Path], None]) -> None:
+    try:
+        write_directory(place, content)
+    except Exception as error:
+        # Libraries written in Rust tell of a full disk in words of their own.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            raise InputError(f"{place}: cannot be written ({error}); make room, then run again") from error
+        raise
+
+
+def _verify(artifact: Artifact) -> None:
+    """Compare an artifact that a stage made with the checksums of its manifest, where it has one."""
+    place = next((path for path in artifact.path.parents if (path / manifests.NAME).is_file()), None)
+    if artifact.manifest is None or place is None:
+        return
+    below = artifact.path.relative_to(place).as_posix()
+    for problem in manifests.damaged_files(place, artifact.manifest, below):
+        raise InputError(f"{place}: {problem}; run {artifact.manifest.stage} again (`t5-pipeline run` does) to mend it")
 
 
 def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:

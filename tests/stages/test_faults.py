@@ -1,0 +1,185 @@
+"""What breaks while a run is on its way: disks, bits, clocks, numbers. The same weights in the end, or one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import Outcome, Tiny, listing, metrics, refused, stage, t5_pipeline
+
+
+def flip(path: Path, index: int | None = None) -> None:
+    """Change one bit, and leave size and modification time as they were: what a failing disk does."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(before.st_size // 2 if index is None else index)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def continued(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """What 12 steps of lm_adapt, 8 of which were done before, come to without any fault."""
+    tiny = finished.copy(tmp_path_factory.mktemp("continued"))
+    assert more_steps(tiny).code == 0
+    return tiny
+
+
+def more_steps(tiny: Tiny, *more: object) -> Outcome:
+    return stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", 12, *more)
+
+
+def same_model(tiny: Tiny, other: Tiny) -> None:
+    one, two = (t.manifests()["lm_adapt"].all_outputs() for t in (tiny, other))
+    assert [record.digest for record in one] == [record.digest for record in two]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 64 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- disks
+
+
+@pytest.mark.parametrize(("room", "place"), [(20_000, r"checkpoints/step-000000\d\d"), (700_000, "model")])
+def test_a_disk_that_fills_up(finished: Tiny, continued: Tiny, small_disk: Path, room: int, place: str) -> None:
+    """During a save, and while a model is published."""
+    tiny = finished.copy(small_disk)
+    checkpoints = tiny.run / "lm_adapt" / "checkpoints"
+    before = listing(checkpoints)
+    (small_disk / "other files").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - room))
+    said = more_steps(tiny, "--log-every", 10**6, "--validate-every", 10**6)
+    assert said.code == 2, said
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    full = rf"{place}: cannot be written \(.*No space left on device.*\); make room, then run again"
+    assert re.search(full, line), line
+    assert "Traceback" not in said.err
+    assert room > 20_000 or listing(checkpoints) == before
+    (small_disk / "other files").unlink()
+    assert more_steps(tiny).code == 0
+    same_model(tiny, continued)
+
+
+def test_a_disk_that_became_read_only(finished: Tiny, small_disk: Path) -> None:
+    tiny = finished.copy(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    refused(more_steps(tiny), rf"{tiny.run}/lm_adapt: cannot be written \(Read-only file system\); choose another .*")
+    refused(
+        t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=4"),
+        rf"{tiny.run}: cannot be written \(Read-only file system\); choose another directory",
+    )
+    assert t5_pipeline("status", tiny.run).code == 0
+    assert t5_pipeline("verify", tiny.run).code == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- bits
+
+
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00000.json", "state.json"])
+@pytest.mark.parametrize("fault", ["flipped", "cut"])
+def test_a_damaged_checkpoint(tiny: Tiny, continued: Tiny, name: str, fault: str) -> None:
+    """The one before it is taken, and the log says so; the end is the same."""
+    path = tiny.run / "lm_adapt" / "checkpoints" / "step-00000008" / name
+    flip(path) if fault == "flipped" else os.truncate(path, path.stat().st_size - 9)
+    said = more_steps(tiny)
+    assert said.code == 0, said.err
+    assert f"{path}: " in said.err
+    assert "going back to the one before" in said.err
+    assert "going back to the one before" in (tiny.run / "lm_adapt" / "log.txt").read_text()
+    same_model(tiny, continued)
+    assert metrics(tiny.run / "lm_adapt") == metrics(continued.run / "lm_adapt")
+
+
+def test_a_published_model_with_a_flipped_bit(finished: Tiny, tiny: Tiny) -> None:
+    """Found when it is first read, or by verify; the next run makes it again from its checkpoints, with the same bits."""
+    weights = tiny.run / "lm_adapt" / "model" / "model.safetensors"
+    flip(weights)
+    tune = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--set", "prompt_tune.learning_rate=0.2")
+    said = stage("prompt_tune", *tune)
+    assert said.code == 2
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert f"{tiny.run}/lm_adapt: model/model.safetensors differs from what was published (block 0 of 1)" in line
+    assert "run lm_adapt again" in line
+    assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).code == 0
+    assert tiny.digests() == finished.digests()
+
+    flip(weights)
+    said = t5_pipeline("verify", tiny.run)
+    assert said.code == 2
+    assert "model/model.safetensors differs from what was published (block 0 of 1)" in said.out
+    assert "1 of " in said.err
+    assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
+    assert t5_pipeline("verify", tiny.run).code == 0
+    assert tiny.digests() == finished.digests()
+
+
+def test_a_published_prompt_that_was_cut_short(finished: Tiny, tiny: Tiny) -> None:
+    path = next((tiny.run / "prompt_tune").glob("*/prompt/prompt.safetensors"))
+    os.truncate(path, path.stat().st_size - 5)
+    assert [line.split()[0] for line in tiny.plan()].count("continue") == 1
+    assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).code == 0
+    assert tiny.digests() == finished.digests()
+
+
+# ------------------------------------------------------------------------------------------------------------- clocks
+
+
+def test_a_clock_that_went_back(finished: Tiny, tiny: Tiny, continued: Tiny) -> None:
+    """Everything on the disk is from the future. Done stays done, and training goes on as it would have."""
+    for path in tiny.run.rglob("*"):
+        later = path.stat().st_mtime_ns + 400 * 86_400 * 10**9
+        os.utime(path, ns=(later, later))
+    assert "nothing to do" in t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).err
+    assert tiny.digests() == finished.digests()
+    status = json.loads(t5_pipeline("status", tiny.run, "--json").out)
+    assert {row["state"] for row in status} == {"done"}
+    assert more_steps(tiny).code == 0
+    same_model(tiny, continued)
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+def explode(tiny: Tiny, output: Path, *more: object) -> Outcome:
+    return stage(
+        "lm_adapt", "--model", tiny.run / "pretrain", "--tokens", tiny.run / "prepare", "--steps", 6, "--batch-size", 4,
+        "--segment-length", 48, "--precision", "fp32", "--threads", 1, "--log-every", 100, "--schedule", "constant",
+        "--learning-rate", 1e30, "--warmup-steps", 0, "--optimizer", "adamw", "--checkpoint-every", 1,
+        "--validation-batches", 1, "--validate-every", 100, "--output-dir", output, *more,
+    )  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite(finished: Tiny, tmp_path: Path) -> None:
+    """By default training stops at once: the step and its examples are named, and the checkpoint before it is there."""
+    said = explode(finished, tmp_path / "out")
+    refused(said, r"step 2: the (loss|gradient) is not finite; its examples are named in nonfinite.jsonl .*")
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "nonfinite.jsonl").read_text().splitlines()]
+    assert (row["step"], len(row["examples"]), row["skipped"]) == (2, 4, False)
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
+
+
+def test_steps_that_are_not_finite_may_be_skipped(finished: Tiny, tmp_path: Path) -> None:
+    said = explode(finished, tmp_path / "out", "--on-nonfinite", "skip", "--log-every", 3)
+    assert said.code == 0, said.err
+    rows = [json.loads(line) for line in (tmp_path / "out" / "nonfinite.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3, 4, 5, 6]
+    assert [row.get("skipped") for row in metrics(tmp_path / "out")][-1] == 5
