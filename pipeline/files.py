@@ -72,7 +72,7 @@ def move_directory(source: Path, path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what writers that were killed left behind, at any depth. Only the one that holds the lock may call this."""
+    """Remove what killed writers left behind, at any depth. Only the one that holds the lock may call this."""
     for place, folders, files in os.walk(directory):
         for name in [name for name in files if _left_behind(name)]:
             Path(place, name).unlink(missing_ok=True)
