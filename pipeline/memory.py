@@ -56,9 +56,10 @@ class Trained:
 class Memory:
     """Bytes of one device, each part at its largest; `peak` is the largest sum at any one time.
 
-    host: memory of the CPU beside it, for each process: a checkpoint's snapshot while it is written, the best weights
-        so far, and what is offloaded. Where the device is a CPU, that is the same memory: the process takes the sum.
-    loading: what a process holds while it reads the model, on the CPU.
+    host: memory of the CPU beside it, for each process: the best weights so far, and what is offloaded.
+    snapshot: the same while a checkpoint is written: a copy of weights and moments. Where the device is a CPU, host and
+        snapshot come on top of the peak.
+    loading: what a process holds while it reads the model, in CPU memory.
     """
 
     weights: int
@@ -67,6 +68,7 @@ class Memory:
     activations: int
     peak: int
     host: int
+    snapshot: int
     loading: int
 
 
@@ -82,60 +84,93 @@ def training_memory(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> M
     ddp 10.6 10.9 21.2
     zero3 5.1 3.2 4.0
     """
+    held = _held(shape, trained, launch)
+    activations, of_step = _step(shape, trained, launch, held.gradients)
+    peak = held.weights + held.gathered + held.optimizer + held.buffer + max(of_step.values())
+    loading = _FP32 * shape.parameters
+    return Memory(
+        weights=held.weights + held.gathered,
+        gradients=held.gradients + max(held.buffer, of_step["sum"] - held.gradients),
+        optimizer=held.optimizer,
+        activations=activations,
+        peak=max(peak, loading) if launch.cpu else peak,
+        host=held.host,
+        snapshot=held.snapshot,
+        loading=loading,
+    )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What stands from step to step, once there are gradients.
+
+    gathered: whole weights beside the shards, at most. buffer: what gradients pass through on their way to other ranks.
+    """
+
+    weights: int
+    gathered: int
+    gradients: int
+    buffer: int
+    optimizer: int
+    host: int
+    snapshot: int
+
+
+def _held(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> _Held:
     m, N, n = trained.microbatch, trained.numbers, launch.processes
-    zero, fsdp = launch.engine.startswith("zero"), launch.engine == "fsdp2"
-    stage = int(launch.engine[-1]) if zero else 3 if fsdp else 0
-    P, largest = shape.parameters, _largest(shape, trained)
-
-    held = (2 if m.bf16 and m.frozen else _FP32) * P
-    whole = held + (_FP32 * N if m.frozen else 0)
-    shard = -(-whole // n)
-    gathered = _gathered(shape, launch, held // P) if stage == 3 else 0
-    weights = shard if stage == 3 else whole
-
-    gradients = -(-_FP32 * N // n) if stage >= 2 else _FP32 * N
-    exchanged = _exchanged(launch, N, largest)
-
+    zero = launch.engine.startswith("zero")
+    stage = int(launch.engine[-1]) if zero else 3 if launch.engine == "fsdp2" else 0
     moments = moments_bytes(shape, trained)
-    master = _FP32 * N if zero else 0  # DeepSpeed steps on a copy of the weights, in fp32 as they are
-    optimizer = -(-(moments + master) // n) if stage else moments
+    # ZeRO steps on a copy of the weights of its partition, in fp32 as they are.
+    optimizer = moments + (_FP32 * N if zero else 0)
+    element = 2 if m.bf16 and m.frozen else _FP32
+    weights = element * shape.parameters + (_FP32 * N if m.frozen else 0)
 
-    host = -(-(_FP32 * N + moments) // (n if stage else 1))
-    host += _FP32 * N // (n if stage else 1) if trained.keeps_best else 0
-    if launch.offload_optimizer:
-        # The step is made where the moments are; the gradients of the partition go there too.
-        host, optimizer = host + optimizer + gradients, 0
+    def shared(size: int, *, from_stage: int) -> int:
+        return -(-size // n) if stage >= from_stage else size
+
+    gradients, weights = shared(_FP32 * N, from_stage=2), shared(weights, from_stage=3)
+    optimizer = shared(optimizer, from_stage=1)
+    host = shared(_FP32 * N, from_stage=1) if trained.keeps_best else 0
+    if launch.offload_optimizer:  # the step is made there, of gradients that are there
+        host, optimizer = host + optimizer + -(-_FP32 * N // n), 0
         gradients = 0 if stage >= 2 else gradients
     if launch.offload_parameters:
         host, weights = host + weights, 0
+    return _Held(
+        weights=weights,
+        gathered=_gathered(shape, launch, element) if stage == 3 else 0,
+        gradients=gradients,
+        buffer=_buffer(launch, N, _largest(shape, trained)) if stage else 0,
+        optimizer=optimizer,
+        host=host,
+        snapshot=shared(_FP32 * N + moments, from_stage=1),
+    )
 
-    act = kept(shape, m)
-    logits_gradient = _FP32 * m.rows * m.targets * shape.vocab_size
-    base = weights + gathered + optimizer
-    # With one microbatch there are no gradients yet at its loss, unless an engine keeps their memory.
-    before = gradients if trained.accumulates or stage else 0
+
+def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int) -> tuple[int, dict[str, int]]:
+    """Activations at their largest, and what each moment of a step holds beside weights and moments."""
+    m, N, largest = trained.microbatch, trained.numbers, _largest(shape, trained)
+    saved = kept(shape, m)
+    of_logits = _FP32 * m.rows * m.targets * shape.vocab_size
     table = 0 if m.frozen else _FP32 * shape.vocab_size * shape.d_model
     residual = 2 * _FP32 * m.rows * m.inputs * shape.d_model
-    so_far = before or min(gradients, _FP32 * _after_encoder(shape)) if not m.frozen else gradients
-    moments_of_a_step = {
-        "loss": before + act.total + logits_gradient,
-        "head": before + act.total - act.logits + logits_gradient + table,
-        "encoder": so_far + table + act.encoder + residual,
+    # With one microbatch there are no gradients yet at its loss, unless an engine keeps their memory.
+    whole = launch.engine in ("one", "ddp")
+    before = gradients if trained.accumulates or not whole else 0
+    by_encoder = gradients if before or m.frozen else _FP32 * _after_encoder(shape)
+    summed = _FP32 * max(largest, min(N, _AT_ONCE)) if launch.engine == "ddp" else 0
+    of_step = {
+        "loss": before + saved.total + of_logits,
+        "head": before + saved.total - saved.logits + of_logits + table,
+        "encoder": by_encoder + table + saved.encoder + residual,
         "end": gradients + table,
-        "sum": gradients + exchanged,
-        "update": gradients + (0 if launch.offload_optimizer else _update(shape, trained, launch, largest)),
+        "sum": gradients + summed,
+        "update": gradients + (0 if launch.offload_optimizer else _update(trained, launch, largest)),
     }
     if trained.scoring is not None:
-        moments_of_a_step["scoring"] = gradients + without_gradient(shape, trained.scoring, trained.label_tokens)
-    return Memory(
-        weights=weights + gathered,
-        gradients=gradients + exchanged,
-        optimizer=optimizer,
-        activations=act.total + logits_gradient,
-        peak=base + max(moments_of_a_step.values()),
-        host=host,
-        loading=_FP32 * P,
-    )
+        of_step["scoring"] = gradients + without_gradient(shape, trained.scoring, trained.label_tokens)
+    return saved.total + of_logits, of_step
 
 
 def moments_bytes(shape: T5Shape, trained: Trained) -> int:
@@ -197,25 +232,25 @@ def _gathered(shape: T5Shape, launch: LaunchConfig, element: int) -> int:
     return element * ((1 if shape.tied else 2) * shape.vocab_size * D + 2 * block)
 
 
-def _exchanged(launch: LaunchConfig, numbers: int, largest: int) -> int:
-    """What gradients pass through on their way to the other ranks."""
-    if launch.engine in ("one", "ddp"):
-        return 0 if launch.processes == 1 else _FP32 * max(largest, min(numbers, _AT_ONCE))
+def _buffer(launch: LaunchConfig, numbers: int, largest: int) -> int:
+    """What gradients pass through on their way to the rank that keeps them."""
     if launch.engine == "fsdp2":
         return _FP32 * largest
     # DeepSpeed reserves its bucket whole; what nothing is written to takes no memory on a CPU.
     return _FP32 * (min(numbers, _DEEPSPEED_BUCKET) if launch.cpu else _DEEPSPEED_BUCKET)
 
 
-def _update(shape: T5Shape, trained: Trained, launch: LaunchConfig, largest: int) -> int:
-    """What an optimizer makes on its way: AdamW √v̂ (on a CPU of one tensor after another, twice), Adafactor g² and the
-    update of some tensors at a time."""
+def _update(trained: Trained, launch: LaunchConfig, largest: int) -> int:
+    """What an optimizer makes on its way.
+
+    AdamW √v̂: on a GPU of all weights together, on a CPU of one tensor after another, and once more divided. Adafactor
+    g² and the update, of a large tensor or many small ones at a time.
+    """
     N, n = trained.numbers, launch.processes
-    sharded = launch.engine not in ("one", "ddp")
+    whole = launch.engine in ("one", "ddp")
+    mine = N if whole else -(-N // n)
     if trained.optimizer == "adamw":
-        flat = -(-N // n) if sharded else N
-        return (
-            2 * _FP32 * min(flat, flat if launch.engine.startswith("zero") else largest) if launch.cpu else _FP32 * flat
-        )
+        flat = launch.engine.startswith("zero")  # one tensor for all of a partition
+        return 2 * _FP32 * (mine if flat else min(mine, largest)) if launch.cpu else _FP32 * mine
     tensors = 3 if trained.microbatch.frozen else 2
-    return tensors * _FP32 * max(largest, min(N, _AT_ONCE)) // (n if sharded else 1)
+    return tensors * _FP32 * min(mine, max(largest, min(N, _AT_ONCE)))
