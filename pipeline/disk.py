@@ -18,12 +18,13 @@ BYTES_OF_A_TOKEN = 4.26
 
 
 def checkpoints_bytes(together: Sequence[TrainingSettings], shape: T5Shape) -> int | None:
-    """Checkpoints of a job: those that are kept, and one more until it has taken the place of the oldest."""
+    """Checkpoints of a job: those that are kept at its end, and one more until it has taken the place of the oldest."""
     trained = trained_together(together, shape, LaunchConfig())
     if trained is None:
         return None
+    c = together[0]
     one = _FP32 * trained.numbers * (2 if trained.keeps_best else 1) + moments_bytes(shape, trained)
-    return (together[0].keep_last + 1) * one
+    return (c.keep_last + 1 + (c.steps // c.keep_every if c.keep_every else 0) + c.keep_best) * one
 
 
 def published_bytes(settings: StageSettings, shape: T5Shape, steps: int = 1) -> int | None:

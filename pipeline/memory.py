@@ -144,7 +144,8 @@ def _held(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> _Held:
         buffer=_buffer(launch, N, _largest(shape, trained)) if stage else 0,
         optimizer=optimizer,
         host=host,
-        snapshot=shared(_FP32 * N + moments, from_stage=1),
+        # The processes share what all of them hold; the best weights so far are part of it.
+        snapshot=-(-(_FP32 * N * (2 if trained.keeps_best else 1) + moments) // n),
     )
 
 
@@ -169,7 +170,7 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
         "update": gradients + (0 if launch.offload_optimizer else _update(trained, launch, largest)),
     }
     if trained.scoring is not None:
-        of_step["scoring"] = gradients + without_gradient(shape, trained.scoring, trained.label_tokens)
+        of_step["scoring"] = without_gradient(shape, trained.scoring, trained.label_tokens)
     return saved.total + of_logits, of_step
 
 

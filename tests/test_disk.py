@@ -26,7 +26,7 @@ def test_checkpoints_and_what_is_published(finished: Tiny, stage: str) -> None:
     shape = shape_of(recipe, run_dir, cells[0])
     assert shape is not None
     places = [finished.run / stage] if stage == "lm_adapt" else list((finished.run / stage / "jobs").iterdir())
-    written = [[p.stat().st_size for p in place.rglob("tensors.safetensors")] for place in places]
+    written = [[p.stat().st_size for p in place.rglob("rank-*.safetensors")] for place in places]
     assert all(len(sizes) == together[0].keep_last for sizes in written)
     # Names, shapes and a few numbers of the meter are written beside the tensors: of so tiny a model they show.
     expected = checkpoints_bytes(together, shape)
