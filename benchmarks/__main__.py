@@ -8,23 +8,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import steps
+from benchmarks import memory, steps
 from pipeline.entry import versions
 
 
 def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    for benchmark in (steps,):
+    for benchmark in (steps, memory):
         found = benchmark.run()
         found["machine"] = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         found["versions"] = versions()
         (results / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print("| shape | batch | what | precision | ours | transformers | speed-up |\n|---|---|---|---|---|---|---|")
-        for row in found["rows"]:
-            numbers = f"{row['ours_s']} s | {row['transformers_s']} s | {row['speedup']} ×"
-            work = f"{row['shape']} | {row['batch']} × {row['length']} | {row['what']}"
-            print(f"| {work} | {row['precision']} | {numbers} |")
+        print("\n".join(benchmark.table(found["rows"])), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,17 @@ def _parser() -> argparse.ArgumentParser:
         "plan", help="what would run and why, and what it would take; launches nothing", allow_abbrev=False
     )
     _recipe_arguments(plan)
+    plan.add_argument(
+        "--rate",
+        metavar="FLOP/S",
+        help="add the hours that are left: FLOP/s that one device sustains, as in 400T; or `measured`, what the log of"
+        " each stage that has begun shows",
+    )
+    plan.add_argument(
+        "--sizes",
+        action="store_true",
+        help="what it would take on each size of T5 1.1, Small to XXL, in place of its own",
+    )
     plan.set_defaults(command=_plan)
 
     status = commands.add_parser("status", help="where a run stands", allow_abbrev=False)
@@ -125,10 +136,12 @@ def _is_older(page: Path, run_dir: RunDir) -> bool:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    from pipeline.plan import plan
+    from pipeline.plan import Rate, plan
+    from pipeline.rates import parse_rate
 
+    rate = None if given.rate is None else Rate(parse_rate(given.rate))
     recipe, run_dir = _load(given)
-    print(plan(recipe, run_dir))
+    print(plan(recipe, run_dir, rate, sizes=given.sizes))
     return 0
 
 

@@ -1,54 +1,41 @@
-"""What a stage would take: parameters, tokens, FLOPs, memory, disk. Arithmetic on shapes; nothing is loaded.
+"""What a stage would take: parameters, tokens, FLOPs, memory. Arithmetic on shapes; nothing is loaded.
 
-FLOPs count matrix products as two per multiply-add, of the padded lengths: forward 1×, the gradient of activations 1×,
-the gradient of weights 1×. A frozen T5 needs no gradient of its weights. Attention's own products are included.
-Memory is that of one device which holds the whole model, with activations estimated from the tensors that autograd
-keeps; none of it has been checked against measured peaks yet.
+FLOPs count matrix products as two per multiply-add: forward 1×, the gradient of activations 1×, the gradient of weights
+1×. A frozen T5 needs no gradient of its weights. Attention's own products are included, padding is not. Of a task the
+lengths are the longest that the settings allow, so what it takes is at most that.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
+from pipeline.activations import Microbatch, kept
 from pipeline.architecture import PRESETS, T5Shape
+from pipeline.launch_config import LaunchConfig
+from pipeline.memory import Memory, Trained, training_memory
 from pipeline.recipe import Cell, InputRef, Recipe
 from pipeline.run_dir import RunDir
-from pipeline.settings import (
-    LanguageModelSettings,
-    LMAdaptSettings,
-    PrepareSettings,
-    SentinelSettings,
-    SpanCorruptSettings,
-)
-from pipeline.stage_settings import TrainingSettings
-from pipeline.tuning_settings import ModelTuneSettings, PeftTuneSettings, PromptMixtureSettings, PromptTuneSettings
+from pipeline.settings import LMAdaptSettings, PrepareSettings, SentinelSettings, SpanCorruptSettings
+from pipeline.stage_settings import StageSettings, TrainingSettings
+from pipeline.tuning_settings import LearningSettings, ModelTuneSettings, PromptMixtureSettings, PromptTuneSettings
 
 T5_ROWS = 32_128
+SCORED_AT_ONCE = 64  # rows: pipeline/evaluation/scoring.py BATCH_SIZE
+TOKENS_OF_A_LABEL = 4  # with EOS; longer ones are a matter of the vocabulary, which is not read here
+_WIDTH_MULTIPLE = 8  # data_prep/batches.py
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What one cell takes; None where it cannot be known before something else has run.
+class Work:
+    """What one step of one cell goes through, over all processes: tokens (at most, see above) and FLOPs."""
 
-    tokens: padded encoder and decoder tokens over all steps. flops: over all steps. Bytes everywhere else.
-    """
-
-    parameters: int | None = None
-    trained: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    weights_bytes: int | None = None
-    gradients_bytes: int | None = None
-    optimizer_bytes: int | None = None
-    activations_bytes: int | None = None
-    disk_bytes: int | None = None
-
-    @property
-    def memory_bytes(self) -> int | None:
-        known = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes, self.activations_bytes)
-        return None if self.weights_bytes is None else sum(part or 0 for part in known)
+    tokens: int
+    flops: float
 
 
 def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Shape | None:
@@ -60,7 +47,8 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Shape | None:
     if ref is None:
         return None
     if ref.stage is not None:
-        return shape_of(recipe, run_dir, recipe.stages[ref.stage][0])
+        makers = recipe.stages[ref.stage]
+        return shape_of(recipe, run_dir, next((c for c in makers if c.id == ref.cell), makers[0]))
     config = Path(str(ref.path)) / "config.json"
     if config.is_file():
         return T5Shape.from_config(json.loads(config.read_text(encoding="utf-8")), str(config))
@@ -76,58 +64,78 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
     return T5_ROWS if prepare.vocabulary else -(-(prepare.vocabulary_size + 100) // 128) * 128
 
 
-def estimate(cell: Cell, shape: T5Shape | None, company: int = 1) -> Estimate:
-    """Estimate one cell.
-
-    Args:
-        company: prompts that train together on one frozen T5; the batch of a step grows with it.
-    """
-    settings = cell.settings
-    if shape is None:
-        return Estimate()
-    if isinstance(settings, SentinelSettings):
-        return Estimate(shape.parameters, 0, disk_bytes=4 * shape.parameters)
-    if not isinstance(settings, TrainingSettings):
-        return Estimate(shape.parameters)
-    inputs, targets, trained = _lengths(settings, shape)
-    if isinstance(settings, PeftTuneSettings):
-        return Estimate(shape.parameters)  # PEFT's own arithmetic, which is not repeated here
-    frozen = isinstance(settings, PromptTuneSettings)
-    passes = 2 if frozen else 3
-    batch = settings.batch_size * (settings.components if isinstance(settings, PromptMixtureSettings) else 1)
-    micro = min(settings.microbatch_size or batch * company, batch * company)
-    weight = 2 if frozen and settings.precision == "bf16" else 4
-    moments = 8 * trained if settings.optimizer == "adamw" else (4 * trained if frozen else _factored(shape))
-    published = len(getattr(settings, "keep_steps", ())) + 1
-    checkpoint = 4 * trained + moments
-    return Estimate(
-        parameters=shape.parameters,
-        trained=trained,
-        tokens=settings.steps * batch * (inputs + targets),
-        flops=float(settings.steps) * batch * passes * forward_flops(shape, inputs, targets),
-        weights_bytes=weight * shape.parameters + (4 * trained * company if frozen else 0),
-        gradients_bytes=4 * trained * (company if frozen else 1),
-        optimizer_bytes=moments * (company if frozen else 1),
-        activations_bytes=micro * activation_bytes(shape, inputs, targets, 2 if settings.precision == "bf16" else 4),
-        disk_bytes=settings.keep_last * checkpoint + published * 4 * trained,
-    )
-
-
-def _lengths(settings: TrainingSettings, shape: T5Shape) -> tuple[int, int, int]:
-    """Encoder length, decoder length, and how many numbers train."""
+def trained_numbers(settings: StageSettings, shape: T5Shape) -> int | None:
+    """How many numbers a stage trains: 0 where it trains none, None where another library decides."""
     if isinstance(settings, PromptTuneSettings):
-        length = settings.max_input_length + settings.prompt_length
-        components = settings.components if isinstance(settings, PromptMixtureSettings) else 1
-        return length, settings.max_target_length, components * settings.prompt_length * shape.d_model
+        return components(settings) * settings.prompt_length * shape.d_model
+    if isinstance(settings, (SpanCorruptSettings, LMAdaptSettings, ModelTuneSettings)):
+        return shape.parameters
+    return 0 if isinstance(settings, SentinelSettings) else None
+
+
+def components(settings: StageSettings) -> int:
+    """How often each input is read: once with every prompt of a mixture."""
+    return settings.components if isinstance(settings, PromptMixtureSettings) else 1
+
+
+def work(settings: TrainingSettings, shape: T5Shape) -> Work | None:
+    """What a step of one cell takes; None where another library decides."""
+    lengths = example_lengths(settings)
+    if trained_numbers(settings, shape) is None or not lengths:
+        return None
+    examples = settings.batch_size * components(settings)
+    passes = 2 if isinstance(settings, PromptTuneSettings) else 3
+    tokens = sum(inputs + targets for inputs, targets in lengths) / len(lengths)
+    flops = sum(forward_flops(shape, inputs, targets) for inputs, targets in lengths) / len(lengths)
+    return Work(round(examples * tokens), passes * examples * flops)
+
+
+def example_lengths(settings: TrainingSettings) -> list[tuple[int, int]]:
+    """Encoder and decoder lengths of an example; several that stand for a distribution, each as likely.
+
+    Of text that is at least as long as an example; of a task the longest there may be.
+    """
+    if isinstance(settings, PromptTuneSettings):
+        return [(settings.prompt_length + settings.max_input_length, longest_target(settings))]
     if isinstance(settings, ModelTuneSettings):
-        return settings.max_input_length, settings.max_target_length, shape.parameters
-    assert isinstance(settings, LanguageModelSettings)
+        return [(settings.max_input_length, longest_target(settings))]
+    if isinstance(settings, SpanCorruptSettings):
+        return [(settings.input_length, span_targets(settings))]
     if isinstance(settings, LMAdaptSettings):
-        return settings.segment_length, settings.segment_length, shape.parameters
-    assert isinstance(settings, SpanCorruptSettings)
-    spans = settings.input_length * settings.noise_density / settings.mean_span_length
-    targets = round(settings.input_length * settings.noise_density + 2 * spans) + 1
-    return settings.input_length, targets, shape.parameters
+        whole = settings.segment_length
+        if settings.objective in ("lm", "full_lm"):
+            return [(1, whole)]
+        # The prefix is uniform over all lengths from about (1−2ρ)·ℓ on (packed pairs: ρ = ½).
+        shortest = 1 - 2 * settings.prefix_density
+        parts = [shortest + (1 - shortest) * (i + 0.5) / 8 for i in range(8)]
+        return [(round(part * whole), whole - round(part * whole)) for part in parts]
+    return []
+
+
+def longest_target(settings: LearningSettings) -> int:
+    """Tokens of the longest target at most: a label's characters, the space before it and EOS, if there are labels."""
+    tasks = settings.made_for()
+    if not all(task.labels for task in tasks):
+        return settings.max_target_length
+    return min(settings.max_target_length, max(len(label) for task in tasks for label in task.labels or []) + 2)
+
+
+def span_targets(settings: SpanCorruptSettings) -> int:
+    """Target tokens of span corruption.
+
+    >>> span_targets(SpanCorruptSettings(model="t5-small", tokens="shards", steps=1, input_length=512))
+    114
+    """
+
+    def lengths(tokens: int) -> tuple[int, int]:  # with n of them hidden in s spans: T − n + s + 1 and n + s + 1
+        hidden = min(max(round(tokens * settings.noise_density), 1), tokens - 1)
+        spans = min(max(1, round(hidden / settings.mean_span_length)), hidden, tokens - hidden)
+        return tokens - hidden + spans + 1, hidden + spans + 1
+
+    tokens = settings.input_length - 1
+    while lengths(tokens + 1)[0] <= settings.input_length:
+        tokens += 1
+    return lengths(tokens)[1]
 
 
 def forward_flops(shape: T5Shape, inputs: int, targets: int) -> float:
@@ -147,25 +155,85 @@ def forward_flops(shape: T5Shape, inputs: int, targets: int) -> float:
     return 2.0 * (encoder + decoder + head)
 
 
-def activation_bytes(shape: T5Shape, inputs: int, targets: int, element: int) -> int:
-    """Bytes that autograd keeps for the backward pass of one example.
+def memory(together: Sequence[TrainingSettings], shape: T5Shape, launch: LaunchConfig) -> Memory | None:
+    """Memory of each device while a stage trains; None where another library decides.
 
-    Per block and position: the residual stream and its normalised copy (fp32 statistics keep the former so), queries,
-    keys, values and the attention's output, the feed-forward's inner activations; and the logits in fp32, twice.
+    Args:
+        together: the cells of one job: prompts that train in one batch, or a single cell.
     """
-    width, inner = shape.d_model, shape.num_heads * shape.d_kv
-    norm = (4 + element) * width
-    attention = 4 * inner * element + norm
-    feed_forward = (4 if shape.gated else 2) * shape.d_ff * element + norm
-    encoder = shape.num_layers * inputs * (attention + feed_forward)
-    decoder = shape.num_decoder_layers * (targets * (2 * attention + feed_forward) + inputs * 2 * inner * element)
-    return encoder + decoder + targets * shape.vocab_size * 8
+    trained = trained_together(together, shape, launch)
+    return None if trained is None else training_memory(shape, trained, launch)
 
 
-def _factored(shape: T5Shape) -> int:
-    """Adafactor's second moments: a row and a column of each matrix, and a number for each weight of a norm."""
-    inner = shape.num_heads * shape.d_kv
-    attention = 4 * (shape.d_model + inner)
-    feed_forward = (3 if shape.gated else 2) * (shape.d_model + shape.d_ff)
-    blocks = shape.num_layers * (attention + feed_forward) + shape.num_decoder_layers * (2 * attention + feed_forward)
-    return 4 * (blocks + (1 if shape.tied else 2) * (shape.vocab_size + shape.d_model))
+def trained_together(together: Sequence[TrainingSettings], shape: T5Shape, launch: LaunchConfig) -> Trained | None:
+    """What the cells of one job train, and its largest microbatch."""
+    settings = together[0]
+    numbers = [trained_numbers(cell, shape) for cell in together]
+    if None in numbers:
+        return None
+    batch = sum(cell.batch_size for cell in together)
+    packed = False
+    if isinstance(settings, LMAdaptSettings):
+        packed = settings.packing
+        if packed and settings.objective == "packed_pairs":
+            batch = -(-batch // 2)  # the two examples of a pair fill one row
+    share = -(-batch // launch.processes)
+    rows = min(settings.microbatch_size or share, share)
+    microbatches = [
+        Microbatch(
+            rows=rows * components(settings),
+            inputs=inputs,
+            targets=targets,
+            prompt=max((c.prompt_length for c in together if isinstance(c, PromptTuneSettings)), default=0),
+            bf16=settings.precision == "bf16",
+            dropout=settings.dropout > 0,
+            packed=packed,
+            cpu=launch.cpu,
+        )
+        for inputs, targets in widths(together, -(-share // rows))
+    ]
+    largest = max(microbatches, key=lambda m: kept(shape, m).total)
+    selects = isinstance(settings, LearningSettings) and settings.select == "best"
+    labels: list[int] = [len(task.labels or []) for cell in together for task in cell.made_for()]
+    return Trained(
+        largest,
+        sum(number or 0 for number in numbers),
+        settings.optimizer,
+        accumulates=rows < share,
+        keeps_best=selects,
+        scoring=replace(largest, rows=SCORED_AT_ONCE) if selects else None,
+        label_tokens=TOKENS_OF_A_LABEL * max(labels) if all(labels) and labels else 0,
+    )
+
+
+def widths(together: Sequence[TrainingSettings], microbatches: int) -> list[tuple[int, int]]:
+    """Positions of the rows of each microbatch, prompt and padding included: (encoder, decoder), at most.
+
+    Prefixes are uniform, and microbatches take rows in the order of their length: with long inputs go short targets.
+    Rows that are packed from short documents may be full on both sides.
+    """
+    settings = together[0]
+    if isinstance(settings, LMAdaptSettings) and settings.objective == "prefix_lm" and not settings.packing:
+        whole, shortest = settings.segment_length, 1 - 2 * settings.prefix_density
+        ends = [shortest + (1 - shortest) * i / microbatches for i in range(microbatches + 1)]
+        return [(_padded(whole * longer), _padded(whole * (1 - shorter))) for shorter, longer in pairwise(ends)]
+    prompt = max((c.prompt_length for c in together if isinstance(c, PromptTuneSettings)), default=0)
+    inputs, targets = zip(*(_longest(cell) for cell in together), strict=True)
+    return [(prompt + max(inputs), max(targets))]
+
+
+def _longest(settings: TrainingSettings) -> tuple[int, int]:
+    """Padded lengths of the longest example, without a prompt."""
+    match settings:
+        case LearningSettings():
+            return _padded(settings.max_input_length), _padded(longest_target(settings))
+        case SpanCorruptSettings():
+            return _padded(settings.input_length), _padded(span_targets(settings))
+        case LMAdaptSettings():
+            without_inputs = settings.objective in ("lm", "full_lm")
+            return _padded(1 if without_inputs else settings.segment_length), _padded(settings.segment_length)
+    raise AssertionError(settings.kind)
+
+
+def _padded(length: float) -> int:
+    return -(-math.ceil(length) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE

@@ -1,0 +1,201 @@
+"""Peak memory of real stages on a CPU, beside what `t5-pipeline plan` says they will take.
+
+Each case is a stage as it is run by hand, in a process of its own. The process first makes the same stage of a T5 of
+50,000 weights, so that everything is imported and every library has set itself up. From then on its anonymous memory
+(`RssAnon`, what it allocates; not the files that it maps) is read every two milliseconds by its parent; the measured
+peak is the largest reading less the first one: weights, all that a step makes, and the data.
+
+glibc is told to give what is freed back to the system at once (every allocation of 64 KiB and more has pages of its
+own), so that what is measured is what is in use. As it comes it keeps freed memory for later, up to 32 MiB apiece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.architecture import SIZES, T5Shape
+from pipeline.estimate import memory, shape_of
+from pipeline.launch_config import LaunchConfig
+from pipeline.memory import Memory
+from pipeline.recipe import load_recipe
+from pipeline.run_dir import RunDir
+from pipeline.settings import STAGES
+from pipeline.stage_settings import TrainingSettings
+
+FREED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
+SMALL, BASE = "T5 1.1 Small", "Base, 2 + 2 layers"
+TINY = T5Shape(vocab_size=1152, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
+BASE_SHAPED = T5Shape(d_model=768, d_ff=2048, num_heads=12, num_layers=2, num_decoder_layers=2)
+SHAPES = {SMALL: SIZES["small"], BASE: BASE_SHAPED}
+TINY_WORK = {"batch_size": 2, "microbatch_size": 0}
+EVERY_S = 0.002
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage on one of the T5s, and what its settings are beside those that every case has."""
+
+    kind: str
+    shape: str
+    settings: dict[str, Any]
+
+
+CASES = [
+    Case("span_corrupt", SMALL, {"batch_size": 8, "input_length": 256, "precision": "fp32"}),
+    Case("lm_adapt", SMALL, {"batch_size": 4, "segment_length": 128, "precision": "bf16"}),
+    Case(
+        "lm_adapt",
+        SMALL,
+        {"batch_size": 8, "microbatch_size": 2, "segment_length": 256, "packing": False, "precision": "fp32"},
+    ),
+    Case("lm_adapt", BASE, {"batch_size": 4, "segment_length": 256, "optimizer": "adamw", "precision": "bf16"}),
+    Case("model_tune", SMALL, {"batch_size": 8, "max_input_length": 256, "precision": "fp32", "select": "last"}),
+    Case("model_tune", BASE, {"batch_size": 8, "max_input_length": 512, "precision": "bf16", "select": "best"}),
+    Case("prompt_tune", SMALL, {"batch_size": 16, "max_input_length": 256, "precision": "fp32", "select": "last"}),
+    Case("prompt_tune", SMALL, {"batch_size": 4, "max_input_length": 64, "precision": "bf16", "select": "last"}),
+    Case("prompt_tune", BASE, {"batch_size": 16, "max_input_length": 384, "precision": "bf16", "select": "last"}),
+    Case("prompt_tune", BASE, {"batch_size": 8, "max_input_length": 256, "precision": "fp32", "select": "best"}),
+]
+
+
+def prepare(place: Path, shapes: Mapping[str, T5Shape]) -> None:
+    """Token shards of one long text after another, a task whose inputs are as long as any case reads, and the T5s."""
+    from data_prep.corpora import Document
+    from data_prep.shards import write_tokens
+    from data_prep.vocabulary import Vocabulary
+    from pipeline.modeling.artifact import Expectations, write_model
+    from pipeline.modeling.load import init_t5
+
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
+    texts = [" ".join(draw.choices(words, k=600)) for _ in range(80)]
+    vocabulary = Vocabulary.train(texts, 500)
+    write_tokens([Document(str(i), text, f"text {i}") for i, text in enumerate(texts)], vocabulary, place / "tokens")
+    (place / "rows").mkdir()
+    for split in ("train", "validation"):
+        # A row that is short makes masks, without which less would be kept.
+        rows = [
+            {"text": text if i % 8 else "short", "label": ("first", "second")[i % 2]} for i, text in enumerate(texts)
+        ]
+        (place / "rows" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, shape in {**shapes, "tiny": TINY}.items():
+        (place / name).mkdir()
+        write_model(place / name, init_t5(shape, seed=0), vocabulary, Expectations())
+
+
+def recipe(case: Case, place: Path, name: str = "case") -> Path:
+    """The case as a recipe of one stage of two steps."""
+    stage: dict[str, Any] = {"uses": case.kind, "model": str(place / case.shape), "steps": 2, "checkpoint_every": 1000}
+    match case.kind:
+        case "lm_adapt" | "span_corrupt":
+            stage |= {"tokens": str(place / "tokens"), "validation_batches": 1}
+        case "model_tune":
+            stage |= {"tasks": ["halves"], "validate_every": 1}
+        case "prompt_tune":
+            stage |= {"task": "halves", "validate_every": 1}
+    task = {"data": str(place / "rows"), "inputs": "{text}", "targets": "{label}", "labels": ["first", "second"]}
+    path = place / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "tasks": {"halves": task}, "stages": {"it": stage | case.settings}}))
+    return path
+
+
+def estimated(path: Path) -> Memory:
+    """What `t5-pipeline plan` says of the one stage of a recipe, on one CPU process."""
+    found = load_recipe(path)
+    (cell,) = found.cells()
+    shape = shape_of(found, RunDir(path.parent / "none"), cell)
+    assert shape is not None
+    assert isinstance(cell.settings, TrainingSettings)
+    made = memory([cell.settings], shape, LaunchConfig(cpu=True))
+    assert made is not None
+    return made
+
+
+def measured(case: Case, place: Path) -> int:
+    """Largest anonymous memory of the stage's process, less what it had before it began, in bytes."""
+    first = recipe(replace(case, shape="tiny", settings=case.settings | TINY_WORK), place, "tiny")
+    with tempfile.TemporaryDirectory() as runs:
+        command = [sys.executable, "-m", "benchmarks.memory", case.kind, str(first), str(recipe(case, place)), runs]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **FREED}
+        )
+        assert process.stdout is not None
+        before = int(process.stdout.readline() or 0)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, anonymous_bytes(process.pid))
+            time.sleep(EVERY_S)
+        _, error = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"exit code {process.returncode}: {error}")
+        return peak - before
+
+
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """Memory of a process that is backed by no file; 0 once it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def stage(kind: str, first: str, then: str, runs: str) -> int:
+    """Make a stage of one recipe in this process, say what memory it has, and make that of another."""
+    from pipeline.entry import run
+
+    body = getattr(importlib.import_module(f"stages.{kind}"), kind)
+    run(body, STAGES[kind], ["--recipe", first, "--run-dir", f"{runs}/first"], f"{kind}.py")
+    print(anonymous_bytes(), flush=True)
+    return run(body, STAGES[kind], ["--recipe", then, "--run-dir", f"{runs}/then"], f"{kind}.py")
+
+
+def compare(case: Case, place: Path) -> dict[str, Any]:
+    """One row: the estimate beside the measurement."""
+    said = estimated(recipe(case, place))
+    # The one checkpoint is written after the last step, which has no gradients and activations any more.
+    expected = max(said.peak, said.weights + said.optimizer + said.snapshot) + said.host
+    in_use = measured(case, place)
+    return {
+        "stage": case.kind,
+        "shape": case.shape,
+        "settings": case.settings,
+        "estimate_bytes": expected,
+        "measured_bytes": in_use,
+        "off": round(expected / in_use - 1, 4),
+    }
+
+
+def run() -> dict[str, Any]:
+    """Every case."""
+    with tempfile.TemporaryDirectory() as place:
+        prepare(Path(place), SHAPES)
+        return {"name": "memory", "rows": [compare(case, Path(place)) for case in CASES]}
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows for docs/performance.md."""
+    lines = ["| T5 | stage | settings | estimate | measured | off |", "|---" * 6 + "|"]
+    for row in rows:
+        settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
+        estimate, peak = (f"{row[key] / 2**20:,.0f} MiB" for key in ("estimate_bytes", "measured_bytes"))
+        lines.append(f"| {row['shape']} | {row['stage']} | {settings} | {estimate} | {peak} | {row['off']:+.1%} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(stage(*sys.argv[1:]))

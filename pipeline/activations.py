@@ -1,0 +1,193 @@
+"""Bytes that autograd keeps of one microbatch between the forward and the backward pass. Arithmetic on shapes.
+
+It follows pipeline/modeling line by line, and tests/test_activations.py compares it with what autograd really saves on
+a CPU, to the byte: whoever changes what a layer keeps changes it here.
+
+    B  rows of the microbatch         D  d_model         e  bytes of an element in matrix products: 4, in bf16 2
+    S  encoder length, prompt too     E  heads · d_kv    c  the same in fused attention, which a CPU computes in fp32
+    T  decoder length                 F  d_ff            4  of what is always fp32: norms, logits, plain attention
+    H  heads                          V  vocabulary
+
+A layer that trains keeps its inputs for the gradient of its weights; a frozen one keeps only what the gradient with
+respect to its inputs needs: a linear layer nothing at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.architecture import T5Shape
+
+_FP32 = 4
+_INDEX = 8  # bytes of a token id
+LOGITS_AT_ONCE = 2048  # rows: pipeline/evaluation/label_scoring.py
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """What one forward pass reads, and how.
+
+    rows, inputs, targets: B, S (a prompt counted) and T, padding included.
+    prompt: how many of the S positions are a prompt before a frozen T5; 0 where the whole T5 trains.
+    padded: rows differ in length, so that there are masks.
+    packed: rows hold several examples, so that masks depend on the query.
+    cpu: where it runs; on a GPU norms and attention are fused kernels that keep less.
+    """
+
+    rows: int
+    inputs: int
+    targets: int
+    prompt: int = 0
+    bf16: bool = True
+    dropout: bool = False
+    padded: bool = True
+    packed: bool = False
+    cpu: bool = False
+
+    @property
+    def frozen(self) -> bool:
+        return self.prompt > 0
+
+    @property
+    def e(self) -> int:
+        return 2 if self.bf16 else _FP32
+
+    @property
+    def c(self) -> int:
+        return _FP32 if self.cpu else self.e
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that the backward pass needs, and frees from the last to the first: logits, decoder, encoder.
+
+    Copies of weights, in the dtype that they are multiplied in, count where they are used.
+    """
+
+    encoder: int
+    decoder: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.encoder + self.decoder + self.logits
+
+
+def kept(shape: T5Shape, m: Microbatch) -> Kept:
+    """What autograd keeps of a microbatch of this shape.
+
+    >>> small = T5Shape()
+    >>> whole = kept(small, Microbatch(rows=8, inputs=512, targets=512, cpu=True))
+    >>> f"{whole.total / 2**30:.2f} GiB, of which logits {whole.logits / 2**30:.2f}"
+    '3.19 GiB, of which logits 0.49'
+    """
+    B, S, T = m.rows, m.inputs, m.targets
+    D, H = shape.d_model, shape.num_heads
+    L, M = shape.num_layers, shape.num_decoder_layers
+    # Of a frozen decoder nothing before the first cross-attention leads back to the prompt.
+    reached = M - 1 if m.frozen else M
+    trains = not m.frozen
+
+    encoder = B * S * L * (_self_attention(shape, m, S) + _feed_forward(shape, m))
+    encoder += B * S * _norm(shape, m) + _bias(shape, m, S, L, rows=B if m.padded or m.packed else 1)
+    encoder += B * _INDEX * (m.prompt or S)
+    decoder = B * T * (reached * _self_attention(shape, m, T) + M * _feed_forward(shape, m))
+    decoder += B * M * _cross_attention(shape, m) + B * T * reached * _norm(shape, m) + _cross_bias(m, M)
+    decoder += _bias(shape, m, T, reached, rows=B if m.packed else 1)
+    # The output matrix is multiplied in fp32, by an fp32 copy of the hidden states.
+    decoder += B * T * (_norm(shape, m, _FP32) + (_INDEX if trains else 0))
+    if trains:
+        encoder += _INDEX * (2 * S - 1)  # buckets of the relative positions
+        decoder += _INDEX * (2 * T - 1)
+    if m.dropout:  # masks that are shared along the sequence, but for those of values, which are shared along K
+        embedded = _FP32 if trains else m.e
+        encoder += B * (embedded * D + m.e * (L * (S * H + 2 * D + shape.d_ff) + D))
+        decoder += B * (embedded * D * trains + m.e * (reached * (T * H + D) + M * (S * H + 2 * D + shape.d_ff) + D))
+    in_encoder, in_decoder = _copies(shape, m, reached)
+    return Kept(encoder + in_encoder, decoder + in_decoder, B * T * (_FP32 * shape.vocab_size + _FP32 + _INDEX))
+
+
+def _norm(shape: T5Shape, m: Microbatch, output: int | None = None) -> int:
+    """A position of a norm: its input and 1/RMS; to train its weight, on a CPU, x/RMS; its output for what it feeds."""
+    kept = _FP32 * shape.d_model + _FP32
+    if m.frozen:
+        return kept
+    return kept + (_FP32 * shape.d_model if m.cpu else 0) + (output or m.e) * shape.d_model
+
+
+def _self_attention(shape: T5Shape, m: Microbatch, keys: int) -> int:
+    """A position of a self-attention layer, its norm included."""
+    E, H = shape.num_heads * shape.d_kv, shape.num_heads
+    if (
+        m.cpu and not m.frozen
+    ):  # the position biases learn: plain attention, which keeps q, k, v, softmax, and o's input
+        return _norm(shape, m) + 3 * _FP32 * E + _FP32 * H * keys + m.e * E
+    return _norm(shape, m) + 4 * m.c * E + _FP32 * H  # q, k, v, output; log Σ exp of the scores
+
+
+def _cross_attention(shape: T5Shape, m: Microbatch) -> int:
+    """A row of a cross-attention layer, without its norm: queries of T positions, keys and values of S."""
+    E, H = shape.num_heads * shape.d_kv, shape.num_heads
+    to_o = m.e * E if m.c != m.e and not m.frozen else 0  # the output in another dtype is a tensor of its own
+    return m.targets * (2 * m.c * E + _FP32 * H + to_o) + m.inputs * 2 * m.c * E
+
+
+def _feed_forward(shape: T5Shape, m: Microbatch) -> int:
+    """A position of a feed-forward layer, its norm included: what its activation, its product and wo keep."""
+    by_activation = 1  # its input; of a ReLU its output
+    is_relu = shape.activation == "relu"
+    if shape.gated:
+        tensors = by_activation + (1 if is_relu else 2) + (0 if m.frozen else 1)  # the two factors; wo's input
+    else:
+        to_wo = not m.frozen and (m.dropout or not is_relu)  # else a ReLU's output is wo's input
+        tensors = by_activation + to_wo
+    return _norm(shape, m) + tensors * shape.d_ff * m.e
+
+
+def _bias(shape: T5Shape, m: Microbatch, length: int, layers: int, rows: int) -> int:
+    """Position bias and mask as fused attention keeps them: one for a stack, but each layer's own in another dtype."""
+    if m.cpu and not m.frozen:
+        return 0
+    return (layers if m.c != m.e else min(layers, 1)) * rows * shape.num_heads * length * length * m.c
+
+
+def _cross_bias(m: Microbatch, layers: int) -> int:
+    """The mask of cross-attention, made in fp32."""
+    per_row = m.targets * m.inputs if m.packed else m.inputs if m.padded else 0
+    return (1 if m.c == _FP32 else layers) * m.rows * per_row * m.c
+
+
+def _copies(shape: T5Shape, m: Microbatch, reached: int) -> tuple[int, int]:
+    """Weights in another dtype, of encoder and decoder: bf16 of what trains; fp32 of a frozen one's head and norms."""
+    if not m.bf16:
+        return 0, 0
+    D, L, M = shape.d_model, shape.num_layers, shape.num_decoder_layers
+    if m.frozen:
+        return _FP32 * (2 * L + 1) * D, _FP32 * (shape.vocab_size + 2 * reached + M + 1) * D
+    attention, feed_forward = 4 * D * shape.num_heads * shape.d_kv, (3 if shape.gated else 2) * D * shape.d_ff
+    return m.e * L * (attention + feed_forward), m.e * M * (2 * attention + feed_forward)
+
+
+def without_gradient(shape: T5Shape, m: Microbatch, label_tokens: int = 0) -> int:
+    """The most that a forward pass holds at one time where nothing is kept: to score labels, or to decode greedily.
+
+    label_tokens: tokens of all labels of a task; 0 decodes.
+    """
+    B, S = m.rows, m.inputs
+    D, E, H = shape.d_model, shape.num_heads * shape.d_kv, shape.num_heads
+    stream = m.e if m.frozen else _FP32
+    scores = B * H * S * S if m.padded else H * S * S
+    # On a CPU the fused kernel takes an fp32 bias and expands it; queries, keys and values are copied to fp32.
+    bias = m.e * scores + (_FP32 * scores * (2 if m.bf16 else 0) if m.cpu else 0)
+    attention = (3 * m.e + (3 * _FP32 if m.cpu and m.bf16 else 0) + m.c) * E + m.e * D
+    feed_forward = (3 if shape.gated else 2) * shape.d_ff * m.e + m.e * D
+    encoding = B * S * 2 * stream * D + max(
+        bias + B * S * attention, m.e * scores + B * S * max(feed_forward, 2 * _FP32 * D)
+    )
+    head = _FP32 * shape.vocab_size * D if m.frozen and m.bf16 else 0
+    if label_tokens:
+        logits = min(B * label_tokens, LOGITS_AT_ONCE) * shape.vocab_size * _FP32
+        answering = max(head + logits, 2 * logits)
+    else:
+        answering = shape.num_decoder_layers * 2 * E * m.e * B * S + head + 2 * B * shape.vocab_size * _FP32
+    return max(encoding, B * S * stream * D + answering)
