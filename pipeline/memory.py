@@ -29,7 +29,7 @@ from pipeline.launch_config import LaunchConfig
 _FP32 = 4
 _AT_ONCE = 1 << 24  # numbers: pipeline/training/optimizers.py ELEMENTS_AT_ONCE and ranks.py BUCKET
 _FACTORED_FROM = 128  # rows and columns of a matrix that Adafactor keeps means of instead of a number for each weight
-_DEEPSPEED_BUCKET = 500_000_000  # reduce_bucket_size
+_DEEPSPEED_BUCKET = 1 << 26  # elements, or all that train (training/engines/zero.py)
 _DEEPSPEED_LIVE = 1_000_000_000  # stage3_max_live_parameters, and no sooner let go (stage3_max_reuse_distance)
 
 
@@ -237,8 +237,7 @@ def _buffer(launch: LaunchConfig, numbers: int, largest: int) -> int:
     """What gradients pass through on their way to the rank that keeps them."""
     if launch.engine == "fsdp2":
         return _FP32 * largest
-    # DeepSpeed reserves its bucket whole; what nothing is written to takes no memory on a CPU.
-    return _FP32 * (min(numbers, _DEEPSPEED_BUCKET) if launch.cpu else _DEEPSPEED_BUCKET)
+    return _FP32 * min(numbers, _DEEPSPEED_BUCKET)
 
 
 def _update(trained: Trained, launch: LaunchConfig, largest: int) -> int:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+BUCKET = 1 << 26  # elements that are summed at once
+
+
 class Zero(Engine):
     """The optimizer sees flat fp32 partitions, so it must be one that works element by element (AdamW)."""
 
@@ -47,6 +50,9 @@ class Zero(Engine):
             # Offloaded, DeepSpeed would put its own Adam in the place of ours, whose weight decay is another.
             "zero_force_ds_cpu_optimizer": False,
         }
+        # DeepSpeed reserves the bucket in which it sums gradients whole, 2 GB by default, also for a prompt's few.
+        bucket = min(BUCKET, sum(p.numel() for p in trained.values()))
+        plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = bucket
         self.engine, _ = accelerator.prepare(inside, make_optimizer(list(trained.values())))
         self.zero = self.engine.optimizer
         self.stage = self.engine.zero_optimization_stage()
