@@ -96,6 +96,9 @@ class TrainingSettings(StageSettings):
     precision: Literal["fp32", "bf16"] = setting(
         "bf16", "precision of matrix products; weights and optimizer stay fp32"
     )
+    logits_precision: Literal["fp32", "bf16"] = setting(
+        "bf16", "precision of the product that makes logits, where `precision` is bf16; softmax and loss stay fp32"
+    )
     microbatch_size: int = setting(
         0, "examples at a time on one device; 0 takes all of its share", unit="examples", role="runtime", ge=0
     )

@@ -17,7 +17,7 @@ from pipeline.stage_settings import TrainingSettings
 from pipeline.training.batch import BatchSource, TensorBatch
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import LossFn, resume, train
-from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.loss import batch_losses, output_loss
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimizers import model_optimizer
 from pipeline.training.progress import Progress
@@ -140,16 +140,17 @@ def train_language_model(
     validation: BatchSource | None,
     publish: Callable[[int], None],
 ) -> None:
-    """Train `model(inputs_BS, targets_BT, segments) -> logits_BTV` on every target token.
+    """Train a model on every target token, by its `predict(inputs_BS, targets_BT, segments)` and `before_logits`.
 
     Args:
         validation: held-out batches, whose mean loss is measured on the first `validation_batches` of them.
     """
     c: LanguageModelSettings = stage.config
+    t5: Any = model
 
     def loss_fn(batch: TensorBatch) -> Tensor:
-        logits_BTV = model(batch.inputs_BS, batch.targets_BT, batch.segments)
-        loss_BT = token_loss(logits_BTV, batch.targets_BT, c.z_loss)
+        hidden, weight = t5.before_logits(t5.predict(batch.inputs_BS, batch.targets_BT, batch.segments))
+        loss_BT = output_loss(hidden, weight, batch.targets_BT, c.z_loss, c.logits_precision)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -169,7 +170,7 @@ def train_language_model(
 
 
 @torch.no_grad()
-def held_out_loss(state: TrainState, model: nn.Module, batches: Sequence[Any], microbatch_size: int) -> float:
+def held_out_loss(state: TrainState, model: Any, batches: Sequence[Any], microbatch_size: int) -> float:
     """Mean cross entropy of all target tokens of these batches, in nats, without dropout and z-loss."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=state.device)
@@ -178,8 +179,9 @@ def held_out_loss(state: TrainState, model: nn.Module, batches: Sequence[Any], m
         for micro in part.microbatches(microbatch_size) if len(part) else ():
             tensors = TensorBatch.of(micro).to(state.device)
             with state.autocast():
-                logits_BTV = model(tensors.inputs_BS, tensors.targets_BT, tensors.segments)
-                loss_BT = token_loss(logits_BTV, tensors.targets_BT)
+                predicted = model.predict(tensors.inputs_BS, tensors.targets_BT, tensors.segments)
+                hidden, weight = model.before_logits(predicted)
+                loss_BT = output_loss(hidden, weight, tensors.targets_BT, precision="fp32")
             sums += torch.stack([loss_BT.sum(dtype=torch.float64), (tensors.targets_BT != 0).sum().double()])
     state.ranks.sum([sums])
     return float(sums[0] / sums[1])
