@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.cuts import GPU
 from pipeline.architecture import PRESETS, T5Shape
 from pipeline.recipe import Cell, InputRef, Recipe
 from pipeline.run_dir import RunDir
@@ -95,7 +96,7 @@ def estimate(cell: Cell, shape: T5Shape | None, company: int = 1) -> Estimate:
     frozen = isinstance(settings, PromptTuneSettings)
     passes = 2 if frozen else 3
     batch = settings.batch_size * (settings.components if isinstance(settings, PromptMixtureSettings) else 1)
-    micro = min(settings.microbatch_size or batch * company, batch * company)
+    micro = min(settings.microbatch_size or max(1, GPU.at_once // (inputs + targets)), batch * company)
     weight = 2 if frozen and settings.precision == "bf16" else 4
     moments = 8 * trained if settings.optimizer == "adamw" else (4 * trained if frozen else _factored(shape))
     published = len(getattr(settings, "keep_steps", ())) + 1
