@@ -1,1 +1,1 @@
-"""Measurements beside a peer on the same work in one run: `python -m benchmarks`. Nothing here is a test."""
+"""Measurements beside a peer on the same work in one run: `python -m benchmarks [NAME …]`. Nothing here is a test."""

@@ -1,26 +1,52 @@
-"""Run every benchmark; write benchmarks/results/NAME.json and print tables for docs/performance.md."""
+"""Run benchmarks (all, or those named), write benchmarks/results/NAME.json and print tables for docs/performance.md.
+
+python -m benchmarks [NAME …] [--data ../shared/data] [--rounds N] [--threads N] [--clock wall|cpu]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import platform
 from pathlib import Path
 
 import torch
 
-from benchmarks import memory, steps
-from pipeline.entry import versions
+from benchmarks import label_scoring, lm_adaptation, memory, overhead, prompt_memory, prompt_tuning
+from benchmarks.machine import Clock, described
+from pipeline.allocator import keep_freed_memory
+
+BENCHMARKS = {
+    "lm_adaptation": lm_adaptation,
+    "prompt_tuning": prompt_tuning,
+    "prompt_memory": prompt_memory,
+    "label_scoring": label_scoring,
+    "overhead": overhead,
+    "memory": memory,
+}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none runs all")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with tasks/ and t5/")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of both sides; 0 is torch's own number")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where other work runs beside it")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    Clock.use(given.clock)
+    # Both sides get it: it is a property of the process.
+    keep_freed_memory()
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    for benchmark in (steps, memory):
-        found = benchmark.run()
-        found["machine"] = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        found["versions"] = versions()
-        (results / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print("\n".join(benchmark.table(found["rows"])), end="\n\n")
+    for name in given.names or BENCHMARKS:
+        found = BENCHMARKS[name].run(given.rounds, given.data)
+        found = {"name": name, **found, "machine": described()}
+        (results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"\n## {name}\n\n{BENCHMARKS[name].table(found)}", flush=True)
 
 
 if __name__ == "__main__":

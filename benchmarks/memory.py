@@ -180,21 +180,21 @@ def compare(case: Case, place: Path) -> dict[str, Any]:
     }
 
 
-def run() -> dict[str, Any]:
+def run(rounds: int, data: Path) -> dict[str, Any]:
     """Every case."""
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), SHAPES)
         return {"name": "memory", "rows": [compare(case, Path(place)) for case in CASES]}
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def table(found: dict[str, Any]) -> str:
     """The rows for docs/performance.md."""
     lines = ["| T5 | stage | settings | estimate | measured | off |", "|---" * 6 + "|"]
-    for row in rows:
+    for row in found["rows"]:
         settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
         estimate, peak = (f"{row[key] / 2**20:,.0f} MiB" for key in ("estimate_bytes", "measured_bytes"))
         lines.append(f"| {row['shape']} | {row['stage']} | {settings} | {estimate} | {peak} | {row['off']:+.1%} |")
-    return lines
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.cuts import CPU, GPU, cheapest_cuts
 from data_prep.objectives.segments import Example, Objective
 from data_prep.packing import first_fit
 from data_prep.permutation import Permutation
@@ -76,12 +77,25 @@ class Batch:
         """The rows in the order of their input length, then target length, then place."""
         return np.lexsort((_lengths(self.targets_BT), _lengths(self.inputs_BS))).astype(np.int64)
 
-    def microbatches(self, size: int) -> list[Batch]:
-        """Parts of at most `size` rows of similar length, which saves padding; 0 means one part with all rows."""
-        if size == 0 or size >= len(self):
+    def microbatches(self, size: int, device: str = "cpu") -> list[Batch]:
+        """Parts of rows of similar length, which saves padding: of at most `size` rows, or for 0 where it costs least.
+
+        `device` is the kind of device that the parts pass through ("cpu", "cuda"), on which the costs depend.
+
+        Only the order of the sum over rows depends on the parts.
+        """
+        if len(self) <= max(1, size):
             return [self]
         order = self.by_length()
-        return [self.rows(order[start : start + size]) for start in range(0, len(self), size)]
+        if size:
+            return [self.rows(order[start : start + size]) for start in range(0, len(self), size)]
+        inputs_N, targets_N = (
+            [_width(int(length)) for length in _lengths(ids)[order]] for ids in (self.inputs_BS, self.targets_BT)
+        )
+        return [
+            self.rows(order[begin:end])
+            for begin, end in cheapest_cuts(inputs_N, targets_N, CPU if device == "cpu" else GPU)
+        ]
 
     def shard(self, rank: int, world: int) -> Batch:
         """The rows of process `rank` of `world`: dealt out by length, so that all have about as much to do."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import manifest as manifests
+from pipeline.allocator import keep_freed_memory
 from pipeline.decide import Decision, check_outside, decide, jobs
 from pipeline.errors import BAD_INPUT, InputError, Interrupted
 from pipeline.files import sweep, write_text
@@ -280,6 +281,7 @@ def _set_threads(asked: int) -> None:
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = asked or max(1, there // here)
     torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:

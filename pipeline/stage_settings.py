@@ -100,8 +100,16 @@ class TrainingSettings(StageSettings):
     precision: Literal["fp32", "bf16"] = setting(
         "bf16", "precision of matrix products; weights and optimizer stay fp32"
     )
+    logits_precision: Literal["fp32", "bf16"] = setting(
+        "bf16", "precision of the product that makes logits, where `precision` is bf16; softmax and loss stay fp32"
+    )
     microbatch_size: int = setting(
-        0, "examples at a time on one device; 0 takes all of its share", unit="examples", role="runtime", ge=0
+        0,
+        "examples at a time on one device; 0 cuts its share by length, so that little is padding, into parts of at most"
+        " 8,192 tokens on a CPU and 32,768 on a GPU",
+        unit="examples",
+        role="runtime",
+        ge=0,
     )
     checkpoint_every: int = setting(1000, "steps between checkpoints", unit="steps", role="runtime", gt=0)
     keep_last: int = setting(2, "newest checkpoints that are kept", unit="checkpoints", role="runtime", ge=1)

@@ -29,7 +29,7 @@ from pipeline.modeling.prompt_bank import BareT5
 from pipeline.modeling.t5 import T5
 from pipeline.stage import Stage
 from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.loss import batch_losses, output_loss
 from pipeline.training.run import Trained, train_stage
 from pipeline.training.selection import Selection
 from pipeline.tuning_settings import ModelTuneSettings
@@ -50,7 +50,8 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
     batches = MixedTaskBatches(rows, c.batch_size, c.seed, c.mixing, c.mixing_limit)
 
     def loss_fn(model: T5, batch: TensorBatch) -> Tensor:
-        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        hidden, weight = model.before_logits(model.predict(batch.inputs_BS, batch.targets_BT))
+        loss_BT = output_loss(hidden, weight, batch.targets_BT, c.z_loss, c.logits_precision)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
     selection = None

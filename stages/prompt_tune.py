@@ -31,7 +31,7 @@ from pipeline.modeling.prompt_start import initial_rows
 from pipeline.modeling.t5 import T5
 from pipeline.stage import CellRun, Stage
 from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.loss import batch_losses, output_loss
 from pipeline.training.optimizers import prompt_optimizer
 from pipeline.training.run import Trained, train_stage
 from pipeline.training.selection import Selection
@@ -73,7 +73,8 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
         return prompt_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, c.weight_decay)
 
     def loss_fn(model: PromptedT5, batch: TensorBatch) -> Tensor:
-        loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        hidden, weight = model.before_logits(model.predict(batch.prompt_B, batch.inputs_BS, batch.targets_BT))
+        loss_BT = output_loss(hidden, weight, batch.targets_BT, c.z_loss, c.logits_precision)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(bank))
 
     cells = [cell.id for cell in stage.cells]

@@ -1,14 +1,17 @@
-"""T5's attention over given queries, keys and values: the definition, and the fused kernel that replaces it.
+"""T5's attention over given queries, keys and values: the definition, and two faster ways that replace it.
 
     out = softmax(q kᵀ + bias) v        no 1/√K: T5 puts that factor into the initialisation of q
 
-Both functions have one signature, and a test compares their outputs and gradients.
+All have one signature, and tests compare their outputs and gradients.
 
 Shapes: B batch, H heads, Q query positions, S key positions, K head width.
-The bias is anything that broadcasts to [B, H, Q, S]: relative position bias, mask (0 or MASKED), or their sum.
+The bias is anything that broadcasts to [B, H, Q, S]: relative position bias, mask (0 or MASKED), or their sum. A mask
+may also be given apart, so that a bias that is the same for all examples stays [1, H, Q, S]: so does its gradient.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +21,16 @@ MASKED = -1e9
 """Added to the score of a key that must not be seen. Finite: a row without any visible key stays free of NaN."""
 
 
-def attend(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention by the faster of the two ways, as out_BHQK.
+def attend(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """Attention by the fastest of the three ways, as out_BHQK.
 
-    On a CPU the fused kernel has no gradient for the bias; asked for one, it falls back to a slow composition,
-    which the plain definition beats by a third.
+    On a CPU the fused kernel has no gradient for the bias (asked for one, it falls back to a slow composition, which
+    the plain definition beats by a third), and in bf16 it is slower than plain products, backwards four times.
     """
+    if in_bf16_on_cpu(q_BHQK) and not torch.compiler.is_compiling():
+        return attend_by_products(q_BHQK, k_BHSK, v_BHSK, bias, mask)
+    if mask is not None:
+        bias = mask if bias is None else bias + mask
     bias_learns = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if bias_learns and q_BHQK.device.type == "cpu":
         return attend_plainly(q_BHQK, k_BHSK, v_BHSK, bias)
@@ -56,6 +63,74 @@ def attend_fused(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | 
             attn_mask=None if bias is None else bias.to(compute),
             scale=1.0,
         ).to(dtype)
+
+
+def in_bf16_on_cpu(x: Tensor) -> bool:
+    """Whether matrix products of x are in bf16 on a CPU, by its dtype or by autocast."""
+    if x.device.type != "cpu":
+        return False
+    return x.dtype == torch.bfloat16 or (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+
+
+def attend_by_products(
+    q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None
+) -> Tensor:
+    """The definition in bf16, sums and softmax in fp32 inside: what T5X does, whose scores are of the model's dtype."""
+    dtype = q_BHQK.dtype
+    with torch.autocast(q_BHQK.device.type, enabled=False):
+        out_BHQK: Tensor = _Products.apply(
+            q_BHQK,
+            k_BHSK,
+            v_BHSK,
+            None if bias is None else bias.to(dtype),
+            None if mask is None else mask.to(dtype),
+        )
+    return out_BHQK
+
+
+class _Products(torch.autograd.Function):
+    """Attention with its gradient written out: five products and no more passes over the scores than they need."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+        B, H, Q, S = *q.shape[:3], k.size(2)
+        q, k, v = (x.reshape(B * H, -1, x.size(-1)) for x in (q, k, v))
+        if bias is None and mask is None:
+            scores = torch.bmm(q, k.mT)
+        else:
+            # The product is added to the bias before it is rounded.
+            scores = torch.empty(B, H, Q, S, dtype=q.dtype)
+            if bias is not None and mask is not None:
+                torch.add(bias, mask, out=scores) if _spans(bias, mask, scores) else scores.copy_(bias).add_(mask)
+            else:
+                scores.copy_(bias if bias is not None else mask)  # type: ignore[arg-type]
+            scores = scores.view(B * H, Q, S).baddbmm_(q, k.mT)
+        weights = scores.softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.bias_shape = None if bias is None else bias.shape
+        return torch.bmm(weights, v).view(B, H, Q, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        B, H = gradients[0].shape[:2]
+        out = gradients[0].reshape(B * H, -1, v.size(-1))
+        v_gradient = torch.bmm(weights.mT, out)
+        scores = torch._softmax_backward_data(torch.bmm(out, v.mT), weights, -1, weights.dtype)
+        q_gradient, k_gradient = torch.bmm(scores, k), torch.bmm(scores.mT, q)
+        bias_gradient = None
+        if ctx.needs_input_grad[3]:
+            bias_gradient = scores.view(B, H, *scores.shape[1:]).sum_to_size(ctx.bias_shape)
+        q_gradient, k_gradient, v_gradient = (
+            x.view(B, H, -1, x.size(-1)) for x in (q_gradient, k_gradient, v_gradient)
+        )
+        return q_gradient, k_gradient, v_gradient, bias_gradient, None
+
+
+def _spans(a: Tensor, b: Tensor, whole: Tensor) -> bool:
+    return torch.broadcast_shapes(a.shape, b.shape) == whole.shape
 
 
 def mask_bias(mask: Tensor | None) -> Tensor | None:

@@ -99,6 +99,10 @@ class BareT5(nn.Module):
         """fp32 logits [R, T, V] of decoder outputs."""
         return self.t5.logits(hidden_RTD)
 
+    def before_logits(self, hidden_RTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The two factors of the logits, as T5.before_logits."""
+        return self.t5.before_logits(hidden_RTD)
+
 
 class PromptedT5(BareT5):
     """A T5 of which nothing learns, with a bank of prompts before its inputs, of which everything does.
@@ -126,7 +130,11 @@ class PromptedT5(BareT5):
         mask = unless_full(torch.cat([prompt_mask_BP, inputs_BS != 0], dim=1))
         return self.t5.encode(embedded, mask), mask
 
+    def predict(self, prompt_B: Tensor | None, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
+        """The decoder's output [B, T, D] that predicts each target token."""
+        encoded, mask = self.encode(prompt_B, inputs_BS)
+        return self.decode(shift_right(targets_BT), encoded, mask)
+
     def forward(self, prompt_B: Tensor | None, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
         """fp32 logits [B, T, V] that predict each target token."""
-        encoded, mask = self.encode(prompt_B, inputs_BS)
-        return self.logits(self.decode(shift_right(targets_BT), encoded, mask))
+        return self.logits(self.predict(prompt_B, inputs_BS, targets_BT))

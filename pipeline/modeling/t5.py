@@ -6,9 +6,9 @@
 with y the encoder's output; scores are unscaled, and self-attention adds a learned bias by relative position.
 
 Written for speed where T5 allows it: the position bias is computed once for a stack and call, nothing is masked
-where nothing is padded, and attention goes to a fused kernel. The first block of a stack owns the table of position
-biases, so it adds its bias to the mask and hands the sum on to the others: a block then touches only its own
-parameters, inside its own forward pass, which sharding engines rely on.
+where nothing is padded, and attention takes the fastest way there is for it (attention.py). The first block of a stack
+owns the table of position biases, so it adds them to the bias it is given and hands the sum on to the others: a block
+then touches only its own parameters, inside its own forward pass, which sharding engines rely on.
 
 Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D d_model, V vocabulary rows.
 Token 0 is padding, and the decoder's first input.
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.architecture import T5Shape
-from pipeline.modeling.attention import mask_bias
+from pipeline.modeling.attention import in_bf16_on_cpu, mask_bias
 from pipeline.modeling.layers import (
     CrossAttentionLayer,
     DecoderCache,
@@ -41,9 +41,9 @@ class EncoderBlock(nn.Module):
         attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=True)
         self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
 
-    def forward(self, x_BSD: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BSD: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attention, feed_forward = self.layer
-        x_BSD, bias = attention(x_BSD, bias)
+        x_BSD, bias = attention(x_BSD, bias, mask)
         return feed_forward(x_BSD), bias
 
 
@@ -58,11 +58,12 @@ class DecoderBlock(nn.Module):
         x_RTD: Tensor,
         encoded_BSD: Tensor,
         bias: Tensor | None,
+        mask: Tensor | None,
         cross_bias: Tensor | None,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         attention, cross_attention, feed_forward = self.layer
-        x_RTD, bias = attention(x_RTD, bias, cache)
+        x_RTD, bias = attention(x_RTD, bias, mask, cache)
         x_RTD = cross_attention(x_RTD, encoded_BSD, cross_bias, cache)
         return feed_forward(x_RTD), bias
 
@@ -74,10 +75,11 @@ class Encoder(nn.Module):
         self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
         self.dropout = SharedDropout(shape.dropout_rate)
 
-    def forward(self, embedded_BSD: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, embedded_BSD: Tensor, mask: Tensor | None) -> Tensor:
         x_BSD = self.dropout(embedded_BSD)
+        bias, mask = _parts(x_BSD, mask)
         for block in self.block:
-            x_BSD, bias = block(x_BSD, bias)
+            x_BSD, bias = block(x_BSD, bias, mask)
         return self.dropout(self.final_layer_norm(x_BSD))
 
 
@@ -92,15 +94,27 @@ class Decoder(nn.Module):
         self,
         embedded_RTD: Tensor,
         encoded_BSD: Tensor,
-        bias: Tensor | None,
+        mask: Tensor | None,
         cross_bias: Tensor | None,
         cache: DecoderCache | None = None,
     ) -> Tensor:
         x_RTD = self.dropout(embedded_RTD)
+        bias, mask = _parts(x_RTD, mask)
         for index, block in enumerate(self.block):
             layer_cache = None if cache is None else cache.layer(index)
-            x_RTD, bias = block(x_RTD, encoded_BSD, bias, cross_bias, layer_cache)
+            x_RTD, bias = block(x_RTD, encoded_BSD, bias, mask, cross_bias, layer_cache)
         return self.dropout(self.final_layer_norm(x_RTD))
+
+
+def _parts(x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Bias and mask that a stack's first block is given.
+
+    A mask of all rows is one with the bias. Where each row has its own, it stays apart if attention can add both as
+    they are; otherwise the first block adds it once for all.
+    """
+    if mask is None or mask.size(0) == 1 or not in_bf16_on_cpu(x):
+        return mask, None
+    return None, mask
 
 
 class T5(nn.Module):
@@ -159,12 +173,18 @@ class T5(nn.Module):
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """fp32 logits [B, T, V] of decoder outputs."""
         if self.shape.tied:
-            return fp32_logits(hidden_BTD * self.shape.d_model**-0.5, self.shared.weight)
+            return fp32_logits(*self.before_logits(hidden_BTD))
         logits_BTV: Tensor = self.lm_head(hidden_BTD)
         return logits_BTV
 
-    def forward(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """fp32 logits [B, T, V] that predict each target token from the inputs and the targets before it.
+    def before_logits(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The two factors of the logits of decoder outputs: [B, T, D], and the output matrix [V, D]."""
+        if self.shape.tied:
+            return hidden_BTD * self.shape.d_model**-0.5, self.shared.weight
+        return hidden_BTD, self.lm_head.weight
+
+    def predict(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The decoder's output [B, T, D] that predicts each target token from the inputs and the targets before it.
 
         segments: of packed rows, which example each position of inputs [B, S] and targets [B, T] belongs to
         (1, 2, …; 0 for padding); examples do not see one another, and each one's decoder starts from 0.
@@ -172,12 +192,16 @@ class T5(nn.Module):
         if segments is None:
             mask = token_mask(inputs_BS)
             encoded_BSD = self.encode(self.embed(inputs_BS), mask)
-            return self.logits(self.decode(shift_right(targets_BT), encoded_BSD, mask))
+            return self.decode(shift_right(targets_BT), encoded_BSD, mask)
         in_BS, out_BT = segments
         encoded_BSD = self.encode(self.embed(inputs_BS), in_BS[:, :, None] == in_BS[:, None, :])
         cross_mask_BTS = out_BT[:, :, None] == in_BS[:, None, :]
         decoder_ids_BT = shift_right(targets_BT, out_BT)
-        return self.logits(self.decode(decoder_ids_BT, encoded_BSD, cross_mask_BTS, segments_RT=out_BT))
+        return self.decode(decoder_ids_BT, encoded_BSD, cross_mask_BTS, segments_RT=out_BT)
+
+    def forward(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """fp32 logits [B, T, V] that predict each target token; the arguments are those of `predict`."""
+        return self.logits(self.predict(inputs_BS, targets_BT, segments))
 
 
 def _causal(decoder_ids_RT: Tensor, cache: DecoderCache | None) -> Tensor:

@@ -37,7 +37,7 @@ class Batch(Protocol):
     def target_tokens(self) -> int: ...
     def __len__(self) -> int: ...
     def shard(self, rank: int, world: int) -> Batch: ...
-    def microbatches(self, size: int) -> Sequence[Batch]: ...
+    def microbatches(self, size: int, device: str = "cpu") -> Sequence[Batch]: ...
 
 
 class BatchSource(Protocol):
@@ -105,24 +105,34 @@ class StepBatch:
 
 
 def step_batch(
-    batches: BatchSource, step: int, *, rank: int, world: int, microbatch_size: int, lockstep: bool = False
+    batches: BatchSource,
+    step: int,
+    *,
+    rank: int,
+    world: int,
+    microbatch_size: int,
+    device: str = "cpu",
+    lockstep: bool = False,
 ) -> StepBatch:
-    """The part of batch `step` that falls to `rank`, in microbatches (size 0: all at once), as `rank_part` has it."""
+    """The part of batch `step` that falls to `rank`, in microbatches, as `rank_part` has it."""
     whole = batches.at(step)
-    part = rank_part(whole, rank, world, microbatch_size, lockstep)
+    part = rank_part(whole, rank, world, microbatch_size, device, lockstep)
     return StepBatch(step, part, whole.input_tokens + whole.target_tokens, len(whole))
 
 
-def rank_part(whole: Batch, rank: int, world: int, microbatch_size: int, lockstep: bool) -> list[TensorBatch]:
+def rank_part(
+    whole: Batch, rank: int, world: int, microbatch_size: int, device: str = "cpu", lockstep: bool = False
+) -> list[TensorBatch]:
     """The microbatches of one rank; it may have none.
 
+    microbatch_size, device: rows of each, or for 0 as many as cost least on that kind of device.
     lockstep: every rank gets as many, for engines that exchange weights and gradients in each. What a rank lacks is
     made up by a row that weighs nothing.
     """
 
     def cut(rank: int) -> Sequence[Batch]:
         part = whole.shard(rank, world)
-        return part.microbatches(microbatch_size) if len(part) else []
+        return part.microbatches(microbatch_size, device) if len(part) else []
 
     mine = [TensorBatch.of(micro) for micro in cut(rank)]
     if lockstep and world > 1:

@@ -76,6 +76,7 @@ def train(
         rank=ranks.rank,
         world=ranks.world,
         microbatch_size=microbatch_size,
+        device=state.device.type,
         lockstep=engine.lockstep,
     )
     score: float | None = None  # of the validation at this very step

@@ -1,16 +1,18 @@
 """Cross entropy with z-loss, and how token losses become the losses of a batch.
 
-B batch, T target length, V vocabulary rows, C prompts in the bank
+B batch, T target length, D d_model, V vocabulary rows, C prompts in the bank, N target tokens, n some of them
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 PAD = 0
+# Rows of logits that exist in fp32 at a time, V numbers each: few stay near a CPU, many keep a GPU busy.
+LOGITS_AT_ONCE = {"cpu": 512, "cuda": 4096}
 
 
 def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -54,6 +56,75 @@ class _TokenLoss(torch.autograd.Function):
         gradient_BTV.mul_((gradient_BT * (1 + 2 * ctx.z_loss * log_z_BT)).unsqueeze(-1))
         gradient_BTV.scatter_add_(-1, targets_BT.unsqueeze(-1), -gradient_BT.unsqueeze(-1))
         return gradient_BTV, None, None
+
+
+def output_loss(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    targets_BT: Tensor,
+    z_loss: float = 0.0,
+    precision: Literal["fp32", "bf16"] = "bf16",
+) -> Tensor:
+    """`token_loss` of the logits hidden·weightᵀ, [B, T] fp32, which are never there all at once.
+
+    On a CPU the logits of padding are not computed (elsewhere choosing would make the host wait for the device).
+    Softmax, log Z and loss are fp32.
+
+    precision  of the product: bf16 leaves `hidden_BTD` in its dtype, so that in bf16 the factors and each logit are
+               rounded, its sum is not (a TPU rounds the factors even of T5X's fp32 product); fp32 rounds nothing
+    """
+    real_BT = targets_BT != PAD
+    on_cpu = hidden_BTD.device.type == "cpu"
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        hidden_ND = hidden_BTD[real_BT] if on_cpu else hidden_BTD.flatten(0, 1)
+        targets_N = targets_BT[real_BT] if on_cpu else targets_BT.flatten()
+        hidden_ND = hidden_ND.float() if precision == "fp32" else hidden_ND
+        loss_N: Tensor = _OutputLoss.apply(hidden_ND, weight_VD, targets_N.long(), z_loss)
+    if on_cpu:
+        return torch.zeros(targets_BT.shape).masked_scatter(real_BT, loss_N)
+    return torch.where(real_BT, loss_N.view(targets_BT.shape), 0.0)
+
+
+class _OutputLoss(torch.autograd.Function):
+    """The loss of each token, some rows of logits at a time; of the logits, what is kept is their gradient.
+
+    The gradient is kept in the dtype of `hidden_ND`, as if the gradient of the loss itself were 1: scaling the rows of
+    `hidden_ND` and of the result makes it right for any other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, z_loss: float) -> Tensor:
+        weight = weight_VD.to(hidden_ND.dtype)
+        needed = any(ctx.needs_input_grad[:2])
+        losses, gradients = [], []
+        n = LOGITS_AT_ONCE.get(hidden_ND.device.type, 512)
+        for hidden_nD, targets_n in zip(hidden_ND.split(n), targets_N.split(n), strict=True):
+            logits_nV = hidden_nD @ weight.T
+            p_nV = logits_nV.softmax(-1, dtype=torch.float32)
+            # log Z by way of the likeliest token: a tenth of the time of logsumexp on a CPU.
+            log_z_n1 = logits_nV.amax(-1, keepdim=True).float() - p_nV.amax(-1, keepdim=True).log()
+            targets_n1 = targets_n.unsqueeze(-1)
+            target_n1 = logits_nV.gather(-1, targets_n1).float()
+            losses.append((log_z_n1 - target_n1 + z_loss * log_z_n1.square()).squeeze(-1))
+            if needed:
+                p_nV *= 1 + 2 * z_loss * log_z_n1
+                p_nV.scatter_add_(-1, targets_n1, -torch.ones_like(log_z_n1))
+                gradients.append(p_nV.to(hidden_ND.dtype))
+        if needed:
+            gradient_NV = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+            ctx.save_for_backward(hidden_ND, weight_VD, gradient_NV)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_ND, weight_VD, gradient_NV = ctx.saved_tensors
+        scale_N1 = gradients[0].to(hidden_ND.dtype).unsqueeze(-1)
+        hidden_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            hidden_gradient = (gradient_NV @ weight_VD.to(hidden_ND.dtype)).mul_(scale_N1)
+        if ctx.needs_input_grad[1]:
+            weight_gradient = (gradient_NV.T @ (hidden_ND * scale_N1)).to(weight_VD.dtype)
+        return hidden_gradient, weight_gradient, None, None
 
 
 def batch_losses(loss_BT: Tensor, weights_B: Tensor, prompt_B: Tensor, prompts: int = 1) -> Tensor:

@@ -20,7 +20,7 @@ from pipeline.training.checkpoints import Checkpoint, Checkpoints
 from pipeline.training.engines import MakeOptimizer, make_engine
 from pipeline.training.engines.base import MODEL
 from pipeline.training.loop import LossFn, resume, train
-from pipeline.training.loss import batch_losses, token_loss
+from pipeline.training.loss import batch_losses, output_loss
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import model_optimizer
@@ -183,7 +183,7 @@ def train_language_model(
     validation: BatchSource | None,
     publish: Callable[[int, Trained], None],
 ) -> None:
-    """Train `model(inputs_BS, targets_BT, segments) -> logits_BTV` on every target token.
+    """Train a model on every target token, by its `predict(inputs_BS, targets_BT, segments)` and `before_logits`.
 
     Args:
         validation: held-out batches, whose mean loss is measured on the first `validation_batches` of them.
@@ -191,8 +191,8 @@ def train_language_model(
     c: LanguageModelSettings = stage.config
 
     def loss_fn(model: Any, batch: TensorBatch) -> Tensor:
-        logits_BTV = model(batch.inputs_BS, batch.targets_BT, batch.segments)
-        loss_BT = token_loss(logits_BTV, batch.targets_BT, c.z_loss)
+        hidden, weight = model.before_logits(model.predict(batch.inputs_BS, batch.targets_BT, batch.segments))
+        loss_BT = output_loss(hidden, weight, batch.targets_BT, c.z_loss, c.logits_precision)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -215,14 +215,15 @@ def held_out_loss(state: TrainState, batches: Sequence[Any], microbatch_size: in
     """Mean cross entropy of all target tokens of these batches, in nats, without dropout and z-loss."""
 
     def sums_of(model: Any, batch: TensorBatch) -> Tensor:
-        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT, batch.segments), batch.targets_BT)
+        hidden, weight = model.before_logits(model.predict(batch.inputs_BS, batch.targets_BT, batch.segments))
+        loss_BT = output_loss(hidden, weight, batch.targets_BT, precision="fp32")
         counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
         return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
 
     sums = torch.zeros(2, dtype=torch.float64, device=state.device)
     ranks, lockstep = state.ranks, state.engine.lockstep
     for batch in batches:
-        for micro in rank_part(batch, ranks.rank, ranks.world, microbatch_size, lockstep):
+        for micro in rank_part(batch, ranks.rank, ranks.world, microbatch_size, state.device.type, lockstep):
             sums += state.evaluate(sums_of, micro.to(state.device))
     ranks.sum([sums])
     return float(sums[0] / sums[1])

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.modeling.attention import MASKED, attend, attend_fused, attend_plainly, mask_bias, position_buckets
+from pipeline.modeling.attention import (
+    MASKED,
+    attend,
+    attend_by_products,
+    attend_fused,
+    attend_plainly,
+    mask_bias,
+    position_buckets,
+)
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -90,3 +98,31 @@ def test_buckets_follow_t5x(buckets: int, max_distance: int, bidirectional: bool
     assert (
         position_buckets(torch.from_numpy(distance), bidirectional, buckets, max_distance).tolist() == expected.tolist()
     )
+
+
+@pytest.mark.parametrize("kind", ["none", "position", "mask", "both", "apart"])
+def test_products_in_bf16_equal_the_definition_within_rounding(kind: str) -> None:
+    q, k, v = (x.detach().bfloat16().requires_grad_() for x in _inputs())
+    weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
+    results = []
+    for attention in (attend_plainly, attend_by_products):
+        bias = _bias("position" if kind == "apart" else kind)
+        leaves = [q, k, v, bias.requires_grad_()] if kind in ("position", "apart") else [q, k, v]
+        if kind != "apart":
+            out = attention(q, k, v, bias)
+        elif attention is attend_plainly:
+            out = attention(q, k, v, bias + _bias("mask"))
+        else:
+            out = attention(q, k, v, bias, _bias("mask"))
+        results.append((out, *torch.autograd.grad((out.float() * weight).sum(), leaves)))
+    for plain, products in zip(*results, strict=True):
+        assert products.dtype == plain.dtype
+        assert (products.float() - plain.float()).norm() < 0.02 * plain.float().norm()
+
+
+def test_a_cpu_attends_in_bf16_by_products_and_in_fp32_by_the_definition_or_the_fused_kernel() -> None:
+    q, k, v = (x.detach() for x in _inputs())
+    narrow = [x.bfloat16() for x in (q, k, v)]
+    bias, mask = _bias("position"), _bias("mask")
+    assert torch.equal(attend(*narrow, bias, mask), attend_by_products(*narrow, bias, mask))
+    assert torch.equal(attend(q, k, v, bias, mask), attend_fused(q, k, v, bias + mask))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.architecture import SIZES, T5Shape
-from pipeline.modeling.layers import Attention, DecoderCache, SharedDropout
+from pipeline.modeling.layers import Attention, DecoderCache, SharedDropout, _RMSNorm, rms_norm_plainly
 from pipeline.modeling.load import save_t5
 from pipeline.modeling.t5 import T5, shift_right, token_mask
 from tests.modeling.conftest import token_loss, token_rows
@@ -178,3 +178,20 @@ def test_bf16_by_autocast_and_by_weights(model: T5) -> None:
     for logits in (by_autocast, by_weights):
         assert logits.dtype == torch.float32
         assert (logits - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_written_out_norm_equals_the_plain_one_with_gradients(dtype: torch.dtype, learns: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 5, 64, generator=generator) * 30).to(dtype).requires_grad_()
+    weight = torch.rand(64, generator=generator).requires_grad_(learns)
+    upstream = torch.randn(3, 5, 64, generator=generator).bfloat16()
+    results = []
+    for norm in (rms_norm_plainly, _RMSNorm.apply):
+        out = norm(x, weight, 1e-6, torch.bfloat16)
+        leaves = (x, weight) if learns else (x,)
+        results.append((out, *torch.autograd.grad(out, leaves, upstream)))
+    for plain, written_out in zip(*results, strict=True):
+        assert written_out.dtype == plain.dtype
+        assert (written_out.float() - plain.float()).norm() < 0.005 * plain.float().norm()

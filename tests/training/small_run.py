@@ -69,7 +69,7 @@ class Examples:
     def shard(self, rank: int, world: int) -> Examples:
         return self.rows(slice(rank, None, world))
 
-    def microbatches(self, size: int) -> list[Examples]:
+    def microbatches(self, size: int, device: str = "cpu") -> list[Examples]:
         size = size or len(self)
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 

@@ -70,7 +70,7 @@ def test_ranks_share_a_batch_and_run_as_many_microbatches(lengths: list[int], wo
     rows = [(np.arange(1, n + 1), np.full(n, row + 1)) for row, n in enumerate(lengths)]
     whole = collate(rows)
     for lockstep in (False, True):
-        parts = [rank_part(whole, rank, world, size, lockstep) for rank in range(world)]
+        parts = [rank_part(whole, rank, world, size, "cpu", lockstep) for rank in range(world)]
         seen = [
             int(row[0])
             for part in parts

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.training.loss import _TokenLoss, batch_losses, token_loss, token_loss_plainly
+from pipeline.training import loss as loss_module
+from pipeline.training.loss import _TokenLoss, batch_losses, output_loss, token_loss, token_loss_plainly
 
 
 def logits_and_targets(batch: int = 3, length: int = 5, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,3 +80,54 @@ def test_the_loss_of_a_prompt_counts_its_own_rows_only() -> None:
     losses_C[2].backward()
     assert loss_BT.grad is not None
     assert loss_BT.grad.flatten().tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def hidden_weight_and_targets() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    _, targets_BT = logits_and_targets(vocabulary=96)
+    hidden_BTD = torch.randn(*targets_BT.shape, 32, generator=generator)
+    return hidden_BTD.requires_grad_(), torch.randn(96, 32, generator=generator).requires_grad_(), targets_BT
+
+
+@pytest.mark.parametrize("at_once", [512, 3])
+def test_the_loss_from_the_output_matrix_is_that_of_its_logits_gradients_too(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss_module.LOGITS_AT_ONCE, "cpu", at_once)
+    hidden, weight, targets_BT = hidden_weight_and_targets()
+    weights_BT = torch.rand(targets_BT.shape, generator=torch.Generator().manual_seed(1))
+    for z_loss in (0.0, 0.3):
+        found = output_loss(hidden, weight, targets_BT, z_loss)
+        plain = token_loss_plainly(hidden @ weight.T, targets_BT, z_loss)
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+        ours = torch.autograd.grad((found * weights_BT).sum(), (hidden, weight))
+        theirs = torch.autograd.grad((plain * weights_BT).sum(), (hidden, weight))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_from_the_output_matrix_in_bf16_is_within_its_rounding() -> None:
+    hidden, weight, targets_BT = hidden_weight_and_targets()
+    exact = output_loss(hidden, weight, targets_BT, 1e-4)
+    expected = torch.autograd.grad(exact.sum(), (hidden, weight))
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    for precision, tolerance in (("bf16", 1 / 128), ("fp32", 1 / 256)):
+        found = output_loss(narrow, weight, targets_BT, 1e-4, precision)
+        assert found.dtype == torch.float32
+        assert (found - exact).norm() < tolerance * exact.norm()
+        gradients = torch.autograd.grad(found.sum(), (narrow, weight))
+        for ours, theirs in zip(gradients, expected, strict=True):
+            assert (ours.float() - theirs).norm() < 0.03 * theirs.norm()
+        assert gradients[1].dtype == torch.float32
+
+
+def test_an_impossible_target_has_a_finite_loss() -> None:
+    hidden, weight = torch.tensor([[[200.0]]]), torch.tensor([[1.0], [-1.0]])
+    assert output_loss(hidden, weight, torch.tensor([[1]])).item() == 400.0
+
+
+def test_a_batch_of_nothing_but_padding_has_no_loss() -> None:
+    hidden, weight, targets_BT = hidden_weight_and_targets()
+    loss_BT = output_loss(hidden, weight, torch.zeros_like(targets_BT), 1e-4)
+    loss_BT.sum().backward()
+    assert not loss_BT.any()
+    assert not weight.grad.any()

@@ -1,0 +1,91 @@
+"""The machine: what it is, how time is taken on it, and how fast it multiplies matrices.
+
+Every share of a rate is a share of one that was measured beside it, in the same run, by the same clock.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.architecture import T5Shape
+from pipeline.entry import versions
+
+SQUARES = (512, 1024, 2048, 4096)
+
+
+def described() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": len(names),
+        "threads": torch.get_num_threads(),
+        "clock": Clock.now.__name__,
+        "versions": versions() | {"peft": _version("peft")},
+    }
+
+
+def _version(package: str) -> str:
+    import importlib.metadata
+
+    return importlib.metadata.version(package)
+
+
+def matmul_rate(rows: int, inner: int, columns: int, times: int = 9) -> float:
+    """FLOP/s of [rows, inner] · [inner, columns] in bf16, as a layer computes it: the median of some products."""
+    x, weight = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
+    F.linear(x, weight)
+    return 2 * rows * inner * columns / statistics.median(seconds(lambda: F.linear(x, weight)) for _ in range(times))
+
+
+def layer_rate(shape: T5Shape, tokens: int) -> float:
+    """The rate of the model's own d_model × d_ff product at a microbatch's tokens."""
+    return matmul_rate(tokens, shape.d_model, shape.d_ff)
+
+
+def best_square() -> tuple[int, float]:
+    """The fastest square product, and its rate."""
+    return max(((size, matmul_rate(size, size, size, 5)) for size in SQUARES), key=lambda found: found[1])
+
+
+class Clock:
+    """How seconds are taken: of the wall, or of the CPU (this process's alone: work beside it hardly changes them).
+
+    With one thread and nothing else on the machine both are the same. With several, waiting threads count as busy.
+    """
+
+    now: Callable[[], float] = time.perf_counter
+
+    @classmethod
+    def use(cls, name: str) -> None:
+        cls.now = {"wall": time.perf_counter, "cpu": time.process_time}[name]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    began = Clock.now()
+    work()
+    return Clock.now() - began
+
+
+def paired(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Medians of both sides' seconds, and the median of the ratios of turns that followed one another."""
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    return {
+        "peer": name,
+        "ours_s": round(statistics.median(ours), 3),
+        "theirs_s": round(statistics.median(theirs), 3),
+        "times_faster": round(statistics.median(ratios), 2),
+        "ratios": [round(ratio, 2) for ratio in ratios],
+    }

@@ -1,0 +1,158 @@
+"""What a step loses to all that is no arithmetic: logging, progress, checkpoints, data. And what a late start costs.
+
+The stages `prepare` and `lm_adapt` run as they are, on the standard library's documentation, with the demo's T5: the
+worst case, for its steps are the shortest. Each piece is timed where it happens. The making of batches counts in full,
+although it runs beside the steps in a thread of its own; a checkpoint counts once in `checkpoint_every` steps (default
+1000), a line of the log once in `log_every` (default 10).
+
+A late start: the time and the pages of the token shards that it takes, in a fresh process, from opening the shards to
+the batch of step 0 and to that of step 100,000.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pipeline.training.loop
+from benchmarks.machine import Clock, paired
+from data_prep.batches import LMBatches
+from pipeline.entry import run as run_stage
+from pipeline.settings import LMAdaptSettings, PrepareSettings, SpanCorruptSettings
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.progress import Progress
+from stages.lm_adapt import lm_adapt
+from stages.prepare import prepare
+from stages.span_corrupt import span_corrupt
+
+STEPS = 60
+LATE = 100_000
+SHAPE = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+PIECES = {
+    "data": (LMBatches, "at"),
+    "logging": (MetricsLog, "write"),
+    "progress": (Progress, "update"),
+    "checkpoints": (Checkpoints, "save"),
+}
+
+
+@contextmanager
+def timed(owner: Any, name: str, times: list[float]) -> Iterator[None]:
+    """Every call of a function notes its seconds."""
+    plain = getattr(owner, name)
+
+    @functools.wraps(plain)
+    def clocked(*args: Any, **kwargs: Any) -> Any:
+        began = Clock.now()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            times.append(Clock.now() - began)
+
+    setattr(owner, name, clocked)
+    try:
+        yield
+    finally:
+        setattr(owner, name, plain)
+
+
+def stage(body: Any, cls: Any, *flags: str) -> None:
+    if code := run_stage(body, cls, [*flags, "--overwrite"], f"{cls.kind}.py"):
+        raise SystemExit(code)
+
+
+def shares(tokens: str, model: str, directory: Path) -> dict[str, Any]:
+    """Seconds of each piece in a step, beside a step's own."""
+    times: dict[str, list[float]] = {name: [] for name in (*PIECES, "step")}
+    flags = ["--tokens", tokens, "--output-dir", str(directory / "adapted"), "--steps", str(STEPS)]
+    flags += ["--model", model, "--segment-length", "64", "--batch-size", "32", "--precision", "fp32"]
+    with timed(pipeline.training.loop, "gradients", times["step"]):
+        stack = [timed(owner, name, times[piece]) for piece, (owner, name) in PIECES.items()]
+        for context in stack:
+            context.__enter__()
+        try:
+            stage(lm_adapt, LMAdaptSettings, *flags)
+        finally:
+            for context in stack:
+                context.__exit__(None, None, None)
+    settings = LMAdaptSettings.model_fields
+    every = {
+        "data": 1,
+        "logging": settings["log_every"].default,
+        "progress": 1,
+        "checkpoints": settings["checkpoint_every"].default,
+    }
+    step = statistics.median(times["step"])
+    lost = {name: statistics.median(times[name]) / every[name] / step for name in PIECES}
+    return {
+        "forward_and_backward_s": round(step, 4),
+        "seconds": {name: round(statistics.median(times[name]), 6) for name in PIECES},
+        "every": every,
+        "lost": {name: round(share, 5) for name, share in lost.items()},
+        "lost_together": round(sum(lost.values()), 4),
+    }
+
+
+def late(tokens: str, step: int) -> dict[str, Any]:
+    """In a fresh process: seconds until the batch of a step is there, and the pages that were touched on the way."""
+    code = f"""
+import json, resource, time
+from data_prep.batches import LMBatches
+from data_prep.objectives.prefix_lm import PrefixLM
+from data_prep.shards import TokenShards
+def faults():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt
+before, began = faults(), time.perf_counter()
+batches = LMBatches(PrefixLM(TokenShards.open({tokens!r}), 0, 64), 32, 0)
+batches.at({step})
+print(json.dumps([time.perf_counter() - began, faults() - before]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, pages = json.loads(done.stdout)
+    return {"seconds": seconds, "pages": pages}
+
+
+def run(rounds: int, data: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        stage(prepare, PrepareSettings, "--corpus", "stdlib-docs", "--output-dir", str(directory / "text"),
+              "--vocabulary-size", "4000")  # fmt: skip
+        tokens = str(directory / "text")
+        shape = [flag for key, value in SHAPE.items() for flag in (f"--init.{key.replace('_', '-')}", str(value))]
+        stage(span_corrupt, SpanCorruptSettings, "--tokens", tokens, "--output-dir", str(directory / "pretrained"),
+              "--steps", "1", "--batch-size", "2", "--input-length", "64", *shape)  # fmt: skip
+        found = shares(tokens, str(directory / "pretrained"), directory)
+        starts = [(late(tokens, 0), late(tokens, LATE)) for _ in range(rounds)]
+    early, later = zip(*starts, strict=True)
+    pages = [statistics.median(row["pages"] for row in side) for side in (early, later)]
+    found["late_start"] = {
+        "step": LATE,
+        "pages": pages,
+        "pages_ratio": round(pages[1] / pages[0], 3),
+        **paired("step 0", [row["seconds"] for row in later], [row["seconds"] for row in early]),
+    }
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = ["| piece | seconds | every … steps | share of a step |", "|---|---|---|---|"]
+    for name, share in found["lost"].items():
+        lines.append(f"| {name} | {found['seconds'][name]} | {found['every'][name]} | {share:.2%} |")
+    lines.append(f"| together | | | {found['lost_together']:.2%} |")
+    late_ = found["late_start"]
+    lines += [
+        "",
+        f"To the batch of step {late_['step']:,}: {late_['ours_s']} s, {late_['pages'][1]:,.0f} pages;"
+        f" of step 0: {late_['theirs_s']} s, {late_['pages'][0]:,.0f} pages ({late_['pages_ratio']} ×).",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""Memory of prompt tuning beside model tuning: peak resident memory above that after the imports, one process each.
+
+T5 1.1 Small, bf16, one microbatch of 16 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. Beside
+the peak stands what it is made of: weights, gradients and moments by their sizes, and the activations that autograd
+kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them).
+
+Prompt tuning holds the frozen weights in bf16 and no gradients or moments but the prompt's. Model tuning holds fp32
+weights, a gradient for each, and Adafactor's factored moments; AdamW's would be two more numbers for each weight.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS, LENGTH, TARGETS = 16, 256, 8
+KINDS = ("prompt tuning", "model tuning")
+
+
+def peak() -> int:
+    """The most memory that this process was resident in, bytes."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def child(kind: str) -> dict[str, Any]:
+    """One process: two steps."""
+    from benchmarks.prompt_tuning import PROMPT
+    from pipeline.allocator import keep_freed_memory
+    from pipeline.architecture import SIZES
+    from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+    from pipeline.modeling.t5 import T5
+    from pipeline.training.loss import output_loss
+    from pipeline.training.optimizers import model_optimizer, prompt_optimizer, set_learning_rate
+
+    keep_freed_memory()
+    # What the first product of each kind loads and compiles belongs to the libraries.
+    small = torch.randn(64, 64).bfloat16().requires_grad_()
+    (small @ small).softmax(-1).sum().backward()
+    baseline = peak()
+    prompts = kind == "prompt tuning"
+    with torch.device("meta"):
+        t5 = T5(SIZES["small"])
+    t5 = (t5.to(torch.bfloat16) if prompts else t5).to_empty(device="cpu")
+    with torch.no_grad():
+        for p in t5.parameters():
+            p.fill_(0.01)
+    t5.set_dropout(0.0)
+    inputs_BS = torch.full((ROWS, LENGTH), 7)
+    inputs_BS[0, -1] = 0
+    targets_BT = torch.full((ROWS, TARGETS), 9)
+    if prompts:
+        bank = PromptBank([torch.zeros(PROMPT, SIZES["small"].d_model)])
+        model: Any = PromptedT5(t5, bank)
+        optimizer = prompt_optimizer("adafactor", bank.rows_RD, bank.row_prompt_R)
+    else:
+        model = t5
+        optimizer = model_optimizer("adafactor", list(t5.parameters()))
+    set_learning_rate(optimizer, 1e-3)
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    for _ in range(2):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+            arguments = (torch.zeros(ROWS, dtype=torch.long),) if prompts else ()
+            hidden, weight = model.before_logits(model.predict(*arguments, inputs_BS, targets_BT))
+            loss = output_loss(hidden, weight, targets_BT, 1e-4).sum()
+        loss.backward()
+        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+    moments = sum(x.nbytes for state in optimizer.state.values() for x in state.values())
+    parts = {
+        "weights": sum(weights.values()),
+        "activations": sum(kept.values()),
+        "gradients": gradients,
+        "moments": moments,
+    }
+    return {"kind": kind, "peak": peak() - baseline, **parts}
+
+
+def run(rounds: int, data: Path) -> dict[str, Any]:
+    rows = []
+    for kind in KINDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.prompt_memory", kind], capture_output=True, text=True, check=True
+        )
+        row = json.loads(done.stdout.splitlines()[-1])
+        row["peak_over_weights_and_activations"] = round(row["peak"] / (row["weights"] + row["activations"]), 3)
+        rows.append(row)
+    return {"microbatch": [ROWS, LENGTH, TARGETS], "rows": rows}
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "| | weights | activations | gradients | moments | peak | peak / (weights + activations) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        sizes = " | ".join(
+            f"{row[part] / 2**20:,.1f} MiB" for part in ("weights", "activations", "gradients", "moments", "peak")
+        )
+        lines.append(f"| {row['kind']} | {sizes} | {row['peak_over_weights_and_activations']} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(json.dumps(child(sys.argv[1])))
