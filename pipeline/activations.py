@@ -181,9 +181,9 @@ def without_gradient(shape: T5Shape, m: Microbatch, label_tokens: int = 0) -> in
     bias = m.e * scores + (_FP32 * scores * (2 if m.bf16 else 0) if m.cpu else 0)
     attention = (3 * m.e + (3 * _FP32 if m.cpu and m.bf16 else 0) + m.c) * E + m.e * D
     feed_forward = (3 if shape.gated else 2) * shape.d_ff * m.e + m.e * D
-    encoding = B * S * 2 * stream * D + max(
-        bias + B * S * attention, m.e * scores + B * S * max(feed_forward, 2 * _FP32 * D)
-    )
+    # The residual stream before and after a layer; its first state, and that without the prompt, are with the callers.
+    streams = B * (3 * S + (S - m.prompt if m.frozen else 0)) * stream * D
+    encoding = streams + max(bias + B * S * attention, m.e * scores + B * S * max(feed_forward, 2 * _FP32 * D))
     head = _FP32 * shape.vocab_size * D if m.frozen and m.bf16 else 0
     if label_tokens:
         logits = min(B * label_tokens, LOGITS_AT_ONCE) * shape.vocab_size * _FP32
