@@ -5,7 +5,8 @@
     shard-00000/train.tokens     ids of the documents, one after another, uint16 or uint32, little-endian
                 train.ends       where each document ends, counted in tokens from the shard's start, int64
                 validation.tokens, validation.ends
-                shard.json       how far into the corpus this shard reaches, and what was dropped on the way
+                shard.json       how far into the corpus this shard reaches, what was dropped on the way, and the sha256
+                                 of each 16 MiB of the files above, with which they are compared when they are read
 
 A shard appears whole (temporary directory, fsync, rename). An interrupted write goes on after the last whole shard.
 Documents hold no EOS: where one ends is known, and each objective puts EOS where it wants it.
@@ -29,10 +30,12 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.checked_array import CheckedArray
 from data_prep.corpora import Document
 from data_prep.counter_rng import bits, uniform
 from data_prep.keep_out import KeepOut
 from data_prep.vocabulary import Vocabulary
+from pipeline.artifacts import blocks
 from pipeline.errors import InputError
 
 FORMAT = 1
@@ -149,7 +152,10 @@ def write_tokens(
         "documents": {split: sum(s[split]["documents"] for s in shards) for split in SPLITS},
         "tokens": {split: sum(s[split]["tokens"] for s in shards) for split in SPLITS},
         "dropped": dict(sorted(dropped.items())),
-        "shards": [{"file": f"shard-{i:05d}", **{split: s[split] for split in SPLITS}} for i, s in enumerate(shards)],
+        "shards": [
+            {"file": f"shard-{i:05d}", **{split: s[split] for split in SPLITS}, "blocks": s["blocks"]}
+            for i, s in enumerate(shards)
+        ],
     }
     summary["digest"] = _digest(directory, summary)
     _write_json(directory / "tokens.json", summary)
@@ -187,7 +193,9 @@ class _OpenShard:
                 file.write(np.array(ends, dtype="<i8").tobytes())
                 _sync(file)
             counts[split] = {"documents": len(ends), "tokens": ends[-1] if ends else 0}
-        shard = {"settings": self.settings, "read": read, **counts, "dropped": dict(self.dropped)}
+        files = [f"{split}.{part}" for split in SPLITS for part in ("tokens", "ends")]
+        checksums = {file: blocks(self.temporary / file) for file in files}
+        shard = {"settings": self.settings, "read": read, **counts, "dropped": dict(self.dropped), "blocks": checksums}
         _write_json(self.temporary / "shard.json", shard)
         self.temporary.rename(self.place)
         _sync_directory(self.place.parent)
@@ -288,7 +296,8 @@ def _named(description: dict[str, Any] | None) -> str:
 class TokenShards:
     """One split of a directory of token shards: `documents` token sequences, `tokens` ids in all.
 
-    Tokens are read from the disk when they are asked for; what is held in memory is 8 bytes a document.
+    Tokens are read from the disk when they are asked for, and compared with their checksums the first time
+    (data_prep.checked_array); what is held in memory is 8 bytes a document.
     """
 
     def __init__(self, directory: Path, split: Split) -> None:
@@ -302,7 +311,7 @@ class TokenShards:
         self.tokens: int = summary["tokens"][split]
         self._vocabulary_digest: str = summary["vocabulary"]
         dtype = np.dtype(summary["dtype"])
-        self._shards = [_Shard(directory / s["file"], split, s[split], dtype) for s in summary["shards"]]
+        self._shards = [_Shard(directory / s["file"], split, s, dtype) for s in summary["shards"]]
         self._first_N = np.cumsum([0] + [shard.documents for shard in self._shards])
 
     @classmethod
@@ -330,38 +339,30 @@ class TokenShards:
 
     @property
     def lengths_N(self) -> npt.NDArray[np.int64]:
-        """Tokens of each document."""
-        parts = [np.diff(shard.ends, prepend=0) for shard in self._shards]
+        """Tokens of each document. InputError if a file that says so is damaged."""
+        parts = [np.diff(shard.ends.read(0, shard.documents), prepend=0) for shard in self._shards]
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
 
     def document(self, i: int) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of document i: a view of the file, read when it is used."""
+        """Ids of document i: a view of the file, read when it is used. InputError if they are damaged."""
         if not 0 <= i < self.documents:
             raise IndexError(f"document {i} of {self.documents}")
         k = int(np.searchsorted(self._first_N, i, side="right")) - 1
         shard = self._shards[k]
         j = i - int(self._first_N[k])
-        return shard.tokens[int(shard.ends[j - 1]) if j else 0 : int(shard.ends[j])]
+        start, stop = shard.ends.read(j - 1, j + 1).tolist() if j else (0, int(shard.ends.read(0, 1)[0]))
+        return shard.tokens.read(start, stop)
 
 
 class _Shard:
-    def __init__(self, directory: Path, split: Split, counts: dict[str, int], dtype: np.dtype[Any]) -> None:
-        self.documents = counts["documents"]
-        self.ends: npt.NDArray[np.int64] = _mapped(directory / f"{split}.ends", np.dtype("<i8"), counts["documents"])
-        self.tokens: npt.NDArray[np.unsignedinteger[Any]] = _mapped(
-            directory / f"{split}.tokens", dtype, counts["tokens"]
-        )
-
-
-def _mapped(path: Path, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
-    if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
-        raise InputError(
-            f"{path} is not {size * dtype.itemsize:,} bytes long as it was written: prepare the tokens again"
-        )
-    if size == 0:  # an empty file cannot be mapped
-        return np.zeros(0, dtype=dtype)
-    # A plain array over the mapping: slicing a np.memmap costs several times as much.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(size,)))
+    def __init__(self, directory: Path, split: Split, record: dict[str, Any], dtype: np.dtype[Any]) -> None:
+        self.documents: int = record[split]["documents"]
+        # Shards that were written before there were checksums have none.
+        blocks = record.get("blocks", {})
+        mend = f"remove {directory} and run `prepare` again, which makes it anew"
+        ends, tokens = f"{split}.ends", f"{split}.tokens"
+        self.ends = CheckedArray(directory / ends, np.dtype("<i8"), self.documents, blocks.get(ends), mend)
+        self.tokens = CheckedArray(directory / tokens, dtype, record[split]["tokens"], blocks.get(tokens), mend)
 
 
 def _summary(directory: Path) -> dict[str, Any]:

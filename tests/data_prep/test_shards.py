@@ -173,6 +173,39 @@ def test_wide_ids() -> None:
     assert _dtype(65_537) == np.dtype("<u4")
 
 
+@pytest.mark.parametrize("name", ["train.tokens", "train.ends", "validation.tokens", "validation.ends"])
+def test_a_flipped_bit_is_found_when_it_is_read(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, name: str
+) -> None:
+    write_tokens(documents, vocabulary, tmp_path, shard_tokens=10_000, validation_fraction=0.3)
+    path = tmp_path / "shard-00001" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    split = "train" if name.startswith("train") else "validation"
+    shards = TokenShards.open(tmp_path, split)
+    said = rf"^{path}: block 1 of 1 is damaged, .*: remove {path.parent} and run `prepare` again, which makes it anew$"
+    with pytest.raises(InputError, match=said):
+        [shards.document(i) for i in range(len(shards))]
+    if name.endswith(".ends"):
+        with pytest.raises(InputError, match=said):
+            _ = shards.lengths_N
+    other = TokenShards.open(tmp_path, "validation" if split == "train" else "train")
+    assert sum(len(other.document(i)) for i in range(len(other))) == other.tokens
+
+
+def test_shards_that_were_written_without_checksums(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    written = write_tokens(documents[:50], vocabulary, tmp_path)
+    summary = json.loads((tmp_path / "tokens.json").read_text())
+    for shard in summary["shards"]:
+        del shard["blocks"]
+    (tmp_path / "tokens.json").write_text(json.dumps(summary))
+    again = TokenShards.open(tmp_path)
+    assert [again.document(i).tolist() for i in range(50)] == [written.document(i).tolist() for i in range(50)]
+
+
 @pytest.mark.parametrize("damage", ["shorter", "gone", "summary", "format", "vocabulary"])
 def test_damage_is_named(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str) -> None:
     write_tokens(documents[:50], vocabulary, tmp_path)
