@@ -1,30 +1,33 @@
-"""Run every benchmark; write benchmarks/results/NAME.json and print tables for docs/performance.md."""
+"""Run every benchmark, or those named; write benchmarks/results/NAME.json and print tables for docs/performance.md.
+
+python -m benchmarks [steps] [prepare]
+"""
 
 from __future__ import annotations
 
 import json
 import platform
+import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks import steps
+from benchmarks import prepare, steps
 from pipeline.entry import versions
 
 
 def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    for benchmark in (steps,):
+    every = {"steps": steps, "prepare": prepare}
+    for benchmark in [every[name] for name in sys.argv[1:] or every]:
         found = benchmark.run()
+        if found is None:
+            continue
         found["machine"] = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         found["versions"] = versions()
         (results / f"{found['name']}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print("| shape | batch | what | precision | ours | transformers | speed-up |\n|---|---|---|---|---|---|---|")
-        for row in found["rows"]:
-            numbers = f"{row['ours_s']} s | {row['transformers_s']} s | {row['speedup']} ×"
-            work = f"{row['shape']} | {row['batch']} × {row['length']} | {row['what']}"
-            print(f"| {work} | {row['precision']} | {numbers} |")
+        print(benchmark.table(found))
 
 
 if __name__ == "__main__":

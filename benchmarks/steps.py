@@ -134,3 +134,13 @@ def run() -> dict[str, Any]:
                 {"shape": name, "batch": batch, "length": length} | r for r in measure(shape, batch, length, precision)
             ]
     return {"name": "steps", "prompt": PROMPT, "rows": rows}
+
+
+def table(found: dict[str, Any]) -> str:
+    """For docs/performance.md."""
+    lines = ["| shape | batch | what | precision | ours | transformers | speed-up |", "|---|---|---|---|---|---|---|"]
+    for row in found["rows"]:
+        numbers = f"{row['ours_s']} s | {row['transformers_s']} s | {row['speedup']} ×"
+        work = f"{row['shape']} | {row['batch']} × {row['length']} | {row['what']}"
+        lines.append(f"| {work} | {row['precision']} | {numbers} |")
+    return "\n".join(lines)

@@ -8,6 +8,7 @@ cluster write the same bytes, and one that was killed loses nothing but the shar
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -112,7 +113,7 @@ class Encoding:
 
         InputError if a document cannot be read.
         """
-        vocabulary = Vocabulary(self.model, self.sentinels)
+        vocabulary = _vocabulary(self.model, self.sentinels)
         place = self.directory / _shard_name(number)
         temporary = self.directory / f"{place.name}.{uuid.uuid4().hex[:8]}.tmp"
         temporary.mkdir()
@@ -156,6 +157,12 @@ class Encoding:
         chance = uniform(bits(self.seed, "shards/validation", places))
         aside = (chance < self.validation_fraction) & (places > 0)
         return ["validation" if one else "train" for one in aside.tolist()]
+
+
+# SentencePiece takes as long to load a model as to encode 100,000 tokens.
+@functools.lru_cache(maxsize=1)
+def _vocabulary(model: bytes, sentinels: int) -> Vocabulary:
+    return Vocabulary(model, sentinels)
 
 
 class _OpenSplit:
