@@ -1,6 +1,6 @@
 """Arrays in files, memory-mapped, each block of which is compared with its checksum before anything of it is used.
 
-Blocks are those of `pipeline.artifacts.blocks`: sha256 of each 16 MiB. A block is read whole when something in it is
+Blocks are those of `pipeline.blocks`: sha256 of each 16 MiB. A block is read whole when something in it is
 asked for the first time in a process; after that, reading costs what the mapping costs.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.artifacts import BLOCK
+from pipeline.blocks import BLOCK
 from pipeline.errors import InputError
 
 

@@ -29,7 +29,7 @@ from data_prep.counter_rng import bits, uniform
 from data_prep.keep_out import KeepOut
 from data_prep.shards import FORMAT, SPLITS, Split, TokenShards
 from data_prep.vocabulary import Vocabulary
-from pipeline import artifacts
+from pipeline import blocks
 from pipeline.errors import InputError
 from pipeline.files import fsync_directory, write_text
 
@@ -142,7 +142,7 @@ class Encoding:
                 "read": read,
                 **{split: splits[split].close() for split in SPLITS},
                 "dropped": dict(sorted(written.dropped.items())),
-                "blocks": {file: artifacts.blocks(temporary / file) for file in _FILES},
+                "blocks": {file: blocks.blocks(temporary / file) for file in _FILES},
             }
             write_text(temporary / "shard.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             with contextlib.suppress(OSError):  # another worker was faster, with the same bytes
@@ -376,7 +376,7 @@ def _digest(directory: Path, summary: dict[str, Any]) -> tuple[str, set[int]]:
         shard = summary["shards"][number]
         found = []
         with contextlib.suppress(FileNotFoundError), (directory / shard["file"] / name).open("rb") as file:
-            while block := file.read(artifacts.BLOCK):
+            while block := file.read(blocks.BLOCK):
                 found.append(hashlib.sha256(block).hexdigest())
                 yield block
         if found != shard["blocks"][name]:

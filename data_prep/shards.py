@@ -16,6 +16,7 @@ Suffixes: N documents.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.checked_array import CheckedArray
+from data_prep.remote_array import RemoteArray, RemoteArrays
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
 
@@ -33,6 +35,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 class TokenShards:
     """One split of a directory of token shards: `documents` token sequences, `tokens` ids in all.
+
+    Where the directory stands for one on object storage (pipeline.remote), files are fetched when they are needed.
 
     Tokens are read from the disk when they are asked for, and compared with their checksums the first time
     (data_prep.checked_array); what is held in memory is 8 bytes a document.
@@ -49,7 +53,8 @@ class TokenShards:
         self.tokens: int = summary["tokens"][split]
         self._vocabulary_digest: str = summary["vocabulary"]
         dtype = np.dtype(summary["dtype"])
-        self._shards = [_Shard(directory / s["file"], split, s, dtype) for s in summary["shards"]]
+        open_array = _of_url(summary["remote"]) if "remote" in summary else _of_directory(directory)
+        self._shards = [_Shard(open_array, s["file"], split, s, dtype) for s in summary["shards"]]
         self._first_N = np.cumsum([0] + [shard.documents for shard in self._shards])
 
     @classmethod
@@ -92,15 +97,39 @@ class TokenShards:
         return shard.tokens.read(start, stop)
 
 
+Array = CheckedArray | RemoteArray
+# (shard, file, type, size, checksums) → the array in that file.
+OpenArray = Callable[[str, str, np.dtype[Any], int, list[str] | None], Array]
+
+
 class _Shard:
-    def __init__(self, directory: Path, split: Split, record: dict[str, Any], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, open_array: OpenArray, name: str, split: Split, record: dict[str, Any], dtype: np.dtype[Any]
+    ) -> None:
         self.documents: int = record[split]["documents"]
         # Shards that were written before there were checksums have none.
         blocks = record.get("blocks", {})
-        mend = f"remove {directory} and run `prepare` again, which makes it anew"
         ends, tokens = f"{split}.ends", f"{split}.tokens"
-        self.ends = CheckedArray(directory / ends, np.dtype("<i8"), self.documents, blocks.get(ends), mend)
-        self.tokens = CheckedArray(directory / tokens, dtype, record[split]["tokens"], blocks.get(tokens), mend)
+        self.ends = open_array(name, ends, np.dtype("<i8"), self.documents, blocks.get(ends))
+        self.tokens = open_array(name, tokens, dtype, record[split]["tokens"], blocks.get(tokens))
+
+
+def _of_directory(directory: Path) -> OpenArray:
+    def open_array(shard: str, file: str, dtype: np.dtype[Any], size: int, blocks: list[str] | None) -> Array:
+        place = directory / shard
+        mend = f"remove {place} and run `prepare` again, which makes it anew"
+        return CheckedArray(place / file, dtype, size, blocks, mend)
+
+    return open_array
+
+
+def _of_url(url: str) -> OpenArray:
+    arrays = RemoteArrays()
+
+    def open_array(shard: str, file: str, dtype: np.dtype[Any], size: int, blocks: list[str] | None) -> Array:
+        return arrays.array(f"{url}/{shard}/{file}", dtype, size, blocks)
+
+    return open_array
 
 
 def _summary(directory: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = [
-    "architecture", "artifacts", "cli", "decide", "digests", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch",
-    "manifest", "plan", "prompt_commands", "recipe", "run_dir", "runner", "settings", "stage_settings", "status", "task_files", "task_formats", "task_settings", "tune",
+    "architecture", "artifacts", "blocks", "cli", "decide", "digests", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch",
+    "manifest", "plan", "prompt_commands", "recipe", "remote", "run_dir", "runner", "settings", "stage_settings", "status", "task_files", "task_formats", "task_settings", "tune",
     "tuning_settings", "evaluate_settings",
     "validation",
     "yaml_lines",

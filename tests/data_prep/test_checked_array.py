@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.checked_array import CheckedArray
-from pipeline import artifacts
+from pipeline.blocks import blocks
 from pipeline.errors import InputError
 
 U2 = np.dtype("<u2")
@@ -15,7 +15,7 @@ U2 = np.dtype("<u2")
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.artifacts.BLOCK", 64)
+    monkeypatch.setattr("pipeline.blocks.BLOCK", 64)
     monkeypatch.setattr("data_prep.checked_array.BLOCK", 64)
 
 
@@ -34,7 +34,7 @@ def flip(path: Path, byte: int) -> None:
 
 
 def test_every_slice_reads_as_written(file: Path) -> None:
-    array = CheckedArray(file, U2, 100, artifacts.blocks(file), "mend it")
+    array = CheckedArray(file, U2, 100, blocks(file), "mend it")
     for start in range(101):
         for stop in range(start, 101):
             assert array.read(start, stop).tolist() == list(range(start, stop))
@@ -43,12 +43,12 @@ def test_every_slice_reads_as_written(file: Path) -> None:
 @pytest.mark.parametrize("byte", [0, 63, 64, 130, 191, 192, 199])
 def test_one_bit(file: Path, byte: int) -> None:
     """Found by whatever touches its block first, and by nothing else."""
-    blocks = artifacts.blocks(file)
+    checksums = blocks(file)
     flip(file, byte)
     damaged = byte // 64
     for start in range(100):
         for stop in range(start + 1, 101):
-            array = CheckedArray(file, U2, 100, blocks, "mend it")
+            array = CheckedArray(file, U2, 100, checksums, "mend it")
             touched = range(start // 32, (stop - 1) // 32 + 1)
             if damaged in touched:
                 said = rf"^{file}: block {damaged + 1} of 4 is damaged, it is not what was written: mend it$"
@@ -61,7 +61,7 @@ def test_one_bit(file: Path, byte: int) -> None:
 
 
 def test_a_block_is_compared_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    array = CheckedArray(file, U2, 100, artifacts.blocks(file), "mend it")
+    array = CheckedArray(file, U2, 100, blocks(file), "mend it")
     array.read(10, 40)
     checked: list[int] = []
     monkeypatch.setattr(CheckedArray, "_check", lambda self, first, last: checked.extend(range(first, last + 1)))
@@ -77,23 +77,23 @@ def test_without_checksums(file: Path) -> None:
 
 
 def test_too_few_checksums(file: Path) -> None:
-    array = CheckedArray(file, U2, 100, artifacts.blocks(file)[:2], "mend it")
+    array = CheckedArray(file, U2, 100, blocks(file)[:2], "mend it")
     assert len(array.read(0, 64)) == 64
     with pytest.raises(InputError, match="block 3 of 4"):
         array.read(64, 65)
 
 
 def test_cut_short(file: Path) -> None:
-    blocks = artifacts.blocks(file)
+    checksums = blocks(file)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match="numbers is not 200 bytes long as it was written: mend it"):
-        CheckedArray(file, U2, 100, blocks, "mend it")
+        CheckedArray(file, U2, 100, checksums, "mend it")
 
 
 def test_many_threads(file: Path) -> None:
-    blocks = artifacts.blocks(file)
+    checksums = blocks(file)
     flip(file, 70)
-    array = CheckedArray(file, U2, 100, blocks, "mend it")
+    array = CheckedArray(file, U2, 100, checksums, "mend it")
     found: list[int] = []
 
     def read() -> None:
