@@ -39,7 +39,7 @@ class TokenShards:
     Where the directory stands for one on object storage (pipeline.remote), files are fetched when they are needed.
 
     Tokens are read from the disk when they are asked for, and compared with their checksums the first time
-    (data_prep.checked_array); what is held in memory is 8 bytes a document.
+    (data_prep.checked_array); what is held in memory does not grow with them.
     """
 
     def __init__(self, directory: Path, split: Split) -> None:
@@ -81,10 +81,9 @@ class TokenShards:
         return vocabulary
 
     @property
-    def lengths_N(self) -> npt.NDArray[np.int64]:
-        """Tokens of each document. InputError if a file that says so is damaged."""
-        parts = [np.diff(shard.ends.read(0, shard.documents), prepend=0) for shard in self._shards]
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+    def lengths_N(self) -> ShardLengths:
+        """Tokens of each document, read from the disk when they are asked for: `lengths_N[start:stop]`."""
+        return ShardLengths(self._shards, self._first_N)
 
     def document(self, i: int) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Ids of document i: a view of the file, read when it is used. InputError if they are damaged."""
@@ -95,6 +94,30 @@ class TokenShards:
         j = i - int(self._first_N[k])
         start, stop = shard.ends.read(j - 1, j + 1).tolist() if j else (0, int(shard.ends.read(0, 1)[0]))
         return shard.tokens.read(start, stop)
+
+
+class ShardLengths:
+    """Tokens of each document of some shards, of which `first_N` are the first documents; sliced like an array."""
+
+    def __init__(self, shards: list[_Shard], first_N: npt.NDArray[np.int64]) -> None:
+        self._shards = shards
+        self._first_N = first_N
+
+    def __len__(self) -> int:
+        return int(self._first_N[-1])
+
+    def __getitem__(self, documents: slice) -> npt.NDArray[np.int64]:
+        """InputError if a file that says so is damaged."""
+        start, stop, _ = documents.indices(len(self))
+        parts = [np.zeros(0, dtype=np.int64)]
+        k = int(np.searchsorted(self._first_N, start, side="right")) - 1
+        while start < stop:
+            first, after = int(self._first_N[k]), int(self._first_N[k + 1])
+            low, high = start - first, min(stop, after) - first
+            ends = self._shards[k].ends.read(max(low - 1, 0), high)
+            parts.append(np.diff(ends, prepend=0) if low == 0 else np.diff(ends))
+            start, k = first + high, k + 1
+        return np.concatenate(parts)
 
 
 Array = CheckedArray | RemoteArray
