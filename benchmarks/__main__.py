@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import label_scoring, lm_adaptation, memory, overhead, prompt_memory, prompt_tuning
+from benchmarks import label_scoring, lm_adaptation, memory, overhead, prepare, prompt_memory, prompt_tuning
 from benchmarks.machine import Clock, described
 from pipeline.allocator import keep_freed_memory
 
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "label_scoring": label_scoring,
     "overhead": overhead,
     "memory": memory,
+    "prepare": prepare,
 }
 
 
@@ -43,8 +44,10 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     for name in given.names or BENCHMARKS:
-        found = BENCHMARKS[name].run(given.rounds, given.data)
-        found = {"name": name, **found, "machine": described()}
+        measured = BENCHMARKS[name].run(given.rounds, given.data)
+        if measured is None:
+            continue
+        found = {"name": name, **measured, "machine": described()}
         (results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"\n## {name}\n\n{BENCHMARKS[name].table(found)}", flush=True)
 

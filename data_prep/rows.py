@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -53,7 +54,7 @@ def read_rows(
     """
     match file_format(path):
         case ".jsonl":
-            return json_rows(_lines(path), path)
+            return json_rows(lines(path), path)
         case ".json":
             return _json_list(path)
         case ".csv":
@@ -103,11 +104,12 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
         raise EOFError("it ends in the middle of a frame")
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, which may be compressed."""
     rest = b""
     for block in _blocks(path):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
     if rest:
         yield rest
 
@@ -134,16 +136,45 @@ def check_unicode(text: str, where: str) -> str:
 def json_rows(lines: Iterable[bytes], source: Path | str) -> Iterator[Row]:
     """Rows of JSON lines, wherever these come from: `source` names it in errors. Blank lines are passed over."""
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{source}:{number}"
-        try:
-            fields = json.loads(_decode(line, source, number))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos + 1})") from None
-        if not isinstance(fields, dict):
-            raise InputError(f"{where}: a JSON object is wanted on each line, this is a {type(fields).__name__}")
-        yield Row(fields, where)
+        if line.strip():
+            yield json_row(line, source, number)
+
+
+def json_row(line: bytes, source: Path | str, number: int) -> Row:
+    """The row that line `number` (from 1) of `source` is."""
+    where = f"{source}:{number}"
+    try:
+        fields = json.loads(_decode(line, source, number))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos + 1})") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: a JSON object is wanted on each line, this is a {type(fields).__name__}")
+    return Row(fields, where)
+
+
+def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, line) of the lines of a plain file that begin at a byte of start … stop−1; None: to its end.
+
+    Cut anywhere, the parts of a file have all its lines, each in one of them.
+    """
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()  # the rest of a line that began before; of a line that ended just there nothing but its end
+        at = file.tell()
+        while (stop is None or at < stop) and (line := file.readline()):
+            yield at, line.rstrip(b"\n")
+            at += len(line)
+
+
+def line_number(path: Path, byte: int) -> int:
+    """Which line of a plain file (from 1) begins at `byte`."""
+    number = 1
+    with path.open("rb") as file:
+        while byte > 0 and (block := file.read(min(_BLOCK, byte))):
+            number += block.count(b"\n")
+            byte -= len(block)
+    return number
 
 
 def _json_list(path: Path) -> Iterator[Row]:
@@ -184,6 +215,13 @@ def _delimited(path: Path, delimiter: str, header: bool, whole: bool) -> Iterato
 
 
 def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+    with parquet_file(path, columns) as file:
+        yield from _parquet_rows(file, path, columns, None, 0)
+
+
+@contextlib.contextmanager
+def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
+    """The open file, a `pyarrow.parquet.ParquetFile` that has these columns. InputError if it is none or lacks one."""
     import pyarrow
     import pyarrow.parquet
 
@@ -198,8 +236,27 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
         for column in columns or ():
             if column not in names:
                 raise InputError(f"{path}: there is no column {column!r}; there are {', '.join(names)}")
-        number = 0
-        for batch in file.iter_batches(batch_size=256, columns=list(columns) if columns is not None else None):
-            for fields in batch.to_pylist():
-                number += 1
-                yield Row(fields, f"{path}: row {number}")
+        yield file
+
+
+def parquet_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> Iterator[tuple[int, Row]]:
+    """(number from 0, row) of the rows start … stop−1 of a Parquet file; row groups outside of these are not read."""
+    with parquet_file(path, columns) as file:
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            after = first + file.metadata.row_group(group).num_rows
+            if first < stop and after > start:
+                for number, row in enumerate(_parquet_rows(file, path, columns, [group], first), first):
+                    if start <= number < stop:
+                        yield number, row
+            first = after
+
+
+def _parquet_rows(
+    file: Any, path: Path, columns: Sequence[str] | None, groups: list[int] | None, number: int
+) -> Iterator[Row]:
+    batches = file.iter_batches(batch_size=256, columns=None if columns is None else list(columns), row_groups=groups)
+    for batch in batches:
+        for fields in batch.to_pylist():
+            number += 1
+            yield Row(fields, f"{path}: row {number}")

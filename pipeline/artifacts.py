@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.architecture import T5Shape
+from pipeline.blocks import BLOCK
+from pipeline.blocks import blocks as blocks  # checkpoints know it from here
 from pipeline.errors import InputError
+from pipeline.remote import is_url, local_tokens
 
-BLOCK = 16 * 2**20
 # The file that says what a directory is.
 MARKERS = {
     "model": "config.json",
@@ -37,11 +39,13 @@ def locate(artifact: str, location: str, where: str) -> list[Path]:
     """Where an artifact lies that was named by path: the directory itself, or what a stage made in it.
 
     A stage of many cells, or a folder of such artifacts, gives all of them. A name that is no directory is a model on
-    the hub, and stays a name.
+    the hub, and stays a name. Token shards may lie at a URL; a local directory then stands for them.
 
     Raises:
         InputError: there is nothing like that; `where` names the setting that asked for it.
     """
+    if artifact == "tokens" and is_url(location):
+        return [local_tokens(location, where)]
     path, marker = Path(location), MARKERS[artifact]
     if (path / marker).is_file() or (artifact == "model" and _t5x_files(path)):
         return [path]
@@ -86,15 +90,6 @@ def check_data(location: str, where: str) -> None:
     a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
     if a_path and not path.exists():
         raise InputError(f"{where}: {location} does not exist; mend the path")
-
-
-def blocks(path: Path) -> list[str]:
-    """sha256 of each 16 MiB of a file."""
-    found = []
-    with path.open("rb") as file:
-        while chunk := file.read(BLOCK):
-            found.append(hashlib.sha256(chunk).hexdigest())
-    return found
 
 
 def file_digest(path: Path) -> str:

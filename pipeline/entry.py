@@ -203,7 +203,7 @@ def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> Path | None:
     """
     if cell.decision.replaces is None:
         before = manifests.read(cell.directory)
-        if before is not None:
+        if before is not None and not cell.config.mends_output:
             for name in manifests.changed_files(cell.directory, before):
                 place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
                 shutil.rmtree(cell.directory / place, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.artifacts import blocks
+from pipeline.blocks import blocks
 from pipeline.errors import InputError
 from pipeline.files import write_text
 

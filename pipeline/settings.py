@@ -44,6 +44,8 @@ class PrepareSettings(StageSettings):
     kind: ClassVar[str] = "prepare"
     summary: ClassVar[str] = "read a corpus, train or load the vocabulary, write token shards"
     outputs: ClassVar[tuple[str, ...]] = ("tokens",)
+    mends_output: ClassVar[bool] = True
+    code_version: ClassVar[int] = 2  # 2: shards are pieces of the corpus, validation documents are drawn by place
 
     corpus: Annotated[str, Data()] = setting(
         ...,
@@ -69,7 +71,19 @@ class PrepareSettings(StageSettings):
         [], "tasks whose validation and test inputs must not occur in the corpus: a document that holds one is dropped"
     )
     validation_fraction: float = setting(0.01, "share of the documents kept aside to measure the loss on", ge=0, lt=1)
-    shard_tokens: int = setting(100_000_000, "tokens after which a new shard begins", unit="tokens", gt=0)
+    shard_bytes: int = setting(
+        2**28,
+        "bytes of the corpus that become one shard, the unit of work and of going on; files that are compressed or .txt"
+        " are not cut, a hub data set is by its own files; of a small corpus less, so that all cores have work",
+        unit="bytes",
+        gt=0,
+    )
+    ray: str | None = setting(
+        None,
+        "Ray cluster whose machines make the shards and share the output directory: its address (`auto`, `HOST:PORT`,"
+        " `ray://HOST:PORT`), or `local` to start Ray here; none: processes of this machine, as many as `threads`",
+        role="runtime",
+    )
 
 
 class LanguageModelSettings(TrainingSettings):

@@ -20,6 +20,8 @@ class StageSettings(Settings):
     engines: ClassVar[tuple[str, ...]] = ("one",)
     # Raised whenever the stage's objective, optimizer or loss changes what comes out of the same settings.
     code_version: ClassVar[int] = 1
+    # Whether the stage goes on from what is left of an output that was damaged, instead of making it all anew.
+    mends_output: ClassVar[bool] = False
 
     seed: int = setting(0, "seed of everything random; a recipe's own seed is the default", ge=0)
     threads: int = setting(

@@ -1,9 +1,10 @@
 """Preparation: text to token shards, the one thing that training reads.
 
-    documents → SentencePiece ids, without EOS → shards, memory-mapped by training
+    pieces of the corpus → SentencePiece ids, without EOS → shards, memory-mapped by training
 
 Without a vocabulary one is trained on the corpus first. Documents that hold a validation or test input of a task under
-`keep_out` are dropped, and counted. An interrupted preparation goes on after its last whole shard.
+`keep_out` are dropped, and counted. Each piece becomes a shard by itself, on all the cores of this machine or on a Ray
+cluster, with the same bytes. An interrupted preparation goes on with the shards that are not there yet.
 
 In:  a corpus, perhaps a vocabulary
 Out: "tokens" (shards, the vocabulary, what was dropped and why)
@@ -15,18 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_prep.corpora import Document, read_corpus
+from data_prep.corpora import Piece, corpus_pieces
 from data_prep.keep_out import KeepOut
-from data_prep.shards import Written, write_tokens
+from data_prep.processes import on_this_machine
+from data_prep.ray_workers import on_ray
+from data_prep.shard_writing import Encoding, Events, Written, write_tokens
 from data_prep.tasks import Task
 from data_prep.vocabulary import Vocabulary
 from pipeline.entry import main
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Interrupted
 from pipeline.files import write_directory
 from pipeline.settings import PrepareSettings
 from pipeline.stage import Stage, log
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.progress import Progress
+from pipeline.training.stop import StopSignal
 
 
 def prepare(stage: Stage[PrepareSettings]) -> None:
@@ -38,26 +42,34 @@ def prepare(stage: Stage[PrepareSettings]) -> None:
         published.rename(partial)  # stopped before the manifest was written: nothing of it is lost
     progress, metrics = Progress(stage.name, None, unit="document"), MetricsLog(stage.directory / "metrics.jsonl")
 
-    with progress, metrics:
+    def workers(encoding: Encoding, pieces: dict[int, Piece]) -> Events:
+        return on_ray(encoding, pieces, c.ray, c.threads) if c.ray else on_this_machine(encoding, pieces, c.threads)
+
+    with progress, metrics, StopSignal() as stop:
         metrics.truncate_after(-1)
+        begun: list[Written] = []  # what was there when this process began, which was not made in its time
 
         def show(written: Written) -> None:
-            rate = written.tokens / max(stage.seconds, 1e-9)
+            begun[:] = begun or [written]
+            rate = (written.tokens - begun[0].tokens) / max(stage.seconds, 1e-9)
             row = {"step": written.documents, "tokens": written.tokens, "tokens_per_second": round(rate)}
             metrics.write(row)
             progress.update(written.documents, row)
+            if stop.signum:
+                raise Interrupted(stop.signum)
 
         text = write_tokens(
-            documents(c),
+            pieces(c),
             vocabulary,
             partial,
-            shard_tokens=c.shard_tokens,
             validation_fraction=c.validation_fraction,
             seed=c.seed,
             keep_out=held_out,
             description={"corpus": c.corpus, "config": c.config, "split": c.split},
+            workers=workers,
             on_progress=show,
         )
+    stage.stopped_by = stop.signum
 
     dropped = "".join(f", {count:,} dropped: {reason}" for reason, count in text.dropped.items())
     log.info("%s: %s documents, %s tokens%s", stage.name, f"{text.documents:,}", f"{text.tokens:,}", dropped)
@@ -67,8 +79,8 @@ def prepare(stage: Stage[PrepareSettings]) -> None:
     stage.publish("tokens", partial)
 
 
-def documents(c: PrepareSettings) -> Iterator[Document]:
-    return read_corpus(c.corpus, text_field=c.text_field, config=c.config, split=c.split)
+def pieces(c: PrepareSettings) -> list[Piece]:
+    return corpus_pieces(c.corpus, text_field=c.text_field, config=c.config, split=c.split, piece_bytes=c.shard_bytes)
 
 
 def trained_vocabulary(stage: Stage[PrepareSettings], held_out: list[str]) -> Vocabulary:
@@ -80,7 +92,7 @@ def trained_vocabulary(stage: Stage[PrepareSettings], held_out: list[str]) -> Vo
 
         def texts() -> Iterator[str]:
             left = c.vocabulary_characters
-            for document in documents(c):
+            for document in (document for piece in pieces(c) for document in piece.documents()):
                 if left <= 0:
                     return
                 if not kept_out.found_in(document.text):

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = [
-    "activations", "allocator", "architecture", "artifacts", "cli", "decide", "digests", "disk", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch", "launch_config",
-    "manifest", "memory", "plan", "prompt_commands", "rates", "recipe", "run_dir", "runner", "settings", "stage_settings", "status", "task_files", "task_formats", "task_settings", "tune",
+    "activations", "allocator", "architecture", "artifacts", "blocks", "cli", "decide", "digests", "disk", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch", "launch_config",
+    "manifest", "memory", "plan", "prompt_commands", "rates", "recipe", "remote", "run_dir", "runner", "settings", "stage_settings", "status", "task_files", "task_formats", "task_settings", "tune",
     "tuning_settings", "evaluate_settings",
     "validation",
     "yaml_lines",

@@ -53,7 +53,7 @@ stages:
     vocabulary_characters: 40000
     keep_out: [about]
     validation_fraction: 0.1
-    shard_tokens: 4000
+    shard_bytes: 16000
     threads: 1
   pretrain:
     uses: span_corrupt

@@ -4,17 +4,17 @@ The random chunks of 128 documents in stored order are joined without a separato
 into segments of so many tokens; the last segment of a group of 128 may be shorter (seqio's reduce_concat_tokens and
 split_tokens; there the order is that of the shuffled input).
 
-Suffixes: N documents, G groups of documents, B segments asked for.
+Suffixes: G groups of documents, U those that are looked at, D documents of a group, B segments asked for.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.objectives.segments import Chunks, Documents, Ints, last_epochs, locate
-
-GROUP = 128  # documents
+from data_prep.objectives.segments import GROUP, Documents, Groups, Ints
 
 
 class JoinedDocuments:
@@ -33,68 +33,60 @@ class JoinedDocuments:
         self.tokens = tokens
         self.segment = segment
         self.eos = eos
-        self._chunks = Chunks(tokens, seed)
-        self._layout = last_epochs(self._layout_of)
-        self._whole = last_epochs(self._whole_of)
+        self._groups = Groups(tokens, seed, lambda lengths_GD: -(-self._stream(lengths_GD) // segment))
+        self._seed = seed
 
-    def _layout_of(self, key: int) -> tuple[Ints, Ints]:
-        """(where each document's part of the stream ends, segments up to the end of each group)."""
-        _, lengths_N = self._chunks.of_epoch(key)
-        if self.eos is not None:
-            lengths_N = lengths_N + (lengths_N > 0)
-        ends_N = np.cumsum(lengths_N)
-        ends_G = ends_N[np.minimum(np.arange(GROUP, len(ends_N) + GROUP, GROUP), len(ends_N)) - 1]
-        return ends_N, np.cumsum(-(-np.diff(ends_G, prepend=0) // self.segment))
+    def _parts(self, lengths_GD: Ints) -> Ints:
+        """Tokens of each document in the stream of its group."""
+        return lengths_GD if self.eos is None else lengths_GD + (lengths_GD > 0)
 
-    def _whole_of(self, key: int) -> Ints:
-        """Segments of full length up to the end of each group."""
-        ends_N, _ = self._layout(key)
-        sizes_G = (
-            np.add.reduceat(np.diff(ends_N, prepend=0), np.arange(0, len(ends_N), GROUP)) if len(ends_N) else ends_N
-        )
-        return np.cumsum(sizes_G // self.segment)
+    def _stream(self, lengths_GD: Ints) -> Ints:
+        """Tokens of each group's stream."""
+        return np.asarray(self._parts(lengths_GD).sum(axis=1))
+
+    @cached_property
+    def _whole_groups(self) -> Groups:
+        """Of segments that have their full length."""
+        return Groups(self.tokens, self._seed, lambda lengths_GD: self._stream(lengths_GD) // self.segment)
 
     def count(self, epoch: int) -> int:
         """Segments of this pass over the documents."""
-        _, segments_G = self._layout(self._chunks.key(epoch))
-        return int(segments_G[-1]) if len(segments_G) else 0
+        return self._groups.count(epoch)
 
     def whole(self, epoch: int) -> int:
         """Segments of this pass that have their full length."""
-        whole_G = self._whole(self._chunks.key(epoch))
-        return int(whole_G[-1]) if len(whole_G) else 0
-
-    def whole_segments(self, epoch: int, index_B: npt.ArrayLike) -> list[npt.NDArray[np.int32]]:
-        """The tokens of each index in [0, whole(epoch)), counted over full segments only."""
-        key = self._chunks.key(epoch)
-        group_B, segment_B = locate(self._whole(key), index_B)
-        _, segments_G = self._layout(key)
-        return self.segments(epoch, np.where(group_B > 0, segments_G[group_B - 1], 0) + segment_B)
+        return self._whole_groups.count(epoch)
 
     def segments(self, epoch: int, index_B: npt.ArrayLike) -> list[npt.NDArray[np.int32]]:
         """The tokens of each index in [0, count(epoch)): 1 to `segment` of them, across the borders of documents."""
-        key = self._chunks.key(epoch)
-        chunk_starts_N, chunk_lengths_N = self._chunks.of_epoch(key)
-        ends_N, segments_G = self._layout(key)
-        group_B, segment_B = locate(segments_G, index_B)
-        first_B = group_B * GROUP
-        last_B = np.minimum(first_B + GROUP, len(ends_N)) - 1
-        start_B = np.where(first_B > 0, ends_N[first_B - 1], 0) + segment_B * self.segment
-        stop_B = np.minimum(start_B + self.segment, ends_N[last_B])
-        from_B = np.searchsorted(ends_N, start_B, side="right")
-        to_B = np.searchsorted(ends_N, stop_B, side="left")
+        return self._cut(epoch, *self._groups.locate(epoch, index_B))
+
+    def whole_segments(self, epoch: int, index_B: npt.ArrayLike) -> list[npt.NDArray[np.int32]]:
+        """The tokens of each index in [0, whole(epoch)), counted over full segments only."""
+        return self._cut(epoch, *self._whole_groups.locate(epoch, index_B))
+
+    def _cut(self, epoch: int, group_B: Ints, segment_B: Ints) -> list[npt.NDArray[np.int32]]:
+        """The tokens of the segments of these numbers in their groups' streams."""
+        group_U, row_B = np.unique(group_B, return_inverse=True)
+        chunk_starts_UD, chunk_lengths_UD = self._groups.chunks(epoch, group_U)
+        ends_UD = np.cumsum(self._parts(chunk_lengths_UD), axis=1)
+        start_B = segment_B * self.segment
+        stop_B = np.minimum(start_B + self.segment, ends_UD[row_B, -1])
+        from_B = (ends_UD[row_B] <= start_B[:, None]).sum(axis=1)
+        to_B = (ends_UD[row_B] < stop_B[:, None]).sum(axis=1)
         segments = []
-        for start, stop, first, last in zip(
-            start_B.tolist(), stop_B.tolist(), from_B.tolist(), to_B.tolist(), strict=True
+        for group, row, start, stop, first, last in zip(
+            *(x.tolist() for x in (group_B, row_B, start_B, stop_B, from_B, to_B)), strict=True
         ):
             segment = np.empty(stop - start, dtype=np.int32)
             for i in range(first, last + 1):
-                length, end = int(chunk_lengths_N[i]), int(ends_N[i])
+                length, end = int(chunk_lengths_UD[row, i]), int(ends_UD[row, i])
                 text_end = end - (self.eos is not None and length > 0)
                 low, high = max(start, text_end - length), min(stop, text_end)
                 if low < high:
-                    shift = int(chunk_starts_N[i]) - (text_end - length)
-                    segment[low - start : high - start] = self.tokens.document(i)[low + shift : high + shift]
+                    shift = int(chunk_starts_UD[row, i]) - (text_end - length)
+                    document = self.tokens.document(group * GROUP + i)
+                    segment[low - start : high - start] = document[low + shift : high + shift]
                 if self.eos is not None and start < end <= stop and length:
                     segment[end - 1 - start] = self.eos
             segments.append(segment)

@@ -7,7 +7,7 @@ last of which may be shorter. A segment t of ℓ tokens is parted after k ~ U{1.
 
 EOS stands on both sides even in mid-document, as in the paper's code. A segment of one token has an empty input.
 
-Suffixes: N documents, B examples asked for.
+Suffixes: N documents, B examples asked for, U groups of 128 documents that these lie in, D documents of a group.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.counter_rng import bits, uniform_int
-from data_prep.objectives.segments import Chunks, Documents, Example, Ints, last_epochs, locate, with_eos
+from data_prep.objectives.segments import GROUP, Documents, Example, Groups, Ints, with_eos
 from pipeline.errors import InputError
 
 
@@ -86,27 +86,24 @@ class PrefixLM:
         self.segment = segment_length - 1
         self.density = density
         self.eos = eos
-        self._chunks = Chunks(tokens, seed)
-        self._ends_N = last_epochs(self._segment_ends)
-
-    def _segment_ends(self, key: int) -> Ints:
-        _, lengths_N = self._chunks.of_epoch(key)
-        return np.cumsum(segment_counts(lengths_N, self.segment))
+        self._groups = Groups(tokens, seed, lambda lengths_GD: segment_counts(lengths_GD, self.segment).sum(axis=1))
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""
-        ends_N = self._ends_N(self._chunks.key(epoch))
-        return int(ends_N[-1]) if len(ends_N) else 0
+        return self._groups.count(epoch)
 
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
         """(inputs, targets) of each index in [0, count(epoch)): int32 ids, 1 to L each, EOS last."""
         index_B = np.asarray(index_N, dtype=np.int64)
-        key = self._chunks.key(epoch)
-        document_B, segment_B = locate(self._ends_N(key), index_B)
-        chunk_starts_N, chunk_lengths_N = self._chunks.of_epoch(key)
-        offset_B = segment_B * self.segment
-        lengths_B = np.minimum(self.segment, chunk_lengths_N[document_B] - offset_B)
-        start_B = chunk_starts_N[document_B] + offset_B
+        group_B, segment_B = self._groups.locate(epoch, index_B)
+        group_U, row_B = np.unique(group_B, return_inverse=True)
+        chunk_starts_UD, chunk_lengths_UD = self._groups.chunks(epoch, group_U)
+        ends_UD = np.cumsum(segment_counts(chunk_lengths_UD, self.segment), axis=1)
+        place_B = (ends_UD[row_B] <= segment_B[:, None]).sum(axis=1)
+        document_B = group_B * GROUP + place_B
+        offset_B = (segment_B - np.where(place_B > 0, ends_UD[row_B, place_B - 1], 0)) * self.segment
+        lengths_B = np.minimum(self.segment, chunk_lengths_UD[row_B, place_B] - offset_B)
+        start_B = chunk_starts_UD[row_B, place_B] + offset_B
         prefix_B = prefix_lengths(bits(self.seed, "prefix_lm/prefix", epoch, index_B), lengths_B, self.density)
         examples = []
         for document, start, prefix, length in zip(

@@ -1,6 +1,7 @@
 """What objectives are built on: documents, the random chunk of a long one, and examples counted along them.
 
-Suffixes: N documents, G groups of documents that are cut as one, B examples asked for.
+Suffixes: N documents, G groups of documents, U those of them that are looked at, D documents of a group, B examples
+asked for.
 """
 
 from __future__ import annotations
@@ -21,13 +22,23 @@ Example = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 Result = TypeVar("Result")
 
 CHUNK = 65_536  # tokens; seqio's select_random_chunk
+GROUP = 128  # documents
+_GROUPS_AT_A_TIME = 2**13
+
+
+class Lengths(Protocol):
+    """Tokens of each document; an array is such a thing, and so is what reads them from a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, documents: slice, /) -> Ints: ...
 
 
 class Documents(Protocol):
     """Token documents without EOS, as TokenShards has them."""
 
     @property
-    def lengths_N(self) -> Ints: ...
+    def lengths_N(self) -> Lengths: ...
 
     def document(self, i: int, /) -> Tokens: ...
 
@@ -40,10 +51,13 @@ class Objective(Protocol):
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]: ...
 
 
-def random_chunks(lengths_N: npt.ArrayLike, seed: int, epoch: int) -> tuple[Ints, Ints]:
+def random_chunks(
+    lengths_N: npt.ArrayLike, seed: int, epoch: int, numbers_N: npt.ArrayLike | None = None
+) -> tuple[Ints, Ints]:
     """(start, length) of the chunk of each document: at most 65,536 tokens, one of the document's whole multiples.
 
     S = ⌈n/65,536⌉, start = 65,536·U{0..S−1} (seqio's select_random_chunk). Chosen anew in every epoch.
+    `numbers_N` are the documents' numbers in the corpus, 0 … N−1 where they are not given.
 
     >>> start, length = random_chunks([10, 0, 70_000], seed=0, epoch=0)
     >>> start[:2].tolist(), length[:2].tolist()
@@ -56,26 +70,75 @@ def random_chunks(lengths_N: npt.ArrayLike, seed: int, epoch: int) -> tuple[Ints
     long = np.flatnonzero(lengths > CHUNK)
     if len(long):
         chunks = -(-lengths[long] // CHUNK)
-        starts[long] = CHUNK * uniform_int(bits(seed, "chunk", epoch, long), chunks)
+        numbers = long if numbers_N is None else np.asarray(numbers_N)[long]
+        starts[long] = CHUNK * uniform_int(bits(seed, "chunk", epoch, numbers), chunks)
     return starts, np.minimum(lengths - starts, CHUNK)
 
 
-class Chunks:
-    """The random chunks of every document, of the epochs asked for last."""
+class Groups:
+    """The segments that an objective cuts documents into, counted by groups of 128 documents in stored order.
 
-    def __init__(self, documents: Documents, seed: int) -> None:
-        self.documents = documents
+    In memory are 8 bytes a group. What is asked about a document is computed anew from the lengths in its group, which
+    are read from where they lie.
+
+    segments_of  segments of each group, from the lengths of its documents' chunks: [G, 128] (0 where a group ends
+                 early) → [G]
+    """
+
+    def __init__(self, documents: Documents, seed: int, segments_of: Callable[[Ints], Ints]) -> None:
         self.lengths_N = documents.lengths_N
         self.seed = seed
-        self._any_long = bool((self.lengths_N > CHUNK).any())
-        self.of_epoch = last_epochs(self._of_epoch)
+        self.segments_of = segments_of
+        groups = -(-len(self.lengths_N) // GROUP)
+        self._counts_G = np.zeros(groups, dtype=np.int64)
+        # Groups with a document of more than one chunk, whose segments depend on the epoch.
+        long: list[Ints] = []
+        for first in range(0, groups, _GROUPS_AT_A_TIME):
+            these = np.arange(first, min(first + _GROUPS_AT_A_TIME, groups))
+            lengths_GD = self._lengths(these)
+            self._counts_G[these] = segments_of(np.minimum(lengths_GD, CHUNK))
+            long.append(these[(lengths_GD > CHUNK).any(axis=1)])
+        self._long_G = np.concatenate([np.zeros(0, dtype=np.int64), *long])
+        self._long_lengths_GD = self._lengths(self._long_G)
+        self._without_long = int(self._counts_G.sum() - self._counts_G[self._long_G].sum())
+        self._ends_G = last_epochs(self._ends_of)
 
-    def key(self, epoch: int) -> int:
-        """What tells one epoch's chunks from another's; without long documents all epochs have the same."""
-        return epoch if self._any_long else 0
+    def count(self, epoch: int) -> int:
+        """Segments of this pass over the documents."""
+        return self._without_long + int(self._long_counts(epoch).sum())
 
-    def _of_epoch(self, key: int) -> tuple[Ints, Ints]:
-        return random_chunks(self.lengths_N, self.seed, key)
+    def locate(self, epoch: int, index_B: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """(group, segment within it) of each index in [0, count(epoch))."""
+        return locate(self._ends_G(epoch if len(self._long_G) else 0), index_B)
+
+    def chunks(self, epoch: int, group_U: Ints) -> tuple[Ints, Ints]:
+        """(start, length) of the chunk of each document of these groups, [U, 128] each; length 0 beyond the end."""
+        return self._chunks(epoch, group_U, self._lengths(group_U))
+
+    def _chunks(self, epoch: int, group_U: Ints, lengths_UD: Ints) -> tuple[Ints, Ints]:
+        numbers_UD = group_U[:, None] * GROUP + np.arange(GROUP)
+        starts, lengths = random_chunks(lengths_UD.reshape(-1), self.seed, epoch, numbers_UD.reshape(-1))
+        return starts.reshape(lengths_UD.shape), lengths.reshape(lengths_UD.shape)
+
+    def _long_counts(self, epoch: int) -> Ints:
+        return self.segments_of(self._chunks(epoch, self._long_G, self._long_lengths_GD)[1])
+
+    def _ends_of(self, epoch: int) -> Ints:
+        counts_G = self._counts_G.copy()
+        counts_G[self._long_G] = self._long_counts(epoch)
+        return np.cumsum(counts_G)
+
+    def _lengths(self, group_U: Ints) -> Ints:
+        """Tokens of each document of these groups, [U, 128]."""
+        lengths_UD = np.zeros((len(group_U), GROUP), dtype=np.int64)
+        if len(group_U) and group_U[-1] - group_U[0] + 1 == len(group_U):  # neighbours are read as one
+            found = self.lengths_N[int(group_U[0]) * GROUP : (int(group_U[-1]) + 1) * GROUP]
+            lengths_UD.reshape(-1)[: len(found)] = found
+            return lengths_UD
+        for row, group in enumerate(group_U.tolist()):
+            found = self.lengths_N[group * GROUP : (group + 1) * GROUP]
+            lengths_UD[row, : len(found)] = found
+        return lengths_UD
 
 
 def last_epochs(compute: Callable[[int], Result], keep: int = 2) -> Callable[[int], Result]:

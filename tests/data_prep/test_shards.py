@@ -2,24 +2,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_prep.corpora import Document
-from data_prep.shards import EMPTY, KEPT_OUT, TokenShards, Written, write_tokens
+from data_prep.corpora import Document, Piece
+from data_prep.shard_writing import EMPTY, KEPT_OUT, Written, write_tokens
+from data_prep.shards import TokenShards
 from data_prep.vocabulary import Vocabulary
 from pipeline.errors import InputError
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A piece that holds its documents."""
+
+    name: str
+    listed: list[Document]
+
+    def documents(self) -> Iterator[Document]:
+        return iter(self.listed)
+
+
+def cut(documents: list[Document], size: int = 10**6) -> list[Piece]:
+    return [Listed(f"{at} and {size}", documents[at : at + size]) for at in range(0, len(documents), size)]
+
+
+def numbered(texts: list[str]) -> list[Document]:
+    return [Document(text, place) for place, text in enumerate(texts)]
+
+
 @pytest.fixture(scope="session")
 def documents(texts: list[str]) -> list[Document]:
-    return [Document(f"d{i}", text, f"corpus:{i}") for i, text in enumerate(texts[:1000])]
+    return numbered(texts[:1000])
 
 
 def test_what_is_read_is_what_was_written(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    train = write_tokens(documents, vocabulary, tmp_path, shard_tokens=5_000, validation_fraction=0.2)
+    train = write_tokens(cut(documents, 200), vocabulary, tmp_path, validation_fraction=0.2)
     validation = TokenShards.open(tmp_path, "validation")
     assert len(list(tmp_path.glob("shard-*"))) > 3
     assert len(train) + len(validation) == 1000
@@ -34,13 +55,13 @@ def test_what_is_read_is_what_was_written(documents: list[Document], vocabulary:
         assert heads[k] == ids
         heads[k] = next(left[k], [])
     assert heads == [[], []]
-    assert train.lengths_N.tolist() == [len(ids) for ids in read[0]]
+    assert train.lengths_N[:].tolist() == [len(ids) for ids in read[0]]
     assert train.tokens == sum(map(len, read[0]))
     assert train.vocabulary.digest == vocabulary.digest
 
 
 def test_memory_mapped(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    tokens = write_tokens(documents[:50], vocabulary, tmp_path)
+    tokens = write_tokens(cut(documents[:50]), vocabulary, tmp_path)
     ids = tokens.document(3)
     assert not ids.flags.owndata
     assert not ids.flags.writeable
@@ -57,8 +78,8 @@ def test_digest_does_not_depend_on_the_size_of_shards(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     digests = {
-        write_tokens(documents, vocabulary, tmp_path / str(size), shard_tokens=size, validation_fraction=0.1).digest
-        for size in (1_000, 7_777, 10**9)
+        write_tokens(cut(documents, size), vocabulary, tmp_path / str(size), validation_fraction=0.1).digest
+        for size in (17, 300, 1000)
     }
     assert len(digests) == 1
 
@@ -68,16 +89,16 @@ def test_digest_depends_on_the_tokens_and_their_borders(
 ) -> None:
     def digest(name: str, documents: list[Document], **changed: object) -> str:
         settings = {"validation_fraction": 0.1, **changed}
-        return write_tokens(documents, vocabulary, tmp_path / name, **settings).digest  # type: ignore[arg-type]
+        return write_tokens(cut(documents), vocabulary, tmp_path / name, **settings).digest  # type: ignore[arg-type]
 
-    joined = [Document("j", documents[0].text + " " + documents[1].text, "j"), *documents[2:]]
+    joined = [Document(documents[0].text + " " + documents[1].text, 0), *documents[2:]]
     found = [
         digest("a", documents),
         digest("b", documents[:-1]),
         digest("c", joined, validation_fraction=0.0),
         digest("d", documents, seed=1),
         digest("e", documents, validation_fraction=0.0),
-        digest("f", documents[::-1]),
+        digest("f", numbered([d.text for d in documents[::-1]])),
     ]
     assert len(set(found)) == len(found)
 
@@ -90,31 +111,58 @@ class Interrupted(Exception):
 def test_an_interrupted_write_goes_on(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, stop: int
 ) -> None:
-    def broken(documents: list[Document]) -> Iterator[Document]:
-        yield from documents[:stop]
-        raise Interrupted
+    @dataclass(frozen=True)
+    class Broken(Listed):
+        def documents(self) -> Iterator[Document]:
+            for document in self.listed:
+                if document.place == stop:
+                    raise Interrupted
+                yield document
 
-    settings = {"shard_tokens": 2_000, "validation_fraction": 0.1, "keep_out": [documents[5].text, documents[800].text]}
-    whole = write_tokens(documents, vocabulary, tmp_path / "whole", **settings)  # type: ignore[arg-type]
+    def broken() -> list[Piece]:
+        return [Broken(piece.name, list(piece.documents())) for piece in cut(documents, 100)]
+
+    settings = {"validation_fraction": 0.1, "keep_out": [documents[5].text, documents[800].text]}
+    whole = write_tokens(cut(documents, 100), vocabulary, tmp_path / "whole", **settings)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
-        write_tokens(broken(documents), vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
+        write_tokens(broken(), vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"no tokens\.json"):
         TokenShards.open(tmp_path / "parts")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("shard-?????/*")}
-    assert list((tmp_path / "parts").glob("*.tmp"))  # what a killed write leaves behind is in the way of nobody
-    resumed = write_tokens(documents, vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
+    assert len(kept) == 5 * (stop // 100)
+    (tmp_path / "parts" / "shard-00009.killed.tmp").mkdir()  # what a killed write leaves behind is in the way of nobody
+    resumed = write_tokens(cut(documents, 100), vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
     assert resumed.digest == whole.digest
     assert resumed.dropped == whole.dropped
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    if stop > 512:
-        assert kept
     names = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("whole", "parts")]
     assert names[0] == names[1]
 
 
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
+def test_a_damaged_shard_is_made_anew_and_no_other(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str
+) -> None:
+    first = write_tokens(cut(documents, 300), vocabulary, tmp_path, validation_fraction=0.1)
+    path = tmp_path / "shard-00002" / "train.tokens"
+    content = bytearray(path.read_bytes())
+    match damage:
+        case "flipped":
+            path.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+        case "shorter":
+            path.write_bytes(content[:-2])
+        case "gone":
+            path.unlink()
+    others = {p: p.stat().st_mtime_ns for p in tmp_path.glob("shard-*/*") if p.parent != path.parent}
+    again = write_tokens(cut(documents, 300), vocabulary, tmp_path, validation_fraction=0.1)
+    assert again.digest == first.digest
+    assert path.read_bytes() == content
+    assert {p: p.stat().st_mtime_ns for p in others} == others
+
+
 def test_a_second_write_changes_nothing(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    first = write_tokens(documents[:100], vocabulary, tmp_path)
-    again = write_tokens(documents[:100], vocabulary, tmp_path)
+    first = write_tokens(cut(documents[:100]), vocabulary, tmp_path)
+    again = write_tokens(cut(documents[:100]), vocabulary, tmp_path)
     assert again.digest == first.digest
     assert len(again) == len(first)
 
@@ -122,18 +170,19 @@ def test_a_second_write_changes_nothing(documents: list[Document], vocabulary: V
 def test_shards_of_other_settings_are_not_mixed(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
-    write_tokens(documents[:100], vocabulary, tmp_path)
+    write_tokens(cut(documents[:100]), vocabulary, tmp_path)
     with pytest.raises(InputError, match="another seed"):
-        write_tokens(documents[:100], vocabulary, tmp_path, seed=1)
+        write_tokens(cut(documents[:100]), vocabulary, tmp_path, seed=1)
+    with pytest.raises(InputError, match="another cut of the corpus"):
+        write_tokens(cut(documents[:100], 50), vocabulary, tmp_path)
     with pytest.raises(InputError, match="another keep_out, corpus"):
-        write_tokens(documents[:100], vocabulary, tmp_path, keep_out=["x"], description={"corpus": "other"})
+        write_tokens(cut(documents[:100]), vocabulary, tmp_path, keep_out=["x"], description={"corpus": "other"})
 
 
 def test_what_is_dropped_is_counted(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    empty = [Document("e", " \n ", "e"), Document("e2", "", "e2")]
     calls: list[Written] = []
     tokens = write_tokens(
-        [*empty, *documents[:100]],
+        cut(numbered([" \n ", "", *(d.text for d in documents[:100])]), 40),
         vocabulary,
         tmp_path,
         validation_fraction=0,
@@ -153,29 +202,62 @@ def test_nothing_to_write(documents: list[Document], vocabulary: Vocabulary, tmp
     with pytest.raises(InputError, match=r"the corpus c\.txt is empty"):
         write_tokens([], vocabulary, tmp_path / "a", description={"corpus": "c.txt"})
     with pytest.raises(InputError, match=r"nothing of the corpus is left .* of 2 documents \(2 no tokens\)"):
-        write_tokens([Document("e", "", "e")] * 2, vocabulary, tmp_path / "b")
+        write_tokens(cut(numbered(["", ""])), vocabulary, tmp_path / "b")
     with pytest.raises(InputError, match="1 holds a held-out text"):
-        write_tokens(documents[:1], vocabulary, tmp_path / "c", keep_out=[documents[0].text])
+        write_tokens(cut(documents[:1]), vocabulary, tmp_path / "c", keep_out=[documents[0].text])
     assert not list(tmp_path.rglob("tokens.json"))
 
 
 def test_one_document_trains(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    tokens = write_tokens(documents[:1], vocabulary, tmp_path, validation_fraction=0.99)
+    tokens = write_tokens(cut(documents[:1]), vocabulary, tmp_path, validation_fraction=0.99)
     assert len(tokens) == 1
     assert len(TokenShards.open(tmp_path, "validation")) == 0
-    assert TokenShards.open(tmp_path, "validation").lengths_N.tolist() == []
+    assert TokenShards.open(tmp_path, "validation").lengths_N[:].tolist() == []
 
 
 def test_wide_ids() -> None:
-    from data_prep.shards import _dtype
+    from data_prep.shard_writing import _dtype
 
     assert _dtype(65_536) == np.dtype("<u2")
     assert _dtype(65_537) == np.dtype("<u4")
 
 
+@pytest.mark.parametrize("name", ["train.tokens", "train.ends", "validation.tokens", "validation.ends"])
+def test_a_flipped_bit_is_found_when_it_is_read(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, name: str
+) -> None:
+    write_tokens(cut(documents, 400), vocabulary, tmp_path, validation_fraction=0.3)
+    path = tmp_path / "shard-00001" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    split = "train" if name.startswith("train") else "validation"
+    shards = TokenShards.open(tmp_path, split)
+    said = rf"^{path}: block 1 of 1 is damaged, .*: remove {path.parent} and run `prepare` again, which makes it anew$"
+    with pytest.raises(InputError, match=said):
+        [shards.document(i) for i in range(len(shards))]
+    if name.endswith(".ends"):
+        with pytest.raises(InputError, match=said):
+            _ = shards.lengths_N[:]
+    other = TokenShards.open(tmp_path, "validation" if split == "train" else "train")
+    assert sum(len(other.document(i)) for i in range(len(other))) == other.tokens
+
+
+def test_shards_that_were_written_without_checksums(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    written = write_tokens(cut(documents[:50]), vocabulary, tmp_path)
+    summary = json.loads((tmp_path / "tokens.json").read_text())
+    for shard in summary["shards"]:
+        del shard["blocks"]
+    (tmp_path / "tokens.json").write_text(json.dumps(summary))
+    again = TokenShards.open(tmp_path)
+    assert [again.document(i).tolist() for i in range(50)] == [written.document(i).tolist() for i in range(50)]
+
+
 @pytest.mark.parametrize("damage", ["shorter", "gone", "summary", "format", "vocabulary"])
 def test_damage_is_named(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str) -> None:
-    write_tokens(documents[:50], vocabulary, tmp_path)
+    write_tokens(cut(documents[:50]), vocabulary, tmp_path)
     tokens = tmp_path / "shard-00000" / "train.tokens"
     summary = tmp_path / "tokens.json"
     match damage:

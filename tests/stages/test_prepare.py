@@ -1,0 +1,165 @@
+"""`prepare` on several processes and on Ray: the same shards, stopped at any time, and mended."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.manifest import read
+from tests.tiny_run import ROOT, Tiny, listing, refused, script, stage, t5_pipeline
+
+
+@pytest.fixture
+def flags(finished: Tiny) -> list[object]:
+    vocabulary = finished.run / "prepare" / "tokens" / "tokenizer"
+    return ["--corpus", finished.data / "corpus", "--vocabulary", vocabulary, "--shard-bytes", 20_000]
+
+
+def digest(place: Path) -> str:
+    manifest = read(place)
+    assert manifest is not None
+    return manifest.outputs["tokens"].digest
+
+
+@pytest.fixture
+def alone(flags: list[object], tmp_path: Path) -> str:
+    """Digest of what one process makes."""
+    assert stage("prepare", *flags, "--threads", 1, "--output-dir", tmp_path / "alone").code == 0
+    return digest(tmp_path / "alone")
+
+
+def test_all_cores(flags: list[object], tmp_path: Path, alone: str) -> None:
+    made = stage("prepare", *flags, "--threads", 3, "--output-dir", tmp_path / "three")
+    assert made.code == 0, made.err
+    assert digest(tmp_path / "three") == alone
+    # How it is made is no part of what it is.
+    again = stage("prepare", *flags, "--threads", 1, "--ray", "local", "--output-dir", tmp_path / "three")
+    assert "nothing to do" in again.out
+
+
+def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
+    """Ray is started here and stopped again; a worker of it is killed from outside."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
+    place = tmp_path / "ray"
+    running = subprocess.Popen(
+        script("prepare", *flags, "--shard-bytes", 4_000, "--threads", 2, "--ray", "local", "--output-dir", place),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    at_work: list[psutil.Process] = []
+    while not at_work and running.poll() is None:
+        of_ray = psutil.Process(running.pid).children(recursive=True)
+        at_work = [process for process in of_ray if "ray::_make" in " ".join(process.cmdline())]
+        time.sleep(0.002)
+    if at_work:
+        at_work[0].kill()
+    _, said = running.communicate(timeout=60)
+    assert at_work, said
+    assert running.returncode == 0, said
+    assert "Traceback" not in said
+    assert digest(place) == alone
+    assert psutil.wait_procs(of_ray, timeout=15)[1] == []
+
+
+def test_no_cluster_there(flags: list[object], tmp_path: Path) -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
+    said = stage("prepare", *flags, "--ray", "127.0.0.1:1", "--output-dir", tmp_path / "x")
+    refused(said, r"ray: 127\.0\.0\.1:1: no cluster answers there \(.*\); mend the address")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop(flags: list[object], tmp_path: Path, alone: str, signum: signal.Signals, code: int) -> None:
+    """The terminal's Ctrl-C goes to the workers, too."""
+    place = tmp_path / "stopped"
+    flags = [*flags, "--shard-bytes", 3_000]
+    running = subprocess.Popen(
+        script("prepare", *flags, "--threads", 2, "--output-dir", place),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    while not list(place.glob("tokens.partial/shard-?????")):
+        assert running.poll() is None
+        time.sleep(0.005)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    if signum == signal.SIGINT:
+        os.killpg(running.pid, signum)
+    else:
+        running.send_signal(signum)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == code, said
+    assert said.splitlines()[-1] == f"stopped by {signum.name}; run the same command to go on"
+    assert "Traceback" not in said
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    whole = {path: path.stat().st_mtime_ns for path in place.glob("tokens.partial/shard-?????")}
+    assert whole
+    assert stage("prepare", *flags, "--threads", 1, "--output-dir", place).code == 0
+    kept = {path.name: path.stat().st_mtime_ns for path in place.glob("tokens/shard-?????")}
+    assert all(kept[path.name] == time_ns for path, time_ns in whole.items())
+    assert digest(place) == alone
+
+
+def test_a_hub_data_set(flags: list[object], finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed, its files are the shards; the hub's answer is a folder laid out like one of its data sets."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    for shard in range(3):
+        table = pa.table({"body": [f"shard {shard} row {i} is text" for i in range(20)]})
+        pq.write_table(table, tmp_path / "set" / f"train-{shard:05d}-of-00003.parquet")
+    load, asked = datasets.load_dataset, []
+
+    def load_dataset(name: str, config: str | None, **options: object) -> object:
+        asked.append(name)
+        return load(str(tmp_path / "set"), config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    here = ["--corpus", "some/set", "--text-field", "body", "--validation-fraction", 0, "--threads", 1]
+    made = stage("prepare", *here, *flags[2:4], "--output-dir", tmp_path / "out")
+    assert made.code == 0, made.err
+    assert sorted(path.name for path in (tmp_path / "out" / "tokens").glob("shard-*")) == [
+        "shard-00000", "shard-00001", "shard-00002"
+    ]  # fmt: skip
+    assert asked == ["some/set"]
+    whole = stage("prepare", "--corpus", tmp_path / "set", *here[2:], *flags[2:4], "--output-dir", tmp_path / "files")
+    assert whole.code == 0, whole.err
+    assert digest(tmp_path / "out") == digest(tmp_path / "files")
+
+
+def test_a_damaged_shard_is_made_anew_and_training_goes_on(finished: Tiny, tiny: Tiny) -> None:
+    """What the message of training says mends it, and costs one shard."""
+    (damaged, *_) = [p for p in sorted((tiny.run / "prepare" / "tokens").glob("shard-*")) if p.name != "shard-00000"]
+    path = damaged / "train.tokens"
+    stamp, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # a bit that flips on a disk leaves no time
+
+    more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", 40)
+    said = stage("lm_adapt", *more)
+    refused(
+        said,
+        rf"{path}: block 1 of 1 is damaged, it is not what was written: remove {damaged} and run `prepare` again,"
+        " which makes it anew",
+    )
+    others = {name: of for name, of in listing(tiny.run / "prepare" / "tokens").items() if str(damaged) not in name}
+    shutil.rmtree(damaged)
+    assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prepare").code == 0
+    now = listing(tiny.run / "prepare" / "tokens")
+    assert all(now[name] == of for name, of in others.items() if "shard-" in name)
+    assert tiny.digests()["prepare/tokens"] == finished.digests()["prepare/tokens"]
+    assert stage("lm_adapt", *more).code == 0
