@@ -11,7 +11,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import label_scoring, lm_adaptation, memory, overhead, prepare, prompt_memory, prompt_tuning
+from benchmarks import (
+    checkpoints,
+    label_scoring,
+    lm_adaptation,
+    memory,
+    overhead,
+    prepare,
+    prompt_memory,
+    prompt_tuning,
+)
 from benchmarks.machine import Clock, described
 from pipeline.allocator import keep_freed_memory
 
@@ -22,6 +31,7 @@ BENCHMARKS = {
     "label_scoring": label_scoring,
     "overhead": overhead,
     "memory": memory,
+    "checkpoints": checkpoints,
     "prepare": prepare,
 }
 
