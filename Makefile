@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What the suite leaves out: the other pairs of engine and stage, and a hundred kills. About half an hour.
 soak: $(READY)

@@ -314,14 +314,7 @@ def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
             f"{told[1]} processes on {told[0]} were asked for, and {asked} on {engine} came; check the accelerate"
             " configuration (`accelerate env`)"
         )
-    if engine not in settings.engines:
-        able = ", ".join(settings.engines)
-        raise InputError(
-            f"{settings.kind} does not run on {engine}, but on {able}; launch it without a configuration, or with one"
-            " of accelerate_configs/ for these"
-        )
-    if isinstance(settings, TrainingSettings):
-        _check_optimizer(settings, engine)
+    settings.check_engine(engine)
     on_cpu = not torch.cuda.is_available()
     handlers = []
     if engine.startswith("zero"):
@@ -371,16 +364,6 @@ def _engine_asked_for(processes: int) -> str:
             )
         return "fsdp2"
     return "ddp" if processes > 1 else "one"
-
-
-def _check_optimizer(settings: TrainingSettings, engine: str) -> None:
-    """Adafactor factors, scales and clips whole matrices, which flat partitions and slices are not."""
-    prompts_alone = "prompt" in settings.outputs or "mixture" in settings.outputs
-    if settings.optimizer == "adafactor" and (engine.startswith("zero") or (engine == "fsdp2" and not prompts_alone)):
-        raise InputError(
-            f"{settings.kind}: `optimizer: adafactor` works on whole matrices, which {engine} cuts up; set `optimizer:"
-            " adamw` with a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
-        )
 
 
 def _check_deepspeed() -> None:

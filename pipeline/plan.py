@@ -111,7 +111,9 @@ def _launch(recipe: Recipe, decision: Decision) -> LaunchConfig:
     path = recipe.launch[decision.cell.stage]
     if path is None or not isinstance(decision.cell.settings, TrainingSettings):
         return LaunchConfig(cpu=not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")))
-    return read_launch_config(path)
+    asked = read_launch_config(path)
+    decision.cell.settings.check_engine(asked.engine)
+    return asked
 
 
 # ------------------------------------------------------------------------------------------------------------ stages

@@ -10,6 +10,7 @@ from pipeline.decide import Decision, check_outside, decide
 from pipeline.errors import BAD_INPUT, InputError
 from pipeline.files import write_text
 from pipeline.launch import command, launch
+from pipeline.launch_config import read_launch_config
 from pipeline.manifest import renew_times
 from pipeline.recipe import Recipe
 from pipeline.run_dir import RunDir, absent, lock, remove_vain
@@ -34,7 +35,10 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     names = _chosen(recipe, first, last)
     for name in names:
         check_outside(recipe.stages[name])
-        command(recipe.kind(name), _configuration(recipe, name), [])
+        configuration = _configuration(recipe, name)
+        command(recipe.kind(name), configuration, [])
+        if configuration is not None:
+            recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
     decide(recipe, run_dir)
     fresh = absent(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path):

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
+from pipeline.errors import InputError
 from pipeline.fields import Input, Role, Settings, data_fields, setting
 from pipeline.task_settings import TaskSettings
 
@@ -51,6 +52,18 @@ class StageSettings(Settings):
         extra = cls.model_fields[name].json_schema_extra
         assert isinstance(extra, dict), f"{cls.__name__}.{name} is not declared with setting()"
         return extra["role"]  # type: ignore[return-value]
+
+    def check_engine(self, engine: str) -> None:
+        """Whether the stage can be spread over processes in this way.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if engine not in self.engines:
+            raise InputError(
+                f"{self.kind} does not run on {engine}, but on {', '.join(self.engines)}; launch it without a"
+                " configuration, or with one of accelerate_configs/ for these"
+            )
 
     def data(self) -> dict[str, str]:
         """Data that the stage reads from outside the run: field → location."""
@@ -129,6 +142,17 @@ class TrainingSettings(StageSettings):
     )
     log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", role="runtime", gt=0)
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also log there, through Accelerate", role="runtime")
+
+    def check_engine(self, engine: str) -> None:
+        """Adafactor factors, scales and clips whole matrices, which flat partitions and slices are not."""
+        super().check_engine(engine)
+        # Prompts stay whole on every process under FSDP2.
+        prompts = bool({"prompt", "mixture"} & set(self.outputs))
+        if self.optimizer == "adafactor" and (engine.startswith("zero") or (engine == "fsdp2" and not prompts)):
+            raise InputError(
+                f"{self.kind}: `optimizer: adafactor` works on whole matrices, which {engine} cuts up; set `optimizer:"
+                " adamw` with a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
+            )
 
     @field_validator("warmup_steps")
     @classmethod

@@ -118,7 +118,8 @@ def test_hours_at_a_rate_and_as_measured(tiny: Tiny) -> None:
 def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
     launch = tmp_path / "zero2.yaml"
     launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 8\ndeepspeed_config: {zero_stage: 2}\n")
-    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", [f"lm_adapt.launch={launch}"])
+    sets = [f"lm_adapt.launch={launch}", "lm_adapt.optimizer=adamw"]
+    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", sets)
     work, memory, saving = tables(plan(recipe, RunDir(tmp_path / "run"), sizes=True))
     assert [row["parameters"] for name, row in work.items() if name.startswith("lm_adapt")] == [
         "76,961,152", "247,577,856", "783,150,080", "2.8 G", "11.1 G",

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from pipeline.launch import ranks
 from pipeline.run_dir import RunDir, lock
-from tests.tiny_run import Tiny, command, listing, metrics, scores, stage, t5_pipeline
+from tests.tiny_run import ROOT, Tiny, command, listing, metrics, scores, stage, t5_pipeline
 
 CELLS = [
     f"prompt_tune/model={model},seed={seed}" for model in ("lm_adapt@4", "lm_adapt", "sentinel") for seed in (0, 1)
@@ -223,3 +223,17 @@ def test_a_runner_that_is_killed_takes_its_stage_along(tiny: Tiny) -> None:
     again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", steps)
     assert again.code == 0, again.err
     assert metrics(tiny.run / "lm_adapt")[-1]["step"] >= steps - 2
+
+
+def test_an_engine_that_a_stage_cannot_train_on_is_refused_before_anything_runs(tiny: Tiny) -> None:
+    """The third stage would find out only after the others have run."""
+    sets = ("--set", f"lm_adapt.launch={ROOT / 'accelerate_configs' / 'cpu_zero2.yaml'}", "--set", "prepare.seed=9")
+    before = listing(tiny.run)
+    for words in (("run",), ("plan",)):
+        said = t5_pipeline(*words, tiny.recipe, "--run-dir", tiny.run, *sets)
+        assert said.code == 2
+        assert said.err.startswith(
+            "error: lm_adapt: `optimizer: adafactor` works on whole matrices, which zero2 cuts up"
+        )
+        assert said.err.count("\n") == 1
+    assert listing(tiny.run) == before

@@ -129,12 +129,14 @@ def test_a_vocabulary_that_does_not_fit_the_model(
 
 
 def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], None]) -> None:
-    config = tiny.run / "lm_adapt" / "model" / "tokenizer_config.json"
+    model = tmp_path / "model"  # from elsewhere: beside its manifest the change itself would be found
+    shutil.copytree(tiny.run / "lm_adapt" / "model", model)
+    config = model / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"extra_ids": 1000}))
     assert Vocabulary.load(config.parent).size == 1300
     unchanged()
     refused(
-        stage("sentinel", "--model", tiny.run / "lm_adapt", "--threads", 1, "--output-dir", tmp_path / "out"),
+        stage("sentinel", "--model", model, "--threads", 1, "--output-dir", tmp_path / "out"),
         r"\S+: the vocabulary has 1,300 ids and the model 512 embedding rows; use the vocabulary that the model was trained with",
     )
     unchanged()
