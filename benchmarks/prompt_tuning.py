@@ -13,6 +13,7 @@ another; the same examples.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -204,6 +205,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
         for name in ("boolq", "rte", "subj"):
             for dropout in (0.0, 0.1):
                 rows.append(against_peft(t5, directory, tasks[name], name, rounds, dropout))
+                print(rows[-1], file=sys.stderr, flush=True)
     return {
         "batch": BATCH,
         "prompt": PROMPT,
