@@ -37,7 +37,7 @@ from pipeline.training.optimizers import model_optimizer, set_learning_rate
 
 LENGTH = 512
 PEER_ROWS = 8  # of a microbatch
-BATCHES = {"small": 32, "base": 16}
+BATCHES = {"small": 16, "base": 8}
 
 
 class Documents:
@@ -255,7 +255,7 @@ def run(rounds: int, data: Path, sizes: tuple[str, ...] = ("small", "base")) -> 
     logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = [measure(size, rounds if size == "small" else max(3, rounds // 2)) for size in sizes]
+        found = [measure(size, rounds if size == "small" else max(2, rounds // 2)) for size in sizes]
     return {"rows": found, "peer_flags": f"bf16, Adafactor, {PEER_ROWS} rows a microbatch, no clipping, dropout 0"}
 
 

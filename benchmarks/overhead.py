@@ -34,7 +34,7 @@ from stages.lm_adapt import lm_adapt
 from stages.prepare import prepare
 from stages.span_corrupt import span_corrupt
 
-STEPS = 60
+STEPS = 20
 LATE = 100_000
 SHAPE = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
 PIECES = {

@@ -1,8 +1,10 @@
 """Memory of prompt tuning beside model tuning: peak resident memory above that after the imports, one process each.
 
-T5 1.1 Small, bf16, one microbatch of 16 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. Beside
+T5 1.1 Small, bf16, one microbatch of 8 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. Beside
 the peak stands what it is made of: weights, gradients and moments by their sizes, and the activations that autograd
-kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them).
+kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them). The most
+that tensors held at a time (torch's profiler, in a process of its own) is that sum and what passes by; what the process
+held beyond it is the allocator's and the libraries' own.
 
 Prompt tuning holds the frozen weights in bf16 and no gradients or moments but the prompt's. Model tuning holds fp32
 weights, a gradient for each, and Adafactor's factored moments; AdamW's would be two more numbers for each weight.
@@ -10,6 +12,7 @@ weights, a gradient for each, and Adafactor's factored moments; AdamW's would be
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS, LENGTH, TARGETS = 16, 256, 8
+ROWS, LENGTH, TARGETS = 8, 256, 8
 KINDS = ("prompt tuning", "model tuning")
 
 
@@ -40,9 +43,10 @@ def child(kind: str) -> dict[str, Any]:
     from pipeline.training.optimizers import model_optimizer, prompt_optimizer, set_learning_rate
 
     keep_freed_memory()
-    # What the first product of each kind loads and compiles belongs to the libraries.
-    small = torch.randn(64, 64).bfloat16().requires_grad_()
-    (small @ small).softmax(-1).sum().backward()
+    # What torch loads at the first product and the first step of an optimizer (its compiler, unused) belongs to it.
+    first = torch.nn.Parameter(torch.randn(64, 64))
+    (first.bfloat16() @ first.bfloat16()).softmax(-1).sum().backward()
+    model_optimizer("adafactor", [first]).step()
     baseline = peak()
     prompts = kind == "prompt tuning"
     with torch.device("meta"):
@@ -92,30 +96,44 @@ def child(kind: str) -> dict[str, Any]:
     return {"kind": kind, "peak": peak() - baseline, **parts}
 
 
+def tensors_peak(kind: str) -> dict[str, int]:
+    """The most bytes that tensors held at a time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        child(kind)
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return {"tensors": max(itertools.accumulate(changes))}
+
+
 def run(rounds: int, data: Path) -> dict[str, Any]:
     rows = []
     for kind in KINDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.prompt_memory", kind], capture_output=True, text=True, check=True
-        )
-        row = json.loads(done.stdout.splitlines()[-1])
-        row["peak_over_weights_and_activations"] = round(row["peak"] / (row["weights"] + row["activations"]), 3)
+        row: dict[str, Any] = {}
+        for measure in ("process", "tensors"):
+            command = [sys.executable, "-m", "benchmarks.prompt_memory", kind, measure]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            row |= json.loads(done.stdout.splitlines()[-1])
+        for peak_ in ("tensors", "peak"):
+            row[f"{peak_}_over_parts"] = round(row[peak_] / (row["weights"] + row["activations"]), 3)
         rows.append(row)
     return {"microbatch": [ROWS, LENGTH, TARGETS], "rows": rows}
 
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| | weights | activations | gradients | moments | peak | peak / (weights + activations) |",
+        "| MiB | weights | activations | gradients | moments | most in tensors | most in the process |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
-        sizes = " | ".join(
-            f"{row[part] / 2**20:,.1f} MiB" for part in ("weights", "activations", "gradients", "moments", "peak")
-        )
-        lines.append(f"| {row['kind']} | {sizes} | {row['peak_over_weights_and_activations']} |")
+        sizes = [f"{row[part] / 2**20:,.1f}" for part in ("weights", "activations", "gradients", "moments")]
+        sizes += [f"{row[part] / 2**20:,.1f} ({row[f'{part}_over_parts']} ×)" for part in ("tensors", "peak")]
+        lines.append(f"| {row['kind']} | {' | '.join(sizes)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(json.dumps(child(sys.argv[1])))
+    print(json.dumps((child if sys.argv[2] == "process" else tensors_peak)(sys.argv[1])))
