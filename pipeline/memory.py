@@ -3,8 +3,8 @@
 The parts do not all stand at their largest at once: gradients come up while the backward pass frees activations. The
 peak is therefore that of the moments of a step at which something is at its largest:
 
-    loss       all activations, and the gradient of the logits            (gradients: of earlier microbatches)
-    head       the same without the logits, and a whole gradient of the output matrix
+    loss       activations, and what the loss makes on its way to the gradient of the logits, which it keeps
+    head       all activations, and a whole gradient of the output matrix (gradients so far: of earlier microbatches)
     encoder    the encoder's activations, and the gradients of decoder, output matrix and embedding
     end        all gradients, and one more of the embedding, which gives rise to two
     sum        all gradients, and the flat bucket in which ranks exchange them
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.activations import Microbatch, kept, without_gradient
+from pipeline.activations import Microbatch, kept, of_loss, weight_copy, without_gradient
 from pipeline.architecture import T5Shape
 from pipeline.launch_config import LaunchConfig
 
@@ -153,8 +153,13 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     """Activations at their largest, and what each moment of a step holds beside weights and moments."""
     m, N, largest = trained.microbatch, trained.numbers, _largest(shape, trained)
     saved = kept(shape, m)
-    of_logits = _FP32 * m.rows * m.targets * shape.vocab_size
+    loss = saved.encoder + saved.decoder + of_loss(shape, m)
     table = 0 if m.frozen else _FP32 * shape.vocab_size * shape.d_model
+    # The gradient of the output matrix comes in the dtype of the product, as the copy that makes that of the hidden
+    # states has gone.
+    head = max(weight_copy(shape, m), table + (weight_copy(shape, m) if table else 0))
+    if m.logits == "whole":  # the gradient of the logits is there beside them
+        head += _FP32 * m.rows * m.targets * shape.vocab_size
     residual = 2 * _FP32 * m.rows * m.inputs * shape.d_model
     # With one microbatch there are no gradients yet at its loss, unless an engine keeps their memory.
     whole = launch.engine in ("one", "ddp")
@@ -162,8 +167,8 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     by_encoder = gradients if before or m.frozen else _FP32 * _after_encoder(shape)
     summed = _FP32 * max(largest, min(N, _AT_ONCE)) if launch.engine == "ddp" else 0
     of_step = {
-        "loss": before + saved.total + of_logits,
-        "head": before + saved.total - saved.logits + of_logits + table,
+        "loss": before + loss,
+        "head": before + saved.total + head,
         "encoder": by_encoder + table + saved.encoder + residual,
         "end": gradients + table,
         "sum": gradients + summed,
@@ -171,7 +176,7 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     }
     if trained.scoring is not None:
         of_step["scoring"] = without_gradient(shape, trained.scoring, trained.label_tokens)
-    return saved.total + of_logits, of_step
+    return max(loss, saved.total), of_step
 
 
 def moments_bytes(shape: T5Shape, trained: Trained) -> int:

@@ -55,7 +55,8 @@ def saved(shape: T5Shape, m: Microbatch) -> int:
         if m.logits == "whole":
             token_loss(model.logits(hidden_BTD), targets_BT, 1e-4)
         else:
-            output_loss(*model.before_logits(hidden_BTD), targets_BT, 1e-4, m.logits)
+            hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
+            output_loss(hidden_BTD, weight_VD, targets_BT, 1e-4, m.logits)
     return sum(t.untyped_storage().nbytes() for address, t in storages.items() if address not in parameters)
 
 

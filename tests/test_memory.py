@@ -31,7 +31,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "case",
     [
-        benchmark.Case("lm_adapt", "middling", {"batch_size": 8, "segment_length": 128, "precision": "fp32"}),
+        benchmark.Case(
+            "lm_adapt", "middling", {"batch_size": 8, "segment_length": 128, "packing": False, "precision": "fp32"}
+        ),
         benchmark.Case(
             "prompt_tune",
             "middling",
