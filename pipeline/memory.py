@@ -30,6 +30,7 @@ _FP32 = 4
 _AT_ONCE = 1 << 24  # numbers: pipeline/training/optimizers.py ELEMENTS_AT_ONCE and ranks.py BUCKET
 _FACTORED_FROM = 128  # rows and columns of a matrix that Adafactor keeps means of instead of a number for each weight
 _DEEPSPEED_BUCKET = 1 << 26  # elements, or all that train (training/engines/zero.py)
+_WHOLE_BESIDE_FROZEN = 1 << 26  # numbers: training/engines/fsdp2.py
 _DEEPSPEED_LIVE = 1_000_000_000  # stage3_max_live_parameters, and no sooner let go (stage3_max_reuse_distance)
 
 
@@ -124,29 +125,37 @@ def _held(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> _Held:
     # ZeRO steps on a copy of the weights of its partition, in fp32 as they are.
     optimizer = moments + (_FP32 * N if zero else 0)
     element = 2 if m.bf16 and m.frozen else _FP32
-    weights = element * shape.parameters + (_FP32 * N if m.frozen else 0)
+    apart = _prompts_stay_whole(trained, launch)
 
     def shared(size: int, *, from_stage: int) -> int:
-        return -(-size // n) if stage >= from_stage else size
+        return -(-size // n) if stage >= from_stage and not apart else size
 
-    gradients, weights = shared(_FP32 * N, from_stage=2), shared(weights, from_stage=3)
-    optimizer = shared(optimizer, from_stage=1)
+    gradients, optimizer = shared(_FP32 * N, from_stage=2), shared(optimizer, from_stage=1)
+    prompts = shared(_FP32 * N, from_stage=3) if m.frozen else 0
+    weights = -(-element * shape.parameters // n) if stage == 3 else element * shape.parameters
     host = shared(_FP32 * N, from_stage=1) if trained.keeps_best else 0
-    if launch.offload_optimizer:  # the step is made there, of gradients that are there
+    if launch.offload_optimizer and not apart:  # the step is made there, of gradients that are there
         host, optimizer = host + optimizer + -(-_FP32 * N // n), 0
         gradients = 0 if stage >= 2 else gradients
     if launch.offload_parameters:
-        host, weights = host + weights, 0
+        host, weights = host + weights + (0 if apart else prompts), prompts if apart else 0
+    else:
+        weights += prompts
     return _Held(
         weights=weights,
         gathered=_gathered(shape, launch, element) if stage == 3 else 0,
         gradients=gradients,
-        buffer=_buffer(launch, N, _largest(shape, trained)) if stage else 0,
+        buffer=_buffer(launch, N, _largest(shape, trained)) if stage and not apart else 0,
         optimizer=optimizer,
         host=host,
         # The processes share what all of them hold; the best weights so far are part of it.
         snapshot=-(-(_FP32 * N * (2 if trained.keeps_best else 1) + moments) // n),
     )
+
+
+def _prompts_stay_whole(trained: Trained, launch: LaunchConfig) -> bool:
+    """Whether FSDP2 leaves what trains whole on every device, and in its memory whatever is offloaded."""
+    return launch.engine == "fsdp2" and trained.microbatch.frozen and trained.numbers <= _WHOLE_BESIDE_FROZEN
 
 
 def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int) -> tuple[int, dict[str, int]]:
@@ -165,6 +174,7 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     whole = launch.engine in ("one", "ddp")
     before = gradients if trained.accumulates or not whole else 0
     by_encoder = gradients if before or m.frozen else _FP32 * _after_encoder(shape)
+    moments_here = not launch.offload_optimizer or _prompts_stay_whole(trained, launch)
     summed = _FP32 * max(largest, min(N, _AT_ONCE)) if launch.engine == "ddp" else 0
     of_step = {
         "loss": before + loss,
@@ -172,7 +182,7 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
         "encoder": by_encoder + table + saved.encoder + residual,
         "end": gradients + table,
         "sum": gradients + summed,
-        "update": gradients + (0 if launch.offload_optimizer else _update(trained, launch, largest)),
+        "update": gradients + (_update(trained, launch, largest) if moments_here else 0),
     }
     if trained.scoring is not None:
         of_step["scoring"] = without_gradient(shape, trained.scoring, trained.label_tokens)
@@ -252,7 +262,7 @@ def _update(trained: Trained, launch: LaunchConfig, largest: int) -> int:
     g² and the update, of a large tensor or many small ones at a time.
     """
     N, n = trained.numbers, launch.processes
-    whole = launch.engine in ("one", "ddp")
+    whole = launch.engine in ("one", "ddp") or _prompts_stay_whole(trained, launch)
     mine = N if whole else -(-N // n)
     if trained.optimizer == "adamw":
         flat = launch.engine.startswith("zero")  # one tensor for all of a partition
