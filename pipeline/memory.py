@@ -83,7 +83,7 @@ def training_memory(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> M
     ...     found = training_memory(SIZES["xl"], whole, LaunchConfig(engine, processes=8))
     ...     print(engine, *(f"{part / 2**30:.1f}" for part in (found.weights, found.gradients, found.optimizer)))
     ddp 10.6 10.9 21.2
-    zero3 5.1 3.2 4.0
+    zero3 5.1 1.6 4.0
     """
     held = _held(shape, trained, launch)
     activations, of_step = _step(shape, trained, launch, held.gradients)
