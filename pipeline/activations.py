@@ -198,15 +198,16 @@ def of_loss(shape: T5Shape, m: Microbatch) -> int:
     N, V, h = m.rows * m.targets, shape.vocab_size, m.of_logits
     if m.logits == "whole":  # logits and their gradient
         return N * (2 * _FP32 * V + _FP32 + _INDEX)
-    n = min(N, LOSSES_AT_ONCE[m.cpu])
-    copied = h != _FP32
-    at_work = h + _FP32 + (_FP32 if copied else 0)
-    if n >= N:
-        return weight_copy(shape, m) + n * V * at_work
-    before = N - n if copied else -(-N // n) * n - n
-    last = n * V * (at_work + (_FP32 if copied else 0))
-    joined = 2 * N * V * h + n * V * (h + (_FP32 if copied else 0))
-    return weight_copy(shape, m) + max(before * V * h + last, joined)
+    copied = 0 if h == _FP32 else _FP32
+    n = LOSSES_AT_ONCE[m.cpu]
+    sizes = [min(n, N - begin) for begin in range(0, N, n)]
+    numbers = [
+        begin * h + size * (h + _FP32 + copied) + (n * copied if begin else 0)
+        for begin, size in zip(range(0, N, n), sizes, strict=True)
+    ]
+    if len(sizes) > 1:
+        numbers.append(2 * N * h + sizes[-1] * (h + copied))
+    return weight_copy(shape, m) + V * max(numbers)
 
 
 def weight_copy(shape: T5Shape, m: Microbatch) -> int:
