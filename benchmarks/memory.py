@@ -6,7 +6,8 @@ Each case is a stage as it is run by hand, in a process of its own. The process 
 peak is the largest reading less the first one: weights, all that a step makes, and the data.
 
 glibc is told to give what is freed back to the system at once (every allocation of 64 KiB and more has pages of its
-own), so that what is measured is what is in use. As it comes it keeps freed memory for later, up to 32 MiB apiece.
+own), so that what is measured is what is in use. Without these variables a stage has it keep freed memory for later
+(pipeline/allocator.py).
 """
 
 from __future__ import annotations
@@ -56,13 +57,17 @@ class Case:
 
 CASES = [
     Case("span_corrupt", SMALL, {"batch_size": 8, "input_length": 256, "precision": "fp32"}),
-    Case("lm_adapt", SMALL, {"batch_size": 4, "segment_length": 128, "precision": "bf16"}),
+    Case("lm_adapt", SMALL, {"batch_size": 4, "segment_length": 128, "packing": False, "precision": "bf16"}),
     Case(
         "lm_adapt",
         SMALL,
         {"batch_size": 8, "microbatch_size": 2, "segment_length": 256, "packing": False, "precision": "fp32"},
     ),
-    Case("lm_adapt", BASE, {"batch_size": 4, "segment_length": 256, "optimizer": "adamw", "precision": "bf16"}),
+    Case(
+        "lm_adapt",
+        BASE,
+        {"batch_size": 4, "segment_length": 256, "packing": False, "optimizer": "adamw", "precision": "bf16"},
+    ),
     Case("model_tune", SMALL, {"batch_size": 8, "max_input_length": 256, "precision": "fp32", "select": "last"}),
     Case("model_tune", BASE, {"batch_size": 8, "max_input_length": 512, "precision": "bf16", "select": "best"}),
     Case("prompt_tune", SMALL, {"batch_size": 16, "max_input_length": 256, "precision": "fp32", "select": "last"}),
@@ -74,8 +79,8 @@ CASES = [
 
 def prepare(place: Path, shapes: Mapping[str, T5Shape]) -> None:
     """Token shards of one long text after another, a task whose inputs are as long as any case reads, and the T5s."""
-    from data_prep.corpora import Document
-    from data_prep.shards import write_tokens
+    from data_prep.corpora import corpus_pieces
+    from data_prep.shard_writing import write_tokens
     from data_prep.vocabulary import Vocabulary
     from pipeline.modeling.artifact import Expectations, write_model
     from pipeline.modeling.load import init_t5
@@ -84,7 +89,8 @@ def prepare(place: Path, shapes: Mapping[str, T5Shape]) -> None:
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
     texts = [" ".join(draw.choices(words, k=600)) for _ in range(80)]
     vocabulary = Vocabulary.train(texts, 500)
-    write_tokens([Document(str(i), text, f"text {i}") for i, text in enumerate(texts)], vocabulary, place / "tokens")
+    (place / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_tokens(corpus_pieces(place / "texts.jsonl"), vocabulary, place / "tokens", validation_fraction=0.1)
     (place / "rows").mkdir()
     for split in ("train", "validation"):
         # A row that is short makes masks, without which less would be kept.

@@ -4,8 +4,8 @@ It follows pipeline/modeling line by line, and tests/test_activations.py compare
 a CPU, to the byte: whoever changes what a layer keeps changes it here.
 
     B  rows of the microbatch         D  d_model         e  bytes of an element in matrix products: 4, in bf16 2
-    S  encoder length, prompt too     E  heads · d_kv    c  the same in fused attention, which a CPU computes in fp32
-    T  decoder length                 F  d_ff            4  of what is always fp32: norms, logits, plain attention
+    S  encoder length, prompt too     E  heads · d_kv    4  of what is always fp32: norm statistics, the loss
+    T  decoder length                 F  d_ff
     H  heads                          V  vocabulary
 
 A layer that trains keeps its inputs for the gradient of its weights; a frozen one keeps only what the gradient with
@@ -15,12 +15,14 @@ respect to its inputs needs: a linear layer nothing at all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.architecture import T5Shape
 
 _FP32 = 4
 _INDEX = 8  # bytes of a token id
 LOGITS_AT_ONCE = 2048  # rows: pipeline/evaluation/label_scoring.py
+LOSSES_AT_ONCE = {True: 512, False: 4096}  # rows, on a CPU or not: LOGITS_AT_ONCE of pipeline/training/loss.py
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Microbatch:
     padded: rows differ in length, so that there are masks.
     packed: rows hold several examples, so that masks depend on the query.
     cpu: where it runs; on a GPU norms and attention are fused kernels that keep less.
+    logits: dtype of the product that makes them, of which `output_loss` keeps the gradient instead of the logits (fp32
+        where `bf16` is off); "whole" where all logits are made, in fp32, and kept (mixtures of prompts).
     """
 
     rows: int
@@ -43,6 +47,7 @@ class Microbatch:
     padded: bool = True
     packed: bool = False
     cpu: bool = False
+    logits: Literal["bf16", "fp32", "whole"] = "bf16"
 
     @property
     def frozen(self) -> bool:
@@ -53,15 +58,22 @@ class Microbatch:
         return 2 if self.bf16 else _FP32
 
     @property
-    def c(self) -> int:
-        return _FP32 if self.cpu else self.e
+    def of_logits(self) -> int:
+        """Bytes of a logit, or of what is kept in its place."""
+        return self.e if self.logits == "bf16" else _FP32
+
+    @property
+    def by_products(self) -> bool:
+        """Whether attention and norms are the functions with gradients of their own (bf16 on a CPU)."""
+        return self.cpu and self.bf16
 
 
 @dataclass(frozen=True)
 class Kept:
     """Bytes that the backward pass needs, and frees from the last to the first: logits, decoder, encoder.
 
-    Copies of weights, in the dtype that they are multiplied in, count where they are used.
+    Of the logits what is kept is their gradient. Copies of weights, in the dtype that they are multiplied in, count
+    where they are used.
     """
 
     encoder: int
@@ -79,7 +91,7 @@ def kept(shape: T5Shape, m: Microbatch) -> Kept:
     >>> small = T5Shape()
     >>> whole = kept(small, Microbatch(rows=8, inputs=512, targets=512, cpu=True))
     >>> f"{whole.total / 2**30:.2f} GiB, of which logits {whole.logits / 2**30:.2f}"
-    '3.19 GiB, of which logits 0.49'
+    '2.16 GiB, of which logits 0.25'
     """
     B, S, T = m.rows, m.inputs, m.targets
     D, H = shape.d_model, shape.num_heads
@@ -94,8 +106,9 @@ def kept(shape: T5Shape, m: Microbatch) -> Kept:
     decoder = B * T * (reached * _self_attention(shape, m, T) + M * _feed_forward(shape, m))
     decoder += B * M * _cross_attention(shape, m) + B * T * reached * _norm(shape, m) + _cross_bias(m, M)
     decoder += _bias(shape, m, T, reached, rows=B if m.packed else 1)
-    # The output matrix is multiplied in fp32, by an fp32 copy of the hidden states.
-    decoder += B * T * (_norm(shape, m, _FP32) + (_INDEX if trains else 0))
+    # The last norm feeds the loss alone, which keeps the hidden states of the target tokens, and which ones they are.
+    decoder += B * T * (_norm(shape, m, feeds=False) + (_INDEX if trains else 0))
+    decoder += 0 if m.logits == "whole" else B * T * (m.of_logits * D + 1)
     if trains:
         encoder += _INDEX * (2 * S - 1)  # buckets of the relative positions
         decoder += _INDEX * (2 * T - 1)
@@ -104,32 +117,37 @@ def kept(shape: T5Shape, m: Microbatch) -> Kept:
         encoder += B * (embedded * D + m.e * (L * (S * H + 2 * D + shape.d_ff) + D))
         decoder += B * (embedded * D * trains + m.e * (reached * (T * H + D) + M * (S * H + 2 * D + shape.d_ff) + D))
     in_encoder, in_decoder = _copies(shape, m, reached)
-    return Kept(encoder + in_encoder, decoder + in_decoder, B * T * (_FP32 * shape.vocab_size + _FP32 + _INDEX))
+    logits = B * T * (m.of_logits * shape.vocab_size + (_FP32 + _INDEX if m.logits == "whole" else 0))
+    return Kept(encoder + in_encoder, decoder + in_decoder, logits)
 
 
-def _norm(shape: T5Shape, m: Microbatch, output: int | None = None) -> int:
-    """A position of a norm: its input and 1/RMS; to train its weight, on a CPU, x/RMS; its output for what it feeds."""
-    kept = _FP32 * shape.d_model + _FP32
+def _norm(shape: T5Shape, m: Microbatch, *, feeds: bool = True) -> int:
+    """A position of a norm: its input and 1/RMS; autograd's own on a CPU, to train its weight, also x/RMS.
+
+    feeds: its output too, for the weights that it feeds, where they train.
+    """
+    kept = (m.e if m.by_products and m.frozen else _FP32) * shape.d_model + _FP32
     if m.frozen:
         return kept
-    return kept + (_FP32 * shape.d_model if m.cpu else 0) + (output or m.e) * shape.d_model
+    return kept + ((_FP32 if m.cpu and not m.bf16 else 0) + (m.e if feeds else 0)) * shape.d_model
 
 
 def _self_attention(shape: T5Shape, m: Microbatch, keys: int) -> int:
     """A position of a self-attention layer, its norm included."""
     E, H = shape.num_heads * shape.d_kv, shape.num_heads
-    if (
-        m.cpu and not m.frozen
-    ):  # the position biases learn: plain attention, which keeps q, k, v, softmax, and o's input
-        return _norm(shape, m) + 3 * _FP32 * E + _FP32 * H * keys + m.e * E
-    return _norm(shape, m) + 4 * m.c * E + _FP32 * H  # q, k, v, output; log Σ exp of the scores
+    to_o = 0 if m.frozen else m.e * E
+    if m.by_products or (m.cpu and not m.frozen):  # q, k, v, softmax
+        return _norm(shape, m) + 3 * m.e * E + m.e * H * keys + to_o
+    return _norm(shape, m) + 4 * m.e * E + _FP32 * H  # q, k, v, output; log Σ exp of the scores
 
 
 def _cross_attention(shape: T5Shape, m: Microbatch) -> int:
     """A row of a cross-attention layer, without its norm: queries of T positions, keys and values of S."""
     E, H = shape.num_heads * shape.d_kv, shape.num_heads
-    to_o = m.e * E if m.c != m.e and not m.frozen else 0  # the output in another dtype is a tensor of its own
-    return m.targets * (2 * m.c * E + _FP32 * H + to_o) + m.inputs * 2 * m.c * E
+    of_query = 2 * m.e * E + _FP32 * H  # q, output; log Σ exp of the scores
+    if m.by_products:  # q, softmax
+        of_query = m.e * E + m.e * H * m.inputs + (0 if m.frozen else m.e * E)
+    return m.targets * of_query + m.inputs * 2 * m.e * E
 
 
 def _feed_forward(shape: T5Shape, m: Microbatch) -> int:
@@ -145,27 +163,57 @@ def _feed_forward(shape: T5Shape, m: Microbatch) -> int:
 
 
 def _bias(shape: T5Shape, m: Microbatch, length: int, layers: int, rows: int) -> int:
-    """Position bias and mask as fused attention keeps them: one for a stack, but each layer's own in another dtype."""
-    if m.cpu and not m.frozen:
+    """Position bias and mask as fused attention keeps them, one for a stack."""
+    if m.by_products or (m.cpu and not m.frozen):
         return 0
-    return (layers if m.c != m.e else min(layers, 1)) * rows * shape.num_heads * length * length * m.c
+    return min(layers, 1) * rows * shape.num_heads * length * length * m.e
 
 
 def _cross_bias(m: Microbatch, layers: int) -> int:
-    """The mask of cross-attention, made in fp32."""
+    """The mask of cross-attention, made in fp32: in another dtype each layer has its own."""
+    if m.by_products:
+        return 0
     per_row = m.targets * m.inputs if m.packed else m.inputs if m.padded else 0
-    return (1 if m.c == _FP32 else layers) * m.rows * per_row * m.c
+    return (layers if m.bf16 else 1) * m.rows * per_row * m.e
 
 
 def _copies(shape: T5Shape, m: Microbatch, reached: int) -> tuple[int, int]:
-    """Weights in another dtype, of encoder and decoder: bf16 of what trains; fp32 of a frozen one's head and norms."""
+    """Weights in another dtype, of encoder and decoder: bf16 of what trains; fp32 of a frozen one's norms on a GPU."""
     if not m.bf16:
         return 0, 0
     D, L, M = shape.d_model, shape.num_layers, shape.num_decoder_layers
     if m.frozen:
-        return _FP32 * (2 * L + 1) * D, _FP32 * (shape.vocab_size + 2 * reached + M + 1) * D
+        norms = (0, 0) if m.cpu else (_FP32 * (2 * L + 1) * D, _FP32 * (2 * reached + M + 1) * D)
+        return norms[0], norms[1] + (_FP32 * shape.vocab_size * D if m.logits == "whole" else 0)
     attention, feed_forward = 4 * D * shape.num_heads * shape.d_kv, (3 if shape.gated else 2) * D * shape.d_ff
     return m.e * L * (attention + feed_forward), m.e * M * (2 * attention + feed_forward)
+
+
+def of_loss(shape: T5Shape, m: Microbatch) -> int:
+    """The most that a loss holds at one time until it keeps the gradient of the logits, that gradient included.
+
+    Some rows of logits at a time: they, their softmax in fp32 (of bf16 logits made from a copy), and the softmax of the
+    rows before; then the gradients of all rows, which are joined.
+    """
+    N, V, h = m.rows * m.targets, shape.vocab_size, m.of_logits
+    if m.logits == "whole":  # logits and their gradient
+        return N * (2 * _FP32 * V + _FP32 + _INDEX)
+    copied = 0 if h == _FP32 else _FP32
+    n = LOSSES_AT_ONCE[m.cpu]
+    sizes = [min(n, N - begin) for begin in range(0, N, n)]
+    numbers = [
+        begin * h + size * (h + _FP32 + copied) + (n * copied if begin else 0)
+        for begin, size in zip(range(0, N, n), sizes, strict=True)
+    ]
+    if len(sizes) > 1:
+        numbers.append(2 * N * h + sizes[-1] * (h + copied))
+    return weight_copy(shape, m) + V * max(numbers)
+
+
+def weight_copy(shape: T5Shape, m: Microbatch) -> int:
+    """The output matrix in the dtype of the product that makes logits, where it has another one."""
+    stored = m.e if m.frozen else _FP32
+    return 0 if m.of_logits == stored else m.of_logits * shape.vocab_size * shape.d_model
 
 
 def without_gradient(shape: T5Shape, m: Microbatch, label_tokens: int = 0) -> int:
@@ -176,14 +224,14 @@ def without_gradient(shape: T5Shape, m: Microbatch, label_tokens: int = 0) -> in
     B, S = m.rows, m.inputs
     D, E, H = shape.d_model, shape.num_heads * shape.d_kv, shape.num_heads
     stream = m.e if m.frozen else _FP32
-    scores = B * H * S * S if m.padded else H * S * S
-    # On a CPU the fused kernel takes an fp32 bias and expands it; queries, keys and values are copied to fp32.
-    bias = m.e * scores + (_FP32 * scores * (2 if m.bf16 else 0) if m.cpu else 0)
-    attention = (3 * m.e + (3 * _FP32 if m.cpu and m.bf16 else 0) + m.c) * E + m.e * D
+    # Products need no bias of their own for each row, but scores, their softmax, and q, k and v by heads.
+    bias = m.e * (H * S * S if m.by_products or not m.padded else B * H * S * S)
+    scores = 2 * m.e * B * H * S * S if m.by_products else 0
+    attention = (6 if m.by_products else 3) * m.e * E + m.e * E + m.e * D
     feed_forward = (3 if shape.gated else 2) * shape.d_ff * m.e + m.e * D
     # The residual stream before and after a layer; its first state, and that without the prompt, are with the callers.
     streams = B * (3 * S + (S - m.prompt if m.frozen else 0)) * stream * D
-    encoding = streams + max(bias + B * S * attention, m.e * scores + B * S * max(feed_forward, 2 * _FP32 * D))
+    encoding = streams + bias + max(scores + B * S * attention, B * S * max(feed_forward, 2 * _FP32 * D))
     head = _FP32 * shape.vocab_size * D if m.frozen and m.bf16 else 0
     if label_tokens:
         logits = min(B * label_tokens, LOGITS_AT_ONCE) * shape.vocab_size * _FP32

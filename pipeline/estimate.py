@@ -11,9 +11,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
+from data_prep.cuts import CPU, GPU, cheapest_cuts
 from pipeline.activations import Microbatch, kept
 from pipeline.architecture import PRESETS, T5Shape
 from pipeline.launch_config import LaunchConfig
@@ -178,48 +178,66 @@ def trained_together(together: Sequence[TrainingSettings], shape: T5Shape, launc
         if packed and settings.objective == "packed_pairs":
             batch = -(-batch // 2)  # the two examples of a pair fill one row
     share = -(-batch // launch.processes)
-    rows = min(settings.microbatch_size or share, share)
-    microbatches = [
+    parts = microbatches(together, share, launch.cpu)
+    all_of_them = [
         Microbatch(
             rows=rows * components(settings),
             inputs=inputs,
             targets=targets,
-            prompt=max((c.prompt_length for c in together if isinstance(c, PromptTuneSettings)), default=0),
+            prompt=_prompt(together),
             bf16=settings.precision == "bf16",
             dropout=settings.dropout > 0,
             packed=packed,
             cpu=launch.cpu,
+            logits="whole" if isinstance(settings, PromptMixtureSettings) else settings.logits_precision,
         )
-        for inputs, targets in widths(together, -(-share // rows))
+        for rows, inputs, targets in parts
     ]
-    largest = max(microbatches, key=lambda m: kept(shape, m).total)
+    largest = max(all_of_them, key=lambda m: kept(shape, m).total)
     selects = isinstance(settings, LearningSettings) and settings.select == "best"
     labels: list[int] = [len(task.labels or []) for cell in together for task in cell.made_for()]
     return Trained(
         largest,
         sum(number or 0 for number in numbers),
         settings.optimizer,
-        accumulates=rows < share,
+        accumulates=len(parts) > 1,
         keeps_best=selects,
         scoring=replace(largest, rows=SCORED_AT_ONCE) if selects else None,
         label_tokens=TOKENS_OF_A_LABEL * max(labels) if all(labels) and labels else 0,
     )
 
 
-def widths(together: Sequence[TrainingSettings], microbatches: int) -> list[tuple[int, int]]:
-    """Positions of the rows of each microbatch, prompt and padding included: (encoder, decoder), at most.
+def microbatches(together: Sequence[TrainingSettings], share: int, cpu: bool) -> list[tuple[int, int, int]]:
+    """Each microbatch of a process's share of rows: (rows, encoder, decoder) positions, prompt and padding included.
 
-    Prefixes are uniform, and microbatches take rows in the order of their length: with long inputs go short targets.
-    Rows that are packed from short documents may be full on both sides.
+    Of a task, and of rows that are packed from short documents, each row may be as long as the longest. Prefixes are
+    uniform and text is as long as an example: the lengths are those that divide them evenly, and microbatches take rows
+    in the order of their length, so that with long inputs go short targets.
     """
     settings = together[0]
     if isinstance(settings, LMAdaptSettings) and settings.objective == "prefix_lm" and not settings.packing:
         whole, shortest = settings.segment_length, 1 - 2 * settings.prefix_density
-        ends = [shortest + (1 - shortest) * i / microbatches for i in range(microbatches + 1)]
-        return [(_padded(whole * longer), _padded(whole * (1 - shorter))) for shorter, longer in pairwise(ends)]
-    prompt = max((c.prompt_length for c in together if isinstance(c, PromptTuneSettings)), default=0)
-    inputs, targets = zip(*(_longest(cell) for cell in together), strict=True)
-    return [(prompt + max(inputs), max(targets))]
+        prefixes = [whole * (shortest + (1 - shortest) * (i + 0.5) / share) for i in range(share)]
+        lengths = [(_padded(prefix), _padded(whole - prefix)) for prefix in prefixes]
+    else:
+        inputs, targets = zip(*(_longest(cell) for cell in together), strict=True)
+        lengths = [(max(inputs), max(targets))] * share
+    if settings.microbatch_size:
+        size = settings.microbatch_size
+        cuts = [(begin, min(begin + size, share)) for begin in range(0, share, size)]
+    else:
+        inputs_N, targets_N = zip(*lengths, strict=True)
+        cuts = cheapest_cuts(inputs_N, targets_N, CPU if cpu else GPU)
+    found = []
+    for begin, end in cuts:
+        inputs_n, targets_n = zip(*lengths[begin:end], strict=True)
+        found.append((end - begin, _prompt(together) + max(inputs_n), max(targets_n)))
+    return found
+
+
+def _prompt(together: Sequence[TrainingSettings]) -> int:
+    """Rows of the longest prompt; 0 where the whole T5 trains."""
+    return max((cell.prompt_length for cell in together if isinstance(cell, PromptTuneSettings)), default=0)
 
 
 def _longest(settings: TrainingSettings) -> tuple[int, int]:

@@ -3,8 +3,8 @@
 The parts do not all stand at their largest at once: gradients come up while the backward pass frees activations. The
 peak is therefore that of the moments of a step at which something is at its largest:
 
-    loss       all activations, and the gradient of the logits            (gradients: of earlier microbatches)
-    head       the same without the logits, and a whole gradient of the output matrix
+    loss       activations, and what the loss makes on its way to the gradient of the logits, which it keeps
+    head       all activations, and a whole gradient of the output matrix (gradients so far: of earlier microbatches)
     encoder    the encoder's activations, and the gradients of decoder, output matrix and embedding
     end        all gradients, and one more of the embedding, which gives rise to two
     sum        all gradients, and the flat bucket in which ranks exchange them
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.activations import Microbatch, kept, without_gradient
+from pipeline.activations import Microbatch, kept, of_loss, weight_copy, without_gradient
 from pipeline.architecture import T5Shape
 from pipeline.launch_config import LaunchConfig
 
@@ -30,6 +30,7 @@ _FP32 = 4
 _AT_ONCE = 1 << 24  # numbers: pipeline/training/optimizers.py ELEMENTS_AT_ONCE and ranks.py BUCKET
 _FACTORED_FROM = 128  # rows and columns of a matrix that Adafactor keeps means of instead of a number for each weight
 _DEEPSPEED_BUCKET = 1 << 26  # elements, or all that train (training/engines/zero.py)
+_WHOLE_BESIDE_FROZEN = 1 << 26  # numbers: training/engines/fsdp2.py
 _DEEPSPEED_LIVE = 1_000_000_000  # stage3_max_live_parameters, and no sooner let go (stage3_max_reuse_distance)
 
 
@@ -82,7 +83,7 @@ def training_memory(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> M
     ...     found = training_memory(SIZES["xl"], whole, LaunchConfig(engine, processes=8))
     ...     print(engine, *(f"{part / 2**30:.1f}" for part in (found.weights, found.gradients, found.optimizer)))
     ddp 10.6 10.9 21.2
-    zero3 5.1 3.2 4.0
+    zero3 5.1 1.6 4.0
     """
     held = _held(shape, trained, launch)
     activations, of_step = _step(shape, trained, launch, held.gradients)
@@ -124,24 +125,27 @@ def _held(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> _Held:
     # ZeRO steps on a copy of the weights of its partition, in fp32 as they are.
     optimizer = moments + (_FP32 * N if zero else 0)
     element = 2 if m.bf16 and m.frozen else _FP32
-    weights = element * shape.parameters + (_FP32 * N if m.frozen else 0)
+    apart = _prompts_stay_whole(trained, launch)
 
     def shared(size: int, *, from_stage: int) -> int:
-        return -(-size // n) if stage >= from_stage else size
+        return -(-size // n) if stage >= from_stage and not apart else size
 
-    gradients, weights = shared(_FP32 * N, from_stage=2), shared(weights, from_stage=3)
-    optimizer = shared(optimizer, from_stage=1)
+    gradients, optimizer = shared(_FP32 * N, from_stage=2), shared(optimizer, from_stage=1)
+    prompts = shared(_FP32 * N, from_stage=3) if m.frozen else 0
+    weights = -(-element * shape.parameters // n) if stage == 3 else element * shape.parameters
     host = shared(_FP32 * N, from_stage=1) if trained.keeps_best else 0
-    if launch.offload_optimizer:  # the step is made there, of gradients that are there
+    if launch.offload_optimizer and not apart:  # the step is made there, of gradients that are there
         host, optimizer = host + optimizer + -(-_FP32 * N // n), 0
         gradients = 0 if stage >= 2 else gradients
     if launch.offload_parameters:
-        host, weights = host + weights, 0
+        host, weights = host + weights + (0 if apart else prompts), prompts if apart else 0
+    else:
+        weights += prompts
     return _Held(
         weights=weights,
         gathered=_gathered(shape, launch, element) if stage == 3 else 0,
         gradients=gradients,
-        buffer=_buffer(launch, N, _largest(shape, trained)) if stage else 0,
+        buffer=_buffer(launch, N, _largest(shape, trained)) if stage and not apart else 0,
         optimizer=optimizer,
         host=host,
         # The processes share what all of them hold; the best weights so far are part of it.
@@ -149,29 +153,40 @@ def _held(shape: T5Shape, trained: Trained, launch: LaunchConfig) -> _Held:
     )
 
 
+def _prompts_stay_whole(trained: Trained, launch: LaunchConfig) -> bool:
+    """Whether FSDP2 leaves what trains whole on every device, and in its memory whatever is offloaded."""
+    return launch.engine == "fsdp2" and trained.microbatch.frozen and trained.numbers <= _WHOLE_BESIDE_FROZEN
+
+
 def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int) -> tuple[int, dict[str, int]]:
     """Activations at their largest, and what each moment of a step holds beside weights and moments."""
     m, N, largest = trained.microbatch, trained.numbers, _largest(shape, trained)
     saved = kept(shape, m)
-    of_logits = _FP32 * m.rows * m.targets * shape.vocab_size
+    loss = saved.encoder + saved.decoder + of_loss(shape, m)
     table = 0 if m.frozen else _FP32 * shape.vocab_size * shape.d_model
+    # The gradient of the output matrix comes in the dtype of the product, as the copy that makes that of the hidden
+    # states has gone.
+    head = max(weight_copy(shape, m), table + (weight_copy(shape, m) if table else 0))
+    if m.logits == "whole":  # the gradient of the logits is there beside them
+        head += _FP32 * m.rows * m.targets * shape.vocab_size
     residual = 2 * _FP32 * m.rows * m.inputs * shape.d_model
     # With one microbatch there are no gradients yet at its loss, unless an engine keeps their memory.
     whole = launch.engine in ("one", "ddp")
     before = gradients if trained.accumulates or not whole else 0
     by_encoder = gradients if before or m.frozen else _FP32 * _after_encoder(shape)
+    moments_here = not launch.offload_optimizer or _prompts_stay_whole(trained, launch)
     summed = _FP32 * max(largest, min(N, _AT_ONCE)) if launch.engine == "ddp" else 0
     of_step = {
-        "loss": before + saved.total + of_logits,
-        "head": before + saved.total - saved.logits + of_logits + table,
+        "loss": before + loss,
+        "head": before + saved.total + head,
         "encoder": by_encoder + table + saved.encoder + residual,
         "end": gradients + table,
         "sum": gradients + summed,
-        "update": gradients + (0 if launch.offload_optimizer else _update(trained, launch, largest)),
+        "update": gradients + (_update(trained, launch, largest) if moments_here else 0),
     }
     if trained.scoring is not None:
         of_step["scoring"] = without_gradient(shape, trained.scoring, trained.label_tokens)
-    return saved.total + of_logits, of_step
+    return max(loss, saved.total), of_step
 
 
 def moments_bytes(shape: T5Shape, trained: Trained) -> int:
@@ -247,7 +262,7 @@ def _update(trained: Trained, launch: LaunchConfig, largest: int) -> int:
     g² and the update, of a large tensor or many small ones at a time.
     """
     N, n = trained.numbers, launch.processes
-    whole = launch.engine in ("one", "ddp")
+    whole = launch.engine in ("one", "ddp") or _prompts_stay_whole(trained, launch)
     mine = N if whole else -(-N // n)
     if trained.optimizer == "adamw":
         flat = launch.engine.startswith("zero")  # one tensor for all of a partition

@@ -12,7 +12,7 @@ from pipeline.activations import Microbatch, kept
 from pipeline.architecture import T5Shape
 from pipeline.modeling.load import init_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.training.loss import token_loss
+from pipeline.training.loss import output_loss, token_loss
 
 GATED = T5Shape(vocab_size=500, d_model=48, d_kv=8, d_ff=80, num_layers=3, num_decoder_layers=2, num_heads=5)
 ORIGINAL = T5Shape(
@@ -49,10 +49,14 @@ def saved(shape: T5Shape, m: Microbatch) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=m.bf16),
     ):
         if m.frozen:
-            logits_BTV = model(torch.zeros(m.rows, dtype=torch.long), inputs_BS, targets_BT)
+            hidden_BTD = model.predict(torch.zeros(m.rows, dtype=torch.long), inputs_BS, targets_BT)
         else:
-            logits_BTV = model(inputs_BS, targets_BT, segments)
-        token_loss(logits_BTV, targets_BT, 1e-4)
+            hidden_BTD = model.predict(inputs_BS, targets_BT, segments)
+        if m.logits == "whole":
+            token_loss(model.logits(hidden_BTD), targets_BT, 1e-4)
+        else:
+            hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
+            output_loss(hidden_BTD, weight_VD, targets_BT, 1e-4, m.logits)
     return sum(t.untyped_storage().nbytes() for address, t in storages.items() if address not in parameters)
 
 
@@ -66,6 +70,13 @@ def saved(shape: T5Shape, m: Microbatch) -> int:
 )  # fmt: skip
 def test_to_the_byte(shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool) -> None:
     m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, cpu=True, **how)
+    assert kept(shape, m).total == saved(shape, m)
+
+
+@pytest.mark.parametrize("how", [{"logits": "fp32"}, {"logits": "fp32", "prompt": 6}, {"logits": "whole", "prompt": 6}])
+@pytest.mark.parametrize("shape", [GATED, ORIGINAL], ids=["gated", "original"])
+def test_logits_in_fp32_and_whole(shape: T5Shape, how: dict[str, Any]) -> None:
+    m = Microbatch(rows=3, inputs=26, targets=19, cpu=True, **how)
     assert kept(shape, m).total == saved(shape, m)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -23,8 +24,26 @@ print(faults())
 
 
 def test_a_second_block_takes_no_new_pages() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=False)
+    done = _counted({})
     if done.returncode == 77:
         pytest.skip("no glibc here")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 2**26 // resource.getpagesize() // 10
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_what_the_environment_says_of_it_counts(setting: dict[str, str]) -> None:
+    assert _counted(setting).returncode == 77
+    assert _counted({"MALLOC_ARENA_MAX": "2"}).returncode == _counted({}).returncode
+
+
+def _counted(setting: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """FAULTS in an environment that says nothing else of malloc."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    return subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=False, env=env | setting
+    )

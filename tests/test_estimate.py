@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.objectives.span_corruption import SpanCorruption
@@ -15,9 +16,9 @@ from pipeline.estimate import (
     forward_flops,
     longest_target,
     memory,
+    microbatches,
     span_targets,
     trained_together,
-    widths,
     work,
 )
 from pipeline.launch_config import LaunchConfig
@@ -47,7 +48,11 @@ def test_flops_are_those_that_torch_counts(gated: bool, monkeypatch: pytest.Monk
         vocab_size=300, d_model=48, d_kv=8, d_ff=80, num_layers=3, num_decoder_layers=2, num_heads=5,
         gated=gated, activation="gelu_new" if gated else "relu", tied=not gated,
     )  # fmt: skip
-    monkeypatch.setattr(layers, "attend", attend_plainly)  # of fused kernels not all are counted
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: None = None) -> Tensor:
+        return attend_plainly(q, k, v, bias)  # of fused kernels not all are counted
+
+    monkeypatch.setattr(layers, "attend", attend)
     model = init_t5(shape, seed=0)
     ids_BS, ids_BT = torch.full((2, 24), 7), torch.full((2, 16), 7)
     with FlopCounterMode(display=False) as forward:
@@ -92,9 +97,21 @@ def test_lengths_of_a_prefix_lm_add_up() -> None:
 
 
 def test_microbatches_of_like_length_are_long_on_one_side() -> None:
-    assert widths([lm(packing=False)], 4) == [(16, 64), (32, 48), (48, 32), (64, 16)]
-    assert widths([lm(packing=False)], 1) == widths([lm()], 4) == [(64, 64)]
-    assert widths([prompt(), prompt(prompt_length=5)], 2) == [(20 + 56, 16)]
+    by_four = microbatches([lm(packing=False, microbatch_size=4)], 16, cpu=True)
+    assert by_four == [(4, 16, 64), (4, 32, 48), (4, 48, 32), (4, 64, 16)]
+    assert microbatches([lm(microbatch_size=3)], 4, cpu=True) == [(3, 64, 64), (1, 64, 64)]
+
+
+def test_cuts_by_tokens() -> None:
+    """At most 8,192 at a time on a CPU, 32,768 on a GPU; prompts and components are not counted; one row at least."""
+    assert microbatches([prompt(), prompt(prompt_length=5)], 2, cpu=True) == [(2, 20 + 56, 16)]
+    task = prompt(max_input_length=504)
+    assert {rows for rows, _, _ in microbatches([task], 150, cpu=True)} == {8192 // (504 + 16)}
+    assert max(rows for rows, _, _ in microbatches([task], 150, cpu=False)) == 32_768 // (504 + 16)
+    assert {rows for rows, _, _ in microbatches([prompt(max_input_length=40_000)], 3, cpu=False)} == {1}
+    even = microbatches([lm(packing=False)], 16, cpu=True)
+    assert sum(rows for rows, _, _ in even) == 16
+    assert sum(rows * (inputs + targets) + 128 for rows, inputs, targets in even) < 16 * 128 + 128
 
 
 def test_labels_are_short() -> None:

@@ -31,7 +31,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "case",
     [
-        benchmark.Case("lm_adapt", "middling", {"batch_size": 8, "segment_length": 128, "precision": "fp32"}),
+        benchmark.Case(
+            "lm_adapt", "middling", {"batch_size": 8, "segment_length": 128, "packing": False, "precision": "fp32"}
+        ),
         benchmark.Case(
             "prompt_tune",
             "middling",
@@ -106,6 +108,17 @@ def test_offloading_moves_memory_to_the_host() -> None:
     assert there.peak < here.peak
     P = SIZES["xl"].parameters
     assert there.host - here.host == (12 + 4 + 4) * P // 8
+
+
+def test_prompts_are_whole_under_fsdp2() -> None:
+    shape = SIZES["xl"]
+    N = 100 * shape.d_model
+    trained = Trained(Microbatch(8, 612, 16, prompt=100), N, "adamw")
+    for offload in (False, True):
+        launch = LaunchConfig("fsdp2", 8, offload_optimizer=offload, offload_parameters=offload)
+        found = training_memory(shape, trained, launch)
+        assert (found.gradients, found.optimizer) == (4 * N, 8 * N)
+        assert found.host == (2 * shape.parameters // 8 if offload else 0)
 
 
 def test_the_peak_is_less_than_the_sum_of_the_parts_where_gradients_come_as_activations_go() -> None:
