@@ -3,14 +3,14 @@
     python tests/stages/killed.py RECIPE RUN_DIR KILLS SEED
 
 The processes are forks of this one, which has everything imported: what is killed is the stage, not Python's start.
-Moments are random, from the first milliseconds to well after an undisturbed end; and three more kills come as soon as
-the first, second and third thing is being written under a temporary name: in the middle of saves and of publishing.
-Leaves in hits.json how many hit, and what was being written at the others.
+Four kills come in the middle of saves and of publishing: at the 1st, 3rd, 9th and 27th time that a file of the stage is
+opened or renamed under a temporary name. The others come at random, from the first milliseconds to well after an
+undisturbed end.
+Leaves in hits.json how many hit, and at which file the others did.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -40,7 +40,16 @@ def main(recipe: str, run_dir: str, kills: int, seed: int) -> int:
         body = getattr(importlib.import_module(f"stages.{kind}"), kind)
         flags = ["--recipe", recipe, "--stage", name, "--run-dir", run_dir]
         hits[name], written[name] = 0, []
-        before: set[str] = set()
+        for nth in (1, 3, 9, 27):
+            end, beginning = os.pipe()
+            child = os.fork()
+            if child == 0:
+                sys.addaudithook(KilledAt(nth, str(Path(run_dir, name)), beginning))
+                os._exit(run(body, STAGES[kind], flags, f"{kind}.py"))
+            os.close(beginning)
+            os.waitpid(child, 0)
+            with os.fdopen(end) as said:
+                written[name] += said.readlines()
         # Earlier kills first: they hit however fast the machine is.
         for moment in sorted(moments.random() for _ in range(kills)):
             child = os.fork()
@@ -50,29 +59,27 @@ def main(recipe: str, run_dir: str, kills: int, seed: int) -> int:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             hits[name] += os.WIFSIGNALED(status)
-        for nth in (1, 2, 3):
-            child = os.fork()
-            if child == 0:
-                os._exit(run(body, STAGES[kind], flags, f"{kind}.py"))
-            begun: set[str] = set()
-            while len(begun) < nth and os.waitpid(child, os.WNOHANG) == (0, 0):
-                begun |= being_written(Path(run_dir, name)) - before
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-            written[name] += sorted(begun)[:1] if len(begun) == nth else []
-            before = being_written(Path(run_dir, name))
         if code := run(body, STAGES[kind], flags, f"{kind}.py"):
             return code
     Path(run_dir, "hits.json").write_text(json.dumps({"hits": hits, "written": written}))
     return 0
 
 
-def being_written(directory: Path) -> set[str]:
-    """Names of the folders that are not whole yet. (os.walk takes it well when one goes away under its eyes.)"""
-    return {
-        name for _, names, _ in os.walk(directory) for name in names if name.startswith(".") and name[-4:] == ".tmp"
-    }
+class KilledAt:
+    """An audit hook that kills its own process at the nth file that is opened or renamed under a temporary name."""
+
+    def __init__(self, nth: int, directory: str, tell: int) -> None:
+        self.left, self.directory, self.tell = nth, directory, tell
+
+    def __call__(self, event: str, args: tuple[object, ...]) -> None:
+        if event not in ("open", "os.rename") or not isinstance(args[0], str | os.PathLike):
+            return
+        path = os.fspath(args[0])
+        if path.startswith(self.directory) and (".tmp" in path or ".partial" in path):
+            self.left -= 1
+            if self.left == 0:
+                os.write(self.tell, f"{event} {path}\n".encode())
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ def test_killed_at_random_moments(finished: Tiny, tmp_path: Path) -> None:
     assert "Traceback" not in ended.err
     told = json.loads((tiny.run / "hits.json").read_text())
     hits = told["hits"]
-    assert sum(map(len, told["written"].values())) >= 6, told["written"]
+    assert sum(map(len, told["written"].values())) >= 12, told["written"]
     assert set(hits) == {"prepare", "pretrain", "lm_adapt", "sentinel", "prompt_tune", "evaluate"}
-    assert min(hits.values()) >= 2, hits
+    assert all(hits[name] + len(told["written"][name]) >= 3 for name in hits), told
     assert tiny.digests() == finished.digests()
     assert scores(tiny.run / "evaluate") == scores(finished.run / "evaluate")
     for log in finished.run.glob("**/metrics.jsonl"):
