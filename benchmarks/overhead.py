@@ -132,7 +132,8 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
         stage(span_corrupt, SpanCorruptSettings, "--tokens", tokens, "--output-dir", str(directory / "pretrained"),
               "--steps", "1", "--batch-size", "2", "--input-length", "64", *shape)  # fmt: skip
         found = shares(tokens, str(directory / "pretrained"), directory)
-        starts = [(late(tokens, 0), late(tokens, LATE)) for _ in range(rounds)]
+        shards = str(directory / "text" / "tokens")
+        starts = [(late(shards, 0), late(shards, LATE)) for _ in range(rounds)]
     early, later = zip(*starts, strict=True)
     pages = [statistics.median(row["pages"] for row in side) for side in (early, later)]
     found["late_start"] = {
