@@ -73,6 +73,12 @@ CASES = [
     Case("prompt_tune", SMALL, {"batch_size": 16, "max_input_length": 256, "precision": "fp32", "select": "last"}),
     Case("prompt_tune", SMALL, {"batch_size": 4, "max_input_length": 64, "precision": "bf16", "select": "last"}),
     Case("prompt_tune", BASE, {"batch_size": 16, "max_input_length": 384, "precision": "bf16", "select": "last"}),
+    Case(
+        "prompt_tune",
+        SMALL,
+        {"batch_size": 32, "max_input_length": 412, "precision": "bf16", "select": "last", "recompute": True},
+    ),
+    Case("span_corrupt", SMALL, {"batch_size": 16, "input_length": 512, "precision": "bf16", "recompute": True}),
     Case("prompt_tune", BASE, {"batch_size": 8, "max_input_length": 256, "precision": "fp32", "select": "best"}),
 ]
 

@@ -2,9 +2,11 @@
 
 T5 1.1 Small, bf16, one microbatch of 8 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. Beside
 the peak stands what it is made of: weights, gradients and moments by their sizes, and the activations that autograd
-kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them). The most
-that tensors held at a time (torch's profiler, in a process of its own) is that sum and what passes by; what the process
-held beyond it is the allocator's and the libraries' own.
+kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them); where
+blocks are recomputed, those of one block on top (pipeline/activations.py). The most that tensors held at a time
+(torch's profiler, in a process of its own) is that sum and what passes by; what the process held beyond it are the
+libraries' own buffers. glibc gives back what is freed (see benchmarks/memory.py), and before the baseline the process
+has made the same steps of a tiny T5.
 
 Prompt tuning holds the frozen weights in bf16 and no gradients or moments but the prompt's. Model tuning holds fp32
 weights, a gradient for each, and Adafactor's factored moments; AdamW's would be two more numbers for each weight.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.memory import FREED, TINY
+from benchmarks.prompt_tuning import PROMPT
+from pipeline.activations import Microbatch
+from pipeline.activations import kept as kept_of
+from pipeline.architecture import SIZES, T5Shape
+from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from pipeline.modeling.t5 import T5
+from pipeline.training.loss import output_loss
+from pipeline.training.optimizers import model_optimizer, prompt_optimizer, set_learning_rate
+
 ROWS, LENGTH, TARGETS = 8, 256, 8
-KINDS = ("prompt tuning", "model tuning")
+KINDS = ("prompt tuning", "prompt tuning, recomputed", "model tuning", "model tuning, recomputed")
 
 
 def peak() -> int:
@@ -34,33 +47,28 @@ def peak() -> int:
 
 def child(kind: str) -> dict[str, Any]:
     """One process: two steps."""
-    from benchmarks.prompt_tuning import PROMPT
-    from pipeline.allocator import keep_freed_memory
-    from pipeline.architecture import SIZES
-    from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-    from pipeline.modeling.t5 import T5
-    from pipeline.training.loss import output_loss
-    from pipeline.training.optimizers import model_optimizer, prompt_optimizer, set_learning_rate
-
-    keep_freed_memory()
-    # What torch loads at the first product and the first step of an optimizer (its compiler, unused) belongs to it.
-    first = torch.nn.Parameter(torch.randn(64, 64))
-    (first.bfloat16() @ first.bfloat16()).softmax(-1).sum().backward()
-    model_optimizer("adafactor", [first]).step()
+    steps(kind, TINY)
     baseline = peak()
-    prompts = kind == "prompt tuning"
+    parts = steps(kind, SIZES["small"])
+    return {"kind": kind, "peak": peak() - baseline, **parts}
+
+
+def steps(kind: str, shape: T5Shape) -> dict[str, int]:
+    """Two steps; returns the bytes of what a step is made of."""
+    prompts, recompute = kind.startswith("prompt"), kind.endswith("recomputed")
     with torch.device("meta"):
-        t5 = T5(SIZES["small"])
+        t5 = T5(shape)
     t5 = (t5.to(torch.bfloat16) if prompts else t5).to_empty(device="cpu")
     with torch.no_grad():
         for p in t5.parameters():
             p.fill_(0.01)
     t5.set_dropout(0.0)
+    t5.set_ways(recompute=recompute)
     inputs_BS = torch.full((ROWS, LENGTH), 7)
     inputs_BS[0, -1] = 0
     targets_BT = torch.full((ROWS, TARGETS), 9)
     if prompts:
-        bank = PromptBank([torch.zeros(PROMPT, SIZES["small"].d_model)])
+        bank = PromptBank([torch.zeros(PROMPT, shape.d_model)])
         model: Any = PromptedT5(t5, bank)
         optimizer = prompt_optimizer("adafactor", bank.rows_RD, bank.row_prompt_R)
     else:
@@ -87,13 +95,14 @@ def child(kind: str) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
     moments = sum(x.nbytes for state in optimizer.state.values() for x in state.values())
-    parts = {
+    read = LENGTH + (PROMPT if prompts else 0)
+    m = Microbatch(ROWS, read, TARGETS, prompt=PROMPT if prompts else 0, recompute=recompute, cpu=True)
+    return {
         "weights": sum(weights.values()),
-        "activations": sum(kept.values()),
+        "activations": sum(kept.values()) + kept_of(shape, m).encoder_block,
         "gradients": gradients,
         "moments": moments,
     }
-    return {"kind": kind, "peak": peak() - baseline, **parts}
 
 
 def tensors_peak(kind: str) -> dict[str, int]:
@@ -115,7 +124,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
         row: dict[str, Any] = {}
         for measure in ("process", "tensors"):
             command = [sys.executable, "-m", "benchmarks.prompt_memory", kind, measure]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **FREED})
             row |= json.loads(done.stdout.splitlines()[-1])
         for peak_ in ("tensors", "peak"):
             row[f"{peak_}_over_parts"] = round(row[peak_] / (row["weights"] + row["activations"]), 3)

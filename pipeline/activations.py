@@ -33,6 +33,7 @@ class Microbatch:
     prompt: how many of the S positions are a prompt before a frozen T5; 0 where the whole T5 trains.
     padded: rows differ in length, so that there are masks.
     packed: rows hold several examples, so that masks depend on the query.
+    recompute: of a block only its input is kept; its backward pass makes the rest once more.
     cpu: where it runs; on a GPU norms and attention are fused kernels that keep less.
     logits: dtype of the product that makes them, of which `output_loss` keeps the gradient instead of the logits (fp32
         where `bf16` is off); "whole" where all logits are made, in fp32, and kept (mixtures of prompts).
@@ -46,6 +47,7 @@ class Microbatch:
     dropout: bool = False
     padded: bool = True
     packed: bool = False
+    recompute: bool = False
     cpu: bool = False
     logits: Literal["bf16", "fp32", "whole"] = "bf16"
 
@@ -73,12 +75,14 @@ class Kept:
     """Bytes that the backward pass needs, and frees from the last to the first: logits, decoder, encoder.
 
     Of the logits what is kept is their gradient. Copies of weights, in the dtype that they are multiplied in, count
-    where they are used.
+    where they are used. encoder_block, decoder_block: what comes on top while a block is recomputed.
     """
 
     encoder: int
     decoder: int
     logits: int
+    encoder_block: int = 0
+    decoder_block: int = 0
 
     @property
     def total(self) -> int:
@@ -100,25 +104,53 @@ def kept(shape: T5Shape, m: Microbatch) -> Kept:
     reached = M - 1 if m.frozen else M
     trains = not m.frozen
 
-    encoder = B * S * L * (_self_attention(shape, m, S) + _feed_forward(shape, m))
-    encoder += B * S * _norm(shape, m) + _bias(shape, m, S, L, rows=B if m.padded or m.packed else 1)
-    encoder += B * _INDEX * (m.prompt or S)
-    decoder = B * T * (reached * _self_attention(shape, m, T) + M * _feed_forward(shape, m))
-    decoder += B * M * _cross_attention(shape, m) + B * T * reached * _norm(shape, m) + _cross_bias(m, M)
-    decoder += _bias(shape, m, T, reached, rows=B if m.packed else 1)
+    # What the blocks keep inside, and what is kept around them.
+    in_encoder = B * S * L * (_self_attention(shape, m, S) + _feed_forward(shape, m))
+    in_encoder += _bias(shape, m, S, L, rows=B if m.padded or m.packed else 1)
+    encoder = B * S * _norm(shape, m) + B * _INDEX * (m.prompt or S)
+    in_decoder = B * T * (reached * _self_attention(shape, m, T) + M * _feed_forward(shape, m))
+    in_decoder += B * M * _cross_attention(shape, m) + B * T * reached * _norm(shape, m) + _cross_bias(shape, m)
+    in_decoder += _bias(shape, m, T, reached, rows=B if m.packed else 1)
+    if m.frozen and few(shape, T):  # the states, for all of cross-attention
+        in_decoder += B * S * m.e * D
     # The last norm feeds the loss alone, which keeps the hidden states of the target tokens, and which ones they are.
-    decoder += B * T * (_norm(shape, m, feeds=False) + (_INDEX if trains else 0))
+    decoder = B * T * (_norm(shape, m, feeds=False) + (_INDEX if trains else 0))
     decoder += 0 if m.logits == "whole" else B * T * (m.of_logits * D + 1)
-    if trains:
-        encoder += _INDEX * (2 * S - 1)  # buckets of the relative positions
-        decoder += _INDEX * (2 * T - 1)
+    if trains:  # buckets of the relative positions
+        in_encoder += _INDEX * (2 * S - 1)
+        in_decoder += _INDEX * (2 * T - 1)
     if m.dropout:  # masks that are shared along the sequence, but for those of values, which are shared along K
         embedded = _FP32 if trains else m.e
-        encoder += B * (embedded * D + m.e * (L * (S * H + 2 * D + shape.d_ff) + D))
-        decoder += B * (embedded * D * trains + m.e * (reached * (T * H + D) + M * (S * H + 2 * D + shape.d_ff) + D))
-    in_encoder, in_decoder = _copies(shape, m, reached)
+        in_encoder += B * m.e * L * (S * H + 2 * D + shape.d_ff)
+        in_decoder += B * m.e * (reached * (T * H + D) + M * (S * H + 2 * D + shape.d_ff))
+        encoder += B * (embedded + m.e) * D
+        decoder += B * (embedded * trains + m.e) * D
+    copied = _copies(shape, m, reached)
+    in_encoder, in_decoder = in_encoder + copied[0], in_decoder + copied[1]
     logits = B * T * (m.of_logits * shape.vocab_size + (_FP32 + _INDEX if m.logits == "whole" else 0))
-    return Kept(encoder + in_encoder, decoder + in_decoder, logits)
+    if not m.recompute:
+        return Kept(encoder + in_encoder, decoder + in_decoder, logits)
+    inputs_of_encoder, inputs_of_decoder = _inputs_of_blocks(shape, m)
+    return Kept(encoder + inputs_of_encoder, decoder + inputs_of_decoder, logits, in_encoder // L, in_decoder // M)
+
+
+def _inputs_of_blocks(shape: T5Shape, m: Microbatch) -> tuple[int, int]:
+    """What blocks of encoder and decoder are given: the residual stream, the encoder's output, bias and masks."""
+    B, S, T, D, H = m.rows, m.inputs, m.targets, shape.d_model, shape.num_heads
+    L, M = shape.num_layers, shape.num_decoder_layers
+    stream = m.e if m.frozen else _FP32
+    masked = S * S if m.packed else S if m.padded else 0
+    cross = T * S if m.packed else S if m.padded else 0
+
+    def bias(layers: int, length: int, rows: int) -> int:
+        """The first block's, which it gives to those behind it."""
+        return rows * H * length * length * m.e if layers > 1 else 0
+
+    encoder = L * B * S * D * stream + B * masked * _FP32
+    encoder += bias(L, S, 1 if m.by_products or not masked else B)
+    decoder = M * B * T * D * stream + B * S * D * m.e * m.frozen + B * cross * _FP32
+    decoder += (B if m.packed else 1) * T * T * _FP32 + bias(M, T, B if m.packed and not m.by_products else 1)
+    return encoder, decoder
 
 
 def _norm(shape: T5Shape, m: Microbatch, *, feeds: bool = True) -> int:
@@ -144,10 +176,19 @@ def _self_attention(shape: T5Shape, m: Microbatch, keys: int) -> int:
 def _cross_attention(shape: T5Shape, m: Microbatch) -> int:
     """A row of a cross-attention layer, without its norm: queries of T positions, keys and values of S."""
     E, H = shape.num_heads * shape.d_kv, shape.num_heads
+    if few(shape, m.targets):  # what q asks of the states, softmax; with dropout before and after it
+        of_query = m.e * H * (shape.d_model + (2 if m.dropout else 1) * m.inputs)
+        of_query += 0 if m.frozen else m.e * (2 * E + H * shape.d_model)  # q, output, what it saw of the states
+        return m.targets * of_query
     of_query = 2 * m.e * E + _FP32 * H  # q, output; log Σ exp of the scores
     if m.by_products:  # q, softmax
         of_query = m.e * E + m.e * H * m.inputs + (0 if m.frozen else m.e * E)
     return m.targets * of_query + m.inputs * 2 * m.e * E
+
+
+def few(shape: T5Shape, targets: int) -> bool:
+    """Whether cross-attention does without keys and values (Attention.for_few)."""
+    return 2 * targets <= shape.d_kv
 
 
 def _feed_forward(shape: T5Shape, m: Microbatch) -> int:
@@ -169,12 +210,12 @@ def _bias(shape: T5Shape, m: Microbatch, length: int, layers: int, rows: int) ->
     return min(layers, 1) * rows * shape.num_heads * length * length * m.e
 
 
-def _cross_bias(m: Microbatch, layers: int) -> int:
+def _cross_bias(shape: T5Shape, m: Microbatch) -> int:
     """The mask of cross-attention, made in fp32: in another dtype each layer has its own."""
-    if m.by_products:
+    if m.by_products or few(shape, m.targets):
         return 0
     per_row = m.targets * m.inputs if m.packed else m.inputs if m.padded else 0
-    return (layers if m.bf16 else 1) * m.rows * per_row * m.e
+    return (shape.num_decoder_layers if m.bf16 else 1) * m.rows * per_row * m.e
 
 
 def _copies(shape: T5Shape, m: Microbatch, reached: int) -> tuple[int, int]:
@@ -187,6 +228,12 @@ def _copies(shape: T5Shape, m: Microbatch, reached: int) -> tuple[int, int]:
         return norms[0], norms[1] + (_FP32 * shape.vocab_size * D if m.logits == "whole" else 0)
     attention, feed_forward = 4 * D * shape.num_heads * shape.d_kv, (3 if shape.gated else 2) * D * shape.d_ff
     return m.e * L * (attention + feed_forward), m.e * M * (2 * attention + feed_forward)
+
+
+def cast_once(shape: T5Shape, m: Microbatch) -> int:
+    """Copies of weights in another dtype that a forward pass has until its end although nothing keeps them."""
+    reached = shape.num_decoder_layers - 1 if m.frozen else shape.num_decoder_layers
+    return sum(_copies(shape, m, reached)) if m.recompute else 0
 
 
 def of_loss(shape: T5Shape, m: Microbatch) -> int:
@@ -214,6 +261,15 @@ def weight_copy(shape: T5Shape, m: Microbatch) -> int:
     """The output matrix in the dtype of the product that makes logits, where it has another one."""
     stored = m.e if m.frozen else _FP32
     return 0 if m.of_logits == stored else m.of_logits * shape.vocab_size * shape.d_model
+
+
+def at_attention(shape: T5Shape, m: Microbatch) -> int:
+    """What the backward pass of the encoder's last attention holds beyond what the encoder keeps.
+
+    Its feed-forward layer has let go of what it kept. Where scores are there, so are gradients of softmax and scores.
+    """
+    scores = 2 * m.e * m.rows * shape.num_heads * m.inputs**2 if m.by_products or (m.cpu and not m.frozen) else 0
+    return scores - m.rows * m.inputs * _feed_forward(shape, m)
 
 
 def without_gradient(shape: T5Shape, m: Microbatch, label_tokens: int = 0) -> int:

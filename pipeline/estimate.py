@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.cuts import CPU, GPU, cheapest_cuts
-from pipeline.activations import Microbatch, kept
+from pipeline.activations import Microbatch
 from pipeline.architecture import PRESETS, T5Shape
 from pipeline.launch_config import LaunchConfig
 from pipeline.memory import Memory, Trained, training_memory
@@ -188,23 +188,27 @@ def trained_together(together: Sequence[TrainingSettings], shape: T5Shape, launc
             bf16=settings.precision == "bf16",
             dropout=settings.dropout > 0,
             packed=packed,
+            recompute=settings.recompute,
             cpu=launch.cpu,
             logits="whole" if isinstance(settings, PromptMixtureSettings) else settings.logits_precision,
         )
         for rows, inputs, targets in parts
     ]
-    largest = max(all_of_them, key=lambda m: kept(shape, m).total)
     selects = isinstance(settings, LearningSettings) and settings.select == "best"
     labels: list[int] = [len(task.labels or []) for cell in together for task in cell.made_for()]
-    return Trained(
-        largest,
-        sum(number or 0 for number in numbers),
-        settings.optimizer,
-        accumulates=len(parts) > 1,
-        keeps_best=selects,
-        scoring=replace(largest, rows=SCORED_AT_ONCE) if selects else None,
-        label_tokens=TOKENS_OF_A_LABEL * max(labels) if all(labels) and labels else 0,
-    )
+    each = [
+        Trained(
+            m,
+            sum(number or 0 for number in numbers),
+            settings.optimizer,
+            accumulates=len(parts) > 1,
+            keeps_best=selects,
+            scoring=replace(m, rows=SCORED_AT_ONCE) if selects else None,
+            label_tokens=TOKENS_OF_A_LABEL * max(labels) if all(labels) and labels else 0,
+        )
+        for m in all_of_them
+    ]
+    return max(each, key=lambda trained: training_memory(shape, trained, launch).peak)
 
 
 def microbatches(together: Sequence[TrainingSettings], share: int, cpu: bool) -> list[tuple[int, int, int]]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.activations import Microbatch, kept, of_loss, weight_copy, without_gradient
+from pipeline.activations import Microbatch, at_attention, cast_once, kept, of_loss, weight_copy, without_gradient
 from pipeline.architecture import T5Shape
 from pipeline.launch_config import LaunchConfig
 
@@ -162,7 +162,7 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     """Activations at their largest, and what each moment of a step holds beside weights and moments."""
     m, N, largest = trained.microbatch, trained.numbers, _largest(shape, trained)
     saved = kept(shape, m)
-    loss = saved.encoder + saved.decoder + of_loss(shape, m)
+    loss = saved.encoder + saved.decoder + of_loss(shape, m) + cast_once(shape, m)
     table = 0 if m.frozen else _FP32 * shape.vocab_size * shape.d_model
     # The gradient of the output matrix comes in the dtype of the product, as the copy that makes that of the hidden
     # states has gone.
@@ -170,6 +170,7 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     if m.logits == "whole":  # the gradient of the logits is there beside them
         head += _FP32 * m.rows * m.targets * shape.vocab_size
     residual = 2 * _FP32 * m.rows * m.inputs * shape.d_model
+    in_encoder = saved.encoder + saved.encoder_block + residual
     # With one microbatch there are no gradients yet at its loss, unless an engine keeps their memory.
     whole = launch.engine in ("one", "ddp")
     before = gradients if trained.accumulates or not whole else 0
@@ -179,14 +180,17 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     of_step = {
         "loss": before + loss,
         "head": before + saved.total + head,
-        "encoder": by_encoder + table + saved.encoder + residual,
+        "decoder": before + table + saved.encoder + saved.decoder + saved.decoder_block,
+        "encoder": by_encoder + table + in_encoder,
+        "attention": by_encoder + table + in_encoder + at_attention(shape, m),
         "end": gradients + table,
         "sum": gradients + summed,
         "update": gradients + (_update(trained, launch, largest) if moments_here else 0),
     }
     if trained.scoring is not None:
         of_step["scoring"] = without_gradient(shape, trained.scoring, trained.label_tokens)
-    return max(loss, saved.total), of_step
+    recomputed = saved.encoder + max(saved.encoder_block, saved.decoder + saved.decoder_block)
+    return max(loss, saved.total, recomputed), of_step
 
 
 def moments_bytes(shape: T5Shape, trained: Trained) -> int:

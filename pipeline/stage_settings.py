@@ -126,6 +126,17 @@ class TrainingSettings(StageSettings):
         role="runtime",
         ge=0,
     )
+    recompute: bool = setting(
+        False,
+        "keep only the input of each block for the backward pass, which computes the rest once more: a fraction of the"
+        " memory, about a third more time, the same bits",
+        role="runtime",
+    )
+    plainly: list[Literal["attention", "norm", "loss"]] = setting(
+        [],
+        "what is computed as its definition reads, slower, to compare; results agree to rounding",
+        role="runtime",
+    )
     checkpoint_every: int = setting(1000, "steps between checkpoints", unit="steps", role="runtime", gt=0)
     keep_last: int = setting(2, "newest checkpoints that are kept", unit="checkpoints", role="runtime", ge=1)
     keep_every: int = setting(

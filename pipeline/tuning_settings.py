@@ -182,6 +182,13 @@ class PeftTuneSettings(LearningSettings):
     steps: int = setting(30_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
     optimizer: Literal["adafactor", "adamw"] = setting("adamw", "adafactor as in T5X, or AdamW")
 
+    @field_validator("plainly", "recompute")
+    @classmethod
+    def by_transformers(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("has no effect here, where transformers and PEFT compute; leave it out")
+        return value
+
     def made_for(self) -> list[TaskSettings]:
         return [self.task]
 

@@ -33,6 +33,7 @@ def lm_adapt(stage: Stage[LMAdaptSettings]) -> None:
     source, tokens = stage.input("model"), stage.input("tokens").path
     model = load_t5(source.path)
     model.set_dropout(c.dropout)
+    model.set_ways(c.plainly, c.recompute)
 
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
     vocabulary = text.vocabulary

@@ -29,8 +29,8 @@ from pipeline.modeling.prompt_bank import BareT5
 from pipeline.modeling.t5 import T5
 from pipeline.stage import Stage
 from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses, output_loss
-from pipeline.training.run import Trained, train_stage
+from pipeline.training.loss import batch_losses
+from pipeline.training.run import Trained, target_loss, train_stage
 from pipeline.training.selection import Selection
 from pipeline.tuning_settings import ModelTuneSettings
 
@@ -40,6 +40,7 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
     source = stage.input("model")
     model = load_t5(source.path)
     model.set_dropout(c.dropout)
+    model.set_ways(c.plainly, c.recompute)
     vocabulary = Vocabulary.load(source.path)
     vocabulary.check_fits(model.shape.vocab_size, source.path)
     expects = read_expectations(source.path)
@@ -50,9 +51,8 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
     batches = MixedTaskBatches(rows, c.batch_size, c.seed, c.mixing, c.mixing_limit)
 
     def loss_fn(model: T5, batch: TensorBatch) -> Tensor:
-        hidden, weight = model.before_logits(model.predict(batch.inputs_BS, batch.targets_BT))
-        loss_BT = output_loss(hidden, weight, batch.targets_BT, c.z_loss, c.logits_precision)
-        return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
+        hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT)
+        return batch_losses(target_loss(model, hidden_BTD, batch.targets_BT, c), batch.weights_B, batch.prompt_B)
 
     selection = None
     if c.select == "best":

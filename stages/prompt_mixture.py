@@ -41,6 +41,7 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
     source = stage.input("model")
     t5 = load_t5(source.path)
     t5.set_dropout(c.dropout)
+    t5.set_ways(c.plainly, c.recompute)
     vocabulary = Vocabulary.load(source.path)
     vocabulary.check_fits(t5.shape.vocab_size, source.path)
     sentinel = read_expectations(source.path).sentinel
@@ -63,7 +64,7 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
         return mixture_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, logits_K, c.weight_decay, rate)
 
     def loss_fn(model: MixtureWeights, batch: TensorBatch) -> Tensor:
-        loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss)
+        loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss, "loss" in c.plainly)
         return loss
 
     def measure(model: MixtureWeights, held_out: HeldOut) -> list[dict[str, float]]:

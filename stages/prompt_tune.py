@@ -31,9 +31,9 @@ from pipeline.modeling.prompt_start import initial_rows
 from pipeline.modeling.t5 import T5
 from pipeline.stage import CellRun, Stage
 from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses, output_loss
+from pipeline.training.loss import batch_losses
 from pipeline.training.optimizers import prompt_optimizer
-from pipeline.training.run import Trained, train_stage
+from pipeline.training.run import Trained, target_loss, train_stage
 from pipeline.training.selection import Selection
 from pipeline.tuning_settings import PromptTuneSettings
 
@@ -43,6 +43,7 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
     source = stage.input("model")
     t5 = load_t5(source.path)
     t5.set_dropout(c.dropout)
+    t5.set_ways(c.plainly, c.recompute)
     vocabulary = Vocabulary.load(source.path)
     vocabulary.check_fits(t5.shape.vocab_size, source.path)
     sentinel = read_expectations(source.path).sentinel
@@ -73,8 +74,8 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
         return prompt_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, c.weight_decay)
 
     def loss_fn(model: PromptedT5, batch: TensorBatch) -> Tensor:
-        hidden, weight = model.before_logits(model.predict(batch.prompt_B, batch.inputs_BS, batch.targets_BT))
-        loss_BT = output_loss(hidden, weight, batch.targets_BT, c.z_loss, c.logits_precision)
+        hidden_BTD = model.predict(batch.prompt_B, batch.inputs_BS, batch.targets_BT)
+        loss_BT = target_loss(model, hidden_BTD, batch.targets_BT, c)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(bank))
 
     cells = [cell.id for cell in stage.cells]

@@ -39,6 +39,7 @@ def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
         vocabulary.check_fits(model.shape.vocab_size, source.path)
         expects, origin = read_expectations(source.path), source.digest
     model.set_dropout(c.dropout)
+    model.set_ways(c.plainly, c.recompute)
 
     def batches_of(split: TokenShards) -> LMBatches:
         objective = SpanCorruption(

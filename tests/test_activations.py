@@ -25,6 +25,7 @@ def saved(shape: T5Shape, m: Microbatch) -> int:
     """Bytes of all storages that the forward pass saves, those of parameters apart."""
     t5 = init_t5(shape, seed=0)
     t5.set_dropout(0.1 if m.dropout else 0.0)
+    t5.set_ways(recompute=m.recompute)
     inputs_BS = torch.full((m.rows, m.inputs - m.prompt), 7)
     targets_BT = torch.full((m.rows, m.targets), 7)
     segments = None
@@ -70,6 +71,32 @@ def saved(shape: T5Shape, m: Microbatch) -> int:
 )  # fmt: skip
 def test_to_the_byte(shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool) -> None:
     m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, cpu=True, **how)
+    assert kept(shape, m).total == saved(shape, m)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dropout", [False, True], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("shape", [GATED, ORIGINAL], ids=["gated", "original"])
+@pytest.mark.parametrize("how", [{"prompt": 0}, {"prompt": 6}, {"prompt": 6, "padded": False}], ids=str)
+def test_targets_so_short_that_cross_attention_makes_no_keys(
+    shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool
+) -> None:
+    m = Microbatch(rows=3, inputs=26, targets=shape.d_kv // 2, bf16=bf16, dropout=dropout, cpu=True, **how)
+    assert kept(shape, m).total == saved(shape, m)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dropout", [False, True], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("shape", [GATED, ORIGINAL], ids=["gated", "original"])
+@pytest.mark.parametrize(
+    "how",
+    [{"prompt": 0}, {"prompt": 0, "padded": False}, {"prompt": 0, "packed": True}, {"prompt": 6}, {"prompt": 6, "padded": False}],
+    ids=str,
+)  # fmt: skip
+def test_recomputing_keeps_what_blocks_are_given(
+    shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool
+) -> None:
+    m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, recompute=True, cpu=True, **how)
     assert kept(shape, m).total == saved(shape, m)
 
 

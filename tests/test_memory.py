@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         benchmark.Case(
             "prompt_tune",
             "middling",
-            {"batch_size": 24, "max_input_length": 128, "precision": "bf16", "select": "last"},
+            {"batch_size": 24, "max_input_length": 288, "precision": "bf16", "select": "last"},
         ),
     ],
     ids=lambda case: case.kind,

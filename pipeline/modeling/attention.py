@@ -1,8 +1,8 @@
-"""T5's attention over given queries, keys and values: the definition, and two faster ways that replace it.
+"""T5's attention over given queries, keys and values: the definition, and faster ways that replace it.
 
     out = softmax(q kᵀ + bias) v        no 1/√K: T5 puts that factor into the initialisation of q
 
-All have one signature, and tests compare their outputs and gradients.
+Tests compare their outputs and gradients.
 
 Shapes: B batch, H heads, Q query positions, S key positions, K head width.
 The bias is anything that broadcasts to [B, H, Q, S]: relative position bias, mask (0 or MASKED), or their sum. A mask
@@ -29,15 +29,15 @@ def attend(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, 
     """
     if in_bf16_on_cpu(q_BHQK) and not torch.compiler.is_compiling():
         return attend_by_products(q_BHQK, k_BHSK, v_BHSK, bias, mask)
-    if mask is not None:
-        bias = mask if bias is None else bias + mask
     bias_learns = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if bias_learns and q_BHQK.device.type == "cpu":
-        return attend_plainly(q_BHQK, k_BHSK, v_BHSK, bias)
-    return attend_fused(q_BHQK, k_BHSK, v_BHSK, bias)
+        return attend_plainly(q_BHQK, k_BHSK, v_BHSK, bias, mask)
+    return attend_fused(q_BHQK, k_BHSK, v_BHSK, bias, mask)
 
 
-def attend_plainly(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None) -> Tensor:
+def attend_plainly(
+    q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None
+) -> Tensor:
     """The definition, computed in fp32 and returned in the dtype of q.
 
     >>> q = torch.tensor([[[[1.0]]]]); k = torch.tensor([[[[0.0], [0.0]]]]); v = torch.tensor([[[[2.0], [4.0]]]])
@@ -46,13 +46,18 @@ def attend_plainly(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor 
     """
     with torch.autocast(q_BHQK.device.type, enabled=False):
         scores_BHQS = q_BHQK.float() @ k_BHSK.float().transpose(-1, -2)
-        if bias is not None:
-            scores_BHQS = scores_BHQS + bias.float()
+        for added in (bias, mask):
+            if added is not None:
+                scores_BHQS = scores_BHQS + added.float()
         return (scores_BHQS.softmax(-1) @ v_BHSK.float()).to(q_BHQK.dtype)
 
 
-def attend_fused(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None) -> Tensor:
+def attend_fused(
+    q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None
+) -> Tensor:
     """The same by torch's fused kernels. On a CPU in fp32: the kernel's backward pass in bf16 is four times slower."""
+    if mask is not None:
+        bias = mask if bias is None else bias + mask
     dtype = q_BHQK.dtype
     compute = torch.float32 if q_BHQK.device.type == "cpu" else dtype
     with torch.autocast(q_BHQK.device.type, enabled=False):
@@ -88,6 +93,38 @@ def attend_by_products(
             None if mask is None else mask.to(dtype),
         )
     return out_BHQK
+
+
+def attend_to_states(
+    q_BHQK: Tensor,
+    key_ED: Tensor,
+    value_ED: Tensor,
+    states_BSD: Tensor,
+    bias: Tensor | None,
+    kept_BHS1: Tensor | None = None,
+) -> Tensor:
+    """Attention to keys and values that are projections of states, without ever making them.
+
+        q (y Kᵀ)ᵀ = (q K) yᵀ        softmax(…) (y Vᵀ) = (softmax(…) y) Vᵀ        for each head
+
+    For a few queries (a label's tokens) that are far fewer products than those of all keys and values; for many, more.
+
+    key_ED, value_ED: the projections' weights, E = H·K.
+    kept_BHS1: what multiplies the value of each key (dropout).
+    """
+    dtype, (H, Q) = q_BHQK.dtype, q_BHQK.shape[1:3]
+    with torch.autocast(q_BHQK.device.type, enabled=False):
+        states_BSD = states_BSD.to(dtype)
+        key_HKD, value_HKD = (weight.to(dtype).unflatten(0, (H, -1)) for weight in (key_ED, value_ED))
+        asked_BHQD = torch.einsum("bhqk,hkd->bhqd", q_BHQK, key_HKD)
+        scores_BHQS = (asked_BHQD.flatten(1, 2) @ states_BSD.mT).unflatten(1, (H, Q))
+        if bias is not None:
+            scores_BHQS = scores_BHQS + bias.to(dtype)
+        weights_BHQS = scores_BHQS.softmax(-1)
+        if kept_BHS1 is not None:
+            weights_BHQS = weights_BHQS * kept_BHS1.mT
+        seen_BHQD = (weights_BHQS.flatten(1, 2) @ states_BSD).unflatten(1, (H, Q))
+        return torch.einsum("bhqd,hkd->bhqk", seen_BHQD, value_HKD)
 
 
 class _Products(torch.autograd.Function):

@@ -11,7 +11,7 @@ H heads, K head width, E = H·K, F d_ff, V vocabulary rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.architecture import T5Shape
-from pipeline.modeling.attention import attend, position_buckets
+from pipeline.modeling.attention import attend, attend_plainly, attend_to_states, position_buckets
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -38,26 +38,36 @@ class SharedDropout(nn.Module):
         self.shared_dim = shared_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
         shape = list(x.shape)
         shape[self.shared_dim] = 1
-        return x * F.dropout(x.new_ones(shape), self.rate)
+        kept = self.kept(x, shape)
+        return x if kept is None else x * kept
+
+    def kept(self, like: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """The mask: 0 or 1/(1 − rate), of this shape; None where nothing is dropped."""
+        if not self.training or self.rate == 0:
+            return None
+        return F.dropout(like.new_ones(shape), self.rate)
 
 
 class RMSNorm(nn.Module):
-    """x / RMS(x) · weight, computed in fp32 and returned in the dtype that the matrix products want."""
+    """x / RMS(x) · weight, computed in fp32 and returned in the dtype that the matrix products want.
+
+    plainly: by autograd everywhere.
+    """
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
+        self.plainly = False
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         # Cast here, once, rather than by autocast in each of the products that follow.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        if device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        by_hand = device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+        if by_hand and not self.plainly:
             normed: Tensor = _RMSNorm.apply(x, self.weight, self.epsilon, dtype)
             return normed
         return rms_norm_plainly(x, self.weight, self.epsilon, dtype)
@@ -132,13 +142,17 @@ class DecoderCache:
 
 
 class Attention(nn.Module):
-    """Projections around `attend`, and in the first block of a stack the table of relative position biases."""
+    """Projections around `attend`, and in the first block of a stack the table of relative position biases.
+
+    plainly: as the definition reads, instead of by the fastest way.
+    """
 
     def __init__(self, shape: T5Shape, *, owns_bias: bool = False, bidirectional: bool = False) -> None:
         super().__init__()
         width = shape.num_heads * shape.d_kv
         self.heads = shape.num_heads
         self.bidirectional = bidirectional
+        self.plainly = False
         self.max_distance = shape.relative_attention_max_distance
         self.q = nn.Linear(shape.d_model, width, bias=False)
         self.k = nn.Linear(shape.d_model, width, bias=False)
@@ -157,16 +171,37 @@ class Attention(nn.Module):
         return self._split(self.k(x_BSD)), self._split(self.v(x_BSD))
 
     def forward(
-        self, x_BQD: Tensor, keys_values: KeysValues, bias: Tensor | None, mask: Tensor | None = None
+        self, x_BQD: Tensor, source: KeysValues | Tensor, bias: Tensor | None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the result [B, Q, D], and the bias for the next block: the given one plus the position bias."""
+        """Returns the result [B, Q, D], and the bias for the next block: the given one plus the position bias.
+
+        source: keys and values; or the states [B, S, D] that they are projections of, where few queries may do without.
+        """
         q_BHQK = self._split(self.q(x_BQD))
-        k_BHSK, v_BHSK = keys_values
+        if isinstance(source, Tensor):
+            if self.for_few(x_BQD.size(1)):
+                shape = len(source), self.heads, source.size(1), 1
+                kept_BHS1 = self.dropout.kept(q_BHQK, shape)
+                out_BHQK = attend_to_states(q_BHQK, self.k.weight, self.v.weight, source, bias, kept_BHS1)
+                return self._join(out_BHQK), bias
+            source = self.keys_values(source)
+        k_BHSK, v_BHSK = source
         if hasattr(self, "relative_attention_bias"):
             position_bias = self.position_bias(q_BHQK.size(2), k_BHSK.size(2))
             bias = (position_bias if bias is None else position_bias + bias).to(q_BHQK.dtype)
-        out_BHQK = attend(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask)
-        return self.o(out_BHQK.transpose(1, 2).flatten(2)), bias
+        way = attend_plainly if self.plainly else attend
+        return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask)), bias
+
+    def for_few(self, queries: int) -> bool:
+        """Whether to do without keys and values of other states.
+
+        Making them takes 2·S·D·E products, doing without 2·S·D·H·Q, which must be half of those: they run slower.
+        """
+        return not self.plainly and 2 * queries * self.heads <= self.q.out_features
+
+    def _join(self, out_BHQK: Tensor) -> Tensor:
+        joined_BQD: Tensor = self.o(out_BHQK.transpose(1, 2).flatten(2))
+        return joined_BQD
 
     def position_bias(self, queries: int, keys: int) -> Tensor:
         """Bias [1, H, queries, keys], where the queries stand at the last of the keys' positions."""
@@ -209,14 +244,14 @@ class CrossAttentionLayer(nn.Module):
     def forward(
         self, x_RTD: Tensor, encoded_BSD: Tensor, bias: Tensor | None, cache: LayerCache | None = None
     ) -> Tensor:
-        keys_values = cache.encoded if cache is not None else None
-        if keys_values is None:
-            keys_values = self.EncDecAttention.keys_values(encoded_BSD)
-            if cache is not None:
-                cache.encoded = keys_values
         # Queries know no positions here, so several decoder rows of one input may stand behind one another.
         normed_BQD = self.layer_norm(x_RTD).reshape(encoded_BSD.size(0), -1, x_RTD.size(-1))
-        out_BQD, _ = self.EncDecAttention(normed_BQD, keys_values, bias)
+        source: KeysValues | Tensor = encoded_BSD
+        if cache is not None:
+            if cache.encoded is None:
+                cache.encoded = self.EncDecAttention.keys_values(encoded_BSD)
+            source = cache.encoded
+        out_BQD, _ = self.EncDecAttention(normed_BQD, source, bias)
         return x_RTD + self.dropout(out_BQD.reshape(x_RTD.shape))
 
 

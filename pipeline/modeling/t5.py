@@ -16,13 +16,18 @@ Token 0 is padding, and the decoder's first input.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.architecture import T5Shape
 from pipeline.modeling.attention import in_bf16_on_cpu, mask_bias
 from pipeline.modeling.layers import (
+    Attention,
     CrossAttentionLayer,
     DecoderCache,
     FeedForwardLayer,
@@ -35,25 +40,42 @@ from pipeline.modeling.layers import (
 )
 
 
-class EncoderBlock(nn.Module):
+class Block(nn.Module):
+    """Layers one after another.
+
+    recompute: its backward pass computes it once more, instead of keeping what its forward pass made.
+    """
+
+    recompute = False
+
+    def forward(self, *arguments: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.layers, *arguments, use_reentrant=False)
+        return self.layers(*arguments)
+
+    def layers(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+
+class EncoderBlock(Block):
     def __init__(self, shape: T5Shape, *, first: bool) -> None:
         super().__init__()
         attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=True)
         self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
 
-    def forward(self, x_BSD: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def layers(self, x_BSD: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attention, feed_forward = self.layer
         x_BSD, bias = attention(x_BSD, bias, mask)
         return feed_forward(x_BSD), bias
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Block):
     def __init__(self, shape: T5Shape, *, first: bool) -> None:
         super().__init__()
         attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=False)
         self.layer = nn.ModuleList([attention, CrossAttentionLayer(shape), FeedForwardLayer(shape)])
 
-    def forward(
+    def layers(
         self,
         x_RTD: Tensor,
         encoded_BSD: Tensor,
@@ -134,6 +156,20 @@ class T5(nn.Module):
         for module in self.modules():
             if isinstance(module, SharedDropout):
                 module.rate = rate
+
+    def set_ways(self, plainly: Collection[str] = (), recompute: bool = False) -> None:
+        """How it is computed; the results agree to rounding.
+
+        plainly: "attention", "norm": as their definitions read, instead of by faster ways.
+        recompute: keep only the input of each block for the backward pass, which computes the rest of it once more.
+        """
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.plainly = "attention" in plainly
+            elif isinstance(module, RMSNorm):
+                module.plainly = "norm" in plainly
+            elif isinstance(module, Block):
+                module.recompute = recompute
 
     def embed(self, ids_BS: Tensor) -> Tensor:
         """Embedding rows [B, S, D] of token ids."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.loss import token_loss
+from pipeline.training.loss import token_loss, token_loss_plainly
 from pipeline.training.optimizers import RATE_SCALE, prompt_optimizer
 
 
@@ -37,12 +37,15 @@ class MixtureWeights(nn.Module):
         self.model = model
         self.logits_K = nn.Parameter(torch.zeros(prompts))
 
-    def forward(self, inputs_BS: Tensor, targets_BT: Tensor, weights_B: Tensor, z_loss: float) -> Tensor:
-        """The loss of a batch, each example read once with every prompt, [1]."""
+    def forward(
+        self, inputs_BS: Tensor, targets_BT: Tensor, weights_B: Tensor, z_loss: float, plainly: bool = False
+    ) -> Tensor:
+        """The loss of a batch, each example read once with every prompt, [1]; `plainly` by `token_loss_plainly`."""
         K, B = len(self.logits_K), len(inputs_BS)
         prompt_N = torch.arange(K).repeat_interleave(B)
         targets_NT = targets_BT.repeat(K, 1)
-        loss_NT = token_loss(self.model(prompt_N, inputs_BS.repeat(K, 1), targets_NT), targets_NT, z_loss)
+        of_tokens = token_loss_plainly if plainly else token_loss
+        loss_NT = of_tokens(self.model(prompt_N, inputs_BS.repeat(K, 1), targets_NT), targets_NT, z_loss)
         return mixture_loss(loss_NT.view(K, B, -1), self.logits_K, weights_B)
 
     @property

@@ -20,7 +20,7 @@ from pipeline.training.checkpoints import Checkpoint, Checkpoints
 from pipeline.training.engines import MakeOptimizer, make_engine
 from pipeline.training.engines.base import MODEL
 from pipeline.training.loop import LossFn, resume, train
-from pipeline.training.loss import batch_losses, output_loss
+from pipeline.training.loss import batch_losses, output_loss, token_loss_plainly
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import model_optimizer
@@ -176,6 +176,14 @@ def trackers(stage: Stage[Any], directory: Path) -> Iterator[Callable[[Mapping[s
             tracker.finish()
 
 
+def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingSettings) -> Tensor:
+    """Loss [B, T] of each target token, of the decoder's outputs."""
+    if "loss" in c.plainly:
+        return token_loss_plainly(model.logits(hidden_BTD), targets_BT, c.z_loss)
+    hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
+    return output_loss(hidden_BTD, weight_VD, targets_BT, c.z_loss, c.logits_precision)
+
+
 def train_language_model(
     stage: Stage[Any],
     model: nn.Module,
@@ -191,9 +199,8 @@ def train_language_model(
     c: LanguageModelSettings = stage.config
 
     def loss_fn(model: Any, batch: TensorBatch) -> Tensor:
-        hidden, weight = model.before_logits(model.predict(batch.inputs_BS, batch.targets_BT, batch.segments))
-        loss_BT = output_loss(hidden, weight, batch.targets_BT, c.z_loss, c.logits_precision)
-        return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
+        hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
+        return batch_losses(target_loss(model, hidden_BTD, batch.targets_BT, c), batch.weights_B, batch.prompt_B)
 
     def validate(state: TrainState) -> dict[str, float]:
         assert validation is not None

@@ -14,6 +14,7 @@ from pipeline.modeling.attention import (
     attend_by_products,
     attend_fused,
     attend_plainly,
+    attend_to_states,
     mask_bias,
     position_buckets,
 )
@@ -126,3 +127,34 @@ def test_a_cpu_attends_in_bf16_by_products_and_in_fp32_by_the_definition_or_the_
     bias, mask = _bias("position"), _bias("mask")
     assert torch.equal(attend(*narrow, bias, mask), attend_by_products(*narrow, bias, mask))
     assert torch.equal(attend(q, k, v, bias, mask), attend_fused(q, k, v, bias + mask))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_without_keys_and_values_equals_with_them(dtype: torch.dtype, dropped: bool, masked: bool) -> None:
+    """Gradients of the query, of both projections and of the states included."""
+    generator = torch.Generator().manual_seed(0)
+    B, H, Q, S, K, D = 3, 4, 2, 9, 16, 24
+    shapes = (B, H, Q, K), (H * K, D), (H * K, D), (B, S, D)
+    q, key, value, states = (torch.randn(shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes)
+    kept = torch.randint(0, 2, (B, H, S, 1), generator=generator).to(dtype) / 0.5 if dropped else None
+    mask = _bias("mask") if masked else None
+    weight = torch.randn(B, H, Q, K, generator=generator)
+
+    def by_keys_and_values(q, key, value, states):  # type: ignore[no-untyped-def]
+        k, v = ((states @ matrix.T).unflatten(-1, (H, K)).transpose(1, 2) for matrix in (key, value))
+        return attend_plainly(q, k, v if kept is None else v * kept, mask)
+
+    results = []
+    for way, of in (
+        (by_keys_and_values, torch.float32),
+        (lambda q, key, value, states: attend_to_states(q, key, value, states, mask, kept), dtype),
+    ):
+        given = [x.to(dtype).to(of).requires_grad_() for x in (q, key, value, states)]
+        out = way(*given)
+        assert out.dtype == of
+        results.append((out, *torch.autograd.grad((out * weight).sum(), given)))
+    near = 1e-5 if dtype == torch.float32 else 0.02
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast.float(), plain, atol=near * float(plain.detach().abs().max()), rtol=near)

@@ -180,6 +180,46 @@ def test_bf16_by_autocast_and_by_weights(model: T5) -> None:
         assert (logits - exact).norm() / exact.norm() < 0.05
 
 
+def loss_and_gradients(model: T5, bf16: bool) -> list[torch.Tensor]:
+    """Of a batch with short targets and of one with long ones, dropout by the same seed."""
+    torch.manual_seed(0)
+    found = []
+    for targets in (token_rows([3, 4, 2, 4], seed=3), token_rows([14, 20, 17, 3], seed=3)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = token_loss(model(token_rows([9, 5, 14, 2], seed=2), targets), targets)
+        found += [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+    return found
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_recomputing_gives_the_same_bits(model: T5, bf16: bool) -> None:
+    model.set_dropout(0.2)
+    model.train()
+    kept = loss_and_gradients(model, bf16)
+    model.set_ways(recompute=True)
+    for theirs, ours in zip(kept, loss_and_gradients(model, bf16), strict=True):
+        assert torch.equal(theirs, ours)
+
+
+def test_the_fast_ways_equal_the_definitions(model: T5) -> None:
+    model.set_dropout(0.2)
+    model.train()
+    fast = loss_and_gradients(model, bf16=False)
+    model.set_ways(plainly=["attention", "norm"])
+    for theirs, ours in zip(loss_and_gradients(model, bf16=False), fast, strict=True):
+        assert (theirs - ours).norm() <= 1e-5 * theirs.norm()
+
+
+def test_in_bf16_the_fast_ways_are_within_its_rounding(model: T5) -> None:
+    """Scores are rounded too, which the definition keeps in fp32: at most some twice as far from fp32 as it is."""
+    exact, fast = (loss_and_gradients(model, bf16) for bf16 in (False, True))
+    model.set_ways(plainly=["attention", "norm"])
+    plain = loss_and_gradients(model, bf16=True)
+    assert not all(map(torch.equal, fast, plain))
+    for right, theirs, ours in zip(exact, plain, fast, strict=True):
+        assert (ours - right).norm() <= 2.5 * (theirs - right).norm() + 0.001 * right.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("learns", [True, False])
 def test_the_written_out_norm_equals_the_plain_one_with_gradients(dtype: torch.dtype, learns: bool) -> None:

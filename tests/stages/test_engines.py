@@ -110,6 +110,22 @@ def test_engines_take_one_another_up(
         assert rows[mine["step"], mine.get("split")] == pytest.approx(mine["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "engine", [*(pytest.param(engine, marks=pytest.mark.engines) for engine in SEVERAL[:3]), "zero3", "fsdp2"]
+)
+def test_blocks_that_are_computed_twice(
+    finished: Tiny, alone: Path, tmp_path: Path, configuration: Callable[[str], Path], engine: str
+) -> None:
+    """Their weights are gathered once more for it; the steps are the same."""
+    output = tmp_path / "two"
+    arguments = [*adapt(finished, output, 4), "--keep-steps", 4, "--recompute"]
+    launched = accelerate_launch(configuration(engine), "lm_adapt", *arguments)
+    assert launched.code == 0, launched.err
+    for mine, theirs in zip(metrics(alone)[:5], metrics(output), strict=False):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+    assert newest(output).step == 4
+
+
 def tune(finished: Tiny, output: Path, optimizer: str, steps: int = 6) -> list[object]:
     task = output.parent / "about.yaml"
     task.write_text(

@@ -69,12 +69,17 @@ class Zero(Engine):
 
     def _gather_around_blocks(self, inside: Inside) -> None:
         """What lies outside of the blocks is gathered for the whole of a forward pass: the embedding is used as output
-        matrix too, and a bank of prompts is read by the encoder's own forward."""
+        matrix too, and a bank of prompts is read by the encoder's own forward. Cross-attention reads the weights of its
+        projections itself where the queries are few."""
         import deepspeed
 
         for name, p in inside.named_parameters():
             if ".block." not in name:
                 deepspeed.zero.register_external_parameter(inside, p)
+        for name, module in inside.named_modules():
+            if name.endswith(".EncDecAttention"):
+                for projection in (module.k, module.v):
+                    deepspeed.zero.register_external_parameter(module, projection.weight)
 
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
         return self.engine(do, *arguments)
