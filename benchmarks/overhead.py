@@ -1,9 +1,9 @@
 """What a step loses to all that is no arithmetic: logging, progress, checkpoints, data. And what a late start costs.
 
-The stages `prepare` and `lm_adapt` run as they are, on the standard library's documentation, with the demo's T5: the
-worst case, for its steps are the shortest. Each piece is timed where it happens. The making of batches counts in full,
-although it runs beside the steps in a thread of its own; a checkpoint counts once in `checkpoint_every` steps (default
-1000), a line of the log once in `log_every` (default 10).
+The stages `prepare` and `lm_adapt` run as they are, on the standard library's documentation, with the demo's T5 (the
+worst case, for its steps are the shortest) and with T5 1.1 Small. Each piece is timed where it happens. The making of
+batches counts in full, although it runs beside the steps in a thread of its own; a checkpoint counts once in
+`checkpoint_every` steps (default 1000), a line of the log once in `log_every` (default 10).
 
 A late start: the time and the pages of the token shards that it takes, in a fresh process, from opening the shards to
 the batch of step 0 and to that of step 100,000.
@@ -36,7 +36,17 @@ from stages.span_corrupt import span_corrupt
 
 STEPS = 20
 LATE = 100_000
-SHAPE = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+SHAPES = {
+    "the demo's": {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4},
+    "T5 1.1 Small": {
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 1024,
+        "num_layers": 8,
+        "num_decoder_layers": 8,
+        "num_heads": 6,
+    },
+}
 PIECES = {
     "data": (LMBatches, "at"),
     "logging": (MetricsLog, "write"),
@@ -123,15 +133,17 @@ print(json.dumps([time.perf_counter() - began, faults() - before]))
 
 
 def run(rounds: int, data: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
         stage(prepare, PrepareSettings, "--corpus", "stdlib-docs", "--output-dir", str(directory / "text"),
               "--vocabulary-size", "4000")  # fmt: skip
         tokens = str(directory / "text")
-        shape = [flag for key, value in SHAPE.items() for flag in (f"--init.{key.replace('_', '-')}", str(value))]
-        stage(span_corrupt, SpanCorruptSettings, "--tokens", tokens, "--output-dir", str(directory / "pretrained"),
-              "--steps", "1", "--batch-size", "2", "--input-length", "64", *shape)  # fmt: skip
-        found = shares(tokens, str(directory / "pretrained"), directory)
+        found: dict[str, Any] = {"models": {}}
+        for name, numbers in SHAPES.items():
+            shape = [flag for key, value in numbers.items() for flag in (f"--init.{key.replace('_', '-')}", str(value))]
+            stage(span_corrupt, SpanCorruptSettings, "--tokens", tokens, "--output-dir", str(directory / "pretrained"),
+                  "--steps", "1", "--batch-size", "2", "--input-length", "64", *shape)  # fmt: skip
+            found["models"][name] = shares(tokens, str(directory / "pretrained"), directory)
         shards = str(directory / "text" / "tokens")
         starts = [(late(shards, 0), late(shards, LATE)) for _ in range(rounds)]
     early, later = zip(*starts, strict=True)
@@ -146,10 +158,17 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = ["| piece | seconds | every … steps | share of a step |", "|---|---|---|---|"]
-    for name, share in found["lost"].items():
-        lines.append(f"| {name} | {found['seconds'][name]} | {found['every'][name]} | {share:.2%} |")
-    lines.append(f"| together | | | {found['lost_together']:.2%} |")
+    lines = [
+        "| T5 | a step's passes | piece | seconds | every … steps | share of a step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, of in found["models"].items():
+        for name, share in of["lost"].items():
+            lines.append(
+                f"| {model} | {of['forward_and_backward_s']} s | {name} | {of['seconds'][name]} | {of['every'][name]}"
+                f" | {share:.2%} |"
+            )
+        lines.append(f"| {model} | | together | | | {of['lost_together']:.2%} |")
     late_ = found["late_start"]
     lines += [
         "",
