@@ -230,12 +230,6 @@ def _copies(shape: T5Shape, m: Microbatch, reached: int) -> tuple[int, int]:
     return m.e * L * (attention + feed_forward), m.e * M * (2 * attention + feed_forward)
 
 
-def cast_once(shape: T5Shape, m: Microbatch) -> int:
-    """Copies of weights in another dtype that a forward pass has until its end although nothing keeps them."""
-    reached = shape.num_decoder_layers - 1 if m.frozen else shape.num_decoder_layers
-    return sum(_copies(shape, m, reached)) if m.recompute else 0
-
-
 def of_loss(shape: T5Shape, m: Microbatch) -> int:
     """The most that a loss holds at one time until it keeps the gradient of the logits, that gradient included.
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.activations import Microbatch, at_attention, cast_once, kept, of_loss, weight_copy, without_gradient
+from pipeline.activations import Microbatch, at_attention, kept, of_loss, weight_copy, without_gradient
 from pipeline.architecture import T5Shape
 from pipeline.launch_config import LaunchConfig
 
@@ -162,7 +162,7 @@ def _step(shape: T5Shape, trained: Trained, launch: LaunchConfig, gradients: int
     """Activations at their largest, and what each moment of a step holds beside weights and moments."""
     m, N, largest = trained.microbatch, trained.numbers, _largest(shape, trained)
     saved = kept(shape, m)
-    loss = saved.encoder + saved.decoder + of_loss(shape, m) + cast_once(shape, m)
+    loss = saved.encoder + saved.decoder + of_loss(shape, m)
     table = 0 if m.frozen else _FP32 * shape.vocab_size * shape.d_model
     # The gradient of the output matrix comes in the dtype of the product, as the copy that makes that of the hidden
     # states has gone.

@@ -134,7 +134,7 @@ class TrainingSettings(StageSettings):
     )
     plainly: list[Literal["attention", "norm", "loss"]] = setting(
         [],
-        "what is computed as its definition reads, slower, to compare; results agree to rounding",
+        "what is computed as its definition reads, slower, to compare; results agree to rounding (loss: fp32 logits)",
         role="runtime",
     )
     checkpoint_every: int = setting(1000, "steps between checkpoints", unit="steps", role="runtime", gt=0)

@@ -138,7 +138,7 @@ class _Products(torch.autograd.Function):
             scores = torch.bmm(q, k.mT)
         else:
             # The product is added to the bias before it is rounded.
-            scores = torch.empty(B, H, Q, S, dtype=q.dtype)
+            scores = q.new_empty(B, H, Q, S)
             if bias is not None and mask is not None:
                 torch.add(bias, mask, out=scores) if _spans(bias, mask, scores) else scores.copy_(bias).add_(mask)
             else:

@@ -207,9 +207,11 @@ class Attention(nn.Module):
         """Bias [1, H, queries, keys], where the queries stand at the last of the keys' positions."""
         table = self.relative_attention_bias
         # It depends on key − query alone: Q+S−1 distances, of which query i sees a window of S.
-        distance = torch.arange(1 - keys, queries, device=table.weight.device)
+        # Buckets are made on the CPU: at their edges a logarithm that is rounded otherwise would choose another one.
+        distance = torch.arange(1 - keys, queries)
         buckets = position_buckets(distance, self.bidirectional, table.num_embeddings, self.max_distance)
-        return table(buckets).T.unfold(-1, keys, 1).flip(1)[None]
+        # Fused kernels of a GPU want the keys innermost.
+        return table(buckets.to(table.weight.device)).T.unfold(-1, keys, 1).flip(1)[None].contiguous()
 
 
 class SelfAttentionLayer(nn.Module):

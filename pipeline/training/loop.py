@@ -92,6 +92,7 @@ def train(
 
     def measure(validate: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         with state.meter.paused():
+            settle()
             found = validate()
             log({"split": "validation", **found})
             engine.set_training(True)

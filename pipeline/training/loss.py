@@ -118,12 +118,13 @@ class _OutputLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_ND, weight_VD, gradient_NV = ctx.saved_tensors
-        scale_N1 = gradients[0].to(hidden_ND.dtype).unsqueeze(-1)
+        scale_N1 = gradients[0].unsqueeze(-1)  # fp32: every gradient is rounded once
         hidden_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
             hidden_gradient = (gradient_NV @ weight_VD.to(hidden_ND.dtype)).mul_(scale_N1)
         if ctx.needs_input_grad[1]:
-            weight_gradient = (gradient_NV.T @ (hidden_ND * scale_N1)).to(weight_VD.dtype)
+            scaled_ND = (hidden_ND * scale_N1).to(hidden_ND.dtype)
+            weight_gradient = (gradient_NV.T @ scaled_ND).to(weight_VD.dtype)
         return hidden_gradient, weight_gradient, None, None
 
 

@@ -40,6 +40,15 @@ class Words:
         dist.broadcast(box, src=0, group=self._group)
         return int(box.item())
 
+    def all_from_first(self, numbers: Sequence[float]) -> list[float]:
+        """The numbers that rank 0 has; the others have as many."""
+        if self.world == 1:
+            return list(numbers)
+        box = torch.tensor(numbers, dtype=torch.float64)
+        dist.broadcast(box, src=0, group=self._group)
+        found: list[float] = box.tolist()
+        return found
+
 
 class Ranks(Words):
     """This process's `rank` among `world` processes. With one process every exchange is a no-op.

@@ -205,7 +205,7 @@ def train_language_model(
     def validate(state: TrainState) -> dict[str, float]:
         assert validation is not None
         held_out = [validation.at(index) for index in range(c.validation_batches)]
-        return {"loss": held_out_loss(state, held_out, c.microbatch_size)}
+        return {"loss": held_out_loss(state, held_out, c.microbatch_size, "loss" in c.plainly)}
 
     train_stage(
         stage,
@@ -218,12 +218,16 @@ def train_language_model(
     )
 
 
-def held_out_loss(state: TrainState, batches: Sequence[Any], microbatch_size: int) -> float:
+def held_out_loss(state: TrainState, batches: Sequence[Any], microbatch_size: int, plainly: bool = False) -> float:
     """Mean cross entropy of all target tokens of these batches, in nats, without dropout and z-loss."""
 
     def sums_of(model: Any, batch: TensorBatch) -> Tensor:
-        hidden, weight = model.before_logits(model.predict(batch.inputs_BS, batch.targets_BT, batch.segments))
-        loss_BT = output_loss(hidden, weight, batch.targets_BT, precision="fp32")
+        hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
+        if plainly:
+            loss_BT = token_loss_plainly(model.logits(hidden_BTD), batch.targets_BT)
+        else:
+            hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
+            loss_BT = output_loss(hidden_BTD, weight_VD, batch.targets_BT, precision="fp32")
         counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
         return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
 

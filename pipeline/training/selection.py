@@ -82,7 +82,7 @@ class Selection:
     @torch.no_grad()
     def update(self, step: int, engine: Engine) -> dict[str, Scores]:
         """Measures, keeps what is better than before, and returns the scores of each cell."""
-        measured: list[Scores] = engine.call(self.measure)
+        measured = self._measured(engine)
         for index, scores in enumerate(measured):
             before = self._best[index]
             if self.patience and self._without_better[index] >= self.patience:
@@ -94,6 +94,12 @@ class Selection:
                 self._without_better[index] += 1
         return dict(zip(self.cells, measured, strict=True))
 
+    def _measured(self, engine: Engine) -> list[Scores]:
+        """The scores as the first process has them: every process has to decide alike."""
+        measured: list[Scores] = engine.call(self.measure)
+        shared = iter(engine.ranks.all_from_first([score for scores in measured for score in scores.values()]))
+        return [{name: next(shared) for name in scores} for scores in measured]
+
     @torch.no_grad()
     def conclude(self, step: int, engine: Engine) -> list[Best]:
         """The best of each cell at the end of training.
@@ -103,7 +109,7 @@ class Selection:
         """
         best = list(self._best)
         if not self.due(step) and not self.exhausted:
-            for index, scores in enumerate(engine.call(self.measure)):
+            for index, scores in enumerate(self._measured(engine)):
                 before = best[index]
                 if before is None or Best(step, scores).score > before.score:
                     best[index] = self._take(index, step, scores, engine)

@@ -180,6 +180,15 @@ def test_bf16_by_autocast_and_by_weights(model: T5) -> None:
         assert (logits - exact).norm() / exact.norm() < 0.05
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 9)])
+def test_the_position_bias_has_its_keys_innermost(model: T5, queries: int, keys: int) -> None:
+    """Fused kernels of a GPU take no other; torch would compute in fp32, in silence."""
+    for stack in (model.encoder, model.decoder):
+        bias = stack.block[0].layer[0].SelfAttention.position_bias(queries, keys)
+        assert bias.shape == (1, model.shape.num_heads, queries, keys)
+        assert bias.stride(-1) == 1
+
+
 def loss_and_gradients(model: T5, bf16: bool) -> list[torch.Tensor]:
     """Of a batch with short targets and of one with long ones, dropout by the same seed."""
     torch.manual_seed(0)

@@ -215,3 +215,24 @@ def test_two_processes_that_go_back_end_with_the_same_bits(
     for name, tensor in ones.items():
         assert torch.equal(tensor, others[name]), name
     assert log == other_log
+
+
+@pytest.mark.parametrize("engine", [pytest.param("zero3", marks=pytest.mark.engines), "fsdp2"])
+def test_a_step_that_is_published_later_changes_nothing(
+    finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str
+) -> None:
+    """Step 4 is made anew aside and validated; then the engine takes up the checkpoint of step 8 and goes on."""
+    ends = []
+    for name, before in (("at once", []), ("later", [8])):
+        output = tmp_path / name
+        for steps in [*before, 11]:
+            asked = ["--keep-steps", 4] if steps == 11 else ["--keep-steps", 8]
+            arguments = [*adapt(finished, output, steps), "--checkpoint-every", 4, "--validate-every", 4, *asked]
+            launched = accelerate_launch(configuration(engine), "lm_adapt", *arguments)
+            assert launched.code == 0, launched.err
+        ends.append(newest(output).tensors("model/"))
+        assert (output / "steps" / "000004" / "model" / "model.safetensors").is_file()
+    ones, others = ends
+    assert ones.keys() == others.keys()
+    for name, tensor in ones.items():
+        assert torch.equal(tensor, others[name]), name

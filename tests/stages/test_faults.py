@@ -167,14 +167,15 @@ def explode(tiny: Tiny, output: Path, *more: object) -> Outcome:
     )  # fmt: skip
 
 
-def test_a_loss_that_is_not_finite(finished: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--validate-every", 2, "--checkpoint-every", 5)], ids=["", "then a validation"])
+def test_a_loss_that_is_not_finite(finished: Tiny, tmp_path: Path, more: tuple[object, ...]) -> None:
     """By default training stops at once: the step and its examples are named, and the checkpoint before it is there."""
-    said = explode(finished, tmp_path / "out")
+    said = explode(finished, tmp_path / "out", *more)
     refused(said, r"step 2: the (loss|gradient) is not finite; its examples are named in nonfinite.jsonl .*")
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "nonfinite.jsonl").read_text().splitlines()]
     assert (row["step"], len(row["examples"]), row["skipped"]) == (2, 4, False)
     checkpoints = tmp_path / "out" / "checkpoints"
-    assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
+    assert more or [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
 
 
 def test_steps_that_are_not_finite_may_be_skipped(finished: Tiny, tmp_path: Path) -> None:

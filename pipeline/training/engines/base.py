@@ -37,8 +37,13 @@ class Inside(nn.Module):
         self.device_type = device_type
 
     def forward(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        """do(model, *arguments), with matrix products in the precision; weights stay as they are."""
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.precision == "bf16"):
+        """do(model, *arguments), with matrix products in the precision; weights stay as they are.
+
+        While training, autocast keeps no copies of weights of its own: each is used once, and they would outlast their
+        blocks until the end of the forward pass.
+        """
+        bf16, cached = self.precision == "bf16", not torch.is_grad_enabled()
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=bf16, cache_enabled=cached):
             return do(self.model, *arguments)
 
 

@@ -7,6 +7,7 @@ blocks, embedding and output matrix, is gathered for the whole of a forward and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,10 @@ class FSDP2(Engine):
     @torch.no_grad()
     def load(self, saved: SavedTensors) -> None:
         self.optimizer.state.clear()
+        # After a forward pass alone the outermost weights are still gathered, and would be used as they were.
+        for module in self.inside.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         for piece in self.weights():
             piece.values_N.copy_(saved.read(piece.name, piece.start, piece.stop))
         for name, p in self.trained.items():
@@ -144,9 +149,7 @@ class FSDP2(Engine):
             return Piece.whole(name, value)
         # Along the first dimension, as torch.chunk cuts: the earlier processes have one size, the last ones less.
         local, rows = value.to_local(), -(-value.shape[0] // self.ranks.world)
-        start = min(self.ranks.rank * rows, value.shape[0]) * value[0].numel() if value.dim() > 1 else 0
-        if value.dim() == 1:
-            start = min(self.ranks.rank * rows, value.shape[0])
+        start = min(self.ranks.rank * rows, value.shape[0]) * math.prod(value.shape[1:])
         return Piece(name, tuple(value.shape), start, local.reshape(-1))
 
 
