@@ -4,8 +4,9 @@ Checkpoints: blocks of training steps of T5 1.1 Small with AdamW (weights and bo
 checkpoint that is written in the background from the block's first step on, and without. The difference of the two,
 over 300 seconds, is what one checkpoint in five minutes costs.
 
-Resuming: `lm_adapt` in a fresh process, from a checkpoint of step 1 and from the same one called step 100,000; from the
-start of the process to the end of its first step, and the bytes that it read (`/proc/self/io`, libraries included).
+Resuming: `lm_adapt` in a fresh process, from a checkpoint of step 1 and from the same one called step 100,000: seconds
+of the whole stage (it reads the checkpoint, makes one step, saves and publishes), and all bytes that the process read
+(`/proc/self/io`, libraries included).
 
     python -m benchmarks.checkpoints FLAG …      one start of lm_adapt with these flags, as JSON
 """
@@ -89,7 +90,7 @@ def checkpoints(rounds: int, shape: T5Shape = SIZES["small"]) -> dict[str, Any]:
 
 
 def start(flags: Sequence[str]) -> dict[str, float]:
-    """This process's own first step."""
+    """One more step, in this process."""
     from pipeline.entry import run
     from pipeline.settings import LMAdaptSettings
     from stages.lm_adapt import lm_adapt
@@ -101,7 +102,7 @@ def start(flags: Sequence[str]) -> dict[str, float]:
 
 
 def resuming(rounds: int) -> dict[str, Any]:
-    """Time and bytes to the end of the first step after a checkpoint, early and late."""
+    """Time and bytes of one step more after a checkpoint, early and late."""
     with tempfile.TemporaryDirectory(prefix="t5-pipeline-benchmark-") as directory:
         place = Path(directory)
         stage("prepare", "--corpus", "stdlib-docs", "--vocabulary-size", 4000, "--output-dir", place / "tokens")
@@ -160,7 +161,7 @@ def table(found: dict[str, Any]) -> str:
         if isinstance(of, dict):
             step = int(name.removeprefix("step_"))
             rows.append(
-                f"| to the first step after step {step:,} | {of['seconds']:.2f} s, {of['bytes_read']:,} bytes read |"
+                f"| one step more after step {step:,} | {of['seconds']:.2f} s, {of['bytes_read']:,} bytes read |"
             )
     rows.append(f"| late over early, paired | {late['late_over_early']:.2f} × |")
     return "\n".join(["| what | |", "|---|---|", *rows])

@@ -24,18 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import manifest as manifests
-from pipeline.allocator import keep_freed_memory
 from pipeline.decide import Decision, check_outside, decide, jobs
+from pipeline.devices import launched, set_threads
 from pipeline.errors import BAD_INPUT, InputError, Interrupted
 from pipeline.files import sweep, write_text
 from pipeline.fingerprint import differences
 from pipeline.flags import Flags, as_overrides, flag, parse
-from pipeline.launch import ENGINE, PROCESSES
 from pipeline.manifest import Manifest, Started
 from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
 from pipeline.run_dir import OutputDir, RunDir, absent, lock, remove_vain
 from pipeline.stage import C, CellRun, Stage, log
-from pipeline.stage_settings import StageSettings, TrainingSettings
 from pipeline.validation import nearest, validate
 
 if TYPE_CHECKING:
@@ -123,8 +121,8 @@ def _run(
     if not open_cells:
         print(f"{name}: nothing to do, {decisions[0].reason}")
         return
-    _set_threads(recipe.stages[name][0].settings.threads)
-    accelerator = _accelerator(open_cells[0].cell.settings, run_dir.path)
+    set_threads(recipe.stages[name][0].settings.threads)
+    accelerator = launched(open_cells[0].cell.settings, run_dir.path)
     main_process = accelerator.is_main_process
     fresh = absent(run_dir.path, run_dir.path / name) if main_process else {}
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
@@ -271,106 +269,6 @@ def _refuse_missing_inputs(decisions: list[Decision], run_dir: RunDir) -> None:
                 f"{run_dir.path}: {decision.cell.stage} needs the output of {', '.join(makers)}, which is not there"
                 " yet or out of date; run those stages first, or the whole recipe by `t5-pipeline run`"
             )
-
-
-def _set_threads(asked: int) -> None:
-    """Take the same number of threads whoever launched the process: results depend on it."""
-    import torch
-
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = asked or max(1, there // here)
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-
-
-def _accelerator(settings: StageSettings, directory: Path) -> Accelerator:
-    """The devices of this process.
-
-    Raises:
-        InputError: an engine was asked for that this stage does not run on.
-    """
-    import torch
-    from accelerate import Accelerator
-
-    trackers = settings.trackers if isinstance(settings, TrainingSettings) else []
-    for tracker in trackers:
-        package = {"tensorboard": "tensorboard", "wandb": "wandb"}[tracker]
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise InputError(f"trackers: {tracker} is not installed; pip install 't5-pipeline[trackers]'") from None
-    # `accelerate launch` names the place where several processes meet even where it then starts a single one.
-    if "WORLD_SIZE" not in os.environ and {"MASTER_ADDR", "ACCELERATE_DYNAMO_MODE"} <= os.environ.keys():
-        raise InputError(
-            "accelerate started one process where its configuration asks for several; on the CPU several need"
-            " `distributed_type: MULTI_GPU`, as in accelerate_configs/cpu_ddp.yaml"
-        )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    engine = _engine_asked_for(asked)
-    told = os.environ.get(ENGINE, engine), int(os.environ.get(PROCESSES, asked))
-    if told != (engine, asked):
-        raise InputError(
-            f"{told[1]} processes on {told[0]} were asked for, and {asked} on {engine} came; check the accelerate"
-            " configuration (`accelerate env`)"
-        )
-    settings.check_engine(engine)
-    on_cpu = not torch.cuda.is_available()
-    handlers = []
-    if engine.startswith("zero"):
-        _check_deepspeed()
-        if on_cpu:
-            import deepspeed
-            from accelerate.utils import InitProcessGroupKwargs
-
-            # Its exchange through shared memory compiles for a minute at first use; gloo gives the same bits.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            # With cpu=True DeepSpeed's processes would train apart, each alone, in silence.
-            handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    accelerator = Accelerator(
-        # Else processes that find no GPU train apart, each alone.
-        cpu=on_cpu and asked > 1 and not handlers,
-        kwargs_handlers=handlers,
-        log_with=list(trackers) or None,
-        project_dir=str(directory) if trackers else None,
-    )
-    if accelerator.num_processes != asked:
-        raise InputError(
-            f"the launcher asked for {asked} processes and each got a world of {accelerator.num_processes}; check the"
-            " accelerate configuration (`accelerate env`)"
-        )
-    return accelerator
-
-
-def _engine_asked_for(processes: int) -> str:
-    """The engine that the launcher's environment names.
-
-    Raises:
-        InputError: it is none that runs here.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-        if stage not in ("1", "2", "3"):
-            raise InputError(
-                f"deepspeed_config.zero_stage: {stage or 'a deepspeed_config_file'} is not supported; give zero_stage"
-                " 1, 2 or 3 in the accelerate configuration, as in accelerate_configs/zero2.yaml"
-            )
-        return f"zero{stage}"
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        version = os.environ.get("FSDP_VERSION", "1")
-        if version != "2":
-            raise InputError(
-                f"fsdp_config.fsdp_version: {version} is not supported; set 2, as in accelerate_configs/fsdp2.yaml"
-            )
-        return "fsdp2"
-    return "ddp" if processes > 1 else "one"
-
-
-def _check_deepspeed() -> None:
-    try:
-        importlib.metadata.version("deepspeed")
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError("DeepSpeed is not installed; pip install 't5-pipeline[deepspeed]'") from None
 
 
 @contextlib.contextmanager

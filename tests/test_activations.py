@@ -61,6 +61,7 @@ def saved(shape: T5Shape, m: Microbatch) -> int:
     return sum(t.untyped_storage().nbytes() for address, t in storages.items() if address not in parameters)
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [False, True], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("shape", [GATED, ORIGINAL], ids=["gated", "original"])
@@ -69,8 +70,9 @@ def saved(shape: T5Shape, m: Microbatch) -> int:
     [{"prompt": 0}, {"prompt": 0, "padded": False}, {"prompt": 0, "packed": True}, {"prompt": 6}, {"prompt": 6, "padded": False}],
     ids=str,
 )  # fmt: skip
-def test_to_the_byte(shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool) -> None:
-    m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, cpu=True, **how)
+def test_to_the_byte(shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool, recompute: bool) -> None:
+    """Where blocks are recomputed, what they are given."""
+    m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, recompute=recompute, cpu=True, **how)
     assert kept(shape, m).total == saved(shape, m)
 
 
@@ -82,21 +84,6 @@ def test_targets_so_short_that_cross_attention_makes_no_keys(
     shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool
 ) -> None:
     m = Microbatch(rows=3, inputs=26, targets=shape.d_kv // 2, bf16=bf16, dropout=dropout, cpu=True, **how)
-    assert kept(shape, m).total == saved(shape, m)
-
-
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("dropout", [False, True], ids=["no dropout", "dropout"])
-@pytest.mark.parametrize("shape", [GATED, ORIGINAL], ids=["gated", "original"])
-@pytest.mark.parametrize(
-    "how",
-    [{"prompt": 0}, {"prompt": 0, "padded": False}, {"prompt": 0, "packed": True}, {"prompt": 6}, {"prompt": 6, "padded": False}],
-    ids=str,
-)  # fmt: skip
-def test_recomputing_keeps_what_blocks_are_given(
-    shape: T5Shape, how: dict[str, Any], dropout: bool, bf16: bool
-) -> None:
-    m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, recompute=True, cpu=True, **how)
     assert kept(shape, m).total == saved(shape, m)
 
 

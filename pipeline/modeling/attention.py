@@ -11,6 +11,7 @@ may also be given apart, so that a bias that is the same for all examples stays 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -207,3 +208,14 @@ def position_buckets(distance: Tensor, bidirectional: bool, buckets: int, max_di
     scale = torch.log(distance.clamp(min=1).float() / exact) / torch.log(torch.tensor(max_distance / exact))
     far = exact + (scale * (buckets - exact)).long()
     return offset + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
+
+
+@lru_cache
+def bucket_table(bidirectional: bool, buckets: int, max_distance: int, device: torch.device) -> Tensor:
+    """Buckets of the distances −max_distance … max_distance, int64; all that are farther share those at the ends.
+
+    Made once for a device, and on the CPU: where a bucket begins, a logarithm that is rounded otherwise would choose
+    another one.
+    """
+    distance = torch.arange(-max_distance, max_distance + 1, device="cpu")
+    return position_buckets(distance, bidirectional, buckets, max_distance).to(device)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.architecture import T5Shape
-from pipeline.modeling.attention import attend, attend_plainly, attend_to_states, position_buckets
+from pipeline.modeling.attention import attend, attend_plainly, attend_to_states, bucket_table
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -207,11 +207,12 @@ class Attention(nn.Module):
         """Bias [1, H, queries, keys], where the queries stand at the last of the keys' positions."""
         table = self.relative_attention_bias
         # It depends on key − query alone: Q+S−1 distances, of which query i sees a window of S.
-        # Buckets are made on the CPU: at their edges a logarithm that is rounded otherwise would choose another one.
-        distance = torch.arange(1 - keys, queries)
-        buckets = position_buckets(distance, self.bidirectional, table.num_embeddings, self.max_distance)
-        # Fused kernels of a GPU want the keys innermost.
-        return table(buckets.to(table.weight.device)).T.unfold(-1, keys, 1).flip(1)[None].contiguous()
+        distance = torch.arange(1 - keys, queries, device=table.weight.device)
+        far = self.max_distance
+        bucket_of = bucket_table(self.bidirectional, table.num_embeddings, far, distance.device)
+        by_distance = table(bucket_of[distance.clamp(-far, far) + far]).T.contiguous()
+        # The keys are innermost: fused kernels of a GPU take no other bias.
+        return by_distance.unfold(-1, keys, 1).flip(1)[None]
 
 
 class SelfAttentionLayer(nn.Module):

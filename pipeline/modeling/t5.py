@@ -16,8 +16,9 @@ Token 0 is padding, and the decoder's first input.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,22 +40,24 @@ from pipeline.modeling.layers import (
     fp32_logits,
 )
 
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+
+def may_recompute(forward: Forward) -> Forward:
+    """A block's forward pass, of which, where the block is told so, only inputs are kept: backward makes it anew."""
+
+    @wraps(forward)
+    def either(block: Block, *arguments: Any) -> Any:
+        if block.recompute and torch.is_grad_enabled():
+            # Inside of the block's own forward pass: here engines have gathered its weights.
+            return checkpoint(partial(forward, block), *arguments, use_reentrant=False)
+        return forward(block, *arguments)
+
+    return cast("Forward", either)
+
 
 class Block(nn.Module):
-    """Layers one after another.
-
-    recompute: its backward pass computes it once more, instead of keeping what its forward pass made.
-    """
-
     recompute = False
-
-    def forward(self, *arguments: Any) -> Any:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.layers, *arguments, use_reentrant=False)
-        return self.layers(*arguments)
-
-    def layers(self, *arguments: Any) -> Any:
-        raise NotImplementedError
 
 
 class EncoderBlock(Block):
@@ -63,7 +66,8 @@ class EncoderBlock(Block):
         attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=True)
         self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
 
-    def layers(self, x_BSD: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    @may_recompute
+    def forward(self, x_BSD: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attention, feed_forward = self.layer
         x_BSD, bias = attention(x_BSD, bias, mask)
         return feed_forward(x_BSD), bias
@@ -75,7 +79,8 @@ class DecoderBlock(Block):
         attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=False)
         self.layer = nn.ModuleList([attention, CrossAttentionLayer(shape), FeedForwardLayer(shape)])
 
-    def layers(
+    @may_recompute
+    def forward(
         self,
         x_RTD: Tensor,
         encoded_BSD: Tensor,

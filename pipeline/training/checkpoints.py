@@ -1,13 +1,8 @@
-"""Checkpoints that are either whole or not there, that say so themselves, and that any engine can go on from.
+"""The checkpoints of a run: written in the background while training goes on, kept or removed, found again.
 
-    checkpoints/step-00000500/rank-00000.safetensors   pieces of the weights that train and of the optimizer's state
-                              rank-00000.json          what each piece is part of, and checksums of the file's blocks
-                              state.json               step, fingerprint, scalars, score, checksums of the rank files
-
-Every process writes the pieces that it holds, from a copy and in a thread of its own, while training goes on. The
-folder has a temporary name until all of them are done and on the disk: a kill at any moment leaves the older
-checkpoints and at most a hidden `.tmp` folder, which the next save removes. Only safetensors and JSON are read back,
-never a pickle.
+Every process writes the pieces that it holds, from a copy and in a thread of its own. The folder has a temporary name
+until all of them are done and on the disk: a kill at any moment leaves the older checkpoints and at most a hidden
+`.tmp` folder, which the next save removes. What is in a checkpoint: checkpoint_files.py.
 
 The directory must be one that every process sees (several machines: a shared file system).
 """
@@ -15,105 +10,28 @@ The directory must be one that every process sees (several machines: a shared fi
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from pipeline.artifacts import blocks, json_digest
 from pipeline.errors import InputError
-from pipeline.files import fsync_file, move_directory, sweep
+from pipeline.files import move_directory, sweep
+from pipeline.training.checkpoint_files import (
+    Checkpoint,
+    Damaged,
+    read_checkpoint,
+    read_score,
+    write_pieces,
+    write_state,
+)
 from pipeline.training.pieces import Piece, share
 from pipeline.training.ranks import Words
 
-FORMAT = 2
-STATE = "state.json"
-
 log = logging.getLogger("t5-pipeline")
-
-
-class Damaged(Exception):
-    """A checkpoint is not what was written; the message says what is wrong with which file."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk whose files were verified.
-
-    score: what the validation at this very step gave, larger is better; None where there was none.
-    """
-
-    step: int
-    path: Path
-    scalars: dict[str, Any]
-    score: float | None = None
-    files: tuple[str, ...] = field(default=(), repr=False)
-
-    @cached_property
-    def _pieces(self) -> dict[str, list[tuple[int, int, str, str]]]:
-        """Of each tensor: (start, stop, file, key in it), by start."""
-        found: dict[str, list[tuple[int, int, str, str]]] = {}
-        for file in self.files:
-            for key, (name, start, numel, _, _) in _json(self.path / file)["pieces"].items():
-                found.setdefault(name, []).append((start, start + numel, Path(file).stem + ".safetensors", key))
-        for pieces in found.values():
-            pieces.sort()
-        return found
-
-    @cached_property
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        return {
-            name: (tuple(shape), dtype)
-            for file in self.files
-            for name, _, _, shape, dtype in _json(self.path / file)["pieces"].values()
-        }
-
-    def names(self, prefix: str = "") -> list[str]:
-        """Names of the tensors that were saved, those that begin with `prefix`."""
-        return [name for name in self._shapes if name.startswith(prefix)]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name][0]
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Elements start … stop − 1 of a tensor, flattened, on the CPU; only these are read.
-
-        Raises:
-            InputError: no file holds them.
-        """
-        shape, dtype = self._shapes[name]
-        stop = math.prod(shape) if stop is None else stop
-        values_N = torch.empty(stop - start, dtype=getattr(torch, dtype))
-        missing = stop - start
-        for begin, end, file, key in self._pieces[name]:
-            low, high = max(start, begin), min(stop, end)
-            if low < high:
-                with safe_open(self.path / file, framework="pt") as opened:
-                    values_N[low - start : high - start] = opened.get_slice(key)[low - begin : high - begin]
-                missing -= high - low
-        if missing:
-            raise InputError(f"{self.path}: {name} is not whole ({missing:,} elements are missing)")
-        return values_N
-
-    def tensor(self, name: str) -> Tensor:
-        """A whole tensor, on the CPU."""
-        return self.read(name).view(self.shape(name))
-
-    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Every tensor whose name begins with `prefix`, by the rest of its name."""
-        return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
 
 
 class Checkpoints:
@@ -165,8 +83,7 @@ class Checkpoints:
         """
         self.wait()
         mine = [piece.copied() for piece in share(pieces, self._words.rank, self._words.world)]
-        state = {"format": FORMAT, "step": step, "fingerprint": self.fingerprint, "scalars": dict(scalars)}
-        state |= {"score": score}
+        state = {"step": step, "fingerprint": self.fingerprint, "scalars": dict(scalars), "score": score}
         # A daemon: a process that must die does not wait for a disk.
         self._thread = threading.Thread(
             target=self._in_background, args=(step, mine, state, before), name="checkpoint", daemon=True
@@ -231,12 +148,10 @@ class Checkpoints:
         def finish() -> None:
             if first:
                 before()
-                names = [f"rank-{rank:05d}.json" for rank in range(words.world)]
-                state["files"] = {name: json_digest(_json(folder / name)) for name in names}
-                _write_json(folder / STATE, state | {"sha256": json_digest(state)})
+                write_state(folder, state, words.world)
                 move_directory(folder, final)
 
-        done = together(begin) and together(lambda: _write_pieces(folder, words.rank, pieces)) and together(finish)
+        done = together(begin) and together(lambda: write_pieces(folder, words.rank, pieces)) and together(finish)
         if done and first:
             try:
                 self._prune()
@@ -300,30 +215,12 @@ class Checkpoints:
         """Verifies a checkpoint, each process a share of it."""
         found: Checkpoint | Damaged
         try:
-            found = self._read(step, self._words.rank, self._words.world)
+            found = read_checkpoint(self._path(step), step, self.fingerprint, self._words.rank, self._words.world)
         except Damaged as damage:
             found = damage
         if self._words.largest(int(isinstance(found, Damaged))) and not isinstance(found, Damaged):
             return Damaged(f"{self._path(step)}: another process found it damaged")
         return found
-
-    def _read(self, step: int, rank: int = 0, world: int = 1) -> Checkpoint:
-        path = self._path(step)
-        state = _checked(path / STATE)
-        if state["step"] != step or state["format"] != FORMAT:
-            raise Damaged(f"{path / STATE}: is of step {state['step']}, format {state['format']}")
-        if state["fingerprint"] != self.fingerprint:
-            raise InputError(
-                f"{path}: this checkpoint belongs to other settings (fingerprint {state['fingerprint']}, "
-                f"now {self.fingerprint}); use another run directory or remove {self.directory}"
-            )
-        for index, (name, digest) in enumerate(state["files"].items()):
-            written = _read_json(path / name)
-            if json_digest(written) != digest:
-                raise Damaged(f"{path / name}: its checksum is wrong")
-            if index % world == rank:
-                _verify(path / f"{Path(name).stem}.safetensors", written)
-        return Checkpoint(step, path, state["scalars"], state["score"], tuple(state["files"]))
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"
@@ -345,8 +242,7 @@ class Checkpoints:
 
     def _score(self, step: int) -> float | None:
         try:
-            score: float | None = _checked(self._path(step) / STATE)["score"]
-            return score
+            return read_score(self._path(step))
         except (Damaged, KeyError):
             return None
 
@@ -357,57 +253,3 @@ class Checkpoints:
         shutil.rmtree(going, ignore_errors=True)
         path.rename(going)
         shutil.rmtree(going)
-
-
-def _write_pieces(folder: Path, rank: int, pieces: Sequence[Piece]) -> None:
-    file = folder / f"rank-{rank:05d}.safetensors"
-    keyed = {f"{piece.name}@{piece.start}": piece for piece in pieces}
-    try:
-        save_file({key: piece.values_N.contiguous() for key, piece in keyed.items()}, file)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    described = {
-        key: [piece.name, piece.start, piece.values_N.numel(), list(piece.shape), str(piece.values_N.dtype)[6:]]
-        for key, piece in keyed.items()
-    }
-    about = file.with_suffix(".json")
-    _write_json(about, {"pieces": described, "size": file.stat().st_size, "blocks": blocks(file)})
-    for written in (file, about):
-        fsync_file(written)
-
-
-def _verify(path: Path, written: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise Damaged(f"{path}: is missing")
-    size, found = path.stat().st_size, blocks(path)
-    if size != written["size"]:
-        raise Damaged(f"{path}: has {size:,} bytes, {written['size']:,} were written")
-    for index, (now, then) in enumerate(zip(found, written["blocks"], strict=True)):
-        if now != then:
-            raise Damaged(f"{path}: block {index} of {len(found)} has the wrong checksum")
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    """A JSON file that holds its own checksum."""
-    content = _read_json(path)
-    if content.pop("sha256", None) != json_digest(content):
-        raise Damaged(f"{path}: its checksum is wrong")
-    return content
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = _json(path)
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path}: cannot be read ({error!r})") from error
-    if not isinstance(content, dict):
-        raise Damaged(f"{path}: cannot be read (no JSON object)")
-    return content
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

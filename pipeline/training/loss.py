@@ -85,6 +85,21 @@ def output_loss(
     return torch.where(real_BT, loss_N.view(targets_BT.shape), 0.0)
 
 
+def model_loss(
+    model: Any,
+    hidden_BTD: Tensor,
+    targets_BT: Tensor,
+    z_loss: float = 0.0,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    plainly: bool = False,
+) -> Tensor:
+    """Loss [B, T] of a model's decoder outputs: `output_loss`, or `plainly` by its definition, with fp32 logits."""
+    if plainly:
+        return token_loss_plainly(model.logits(hidden_BTD), targets_BT, z_loss)
+    hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
+    return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision)
+
+
 class _OutputLoss(torch.autograd.Function):
     """The loss of each token, some rows of logits at a time; of the logits, what is kept is their gradient.
 

@@ -33,12 +33,8 @@ class Words:
         return int(box.item())
 
     def from_first(self, number: int) -> int:
-        """The number that rank 0 has."""
-        if self.world == 1:
-            return number
-        box = torch.tensor([number])
-        dist.broadcast(box, src=0, group=self._group)
-        return int(box.item())
+        """The number that rank 0 has, at most 2⁵³."""
+        return int(self.all_from_first([number])[0])
 
     def all_from_first(self, numbers: Sequence[float]) -> list[float]:
         """The numbers that rank 0 has; the others have as many."""

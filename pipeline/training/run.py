@@ -16,11 +16,12 @@ from pipeline.settings import LanguageModelSettings
 from pipeline.stage import Stage
 from pipeline.stage_settings import TrainingSettings
 from pipeline.training.batch import BatchSource, TensorBatch, rank_part
-from pipeline.training.checkpoints import Checkpoint, Checkpoints
+from pipeline.training.checkpoint_files import Checkpoint
+from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.engines import MakeOptimizer, make_engine
 from pipeline.training.engines.base import MODEL
 from pipeline.training.loop import LossFn, resume, train
-from pipeline.training.loss import batch_losses, output_loss, token_loss_plainly
+from pipeline.training.loss import batch_losses, model_loss
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.nonfinite import OnNonFinite
 from pipeline.training.optimizers import model_optimizer
@@ -177,11 +178,8 @@ def trackers(stage: Stage[Any], directory: Path) -> Iterator[Callable[[Mapping[s
 
 
 def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingSettings) -> Tensor:
-    """Loss [B, T] of each target token, of the decoder's outputs."""
-    if "loss" in c.plainly:
-        return token_loss_plainly(model.logits(hidden_BTD), targets_BT, c.z_loss)
-    hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
-    return output_loss(hidden_BTD, weight_VD, targets_BT, c.z_loss, c.logits_precision)
+    """Loss [B, T] of each target token, of the decoder's outputs, as the settings want it."""
+    return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.plainly)
 
 
 def train_language_model(
@@ -223,11 +221,7 @@ def held_out_loss(state: TrainState, batches: Sequence[Any], microbatch_size: in
 
     def sums_of(model: Any, batch: TensorBatch) -> Tensor:
         hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
-        if plainly:
-            loss_BT = token_loss_plainly(model.logits(hidden_BTD), batch.targets_BT)
-        else:
-            hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
-            loss_BT = output_loss(hidden_BTD, weight_VD, batch.targets_BT, precision="fp32")
+        loss_BT = model_loss(model, hidden_BTD, batch.targets_BT, plainly=plainly)
         counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
         return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
 

@@ -15,6 +15,7 @@ from pipeline.modeling.attention import (
     attend_fused,
     attend_plainly,
     attend_to_states,
+    bucket_table,
     mask_bias,
     position_buckets,
 )
@@ -158,3 +159,12 @@ def test_without_keys_and_values_equals_with_them(dtype: torch.dtype, dropped: b
     near = 1e-5 if dtype == torch.float32 else 0.02
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast.float(), plain, atol=near * float(plain.detach().abs().max()), rtol=near)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 12)])
+def test_the_table_of_buckets_holds_every_distance(bidirectional: bool, buckets: int, farthest: int) -> None:
+    distance = torch.arange(-3 * farthest, 3 * farthest + 1)
+    table = bucket_table(bidirectional, buckets, farthest, torch.device("cpu"))
+    found = table[distance.clamp(-farthest, farthest) + farthest]
+    assert torch.equal(found, position_buckets(distance, bidirectional, buckets, farthest))

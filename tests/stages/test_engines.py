@@ -14,7 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from pipeline.training.checkpoints import Checkpoint, Checkpoints
+from pipeline.training.checkpoint_files import Checkpoint
+from pipeline.training.checkpoints import Checkpoints
 from tests.tiny_run import ROOT, Tiny, accelerate_launch, metrics, stage
 
 CONFIGS = ROOT / "accelerate_configs"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.architecture import T5Shape
-from pipeline.entry import _accelerator
+from pipeline.devices import launched
 from pipeline.modeling.load import init_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from pipeline.training.engines import engine_name, make_engine
@@ -30,7 +30,7 @@ def main(place: Path) -> None:
     torch.set_num_threads(1)
     task = {"data": "x", "inputs": "{a}", "targets": "{b}", "labels": ["c", "d"], "name": "t", "metrics": ["accuracy"]}
     settings = PromptTuneSettings.model_validate({"model": "m", "task": task, "optimizer": "adamw"})
-    accelerator = _accelerator(settings, place)
+    accelerator = launched(settings, place)
     t5 = init_t5(SHAPE, seed=0)
     model = PromptedT5(t5, PromptBank([torch.ones(ROWS, SHAPE.d_model)]))
     engine = make_engine(accelerator, model, lambda trained: AdamW(trained, lr=0.01))

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.training.checkpoints import Checkpoint, Checkpoints
+from pipeline.training.checkpoint_files import Checkpoint
+from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.pieces import Piece, assemble, share
 from pipeline.training.ranks import Words
 
