@@ -86,6 +86,8 @@ def _start(ray: Any, address: str, cores: int) -> None:
             ray.init(address, **quiet)
     except Exception as error:  # a dozen kinds, some of grpc
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address == LOCAL:
+            raise InputError(f"ray: {address}: Ray does not start here ({reason})") from None
         raise InputError(f"ray: {address}: no cluster answers there ({reason}); mend the address") from None
     finally:
         if main_thread:  # Ray puts a handler of its own in the place of the stage's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,14 @@ def test_all_cores(flags: list[object], tmp_path: Path, alone: str) -> None:
     assert "nothing to do" in again.out
 
 
+def command(process: psutil.Process) -> str:
+    """Its command line; nothing where it is gone by now."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
     """Ray is started here and stopped again; a worker of it is killed from outside."""
     if importlib.util.find_spec("ray") is None:
@@ -62,7 +71,7 @@ def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
     at_work: list[psutil.Process] = []
     while not at_work and running.poll() is None:
         of_ray = psutil.Process(running.pid).children(recursive=True)
-        at_work = [process for process in of_ray if "ray::_make" in " ".join(process.cmdline())]
+        at_work = [process for process in of_ray if "ray::_make" in command(process)]
         time.sleep(0.002)
     if at_work:
         at_work[0].kill()
@@ -79,6 +88,18 @@ def test_no_cluster_there(flags: list[object], tmp_path: Path) -> None:
         pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
     said = stage("prepare", *flags, "--ray", "127.0.0.1:1", "--output-dir", tmp_path / "x")
     refused(said, r"ray: 127\.0\.0\.1:1: no cluster answers there \(.*\); mend the address")
+
+
+def test_ray_that_does_not_start(flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sockets' names must be short."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
+    (long := tmp_path / ("long" * 25)).mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    said = stage("prepare", *flags, "--ray", "local", "--output-dir", tmp_path / "x")
+    assert said.code == 2, said
+    assert re.search(r"error: ray: local: Ray does not start here \(.*AF_UNIX path length.*\)$", said.err.strip()), said
+    assert "Traceback" not in said.err
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
