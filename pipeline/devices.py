@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.allocator import keep_freed_memory
 from pipeline.errors import InputError
-from pipeline.launch import ENGINE, PROCESSES
+from pipeline.launch import DEVICE, ENGINE, PROCESSES
 from pipeline.stage_settings import StageSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ def launched(settings: StageSettings, directory: Path) -> Accelerator:
 
     trackers = settings.trackers if isinstance(settings, TrainingSettings) else []
     for tracker in trackers:
-        package = {"tensorboard": "tensorboard", "wandb": "wandb"}[tracker]
         try:
-            importlib.metadata.version(package)
+            importlib.metadata.version(tracker)
         except importlib.metadata.PackageNotFoundError:
             raise InputError(f"trackers: {tracker} is not installed; pip install 't5-pipeline[trackers]'") from None
     # `accelerate launch` names the place where several processes meet even where it then starts a single one.
@@ -54,11 +53,18 @@ def launched(settings: StageSettings, directory: Path) -> Accelerator:
     told = os.environ.get(ENGINE, engine), int(os.environ.get(PROCESSES, asked))
     if told != (engine, asked):
         raise InputError(
-            f"{told[1]} processes on {told[0]} were asked for, and {asked} on {engine} came; check the accelerate"
-            " configuration (`accelerate env`)"
+            f"launch: {told[1]} processes on {told[0]} were asked for, and {asked} on {engine} came; a scheduler's"
+            " WORLD_SIZE, or an ACCELERATE_ variable of the environment, may contradict the launch configuration"
         )
     settings.check_engine(engine)
     on_cpu = not torch.cuda.is_available()
+    if os.environ.get(DEVICE) == "gpu" and on_cpu:
+        raise InputError(
+            'launch: GPUs are asked for, and torch sees none (`nvidia-smi`, `python -c "import torch;'
+            ' print(torch.version.cuda)"`); for processes on the CPU use accelerate_configs/cpu*.yaml'
+        )
+    if os.environ.get(DEVICE) == "cpu" and not on_cpu and engine != "one":
+        raise InputError('launch: CPUs are asked for, and GPUs are visible: add gpu_ids: "-1,-1", as cpu_ddp.yaml has')
     handlers = []
     if engine.startswith("zero"):
         _check_deepspeed()
@@ -79,8 +85,8 @@ def launched(settings: StageSettings, directory: Path) -> Accelerator:
     )
     if accelerator.num_processes != asked:
         raise InputError(
-            f"the launcher asked for {asked} processes and each got a world of {accelerator.num_processes}; check the"
-            " accelerate configuration (`accelerate env`)"
+            f"launch: {asked} processes were asked for, and each got a world of {accelerator.num_processes}; check"
+            " distributed_type and use_cpu of the launch configuration against those of accelerate_configs/"
         )
     return accelerator
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import manifest as manifests
 from pipeline.decide import Decision, check_outside, decide, jobs
 from pipeline.devices import launched, set_threads
-from pipeline.errors import BAD_INPUT, InputError, Interrupted
+from pipeline.errors import BAD_INPUT, InputError, Interrupted, cannot_be_written
 from pipeline.files import sweep, write_text
 from pipeline.fingerprint import differences
 from pipeline.flags import Flags, as_overrides, flag, parse
@@ -64,7 +64,7 @@ def run(body: Callable[[Stage[C]], None], cls: type[C], arguments: list[str], pr
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = error.filename or (report.parent.parent if report else "the disk")
-        return _leave(report, BAD_INPUT, f"{where}: cannot be written ({error.strerror}); make room, then run again")
+        return _leave(report, BAD_INPUT, str(cannot_be_written(where, error)))
     except KeyboardInterrupt:
         return _leave(report, 128 + signal.SIGINT, "stopped by SIGINT; run the same command to go on")
 

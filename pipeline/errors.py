@@ -5,6 +5,8 @@ Exit codes (docs/command_line.md): 0 done, 2 bad input, 130/143 interrupted afte
 
 from __future__ import annotations
 
+import errno
+import re
 import signal
 
 BAD_INPUT = 2
@@ -16,6 +18,25 @@ class InputError(Exception):
     The message is one line: what is wrong, where it stands (file and line, or key), and what to do.
     Commands print it without a traceback and leave with exit code 2.
     """
+
+
+def cannot_be_written(place: object, error: BaseException) -> InputError:
+    """What to say where a file cannot be written, with what to do about it.
+
+    >>> print(cannot_be_written("run/model", OSError(errno.ENOSPC, "No space left on device")))
+    run/model: cannot be written (No space left on device); make room, then run again
+    """
+    number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+    if number is None and (told := re.search(r"\(os error (\d+)\)", text)):  # libraries written in Rust
+        number = int(told[1])
+    remedy = {
+        errno.ENOSPC: "make room, then run again",
+        errno.EDQUOT: "make room within the quota, then run again",
+        errno.EROFS: "make the file system writable or choose another directory, then run again",
+        errno.EACCES: "mend the permissions or choose another directory, then run again",
+        errno.EPERM: "mend the permissions or choose another directory, then run again",
+    }.get(number or 0, "mend that, then run again")
+    return InputError(f"{place}: cannot be written ({text}); {remedy}")
 
 
 class Interrupted(Exception):

@@ -18,7 +18,7 @@ from pipeline.recipe import load_task
 from pipeline.stage_settings import StageSettings
 from pipeline.task_settings import TaskSettings
 
-_FROM_FILE = "file with the task's settings (YAML: name, data, inputs, targets, labels, metrics)"
+_FROM_FILE = ", as files with a task's settings (YAML: name, data, inputs, targets, labels, metrics)"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
             field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
         )
         default = f"default: {'none' if value in (None, [], {}) else value}"
-    description = _FROM_FILE if TaskSettings in types else field.description or ""
+    description = (field.description or "") + (_FROM_FILE if TaskSettings in types else "")
     text = f"{description}{unit} ({default})".replace("%", "%%")
     choices = [
         a

@@ -19,8 +19,9 @@ from pipeline.launch_config import LaunchConfig, read_launch_config
 
 RUNNER = "T5_PIPELINE_RUNNER"
 """In the environment of a stage that the runner launched: the runner's process id."""
-ENGINE, PROCESSES = "T5_PIPELINE_ENGINE", "T5_PIPELINE_PROCESSES"
-"""In the same environment: the engine and the number of processes that the launch configuration asks for."""
+ENGINE, PROCESSES, DEVICE = "T5_PIPELINE_ENGINE", "T5_PIPELINE_PROCESSES", "T5_PIPELINE_DEVICE"
+"""In the same environment: the engine, the number of processes and the device (cpu, gpu) that the launch configuration
+asks for; of the device nothing where there is no such configuration."""
 
 
 def stage_script(kind: str) -> Path:
@@ -35,14 +36,18 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
     """The command line of a stage: plain Python on one process, `accelerate launch` where a configuration is named.
 
     Raises:
-        InputError: the configuration file is missing, or no stage can train under it.
+        InputError: the configuration file is missing, no stage can train under it, or it needs other machines, too.
     """
     script = str(stage_script(kind))
     if launch is None:
         return [sys.executable, script, *arguments]
     if not Path(launch).is_file():
         raise InputError(f"{launch}: there is no such accelerate configuration; see accelerate_configs/")
-    read_launch_config(launch)
+    if (machines := read_launch_config(launch).machines) > 1:
+        raise InputError(
+            f"{launch}: num_machines: is {machines}, and a runner starts processes on its own machine only; start the"
+            f" stage on each of them with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
+        )
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, script, *arguments]
 
 
@@ -63,6 +68,9 @@ def launch(kind: str, configuration: str | None, arguments: list[str], exit_file
     # The stage then stops by itself, its checkpoint saved, should this process be killed.
     asked = LaunchConfig() if configuration is None else read_launch_config(configuration)
     environment = {**os.environ, RUNNER: str(os.getpid()), ENGINE: asked.engine, PROCESSES: str(asked.processes)}
+    environment.pop(DEVICE, None)
+    if configuration is not None:
+        environment[DEVICE] = "cpu" if asked.cpu else "gpu"
     with _noting_signals() as told:
         process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
         script, passed_on = stage_script(kind).name, False

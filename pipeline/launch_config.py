@@ -10,8 +10,7 @@ under (FSDP 1, NVMe), is an error here, before anything is launched.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,16 +99,11 @@ def _deepspeed(located: Located, processes: int, machines: int, cpu: bool) -> La
 
     stage, optimizer, parameters = "zero_stage", "offload_optimizer_device", "offload_param_device"
     values = {key: settings.get(key) for key in (stage, optimizer, parameters)}
-    if (file := settings.get("deepspeed_config_file")) not in (None, "none"):
-        zero = _zero_optimization(Path(str(file)), where("deepspeed_config_file"))
-        told = {
-            stage: zero.get("stage"),
-            optimizer: (zero.get("offload_optimizer") or {}).get("device"),
-            parameters: (zero.get("offload_param") or {}).get("device"),
-        }
-        # Only what DeepSpeed's own file leaves open comes from accelerate's.
-        values |= {key: value for key, value in told.items() if value not in (None, "auto")}
-        where = _in_file(Path(str(file)))
+    if settings.get("deepspeed_config_file") not in (None, "none"):
+        raise InputError(
+            f"{where('deepspeed_config_file')}: is not supported: the stages decide what else such a file would; give"
+            " zero_stage and the offload devices here, as in accelerate_configs/zero2.yaml"
+        )
     number = values[stage]
     number = _ZERO_DEFAULT if number is None else number
     if number not in _ZERO or isinstance(number, bool):
@@ -148,27 +142,6 @@ def _section(located: Located, key: str) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{located.where((key,))}: must hold keys below it, not {values!r}")
     return {str(name): value for name, value in values.items()}
-
-
-def _zero_optimization(file: Path, where: str) -> Mapping[str, Any]:
-    try:
-        zero = json.loads(file.read_text(encoding="utf-8"))["zero_optimization"]
-    except OSError as error:
-        raise InputError(f"{where}: {file} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{where}: {file} is no DeepSpeed configuration: JSON with `zero_optimization`") from None
-    if not isinstance(zero, dict):
-        raise InputError(f"{file}: zero_optimization: must hold keys below it, not {zero!r}")
-    return zero
-
-
-def _in_file(file: Path) -> Callable[..., str]:
-    names = {
-        "zero_stage": "stage",
-        "offload_optimizer_device": "offload_optimizer.device",
-        "offload_param_device": "offload_param.device",
-    }
-    return lambda key: f"{file}: zero_optimization.{names[key]}"
 
 
 def _count(located: Located, data: Mapping[str, Any], key: str, default: int | None) -> int:

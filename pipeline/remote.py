@@ -132,6 +132,8 @@ def _reasons(url: str, where: str) -> Iterator[None]:
 class FileCache:
     """Files fetched by URL, of at most `limit` bytes together, in a directory that several processes may share.
 
+    A process for whose file there is no room waits while the others are at theirs.
+
     before_evicting  called before files are removed: says which are in use, by `touch`
     """
 
@@ -158,8 +160,20 @@ class FileCache:
         place = self.place(url, size, blocks)
         with self._locked(place):
             if not place.is_file() or place.stat().st_size != size:
-                self._make_room(size, url)
-                self._fetch(url, size, blocks, place)
+                if size > self.limit:
+                    raise InputError(
+                        f"{url} has {size:,} bytes, more than the cache may hold ({self.limit:,}): raise"
+                        " T5_PIPELINE_CACHE_GB"
+                    )
+                temporary = place.with_name(f"{place.name}.tmp")
+                self._reserve(temporary, size)
+                try:
+                    self._fetch(url, size, blocks, temporary)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+                with self._lock_file("room", wait=True):  # whoever counts the files meets one of its two names
+                    temporary.rename(place)
             self.touch(place)
             return open_(place)
 
@@ -169,10 +183,9 @@ class FileCache:
         with contextlib.suppress(FileNotFoundError):
             os.utime(place, ns=(now, now))
 
-    def _fetch(self, url: str, size: int, blocks: Sequence[str] | None, place: Path) -> None:
-        temporary = place.with_name(f"{place.name}.tmp")
+    def _fetch(self, url: str, size: int, blocks: Sequence[str] | None, temporary: Path) -> None:
         read = number = 0
-        with _reasons(url, "tokens"), temporary.open("wb") as to:
+        with _reasons(url, "tokens"), temporary.open("r+b") as to:
             try:
                 with _open(url) as file:
                     while block := _whole_block(file):
@@ -191,27 +204,39 @@ class FileCache:
                 raise InputError(f"{url} is not {size:,} bytes long as it was written: put the file there again")
             to.flush()
             os.fsync(to.fileno())
-        temporary.rename(place)
 
-    def _make_room(self, size: int, url: str) -> None:
-        """Remove what was used least recently until there is room."""
-        if size > self.limit:
-            raise InputError(
-                f"{url} has {size:,} bytes, more than the cache may hold ({self.limit:,}): raise T5_PIPELINE_CACHE_GB"
-            )
-        with self._lock_file("room", wait=True):
-            files = self._files()
-            if sum(stat.st_size for _, stat in files) + size > self.limit and self.before_evicting is not None:
-                self.before_evicting()
-                files = self._files()
-            held = sum(stat.st_size for _, stat in files)
-            for path, stat in sorted(files, key=lambda file: file[1].st_mtime_ns):
-                if held + size <= self.limit:
+    def _reserve(self, temporary: Path, size: int) -> None:
+        """Make the temporary file as large as it will be, as soon as there is room for it.
+
+        It then counts for every process, so that together they stay within the bound.
+        """
+        while True:
+            with self._lock_file("room", wait=True):
+                temporary.unlink(missing_ok=True)  # of a process that was killed
+                if self._make_room(size, temporary):
+                    with temporary.open("wb") as file:
+                        file.truncate(size)
                     return
-                # What another process is at is left alone.
-                with contextlib.suppress(BlockingIOError), self._locked(path, wait=False):
-                    path.unlink(missing_ok=True)
-                    held -= stat.st_size
+            # What is left is being fetched or opened by others, who will soon be done.
+            time.sleep(0.01)
+
+    def _make_room(self, size: int, place: Path) -> bool:
+        """Remove what was used least recently until there is room; False where too much is locked by others."""
+        files = self._files()
+        if sum(stat.st_size for _, stat in files) + size > self.limit and self.before_evicting is not None:
+            self.before_evicting()
+            files = self._files()
+        held = sum(stat.st_size for _, stat in files)
+        for path, stat in sorted(files, key=lambda file: file[1].st_mtime_ns):
+            if held + size <= self.limit:
+                break
+            # One and the same lock may guard it that this process holds already.
+            ours = _lock_of(path) == _lock_of(place)
+            lock = contextlib.nullcontext() if ours else self._locked(path, wait=False)
+            with contextlib.suppress(BlockingIOError), lock:
+                path.unlink(missing_ok=True)
+                held -= stat.st_size
+        return held + size <= self.limit
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         found = []
@@ -222,7 +247,7 @@ class FileCache:
         return found
 
     def _locked(self, place: Path, wait: bool = True) -> contextlib.AbstractContextManager[None]:
-        return self._lock_file(str(int(place.name[:8], 16) % _LOCKS), wait)
+        return self._lock_file(_lock_of(place), wait)
 
     @contextlib.contextmanager
     def _lock_file(self, name: str, wait: bool) -> Iterator[None]:
@@ -239,6 +264,11 @@ class FileCache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _lock_of(place: Path) -> str:
+    """Name of the lock of a file and of its temporary one."""
+    return str(int(place.name[:8], 16) % _LOCKS)
 
 
 def _whole_block(file: Any) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pipeline import manifest as manifests
 from pipeline.artifacts import artifact_digest, locate
 from pipeline.decide import Decision
-from pipeline.errors import InputError
+from pipeline.errors import InputError, cannot_be_written
 from pipeline.files import move_directory, write_directory
 from pipeline.manifest import InputRecord, Manifest, OutputRecord
 from pipeline.run_dir import RunDir, step_name
@@ -211,7 +211,7 @@ def _write(place: Path, content: Callable[[Path], None]) -> None:
     except Exception as error:
         # Libraries written in Rust tell of a full disk in words of their own.
         if isinstance(error, OSError) or "(os error " in str(error):
-            raise InputError(f"{place}: cannot be written ({error}); make room, then run again") from error
+            raise cannot_be_written(place, error) from error
         raise
 
 

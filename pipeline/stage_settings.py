@@ -113,7 +113,7 @@ class TrainingSettings(StageSettings):
     z_loss: float = setting(1e-4, "weight of (log Z)² in the loss", ge=0)
     dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = setting(
-        "bf16", "precision of matrix products; weights and optimizer stay fp32"
+        "bf16", "precision of matrix products; weights that train, and the optimizer, stay fp32"
     )
     logits_precision: Literal["fp32", "bf16"] = setting(
         "bf16", "precision of the product that makes logits, where `precision` is bf16; softmax and loss stay fp32"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from pipeline.fields import Input, setting
 from pipeline.stage_settings import StageSettings, TrainingSettings
@@ -118,6 +118,13 @@ class PromptMixtureSettings(PromptTuneSettings):
         0.01, "learning rate of the logits of the mixture's weights; the schedule is the prompts'", gt=0
     )
 
+    @field_validator("logits_precision")
+    @classmethod
+    def whole_logits(cls, value: str) -> str:
+        if value != "bf16":
+            raise ValueError("has no effect here: a mixture's logits are always fp32; leave it out")
+        return value
+
     def together_with(self, other: StageSettings) -> bool:
         return False
 
@@ -182,10 +189,10 @@ class PeftTuneSettings(LearningSettings):
     steps: int = setting(30_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
     optimizer: Literal["adafactor", "adamw"] = setting("adamw", "adafactor as in T5X, or AdamW")
 
-    @field_validator("plainly", "recompute")
+    @field_validator("plainly", "recompute", "logits_precision")
     @classmethod
-    def by_transformers(cls, value: Any) -> Any:
-        if value:
+    def by_transformers(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != cls.model_fields[info.field_name or ""].get_default(call_default_factory=True):
             raise ValueError("has no effect here, where transformers and PEFT compute; leave it out")
         return value
 

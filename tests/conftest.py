@@ -11,10 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.tiny_run import Tiny, listing, make
 
 torch.set_num_threads(1)
+
+# The same examples everywhere, and no deadline for one: machines may be slow, or busy.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,13 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TORCH_FREE = [
-    "activations", "allocator", "architecture", "artifacts", "blocks", "cli", "decide", "devices", "digests", "disk", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch", "launch_config",
-    "manifest", "memory", "plan", "prompt_commands", "rates", "recipe", "remote", "run_dir", "runner", "settings", "stage_settings", "status", "task_files", "task_formats", "task_settings", "tune",
+    "activations", "allocator", "architecture", "artifacts", "blocks", "cli", "decide", "devices", "digests", "disk", "entry", "errors", "estimate", "fields", "files", "fingerprint", "flags", "launch", "launch_config",
+    "manifest", "memory", "plan", "prompt_commands", "rates", "recipe", "remote", "run_dir", "runner", "settings", "stage", "stage_settings", "status", "task_files", "task_formats", "task_settings", "tune",
     "tuning_settings", "evaluate_settings",
     "validation",
     "yaml_lines",
 ]  # fmt: skip
-WITH_TORCH = {"entry", "interchange", "serve", "stage"}
+WITH_TORCH = {"interchange", "serve"}
 APART = ("data_prep", "pipeline.modeling", "pipeline.training")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ def test_plain_python_or_accelerate() -> None:
     assert launched[3:] == ["--config_file", configuration, script, "--steps", "5"]
     with pytest.raises(InputError, match=r"none\.yaml: there is no such accelerate configuration"):
         command("lm_adapt", "none.yaml", [])
+    with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, and a runner .*slurm\.sbatch"):
+        command("lm_adapt", str(ROOT / "accelerate_configs" / "multi_node.yaml"), [])
 
 
 def test_two_processes_under_the_runner_and_a_code_that_the_launcher_swallows(
@@ -69,6 +72,9 @@ print(*(rank.pid for rank in ranks), flush=True)
         assert process.stdout is not None
         pids = [int(word) for word in process.stdout.readline().split()]
         assert len(pids) == 2
+        until = time.monotonic() + 20
+        while len(ranks(process.pid, script.name)) < 2 and time.monotonic() < until:
+            time.sleep(0.01)  # a process that has just begun has no command line yet
         assert sorted(ranks(process.pid, script.name)) == sorted(pids)
         assert ranks(process.pid, "other.py") == []
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,6 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
     assert read_launch_config(written(tmp_path, **keys)) == expected
 
 
-def test_deepspeeds_own_file_decides_and_leaves_open_what_is_auto(tmp_path: Path) -> None:
-    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "auto"}}
-    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": zero}))
-    settings = {"deepspeed_config_file": str(tmp_path / "ds.json"), "offload_param_device": "none"}
-    path = written(tmp_path, distributed_type="DEEPSPEED", num_processes=2, deepspeed_config=settings)
-    assert read_launch_config(path) == LaunchConfig("zero3", 2, offload_optimizer=True)
-
-
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -107,7 +98,7 @@ def test_deepspeeds_own_file_decides_and_leaves_open_what_is_auto(tmp_path: Path
                 "num_processes": 2,
                 "deepspeed_config": {"deepspeed_config_file": "ds.json"},
             },
-            "ds.json cannot be read",
+            "deepspeed_config.deepspeed_config_file: is not supported",
         ),
         ({"distributed_type": "FSDP", "num_processes": 2}, "only FSDP 2 is supported: fsdp_version: 2"),
         (

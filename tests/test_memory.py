@@ -43,10 +43,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda case: case.kind,
 )
 def test_the_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None:
-    """More cases, and larger ones: `python -m benchmarks`."""
+    """More cases, and larger ones: `python -m benchmarks`. A CPU without bf16 products holds copies of the factors."""
     row = benchmark.compare(case, place)
     assert row["measured_bytes"] > 150 << 20
-    assert row["estimate_bytes"] == pytest.approx(row["measured_bytes"], rel=0.15)
+    by_copies = case.settings["precision"] == "bf16" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
+    assert row["estimate_bytes"] == pytest.approx(row["measured_bytes"], rel=0.25 if by_copies else 0.15)
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])

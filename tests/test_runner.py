@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from pipeline.launch import ranks
 from pipeline.run_dir import RunDir, lock
-from tests.tiny_run import ROOT, Tiny, command, listing, metrics, scores, stage, t5_pipeline
+from tests.tiny_run import ROOT, Tiny, command, listing, metrics, newest_checkpoint, scores, stage, t5_pipeline
 
 CELLS = [
     f"prompt_tune/model={model},seed={seed}" for model in ("lm_adapt@4", "lm_adapt", "sentinel") for seed in (0, 1)
@@ -182,15 +182,11 @@ def running(tiny: Tiny) -> tuple[subprocess.Popen[str], psutil.Process]:
     runner = subprocess.Popen(
         command("run", tiny.recipe, "--run-dir", tiny.run, *steps), stderr=subprocess.PIPE, text=True
     )
-    while not (tiny.run / "lm_adapt" / "checkpoints" / "step-00000040").is_dir():
+    while newest_checkpoint(tiny) < 40:
         assert runner.poll() is None
         time.sleep(0.01)
     (rank,) = ranks(runner.pid, "lm_adapt.py")
     return runner, psutil.Process(rank)
-
-
-def newest_checkpoint(tiny: Tiny) -> int:
-    return int(max(path.name for path in (tiny.run / "lm_adapt" / "checkpoints").glob("step-*"))[-8:])
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143), (signal.SIGINT, 130)])

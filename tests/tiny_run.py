@@ -213,6 +213,11 @@ def command(*arguments: object) -> list[str]:
     return [str(COMMAND), *map(str, arguments)]
 
 
+def newest_checkpoint(tiny: Tiny) -> int:
+    """The step of lm_adapt's newest checkpoint; 0 where there is none."""
+    return max((int(path.name[-8:]) for path in (tiny.run / "lm_adapt" / "checkpoints").glob("step-*")), default=0)
+
+
 def script(kind: str, *arguments: object) -> list[str]:
     """`python stages/KIND.py …`"""
     return [sys.executable, str(ROOT / "stages" / f"{kind}.py"), *map(str, arguments)]

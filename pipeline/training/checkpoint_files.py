@@ -91,7 +91,10 @@ class Checkpoint:
                     values_N[low - start : high - start] = opened.get_slice(key)[low - begin : high - begin]
                 missing -= high - low
         if missing:
-            raise InputError(f"{self.path}: {name} is not whole ({missing:,} elements are missing)")
+            raise InputError(
+                f"{self.path}: {name} is not whole ({missing:,} elements are missing); remove it to go on"
+                " from the one before"
+            )
         return values_N
 
     def tensor(self, name: str) -> Tensor:
@@ -108,11 +111,16 @@ def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, worl
 
     Raises:
         Damaged: they are not.
-        InputError: it belongs to another fingerprint.
+        InputError: it belongs to another fingerprint, or is of another version's format.
     """
     state = _checked(path / STATE)
-    if state["step"] != step or state["format"] != FORMAT:
-        raise Damaged(f"{path / STATE}: is of step {state['step']}, format {state['format']}")
+    if state["format"] != FORMAT:
+        raise InputError(
+            f"{path}: is of format {state['format']}, and this version reads format {FORMAT} only; go on with the"
+            f" version that wrote it, or remove {path.parent} to start from step 0"
+        )
+    if state["step"] != step:
+        raise Damaged(f"{path / STATE}: is of step {state['step']}")
     if state["fingerprint"] != fingerprint:
         raise InputError(
             f"{path}: this checkpoint belongs to other settings (fingerprint {state['fingerprint']}, "

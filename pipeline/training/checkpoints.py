@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, cannot_be_written
 from pipeline.files import move_directory, sweep
 from pipeline.training.checkpoint_files import (
     Checkpoint,
@@ -137,7 +137,7 @@ class Checkpoints:
             try:
                 do()
             except Exception as error:  # whatever it is: the other processes wait for an answer
-                said = said or f"{final}: cannot be written ({error}); make room, then run again"
+                said = said or str(cannot_be_written(final, error))
             return words.largest(int(bool(said))) == 0
 
         def begin() -> None:
@@ -160,7 +160,9 @@ class Checkpoints:
         elif not done:
             if first:
                 shutil.rmtree(folder, ignore_errors=True)
-            self._trouble = said or f"{final}: another process could not write its part; make room, then run again"
+            self._trouble = (
+                said or f"{final}: another process could not write its part, and says why; mend that, then run again"
+            )
 
     # -------------------------------------------------------------------------------------------------------- reading
 

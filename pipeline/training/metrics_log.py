@@ -37,7 +37,9 @@ class MetricsLog:
             line = json.dumps(row, allow_nan=False) + "\n"
         except ValueError:
             where = f"{self.path}: step {row['step']}"
-            raise InputError(f"{where}: a metric is not finite ({dict(row)}); lower learning_rate") from None
+            raise InputError(
+                f"{where}: a metric is not finite ({dict(row)}); train anew with a lower learning_rate"
+            ) from None
         os.write(self._descriptor, line.encode())
         if self.also is not None:
             self.also(row)

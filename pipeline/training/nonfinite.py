@@ -46,9 +46,9 @@ class OnNonFinite:
         if not self.skips:
             first = bad[0]
             raise InputError(
-                f"step {first.step:,}: {first.what} is not finite; its examples are named in {NAME} beside"
-                " metrics.jsonl, and the checkpoints before it are intact: lower learning_rate, use precision fp32 or"
-                " `on_nonfinite: skip`, and run again"
+                f"step {first.step:,}: {first.what} is not finite; its examples are named in {self._path or NAME}, and"
+                " the checkpoints before it are intact: `on_nonfinite: skip` goes on without this step; with another"
+                " learning_rate or precision training starts anew"
             )
 
     def _row(self, found: NotFinite, batches: BatchSource) -> dict[str, object]:

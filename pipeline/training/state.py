@@ -68,9 +68,15 @@ class TrainState:
             name = piece.name.removeprefix(MODEL)
             if shapes.get(name) != piece.shape:
                 found = f"has shape {list(shapes[name])}, not {list(piece.shape)}" if name in shapes else "is missing"
-                raise InputError(f"checkpoint of step {step:,}: {name} {found}; it was made by another model")
+                raise InputError(
+                    f"checkpoint of step {step:,}: {name} {found}; it was made by another model:"
+                    " use another run directory, or remove its checkpoints"
+                )
         if unknown := [name for name in shapes if name not in self.engine.trained]:
-            raise InputError(f"checkpoint of step {step:,}: {unknown[0]} is not in this model")
+            raise InputError(
+                f"checkpoint of step {step:,}: {unknown[0]} is not in this model: use another run"
+                " directory, or remove its checkpoints"
+            )
         self.engine.load(saved)
         if self.selection is not None:
             self.selection.load(saved, scalars["selection"], self.engine)

@@ -108,7 +108,7 @@ def test_a_batch_of_two_thousand_is_packed_at_once(token_list: Any) -> None:
     """C4's documents are mostly shorter than 512 tokens: rows are five sixths full, in a fraction of a second."""
     lengths = np.random.default_rng(0).lognormal(5.6, 1.1, 4000).astype(int) + 5
     batches = LMBatches(PrefixLM(token_list(lengths.tolist()), 0, 512), 2048, 0, (512, 512))
-    began = time.perf_counter()
+    began = time.process_time()
     batch = batches.at(0)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert (batch.input_tokens + batch.target_tokens) / (batch.inputs_BS.size + batch.targets_BT.size) > 0.8

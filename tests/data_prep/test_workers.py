@@ -67,7 +67,7 @@ def ray() -> Iterator[None]:
 
     quiet = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
     before = signal.getsignal(signal.SIGTERM)
-    ray.init("local", num_cpus=2, **quiet)
+    ray.init("local", num_cpus=2, _temp_dir="/tmp/ray", **quiet)  # its sockets need a short path
     signal.signal(signal.SIGTERM, before)
     yield
     ray.shutdown()

@@ -71,7 +71,7 @@ def test_told_to_stop(tiny: Tiny, signum: signal.Signals, code: int) -> None:
         assert running.poll() is None
         time.sleep(0.01)
     running.send_signal(signum)
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=300)
     assert running.returncode == code, said
     (step,) = (int(word.replace(",", "")) for word in said.split("after step ")[1].split(", which")[:1])
     assert (

@@ -40,7 +40,9 @@ def test_the_definitions_take_the_same_steps(finished: Tiny, tmp_path: Path, kin
         assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-4)
 
 
-@pytest.mark.parametrize(("flag", "value"), [("plainly", ["attention"]), ("recompute", [])])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("plainly", ["attention"]), ("recompute", []), ("logits-precision", ["fp32"])]
+)
 def test_peft_computes_by_itself(finished: Tiny, tmp_path: Path, flag: str, value: list[str]) -> None:
     said = stage(
         "peft_tune", "--model", finished.run / "pretrain", "--task", task(finished, tmp_path), "--method", "p_tuning",

@@ -66,7 +66,7 @@ def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": "/tmp"},  # its sockets need a short path
     )
     at_work: list[psutil.Process] = []
     while not at_work and running.poll() is None:
@@ -75,7 +75,7 @@ def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
         time.sleep(0.002)
     if at_work:
         at_work[0].kill()
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=300)
     assert at_work, said
     assert running.returncode == 0, said
     assert "Traceback" not in said
@@ -122,7 +122,7 @@ def test_told_to_stop(flags: list[object], tmp_path: Path, alone: str, signum: s
         os.killpg(running.pid, signum)
     else:
         running.send_signal(signum)
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=300)
     assert running.returncode == code, said
     assert said.splitlines()[-1] == f"stopped by {signum.name}; run the same command to go on"
     assert "Traceback" not in said

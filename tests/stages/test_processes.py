@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pipeline.launch import ranks
-from tests.tiny_run import ROOT, Tiny, accelerate_launch, command, listing, metrics, stage
+from tests.tiny_run import ROOT, Tiny, accelerate_launch, command, listing, metrics, newest_checkpoint, stage
 
 CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
 
@@ -80,8 +80,7 @@ def test_two_processes_under_the_runner_are_stopped_and_go_on(tiny: Tiny, signum
     steps = ("--set", f"lm_adapt.launch={CPU_DDP}", "--set", "lm_adapt.checkpoint_every=20", "--until", "lm_adapt")
     words = command("run", tiny.recipe, "--run-dir", tiny.run, *steps, "--set", "lm_adapt.steps=100000")
     running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    checkpoints = tiny.run / "lm_adapt" / "checkpoints"
-    while not (checkpoints / "step-00000040").is_dir():
+    while newest_checkpoint(tiny) < 40:
         assert running.poll() is None
         time.sleep(0.01)
     both = ranks(running.pid, "lm_adapt.py")
@@ -89,7 +88,7 @@ def test_two_processes_under_the_runner_are_stopped_and_go_on(tiny: Tiny, signum
     os.kill(running.pid if signum == signal.SIGTERM else both[1], signum)
     _, said = running.communicate(timeout=60)
     assert not [rank for rank in both if psutil.pid_exists(rank)]
-    newest = int(max(path.name for path in checkpoints.iterdir())[-8:])
+    newest = newest_checkpoint(tiny)
     if signum == signal.SIGTERM:
         assert running.returncode == 128 + signum, said
         assert f"■ lm_adapt: stopped by SIGTERM after step {newest:,}, which is saved; run the same command" in said

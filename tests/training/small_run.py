@@ -212,6 +212,7 @@ def main(directory: Path, settings: dict[str, Any], kills: list[float]) -> int:
             run(directory, **settings)
             os._exit(0)
         while newest(directory) == saved:
+            assert os.waitpid(child, os.WNOHANG)[0] == 0, "it came to its end before it was killed"
             time.sleep(0.001)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)

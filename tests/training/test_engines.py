@@ -100,6 +100,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         (FSDP | {"FSDP_VERSION": "1"}, "lm_adapt", "fsdp_version: 1 is not supported; set 2"),
         (ZERO2, "sentinel", "sentinel does not run on zero2, but on one"),
         ({"T5_PIPELINE_PROCESSES": "8", "T5_PIPELINE_ENGINE": "ddp"}, "lm_adapt", "8 processes on ddp were asked for, and 1 on one came"),
+        ({"T5_PIPELINE_DEVICE": "gpu"}, "lm_adapt", "launch: GPUs are asked for, and torch sees none"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_is_refused_before_anything_is_written(
@@ -107,6 +108,7 @@ def test_what_cannot_train_is_refused_before_anything_is_written(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     tokens = ("--tokens", finished.run / "prepare") if kind == "lm_adapt" else ()
     task = {"data": str(finished.data / "rows"), "inputs": "{text}", "targets": "{label}", "metrics": ["accuracy"]}
     (tmp_path / "task.yaml").write_text(json.dumps(task | {"labels": ["files", "numbers"]}))

@@ -68,7 +68,7 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_run_in_one(
 
 def test_many_kills_at_any_moment_change_no_bit(small_run: ModuleType, tmp_path: Path) -> None:
     """Every step is saved, and each kill comes up to 50 ms after a save: in steps, in saves, in pruning."""
-    settings = {"steps": 150, "checkpoint_every": 1}
+    settings = {"steps": 150, "checkpoint_every": 1, "seconds_per_step": 0.01}
     small_run.run(tmp_path / "whole", steps=150)
     delays = [str(0.05 * (k * 0.618 % 1)) for k in range(20)]
     done = subprocess.run(
@@ -166,7 +166,7 @@ def test_another_model_or_other_settings_are_refused(small_run: ModuleType, tmp_
         state.load(3, Saved({**tensors, "model/stranger": torch.ones(2)}), state.scalars())
 
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
 
 
 def test_two_processes_take_the_steps_of_one(small_run: ModuleType, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from pipeline.training.engines.base import Engine, EngineName, Inside, MakeOptimizer
+from pipeline.launch_config import Engine as EngineName
+from pipeline.training.engines.base import Engine, Inside, MakeOptimizer
 from pipeline.training.engines.whole import Whole
 from pipeline.training.ranks import Ranks
 
-__all__ = ["Engine", "EngineName", "MakeOptimizer", "engine_name", "make_engine"]
+__all__ = ["Engine", "MakeOptimizer", "engine_name", "make_engine"]
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,7 +22,7 @@ def engine_name(accelerator: Accelerator) -> EngineName:
     """The engine that the launch configuration asked for."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None:
-        names: dict[int, EngineName] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+        names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
         return names[plugin.zero_stage]
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         return "fsdp2"

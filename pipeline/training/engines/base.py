@@ -19,7 +19,6 @@ from pipeline.training.pieces import Piece, SavedTensors
 from pipeline.training.ranks import Ranks
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
-EngineName = Literal["one", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 MODEL, OPTIMIZER = "model/", "optimizer/"
 
 

@@ -1,0 +1,71 @@
+"""accelerate_configs/slurm.sbatch on two CPU processes: real ranks, and stand-ins for the commands of Slurm itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import ROOT, Tiny, newest_checkpoint
+
+SRUN = """\
+#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+SLURM_NODEID=0 exec "$@"
+"""
+SCONTROL = """\
+#!/usr/bin/env bash
+if [ "$1" = requeue ]; then echo "$2" >> "$REQUEUED"; else echo 127.0.0.1; fi
+"""
+
+
+def submit(tiny: Tiny, stand_ins: Path, *flags: object) -> subprocess.Popen[str]:
+    """The batch script as Slurm starts it on one machine of two devices."""
+    stand_ins.mkdir(exist_ok=True)
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (stand_ins / name).write_text(text)
+        (stand_ins / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(stand_ins), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "RECIPE": str(tiny.recipe), "STAGE": "lm_adapt", "RUN_DIR": str(tiny.run), "PORT": str(port),
+        "CONFIG": "accelerate_configs/cpu_ddp.yaml", "REQUEUED": str(stand_ins / "requeued"), "SLURM_JOB_ID": "17",
+        "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "node[1]",
+    }  # fmt: skip
+    words = ["bash", str(ROOT / "accelerate_configs" / "slurm.sbatch"), *map(str, flags)]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+
+
+@pytest.mark.skipif(shutil.which("pkill") is None, reason="the script needs pkill (procps)")
+def test_a_job_that_is_stopped_is_requeued_and_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    job = submit(tiny, tmp_path / "bin", "--steps", 100_000, "--checkpoint-every", 20)
+    while newest_checkpoint(tiny) < 40:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    _, said = job.communicate(timeout=120)
+    newest = newest_checkpoint(tiny)
+    assert f"stopped by SIGTERM after step {newest:,}, which is saved" in said
+    assert job.returncode == 143
+    assert (tmp_path / "bin" / "requeued").read_text() == "17\n"
+
+    job = submit(tiny, tmp_path / "bin", "--steps", newest + 2)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 0, said
+    assert tiny.manifests()["lm_adapt"].step == newest + 2
+
+    # A launch that ends before the stage has begun leaves no code of its own: the last job's 0 must not speak for it.
+    job = submit(tiny, tmp_path / "bin", "--steps", newest + 4, "--no-such-flag", 1)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 1, said
+    assert (tmp_path / "bin" / "requeued").read_text() == "17\n"
