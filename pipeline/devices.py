@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from pipeline.allocator import keep_freed_memory
 from pipeline.errors import InputError
 from pipeline.launch import DEVICE, ENGINE, PROCESSES
+from pipeline.launch_config import Engine
 from pipeline.stage_settings import StageSettings, TrainingSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_ZERO: dict[str, Engine] = {"1": "zero1", "2": "zero2", "3": "zero3"}
 
 
 def set_threads(asked: int) -> None:
@@ -49,7 +52,7 @@ def launched(settings: StageSettings, directory: Path) -> Accelerator:
             " `distributed_type: MULTI_GPU`, as in accelerate_configs/cpu_ddp.yaml"
         )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
-    engine = _engine_asked_for(asked)
+    engine = engine_asked_for(asked)
     told = os.environ.get(ENGINE, engine), int(os.environ.get(PROCESSES, asked))
     if told != (engine, asked):
         raise InputError(
@@ -91,7 +94,7 @@ def launched(settings: StageSettings, directory: Path) -> Accelerator:
     return accelerator
 
 
-def _engine_asked_for(processes: int) -> str:
+def engine_asked_for(processes: int) -> Engine:
     """The engine that the launcher's environment names.
 
     Raises:
@@ -99,12 +102,12 @@ def _engine_asked_for(processes: int) -> str:
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-        if stage not in ("1", "2", "3"):
+        if stage not in _ZERO:
             raise InputError(
                 f"deepspeed_config.zero_stage: {stage or 'a deepspeed_config_file'} is not supported; give zero_stage"
                 " 1, 2 or 3 in the accelerate configuration, as in accelerate_configs/zero2.yaml"
             )
-        return f"zero{stage}"
+        return _ZERO[stage]
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":

@@ -46,7 +46,7 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
     if (machines := read_launch_config(launch).machines) > 1:
         raise InputError(
             f"{launch}: num_machines: is {machines}, and a runner starts processes on its own machine only; start the"
-            f" stage on each of them with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
+            " stage on each of them with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
         )
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, script, *arguments]
 

@@ -89,9 +89,9 @@ def model_loss(
     model: Any,
     hidden_BTD: Tensor,
     targets_BT: Tensor,
-    z_loss: float = 0.0,
-    precision: Literal["fp32", "bf16"] = "fp32",
-    plainly: bool = False,
+    z_loss: float,
+    precision: Literal["fp32", "bf16"],
+    plainly: bool,
 ) -> Tensor:
     """Loss [B, T] of a model's decoder outputs: `output_loss`, or `plainly` by its definition, with fp32 logits."""
     if plainly:

@@ -221,7 +221,7 @@ def held_out_loss(state: TrainState, batches: Sequence[Any], microbatch_size: in
 
     def sums_of(model: Any, batch: TensorBatch) -> Tensor:
         hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
-        loss_BT = model_loss(model, hidden_BTD, batch.targets_BT, plainly=plainly)
+        loss_BT = model_loss(model, hidden_BTD, batch.targets_BT, 0.0, "fp32", plainly)
         counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
         return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
 

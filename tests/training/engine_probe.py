@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline.architecture import T5Shape
-from pipeline.devices import launched
+from pipeline.devices import engine_asked_for, launched
 from pipeline.modeling.load import init_t5
 from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.training.engines import engine_name, make_engine
+from pipeline.training.engines import make_engine
 from pipeline.training.optimizers import AdamW
 from pipeline.tuning_settings import PromptTuneSettings
 
@@ -48,7 +48,7 @@ def main(place: Path) -> None:
     states = [value for state in inner.state.values() for value in state.values()]
     moments = sum(value.numel() for value in states if value.dim())
     found = {
-        "engine": engine_name(accelerator),
+        "engine": engine_asked_for(accelerator.num_processes),
         "world": engine.ranks.world,
         "frozen": len(frozen),
         "with_gradient": with_gradient,

@@ -101,6 +101,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         (ZERO2, "sentinel", "sentinel does not run on zero2, but on one"),
         ({"T5_PIPELINE_PROCESSES": "8", "T5_PIPELINE_ENGINE": "ddp"}, "lm_adapt", "8 processes on ddp were asked for, and 1 on one came"),
         ({"T5_PIPELINE_DEVICE": "gpu"}, "lm_adapt", "launch: GPUs are asked for, and torch sees none"),
+        ({"T5_PIPELINE_DEVICE": "cpu", "WORLD_SIZE": "2"}, "lm_adapt", "launch: CPUs are asked for, and GPUs are visible"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_is_refused_before_anything_is_written(
@@ -108,7 +109,7 @@ def test_what_cannot_train_is_refused_before_anything_is_written(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: environment.get("T5_PIPELINE_DEVICE") == "cpu")
     tokens = ("--tokens", finished.run / "prepare") if kind == "lm_adapt" else ()
     task = {"data": str(finished.data / "rows"), "inputs": "{text}", "targets": "{label}", "metrics": ["accuracy"]}
     (tmp_path / "task.yaml").write_text(json.dumps(task | {"labels": ["files", "numbers"]}))

@@ -7,26 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from pipeline.launch_config import Engine as EngineName
+from pipeline.devices import engine_asked_for
 from pipeline.training.engines.base import Engine, Inside, MakeOptimizer
 from pipeline.training.engines.whole import Whole
 from pipeline.training.ranks import Ranks
 
-__all__ = ["Engine", "MakeOptimizer", "engine_name", "make_engine"]
+__all__ = ["Engine", "MakeOptimizer", "make_engine"]
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def engine_name(accelerator: Accelerator) -> EngineName:
-    """The engine that the launch configuration asked for."""
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None:
-        names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
-        return names[plugin.zero_stage]
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        return "fsdp2"
-    return "ddp" if accelerator.num_processes > 1 else "one"
 
 
 def make_engine(
@@ -40,7 +29,7 @@ def make_engine(
     Args:
         make_optimizer: called with the parameters that train, once they are on their device and in their parts.
     """
-    name, device = engine_name(accelerator), accelerator.device
+    name, device = engine_asked_for(accelerator.num_processes), accelerator.device
     ranks = Ranks(accelerator.process_index, accelerator.num_processes)
     inside = Inside(model, precision, device.type)
     if name == "fsdp2":
