@@ -220,13 +220,13 @@ def test_the_fast_ways_equal_the_definitions(model: T5) -> None:
 
 
 def test_in_bf16_the_fast_ways_are_within_its_rounding(model: T5) -> None:
-    """Scores are rounded too, which the definition keeps in fp32: a few times as far from fp32 as it is."""
+    """Scores are rounded too, which the definition keeps in fp32: at most some twice as far from fp32 as it is."""
     exact, fast = (loss_and_gradients(model, bf16) for bf16 in (False, True))
     model.set_ways(plainly=["attention", "norm"])
     plain = loss_and_gradients(model, bf16=True)
     assert not all(map(torch.equal, fast, plain))
     for right, theirs, ours in zip(exact, plain, fast, strict=True):
-        assert (ours - right).norm() <= 4 * (theirs - right).norm() + 0.001 * right.norm()
+        assert (ours - right).norm() <= 2.5 * (theirs - right).norm() + 0.001 * right.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
