@@ -16,7 +16,10 @@ test: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -m "engines or soak" --durations=0
 
+# mypy does not follow setuptools' mapping of folders to packages: give it the installed layout as links.
 check: $(READY)
+	rm -rf $(VENV)/layout && mkdir -p $(VENV)/layout/t5_pipeline
+	ln -s $(CURDIR)/pipeline/* $(CURDIR)/data_prep $(CURDIR)/stages $(VENV)/layout/t5_pipeline/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

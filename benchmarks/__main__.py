@@ -22,7 +22,7 @@ from benchmarks import (
     prompt_tuning,
 )
 from benchmarks.machine import Clock, described
-from pipeline.allocator import keep_freed_memory
+from t5_pipeline.execution.malloc import keep_freed_memory
 
 BENCHMARKS = {
     "lm_adaptation": lm_adaptation,

@@ -26,17 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.architecture import SIZES, T5Shape
-from pipeline.manifest import read_started
-from pipeline.modeling.load import init_t5
-from pipeline.modeling.t5 import T5
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.engines.base import Inside
-from pipeline.training.engines.whole import Whole
-from pipeline.training.loss import batch_losses, output_loss
-from pipeline.training.optimizers import AdamW, set_learning_rate
-from pipeline.training.pieces import Piece
-from pipeline.training.ranks import Ranks
+from t5_pipeline.artifacts.manifest import read_started
+from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.checkpoints.store import Checkpoints
+from t5_pipeline.training.checkpoints.tensor_shards import TensorShard
+from t5_pipeline.training.distributed.collectives import ProcessGroup
+from t5_pipeline.training.distributed.engine import ForwardScope
+from t5_pipeline.training.distributed.replicated import Replicated
+from t5_pipeline.training.loss import batch_losses, output_loss
+from t5_pipeline.training.optimizers import AdamW, set_learning_rate
 
 STEPS = 12  # of a block: longer than the disk needs
 BATCH, LENGTH = 4, 128
@@ -44,10 +44,13 @@ EVERY_S = 300.0
 LATE = 100_000
 
 
-def checkpoints(rounds: int, shape: T5Shape = SIZES["small"]) -> dict[str, Any]:
+def checkpoints(rounds: int, shape: T5Config = SIZES["small"]) -> dict[str, Any]:
     """Seconds of a block of steps, with and without a checkpoint behind it."""
-    engine = Whole(
-        Inside(init_t5(shape, seed=0), "bf16", "cpu"), lambda trained: AdamW(trained), Ranks(), torch.device("cpu")
+    engine = Replicated(
+        ForwardScope(init_t5(shape, seed=0), "bf16", "cpu"),
+        lambda trained: AdamW(trained),
+        ProcessGroup(),
+        torch.device("cpu"),
     )
     set_learning_rate(engine.optimizer, 1e-4)
     ids_BS = torch.randint(3, 32_000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -91,12 +94,12 @@ def checkpoints(rounds: int, shape: T5Shape = SIZES["small"]) -> dict[str, Any]:
 
 def start(flags: Sequence[str]) -> dict[str, float]:
     """One more step, in this process."""
-    from pipeline.entry import run
-    from pipeline.settings import LMAdaptSettings
-    from stages.lm_adapt import lm_adapt
+    from t5_pipeline.config.adaptation import LMAdaptConfig
+    from t5_pipeline.execution.stage_process import run
+    from t5_pipeline.stages.lm_adapt import lm_adapt
 
     began = time.perf_counter()
-    assert run(lm_adapt, LMAdaptSettings, list(flags), "lm_adapt.py") == 0
+    assert run(lm_adapt, LMAdaptConfig, list(flags), "lm_adapt.py") == 0
     read = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return {"seconds": time.perf_counter() - began, "bytes_read": int(read["rchar"])}
 
@@ -136,7 +139,7 @@ def call_it(output: Path, step: int) -> None:
     saved = Checkpoints(output / "checkpoints", begun.fingerprint, keep_last=1)
     found = saved.at(1)
     if step != found.step:
-        saved.save(step, [Piece.whole(name, tensor) for name, tensor in found.tensors().items()], found.scalars)
+        saved.save(step, [TensorShard.whole(name, tensor) for name, tensor in found.tensors().items()], found.scalars)
         saved.wait()
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from benchmarks.machine import paired, seconds
 from benchmarks.prompt_tuning import encoded, prompted
-from data_prep.batches import pad
-from pipeline.architecture import SIZES
-from pipeline.evaluation.label_scoring import score_labels
-from pipeline.modeling.load import init_t5
-from pipeline.modeling.prompt_bank import PromptedT5
+from t5_pipeline.data_prep.sampling.batches import pad
+from t5_pipeline.evaluation.label_scoring import score_labels
+from t5_pipeline.modeling.config import SIZES
+from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.prompt_bank import PromptedT5
 
 BATCH = 16
 COUNTS = (1, 4)

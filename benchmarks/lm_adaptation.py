@@ -6,7 +6,7 @@ optimizer. The peers are `T5ForConditionalGeneration` as transformers loads it, 
 microbatches of 8 in the order of the data set, gradients accumulated over the same global batch. All sides take turns.
 
 The share of the machine's rate is that of the products which the useful tokens need, forward and backward (three times
-forward_flops of pipeline/estimate.py: attention included, padding, recomputation and the optimizer not), beside the
+forward_flops of pipeline/cost/flops.py: attention included, padding, recomputation and the optimizer not), beside the
 model's own d_model × d_ff product in bf16 at a microbatch's tokens, measured before and after each of our turns.
 """
 
@@ -25,15 +25,15 @@ import torch
 from torch import nn
 
 from benchmarks.machine import Clock, best_square, layer_rate, paired, seconds
-from data_prep.batches import Batch, LMBatches
-from data_prep.objectives.prefix_lm import PrefixLM
-from pipeline.architecture import SIZES, T5Shape
-from pipeline.estimate import forward_flops
-from pipeline.modeling.load import init_t5, save_t5
-from pipeline.modeling.t5 import T5
-from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses, output_loss
-from pipeline.training.optimizers import model_optimizer, set_learning_rate
+from t5_pipeline.cost.flops import forward_flops
+from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
+from t5_pipeline.data_prep.sampling.batches import Batch, LMBatches
+from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.load import init_t5, save_t5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.loss import batch_losses, output_loss
+from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.optimizers import model_optimizer, set_learning_rate
 
 LENGTH = 512
 PEER_ROWS = 8  # of a microbatch
@@ -177,7 +177,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     """One size of T5 1.1."""
     from transformers import T5ForConditionalGeneration
 
-    shape: T5Shape = SIZES[size]
+    shape: T5Config = SIZES[size]
     ours = init_t5(shape, seed=0)
     ours.set_dropout(0.0)
     ours.train()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pipeline.architecture import T5Shape
-from pipeline.entry import versions
+from t5_pipeline.execution.stage_process import versions
+from t5_pipeline.modeling.config import T5Config
 
 SQUARES = (512, 1024, 2048, 4096)
 
@@ -50,7 +50,7 @@ def matmul_rate(rows: int, inner: int, columns: int, times: int = 9) -> float:
     return 2 * rows * inner * columns / statistics.median(seconds(lambda: F.linear(x, weight)) for _ in range(times))
 
 
-def layer_rate(shape: T5Shape, tokens: int) -> float:
+def layer_rate(shape: T5Config, tokens: int) -> float:
     """The rate of the model's own d_model × d_ff product at a microbatch's tokens."""
     return matmul_rate(tokens, shape.d_model, shape.d_ff)
 

@@ -7,7 +7,7 @@ peak is the largest reading less the first one: weights, all that a step makes, 
 
 glibc is told to give what is freed back to the system at once (every allocation of 64 KiB and more has pages of its
 own), so that what is measured is what is in use. Without these variables a stage has it keep freed memory for later
-(pipeline/allocator.py).
+(pipeline/execution/malloc.py).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from typing import Any
 
 import yaml
 
-from pipeline.architecture import SIZES, T5Shape
-from pipeline.estimate import memory, shape_of
-from pipeline.launch_config import LaunchConfig
-from pipeline.memory import Memory
-from pipeline.recipe import load_recipe
-from pipeline.run_dir import RunDir
-from pipeline.settings import STAGES
-from pipeline.stage_settings import TrainingSettings
+from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.config.launch import LaunchConfig
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.cost.flops import memory, shape_of
+from t5_pipeline.cost.memory import Memory
+from t5_pipeline.modeling.config import SIZES, T5Config
 
 FREED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
 SMALL, BASE = "T5 1.1 Small", "Base, 2 + 2 layers"
-TINY = T5Shape(vocab_size=1152, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
-BASE_SHAPED = T5Shape(d_model=768, d_ff=2048, num_heads=12, num_layers=2, num_decoder_layers=2)
+TINY = T5Config(vocab_size=1152, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
+BASE_SHAPED = T5Config(d_model=768, d_ff=2048, num_heads=12, num_layers=2, num_decoder_layers=2)
 SHAPES = {SMALL: SIZES["small"], BASE: BASE_SHAPED}
 TINY_WORK = {"batch_size": 2, "microbatch_size": 0}
 EVERY_S = 0.002
@@ -83,13 +83,13 @@ CASES = [
 ]
 
 
-def prepare(place: Path, shapes: Mapping[str, T5Shape]) -> None:
+def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
     """Token shards of one long text after another, a task whose inputs are as long as any case reads, and the T5s."""
-    from data_prep.corpora import corpus_pieces
-    from data_prep.shard_writing import write_tokens
-    from data_prep.vocabulary import Vocabulary
-    from pipeline.modeling.artifact import Expectations, write_model
-    from pipeline.modeling.load import init_t5
+    from t5_pipeline.data_prep.corpora.documents import corpus_pieces
+    from t5_pipeline.data_prep.shards.writer import write_tokens
+    from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+    from t5_pipeline.modeling.load import init_t5
+    from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
@@ -106,7 +106,7 @@ def prepare(place: Path, shapes: Mapping[str, T5Shape]) -> None:
         (place / "rows" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, shape in {**shapes, "tiny": TINY}.items():
         (place / name).mkdir()
-        write_model(place / name, init_t5(shape, seed=0), vocabulary, Expectations())
+        write_model(place / name, init_t5(shape, seed=0), vocabulary, ModelMetadata())
 
 
 def recipe(case: Case, place: Path, name: str = "case") -> Path:
@@ -131,7 +131,7 @@ def estimated(path: Path) -> Memory:
     (cell,) = found.cells()
     shape = shape_of(found, RunDir(path.parent / "none"), cell)
     assert shape is not None
-    assert isinstance(cell.settings, TrainingSettings)
+    assert isinstance(cell.settings, TrainingConfig)
     made = memory([cell.settings], shape, LaunchConfig(cpu=True))
     assert made is not None
     return made
@@ -168,9 +168,9 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 
 def stage(kind: str, first: str, then: str, runs: str) -> int:
     """Make a stage of one recipe in this process, say what memory it has, and make that of another."""
-    from pipeline.entry import run
+    from t5_pipeline.execution.stage_process import run
 
-    body = getattr(importlib.import_module(f"stages.{kind}"), kind)
+    body = getattr(importlib.import_module(f"t5_pipeline.stages.{kind}"), kind)
     run(body, STAGES[kind], ["--recipe", first, "--run-dir", f"{runs}/first"], f"{kind}.py")
     print(anonymous_bytes(), flush=True)
     return run(body, STAGES[kind], ["--recipe", then, "--run-dir", f"{runs}/then"], f"{kind}.py")

@@ -22,17 +22,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pipeline.training.loop
+import t5_pipeline.training.loop
 from benchmarks.machine import Clock, paired
-from data_prep.batches import LMBatches
-from pipeline.entry import run as run_stage
-from pipeline.settings import LMAdaptSettings, PrepareSettings, SpanCorruptSettings
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.metrics_log import MetricsLog
-from pipeline.training.progress import Progress
-from stages.lm_adapt import lm_adapt
-from stages.prepare import prepare
-from stages.span_corrupt import span_corrupt
+from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
+from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.data_prep.sampling.batches import LMBatches
+from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.stage_process import run as run_stage
+from t5_pipeline.stages.lm_adapt import lm_adapt
+from t5_pipeline.stages.prepare import prepare
+from t5_pipeline.stages.span_corrupt import span_corrupt
+from t5_pipeline.training.checkpoints.store import Checkpoints
 
 STEPS = 20
 LATE = 100_000
@@ -85,16 +86,16 @@ def shares(tokens: str, model: str, directory: Path) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in (*PIECES, "step")}
     flags = ["--tokens", tokens, "--output-dir", str(directory / "adapted"), "--steps", str(STEPS)]
     flags += ["--model", model, "--segment-length", "64", "--batch-size", "32", "--precision", "fp32"]
-    with timed(pipeline.training.loop, "gradients", times["step"]):
+    with timed(t5_pipeline.training.loop, "gradients", times["step"]):
         stack = [timed(owner, name, times[piece]) for piece, (owner, name) in PIECES.items()]
         for context in stack:
             context.__enter__()
         try:
-            stage(lm_adapt, LMAdaptSettings, *flags)
+            stage(lm_adapt, LMAdaptConfig, *flags)
         finally:
             for context in stack:
                 context.__exit__(None, None, None)
-    settings = LMAdaptSettings.model_fields
+    settings = LMAdaptConfig.model_fields
     every = {
         "data": 1,
         "logging": settings["log_every"].default,
@@ -135,13 +136,13 @@ print(json.dumps([time.perf_counter() - began, faults() - before]))
 def run(rounds: int, data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        stage(prepare, PrepareSettings, "--corpus", "stdlib-docs", "--output-dir", str(directory / "text"),
+        stage(prepare, PrepareConfig, "--corpus", "stdlib-docs", "--output-dir", str(directory / "text"),
               "--vocabulary-size", "4000")  # fmt: skip
         tokens = str(directory / "text")
         found: dict[str, Any] = {"models": {}}
         for name, numbers in SHAPES.items():
             shape = [flag for key, value in numbers.items() for flag in (f"--init.{key.replace('_', '-')}", str(value))]
-            stage(span_corrupt, SpanCorruptSettings, "--tokens", tokens, "--output-dir", str(directory / "pretrained"),
+            stage(span_corrupt, SpanCorruptConfig, "--tokens", tokens, "--output-dir", str(directory / "pretrained"),
                   "--steps", "1", "--batch-size", "2", "--input-length", "64", *shape)  # fmt: skip
             found["models"][name] = shares(tokens, str(directory / "pretrained"), directory)
         shards = str(directory / "text" / "tokens")

@@ -41,10 +41,10 @@ VOCABULARY = Path(os.environ.get("T5_PIPELINE_VOCABULARY", "../shared/data/t5/sp
 
 
 def ours(corpus: str, vocabulary: str, place: str, cores: str) -> dict[str, Any]:
-    from data_prep.corpora import corpus_pieces
-    from data_prep.processes import on_this_machine
-    from data_prep.shard_writing import write_tokens
-    from data_prep.vocabulary import Vocabulary
+    from t5_pipeline.data_prep.corpora.documents import corpus_pieces
+    from t5_pipeline.data_prep.shards.local_workers import on_this_machine
+    from t5_pipeline.data_prep.shards.writer import write_tokens
+    from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
     began = time.perf_counter()
     tokens = write_tokens(
@@ -77,7 +77,7 @@ def theirs(corpus: str, vocabulary: str, place: str, cores: str, compared: str =
     lengths = [len(row) for row in ids["input_ids"]]
     found["tokens"] = sum(lengths)
     if compared:
-        from data_prep.shards import TokenShards
+        from t5_pipeline.data_prep.shards.reader import TokenShards
 
         tokens = TokenShards.open(compared)
         found["documents_that_differ"] = sum(
@@ -123,7 +123,7 @@ def run(rounds: int, data: Path) -> dict[str, Any] | None:
 
 
 def write_tokenizers(published: Path, own: Path) -> None:
-    from data_prep.vocabulary import Vocabulary
+    from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
     Vocabulary.load(VOCABULARY).save(published)
     own.mkdir()

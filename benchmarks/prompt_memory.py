@@ -3,7 +3,7 @@
 T5 1.1 Small, bf16, one microbatch of 8 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. Beside
 the peak stands what it is made of: weights, gradients and moments by their sizes, and the activations that autograd
 kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them); where
-blocks are recomputed, those of one block on top (pipeline/activations.py). The most that tensors held at a time
+blocks are recomputed, those of one block on top (pipeline/cost/activations.py). The most that tensors held at a time
 (torch's profiler, in a process of its own) is that sum and what passes by; what the process held beyond it are the
 libraries' own buffers. glibc gives back what is freed (see benchmarks/memory.py), and before the baseline the process
 has made the same steps of a tiny T5.
@@ -27,13 +27,13 @@ from torch import Tensor
 
 from benchmarks.memory import FREED, TINY
 from benchmarks.prompt_tuning import PROMPT
-from pipeline.activations import Microbatch
-from pipeline.activations import kept as kept_of
-from pipeline.architecture import SIZES, T5Shape
-from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.modeling.t5 import T5
-from pipeline.training.loss import output_loss
-from pipeline.training.optimizers import model_optimizer, prompt_optimizer, set_learning_rate
+from t5_pipeline.cost.activations import Microbatch
+from t5_pipeline.cost.activations import kept as kept_of
+from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.loss import output_loss
+from t5_pipeline.training.optimizers import model_optimizer, prompt_optimizer, set_learning_rate
 
 ROWS, LENGTH, TARGETS = 8, 256, 8
 KINDS = ("prompt tuning", "prompt tuning, recomputed", "model tuning", "model tuning, recomputed")
@@ -53,7 +53,7 @@ def child(kind: str) -> dict[str, Any]:
     return {"kind": kind, "peak": peak() - baseline, **parts}
 
 
-def steps(kind: str, shape: T5Shape) -> dict[str, int]:
+def steps(kind: str, shape: T5Config) -> dict[str, int]:
     """Two steps; returns the bytes of what a step is made of."""
     prompts, recompute = kind.startswith("prompt"), kind.endswith("recomputed")
     with torch.device("meta"):
@@ -63,7 +63,7 @@ def steps(kind: str, shape: T5Shape) -> dict[str, int]:
         for p in t5.parameters():
             p.fill_(0.01)
     t5.set_dropout(0.0)
-    t5.set_ways(recompute=recompute)
+    t5.set_execution(recompute=recompute)
     inputs_BS = torch.full((ROWS, LENGTH), 7)
     inputs_BS[0, -1] = 0
     targets_BT = torch.full((ROWS, TARGETS), 9)

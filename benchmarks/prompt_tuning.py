@@ -26,17 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import paired, seconds
-from data_prep.batches import Batch
-from data_prep.tasks import EncodedTask, Task, TaskBatches, encode_task
-from data_prep.vocabulary import Vocabulary
-from pipeline.architecture import SIZES
-from pipeline.modeling.load import init_t5, save_t5
-from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.modeling.t5 import T5
-from pipeline.task_settings import TaskSettings
-from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses, output_loss
-from pipeline.training.optimizers import prompt_optimizer, set_learning_rate
+from t5_pipeline.data_prep.sampling.batches import Batch
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, TaskBatches, encode_task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.modeling.config import SIZES
+from t5_pipeline.modeling.load import init_t5, save_t5
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.loss import batch_losses, output_loss
+from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.optimizers import prompt_optimizer, set_learning_rate
 
 PROMPT = 100
 BATCH = 32
@@ -59,7 +59,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def encoded(data: Path, name: str, rows: int = 512) -> EncodedTask:
     """The first training rows of a task as ids of T5's vocabulary."""
-    settings = TaskSettings.model_validate({"name": name, **TASKS[name], "data": str(data / TASKS[name]["data"])})
+    settings = TaskConfig.model_validate({"name": name, **TASKS[name], "data": str(data / TASKS[name]["data"])})
     return encode_task(Task.load(settings), "train", Vocabulary.load(data / "t5"), 512, 128, limit=rows, spread=True)
 
 

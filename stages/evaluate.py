@@ -20,27 +20,27 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.tasks import Task
-from pipeline.entry import main
-from pipeline.evaluate_settings import EvaluateSettings
-from pipeline.evaluation.combine import vote
-from pipeline.evaluation.exam import Exam
-from pipeline.evaluation.neighbours import nearest_pieces
-from pipeline.evaluation.predict import Outputs
-from pipeline.evaluation.scoring import HeldOut
-from pipeline.evaluation.solutions import Solution, check_also_on, load_solutions, scored_on
-from pipeline.stage import Stage, log
-from pipeline.task_settings import TaskSettings
-from pipeline.training.metrics_log import MetricsLog
-from pipeline.training.progress import Progress
+from t5_pipeline.config.evaluate import EvaluateConfig
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.evaluation.ensemble import vote
+from t5_pipeline.evaluation.evaluator import Evaluator
+from t5_pipeline.evaluation.held_out import HeldOut
+from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
+from t5_pipeline.evaluation.predict import Outputs
+from t5_pipeline.execution.context import Stage, log
+from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.methods.base import Candidate, check_also_on, load_candidates, scored_on
 
 Rows = list[dict[str, Any]]
 
 
-def evaluate(stage: Stage[EvaluateSettings]) -> None:
+def evaluate(stage: Stage[EvaluateConfig]) -> None:
     c = stage.config
     inputs = [(name, artifact) for name in c.scored_inputs() for artifact in stage.inputs(name)]
-    solutions = [solution for name, artifact in inputs for solution in load_solutions(name, artifact)]
+    solutions = [solution for name, artifact in inputs for solution in load_candidates(name, artifact)]
     check_also_on(solutions, c.also_on)
     digests = list(dict.fromkeys(solution.digest for solution in solutions))
 
@@ -66,12 +66,12 @@ def evaluate(stage: Stage[EvaluateSettings]) -> None:
     stage.publish("scores", write)
 
 
-def score_on_one_model(stage: Stage[EvaluateSettings], solutions: list[Solution], before: Rows, count: Any) -> Rows:
+def score_on_one_model(stage: Stage[EvaluateConfig], solutions: list[Candidate], before: Rows, count: Any) -> Rows:
     """Rows of everything that the same T5 answers, and of that T5 with no prompt."""
     c = stage.config
-    exam = Exam(stage, solutions, count)
+    exam = Evaluator(stage, solutions, count)
     rows: Rows = []
-    tasks: list[TaskSettings] = []
+    tasks: list[TaskConfig] = []
     for solution in solutions:
         tasks += [task for task in scored_on(solution, c.scored(solution.task), also_on(c)) if task not in tasks]
     for task in tasks:
@@ -93,11 +93,11 @@ def score_on_one_model(stage: Stage[EvaluateSettings], solutions: list[Solution]
     return rows
 
 
-def also_on(c: EvaluateSettings) -> list[TaskSettings]:
+def also_on(c: EvaluateConfig) -> list[TaskConfig]:
     return [c.scored(task) for task in c.also_on]
 
 
-def baselines(c: EvaluateSettings, exam: Exam, task: TaskSettings, first: Solution, before: Rows) -> Rows:
+def baselines(c: EvaluateConfig, exam: Evaluator, task: TaskConfig, first: Candidate, before: Rows) -> Rows:
     """The frozen T5 with no prompt, for each model, and the most frequent class."""
     rows: Rows = []
     if not c.baselines:
@@ -114,7 +114,7 @@ def baselines(c: EvaluateSettings, exam: Exam, task: TaskSettings, first: Soluti
     return rows
 
 
-def ensembles(task: TaskSettings, answers: list[tuple[Solution, HeldOut, Outputs]]) -> Rows:
+def ensembles(task: TaskConfig, answers: list[tuple[Candidate, HeldOut, Outputs]]) -> Rows:
     """The majority vote of prompts that differ in nothing but their seed (Lester et al. 2021, §6)."""
     left = [answer for answer in answers if answer[0].single]
     rows: Rows = []
@@ -140,4 +140,4 @@ def most_frequent(task: Task) -> str:
 
 
 if __name__ == "__main__":
-    main(evaluate, EvaluateSettings)
+    main(evaluate, EvaluateConfig)

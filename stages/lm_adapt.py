@@ -14,26 +14,26 @@ from __future__ import annotations
 
 from functools import partial
 
-from data_prep.batches import LMBatches
-from data_prep.objectives.language_model import LM, FullLM
-from data_prep.objectives.packed_pairs import PackedPairs
-from data_prep.objectives.prefix_lm import PrefixLM
-from data_prep.objectives.segments import Objective
-from data_prep.shards import TokenShards
-from pipeline.entry import main
-from pipeline.modeling.artifact import read_expectations, write_model
-from pipeline.modeling.load import load_t5
-from pipeline.settings import LMAdaptSettings
-from pipeline.stage import Stage
-from pipeline.training.run import Trained, train_language_model
+from t5_pipeline.config.adaptation import LMAdaptConfig
+from t5_pipeline.data_prep.objectives.documents import Objective
+from t5_pipeline.data_prep.objectives.language_model import LM, FullLM
+from t5_pipeline.data_prep.objectives.packed_pairs import PackedPairs
+from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
+from t5_pipeline.data_prep.sampling.batches import LMBatches
+from t5_pipeline.data_prep.shards.reader import TokenShards
+from t5_pipeline.execution.context import Stage
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata, write_model
+from t5_pipeline.training.trainer import Trained, train_language_model
 
 
-def lm_adapt(stage: Stage[LMAdaptSettings]) -> None:
+def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
     c = stage.config
     source, tokens = stage.input("model"), stage.input("tokens").path
     model = load_t5(source.path)
     model.set_dropout(c.dropout)
-    model.set_ways(c.plainly, c.recompute)
+    model.set_execution(c.reference_ops, c.recompute)
 
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
     vocabulary = text.vocabulary
@@ -44,17 +44,17 @@ def lm_adapt(stage: Stage[LMAdaptSettings]) -> None:
     aside = objective_of(c, held_out)
     validation = LMBatches(aside, c.batch_size, c.seed, rows) if aside.count(0) else None
 
-    expects = read_expectations(source.path)
+    metadata = read_metadata(source.path)
 
     def publish(step: int, trained: Trained) -> None:
-        made = expects.after(stage="lm_adapt", step=step, objective=c.objective, **text.origin, of=source.digest)
-        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made)
+        made = metadata.with_stage(stage="lm_adapt", step=step, objective=c.objective, **text.origin, of=source.digest)
+        write = partial(write_model, model=model, vocabulary=vocabulary, metadata=made)
         stage.publish("model", lambda directory: write(directory, tensors=trained.weights()), step=step)
 
     train_language_model(stage, model, batches, validation, publish)
 
 
-def objective_of(c: LMAdaptSettings, tokens: TokenShards) -> Objective:
+def objective_of(c: LMAdaptConfig, tokens: TokenShards) -> Objective:
     """What makes examples of text."""
     match c.objective:
         case "prefix_lm":
@@ -68,4 +68,4 @@ def objective_of(c: LMAdaptSettings, tokens: TokenShards) -> Objective:
 
 
 if __name__ == "__main__":
-    main(lm_adapt, LMAdaptSettings)
+    main(lm_adapt, LMAdaptConfig)

@@ -18,33 +18,33 @@ from functools import partial
 
 from torch import Tensor
 
-from data_prep.task_mixture import MixedTaskBatches
-from data_prep.tasks import Task, encode_task
-from data_prep.vocabulary import Vocabulary
-from pipeline.entry import main
-from pipeline.evaluation.scoring import score_model, validation_rows
-from pipeline.modeling.artifact import read_expectations, write_model
-from pipeline.modeling.load import load_t5
-from pipeline.modeling.prompt_bank import BareT5
-from pipeline.modeling.t5 import T5
-from pipeline.stage import Stage
-from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses
-from pipeline.training.run import Trained, target_loss, train_stage
-from pipeline.training.selection import Selection
-from pipeline.tuning_settings import ModelTuneSettings
+from t5_pipeline.config.tuning import ModelTuneConfig
+from t5_pipeline.data_prep.tasks.encode import Task, encode_task
+from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.held_out import score_model, validation_rows
+from t5_pipeline.execution.context import Stage
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata, write_model
+from t5_pipeline.modeling.prompt_bank import BareT5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.loss import batch_losses
+from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.trainer import Trained, target_loss, train_stage
 
 
-def model_tune(stage: Stage[ModelTuneSettings]) -> None:
+def model_tune(stage: Stage[ModelTuneConfig]) -> None:
     c = stage.config
     source = stage.input("model")
     model = load_t5(source.path)
     model.set_dropout(c.dropout)
-    model.set_ways(c.plainly, c.recompute)
+    model.set_execution(c.reference_ops, c.recompute)
     vocabulary = Vocabulary.load(source.path)
     vocabulary.check_fits(model.shape.vocab_size, source.path)
-    expects = read_expectations(source.path)
-    sentinel = expects.sentinel
+    metadata = read_metadata(source.path)
+    sentinel = metadata.sentinel
 
     lengths = (c.max_input_length, c.max_target_length)
     rows = [encode_task(Task.load(task), "train", vocabulary, *lengths, sentinel, training=True) for task in c.tasks]
@@ -66,9 +66,9 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
         best = trained.best()
         about = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
         about["trained"] = model.shape.parameters
-        made = expects.after(
+        made = metadata.with_stage(
             stage="model_tune", step=best.step, tasks=[task.name for task in c.tasks], of=source.digest
-        ).answering(
+        ).with_tasks(
             [
                 about | {"task": task.model_dump(mode="json"), "seed": c.seed, "base_model": source.name}
                 for task in c.tasks
@@ -76,11 +76,11 @@ def model_tune(stage: Stage[ModelTuneSettings]) -> None:
         )
         stage.cells[0].facts.update(parameters=model.shape.parameters, trained=model.shape.parameters)
         stage.cells[0].facts.update(best_step=best.step, scores=best.scores)
-        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made)
+        write = partial(write_model, model=model, vocabulary=vocabulary, metadata=made)
         stage.publish("model", lambda directory: write(directory, tensors=trained.weights()), step=step)
 
     train_stage(stage, model, batches, publish=publish, loss_fn=loss_fn, selection=selection, unit="examples")
 
 
 if __name__ == "__main__":
-    main(model_tune, ModelTuneSettings)
+    main(model_tune, ModelTuneConfig)

@@ -17,25 +17,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from data_prep.tasks import Task, TaskBatches, encode_task
-from data_prep.vocabulary import Vocabulary
-from pipeline.entry import main
-from pipeline.evaluation.scoring import score_model, validation_rows
-from pipeline.modeling.artifact import read_expectations
-from pipeline.modeling.peft_adapter import AdapterInfo, PeftT5
-from pipeline.stage import Stage
-from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses, token_loss
-from pipeline.training.run import Trained, train_stage
-from pipeline.training.selection import Selection
-from pipeline.tuning_settings import PeftTuneSettings
+from t5_pipeline.config.tuning import PeftTuneConfig
+from t5_pipeline.data_prep.tasks.encode import Task, TaskBatches, encode_task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.held_out import score_model, validation_rows
+from t5_pipeline.execution.context import Stage
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.methods.peft import AdapterInfo, PeftT5
+from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.loss import batch_losses, token_loss
+from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.trainer import Trained, train_stage
 
 
-def peft_tune(stage: Stage[PeftTuneSettings]) -> None:
+def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
     c, device = stage.config, stage.accelerator.device
     source = stage.input("model")
     vocabulary = Vocabulary.load(source.path)
-    sentinel = read_expectations(source.path).sentinel
+    sentinel = read_metadata(source.path).sentinel
     model = PeftT5.start(source.path, c.method, c.virtual_tokens, c.hidden_size, c.dropout, c.seed)
 
     lengths = (c.max_input_length, c.max_target_length)
@@ -80,4 +80,4 @@ def peft_tune(stage: Stage[PeftTuneSettings]) -> None:
 
 
 if __name__ == "__main__":
-    main(peft_tune, PeftTuneSettings)
+    main(peft_tune, PeftTuneConfig)

@@ -3,7 +3,7 @@
     pieces of the corpus → SentencePiece ids, without EOS → shards, memory-mapped by training
 
 Without a vocabulary one is trained on the corpus first. Documents that hold a validation or test input of a task under
-`keep_out` are dropped, and counted. Each piece becomes a shard by itself, on all the cores of this machine or on a Ray
+`decontaminate` are dropped, and counted. Each piece becomes a shard by itself, on all cores of this machine or on a Ray
 cluster, with the same bytes. An interrupted preparation goes on with the shards that are not there yet.
 
 In:  a corpus, perhaps a vocabulary
@@ -16,26 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_prep.corpora import Piece, corpus_pieces
-from data_prep.keep_out import KeepOut
-from data_prep.processes import on_this_machine
-from data_prep.ray_workers import on_ray
-from data_prep.shard_writing import Encoding, Events, Written, write_tokens
-from data_prep.tasks import Task
-from data_prep.vocabulary import Vocabulary
-from pipeline.entry import main
-from pipeline.errors import InputError, Interrupted
-from pipeline.files import write_directory
-from pipeline.settings import PrepareSettings
-from pipeline.stage import Stage, log
-from pipeline.training.metrics_log import MetricsLog
-from pipeline.training.progress import Progress
-from pipeline.training.stop import StopSignal
+from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.core.atomic_files import write_directory
+from t5_pipeline.core.errors import InputError, Interrupted
+from t5_pipeline.data_prep.corpora.decontamination import Decontamination
+from t5_pipeline.data_prep.corpora.documents import Piece, corpus_pieces
+from t5_pipeline.data_prep.shards.local_workers import on_this_machine
+from t5_pipeline.data_prep.shards.ray_workers import on_ray
+from t5_pipeline.data_prep.shards.writer import Encoding, Events, Written, write_tokens
+from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.execution.context import Stage, log
+from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.signals import StopSignal
+from t5_pipeline.execution.stage_process import main
 
 
-def prepare(stage: Stage[PrepareSettings]) -> None:
+def prepare(stage: Stage[PrepareConfig]) -> None:
     c = stage.config
-    held_out = [text for task in c.keep_out for text in Task.load(task).held_out_texts()]
+    held_out = [text for task in c.decontaminate for text in Task.load(task).held_out_texts()]
     vocabulary = Vocabulary.load(c.vocabulary) if c.vocabulary else trained_vocabulary(stage, held_out)
     partial, published = stage.directory / "tokens.partial", stage.directory / "tokens"
     if published.is_dir() and not partial.is_dir():
@@ -64,7 +64,7 @@ def prepare(stage: Stage[PrepareSettings]) -> None:
             partial,
             validation_fraction=c.validation_fraction,
             seed=c.seed,
-            keep_out=held_out,
+            decontaminate=held_out,
             description={"corpus": c.corpus, "config": c.config, "split": c.split},
             workers=workers,
             on_progress=show,
@@ -79,16 +79,16 @@ def prepare(stage: Stage[PrepareSettings]) -> None:
     stage.publish("tokens", partial)
 
 
-def pieces(c: PrepareSettings) -> list[Piece]:
+def pieces(c: PrepareConfig) -> list[Piece]:
     return corpus_pieces(c.corpus, text_field=c.text_field, config=c.config, split=c.split, piece_bytes=c.shard_bytes)
 
 
-def trained_vocabulary(stage: Stage[PrepareSettings], held_out: list[str]) -> Vocabulary:
+def trained_vocabulary(stage: Stage[PrepareConfig], held_out: list[str]) -> Vocabulary:
     """A vocabulary trained on the beginning of the corpus, without what is held out; trained once."""
     c, place = stage.config, stage.directory / "vocabulary"
     if not place.is_dir():
         log.info("%s: training a vocabulary of %s pieces", stage.name, f"{c.vocabulary_size:,}")
-        kept_out = KeepOut(held_out)
+        kept_out = Decontamination(held_out)
 
         def texts() -> Iterator[str]:
             left = c.vocabulary_characters
@@ -108,4 +108,4 @@ def trained_vocabulary(stage: Stage[PrepareSettings], held_out: list[str]) -> Vo
 
 
 if __name__ == "__main__":
-    main(prepare, PrepareSettings)
+    main(prepare, PrepareConfig)

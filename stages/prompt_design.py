@@ -14,23 +14,23 @@ from __future__ import annotations
 
 import torch
 
-from data_prep.tasks import Task
-from data_prep.vocabulary import Vocabulary
-from pipeline.entry import main
-from pipeline.evaluation.scoring import HeldOut, held_out, score_model
-from pipeline.evaluation.text_prompt import TextPrompt, demonstrations
-from pipeline.modeling.artifact import read_expectations
-from pipeline.modeling.load import load_t5
-from pipeline.modeling.prompt_bank import BareT5
-from pipeline.stage import Stage, log
-from pipeline.tuning_settings import PromptDesignSettings
+from t5_pipeline.config.tuning import PromptDesignConfig
+from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.held_out import HeldOut, held_out, score_model
+from t5_pipeline.execution.context import Stage, log
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.prompt_bank import BareT5
 
 
-def prompt_design(stage: Stage[PromptDesignSettings]) -> None:
+def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
     c = stage.config
     source = stage.input("model")
     vocabulary = Vocabulary.load(source.path)
-    sentinel = read_expectations(source.path).sentinel
+    sentinel = read_metadata(source.path).sentinel
     task = Task.load(c.task)
     rows = [(task.inputs(row), task.targets(row)) for row in task.rows("train", training=True)] if c.shots else []
 
@@ -56,7 +56,7 @@ def prompt_design(stage: Stage[PromptDesignSettings]) -> None:
 
 
 def best_on_validation(
-    stage: Stage[PromptDesignSettings], worded: list[TextPrompt], vocabulary: Vocabulary
+    stage: Stage[PromptDesignConfig], worded: list[TextPrompt], vocabulary: Vocabulary
 ) -> TextPrompt:
     """The wording with the highest score by the task's first metric; of equal ones the first."""
     c, device = stage.config, stage.accelerator.device
@@ -76,4 +76,4 @@ def best_on_validation(
 
 
 if __name__ == "__main__":
-    main(prompt_design, PromptDesignSettings)
+    main(prompt_design, PromptDesignConfig)

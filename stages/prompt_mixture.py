@@ -17,34 +17,34 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from data_prep.tasks import Task, TaskBatches, encode_task
-from data_prep.vocabulary import Vocabulary
-from pipeline.entry import main
-from pipeline.evaluation.combine import answer_mixture, together
-from pipeline.evaluation.scoring import BATCH_SIZE, HeldOut, target_ids, validation_rows
-from pipeline.modeling.artifact import read_expectations
-from pipeline.modeling.load import load_t5
-from pipeline.modeling.mixture_file import Mixture
-from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.modeling.prompt_file import Prompt, PromptInfo
-from pipeline.modeling.prompt_start import initial_rows
-from pipeline.stage import Stage
-from pipeline.training.batch import TensorBatch
-from pipeline.training.mixture import MixtureWeights, mixture_optimizer
-from pipeline.training.run import Trained, train_stage
-from pipeline.training.selection import Selection
-from pipeline.tuning_settings import PromptMixtureSettings
+from t5_pipeline.config.tuning import PromptMixtureConfig
+from t5_pipeline.data_prep.tasks.encode import Task, TaskBatches, encode_task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.ensemble import answer_mixture, together
+from t5_pipeline.evaluation.held_out import BATCH_SIZE, HeldOut, target_ids, validation_rows
+from t5_pipeline.execution.context import Stage
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.methods.mixture import Mixture
+from t5_pipeline.methods.mixture_training import MixtureWeights, mixture_optimizer
+from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.trainer import Trained, train_stage
 
 
-def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
+def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     c, device = stage.config, stage.accelerator.device
     source = stage.input("model")
     t5 = load_t5(source.path)
     t5.set_dropout(c.dropout)
-    t5.set_ways(c.plainly, c.recompute)
+    t5.set_execution(c.reference_ops, c.recompute)
     vocabulary = Vocabulary.load(source.path)
     vocabulary.check_fits(t5.shape.vocab_size, source.path)
-    sentinel = read_expectations(source.path).sentinel
+    sentinel = read_metadata(source.path).sentinel
 
     start = stage.input("init_prompt").path if c.init_prompt else None
     prompted = PromptedT5(
@@ -64,7 +64,7 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
         return mixture_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, logits_K, c.weight_decay, rate)
 
     def loss_fn(model: MixtureWeights, batch: TensorBatch) -> Tensor:
-        loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss, "loss" in c.plainly)
+        loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss, "loss" in c.reference_ops)
         return loss
 
     def measure(model: MixtureWeights, held_out: HeldOut) -> list[dict[str, float]]:
@@ -118,4 +118,4 @@ def prompt_mixture(stage: Stage[PromptMixtureSettings]) -> None:
 
 
 if __name__ == "__main__":
-    main(prompt_mixture, PromptMixtureSettings)
+    main(prompt_mixture, PromptMixtureConfig)

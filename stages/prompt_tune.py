@@ -19,34 +19,34 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from data_prep.tasks import EncodedTask, Task, TaskBatches, encode_task
-from data_prep.vocabulary import Vocabulary
-from pipeline.entry import main
-from pipeline.evaluation.scoring import score_prompts, validation_rows
-from pipeline.modeling.artifact import read_expectations
-from pipeline.modeling.load import load_t5
-from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.modeling.prompt_file import Prompt, PromptInfo
-from pipeline.modeling.prompt_start import initial_rows
-from pipeline.modeling.t5 import T5
-from pipeline.stage import CellRun, Stage
-from pipeline.training.batch import TensorBatch
-from pipeline.training.loss import batch_losses
-from pipeline.training.optimizers import prompt_optimizer
-from pipeline.training.run import Trained, target_loss, train_stage
-from pipeline.training.selection import Selection
-from pipeline.tuning_settings import PromptTuneSettings
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, TaskBatches, encode_task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.held_out import score_prompts, validation_rows
+from t5_pipeline.execution.context import CellRun, Stage
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.loss import batch_losses
+from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.optimizers import prompt_optimizer
+from t5_pipeline.training.trainer import Trained, target_loss, train_stage
 
 
-def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
+def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
     c = stage.config
     source = stage.input("model")
     t5 = load_t5(source.path)
     t5.set_dropout(c.dropout)
-    t5.set_ways(c.plainly, c.recompute)
+    t5.set_execution(c.reference_ops, c.recompute)
     vocabulary = Vocabulary.load(source.path)
     vocabulary.check_fits(t5.shape.vocab_size, source.path)
-    sentinel = read_expectations(source.path).sentinel
+    sentinel = read_metadata(source.path).sentinel
 
     bank = PromptBank([start_of(t5, vocabulary, cell) for cell in stage.cells])
     if c.precision == "bf16":
@@ -121,11 +121,11 @@ def prompt_tune(stage: Stage[PromptTuneSettings]) -> None:
     )
 
 
-def start_of(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneSettings]) -> Tensor:
+def start_of(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneConfig]) -> Tensor:
     """The rows [P, D] that one prompt starts from."""
     c = cell.config
     return initial_rows(t5, vocabulary, c, c.seed, cell.input("init_prompt").path if c.init_prompt else None)
 
 
 if __name__ == "__main__":
-    main(prompt_tune, PromptTuneSettings)
+    main(prompt_tune, PromptTuneConfig)

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from data_prep.vocabulary import Vocabulary
-from pipeline.entry import main
-from pipeline.modeling.artifact import read_expectations, write_model
-from pipeline.modeling.load import grow_vocabulary, load_t5
-from pipeline.settings import SentinelSettings
-from pipeline.stage import Stage, log
+from t5_pipeline.config.adaptation import SentinelConfig
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.execution.context import Stage, log
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.modeling.load import grow_vocabulary, load_t5
+from t5_pipeline.modeling.model_dir import read_metadata, write_model
 
 
-def sentinel(stage: Stage[SentinelSettings]) -> None:
+def sentinel(stage: Stage[SentinelConfig]) -> None:
     c = stage.config
     source = stage.input("model")
     model = load_t5(source.path)
@@ -39,11 +39,11 @@ def sentinel(stage: Stage[SentinelSettings]) -> None:
         model = grow_vocabulary(model, vocabulary.rows, first_new=first_new, start=c.new_rows, seed=c.seed)
         log.info("%s: the vocabulary gained %d sentinels, their rows start as %s", stage.name, gained, c.new_rows)
 
-    expects = replace(read_expectations(source.path), sentinel=c.variant)
-    made = expects.after(stage="sentinel", variant=c.variant, gained=gained, of=source.digest)
+    metadata = replace(read_metadata(source.path), sentinel=c.variant)
+    made = metadata.with_stage(stage="sentinel", variant=c.variant, gained=gained, of=source.digest)
     stage.cells[0].facts.update(parameters=model.shape.parameters, sentinels_gained=gained)
     stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made))
 
 
 if __name__ == "__main__":
-    main(sentinel, SentinelSettings)
+    main(sentinel, SentinelConfig)

@@ -13,33 +13,33 @@ from __future__ import annotations
 
 from functools import partial
 
-from data_prep.batches import LMBatches
-from data_prep.objectives.span_corruption import SpanCorruption
-from data_prep.shards import TokenShards
-from pipeline.architecture import T5Shape
-from pipeline.entry import main
-from pipeline.modeling.artifact import Expectations, read_expectations, write_model
-from pipeline.modeling.load import init_t5, load_t5
-from pipeline.settings import SpanCorruptSettings
-from pipeline.stage import Stage
-from pipeline.training.run import Trained, train_language_model
+from t5_pipeline.config.adaptation import SpanCorruptConfig
+from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
+from t5_pipeline.data_prep.sampling.batches import LMBatches
+from t5_pipeline.data_prep.shards.reader import TokenShards
+from t5_pipeline.execution.context import Stage
+from t5_pipeline.execution.stage_process import main
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5, load_t5
+from t5_pipeline.modeling.model_dir import ModelMetadata, read_metadata, write_model
+from t5_pipeline.training.trainer import Trained, train_language_model
 
 
-def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
+def span_corrupt(stage: Stage[SpanCorruptConfig]) -> None:
     c = stage.config
     tokens = stage.input("tokens").path
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
     vocabulary = text.vocabulary
     if c.init is not None:
-        model = init_t5(T5Shape(vocab_size=vocabulary.rows, **c.init.model_dump()), c.seed)
-        expects, origin = Expectations(), None
+        model = init_t5(T5Config(vocab_size=vocabulary.rows, **c.init.model_dump()), c.seed)
+        metadata, origin = ModelMetadata(), None
     else:
         source = stage.input("model")
         model = load_t5(source.path)
         vocabulary.check_fits(model.shape.vocab_size, source.path)
-        expects, origin = read_expectations(source.path), source.digest
+        metadata, origin = read_metadata(source.path), source.digest
     model.set_dropout(c.dropout)
-    model.set_ways(c.plainly, c.recompute)
+    model.set_execution(c.reference_ops, c.recompute)
 
     def batches_of(split: TokenShards) -> LMBatches:
         objective = SpanCorruption(
@@ -55,18 +55,18 @@ def span_corrupt(stage: Stage[SpanCorruptSettings]) -> None:
         return LMBatches(objective, c.batch_size, c.seed, rows)
 
     def publish(step: int, trained: Trained) -> None:
-        made = expects.after(
+        made = metadata.with_stage(
             stage="span_corrupt",
             step=step,
             objective="span corruption",
             **text.origin,
             of=origin,
         )
-        write = partial(write_model, model=model, vocabulary=vocabulary, expects=made)
+        write = partial(write_model, model=model, vocabulary=vocabulary, metadata=made)
         stage.publish("model", lambda directory: write(directory, tensors=trained.weights()), step=step)
 
     train_language_model(stage, model, batches_of(text), batches_of(held_out) if held_out.documents else None, publish)
 
 
 if __name__ == "__main__":
-    main(span_corrupt, SpanCorruptSettings)
+    main(span_corrupt, SpanCorruptConfig)

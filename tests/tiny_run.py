@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import cli
-from pipeline.manifest import Manifest, read
-from pipeline.settings import STAGES
+from t5_pipeline.artifacts.manifest import Manifest, read
+from t5_pipeline.cli import main as cli
+from t5_pipeline.config.registry import STAGES
 
 ROOT = Path(__file__).parents[1]
 COMMAND = Path(sysconfig.get_path("scripts")) / "t5-pipeline"
@@ -51,7 +51,7 @@ stages:
     corpus: DATA/corpus
     vocabulary_size: 300
     vocabulary_characters: 40000
-    keep_out: [about]
+    decontaminate: [about]
     validation_fraction: 0.1
     shard_bytes: 16000
     threads: 1
@@ -236,9 +236,9 @@ def t5_pipeline(*arguments: object) -> Outcome:
 
 def stage(kind: str, *arguments: object) -> Outcome:
     """`python stages/KIND.py …` in this process."""
-    from pipeline.entry import run
+    from t5_pipeline.execution.stage_process import run
 
-    body = getattr(importlib.import_module(f"stages.{kind}"), kind)
+    body = getattr(importlib.import_module(f"t5_pipeline.stages.{kind}"), kind)
     return _heard(lambda: run(body, STAGES[kind], [str(argument) for argument in arguments], f"{kind}.py"))
 
 

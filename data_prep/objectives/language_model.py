@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.objectives.joined import JoinedDocuments
-from data_prep.objectives.segments import Documents, Example, with_eos
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.documents import Documents, Example, with_eos
 
 
 class LM:

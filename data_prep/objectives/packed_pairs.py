@@ -18,10 +18,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.counter_rng import bits, uniform_int
-from data_prep.objectives.joined import JoinedDocuments
-from data_prep.objectives.segments import Documents, Example
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.documents import Documents, Example
+from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
 
 
 class PackedPairs:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.counter_rng import bits, uniform_int
-from data_prep.objectives.segments import GROUP, Documents, Example, Groups, Ints, with_eos
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.objectives.documents import GROUP, Documents, Example, Groups, Ints, with_eos
+from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
 
 
 def segment_counts(lengths_N: npt.ArrayLike, segment: int) -> Ints:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.counter_rng import bits
-from data_prep.objectives.joined import JoinedDocuments
-from data_prep.objectives.segments import Documents, Example, Ints
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.documents import Documents, Example, Ints
+from t5_pipeline.data_prep.sampling.counter_rng import bits
 
 Bools = npt.NDArray[np.bool_]
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.modeling.layers import DecoderCache
+from t5_pipeline.modeling.layers import DecoderCache
 
 START = 0  # T5's decoder begins with the padding id
 

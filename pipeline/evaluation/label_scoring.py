@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.decoding import START, AnsweringModel
+from t5_pipeline.evaluation.decoding import START, AnsweringModel
 
 # Rows of logits that exist at a time: V fp32 numbers each.
 LOGITS_AT_ONCE = 2048

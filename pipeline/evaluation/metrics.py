@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
 
 Texts = Sequence[str]
 # Targets of free-text tasks may be lists of acceptable answers: the best one counts.

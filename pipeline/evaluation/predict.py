@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.evaluation.decoding import AnsweringModel, greedy
-from pipeline.evaluation.label_scoring import score_label_sets
-from pipeline.modeling.prompt_bank import PromptedT5
+from t5_pipeline.evaluation.decoding import AnsweringModel, greedy
+from t5_pipeline.evaluation.label_scoring import score_label_sets
+from t5_pipeline.modeling.prompt_bank import PromptedT5
 
 Ids = NDArray[np.int32]
 

@@ -32,17 +32,17 @@ def attend(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, 
         return attend_by_products(q_BHQK, k_BHSK, v_BHSK, bias, mask)
     bias_learns = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if bias_learns and q_BHQK.device.type == "cpu":
-        return attend_plainly(q_BHQK, k_BHSK, v_BHSK, bias, mask)
+        return attention_reference(q_BHQK, k_BHSK, v_BHSK, bias, mask)
     return attend_fused(q_BHQK, k_BHSK, v_BHSK, bias, mask)
 
 
-def attend_plainly(
+def attention_reference(
     q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
     """The definition, computed in fp32 and returned in the dtype of q.
 
     >>> q = torch.tensor([[[[1.0]]]]); k = torch.tensor([[[[0.0], [0.0]]]]); v = torch.tensor([[[[2.0], [4.0]]]])
-    >>> attend_plainly(q, k, v, None).item(), attend_plainly(q, k, v, torch.tensor([0.0, MASKED])).item()
+    >>> attention_reference(q, k, v, None).item(), attention_reference(q, k, v, torch.tensor([0.0, MASKED])).item()
     (3.0, 2.0)
     """
     with torch.autocast(q_BHQK.device.type, enabled=False):

@@ -12,8 +12,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import CacheNotFound
 
-from pipeline.errors import InputError
-from pipeline.modeling.weights import INDEX, WEIGHTS
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS
 
 CONVERSION_BOT = "SFconvertbot"
 WANTED = ["config.json", "generation_config.json", "*.safetensors", INDEX]

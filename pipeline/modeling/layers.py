@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.architecture import T5Shape
-from pipeline.modeling.attention import attend, attend_plainly, attend_to_states, bucket_table
+from t5_pipeline.modeling.attention import attend, attend_to_states, attention_reference, bucket_table
+from t5_pipeline.modeling.config import T5Config
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -53,27 +53,27 @@ class SharedDropout(nn.Module):
 class RMSNorm(nn.Module):
     """x / RMS(x) · weight, computed in fp32 and returned in the dtype that the matrix products want.
 
-    plainly: by autograd everywhere.
+    reference: by autograd everywhere.
     """
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
-        self.plainly = False
+        self.reference = False
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         # Cast here, once, rather than by autocast in each of the products that follow.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         by_hand = device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
-        if by_hand and not self.plainly:
+        if by_hand and not self.reference:
             normed: Tensor = _RMSNorm.apply(x, self.weight, self.epsilon, dtype)
             return normed
-        return rms_norm_plainly(x, self.weight, self.epsilon, dtype)
+        return rms_norm_reference(x, self.weight, self.epsilon, dtype)
 
 
-def rms_norm_plainly(x: Tensor, weight_D: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+def rms_norm_reference(x: Tensor, weight_D: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
     """x / √(mean(x²) + ε) · weight along the last dimension, in fp32, returned in `dtype`."""
     return F.rms_norm(x.float(), weight_D.shape, weight_D.float(), epsilon).to(dtype)
 
@@ -144,15 +144,15 @@ class DecoderCache:
 class Attention(nn.Module):
     """Projections around `attend`, and in the first block of a stack the table of relative position biases.
 
-    plainly: as the definition reads, instead of by the fastest way.
+    reference: as the definition reads, instead of by the fastest way.
     """
 
-    def __init__(self, shape: T5Shape, *, owns_bias: bool = False, bidirectional: bool = False) -> None:
+    def __init__(self, shape: T5Config, *, owns_bias: bool = False, bidirectional: bool = False) -> None:
         super().__init__()
         width = shape.num_heads * shape.d_kv
         self.heads = shape.num_heads
         self.bidirectional = bidirectional
-        self.plainly = False
+        self.reference = False
         self.max_distance = shape.relative_attention_max_distance
         self.q = nn.Linear(shape.d_model, width, bias=False)
         self.k = nn.Linear(shape.d_model, width, bias=False)
@@ -189,7 +189,7 @@ class Attention(nn.Module):
         if hasattr(self, "relative_attention_bias"):
             position_bias = self.position_bias(q_BHQK.size(2), k_BHSK.size(2))
             bias = (position_bias if bias is None else position_bias + bias).to(q_BHQK.dtype)
-        way = attend_plainly if self.plainly else attend
+        way = attention_reference if self.reference else attend
         return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask)), bias
 
     def for_few(self, queries: int) -> bool:
@@ -197,7 +197,7 @@ class Attention(nn.Module):
 
         Making them takes 2·S·D·E products, doing without 2·S·D·H·Q, which must be half of those: they run slower.
         """
-        return not self.plainly and 2 * queries * self.heads <= self.q.out_features
+        return not self.reference and 2 * queries * self.heads <= self.q.out_features
 
     def _join(self, out_BHQK: Tensor) -> Tensor:
         joined_BQD: Tensor = self.o(out_BHQK.transpose(1, 2).flatten(2))
@@ -216,7 +216,7 @@ class Attention(nn.Module):
 
 
 class SelfAttentionLayer(nn.Module):
-    def __init__(self, shape: T5Shape, *, owns_bias: bool, bidirectional: bool) -> None:
+    def __init__(self, shape: T5Config, *, owns_bias: bool, bidirectional: bool) -> None:
         super().__init__()
         self.SelfAttention = Attention(shape, owns_bias=owns_bias, bidirectional=bidirectional)
         self.layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
@@ -238,7 +238,7 @@ class SelfAttentionLayer(nn.Module):
 
 
 class CrossAttentionLayer(nn.Module):
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: T5Config) -> None:
         super().__init__()
         self.EncDecAttention = Attention(shape)
         self.layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
@@ -259,7 +259,7 @@ class CrossAttentionLayer(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: T5Config) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[shape.activation]
         self.gated = shape.gated
@@ -279,7 +279,7 @@ class FeedForward(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: T5Config) -> None:
         super().__init__()
         self.DenseReluDense = FeedForward(shape)
         self.layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)

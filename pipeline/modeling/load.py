@@ -17,11 +17,11 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.architecture import T5Shape
-from pipeline.errors import InputError
-from pipeline.modeling.hub import fetch_model
-from pipeline.modeling.t5 import T5
-from pipeline.modeling.weights import INDEX, WEIGHTS, read_shape, read_tensors
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.hub import fetch_model
+from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS, read_shape, read_tensors
+from t5_pipeline.modeling.t5 import T5
 
 
 def locate_model(location: str | Path) -> Path:
@@ -47,7 +47,7 @@ def load_t5(location: str | Path, dtype: torch.dtype = torch.float32) -> T5:
     return assemble(shape, tensors, where=str(directory))
 
 
-def assemble(shape: T5Shape, tensors: Mapping[str, Tensor], where: str) -> T5:
+def assemble(shape: T5Config, tensors: Mapping[str, Tensor], where: str) -> T5:
     """A T5 that holds exactly these tensors (not copies of them). `where` names their origin in errors."""
     with torch.device("meta"):
         model = T5(shape)
@@ -68,7 +68,7 @@ def assemble(shape: T5Shape, tensors: Mapping[str, Tensor], where: str) -> T5:
     return model
 
 
-def init_t5(shape: T5Shape, seed: int) -> T5:
+def init_t5(shape: T5Config, seed: int) -> T5:
     """A T5 to start from nothing, in fp32: Mesh-TF's initialisation (Raffel et al. 2020; also T5X's, in scale).
 
     Normal with standard deviation 1 for embeddings; (D·K)^−½ for q, which stands for the unscaled scores; D^−½ for
@@ -151,7 +151,7 @@ def grow_vocabulary(model: T5, rows: int, *, first_new: int, start: Literal["mea
     return assemble(shape, tensors, where="the grown vocabulary")
 
 
-def check_untied(model: nn.Module, shape: T5Shape) -> None:
+def check_untied(model: nn.Module, shape: T5Config) -> None:
     """Raise RuntimeError where a model that must not be tied is: several libraries tie it again in silence.
 
     Call it after anything that rebuilt or wrapped the model. It looks at names by their end, so wrappers may prefix.

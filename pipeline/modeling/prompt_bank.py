@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.modeling.layers import DecoderCache
-from pipeline.modeling.t5 import T5, shift_right, token_mask, unless_full
+from t5_pipeline.modeling.layers import DecoderCache
+from t5_pipeline.modeling.t5 import T5, shift_right, token_mask, unless_full
 
 
 class PromptBank(nn.Module):

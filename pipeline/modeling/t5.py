@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.architecture import T5Shape
-from pipeline.modeling.attention import in_bf16_on_cpu, mask_bias
-from pipeline.modeling.layers import (
+from t5_pipeline.modeling.attention import in_bf16_on_cpu, mask_bias
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.layers import (
     Attention,
     CrossAttentionLayer,
     DecoderCache,
@@ -49,7 +49,7 @@ def may_recompute(forward: Forward) -> Forward:
     @wraps(forward)
     def either(block: Block, *arguments: Any) -> Any:
         if block.recompute and torch.is_grad_enabled():
-            # Inside of the block's own forward pass: here engines have gathered its weights.
+            # ForwardScope of the block's own forward pass: here engines have gathered its weights.
             return checkpoint(partial(forward, block), *arguments, use_reentrant=False)
         return forward(block, *arguments)
 
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class EncoderBlock(Block):
-    def __init__(self, shape: T5Shape, *, first: bool) -> None:
+    def __init__(self, shape: T5Config, *, first: bool) -> None:
         super().__init__()
         attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=True)
         self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
@@ -74,7 +74,7 @@ class EncoderBlock(Block):
 
 
 class DecoderBlock(Block):
-    def __init__(self, shape: T5Shape, *, first: bool) -> None:
+    def __init__(self, shape: T5Config, *, first: bool) -> None:
         super().__init__()
         attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=False)
         self.layer = nn.ModuleList([attention, CrossAttentionLayer(shape), FeedForwardLayer(shape)])
@@ -96,7 +96,7 @@ class DecoderBlock(Block):
 
 
 class Encoder(nn.Module):
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: T5Config) -> None:
         super().__init__()
         self.block = nn.ModuleList(EncoderBlock(shape, first=i == 0) for i in range(shape.num_layers))
         self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: T5Config) -> None:
         super().__init__()
         self.block = nn.ModuleList(DecoderBlock(shape, first=i == 0) for i in range(shape.num_decoder_layers))
         self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
@@ -147,7 +147,7 @@ def _parts(x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None
 class T5(nn.Module):
     """An encoder-decoder of the given shape. Weights are torch's defaults: see load.py for real ones."""
 
-    def __init__(self, shape: T5Shape) -> None:
+    def __init__(self, shape: T5Config) -> None:
         super().__init__()
         self.shape = shape
         self.shared = nn.Embedding(shape.vocab_size, shape.d_model)
@@ -162,17 +162,17 @@ class T5(nn.Module):
             if isinstance(module, SharedDropout):
                 module.rate = rate
 
-    def set_ways(self, plainly: Collection[str] = (), recompute: bool = False) -> None:
+    def set_execution(self, reference_ops: Collection[str] = (), recompute: bool = False) -> None:
         """How it is computed; the results agree to rounding.
 
-        plainly: "attention", "norm": as their definitions read, instead of by faster ways.
+        reference: "attention", "norm": as their definitions read, instead of by faster ways.
         recompute: keep only the input of each block for the backward pass, which computes the rest of it once more.
         """
         for module in self.modules():
             if isinstance(module, Attention):
-                module.plainly = "attention" in plainly
+                module.reference = "attention" in reference_ops
             elif isinstance(module, RMSNorm):
-                module.plainly = "norm" in plainly
+                module.reference = "norm" in reference_ops
             elif isinstance(module, Block):
                 module.recompute = recompute
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.architecture import T5Shape
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.config import T5Config
 
 TREE = "checkpoint"
 PREFIX = "target."  # of the model's arrays; the optimizer's have another
@@ -46,7 +46,7 @@ def find_t5x(directory: Path) -> Path | None:
     return directory / inside[0] if inside else None
 
 
-def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Shape:
+def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
     """The sizes of a T5X checkpoint, as its arrays tell them.
 
     They do not tell `max_distance` of the relative positions, for which every published T5 has 128, nor the activation:
@@ -63,7 +63,7 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Shape:
 
     gated = "encoder.layers_0.mlp.wi_0.kernel" in shapes
     heads = size("encoder.relpos_bias.rel_embedding", 0)
-    return T5Shape(
+    return T5Config(
         vocab_size=size("token_embedder.embedding", 0),
         d_model=size("token_embedder.embedding", 1),
         d_kv=size("encoder.layers_0.attention.query.kernel", 1) // heads,
@@ -79,7 +79,7 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Shape:
     )
 
 
-def t5x_tensors(checkpoint: Path, shape: T5Shape) -> Iterator[tuple[str, Tensor]]:
+def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors under our names, fp32, each read when it is asked for.
 
     Raises InputError that names every array that is missing, not of this architecture, or of another shape, by its
@@ -113,7 +113,7 @@ class _Array:
     transposed: bool
 
 
-def _expected(s: T5Shape) -> dict[str, _Array]:
+def _expected(s: T5Config) -> dict[str, _Array]:
     """Every array that a T5X checkpoint of these sizes has: T5X name → our name, shape there, whether to transpose."""
     D, HK = s.d_model, s.num_heads * s.d_kv
     arrays = {"token_embedder.embedding": _Array("shared.weight", (s.vocab_size, D), False)}

@@ -13,13 +13,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.architecture import PRESETS, T5Shape
-from pipeline.errors import InputError
-from pipeline.manifest import InputRecord, Manifest
-from pipeline.recipe import Cell, InputRef, Recipe, load_recipe
-from pipeline.run_dir import RunDir, read_job
-from pipeline.stage_settings import StageSettings, TrainingSettings
-from pipeline.task_settings import TaskSettings
+from t5_pipeline.artifacts.manifest import InputRecord, Manifest
+from t5_pipeline.artifacts.run_dir import RunDir, read_job
+from t5_pipeline.config.recipe import Cell, InputRef, Recipe, load_recipe
+from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.modeling.config import PRESETS, T5Config
 
 State = Literal["finished", "outdated", "begun", "not begun"]
 
@@ -82,13 +82,13 @@ class Part:
     step: int | None
 
     @property
-    def settings(self) -> StageSettings:
+    def settings(self) -> StageConfig:
         return self.cell.settings
 
     @property
     def steps(self) -> int | None:
         """Steps that the recipe wants."""
-        return self.settings.steps if isinstance(self.settings, TrainingSettings) else None
+        return self.settings.steps if isinstance(self.settings, TrainingConfig) else None
 
     @property
     def frozen(self) -> str | None:
@@ -126,7 +126,7 @@ class ModelSize:
     model: str
     parameters: int
     bytes: int | None
-    shape: T5Shape
+    shape: T5Config
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Run:
         """The step of the model that a stage hands on by its name alone; None where it has not finished."""
         return next((m.step for m in self.manifests() if m.stage == stage), None)
 
-    def task(self, name: str) -> TaskSettings | None:
+    def task(self, name: str) -> TaskConfig | None:
         """The task of that name, as the prompts were tuned on it."""
         tasks = [task for part in self.parts() for task in part.settings.made_for()]
         tasks += [task for part in self.parts() for task in getattr(part.settings, "also_on", ())]
@@ -224,7 +224,7 @@ def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Mani
     for name in now:
         if settings.role(name) == "trajectory" and name not in inputs and manifest.settings.get(name) != now[name]:
             return "outdated"
-    if isinstance(settings, TrainingSettings) and (manifest.step or 0) < settings.steps:
+    if isinstance(settings, TrainingConfig) and (manifest.step or 0) < settings.steps:
         return "outdated"
     for name, artifact in inputs.items():
         for record in manifest.inputs.get(name, []):
@@ -288,9 +288,9 @@ def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
 
 
 def _model_size(name: str, directory: Path) -> ModelSize | None:
-    shape: T5Shape | None
+    shape: T5Config | None
     try:
-        shape = T5Shape.from_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+        shape = T5Config.from_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, InputError):
         shape = PRESETS.get(str(directory))
     if shape is None:

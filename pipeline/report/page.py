@@ -5,17 +5,24 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from pipeline.files import write_text
-from pipeline.report import words
-from pipeline.report.collect import Run, collect
-from pipeline.report.markup import Markup, join, tag
-from pipeline.report.neighbours import neighbours_section
-from pipeline.report.overview import overview_section
-from pipeline.report.process import losses_section, provenance_section, sizes_section, stages_section, unfinished_note
-from pipeline.report.results import confusion_section, examples_section, score_figure, scores_section
-from pipeline.report.scores import TaskScores, beside, comparison, headline, path_names, summarise
-from pipeline.settings import PrepareSettings, SpanCorruptSettings
-from pipeline.tuning_settings import PromptTuneSettings
+from t5_pipeline.config.adaptation import SpanCorruptConfig
+from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.report import format as words
+from t5_pipeline.report.collect import Run, collect
+from t5_pipeline.report.html import Markup, join, tag
+from t5_pipeline.report.sections.nearest_tokens import neighbours_section
+from t5_pipeline.report.sections.overview import overview_section
+from t5_pipeline.report.sections.run import (
+    losses_section,
+    provenance_section,
+    sizes_section,
+    stages_section,
+    unfinished_note,
+)
+from t5_pipeline.report.sections.scores import confusion_section, examples_section, score_figure, scores_section
+from t5_pipeline.report.summary import TaskScores, beside, comparison, headline, path_names, summarise
 
 # Even a browser that is online fetches nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -49,7 +56,7 @@ def render(run: Run) -> str:
         stages_section(run),
         provenance_section(run),
     ]
-    style = resources.files("pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
+    style = resources.files("t5_pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -100,10 +107,10 @@ def _glance(run: Run, tasks: list[TaskScores]) -> Markup | None:
     pairs: dict[str, list[str]] = {}
     for part in run.parts():
         facts = part.manifest.facts if part.manifest else {}
-        if isinstance(part.settings, PrepareSettings):
+        if isinstance(part.settings, PrepareConfig):
             found = [f"{words.about(facts[k])} {k}" for k in ("documents", "tokens") if isinstance(facts.get(k), int)]
             pairs.setdefault("Corpus", []).append(", ".join([part.settings.corpus, *found]))
-    here = any(isinstance(part.settings, SpanCorruptSettings) and part.settings.init for part in run.parts())
+    here = any(isinstance(part.settings, SpanCorruptConfig) and part.settings.init for part in run.parts())
     for model in run.models.values():
         shape = model.shape
         layers = f"{shape.num_layers}\u00a0+\u00a0{shape.num_decoder_layers} layers of width {shape.d_model}"
@@ -114,7 +121,7 @@ def _glance(run: Run, tasks: list[TaskScores]) -> Markup | None:
         settings = run.task(task.task)
         kinds = f", {len(settings.labels)} labels" if settings and settings.labels else ""
         pairs.setdefault("Task", []).append(f"{task.task}{kinds}, {words.counted(task.examples, f'{task.split} row')}")
-    tuned = [part for part in run.parts() if isinstance(part.settings, PromptTuneSettings) and part.manifest]
+    tuned = [part for part in run.parts() if isinstance(part.settings, PromptTuneConfig) and part.manifest]
     if tuned:
         lengths = sorted({prompt.prompt_length for prompt in run.prompts})
         of = f" of {words.listed([words.count(length) for length in lengths])} tokens" if lengths else ""

@@ -19,10 +19,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from pipeline.report import words
-from pipeline.report.collect import Curve
-from pipeline.report.markup import Markup, text
-from pipeline.report.scores import PROMPT_TUNING, TaskScores
+from t5_pipeline.report import format as words
+from t5_pipeline.report.collect import Curve
+from t5_pipeline.report.html import Markup, text
+from t5_pipeline.report.summary import PROMPT_TUNING, TaskScores
 
 SERIES = 8
 """How many colours there are for paths; after that they come round again."""

@@ -17,17 +17,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.errors import Interrupted
-from pipeline.training.batch import BatchSource, StepBatch, TensorBatch, prefetch, step_batch
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.metrics_log import MetricsLog
-from pipeline.training.nonfinite import OnNonFinite
-from pipeline.training.optimizers import set_learning_rate
-from pipeline.training.progress import Progress
-from pipeline.training.schedules import Schedule
-from pipeline.training.selection import Selection
-from pipeline.training.state import TrainState
-from pipeline.training.stop import StopSignal
+from t5_pipeline.core.errors import Interrupted
+from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.signals import StopSignal
+from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.checkpoints.store import Checkpoints
+from t5_pipeline.training.microbatches import BatchSource, StepBatch, TensorBatch, prefetch, step_batch
+from t5_pipeline.training.nonfinite import OnNonFinite
+from t5_pipeline.training.optimizers import set_learning_rate
+from t5_pipeline.training.schedules import Schedule
+from t5_pipeline.training.state import TrainState
 
 LossFn = Callable[[Any, TensorBatch], Tensor]
 # What a process says beside the number of a signal: its last checkpoint could not be written.
@@ -69,12 +69,12 @@ def train(
         Interrupted: `stop` was signalled; the step was finished and saved.
         InputError: a loss or gradient is not finite, or a checkpoint cannot be written; older ones are intact.
     """
-    ranks, engine = state.ranks, state.engine
+    group, engine = state.group, state.engine
     make = partial(
         step_batch,
         batches,
-        rank=ranks.rank,
-        world=ranks.world,
+        rank=group.rank,
+        world=group.world,
         microbatch_size=microbatch_size,
         device=state.device.type,
         lockstep=engine.lockstep,
@@ -82,32 +82,32 @@ def train(
     score: float | None = None  # of the validation at this very step
 
     def log(row: Mapping[str, Any]) -> None:
-        if ranks.rank == 0:
+        if group.rank == 0:
             metrics.write({"step": state.step, **row})
 
-    def settle() -> None:
-        bad = state.meter.settle()
+    def synchronize() -> None:
+        bad = state.stats.synchronize()
         state.skipped += len(bad)
         on_nonfinite.handle(bad, batches)
 
     def measure(validate: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        with state.meter.paused():
-            settle()
+        with state.stats.paused():
+            synchronize()
             found = validate()
             log({"split": "validation", **found})
             engine.set_training(True)
         return found
 
     def save() -> None:
-        with state.meter.paused():
-            settle()
-            checkpoints.save(state.step, state.pieces(), state.scalars(), score=score, before=metrics.sync)
+        with state.stats.paused():
+            synchronize()
+            checkpoints.save(state.step, state.shards(), state.scalars(), score=score, before=metrics.sync)
 
     selection = state.selection
     if selection is not None and selection.exhausted:
         return
     engine.set_training(True)
-    state.meter.restart_clock()
+    state.stats.restart_clock()
     if validate and state.step == 0 < steps:
         measure(validate)
     if steps == 0:
@@ -117,16 +117,16 @@ def train(
             score = None
             learning_rate = schedule(part.step)
             set_learning_rate(engine.optimizer, learning_rate)
-            torch.manual_seed(dropout_seed(seed, part.step, ranks.rank))
+            torch.manual_seed(dropout_seed(seed, part.step, group.rank))
             losses_C = gradients(state, part, loss_fn, max(1, len(cells)))
             norm = engine.step(skip_nonfinite=on_nonfinite.skips)
             state.step += 1
-            state.meter.add(state.step, losses_C, norm, part.tokens, part.examples)
+            state.stats.add(state.step, losses_C, norm, part.tokens, part.examples)
 
             row = None
             if state.step % log_every == 0:
-                settle()
-                row = state.meter.read(cells, unit)
+                synchronize()
+                row = state.stats.read(cells, unit)
                 row |= {"learning_rate": learning_rate, "elapsed_s": round(state.elapsed, 3)}
                 if state.skipped:
                     row["skipped"] = state.skipped
@@ -137,7 +137,7 @@ def train(
             if selection is not None and selection.due(state.step):
                 score = mean_score(measure(partial(choose, state, selection)))
             over = state.step == steps or (selection is not None and selection.exhausted)
-            word = ranks.largest(NOT_SAVED if checkpoints.failed else stop.signum)
+            word = group.all_reduce_max(NOT_SAVED if checkpoints.failed else stop.signum)
             if word == NOT_SAVED:
                 checkpoints.wait()
             if state.step % checkpoint_every == 0 or over or word:
@@ -190,8 +190,8 @@ def resume(
     step = -1 if found is None else found.step
     if found is not None:
         state.load(step, found, found.scalars)
-    state.ranks.largest(0)  # nothing is removed before every process has read
-    if state.ranks.rank == 0:
+    state.group.all_reduce_max(0)  # nothing is removed before every process has read
+    if state.group.rank == 0:
         checkpoints.discard_after(step)
         metrics.truncate_after(step)
 

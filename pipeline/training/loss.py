@@ -28,7 +28,7 @@ def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> T
     return loss_BT
 
 
-def token_loss_plainly(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
+def token_loss_reference(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
     """`token_loss` as its formula reads; autograd then keeps and passes over several tensors of the logits' size."""
     logits_BTV = logits_BTV.float()
     log_z_BT = logits_BTV.logsumexp(dim=-1)
@@ -91,11 +91,11 @@ def model_loss(
     targets_BT: Tensor,
     z_loss: float,
     precision: Literal["fp32", "bf16"],
-    plainly: bool,
+    reference: bool,
 ) -> Tensor:
-    """Loss [B, T] of a model's decoder outputs: `output_loss`, or `plainly` by its definition, with fp32 logits."""
-    if plainly:
-        return token_loss_plainly(model.logits(hidden_BTD), targets_BT, z_loss)
+    """Loss [B, T] of a model's decoder outputs: `output_loss`, or by its definition (`reference`), with fp32 logits."""
+    if reference:
+        return token_loss_reference(model.logits(hidden_BTD), targets_BT, z_loss)
     hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
     return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision)
 

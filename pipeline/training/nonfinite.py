@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import InputError
-from pipeline.training.batch import BatchSource
-from pipeline.training.meter import NotFinite
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.training.microbatches import BatchSource
+from t5_pipeline.training.step_stats import NotFinite
 
 NAME = "nonfinite.jsonl"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import InputError
-from pipeline.training.engines.base import MODEL, Engine
-from pipeline.training.meter import Meter
-from pipeline.training.pieces import Piece, SavedTensors
-from pipeline.training.selection import Selection
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
+from t5_pipeline.training.distributed.engine import MODEL, Engine
+from t5_pipeline.training.step_stats import StepStats
 
 
 class TrainState:
@@ -23,11 +23,11 @@ class TrainState:
 
     def __init__(self, engine: Engine, selection: Selection | None = None) -> None:
         self.engine = engine
-        self.ranks = engine.ranks
+        self.group = engine.group
         self.device: torch.device = engine.device
         self.step = 0
         self.skipped = 0  # steps whose gradient was not finite, and that changed nothing
-        self.meter = Meter(self.ranks)
+        self.stats = StepStats(self.group)
         self.selection = selection
         self._elapsed_before = 0.0
         self._started = time.monotonic()
@@ -43,14 +43,14 @@ class TrainState:
         with torch.no_grad():
             return self.engine.call(do, *arguments)
 
-    def pieces(self) -> list[Piece]:
-        """Everything that training goes on from: `model/…`, `optimizer/<parameter>/<key>`, `selection/…`, `meter`."""
-        chosen = [] if self.selection is None else self.selection.pieces()
+    def shards(self) -> list[TensorShard]:
+        """Everything that training goes on from: `model/…`, `optimizer/<parameter>/<key>`, `selection/…`, `stats`."""
+        chosen = [] if self.selection is None else self.selection.shards()
         return [
             *self.engine.weights(),
             *self.engine.moments(),
             *chosen,
-            Piece.whole("meter", self.meter.history_NC),
+            TensorShard.whole("stats", self.stats.history_NC),
         ]
 
     def scalars(self) -> dict[str, Any]:
@@ -58,16 +58,16 @@ class TrainState:
         return {"elapsed_s": self.elapsed, "skipped": self.skipped, **chosen}
 
     def load(self, step: int, saved: SavedTensors, scalars: dict[str, Any]) -> None:
-        """Goes back to what `pieces()` and `scalars()` gave after `step` steps, whichever engine gave them.
+        """Goes back to what `shards()` and `scalars()` gave after `step` steps, whichever engine gave them.
 
         Raises:
             InputError: the tensors are not those of this model.
         """
         shapes = {name: saved.shape(MODEL + name) for name in (n.removeprefix(MODEL) for n in saved.names(MODEL))}
-        for piece in self.engine.weights():
-            name = piece.name.removeprefix(MODEL)
-            if shapes.get(name) != piece.shape:
-                found = f"has shape {list(shapes[name])}, not {list(piece.shape)}" if name in shapes else "is missing"
+        for shard in self.engine.weights():
+            name = shard.name.removeprefix(MODEL)
+            if shapes.get(name) != shard.shape:
+                found = f"has shape {list(shapes[name])}, not {list(shard.shape)}" if name in shapes else "is missing"
                 raise InputError(
                     f"checkpoint of step {step:,}: {name} {found}; it was made by another model:"
                     " use another run directory, or remove its checkpoints"
@@ -82,6 +82,6 @@ class TrainState:
             self.selection.load(saved, scalars["selection"], self.engine)
         self.step = step
         self.skipped = scalars["skipped"]
-        self.meter.history_NC = saved.tensor("meter")
+        self.stats.history_NC = saved.tensor("stats")
         self._elapsed_before = scalars["elapsed_s"]
         self._started = time.monotonic()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.stdlib_docs import Page, documents
-from data_prep.vocabulary import Vocabulary
+from t5_pipeline.data_prep.corpora.stdlib_docs import Page, documents
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")

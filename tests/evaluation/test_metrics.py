@@ -9,8 +9,9 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
-from pipeline.evaluation.metrics import (
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import LABEL_METRICS, TEXT_METRICS
+from t5_pipeline.evaluation.metrics import (
     BY_ANSWER,
     BY_LABEL,
     BY_TEXT,
@@ -31,7 +32,6 @@ from pipeline.evaluation.metrics import (
     task_average,
     token_f1,
 )
-from pipeline.task_settings import LABEL_METRICS, TEXT_METRICS
 
 LABELS = ["entailment", "contradiction", "neutral", "never seen"]
 

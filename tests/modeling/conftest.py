@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.architecture import T5Shape
-from pipeline.modeling.load import init_t5, load_t5
-from pipeline.modeling.t5 import T5
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5, load_t5
+from t5_pipeline.modeling.t5 import T5
 
 SHAPES = {
-    "gated_untied": T5Shape(
+    "gated_untied": T5Config(
         vocab_size=96, d_model=32, d_kv=16, d_ff=48, num_layers=3, num_decoder_layers=2, num_heads=4,
         relative_attention_num_buckets=8, relative_attention_max_distance=12,
     ),
-    "relu_tied": T5Shape(
+    "relu_tied": T5Config(
         vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4,
         relative_attention_num_buckets=8, relative_attention_max_distance=12, gated=False, activation="relu", tied=True,
     ),
@@ -35,12 +35,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> T5Shape:
+def shape(request: pytest.FixtureRequest) -> T5Config:
     return SHAPES[request.param]
 
 
 @pytest.fixture
-def model(shape: T5Shape) -> T5:
+def model(shape: T5Config) -> T5:
     return init_t5(shape, seed=1).eval()
 
 

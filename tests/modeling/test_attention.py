@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.modeling.attention import (
+from t5_pipeline.modeling.attention import (
     MASKED,
     attend,
     attend_by_products,
     attend_fused,
-    attend_plainly,
     attend_to_states,
+    attention_reference,
     bucket_table,
     mask_bias,
     position_buckets,
@@ -39,7 +39,7 @@ def test_fused_equals_plain_with_gradients(kind: str) -> None:
     q, k, v = _inputs()
     weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
     results = []
-    for attention in (attend_plainly, attend_fused):
+    for attention in (attention_reference, attend_fused):
         out = attention(q, k, v, _bias(kind))
         results.append((out, *torch.autograd.grad((out * weight).sum(), (q, k, v))))
     for plain, fused in zip(*results, strict=True):
@@ -50,19 +50,19 @@ def test_the_bias_gets_its_gradient() -> None:
     q, k, v = _inputs()
     weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
     gradients = []
-    for attention in (attend_plainly, attend_fused, attend):
+    for attention in (attention_reference, attend_fused, attend):
         bias = _bias("position").requires_grad_()
         gradients.append(torch.autograd.grad((attention(q, k, v, bias) * weight).sum(), bias)[0])
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
     assert torch.equal(gradients[2], gradients[0])
 
 
-@pytest.mark.parametrize("attention", [attend_plainly, attend_fused])
+@pytest.mark.parametrize("attention", [attention_reference, attend_fused])
 def test_bf16_in_and_out_within_its_rounding(attention) -> None:  # type: ignore[no-untyped-def]
     q, k, v = (x.detach() for x in _inputs())
     out = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), _bias("both"))
     assert out.dtype == torch.bfloat16
-    exact = attend_plainly(q.bfloat16().float(), k.bfloat16().float(), v.bfloat16().float(), _bias("both"))
+    exact = attention_reference(q.bfloat16().float(), k.bfloat16().float(), v.bfloat16().float(), _bias("both"))
     torch.testing.assert_close(out.float(), exact, atol=0.01, rtol=0.01)
 
 
@@ -71,13 +71,13 @@ def test_a_masked_key_has_no_part_at_all() -> None:
     bias = _bias("mask")
     far = v.clone()
     far[1, :, 4:] = 1e6
-    for attention in (attend_plainly, attend_fused):
+    for attention in (attention_reference, attend_fused):
         assert torch.equal(attention(q, k, far, bias)[1], attention(q, k, v, bias)[1])
 
 
 def test_a_row_that_sees_nothing_stays_finite() -> None:
     q, k, v = (x.detach() for x in _inputs())
-    for attention in (attend_plainly, attend_fused):
+    for attention in (attention_reference, attend_fused):
         assert attention(q, k, v, torch.full((1, 1, 1, 9), MASKED)).isfinite().all()
 
 
@@ -107,12 +107,12 @@ def test_products_in_bf16_equal_the_definition_within_rounding(kind: str) -> Non
     q, k, v = (x.detach().bfloat16().requires_grad_() for x in _inputs())
     weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
     results = []
-    for attention in (attend_plainly, attend_by_products):
+    for attention in (attention_reference, attend_by_products):
         bias = _bias("position" if kind == "apart" else kind)
         leaves = [q, k, v, bias.requires_grad_()] if kind in ("position", "apart") else [q, k, v]
         if kind != "apart":
             out = attention(q, k, v, bias)
-        elif attention is attend_plainly:
+        elif attention is attention_reference:
             out = attention(q, k, v, bias + _bias("mask"))
         else:
             out = attention(q, k, v, bias, _bias("mask"))
@@ -145,7 +145,7 @@ def test_without_keys_and_values_equals_with_them(dtype: torch.dtype, dropped: b
 
     def by_keys_and_values(q, key, value, states):  # type: ignore[no-untyped-def]
         k, v = ((states @ matrix.T).unflatten(-1, (H, K)).transpose(1, 2) for matrix in (key, value))
-        return attend_plainly(q, k, v if kept is None else v * kept, mask)
+        return attention_reference(q, k, v if kept is None else v * kept, mask)
 
     results = []
     for way, of in (

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-from pipeline.errors import InputError
-from pipeline.modeling.hub import fetch_model
-from pipeline.modeling.load import init_t5, load_t5, save_t5
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.hub import fetch_model
+from t5_pipeline.modeling.load import init_t5, load_t5, save_t5
 from tests.modeling.conftest import SHAPES, model_digest
 
 Files = dict[str, bytes]

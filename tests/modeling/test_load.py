@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.architecture import T5Shape
-from pipeline.errors import InputError
-from pipeline.modeling.load import check_untied, grow_vocabulary, init_t5, load_t5, save_t5
-from pipeline.modeling.t5 import T5
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import check_untied, grow_vocabulary, init_t5, load_t5, save_t5
+from t5_pipeline.modeling.t5 import T5
 from tests.modeling.conftest import SHAPES, model_digest, tensors_digest, token_rows
 
 
@@ -215,7 +215,7 @@ def test_new_rows_as_normal_noise_have_the_spread_of_the_others() -> None:
 
 
 def test_initialisation_scales_and_seeds() -> None:
-    shape = T5Shape(vocab_size=2000, d_model=128, d_kv=32, d_ff=512, num_layers=1, num_decoder_layers=1, num_heads=8)
+    shape = T5Config(vocab_size=2000, d_model=128, d_kv=32, d_ff=512, num_layers=1, num_decoder_layers=1, num_heads=8)
     model = init_t5(shape, seed=3)
     state = model.state_dict()
     attention, feed_forward = "encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.2.DenseReluDense"

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from pipeline.modeling.t5 import T5, shift_right
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.modeling.t5 import T5, shift_right
 from tests.modeling.conftest import tensors_digest, token_loss, token_rows
 
 LENGTHS = [3, 7, 1, 7]

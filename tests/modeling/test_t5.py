@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.architecture import SIZES, T5Shape
-from pipeline.modeling.layers import Attention, DecoderCache, SharedDropout, _RMSNorm, rms_norm_plainly
-from pipeline.modeling.load import save_t5
-from pipeline.modeling.t5 import T5, shift_right, token_mask
+from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.layers import Attention, DecoderCache, SharedDropout, _RMSNorm, rms_norm_reference
+from t5_pipeline.modeling.load import save_t5
+from t5_pipeline.modeling.t5 import T5, shift_right, token_mask
 from tests.modeling.conftest import token_loss, token_rows
 
 
@@ -61,7 +61,7 @@ def test_a_model_on_the_meta_device_has_the_papers_parameter_count(size: str) ->
     assert sum(p.numel() for p in model.parameters()) == SIZES[size].parameters
 
 
-def test_tied_and_original_counts_agree_with_the_formula(shape: T5Shape) -> None:
+def test_tied_and_original_counts_agree_with_the_formula(shape: T5Config) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in T5(shape).parameters()) == shape.parameters
 
@@ -138,7 +138,7 @@ def test_dropout_is_shared_along_the_sequence() -> None:
 
 
 def test_attention_drops_a_key_for_all_queries_as_t5x_does() -> None:
-    shape = T5Shape(d_model=16, d_kv=8, num_heads=2, dropout_rate=0.5)
+    shape = T5Config(d_model=16, d_kv=8, num_heads=2, dropout_rate=0.5)
     attention = Attention(shape)
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(3)
@@ -205,7 +205,7 @@ def test_recomputing_gives_the_same_bits(model: T5, bf16: bool) -> None:
     model.set_dropout(0.2)
     model.train()
     kept = loss_and_gradients(model, bf16)
-    model.set_ways(recompute=True)
+    model.set_execution(recompute=True)
     for theirs, ours in zip(kept, loss_and_gradients(model, bf16), strict=True):
         assert torch.equal(theirs, ours)
 
@@ -214,7 +214,7 @@ def test_the_fast_ways_equal_the_definitions(model: T5) -> None:
     model.set_dropout(0.2)
     model.train()
     fast = loss_and_gradients(model, bf16=False)
-    model.set_ways(plainly=["attention", "norm"])
+    model.set_execution(reference_ops=["attention", "norm"])
     for theirs, ours in zip(loss_and_gradients(model, bf16=False), fast, strict=True):
         assert (theirs - ours).norm() <= 1e-5 * theirs.norm()
 
@@ -222,7 +222,7 @@ def test_the_fast_ways_equal_the_definitions(model: T5) -> None:
 def test_in_bf16_the_fast_ways_are_within_its_rounding(model: T5) -> None:
     """Scores are rounded too, which the definition keeps in fp32: at most some twice as far from fp32 as it is."""
     exact, fast = (loss_and_gradients(model, bf16) for bf16 in (False, True))
-    model.set_ways(plainly=["attention", "norm"])
+    model.set_execution(reference_ops=["attention", "norm"])
     plain = loss_and_gradients(model, bf16=True)
     assert not all(map(torch.equal, fast, plain))
     for right, theirs, ours in zip(exact, plain, fast, strict=True):
@@ -237,7 +237,7 @@ def test_the_written_out_norm_equals_the_plain_one_with_gradients(dtype: torch.d
     weight = torch.rand(64, generator=generator).requires_grad_(learns)
     upstream = torch.randn(3, 5, 64, generator=generator).bfloat16()
     results = []
-    for norm in (rms_norm_plainly, _RMSNorm.apply):
+    for norm in (rms_norm_reference, _RMSNorm.apply):
         out = norm(x, weight, 1e-6, torch.bfloat16)
         leaves = (x, weight) if learns else (x,)
         results.append((out, *torch.autograd.grad(out, leaves, upstream)))

@@ -18,10 +18,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.architecture import T5Shape
-from pipeline.errors import InputError
-from pipeline.modeling.load import assemble, load_t5, save_t5
-from pipeline.modeling.t5x import find_t5x, read_zarr, t5x_shape, t5x_tensors
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import assemble, load_t5, save_t5
+from t5_pipeline.modeling.t5x import find_t5x, read_zarr, t5x_shape, t5x_tensors
 from tests.modeling.conftest import SHAPES, model_digest, token_rows
 
 Arrays = dict[str, NDArray]  # T5X name → array
@@ -105,7 +105,7 @@ def reference_logits(a: Arrays, inputs: list[int], targets: list[int], max_dista
 # ------------------------------------------------------------------------------- checkpoints to read, made from nothing
 
 
-def random_arrays(shape: T5Shape, seed: int = 0) -> Arrays:
+def random_arrays(shape: T5Config, seed: int = 0) -> Arrays:
     rng = np.random.default_rng(seed)
     D, HK = shape.d_model, shape.num_heads * shape.d_kv
 
@@ -186,7 +186,7 @@ def assert_equals_reference(checkpoint: Path, arrays: Arrays, max_distance: int)
         np.testing.assert_allclose(logits[row, :T].double().numpy(), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_forward_equals_numpy(shape: T5Shape, tmp_path: Path) -> None:
+def test_forward_equals_numpy(shape: T5Config, tmp_path: Path) -> None:
     arrays = random_arrays(shape)
     checkpoint = write_checkpoint(tmp_path / "checkpoint_7", arrays)
     assert t5x_shape(checkpoint, max_distance=12) == shape
@@ -196,7 +196,7 @@ def test_forward_equals_numpy(shape: T5Shape, tmp_path: Path) -> None:
 def test_googles_checkpoint_equals_numpy(shared: Path) -> None:
     checkpoint = shared / "data/t5/t5x_tiny_v1_1/checkpoint_3"
     shape = t5x_shape(checkpoint, max_distance=8)
-    assert shape == T5Shape(
+    assert shape == T5Config(
         vocab_size=32128, d_model=4, d_kv=2, d_ff=8, num_layers=2, num_decoder_layers=2, num_heads=2,
         relative_attention_num_buckets=4, relative_attention_max_distance=8,
     )  # fmt: skip

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline import manifest as manifests
-from pipeline.architecture import T5Shape
-from pipeline.manifest import InputRecord, Manifest, OutputRecord, Started
-from pipeline.recipe import Cell, Recipe, load_recipe
-from pipeline.run_dir import RunDir, step_name
-from pipeline.stage_settings import TrainingSettings
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord, Started
+from t5_pipeline.artifacts.run_dir import RunDir, step_name
+from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
+from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.modeling.config import T5Config
 
 RECIPE = """\
 name: test <run>
@@ -29,7 +29,7 @@ tasks:
     labels: [asyncio, email, logging]
     metrics: [accuracy, macro_f1]
 stages:
-  prepare: {corpus: stdlib-docs, vocabulary_size: 100, keep_out: [package]}
+  prepare: {corpus: stdlib-docs, vocabulary_size: 100, decontaminate: [package]}
   span_corrupt:
     init: {d_model: 8, d_kv: 4, d_ff: 16, num_layers: 2, num_decoder_layers: 2, num_heads: 2}
     tokens: prepare
@@ -67,12 +67,12 @@ SAMPLES = [
 class RunBuilder:
     """Makes cells of a recipe finished, one stage after the other."""
 
-    def __init__(self, path: Path, recipe: str = RECIPE, shape: T5Shape | None = None) -> None:
+    def __init__(self, path: Path, recipe: str = RECIPE, shape: T5Config | None = None) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / "recipe.yaml").write_text(recipe, encoding="utf-8")
         self.recipe: Recipe = load_recipe(path / "recipe.yaml")
         self.run_dir = RunDir(path)
-        self.shape = shape or T5Shape(
+        self.shape = shape or T5Config(
             vocab_size=128, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=2, num_heads=2
         )
         self.minute = 0
@@ -113,7 +113,7 @@ class RunBuilder:
         for step in self.recipe.kept_steps(cell.stage):
             self._model(cell, f"steps/{step_name(step)}/model")
             steps[step] = OutputRecord(path=f"steps/{step_name(step)}/model", digest=f"{cell.stage}@{step}")
-        assert isinstance(cell.settings, TrainingSettings)
+        assert isinstance(cell.settings, TrainingConfig)
         floor = {"span_corrupt": 3.1, "lm_adapt": 3.9}[cell.settings.kind]
         self._write_metrics(self.run_dir.cell(cell) / "metrics.jsonl", cell.settings.steps, floor)
         self._finish(cell, {"model": "model"}, facts=facts, steps=steps)
@@ -261,7 +261,7 @@ class RunBuilder:
             directory,
             Manifest(
                 **self._described(cell),
-                step=settings.steps if isinstance(settings, TrainingSettings) else None,
+                step=settings.steps if isinstance(settings, TrainingConfig) else None,
                 steps_published=steps or {},
                 outputs={
                     name: OutputRecord(path=place, digest=f"{cell.label} {name}") for name, place in outputs.items()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import manifest as manifests
-from pipeline.errors import InputError
-from pipeline.manifest import OutputRecord
-from pipeline.report.collect import collect
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.manifest import OutputRecord
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.report.collect import collect
 
 
 def test_finished_run(finished) -> None:

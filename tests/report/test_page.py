@@ -12,9 +12,9 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from pipeline.report.collect import Curve, collect
-from pipeline.report.page import render, write_report
-from pipeline.report.plots import Line, loss_plot, mean, thinned
+from t5_pipeline.report.collect import Curve, collect
+from t5_pipeline.report.page import render, write_report
+from t5_pipeline.report.plots import Line, loss_plot, mean, thinned
 
 VOID = {"meta", "br", "col", "hr"}
 
@@ -235,5 +235,5 @@ def test_plots_leave_the_settings_of_matplotlib_alone() -> None:
 
 
 def test_report_needs_no_torch() -> None:
-    code = "import sys, pipeline.report.page; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    code = "import sys, t5_pipeline.report.page; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.modeling.artifact import read_expectations
-from pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata
 from tests.tiny_run import Outcome, Tiny, metrics, stage
 
 FLAGS = (
@@ -28,7 +28,7 @@ def test_each_objective_trains_alike_packed_or_not(finished: Tiny, tmp_path: Pat
     for packing in ("packing", "no-packing"):
         ended = adapt(finished, tmp_path / packing, "--objective", objective, f"--{packing}")
         assert ended.code == 0, ended.err
-        assert read_expectations(tmp_path / packing / "model").lineage[-1]["objective"] == objective
+        assert read_metadata(tmp_path / packing / "model").lineage[-1]["objective"] == objective
         rows.append([row["loss"] for row in metrics(tmp_path / packing)])
         weights.append(load_t5(tmp_path / packing / "model").state_dict())
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)

@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from data_prep.task_mixture import MixedTaskBatches
-from data_prep.tasks import Task, encode_task
-from data_prep.vocabulary import Vocabulary
-from pipeline.artifacts import artifact_digest, tensors_digest
-from pipeline.modeling.artifact import read_expectations
-from pipeline.task_settings import TaskSettings
-from pipeline.training.optimizers import model_optimizer
-from tests.stages.test_processes import CPU_DDP, accelerate_launch
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.checksums import tensors_digest
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.encode import Task, encode_task
+from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.training.optimizers import model_optimizer
+from tests.system.test_processes import CPU_DDP, accelerate_launch
 from tests.tiny_run import Outcome, Tiny, refused, scores, stage
 
 
@@ -55,7 +56,7 @@ def test_its_steps_are_those_of_a_plain_loop(finished: Tiny, tasks: list[Path], 
     tune(*arguments(finished, tasks, tmp_path / "two", "--steps", 3, "--select", "last", "--z-loss", 0, "--seed", 5))
     source = finished.run / "lm_adapt" / "model"
     vocabulary = Vocabulary.load(source)
-    settings = [TaskSettings.model_validate(json.loads(path.read_text())) for path in tasks]
+    settings = [TaskConfig.model_validate(json.loads(path.read_text())) for path in tasks]
     rows = [encode_task(Task.load(task), "train", vocabulary, 32, 12) for task in settings]
     batches = MixedTaskBatches(rows, 6, 5)
     plain = T5ForConditionalGeneration.from_pretrained(source, dropout_rate=0.0).train()
@@ -82,9 +83,9 @@ def test_its_steps_are_those_of_a_plain_loop(finished: Tiny, tasks: list[Path], 
 def test_it_publishes_a_plain_model_that_knows_its_tasks(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
     tune(*arguments(finished, tasks, tmp_path / "two", "--steps", 4))
     model = tmp_path / "two" / "model"
-    expects = read_expectations(model)
-    assert [of["task"]["name"] for of in expects.tasks] == ["about", "name"]
-    assert expects.lineage[-1]["stage"] == "model_tune"
+    metadata = read_metadata(model)
+    assert [of["task"]["name"] for of in metadata.tasks] == ["about", "name"]
+    assert metadata.lineage[-1]["stage"] == "model_tune"
     card = (model / "README.md").read_text()
     assert tensors_digest(model) in card
     assert "Tuned on the tasks about, name." in card

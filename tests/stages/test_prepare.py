@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest import read
+from t5_pipeline.artifacts.manifest import read
 from tests.tiny_run import ROOT, Tiny, listing, refused, script, stage, t5_pipeline
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.modeling.prompt_file import Prompt
+from t5_pipeline.methods.soft_prompt import Prompt
 from tests.tiny_run import Tiny, listing, scores, stage
 
 D = 32

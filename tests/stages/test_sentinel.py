@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.tasks import encode_task
-from data_prep.vocabulary import Vocabulary
-from pipeline.modeling.artifact import read_expectations
-from pipeline.modeling.load import load_t5
-from pipeline.modeling.prompt_file import Prompt
+from t5_pipeline.data_prep.tasks.encode import encode_task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata
 from tests.tiny_run import Tiny, scores, stage
 
 
@@ -37,11 +37,11 @@ def test_tuning_and_scoring_obey_the_artifact(
     finished: Tiny, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but the model says what the variant is. What the encoder and the scorer were given is looked at."""
-    from pipeline.evaluation import scoring
-    from stages import prompt_tune
+    from t5_pipeline.evaluation import held_out as scoring
+    from t5_pipeline.stages import prompt_tune
 
     model = published(finished, tmp_path / "sentinel", variant)
-    assert read_expectations(model).sentinel == variant
+    assert read_metadata(model).sentinel == variant
     before = load_t5(finished.run / "pretrain" / "model").state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in load_t5(model).state_dict().items())
     task = Prompt.load(next((finished.run / "prompt_tune").glob("*/prompt"))).info.task
@@ -107,7 +107,7 @@ def test_a_checkpoint_without_sentinels_gains_a_hundred(finished: Tiny, tmp_path
     assert (gained.sentinels, gained.size) == (100, pieces + 100)
     assert grown.shape.vocab_size >= gained.rows
     assert manifest(tmp_path / "made")["facts"]["sentinels_gained"] == 100
-    assert read_expectations(model).lineage[-1]["gained"] == 100
+    assert read_metadata(model).lineage[-1]["gained"] == 100
     for name in ("shared.weight", "lm_head.weight"):
         old_VD, new_VD = own.state_dict()[name], grown.state_dict()[name]
         assert torch.equal(new_VD[:pieces], old_VD[:pieces])

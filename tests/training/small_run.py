@@ -24,20 +24,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipeline.errors import Interrupted
-from pipeline.training.batch import TensorBatch
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.engines import make_engine
-from pipeline.training.loop import resume, train
-from pipeline.training.loss import batch_losses, token_loss
-from pipeline.training.metrics_log import MetricsLog
-from pipeline.training.nonfinite import OnNonFinite
-from pipeline.training.optimizers import model_optimizer
-from pipeline.training.progress import Progress
-from pipeline.training.ranks import Words
-from pipeline.training.schedules import learning_rate
-from pipeline.training.state import TrainState
-from pipeline.training.stop import StopSignal
+from t5_pipeline.core.errors import Interrupted
+from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.signals import StopSignal
+from t5_pipeline.training.checkpoints.store import Checkpoints
+from t5_pipeline.training.distributed import make_engine
+from t5_pipeline.training.distributed.collectives import HostCollectives
+from t5_pipeline.training.loop import resume, train
+from t5_pipeline.training.loss import batch_losses, token_loss
+from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.nonfinite import OnNonFinite
+from t5_pipeline.training.optimizers import model_optimizer
+from t5_pipeline.training.schedules import learning_rate
+from t5_pipeline.training.state import TrainState
 
 VOCABULARY, WIDTH, LONGEST = 23, 8, 6
 
@@ -151,7 +151,7 @@ def run(
         f"dropout {dropout}",
         keep_last=keep_last,
         keep_every=keep_every,
-        words=Words(accelerator.process_index, accelerator.num_processes),
+        control_group=HostCollectives(accelerator.process_index, accelerator.num_processes),
     )
     on_nonfinite = OnNonFinite("skip" if skip else "stop", directory if accelerator.is_main_process else None)
 

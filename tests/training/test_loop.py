@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-import pipeline
-from pipeline.errors import InputError, Interrupted
-from pipeline.training.batch import prefetch
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.loop import dropout_seed
-from pipeline.training.state import TrainState
-from pipeline.training.stop import StopSignal
-from tests.training.saved import Saved, tensors_of
+import t5_pipeline
+from t5_pipeline.core.errors import InputError, Interrupted
+from t5_pipeline.execution.signals import StopSignal
+from t5_pipeline.training.checkpoints.store import Checkpoints
+from t5_pipeline.training.loop import dropout_seed
+from t5_pipeline.training.microbatches import prefetch
+from t5_pipeline.training.state import TrainState
+from tests.training.checkpoints.saved import Saved, tensors_of
 
-ROOT = Path(pipeline.__file__).parents[1]
+ROOT = Path(t5_pipeline.__file__).parents[1]
 SMALL_RUN = Path(__file__).with_name("small_run.py")
 TIMES = {"elapsed_s", "tokens_per_second"}
 
@@ -59,11 +59,11 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_run_in_one(
     """Restored in the middle of a log interval, and between two checkpoints."""
     whole: TrainState = small_run.run(tmp_path / "whole", steps=20, optimizer=optimizer, precision=precision)
     for steps in (5, 6, 13, 20):
-        pieces: TrainState = small_run.run(tmp_path / "pieces", steps=steps, optimizer=optimizer, precision=precision)
-    assert_same_bits(tensors_of(whole), tensors_of(pieces))
+        shards: TrainState = small_run.run(tmp_path / "pieces", steps=steps, optimizer=optimizer, precision=precision)
+    assert_same_bits(tensors_of(whole), tensors_of(shards))
     assert rows(tmp_path / "whole") == rows(tmp_path / "pieces")
     assert [row["step"] for row in rows(tmp_path / "whole")] == [0, 4, 6, 8, 12, 12, 16, 18, 20]
-    assert pieces.elapsed > 0
+    assert shards.elapsed > 0
 
 
 def test_many_kills_at_any_moment_change_no_bit(small_run: ModuleType, tmp_path: Path) -> None:

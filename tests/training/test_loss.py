@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.training import loss as loss_module
-from pipeline.training.loss import _TokenLoss, batch_losses, output_loss, token_loss, token_loss_plainly
+from t5_pipeline.training import loss as loss_module
+from t5_pipeline.training.loss import _TokenLoss, batch_losses, output_loss, token_loss, token_loss_reference
 
 
 def logits_and_targets(batch: int = 3, length: int = 5, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +36,7 @@ def test_the_written_out_gradient_is_that_of_the_formula() -> None:
     weights_BT = torch.rand(targets_BT.shape, generator=torch.Generator().manual_seed(1))
     for z_loss in (0.0, 1e-4, 0.3):
         ours, plain = (logits_BTV.clone().requires_grad_() for _ in range(2))
-        loss_BT, expected_BT = token_loss(ours, targets_BT, z_loss), token_loss_plainly(plain, targets_BT, z_loss)
+        loss_BT, expected_BT = token_loss(ours, targets_BT, z_loss), token_loss_reference(plain, targets_BT, z_loss)
         assert torch.equal(loss_BT, expected_BT)
         (loss_BT * weights_BT).sum().backward()
         (expected_BT * weights_BT).sum().backward()
@@ -98,7 +98,7 @@ def test_the_loss_from_the_output_matrix_is_that_of_its_logits_gradients_too(
     weights_BT = torch.rand(targets_BT.shape, generator=torch.Generator().manual_seed(1))
     for z_loss in (0.0, 0.3):
         found = output_loss(hidden, weight, targets_BT, z_loss)
-        plain = token_loss_plainly(hidden @ weight.T, targets_BT, z_loss)
+        plain = token_loss_reference(hidden @ weight.T, targets_BT, z_loss)
         torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
         ours = torch.autograd.grad((found * weights_BT).sum(), (hidden, weight))
         theirs = torch.autograd.grad((plain * weights_BT).sum(), (hidden, weight))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.optimization import Adafactor as TransformersAdafactor
 
-from pipeline.training.optimizers import (
+from t5_pipeline.training.optimizers import (
     Adafactor,
     AdamW,
     factored_dims,
@@ -110,7 +110,7 @@ def test_many_small_chunks_give_the_same_bits_as_one(monkeypatch: pytest.MonkeyP
         return [p.detach() for p in params]
 
     together = run()
-    monkeypatch.setattr("pipeline.training.optimizers.ELEMENTS_AT_ONCE", 1000)
+    monkeypatch.setattr("t5_pipeline.training.optimizers.ELEMENTS_AT_ONCE", 1000)
     for one, other in zip(together, run(), strict=True):
         assert torch.equal(one, other)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.training.schedules import learning_rate
+from t5_pipeline.training.schedules import learning_rate
 
 
 def test_the_rate_of_lm_adaptation_goes_from_1e3_to_95e5() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.objectives.language_model import LM, FullLM
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.objectives.language_model import LM, FullLM
 
 lengths = st.lists(st.integers(0, 30), max_size=200)
 

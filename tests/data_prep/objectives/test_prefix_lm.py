@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.counter_rng import bits
-from data_prep.objectives.prefix_lm import PrefixLM, prefix_lengths, shortest_prefix
-from data_prep.objectives.segments import CHUNK
-from pipeline.errors import InputError
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.objectives.documents import CHUNK
+from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM, prefix_lengths, shortest_prefix
+from t5_pipeline.data_prep.sampling.counter_rng import bits
 
 
 @given(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.counter_rng import bits
-from data_prep.objectives.joined import GROUP
-from data_prep.objectives.span_corruption import (
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.objectives.concatenated import GROUP
+from t5_pipeline.data_prep.objectives.span_corruption import (
     SpanCorruption,
     noise_counts,
     noise_mask,
@@ -20,7 +20,7 @@ from data_prep.objectives.span_corruption import (
     replace_spans,
     tokens_length,
 )
-from pipeline.errors import InputError
+from t5_pipeline.data_prep.sampling.counter_rng import bits
 
 SIZE = 10**9  # of the vocabulary: sentinels lie above every token of `token_list`
 

@@ -1,0 +1,159 @@
+"""The documentation that comes with Python: a corpus and a task that every machine with Python has.
+
+The corpus is the docstrings of the standard library, read from its source files (nothing is imported, so it does not
+matter what this platform can import), and the language reference's topics (`pydoc_data.topics`). It is printed as
+pages, and like a manual's, each page ends with a running foot: the kind of thing that it is about.
+
+    write(self, data) Write some data bytes to the transport. […] method
+
+The task asks for the kind (class, function or method) of what a docstring belongs to; the words of the kinds are taken
+out of its input. What is held out for validation and test is on no page, nor is what begins with the same words.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import re
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from t5_pipeline.data_prep.corpora.decontamination import Decontamination
+
+STDLIB_DOCS = "stdlib-docs"
+STDLIB_KINDS = "stdlib-kinds"
+
+KINDS = ("class", "function", "method")
+PAGE_WIDTH = 160  # characters
+ROWS_OF_A_KIND = 600  # at most
+SHARES = {"test": 0.25, "validation": 0.15}  # of the rows; the rest trains
+SHORTEST_TEXT = 20  # characters; a shorter docstring says too little to be a task row
+OPENING = 9  # words; a page that has so many of a held-out docstring's first words is a near copy of it
+
+_NO_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_NO_DOCUMENTATION |= {"ensurepip", "lib-dynload", "pydoc_data", "encodings"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One docstring. `name` is qualified ("asyncio.tasks.wait_for"), `head` reads like "wait_for(fut, timeout)"."""
+
+    name: str
+    kind: str
+    module: str
+    head: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the corpus."""
+
+    name: str
+    text: str
+
+
+def documents() -> Iterator[Page]:
+    """The pages of the corpus, in a fixed order, without anything the task's validation and test rows were made of."""
+    texts = [entry.text for split in SHARES for entry in _task_entries()[split]]
+    held_out = Decontamination([*texts, *(" ".join(text.split()[:OPENING]) for text in texts)])
+    sections = [(entry.name, f"{entry.head} {entry.text}", entry.kind) for entry in _entries()]
+    sections += [(f"topic {topic}", text, "topic") for topic, text in _topics()]
+    for name, text, foot in sections:
+        if not held_out.found_in(text):
+            for number, page in enumerate(textwrap.wrap(text, PAGE_WIDTH), 1):
+                yield Page(f"{name} p. {number}", f"{page} {foot}")
+
+
+def task_rows(split: str) -> list[dict[str, str]]:
+    """Rows {"name", "text", "kind"} of "train", "validation" or "test", as many of each kind. KeyError for others."""
+    return [{"name": entry.name, "text": _without_kinds(entry), "kind": entry.kind} for entry in _task_entries()[split]]
+
+
+def _without_kinds(entry: Entry) -> str:
+    """The first page of an entry as a task input: neither a word of a kind nor the foot is left in it."""
+    text = re.sub("|".join(KINDS), "", f"{entry.head} {entry.text}", flags=re.IGNORECASE)
+    return textwrap.wrap(text, PAGE_WIDTH)[0]
+
+
+@cache
+def _task_entries() -> dict[str, list[Entry]]:
+    """The docstrings of each split: by a hash of the qualified name, each text once, as many of each kind."""
+    by_text: dict[str, list[Entry]] = {}
+    for entry in _entries():
+        if entry.kind in KINDS and len(entry.text) >= SHORTEST_TEXT:
+            by_text.setdefault(entry.text.casefold(), []).append(entry)
+    by_kind: dict[str, list[Entry]] = {kind: [] for kind in KINDS}
+    for entries in by_text.values():
+        if len({entry.kind for entry in entries}) == 1:
+            first = min(entries, key=_hash)
+            by_kind[first.kind].append(first)
+    size = min(ROWS_OF_A_KIND, *map(len, by_kind.values()))
+    splits: dict[str, list[Entry]] = {"train": [], "validation": [], "test": []}
+    for entries in by_kind.values():
+        rest = sorted(entries, key=_hash)[:size]
+        for split, share in SHARES.items():
+            splits[split] += rest[: int(size * share)]
+            rest = rest[int(size * share) :]
+        splits["train"] += rest
+    return {split: sorted(entries, key=_hash) for split, entries in splits.items()}
+
+
+def _hash(entry: Entry) -> str:
+    return hashlib.sha256(entry.name.encode()).hexdigest()
+
+
+@cache
+def _entries() -> tuple[Entry, ...]:
+    """Every docstring of the standard library, in the order of its files."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    entries: dict[str, Entry] = {}
+    for file in sorted(library.rglob("*.py")):
+        parts = file.relative_to(library).with_suffix("").parts
+        if _NO_DOCUMENTATION & set(parts) or any(part.startswith(("config-", "_sysconfigdata")) for part in parts):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the library's own literals
+                tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError, OSError):
+            continue  # files that are there to be wrong (lib2to3's test data) are no documentation
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for entry in _docstrings(tree, module, "", "module"):
+            entries.setdefault(entry.name, entry)  # a property's setter has its getter's name
+    return tuple(entries.values())
+
+
+def _docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, module: str, name: str, kind: str
+) -> Iterator[Entry]:
+    text = " ".join((ast.get_docstring(node) or "").split())
+    if text:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                head = f"{node.name}({ast.unparse(node.args)})"
+            case ast.ClassDef():
+                head = f"class {node.name}" + (f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else "")
+            case _:
+                head = f"module {module}"
+        yield Entry(f"{module}.{name}" if name else module, kind, module, " ".join(head.split()), text)
+    if kind not in ("module", "class"):
+        return
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = "class" if isinstance(child, ast.ClassDef) else "method" if kind == "class" else "function"
+            yield from _docstrings(child, module, f"{name}.{child.name}" if name else child.name, inner)
+
+
+def _topics() -> list[tuple[str, str]]:
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:  # some distributions ship Python without it
+        return []
+    return [(topic, " ".join(text.split())) for topic, text in sorted(topics.items())]

@@ -1,0 +1,57 @@
+"""A seeded permutation of 0..n−1 that is computed, never stored: O(1) memory whatever n is.
+
+The numbers 0..n−1 are written as pairs (l, r) with l < a, r < b and a·b just above n, and go through a Feistel
+network over such pairs (Black and Rogaway 2002, "generalized Feistel"): each round adds to one half a keyed random
+function of the other, which can be undone, so the whole is a bijection of 0..a·b−1. A result that lies at n or above
+is sent through again ("cycle walking") until it falls below n; since a·b < n + 2√n + 1, that is rare.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
+
+Index = npt.NDArray[np.int64]
+
+# Each half is changed four times. Four rounds in all suffice against a distinguisher at large n; the rest is for
+# small n, where the halves have few values.
+_ROUNDS = 4
+
+
+class Permutation:
+    """The permutation of 0..n−1 that belongs to (n, seed, stream).
+
+    >>> shuffled = Permutation(5, seed=1)(np.arange(5))
+    >>> sorted(shuffled.tolist())
+    [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, n: int, seed: int, stream: str = "permutation") -> None:
+        if n < 1:
+            raise ValueError(f"a permutation needs at least one element, not {n}")
+        self.n = n
+        self.seed = seed
+        self.stream = stream
+        self.left = math.isqrt(n - 1) + 1
+        self.right = -(-n // self.left)
+
+    def __call__(self, index_N: npt.ArrayLike) -> Index:
+        """Where each of `index_N` (integers in [0, n), any shape) is sent; the same shape, int64."""
+        index = np.asarray(index_N, dtype=np.int64)
+        if index.size and (index.min() < 0 or index.max() >= self.n):
+            raise IndexError(f"index outside 0..{self.n - 1}")
+        flat = self._round_trip(index.reshape(-1))
+        while (outside := flat >= self.n).any():
+            flat[outside] = self._round_trip(flat[outside])
+        return flat.reshape(index.shape)
+
+    def _round_trip(self, x: Index) -> Index:
+        left, right = x % self.left, x // self.left
+        for k in range(_ROUNDS):
+            left = (left + uniform_int(bits(self.seed, f"{self.stream}/left", k, right), self.left)) % self.left
+            right = (right + uniform_int(bits(self.seed, f"{self.stream}/right", k, left), self.right)) % self.right
+        return right * self.left + left

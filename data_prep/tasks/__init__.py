@@ -1,0 +1,1 @@
+"""Tasks: their settings, files, rows, templates, and encoded examples."""

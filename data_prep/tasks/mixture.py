@@ -1,0 +1,83 @@
+"""Batches of several tasks for one model (multi-task model tuning; Raffel et al. 2020, §3.5.2).
+
+Slots come in cycles of fixed length: in each, every task has as many as its rate says, in an order drawn from the seed;
+a task's own rows follow one another in seeded passes. So the batch of a step is a function of (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from t5_pipeline.data_prep.objectives.documents import Example, last_epochs
+from t5_pipeline.data_prep.sampling.batches import Batch, collate
+from t5_pipeline.data_prep.sampling.permutation import Permutation
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, orders, rows_at
+
+CYCLE = 2**14  # slots; a task of the smallest rate has at least one of them
+
+
+def mixing_counts(rows: Sequence[int], mixing: Literal["proportional", "equal"], limit: int) -> npt.NDArray[np.int64]:
+    """Slots of each task in a cycle: in proportion to min(rows, limit) (T5's examples-proportional mixing), or equal.
+
+    Rounded by largest remainder, with at least one slot for each.
+
+    >>> mixing_counts([300, 100], "proportional", 2**19).tolist()
+    [12288, 4096]
+    >>> mixing_counts([1, 10**6], "proportional", 2**19).tolist()
+    [1, 16383]
+    """
+    weights = np.minimum(np.asarray(rows, dtype=np.float64), limit) if mixing == "proportional" else np.ones(len(rows))
+    shares = weights / weights.sum() * (CYCLE - len(rows))
+    counts = np.floor(shares).astype(np.int64)
+    rest = CYCLE - len(rows) - int(counts.sum())
+    counts[np.argsort(counts - shares, kind="stable")[:rest]] += 1
+    return counts + 1
+
+
+class MixedTaskBatches:
+    """The batches of one model that learns several tasks, or one; each token weighs 1/(target tokens of the batch)."""
+
+    def __init__(
+        self,
+        tasks: Sequence[EncodedTask],
+        batch_size: int,
+        seed: int,
+        mixing: Literal["proportional", "equal"] = "proportional",
+        limit: int = 2**19,
+    ) -> None:
+        self.tasks = tasks
+        self.batch_size = batch_size
+        self._counts = mixing_counts([len(task) for task in tasks], mixing, limit)
+        self._orders = [orders(len(task), seed) for task in tasks]
+        self._cycle = last_epochs(lambda number: self._slots(seed, number))
+
+    def _slots(self, seed: int, number: int) -> npt.NDArray[np.int64]:
+        """Task of each slot of a cycle, and which of the task's slots it is: [CYCLE, 2]."""
+        task_of = np.repeat(np.arange(len(self.tasks)), self._counts)
+        task_S = task_of[Permutation(CYCLE, seed, f"task mixture {number}")(np.arange(CYCLE))]
+        rank_S = np.empty(CYCLE, dtype=np.int64)
+        for task, count in enumerate(self._counts):
+            rank_S[task_S == task] = np.arange(count)
+        return np.stack([task_S, rank_S], axis=1)
+
+    def at(self, step: int) -> Batch:
+        """The global batch of `step`. `ids_B` counts rows through the tasks, one behind the other."""
+        begin = np.concatenate([[0], np.cumsum([len(task) for task in self.tasks])])
+        examples: list[Example] = []
+        ids = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            number, slot = divmod(position, CYCLE)
+            task, rank = self._cycle(number)[slot].tolist()
+            place = np.array([number * int(self._counts[task]) + rank])
+            row = int(rows_at(place, len(self.tasks[task]), self._orders[task])[0])
+            examples.append((self.tasks[task].inputs[row], self.tasks[task].targets[row]))
+            ids.append(int(begin[task]) + row)
+        return collate(examples, ids_B=ids)
+
+    def ids(self, step: int) -> list[int]:
+        """Rows of the batch, as `at` numbers them."""
+        return [int(number) for number in self.at(step).ids_B]

@@ -1,0 +1,184 @@
+"""Benchmarks' files as they are distributed, as rows: one question, one answer, one query each.
+
+A slice takes passages, so no passage falls into two splits. The hub's versions of these data sets, flat already, read
+the same. Cleaning follows T5's code (t5/data/preprocessors.py, and the TensorFlow data sets that it reads), but for
+SQuAD's, where T5 puts spaces around every punctuation mark: here text stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.rows import Row, file_format, read_rows, read_text
+from t5_pipeline.data_prep.tasks.splits import Slice
+
+Reader = Literal["rows", "multirc", "record", "wsc", "squad", "qqp"]
+
+_TAG = re.compile(r"</?b>")
+_HIGHLIGHT_AFTER_END = re.compile(r"([.?!\"'])\n@highlight\n")
+_HIGHLIGHT = "\n@highlight\n"
+
+
+def read_task(path: Path, reader: Reader, part: Slice | None, *, header: bool, training: bool) -> list[Row]:
+    """The rows of a file; `flatten` says what `part` and `training` are.
+
+    header  CSV and TSV: the first line names the columns
+    """
+    if reader == "squad" and file_format(path) == ".json":
+        return flatten(_paragraphs(path), reader, part, training=training)
+    # QQP's files have lines that break off inside a question; T5's data set and the hub's leave these out too.
+    whole = reader != "qqp"
+    return flatten(read_rows(path, header=header, whole=whole), reader, part, training=training)
+
+
+def flatten(rows: Iterable[Row], reader: Reader, part: Slice | None, *, training: bool) -> list[Row]:
+    """Rows as a benchmark distributes them, or as the hub has them, as rows of one question each.
+
+    part      which of the passages; of the rows where they have none
+    training  one row for each answer, where a question has several (ReCoRD); otherwise one with all of them
+
+    InputError, with the row's place, for one that is not as the benchmark distributes it.
+    """
+    passages = _by_passage(rows, reader)
+    if part is not None:
+        passages = passages[part.of(len(passages))]
+    questions = _QUESTIONS.get(reader)
+    found = []
+    for row in (row for passage in passages for row in passage):
+        try:
+            found += [row] if questions is None else [Row(fields, row.where) for fields in questions(row, training)]
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"{row.where}: is not as {reader} files are distributed ({type(error).__name__}: {error});"
+                " mend the file, or use `reader: rows`"
+            ) from None
+    return found
+
+
+def _by_passage(rows: Iterable[Row], reader: Reader) -> list[list[Row]]:
+    """Rows that share a passage, as the hub's do; a row of a nested file is a passage by itself."""
+    name = {"multirc": "paragraph", "record": "passage", "squad": "context"}.get(reader, "")
+    passages: dict[str | int, list[Row]] = {}
+    for number, row in enumerate(rows):
+        text = row.get(name) if name else None
+        passages.setdefault(text if isinstance(text, str) else number, []).append(row)
+    return list(passages.values())
+
+
+def _multirc(row: Row, training: bool) -> Iterator[dict[str, Any]]:
+    """passage → questions → answers: a row for each answer, `question_id` shared by those of a question."""
+    if "paragraph" in row:
+        yield _choice(row["paragraph"], row, row["answer"], row, f"{row['idx']['paragraph']}/{row['idx']['question']}")
+        return
+    for question in row["passage"]["questions"]:
+        for answer in question["answers"]:
+            question_id = f"{row.get('idx', row.where)}/{question['idx']}"
+            yield _choice(row["passage"]["text"], question, answer["text"], answer, question_id)
+
+
+def _choice(paragraph: str, question: Any, answer: str, labelled: Any, question_id: str) -> dict[str, Any]:
+    texts = {"paragraph": paragraph, "question": question["question"], "answer": answer}
+    bare = {name: _TAG.sub("", text.replace("<br>", " ")) for name, text in texts.items()}
+    return {**bare, "label": labelled.get("label"), "question_id": question_id}  # SuperGLUE's test rows have no label
+
+
+def _record(row: Row, training: bool) -> Iterator[dict[str, Any]]:
+    """passage with entities → queries. Entities and answers once each, sorted, as T5's data set has them."""
+    if isinstance(row["passage"], str):
+        text, entities = row["passage"], row["entities"]
+        queries = [(row["query"], row["answers"])]
+    else:
+        text = row["passage"]["text"]
+        entities = [text[span["start"] : span["end"] + 1] for span in row["passage"]["entities"]]
+        queries = [(one["query"], [answer["text"] for answer in one.get("answers", [])]) for one in row["qas"]]
+    passage = _HIGHLIGHT_AFTER_END.sub(r"\1 ", text).replace(_HIGHLIGHT, ". ")
+    for query, given in queries:
+        answers = sorted(set(given))
+        shared = {"query": query, "entities": ", ".join(sorted(set(entities))), "passage": passage, "answers": answers}
+        for answer in answers if training else answers[:1]:
+            yield {**shared, "answer": answer}
+
+
+def _wsc(row: Row, training: bool) -> Iterator[dict[str, Any]]:
+    """The pronoun stands between asterisks: "… and eventually the pony threw *him* over"."""
+    target = row.get("target", row)
+    text, pronoun = row["text"], target["span2_text"].strip(". ")
+    # The index of some rows is a word off: of the places where the pronoun stands, the nearest counts.
+    places = [
+        (abs(_words_before(text, found.start()) - int(target["span2_index"])), *found.span())
+        for found in re.finditer(rf"(?<!\w){re.escape(pronoun)}(?!\w)", text, re.IGNORECASE)
+    ]
+    if not (pronoun and places):
+        raise ValueError(f"the pronoun {pronoun!r} is no word of it")
+    _, begin, end = min(places)
+    yield {
+        "text": f"{text[:begin]}*{text[begin:end]}*{text[end:]}",
+        "referent": _as_it_stands(target["span1_text"], int(target["span1_index"]), text),
+        "pronoun": pronoun,
+        "label": row.get("label"),
+    }
+
+
+def _words_before(text: str, at: int) -> int:
+    """How many words end before character `at`; the word that it is a part of is none of them.
+
+    >>> _words_before('He said "it" broke.', 9)
+    2
+    """
+    words = len(text[:at].split())
+    return words - (at > 0 and not text[at - 1].isspace())
+
+
+def _as_it_stands(referent: str, index: int, text: str) -> str:
+    """The referent with the case that word `index` of the text has, where it is no part of the text.
+
+    >>> _as_it_stands("The table.", 3, "The ball crashed the table because it was made of steel.")
+    'the table'
+    """
+    words = text.split()
+    if referent in text or index >= len(words):
+        return referent
+    first = referent[:1].lower() if words[index][0].islower() else referent[:1].upper()
+    return " ".join(f"{first}{referent[1:]}".split()).rstrip(".")
+
+
+def _paragraphs(path: Path) -> Iterator[Row]:
+    """SQuAD's JSON: data → paragraphs."""
+    try:
+        articles = json.loads(read_text(path))["data"]
+        for a, article in enumerate(articles):
+            for p, paragraph in enumerate(article["paragraphs"]):
+                yield Row(paragraph, f"{path}: data[{a}].paragraphs[{p}]")
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg} at character {error.colno})") from None
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: is not SQuAD's JSON (data → paragraphs → qas); use `reader: rows`") from None
+
+
+def _squad(row: Row, training: bool) -> Iterator[dict[str, Any]]:
+    """A question that has no answer in the paragraph (SQuAD 2) is left out: the format has no words for it."""
+    for question in row.get("qas", [row]):
+        given = question["answers"]
+        texts = given["text"] if isinstance(given, dict) else [answer["text"] for answer in given]
+        answers = list(dict.fromkeys(texts))
+        if answers:
+            yield {
+                "id": question["id"],
+                "question": question["question"],
+                "context": row["context"],
+                "answer": answers[0],
+                "answers": answers,
+            }
+
+
+_QUESTIONS: dict[str, Callable[[Row, bool], Iterable[dict[str, Any]]]] = {
+    "multirc": _multirc,
+    "record": _record,
+    "wsc": _wsc,
+    "squad": _squad,
+}

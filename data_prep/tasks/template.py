@@ -1,0 +1,90 @@
+"""Templates: how the fields of a row become a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.rows import Row, check_unicode
+
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+class Template:
+    """Text with {field} for a row's fields; {a.b} looks into a nested object, {{ and }} are braces.
+
+    values    what a field's values stand for, by field: {label: {0: negative}}
+    round_to  number fields that read as their nearest multiple: {score: 0.2}
+
+    >>> Template("sentence: {text}", "inputs").render(Row({"text": "Fine."}, "train.jsonl:1"))
+    'sentence: Fine.'
+    >>> Template("{label}", "targets", {"label": {"0": "negative"}}).render(Row({"label": 0}, "train.jsonl:1"))
+    'negative'
+    >>> Template("{score}", "targets", round_to={"score": 0.2}).render(Row({"score": "3.75"}, "train.tsv:2"))
+    '3.8'
+    """
+
+    def __init__(
+        self,
+        text: str,
+        key: str,
+        values: Mapping[str, Mapping[str, str]] | None = None,
+        round_to: Mapping[str, float] | None = None,
+    ) -> None:
+        self.text = text
+        self.key = key
+        self.values = values or {}
+        self.round_to = round_to or {}
+        self.fields = [match[1] for match in _FIELD.finditer(text) if match[1] is not None]
+        broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
+        if broken:
+            raise InputError(
+                f"{key}: {text!r} has a brace that names no field at character {broken[0].start() + 1}; write {{field}}"
+            )
+        if not self.fields:
+            raise InputError(f"{key}: {text!r} names no field, so every row would read the same; write {{field}}")
+
+    def render(self, row: Row) -> str:
+        """The text of a row.
+
+        InputError, with the row's place, where a field is missing, empty (null), no text, or none of its `values`.
+        """
+        return _FIELD.sub(lambda match: match[0][0] if match[1] is None else self.value(row, match[1]), self.text)
+
+    def value(self, row: Row, field: str) -> str:
+        value: object = row
+        for name in field.split(".") if field not in row else [field]:
+            if not isinstance(value, dict) or name not in value:
+                raise InputError(
+                    f"{row.where}: there is no field {field!r}; there are {', '.join(row)}:"
+                    f" mend `{self.key}` or the row"
+                )
+            value = value[name]
+        if not isinstance(value, str | int | float):  # bool is an int and reads True or False, as T5's tasks have it
+            what = "empty (null)" if value is None else f"a {type(value).__name__}"
+            raise InputError(f"{row.where}: field {field!r} is {what}, where text or a number is wanted")
+        found = check_unicode(value, row.where) if isinstance(value, str) else str(value)
+        if field in self.round_to:
+            return self._rounded(row, field, found)
+        meanings = self.values.get(field)
+        if meanings is None:
+            return found
+        if found not in meanings:
+            key = f"{self.key.rpartition('.')[0]}.values.{field}".removeprefix(".")
+            raise InputError(f"{row.where}: `{key}` does not say what {found!r} stands for, only {', '.join(meanings)}")
+        return meanings[found]
+
+    def _rounded(self, row: Row, field: str, found: str) -> str:
+        """The nearest multiple, with as many decimals as the step has (STS-B in Raffel et al. 2020, §2.4).
+
+        As T5's code has it, round(5y)/5 for a step of 0.2: half a step goes to the even multiple (0.3 reads 0.4).
+        """
+        per_one = 1 / self.round_to[field]
+        try:
+            number = round(float(found) * per_one) / per_one
+        except (ValueError, OverflowError):
+            raise InputError(f"{row.where}: field {field!r} is {found!r}, where a number is wanted") from None
+        decimals = max(0, -int(Decimal(f"{self.round_to[field]:g}").as_tuple().exponent))
+        return f"{number:.{decimals}f}"

@@ -1,0 +1,1 @@
+"""SentencePiece vocabularies and the tokenizer files published with a model."""

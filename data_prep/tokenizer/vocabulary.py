@@ -1,0 +1,291 @@
+"""Text to ids and back. SentencePiece is the truth: the paper's numbers rest on its ids.
+
+Ids: the SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then the sentinels, extra_id_0 highest:
+sentinel j is `size − 1 − j` (32,099 − j for T5). The embedding has `rows` ≥ `size` rows, a multiple of 128.
+Control strings that stand in a text ("</s>", "<extra_id_0>") are text and stay text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sentencepiece
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import with_rounded_scores
+
+SENTINELS = 100
+_ROW_MULTIPLE = 128
+# The result of training depends on the number of threads, so it is part of the definition.
+_TRAINING_THREADS = 1
+_LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips what is longer than 4,192
+_MODEL_FILE = "spiece.model"
+
+
+class NoModelFile(InputError):
+    """A model on the hub that holds no spiece.model."""
+
+
+class Vocabulary:
+    """A SentencePiece model with `sentinels` extra ids above its pieces."""
+
+    pad = 0
+
+    def __init__(self, model: bytes, sentinels: int = SENTINELS, where: str = "vocabulary") -> None:
+        """`model`: the bytes of a spiece.model. InputError where T5 could not use it."""
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, ValueError):
+            raise InputError(f"{where} is not a SentencePiece model; give a spiece.model file") from None
+        if self.pieces.pad_id() != 0 or self.pieces.eos_id() != 1 or self.pieces.unk_id() < 0:
+            raise InputError(
+                f"{where} has pad {self.pieces.pad_id()}, eos {self.pieces.eos_id()} and unk {self.pieces.unk_id()};"
+                " a T5 needs pad to be 0, eos 1 and an unk: use T5's vocabulary or let `prepare` train one"
+            )
+        self.model = model
+        self.sentinels = sentinels
+        self.eos: int = self.pieces.eos_id()
+        self.unk: int = self.pieces.unk_id()
+        self.size: int = self.pieces.get_piece_size() + sentinels
+        self.rows: int = -(-self.size // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        self.digest: str = hashlib.sha256(model + f"\nsentinels {sentinels}".encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.pieces.get_piece_size():,} pieces, {self.sentinels} sentinels)"
+
+    # ------------------------------------------------------------------------------------------------ where it is from
+
+    @classmethod
+    def load(cls, location: str | Path) -> Vocabulary:
+        """From a spiece.model file, a tokenizer or model directory that holds one, or a hub name.
+
+        100 sentinels are implied, as in T5, unless the directory's tokenizer_config.json says `extra_ids`.
+        A tokenizer.json is never read: it may differ from SentencePiece.
+        """
+        path = Path(location)
+        if path.is_dir():
+            if not (path / _MODEL_FILE).is_file():
+                raise InputError(
+                    f"{path} holds no {_MODEL_FILE}: give the directory of a T5 tokenizer, or a spiece.model file"
+                )
+            return cls(
+                (path / _MODEL_FILE).read_bytes(), _extra_ids(path / "tokenizer_config.json"), str(path / _MODEL_FILE)
+            )
+        if path.is_file():
+            return cls(path.read_bytes(), SENTINELS, str(path))
+        if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
+            raise InputError(
+                f"vocabulary {location} does not exist: give a spiece.model file, a directory or a hub name"
+            )
+        return cls._from_hub(str(location))
+
+    @classmethod
+    def _from_hub(cls, name: str) -> Vocabulary:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            RemoteEntryNotFoundError,
+        )
+
+        try:
+            model = Path(hf_hub_download(name, _MODEL_FILE))
+        except RemoteEntryNotFoundError:
+            raise NoModelFile(
+                f"vocabulary {name} is on the hub and holds no {_MODEL_FILE}: name a T5 that does, or such a file"
+            ) from None
+        except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"vocabulary {name} is no file or directory here, and {name}/{_MODEL_FILE} could not be had from the"
+                f" hub ({reason})"
+            ) from None
+        try:
+            config: Path | None = Path(hf_hub_download(name, "tokenizer_config.json"))
+        except (HfHubHTTPError, EntryNotFoundError, OSError):
+            config = None
+        return cls(model.read_bytes(), _extra_ids(config), f"{name}/{_MODEL_FILE}")
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int, sentinels: int = SENTINELS) -> Vocabulary:
+        """A unigram vocabulary of `size` pieces (sentinels not counted), the same bytes for the same texts.
+
+        nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos, as T5's own; scores are multiples of
+        1/256, on which other tokenizers agree (data_prep.sentencepiece_model). SentencePiece holds its training text in
+        memory, so give it a part of a large corpus. InputError if the text is too small for `size`.
+        """
+        trained = io.BytesIO()
+        refused: list[InputError] = []
+
+        def sentences() -> Iterator[str]:
+            try:
+                yield from _sentences(texts)
+            except InputError as error:  # SentencePiece would make text of it, with a traceback
+                refused.append(error)
+                raise
+
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=sentences(),
+                model_writer=trained,
+                model_type="unigram",
+                vocab_size=size,
+                normalization_rule_name="nmt_nfkc",
+                byte_fallback=False,
+                pad_id=0,
+                eos_id=1,
+                unk_id=2,
+                bos_id=-1,
+                num_threads=_TRAINING_THREADS,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            if refused:
+                raise refused[0] from None
+            most = re.search(r"value <= (\d+)", str(error))
+            if most is not None:
+                raise InputError(
+                    f"vocabulary_size: the corpus is too small for {size:,} pieces; set it to at most {int(most[1]):,}"
+                ) from None
+            least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+            if least is not None:
+                raise InputError(
+                    f"vocabulary_size: {size:,} pieces cannot hold the corpus's characters;"
+                    f" set it to {int(least[1]):,} or more"
+                ) from None
+            raise InputError(
+                f"no vocabulary of {size:,} pieces can be trained on this corpus: {str(error).strip()}"
+            ) from None
+        return cls(with_rounded_scores(trained.getvalue()), sentinels, "trained vocabulary")
+
+    def with_sentinels(self, sentinels: int = SENTINELS) -> Vocabulary:
+        """The same pieces with `sentinels` extra ids above them; itself if it has as many."""
+        return self if sentinels == self.sentinels else Vocabulary(self.model, sentinels)
+
+    # ------------------------------------------------------------------------------------------------ text and ids
+
+    def sentinel(self, j: int) -> int:
+        """The id of <extra_id_j>: counted from the top of the vocabulary, not of the padded embedding rows."""
+        if not 0 <= j < self.sentinels:
+            raise InputError(f"the vocabulary has {self.sentinels} sentinels, no <extra_id_{j}>")
+        return self.size - 1 - j
+
+    def names(self) -> list[str]:
+        """Every id as the vocabulary writes it: `▁the`, `<extra_id_0>`."""
+        pieces = [str(self.pieces.id_to_piece(i)) for i in range(self.pieces.get_piece_size())]
+        return pieces + [f"<extra_id_{self.size - 1 - i}>" for i in range(len(pieces), self.size)]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without EOS."""
+        ids: list[int] = self.pieces.encode(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores; the result does not depend on their number."""
+        ids: list[list[int]] = self.pieces.encode(list(texts), num_threads=os.cpu_count() or 1)
+        return ids
+
+    def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[np.int32]]:
+        """`encode` of each text as an array, on so many threads, which shape nothing but the time that it takes."""
+        ids: list[npt.NDArray[np.int32]] = self.pieces.encode(list(texts), num_threads=threads, return_type="numpy")
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, whatever they are: pad and eos are skipped, sentinel j reads <extra_id_j>.
+
+        Ids outside the vocabulary (a model may emit its padding rows) read like an unknown piece.
+        """
+        parts: list[str] = []
+        run: list[int] = []
+        pieces = self.pieces.get_piece_size()
+        for i in map(int, ids):
+            if pieces <= i < self.size:
+                parts += [self.pieces.decode(run), f"<extra_id_{self.size - 1 - i}>"]
+                run = []
+            elif i not in (self.pad, self.eos):
+                run.append(i if 0 <= i < pieces else self.unk)
+        return " ".join(part for part in [*parts, self.pieces.decode(run)] if part)
+
+    def strip_sentinel(self, ids: Sequence[int], sentinel: str = "targets") -> Sequence[int]:
+        """Output ids without the <extra_id_0> that begins each target of a sentinel variant, if it is there.
+
+        `sentinel` "none" leaves it: there a model that still writes sentinels is wrong. So does a vocabulary without
+        sentinels, which has nothing to strip.
+        """
+        begins = sentinel != "none" and self.sentinels and len(ids) and ids[0] == self.sentinel(0)
+        return ids[1:] if begins else ids
+
+    def check_fits(self, rows: int, model: str | Path) -> None:
+        """InputError where these ids would mean something else to the model.
+
+        It has `rows` embedding rows. `model` is its directory, perhaps with a vocabulary of its own, or its hub name.
+        """
+        if self.size > rows:
+            raise InputError(
+                f"{model}: the vocabulary has {self.size:,} ids and the model {rows:,} embedding rows;"
+                " use the vocabulary that the model was trained with"
+            )
+        if Path(model).is_dir() and not (Path(model) / _MODEL_FILE).is_file():
+            return
+        try:
+            own = Vocabulary.load(model)
+        except NoModelFile:  # a hub model that holds none
+            return
+        if own.model != self.model:
+            raise InputError(
+                f"{model}: the text was tokenised with another vocabulary than {Path(model) / _MODEL_FILE}; prepare it"
+                f" again with `vocabulary: {model}`"
+            )
+
+    # ------------------------------------------------------------------------------------------------ to disk
+
+    def save(self, directory: str | Path) -> None:
+        """spiece.model, and for transformers a tokenizer.json and tokenizer_config.json that agree with it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / _MODEL_FILE).write_bytes(self.model)
+        write_fast_tokenizer(directory, self.pieces, self.model, self.sentinels)
+
+
+def _extra_ids(config: Path | None) -> int:
+    if config is None or not config.is_file():
+        return SENTINELS
+    try:
+        content: Any = json.loads(config.read_text(encoding="utf-8"))
+        extra_ids = content.get("extra_ids", SENTINELS)
+    except (ValueError, AttributeError):
+        raise InputError(f"{config} is not a JSON object: mend it, or give the spiece.model file itself") from None
+    if not isinstance(extra_ids, int) or extra_ids < 0:
+        raise InputError(f"{config}: `extra_ids` is {extra_ids!r}, not a number of sentinels")
+    return extra_ids
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines of the texts, long ones cut between words: the trainer would skip them."""
+    for text in texts:
+        for line in text.splitlines():
+            if len(line) * 4 <= _LONGEST_SENTENCE or len(line.encode()) <= _LONGEST_SENTENCE:
+                if line.strip():
+                    yield line
+                continue
+            part: list[str] = []
+            used = 0
+            for word in line.split():
+                if used + len(word.encode()) + 1 > _LONGEST_SENTENCE and part:
+                    yield " ".join(part)
+                    part, used = [], 0
+                part.append(word)
+                used += len(word.encode()) + 1
+            if part:
+                yield " ".join(part)

@@ -1,0 +1,1 @@
+"""Artifacts that stages exchange: their kinds, digests, manifests and run directory."""

@@ -1,0 +1,71 @@
+"""Digests of what lies outside a run directory, kept so that a terabyte of text is not read again at every `plan`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.checksums import file_digest, json_digest
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+BUILT_IN_DATA = ("stdlib-docs", "stdlib-kinds")
+
+
+class DigestCache:
+    """Digests by path, size and modification time, in a JSON file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.entries: dict[str, list[Any]] = {}
+        if path is not None and path.exists():
+            try:
+                self.entries = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                self.entries = {}
+
+    def of_data(self, location: str) -> str:
+        """Digest of a corpus: its files' contents; of a hub data set its name; of Python's own its version."""
+        if location in BUILT_IN_DATA:
+            return f"{location} of Python {platform.python_version()}"
+        path = Path(location)
+        if not path.exists():
+            return f"hub:{location}"
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        base = path if path.is_dir() else path.parent
+        return json_digest([[str(p.relative_to(base)), self._of_file(p)] for p in files])
+
+    def of_task(self, task: TaskConfig) -> str:
+        """Digest of a task's rows: of the files of its splits, and of no other file that lies beside them."""
+        if task.data in BUILT_IN_DATA or not Path(task.data).exists():
+            return self.of_data(task.data)
+        return json_digest([[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())])
+
+    def of_artifact(self, artifact: str, path: Path) -> str:
+        """Digest of an input that no stage of the recipe makes; of a model on the hub its name.
+
+        Raises:
+            InputError: it is on disk and is not such an artifact.
+        """
+        if not path.is_dir():
+            return f"hub:{path}"
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return self._of(path, lambda: artifact_digest(artifact, path), files)
+
+    def _of_file(self, path: Path) -> str:
+        return self._of(path, lambda: file_digest(path), [path])
+
+    def _of(self, path: Path, compute: Any, files: list[Path]) -> str:
+        stamp = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+        key = str(path.resolve())
+        known = self.entries.get(key)
+        if known is not None and known[0] == stamp:
+            return str(known[1])
+        digest = str(compute())
+        self.entries[key] = [stamp, digest]
+        if self.path is not None and self.path.parent.is_dir():
+            write_text(self.path, json.dumps(self.entries))
+        return digest

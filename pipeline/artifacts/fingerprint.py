@@ -1,0 +1,90 @@
+"""What shapes a result, as one digest.
+
+Part of it: the settings that shape the trajectory, the seed, digests of inputs and data, the stage's code version.
+Not part of it: how far the trajectory is followed (`steps`, unless the schedule depends on it) and how it is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.core.checksums import json_digest
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+
+def parts(
+    settings: StageConfig,
+    inputs: dict[str, Any],
+    digests: DigestCache,
+    data: Mapping[str, str | TaskConfig] | None = None,
+) -> dict[str, Any]:
+    """Everything that the fingerprint is made of, by name, so that a difference can be told in words.
+
+    Args:
+        inputs: digest of each input.
+        data: more locations and tasks whose contents count, beside the stage's own.
+    """
+    names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
+    if settings.schedule_depends_on_steps():
+        names.append("steps")
+    # How a task is scored is a matter of evaluate, which has settings of its own for it; but for the metric that
+    # chooses what is published.
+    dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
+    sources = {**settings.data(), **settings.task_sources(), **(data or {})}
+    chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}
+    return {
+        "kind": settings.kind,
+        "code version": settings.code_version,
+        "settings": {name: dumped[name] for name in names},
+        **chosen,
+        "inputs": inputs,
+        "data": {
+            name: digests.of_task(source) if isinstance(source, TaskConfig) else digests.of_data(source)
+            for name, source in sources.items()
+        },
+    }
+
+
+def _metrics_of_tasks(settings: StageConfig) -> dict[str, Any]:
+    """Where the `metrics` of tasks stand in a stage's settings, as pydantic's `exclude` takes it."""
+    found: dict[str, Any] = {}
+    for name, value in settings:
+        if isinstance(value, TaskConfig):
+            found[name] = {"metrics"}
+        elif isinstance(value, list) and value and isinstance(value[0], TaskConfig):
+            found[name] = {"__all__": {"metrics"}}
+    return found
+
+
+def fingerprint(described: dict[str, Any]) -> str:
+    return json_digest(described)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """What changed between two sets of parts, in words.
+
+    >>> old = {"settings": {"seed": 0}, "inputs": {"model": "a"}}
+    >>> differences(old, {"settings": {"seed": 1}, "inputs": {"model": "b"}})
+    ['seed: 0 → 1', 'input model changed']
+    """
+    found = []
+    for name in [*new, *(n for n in old if n not in new)]:
+        a, b = old.get(name), new.get(name)
+        if a == b:
+            continue
+        if prefix in ("inputs", "data"):
+            found.append(f"{'input' if prefix == 'inputs' else 'data of'} {name} changed")
+        elif isinstance(a, dict) and isinstance(b, dict):
+            inner = name if name in ("inputs", "data") else ""
+            found += [text if inner or name == "settings" else f"{name}.{text}" for text in differences(a, b, inner)]
+        else:
+            found.append(f"{name}: {_short(a)} → {_short(b)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -1,0 +1,1 @@
+"""The `t5-pipeline` command."""

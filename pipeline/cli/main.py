@@ -1,0 +1,196 @@
+"""`t5-pipeline`: run a recipe, say what would run, show where a run stands, write its report, check its files.
+
+The commands about prompts (predict, tune, prompts) are in prompt_commands.py.
+
+Nothing here imports torch or transformers, so that every command starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.cli.prompts import add_commands
+from t5_pipeline.config.recipe import Recipe, load_recipe
+from t5_pipeline.core.errors import BAD_INPUT, InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code (docs/command_line.md)."""
+    try:
+        given = _parser().parse_args(arguments)
+        return int(given.command(given))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; its subparsers do so too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message} (--help lists what there is)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="t5-pipeline",
+        description="LM-adapt a T5, freeze it, and learn each task as a soft prompt (Lester et al. 2021).",
+        epilog="Each stage also runs by itself: accelerate launch stages/lm_adapt.py --help",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"t5-pipeline {importlib.metadata.version('t5-pipeline')}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run what is not done, in order, and write the report", allow_abbrev=False)
+    _recipe_arguments(run)
+    run.add_argument("--from", dest="first", metavar="STAGE", help="begin here; earlier stages must be done")
+    run.add_argument("--until", dest="last", metavar="STAGE", help="stop after this stage")
+    run.set_defaults(command=_run)
+
+    plan = commands.add_parser(
+        "plan", help="what would run and why, and what it would take; launches nothing", allow_abbrev=False
+    )
+    _recipe_arguments(plan)
+    plan.add_argument(
+        "--rate",
+        metavar="FLOP/S",
+        help="add the hours that are left: FLOP/s that one device sustains, as in 400T; or `measured`, what the log of"
+        " each stage that has begun shows",
+    )
+    plan.add_argument(
+        "--sizes",
+        action="store_true",
+        help="what it would take on each size of T5 1.1, Small to XXL, in place of its own",
+    )
+    plan.set_defaults(command=_plan)
+
+    status = commands.add_parser("status", help="where a run stands", allow_abbrev=False)
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.set_defaults(command=_status)
+
+    report = commands.add_parser("report", help="write report.html, one page that opens offline", allow_abbrev=False)
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--output", type=Path, metavar="FILE", help="where to (default: RUN_DIR/report.html)")
+    report.set_defaults(command=_report)
+
+    verify = commands.add_parser(
+        "verify", help="read every published file and compare its checksums", allow_abbrev=False
+    )
+    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    verify.set_defaults(command=_verify)
+
+    add_commands(commands)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe, such as recipes/demo.yaml")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="where results go (default: runs/NAME of the recipe)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.KEY=VALUE",
+        help="change a setting of the recipe; may be repeated",
+    )
+
+
+def _load(given: argparse.Namespace) -> tuple[Recipe, RunDir]:
+    recipe = load_recipe(given.recipe, given.set)
+    return recipe, RunDir(given.run_dir or recipe.default_run_dir)
+
+
+def _run(given: argparse.Namespace) -> int:
+    from t5_pipeline.execution.runner import run, say
+
+    recipe, run_dir = _load(given)
+    code = run(recipe, run_dir, given.first, given.last)
+    page = run_dir.path / "report.html"
+    if code == 0 and _is_older(page, run_dir):
+        from t5_pipeline.report.page import write_report
+
+        write_report(run_dir.path, page)
+        say(f"✓ report: {page}")
+    return code
+
+
+def _is_older(page: Path, run_dir: RunDir) -> bool:
+    """True where something was finished after the report was written."""
+    made = page.stat().st_mtime if page.exists() else 0.0
+    return any(path.stat().st_mtime > made for path in run_dir.path.glob("*/**/manifest.json"))
+
+
+def _plan(given: argparse.Namespace) -> int:
+    from t5_pipeline.cost.plan import Rate, plan
+    from t5_pipeline.cost.throughput import parse_rate
+
+    rate = None if given.rate is None else Rate(parse_rate(given.rate))
+    recipe, run_dir = _load(given)
+    print(plan(recipe, run_dir, rate, sizes=given.sizes))
+    return 0
+
+
+def _existing(path: Path) -> RunDir:
+    if not (path / "recipe.yaml").is_file():
+        raise InputError(f"{path}: is not a run directory (it has no recipe.yaml); `t5-pipeline run RECIPE` makes one")
+    return RunDir(path)
+
+
+def _status(given: argparse.Namespace) -> int:
+    from t5_pipeline.execution.status import as_text, collect
+
+    run_dir = _existing(given.run_dir)
+    rows = collect(load_recipe(run_dir.path / "recipe.yaml"), run_dir)
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else as_text(rows))
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    from t5_pipeline.report.page import write_report
+
+    run_dir = _existing(given.run_dir)
+    page = given.output or run_dir.path / "report.html"
+    write_report(run_dir.path, page)
+    print(page)
+    return 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from t5_pipeline.artifacts.manifest import damaged_files
+
+    run_dir = _existing(given.run_dir)
+    damaged = files = 0
+    for cell in load_recipe(run_dir.path / "recipe.yaml").cells():
+        manifest = run_dir.manifest(cell)
+        if manifest is None:
+            print(f"{cell.label}: not finished")
+            continue
+        found = damaged_files(run_dir.cell(cell), manifest)
+        damaged, files = damaged + len(found), files + len(manifest.files)
+        print(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all as published'}")
+        for problem in found:
+            print(f"  {problem}")
+    if damaged:
+        raise InputError(
+            f"{run_dir.path}: {damaged} of {files} files are not as they were published; `t5-pipeline run` mends them"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""The commands about prompts: `t5-pipeline predict`, `t5-pipeline tune` and `t5-pipeline prompts`.
+
+What they do is imported when one of them runs, so that every command starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.artifacts.kinds import named_prompts
+from t5_pipeline.config.command_line import add_settings
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.execution.runner import say
+
+_PROMPTS = "a prompt, a prompt_tune stage, or a folder of these; each prompt is named by its directory"
+_MODEL = "the frozen T5: hub name, directory or stage directory"
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the subparsers of `t5-pipeline`."""
+    _add_predict(commands.add_parser("predict", help="answer with many prompts on one frozen T5", allow_abbrev=False))
+    _add_tune(commands.add_parser("tune", help="learn one task as a prompt, without a recipe", allow_abbrev=False))
+    prompts = commands.add_parser(
+        "prompts", help="look at prompts, bring them in from PEFT or .npy, and out", allow_abbrev=False
+    )
+    _add_prompts(prompts.add_subparsers(required=True, metavar="COMMAND"))
+
+
+# ----------------------------------------------------------------------------------------------------------- predict
+
+
+def _add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.description = (
+        'Answer JSON lines, each of which names its prompt ({"prompt": "sst2", …}) and gives the fields of the task of'
+        ' that prompt, or "input" with ready text. One JSON line comes out for each, in the same order: "output", and'
+        ' for classification "scores", the log-likelihood of each label. Where there is one prompt, no line need name'
+        " it."
+    )
+    predict.add_argument("--model", required=True, metavar="M", help=_MODEL)
+    predict.add_argument("--prompts", required=True, metavar="DIR", help=_PROMPTS)
+    predict.add_argument("--input", default="-", metavar="FILE", help="what to answer (default: - for standard input)")
+    predict.add_argument("--output", default="-", metavar="FILE", help="where to (default: - for standard output)")
+    predict.add_argument(
+        "--batch-size", type=_positive, default=64, metavar="N", help="examples at a time (default 64)"
+    )
+    predict.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="bf16", help="precision of matrix products (default: bf16)"
+    )
+    predict.add_argument(
+        "--max-output-length",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="tokens of free text at most (default: as many as the targets that the prompt was trained on)",
+    )
+    predict.set_defaults(command=_predict)
+
+
+def _predict(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.server import predict
+
+    answered = predict(
+        given.model,
+        given.prompts,
+        given.input,
+        given.output,
+        batch_size=given.batch_size,
+        precision=given.precision,
+        max_output_length=given.max_output_length,
+    )
+    if given.output != "-":
+        say(f"✓ {answered:,} answers in {given.output}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+# -------------------------------------------------------------------------------------------------------------- tune
+
+_TUNE_OWN = ("task",)
+
+
+def _add_tune(tune: argparse.ArgumentParser) -> None:
+    tune.description = "Freeze a T5 and learn one task as a soft prompt: prompt_tune without a recipe."
+    task = tune.add_argument_group("the task")
+    task.add_argument("--train", required=True, type=Path, metavar="FILE", help="rows: JSONL, JSON, CSV, TSV, Parquet")
+    task.add_argument("--inputs", required=True, metavar="TEMPLATE", help="the input, with {field} for a row's fields")
+    task.add_argument("--targets", required=True, metavar="TEMPLATE", help="the target, with {field} likewise")
+    task.add_argument("--labels", metavar="A,B", help="every target there can be; none means free text")
+    task.add_argument("--validation", type=Path, metavar="FILE", help="rows to score on")
+    task.add_argument(
+        "--metrics", metavar="A,B", help="scores (default: accuracy, or exact_match,token_f1 for free text)"
+    )
+    task.add_argument("--name", help="name of the task (default: that of --output-dir)")
+    run = tune.add_argument_group("how to run")
+    run.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="where the prompt goes")
+    run.add_argument("--launch", metavar="FILE", help="accelerate configuration, for several processes or devices")
+    run.add_argument("--overwrite", action="store_true", help="move results of other settings in --output-dir aside")
+    run.add_argument("--resume-from", metavar="STEP", help="go on from the checkpoint of this step, not the last")
+    add_settings(tune, PromptTuneConfig, but=_TUNE_OWN)
+    tune.set_defaults(command=_tune)
+
+
+def _tune(given: argparse.Namespace) -> int:
+    from t5_pipeline.cli.tune import one_task, tune
+
+    task = one_task(
+        given.name or given.output_dir.absolute().name,
+        given.train,
+        given.inputs,
+        given.targets,
+        _listed(given.labels),
+        _listed(given.metrics),
+        given.validation,
+    )
+    names = set(PromptTuneConfig.model_fields) - set(_TUNE_OWN)
+    settings = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    more = ["--overwrite"] if given.overwrite else []
+    more += ["--resume-from", given.resume_from] if given.resume_from else []
+    return tune(task, settings, given.output_dir, given.launch, *more)
+
+
+def _listed(text: str | None) -> list[str] | None:
+    """
+    >>> _listed("negative, positive")
+    ['negative', 'positive']
+    """
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+# ----------------------------------------------------------------------------------------------------------- prompts
+
+
+def _add_prompts(commands: Any) -> None:
+    listed = commands.add_parser("list", help="a table of the prompts in a place", allow_abbrev=False)
+    listed.add_argument("prompts", metavar="DIR", help=_PROMPTS)
+    listed.add_argument("--json", action="store_true", help="as JSON")
+    listed.set_defaults(command=_list)
+
+    show = commands.add_parser("show", help="what a prompt says of itself", allow_abbrev=False)
+    show.add_argument("prompts", metavar="DIR", help=_PROMPTS)
+    show.set_defaults(command=_show)
+
+    verify = commands.add_parser("verify", help="read prompts and compare their checksums", allow_abbrev=False)
+    verify.add_argument("prompts", metavar="DIR", help=_PROMPTS)
+    verify.add_argument("--model", metavar="M", help="also check that they belong to this T5")
+    verify.set_defaults(command=_verify)
+
+    near = commands.add_parser("neighbours", help="the vocabulary pieces nearest to each row", allow_abbrev=False)
+    near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
+    near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}, which the prompts were trained on")
+    near.add_argument("--top", type=_positive, default=5, metavar="K", help="pieces of each row (default: 5)")
+    near.add_argument("--json", action="store_true", help="as JSON")
+    near.set_defaults(command=_neighbours)
+
+    export = commands.add_parser("export", help="write prompts for PEFT, or as .npy", allow_abbrev=False)
+    export.add_argument("prompts", metavar="DIR", help=_PROMPTS)
+    export.add_argument("--to", required=True, choices=("peft", "npy"), help="a PEFT adapter, or float32 [p, D]")
+    export.add_argument(
+        "--output", required=True, metavar="PLACE", help="adapter directory or .npy file; of several, their folder"
+    )
+    export.add_argument("--model", metavar="M", help="PEFT: where the T5 will lie (default: as the prompt has it)")
+    export.set_defaults(command=_export)
+
+    bring = commands.add_parser("import", help="make a prompt of one from PEFT or .npy", allow_abbrev=False)
+    bring.add_argument("source", metavar="FILE", help="adapter directory or .npy file")
+    bring.add_argument("--from", dest="form", required=True, choices=("peft", "npy"), help="what it is")
+    bring.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}, which the prompt was trained on")
+    bring.add_argument(
+        "--task", required=True, metavar="FILE", help="YAML: name, data, inputs, targets, labels, metrics"
+    )
+    bring.add_argument("--output", required=True, metavar="DIR", help="directory of the prompt")
+    bring.add_argument(
+        "--sentinel",
+        choices=("none", "targets", "both"),
+        help="where extra_id_0 stood in training (default: as the model expects)",
+    )
+    bring.add_argument("--max-input-length", type=_positive, default=512, metavar="N", help="tokens (default: 512)")
+    bring.add_argument("--max-target-length", type=_positive, default=128, metavar="N", help="tokens (default: 128)")
+    bring.set_defaults(command=_import)
+
+
+def _list(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.exchange import summary
+
+    rows = [summary(name, path) for name, path in named_prompts(given.prompts, "DIR").items()]
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else _table(rows))
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Rows under the names of their columns.
+
+    >>> print(_table([{"name": "rte", "rows": 5, "scores": {}}, {"name": "sst2", "rows": 100, "scores": {"f1": 0.5}}]))
+    name  rows  scores
+    rte   5
+    sst2  100   f1 0.500
+    """
+
+    def shown(value: Any) -> str:
+        return ", ".join(f"{k} {v:.3f}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+    cells = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _show(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.exchange import description
+
+    print("\n\n".join(description(name, path) for name, path in named_prompts(given.prompts, "DIR").items()))
+    return 0
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.exchange import problems
+
+    digest = DigestCache(None).of_artifact("model", _model_path(given.model)) if given.model else None
+    bad, places = 0, named_prompts(given.prompts, "DIR")
+    for name, path in places.items():
+        found = list(problems(path, digest))
+        bad += bool(found)
+        print(f"{name}: {'sound' if not found else found[0]}")
+        for said in found[1:]:
+            print(f"  {said}")
+    if bad:
+        raise InputError(f"{given.prompts}: {bad} of {len(places)} prompts cannot be used as they are; see above")
+    return 0
+
+
+def _neighbours(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.exchange import neighbours
+
+    found = neighbours(named_prompts(given.prompts, "DIR"), given.model, given.top)
+    if given.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    for name, rows in found.items():
+        print(f"{name}: each row's nearest pieces by cosine")
+        for number, pieces in enumerate(rows, 1):
+            print(f"{number:>5}  " + "  ".join(f"{piece} {cosine:.3f}" for piece, cosine in pieces))
+    return 0
+
+
+def _model_path(location: str) -> Path:
+    from t5_pipeline.artifacts.kinds import locate
+
+    (path,) = locate("model", location, "--model")
+    return path
+
+
+def _export(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.exchange import export_prompts
+
+    for path in export_prompts(given.prompts, given.to, given.output, given.model):
+        print(path)
+    return 0
+
+
+def _import(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.exchange import import_prompt
+
+    prompt = import_prompt(
+        given.source,
+        given.form,
+        model=given.model,
+        task=given.task,
+        output=given.output,
+        sentinel=given.sentinel,
+        max_input_length=given.max_input_length,
+        max_target_length=given.max_target_length,
+    )
+    print(f"{given.output}: {prompt.info.prompt_length} rows of width {prompt.info.width} for {prompt.info.task.name}")
+    return 0

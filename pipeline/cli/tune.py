@@ -1,0 +1,106 @@
+"""One task without a recipe: `t5-pipeline tune` describes the task and runs the prompt_tune stage on it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from t5_pipeline.artifacts.run_dir import OutputDir, absent, remove_vain
+from t5_pipeline.config.command_line import flag
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.errors import BAD_INPUT, InputError
+from t5_pipeline.core.schema import validate
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.execution.launcher import command, launch, stage_script
+from t5_pipeline.execution.runner import failed, say
+
+
+def one_task(
+    name: str,
+    train: Path,
+    inputs: str,
+    targets: str,
+    labels: Sequence[str] | None,
+    metrics: Sequence[str] | None,
+    validation: Path | None,
+) -> TaskConfig:
+    """The task whose rows lie in one or two files.
+
+    Raises:
+        InputError: a file is not there, or a setting is not one.
+    """
+    splits = {"train": train.name}
+    for flag_name, file in (("--train", train), ("--validation", validation)):
+        if file is not None and not file.is_file():
+            raise InputError(f"{flag_name}: {file} does not exist; name a .jsonl, .json, .csv, .tsv or .parquet file")
+    if validation is not None:
+        splits["validation"] = os.path.relpath(validation, train.parent)
+    values: dict[str, Any] = {
+        "name": name, "data": str(train), "splits": splits, "inputs": inputs, "targets": targets, "labels": labels,
+        "metrics": metrics or (["accuracy"] if labels else ["exact_match", "token_f1"]),
+    }  # fmt: skip
+    return validate(TaskConfig, values, lambda loc: flag(".".join(map(str, loc))))
+
+
+def tune(
+    task: TaskConfig, settings: Mapping[str, Any], output: Path, configuration: str | None = None, *more: str
+) -> int:
+    """Learn a task as a soft prompt, in a process of its own; returns the stage's exit code.
+
+    Args:
+        settings: prompt_tune's own, `model` among them, as on its command line; without labels its prompt starts from
+            vocabulary rows unless `prompt_init` says otherwise.
+        output: the stage's `--output-dir`.
+        configuration: an accelerate configuration file; none is one process.
+        more: further flags of the stage script: --overwrite, --resume-from.
+
+    Raises:
+        InputError: a setting is wrong; nothing has been written then.
+    """
+    if "validation" not in task.splits and "select" not in settings:
+        say("no --validation rows to choose a checkpoint by: the prompt of the last step is kept")
+        settings = {"select": "last", **settings}
+    settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
+    c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: flag(".".join(map(str, loc))))
+    command(c.kind, configuration, [])
+    place, fresh = OutputDir(output), absent(output)
+    try:
+        place.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output-dir: {output} cannot be written ({error.strerror}); choose another") from None
+    task_file = place.state / "task.yaml"
+    write_text(task_file, yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    arguments = [*_as_flags(settings), "--task", str(task_file), "--output-dir", str(output), *more]
+    code, message = launch(c.kind, configuration, arguments, place.state / f"{c.kind}.exit")
+    if code == BAD_INPUT:
+        remove_vain(fresh)
+    if code != 0:
+        return failed("tune", code, message)
+    say(f"✓ the prompt of {task.name} lies in {output / 'prompt'}. To predict with it, one JSON line for each input:")
+    predict = ["t5-pipeline", "predict", "--model", c.model, "--prompts", str(output)]
+    say(f"    {shlex.join([*predict, '--input', 'new.jsonl', '--output', 'out.jsonl'])}")
+    if "validation" in task.splits:
+        scores = output.with_name(f"{output.name}-scores")
+        evaluate = ["--prompts", str(output), "--split", "validation", "--output-dir", str(scores)]
+        script = stage_script("evaluate")
+        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+        say("To score it on its validation rows:")
+        say(f"    {shlex.join(['python', str(script), *evaluate])}")
+    return 0
+
+
+def _as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as they are written on a command line."""
+    found: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            found.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            found += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+    return found

@@ -1,0 +1,1 @@
+"""Settings of every stage: recipe keys, flags and `--help` come from here."""

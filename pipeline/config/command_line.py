@@ -1,0 +1,201 @@
+"""The command line of a stage, made from its settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from t5_pipeline.config.recipe import load_task
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+_FROM_FILE = ", as files with a task's settings (YAML: name, data, inputs, targets, labels, metrics)"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line of a stage said. `values` holds only the settings that were given."""
+
+    recipe: Path | None
+    stage: str | None
+    run_dir: Path | None
+    output_dir: Path | None
+    overrides: list[str]
+    overwrite: bool
+    resume_from: int | None
+    values: dict[str, Any]
+
+
+def parser(cls: type[StageConfig], program: str) -> argparse.ArgumentParser:
+    """A parser with every setting of a stage as a flag, its meaning, its unit and its default."""
+    made = argparse.ArgumentParser(
+        prog=program,
+        description=f"{cls.summary[0].upper()}{cls.summary[1:]}.",
+        epilog="Either --recipe, or the settings and --output-dir. Settings given as flags win over the recipe's.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+    )
+    run = made.add_argument_group("how to run")
+    run.add_argument("--recipe", type=Path, metavar="FILE", help="take the settings from this recipe")
+    run.add_argument("--stage", metavar="NAME", help="which stage of the recipe (default: the only one of this kind)")
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="run directory of the recipe (default: runs/RECIPE)")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="change a setting of the recipe"
+    )
+    run.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="without a recipe: where results and checkpoints go"
+    )
+    run.add_argument("--overwrite", action="store_true", help="move results of other settings in --output-dir aside")
+    if "steps" in cls.model_fields:
+        run.add_argument(
+            "--resume-from", type=int, metavar="STEP", help="go on from the checkpoint of this step, not the last"
+        )
+    add_settings(made, cls)
+    return made
+
+
+def add_settings(made: argparse.ArgumentParser, cls: type[StageConfig], but: tuple[str, ...] = ()) -> None:
+    """Add every setting of a stage, `but` some, as a flag."""
+    settings = made.add_argument_group("settings")
+    for name, field in _fields(cls):
+        if name not in but:
+            _add(settings, name, field)
+
+
+def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
+    """Read the command line of a stage.
+
+    Raises:
+        InputError: an unknown flag, or flags that do not go together.
+        SystemExit: after --help.
+    """
+    made = parser(cls, program)
+    made.exit_on_error = False
+
+    def fail(message: str) -> None:
+        raise InputError(f"{program}: {message} (--help lists the flags)")
+
+    made.error = fail  # type: ignore[method-assign,assignment]
+    try:
+        given = vars(made.parse_args(arguments))
+    except argparse.ArgumentError as error:
+        raise InputError(f"{program}: {error} (--help lists the flags)") from None
+    values: dict[str, Any] = {}
+    for name, _ in _fields(cls):
+        if (value := given[name]) is not None:
+            _put(values, name, _read_tasks(cls, name, value))
+    recipe, output = given["recipe"], given["output_dir"]
+    if (recipe is None) == (output is None):
+        raise InputError(f"{program}: give either --recipe FILE, or the stage's settings and --output-dir DIR")
+    if recipe is None and (given["stage"] or given["run_dir"] or given["set"]):
+        raise InputError(f"{program}: --stage, --run-dir and --set go with --recipe")
+    return Flags(
+        recipe,
+        given["stage"],
+        given["run_dir"],
+        output,
+        given["set"],
+        given["overwrite"],
+        given.get("resume_from"),
+        values,
+    )
+
+
+def flag(name: str) -> str:
+    """`segment_length` → `--segment-length`."""
+    return "--" + name.replace("_", "-")
+
+
+def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting as a dotted name; the sizes of `init` one by one, tasks as a whole."""
+    for name, field in cls.model_fields.items():
+        inner = next((a for a in _parts(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        if inner is None or issubclass(inner, TaskConfig):
+            yield prefix + name, field
+        else:
+            yield from _fields(inner, f"{prefix}{name}.")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _parts(inner)
+
+
+def _add(group: Any, name: str, field: FieldInfo) -> None:
+    types = list(_parts(field.annotation))
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    unit = f" [{extra['unit']}]" if extra.get("unit") else ""
+    if field.is_required():
+        default = "required"
+    else:
+        value = (
+            field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
+        )
+        default = f"default: {'none' if value in (None, [], {}) else value}"
+    description = (field.description or "") + (_FROM_FILE if TaskConfig in types else "")
+    text = f"{description}{unit} ({default})".replace("%", "%%")
+    choices = [
+        a
+        for t in types
+        if getattr(t, "__origin__", None) is not None and str(t).startswith("typing.Literal")
+        for a in t.__args__
+    ]
+    if bool in types:
+        group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif any(getattr(t, "__origin__", None) is list for t in types):
+        group.add_argument(
+            flag(name), dest=name, nargs="*", metavar=_metavar(types), choices=choices or None, help=text
+        )
+    else:
+        metavar = None if choices else _metavar(types)
+        group.add_argument(flag(name), dest=name, metavar=metavar, choices=choices or None, help=text)
+
+
+def _metavar(types: list[Any]) -> str:
+    if TaskConfig in types:
+        return "FILE"
+    return "N" if int in types else "X" if float in types else "TEXT"
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *outer, last = name.split(".")
+    for key in outer:
+        values = values.setdefault(key, {})
+    values[last] = value
+
+
+def _read_tasks(cls: type[BaseModel], name: str, value: Any) -> Any:
+    field = cls.model_fields.get(name)
+    if field is None or TaskConfig not in _parts(field.annotation):
+        return value
+    return [load_task(Path(v)) for v in value] if isinstance(value, list) else load_task(Path(value))
+
+
+def as_overrides(stage: str, values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Flags as `--set` texts, for a stage that takes the rest from a recipe."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from as_overrides(stage, value, f"{prefix}{name}.")
+        else:
+            plain = (
+                [v.model_dump(mode="json") for v in value]
+                if isinstance(value, list) and value and isinstance(value[0], TaskConfig)
+                else value
+            )
+            plain = plain.model_dump(mode="json") if isinstance(plain, TaskConfig) else plain
+            text = (
+                plain
+                if isinstance(plain, str)
+                else yaml.safe_dump(plain, default_flow_style=True, width=10**9).removesuffix("...\n")
+            )
+            yield f"{stage}.{prefix}{name}={text.strip()}"

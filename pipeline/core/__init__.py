@@ -1,0 +1,1 @@
+"""Foundations without torch or knowledge of stages: errors, schemas, files, checksums."""

@@ -1,0 +1,90 @@
+"""SHA-256 of files, of 16 MiB blocks of a file, of plain data and of tensors.
+
+Block checksums locate damage, and find it when only a part of a file is read. Tensors are read through the header of
+their safetensors file, so no torch is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.core.errors import InputError
+
+BLOCK = 16 * 2**20
+
+
+def block_sha256(path: Path) -> list[str]:
+    """sha256 of each 16 MiB of a file."""
+    found = []
+    with path.open("rb") as file:
+        while chunk := file.read(BLOCK):
+            found.append(hashlib.sha256(chunk).hexdigest())
+    return found
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of plain data, whatever the order of its keys.
+
+    >>> json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensors_digest(directory: Path) -> str:
+    """Digest over every tensor of the safetensors files in a directory.
+
+    Raises:
+        InputError: there is no safetensors file, or one is cut short or is none.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"{directory}: holds no .safetensors file, so there are no weights here; give a model directory"
+        )
+    tensors = {name: (path, entry) for path in files for name, entry in _header(path).items()}
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        path, entry = tensors[name]
+        digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
+        begin, end = entry["data_offsets"]
+        for chunk in _read(path, entry["start"] + begin, entry["start"] + end):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Tensor entries of one safetensors file; `start` is where its data begin."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        for entry in entries.values():
+            entry["start"] = 8 + length
+            if entry["start"] + entry["data_offsets"][1] > size:
+                raise ValueError("cut short")
+        return dict(entries)
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        raise InputError(f"{path}: is not a whole safetensors file; fetch or make it again") from None
+
+
+def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    if begin == end:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for at in range(begin, end, BLOCK):
+            yield mapped[at : min(at + BLOCK, end)]

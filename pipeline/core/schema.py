@@ -1,0 +1,132 @@
+"""What a setting is: a field with its meaning, its unit, and the part it plays in a result.
+
+Fingerprints follow from that part:
+
+    trajectory   shapes the result: a change makes another result            (the default)
+    extent       how far the same trajectory is followed: more `steps` goes on from a checkpoint
+    runtime      how it is run: threads, microbatch, logging; never part of a fingerprint
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from t5_pipeline.core.errors import InputError
+
+Role = Literal["trajectory", "extent", "runtime"]
+
+
+def setting(default: Any, description: str, *, unit: str = "", role: Role = "trajectory", **constraints: Any) -> Any:
+    """A field with its meaning, its unit, and the part it plays in the result."""
+    extra: dict[str, Any] = {"unit": unit, "role": role}
+    if isinstance(default, (dict, list)):
+        return Field(
+            default_factory=lambda: type(default)(default),
+            description=description,
+            json_schema_extra=extra,
+            **constraints,
+        )
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
+class Input:
+    """Marks a field that names an artifact: what another stage published, or a path on disk; `many`: any number."""
+
+    def __init__(self, artifact: str, many: bool = False) -> None:
+        self.artifact = artifact
+        self.many = many
+
+
+class Data:
+    """Marks a field that names data outside the run: its contents are part of the fingerprint."""
+
+
+class Config(BaseModel):
+    """Unknown keys are errors; nothing is coerced in silence but numbers written as text on a command line."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, BaseModel, str]]:
+    """Fields that are marked as data, those of inner settings too: dotted name, whose field it is, location."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if any(isinstance(mark, Data) for mark in field.metadata) and value is not None:
+            yield prefix + name, settings, value
+        for index, inner in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(inner, BaseModel):
+                yield from data_fields(
+                    inner, f"{prefix}{name}.{index}." if isinstance(value, list) else f"{prefix}{name}."
+                )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to say of an unknown name.
+
+    >>> nearest("steeps", ["steps", "seed"])
+    'did you mean `steps`?'
+    >>> nearest("x", ["steps", "seed"])
+    'there are: seed, steps'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(known)}"
+
+
+def validate(cls: type[Model], values: Mapping[str, Any], where: Callable[[tuple[str | int, ...]], str]) -> Model:
+    """Settings of class `cls` from plain values.
+
+    Args:
+        where: names the place of a key for the reader: `recipes/demo.yaml:7: stages.prepare.corpus`, or `--corpus`.
+
+    Raises:
+        InputError: the first thing that is wrong, and where.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # A misspelt key also leaves the right one missing: the misspelling is what to say.
+        problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+        place = where(tuple(problem["loc"]))
+        raise InputError(f"{place}: {_say(cls, problem)}") from None
+
+
+def _say(cls: type[BaseModel], problem: Any) -> str:
+    loc, kind = problem["loc"], problem["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key; {nearest(str(loc[-1]), _fields_at(cls, loc[:-1]))}"
+    if kind == "missing":
+        return "is required and has no value"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return message if kind == "value_error" else f"{message}, not {problem['input']!r}"
+
+
+def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """Names of the fields of the model that stands at `loc` inside `cls`."""
+    for name in loc:
+        field = cls.model_fields.get(str(name))
+        if field is None:
+            continue
+        found = _model_in(field.annotation)
+        if found is not None:
+            cls = found
+    return list(cls.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,50 @@
+"""How fast devices compute: as the user says, or as the log of a run that has begun shows."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from t5_pipeline.core.errors import InputError
+
+MEASURED = "measured"
+_PREFIXES = {"": 1.0, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+def parse_rate(text: str) -> float | None:
+    """FLOP/s of one device from `400T`, `35.5 GFLOP/s` or `2e12`; None for `measured`.
+
+    Raises:
+        InputError: it is none of these.
+
+    >>> parse_rate("400T"), parse_rate("35.5 GFLOP/s"), parse_rate("measured")
+    (400000000000000.0, 35500000000.0, None)
+    """
+    if text == MEASURED:
+        return None
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([MGTP]?)(?:FLOPS|FLOP/s)?\s*", text)
+    try:
+        value = float(found[1]) * _PREFIXES[found[2]] if found else 0.0
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise InputError(f"--rate {text}: must be the FLOP/s that one device sustains, as in 400T, or {MEASURED}")
+    return value
+
+
+def seconds_of_a_step(directory: Path) -> float | None:
+    """Seconds that a step of a job has taken on average, by its own log; None where it has logged none yet.
+
+    All that is done between steps is in it: checkpoints, validation, and a start from one checkpoint after another.
+    """
+    last = None
+    try:
+        with (directory / "metrics.jsonl").open("rb") as lines:
+            for line in lines:
+                if b'"elapsed_s"' in line and line.endswith(b"\n"):
+                    last = line
+    except OSError:
+        return None
+    row = json.loads(last) if last else {}
+    return row["elapsed_s"] / row["step"] if row.get("step") else None

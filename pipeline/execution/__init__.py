@@ -1,0 +1,1 @@
+"""Running stages: staleness, the runner, launching, and what a stage script sees."""

@@ -1,0 +1,235 @@
+"""What a stage script sees while it runs: its settings, its inputs, its output directory, its devices."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.kinds import artifact_digest, locate
+from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
+from t5_pipeline.artifacts.run_dir import RunDir, step_name
+from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.core.atomic_files import move_directory, write_directory
+from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.execution.staleness import CellStatus
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+C = TypeVar("C", bound=StageConfig)
+log = logging.getLogger("t5-pipeline")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An input, ready to be read. `name` says who made it: `lm_adapt@500`, or the path it was given as."""
+
+    name: str
+    path: Path
+    digest: str
+    cell: str | None = None
+    manifest: Manifest | None = None
+
+
+@dataclass
+class CellRun(Generic[C]):
+    """One cell that is being made."""
+
+    decision: CellStatus
+    config: C
+    directory: Path
+    run_dir: RunDir
+    started: str
+    outputs: dict[str, OutputRecord] = field(default_factory=dict)
+    steps: dict[int, OutputRecord] = field(default_factory=dict)
+    step: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    verified: set[Path] = field(default_factory=set)
+
+    @property
+    def id(self) -> str:
+        return self.decision.cell.id
+
+    def inputs(self, name: str) -> list[Artifact]:
+        """Everything that an input field points at: one artifact, or every prompt of a stage.
+
+        Raises:
+            InputError: a file is not as it was published. (Token shards are compared block by block as they are read.)
+        """
+        found = [_artifact(record, self.run_dir) for record in self.decision.inputs[name]]
+        for artifact in found if self.config.inputs()[name] != "tokens" else ():
+            if artifact.path not in self.verified:
+                _verify(artifact)
+                self.verified.add(artifact.path)
+        return found
+
+    def input(self, name: str) -> Artifact:
+        found = self.inputs(name)
+        assert len(found) == 1, f"{name} points at {len(found)} artifacts"
+        return found[0]
+
+
+class Stage(Generic[C]):
+    """A stage at work on one job: one cell, or several prompts that share a frozen T5.
+
+    Attributes:
+        config: the settings (of the first cell; what may differ between cells is read from the cells).
+        directory: where the job keeps metrics, log and checkpoints.
+    """
+
+    def __init__(
+        self,
+        cells: list[CellRun[C]],
+        directory: Path,
+        run_dir: RunDir,
+        resume_from: int | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.cells = cells
+        self.config = cells[0].config
+        self.directory = directory
+        self.run_dir = run_dir
+        self.resume_from = resume_from
+        self.accelerator = accelerator
+        self.stopped_by = 0  # the signal that came too late for the training loop to obey it
+        self._began = time.monotonic()
+        self.name = (
+            cells[0].decision.cell.label if len(cells) == 1 else f"{cells[0].decision.cell.stage} × {len(cells)}"
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this process began the job."""
+        return time.monotonic() - self._began
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the job: its checkpoints belong to it."""
+        return "+".join(sorted(cell.decision.fingerprint or "" for cell in self.cells))
+
+    @property
+    def steps_wanted(self) -> list[int]:
+        return self.cells[0].decision.steps_wanted
+
+    def steps_pending(self) -> list[int]:
+        """Steps still to be published, ascending; the last one always. Those on disk already are taken as they are."""
+        output = self.config.outputs[0]
+        pending = []
+        for step in self.steps_wanted:
+            places = [cell.directory / "steps" / step_name(step) / output for cell in self.cells]
+            if step != getattr(self.config, "steps", None) and all(place.is_dir() for place in places):
+                for cell, place in zip(self.cells, places, strict=True):
+                    path = place.relative_to(cell.directory).as_posix()
+                    cell.steps[step] = OutputRecord(path=path, digest=artifact_digest(output, place))
+            else:
+                pending.append(step)
+        return pending or self.steps_wanted[-1:]
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def input(self, name: str) -> Artifact:
+        return self.cells[0].input(name)
+
+    def inputs(self, name: str) -> list[Artifact]:
+        return self.cells[0].inputs(name)
+
+    def model_of(self, prompt: Artifact, name: str, digest: str) -> Artifact:
+        """The frozen T5 that a prompt was trained on.
+
+        Args:
+            name, digest: what the prompt's own record says of it.
+
+        Raises:
+            InputError: it is not where the record says, or is another one.
+        """
+        digests = self.run_dir.digests
+        if getattr(self.config, "model", None) is not None:
+            found = self.input("model")
+        elif prompt.manifest is not None:
+            # Paths in a manifest are within the run that the prompt belongs to, which need not be this one.
+            cell = next(path for path in prompt.path.resolve().parents if (path / manifests.NAME).is_file())
+            run_dir = RunDir(cell.parents[1 if prompt.manifest.cell else 0])
+            found = _artifact(prompt.manifest.inputs["model"][0], run_dir)
+            if run_dir.path.resolve() != self.run_dir.path.resolve():
+                found = replace(found, digest=digests.of_artifact("model", found.path))
+        else:
+            (path,) = locate("model", name, f"the T5 of {prompt.path}")
+            found = Artifact(name, path, digests.of_artifact("model", path))
+        if found.digest != digest:
+            raise InputError(
+                f"{prompt.path}: was trained on another T5 than {found.path} (digest {digest[:12]}, not"
+                f" {found.digest[:12]}); name the right one with --model"
+            )
+        return found
+
+    def publish(
+        self,
+        output: str,
+        content: Callable[[Path], None] | Path,
+        *,
+        step: int | None = None,
+        cell: CellRun[C] | None = None,
+    ) -> None:
+        """Put an artifact into its place, whole or not at all.
+
+        Args:
+            content: fills the empty directory that it is given (called by the main process alone); or a directory of
+                the same stage that holds everything already, and is moved.
+            output: "model", "tokens", "prompt" or "scores".
+            step: of a training stage, the step that the artifact is of.
+        """
+        cell = cell or self.cells[0]
+        final = step is None or not isinstance(self.config, TrainingConfig) or step == self.config.steps
+        place = output if final else f"steps/{step_name(step or 0)}/{output}"
+        if self.is_main:
+            (cell.directory / place).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                move_directory(content, cell.directory / place)
+            else:
+                _write(cell.directory / place, content)
+        self.accelerator.wait_for_everyone()
+        record = OutputRecord(path=place, digest=artifact_digest(output, cell.directory / place))
+        if final:
+            cell.outputs[output] = record
+            cell.step = step
+        else:
+            assert step is not None
+            cell.steps[step] = record
+        log.info("%s: published %s%s", self.name, output, "" if step is None else f" of step {step:,}")
+
+
+def _write(place: Path, content: Callable[[Path], None]) -> None:
+    try:
+        write_directory(place, content)
+    except Exception as error:
+        # Libraries written in Rust tell of a full disk in words of their own.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            raise cannot_be_written(place, error) from error
+        raise
+
+
+def _verify(artifact: Artifact) -> None:
+    """Compare an artifact that a stage made with the checksums of its manifest, where it has one."""
+    place = next((path for path in artifact.path.parents if (path / manifests.NAME).is_file()), None)
+    if artifact.manifest is None or place is None:
+        return
+    below = artifact.path.relative_to(place).as_posix()
+    for problem in manifests.damaged_files(place, artifact.manifest, below):
+        raise InputError(f"{place}: {problem}; run {artifact.manifest.stage} again (`t5-pipeline run` does) to mend it")
+
+
+def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
+    if record.stage is None:
+        path = Path(record.path)
+        made = next((m for m in (manifests.read(path), manifests.read(path.parent)) if m), None)
+        return Artifact(record.path, path, record.digest, manifest=made)
+    name = record.stage + (f"@{record.step}" if record.step is not None else "")
+    directory = run_dir.path / record.stage / (record.cell or "")
+    return Artifact(name, run_dir.path / record.path, record.digest, record.cell, manifests.read(directory))

@@ -1,0 +1,68 @@
+"""metrics.jsonl: one JSON object a line, in the order of the steps.
+
+{"step": 10, "loss": 5.1, "learning_rate": 0.01, "tokens_per_second": 6120.0, …}
+{"step": 10, "split": "validation", "loss": 5.3}
+{"step": 10, "loss": 0.6, "losses": {"seed=0": 0.5, "seed=1": 0.7}, "examples_per_second": 31.0, …}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.core.errors import InputError
+
+Row = Mapping[str, Any]
+
+
+class MetricsLog:
+    """Appends rows to a file; `also`, if given, gets every row too (trackers)."""
+
+    def __init__(self, path: Path, also: Callable[[Row], None] | None = None) -> None:
+        self.path = path
+        self.also = also
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, row: Row) -> None:
+        """One line in one write: a kill leaves at most one torn line, the last.
+
+        Raises:
+            InputError: a number of the row is not finite.
+        """
+        try:
+            line = json.dumps(row, allow_nan=False) + "\n"
+        except ValueError:
+            where = f"{self.path}: step {row['step']}"
+            raise InputError(
+                f"{where}: a metric is not finite ({dict(row)}); train anew with a lower learning_rate"
+            ) from None
+        os.write(self._descriptor, line.encode())
+        if self.also is not None:
+            self.also(row)
+
+    def truncate_after(self, step: int) -> None:
+        """Cuts the rows of later steps, and a torn last line: what training from `step` on will write again."""
+        kept = 0
+        with self.path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+                kept += len(line)
+        os.ftruncate(self._descriptor, kept)
+
+    def sync(self) -> None:
+        """Rows written so far outlive a power cut."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

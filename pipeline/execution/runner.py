@@ -1,0 +1,117 @@
+"""The runner: launches what is not done, in the recipe's order, and stops at the first thing that fails."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+
+from t5_pipeline.artifacts.manifest import renew_times
+from t5_pipeline.artifacts.run_dir import RunDir, absent, lock, remove_vain
+from t5_pipeline.config.launch import read_launch_config
+from t5_pipeline.config.recipe import Recipe
+from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.errors import BAD_INPUT, InputError
+from t5_pipeline.core.schema import nearest
+from t5_pipeline.execution.launcher import command, launch
+from t5_pipeline.execution.staleness import CellStatus, check_outside, decide
+
+
+def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | None = None) -> int:
+    """Bring a run directory up to date with its recipe.
+
+    Args:
+        first: do not look at stages before this one; they must be done.
+        last: stop after this stage.
+
+    Returns:
+        The exit code: 0, or that of the stage that failed.
+
+    Raises:
+        InputError: a stage name that is not in the recipe, or a directory in use.
+    """
+    names = _chosen(recipe, first, last)
+    for name in names:
+        check_outside(recipe.stages[name])
+        configuration = _configuration(recipe, name)
+        command(recipe.kind(name), configuration, [])
+        if configuration is not None:
+            recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
+    decide(recipe, run_dir)
+    fresh = absent(run_dir.path)
+    with lock(run_dir.state / "lock", run_dir.path):
+        began = time.monotonic()
+        recipe_file = run_dir.path / "recipe.yaml"
+        text = recipe.text()
+        if not recipe_file.exists() or recipe_file.read_text(encoding="utf-8") != text:
+            write_text(recipe_file, text)
+        ran = 0
+        for name in names:
+            todo = [d for d in decide(recipe, run_dir) if d.cell.stage == name and d.action != "done"]
+            if not todo:
+                continue
+            ran += 1
+            say(f"▶ {name}: {_why(todo)}")
+            arguments = ["--recipe", str(recipe_file), "--stage", name, "--run-dir", str(run_dir.path)]
+            code, message = launch(
+                recipe.kind(name), _configuration(recipe, name), arguments, run_dir.state / f"{name}.exit"
+            )
+            if code == BAD_INPUT:
+                remove_vain(fresh)
+            if code != 0:
+                return failed(name, code, message)
+        left = [d for d in decide(recipe, run_dir) if d.cell.stage in names]
+        done = all(d.action == "done" for d in left)
+        for decision in left:
+            manifest = run_dir.manifest(decision.cell)
+            if decision.action == "done" and manifest is not None:
+                renew_times(run_dir.cell(decision.cell), manifest)
+        if not ran and done:
+            say(f"nothing to do: all {len(names)} stages in {run_dir.path} are done and match the recipe")
+        else:
+            say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")
+    return 0
+
+
+def _configuration(recipe: Recipe, name: str) -> str | None:
+    """The accelerate configuration of a stage; stages that do not train run in one process whatever the recipe says."""
+    trains = issubclass(STAGES[recipe.kind(name)], TrainingConfig)
+    return recipe.launch.get(name) if trains else None
+
+
+def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:
+    names = list(recipe.stages)
+    for flag, name in (("--from", first), ("--until", last)):
+        if name is not None and name not in names:
+            raise InputError(f"{flag} {name}: the recipe has no such stage; {nearest(name, names)}")
+    begin = names.index(first) if first else 0
+    end = names.index(last) + 1 if last else len(names)
+    if begin >= end:
+        raise InputError(f"--from {first} --until {last}: {last} comes before {first} in the recipe; swap them")
+    return names[begin:end]
+
+
+def _why(todo: list[CellStatus]) -> str:
+    reasons = list(dict.fromkeys(d.reason for d in todo))
+    cells = f"{len(todo)} cells, " if todo[0].cell.axes else ""
+    return cells + "; ".join(reasons[:3])
+
+
+def failed(name: str, code: int, message: str) -> int:
+    """Say how a stage that was launched ended, where it has not said so itself; returns its exit code."""
+    if code == BAD_INPUT:
+        return code  # the stage has said why
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        say(f"■ {name}: {message or 'interrupted'}")
+        return code
+    if code > 128:
+        say(f"✗ {name} was killed by signal {code - 128}; run the same command to go on from its last checkpoint")
+        return code
+    say(f"✗ {name} failed with exit code {code}; its traceback stands above")
+    return code
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,110 @@
+"""Where a run stands: one row for each cell, from manifests and metrics alone."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.artifacts.run_dir import RunDir, read_job
+from t5_pipeline.config.recipe import Recipe
+from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.execution.staleness import decide
+
+
+def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
+    """Rows with the keys stage, cell, kind, state, reason, step, steps, loss, seconds, updated (Unix time)."""
+    rows = []
+    jobs = {
+        (path.parent.parent.parent.name, cell_id): path.parent
+        for path in run_dir.path.glob("*/jobs/*/job.json")
+        for cell_id in read_job(path.parent)
+    }
+    for decision in decide(recipe, run_dir):
+        cell = decision.cell
+        manifest = run_dir.manifest(cell)
+        state = {"done": "done", "run": "to run", "continue": "to continue"}[decision.action]
+        if decision.action != "done" and _held(run_dir.state / f"{cell.stage}.lock"):
+            state = "running"
+        last = _last_line(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
+        losses = last.get("losses") or {}
+        rows.append(
+            {
+                "stage": cell.stage,
+                "cell": cell.id,
+                "kind": cell.settings.kind,
+                "state": state,
+                "reason": decision.reason,
+                "step": last.get("step"),
+                "steps": cell.settings.steps if isinstance(cell.settings, TrainingConfig) else None,
+                "loss": losses.get(cell.id, last.get("loss")),
+                "seconds": manifest.seconds if manifest else None,
+                "updated": last.get("updated"),
+            }
+        )
+    return rows
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table for a terminal."""
+    table = [["stage", "state", "step", "loss", "seconds", "last line", "why"]]
+    for row in rows:
+        of = f"{row['step'] or 0:,} / {row['steps']:,}" if row["steps"] is not None else ""
+        table.append(
+            [
+                row["stage"] + (f" [{row['cell']}]" if row["cell"] else ""),
+                row["state"],
+                of,
+                f"{row['loss']:.3f}" if isinstance(row["loss"], float) else "",
+                f"{row['seconds']:,.0f}" if row["seconds"] is not None else "",
+                f"{_ago(time.time() - row['updated'])} ago" if row["updated"] else "",
+                "" if row["state"] == "done" else row["reason"],
+            ]
+        )
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
+def _ago(seconds: float) -> str:
+    for size, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _held(path: Path) -> bool:
+    """True where a living process holds this lock file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The newest whole training line of a metrics file, with the file's time as `updated`."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65_536))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("split", "train") == "train":
+            return {**row, "updated": path.stat().st_mtime}
+    return {}

@@ -1,0 +1,1 @@
+"""One module per way to solve a task: its artifact, how it loads, how it answers."""

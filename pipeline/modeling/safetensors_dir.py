@@ -1,0 +1,103 @@
+"""Model directories: `config.json` beside safetensors, as transformers writes them, or a T5X checkpoint.
+
+Tensors are read one at a time under canonical names: names that only repeat the embedding are folded into
+`shared.weight`, so that a model is the same whoever saved it. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.t5x import find_t5x, t5x_shape, t5x_tensors
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+# Original T5 checkpoints carry this table, which neither Mesh-TF nor transformers ever uses.
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def read_shape(directory: Path) -> T5Config:
+    """The shape that a model directory's config.json describes, or that a T5X checkpoint's arrays tell."""
+    path = directory / "config.json"
+    if path.is_file():
+        return T5Config.from_config(_read_json(path), where=str(path))
+    checkpoint = find_t5x(directory)
+    if checkpoint is not None:
+        return t5x_shape(checkpoint)
+    raise InputError(f"{directory}: neither config.json nor a T5X checkpoint; give a directory that holds a model")
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises InputError where there are none, or a shard is missing."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        names = _read_json(directory / INDEX).get("weight_map", {}).values()
+        files = [directory / name for name in sorted(set(names))]
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{directory / INDEX}: names {file.name}, which is not there; fetch the model again")
+        return files
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    if pickles:
+        raise InputError(
+            f"{directory}: only pickled weights ({pickles[0]}), which are never read here; if you trust them, convert"
+            " once: T5ForConditionalGeneration.from_pretrained(this).save_pretrained(new) in transformers"
+        )
+    raise InputError(f"{directory}: a config.json but no weights; {WEIGHTS} or {INDEX} must be there")
+
+
+def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model directory once, under its canonical name, on the CPU and in the dtype of the file.
+
+    A T5X checkpoint is read where there is no config.json.
+
+    Raises InputError where copies of the embedding differ: then the config calls a model tied that is not.
+    """
+    if not (directory / "config.json").is_file():
+        checkpoint = find_t5x(directory)
+        if checkpoint is not None:
+            yield from t5x_tensors(checkpoint, shape)
+            return
+    copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"} | (
+        {"lm_head.weight"} if shape.tied else set()
+    )
+    embedding: tuple[str, Tensor] | None = None
+    for file in weight_files(directory):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (an opened file is no dict)
+                    if name == UNUSED:
+                        continue
+                    tensor = opened.get_tensor(name)
+                    if name != "shared.weight" and name not in copies:
+                        yield name, tensor
+                    elif embedding is None:
+                        embedding = name, tensor
+                        yield "shared.weight", tensor
+                    elif not torch.equal(tensor, embedding[1]):
+                        raise InputError(
+                            f"{file}: {name} differs from {embedding[0]}, but {directory / 'config.json'} says they"
+                            " are tied; an untied T5 (1.1) needs `tie_word_embeddings: false` there"
+                        )
+        except SafetensorError as error:
+            raise InputError(f"{file}: not a whole safetensors file ({error}); fetch or write it again") from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__} where a JSON object is needed")
+    return content

@@ -1,0 +1,206 @@
+"""Sections about what came out: score tables, confusion between labels, examples in words."""
+
+from __future__ import annotations
+
+from t5_pipeline.report import format as words
+from t5_pipeline.report.html import Markup, join, tag
+from t5_pipeline.report.plots import SERIES, score_plot
+from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, PROMPT_TUNING, Line, TaskScores
+
+EXAMPLES = 3
+"""How many right and how many wrong examples are shown of each task."""
+
+
+def scores_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup:
+    """The table of each task."""
+    parts = []
+    for task in tasks:
+        parts += [_title(task, tasks), _score_table(task, series)]
+    return section("scores", "Scores by path", *parts)
+
+
+def _title(task: TaskScores, tasks: list[TaskScores]) -> Markup | None:
+    """A heading for the task, where there are several."""
+    splits = {other.split for other in tasks if other.task == task.task}
+    return tag("h3", task.task + (f", {task.split}" if len(splits) > 1 else "")) if len(tasks) > 1 else None
+
+
+def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
+    """The plot of a task's scores with its key."""
+    legend = "Each dot is a seed, the bar their mean."
+    if task.untuned:
+        legend += " Hollow: the same frozen T5 with no prompt."
+    if task.majority:
+        legend += " Dashed: the majority class."
+    return figure(score_plot(task, series, name), legend)
+
+
+def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
+    lines = [*task.tuned, *task.others, *task.untuned]
+    illegal = any(line.illegal is not None for line in lines)
+    trained = any(line.trained for line in lines)
+    free = " Illegal: the share of greedily decoded outputs that are no label." if illegal else ""
+    scale = "" if words.SHARES.issuperset(task.metrics) else " Correlations are times 100."
+    seeds = max((len(line.rows) for line in lines), default=0)
+    spread = " Mean ± sample standard deviation over the seeds." if seeds > 1 else ""
+    what = f"{words.sentence_case(task.split)} split of {task.task}, {words.counted(task.examples, 'row')}."
+    caption = what + spread + scale + free
+    metrics = [tag("th", words.metric_name(m) + words.unit(m), scope="col", class_="n") for m in task.metrics]
+    head = tag(
+        "tr",
+        tag("th", "Frozen T5", scope="col"),
+        tag("th", "Method", scope="col"),
+        *metrics,
+        tag("th", "vs majority, points", scope="col", class_="n"),
+        tag("th", "Illegal\u00a0%", scope="col", class_="n") if illegal else None,
+        tag("th", "Trained numbers", scope="col", class_="n") if trained else None,
+        tag("th", "Seeds", scope="col", class_="n"),
+    )
+    groups = []
+    for model in dict.fromkeys(line.model for line in lines):
+        rows = [line for line in lines if line.model == model]
+        groups.append(tag("tbody", *[_score_row(task, line, rows, series, illegal, trained) for line in rows]))
+    if task.majority:
+        groups.append(tag("tbody", _score_row(task, task.majority, [task.majority], series, illegal, trained)))
+    return table(caption, tag("thead", head), *groups, class_="scores")
+
+
+def _score_row(
+    task: TaskScores, line: Line, group: list[Line], series: dict[str, int], illegal: bool, trained: bool
+) -> Markup:
+    path = None
+    if line is group[0]:
+        name = join([swatch(series.get(line.model or "")), line.path]) if line.path else Markup("")
+        path = tag("th", name, scope="rowgroup", rowspan=len(group) if len(group) > 1 else None)
+    scores = []
+    for metric in task.metrics:
+        spread = line.spread(metric)
+        scores.append(tag("td", spread.words if spread else "–", class_="n"))
+    difference = None if line.method == MAJORITY else task.difference(line)
+    share = line.illegal
+    seeds = "–" if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
+    return tag(
+        "tr",
+        path,
+        tag("td", line.title),
+        *scores,
+        tag("td", "–" if difference is None else words.points(difference), class_="n"),
+        tag("td", "–" if share is None else words.hundredths(share), class_="n") if illegal else None,
+        tag("td", "–" if line.trained is None else words.about(line.trained), class_="n") if trained else None,
+        tag("td", seeds, class_="n"),
+        class_={PROMPT_TUNING: "tuned", NO_PROMPT: "untuned", MAJORITY: "majority"}.get(line.method, "other"),
+    )
+
+
+def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
+    """Which label was taken for which: a matrix for each path's best prompts, and for the best of each other method."""
+    parts = []
+    for task in tasks:
+        lines = [*task.compared(), *task.best_of_each_method()]
+        matrices = [_confusion(line, series) for line in lines if line.confusion and line.labels]
+        if matrices:
+            parts += [_title(task, tasks), tag("div", *matrices, class_="matrices")]
+    if not parts:
+        return None
+    note = (
+        "Rows: the true label, with how many examples have it. Columns: the label that was given. Per cent of the row,"
+        " all seeds together. Free: the share of these examples for which free greedy decoding wrote no label."
+    )
+    return section("confusion", "Confusion between labels", tag("p", note, class_="note"), *parts)
+
+
+def _confusion(line: Line, series: dict[str, int]) -> Markup:
+    counts = line.confusion or []
+    labels = line.labels
+    columns = [*labels, *(["illegal"] if any(sum(row[len(labels) :]) for row in counts) else [])]
+    free = line.illegal_by_label
+    rows = []
+    for number, (label, row) in enumerate(zip(labels, counts, strict=False)):
+        whole = sum(row)
+        rows_each = tag("small", words.count(whole // len(line.rows)))
+        cells = [tag("th", join([label, rows_each], " "), scope="row")]
+        for predicted, given in zip(columns, row, strict=False):
+            share = given / whole if whole else 0.0
+            right = "right" if predicted == label else None
+            cells.append(tag("td", f"{100 * share:.0f}", class_=right, style=f"--share:{share:.3f}"))
+        if free is not None:
+            cells.append(tag("td", f"{100 * free[number] / whole:.0f}" if whole else "–", class_="free"))
+        rows.append(tag("tr", *cells))
+    head = tag(
+        "tr",
+        tag("td", "true ↓", class_="corner"),
+        *[tag("th", label, scope="col") for label in columns],
+        tag("th", "free", scope="col", class_="free") if free is not None else None,
+    )
+    who = line.path or ""
+    if line.method != PROMPT_TUNING:
+        who = f"{line.title} ({who})" if who else line.title
+    elif line.variant:
+        who += f", {line.variant}"
+    name = join([swatch(series.get(line.model or "")), who])
+    return table(name, tag("thead", head), tag("tbody", *rows), class_="confusion")
+
+
+def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
+    """Rows in words, with what each path's prompts made of them."""
+    parts = []
+    for task in tasks:
+        ranked = [line for line in task.ranked() if line.samples]
+        if not ranked:
+            continue
+        best = ranked[0]
+        first = f"seed {best.rows[0].seed}" if len(best.rows) > 1 else "one prompt"
+        columns = []
+        for title, wanted in (("Right", True), ("Wrong", False)):
+            inputs = [s.input for s in best.samples if (s.output == s.target) == wanted][:EXAMPLES]
+            cards = [_example(text, [*task.compared(), *task.best_of_each_method()], series) for text in inputs]
+            heading = tag("h4", f"{title} with {best.path_in_sentence}, {first}")
+            columns.append(tag("div", heading, *(cards or [tag("p", "none among those kept", class_="note")])))
+        parts += [_title(task, tasks), tag("div", *columns, class_="examples")]
+    return section("examples", "Examples", *parts) if parts else None
+
+
+def _example(text: str, lines: list[Line], series: dict[str, int]) -> Markup:
+    outcomes = []
+    target = ""
+    for line in lines:
+        sample = next((s for s in line.samples if s.input == text), None)
+        if sample is None:
+            continue
+        target = sample.target
+        right = sample.output == sample.target
+        mark = tag("span", "✓" if right else "✗", class_="mark", role="img", aria_label="right" if right else "wrong")
+        given = words.clipped(sample.output, 80) if sample.output.strip() else tag("em", "nothing")
+        name = line.path if line.method == PROMPT_TUNING else words.sentence_case(line.method)
+        who = tag("span", swatch(series.get(line.model or "")), name, class_="who")
+        outcomes.append(tag("li", who, tag("span", given, "\u00a0", mark, class_="given")))
+    return tag(
+        "article",
+        tag("blockquote", words.clipped(text, 260)),
+        tag("p", "Answer: ", tag("b", words.clipped(target, 120)), class_="answer"),
+        tag("ul", *outcomes),
+        class_="example",
+    )
+
+
+def section(anchor: str, title: str, *children: Markup | None) -> Markup:
+    return tag(
+        "section", tag("h2", title, id=f"{anchor}-title"), *children, id=anchor, aria_labelledby=f"{anchor}-title"
+    )
+
+
+def table(caption: str, *rows: Markup, class_: str = "") -> Markup:
+    """A table that scrolls by itself where the screen is narrower than it."""
+    inside = tag("table", tag("caption", caption), *rows, class_=class_ or None)
+    return tag("div", inside, class_="scroll", tabindex=0, role="group", aria_label="table")
+
+
+def figure(plot: Markup, caption: str) -> Markup:
+    return tag("figure", plot, tag("figcaption", caption))
+
+
+def swatch(series: int | None) -> Markup | None:
+    """The colour of a path, beside its name."""
+    if series is None:
+        return None
+    return tag("span", class_="swatch", style=f"--c:var(--series-{series % SERIES})", aria_hidden="true")

@@ -1,0 +1,323 @@
+"""Scores put together: mean and spread over seeds, the difference to the majority class, the result in a sentence."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from t5_pipeline.report import format as words
+from t5_pipeline.report.collect import Run, Sample, Score
+
+PROMPT_TUNING = "prompt tuning"
+NO_PROMPT = "no prompt"
+MAJORITY = "majority class"
+# In the order in which tables show them, after prompt tuning.
+OTHERS = ("ensemble", "prompt mixture", "prefix tuning", "P-tuning", "model tuning", "prompt design")
+
+_PATHS = {
+    "lm_adapt": "LM adaptation",
+    "sentinel": "Span corruption + sentinel",
+    "span_corrupt": "Span corruption",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of one metric, one for each seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation; None for a single value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def words(self) -> str:
+        """`62.3 ± 1.2`, times 100."""
+        mean = words.hundredths(self.mean)
+        return mean if self.deviation is None else f"{mean} ± {100 * self.deviation:.1f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Scores that differ in nothing but their seed.
+
+    Attributes:
+        path: how the frozen model was made, in words; None where there is no model.
+        variant: what sets it apart from other lines of the same path and method, in words; may be empty.
+    """
+
+    method: str
+    model: str | None
+    path: str | None
+    variant: str
+    rows: tuple[Score, ...]
+
+    def spread(self, metric: str) -> Spread | None:
+        values = tuple(row.metrics[metric] for row in self.rows if metric in row.metrics)
+        return Spread(values) if values else None
+
+    @property
+    def path_in_sentence(self) -> str:
+        """`LM adaptation`, `span corruption`; a path or a name that was given as it is."""
+        path = self.path or ""
+        return path[0].lower() + path[1:] if path.startswith("Span") else path
+
+    @property
+    def illegal(self) -> float | None:
+        """Mean share of outputs that are no label of the task."""
+        shares = [row.illegal for row in self.rows if row.illegal is not None]
+        return statistics.fmean(shares) if shares else None
+
+    @property
+    def confusion(self) -> list[list[int]] | None:
+        """True × predicted counts, all seeds together."""
+        found = [row.confusion for row in self.rows if row.confusion]
+        if not found:
+            return None
+        return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*found, strict=True)]
+
+    @property
+    def illegal_by_label(self) -> list[int] | None:
+        """Of the examples of each true label, how many free outputs were no label, all seeds together."""
+        found = [row.illegal_by_label for row in self.rows if row.illegal_by_label is not None]
+        return [sum(counts) for counts in zip(*found, strict=True)] if found else None
+
+    @property
+    def trained(self) -> int | None:
+        """Numbers that were trained for it; None where that is not known."""
+        return self.rows[0].trained
+
+    @property
+    def title(self) -> str:
+        """`Model tuning, on 2 tasks`."""
+        return words.sentence_case(self.method) + (f", {self.variant}" if self.variant else "")
+
+    @property
+    def labels(self) -> list[str]:
+        return self.rows[0].labels or []
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Examples of the first seed."""
+        return self.rows[0].samples
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """All lines of one task and split. `metric` is the one that ranks prompts."""
+
+    task: str
+    split: str
+    examples: int
+    metric: str
+    metrics: list[str]
+    tuned: list[Line]
+    others: list[Line]
+    untuned: list[Line]
+    majority: Line | None
+
+    def best_of_each_method(self) -> list[Line]:
+        """The best line of each other method, in the order of `OTHERS`."""
+        found: dict[str, Line] = {}
+        for line in sorted(self.others, key=self._mean, reverse=True):
+            found.setdefault(line.method, line)
+        return [found[method] for method in OTHERS if method in found]
+
+    def ranked(self) -> list[Line]:
+        """Prompt-tuned lines, the best mean first; of each path only its best variant."""
+        best: dict[str | None, Line] = {}
+        for line in sorted((line for line in self.tuned if line.spread(self.metric)), key=self._mean, reverse=True):
+            best.setdefault(line.model, line)
+        return list(best.values())
+
+    def compared(self) -> list[Line]:
+        """The same lines in the order of the paths."""
+        best = self.ranked()
+        return [line for line in self.tuned if line in best]
+
+    def difference(self, line: Line, metric: str | None = None) -> float | None:
+        """How far a line is above the majority class, as a share; None where that is not known."""
+        found = line.spread(metric or self.metric)
+        baseline = self.majority and self.majority.spread(metric or self.metric)
+        return found.mean - baseline.mean if found and baseline else None
+
+    def _mean(self, line: Line) -> float:
+        spread = line.spread(self.metric)
+        return spread.mean if spread else float("-inf")
+
+
+def summarise(run: Run) -> list[TaskScores]:
+    """The scores of a run, one entry for each task and split, in the order in which they were made."""
+    paths = path_names(run)
+    found = []
+    for task, split in dict.fromkeys((row.task, row.split) for row in run.scores):
+        rows = [row for row in run.scores if (row.task, row.split) == (task, split)]
+        tuned = _lines([row for row in rows if row.method == PROMPT_TUNING], paths)
+        others = [line for method in OTHERS for line in _lines([row for row in rows if row.method == method], paths)]
+        untuned = _lines(_first_of_each_model(row for row in rows if row.method == NO_PROMPT), paths)
+        # It is the same for every model.
+        majority = next((Line(MAJORITY, None, None, "", (row,)) for row in rows if row.method == MAJORITY), None)
+        metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
+        settings = run.task(task)
+        ranks = next((m for m in (settings.metrics if settings else []) if m in metrics), metrics[0] if metrics else "")
+        metrics.sort(key=lambda metric: metric != ranks)
+        examples = max(row.examples for row in rows)
+        found.append(TaskScores(task, split, examples, ranks, metrics, tuned, others, untuned, majority))
+    return found
+
+
+def path_names(run: Run) -> dict[str, str]:
+    """What to call each frozen model, by its name in the scores, in the order of the recipe.
+
+    `LM adaptation`, after the kind of stage that made it. Where steps of the same stage are compared, each is named
+    with its step; where stages of the same kind are compared, each is named with its stage; a path stays as it is.
+    """
+    named = [*(part.frozen for part in run.parts()), *(row.model for row in run.scores)]
+    models = list(dict.fromkeys(model for model in named if model is not None))
+    plain = {model: _stage_of(model) for model in models}
+    stepped = {stage for model, (stage, step) in plain.items() if step is not None}
+    kinds = {stage: run.recipe.kind(stage) for stage, _ in plain.values() if stage in run.recipe.stages}
+    found = {}
+    for model, (stage, step) in plain.items():
+        if stage not in kinds or kinds[stage] not in _PATHS:
+            found[model] = model
+            continue
+        name = _PATHS[kinds[stage]]
+        if sum(kind == kinds[stage] for kind in kinds.values()) > 1:
+            name += f" ({stage})"
+        if stage in stepped:
+            step = step if step is not None else run.last_step(stage)
+            name += f" @{step:,} steps" if step is not None else " @last step"
+        found[model] = name
+    return found
+
+
+def _stage_of(model: str) -> tuple[str, int | None]:
+    """`lm_adapt@500` → its stage and step."""
+    head, at, step = model.rpartition("@")
+    return (head, int(step)) if at and step.isdigit() else (model, None)
+
+
+def headline(task: TaskScores) -> str | None:
+    """The result of a task in one sentence; None where no prompt has been scored."""
+    ranked = task.ranked()
+    if not ranked:
+        return None
+    best = ranked[0]
+    spread = best.spread(task.metric)
+    assert spread is not None
+    reached = words.scored(task.metric, spread.words.replace(" ", "\u00a0"))
+    lengths = sorted({row.prompt_length for row in best.rows if row.prompt_length is not None})
+    of = f" of {words.listed([words.count(length) for length in lengths])} tokens" if lengths else ""
+    sentence = f"With {best.path_in_sentence}, prompts{of} reach {reached} on {task.task}"
+    difference = task.difference(best)
+    if difference is not None and task.majority is not None:
+        sentence += f", {_apart(difference)} the majority class ({_reached(task.majority, task.metric)})"
+    return sentence + "."
+
+
+def comparison(task: TaskScores) -> str | None:
+    """How the other paths stand to the best one; None where there is a single path."""
+    ranked = task.ranked()
+    if len(ranked) < 2:
+        return None
+    best, *others = ranked
+    reached = best.spread(task.metric)
+    parts = []
+    for line in others:
+        spread = line.spread(task.metric)
+        assert reached is not None
+        assert spread is not None
+        gap = reached.mean - spread.mean
+        noise = (reached.deviation or 0.0) + (spread.deviation or 0.0)
+        behind = words.points(gap).lstrip("+")
+        distance = "as much" if behind == "0.0" else f"{behind} points less"
+        if 0 < gap <= noise and behind != "0.0":
+            distance += " (within the spread of the seeds)"
+        parts.append(f"with {line.path_in_sentence} {_reached(line, task.metric)}, {distance}")
+    seeds = max(len(line.rows) for line in ranked)
+    over = f" Means ± standard deviation over {seeds} seeds." if seeds > 1 else ""
+    return f"{words.sentence_case('; '.join(parts))}.{over}"
+
+
+def beside(task: TaskScores) -> str | None:
+    """How the other methods stand to the best prompts, in a sentence; None where there are none."""
+    ranked, others = task.ranked(), [line for line in task.best_of_each_method() if line.spread(task.metric)]
+    if not others:
+        return None
+    parts = []
+    for line in others:
+        said = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_reached(line, task.metric)}"
+        spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
+        if spread is not None and best is not None:
+            said += f", {_apart(spread.mean - best.mean, level='as much')}"
+        parts.append(said)
+    return f"Beside it: {'; '.join(parts)}."
+
+
+def _reached(line: Line, metric: str) -> str:
+    spread = line.spread(metric)
+    assert spread is not None
+    return spread.words.replace(" ", "\u00a0") + words.unit(metric)
+
+
+def _apart(difference: float, level: str = "level with") -> str:
+    amount = words.points(difference).lstrip("+" + words.MINUS)
+    if amount == "0.0":
+        return level
+    return f"{amount} points {'above' if difference > 0 else 'below'}"
+
+
+def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:
+    """Several evaluate stages may each have scored the same baseline."""
+    found: dict[str | None, Score] = {}
+    for row in rows:
+        found.setdefault(row.model, row)
+    return list(found.values())
+
+
+def _lines(rows: list[Score], paths: dict[str, str]) -> list[Line]:
+    described = [_traits(row) for row in rows]
+    differing = [
+        key for key in dict.fromkeys(k for d in described for k in d) if len({d.get(key) for d in described}) > 1
+    ]
+    groups: dict[tuple[str | None, str], list[Score]] = {}
+    for row, traits in zip(rows, described, strict=True):
+        variant = ", ".join(f"{_trait(key, traits[key])}" for key in differing if traits.get(key) is not None)
+        shifted = f"trained on {row.trained_on}" if row.trained_on else ""
+        variant = ", ".join(filter(None, [row.variant, variant, shifted]))
+        groups.setdefault((row.model, variant), []).append(row)
+    order = [*paths, *(row.model for row in rows)]
+    lines = [
+        Line(group[0].method, model, paths.get(model, model) if model else None, variant, tuple(group))
+        for (model, variant), group in groups.items()
+    ]
+    return sorted(lines, key=lambda line: order.index(line.model))
+
+
+def _traits(row: Score) -> dict[str, str | None]:
+    """What a score may differ in from others, its model and its seed aside."""
+    axes = dict(part.split("=", 1) for part in (row.cell or "").split(",") if "=" in part)
+    found: dict[str, str | None] = {
+        k: v for k, v in axes.items() if k not in ("model", "seed", "task", "tasks", "shots")
+    }
+    if row.prompt_length is not None:
+        found["prompt_length"] = str(row.prompt_length)
+    if row.prompt_init is not None:
+        found["prompt_init"] = row.prompt_init
+    return found
+
+
+def _trait(key: str, value: str | None) -> str:
+    if key == "prompt_length":
+        return f"{value} tokens"
+    if key == "prompt_init":
+        return f"from {str(value).replace('_', ' ')}"
+    return f"{key.replace('_', ' ')} {value}"

@@ -1,0 +1,1 @@
+"""Serving many prompts on one T5, and exchanging prompts with other libraries."""

@@ -1,0 +1,303 @@
+"""Prompts to and from other tools, and a look at those that there are.
+
+    PEFT   adapter_model.safetensors with "prompt_embeddings" [p, D], and adapter_config.json
+    .npy   float32 [p, D], as the official implementation of the paper publishes its prompts
+
+Only safetensors, JSON and plain arrays are read; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.artifacts.kinds import locate, named_prompts
+from t5_pipeline.config.recipe import load_task
+from t5_pipeline.core.atomic_files import write_bytes, write_directory
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo, SentinelVariant
+from t5_pipeline.modeling.load import load_t5, locate_model
+from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.safetensors_dir import read_shape
+
+PEFT_ROWS = "prompt_embeddings"
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+# --------------------------------------------------------------------------------------------------------- out
+
+
+def write_npy(prompt: Prompt, path: Path) -> None:
+    """The rows alone, float32 [p, D]."""
+    content = io.BytesIO()
+    np.save(content, prompt.rows_PD.numpy(), allow_pickle=False)
+    write_bytes(path, content.getvalue())
+
+
+def write_peft(prompt: Prompt, directory: Path, base_model: str | None = None) -> None:
+    """A PEFT prompt-tuning adapter for T5: `PeftModel.from_pretrained(t5, directory)`.
+
+    `num_transformer_submodules` is 1: PEFT's own default of 2 doubles the table by rows that nothing reads.
+
+    Args:
+        base_model: where the T5 lies for the reader of the adapter; as the prompt's own record has it by default.
+    """
+    info = prompt.info
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "SEQ_2_SEQ_LM",
+        "base_model_name_or_path": base_model or info.base_model,
+        "inference_mode": True,
+        "num_virtual_tokens": info.prompt_length,
+        "token_dim": info.width,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({PEFT_ROWS: prompt.rows_PD}, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
+    (directory / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def export_prompts(location: str, form: str, output: str, base_model: str | None = None) -> list[Path]:
+    """Write every prompt at a location as "peft" or "npy"; one prompt as `output` itself, several below it by name.
+
+    Raises:
+        InputError: there is no prompt, or something lies where one is to be written.
+    """
+    prompts = {name: Prompt.load(path) for name, path in named_prompts(location, "DIR").items()}
+    suffix = ".npy" if form == "npy" else ""
+    if len(prompts) == 1:
+        to = {name: Path(output) for name in prompts}
+        if suffix and Path(output).suffix != suffix:
+            raise InputError(f"--output: {output} does not end in .npy; name the file to be written")
+    else:
+        to = {name: Path(output) / f"{name}{suffix}" for name in prompts}
+    for path in to.values():
+        refuse_to_replace(path)
+    for name, prompt in prompts.items():
+        to[name].parent.mkdir(parents=True, exist_ok=True)
+        if form == "npy":
+            write_npy(prompt, to[name])
+        else:
+            write_directory(to[name], lambda directory, p=prompt: write_peft(p, directory, base_model))  # type: ignore[misc]
+    return list(to.values())
+
+
+def refuse_to_replace(path: Path) -> None:
+    """InputError where something lies at `path`, but for an empty directory."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"--output: {path} is there already; name another place, or remove it")
+
+
+# ---------------------------------------------------------------------------------------------------------- in
+
+
+def read_npy(path: Path) -> Tensor:
+    """Rows [p, D] in fp32. InputError for what is not a plain array of floating-point rows."""
+    try:
+        with path.open("rb") as file:
+            rows_PD = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: mend the path") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a plain .npy array ({error}); pickled objects are never read") from None
+    if not isinstance(rows_PD, np.ndarray) or rows_PD.ndim != 2 or rows_PD.dtype.kind != "f" or 0 in rows_PD.shape:
+        found = f"{rows_PD.dtype} {list(rows_PD.shape)}" if isinstance(rows_PD, np.ndarray) else "several arrays"
+        raise InputError(f"{path}: holds {found}, where the rows of one prompt are wanted, floating point [p, D]")
+    return torch.from_numpy(rows_PD.astype(np.float32))
+
+
+def read_peft(directory: Path) -> Tensor:
+    """Rows [p, D] in fp32 of a PEFT prompt-tuning adapter; of its rows for a decoder, which T5 does not use, none.
+
+    Raises:
+        InputError: no such adapter, one of another method, or one whose weights are a pickle.
+    """
+    directory = directory.parent if directory.name in (PEFT_WEIGHTS, PEFT_CONFIG) else directory
+    config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
+    try:
+        config = dict(json.loads(config_path.read_text(encoding="utf-8")))
+    except OSError:
+        raise InputError(f"{directory}: holds no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
+    except (ValueError, TypeError):
+        raise InputError(f"{config_path}: is not a JSON object; fetch the adapter again") from None
+    if config.get("peft_type") != "PROMPT_TUNING":
+        raise InputError(f"{config_path}: peft_type {config.get('peft_type')!r} is no prompt; only PROMPT_TUNING is")
+    if not weights.is_file() and (directory / "adapter_model.bin").is_file():
+        raise InputError(
+            f"{directory / 'adapter_model.bin'}: is a pickle, which is never read here; save the adapter again with"
+            " safe_serialization=True"
+        )
+    if not weights.is_file():
+        raise InputError(f"{directory}: holds no {PEFT_WEIGHTS}; give the directory of a PEFT adapter")
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise InputError(f"{weights}: not a whole safetensors file ({error}); fetch it again") from None
+    rows_RD, p = tensors.get(PEFT_ROWS), config.get("num_virtual_tokens")
+    if len(tensors) != 1 or rows_RD is None or rows_RD.ndim != 2 or not rows_RD.is_floating_point():
+        raise InputError(f"{weights}: holds {sorted(tensors)} where one table named {PEFT_ROWS!r} is needed")
+    # Written without `num_transformer_submodules: 1`, a table has 2p rows: the encoder's come first.
+    if not isinstance(p, int) or p < 1 or len(rows_RD) not in (p, 2 * p):
+        raise InputError(
+            f"{weights}: has {len(rows_RD)} rows, but {PEFT_CONFIG} says num_virtual_tokens {p}; the two files do not"
+            " belong together"
+        )
+    return rows_RD[:p].float().contiguous()
+
+
+READERS: Mapping[str, Callable[[Path], Tensor]] = {"peft": read_peft, "npy": read_npy}
+
+
+def import_prompt(
+    source: str,
+    form: str,
+    *,
+    model: str,
+    task: str,
+    output: str,
+    sentinel: SentinelVariant | None = None,
+    max_input_length: int = 512,
+    max_target_length: int = 128,
+) -> Prompt:
+    """Read foreign rows and write them as a prompt that knows its T5 and its task.
+
+    Args:
+        source, form: a file, and "peft" or "npy".
+        model: the T5 that the prompt was trained on: directory, stage directory or hub name.
+        task: YAML file with the task's settings, as `--task` of prompt_tune takes it.
+        sentinel: as the prompt was trained; what the model expects by default.
+
+    Raises:
+        InputError: something cannot be read, or the rows do not fit the model.
+    """
+    refuse_to_replace(Path(output))
+    rows_PD = READERS[form](Path(source))
+    if not bool(rows_PD.isfinite().all()):
+        raise InputError(f"{source}: holds numbers that are not finite; fetch or train the prompt again")
+    settings = load_task(Path(task))
+    Task.load(settings)
+    (path,) = locate("model", model, "--model")
+    width = read_shape(locate_model(path)).d_model
+    if rows_PD.size(1) != width:
+        raise InputError(
+            f"{source}: has rows of width {rows_PD.size(1)}, and {path} is {width} wide; name the T5 that the prompt"
+            " was trained on with --model"
+        )
+    info = PromptInfo(
+        base_model=str(path),
+        base_model_digest=DigestCache(None).of_artifact("model", path),
+        tokenizer_digest=Vocabulary.load(path).digest,
+        task=settings,
+        sentinel=sentinel or read_metadata(path).sentinel,
+        prompt_length=len(rows_PD),
+        width=width,
+        max_input_length=max_input_length,
+        max_target_length=max_target_length,
+        prompt_init=f"imported from {form}",
+        seed=0,
+        step=0,
+    )
+    prompt = Prompt(rows_PD, info)
+    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_directory(Path(output), prompt.save)
+    return prompt
+
+
+# ------------------------------------------------------------------------------------------------------- a look
+
+
+def summary(name: str, path: Path) -> dict[str, Any]:
+    """What a prompt is, in a row of a table; `path` is its directory."""
+    info = Prompt.load(path).info
+    return {
+        "name": name,
+        "task": info.task.name,
+        "rows": info.prompt_length,
+        "width": info.width,
+        "sentinel": info.sentinel,
+        "init": info.prompt_init,
+        "step": info.step,
+        "seed": info.seed,
+        "model": info.base_model,
+        "digest": info.base_model_digest[:12],
+        "scores": info.scores,
+    }
+
+
+def description(name: str, path: Path) -> str:
+    """Everything that a prompt says of itself, and how long its rows are."""
+    prompt = Prompt.load(path)
+    info, task = prompt.info, prompt.info.task
+    norm_P = prompt.rows_PD.norm(dim=1)
+    facts = {
+        "directory": str(path),
+        "task": f"{task.name}, from {task.data}",
+        "inputs": task.inputs,
+        "targets": task.targets,
+        "labels": ", ".join(task.labels) if task.labels else "none: free text",
+        "prompt": f"{info.prompt_length} rows × {info.width} = {prompt.rows_PD.numel():,} numbers",
+        "row norms": f"mean {norm_P.mean():.4g}, from {norm_P.min():.4g} to {norm_P.max():.4g}",
+        "sentinel": info.sentinel,
+        "longest": f"{info.max_input_length} input tokens beside the prompt, {info.max_target_length} target tokens",
+        "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
+        "model": f"{info.base_model} (digest {info.base_model_digest[:12]})",
+        "vocabulary": f"digest {info.tokenizer_digest[:12]}",
+        "scores": ", ".join(f"{metric} {value:.4f}" for metric, value in info.scores.items()) or "none recorded",
+    }
+    return "\n".join([name, *(f"  {key:<11}{value}" for key, value in facts.items())])
+
+
+def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
+    """Of each prompt the vocabulary pieces nearest to each of its rows, with their cosines.
+
+    Raises:
+        InputError: a prompt is of another T5.
+    """
+    (path,) = locate("model", model, "--model")
+    digest = DigestCache(None).of_artifact("model", path)
+    pieces, embedding_VD = Vocabulary.load(path).names(), load_t5(path).shared.weight
+    found = {}
+    for name, place in prompts.items():
+        if wrong := list(problems(place, digest)):
+            raise InputError(wrong[0])
+        found[name] = nearest_pieces(Prompt.load(place).rows_PD, embedding_VD, pieces, top)
+    return found
+
+
+def problems(path: Path, model: str | None = None) -> Iterator[str]:
+    """What is wrong with a prompt, nothing if it is sound: its files, its manifest's checksums, the T5 it belongs to.
+
+    Args:
+        path: the prompt's directory.
+        model: digest of the T5 that it should be for; not looked at by default.
+    """
+    try:
+        info = Prompt.load(path).info
+        Task.load(info.task)
+        made = manifests.read(path.parent)
+    except InputError as error:
+        yield str(error)
+        return
+    if made is not None:
+        damaged = manifests.damaged_files(path.parent, made)
+        yield from (f"{path.parent}: {said}" for said in damaged if said.startswith(f"{path.name}/"))
+    if model is not None and info.base_model_digest != model:
+        yield (
+            f"{path}: was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]}, not"
+            f" {model[:12]})"
+        )

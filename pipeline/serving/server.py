@@ -1,0 +1,273 @@
+"""One frozen T5 that answers for many tasks: each line names its prompt, and all are mixed in the same batches.
+
+{"prompt": "sst2", "text": "A fine film."}              the fields of the task, which its own template puts into words
+{"prompt": "squad", "input": "question: Who … ?"}       or a text that is ready
+{"prompt": ["a", "b", "c"], "text": "A fine film."}     several prompts of the same labels vote
+
+{"prompt": "sst2", "output": "positive", "scores": {"negative": -4.1, "positive": -0.3}}
+{"prompt": "squad", "output": "Ada Lovelace"}
+{"prompt": ["a", "b", "c"], "output": "positive", "votes": {"positive": 2, "negative": 1}}
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.artifacts.kinds import locate, named_prompts
+from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.rows import Row, check_unicode, json_rows, read_rows
+from t5_pipeline.data_prep.tasks.encode import Sentinel, Task, encode_inputs, encode_labels
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.ensemble import vote
+from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
+from t5_pipeline.execution.progress import Progress
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+
+STANDARD = "-"  # standard input, standard output
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`output`: the likeliest label, or the decoded text; `scores`: log p of each label, none for free text."""
+
+    output: str
+    scores: dict[str, float] | None = None
+
+
+class Server:
+    """A frozen T5 in memory, with the prompts that it answers with."""
+
+    def __init__(
+        self, model: PromptedT5, vocabulary: Vocabulary, prompts: Mapping[str, Prompt], precision: str = "fp32"
+    ) -> None:
+        """The bank of `model` holds the rows of `prompts`, in their order."""
+        self.model = model
+        self.vocabulary = vocabulary
+        self.prompts = dict(prompts)
+        self.precision = precision
+        self.device = next(model.parameters()).device
+        self._place = {name: index for index, name in enumerate(self.prompts)}
+
+    @classmethod
+    def load(
+        cls,
+        location: str,
+        prompts: Mapping[str, Prompt],
+        *,
+        precision: str = "bf16",
+        device: torch.device | None = None,
+        asked_by: Mapping[str, str] | None = None,
+    ) -> Server:
+        """Read a T5 for at least one prompt.
+
+        Args:
+            location: a model directory, a stage's directory, or the name of a hub model.
+            device: the first GPU where there is one, otherwise the CPU.
+            asked_by: of each prompt, what errors call its place; its name by itself where there is none.
+
+        Raises:
+            InputError: a prompt was trained on another T5 or with another vocabulary.
+        """
+        (path,) = locate("model", location, "--model")
+        digest = DigestCache(None).of_artifact("model", path)
+        vocabulary: Vocabulary | None = None
+        for name, prompt in prompts.items():
+            info, begin = prompt.info, f"{asked_by[name]}: " if asked_by else ""
+            if info.base_model_digest != digest:
+                named = path if path.is_dir() else f"{path}, no directory here and so a model on the hub"
+                raise InputError(
+                    f"{begin}prompt `{name}` was trained on another T5 than {named} ({info.base_model}, digest"
+                    f" {info.base_model_digest[:12]}, not {digest[:12]}); name the right one with --model"
+                )
+            vocabulary = vocabulary or Vocabulary.load(path)
+            if info.tokenizer_digest != vocabulary.digest:
+                raise InputError(
+                    f"{begin}prompt `{name}` was trained with another vocabulary than that of {path}; restore the"
+                    " spiece.model and tokenizer_config.json that the model was published with"
+                )
+        assert vocabulary is not None
+        t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32)
+        for name, prompt in prompts.items():
+            if prompt.info.width != t5.shape.d_model:  # a model on the hub is known by its name alone
+                raise InputError(
+                    f"prompt `{name}` has rows of width {prompt.info.width}, and {path} is {t5.shape.d_model} wide;"
+                    " name the T5 that it was trained on with --model"
+                )
+        bank = PromptBank([prompt.rows_PD for prompt in prompts.values()])
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(PromptedT5(t5, bank).to(device), vocabulary, prompts, precision)
+
+    def answer(
+        self,
+        questions: Sequence[tuple[str, str]],
+        *,
+        batch_size: int = 64,
+        max_output_length: int = 0,
+        on_batch: Callable[[int], None] = lambda examples: None,
+    ) -> list[Answer]:
+        """Answer questions, each a prompt's name and an input text, in their order.
+
+        Args:
+            max_output_length: tokens of free text at most; 0 means as many as the prompt's training targets had.
+            on_batch: told the number of questions after each batch.
+        """
+        ids: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(questions)
+        forms: dict[str, AnswerForm] = {}
+        of_prompt: dict[str, list[int]] = {}
+        for i, (name, _) in enumerate(questions):
+            of_prompt.setdefault(name, []).append(i)
+        for name, mine in of_prompt.items():
+            info = self.prompts[name].info
+            texts = [questions[i][1] for i in mine]
+            encoded = encode_inputs(texts, self.vocabulary, info.max_input_length, info.sentinel)
+            for i, ids_S in zip(mine, encoded, strict=True):
+                ids[i] = ids_S
+            labels = info.task.labels or []
+            label_ids = [label.tolist() for label in encode_labels(labels, self.vocabulary, info.sentinel)]
+            longest = max_output_length or info.max_target_length
+            forms[name] = AnswerForm(partial(self._text, info.sentinel), labels, label_ids, 0 if labels else longest)
+        outputs = answer_each(
+            self.model,
+            [self._place[name] for name, _ in questions],
+            ids,
+            [forms[name] for name, _ in questions],
+            batch_size=batch_size,
+            device=self.device,
+            precision=self.precision,
+            on_batch=on_batch,
+        )
+        return [
+            Answer(text, dict(zip(forms[name].labels, scores, strict=True)) if scores else None)
+            for (name, _), text, scores in zip(questions, outputs.texts, outputs.scores, strict=True)
+        ]
+
+    def _text(self, sentinel: Sentinel, ids: Sequence[int]) -> str:
+        return self.vocabulary.decode(self.vocabulary.strip_sentinel(ids, sentinel))
+
+
+def predict(
+    model: str,
+    prompts: str,
+    source: str,
+    to: str,
+    *,
+    batch_size: int = 64,
+    precision: str = "bf16",
+    max_output_length: int = 0,
+) -> int:
+    """Answer every line of a file, one JSON line each, in the same order; returns their number.
+
+    Every line is read and checked before the model is, and the output appears whole or not at all.
+
+    Args:
+        model, prompts: as `--model` and `--prompts` take them.
+        source, to: files, or "-" for standard input and standard output. The source may also be CSV, TSV or Parquet.
+
+    Raises:
+        InputError: an unknown prompt, a missing field, a prompt of another T5, with the file and line that asked for
+            it.
+    """
+    _check_writable(to)
+    places = named_prompts(prompts, "--prompts")
+    rows = list(json_rows(sys.stdin.buffer, "stdin") if source == STANDARD else read_rows(Path(source)))
+    asked = [_names(row, places) for row in rows]
+    loaded = {name: Prompt.load(places[name]) for names in asked for name in names}
+    tasks = {name: Task.load(prompt.info.task) for name, prompt in loaded.items()}
+    for row, names in zip(rows, asked, strict=True):
+        _check_vote(row, names, tasks)
+    questions = [(name, _text(row, tasks[name])) for row, names in zip(rows, asked, strict=True) for name in names]
+    answers: list[Answer] = []
+    if questions:
+        first = {n: row.where for row, names in zip(reversed(rows), reversed(asked), strict=True) for n in names}
+        server = Server.load(model, loaded, precision=precision, asked_by=first)
+        began = time.monotonic()
+        with Progress("predict", len(questions), unit="example") as progress:
+            answers = server.answer(
+                questions,
+                batch_size=batch_size,
+                max_output_length=max_output_length,
+                on_batch=lambda n: progress.advance(
+                    n, {"examples_per_second": (progress.done + n) / (time.monotonic() - began)}
+                ),
+            )
+    left = iter(answers)
+    text = "".join(_line(names, [next(left) for _ in names]) for names in asked)
+    if to == STANDARD:
+        sys.stdout.write(text)
+    else:
+        write_text(Path(to), text)
+    return len(rows)
+
+
+def _check_writable(to: str) -> None:
+    if to == STANDARD:
+        return
+    folder = Path(to).absolute().parent
+    if Path(to).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise InputError(f"--output: {to} cannot be written; name a file in a directory that is there, or - for stdout")
+
+
+def _names(row: Row, places: Mapping[str, Path]) -> list[str]:
+    """The prompts that a row names, one or several that vote; where there is only one, it need not."""
+    if "prompt" not in row and len(places) == 1:
+        return [next(iter(places))]
+    if "prompt" not in row:
+        raise InputError(f'{row.where}: names no prompt; add "prompt": NAME. There are: {", ".join(places)}')
+    named = row["prompt"] if isinstance(row["prompt"], list) and row["prompt"] else [row["prompt"]]
+    for name in named:
+        if not isinstance(name, str) or name not in places:
+            close = difflib.get_close_matches(str(name), places, n=1)
+            raise InputError(
+                f"{row.where}: there is no prompt {name!r}; {f'did you mean `{close[0]}`? ' if close else ''}There are,"
+                f" each named by its directory: {', '.join(places)}"
+            )
+    return named
+
+
+def _check_vote(row: Row, names: Sequence[str], tasks: Mapping[str, Task]) -> None:
+    """Prompts that vote must have the same answers to choose from."""
+    for name in names[1:]:
+        if tasks[name].labels != tasks[names[0]].labels:
+            raise InputError(
+                f"{row.where}: prompts `{names[0]}` and `{name}` have other labels, so they cannot vote; ask them in"
+                " lines of their own"
+            )
+
+
+def _text(row: Row, task: Task) -> str:
+    """The input text of a row: its `input`, unless the task's own template has such a field, or the template filled."""
+    if "input" not in row or "input" in task.input_template.fields:
+        return task.inputs(row)
+    if not isinstance(row["input"], str):
+        raise InputError(f"{row.where}: `input` is a {type(row['input']).__name__}, where ready text is wanted")
+    return check_unicode(row["input"], row.where)
+
+
+def _line(names: Sequence[str], answers: Sequence[Answer]) -> str:
+    said: dict[str, Any] = {"prompt": names[0], "output": answers[0].output}
+    if len(names) > 1:
+        labels = list(answers[0].scores or ())
+        outputs = [Outputs([a.output], [], [list((a.scores or {}).values())]) for a in answers]
+        said = {"prompt": list(names), "output": vote(outputs, labels).texts[0]}
+        said["votes"] = dict(Counter(answer.output for answer in answers).most_common())
+    elif answers[0].scores is not None:
+        said["scores"] = {label: round(score, 6) for label, score in answers[0].scores.items()}
+    return json.dumps(said, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""Checkpoints: saving, pruning and finding them; files; engine-neutral tensor shards."""

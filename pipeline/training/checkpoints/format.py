@@ -1,0 +1,204 @@
+"""What a checkpoint is on the disk: files that say themselves whether they are whole, and that any engine can read.
+
+    checkpoints/step-00000500/rank-00000.safetensors   shards of the weights that train and of the optimizer's state
+                              rank-00000.json          what each shard is part of, and checksums of the file's blocks
+                              state.json               step, fingerprint, scalars, score, checksums of the rank files
+
+Only safetensors and JSON are read back, never a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from t5_pipeline.core.atomic_files import fsync_file
+from t5_pipeline.core.checksums import block_sha256, json_digest
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.training.checkpoints.tensor_shards import TensorShard
+
+FORMAT = 2
+STATE = "state.json"
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written; the message says what is wrong with which file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose files were verified.
+
+    score: what the validation at this very step gave, larger is better; None where there was none.
+    """
+
+    step: int
+    path: Path
+    scalars: dict[str, Any]
+    score: float | None = None
+    files: tuple[str, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def _pieces(self) -> dict[str, list[tuple[int, int, str, str]]]:
+        """Of each tensor: (start, stop, file, key in it), by start."""
+        found: dict[str, list[tuple[int, int, str, str]]] = {}
+        for file in self.files:
+            for key, (name, start, numel, _, _) in _json(self.path / file)["pieces"].items():
+                found.setdefault(name, []).append((start, start + numel, Path(file).stem + ".safetensors", key))
+        for shards in found.values():
+            shards.sort()
+        return found
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {
+            name: (tuple(shape), dtype)
+            for file in self.files
+            for name, _, _, shape, dtype in _json(self.path / file)["pieces"].values()
+        }
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of the tensors that were saved, those that begin with `prefix`."""
+        return [name for name in self._shapes if name.startswith(prefix)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name][0]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Elements start … stop − 1 of a tensor, flattened, on the CPU; only these are read.
+
+        Raises:
+            InputError: no file holds them.
+        """
+        shape, dtype = self._shapes[name]
+        stop = math.prod(shape) if stop is None else stop
+        values_N = torch.empty(stop - start, dtype=getattr(torch, dtype))
+        missing = stop - start
+        for begin, end, file, key in self._pieces[name]:
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                with safe_open(self.path / file, framework="pt") as opened:
+                    values_N[low - start : high - start] = opened.get_slice(key)[low - begin : high - begin]
+                missing -= high - low
+        if missing:
+            raise InputError(
+                f"{self.path}: {name} is not whole ({missing:,} elements are missing); remove it to go on"
+                " from the one before"
+            )
+        return values_N
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor, on the CPU."""
+        return self.read(name).view(self.shape(name))
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Every tensor whose name begins with `prefix`, by the rest of its name."""
+        return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
+
+
+def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, world: int = 1) -> Checkpoint:
+    """A checkpoint whose files are as they were written; of the tensors this process verifies its share.
+
+    Raises:
+        Damaged: they are not.
+        InputError: it belongs to another fingerprint, or is of another version's format.
+    """
+    state = _checked(path / STATE)
+    if state["format"] != FORMAT:
+        raise InputError(
+            f"{path}: is of format {state['format']}, and this version reads format {FORMAT} only; go on with the"
+            f" version that wrote it, or remove {path.parent} to start from step 0"
+        )
+    if state["step"] != step:
+        raise Damaged(f"{path / STATE}: is of step {state['step']}")
+    if state["fingerprint"] != fingerprint:
+        raise InputError(
+            f"{path}: this checkpoint belongs to other settings (fingerprint {state['fingerprint']}, "
+            f"now {fingerprint}); use another run directory or remove {path.parent}"
+        )
+    for index, (name, digest) in enumerate(state["files"].items()):
+        written = _read_json(path / name)
+        if json_digest(written) != digest:
+            raise Damaged(f"{path / name}: its checksum is wrong")
+        if index % world == rank:
+            _verify(path / f"{Path(name).stem}.safetensors", written)
+    return Checkpoint(step, path, state["scalars"], state["score"], tuple(state["files"]))
+
+
+def read_score(path: Path) -> float | None:
+    """The score of a checkpoint. Damaged or KeyError where it cannot be read."""
+    score: float | None = _checked(path / STATE)["score"]
+    return score
+
+
+def write_state(folder: Path, state: Mapping[str, Any], world: int) -> None:
+    """state.json, once the shards of all processes are there."""
+    names = [f"rank-{rank:05d}.json" for rank in range(world)]
+    files = {name: json_digest(_json(folder / name)) for name in names}
+    whole = {"format": FORMAT, **state, "files": files}
+    _write_json(folder / STATE, whole | {"sha256": json_digest(whole)})
+
+
+def write_shards(folder: Path, rank: int, shards: Sequence[TensorShard]) -> None:
+    """What one process holds, on the disk when this returns. OSError where it cannot be written."""
+    file = folder / f"rank-{rank:05d}.safetensors"
+    keyed = {f"{shard.name}@{shard.start}": shard for shard in shards}
+    try:
+        save_file({key: shard.values_N.contiguous() for key, shard in keyed.items()}, file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    described = {
+        key: [shard.name, shard.start, shard.values_N.numel(), list(shard.shape), str(shard.values_N.dtype)[6:]]
+        for key, shard in keyed.items()
+    }
+    about = file.with_suffix(".json")
+    _write_json(about, {"pieces": described, "size": file.stat().st_size, "blocks": block_sha256(file)})
+    for written in (file, about):
+        fsync_file(written)
+
+
+def _verify(path: Path, written: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise Damaged(f"{path}: is missing")
+    size, found = path.stat().st_size, block_sha256(path)
+    if size != written["size"]:
+        raise Damaged(f"{path}: has {size:,} bytes, {written['size']:,} were written")
+    for index, (now, then) in enumerate(zip(found, written["blocks"], strict=True)):
+        if now != then:
+            raise Damaged(f"{path}: block {index} of {len(found)} has the wrong checksum")
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """A JSON file that holds its own checksum."""
+    content = _read_json(path)
+    if content.pop("sha256", None) != json_digest(content):
+        raise Damaged(f"{path}: its checksum is wrong")
+    return content
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = _json(path)
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path}: cannot be read ({error!r})") from error
+    if not isinstance(content, dict):
+        raise Damaged(f"{path}: cannot be read (no JSON object)")
+    return content
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,45 @@
+"""How weights, gradients and moments lie among the processes, and how they are brought together: one module each."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from t5_pipeline.execution.devices import engine_asked_for
+from t5_pipeline.training.distributed.collectives import ProcessGroup
+from t5_pipeline.training.distributed.engine import Engine, ForwardScope, MakeOptimizer
+from t5_pipeline.training.distributed.replicated import Replicated
+
+__all__ = ["Engine", "MakeOptimizer", "make_engine"]
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_engine(
+    accelerator: Accelerator,
+    model: nn.Module,
+    make_optimizer: MakeOptimizer,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Engine:
+    """Spread a model over the processes as the launch configuration says.
+
+    Args:
+        make_optimizer: called with the parameters that train, once they are on their device and in their parts.
+    """
+    name, device = engine_asked_for(accelerator.num_processes), accelerator.device
+    group = ProcessGroup(accelerator.process_index, accelerator.num_processes)
+    scope = ForwardScope(model, precision, device.type)
+    if name == "fsdp2":
+        from t5_pipeline.training.distributed.fsdp2 import FSDP2
+
+        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true"
+        offload = os.environ.get("FSDP_OFFLOAD_PARAMS", "false") == "true"
+        return FSDP2(scope, make_optimizer, group, device, reshard=reshard, offload=offload)
+    if name.startswith("zero"):
+        from t5_pipeline.training.distributed.zero import Zero
+
+        return Zero(scope, make_optimizer, group, accelerator)
+    return Replicated(scope, make_optimizer, group, device)

@@ -1,0 +1,93 @@
+"""The processes that train together, and the few things that they tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Elements of one all-reduce: small gradients travel together.
+BUCKET = 1 << 24
+
+
+class HostCollectives:
+    """Single numbers between processes, through gloo on the CPU, so that they never wait for a device.
+
+    Each has a process group of its own: what a thread in the background says does not mix with the training's.
+    Making one is itself an exchange, in which all processes take part.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank = rank
+        self.world = world
+        self._group = dist.new_group(backend="gloo") if world > 1 else None
+
+    def all_reduce_max(self, number: int) -> int:
+        """The largest of the numbers that the ranks have."""
+        if self.world == 1:
+            return number
+        box = torch.tensor([number])
+        dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self._group)
+        return int(box.item())
+
+    def broadcast(self, number: int) -> int:
+        """The number that rank 0 has, at most 2⁵³."""
+        return int(self.broadcast_list([number])[0])
+
+    def broadcast_list(self, numbers: Sequence[float]) -> list[float]:
+        """The numbers that rank 0 has; the others have as many."""
+        if self.world == 1:
+            return list(numbers)
+        box = torch.tensor(numbers, dtype=torch.float64)
+        dist.broadcast(box, src=0, group=self._group)
+        found: list[float] = box.tolist()
+        return found
+
+
+class ProcessGroup(HostCollectives):
+    """This process's `rank` among `world` processes. With one process every exchange is a no-op.
+
+    Raises:
+        RuntimeError: the process group is not there or has another size (the launch went wrong; training apart would
+            look fine and be wrong).
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        found = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if found != world:
+            raise RuntimeError(f"{world} processes were asked for, the process group has {found}")
+        super().__init__(rank, world)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces every tensor by its sum over the group."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            torch._foreach_copy_(list(bucket), [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
+
+    def agree(self, number: Tensor) -> bool:
+        """True where every rank has the same number (0-d, on the device)."""
+        if self.world == 1:
+            return True
+        both = torch.stack([number, -number]).double()
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        return bool(both[0] == -both[1])
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    elements = 0
+    for tensor in tensors:
+        differs = bucket and tensor.dtype != bucket[0].dtype
+        if bucket and (differs or elements + tensor.numel() > BUCKET):
+            yield bucket
+            bucket, elements = [], 0
+        bucket.append(tensor)
+        elements += tensor.numel()
+    if bucket:
+        yield bucket

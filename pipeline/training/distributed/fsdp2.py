@@ -1,0 +1,163 @@
+"""FSDP2: every process has a slice of each weight, gradient and moment, along its first dimension.
+
+Built on torch's own `fully_shard`, so that it is the same on GPUs and on CPU processes (accelerate's FSDP does nothing
+on a CPU, in silence). Each block of the encoder and the decoder is gathered while it computes; what lies outside of the
+blocks, embedding and output matrix, is gathered for the whole of a forward and backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
+from t5_pipeline.training.distributed.collectives import ProcessGroup
+from t5_pipeline.training.distributed.engine import (
+    MODEL,
+    OPTIMIZER,
+    Engine,
+    ForwardScope,
+    MakeOptimizer,
+    check_untied,
+    states_saved,
+    trained_parameters,
+)
+
+# Parameters of at most so many elements stay whole on every process where they train beside a frozen model: a bank of
+# prompts, whose optimizer works prompt by prompt.
+WHOLE_BESIDE_FROZEN = 1 << 26
+
+
+class FSDP2(Engine):
+    """Weights, gradients and moments in slices; prompts, small beside the frozen model, whole on every process."""
+
+    def __init__(
+        self,
+        scope: ForwardScope,
+        make_optimizer: MakeOptimizer,
+        group: ProcessGroup,
+        device: torch.device,
+        *,
+        reshard: bool = True,
+        offload: bool = False,
+    ) -> None:
+        """reshard: a block's weights are let go after its forward pass, and gathered again for its backward pass.
+
+        offload: what a process holds lies in the memory of the host.
+        """
+        self.group = group
+        self.device = device
+        self.model = scope.model
+        names = [name for name, _ in scope.named_parameters()]
+        frozen = any(not p.requires_grad for p in scope.parameters())
+        trained = trained_parameters(self.model)
+        beside = sum(p.numel() for p in trained.values()) <= WHOLE_BESIDE_FROZEN
+        whole = set(trained.values()) if frozen and beside else set()
+        if whole:
+            for module in self.model.modules():
+                for p in module.parameters(recurse=False):
+                    if p in whole:
+                        p.data = p.data.to(device)
+
+        mesh = init_device_mesh(device.type, (group.world,))
+        options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
+        options["offload_policy"] = CPUOffloadPolicy() if offload else OffloadPolicy()
+        for block in blocks_of(self.model):
+            fully_shard(block, reshard_after_forward=reshard, **options)
+        fully_shard(scope, **options)
+        for module in scope.modules():
+            if isinstance(module, FSDPModule):
+                # A plain sum: the losses are normalised over the global batch already, and gloo knows no scaled one.
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        for module in scope.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        self.scope = scope
+
+        check_untied(names, scope)
+        self.trained = trained_parameters(self.model)
+        self.whole = {name for name, p in self.trained.items() if not isinstance(p, DTensor)}
+        sharded = [p for p in scope.parameters() if isinstance(p, DTensor)]
+        if not sharded or any(p.device_mesh.size() != group.world for p in sharded):
+            raise RuntimeError(f"FSDP2 was asked to shard over {group.world} processes and did not")
+        self.optimizer = make_optimizer(list(self.trained.values()))
+
+    def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
+        return self.scope(do, *arguments)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, *, skip_nonfinite: bool = False) -> Tensor:
+        whole = [self.trained[name] for name in sorted(self.whole)]
+        for p in whole:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self.group.sum([p.grad for p in whole if p.grad is not None])
+        squares = [_local(p.grad).square().sum() for p in self.trained.values() if isinstance(p.grad, DTensor)]
+        square = torch.stack(squares).sum().to(self.device) if squares else torch.zeros((), device=self.device)
+        self.group.sum([square])
+        if whole:
+            square = square + torch.stack([p.grad.square().sum() for p in whole if p.grad is not None]).sum()
+        norm = square.sqrt()
+        if not skip_nonfinite or bool(norm.isfinite()):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def weights(self) -> list[TensorShard]:
+        return [self._shard(MODEL + name, p, p.detach()) for name, p in self.trained.items()]
+
+    def moments(self) -> list[TensorShard]:
+        return [
+            self._shard(f"{OPTIMIZER}{name}/{key}", p, value)
+            for name, p in self.trained.items()
+            for key, value in self.optimizer.state.get(p, {}).items()
+        ]
+
+    @torch.no_grad()
+    def load(self, saved: SavedTensors) -> None:
+        self.optimizer.state.clear()
+        # After a forward pass alone the outermost weights are still gathered, and would be used as they were.
+        for module in self.scope.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        for shard in self.weights():
+            shard.values_N.copy_(saved.read(shard.name, shard.start, shard.stop))
+        for name, p in self.trained.items():
+            for key in states_saved(saved, name):
+                full = f"{OPTIMIZER}{name}/{key}"
+                if isinstance(p, DTensor) and saved.shape(full) == tuple(p.shape):
+                    value: Tensor = torch.zeros_like(p)
+                    shard = self._shard(full, p, value)
+                    shard.values_N.copy_(saved.read(full, shard.start, shard.stop))
+                else:
+                    value = saved.tensor(full)
+                    value = value if key == "step" else value.to(_local(p).device)
+                self.optimizer.state[p][key] = value
+
+    def _shard(self, name: str, parameter: nn.Parameter, value: Tensor) -> TensorShard:
+        if not isinstance(value, DTensor):
+            return TensorShard.whole(name, value)
+        # Along the first dimension, as torch.chunk cuts: the earlier processes have one size, the last ones less.
+        local, rows = value.to_local(), -(-value.shape[0] // self.group.world)
+        start = min(self.group.rank * rows, value.shape[0]) * math.prod(value.shape[1:])
+        return TensorShard(name, tuple(value.shape), start, local.reshape(-1))
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a T5, ours or transformers': the members of the lists that both call `block`."""
+    return [block for name, blocks in model.named_modules() if name.endswith("block") for block in blocks.children()]
+
+
+def _local(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,88 @@
+"""Every process has the whole model and the whole optimizer: one process, or several that sum their gradients (DDP)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
+from t5_pipeline.training.distributed.collectives import ProcessGroup
+from t5_pipeline.training.distributed.engine import (
+    MODEL,
+    OPTIMIZER,
+    Engine,
+    ForwardScope,
+    MakeOptimizer,
+    states_saved,
+    trained_parameters,
+)
+
+
+class Replicated(Engine):
+    """The gradients are summed once a step, after the last microbatch, in large buckets."""
+
+    lockstep = False
+
+    def __init__(
+        self, scope: ForwardScope, make_optimizer: MakeOptimizer, group: ProcessGroup, device: torch.device
+    ) -> None:
+        self.group = group
+        self.device = device
+        self.scope = scope.to(device)
+        self.model = scope.model
+        self.trained = trained_parameters(self.model)
+        self.optimizer = make_optimizer(list(self.trained.values()))
+        self._seen_together = group.world == 1
+
+    def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
+        return self.scope(do, *arguments)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, *, skip_nonfinite: bool = False) -> Tensor:
+        gradients = []
+        for p in self.trained.values():
+            if p.grad is None and self.group.world > 1:
+                p.grad = torch.zeros_like(p)  # a process without examples still takes part in the sum
+            if p.grad is not None:
+                gradients.append(p.grad)
+        self.group.sum(gradients)
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        if not skip_nonfinite or bool(norm.isfinite()):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self._seen_together:
+            check_together(self.group, list(self.trained.values()))
+            self._seen_together = True
+        return norm
+
+    def weights(self) -> list[TensorShard]:
+        return [TensorShard.whole(MODEL + name, p) for name, p in self.trained.items()]
+
+    def moments(self) -> list[TensorShard]:
+        return [
+            TensorShard.whole(f"{OPTIMIZER}{name}/{key}", value)
+            for name, p in self.trained.items()
+            for key, value in self.optimizer.state.get(p, {}).items()
+        ]
+
+    @torch.no_grad()
+    def load(self, saved: SavedTensors) -> None:
+        self.optimizer.state.clear()
+        for name, p in self.trained.items():
+            p.copy_(saved.tensor(MODEL + name))
+            for key in states_saved(saved, name):
+                value = saved.tensor(f"{OPTIMIZER}{name}/{key}")
+                # Step counts stay on the CPU, where the optimizers made them: reading one must not wait for a device.
+                self.optimizer.state[p][key] = value if key == "step" else value.to(p.device)
+
+
+def check_together(group: ProcessGroup, parameters: Sequence[nn.Parameter]) -> None:
+    """Raise RuntimeError where processes that must have the same weights do not: they train apart."""
+    total = torch.stack([p.detach().double().sum() for p in parameters]).sum()
+    if total.isfinite() and not group.agree(total):
+        raise RuntimeError("after a step the processes have different weights: their gradients are not summed")

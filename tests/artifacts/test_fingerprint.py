@@ -1,0 +1,77 @@
+"""What a fingerprint covers of tasks: the files of their splits, and not how they are scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
+from t5_pipeline.config.evaluate import EvaluateConfig
+from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}", "label": "a"}}\n')
+    return tmp_path
+
+
+def task(data: Path, **more: Any) -> TaskConfig:
+    values = {"name": "t", "data": str(data), "inputs": "{text}", "targets": "{label}", "labels": ["a", "b"]}
+    return TaskConfig(**{**values, **more})
+
+
+def tuned(data: Path, **more: Any) -> PromptTuneConfig:
+    return PromptTuneConfig(model="m", task=task(data, **more))
+
+
+def printed(settings: StageConfig) -> str:
+    return fingerprint(parts(settings, {}, DigestCache(None)))
+
+
+@pytest.mark.parametrize("data", [".", "train.jsonl"], ids=["a folder", "a file"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_every_file_of_a_split_counts(rows: Path, data: str, split: str) -> None:
+    before = printed(tuned(rows / data))
+    file = rows / f"{split}.jsonl"
+    file.write_text(file.read_text() * 2)
+    assert printed(tuned(rows / data)) != before
+
+
+@pytest.mark.parametrize("data", [".", "train.jsonl"], ids=["a folder", "a file"])
+def test_other_files_change_nothing(rows: Path, data: str) -> None:
+    before = printed(tuned(rows / data))
+    (rows / "README.md").write_text("about these rows")
+    (rows / "dev.jsonl").write_text("{}")
+    assert printed(tuned(rows / data)) == before
+    assert printed(tuned(rows / data, splits={"train": "train", "validation": "dev"})) != before
+
+
+def test_the_splits_of_a_task_that_a_stage_scores_on(rows: Path) -> None:
+    def scored() -> str:
+        return fingerprint(parts(EvaluateConfig(prompts="p"), {}, DigestCache(None), {"task t": task(rows)}))
+
+    before = scored()
+    (rows / "README.md").write_text("about these rows")
+    assert scored() == before
+    (rows / "test.jsonl").write_text("{}")
+    assert scored() != before
+
+
+def test_metrics_count_where_they_are_computed(rows: Path) -> None:
+    assert printed(tuned(rows)) == printed(tuned(rows, metrics=["accuracy", "mcc"]))
+    assert printed(tuned(rows)) != printed(tuned(rows, metrics=["mcc", "accuracy"]))  # it chooses the checkpoint
+    kept_out = [PrepareConfig(corpus="c", decontaminate=[task(rows, metrics=[m])]) for m in ("accuracy", "f1")]
+    assert printed(kept_out[0]) == printed(kept_out[1])
+    old, new = (
+        parts(EvaluateConfig(prompts="p", metrics={"t": [m]}), {}, DigestCache(None)) for m in ("accuracy", "f1")
+    )
+    assert differences(old, new) == ["metrics.t: ['accuracy'] → ['f1']"]
+    assert printed(tuned(rows)) != printed(tuned(rows, labels=["b", "a"]))

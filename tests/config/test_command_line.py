@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
+from t5_pipeline.config.command_line import as_overrides, flag, parse, parser
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+TASK = {"name": "tone", "data": "rows", "inputs": "{text}", "targets": "{label}", "labels": ["good", "bad"]}
+
+
+@pytest.mark.parametrize("cls", STAGES.values(), ids=list(STAGES))
+def test_help_lists_every_field_with_meaning_default_and_unit(cls: type) -> None:
+    text = " ".join(parser(cls, "stage.py").format_help().split())
+    for name, field in cls.model_fields.items():
+        if name == "init":
+            assert "--init.d-model" in text
+            continue
+        assert flag(name) in text
+        if not isinstance(field.annotation, type) or not issubclass(field.annotation, TaskConfig):
+            extra = field.json_schema_extra
+            if TaskConfig not in getattr(field.annotation, "__args__", ()):
+                assert " ".join(field.description.split()) in text
+            if extra["unit"]:
+                assert f"[{extra['unit']}]" in text
+
+
+def test_values_are_only_those_given() -> None:
+    flags = parse(
+        LMAdaptConfig,
+        "lm_adapt.py",
+        ["--model", "a", "--tokens", "b", "--steps", "5", "--keep-steps", "1", "3", "--output-dir", "o"],
+    )
+    assert flags.values == {"model": "a", "tokens": "b", "steps": "5", "keep_steps": ["1", "3"]}
+    assert flags.output_dir == Path("o")
+    settings = LMAdaptConfig.model_validate(flags.values)
+    assert (settings.steps, settings.keep_steps) == (5, [1, 3])
+
+
+def test_sizes_of_a_new_model_one_by_one() -> None:
+    flags = parse(
+        SpanCorruptConfig,
+        "x.py",
+        ["--init.d-model", "64", "--init.num-layers", "2", "--tokens", "t", "--output-dir", "o"],
+    )
+    assert flags.values["init"] == {"d_model": "64", "num_layers": "2"}
+
+
+def test_a_task_comes_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "tone.yaml"
+    path.write_text(yaml.safe_dump(TASK))
+    flags = parse(PromptTuneConfig, "prompt_tune.py", ["--model", "m", "--task", str(path), "--output-dir", "o"])
+    assert flags.values["task"] == TaskConfig(**TASK)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modle", "a", "--output-dir", "o"], "unrecognized arguments: --modle a"),
+        (["--model", "a"], "give either --recipe FILE"),
+        (["--recipe", "r.yaml", "--output-dir", "o"], "give either --recipe FILE"),
+        (["--output-dir", "o", "--stage", "s"], "--stage, --run-dir and --set go with --recipe"),
+        (["--output-dir", "o", "--schedule", "steep"], "invalid choice: 'steep'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse(LMAdaptConfig, "lm_adapt.py", arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_flags_override_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: r\nstages:\n  prepare: {corpus: c}\n  lm_adapt: {model: /m, tokens: prepare, steps: 4, keep_steps: [1]}\n"
+    )
+    values = {"steps": "9", "keep_steps": ["2", "3"], "learning_rate": "0.5"}
+    settings = load_recipe(path, list(as_overrides("lm_adapt", values))).stages["lm_adapt"][0].settings
+    assert isinstance(settings, LMAdaptConfig)
+    assert (settings.steps, settings.keep_steps, settings.learning_rate) == (9, [2, 3], 0.5)

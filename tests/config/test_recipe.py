@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.config.adaptation import LMAdaptConfig
+from t5_pipeline.config.evaluate import EvaluateConfig
+from t5_pipeline.config.recipe import InputRef, load_recipe
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.errors import InputError
+
+RECIPE = """\
+name: small
+seed: 7
+tasks:
+  tone:
+    data: rows
+    inputs: "{text}"
+    targets: "{label}"
+    labels: [good, bad]
+stages:
+  prepare:
+    corpus: text
+  pretrain:
+    uses: span_corrupt
+    init: {d_model: 64}
+    tokens: prepare
+    steps: 10
+  lm_adapt:
+    model: pretrain
+    tokens: prepare
+    steps: 20
+  prompt_tune:
+    task: tone
+    matrix:
+      model: [pretrain, lm_adapt@10, lm_adapt]
+      seed: [0, 1]
+  evaluate:
+    prompts: prompt_tune
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_recipe_becomes_cells(recipe: Path) -> None:
+    found = load_recipe(recipe)
+    assert [(name, len(cells)) for name, cells in found.stages.items()] == [
+        ("prepare", 1), ("pretrain", 1), ("lm_adapt", 1), ("prompt_tune", 6), ("evaluate", 1),
+    ]  # fmt: skip
+    adapt = found.stages["lm_adapt"][0]
+    assert isinstance(adapt.settings, LMAdaptConfig)
+    assert adapt.settings.seed == 7
+    assert adapt.inputs == {"model": InputRef(stage="pretrain"), "tokens": InputRef(stage="prepare")}
+    prompt = found.stages["prompt_tune"][2]
+    assert prompt.id == "model=lm_adapt@10,seed=0"
+    assert prompt.inputs["model"] == InputRef(stage="lm_adapt", step=10)
+    assert isinstance(prompt.settings, PromptTuneConfig)
+    assert prompt.settings.task.name == "tone"
+    assert prompt.settings.seed == 0
+    assert found.kept_steps("lm_adapt") == [10]
+
+
+def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: Path) -> None:
+    found = load_recipe(recipe, ["lm_adapt.steps=99", "prompt_tune.seed=5", "tasks.tone.labels=[a, b, c]", "seed=3"])
+    again = tmp_path / "again.yaml"
+    again.write_text(found.text())
+    for loaded in (found, load_recipe(again)):
+        assert loaded.stages["lm_adapt"][0].settings.steps == 99  # type: ignore[attr-defined]
+        assert [cell.settings.seed for cell in loaded.stages["prompt_tune"]] == [5, 5, 5]
+        assert loaded.stages["prompt_tune"][0].settings.task.labels == ["a", "b", "c"]  # type: ignore[attr-defined]
+        assert loaded.stages["prepare"][0].settings.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    corpus: text", "    corpse: text", "small.yaml:11: stages.prepare.corpse: unknown key; did you mean `corpus`?"),
+        ("    steps: 20", "    steps: many", "small.yaml:20: stages.lm_adapt.steps: input should be a valid integer"),
+        ("    steps: 20", "    steps: -2", "small.yaml:20: stages.lm_adapt.steps: input should be greater than or equal to 0"),
+        ("init: {d_model: 64}", "init: {d_modle: 64}", "small.yaml:14: stages.pretrain.init.d_modle: unknown key; did you mean `d_model`?"),
+        ("uses: span_corrupt", "uses: span_corupt", "small.yaml:13: stages.pretrain.uses: there is no stage kind `span_corupt`; did you mean `span_corrupt`?"),
+        ("    model: pretrain\n", "    model: evaluate\n", "small.yaml:18: stages.lm_adapt.model: stage `evaluate` comes later"),
+        ("    model: pretrain\n", "    model: prepare\n", "small.yaml:18: stages.lm_adapt.model: needs a model, but stage `prepare` makes tokens"),
+        ("    task: tone", "    task: tune", "small.yaml:22: stages.prompt_tune.task: there is no task `tune` under `tasks:`; did you mean `tone`?"),
+        ("      seed: [0, 1]", "      seed: [0, 0]", "makes the cell model=pretrain,seed=0 twice"),
+        ("      seed: [0, 1]", "      seed: 4", "small.yaml:23: stages.prompt_tune.matrix: must map settings to lists"),
+        ("      seed: [0, 1]", "      sed: [0, 1]", "small.yaml:25: stages.prompt_tune.matrix.sed: unknown key; did you mean `seed`?"),
+        ("    inputs:", "    imputs:", "small.yaml:6: tasks.tone.imputs: unknown key; did you mean `inputs`?"),
+        ("name: small", "nam: small", "small.yaml:1: nam: unknown key; did you mean `name`?"),
+        ("seed: 7", "seed: seven", "small.yaml:2: seed: must be a whole number"),
+        ("    corpus: text", "    corpus: text\n    corpus: more", "small.yaml:12: stages.prepare.corpus: stands twice; the first is on line 11"),
+        ("    corpus: text", "    corpus: [text", "small.yaml:12: is not valid YAML"),
+        ("    init: {d_model: 64}\n", "", "small.yaml:12: stages.pretrain: give either `model`"),
+        ("    corpus: text", "    {}", "stages.prepare.corpus: is required and has no value"),
+        ("uses: span_corrupt", "uses: [a]", "small.yaml:13: stages.pretrain.uses: there is no stage kind `['a']`"),
+        ("      seed: [0, 1]", "      5: [3]", "small.yaml:25: stages.prompt_tune.matrix.5: unknown key"),
+        ("    task: tone", "    task: [tone]", "small.yaml:22: stages.prompt_tune.task: input should be a valid dictionary"),
+        ("    task: tone", "    launch: [a]\n    task: tone", "small.yaml:22: stages.prompt_tune.launch: must be the path of an accelerate"),
+        ("seed: 7", "launch: 5", "small.yaml:2: launch: must be the path of an accelerate configuration, not 5"),
+        ("seed: 7", "seed: true", "small.yaml:2: seed: must be a whole number"),
+        ("  evaluate:", "  5:", "small.yaml:26: stages.5: a stage's name must be text; put it in quotes"),
+        ("  tone:", "  5: {data: rows}\n  tone:", "small.yaml:4: tasks.5: a task's name must be text; put it in quotes"),
+        ("  prepare:\n    corpus: text", "  prepare:", "small.yaml:10: stages.prepare: must hold the stage's settings"),
+        ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: [acuracy]", "small.yaml:9: tasks.tone.metrics: there is no metric `acuracy`; did you mean `accuracy`?"),
+        ("    labels: [good, bad]", "    metrics: [macro_f1]", "small.yaml:8: tasks.tone.metrics: `macro_f1` needs the task's `labels`; give them"),
+        ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: []", "small.yaml:9: tasks.tone.metrics: name at least one metric"),
+        ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: nothing here is of the task `tune`; did you mean `tone`?"),
+        ("    steps: 20", "    steps: 20\n    schedule: linear\n    warmup_steps: 20", "small.yaml:22: stages.lm_adapt.warmup_steps: must be fewer than the 20 `steps`"),
+        (
+            "    prompts: prompt_tune",
+            "    prompts: prompt_tune\n  more: {uses: prompt_tune, model: pretrain, task: tone, prompt_init: prompt, init_prompt: prompt_tune}",
+            "small.yaml:28: stages.more.init_prompt: stage `prompt_tune` has 6 cells; name one, as in prompt_tune/model=pretrain,seed=0",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, message: str) -> None:
+    assert RECIPE.count(old) == 1
+    recipe.write_text(RECIPE.replace(old, new))
+    with pytest.raises(InputError) as error:
+        load_recipe(recipe)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("whole", ["", "5", "[a]", "name: a\nstages: [a]", "name: a\nstages: {prepare:}", "{[a]: 3}"])
+def test_what_is_no_recipe_at_all(recipe: Path, whole: str) -> None:
+    recipe.write_text(whole)
+    with pytest.raises(InputError, match=r"^\S+small\.yaml:\d: "):
+        load_recipe(recipe)
+
+
+def test_evaluate_scores_by_the_metrics_that_the_tasks_have_now(recipe: Path) -> None:
+    for override, expected in [
+        ("seed=7", {"tone": ["accuracy"]}),
+        ("tasks.tone.metrics=[f1, mcc]", {"tone": ["f1", "mcc"]}),
+        ("evaluate.metrics.tone=[mcc]", {"tone": ["mcc"]}),
+        ("evaluate.metrics=['tone=f1,mcc']", {"tone": ["f1", "mcc"]}),
+    ]:
+        settings = load_recipe(recipe, [override]).stages["evaluate"][0].settings
+        assert isinstance(settings, EvaluateConfig)
+        assert settings.metrics == expected
+
+
+def test_warm_up_follows_the_schedule(recipe: Path) -> None:
+    for schedule, expected in [("rsqrt", 10_000), ("constant", 0), ("linear", 0)]:
+        cells = load_recipe(recipe, [f"{stage}.schedule={schedule}" for stage in ("pretrain", "lm_adapt")]).stages
+        for stage in ("pretrain", "lm_adapt"):
+            assert cells[stage][0].settings.warmup_steps == expected  # type: ignore[attr-defined]
+    given = load_recipe(recipe, ["lm_adapt.schedule=linear", "lm_adapt.warmup_steps=19"]).stages["lm_adapt"][0].settings
+    assert given.warmup_steps == 19  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lm_adapt.stepz=3", "--set: stages.lm_adapt.stepz: unknown key; did you mean `steps`?"),
+        ("lm_adapted.steps=3", "--set lm_adapted.steps=3: there is no stage `lm_adapted`; did you mean `lm_adapt`?"),
+        ("lm_adapt.steps", "--set lm_adapt.steps: must look like stage.key=value"),
+    ],
+)
+def test_a_wrong_override_is_named(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("?", r"\?")):
+        load_recipe(recipe, [override])
+
+
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_tasks_one_by_one_and_together(tmp_path: Path) -> None:
+    """A name stands for a list of one; evaluate takes all cells of a stage, and knows their tasks' metrics."""
+    path = tmp_path / "tuning.yaml"
+    path.write_text(
+        "name: tuning\n"
+        "tasks:\n"
+        "  a: {data: rows, inputs: 'a {x}', targets: '{y}', labels: [no, yes], metrics: [f1, accuracy]}\n"
+        "  b: {format: superglue/rte, data: RTE, task_prefix: true}\n"
+        "stages:\n"
+        "  model_tune: {model: google/t5-v1_1-small, matrix: {tasks: [a, b, [a, b]], seed: [0, 1]}}\n"
+        "  prompt_design: {model: google/t5-v1_1-small, task: b, matrix: {shots: [0, 4]}}\n"
+        "  evaluate: {tuned_models: model_tune, text_prompts: prompt_design, also_on: [b]}\n"
+    )
+    recipe = load_recipe(path)
+    cells = recipe.stages["model_tune"]
+    assert [cell.id for cell in cells][::2] == ["tasks=a,seed=0", "tasks=b,seed=0", "tasks=a+b,seed=0"]
+    assert [[task.name for task in cell.settings.made_for()] for cell in cells][::2] == [["a"], ["b"], ["a", "b"]]
+    assert cells[-1].settings.made_for()[1].inputs == "rte hypothesis: {hypothesis} premise: {premise}"
+    (evaluate,) = recipe.stages["evaluate"]
+    assert isinstance(evaluate.settings, EvaluateConfig)
+    assert evaluate.settings.metrics == {"a": ["f1", "accuracy"], "b": ["accuracy"]}
+    assert evaluate.inputs["tuned_models"].stage == "model_tune"
+    path.write_text(path.read_text().replace("[a, b, [a, b]]", "[a, [a, c]]"))
+    with pytest.raises(InputError, match=r"tuning\.yaml:6: stages\.model_tune\.matrix\.tasks: there is no task `c`"):
+        load_recipe(path)

@@ -1,0 +1,277 @@
+"""Token shards at a URL, through a bounded cache. The store is a file system that writes down what is fetched from it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from t5_pipeline.artifacts.kinds import artifact_digest, locate
+from t5_pipeline.core.checksums import block_sha256
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.file_cache import FileCache
+from t5_pipeline.data_prep.shards.reader import TokenShards
+from t5_pipeline.data_prep.shards.remote_array import RemoteArrays
+from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
+from tests.tiny_run import Tiny, refused, stage, t5_pipeline
+
+U2 = np.dtype("<u2")
+
+
+class Counted(LocalFileSystem):
+    """counted:///path is the file at /path; each opening is a line of the file that COUNTED_LOG names."""
+
+    protocol = "counted"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + str(path).removeprefix("counted://").strip("/")
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "SLOW" in os.environ:
+            time.sleep(0.3)
+        file = super()._open(path, mode, **options)
+        with open(os.environ["COUNTED_LOG"], "a") as log:
+            log.write(Path(path).name + "\n")
+        return file
+
+
+fsspec.register_implementation("counted", Counted, clobber=True)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("T5_PIPELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COUNTED_LOG", str(tmp_path / "fetched"))
+    (tmp_path / "fetched").touch()
+    return tmp_path / "cache" / "files"
+
+
+@pytest.fixture
+def fetched(tmp_path: Path) -> Any:
+    def names() -> list[str]:
+        return (tmp_path / "fetched").read_text().split()
+
+    return names
+
+
+class Store:
+    """Files of 2,000 bytes: the numbers from 1000·k on."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        directory.mkdir()
+        self.directory = directory
+        for k in range(count):
+            (directory / f"f{k}").write_bytes(self.numbers(k).tobytes())
+
+    def numbers(self, k: int) -> np.ndarray:
+        return np.arange(1000 * k, 1000 * k + 1000, dtype=U2)
+
+    def arrays(self, directory: Path, limit: int, known: bool = True) -> list[Any]:
+        """The arrays of one process, in a cache of `limit` bytes."""
+        company = RemoteArrays(FileCache(directory, limit))
+        return [
+            company.array(f"counted://{path}", U2, 1000, block_sha256(path) if known else None)
+            for path in sorted(self.directory.iterdir())
+        ]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", 6)
+
+
+def held(cache: Path) -> int:
+    """Bytes in the cache, while nobody makes room or fills it."""
+    with FileCache(cache)._lock_file("room", wait=True):
+        sizes = []
+        for path in cache.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a fetch that failed
+                sizes.append(path.stat().st_size if path.is_file() else 0)
+    return sum(sizes)
+
+
+def test_fetched_once_and_when_first_read(store: Store, cache: Path, fetched: Any) -> None:
+    arrays = store.arrays(cache, 10**6)
+    assert fetched() == []
+    for _ in range(3):
+        assert arrays[2].read(10, 20).tolist() == list(range(2010, 2020))
+        assert arrays[4].read(0, 1000).tolist() == store.numbers(4).tolist()
+        assert arrays[1].read(7, 7).tolist() == []
+    assert fetched() == ["f2", "f4"]
+    # Another process finds them there.
+    assert store.arrays(cache, 10**6)[2].read(0, 1).tolist() == [2000]
+    assert fetched() == ["f2", "f4"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_was_used_least_recently_makes_room(store: Store, cache: Path, fetched: Any, known: bool) -> None:
+    arrays = store.arrays(cache, 6_500, known)  # three files
+    views = [arrays[k].read(0, 1000) for k in (0, 1, 2)]
+    for _ in range(2):
+        time.sleep(0.01)
+        arrays[0].read(5, 6)  # so that f1 is the oldest
+    arrays[3].read(0, 1)
+    assert fetched() == ["f0", "f1", "f2", "f3"]
+    assert held(cache) == 6_000
+    assert arrays[0].read(0, 1).tolist() == [0]
+    assert fetched() == ["f0", "f1", "f2", "f3"]
+    # What is removed stays readable to those who have it.
+    assert [view.tolist() for view in views] == [store.numbers(k).tolist() for k in (0, 1, 2)]
+    arrays[1].read(0, 1)
+    assert fetched() == ["f0", "f1", "f2", "f3", "f1"]
+
+
+def test_any_order_within_the_bound(store: Store, cache: Path, fetched: Any) -> None:
+    arrays = store.arrays(cache, 4_000)
+    for k in np.random.default_rng(0).integers(0, 6, 200).tolist():
+        assert arrays[k].read(3, 5).tolist() == [1000 * k + 3, 1000 * k + 4]
+        assert held(cache) <= 4_000
+        mapped = {one.place for one in arrays if one._array is not None and one.place.is_file()}
+        assert len(mapped) <= 2
+        # What was removed is not kept mapped for good either, or its room would not come back.
+        assert sum(one._array is not None for one in arrays) <= 3
+
+
+def _read_all(store: Store, cache: Path, seed: int) -> None:
+    arrays = store.arrays(cache, 4_000 if seed >= 100 else 10**6)
+    for k in np.random.default_rng(seed).integers(0, 6, 100).tolist():
+        assert arrays[k].read(0, 1000).tolist() == store.numbers(k).tolist()
+
+
+@pytest.mark.parametrize("first_seed", [0, 100], ids=["all fit", "two fit"])
+def test_processes_share_the_cache(
+    store: Store, cache: Path, fetched: Any, first_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not first_seed:
+        monkeypatch.setenv("SLOW", "1")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_read_all, args=(store, cache, first_seed + seed)) for seed in range(4)]
+    for process in processes:
+        process.start()
+    most = 0
+    while any(process.is_alive() for process in processes):
+        if cache.is_dir():
+            most = max(most, held(cache))
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    if first_seed:
+        assert most <= 4_000
+        assert held(cache) <= 4_000
+    else:
+        assert sorted(fetched()) == [f"f{k}" for k in range(6)]
+    assert not list(cache.glob("*.tmp"))
+
+
+def test_a_fetch_that_was_killed_is_in_nobodys_way(store: Store, cache: Path) -> None:
+    (array, *_) = store.arrays(cache, 10**6)
+    cache.mkdir(parents=True)
+    place = array.company.cache.place(array.url, 2000, array.blocks)
+    place.with_name(place.name + ".tmp").write_bytes(b"half of it")
+    assert array.read(0, 1000).tolist() == store.numbers(0).tolist()
+    assert [path.name for path in cache.iterdir() if path.is_file()] == [place.name]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            "flipped",
+            r"^counted:///.*/f1: block 1 of 1 is damaged, it is not what was written: put the file there again$",
+        ),
+        ("shorter", r"^counted:///.*/f1 is not 2,000 bytes long"),
+        ("gone", r"^counted:///.*/f1 is not there: put the token shards there again$"),
+    ],
+)
+def test_damage_in_the_store(store: Store, cache: Path, damage: str, message: str) -> None:
+    arrays = store.arrays(cache, 10**6, known=damage == "flipped")
+    path = store.directory / "f1"
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:] if damage == "flipped" else content[:-1])
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            arrays[1].read(0, 1)
+    path.write_bytes(content)
+    assert arrays[1].read(0, 1).tolist() == [1000]
+
+
+def test_damage_in_the_cache(store: Store, cache: Path) -> None:
+    store.arrays(cache, 10**6)[0].read(0, 1)
+    (copy,) = (path for path in cache.iterdir() if path.is_file())
+    copy.write_bytes(b"\1" + copy.read_bytes()[1:])
+    with pytest.raises(
+        InputError, match=rf"^{copy}: block 1 of 1 is damaged, .*: it is a copy of counted:///.*/f0, remove it"
+    ):
+        store.arrays(cache, 10**6)[0].read(0, 1)
+
+
+def test_a_cache_that_is_too_small(store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        InputError, match=r"f0 has 2,000 bytes, more than the cache may hold \(1,999\): raise T5_PIPELINE"
+    ):
+        store.arrays(cache, 1_999)[0].read(0, 1)
+    monkeypatch.setenv("T5_PIPELINE_CACHE_GB", "much")
+    with pytest.raises(InputError, match="T5_PIPELINE_CACHE_GB: must be a number of GB above 0, not 'much'"):
+        FileCache(cache)
+
+
+def test_what_stands_for_remote_tokens(finished: Tiny, fetched: Any) -> None:
+    for url in (
+        f"counted://{finished.run}/prepare/tokens",
+        f"counted://{finished.run}/prepare",
+        f"file://{finished.run}/prepare/",
+    ):
+        (place,) = locate("tokens", url, "lm_adapt.tokens")
+        assert artifact_digest("tokens", place) == finished.digests()["prepare/tokens"]
+    near, far = TokenShards.open(finished.run / "prepare" / "tokens"), TokenShards.open(place)
+    assert far.vocabulary.digest == near.vocabulary.digest
+    assert "train.tokens" not in fetched()
+    assert far.lengths_N[:].tolist() == near.lengths_N[:].tolist()
+    assert all(far.document(i).tolist() == near.document(i).tolist() for i in range(len(near)))
+
+
+def test_what_is_no_remote_tokens(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^x\.tokens: counted:///nowhere holds no tokens \(no tokens\.json in it\)"):
+        local_tokens("counted:///nowhere", "x.tokens")
+    with pytest.raises(
+        InputError, match=r"^x\.tokens: nosuch://a/tokens\.json cannot be read \(Protocol not known: nosuch"
+    ):
+        local_tokens("nosuch://a", "x.tokens")
+    (tmp_path / "tokens.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokens\.json is damaged"):
+        local_tokens(f"file://{tmp_path}", "x.tokens")
+
+
+def test_training_on_remote_tokens(finished: Tiny, tiny: Tiny, tmp_path: Path, fetched: Any) -> None:
+    """The model has the same bits as from local shards, and is not trained again when they move."""
+    url = f"counted://{finished.run}/prepare/tokens"
+    moved = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--set", f"lm_adapt.tokens={url}")
+    assert "nothing to do" in stage("lm_adapt", *moved).out
+    alone = tmp_path / "alone"
+    manifest = finished.manifests()["lm_adapt"]
+    model = finished.run / "pretrain"
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in json.loads(json.dumps(manifest.settings)).items()
+             if isinstance(value, (int, float, str)) and not isinstance(value, bool) and key not in ("model", "tokens")]  # fmt: skip
+    made = stage("lm_adapt", "--model", model, "--tokens", url, *flags, "--output-dir", alone)
+    assert made.code == 0, made.err
+    assert "train.tokens" in fetched()
+    again = finished.manifests(alone.parent)["alone"]
+    assert again.outputs["model"].digest == manifest.outputs["model"].digest
+    refused(
+        stage("lm_adapt", "--model", model, "--tokens", f"{url}x", *flags, "--output-dir", tmp_path / "no"),
+        r"lm_adapt\.tokens: counted://.*/tokensx holds no tokens \(no tokens\.json in it\); give the URL .*",
+    )
+    assert t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run, "--set", f"lm_adapt.tokens={url}").code == 0

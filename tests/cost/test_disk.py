@@ -1,0 +1,62 @@
+"""Sizes on disk, beside those of a run that was made."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, text_bytes
+from t5_pipeline.cost.flops import shape_of
+from tests.tiny_run import Tiny
+
+
+@pytest.mark.parametrize("stage", ["lm_adapt", "prompt_tune"])
+def test_checkpoints_and_what_is_published(finished: Tiny, stage: str) -> None:
+    recipe, run_dir = load_recipe(finished.recipe), RunDir(finished.run)
+    cells = [c for c in recipe.stages[stage] if str(c.inputs["model"]) == "lm_adapt" or stage == "lm_adapt"]
+    together = [c.settings for c in cells if isinstance(c.settings, TrainingConfig)]
+    shape = shape_of(recipe, run_dir, cells[0])
+    assert shape is not None
+    places = [finished.run / stage] if stage == "lm_adapt" else list((finished.run / stage / "jobs").iterdir())
+    written = [[p.stat().st_size for p in place.rglob("rank-*.safetensors")] for place in places]
+    assert all(len(sizes) == together[0].keep_last for sizes in written)
+    # Names, shapes and a few numbers of the meter are written beside the tensors: of so tiny a model they show.
+    expected = checkpoints_bytes(together, shape)
+    assert expected is not None
+    assert max(map(max, written)) == pytest.approx(expected / (together[0].keep_last + 1), abs=16_000)
+
+    name = "model.safetensors" if stage == "lm_adapt" else "prompt.safetensors"
+    (published,) = (run_dir.cell(cells[0]) / ("model" if stage == "lm_adapt" else "prompt")).glob(name)
+    assert published_bytes(cells[0].settings, shape) == pytest.approx(published.stat().st_size, abs=16_000)
+
+
+def test_shards(finished: Tiny) -> None:
+    settings = load_recipe(finished.recipe).stages["prepare"][0].settings
+    assert isinstance(settings, PrepareConfig)
+    files = list((finished.run / "prepare" / "tokens").rglob("*.tokens"))
+    tokens = sum(file.stat().st_size for file in files) // 2
+    assert shards_bytes(tokens, settings) == 2 * tokens
+    assert shards_bytes(tokens, settings.model_copy(update={"vocabulary_size": 70_000})) == 4 * tokens
+
+
+def test_bytes_of_text_without_reading_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a" * 1000)
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
+    texts = [f"text number {i} " * 20 for i in range(100)]
+    pq.write_table(pa.table({"text": texts, "title": texts}), tmp_path / "c.parquet")
+    parquet = text_bytes(tmp_path / "c.parquet", "text")
+    assert parquet == pytest.approx(sum(map(len, texts)), rel=0.05)
+    assert text_bytes(tmp_path, "text") == 1000 + 14 + parquet
+    assert text_bytes(tmp_path / "c.parquet", "body") is None
+    with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
+        file.write("{}")
+    assert text_bytes(tmp_path, "text") is None
+    assert text_bytes(tmp_path / "none", "text") is None

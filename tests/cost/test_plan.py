@@ -1,0 +1,156 @@
+"""`t5-pipeline plan`: what would run and why, and what it would take, with nothing launched and nothing written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.cost.plan import Rate, plan
+from tests.tiny_run import ROOT, Tiny, listing, refused, stage, t5_pipeline
+
+
+def planned(tiny: Tiny, *overrides: str) -> str:
+    return plan(load_recipe(tiny.recipe, list(overrides)), RunDir(tiny.run))
+
+
+def test_a_finished_run(finished: Tiny) -> None:
+    before = listing(finished.run)
+    text = planned(finished)
+    assert "\nnothing to do\n" in text
+    assert text.count("\ndone  ") == 11
+    assert listing(finished.run) == before
+
+
+def test_a_run_that_is_not_there_yet(finished: Tiny, tmp_path: Path) -> None:
+    text = plan(load_recipe(finished.recipe), RunDir(tmp_path / "run"))
+    assert "11 of 11 cells to make" in text
+    assert text.count("not run yet") == 11
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "lines"),
+    [
+        ("lm_adapt.learning_rate=0.5", ["run       lm_adapt  learning_rate: 0.02 → 0.5"]),
+        (
+            "prepare.vocabulary_size=400",
+            ["run       prepare  vocabulary_size: 300 → 400", "run       pretrain  prepare will have run"],
+        ),
+        ("lm_adapt.steps=20", ["continue  lm_adapt  has 8 steps, 20 are wanted"]),
+        ("lm_adapt.schedule=linear", ["run       lm_adapt  schedule: constant → linear"]),
+        ("evaluate.limit=4", ["run       evaluate  limit: 8 → 4"]),
+        ("seed=4", ["run       prepare  seed: 3 → 4"]),
+        (
+            "tasks.about.metrics=[accuracy]",
+            ["run       evaluate  metrics.about: ['accuracy', 'macro_f1'] → ['accuracy']"],
+        ),
+    ],
+)
+def test_what_would_run_and_why(finished: Tiny, override: str, lines: list[str]) -> None:
+    text = planned(finished, override)
+    said = [" ".join(line.split()) for line in text.splitlines()]
+    for line in lines:
+        assert any(heard.startswith(" ".join(line.split())) for heard in said), text
+
+
+def test_a_schedule_that_depends_on_the_number_of_steps(tiny: Tiny) -> None:
+    """Said in words: it cannot go on."""
+    tiny.edit("    schedule: constant\n", "    schedule: linear\n")
+    shutil.rmtree(tiny.run / "lm_adapt")
+    assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
+    text = planned(tiny, "lm_adapt.steps=9")
+    assert "steps: 8 → 9 (schedule: linear depends on the number of steps, so it starts from step 0)" in text
+
+
+def tables(text: str) -> list[dict[str, dict[str, str]]]:
+    """Each table of a plan: what its first column names → column → text."""
+    found = []
+    for block in text.split("\n\n")[3:-1]:
+        header, *rows = [re.split(r"  +", line) for line in block.splitlines()]
+        found.append({row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows})
+    return found
+
+
+def test_estimates(finished: Tiny) -> None:
+    """Parameters and trained numbers are those of the run; the arithmetic has tests of its own."""
+    work, memory, saving = tables(planned(finished))
+    parameters = finished.manifests()["sentinel"].facts["parameters"]
+    assert work["pretrain"]["parameters"] == work["pretrain"]["trained"] == f"{parameters:,}"
+    assert work["prompt_tune × 6"]["parameters"] == f"{parameters:,}"
+    assert work["prompt_tune × 6"]["trained"] == "128"
+    assert work["sentinel"]["trained"] == "0"
+    tokens = sum(file.stat().st_size for file in (finished.run / "prepare").rglob("*.tokens")) // 2
+    assert work["prepare"]["tokens"] == f"{tokens:,}"
+    assert set(memory) == {"pretrain", "lm_adapt", "prompt_tune × 6, 2 at once"}
+    assert memory["pretrain"]["devices"] == "1 CPU process"
+    assert saving["prompt_tune"]["prompt"] == f"{4 * 128}"
+    assert saving["prompt_tune"]["tuned model"] == f"{4 * parameters:,}"
+
+
+def test_what_is_left(tiny: Tiny) -> None:
+    assert {row["left"] for row in tables(planned(tiny))[0].values()} == {"–", "0%"}
+    work = tables(planned(tiny, "lm_adapt.steps=16", "prompt_tune.learning_rate=0.1"))[0]
+    assert (work["lm_adapt"]["left"], work["prompt_tune × 6"]["left"]) == ("50%", "100%")
+    shutil.rmtree(tiny.run / "lm_adapt" / "model")
+    (tiny.run / "lm_adapt" / "manifest.json").unlink()
+    assert tables(planned(tiny, "lm_adapt.steps=12"))[0]["lm_adapt"]["left"] == "33%"
+
+
+def test_hours_at_a_rate_and_as_measured(tiny: Tiny) -> None:
+    recipe, run_dir = load_recipe(tiny.recipe, ["lm_adapt.steps=16"]), RunDir(tiny.run)
+    flops = float(tables(plan(recipe, run_dir))[0]["lm_adapt"]["FLOPs"])
+    stated = tables(plan(recipe, run_dir, Rate(flops / 100)))[0]
+    assert stated["lm_adapt"]["hours left"] == "50 s"
+    assert stated["pretrain"]["hours left"] == "0 s"
+    log = tiny.run / "lm_adapt" / "metrics.jsonl"
+    log.write_text('{"step": 8, "loss": 1.0, "elapsed_s": 3600}\n')
+    assert tables(plan(recipe, run_dir, Rate()))[0]["lm_adapt"]["hours left"] == "1.0 h"
+    log.unlink()
+    assert tables(plan(recipe, run_dir, Rate()))[0]["lm_adapt"]["hours left"] == "–"
+
+
+def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
+    launch = tmp_path / "zero2.yaml"
+    launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 8\ndeepspeed_config: {zero_stage: 2}\n")
+    sets = [f"lm_adapt.launch={launch}", "lm_adapt.optimizer=adamw"]
+    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", sets)
+    work, memory, saving = tables(plan(recipe, RunDir(tmp_path / "run"), sizes=True))
+    assert [row["parameters"] for name, row in work.items() if name.startswith("lm_adapt")] == [
+        "76,961,152", "247,577,856", "783,150,080", "2.8 G", "11.1 G",
+    ]  # fmt: skip
+    assert {row["devices"] for name, row in memory.items() if name.startswith("lm_adapt")} == {"8 GPUs, zero2"}
+    assert saving["prompt_tune, xxl"]["prompt"] == f"{4 * 100 * 4096:,}"
+    assert saving["prompt_tune, xxl"]["saving"] == "27,186 ×"
+    _heading_with_paths, *lines = plan(recipe, RunDir(tmp_path / "run"), Rate(4e14), sizes=True).splitlines()
+    assert max(map(len, lines)) <= 120
+
+
+def test_a_launch_configuration_that_cannot_be_used(finished: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "fsdp1.yaml").write_text("distributed_type: FSDP\nnum_processes: 2\n")
+    with pytest.raises(InputError, match="only FSDP 2 is supported"):
+        planned(finished, f"lm_adapt.launch={tmp_path / 'fsdp1.yaml'}")
+    said = t5_pipeline("plan", finished.recipe, "--run-dir", finished.run, "--rate", "fast")
+    refused(said, r"--rate fast: must be the FLOP/s that one device sustains, as in 400T, or measured")
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_can_be_planned(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    if "data/text/" in recipe.read_text():  # a study of real data, which it expects in the current directory
+        real = ROOT.parent / "shared" / "data"
+        if not real.is_dir():
+            pytest.skip("../shared/data is not there")
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "data").symlink_to(real)
+        monkeypatch.chdir(tmp_path / "here")
+    text = plan(load_recipe(recipe), RunDir(tmp_path / "run"))
+    assert "cells to make" in text
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,53 @@
+"""The cuts against all there are, and against what they are for."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5_pipeline.data_prep.sampling.microbatching import CPU, min_padding_microbatches
+
+widths = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=9).map(
+    lambda rows: [(8 * n, 8 * m) for n, m in sorted(rows)]
+)
+
+
+def cost(rows: list[tuple[int, int]], parts: list[tuple[int, int]]) -> float:
+    total = 0
+    for begin, end in parts:
+        positions = (end - begin) * (max(n for n, _ in rows[begin:end]) + max(m for _, m in rows[begin:end]))
+        if positions > CPU.at_once and end - begin > 1:
+            return float("inf")
+        total += positions + CPU.per_pass
+    return total
+
+
+@given(rows=widths)
+def test_no_other_cuts_are_cheaper(rows: list[tuple[int, int]]) -> None:
+    found = min_padding_microbatches([n for n, _ in rows], [m for _, m in rows])
+    assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == len(rows)
+    inner = range(1, len(rows))
+    least = min(
+        cost(rows, list(itertools.pairwise([0, *places, len(rows)])))
+        for count in range(len(rows))
+        for places in itertools.combinations(inner, count)
+    )
+    assert cost(rows, found) == least
+
+
+def test_no_rows_no_parts() -> None:
+    assert min_padding_microbatches([], []) == []
+
+
+def test_lengths_like_those_of_a_task_leave_little_padding() -> None:
+    lengths = np.sort(np.random.default_rng(0).lognormal(np.log(110), 0.6, 32).astype(int).clip(20, 512))
+    rows = -(-lengths // 8) * 8
+    parts = min_padding_microbatches(rows, [8] * 32)
+    padded = sum((end - begin) * rows[end - 1] for begin, end in parts)
+    assert padded < 1.25 * lengths.sum()
+    assert padded < 0.6 * 32 * rows[-1]
+    assert len(parts) <= 32 * rows[-1] // CPU.per_pass

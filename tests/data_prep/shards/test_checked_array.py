@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t5_pipeline.core.checksums import block_sha256
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.shards.checked_array import CheckedArray
+
+U2 = np.dtype("<u2")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t5_pipeline.core.checksums.BLOCK", 64)
+    monkeypatch.setattr("t5_pipeline.data_prep.shards.checked_array.BLOCK", 64)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """100 numbers of 2 bytes: three blocks of 64 bytes and one of 8."""
+    path = tmp_path / "numbers"
+    path.write_bytes(np.arange(100, dtype=U2).tobytes())
+    return path
+
+
+def flip(path: Path, byte: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 16
+    path.write_bytes(content)
+
+
+def test_every_slice_reads_as_written(file: Path) -> None:
+    array = CheckedArray(file, U2, 100, block_sha256(file), "mend it")
+    for start in range(101):
+        for stop in range(start, 101):
+            assert array.read(start, stop).tolist() == list(range(start, stop))
+
+
+@pytest.mark.parametrize("byte", [0, 63, 64, 130, 191, 192, 199])
+def test_one_bit(file: Path, byte: int) -> None:
+    """Found by whatever touches its block first, and by nothing else."""
+    checksums = block_sha256(file)
+    flip(file, byte)
+    damaged = byte // 64
+    for start in range(100):
+        for stop in range(start + 1, 101):
+            array = CheckedArray(file, U2, 100, checksums, "mend it")
+            touched = range(start // 32, (stop - 1) // 32 + 1)
+            if damaged in touched:
+                said = rf"^{file}: block {damaged + 1} of 4 is damaged, it is not what was written: mend it$"
+                with pytest.raises(InputError, match=said):
+                    array.read(start, stop)
+                with pytest.raises(InputError, match=said):  # and again: it never counts as seen
+                    array.read(start, stop)
+            else:
+                assert array.read(start, stop).tolist() == list(range(start, stop))
+
+
+def test_a_block_is_compared_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = CheckedArray(file, U2, 100, block_sha256(file), "mend it")
+    array.read(10, 40)
+    checked: list[int] = []
+    monkeypatch.setattr(CheckedArray, "_check", lambda self, first, last: checked.extend(range(first, last + 1)))
+    array.read(0, 64)
+    assert checked == []
+    array.read(63, 65)
+    assert checked == [1, 2]
+
+
+def test_without_checksums(file: Path) -> None:
+    flip(file, 3)
+    assert len(CheckedArray(file, U2, 100, None, "mend it").read(0, 100)) == 100
+
+
+def test_too_few_checksums(file: Path) -> None:
+    array = CheckedArray(file, U2, 100, block_sha256(file)[:2], "mend it")
+    assert len(array.read(0, 64)) == 64
+    with pytest.raises(InputError, match="block 3 of 4"):
+        array.read(64, 65)
+
+
+def test_cut_short(file: Path) -> None:
+    checksums = block_sha256(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="numbers is not 200 bytes long as it was written: mend it"):
+        CheckedArray(file, U2, 100, checksums, "mend it")
+
+
+def test_many_threads(file: Path) -> None:
+    checksums = block_sha256(file)
+    flip(file, 70)
+    array = CheckedArray(file, U2, 100, checksums, "mend it")
+    found: list[int] = []
+
+    def read() -> None:
+        for start in range(100):
+            try:
+                assert array.read(start, start + 1).tolist() == [start]
+            except InputError:
+                found.append(start // 32)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [1] * 32 * 8

@@ -1,0 +1,119 @@
+"""Formats as settings: what they fill, what they refuse, and that they read back as themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.formats import FORMATS, GLUE, SUPERGLUE
+from t5_pipeline.evaluation.metrics import check_metrics
+
+# What GLUE and SuperGLUE score (Wang et al. 2019), in their words and ours.
+OFFICIAL = {
+    "superglue/boolq": ["accuracy"],
+    "superglue/cb": ["macro_f1", "accuracy"],
+    "superglue/copa": ["accuracy"],
+    "superglue/multirc": ["f1", "group_accuracy"],
+    "superglue/record": ["token_f1", "exact_match"],
+    "superglue/rte": ["accuracy"],
+    "superglue/wic": ["accuracy"],
+    "superglue/wsc": ["referent"],
+    "glue/cola": ["mcc"],
+    "glue/sst2": ["accuracy"],
+    "glue/mrpc": ["f1", "accuracy"],
+    "glue/qqp": ["f1", "accuracy"],
+    "glue/stsb": ["pearson", "spearman"],
+    "glue/mnli": ["accuracy"],
+    "glue/qnli": ["accuracy"],
+    "glue/rte": ["accuracy"],
+    "glue/wnli": ["accuracy"],
+    "squad": ["token_f1", "exact_match"],
+}
+
+
+def settings(**given: Any) -> TaskConfig:
+    return TaskConfig(**{"name": "t", "data": "x", **given})
+
+
+def test_the_suites() -> None:
+    assert set(OFFICIAL) == set(FORMATS) == {*SUPERGLUE, *GLUE, "squad"}
+    assert (len(SUPERGLUE), len(GLUE)) == (8, 9)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("more", [{}, {"task_prefix": True}, {"config": "c"}, {"config": "c", "task_prefix": "true"}])
+def test_a_format_is_a_whole_task_and_reads_back_as_itself(name: str, more: dict[str, Any]) -> None:
+    task = settings(format=name, **more)
+    Task.load(task)
+    assert task.metrics == OFFICIAL[name]
+    check_metrics(task.metrics, task.labels, task.name)
+    assert task.inputs.startswith(name.rpartition("/")[2]) == task.task_prefix
+    assert {"train", "validation"} <= set(task.splits)
+    dump = task.model_dump(mode="json")
+    assert TaskConfig.model_validate(dump) == task
+    # Nothing in a file that was written depends on the format any more.
+    bare = {key: value for key, value in dump.items() if key not in ("format", "task_prefix")}
+    assert TaskConfig.model_validate(bare) == task.model_copy(update={"format": None, "task_prefix": False})
+
+
+def test_what_is_given_wins() -> None:
+    task = settings(format="superglue/rte", targets="{answer}", labels=["a", "b"], metrics=["f1"], splits={"test": "v"})
+    assert (task.inputs, task.labels, task.values) == ("hypothesis: {hypothesis} premise: {premise}", ["a", "b"], {})
+    assert (task.metrics, task.splits) == (["f1"], {"test": "v"})
+    assert settings(format="glue/stsb", targets="{similarity}").round_to == {}
+    words = settings(format="superglue/boolq", labels=["no", "yes"], values={"label": {"False": "no", "True": "yes"}})
+    assert words.values == {"label": {"False": "no", "True": "yes"}}
+
+
+def test_a_format_leaves_no_trace_in_the_next() -> None:
+    one = settings(format="superglue/rte")
+    one.splits["train"] = "changed"
+    one.values["label"]["0"] = "changed"
+    assert settings(format="superglue/rte").splits["train"] == "train"
+    assert settings(format="superglue/rte").values["label"]["0"] == "entailment"
+
+
+def test_inputs_of_ones_own_may_begin_with_the_name() -> None:
+    for inputs in ("rte {premise}", "rte: {premise}"):
+        assert settings(format="superglue/rte", task_prefix=True, inputs=inputs).inputs == inputs
+
+
+OWN = {"inputs": "{a}", "targets": "{b}"}
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"format": "superglue/ret"}, "did you mean `superglue/rte`"),
+    ({"format": "bleu"}, "there are: glue/cola"),
+    ({"format": "superglue/rte", "task_prefix": True, "inputs": "{premise}"}, "adds nothing to `inputs` of your own; begin them with `rte`"),
+    ({"format": "superglue/rte", "task_prefix": True, "inputs": "rtemis {premise}"}, "adds nothing"),
+    ({**OWN, "task_prefix": True}, "needs a `format`"),
+    ({**OWN, "metrics": ["referent"]}, "`referent` needs the task's `holds`"),
+    ({**OWN, "metrics": ["group_accuracy"]}, "`group_accuracy` needs the task's `group`"),
+    ({**OWN, "metrics": ["mcc"]}, "`mcc` needs the task's `labels`"),
+    ({"format": "superglue/record", "metrics": ["f1"]}, "`f1` needs the task's `labels`"),
+    ({"format": "superglue/wsc", "holds": None}, "`referent` needs the task's `holds`"),
+    ({**OWN, "metrics": ["acuracy"]}, "did you mean `accuracy`"),
+    ({**OWN, "round_to": {"b": 0}}, "above 0"),
+    ({**OWN, "splits": {"train": "x[a:]"}}, "'a' is no whole number"),
+    ({**OWN, "reader": "multrc"}, "Input should be 'rows', 'multirc'"),
+])  # fmt: skip
+def test_settings_that_cannot_be(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings(**given)
+
+
+def test_a_recipe_says_where(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    task = "tasks:\n  rte:\n    format: {}\n    data: RTE\n"
+    stages = "stages:\n  tune: {uses: prompt_tune, model: t5, task: rte}\n"
+    recipe.write_text(f"name: r\n{task.format('superglue/rte')}{stages}")
+    load_recipe(recipe)
+    recipe.write_text(f"name: r\n{task.format('superglue/rtee')}{stages}")
+    with pytest.raises(InputError, match=r"r\.yaml:3: tasks\.rte: there is no format .* did you mean `superglue/rte`"):
+        load_recipe(recipe)

@@ -1,0 +1,79 @@
+"""Which file holds a split, which part of it a slice is, and that both stay found when a digest is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.splits import Slice, split_file, split_slice
+
+
+@given(rows=st.integers(0, 300), cut=st.integers(0, 100))
+def test_two_slices_make_the_whole(rows: int, cut: int) -> None:
+    first, second = split_slice(f"train[:{cut}%]")[1], split_slice(f"train[{cut}%:]")[1]
+    assert first is not None
+    assert second is not None
+    everything = list(range(rows))
+    assert everything[first.of(rows)] + everything[second.of(rows)] == everything
+
+
+@given(rows=st.integers(0, 50), begin=st.integers(-60, 60), end=st.integers(-60, 60))
+def test_plain_numbers_slice_as_python_does(rows: int, begin: int, end: int) -> None:
+    everything = list(range(rows))
+    assert everything[Slice(str(begin), str(end)).of(rows)] == everything[begin:end]
+
+
+@given(rows=st.integers(0, 10_000), percent=st.integers(0, 100))
+def test_a_percentage_is_the_nearest_row(rows: int, percent: int) -> None:
+    size = Slice("", f"{percent}%").of(rows).stop
+    assert abs(size * 100 - percent * rows) <= 50
+    assert Slice(f"-{percent}%", "").of(rows).start in (rows - size, rows - size + 1)  # a half goes up from below, too
+
+
+@pytest.mark.parametrize(("split", "name", "part"), [
+    ("train", "train", None),
+    ("new_wiki_v1.0.json[80%:90%]", "new_wiki_v1.0.json", Slice("80%", "90%")),
+    ("val[ : 100 ]", "val", Slice("", "100")),
+    ("train[-500:]", "train", Slice("-500", "")),
+    ("train[10%:500]", "train", Slice("10%", "500")),
+    ("a[1].jsonl", "a[1].jsonl", None),
+])  # fmt: skip
+def test_a_split_and_its_slice(split: str, name: str, part: Slice | None) -> None:
+    assert split_slice(split) == (name, part)
+
+
+@pytest.mark.parametrize(("split", "said"), [
+    ("train[:x]", "'x' is no whole number of rows or percent; write train"),
+    ("train[1.5:]", "'1.5' is no whole number"),
+    ("train[0:10:2]", "'10:2' is no whole number"),
+    ("train[110%:]", "110% is more than there is"),
+    ("train[90%]", "says no range of rows; write train"),
+    ("train[90%:80%]", "no row lies between 90% and 80%"),
+    ("train[100:100]", "no row lies between 100 and 100"),
+    ("[:90%]", "is a slice of no split"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_slice(split: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        split_slice(split)
+
+
+def test_the_file_behind_a_slice(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text('{"a": "x", "b": "y"}\n')
+    splits = {"train": "train[:90%]", "validation": "train.jsonl[90%:]"}
+    for data in (tmp_path, train):
+        assert {split_file(str(data), split) for split in splits.values()} == {train}
+    task = TaskConfig(name="t", data=str(tmp_path), inputs="{a}", targets="{b}", splits=splits)
+    assert task.files() == {"train": train, "validation": train}
+    before = DigestCache(None).of_task(task)
+    train.write_text('{"a": "x", "b": "z"}\n')
+    assert DigestCache(None).of_task(task) != before
+    whole = task.model_copy(update={"splits": {"train": "train", "validation": "train.jsonl"}})
+    assert whole.files() == task.files()
+    # The rows of two slices differ by a setting, and settings are part of every fingerprint.
+    assert whole.model_dump() != task.model_dump()

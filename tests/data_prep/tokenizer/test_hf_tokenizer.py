@@ -1,0 +1,162 @@
+"""What transformers reads from the tokenizer.json that is published beside a model."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.stdlib_docs import Page
+from t5_pipeline.data_prep.tokenizer.hf_tokenizer import _spans, _unspanned
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+
+TRICKY = [
+    "",
+    "   ",
+    "  two  spaces ",
+    "tab\tline\r\nline\x0b",
+    "a </s> b",
+    "x</s>",
+    "</s></s>y",
+    "<</s>>",
+    "<pad><unk>",
+    "<extra_id_0> and <extra_id_99>, <extra_id_100>",
+    "\uff1c/s\uff1e",  # full-width, normalises to </s>
+    "▁ under ▁▁x",
+    "a\u00a0b\u3000c\u2028d\u0085e",
+    "\u0085",
+    "zero\u200bwidth\ufeff",
+    "ﬁne ① ｆｕｌｌ … № ½",
+    "e\u0301 o\u0302\u0303 a\u0323\u0306",
+    "한국어 日本語 🙂👍🏽",
+    "nul\x00 and bell\x07",
+]
+
+
+def load(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def fast(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    vocabulary.save(directory)
+    return load(directory)
+
+
+def test_agrees_on_the_stdlib_docs(fast: Any, vocabulary: Vocabulary, pages: list[Page]) -> None:
+    texts = [page.text for page in pages]
+    texts += ["\n".join(texts[start : start + 200]) for start in range(0, len(texts), 200)]  # and as long documents
+    ids = fast(texts, add_special_tokens=False).input_ids
+    assert [text for text, a, b in zip(texts, ids, vocabulary.encode_batch(texts), strict=True) if a != b] == []
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_agrees_on_tricky_text(fast: Any, vocabulary: Vocabulary, text: str) -> None:
+    assert fast(text).input_ids == [*vocabulary.encode(text), 1]
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_agrees_with_t5s_vocabulary_on_tricky_text(shared_fast: tuple[Any, Vocabulary], text: str) -> None:
+    fast, t5 = shared_fast
+    assert fast(text).input_ids == [*t5.encode(text), 1]
+
+
+@pytest.fixture
+def shared_fast(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Vocabulary]:
+    return t5_tokenizer(shared / "data" / "t5" / "spiece.model", tmp_path_factory.getbasetemp() / "t5_tokenizer")
+
+
+@cache
+def t5_tokenizer(model: Path, directory: Path) -> tuple[Any, Vocabulary]:
+    t5 = Vocabulary.load(model)
+    t5.save(directory)
+    return load(directory), t5
+
+
+def test_agrees_with_t5s_vocabulary_on_paragraphs(shared_fast: tuple[Any, Vocabulary], shared: Path) -> None:
+    """Every BoolQ passage, and every paragraph of the validation articles: not one differs."""
+    import pyarrow.parquet
+
+    fast, t5 = shared_fast
+    boolq = (shared / "data" / "tasks" / "superglue" / "BoolQ" / "val.jsonl").read_text(encoding="utf-8").splitlines()
+    articles = pyarrow.parquet.read_table(shared / "data" / "text" / "wikipedia" / "validation.parquet")
+    texts = [json.loads(line)["passage"] for line in boolq[:1000]]
+    texts += [line for text in articles["text"].to_pylist()[:40] for line in text.split("\n") if line]
+    ids = fast(texts, add_special_tokens=False).input_ids
+    assert sum(a != b for a, b in zip(ids, t5.encode_batch(texts), strict=True)) == 0
+
+
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "M"]), max_size=30))
+def test_agrees_on_any_text_without_combining_marks(fast: Any, vocabulary: Vocabulary, text: str) -> None:
+    assert fast(unicodedata.normalize("NFC", text)).input_ids == [
+        *vocabulary.encode(unicodedata.normalize("NFC", text)),
+        1,
+    ]
+
+
+def test_special_tokens(fast: Any, vocabulary: Vocabulary) -> None:
+    assert len(fast) == vocabulary.size
+    assert (fast.pad_token_id, fast.eos_token_id, fast.unk_token_id) == (0, 1, 2)
+    assert fast.convert_tokens_to_ids("<extra_id_0>") == vocabulary.sentinel(0)
+    assert fast.convert_tokens_to_ids("<extra_id_99>") == vocabulary.sentinel(99)
+    ids = [vocabulary.sentinel(0), *vocabulary.encode("the name"), 1, 0]
+    assert fast.decode(ids, skip_special_tokens=True).strip() == "the name"
+
+
+def test_survives_transformers_own_saving(fast: Any, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    fast.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    text = "a </s> b <extra_id_0> café\u0085x"
+    assert again(text).input_ids == [*vocabulary.encode(text), 1]
+
+
+def test_beside_a_t5_config(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """A model directory has a config.json that says t5; that must not bring T5Tokenizer's own rules back."""
+    vocabulary.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    text = "a </s> b <extra_id_0> x\u0085y"
+    assert load(tmp_path)(text).input_ids == [*vocabulary.encode(text), 1]
+
+
+def test_no_sentinels(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    vocabulary.with_sentinels(0).save(tmp_path)
+    tokenizer = load(tmp_path)
+    assert len(tokenizer) == 1000
+    assert tokenizer("</s> <extra_id_0>").input_ids == [*vocabulary.encode("</s> <extra_id_0>"), 1]
+
+
+def test_where_a_literal_is_cut(vocabulary: Vocabulary) -> None:
+    assert _spans("</", "<", "/s>")
+    assert _spans("x</s>y", "</", "s>")
+    assert not _spans("</x", "<", "/s>")
+    assert not _spans("s>", "<", "/s>")
+    for literal in ("</s>", "<pad>", "<extra_id_"):
+        at = _unspanned(literal, vocabulary.pieces)
+        assert at is not None
+        left, right = literal[:at], literal[at:]
+        whole = vocabulary.pieces.encode(f"a{literal}1", out_type=str)
+        lengths = {sum(map(len, whole[:k])) for k in range(len(whole))}
+        assert len("▁a") + len(left) in lengths, (left, right, whole)
+
+
+def test_other_models_are_refused(texts: list[str], tmp_path: Path) -> None:
+    import io
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts[:500]), model_writer=model, vocab_size=300, model_type="bpe",
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="not a unigram model"):
+        Vocabulary(model.getvalue()).save(tmp_path)

@@ -1,0 +1,83 @@
+"""Stages as processes: how they are started, found and told to stop, and how their exit codes come back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.config.registry import STAGES
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.execution.launcher import command, launch, ranks, stage_script
+from tests.tiny_run import ROOT, Tiny
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_kind_has_a_script(kind: str) -> None:
+    assert stage_script(kind) == ROOT / "stages" / f"{kind}.py"
+    assert stage_script(kind).is_file()
+
+
+def test_plain_python_or_accelerate() -> None:
+    script = str(stage_script("lm_adapt"))
+    assert command("lm_adapt", None, ["--steps", "5"]) == [sys.executable, script, "--steps", "5"]
+    configuration = str(ROOT / "accelerate_configs" / "ddp.yaml")
+    launched = command("lm_adapt", configuration, ["--steps", "5"])
+    assert launched[1:3] == ["-m", "accelerate.commands.launch"]
+    assert launched[3:] == ["--config_file", configuration, script, "--steps", "5"]
+    with pytest.raises(InputError, match=r"none\.yaml: there is no such accelerate configuration"):
+        command("lm_adapt", "none.yaml", [])
+    with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, and a runner .*slurm\.sbatch"):
+        command("lm_adapt", str(ROOT / "accelerate_configs" / "multi_node.yaml"), [])
+
+
+def test_two_processes_under_the_runner_and_a_code_that_the_launcher_swallows(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """accelerate ends with its own 1; the stage's code and message come back all the same."""
+    before = signals()
+    flags = ["--recipe", str(tiny.recipe), "--run-dir", str(tiny.run), "--steps", "10", "--resume-from", "7"]
+    code, message = launch(
+        "lm_adapt", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml"), flags, tiny.run / ".state" / "lm_adapt.exit"
+    )
+    assert code == 2
+    assert message.endswith("no checkpoint of step 7; there are: 6, 8")
+    assert capfd.readouterr().err.count(f"error: {message}\n") == 1
+    assert signals() == before
+
+
+def signals() -> list[object]:
+    import signal
+
+    return [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_ranks_are_those_that_run_the_script_and_not_the_launcher(tmp_path: Path) -> None:
+    """A process tree as `accelerate launch` makes it."""
+    script = tmp_path / "stage_like.py"
+    script.write_text("import sys\nsys.stdin.read()\n")
+    launcher = f"""
+import subprocess, sys
+ranks = [subprocess.Popen([sys.executable, {str(script)!r}], stdin=sys.stdin) for _ in range(2)]
+print(*(rank.pid for rank in ranks), flush=True)
+[rank.wait() for rank in ranks]
+"""
+    words = [sys.executable, "-c", launcher, "accelerate.commands.launch", str(script)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 2
+        until = time.monotonic() + 20
+        while len(ranks(process.pid, script.name)) < 2 and time.monotonic() < until:
+            time.sleep(0.01)  # a process that has just begun has no command line yet
+        assert sorted(ranks(process.pid, script.name)) == sorted(pids)
+        assert ranks(process.pid, "other.py") == []
+    finally:
+        process.communicate("")
+    assert ranks(process.pid, script.name) == []
+    assert ranks(os.getpid(), "stage_like.py") == []

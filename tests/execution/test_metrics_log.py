@@ -1,0 +1,77 @@
+"""metrics.jsonl after kills, and what a person sees."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.execution.progress import Progress
+
+
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_rows_after_the_restored_step_and_a_torn_line_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "metrics.jsonl"
+    with MetricsLog(path) as metrics:
+        for step in (0, 10, 20, 20, 30):
+            metrics.write({"step": step, "loss": 1.0})
+    with path.open("a") as file:
+        file.write('{"step": 40, "lo')
+    with MetricsLog(path) as metrics:
+        metrics.truncate_after(100)
+        assert steps(path) == [0, 10, 20, 20, 30]
+        metrics.truncate_after(20)
+        metrics.write({"step": 30, "loss": 2.0})
+        metrics.sync()
+        assert steps(path) == [0, 10, 20, 20, 30]
+        metrics.truncate_after(-1)
+    assert path.read_text() == ""
+
+
+def test_rows_go_to_trackers_too(tmp_path: Path) -> None:
+    tracked: list[Any] = []
+    with MetricsLog(tmp_path / "metrics.jsonl", also=tracked.append) as metrics:
+        metrics.write({"step": 1, "loss": 0.5})
+    assert tracked == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_metric_that_is_not_finite_is_an_error_not_a_line(tmp_path: Path) -> None:
+    with (
+        MetricsLog(tmp_path / "metrics.jsonl") as metrics,
+        pytest.raises(InputError, match="step 3: a metric is not finite"),
+    ):
+        metrics.write({"step": 3, "loss": float("nan")})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_log_gets_the_first_row_then_one_now_and_then_and_the_last() -> None:
+    stream = io.StringIO()
+    with Progress("lm_adapt", 100, stream=stream, every=3600) as progress:
+        for step in range(1, 101):
+            progress.update(step, {"loss": 3.2141, "tokens_per_second": 6120.4} if step % 10 == 0 else None)
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("lm_adapt  step 10/100  loss 3.214  6,120 tokens/s  ")
+    assert first.endswith("left")
+    assert last == "lm_adapt  step 100/100  loss 3.214  6,120 tokens/s"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = io.StringIO()
+    with Progress("prompt_tune", 50, stream=stream) as progress:
+        progress.update(25, {"loss": 0.5, "examples_per_second": 31.25})
+        progress.update(50)
+    shown = stream.getvalue()
+    assert "prompt_tune" in shown
+    assert "50/50" in shown
+    assert "loss 0.500  31.2 examples/s" in shown

@@ -1,0 +1,235 @@
+"""`t5-pipeline run`, with real stages: what runs again, what goes on, what stays as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from t5_pipeline.artifacts.run_dir import RunDir, lock
+from t5_pipeline.execution.launcher import ranks
+from tests.tiny_run import ROOT, Tiny, command, listing, metrics, newest_checkpoint, scores, stage, t5_pipeline
+
+CELLS = [
+    f"prompt_tune/model={model},seed={seed}" for model in ("lm_adapt@4", "lm_adapt", "sentinel") for seed in (0, 1)
+]
+
+
+def done(lines: list[str]) -> list[str]:
+    return [line.split("  ")[1].strip() for line in lines if line.startswith("done")]
+
+
+def todo(lines: list[str]) -> dict[str, str]:
+    """Cell → why, of a plan."""
+    return {cell.strip(): why.strip() for act, cell, why in map(_parts, lines) if act != "done"}
+
+
+def _parts(line: str) -> tuple[str, str, str]:
+    action, cell, why = (part for part in line.split("  ") if part.strip())
+    return action, cell, why
+
+
+def test_a_whole_run(finished: Tiny) -> None:
+    assert set(finished.manifests()) == {"prepare", "pretrain", "lm_adapt", "sentinel", "evaluate", *CELLS}
+    assert (finished.run / "report.html").stat().st_size > 10_000
+    methods = [(row["method"], row["model"]) for row in scores(finished.run / "evaluate")]
+    for model in ("lm_adapt@4", "lm_adapt", "sentinel"):
+        assert methods.count(("prompt tuning", model)) == 2
+        assert methods.count(("no prompt", model)) == methods.count(("majority class", model)) == 1
+
+
+def test_a_second_run_does_nothing_and_says_so(finished: Tiny) -> None:
+    before = listing(finished.run)
+    said = t5_pipeline("run", finished.recipe, "--run-dir", finished.run)
+    assert (said.code, said.err) == (
+        0,
+        f"nothing to do: all 6 stages in {finished.run} are done and match the recipe\n",
+    )
+    assert changed(before, listing(finished.run)) <= {".state/lock"}
+    assert set(todo(finished.plan())) == set()
+
+
+def changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> set[str]:
+    """Files that are new, gone or other, by their place in the run."""
+    names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    root = min(after, key=len)
+    return {os.path.relpath(name, root) for name in names}
+
+
+def test_one_setting_reruns_its_stage_and_what_depends_on_it(tiny: Tiny) -> None:
+    """`sentinel.variant`: its own prompts and the scores follow; the models, and prompts on other models, do not."""
+    variant = ("--set", "sentinel.variant=both")
+    why = todo(tiny.plan(*variant))
+    assert why == {
+        "sentinel": "variant: targets → both",
+        "prompt_tune [model=sentinel,seed=0]": "sentinel will have run",
+        "prompt_tune [model=sentinel,seed=1]": "sentinel will have run",
+        "evaluate": "prompt_tune will have run",
+    }
+    before, files = tiny.digests(), listing(tiny.run)
+    said = tiny.start(*variant)
+    assert said.code == 0, said.err
+    assert [line for line in said.err.splitlines() if line[0] in "▶✓"][:3] == [
+        "▶ sentinel: variant: targets → both",
+        "▶ prompt_tune: 2 cells, input model changed",
+        "▶ evaluate: input prompts changed",
+    ]
+    after = tiny.digests()
+    assert {name for name in before if before[name] != after[name]} == {
+        "sentinel/model", "prompt_tune/model=sentinel,seed=0/prompt", "prompt_tune/model=sentinel,seed=1/prompt",
+    }  # fmt: skip
+    untouched = [tiny.run / name for name in ("prepare", "pretrain", "lm_adapt", *CELLS[:4])]
+    assert all(files[name] == now for name, now in listing(*untouched).items())
+    # What was there before lies aside, whole.
+    aside = {
+        path.parent.parent.relative_to(tiny.run / "superseded").as_posix()
+        for path in (tiny.run / "superseded").rglob("manifest.json")
+    }
+    assert aside == {"sentinel", *CELLS[4:], "evaluate"}
+    assert len(list((tiny.run / "superseded").rglob("model.safetensors"))) == 1
+    assert todo(tiny.plan(*variant)) == {}
+
+
+def test_a_new_cell_runs_alone(tiny: Tiny) -> None:
+    tiny.edit("seed: [0, 1]", "seed: [0, 1, 2]")
+    tiny.edit("model: [lm_adapt@4, lm_adapt, sentinel]", "model: [lm_adapt@4]")
+    tiny.edit("  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1}\n", "")
+    assert todo(tiny.plan()) == {"prompt_tune [model=lm_adapt@4,seed=2]": "not run yet"}
+    before = listing(tiny.run)
+    said = tiny.start()
+    assert said.code == 0, said.err
+    new = "prompt_tune/model=lm_adapt@4,seed=2"
+    (job,) = {path.parent for path in (tiny.run / "prompt_tune" / "jobs").glob("*/job.json")} - {
+        Path(n).parent for n in before
+    }
+    own = ("prompt_tune/" + job.name, new, job.relative_to(tiny.run).as_posix(), ".state", "recipe.yaml", "report.html")
+    assert all(name.startswith(own) for name in changed(before, listing(tiny.run)))
+    assert list(json.loads((job / "job.json").read_text())["cells"]) == ["model=lm_adapt@4,seed=2"]
+
+
+def test_more_steps_go_on_and_end_where_a_run_in_one_ends(tiny: Tiny, tmp_path: Path) -> None:
+    """To the bit; the log too."""
+    steps = ("--until", "lm_adapt", "--set", "lm_adapt.steps=11")
+    assert "has 8 steps, 11 are wanted" in todo(tiny.plan(*steps[2:]))["lm_adapt"]
+    said = tiny.start(*steps)
+    assert said.code == 0, said.err
+    assert "step 10/11" in said.err
+    assert [row["step"] for row in metrics(tiny.run / "lm_adapt")] == [0, 2, 4, 4, 6, 8, 8, 10]
+
+    alone = Tiny(tiny.data, tiny.recipe, tmp_path / "alone")
+    for made in ("prepare", "pretrain"):
+        shutil.copytree(tiny.run / made, alone.run / made)
+    assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", alone.run, "--steps", 11).code == 0
+    one, other = tiny.digests(), alone.digests()
+    assert one["lm_adapt/model"] == other["lm_adapt/model"]
+    assert one["lm_adapt/steps/000004/model"] == other["lm_adapt/steps/000004/model"]
+    assert metrics(tiny.run / "lm_adapt") == metrics(alone.run / "lm_adapt")
+
+
+def test_a_kept_step_is_what_a_run_of_so_many_steps_makes(finished: Tiny, tmp_path: Path) -> None:
+    """`lm_adapt@4`; the schedule is constant, so both take the same four steps."""
+    flags = ("--recipe", finished.recipe, "--stage", "lm_adapt", "--steps", 4, "--set", "prompt_tune.model=sentinel")
+    for made in ("prepare", "pretrain"):
+        shutil.copytree(finished.run / made, tmp_path / "run" / made)
+    assert stage("lm_adapt", *flags, "--run-dir", tmp_path / "run").code == 0
+    adapted = finished.manifests()["lm_adapt"]
+    kept = adapted.steps_published[4]
+    assert finished.manifests(tmp_path / "run")["lm_adapt"].outputs["model"].digest == kept.digest
+    one, other = (
+        load_file(path / "model.safetensors")
+        for path in (finished.run / "lm_adapt" / kept.path, tmp_path / "run/lm_adapt/model")
+    )
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert kept.digest != adapted.outputs["model"].digest
+    for seed in (0, 1):
+        prompt = finished.manifests()[f"prompt_tune/model=lm_adapt@4,seed={seed}"]
+        assert [record.digest for record in prompt.inputs["model"]] == [kept.digest]
+
+
+def test_until_and_from(tiny: Tiny) -> None:
+    changed_setting = ("--set", "evaluate.limit=4")
+    said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prompt_tune", *changed_setting)
+    assert "nothing to do: all 5 stages" in said.err
+    said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--from", "evaluate", "--until", "prepare")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "--until prepare" in said.err
+
+
+def test_two_runs_on_one_directory(tiny: Tiny) -> None:
+    with lock(RunDir(tiny.run).state / "lock", tiny.run):
+        before = listing(tiny.run)
+        said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=4")
+        assert said.code == 2
+        assert said.err.startswith(f"error: {tiny.run}: is in use by process {os.getpid()} on ")
+        assert said.err.count("\n") == 1
+        assert listing(tiny.run) == before
+    assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).code == 0
+
+
+def running(tiny: Tiny) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """`t5-pipeline run` at work on an endless lm_adapt, 40 steps or more into it; and the stage's process."""
+    steps = ("--set", "lm_adapt.steps=100000", "--until", "lm_adapt", "--set", "lm_adapt.checkpoint_every=20")
+    runner = subprocess.Popen(
+        command("run", tiny.recipe, "--run-dir", tiny.run, *steps), stderr=subprocess.PIPE, text=True
+    )
+    while newest_checkpoint(tiny) < 40:
+        assert runner.poll() is None
+        time.sleep(0.01)
+    (rank,) = ranks(runner.pid, "lm_adapt.py")
+    return runner, psutil.Process(rank)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stage_that_is_stopped(tiny: Tiny, signum: signal.Signals, code: int) -> None:
+    """SIGKILL hits the stage, the others the runner, which passes them on and reports the stage's code."""
+    runner, rank = running(tiny)
+    second = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run)
+    assert (second.code, second.err.split(" on ")[0]) == (2, f"error: {tiny.run}: is in use by process {runner.pid}")
+    assert "lm_adapt" in next(line for line in t5_pipeline("status", tiny.run).out.splitlines() if " running " in line)
+    (rank if signum == signal.SIGKILL else psutil.Process(runner.pid)).send_signal(signum)
+    _, said = runner.communicate(timeout=60)
+    assert runner.returncode == code, said
+    if signum == signal.SIGKILL:
+        assert "lm_adapt was killed by signal 9; run the same command to go on from its last checkpoint" in said
+    else:
+        where = f"after step {newest_checkpoint(tiny):,}, which is saved; run the same command to go on"
+        assert f"■ lm_adapt: stopped by {signum.name} {where}" in said
+    assert "Traceback" not in said
+    assert not rank.is_running()
+
+
+def test_a_runner_that_is_killed_takes_its_stage_along(tiny: Tiny) -> None:
+    """The stage notices, saves and leaves the directory to the next run."""
+    runner, rank = running(tiny)
+    runner.kill()
+    rank.wait(timeout=60)
+    runner.communicate()
+    assert "stopped by SIGTERM" in json.loads((tiny.run / ".state" / "lm_adapt.exit").read_text())["message"]
+    steps = newest_checkpoint(tiny) + 1
+    again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", steps)
+    assert again.code == 0, again.err
+    assert metrics(tiny.run / "lm_adapt")[-1]["step"] >= steps - 2
+
+
+def test_an_engine_that_a_stage_cannot_train_on_is_refused_before_anything_runs(tiny: Tiny) -> None:
+    """The third stage would find out only after the others have run."""
+    sets = ("--set", f"lm_adapt.launch={ROOT / 'accelerate_configs' / 'cpu_zero2.yaml'}", "--set", "prepare.seed=9")
+    before = listing(tiny.run)
+    for words in (("run",), ("plan",)):
+        said = t5_pipeline(*words, tiny.recipe, "--run-dir", tiny.run, *sets)
+        assert said.code == 2
+        assert said.err.startswith(
+            "error: lm_adapt: `optimizer: adafactor` works on whole matrices, which zero2 cuts up"
+        )
+        assert said.err.count("\n") == 1
+    assert listing(tiny.run) == before

@@ -1,0 +1,208 @@
+"""What runs again and what does not, decided from recipes and manifests alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
+from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs
+
+RECIPE = """\
+name: small
+tasks:
+  tone: {data: DATA, inputs: "{text}", targets: "{label}", labels: [good, bad]}
+stages:
+  prepare: {corpus: DATA}
+  pretrain: {uses: span_corrupt, init: {d_model: 64}, tokens: prepare, steps: 10, schedule: constant}
+  lm_adapt: {model: pretrain, tokens: prepare, steps: 20}
+  prompt_tune:
+    task: tone
+    steps: 5
+    matrix: {model: [pretrain, lm_adapt@10], seed: [0, 1]}
+  evaluate: {prompts: prompt_tune}
+"""
+
+
+class Run:
+    """A run directory whose stages are 'made' by writing the manifests that real stages would write."""
+
+    def __init__(self, path: Path) -> None:
+        data = path / "rows.jsonl"
+        data.write_text('{"text": "a", "label": "good"}\n')
+        self.recipe = path / "small.yaml"
+        self.recipe.write_text(RECIPE.replace("DATA", str(data)))
+        self.dir = RunDir(path / "run")
+
+    def decide(self, *overrides: str) -> dict[str, CellStatus]:
+        return {d.cell.label: d for d in decide(load_recipe(self.recipe, list(overrides)), self.dir)}
+
+    def make(self, decision: CellStatus, finished: bool = True) -> None:
+        """Publish something whose digest depends on what the cell was made from."""
+        assert decision.fingerprint is not None
+        cell, directory = decision.cell, self.dir.cell(decision.cell)
+        directory.mkdir(parents=True, exist_ok=True)
+        begun: dict[str, Any] = {
+            "stage": cell.stage, "kind": cell.settings.kind, "cell": cell.axes, "fingerprint": decision.fingerprint,
+            "parts": decision.parts, "settings": {}, "inputs": {}, "started": "",
+        }  # fmt: skip
+        manifests.write(directory, Started(**begun))
+        if not finished:
+            return
+        (output,) = cell.settings.outputs
+        steps = decision.steps_wanted
+        places = [output, *(f"steps/{step:06d}/{output}" for step in steps[:-1])]
+        for place in places:
+            (directory / place).mkdir(parents=True, exist_ok=True)
+            (directory / place / "file").write_text(decision.fingerprint)
+        records = [
+            OutputRecord(path=place, digest=f"{decision.fingerprint} at {step}")
+            for place, step in zip(places, [*steps[-1:], *steps[:-1]] or [0], strict=True)
+        ]
+        before = manifests.read(directory)
+        kept = before.steps_published if before else {}
+        manifests.write(
+            directory,
+            Manifest(
+                **begun, step=steps[-1] if steps else None, finished="", seconds=1.0, outputs={output: records[0]},
+                steps_published={**kept, **dict(zip(steps[:-1], records[1:], strict=True))},
+                files=manifests.record_files(directory, places),
+            ),
+        )  # fmt: skip
+
+    def make_all(self, *overrides: str) -> None:
+        for _ in range(5):
+            for decision in self.decide(*overrides).values():
+                if decision.fingerprint is not None and decision.action != "done":
+                    self.make(decision)
+
+    def todo(self, *overrides: str) -> dict[str, str]:
+        return {label: d.reason for label, d in self.decide(*overrides).items() if d.action != "done"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def test_nothing_was_run(run: Run) -> None:
+    assert set(run.todo().values()) == {"not run yet"}
+    run.make_all()
+    assert run.todo() == {}
+
+
+def test_a_changed_setting_reruns_what_depends_on_it(run: Run) -> None:
+    run.make_all()
+    todo = run.todo("lm_adapt.learning_rate=0.5")
+    assert todo["lm_adapt"] == "learning_rate: 1.0 → 0.5"
+    assert set(todo) == {
+        "lm_adapt", "prompt_tune [model=lm_adapt@10,seed=0]", "prompt_tune [model=lm_adapt@10,seed=1]", "evaluate",
+    }  # fmt: skip
+    assert todo["evaluate"] == "prompt_tune will have run"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["lm_adapt.microbatch_size=4", "lm_adapt.threads=1", "lm_adapt.log_every=3", "lm_adapt.checkpoint_every=7"],
+)
+def test_how_a_stage_is_run_changes_nothing(run: Run, override: str) -> None:
+    run.make_all()
+    assert run.todo(override) == {}
+
+
+def test_more_steps_go_on_and_fewer_are_made_anew(run: Run) -> None:
+    run.make_all()
+    decision = run.decide("lm_adapt.steps=30")["lm_adapt"]
+    assert (decision.action, decision.reason, decision.steps_wanted) == (
+        "continue",
+        "has 20 steps, 30 are wanted",
+        [30],
+    )
+    decision = run.decide("lm_adapt.steps=15")["lm_adapt"]
+    assert (decision.action, decision.steps_wanted) == ("continue", [15])
+    # The step that others use is still there, so they are not touched.
+    run.make(run.decide("lm_adapt.steps=30")["lm_adapt"])
+    assert run.todo("lm_adapt.steps=30") == {}
+
+
+def test_fewer_steps_that_were_kept_are_there(run: Run) -> None:
+    before = ("lm_adapt.keep_steps=[15]", "prompt_tune.model=lm_adapt")
+    run.make_all(*before)
+    decision = run.decide(*before, "lm_adapt.steps=15")["prompt_tune [seed=0]"]
+    kept = run.dir.manifest(run.decide()["lm_adapt"].cell).steps_published[15]  # type: ignore[union-attr]
+    assert decision.inputs["model"][0].digest == kept.digest
+    assert decision.reason == "input model changed"
+
+
+def test_steps_shape_the_trajectory_where_the_schedule_depends_on_them(run: Run) -> None:
+    run.make_all("pretrain.schedule=linear")
+    decision = run.decide("pretrain.schedule=linear", "pretrain.steps=11")["pretrain"]
+    assert (decision.action, decision.reason) == ("run", "steps: 10 → 11")
+    assert decision.replaces is not None
+
+
+def test_a_step_that_was_not_kept(run: Run) -> None:
+    run.make_all()
+    decision = run.decide("prompt_tune.model=lm_adapt@5")["lm_adapt"]
+    assert (decision.action, decision.reason, decision.steps_wanted) == ("continue", "step 5 was not kept", [5])
+
+
+def test_a_new_cell_runs_alone(run: Run) -> None:
+    run.make_all()
+    run.recipe.write_text(run.recipe.read_text().replace("seed: [0, 1]", "seed: [0, 1, 2]"))
+    assert set(run.todo()) == {
+        "prompt_tune [model=pretrain,seed=2]",
+        "prompt_tune [model=lm_adapt@10,seed=2]",
+        "evaluate",
+    }
+
+
+def test_changed_data_are_noticed(run: Run) -> None:
+    run.make_all()
+    data = run.recipe.parent / "rows.jsonl"
+    data.write_text(data.read_text() * 2)
+    assert run.todo()["prepare"] == "data of corpus changed"
+
+
+def test_a_missing_or_changed_output_is_made_again(run: Run) -> None:
+    run.make_all()
+    file = run.dir.path / "lm_adapt" / "model" / "file"
+    file.write_text("other")
+    assert run.decide()["lm_adapt"].reason == "model/file was changed"
+    file.unlink()
+    assert run.decide()["lm_adapt"].reason == "model/file is missing"
+
+
+def test_what_was_begun_goes_on(run: Run) -> None:
+    run.make(run.decide()["prepare"])
+    run.make(run.decide()["pretrain"], finished=False)
+    decision = run.decide()["pretrain"]
+    assert (decision.action, decision.reason) == ("continue", "was begun and did not finish")
+    decision = run.decide("pretrain.learning_rate=2")["pretrain"]
+    assert (decision.action, decision.replaces) == ("run", run.decide()["pretrain"].fingerprint)
+
+
+def test_prompts_on_one_frozen_model_are_one_job(run: Run) -> None:
+    run.make_all()
+    run.recipe.write_text(run.recipe.read_text().replace("steps: 5", "steps: 6"))
+    decisions = [d for d in run.decide().values() if d.cell.stage == "prompt_tune"]
+    groups = [[d.cell.id for d in group] for group in jobs(decisions, run.dir)]
+    assert groups == [
+        ["model=pretrain,seed=0", "model=pretrain,seed=1"], ["model=lm_adapt@10,seed=0", "model=lm_adapt@10,seed=1"],
+    ]  # fmt: skip
+
+
+def test_a_folder_of_prompts_where_one_is_wanted(run: Run) -> None:
+    folder = run.recipe.parent / "prompts"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "prompt.json").write_text("{}")
+    overrides = ["prompt_tune.prompt_init=prompt", f"prompt_tune.init_prompt={folder}"]
+    with pytest.raises(InputError, match=r"^prompt_tune\.init_prompt: \S+ holds 2 prompts; name one, as in \S+/a$"):
+        check_outside(load_recipe(run.recipe, overrides).cells())

@@ -1,0 +1,58 @@
+"""Where a run stands, from manifests, metrics and locks alone."""
+
+from __future__ import annotations
+
+import shutil
+
+from t5_pipeline.artifacts.run_dir import RunDir, lock
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.execution.status import as_text, collect
+from tests.tiny_run import Tiny, listing, t5_pipeline
+
+
+def rows(tiny: Tiny) -> dict[str, dict[str, object]]:
+    return {f"{row['stage']} {row['cell']}".strip(): row for row in collect(load_recipe(tiny.recipe), RunDir(tiny.run))}
+
+
+def test_a_finished_run(finished: Tiny) -> None:
+    before = listing(finished.run)
+    found = rows(finished)
+    assert len(found) == 11
+    assert {row["state"] for row in found.values()} == {"done"}
+    adapted = found["lm_adapt"]
+    assert (adapted["step"], adapted["steps"], adapted["kind"]) == (8, 8, "lm_adapt")
+    assert 0 < adapted["loss"] < 20
+    assert adapted["seconds"] > 0
+    # Each prompt has its own loss, though they trained in one job.
+    losses = [found[f"prompt_tune model=lm_adapt,seed={seed}"]["loss"] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+    assert found["prepare"]["steps"] is None
+    assert listing(finished.run) == before
+
+
+def test_states_on_the_way(tiny: Tiny) -> None:
+    (tiny.run / "lm_adapt" / "manifest.json").unlink()
+    shutil.rmtree(tiny.run / "sentinel")
+    found = rows(tiny)
+    assert (found["lm_adapt"]["state"], found["lm_adapt"]["reason"]) == ("to continue", "was begun and did not finish")
+    assert (found["sentinel"]["state"], found["sentinel"]["reason"]) == ("to run", "not run yet")
+    assert found["evaluate"]["reason"] == "prompt_tune will have run"
+    with lock(tiny.run / ".state" / "lm_adapt.lock", tiny.run):
+        assert rows(tiny)["lm_adapt"]["state"] == "running"
+        assert rows(tiny)["sentinel"]["state"] == "to run"
+    assert rows(tiny)["lm_adapt"]["state"] == "to continue"
+
+
+def test_a_torn_last_line_is_passed_over(tiny: Tiny) -> None:
+    with (tiny.run / "lm_adapt" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    assert rows(tiny)["lm_adapt"]["step"] == 8
+
+
+def test_a_table(finished: Tiny) -> None:
+    table = t5_pipeline("status", finished.run).out.splitlines()
+    assert table[0].split() == ["stage", "state", "step", "loss", "seconds", "last", "line", "why"]
+    assert len(table) == 12
+    (line,) = (line for line in table if line.startswith("lm_adapt "))
+    assert line.split()[1:5] == ["done", "8", "/", "8"]
+    assert "prompt_tune [model=lm_adapt@4,seed=1]  done" in as_text(list(rows(finished).values()))

@@ -1,0 +1,86 @@
+"""The loss of a mixture of prompts, beside its formula written out slowly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from t5_pipeline.methods.mixture_training import MixtureWeights, mixture_loss, mixture_optimizer
+from t5_pipeline.training.loss import token_loss
+from t5_pipeline.training.optimizers import set_learning_rate
+
+V, D = 11, 6
+
+
+class Reader(nn.Module):
+    """Logits that depend on the prompt, the inputs and nothing else."""
+
+    def __init__(self, prompts: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.rows_RD = nn.Parameter(torch.randn(prompts, D, generator=generator))
+        self.table = torch.randn(V, D, generator=generator)
+        self.out = torch.randn(4, D, V, generator=generator)
+
+    def forward(self, prompt_B: Tensor, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
+        hidden_BD = self.rows_RD[prompt_B] * self.table[inputs_BS].mean(dim=1)
+        return torch.einsum("bd,tdv->btv", hidden_BD, self.out[: targets_BT.size(1)])
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(1, V, (5, 3), generator=generator)
+    targets = torch.randint(1, V, (5, 4), generator=generator)
+    targets[1, 2:] = targets[3, 1:] = 0
+    return inputs, targets, torch.rand(5, generator=generator)
+
+
+def test_loss_and_gradients_are_those_of_the_formula() -> None:
+    model = MixtureWeights(Reader(3), 3)
+    with torch.no_grad():
+        model.logits_K.copy_(torch.tensor([0.3, -1.0, 0.5]))
+    inputs, targets, weights = batch()
+    loss = model(inputs, targets, weights, 0.0)
+    loss.sum().backward()
+    fast = [model.logits_K.grad.clone(), model.model.rows_RD.grad.clone()]  # type: ignore[union-attr]
+    model.zero_grad()
+
+    slow = torch.zeros(())
+    w = torch.softmax(model.logits_K, 0)
+    for b in range(5):
+        p = torch.zeros(())
+        for k in range(3):
+            logits = model.model(torch.tensor([k]), inputs[b : b + 1], targets[b : b + 1])[0]
+            tokens = [torch.softmax(logits[t], 0)[targets[b, t]] for t in range(4) if targets[b, t] != 0]
+            p = p + w[k] * torch.stack(tokens).prod()
+        slow = slow - weights[b] * torch.log(p)
+    slow.backward()
+    torch.testing.assert_close(loss[0], slow, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fast[0], model.logits_K.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(fast[1], model.model.rows_RD.grad, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_one_prompt_alone_is_prompt_tunings_loss() -> None:
+    inputs, targets, weights = batch()
+    reader = Reader(1)
+    tokens = token_loss(reader(torch.zeros(5, dtype=torch.long), inputs, targets), targets, 1e-2)
+    torch.testing.assert_close(
+        MixtureWeights(reader, 1)(inputs, targets, weights, 1e-2)[0], (tokens.sum(1) * weights).sum()
+    )
+    torch.testing.assert_close(mixture_loss(tokens[None], torch.zeros(1), weights)[0], (tokens.sum(1) * weights).sum())
+
+
+def test_the_weights_follow_a_rate_of_their_own() -> None:
+    model = MixtureWeights(Reader(2), 2)
+    rows = model.model.rows_RD
+    optimizer = mixture_optimizer("adafactor", rows, torch.arange(2), model.logits_K, 1e-5, 0.1)
+    set_learning_rate(optimizer, 0.3)
+    assert [round(group["lr"], 6) for group in optimizer.param_groups] == [0.3, 0.03]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-5, 0.0]
+    before = model.logits_K.detach().clone(), rows.detach().clone()
+    inputs, targets, weights = batch()
+    model(inputs, targets, weights, 0.0).sum().backward()
+    optimizer.step()
+    # Adafactor's first update has a root mean square of 1.
+    assert float((model.logits_K.detach() - before[0]).square().mean().sqrt()) <= 0.03 * 1.001
+    assert 0.29 < float((rows.detach() - before[1]).square().mean().sqrt()) < 0.31

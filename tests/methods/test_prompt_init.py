@@ -1,0 +1,85 @@
+"""How prompts start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.methods import prompt_init as initialisers
+
+EMBEDDING = torch.arange(40.0)[:, None].expand(40, 3)  # row i is (i, i, i)
+
+
+@pytest.mark.parametrize("length", [1, 20, 512])
+@pytest.mark.parametrize(("name", "low"), [("uniform", -0.5), ("uniform_code", 0.0)])
+def test_uniform_ranges(name: str, low: float, length: int) -> None:
+    draw = getattr(initialisers, name)
+    rows = draw(length, 64, seed=1)
+    assert rows.shape == (length, 64)
+    assert rows.dtype == torch.float32
+    assert low <= rows.min() < low + 0.06
+    assert 0.44 < rows.max() < 0.5
+    assert torch.equal(rows, draw(length, 64, seed=1))
+    assert not torch.equal(rows, draw(length, 64, seed=2))
+
+
+def test_vocabulary_rows_come_once_from_the_population() -> None:
+    ids = initialisers.vocabulary(EMBEDDING, 10, seed=0, population=10)[:, 0]
+    assert sorted(ids.tolist()) == list(range(10))
+    few = initialisers.vocabulary(EMBEDDING, 5, seed=0, population=10)[:, 0]
+    assert len(set(few.tolist())) == 5
+    assert few.max() < 10
+    assert few.tolist() != initialisers.vocabulary(EMBEDDING, 5, seed=1, population=10)[:, 0].tolist()
+
+
+def test_a_prompt_longer_than_the_population_repeats_rows() -> None:
+    ids = initialisers.vocabulary(EMBEDDING, 512, seed=0)[:, 0]
+    assert len(ids) == 512
+    assert set(ids.tolist()) <= set(range(40))
+
+
+def test_vocabulary_copies_rows_of_any_dtype() -> None:
+    embedding = torch.nn.Parameter(EMBEDDING.bfloat16())
+    rows = initialisers.vocabulary(embedding, 4, seed=0)
+    assert rows.dtype == torch.float32
+    assert not rows.requires_grad
+
+
+def test_class_labels_then_vocabulary() -> None:
+    rows = initialisers.class_labels(EMBEDDING, [[10], [20, 30]], 6, seed=5, population=8)[:, 0]
+    assert rows[:2].tolist() == [10.0, 25.0]
+    assert len(set(rows[2:].tolist())) == 4
+    assert rows[2:].max() < 8
+
+
+def test_more_labels_than_rows_warns() -> None:
+    with pytest.warns(UserWarning, match="3 labels but only 2 prompt rows"):
+        rows = initialisers.class_labels(EMBEDDING, [[1], [2], [3]], 2, seed=0)
+    assert rows[:, 0].tolist() == [1.0, 2.0]
+
+
+def test_text_in_order_then_vocabulary() -> None:
+    rows = initialisers.from_ids(EMBEDDING, [7, 9, 7], 5, seed=0, population=6)[:, 0]
+    assert rows[:3].tolist() == [7.0, 9.0, 7.0]
+    assert rows[3:].max() < 6
+    assert initialisers.from_ids(EMBEDDING, [7, 9, 8], 2, seed=0)[:, 0].tolist() == [7.0, 9.0]
+
+
+def test_from_prompt_copies() -> None:
+    trained = torch.randn(4, 3)
+    rows = initialisers.from_prompt(trained, 4, 3)
+    assert torch.equal(rows, trained)
+    rows.zero_()
+    assert trained.any()
+
+
+def test_what_cannot_start_a_prompt_is_named() -> None:
+    with pytest.raises(InputError, match=r"base/prompt: that prompt has 4 rows of width 3, but 9 rows of width 3"):
+        initialisers.from_prompt(torch.ones(4, 3), 9, 3, where="base/prompt")
+    with pytest.raises(InputError, match="class_labels needs labels"):
+        initialisers.class_labels(EMBEDDING, [], 4, seed=0)
+    with pytest.raises(InputError, match="class_labels needs labels"):
+        initialisers.class_labels(EMBEDDING, [[3], []], 4, seed=0)
+    with pytest.raises(InputError, match="init_text"):
+        initialisers.from_ids(EMBEDDING, [], 4, seed=0)

@@ -1,0 +1,83 @@
+"""A prompt on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+
+
+@pytest.fixture
+def prompt() -> Prompt:
+    task = TaskConfig(
+        name="mood", data="mood.jsonl", inputs="sentence: {text}", targets="{label}", labels=["bad", "good"]
+    )
+    info = PromptInfo(
+        base_model="lm_adapt", base_model_digest="ab" * 32, tokenizer_digest="cd" * 32, task=task, sentinel="targets",
+        prompt_length=5, width=8, max_input_length=512, max_target_length=16, prompt_init="class_labels", seed=3,
+        step=30_000, scores={"accuracy": 0.875},
+    )  # fmt: skip
+    return Prompt(torch.randn(5, 8) * 1000, info)
+
+
+def test_round_trip(prompt: Prompt, tmp_path: Path) -> None:
+    prompt.save(tmp_path / "prompt")
+    loaded = Prompt.load(tmp_path / "prompt")
+    assert torch.equal(loaded.rows_PD, prompt.rows_PD)
+    assert loaded.info == prompt.info
+    assert sorted(path.name for path in (tmp_path / "prompt").iterdir()) == ["prompt.json", "prompt.safetensors"]
+
+
+def test_a_prompt_is_a_few_kilobytes(prompt: Prompt, tmp_path: Path) -> None:
+    prompt.save(tmp_path)
+    assert (tmp_path / "prompt.safetensors").stat().st_size < 5 * 8 * 4 + 200
+
+
+def _edit(**changes: object) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        path = directory / "prompt.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: (d / "prompt.json").unlink(), r"prompt\.json: not there"),
+        (lambda d: (d / "prompt.safetensors").unlink(), r"prompt\.safetensors: not there"),
+        (lambda d: (d / "prompt.json").write_text("{,"), r"prompt\.json: not valid JSON"),
+        (lambda d: (d / "prompt.json").write_text("[]"), r"prompt\.json: the whole file"),
+        (_edit(format=7), "format 7, but this version reads format 1"),
+        (_edit(colour="red"), r"prompt\.json: colour: Extra inputs"),
+        (_edit(seed=-1), r"prompt\.json: seed: "),
+        (_edit(task={"name": "x"}), r"prompt\.json: task\.data: Field required"),
+        (_edit(prompt_length=6), r"says 6 rows of width 8.*do not belong together"),
+        (lambda d: (d / "prompt.safetensors").write_bytes(b"x"), "not a whole safetensors file"),
+        (lambda d: save_file({"rows": torch.ones(5, 8)}, d / "prompt.safetensors"), r"holds \['rows'\]"),
+        (lambda d: save_file({"prompt": torch.ones(5, 8).half()}, d / "prompt.safetensors"), "float16"),
+        (lambda d: save_file({"prompt": torch.full((5, 8), torch.nan)}, d / "prompt.safetensors"), "not finite"),
+    ],
+)
+def test_what_is_wrong_is_named_on_one_line(
+    prompt: Prompt, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    prompt.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=words) as raised:
+        Prompt.load(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_rows_that_do_not_fit_their_description(prompt: Prompt) -> None:
+    with pytest.raises(ValueError, match="do not fit 5 × 8"):
+        Prompt(torch.ones(4, 8), prompt.info)

@@ -1,0 +1,102 @@
+"""The report of a run that compares methods, on more than one task. The numbers are made up; nothing was trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t5_pipeline.report.collect import collect
+from t5_pipeline.report.page import write_report
+from t5_pipeline.report.sections.overview import overview_section, task_mean
+from t5_pipeline.report.summary import TaskScores, beside, summarise
+from tests.report.conftest import LABELS, RunBuilder
+
+OTHERS = {
+    "model tuning": ([0.70, 0.74], {}),
+    "prompt design": ([0.42], {"variant": "4 shots", "trained": 0}),
+    "ensemble": ([0.66], {"variant": "3 prompts", "trained": 96}),
+    "P-tuning": ([0.55], {"prompt_length": 4}),
+}
+
+
+class Compared(RunBuilder):
+    """Rows of other methods beside the prompts, a second task, and one that the prompts were not trained on."""
+
+    def score_rows(self) -> list[dict[str, Any]]:
+        rows = super().score_rows()
+        for method, (accuracies, more) in OTHERS.items():
+            for seed, accuracy in enumerate(accuracies):
+                metrics = {"accuracy": accuracy, "macro_f1": accuracy - 0.1}
+                rows.append({**rows[0], "method": method, "model": "lm_adapt", "cell": f"seed={seed}", "seed": seed,
+                             "prompt_length": None, "prompt_init": None, "metrics": metrics, "illegal": 0.25,
+                             "illegal_by_label": [40, 6, 3], **more})  # fmt: skip
+        near = [[["▁email", 0.9], ["▁the", 0.5]]] + [[["▁of", 0.4], ["▁a", 0.3]]] * 3
+        rows = [row | {"neighbours": near} if row["method"] == "prompt tuning" else row for row in rows]
+        second = [{**row, "task": "second", "metrics": {"f1": row["metrics"]["accuracy"] / 2}} for row in rows
+                  if row["method"] != "P-tuning"]  # fmt: skip
+        tuned = [row for row in rows if row["method"] == "prompt tuning" and row["model"] == "lm_adapt"]
+        shifted = [{**row, "task": "elsewhere", "trained_on": "package"} for row in tuned]
+        return [*rows, *second, *shifted]
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    return Compared(tmp_path / "run").all().run_dir.path
+
+
+@pytest.fixture
+def tasks(compared: Path) -> dict[str, TaskScores]:
+    return {task.task: task for task in summarise(collect(compared))}
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", " ", html, flags=re.S)).split())
+
+
+def test_each_method_is_a_line_with_its_seeds(tasks: dict[str, TaskScores]) -> None:
+    lines = {line.title: line for line in tasks["package"].others}
+    assert list(lines) == ["Ensemble, 3 prompts", "P-tuning", "Model tuning", "Prompt design, 4 shots"]
+    spread = lines["Model tuning"].spread("accuracy")
+    assert spread is not None
+    assert spread.words == "72.0 ± 2.8"
+    assert lines["Model tuning"].illegal_by_label == [80, 12, 6]
+
+
+def test_the_sentence_about_the_others(tasks: dict[str, TaskScores]) -> None:
+    said = beside(tasks["package"])
+    assert said is not None
+    assert said.replace("\u00a0", " ") == (
+        "Beside it: ensemble (3 prompts) 66.0 %, 2.0 points above; P-tuning 55.0 %, 9.0 points below;"
+        " model tuning 72.0 ± 2.8 %, 8.0 points above; prompt design (4 shots) 42.0 %, 22.0 points below."
+    )
+    assert beside(tasks["elsewhere"]) is None
+
+
+def test_the_overview_never_takes_a_mean_of_some_tasks(compared: Path, tasks: dict[str, TaskScores]) -> None:
+    own = [tasks["package"], tasks["second"]]
+    assert task_mean(own, "P-tuning") is None
+    # package: mean of 72 and 62; second: 36
+    assert task_mean(own, "model tuning") == pytest.approx((0.67 + 0.36) / 2)
+    page = text_of(str(overview_section(collect(compared), list(tasks.values()))))
+    assert "Mean of 2 tasks" in page
+    assert "elsewhere" not in page
+    assert "SuperGLUE" not in page
+    assert overview_section(collect(compared), own[:1]) is None
+
+
+def test_the_page_shows_them(compared: Path, tmp_path: Path) -> None:
+    write_report(compared, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    page = text_of(html)
+    assert "trained on package" in page
+    assert "Prompt design, 4 shots" in page
+    # illegal outputs by class, of the 80 examples of the first label
+    row = re.search(r'<th scope="row">asyncio <small>80</small></th>(.*?)</tr>', html[html.index("Model tuning (LM") :])
+    assert row is not None
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row[1])[-1] == "50"
+    assert "1 of its 3 labels are among the pieces near some row: email." in page
+    assert "▁" not in page
+    assert set(LABELS) <= set(page.replace(",", " ").split())

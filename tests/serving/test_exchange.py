@@ -1,0 +1,296 @@
+"""Prompts to and from PEFT and .npy, and the commands that look at them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5, load_t5
+from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from tests.tiny_run import CORPUS, Tiny, documentation, t5_pipeline
+
+TASK = "data: none.jsonl\ninputs: 'say: {text}'\ntargets: '{label}'\nlabels: [files, numbers]\n"
+P, D = 5, 32
+
+
+def write_t5(directory: Path, width: int, metadata: ModelMetadata) -> Vocabulary:
+    """A small T5 with a vocabulary of English."""
+    vocabulary = Vocabulary.train((text for module in CORPUS[:6] for _, text in documentation(module)), 300)
+    shape = T5Config(
+        vocab_size=vocabulary.rows, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=20,
+    )  # fmt: skip
+    directory.mkdir(parents=True)
+    write_model(directory, init_t5(shape, seed=5), vocabulary, metadata)
+    return vocabulary
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, prompts/{one,two}/ and task.yaml."""
+    directory = tmp_path_factory.mktemp("interchange")
+    vocabulary = write_t5(directory / "model", D, ModelMetadata("targets"))
+    for seed, name in enumerate(("one", "two")):
+        info = PromptInfo(
+            base_model="model", base_model_digest=artifact_digest("model", directory / "model"),
+            tokenizer_digest=vocabulary.digest, sentinel="targets", prompt_length=P, width=D, max_input_length=24,
+            max_target_length=6, prompt_init="uniform", seed=seed, step=10, scores={"accuracy": 0.75},
+            task=TaskConfig(name=name, data="none.jsonl", inputs="{text}", targets="{label}", labels=["a", "b"]),
+        )  # fmt: skip
+        rows_PD = torch.randn(P, D, generator=torch.Generator().manual_seed(seed)) * 900
+        Prompt(rows_PD, info).save(directory / "prompts" / name)
+    (directory / "task.yaml").write_text(TASK)
+    return directory
+
+
+def bring(world: Path, source: Path, form: str, to: Path, *more: object, model: Path | None = None) -> Any:
+    given = ["--model", model or world / "model", "--task", world / "task.yaml", "--output", to]
+    return t5_pipeline("prompts", "import", source, "--from", form, *given, *more)
+
+
+INPUTS_BS = torch.tensor([[40, 9, 33, 1, 0, 0], [7, 1, 0, 0, 0, 0], [40, 41, 42, 43, 44, 1]])
+TARGETS_BT = torch.tensor([[11, 12, 1], [20, 1, 0], [30, 31, 1]])
+
+
+@torch.no_grad()
+def own_logits(model: Path, rows_PD: Tensor) -> Tensor:
+    prompted = PromptedT5(load_t5(model), PromptBank([rows_PD])).eval()
+    return prompted(torch.zeros(3, dtype=torch.long), INPUTS_BS, TARGETS_BT)
+
+
+def peft_model(model: Path, adapter: Path | None) -> Any:
+    """The T5 as transformers loads it, with an adapter, or with a new one of PEFT's own making."""
+    peft = pytest.importorskip("peft")
+    from transformers import T5ForConditionalGeneration
+
+    t5 = T5ForConditionalGeneration.from_pretrained(model).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if adapter is not None:
+            return peft.PeftModel.from_pretrained(t5, adapter).eval()
+        config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=P)
+        return peft.get_peft_model(t5, config).eval()
+
+
+@torch.no_grad()
+def peft_logits(model: Any) -> Tensor:
+    found: Tensor = model(input_ids=INPUTS_BS, attention_mask=(INPUTS_BS != 0).long(), labels=TARGETS_BT).logits
+    return found
+
+
+def test_an_exported_prompt_gives_the_same_logits_in_peft(world: Path, tmp_path: Path) -> None:
+    said = t5_pipeline("prompts", "export", world / "prompts" / "one", "--to", "peft", "--output", tmp_path / "adapter")
+    assert said.code == 0, said.err
+    table = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    rows_PD = Prompt.load(world / "prompts" / "one").rows_PD
+    assert list(table) == ["prompt_embeddings"]
+    assert torch.equal(table["prompt_embeddings"], rows_PD), "only the p rows that are used"
+    loaded = peft_model(world / "model", tmp_path / "adapter")
+    assert torch.allclose(peft_logits(loaded), own_logits(world / "model", rows_PD), atol=1e-4, rtol=1e-5)
+    assert not torch.allclose(peft_logits(loaded), own_logits(world / "model", rows_PD.flip(0)), atol=1e-2)
+
+
+def test_an_adapter_of_pefts_own_making_comes_in(world: Path, tmp_path: Path) -> None:
+    made = peft_model(world / "model", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.save_pretrained(tmp_path / "adapter")
+    table = load_file(tmp_path / "adapter" / "adapter_model.safetensors")["prompt_embeddings"]
+    assert len(table) == 2 * P, "PEFT's default writes rows for a decoder too"
+    said = bring(world, tmp_path / "adapter", "peft", tmp_path / "prompt")
+    assert said.code == 0, said.err
+    rows_PD = Prompt.load(tmp_path / "prompt").rows_PD
+    assert torch.equal(rows_PD, table[:P])
+    assert torch.allclose(peft_logits(made), own_logits(world / "model", rows_PD), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["peft", "npy"])
+def test_there_and_back(world: Path, tmp_path: Path, form: str) -> None:
+    said = t5_pipeline("prompts", "export", world / "prompts", "--to", form, "--output", tmp_path / "out")
+    assert said.code == 0, said.err
+    suffix = ".npy" if form == "npy" else ""
+    assert said.out.split() == [str(tmp_path / "out" / f"{name}{suffix}") for name in ("one", "two")]
+    for name in ("one", "two"):
+        before = Prompt.load(world / "prompts" / name)
+        back = bring(world, tmp_path / "out" / f"{name}{suffix}", form, tmp_path / "back" / name)
+        assert back.code == 0, back.err
+        after = Prompt.load(tmp_path / "back" / name)
+        assert torch.equal(after.rows_PD, before.rows_PD)
+        assert after.info.base_model_digest == before.info.base_model_digest
+        assert after.info.tokenizer_digest == before.info.tokenizer_digest
+        assert after.info.sentinel == "targets", "as the model expects"
+        assert (after.info.task.name, after.info.task.labels) == ("task", ["files", "numbers"])
+
+
+def test_an_imported_prompt_predicts(world: Path, tmp_path: Path) -> None:
+    t5_pipeline("prompts", "export", world / "prompts" / "one", "--to", "npy", "--output", tmp_path / "one.npy")
+    more = ["--sentinel", "both", "--max-input-length", 16, "--max-target-length", 4]
+    assert bring(world, tmp_path / "one.npy", "npy", tmp_path / "in" / "mine", *more).code == 0
+    info = Prompt.load(tmp_path / "in" / "mine").info
+    assert (info.sentinel, info.max_input_length, info.max_target_length) == ("both", 16, 4)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "mine", "text": "Open the file."}\n')
+    said = t5_pipeline(
+        "predict", "--model", world / "model", "--prompts", tmp_path / "in", "--input", tmp_path / "rows.jsonl"
+    )
+    assert json.loads(said.out)["output"] in ("files", "numbers")
+
+
+def test_a_published_prompt_of_the_official_implementation(world: Path, shared: Path, tmp_path: Path) -> None:
+    """T5 1.1 Base's width; of the T5 itself only the width is real."""
+    source = shared / "data" / "t5" / "official_prompts" / "rte.npy"
+    if not source.is_file():
+        pytest.skip("../shared/data/t5/official_prompts is not there")
+    write_t5(tmp_path / "base", 768, ModelMetadata())
+    said = bring(world, source, "npy", tmp_path / "rte", model=tmp_path / "base")
+    assert said.code == 0, said.err
+    assert "100 rows of width 768" in said.out
+    t5_pipeline("prompts", "export", tmp_path / "rte", "--to", "npy", "--output", tmp_path / "rte.npy")
+    out, official = np.load(tmp_path / "rte.npy", allow_pickle=False), np.load(source, allow_pickle=False)
+    assert out.dtype == np.float32
+    assert np.array_equal(out, official)
+    assert bring(world, source, "npy", tmp_path / "small").err.count("has rows of width 768, and") == 1
+
+
+class Bomb:
+    """Unpickling this leaves a file behind."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return Path.touch, (Path("unpickled"),)  # type: ignore[return-value]
+
+
+def _npy(rows: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        np.save(path, rows, allow_pickle=True)
+
+    return write
+
+
+def _pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Bomb()))
+
+
+@pytest.mark.parametrize(("write", "words"), [
+    (_npy(np.array([Bomb()], dtype=object)), "pickled objects are never read"),
+    (_pickle, "pickled objects are never read"),
+    (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "not a plain .npy array"),
+    (lambda path: path.write_bytes(b""), "not a plain .npy array"),
+    (lambda path: None, "does not exist"),
+    (_npy(np.ones(D, np.float32)), "holds float32 [32], where"),
+    (_npy(np.ones((P, D), np.int64)), "holds int64 [5, 32], where"),
+    (_npy(np.ones((P, D + 1), np.float32)), "has rows of width 33, and"),
+    (_npy(np.full((P, D), np.nan, np.float32)), "not finite"),
+])  # fmt: skip
+def test_what_is_no_npy_prompt_is_refused(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.npy")
+    said = bring(world, tmp_path / "rows.npy", "npy", tmp_path / "prompt")
+    assert said.code == 2
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "prompt").exists()
+    assert not (tmp_path / "unpickled").exists()
+
+
+def _config(**changes: object) -> Callable[[Path], None]:
+    def change(adapter: Path) -> None:
+        path = adapter / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def _only_bin(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({"prompt_embeddings": torch.ones(P, D)}, adapter / "adapter_model.bin")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (_only_bin, "adapter_model.bin: is a pickle, which is never read here"),
+    (_config(peft_type="LORA"), "peft_type 'LORA' is no prompt"),
+    (_config(num_virtual_tokens=3), "has 5 rows, but adapter_config.json says num_virtual_tokens 3"),
+    (lambda a: (a / "adapter_config.json").unlink(), "holds no adapter_config.json"),
+    (lambda a: (a / "adapter_config.json").write_text("["), "is not a JSON object"),
+    (lambda a: (a / "adapter_model.safetensors").unlink(), "holds no adapter_model.safetensors"),
+    (lambda a: (a / "adapter_model.safetensors").write_bytes(b"x"), "not a whole safetensors file"),
+    (lambda a: save_file({"rows": torch.ones(P, D)}, a / "adapter_model.safetensors"), "holds ['rows'] where one table"),
+])  # fmt: skip
+def test_what_is_no_prompt_of_peft_is_refused(
+    world: Path, tmp_path: Path, change: Callable[[Path], None], words: str
+) -> None:
+    adapter = tmp_path / "adapter"
+    t5_pipeline("prompts", "export", world / "prompts" / "one", "--to", "peft", "--output", adapter)
+    change(adapter)
+    said = bring(world, adapter, "peft", tmp_path / "prompt")
+    assert said.code == 2
+    assert words in said.err
+    assert not (tmp_path / "prompt").exists()
+
+
+def test_nothing_is_replaced(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.npy").write_bytes(b"mine")
+    export = ["prompts", "export", world / "prompts" / "one", "--to", "npy", "--output"]
+    assert "is there already" in t5_pipeline(*export, tmp_path / "one.npy").err
+    assert "does not end in .npy" in t5_pipeline(*export, tmp_path / "one").err
+    assert t5_pipeline(*export, tmp_path / "new.npy").code == 0
+    said = bring(world, tmp_path / "new.npy", "npy", tmp_path)
+    assert said.code == 2
+    assert "is there already" in said.err
+    assert (tmp_path / "one.npy").read_bytes() == b"mine"
+
+
+def test_list_and_show(world: Path) -> None:
+    said = t5_pipeline("prompts", "list", world / "prompts")
+    assert [line.split()[0] for line in said.out.splitlines()] == ["name", "one", "two"]
+    assert said.out.count("accuracy 0.750") == 2
+    rows = json.loads(t5_pipeline("prompts", "list", world / "prompts", "--json").out)
+    assert [(row["name"], row["rows"], row["width"], row["sentinel"]) for row in rows] == [
+        ("one", P, D, "targets"), ("two", P, D, "targets"),
+    ]  # fmt: skip
+    shown = t5_pipeline("prompts", "show", world / "prompts" / "one").out
+    assert "5 rows × 32 = 160 numbers" in shown
+    assert "two" not in shown
+
+
+def test_verify(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "prompts", tmp_path / "prompts")
+    verify = ["prompts", "verify", tmp_path / "prompts", "--model", world / "model"]
+    said = t5_pipeline(*verify)
+    assert (said.code, said.out) == (0, "one: sound\ntwo: sound\n")
+    info = Prompt.load(tmp_path / "prompts" / "two").info.model_copy(update={"base_model_digest": "00" * 32})
+    Prompt(torch.ones(P, D), info).save(tmp_path / "prompts" / "two")
+    said = t5_pipeline(*verify)
+    assert said.code == 2
+    assert "one: sound\ntwo: " in said.out
+    assert "was trained on another T5" in said.out
+
+
+def test_verify_compares_with_what_the_stage_published(tiny: Tiny) -> None:
+    prompts = tiny.run / "prompt_tune"
+    assert t5_pipeline("prompts", "verify", prompts).code == 0
+    path = next(iter(sorted(prompts.glob("*/prompt/prompt.safetensors"))))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    said = t5_pipeline("prompts", "verify", prompts)
+    assert said.code == 2
+    assert said.out.count("differs from what was published") == 1
+    assert "1 of 6 prompts" in said.err

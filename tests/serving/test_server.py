@@ -1,0 +1,400 @@
+"""Many prompts on one frozen T5 in the same batches: each answer is what it would be alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from t5_pipeline.artifacts.kinds import artifact_digest, locate, named_prompts
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.rows import read_rows
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5, load_t5
+from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.serving.server import Server
+from tests.tiny_run import CORPUS, Tiny, documentation, scores, t5_pipeline, write_rows
+
+# name: rows, sentinel variant, labels, template. Two label sets of two, which are scored together, and one of three.
+PROMPTS: dict[str, tuple[int, Any, list[str] | None, str]] = {
+    "tone": (3, "none", ["good", "bad news"], "tone: {text}"),
+    "truth": (7, "both", ["yes", "the answer is no"], "is it true that {claim.text}"),
+    "topic": (5, "targets", ["files", "numbers", "text of a file"], "{text} about {what}"),
+    "words": (1, "none", None, "words: {text}"),
+    "gap": (9, "targets", None, "gap: {text}"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model directory, a folder of prompts, and what is in them."""
+
+    model: Path
+    prompts: Path
+    loaded: dict[str, Prompt]
+    vocabulary: Vocabulary
+
+    def predict(self, *arguments: object) -> list[dict[str, Any]]:
+        said = t5_pipeline(
+            "predict", "--model", self.model, "--prompts", self.prompts, "--precision", "fp32", *arguments
+        )
+        assert said.code == 0, said.err
+        return [json.loads(line) for line in said.out.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    directory = tmp_path_factory.mktemp("serve")
+    vocabulary = Vocabulary.train((text for module in CORPUS[:8] for _, text in documentation(module)), 300)
+    shape = T5Config(
+        vocab_size=vocabulary.rows, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=20,
+    )  # fmt: skip
+    t5 = init_t5(shape, seed=5)
+    with torch.no_grad():  # larger than at the start, so that different prompts give different answers
+        for name, parameter in t5.named_parameters():
+            parameter.mul_(1.5 if "norm" not in name else 1.0)
+    (directory / "model").mkdir()
+    write_model(directory / "model", t5, vocabulary, ModelMetadata())
+    loaded = {}
+    for index, (name, (rows, sentinel, labels, inputs)) in enumerate(PROMPTS.items()):
+        info = PromptInfo(
+            base_model="model", base_model_digest=artifact_digest("model", directory / "model"),
+            tokenizer_digest=vocabulary.digest, sentinel=sentinel, prompt_length=rows, width=32, max_input_length=24,
+            max_target_length=6, prompt_init="uniform", seed=index, step=10,
+            task=TaskConfig(name=name, data="none.jsonl", inputs=inputs, targets="{label}", labels=labels),
+        )  # fmt: skip
+        loaded[name] = Prompt(torch.randn(rows, 32, generator=torch.Generator().manual_seed(index)) * 2, info)
+        # Half of them as a stage leaves them: NAME/prompt.
+        loaded[name].save(directory / "prompts" / name / ("prompt" if index % 2 else ""))
+    return Place(directory / "model", directory / "prompts", loaded, vocabulary)
+
+
+LINES: list[dict[str, Any]] = [
+    {"prompt": "topic", "text": "Return the number of lines.", "what": 3},
+    {"prompt": "tone", "text": "A file that is not there."},
+    {"prompt": "gap", "text": "the name of"},
+    {"prompt": "truth", "claim": {"text": "a list is sorted?"}},
+    {"prompt": "words", "text": "Parse the arguments, one after another, until there are none."},
+    {"prompt": "tone", "input": "tone: A file that is not there."},
+    {"prompt": "gap", "input": ""},
+    {"prompt": "topic", "text": "Open it. " * 12, "what": "files"},
+    {"prompt": "truth", "claim": {"text": "x"}, "label": "ignored"},
+    {"prompt": "words", "text": "End."},
+]
+
+
+def write_lines(directory: Path, lines: list[dict[str, Any]] = LINES) -> Path:
+    write_rows(directory / "mixed.jsonl", lines)
+    return directory / "mixed.jsonl"
+
+
+def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
+    assert [(row["prompt"], row["output"], list(row.get("scores", ()))) for row in a] == [
+        (row["prompt"], row["output"], list(row.get("scores", ()))) for row in b
+    ]
+    for one, other in zip(a, b, strict=True):
+        assert list(one.get("scores", {}).values()) == pytest.approx(list(other.get("scores", {}).values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 64])
+def test_a_mixed_batch_equals_one_at_a_time(place: Place, tmp_path: Path, batch_size: int) -> None:
+    source = write_lines(tmp_path)
+    together = place.predict("--input", source, "--batch-size", batch_size)
+    alone = [place.predict("--input", write_lines(tmp_path, [line]))[0] for line in LINES]
+    same(together, alone)
+    assert [row["prompt"] for row in together] == [line["prompt"] for line in LINES]
+
+
+def expected(place: Place, name: str, text: str) -> dict[str, Any]:
+    """An answer by ordinary forward passes: one prompt in the bank, one target at a time, ids put together by hand."""
+    prompt, vocabulary = place.loaded[name], place.vocabulary
+    model = PromptedT5(load_t5(place.model), PromptBank([prompt.rows_PD])).eval()
+    _, sentinel, labels, _ = PROMPTS[name]
+    first, last = [vocabulary.sentinel(0)], [vocabulary.eos]
+    after = first if sentinel == "both" else []
+    ids = [*vocabulary.encode(text)[: 24 - 1 - len(after)], *after, *last]
+
+    @torch.no_grad()
+    def log_p(target: list[int]) -> torch.Tensor:
+        return model(torch.tensor([0]), torch.tensor([ids]), torch.tensor([target]))[0].log_softmax(-1)
+
+    if labels:
+        found = {}
+        for label in labels:
+            target = [*(first if sentinel != "none" else []), *vocabulary.encode(label), *last]
+            found[label] = float(log_p(target)[range(len(target)), target].sum())
+        return {"prompt": name, "output": max(found, key=found.__getitem__), "scores": found}
+    target = []
+    while len(target) < 6 and vocabulary.eos not in target:
+        target.append(int(log_p([*target, 0])[-1].argmax()))
+    stripped = target[1:] if sentinel != "none" and target[0] == first[0] else target
+    return {"prompt": name, "output": vocabulary.decode(stripped)}
+
+
+def test_answers_are_those_of_ordinary_forward_passes(place: Place, tmp_path: Path) -> None:
+    texts = [
+        "Return the number of lines. about 3", "tone: A file that is not there.", "gap: the name of",
+        "is it true that a list is sorted?", "words: Parse the arguments, one after another, until there are none.",
+        "tone: A file that is not there.", "", "Open it. " * 12 + " about files", "is it true that x", "words: End.",
+    ]  # fmt: skip
+    answers = place.predict("--input", write_lines(tmp_path))
+    same(answers, [expected(place, line["prompt"], text) for line, text in zip(LINES, texts, strict=True)])
+    assert answers[1] == answers[5], "fields and ready text read the same"
+    assert len({row["output"] for row in answers}) > 4, "the answers are worth comparing"
+
+
+def test_free_text_ends_where_it_is_told(place: Place, tmp_path: Path) -> None:
+    source = write_lines(tmp_path)
+    whole = [row["output"] for row in place.predict("--input", source)]
+    short = [row["output"] for row in place.predict("--input", source, "--max-output-length", 2)]
+    words = [i for i, line in enumerate(LINES) if line["prompt"] == "words"]
+    assert all(whole[i].startswith(short[i]) and len(short[i]) < len(whole[i]) for i in words)
+
+
+def test_standard_input_and_output(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_lines(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
+    piped = place.predict()
+    assert place.predict("--input", source, "--output", tmp_path / "out.jsonl") == []
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == piped
+    assert place.predict("--input", write_lines(tmp_path, [])) == []
+
+
+def test_one_prompt_need_not_be_named(place: Place, tmp_path: Path) -> None:
+    one = Place(place.model, place.prompts / "tone", place.loaded, place.vocabulary)
+    (tmp_path / "rows.csv").write_text("id,text\n1,A file that is not there.\n")
+    assert one.predict("--input", tmp_path / "rows.csv")[0]["prompt"] == "tone"
+    named = [line for line in LINES if line["prompt"] == "tone"]
+    same(one.predict("--input", tmp_path / "rows.csv"), place.predict("--input", write_lines(tmp_path, named[:1])))
+
+
+def test_prompts_are_named_by_their_directories(place: Place, tmp_path: Path) -> None:
+    assert list(named_prompts(str(place.prompts), "--prompts")) == sorted(PROMPTS)
+    (tmp_path / "mine").symlink_to(place.prompts / "truth" / "prompt")
+    (tmp_path / ".tone.1234.tmp").symlink_to(place.prompts / "tone")
+    assert list(named_prompts(str(tmp_path), "--prompts")) == ["mine"], "a link has its own name, a leftover has none"
+    assert locate("prompt", str(place.prompts / "truth"), "x") == [place.prompts / "truth" / "prompt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"prompt": "ton", "text": "x"}, "no prompt 'ton'; did you mean `tone`? There are, each named by its directory: gap,"),
+        ({"prompt": [["tone"]], "text": "x"}, "no prompt ['tone']"),
+        ({"text": "x"}, "names no prompt"),
+        ({"prompt": "tone", "txt": "x"}, "no field 'text'; there are prompt, txt"),
+        ({"prompt": "truth", "claim": {}}, "no field 'claim.text'"),
+        ({"prompt": "tone", "text": None}, "field 'text' is empty (null)"),
+        ({"prompt": "tone", "input": 7}, "`input` is a int"),
+        ({"prompt": "tone", "input": "\ud800"}, "half of a surrogate pair"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_is_named_and_nothing_is_written(
+    place: Place, tmp_path: Path, line: dict[str, Any], words: str
+) -> None:
+    source = write_lines(tmp_path, [LINES[0], LINES[1], line])
+    to = tmp_path / "out.jsonl"
+    said = t5_pipeline("predict", "--model", place.model, "--prompts", place.prompts, "--input", source, "--output", to)
+    assert said.code == 2
+    assert words in said.err
+    assert f"{source}:3: " in said.err
+    assert said.err.count("\n") == 1
+    assert not to.exists()
+
+
+def _other_weights(model: Path, prompts: Path) -> None:
+    t5 = init_t5(load_t5(model).shape, seed=6)
+    write_model(model, t5, Vocabulary.load(model), ModelMetadata())
+
+
+def _fewer_sentinels(model: Path, prompts: Path) -> None:
+    config = model / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"extra_ids": 90}))
+
+
+def _no_rows(model: Path, prompts: Path) -> None:
+    (prompts / "tone" / "prompt.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_other_weights, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
+        (_fewer_sentinels, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
+        (_no_rows, "prompt.safetensors: not there"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    place: Place, tmp_path: Path, change: Callable[[Path, Path], None], words: str
+) -> None:
+    for directory in (place.model, place.prompts):
+        shutil.copytree(directory, tmp_path / directory.name)
+    change(tmp_path / "model", tmp_path / "prompts")
+    source = tmp_path / "mixed.jsonl"
+    source.write_text("\n" + json.dumps(LINES[1]) + "\n")
+    said = t5_pipeline(
+        "predict", "--model", tmp_path / "model", "--prompts", tmp_path / "prompts", "--input", source,
+        "--output", tmp_path / "out.jsonl",
+    )  # fmt: skip
+    assert said.code == 2
+    assert words in said.err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_prompt_that_no_line_asks_for_may_belong_to_another_model(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.prompts, tmp_path / "prompts")
+    info = place.loaded["gap"].info.model_copy(update={"base_model_digest": "00" * 32})
+    Prompt(place.loaded["gap"].rows_PD, info).save(tmp_path / "prompts" / "gap")
+    asked = [line for line in LINES if line["prompt"] != "gap"]
+    other = Place(place.model, tmp_path / "prompts", place.loaded, place.vocabulary)
+    assert len(other.predict("--input", write_lines(tmp_path, asked))) == len(asked)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--output", "nowhere/out.jsonl"], "nowhere/out.jsonl cannot be written"),
+    (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    (["--prompts", "nowhere"], "nowhere does not exist"),
+    (["--prompts", "tests"], "tests holds no prompt"),
+    (["--model", "runs/nowhere"], "than runs/nowhere, no directory here and so a model on the hub"),
+])  # fmt: skip
+def test_wrong_places(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
+    given = ["--model", place.model, "--prompts", place.prompts, "--input", write_lines(tmp_path), *flags]
+    said = t5_pipeline("predict", *given)
+    assert said.code == 2
+    assert words in said.err
+
+
+def test_rows_of_another_width_are_refused(place: Place) -> None:
+    info = place.loaded["tone"].info.model_copy(update={"width": 16})
+    with pytest.raises(InputError, match=r"has rows of width 16, and .* is 32 wide"):
+        Server.load(str(place.model), {"tone": Prompt(torch.ones(3, 16), info)})
+
+
+def test_predict_scores_as_evaluate_does(finished: Tiny, tmp_path: Path) -> None:
+    """The same prompts on the same rows: the confusion that `evaluate` counted, from what `predict` answered."""
+    cells = {row["cell"]: row for row in scores(finished.run / "evaluate") if row["method"] == "prompt tuning"}
+    rows = [dict(row) for row in read_rows(finished.data / "rows" / "test.jsonl")][:8]
+    for model in ("lm_adapt", "sentinel"):
+        lines = [{"prompt": cell, **row} for cell in cells if cell.startswith(f"model={model},") for row in rows]
+        assert len(lines) == 16
+        said = t5_pipeline(
+            "predict", "--model", finished.run / model, "--prompts", finished.run / "prompt_tune", "--precision", "fp32",
+            "--input", write_lines(tmp_path, lines), "--batch-size", 5,
+        )  # fmt: skip
+        answers = [json.loads(line) for line in said.out.splitlines()]
+        for cell in {line["prompt"] for line in lines}:
+            labels = cells[cell]["labels"]
+            counted = [[0] * (len(labels) + 1) for _ in labels]
+            for line, found in zip(lines, answers, strict=True):
+                if line["prompt"] == cell:
+                    counted[labels.index(line["label"])][labels.index(found["output"])] += 1
+            assert counted == cells[cell]["confusion"]
+
+
+def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
+    texts = [text for _, text in documentation("textwrap")][:6]
+    rows = [{"doc": {"text": text}, "kind": kind} for text in texts for kind in ("a", "b")]
+    write_rows(tmp_path / "train.jsonl", rows)
+    (tmp_path / "held").mkdir()
+    write_rows(tmp_path / "held" / "dev.jsonl", rows[:4])
+    given = [
+        "tune", "--model", place.model, "--train", tmp_path / "train.jsonl", "--inputs", "say: {doc.text}",
+        "--targets", "{kind}", "--labels", "a, b", "--validation", tmp_path / "held" / "dev.jsonl", "--steps", 2,
+        "--prompt-length", 3, "--batch-size", 4, "--precision", "fp32", "--max-input-length", 16, "--threads", 1,
+        "--output-dir", tmp_path / "letters",
+    ]  # fmt: skip
+    said = t5_pipeline(*given)
+    assert said.code == 0, said.err
+    assert f"t5-pipeline predict --model {place.model} --prompts {tmp_path / 'letters'}" in said.err
+    prompt = Prompt.load(tmp_path / "letters" / "prompt")
+    assert (prompt.info.task.name, prompt.info.task.labels, prompt.info.step) == ("letters", ["a", "b"], 2)
+    kept = yaml.safe_load((tmp_path / "letters" / ".state" / "task.yaml").read_text())
+    assert kept["splits"] == {"train": "train.jsonl", "validation": "held/dev.jsonl"}
+
+    tuned = Place(place.model, tmp_path / "letters", {}, place.vocabulary)
+    (answer,) = tuned.predict("--input", write_lines(tmp_path, [{"doc": {"text": "Wrap it."}}]))
+    assert answer["prompt"] == "letters"
+    assert answer["output"] in ("a", "b")
+
+    again = t5_pipeline(*given[:-1], tmp_path / "letters", "--seed", 1)
+    assert again.code == 2, "the stage's own exit code: results of other settings are there"
+    assert Prompt.load(tmp_path / "letters" / "prompt").info.seed == 0
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--train", "nowhere.jsonl"], "--train: nowhere.jsonl does not exist"),
+    (["--validation", "nowhere.jsonl"], "--validation: nowhere.jsonl does not exist"),
+    (["--launch", "nowhere.yaml"], "nowhere.yaml: there is no such accelerate configuration"),
+    (["--steps", "-1"], "--steps: "),
+    (["--prompt-init", "text"], "`prompt_init: text` and `init_text` go together"),
+])  # fmt: skip
+def test_tune_refuses_bad_input_before_it_writes(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
+    write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}])
+    given = ["--model", place.model, "--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
+    said = t5_pipeline("tune", *given, "--output-dir", tmp_path / "out", *flags)
+    assert said.code == 2
+    assert words in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tune_leaves_nothing_where_the_stage_refuses(place: Place, tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}])
+    given = ["--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
+    assert t5_pipeline("tune", "--model", tmp_path / "no", *given, "--output-dir", tmp_path / "out").code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_of_the_same_labels_vote(place: Place, tmp_path: Path) -> None:
+    """The vote is made of what each answers alone, in lines that are mixed with others."""
+    for copy, seed in (("tone2", 3), ("tone3", 4)):
+        rows = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
+        info = place.loaded["tone"].info.model_copy(update={"prompt_length": 5})
+        Prompt(rows, info).save(tmp_path / "prompts" / copy)
+    for name in PROMPTS:
+        shutil.copytree(place.prompts / name, tmp_path / "prompts" / name)
+    voters = ["tone", "tone2", "tone3"]
+    texts = [f"number {i} of {i * i}" for i in range(12)]
+    lines = [{"prompt": voters, "text": text} for text in texts] + [{"prompt": "words", "text": texts[0]}]
+    write_rows(tmp_path / "lines.jsonl", lines)
+    write_rows(tmp_path / "alone.jsonl", [{"prompt": name, "text": text} for text in texts for name in voters])
+    there = Place(place.model, tmp_path / "prompts", place.loaded, place.vocabulary)
+    *voted, _ = there.predict("--input", tmp_path / "lines.jsonl")
+    alone = there.predict("--input", tmp_path / "alone.jsonl")
+    for i, line in enumerate(voted):
+        own = [answer["output"] for answer in alone[3 * i : 3 * i + 3]]
+        assert line["votes"] == {label: own.count(label) for label in line["votes"]}
+        assert (line["prompt"], line["output"]) == (voters, max(set(own), key=own.count))
+
+    write_rows(tmp_path / "other.jsonl", [{"prompt": ["tone", "truth"], "text": "x", "claim": {"text": "y"}}])
+    said = t5_pipeline(
+        "predict", "--model", place.model, "--prompts", tmp_path / "prompts", "--input", tmp_path / "other.jsonl"
+    )
+    assert said.code == 2
+    assert "other.jsonl:1: prompts `tone` and `truth` have other labels, so they cannot vote" in said.err
+
+
+def test_neighbours_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:
+    """A row that is a piece's own embedding, larger, is nearest to that piece."""
+    table = load_t5(place.model).shared.weight.detach()
+    info = place.loaded["tone"].info.model_copy(update={"prompt_length": 2})
+    Prompt(3 * table[[40, 77]], info).save(tmp_path / "mine")
+    said = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model, "--top", 2, "--json")
+    (rows,) = json.loads(said.out).values()
+    names = place.vocabulary.names()
+    assert [row[0] for row in rows] == [[names[40], 1.0], [names[77], 1.0]]
+    plain = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model)
+    assert plain.out.splitlines()[1].split()[:3] == ["1", names[40], "1.000"]

@@ -1,0 +1,228 @@
+"""The methods beside prompt tuning, run as stages and scored in one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.evaluation.ensemble import vote
+from t5_pipeline.evaluation.predict import Outputs
+from t5_pipeline.methods.mixture import Mixture
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.methods.text_prompt import TextPrompt
+from tests.tiny_run import Tiny, refused, scores, stage
+
+TRAINED = (
+    "--steps", 4, "--batch-size", 4, "--max-input-length", 32, "--max-target-length", 8, "--validate-every", 2,
+    "--validation-limit", 6, "--checkpoint-every", 2, "--precision", "fp32", "--threads", 1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Task files, and one artifact of each method on the same adapted T5."""
+    path = tmp_path_factory.mktemp("methods")
+    rows = str(finished.data / "rows")
+    about: dict[str, Any] = {
+        "data": rows,
+        "inputs": "about: {text}",
+        "targets": "{label}",
+        "labels": ["files", "numbers"],
+    }
+    (path / "about.yaml").write_text(json.dumps(about | {"metrics": ["accuracy", "macro_f1"]}))
+    (path / "short.yaml").write_text(
+        json.dumps(about | {"inputs": "{name}", "splits": {"train": "train[:20]", "test": "test"}})
+    )
+    (path / "name.yaml").write_text(
+        json.dumps({"data": rows, "inputs": "{text}", "targets": "{name}", "metrics": ["token_f1"]})
+    )
+    for kind, name, more in (
+        ("prompt_mixture", "mixture", ("--components", 3, "--prompt-length", 2)),
+        ("prompt_mixture", "free", ("--components", 2, "--prompt-length", 2, "--prompt-init", "vocabulary")),
+        ("peft_tune", "prefix", ("--method", "prefix_tuning", "--virtual-tokens", 3)),
+        ("peft_tune", "p", ("--method", "p_tuning", "--virtual-tokens", 3)),
+    ):
+        task = path / ("name.yaml" if name == "free" else "about.yaml")
+        run(finished, kind, path / name, "--task", task, *TRAINED, *more)
+    words = (
+        "--shots",
+        2,
+        "--max-input-length",
+        96,
+        "--templates",
+        "{input}",
+        "{input} It is about",
+        "--validation-limit",
+        6,
+    )
+    run(
+        finished,
+        "prompt_design",
+        path / "words",
+        "--task",
+        path / "about.yaml",
+        *words,
+        "--precision",
+        "fp32",
+        "--threads",
+        1,
+    )
+    return path
+
+
+def run(finished: Tiny, kind: str, output: Path, *more: object) -> None:
+    ended = stage(kind, "--model", finished.run / "lm_adapt", *more, "--output-dir", output)
+    assert ended.code == 0, ended.err
+
+
+def evaluated(output: Path, *more: object) -> list[dict[str, Any]]:
+    ended = stage("evaluate", *more, "--limit", 9, "--precision", "fp32", "--threads", 1, "--max-output-length", 6,
+                  "--output-dir", output)  # fmt: skip
+    assert ended.code == 0, ended.err
+    return scores(output)
+
+
+def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    for seed in (0, 1):
+        (prompts / f"seed{seed}").symlink_to(finished.run / "prompt_tune" / f"model=lm_adapt,seed={seed}")
+    rows = evaluated(
+        tmp_path / "scores", "--prompts", prompts, "--mixtures", place / "mixture", "--text-prompts", place / "words",
+        "--adapters", place / "prefix", "--also-on", place / "short.yaml",
+    )  # fmt: skip
+    own = [row for row in rows if row["task"] == "about"]
+    assert [row["method"] for row in own] == [
+        "no prompt", "majority class", "prompt tuning", "prompt tuning", "prompt mixture", "prompt design",
+        "prefix tuning", "ensemble",
+    ]  # fmt: skip
+    assert [row["method"] for row in rows if row["task"] == "short"] == [row["method"] for row in own]
+    by_method = {row["method"]: row for row in own}
+    assert by_method["prompt design"]["variant"] == "2 shots"
+    assert by_method["prompt mixture"]["variant"] == "3 prompts"
+    assert by_method["ensemble"]["variant"] == "2 prompts"
+    assert {method: row["trained"] for method, row in by_method.items() if "trained" in row} == {
+        "no prompt": 0, "majority class": 0, "prompt design": 0, "prompt tuning": 4 * 32, "ensemble": 2 * 4 * 32,
+        "prompt mixture": 3 * (2 * 32 + 1), "prefix tuning": 3 * 2 * 32,
+    }  # fmt: skip
+    for row in own:
+        assert set(row["metrics"]) == {"accuracy", "macro_f1"}
+        if row["method"] != "majority class":
+            assert sum(row["illegal_by_label"]) == pytest.approx(row["illegal"] * 9)
+    for row in rows:
+        shifted = row["task"] == "short" and row["method"] not in ("no prompt", "majority class")
+        assert row.get("trained_on") == ("about" if shifted else None)
+    neighbours = by_method["prompt tuning"]["neighbours"]
+    assert [len(row) for row in neighbours] == [5] * 4
+    assert "neighbours" not in by_method["ensemble"]
+
+
+def test_an_ensemble_is_the_vote_of_its_prompts_and_company_changes_no_answer(
+    finished: Tiny, place: Path, tmp_path: Path
+) -> None:
+    """Scored alone, each prompt answers as it does among the others, and the vote is made of just these answers."""
+    rows = scores(finished.run / "evaluate")
+    single = [row for row in rows if row["method"] == "prompt tuning" and row["model"] == "lm_adapt"]
+    (ensemble,) = [row for row in rows if row["method"] == "ensemble" and row["model"] == "lm_adapt"]
+    told = [{s["input"]: s["output"] for s in row["samples"]} for row in single]
+    inputs = [s["input"] for s in ensemble["samples"]]
+    voted = vote([Outputs([answers[text] for text in inputs], []) for answers in told])
+    same = [a == b for a, b in zip(voted.texts, [s["output"] for s in ensemble["samples"]], strict=True)]
+    agreed = [told[0][text] == told[1][text] for text in inputs]
+    assert all(ok for ok, clear in zip(same, agreed, strict=True) if clear)
+    for row in single:
+        (alone,) = [
+            found
+            for found in evaluated(
+                tmp_path / row["cell"], "--prompts", finished.run / "prompt_tune" / row["cell"], "--no-baselines"
+            )
+            if found["method"] == "prompt tuning"
+        ]
+        mine = {s["input"]: s["output"] for s in row["samples"]}
+        assert all(mine[s["input"]] == s["output"] for s in alone["samples"] if s["input"] in mine)
+
+
+def test_a_mixture_keeps_prompts_that_can_be_used_alone(finished: Tiny, place: Path, tmp_path: Path) -> None:
+    mixture = Mixture.load(place / "mixture" / "mixture")
+    assert [prompt.info.seed for prompt in mixture.prompts] == [0, 1, 2]
+    assert sum(mixture.weights) == pytest.approx(1)
+    assert len(set(mixture.weights)) == 3
+    assert set(mixture.scores) == {"accuracy", "macro_f1"}
+
+    # With all the weight on one of them, it answers as that one does.
+    Mixture(mixture.prompts, [0.0, 1.0, 0.0]).save(tmp_path / "mixture")
+    (one,) = evaluated(tmp_path / "one", "--mixtures", tmp_path / "mixture", "--no-baselines")
+    mixture.prompts[1].save(tmp_path / "prompt")
+    (alone,) = evaluated(tmp_path / "alone", "--prompts", tmp_path / "prompt", "--no-baselines")
+    assert [s["output"] for s in one["samples"]] == [s["output"] for s in alone["samples"]]
+    assert (one["metrics"], one["illegal"]) == (alone["metrics"], alone["illegal"])
+
+
+def test_a_mixture_for_free_text_gives_an_output_of_one_of_its_prompts(place: Path, tmp_path: Path) -> None:
+    (mixed,) = evaluated(tmp_path / "mixed", "--mixtures", place / "free", "--no-baselines")
+    own = []
+    for number, prompt in enumerate(Mixture.load(place / "free" / "mixture").prompts):
+        prompt.save(tmp_path / str(number))
+        (row,) = evaluated(tmp_path / f"scores{number}", "--prompts", tmp_path / str(number), "--no-baselines")
+        own.append([sample["output"] for sample in row["samples"]])
+    for sample, *candidates in zip(mixed["samples"], *own, strict=True):
+        assert sample["output"] in candidates
+
+
+def test_more_steps_go_on_where_training_ended(finished: Tiny, place: Path, tmp_path: Path) -> None:
+    for kind, artifact, more in (
+        ("prompt_mixture", "mixture", ("--components", 2, "--prompt-length", 2)),
+        ("peft_tune", "adapter", ("--method", "p_tuning", "--virtual-tokens", 3)),
+    ):
+        for name, all_steps in (("parts", (3, 6)), ("whole", (6,))):
+            for steps in all_steps:
+                given = [*TRAINED[2:], "--steps", steps, *more]
+                run(finished, kind, tmp_path / kind / name, "--task", place / "about.yaml", *given)
+        parts, whole = (tmp_path / kind / name / artifact for name in ("parts", "whole"))
+        assert artifact_digest(artifact, parts) == artifact_digest(artifact, whole)
+
+
+def test_the_wording_that_is_best_on_the_validation_rows_is_taken(place: Path) -> None:
+    prompt = TextPrompt.load(place / "words" / "text_prompt")
+    assert prompt.template in ("{input}", "{input} It is about")
+    assert len(prompt.demonstrations) == 2
+    assert {text.rpartition(" ")[2] for text in prompt.demonstrations} == {"files", "numbers"}
+    assert set(prompt.scores) == {"accuracy", "macro_f1"}
+
+
+def test_an_adapter_holds_its_numbers_in_peft_s_own_file(place: Path) -> None:
+    for name, width in (("prefix", 2 * 32), ("p", 32)):
+        (tensor,) = load_file(place / name / "adapter" / "adapter_model.safetensors").values()
+        assert list(tensor.shape) == [3, width]
+        assert np.isfinite(tensor.numpy()).all()
+        assert not list((place / name / "adapter").glob("*.bin"))
+
+
+def test_what_cannot_be_scored_is_said(finished: Tiny, place: Path, tmp_path: Path) -> None:
+    common = ("--precision", "fp32", "--threads", 1, "--output-dir", tmp_path / "x")
+    refused(stage("evaluate", *common), ".*there is nothing to score; give one of prompts, tuned_models,.*")
+    refused(
+        stage("evaluate", "--tuned-models", finished.run / "lm_adapt", *common),
+        ".*was tuned on no task; tuned_models takes.*",
+    )
+    prompts = finished.run / "prompt_tune" / "model=lm_adapt,seed=0"
+    asked = ("--metrics", "about=referent")
+    refused(
+        stage("evaluate", "--prompts", prompts, *asked, *common),
+        r"metrics\.about: .*`referent` needs the task's `holds`.*",
+    )
+    refused(
+        stage("evaluate", "--prompts", prompts, "--also-on", place / "name.yaml", *common),
+        r"also_on: nothing scored here was made for the answers of name \(free text\); there are about: files, numbers.*",
+    )
+    mixture = place / "mixture" / "mixture"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "mixture.json").write_text((mixture / "mixture.json").read_text().replace("0.3", "0.9"))
+    refused(stage("evaluate", "--mixtures", tmp_path / "broken", *common), ".*its weights do not add up to 1.*")
+    assert Prompt.load(mixture / "0").info.prompt_length == 2

@@ -1,0 +1,80 @@
+"""What is published is what scored best on the validation rows, also when the run is stopped on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.methods.soft_prompt import Prompt
+from tests.tiny_run import Outcome, Tiny, refused, stage
+
+COMMON = (
+    "--batch-size", 4, "--max-input-length", 32, "--precision", "fp32", "--threads", 1, "--validate-every", 2,
+    "--validation-limit", 12, "--checkpoint-every", 3,
+)  # fmt: skip
+
+
+@pytest.fixture
+def task(finished: Tiny, tmp_path: Path) -> Path:
+    path = tmp_path / "about.yaml"
+    info = Prompt.load(next((finished.run / "prompt_tune").glob("*/prompt"))).info
+    path.write_text(info.task.model_dump_json())
+    return path
+
+
+def tune(finished: Tiny, task: Path, output: Path, *more: object) -> Outcome:
+    model = finished.run / "lm_adapt"
+    prompt = ("--prompt-length", 3, "--learning-rate", 3, "--task", task)
+    return stage("prompt_tune", "--model", model, *prompt, *COMMON, *more, "--output-dir", output)
+
+
+def validations(directory: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["scores"][""]["accuracy"] for row in rows if row.get("split") == "validation"}
+
+
+def test_the_best_step_is_published_and_says_so(finished: Tiny, task: Path, tmp_path: Path) -> None:
+    assert tune(finished, task, tmp_path / "best", "--steps", 10).code == 0
+    measured = validations(tmp_path / "best")
+    assert list(measured) == [2, 4, 6, 8, 10]
+    best = Prompt.load(tmp_path / "best" / "prompt")
+    assert best.info.step == min(measured, key=lambda step: (-measured[step], step))
+    assert best.info.scores["accuracy"] == measured[best.info.step]
+
+    # It has the rows that a run which ends there has.
+    assert tune(finished, task, tmp_path / "short", "--steps", best.info.step, "--select", "last").code == 0
+    short = Prompt.load(tmp_path / "short" / "prompt")
+    assert short.rows_PD.equal(best.rows_PD)
+    assert (short.info.step, short.info.scores) == (best.info.step, {})
+
+    # And a run that is ended and continued keeps what one in one go keeps.
+    for steps in (5, 10):
+        assert tune(finished, task, tmp_path / "parts", "--steps", steps).code == 0
+    digests = [artifact_digest("prompt", tmp_path / name / "prompt") for name in ("best", "parts")]
+    assert digests[0] == digests[1]
+
+
+def test_early_stopping_ends_the_run_and_leaves_it_done(finished: Tiny, task: Path, tmp_path: Path) -> None:
+    ended = tune(finished, task, tmp_path / "early", "--steps", 40, "--patience", 2)
+    assert ended.code == 0, ended.err
+    measured = list(validations(tmp_path / "early").values())
+    assert len(measured) < 20
+    assert max(measured[:-2]) >= max(measured[-2:])
+    again = tune(finished, task, tmp_path / "early", "--steps", 40, "--patience", 2)
+    assert "nothing to do" in again.out
+
+
+def test_a_task_without_validation_rows(finished: Tiny, task: Path, tmp_path: Path) -> None:
+    settings = json.loads(task.read_text())
+    settings["splits"] = {"train": "train"}
+    task.write_text(json.dumps(settings))
+    said = tune(finished, task, tmp_path / "none", "--steps", 2)
+    refused(said, r"tasks\.about\.splits: has no `validation`, .* set `select: last`")
+    assert not (tmp_path / "none").exists()
+    assert tune(finished, task, tmp_path / "last", "--steps", 2, "--select", "last").code == 0
+    refused(
+        tune(finished, task, tmp_path / "x", "--select", "last", "--patience", 1), ".*`patience` needs validation.*"
+    )

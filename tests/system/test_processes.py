@@ -1,0 +1,99 @@
+"""Several processes, really launched by accelerate: they train as one, and a launch that gives fewer is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from t5_pipeline.execution.launcher import ranks
+from tests.tiny_run import ROOT, Tiny, accelerate_launch, command, listing, metrics, newest_checkpoint, stage
+
+CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
+
+
+def by_hand(finished: Tiny, output: Path) -> list[object]:
+    """LM adaptation in fp32 without dropout, whose global batch of 7 two processes cannot share evenly."""
+    return [
+        "--model", finished.run / "pretrain", "--tokens", finished.run / "prepare", "--steps", 10, "--batch-size", 7,
+        "--segment-length", 48, "--precision", "fp32", "--threads", 1, "--log-every", 2, "--schedule", "constant",
+        "--warmup-steps", 0, "--learning-rate", 0.02, "--validation-batches", 1, "--output-dir", output,
+    ]  # fmt: skip
+
+
+def test_two_processes_train_as_one(finished: Tiny, tmp_path: Path) -> None:
+    launched = accelerate_launch(CPU_DDP, "lm_adapt", *by_hand(finished, tmp_path / "two"))
+    assert launched.code == 0, launched.err
+    assert launched.err.count("step 10/10") == 1, "one process speaks for both"
+    assert stage("lm_adapt", *by_hand(finished, tmp_path / "one")).code == 0
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    start = load_file(finished.run / "pretrain" / "model" / "model.safetensors")
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        # Adafactor divides by the size of a gradient: where that is rounding, steps differ by more than rounding.
+        assert (weight - two[name]).norm() <= 2e-3 * weight.norm(), name
+    assert any((weight - start[name]).norm() > 1e-2 * weight.norm() for name, weight in one.items())
+    assert any(not weight.equal(two[name]) for name, weight in one.items()), "sums in another order: they were two"
+    for mine, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    # How many processes there were is no part of the result: one goes on with what two began.
+    more = [*by_hand(finished, tmp_path / "two"), "--steps", 12]
+    assert "step 12/12" in stage("lm_adapt", *more).err
+
+
+@pytest.mark.parametrize("distributed_type", ["MULTI_CPU", "NO"])
+def test_a_launch_that_starts_one_process_in_silence_is_refused(
+    finished: Tiny, tmp_path: Path, distributed_type: str
+) -> None:
+    configuration = yaml.safe_load(CPU_DDP.read_text()) | {"distributed_type": distributed_type}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(configuration))
+    before = listing(tmp_path)
+    launched = accelerate_launch(tmp_path / "one.yaml", "lm_adapt", *by_hand(finished, tmp_path / "out"))
+    assert launched.code != 0
+    (said,) = [line for line in launched.err.splitlines() if line.startswith("error: ")]
+    assert "accelerate started one process where its configuration asks for several" in said
+    assert "accelerate_configs/cpu_ddp.yaml" in said
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_are_whole(path: Path) -> None:
+    """accelerate reads each of them, and leaves precision to the stages."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(path))
+    assert loaded.mixed_precision == "no"
+    assert loaded.num_processes >= 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_two_processes_under_the_runner_are_stopped_and_go_on(tiny: Tiny, signum: signal.Signals) -> None:
+    """SIGTERM reaches every rank by way of the runner, past accelerate; SIGKILL hits one rank and ends the other."""
+    steps = ("--set", f"lm_adapt.launch={CPU_DDP}", "--set", "lm_adapt.checkpoint_every=20", "--until", "lm_adapt")
+    words = command("run", tiny.recipe, "--run-dir", tiny.run, *steps, "--set", "lm_adapt.steps=100000")
+    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while newest_checkpoint(tiny) < 40:
+        assert running.poll() is None
+        time.sleep(0.01)
+    both = ranks(running.pid, "lm_adapt.py")
+    assert len(both) == 2
+    os.kill(running.pid if signum == signal.SIGTERM else both[1], signum)
+    _, said = running.communicate(timeout=60)
+    assert not [rank for rank in both if psutil.pid_exists(rank)]
+    newest = newest_checkpoint(tiny)
+    if signum == signal.SIGTERM:
+        assert running.returncode == 128 + signum, said
+        assert f"■ lm_adapt: stopped by SIGTERM after step {newest:,}, which is saved; run the same command" in said
+    else:
+        assert running.returncode not in (0, 2), said
+    again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", newest + 2)
+    assert again.code == 0, again.err
+    assert tiny.manifests()["lm_adapt"].step == newest + 2

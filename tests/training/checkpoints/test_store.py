@@ -1,0 +1,316 @@
+"""Checkpoints come back as they were, or are passed over, or say what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.training.checkpoints.format import Checkpoint
+from t5_pipeline.training.checkpoints.store import Checkpoints
+from t5_pipeline.training.checkpoints.tensor_shards import TensorShard, assemble, share
+from t5_pipeline.training.distributed.collectives import HostCollectives
+
+TENSORS = {
+    "model/w": torch.randn(30, 40, generator=torch.Generator().manual_seed(0)),
+    "model/turned": torch.arange(12.0).reshape(3, 4).t(),
+    "optimizer/w/step": torch.tensor(7),
+    "model/narrow": torch.tensor([1.5, -2.0]).bfloat16(),
+    "stats": torch.zeros(0, 3, dtype=torch.float64),
+}
+PIECES = [TensorShard.whole(name, tensor) for name, tensor in TENSORS.items()]
+
+
+def saved(directory: Path, *steps: int, fingerprint: str = "f", **keep: Any) -> Checkpoints:
+    checkpoints = Checkpoints(directory / "checkpoints", fingerprint, **{"keep_last": 3, **keep})
+    for step in steps:
+        checkpoints.save(step, PIECES, {"elapsed_s": 0.1 + step})
+    checkpoints.wait()
+    return checkpoints
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What is logged; stages keep their logger's words to themselves."""
+    logger = logging.getLogger("t5-pipeline")
+    before, logger.propagate = logger.propagate, True
+    with caplog.at_level(logging.WARNING):
+        yield caplog
+    logger.propagate = before
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    latest = saved(tmp_path, 10, 20).latest()
+    assert latest is not None
+    assert (latest.step, latest.scalars) == (20, {"elapsed_s": 20.1})
+    found = latest.tensors()
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape == latest.shape(name)
+        assert torch.equal(found[name], tensor)
+    assert latest.tensors("model/").keys() == {"w", "turned", "narrow"}
+
+
+class Ring(HostCollectives):
+    """HostCollectives between threads of one process, each of which stands for a process."""
+
+    def __init__(self, rank: int, world: int, shared: dict[str, Any]) -> None:
+        self.rank, self.world, self.shared = rank, world, shared
+
+    def all_reduce_max(self, number: int) -> int:
+        self.shared["said"][self.rank] = number
+        self.shared["barrier"].wait()
+        found = max(self.shared["said"])
+        self.shared["barrier"].wait()
+        return int(found)
+
+    def broadcast(self, number: int) -> int:
+        return self.all_reduce_max(number if self.rank == 0 else -1)
+
+
+def together(world: int, directory: Path) -> list[Checkpoints]:
+    shared = {"said": [0] * world, "barrier": threading.Barrier(world)}
+    return [Checkpoints(directory, "f", control_group=Ring(rank, world, shared)) for rank in range(world)]
+
+
+@given(cuts=st.lists(st.integers(0, 1200), max_size=6), reads=st.lists(st.integers(0, 1200), min_size=2, max_size=2))
+def test_any_stretch_of_a_tensor_that_was_saved_in_pieces(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], reads: list[int]
+) -> None:
+    """Whoever held which part when it was saved, whoever reads which part."""
+    directory = tmp_path_factory.mktemp("pieces")
+    flat = TENSORS["model/w"].flatten()
+    edges = sorted({0, *cuts, len(flat)})
+    shards = [TensorShard("w", (30, 40), a, flat[a:b]) for a, b in itertools.pairwise(edges)]
+    checkpoints = Checkpoints(directory, "f")
+    checkpoints.save(1, shards, {})
+    checkpoints.wait()
+    start, stop = sorted(reads)
+    found = checkpoints.at(1)
+    assert torch.equal(found.read("w", start, stop), flat[start:stop])
+    assert torch.equal(found.tensor("w"), TENSORS["model/w"])
+    assert torch.equal(assemble(shards)["w"], TENSORS["model/w"])
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=20), world=st.integers(1, 5))
+def test_what_all_hold_is_saved_once_and_shared_out(sizes: list[int], world: int) -> None:
+    shards = [TensorShard.whole(str(index), torch.zeros(size)) for index, size in enumerate(sizes)]
+    shares = [share(shards, rank, world) for rank in range(world)]
+    assert sorted(shard.name for mine in shares for shard in mine) == sorted(shard.name for shard in shards)
+    loads = [sum(shard.values_N.numel() for shard in mine) for mine in shares]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+def test_several_processes_write_one_checkpoint_and_another_number_reads_it(tmp_path: Path) -> None:
+    def halves(rank: int) -> list[TensorShard]:
+        w = TENSORS["model/w"].flatten()
+        return [TensorShard("model/w", (30, 40), 600 * rank, w[600 * rank : 600 * (rank + 1)]), *PIECES[1:]]
+
+    threads = [
+        threading.Thread(target=lambda c=c, r=r: (c.save(5, halves(r), {"a": 1}), c.wait()))  # type: ignore[misc]
+        for r, c in enumerate(together(2, tmp_path))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    found = Checkpoints(tmp_path, "f").latest()
+    assert found is not None
+    assert {path.name for path in found.path.iterdir()} == {
+        "state.json", "rank-00000.json", "rank-00000.safetensors", "rank-00001.json", "rank-00001.safetensors"
+    }  # fmt: skip
+    for name, tensor in TENSORS.items():
+        assert torch.equal(found.tensor(name), tensor)
+
+
+def test_a_part_that_one_process_cannot_write_fails_for_all_and_leaves_the_older_ones(tmp_path: Path) -> None:
+    saved_before = Checkpoints(tmp_path, "f")
+    saved_before.save(1, PIECES, {})
+    saved_before.wait()
+    said: dict[int, str] = {}
+
+    def full() -> None:
+        raise OSError("no space left")
+
+    def write(rank: int, checkpoints: Checkpoints) -> None:
+        try:
+            checkpoints.save(2, PIECES, {}, before=full)  # the first process alone comes to it
+            checkpoints.wait()
+        except InputError as error:
+            said[rank] = str(error)
+
+    threads = [threading.Thread(target=write, args=(r, c)) for r, c in enumerate(together(2, tmp_path))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert "cannot be written (no space left)" in said[0]
+    assert "another process could not write its part" in said[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_training_goes_on_with_a_copy_behind_it(tmp_path: Path) -> None:
+    """What changes after the call is not what is written, and the call does not wait for the disk."""
+    weight, slow = torch.zeros(1000), threading.Event()
+    checkpoints = Checkpoints(tmp_path, "f")
+    checkpoints.save(3, [TensorShard.whole("w", weight)], {}, before=lambda: slow.wait(20) and None)
+    weight += 1
+    assert checkpoints.steps() == []
+    slow.set()
+    checkpoints.wait()
+    assert checkpoints.at(3).tensor("w").abs().sum() == 0
+
+
+def test_the_newest_of_no_later_step(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10, 20, 30)
+    for at_most, expected in ((30, 30), (29, 20), (20, 20)):
+        latest = checkpoints.latest(at_most)
+        assert latest is not None
+        assert latest.step == expected
+    assert checkpoints.latest(9) is None
+
+
+def test_nothing_saved_is_no_checkpoint(tmp_path: Path) -> None:
+    assert saved(tmp_path).latest() is None
+    with pytest.raises(InputError, match="no checkpoint of step 5; there are: none"):
+        saved(tmp_path).at(5)
+
+
+def test_a_step_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint of step 15; there are: 10, 2,000"):
+        saved(tmp_path, 10, 2000).at(15)
+
+
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00000.json", "state.json"])
+@pytest.mark.parametrize("damage", ["flip first", "flip middle", "flip last", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    tmp_path: Path, heard: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    checkpoints = saved(tmp_path, 10, 20)
+    path = tmp_path / "checkpoints" / "step-00000020" / name
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-7])
+    else:
+        # The last byte of a JSON file is a line end, which means nothing: flip the one before it.
+        index = {"flip first": 0, "flip middle": len(content) // 2, "flip last": len(content) - 2}[damage]
+        content[index] ^= 0x04
+        path.write_bytes(content)
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 10
+    [warning] = heard.messages
+    assert str(path) in warning
+    with pytest.raises(InputError, match=name):
+        checkpoints.at(20)
+
+
+def test_when_none_is_intact_it_says_so_instead_of_starting_anew(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10)
+    (tmp_path / "checkpoints" / "step-00000010" / "rank-00000.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        checkpoints.latest()
+
+
+def test_a_checkpoint_of_other_settings_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
+    saved(tmp_path, 10, fingerprint="aaa")
+    with pytest.raises(InputError, match=r"step-00000010.*fingerprint aaa, now bbb"):
+        saved(tmp_path, fingerprint="bbb").latest()
+
+
+def test_pieces_that_do_not_cover_a_tensor_are_no_tensor(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "f")
+    checkpoints.save(1, [TensorShard("w", (10,), 4, torch.ones(6))], {})
+    checkpoints.wait()
+    assert checkpoints.at(1).read("w", 4, 10).sum() == 6
+    with pytest.raises(InputError, match="w is not whole"):
+        checkpoints.at(1).tensor("w")
+
+
+def test_the_newest_and_every_so_manieth_stay(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10, 20, 30, 40, 50, 60, 70, keep_last=2, keep_every=20)
+    assert checkpoints.steps() == [20, 40, 60, 70]
+    checkpoints.discard_after(40)
+    assert checkpoints.steps() == [20, 40]
+
+
+def test_the_best_stays_and_the_newest_always_does(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "f", keep_last=1, keep_best=True)
+    left = []
+    for step, score in ((1, -5.0), (2, -3.0), (3, None), (4, -4.0), (5, -2.0), (6, -9.0)):
+        checkpoints.save(step, PIECES, {}, score=score)
+        checkpoints.wait()
+        left.append(checkpoints.steps())
+    assert left == [[1], [2], [2, 3], [2, 4], [5], [5, 6]]
+    assert checkpoints.at(5).score == -2.0
+
+
+def test_an_older_one_goes_only_when_the_newer_one_is_whole(tmp_path: Path) -> None:
+    """keep_last 1: at no moment is there none."""
+    checkpoints = Checkpoints(tmp_path, "f", keep_last=1)
+    seen: list[list[int]] = []
+    for step in range(1, 6):
+        checkpoints.save(step, PIECES, {}, before=lambda: seen.append(checkpoints.steps()))
+        checkpoints.wait()
+    assert seen == [[], [1], [2], [3], [4]]
+    assert checkpoints.steps() == [5]
+
+
+def test_saving_a_step_again_replaces_it_and_sweeps_what_a_kill_left(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10)
+    leftover = tmp_path / "checkpoints" / ".step-00000020.tmp"
+    leftover.mkdir()
+    (leftover / "rank-00000.safetensors").write_bytes(b"half")
+    checkpoints.save(10, [TensorShard.whole("model/w", torch.ones(1))], {})
+    checkpoints.wait()
+    assert list(checkpoints.at(10).tensors()) == ["model/w"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_a_disk_that_is_full_leaves_the_older_ones_and_one_line(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        checkpoints.save(20, [TensorShard.whole("model/w", torch.zeros(10_000))], {})
+        with pytest.raises(InputError, match="step-00000020: cannot be written"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
+    assert checkpoints.latest() is not None
+
+
+def test_failure_in_the_background_is_known_before_it_is_asked_for(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "not" / "there", "f")
+    (tmp_path / "not").write_text("a file where a folder should be")
+    checkpoints.save(1, PIECES, {})
+    deadline = time.monotonic() + 20
+    while not checkpoints.failed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(InputError, match="cannot be written"):
+        checkpoints.save(2, PIECES, {})
+
+
+def test_nothing_but_safetensors_and_json_is_written(tmp_path: Path) -> None:
+    saved(tmp_path, 10)
+    folder = tmp_path / "checkpoints" / "step-00000010"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["rank-00000.json", "rank-00000.safetensors", "state.json"]
+    assert json.loads((folder / "state.json").read_text())["step"] == 10
+    assert isinstance(Checkpoints(folder.parent, "f").at(10), Checkpoint)

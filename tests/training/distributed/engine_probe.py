@@ -1,0 +1,67 @@
+"""What an engine holds for a frozen T5 with a bank of prompts, as one rank sees it. Run by `accelerate launch`; prints JSON.
+
+engine_probe.py PLACE        leaves PLACE/RANK.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.execution.devices import engine_asked_for, launched
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.training.distributed import make_engine
+from t5_pipeline.training.optimizers import AdamW
+
+SHAPE = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4)
+ROWS = 5
+
+
+def main(place: Path) -> None:
+    torch.set_num_threads(1)
+    task = {"data": "x", "inputs": "{a}", "targets": "{b}", "labels": ["c", "d"], "name": "t", "metrics": ["accuracy"]}
+    settings = PromptTuneConfig.model_validate({"model": "m", "task": task, "optimizer": "adamw"})
+    accelerator = launched(settings, place)
+    t5 = init_t5(SHAPE, seed=0)
+    model = PromptedT5(t5, PromptBank([torch.ones(ROWS, SHAPE.d_model)]))
+    engine = make_engine(accelerator, model, lambda trained: AdamW(trained, lr=0.01))
+    inputs_BS = torch.arange(1, 13).view(2, 6)
+
+    def loss(model: PromptedT5) -> Tensor:
+        return model(torch.zeros(2, dtype=torch.long), inputs_BS, inputs_BS[:, :4]).logsumexp(dim=-1).mean()
+
+    for _ in range(2):
+        engine.backward(engine.call(loss), last=True)
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        with_gradient = sum(p.grad is not None for p in frozen)
+        norm = float(engine.step())
+    inner: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    states = [value for state in inner.state.values() for value in state.values()]
+    moments = sum(value.numel() for value in states if value.dim())
+    found = {
+        "engine": engine_asked_for(accelerator.num_processes),
+        "world": engine.group.world,
+        "frozen": len(frozen),
+        "with_gradient": with_gradient,
+        "moments": moments,
+        "norm": norm,
+        "weights": {shard.name: [shard.start, shard.stop] for shard in engine.weights()},
+    }
+    (place / f"{accelerator.process_index}.json").write_text(json.dumps(found))
+    accelerator.wait_for_everyone()
+    # Nothing more is to be said; DeepSpeed's and gloo's threads need not be waited for.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
