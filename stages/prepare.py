@@ -1,9 +1,9 @@
 """Preparation: text to token shards, the one thing that training reads.
 
-    pieces of the corpus → SentencePiece ids, without EOS → shards, memory-mapped by training
+    chunks of the corpus → SentencePiece ids, without EOS → shards, memory-mapped by training
 
 Without a vocabulary one is trained on the corpus first. Documents that hold a validation or test input of a task under
-`decontaminate` are dropped, and counted. Each piece becomes a shard by itself, on all cores of this machine or on a Ray
+`decontaminate` are dropped, and counted. Each chunk becomes a shard by itself, on all cores of this machine or on a Ray
 cluster, with the same bytes. An interrupted preparation goes on with the shards that are not there yet.
 
 In:  a corpus, perhaps a vocabulary
@@ -20,10 +20,10 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError, Interrupted
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
-from t5_pipeline.data_prep.corpora.documents import Piece, corpus_pieces
-from t5_pipeline.data_prep.shards.local_workers import on_this_machine
-from t5_pipeline.data_prep.shards.ray_workers import on_ray
-from t5_pipeline.data_prep.shards.writer import Encoding, Events, Written, write_tokens
+from t5_pipeline.data_prep.corpora.documents import Chunk, corpus_chunks
+from t5_pipeline.data_prep.shards.local_workers import encode_locally
+from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
+from t5_pipeline.data_prep.shards.writer import Encoding, Events, Counts, write_tokens
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Stage, log
@@ -42,14 +42,14 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
         published.rename(partial)  # stopped before the manifest was written: nothing of it is lost
     progress, metrics = Progress(stage.name, None, unit="document"), MetricsLog(stage.directory / "metrics.jsonl")
 
-    def workers(encoding: Encoding, pieces: dict[int, Piece]) -> Events:
-        return on_ray(encoding, pieces, c.ray, c.threads) if c.ray else on_this_machine(encoding, pieces, c.threads)
+    def workers(encoding: Encoding, chunks: dict[int, Chunk]) -> Events:
+        return encode_on_ray(encoding, chunks, c.ray, c.threads) if c.ray else encode_locally(encoding, chunks, c.threads)
 
     with progress, metrics, StopSignal() as stop:
         metrics.truncate_after(-1)
-        begun: list[Written] = []  # what was there when this process began, which was not made in its time
+        begun: list[Counts] = []  # what was there when this process began, which was not made in its time
 
-        def show(written: Written) -> None:
+        def show(written: Counts) -> None:
             begun[:] = begun or [written]
             rate = (written.tokens - begun[0].tokens) / max(stage.seconds, 1e-9)
             row = {"step": written.documents, "tokens": written.tokens, "tokens_per_second": round(rate)}
@@ -59,7 +59,7 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
                 raise Interrupted(stop.signum)
 
         text = write_tokens(
-            pieces(c),
+            chunks(c),
             vocabulary,
             partial,
             validation_fraction=c.validation_fraction,
@@ -79,20 +79,20 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
     stage.publish("tokens", partial)
 
 
-def pieces(c: PrepareConfig) -> list[Piece]:
-    return corpus_pieces(c.corpus, text_field=c.text_field, config=c.config, split=c.split, piece_bytes=c.shard_bytes)
+def chunks(c: PrepareConfig) -> list[Chunk]:
+    return corpus_chunks(c.corpus, text_field=c.text_field, config=c.config, split=c.split, chunk_bytes=c.shard_bytes)
 
 
 def trained_vocabulary(stage: Stage[PrepareConfig], held_out: list[str]) -> Vocabulary:
     """A vocabulary trained on the beginning of the corpus, without what is held out; trained once."""
     c, place = stage.config, stage.directory / "vocabulary"
     if not place.is_dir():
-        log.info("%s: training a vocabulary of %s pieces", stage.name, f"{c.vocabulary_size:,}")
+        log.info("%s: training a vocabulary of %s chunks", stage.name, f"{c.vocabulary_size:,}")
         kept_out = Decontamination(held_out)
 
         def texts() -> Iterator[str]:
             left = c.vocabulary_characters
-            for document in (document for piece in pieces(c) for document in piece.documents()):
+            for document in (document for chunk in chunks(c) for document in chunk.documents()):
                 if left <= 0:
                     return
                 if not kept_out.found_in(document.text):

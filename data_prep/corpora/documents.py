@@ -1,7 +1,7 @@
-"""Corpora: documents, whatever they are kept in, and the pieces of a corpus that can be read each by itself.
+"""Corpora: documents, whatever they are kept in, and the chunks of a corpus that can be read each by itself.
 
-How a corpus is cut is a function of its files and of `piece_bytes` alone. Laid end to end in the order of their paths,
-the files make a line of so many bytes, of which each piece has its `piece_bytes`: to it belong the documents that begin
+How a corpus is cut is a function of its files and of `chunk_bytes` alone. Laid end to end in the order of their paths,
+the files make a line of so many bytes, of which each chunk has its `chunk_bytes`: to it belong the documents that begin
 there. Of a .jsonl file that is known from the bytes, of a .parquet file from its metadata; a .txt and a compressed file
 is never cut. A hub data set is cut into what `datasets` calls its shards, mostly its files.
 
@@ -33,7 +33,7 @@ from t5_pipeline.data_prep.corpora.rows import (
 )
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, documents
 
-PIECE_BYTES = 2**28
+CHUNK_BYTES = 2**28
 # A small corpus is cut finer, so that there is something to do for every core.
 _AT_LEAST_PIECES = 64
 _SMALLEST_PIECE = 2**22  # bytes
@@ -53,7 +53,7 @@ class Document:
     place: int
 
 
-class Piece(Protocol):
+class Chunk(Protocol):
     """A run of documents that is read without what stands before it. It can be sent to another process."""
 
     @property
@@ -70,26 +70,26 @@ def read_corpus(
 
     InputError where there is nothing to read, at once; or, while reading, where a row is not as it should be.
     """
-    pieces = corpus_pieces(location, text_field=text_field, config=config, split=split)
-    return (document for piece in pieces for document in piece.documents())
+    chunks = corpus_chunks(location, text_field=text_field, config=config, split=split)
+    return (document for chunk in chunks for document in chunk.documents())
 
 
-def corpus_pieces(
+def corpus_chunks(
     location: str | Path,
     *,
     text_field: str = "text",
     config: str | None = None,
     split: str = "train",
-    piece_bytes: int = PIECE_BYTES,
-) -> list[Piece]:
-    """The pieces of a corpus, in order: together all its documents, each once.
+    chunk_bytes: int = CHUNK_BYTES,
+) -> list[Chunk]:
+    """The chunks of a corpus, in order: together all its documents, each once.
 
     location    a .txt (one document), .jsonl or .parquet file (a row is a document), each of the first two also .gz or
                 .zst; a folder of these, read in the order of their paths; "stdlib-docs"; or a `datasets` hub name
     text_field  the field of a row that holds the text
     config, split  of a hub data set
-    piece_bytes  bytes of a piece, of .parquet those of its column of text before compression; less where the corpus
-                would be fewer than 64 pieces, but for that not less than 4 MiB
+    chunk_bytes  bytes of a chunk, of .parquet those of its column of text before compression; less where the corpus
+                would be fewer than 64 chunks, but for that not less than 4 MiB
 
     InputError where there is nothing to read.
     """
@@ -102,13 +102,13 @@ def corpus_pieces(
             raise InputError(
                 f"corpus {path} holds no {', '.join(_SUFFIXES)} file (.gz and .zst of the first two also count)"
             )
-        return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, piece_bytes)
+        return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, chunk_bytes)
     if path.is_file():
         if not _is_corpus_file(path, path.parent):
             raise InputError(
                 f"corpus {path} has no known suffix; use {', '.join(_SUFFIXES)} (.gz and .zst of the first two)"
             )
-        return _cut(path.parent, [path.name], text_field, piece_bytes)
+        return _cut(path.parent, [path.name], text_field, chunk_bytes)
     if (
         path.suffix in (*_SUFFIXES, *COMPRESSIONS)
         or path.is_absolute()
@@ -136,7 +136,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class FilesPiece:
+class FileChunk:
     """Parts of the files in one folder."""
 
     root: Path
@@ -179,11 +179,11 @@ class FilesPiece:
                 yield at, text
 
 
-def _cut(root: Path, names: list[str], text_field: str, piece_bytes: int) -> list[Piece]:
-    root = root.absolute()  # a process that reads a piece may stand elsewhere
+def _cut(root: Path, names: list[str], text_field: str, chunk_bytes: int) -> list[Chunk]:
+    root = root.absolute()  # a process that reads a chunk may stand elsewhere
     weights = [_weights(root / name, text_field) for name in names]
     total = sum(weight for of_file in weights for weight, _ in of_file)
-    size = min(piece_bytes, max(_SMALLEST_PIECE, total // _AT_LEAST_PIECES))
+    size = min(chunk_bytes, max(_SMALLEST_PIECE, total // _AT_LEAST_PIECES))
     found: dict[int, list[Part]] = {}
     begin = 0
     for file, (name, of_file) in enumerate(zip(names, weights, strict=True)):
@@ -192,30 +192,30 @@ def _cut(root: Path, names: list[str], text_field: str, piece_bytes: int) -> lis
             if units is None:
                 found.setdefault(begin // size, []).append(Part(file, name))
             else:
-                for piece, start, stop in _runs(begin, weight, units, size):
-                    parts = found.setdefault(piece, [])
+                for chunk, start, stop in _runs(begin, weight, units, size):
+                    parts = found.setdefault(chunk, [])
                     if parts and parts[-1].file == file:  # goes on with the next row group
                         start = parts.pop().start - first
                     parts.append(Part(file, name, first + start, first + stop))
                 first += units
             begin += weight
-    return [FilesPiece(root, text_field, tuple(parts)) for parts in found.values()]
+    return [FileChunk(root, text_field, tuple(parts)) for parts in found.values()]
 
 
 def _runs(begin: int, weight: int, units: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(piece, start, stop) of `units` bytes or rows that weigh `weight` bytes and lie from `begin` on.
+    """(chunk, start, stop) of `units` bytes or rows that weigh `weight` bytes and lie from `begin` on.
 
     >>> list(_runs(begin=0, weight=25, units=25, size=10))
     [(0, 0, 10), (1, 10, 20), (2, 20, 25)]
     >>> list(_runs(begin=5, weight=100, units=4, size=60))  # rows of 25 bytes, at 5, 30, 55 and 80
     [(0, 0, 3), (1, 3, 4)]
     """
-    for piece in range(begin // size, (begin + weight) // size + 1):
+    for chunk in range(begin // size, (begin + weight) // size + 1):
         start, stop = (
-            min(max(-(-(edge * size - begin) * units // max(1, weight)), 0), units) for edge in (piece, piece + 1)
+            min(max(-(-(edge * size - begin) * units // max(1, weight)), 0), units) for edge in (chunk, chunk + 1)
         )
         if start < stop:
-            yield piece, start, stop
+            yield chunk, start, stop
 
 
 def _weights(path: Path, text_field: str) -> list[tuple[int, int | None]]:
@@ -254,7 +254,7 @@ def text_of(row: Row, text_field: str) -> str:
 
 @dataclass(frozen=True)
 class StdlibPages:
-    """The documentation that comes with Python, which is small: one piece."""
+    """The documentation that comes with Python, which is small: one chunk."""
 
     name: str = STDLIB_DOCS
 

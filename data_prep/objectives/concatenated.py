@@ -17,15 +17,15 @@ import numpy.typing as npt
 from t5_pipeline.data_prep.objectives.documents import GROUP, Documents, Groups, Ints
 
 
-class JoinedDocuments:
+class ConcatenatedDocuments:
     """The segments of at most `segment` tokens of each epoch; with `eos`, that id ends every document's chunk.
 
     >>> class Two:
     ...     lengths_N = np.array([3, 2])
     ...     def document(self, i): return np.array([[10, 11, 12], [20, 21]][i])
-    >>> [t.tolist() for t in JoinedDocuments(Two(), seed=0, segment=4).segments(epoch=0, index_B=[0, 1])]
+    >>> [t.tolist() for t in ConcatenatedDocuments(Two(), seed=0, segment=4).segments(epoch=0, index_B=[0, 1])]
     [[10, 11, 12, 20], [21]]
-    >>> [t.tolist() for t in JoinedDocuments(Two(), seed=0, segment=4, eos=1).segments(epoch=0, index_B=[0, 1])]
+    >>> [t.tolist() for t in ConcatenatedDocuments(Two(), seed=0, segment=4, eos=1).segments(epoch=0, index_B=[0, 1])]
     [[10, 11, 12, 1], [20, 21, 1]]
     """
 

@@ -101,7 +101,7 @@ class Groups:
         self._long_G = np.concatenate([np.zeros(0, dtype=np.int64), *long])
         self._long_lengths_GD = self._lengths(self._long_G)
         self._without_long = int(self._counts_G.sum() - self._counts_G[self._long_G].sum())
-        self._ends_G = last_epochs(self._ends_of)
+        self._ends_G = cache_recent(self._ends_of)
 
     def count(self, epoch: int) -> int:
         """Segments of this pass over the documents."""
@@ -141,7 +141,7 @@ class Groups:
         return lengths_UD
 
 
-def last_epochs(compute: Callable[[int], Result], keep: int = 2) -> Callable[[int], Result]:
+def cache_recent(compute: Callable[[int], Result], keep: int = 2) -> Callable[[int], Result]:
     """`compute` with its last results kept: a batch lies in one epoch or in two."""
     kept: OrderedDict[int, Result] = OrderedDict()
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.concatenated import ConcatenatedDocuments
 from t5_pipeline.data_prep.objectives.documents import Documents, Example, with_eos
 
 
@@ -34,7 +34,7 @@ class LM:
             raise InputError(f"target_length {target_length} leaves no room for a token and EOS; give at least 2")
         self.target_length = target_length
         self.eos = eos
-        self.joined = JoinedDocuments(tokens, seed, target_length - 1)
+        self.joined = ConcatenatedDocuments(tokens, seed, target_length - 1)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""
@@ -62,7 +62,7 @@ class FullLM:
         if target_length < 1:
             raise InputError(f"target_length {target_length} leaves no room for a token; give at least 1")
         self.eos = eos
-        self.joined = JoinedDocuments(tokens, seed, target_length, eos)
+        self.joined = ConcatenatedDocuments(tokens, seed, target_length, eos)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.concatenated import ConcatenatedDocuments
 from t5_pipeline.data_prep.objectives.documents import Documents, Example
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
 
@@ -47,7 +47,7 @@ class PackedPairs:
             raise InputError(f"length {length} cannot be split into an input and a target; give at least 2")
         self.seed = seed
         self.length = length
-        self.joined = JoinedDocuments(tokens, seed, length, eos)
+        self.joined = ConcatenatedDocuments(tokens, seed, length, eos)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents: twice the number of pairs."""

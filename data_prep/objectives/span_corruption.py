@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.concatenated import ConcatenatedDocuments
 from t5_pipeline.data_prep.objectives.documents import Documents, Example, Ints
 from t5_pipeline.data_prep.sampling.counter_rng import bits
 
@@ -169,7 +169,7 @@ class SpanCorruption:
         self.mean_span_length = mean_span_length
         self.first_sentinel = vocabulary_size - 1
         self.eos = eos
-        self.joined = JoinedDocuments(tokens, seed, self.segment)
+        self.joined = ConcatenatedDocuments(tokens, seed, self.segment)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""

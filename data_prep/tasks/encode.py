@@ -18,7 +18,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import hub_rows
 from t5_pipeline.data_prep.corpora.rows import Row
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, task_rows
-from t5_pipeline.data_prep.objectives.documents import Example, last_epochs
+from t5_pipeline.data_prep.objectives.documents import Example, cache_recent
 from t5_pipeline.data_prep.sampling.batches import Batch, collate
 from t5_pipeline.data_prep.sampling.permutation import Permutation
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -345,7 +345,7 @@ class TaskBatches:
 
 def orders(rows: int, seed: int) -> Callable[[int], npt.NDArray[np.int64]]:
     """The order of the rows in each pass; of the last passes it is kept, for a step needs few of them."""
-    return last_epochs(lambda number: Permutation(rows, seed, f"task pass {number}")(np.arange(rows)))
+    return cache_recent(lambda number: Permutation(rows, seed, f"task pass {number}")(np.arange(rows)))
 
 
 def rows_at(

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from t5_pipeline.data_prep.objectives.documents import Example, last_epochs
+from t5_pipeline.data_prep.objectives.documents import Example, cache_recent
 from t5_pipeline.data_prep.sampling.batches import Batch, collate
 from t5_pipeline.data_prep.sampling.permutation import Permutation
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, orders, rows_at
@@ -53,7 +53,7 @@ class MixedTaskBatches:
         self.batch_size = batch_size
         self._counts = mixing_counts([len(task) for task in tasks], mixing, limit)
         self._orders = [orders(len(task), seed) for task in tasks]
-        self._cycle = last_epochs(lambda number: self._slots(seed, number))
+        self._cycle = cache_recent(lambda number: self._slots(seed, number))
 
     def _slots(self, seed: int, number: int) -> npt.NDArray[np.int64]:
         """Task of each slot of a cycle, and which of the task's slots it is: [CYCLE, 2]."""

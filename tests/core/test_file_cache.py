@@ -20,7 +20,7 @@ from t5_pipeline.core.checksums import block_sha256
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import FileCache
 from t5_pipeline.data_prep.shards.reader import TokenShards
-from t5_pipeline.data_prep.shards.remote_array import RemoteArrays
+from t5_pipeline.data_prep.shards.remote_array import RemoteArrayPool
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
 from tests.tiny_run import Tiny, refused, stage, t5_pipeline
 
@@ -78,7 +78,7 @@ class Store:
 
     def arrays(self, directory: Path, limit: int, known: bool = True) -> list[Any]:
         """The arrays of one process, in a cache of `limit` bytes."""
-        company = RemoteArrays(FileCache(directory, limit))
+        company = RemoteArrayPool(FileCache(directory, limit))
         return [
             company.array(f"counted://{path}", U2, 1000, block_sha256(path) if known else None)
             for path in sorted(self.directory.iterdir())

@@ -71,7 +71,7 @@ def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
     at_work: list[psutil.Process] = []
     while not at_work and running.poll() is None:
         of_ray = psutil.Process(running.pid).children(recursive=True)
-        at_work = [process for process in of_ray if "ray::_make" in command(process)]
+        at_work = [process for process in of_ray if "ray::_encode_chunk" in command(process)]
         time.sleep(0.002)
     if at_work:
         at_work[0].kill()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5_pipeline.data_prep.objectives.concatenated import GROUP, JoinedDocuments
+from t5_pipeline.data_prep.objectives.concatenated import GROUP, ConcatenatedDocuments
 from t5_pipeline.data_prep.objectives.documents import CHUNK
 
 
@@ -27,7 +27,7 @@ def streams(tokens: Any, lengths: list[int], eos: int | None) -> list[list[int]]
 )
 def test_nothing_is_lost_or_doubled(token_list: Any, lengths: list[int], segment: int, eos: int | None) -> None:
     tokens = token_list(lengths)
-    joined = JoinedDocuments(tokens, 0, segment, eos)
+    joined = ConcatenatedDocuments(tokens, 0, segment, eos)
     expected = [
         stream[at : at + segment] for stream in streams(tokens, lengths, eos) for at in range(0, len(stream), segment)
     ]
@@ -43,7 +43,7 @@ def test_nothing_is_lost_or_doubled(token_list: Any, lengths: list[int], segment
 @pytest.mark.parametrize("eos", [None, 1])
 def test_a_long_document_gives_one_chunk(token_list: Any, eos: int | None) -> None:
     tokens = token_list([10, 2 * CHUNK + 5, 20])
-    joined = JoinedDocuments(tokens, 1, 512, eos)
+    joined = ConcatenatedDocuments(tokens, 1, 512, eos)
     starts = set()
     for epoch in range(12):
         stream = np.concatenate(joined.segments(epoch, np.arange(joined.count(epoch))))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5_pipeline.data_prep.objectives.documents import CHUNK, last_epochs, locate, random_chunks, with_eos
+from t5_pipeline.data_prep.objectives.documents import CHUNK, cache_recent, locate, random_chunks, with_eos
 
 
 @given(lengths=st.lists(st.integers(0, 5 * CHUNK), max_size=20), seed=st.integers(0, 99), epoch=st.integers(0, 9))
@@ -52,6 +52,6 @@ def test_the_last_epochs_are_kept() -> None:
         computed.append(key)
         return key * 10
 
-    of_epoch = last_epochs(compute)
+    of_epoch = cache_recent(compute)
     assert [of_epoch(k) for k in (0, 1, 0, 1, 2, 1, 0)] == [0, 10, 0, 10, 20, 10, 0]
     assert computed == [0, 1, 2, 0]

@@ -19,15 +19,15 @@ import psutil
 import pytest
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Document, FilesPiece, Piece, corpus_pieces
-from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, in_processes, on_this_machine
-from t5_pipeline.data_prep.shards.ray_workers import on_ray
-from t5_pipeline.data_prep.shards.writer import Workers, Written, here, write_tokens
+from t5_pipeline.data_prep.corpora.documents import Document, FileChunk, Chunk, corpus_chunks
+from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, encode_in_processes, encode_locally
+from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
+from t5_pipeline.data_prep.shards.writer import Workers, Counts, encode_serially, write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 SETTINGS = {"validation_fraction": 0.2, "seed": 3, "keep_out": ["the quick brown fox"]}
-PROCESSES: Workers = functools.partial(in_processes, count=2)
-RAY: Workers = functools.partial(on_ray, address="local", cores=2)
+PROCESSES: Workers = functools.partial(encode_in_processes, count=2)
+RAY: Workers = functools.partial(encode_on_ray, address="local", cores=2)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def corpus(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pieces(corpus: Path) -> list[Piece]:
-    found = corpus_pieces(corpus, piece_bytes=sum(f.stat().st_size for f in corpus.iterdir()) // 6 + 1)
+def chunks(corpus: Path) -> list[Chunk]:
+    found = corpus_chunks(corpus, chunk_bytes=sum(f.stat().st_size for f in corpus.iterdir()) // 6 + 1)
     assert len(found) == 6
     return found
 
@@ -50,7 +50,7 @@ def pieces(corpus: Path) -> list[Piece]:
 def alone(corpus: Path, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process writes."""
     place = tmp_path_factory.mktemp("alone")
-    write_tokens(pieces(corpus), vocabulary, place, **SETTINGS)  # type: ignore[arg-type]
+    write_tokens(chunks(corpus), vocabulary, place, **SETTINGS)  # type: ignore[arg-type]
     return content(place)
 
 
@@ -74,7 +74,7 @@ def ray() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Killed(FilesPiece):
+class Killed(FileChunk):
     """Kills the process that reads it, in the middle, the first `times` times."""
 
     mark: Path
@@ -88,31 +88,31 @@ class Killed(FilesPiece):
             yield document
 
 
-def killed(corpus: Path, mark: Path, times: int) -> list[Piece]:
+def killed(corpus: Path, mark: Path, times: int) -> list[Chunk]:
     mark.mkdir()
-    plain = pieces(corpus)
+    plain = chunks(corpus)
     for number in (1, 4):
-        piece = plain[number]
-        assert isinstance(piece, FilesPiece)
+        chunk = plain[number]
+        assert isinstance(chunk, FileChunk)
         (mark / str(number)).mkdir()
-        fields = {field.name: getattr(piece, field.name) for field in dataclasses.fields(piece)}
+        fields = {field.name: getattr(chunk, field.name) for field in dataclasses.fields(chunk)}
         plain[number] = Killed(**fields, mark=mark / str(number), times=times)
     return plain
 
 
-@pytest.mark.parametrize("workers", [PROCESSES, functools.partial(on_this_machine, cores=2)], ids=["two", "machine"])
+@pytest.mark.parametrize("workers", [PROCESSES, functools.partial(encode_locally, cores=2)], ids=["two", "machine"])
 def test_processes_write_what_one_writes(
     corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes], workers: Workers
 ) -> None:
-    calls: list[Written] = []
-    write_tokens(pieces(corpus), vocabulary, tmp_path, **SETTINGS, workers=workers, on_progress=calls.append)  # type: ignore[arg-type]
+    calls: list[Counts] = []
+    write_tokens(chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=workers, on_progress=calls.append)  # type: ignore[arg-type]
     assert content(tmp_path) == alone
     assert calls[-1].documents == 1198
     assert calls[-1].dropped == {"holds a held-out text": 2}
 
 
 def test_threads_change_nothing(corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes]) -> None:
-    write_tokens(pieces(corpus), vocabulary, tmp_path, **SETTINGS, workers=functools.partial(here, threads=3))  # type: ignore[arg-type]
+    write_tokens(chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=functools.partial(here, threads=3))  # type: ignore[arg-type]
     assert content(tmp_path) == alone
 
 
@@ -136,7 +136,7 @@ def test_bad_rows_of_a_worker(corpus: Path, vocabulary: Vocabulary, tmp_path: Pa
     (tmp_path / "c").mkdir()
     for name in "ab":
         (tmp_path / "c" / f"{name}.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n')
-    bad = corpus_pieces(tmp_path / "c", piece_bytes=29)
+    bad = corpus_chunks(tmp_path / "c", chunk_bytes=29)
     assert len(bad) == 2
     with pytest.raises(InputError, match=r"^\S*\.jsonl:2: field 'text' is a int, not text$"):
         write_tokens(bad, vocabulary, tmp_path / "tokens", workers=PROCESSES)
@@ -149,15 +149,15 @@ def test_workers_end_with_the_process_that_started_them(corpus: Path, vocabulary
     script.write_text(
         textwrap.dedent(f"""
         import functools, sys
-        from data_prep.corpora import corpus_pieces
-        from data_prep.processes import in_processes
+        from data_prep.corpora import corpus_chunks
+        from data_prep.processes import encode_in_processes
         from data_prep.shard_writing import write_tokens
         from data_prep.vocabulary import Vocabulary
 
         if __name__ == "__main__":
-            pieces = corpus_pieces({str(corpus)!r}, piece_bytes=2_000)
-            write_tokens(pieces, Vocabulary.load({str(tmp_path / "vocabulary")!r}), {str(tmp_path / "tokens")!r},
-                         workers=functools.partial(in_processes, count=2))
+            chunks = corpus_chunks({str(corpus)!r}, chunk_bytes=2_000)
+            write_tokens(chunks, Vocabulary.load({str(tmp_path / "vocabulary")!r}), {str(tmp_path / "tokens")!r},
+                         workers=functools.partial(encode_in_processes, count=2))
         """)
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -173,7 +173,7 @@ def test_workers_end_with_the_process_that_started_them(corpus: Path, vocabulary
     process.wait()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     assert not (tmp_path / "tokens" / "tokens.json").exists()
-    many = corpus_pieces(corpus, piece_bytes=2_000)
+    many = corpus_chunks(corpus, chunk_bytes=2_000)
     kept = {path: path.stat().st_mtime_ns for path in whole}
     resumed = write_tokens(many, vocabulary, tmp_path / "tokens")
     assert {path: path.stat().st_mtime_ns for path in whole} == kept
@@ -184,8 +184,8 @@ def test_workers_end_with_the_process_that_started_them(corpus: Path, vocabulary
 def test_ray_writes_what_one_process_writes(
     corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes]
 ) -> None:
-    calls: list[Written] = []
-    write_tokens(pieces(corpus), vocabulary, tmp_path, **SETTINGS, workers=RAY, on_progress=calls.append)  # type: ignore[arg-type]
+    calls: list[Counts] = []
+    write_tokens(chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=RAY, on_progress=calls.append)  # type: ignore[arg-type]
     assert content(tmp_path) == alone
     assert calls[-1].documents == 1198
 
@@ -208,7 +208,7 @@ def test_bad_input_on_ray(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) 
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"text": 3}\n')
     with pytest.raises(InputError, match=r"^\S*bad\.jsonl:2: field 'text' is a int, not text$"):
-        write_tokens(corpus_pieces(bad), vocabulary, tmp_path / "more", workers=RAY)
+        write_tokens(corpus_chunks(bad), vocabulary, tmp_path / "more", workers=RAY)
 
 
 def test_no_ray_and_no_cluster(
@@ -216,4 +216,4 @@ def test_no_ray_and_no_cluster(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"ray: local: Ray is not installed; pip install 't5-pipeline\[ray\]'"):
-        write_tokens(pieces(corpus), vocabulary, tmp_path, workers=RAY)
+        write_tokens(chunks(corpus), vocabulary, tmp_path, workers=RAY)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Document, Piece
+from t5_pipeline.data_prep.corpora.documents import Document, Chunk
 from t5_pipeline.data_prep.shards.reader import TokenShards
-from t5_pipeline.data_prep.shards.writer import EMPTY, KEPT_OUT, Written, write_tokens
+from t5_pipeline.data_prep.shards.writer import EMPTY, CONTAMINATED, Counts, write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A piece that holds its documents."""
+    """A chunk that holds its documents."""
 
     name: str
     listed: list[Document]
@@ -26,7 +26,7 @@ class Listed:
         return iter(self.listed)
 
 
-def cut(documents: list[Document], size: int = 10**6) -> list[Piece]:
+def cut(documents: list[Document], size: int = 10**6) -> list[Chunk]:
     return [Listed(f"{at} and {size}", documents[at : at + size]) for at in range(0, len(documents), size)]
 
 
@@ -119,8 +119,8 @@ def test_an_interrupted_write_goes_on(
                     raise Interrupted
                 yield document
 
-    def broken() -> list[Piece]:
-        return [Broken(piece.name, list(piece.documents())) for piece in cut(documents, 100)]
+    def broken() -> list[Chunk]:
+        return [Broken(chunk.name, list(chunk.documents())) for chunk in cut(documents, 100)]
 
     settings = {"validation_fraction": 0.1, "keep_out": [documents[5].text, documents[800].text]}
     whole = write_tokens(cut(documents, 100), vocabulary, tmp_path / "whole", **settings)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def test_shards_of_other_settings_are_not_mixed(
 
 
 def test_what_is_dropped_is_counted(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    calls: list[Written] = []
+    calls: list[Counts] = []
     tokens = write_tokens(
         cut(numbered([" \n ", "", *(d.text for d in documents[:100])]), 40),
         vocabulary,
@@ -189,7 +189,7 @@ def test_what_is_dropped_is_counted(documents: list[Document], vocabulary: Vocab
         decontaminate=[documents[7].text],
         on_progress=calls.append,
     )
-    assert tokens.dropped == {EMPTY: 2, KEPT_OUT: 1}
+    assert tokens.dropped == {EMPTY: 2, CONTAMINATED: 1}
     assert len(tokens) == 99
     assert vocabulary.encode(documents[7].text) not in [tokens.document(i).tolist() for i in range(len(tokens))]
     assert calls[-1].documents == 99
