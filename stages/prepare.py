@@ -23,7 +23,7 @@ from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.documents import Chunk, corpus_chunks
 from t5_pipeline.data_prep.shards.local_workers import encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
-from t5_pipeline.data_prep.shards.writer import Encoding, Events, Counts, write_tokens
+from t5_pipeline.data_prep.shards.writer import Counts, Encoding, Events, write_tokens
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Stage, log

@@ -35,7 +35,7 @@ class CheckedArray:
     >>> size = file.write_bytes(np.arange(4, dtype="<u2").tobytes())
     >>> CheckedArray(file, np.dtype("<u2"), 4, ["0" * 64], "write it again").read(1, 3)
     Traceback (most recent call last):
-    pipeline.errors.InputError: ...numbers: block 1 of 1 is damaged; write it again
+    t5_pipeline.core.errors.InputError: ...numbers: block 1 of 1 is damaged; write it again
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], size: int, blocks: Sequence[str] | None, remedy: str) -> None:

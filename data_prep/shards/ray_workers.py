@@ -33,8 +33,8 @@ def encode_on_ray(encoding: Encoding, chunks: dict[int, Chunk], address: str, co
         cores: cores of a local Ray (0: all).
 
     Raises:
-        InputError: if Ray is not installed or cannot be reached, if a worker raised one, or if its shard does not appear
-            in the output directory.
+        InputError: if Ray is not installed or cannot be reached, if a worker raised one, or if its shard does not
+            appear in the output directory.
     """
     try:
         import ray

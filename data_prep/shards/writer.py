@@ -130,7 +130,13 @@ class Encoding:
                 kept: dict[Split, list[npt.NDArray[np.int32]]] = {split: [] for split in SPLITS}
                 encoded = vocabulary.encode_arrays([document.text for document in batch], threads)
                 for document, ids, split in zip(batch, encoded, self._splits_of(batch), strict=True):
-                    reason = EMPTY if not len(ids) else CONTAMINATED if self.decontamination.found_in(document.text) else None
+                    reason = (
+                        EMPTY
+                        if not len(ids)
+                        else CONTAMINATED
+                        if self.decontamination.found_in(document.text)
+                        else None
+                    )
                     if reason is not None:
                         counts.dropped[reason] += 1
                         continue
@@ -237,7 +243,7 @@ def write_tokens(
     seed: int = 0,
     decontaminate: Iterable[str] = (),
     description: dict[str, Any] | None = None,
-    workers: Workers = here,
+    workers: Workers = encode_serially,
     on_progress: Callable[[Counts], None] | None = None,
 ) -> TokenShards:
     """Encode a corpus into token shards, or resume an interrupted run.

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Document, Chunk
+from t5_pipeline.data_prep.corpora.documents import Chunk, Document
 from t5_pipeline.data_prep.shards.reader import TokenShards
-from t5_pipeline.data_prep.shards.writer import EMPTY, CONTAMINATED, Counts, write_tokens
+from t5_pipeline.data_prep.shards.writer import CONTAMINATED, EMPTY, Counts, write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A chunk that holds its documents."""
+class ListChunk:
+    """A chunk with its documents in memory."""
 
     name: str
     listed: list[Document]
@@ -27,11 +27,11 @@ class Listed:
 
 
 def cut(documents: list[Document], size: int = 10**6) -> list[Chunk]:
-    return [Listed(f"{at} and {size}", documents[at : at + size]) for at in range(0, len(documents), size)]
+    return [ListChunk(f"{at} and {size}", documents[at : at + size]) for at in range(0, len(documents), size)]
 
 
 def numbered(texts: list[str]) -> list[Document]:
-    return [Document(text, place) for place, text in enumerate(texts)]
+    return [Document(text, position) for position, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def documents(texts: list[str]) -> list[Document]:
     return numbered(texts[:1000])
 
 
-def test_what_is_read_is_what_was_written(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_round_trip(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
     train = write_tokens(cut(documents, 200), vocabulary, tmp_path, validation_fraction=0.2)
     validation = TokenShards.open(tmp_path, "validation")
     assert len(list(tmp_path.glob("shard-*"))) > 3
@@ -47,7 +47,7 @@ def test_what_is_read_is_what_was_written(documents: list[Document], vocabulary:
     assert 140 < len(validation) < 260
     written = [vocabulary.encode(d.text) for d in documents]
     read = [[tokens.document(i).tolist() for i in range(len(tokens))] for tokens in (train, validation)]
-    # The order is kept in each split, and nothing is lost or doubled.
+    # Each split keeps the order; no document is lost or duplicated.
     left = iter(read[0]), iter(read[1])
     heads = [next(left[0]), next(left[1])]
     for ids in written:
@@ -74,9 +74,7 @@ def test_memory_mapped(documents: list[Document], vocabulary: Vocabulary, tmp_pa
         tokens.document(len(tokens))
 
 
-def test_digest_does_not_depend_on_the_size_of_shards(
-    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
-) -> None:
+def test_digest_is_independent_of_shard_size(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
     digests = {
         write_tokens(cut(documents, size), vocabulary, tmp_path / str(size), validation_fraction=0.1).digest
         for size in (17, 300, 1000)
@@ -84,7 +82,7 @@ def test_digest_does_not_depend_on_the_size_of_shards(
     assert len(digests) == 1
 
 
-def test_digest_depends_on_the_tokens_and_their_borders(
+def test_digest_depends_on_tokens_and_document_boundaries(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     def digest(name: str, documents: list[Document], **changed: object) -> str:
@@ -108,21 +106,21 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("stop", [1, 513, 700, 999])
-def test_an_interrupted_write_goes_on(
+def test_interrupted_write_resumes(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, stop: int
 ) -> None:
     @dataclass(frozen=True)
-    class Broken(Listed):
+    class Broken(ListChunk):
         def documents(self) -> Iterator[Document]:
             for document in self.listed:
-                if document.place == stop:
+                if document.position == stop:
                     raise Interrupted
                 yield document
 
     def broken() -> list[Chunk]:
         return [Broken(chunk.name, list(chunk.documents())) for chunk in cut(documents, 100)]
 
-    settings = {"validation_fraction": 0.1, "keep_out": [documents[5].text, documents[800].text]}
+    settings = {"validation_fraction": 0.1, "decontaminate": [documents[5].text, documents[800].text]}
     whole = write_tokens(cut(documents, 100), vocabulary, tmp_path / "whole", **settings)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
         write_tokens(broken(), vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
@@ -130,7 +128,7 @@ def test_an_interrupted_write_goes_on(
         TokenShards.open(tmp_path / "parts")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("shard-?????/*")}
     assert len(kept) == 5 * (stop // 100)
-    (tmp_path / "parts" / "shard-00009.killed.tmp").mkdir()  # what a killed write leaves behind is in the way of nobody
+    (tmp_path / "parts" / "shard-00009.killed.tmp").mkdir()  # the leftover of a killed write
     resumed = write_tokens(cut(documents, 100), vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
     assert resumed.digest == whole.digest
     assert resumed.dropped == whole.dropped
@@ -140,7 +138,7 @@ def test_an_interrupted_write_goes_on(
 
 
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
-def test_a_damaged_shard_is_made_anew_and_no_other(
+def test_only_the_damaged_shard_is_rebuilt(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str
 ) -> None:
     first = write_tokens(cut(documents, 300), vocabulary, tmp_path, validation_fraction=0.1)
@@ -160,26 +158,26 @@ def test_a_damaged_shard_is_made_anew_and_no_other(
     assert {p: p.stat().st_mtime_ns for p in others} == others
 
 
-def test_a_second_write_changes_nothing(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_second_write_changes_nothing(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
     first = write_tokens(cut(documents[:100]), vocabulary, tmp_path)
     again = write_tokens(cut(documents[:100]), vocabulary, tmp_path)
     assert again.digest == first.digest
     assert len(again) == len(first)
 
 
-def test_shards_of_other_settings_are_not_mixed(
+def test_shards_written_with_other_settings_are_rejected(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     write_tokens(cut(documents[:100]), vocabulary, tmp_path)
     with pytest.raises(InputError, match="another seed"):
         write_tokens(cut(documents[:100]), vocabulary, tmp_path, seed=1)
-    with pytest.raises(InputError, match="another cut of the corpus"):
+    with pytest.raises(InputError, match="another division of the corpus"):
         write_tokens(cut(documents[:100], 50), vocabulary, tmp_path)
     with pytest.raises(InputError, match="another decontaminate, corpus"):
         write_tokens(cut(documents[:100]), vocabulary, tmp_path, decontaminate=["x"], description={"corpus": "other"})
 
 
-def test_what_is_dropped_is_counted(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_dropped_documents_are_counted(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
     calls: list[Counts] = []
     tokens = write_tokens(
         cut(numbered([" \n ", "", *(d.text for d in documents[:100])]), 40),
@@ -199,16 +197,18 @@ def test_what_is_dropped_is_counted(documents: list[Document], vocabulary: Vocab
 
 
 def test_nothing_to_write(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the corpus c\.txt is empty"):
+    with pytest.raises(InputError, match=r"^corpus c\.txt: is empty"):
         write_tokens([], vocabulary, tmp_path / "a", description={"corpus": "c.txt"})
-    with pytest.raises(InputError, match=r"nothing of the corpus is left .* of 2 documents \(2 no tokens\)"):
+    with pytest.raises(InputError, match=r"^corpus: no document is left to train on, of 2 \(2 no tokens\)"):
         write_tokens(cut(numbered(["", ""])), vocabulary, tmp_path / "b")
     with pytest.raises(InputError, match="1 holds a held-out text"):
         write_tokens(cut(documents[:1]), vocabulary, tmp_path / "c", decontaminate=[documents[0].text])
     assert not list(tmp_path.rglob("tokens.json"))
 
 
-def test_one_document_trains(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_first_document_is_always_training_data(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     tokens = write_tokens(cut(documents[:1]), vocabulary, tmp_path, validation_fraction=0.99)
     assert len(tokens) == 1
     assert len(TokenShards.open(tmp_path, "validation")) == 0
@@ -223,7 +223,7 @@ def test_wide_ids() -> None:
 
 
 @pytest.mark.parametrize("name", ["train.tokens", "train.ends", "validation.tokens", "validation.ends"])
-def test_a_flipped_bit_is_found_when_it_is_read(
+def test_flipped_bit_is_found_on_reading(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, name: str
 ) -> None:
     write_tokens(cut(documents, 400), vocabulary, tmp_path, validation_fraction=0.3)
@@ -233,19 +233,17 @@ def test_a_flipped_bit_is_found_when_it_is_read(
     path.write_bytes(content)
     split = "train" if name.startswith("train") else "validation"
     shards = TokenShards.open(tmp_path, split)
-    said = rf"^{path}: block 1 of 1 is damaged, .*: remove {path.parent} and run `prepare` again, which makes it anew$"
-    with pytest.raises(InputError, match=said):
+    message = rf"^{path}: block 1 of 1 is damaged; remove {path.parent} and run `prepare` again to rebuild it$"
+    with pytest.raises(InputError, match=message):
         [shards.document(i) for i in range(len(shards))]
     if name.endswith(".ends"):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             _ = shards.lengths_N[:]
     other = TokenShards.open(tmp_path, "validation" if split == "train" else "train")
     assert sum(len(other.document(i)) for i in range(len(other))) == other.tokens
 
 
-def test_shards_that_were_written_without_checksums(
-    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
-) -> None:
+def test_shards_without_checksums(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
     written = write_tokens(cut(documents[:50]), vocabulary, tmp_path)
     summary = json.loads((tmp_path / "tokens.json").read_text())
     for shard in summary["shards"]:
@@ -256,7 +254,7 @@ def test_shards_that_were_written_without_checksums(
 
 
 @pytest.mark.parametrize("damage", ["shorter", "gone", "summary", "format", "vocabulary"])
-def test_damage_is_named(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str) -> None:
+def test_damage_is_reported(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str) -> None:
     write_tokens(cut(documents[:50]), vocabulary, tmp_path)
     tokens = tmp_path / "shard-00000" / "train.tokens"
     summary = tmp_path / "tokens.json"
@@ -272,9 +270,9 @@ def test_damage_is_named(documents: list[Document], vocabulary: Vocabulary, tmp_
         case "vocabulary":
             vocabulary.with_sentinels(3).save(tmp_path / "tokenizer")
     messages = {
-        "shorter": r"train\.tokens is not [\d,]+ bytes long",
-        "gone": r"train\.tokens is not",
-        "summary": r"tokens\.json is damaged",
+        "shorter": r"train\.tokens: is damaged \(it should have [\d,]+ bytes\)",
+        "gone": r"train\.tokens: is damaged \(it should have [\d,]+ bytes\)",
+        "summary": r"tokens\.json: is damaged",
         "format": "has format 9",
         "vocabulary": "not the vocabulary of these tokens",
     }
