@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.rows import (
     COMPRESSIONS,
     Row,
@@ -124,7 +125,25 @@ def corpus_chunks(
     return [HubShard(str(location), config, split, text_field, index, shards) for index in range(shards)]
 
 
-# ------------------------------------------------------------------------------------------------------------- files
+def first_texts(chunks: Iterable[Chunk], characters: int, *, without: Iterable[str], corpus: str) -> Iterator[str]:
+    """The texts at the start of a corpus, `characters` in total, skipping documents that contain a text of `without`.
+
+    Raises:
+        InputError: if there are none; names the setting `corpus`.
+    """
+    held_out = Decontamination(without)
+    left = characters
+    for document in (document for chunk in chunks for document in chunk.documents()):
+        if left <= 0:
+            return
+        if not held_out.found_in(document.text):
+            left -= len(document.text)
+            yield document.text
+    if left == characters:
+        raise InputError(f"prepare.corpus: {corpus} contains no text to train a vocabulary on; give one that does")
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 @dataclass(frozen=True)
@@ -260,7 +279,7 @@ def text_of(row: Row, text_field: str) -> str:
     return check_unicode(text, row.where)
 
 
-# ---------------------------------------------------------------------------------------------------------- other sources
+# -------------------------------------------------------------------------------------------------------- other sources
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ def tell(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Callable
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        ("", r"prepare.corpus: \S+corpus.jsonl holds no text to train a vocabulary on; give one that does"),
+        ("", r"prepare.corpus: \S+corpus.jsonl contains no text to train a vocabulary on; give one that does"),
         (
             '{"text": "fine"}\n{"body": "x"}\n',
-            r"\S+corpus.jsonl:2: there is no field 'text'; there are body: set text_field",
+            r"\S+corpus.jsonl:2: has no field 'text' \(only body\); set `text_field`",
         ),
         ('{"text": "fine"}\n{"text": \n', r"\S+corpus.jsonl:2: not JSON \(.*\)"),
         (
