@@ -1,9 +1,9 @@
 """Corpora as documents, divided into chunks that can be read independently.
 
 The division depends only on the files and on `chunk_bytes`. Concatenated in the order of their paths, the files form a
-byte range, which is cut every `chunk_bytes`; a document belongs to the chunk in which it begins. .jsonl files are cut by
-bytes and .parquet files by rows (sizes from the metadata); .txt and compressed files are never cut. A hub data set is
-divided into the shards of `datasets`, usually its files.
+byte range, which is cut every `chunk_bytes`; a document belongs to the chunk in which it begins. .jsonl files are cut
+by bytes and .parquet files by rows (sizes from the metadata); .txt and compressed files are never cut. A hub data set
+is divided into the shards of `datasets`, usually its files.
 
 Only the current document is in memory.
 """
