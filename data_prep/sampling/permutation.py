@@ -1,9 +1,9 @@
 """A seeded permutation of 0..n−1 that is computed, not stored: O(1) memory for any n.
 
-The numbers 0..n−1 are written as pairs (l, r) with l < a, r < b and a·b just above n, and pass through a Feistel network
-over such pairs (Black and Rogaway 2002, "generalized Feistel"): each round adds to one half a keyed random function of
-the other, which is invertible, so the whole is a bijection of 0..a·b−1. A result ≥ n is passed through again ("cycle
-walking") until it is below n; since a·b < n + 2√n + 1, that is rare.
+The numbers 0..n−1 are written as pairs (l, r) with l < a, r < b and a·b just above n, and pass through a Feistel
+network over such pairs (Black and Rogaway 2002, "generalized Feistel"): each round adds to one half a keyed random
+function of the other, which is invertible, so the whole is a bijection of 0..a·b−1. A result ≥ n is passed through
+again ("cycle walking") until it is below n; since a·b < n + 2√n + 1, that is rare.
 """
 
 from __future__ import annotations

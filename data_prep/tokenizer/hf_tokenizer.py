@@ -11,12 +11,12 @@ The T5 tokenizer of transformers differs from SentencePiece in three ways, which
         "ỗ" becomes "ô").
         → Text is composed (NFC) first.
 
-Remaining differences: SentencePiece adds scores in 32-bit floats from the start of the text, `tokenizers` in 64 bits word
-by word, so with T5's scores they may choose differently between segmentations of equal score ("IDP" as I·DP or ID·P, a
-line of asterisks). This occurs in some whole articles; paragraphs agree (see the tests). Vocabularies trained by
-`prepare` have scores that add up exactly (sentencepiece_proto). Stacks of combining marks that do not form a composed
-letter also differ. A bare `tokenizers.Tokenizer.from_file` needs `encode_special_tokens = True` for literals, because
-that switch is not stored in the file.
+Remaining differences: SentencePiece adds scores in 32-bit floats from the start of the text, `tokenizers` in 64 bits
+word by word, so with T5's scores they may choose differently between segmentations of equal score ("IDP" as I·DP or
+ID·P, a line of asterisks). This occurs in some whole articles; the paragraphs of the tests agree. Vocabularies trained
+by `prepare` have scores that add up exactly (sentencepiece_proto). Stacks of combining marks that do not form a
+composed letter also differ. A bare `tokenizers.Tokenizer.from_file` needs `encode_special_tokens = True` for literals,
+because that switch is not stored in the file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Text to ids and back, with SentencePiece, on whose ids the paper's results depend.
 
-The SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then the sentinels with extra_id_0 highest: sentinel j is
-`size − 1 − j` (32,099 − j for T5). The embedding has `rows` ≥ `size` rows, a multiple of 128. Control strings in a text
-("</s>", "<extra_id_0>") are encoded as text.
+The SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then the sentinels with extra_id_0 highest: sentinel j
+is `size − 1 − j` (32,099 − j for T5). The embedding has `rows` ≥ `size` rows, a multiple of 128. Control strings in a
+text ("</s>", "<extra_id_0>") are encoded as text.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({self.pieces.get_piece_size():,} pieces, {self.sentinels} sentinels)"
 
-    # ------------------------------------------------------------------------------------------------ loading and training
+    # --------------------------------------------------------------------------------------------- loading and training
 
     @classmethod
     def load(cls, location: str | Path) -> Vocabulary:
@@ -180,7 +180,7 @@ class Vocabulary:
                     f" set it to at least {int(least[1]):,}"
                 ) from None
             raise InputError(
-                f"vocabulary_size: cannot train {size:,} pieces on this corpus ({str(error).strip()}); give a larger one"
+                f"vocabulary_size: cannot train {size:,} pieces on this corpus ({str(error).strip()}); enlarge it"
             ) from None
         return cls(with_rounded_scores(trained.getvalue()), sentinels, "trained vocabulary")
 
@@ -188,14 +188,12 @@ class Vocabulary:
         """The same pieces with `sentinels` sentinels."""
         return self if sentinels == self.sentinels else Vocabulary(self.model, sentinels)
 
-    # ------------------------------------------------------------------------------------------------ text and ids
+    # ----------------------------------------------------------------------------------------------------- text and ids
 
     def sentinel(self, j: int) -> int:
         """The id of <extra_id_j>, counted from the top of the vocabulary, not of the padded embedding rows."""
         if not 0 <= j < self.sentinels:
-            raise InputError(
-                f"vocabulary: has {self.sentinels} sentinels, so there is no <extra_id_{j}>; use one with more sentinels"
-            )
+            raise InputError(f"vocabulary: has {self.sentinels} sentinels, so no <extra_id_{j}>; use one with more")
         return self.size - 1 - j
 
     def names(self) -> list[str]:
@@ -269,7 +267,7 @@ class Vocabulary:
                 f" prepare it again with `vocabulary: {model}`"
             )
 
-    # ------------------------------------------------------------------------------------------------ saving
+    # ----------------------------------------------------------------------------------------------------------- saving
 
     def save(self, directory: str | Path) -> None:
         """Write spiece.model and, for transformers, tokenizer.json and tokenizer_config.json that agree with it."""

@@ -159,7 +159,7 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
         ),
         (
             lambda model: (model / "spiece.model").unlink(),
-            r"\S+ holds no spiece.model: give the directory of a T5 tokenizer, .*",
+            r"\S+: contains no spiece.model; give the directory of a T5 tokenizer or .*",
         ),
         (lambda model: (model / "config.json").write_text("{}"), r"\S+config.json: .*"),
     ],
