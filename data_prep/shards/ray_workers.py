@@ -93,7 +93,7 @@ def _start(ray: Any, address: str, cores: int) -> None:
     except Exception as error:  # Ray raises a dozen types, some of them grpc's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address == LOCAL:
-            raise InputError(f"ray: {address}: cannot start Ray ({reason})") from None
+            raise InputError(f"ray: {address}: cannot start Ray ({reason}); fix that or run without `ray`") from None
         raise InputError(f"ray: {address}: no cluster answers there ({reason}); check the address") from None
     finally:
         if main_thread:  # Ray replaces the stage's handler
