@@ -27,7 +27,7 @@ class TaskConfig(Config):
 
     name: str = setting(..., "name of the task in tables and prompts")
     format: str | None = setting(
-        None, f"published format that supplies the missing keys (docs/tasks.md): {', '.join(FORMATS)}"
+        None, "published format that supplies missing keys, such as superglue/rte (all: docs/tasks.md)"
     )
     task_prefix: bool = setting(
         False, "begin each input with T5's task name, as in its multi-task mixtures (off in the paper)"
@@ -55,7 +55,7 @@ class TaskConfig(Config):
     answers: str | None = setting(None, "field that lists all acceptable answers; a metric takes the best match")
     group: str | None = setting(None, "field that identifies rows of one group (metric group_accuracy)")
     holds: str | None = setting(
-        None, "field that says if the target is true; rows with false ones are not trained on (metric referent)"
+        None, "field that says if the target is true; false rows are not trained on (metric referent)"
     )
     metrics: list[str] = setting(["accuracy"], "metrics to compute; the first one ranks prompts")
 
