@@ -58,5 +58,5 @@ def local_tokens(url: str, where: str) -> Path:
         with contextlib.suppress(FileExistsError, OSError):  # another process was faster
             write_directory(local, fill)
     if not (local / "tokens.json").is_file():
-        raise InputError(f"{local}: cannot be written; set T5_PIPELINE_CACHE to a writable directory")
+        raise InputError(f"cannot write {local}; set T5_PIPELINE_CACHE to a writable directory")
     return local
