@@ -350,7 +350,7 @@ def _stream(name: str, config: str | None, split: str) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the hub, the network and loading scripts raise anything
         raise InputError(
-            f"cannot read data set {name} (config {config}, split {split}) from the hub ({_reason(error)});"
+            f"cannot read data set {name} (config {config}, split {split}) from the hub ({one_line(error)});"
             " check the name, its configuration and the network"
         ) from None
 
@@ -364,9 +364,10 @@ def _fetched(stream: Any, where: str) -> Iterator[dict[str, Any]]:
         except StopIteration:
             return
         except Exception as error:  # as above; `datasets` has already retried
-            raise InputError(f"{where}: cannot read it ({_reason(error)}); run the same command to resume") from None
+            raise InputError(f"{where}: cannot read it ({one_line(error)}); run the same command to resume") from None
         yield fields
 
 
-def _reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
