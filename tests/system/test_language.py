@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.config.registry import STAGES
+
 ROOT = Path(__file__).parents[2]
 CODE = ("pipeline", "data_prep", "stages", "benchmarks", "tests")
 CONFIGURATIONS = ("recipes", "accelerate_configs")
@@ -57,6 +59,7 @@ BANNED = {
     r"\bRaises InputError\b": "a section `Raises:` with `InputError: if …`",
 }
 PATTERNS = [(re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE), plain) for pattern, plain in BANNED.items()]
+LONGEST_HELP = 90  # characters
 CLAUSE = re.compile(r"(What|How|Where|Which|When|Who|Why)\b")
 QUOTED = re.compile(r"`[^`\n]*`")
 
@@ -136,6 +139,12 @@ def test_no_banned_construction(path: Path) -> None:
         errors += [(line, text, "begin the docstring with a noun phrase") for line, text in clauses(path)]
     lines = [f"{named(path)}:{line}: “{text}”; write instead: {plain}" for line, text, plain in sorted(set(errors))]
     assert not lines, "\n".join(["", *lines])
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_help_texts_fit_on_a_line(kind: str) -> None:
+    texts = {name: field.description or "" for name, field in STAGES[kind].model_fields.items()}
+    assert not {name: text for name, text in texts.items() if not 0 < len(text) <= LONGEST_HELP or text.endswith(".")}
 
 
 @pytest.mark.parametrize(
