@@ -172,7 +172,7 @@ def table(found: dict[str, Any]) -> str:
     late_ = found["late_start"]
     lines += [
         "",
-        f"Time and memory pages to the batch of step {late_['step']:,}: {late_['ours_s']} s, {late_['pages'][1]:,.0f} pages;"
-        f" of step 0: {late_['theirs_s']} s, {late_['pages'][0]:,.0f} pages ({late_['pages_ratio']} ×).",
+        f"Time and memory pages to the batch of step {late_['step']:,}: {late_['ours_s']} s,"
+        f" {late_['pages'][1]:,.0f} pages; of step 0: {late_['theirs_s']} s, {late_['pages'][0]:,.0f} pages ({late_['pages_ratio']} ×).",
     ]
     return "\n".join(lines)

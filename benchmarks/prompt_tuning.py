@@ -1,4 +1,4 @@
-"""Prompt tuning compared with PEFT, in examples per second: a prompt of 100 rows, frozen T5 1.1 Small in bf16, batch 32.
+"""Prompt tuning compared with PEFT, in examples per second: 100 rows, frozen T5 1.1 Small in bf16, batch 32.
 
 Inputs are real: training rows of BoolQ, RTE and SUBJ as T5 reads them (docs/tasks.md), at most 512 tokens in addition
 to the prompt. Weights and prompt are random, which does not affect the time. Ours is a step of `prompt_tune`: batch,
