@@ -1,1 +1,1 @@
-"""Benchmarks against a baseline doing the same work in the same run: `python -m benchmarks [NAME …]`. Not tests."""
+"""Measurements beside a peer on the same work in one run: `python -m benchmarks [NAME …]`. Nothing here is a test."""

@@ -1,14 +1,14 @@
-"""Cost of background checkpoints during training, and of resuming early and late.
+"""What checkpoints cost while training goes on, and what it costs to go on from one, however late.
 
-Checkpoints: blocks of training steps of T5 1.1 Small with AdamW (weights and both moments: 0.9 GB), alternating with
-and without a checkpoint written in the background from the first step of the block. Their difference, divided by 300
-seconds, is the cost of one checkpoint every five minutes.
+Checkpoints: blocks of training steps of T5 1.1 Small with AdamW (weights and both moments: 0.9 GB), by turns with a
+checkpoint that is written in the background from the block's first step on, and without. The difference of the two,
+over 300 seconds, is what one checkpoint in five minutes costs.
 
-Resuming: `lm_adapt` in a new process, from a checkpoint of step 1 and from a copy of it labelled step 100,000: seconds
-of the whole stage (it reads the checkpoint, takes one step, saves and publishes), and all bytes that the process reads
-(`/proc/self/io`, including libraries).
+Resuming: `lm_adapt` in a fresh process, from a checkpoint of step 1 and from the same one called step 100,000: seconds
+of the whole stage (it reads the checkpoint, makes one step, saves and publishes), and all bytes that the process read
+(`/proc/self/io`, libraries included).
 
-    python -m benchmarks.checkpoints FLAG …      run lm_adapt once with these flags and print JSON
+    python -m benchmarks.checkpoints FLAG …      one start of lm_adapt with these flags, as JSON
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from t5_pipeline.training.distributed.replicated import Replicated
 from t5_pipeline.training.loss import batch_losses, output_loss
 from t5_pipeline.training.optimizers import AdamW, set_learning_rate
 
-STEPS = 12  # per block: longer than writing a checkpoint takes
+STEPS = 12  # of a block: longer than the disk needs
 BATCH, LENGTH = 4, 128
 EVERY_S = 300.0
 LATE = 100_000
 
 
 def checkpoints(rounds: int, shape: T5Config = SIZES["small"]) -> dict[str, Any]:
-    """Seconds of a block of steps, with and without a checkpoint in the background."""
+    """Seconds of a block of steps, with and without a checkpoint behind it."""
     engine = Replicated(
         ForwardScope(init_t5(shape, seed=0), "bf16", "cpu"),
         lambda trained: AdamW(trained),
@@ -93,7 +93,7 @@ def checkpoints(rounds: int, shape: T5Config = SIZES["small"]) -> dict[str, Any]
 
 
 def start(flags: Sequence[str]) -> dict[str, float]:
-    """Run one more step in this process."""
+    """One more step, in this process."""
     from t5_pipeline.config.adaptation import LMAdaptConfig
     from t5_pipeline.execution.stage_process import run
     from t5_pipeline.stages.lm_adapt import lm_adapt
@@ -105,7 +105,7 @@ def start(flags: Sequence[str]) -> dict[str, float]:
 
 
 def resuming(rounds: int) -> dict[str, Any]:
-    """Time and bytes of one more step after a checkpoint, early and late."""
+    """Time and bytes of one step more after a checkpoint, early and late."""
     with tempfile.TemporaryDirectory(prefix="t5-pipeline-benchmark-") as directory:
         place = Path(directory)
         stage("prepare", "--corpus", "stdlib-docs", "--vocabulary-size", 4000, "--output-dir", place / "tokens")
@@ -119,7 +119,7 @@ def resuming(rounds: int) -> dict[str, Any]:
             for step, found in ends.items():
                 output = place / f"{step}-{round_}"
                 stage("lm_adapt", *adapt, "--steps", 1, "--output-dir", output)
-                relabel(output, step)
+                call_it(output, step)
                 flags = [*adapt, "--steps", step + 1, "--output-dir", output]
                 command = [sys.executable, "-m", "benchmarks.checkpoints", *map(str, flags)]
                 said = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -132,8 +132,8 @@ def resuming(rounds: int) -> dict[str, Any]:
     return {"step_1": early, f"step_{LATE}": late, "late_over_early": round(ratio, 3)}
 
 
-def relabel(output: Path, step: int) -> None:
-    """Copy the checkpoint of step 1 to another step, as if the run had trained until then."""
+def call_it(output: Path, step: int) -> None:
+    """Lets the checkpoint of step 1 pass for that of another step, as if a run had come so far."""
     begun = read_started(output)
     assert begun is not None
     saved = Checkpoints(output / "checkpoints", begun.fingerprint, keep_last=1)
@@ -153,21 +153,21 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The table for docs/performance.md."""
+    """The rows for docs/performance.md."""
     cost, late = found["checkpoints"], found["resuming"]
     rows = [
-        f"| {STEPS} steps without and with a checkpoint of {cost['bytes'] / 1e9:.2f} GB in the background |"
+        f"| {STEPS} steps without, with a checkpoint of {cost['bytes'] / 1e9:.2f} GB behind them |"
         f" {cost['without_s']:.2f} s, {cost['with_s']:.2f} s |",
-        f"| throughput lost to one checkpoint per {EVERY_S:.0f} s of training | {cost['lost_at_one_in_300_s']:.2%} |",
+        f"| lost to one checkpoint in {EVERY_S:.0f} s of training | {cost['lost_at_one_in_300_s']:.2%} |",
     ]
     for name, of in late.items():
         if isinstance(of, dict):
             step = int(name.removeprefix("step_"))
             rows.append(
-                f"| one more step after step {step:,} | {of['seconds']:.2f} s, {of['bytes_read']:,} bytes read |"
+                f"| one step more after step {step:,} | {of['seconds']:.2f} s, {of['bytes_read']:,} bytes read |"
             )
-    rows.append(f"| ratio of late to early, paired | {late['late_over_early']:.2f} × |")
-    return "\n".join(["| measurement | result |", "|---|---|", *rows])
+    rows.append(f"| late over early, paired | {late['late_over_early']:.2f} × |")
+    return "\n".join(["| what | |", "|---|---|", *rows])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Scoring K labels of an input together, compared with K separate passes: the encoder runs only once.
+"""Scoring K labels of an input beside K separate passes: the encoder runs once whatever K.
 
-Batches of 16 real inputs (BoolQ, or random inputs of similar lengths without the data), a prompt of 100 rows, T5 1.1
-Small in bf16, labels of one to three pieces. One side is `score_labels`, the other encodes and scores each label
-separately. Both give the same scores and are measured in turns, for K = 1 and 4.
+Batches of 16 real inputs (BoolQ; without the data, inputs of its lengths), a prompt of 100 rows, T5 1.1 Small in bf16,
+labels of one to three pieces. One side is `score_labels`; the other encodes and scores each label by itself. Both give
+the same scores. Both in turns, for K = 1 and 4.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = ["| labels | together | separate passes | speed-up |", "|---|---|---|---|"]
+    lines = ["| labels | at once | separate passes | speed-up |", "|---|---|---|---|"]
     for row in found["rows"]:
         lines.append(f"| {row['labels']} | {row['ours_s']} s | {row['theirs_s']} s | {row['times_faster']} × |")
     return "\n".join(lines)

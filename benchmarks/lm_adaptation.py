@@ -1,13 +1,13 @@
-"""LM adaptation compared with transformers' Trainer and a plain Accelerate loop, in tokens per second without padding.
+"""LM adaptation beside transformers' Trainer and a plain Accelerate loop: tokens that are no padding, each second.
 
-All sides use the same examples (prefix LM, 512/512, documents as long as Wikipedia's), the same weights, bf16,
-Adafactor, and dropout 0 as in the paper, and are measured in turns. Ours is a step of `lm_adapt`: batch, microbatches
-by length, forward, backward, optimizer. The baselines use `T5ForConditionalGeneration` as transformers loads it, fed by
-DataCollatorForSeq2Seq in microbatches of 8 in data order, with gradient accumulation over the same global batch.
+The same examples (prefix LM, 512/512, of documents as long as Wikipedia's), the same weights, bf16, Adafactor, dropout
+0 as in the paper. Ours is what `lm_adapt` does in a step: the batch of the step, cut by length, forward, backward,
+optimizer. The peers are `T5ForConditionalGeneration` as transformers loads it, fed by DataCollatorForSeq2Seq in
+microbatches of 8 in the order of the data set, gradients accumulated over the same global batch. All sides take turns.
 
-The share of the machine's rate counts the FLOPs that useful tokens need, forward and backward (three times
-forward_flops in pipeline/cost/flops.py: with attention; without padding, recomputation and the optimizer), relative to
-the model's d_model × d_ff product in bf16 with a microbatch's tokens, measured before and after each of our turns.
+The share of the machine's rate is that of the products which the useful tokens need, forward and backward (three times
+forward_flops of pipeline/cost/flops.py: attention included, padding, recomputation and the optimizer not), beside the
+model's own d_model × d_ff product in bf16 at a microbatch's tokens, measured before and after each of our turns.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.optimizers import model_optimizer, set_learning_rate
 
 LENGTH = 512
-PEER_ROWS = 8  # per microbatch
+PEER_ROWS = 8  # of a microbatch
 BATCHES = {"small": 16, "base": 8}
 
 
@@ -68,7 +68,7 @@ def our_step(model: T5, optimizer: torch.optim.Optimizer, batches: LMBatches, st
 
 
 def collator() -> Any:
-    """DataCollatorForSeq2Seq with a tokenizer that is used only for padding."""
+    """DataCollatorForSeq2Seq; its tokenizer is there for its padding only."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
@@ -80,7 +80,7 @@ def collator() -> Any:
 
 
 def as_rows(batch: Batch) -> list[dict[str, list[int]]]:
-    """The examples of a batch as a data set for the baselines."""
+    """The examples of a batch as a data set for the peers."""
     return [
         {"input_ids": inputs[inputs != 0].tolist(), "labels": targets[targets != 0].tolist()}
         for inputs, targets in zip(batch.inputs_BS, batch.targets_BT, strict=True)
@@ -94,7 +94,7 @@ def peer_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def accelerate_loop(model: nn.Module, rows: list[Any]) -> Callable[[], float]:
-    """One step of a plain loop with Accelerate."""
+    """A step of a plain loop on Accelerate."""
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
@@ -118,7 +118,7 @@ def accelerate_loop(model: nn.Module, rows: list[Any]) -> Callable[[], float]:
 
 
 def trainer(model: nn.Module, rows: list[Any], directory: str) -> Callable[[], float]:
-    """A function that returns the seconds of one step of transformers' Trainer, without its start and end."""
+    """Seconds of a step of transformers' Trainer, its start and end left out."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     times: list[float] = []
@@ -156,7 +156,7 @@ def trainer(model: nn.Module, rows: list[Any], directory: str) -> Callable[[], f
 
 @torch.no_grad()
 def same_loss(ours: T5, theirs: nn.Module, batch: Batch) -> dict[str, float]:
-    """Mean loss of a batch on both sides in bf16; asserts that they are equal up to rounding."""
+    """Mean loss of a batch on both sides in bf16; an error if they differ by more than its rounding."""
     sums = {"ours": 0.0, "transformers": 0.0}
     rows, collate = as_rows(batch), collator()
     with torch.autocast("cpu", torch.bfloat16):
@@ -174,7 +174,7 @@ def same_loss(ours: T5, theirs: nn.Module, batch: Batch) -> dict[str, float]:
 
 
 def measure(size: str, rounds: int) -> dict[str, Any]:
-    """The results for one size of T5 1.1."""
+    """One size of T5 1.1."""
     from transformers import T5ForConditionalGeneration
 
     shape: T5Config = SIZES[size]
@@ -239,7 +239,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
 
 
 def peer_positions(rows: list[dict[str, list[int]]]) -> int:
-    """Positions in the baselines' padded microbatches."""
+    """Positions of the peers' padded microbatches."""
     total = 0
     for start in range(0, len(rows), PEER_ROWS):
         part = rows[start : start + PEER_ROWS]
@@ -256,13 +256,13 @@ def run(rounds: int, data: Path, sizes: tuple[str, ...] = ("small", "base")) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = [measure(size, rounds if size == "small" else max(2, rounds // 2)) for size in sizes]
-    return {"rows": found, "peer_flags": f"bf16, Adafactor, {PEER_ROWS} rows per microbatch, no clipping, dropout 0"}
+    return {"rows": found, "peer_flags": f"bf16, Adafactor, {PEER_ROWS} rows a microbatch, no clipping, dropout 0"}
 
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| T5 1.1 | ours | Trainer | Accelerate loop | speed-up over Trainer | speed-up over the loop"
-        " | share of the d_model × d_ff product's rate | share of the best square product's rate |",
+        "| T5 1.1 | ours | Trainer | Accelerate loop | against Trainer | against the loop"
+        " | share of the d_model × d_ff product | share of the best square |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

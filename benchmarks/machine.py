@@ -1,6 +1,6 @@
-"""The machine: description, clock, and rates of matrix products.
+"""The machine: what it is, how time is taken on it, and how fast it multiplies matrices.
 
-A share of a rate always refers to a rate measured in the same run by the same clock.
+Every share of a rate is a share of one that was measured beside it, in the same run, by the same clock.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ def _version(package: str) -> str:
 
 
 def matmul_rate(rows: int, inner: int, columns: int, times: int = 9) -> float:
-    """FLOP/s of [rows, inner] · [inner, columns] in bf16, as a layer computes it; median of `times` products."""
+    """FLOP/s of [rows, inner] · [inner, columns] in bf16, as a layer computes it: the median of some products."""
     x, weight = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
     F.linear(x, weight)
     return 2 * rows * inner * columns / statistics.median(seconds(lambda: F.linear(x, weight)) for _ in range(times))
 
 
 def layer_rate(shape: T5Config, tokens: int) -> float:
-    """FLOP/s of the model's d_model × d_ff product with the tokens of a microbatch."""
+    """The rate of the model's own d_model × d_ff product at a microbatch's tokens."""
     return matmul_rate(tokens, shape.d_model, shape.d_ff)
 
 
 def best_square() -> tuple[int, float]:
-    """Size and FLOP/s of the fastest square product."""
+    """The fastest square product, and its rate."""
     return max(((size, matmul_rate(size, size, size, 5)) for size in SQUARES), key=lambda found: found[1])
 
 
 class Clock:
-    """Wall-clock time, or the CPU time of this process, which other work hardly changes.
+    """How seconds are taken: of the wall, or of the CPU (this process's alone: work beside it hardly changes them).
 
-    With one thread on an idle machine both are equal. With several threads, CPU time counts waiting threads as busy.
+    With one thread and nothing else on the machine both are the same. With several, waiting threads count as busy.
     """
 
     now: Callable[[], float] = time.perf_counter
@@ -80,7 +80,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def paired(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    """Median seconds of both sides, and the median of the ratios of neighbouring turns."""
+    """Medians of both sides' seconds, and the median of the ratios of turns that followed one another."""
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     return {
         "peer": name,

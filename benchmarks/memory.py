@@ -1,12 +1,13 @@
-"""Peak memory of real stages on a CPU, compared with the estimates of `t5-pipeline plan`.
+"""Peak memory of real stages on a CPU, beside what `t5-pipeline plan` says they will take.
 
-Each case is a stage run by hand in its own process. The process first runs the same stage with a T5 of 50,000 weights,
-so that everything is imported and every library is initialised. From then on its parent reads its anonymous memory
-(`RssAnon`: allocations, not mapped files) every two milliseconds. The measured peak is the largest reading minus the
-first: weights, the work of a step, and the data.
+Each case is a stage as it is run by hand, in a process of its own. The process first makes the same stage of a T5 of
+50,000 weights, so that everything is imported and every library has set itself up. From then on its anonymous memory
+(`RssAnon`, what it allocates; not the files that it maps) is read every two milliseconds by its parent; the measured
+peak is the largest reading less the first one: weights, all that a step makes, and the data.
 
-glibc is set to return freed memory to the system at once (every allocation of 64 KiB or more has its own pages), so
-only memory in use is measured. By default a stage makes glibc keep freed memory (pipeline/execution/malloc.py).
+glibc is told to give what is freed back to the system at once (every allocation of 64 KiB and more has pages of its
+own), so that what is measured is what is in use. Without these variables a stage has it keep freed memory for later
+(pipeline/execution/malloc.py).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ EVERY_S = 0.002
 
 @dataclass(frozen=True)
 class Case:
-    """A stage on one of the T5s, with settings in addition to those of all cases."""
+    """A stage on one of the T5s, and what its settings are beside those that every case has."""
 
     kind: str
     shape: str
@@ -83,7 +84,7 @@ CASES = [
 
 
 def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
-    """Write token shards of long texts, a task with inputs of at least the maximum length, and the T5s."""
+    """Token shards of one long text after another, a task whose inputs are as long as any case reads, and the T5s."""
     from t5_pipeline.data_prep.corpora.documents import corpus_pieces
     from t5_pipeline.data_prep.shards.writer import write_tokens
     from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -98,7 +99,7 @@ def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
     write_tokens(corpus_pieces(place / "texts.jsonl"), vocabulary, place / "tokens", validation_fraction=0.1)
     (place / "rows").mkdir()
     for split in ("train", "validation"):
-        # Short rows require masks, which autograd saves too.
+        # A row that is short makes masks, without which less would be kept.
         rows = [
             {"text": text if i % 8 else "short", "label": ("first", "second")[i % 2]} for i, text in enumerate(texts)
         ]
@@ -109,7 +110,7 @@ def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
 
 
 def recipe(case: Case, place: Path, name: str = "case") -> Path:
-    """Write the case as a recipe with one stage of two steps."""
+    """The case as a recipe of one stage of two steps."""
     stage: dict[str, Any] = {"uses": case.kind, "model": str(place / case.shape), "steps": 2, "checkpoint_every": 1000}
     match case.kind:
         case "lm_adapt" | "span_corrupt":
@@ -125,7 +126,7 @@ def recipe(case: Case, place: Path, name: str = "case") -> Path:
 
 
 def estimated(path: Path) -> Memory:
-    """The estimate of `t5-pipeline plan` for the only stage of a recipe, on one CPU process."""
+    """What `t5-pipeline plan` says of the one stage of a recipe, on one CPU process."""
     found = load_recipe(path)
     (cell,) = found.cells()
     shape = shape_of(found, RunDir(path.parent / "none"), cell)
@@ -137,7 +138,7 @@ def estimated(path: Path) -> Memory:
 
 
 def measured(case: Case, place: Path) -> int:
-    """Increase of the anonymous memory of the stage's process to its peak, in bytes."""
+    """Largest anonymous memory of the stage's process, less what it had before it began, in bytes."""
     first = recipe(replace(case, shape="tiny", settings=case.settings | TINY_WORK), place, "tiny")
     with tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, "-m", "benchmarks.memory", case.kind, str(first), str(recipe(case, place)), runs]
@@ -157,7 +158,7 @@ def measured(case: Case, place: Path) -> int:
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
-    """Memory of a process that no file backs, in bytes; 0 once it has ended."""
+    """Memory of a process that is backed by no file; 0 once it has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -166,7 +167,7 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 
 
 def stage(kind: str, first: str, then: str, runs: str) -> int:
-    """Run the stage of one recipe in this process, print its memory, and run that of another."""
+    """Make a stage of one recipe in this process, say what memory it has, and make that of another."""
     from t5_pipeline.execution.stage_process import run
 
     body = getattr(importlib.import_module(f"t5_pipeline.stages.{kind}"), kind)
@@ -176,9 +177,9 @@ def stage(kind: str, first: str, then: str, runs: str) -> int:
 
 
 def compare(case: Case, place: Path) -> dict[str, Any]:
-    """One row: the estimate and the measurement."""
+    """One row: the estimate beside the measurement."""
     said = estimated(recipe(case, place))
-    # The only checkpoint is written after the last step, when gradients and activations are freed.
+    # The one checkpoint is written after the last step, which has no gradients and activations any more.
     expected = max(said.peak, said.weights + said.optimizer + said.snapshot) + said.host
     in_use = measured(case, place)
     return {
@@ -192,15 +193,15 @@ def compare(case: Case, place: Path) -> dict[str, Any]:
 
 
 def run(rounds: int, data: Path) -> dict[str, Any]:
-    """Measure every case."""
+    """Every case."""
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), SHAPES)
         return {"name": "memory", "rows": [compare(case, Path(place)) for case in CASES]}
 
 
 def table(found: dict[str, Any]) -> str:
-    """The table for docs/performance.md."""
-    lines = ["| T5 | stage | settings | estimate | measured | difference |", "|---" * 6 + "|"]
+    """The rows for docs/performance.md."""
+    lines = ["| T5 | stage | settings | estimate | measured | off |", "|---" * 6 + "|"]
     for row in found["rows"]:
         settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
         estimate, peak = (f"{row[key] / 2**20:,.0f} MiB" for key in ("estimate_bytes", "measured_bytes"))

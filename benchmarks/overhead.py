@@ -1,11 +1,12 @@
-"""Overhead of a training step (logging, progress, checkpoints, data), and cost of starting at a late step.
+"""What a step loses to all that is no arithmetic: logging, progress, checkpoints, data. And what a late start costs.
 
-The stages `prepare` and `lm_adapt` run unmodified on the standard library's documentation, with the demo's T5 (the
-worst case, because its steps are the shortest) and with T5 1.1 Small. Each part is timed in place. Making batches
-counts in full, although it runs in a parallel thread; a checkpoint counts once in `checkpoint_every` steps (default
-1000), a line of the log once in `log_every` (default 10).
+The stages `prepare` and `lm_adapt` run as they are, on the standard library's documentation, with the demo's T5 (the
+worst case, for its steps are the shortest) and with T5 1.1 Small. Each piece is timed where it happens. The making of
+batches counts in full, although it runs beside the steps in a thread of its own; a checkpoint counts once in
+`checkpoint_every` steps (default 1000), a line of the log once in `log_every` (default 10).
 
-Late start: in a new process, time and memory pages from opening the shards to the batch of step 0 and of step 100,000.
+A late start: the time and the pages of the token shards that it takes, in a fresh process, from opening the shards to
+the batch of step 0 and to that of step 100,000.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ PIECES = {
 
 @contextmanager
 def timed(owner: Any, name: str, times: list[float]) -> Iterator[None]:
-    """Append the seconds of every call of a function to `times`."""
+    """Every call of a function notes its seconds."""
     plain = getattr(owner, name)
 
     @functools.wraps(plain)
@@ -81,7 +82,7 @@ def stage(body: Any, cls: Any, *flags: str) -> None:
 
 
 def shares(tokens: str, model: str, directory: Path) -> dict[str, Any]:
-    """Seconds of each part, and their share of a step's forward and backward passes."""
+    """Seconds of each piece in a step, beside a step's own."""
     times: dict[str, list[float]] = {name: [] for name in (*PIECES, "step")}
     flags = ["--tokens", tokens, "--output-dir", str(directory / "adapted"), "--steps", str(STEPS)]
     flags += ["--model", model, "--segment-length", "64", "--batch-size", "32", "--precision", "fp32"]
@@ -113,12 +114,12 @@ def shares(tokens: str, model: str, directory: Path) -> dict[str, Any]:
 
 
 def late(tokens: str, step: int) -> dict[str, Any]:
-    """Seconds and page faults until the batch of a step is made, in a new process."""
+    """In a fresh process: seconds until the batch of a step is there, and the pages that were touched on the way."""
     code = f"""
 import json, resource, time
-from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
-from t5_pipeline.data_prep.sampling.batches import LMBatches
-from t5_pipeline.data_prep.shards.reader import TokenShards
+from data_prep.batches import LMBatches
+from data_prep.objectives.prefix_lm import PrefixLM
+from data_prep.shards import TokenShards
 def faults():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_minflt + usage.ru_majflt
@@ -159,7 +160,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| T5 | forward and backward passes of a step | part | seconds | every N steps | share of a step |",
+        "| T5 | a step's passes | piece | seconds | every … steps | share of a step |",
         "|---|---|---|---|---|---|",
     ]
     for model, of in found["models"].items():
@@ -172,7 +173,7 @@ def table(found: dict[str, Any]) -> str:
     late_ = found["late_start"]
     lines += [
         "",
-        f"Time and memory pages to the batch of step {late_['step']:,}: {late_['ours_s']} s,"
-        f" {late_['pages'][1]:,.0f} pages; of step 0: {late_['theirs_s']} s, {late_['pages'][0]:,.0f} pages ({late_['pages_ratio']} ×).",
+        f"To the batch of step {late_['step']:,}: {late_['ours_s']} s, {late_['pages'][1]:,.0f} pages;"
+        f" of step 0: {late_['theirs_s']} s, {late_['pages'][0]:,.0f} pages ({late_['pages_ratio']} ×).",
     ]
     return "\n".join(lines)

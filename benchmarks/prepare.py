@@ -1,12 +1,13 @@
-"""Text to ids: `prepare` compared with `datasets.map` and transformers' fast tokenizer, on the same text and cores.
+"""Text to ids: `prepare` beside `datasets.map` with transformers' fast tokenizer, on the same text and the same cores.
 
-The baseline reads the same Parquet file and runs the tokenizer.json published with the vocabulary, batched, in one
-process per core (`num_proc`); or the tokenizer that transformers converts from spiece.model. Its ids go to its Arrow
-cache, ours to token shards with checksums and digest. Every measurement has its own process and times the work without
-the imports; the sides take turns. Further measurements: memory by corpus size, time by cores, cost of an interruption.
+The peer reads the same Parquet file and runs the tokenizer.json that is published beside the vocabulary, batched, in
+one process a core (`num_proc`); or the tokenizer that transformers itself makes of spiece.model. The ids go to its
+Arrow cache. Ours go to token shards, with checksums and digest. Every measurement is a process of its own, which times
+the work and not its imports; the sides take turns. Then how memory grows with the corpus, time with cores, and what an
+interruption costs.
 
-The text and the vocabulary are not part of the project: set `T5_PIPELINE_TEXT` to a folder with train.parquet and
-`T5_PIPELINE_VOCABULARY` to a spiece.model. Without them the benchmark is skipped.
+The text and the vocabulary are not part of the project: `T5_PIPELINE_TEXT`, a folder with train.parquet, and
+`T5_PIPELINE_VOCABULARY`, a spiece.model, say where they are; without them there is nothing to measure.
 
     python -m benchmarks.prepare ours CORPUS VOCABULARY PLACE CORES      one measurement, as JSON
     python -m benchmarks.prepare theirs CORPUS VOCABULARY PLACE CORES [OURS]
@@ -33,8 +34,8 @@ import pyarrow.parquet as pq
 
 ROUNDS = 3
 CORES = 2
-PART = 2_000  # articles in the comparison: the baseline needs minutes for all
-LARGE = 18  # copies of the text in the large corpus
+PART = 2_000  # articles, in the rounds that take turns: the peer needs minutes for all
+LARGE = 18  # times the text, for a corpus that is large
 TEXT = Path(os.environ.get("T5_PIPELINE_TEXT", "../shared/data/text/wikipedia"))
 VOCABULARY = Path(os.environ.get("T5_PIPELINE_VOCABULARY", "../shared/data/t5/spiece.model"))
 
@@ -86,7 +87,7 @@ def theirs(corpus: str, vocabulary: str, place: str, cores: str, compared: str =
 
 
 def measure(side: str, corpus: Path, vocabulary: Path, place: Path, cores: int, *more: Path) -> dict[str, Any]:
-    """Measure one side once in its own process: speed, and the peak memory of the process and of one worker."""
+    """One side once, in a process of its own: its numbers, and the largest memory of it and of one of its children."""
     command = [sys.executable, "-m", "benchmarks.prepare", side, *map(str, (corpus, vocabulary, place, cores, *more))]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -95,10 +96,10 @@ def measure(side: str, corpus: Path, vocabulary: Path, place: Path, cores: int, 
 
 
 def run(rounds: int, data: Path) -> dict[str, Any] | None:
-    """All measurements; None without the text or the vocabulary."""
+    """Every measurement, with rounds and places of its own; None where the text or the vocabulary is not there."""
     text = TEXT / "train.parquet"
     if not text.is_file() or not VOCABULARY.is_file():
-        print(f"prepare: skipped; it needs {text} and {VOCABULARY}", file=sys.stderr)
+        print(f"prepare: not measured, for want of {text} and {VOCABULARY}", file=sys.stderr)
         return None
     with tempfile.TemporaryDirectory(prefix="t5-pipeline-benchmark-") as directory:
         work = Path(directory)
@@ -130,7 +131,7 @@ def write_tokenizers(published: Path, own: Path) -> None:
 
 
 def beside(what: str, corpus: Path, peer: Path, work: Path) -> dict[str, Any]:
-    """Both sides in turns: medians, and the median of the ratios of each round."""
+    """Both sides in turn; medians, and the median of the ratios of each round."""
     rounds = []
     for number in range(ROUNDS):
         place = work / f"round-{number}"
@@ -152,7 +153,7 @@ def beside(what: str, corpus: Path, peer: Path, work: Path) -> dict[str, Any]:
 
 
 def same_ids(text: Path, peer: Path, work: Path) -> dict[str, Any]:
-    """The whole text encoded by both sides, with the number of documents whose ids differ."""
+    """All of the text by both: how many documents get other ids."""
     made = measure("ours", text, VOCABULARY, work / "same", CORES)
     found = measure("theirs", text, peer, work / "their-same", CORES, work / "same")
     return {
@@ -163,7 +164,7 @@ def same_ids(text: Path, peer: Path, work: Path) -> dict[str, Any]:
 
 
 def cores(text: Path, work: Path) -> dict[str, Any]:
-    """The same work on one core and on two, in turns."""
+    """The same work on one core and on two, in turn."""
     rounds = []
     for number in range(ROUNDS):
         places = {count: work / f"cores-{number}-{count}" for count in (1, CORES)}
@@ -177,14 +178,14 @@ def cores(text: Path, work: Path) -> dict[str, Any]:
 
 
 def large(text: Path, work: Path) -> dict[str, Any]:
-    """Memory for one and for many copies of the text, and the time to resume after a kill halfway."""
+    """Memory for the text once and many times over, and a writing that is killed halfway and goes on."""
     lines = "".join(
         json.dumps({"text": row}) + "\n" for row in pq.read_table(text, columns=["text"])["text"].to_pylist()
     )
     corpora = {"once": work / "once.jsonl", f"{LARGE} times": work / "large.jsonl"}
     for corpus, times in zip(corpora.values(), (1, LARGE), strict=True):
         if shutil.disk_usage(work).free < 3 * times * len(lines):
-            raise SystemExit(f"{work}: {times} × {len(lines) / 1e6:.0f} MB and its tokens need more disk space")
+            raise SystemExit(f"{work}: too little room for {times} × {len(lines) / 1e6:.0f} MB and its tokens")
         with corpus.open("w", encoding="utf-8") as file:
             for _ in range(times):
                 file.write(lines)
@@ -212,8 +213,8 @@ def median(values: Iterable[float]) -> float:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The table for docs/performance.md."""
-    lines = ["| baseline | ours | datasets.map | speed-up |", "|---|---|---|---|"]
+    """For docs/performance.md."""
+    lines = ["| peer | ours | datasets.map | speed-up |", "|---|---|---|---|"]
     for row in found["rows"]:
         ours, theirs = row["ours_tokens_per_second"], row["theirs_tokens_per_second"]
         lines.append(f"| {row['peer']} | {ours:,} tokens/s | {theirs:,} tokens/s | {row['speedup']} × |")
@@ -224,7 +225,7 @@ def main() -> None:
     side, *arguments = sys.argv[1:]
     found = {"ours": ours, "theirs": theirs}[side](*arguments)
     found["tokens_per_second"] = round(found["tokens"] / found["seconds"])
-    # Not ru_maxrss of this process: a child inherits the peak of its parent.
+    # ru_maxrss of this process would be at least that of the one that started it.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     found["peak_mb"] = round(int(status["VmHWM"].split()[0]) / 1000)
     found["peak_mb_of_a_worker"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000)

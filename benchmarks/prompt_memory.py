@@ -1,15 +1,15 @@
-"""Memory of prompt tuning compared with model tuning: increase of peak resident memory after the imports.
+"""Memory of prompt tuning beside model tuning: peak resident memory above that after the imports, one process each.
 
-T5 1.1 Small, bf16, one microbatch of 8 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps, each
-case in its own process. Besides the peak it reports its parts: weights, gradients and moments by their sizes, and the
-activations that autograd saves for the backward pass of the microbatch, counted while it runs (each storage once,
-without weights); with activation checkpointing, plus those of one block (pipeline/cost/activations.py). The peak in
-tensors (torch's profiler, in another process) is this sum plus temporary tensors; the rest of the process's memory are
-the libraries' buffers. glibc returns freed memory at once (see benchmarks/memory.py), and before the baseline is read
-the process takes the same steps with a tiny T5.
+T5 1.1 Small, bf16, one microbatch of 8 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. Beside
+the peak stands what it is made of: weights, gradients and moments by their sizes, and the activations that autograd
+kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them); where
+blocks are recomputed, those of one block on top (pipeline/cost/activations.py). The most that tensors held at a time
+(torch's profiler, in a process of its own) is that sum and what passes by; what the process held beyond it are the
+libraries' own buffers. glibc gives back what is freed (see benchmarks/memory.py), and before the baseline the process
+has made the same steps of a tiny T5.
 
-Prompt tuning stores the frozen weights in bf16, and gradients and moments of the prompt only. Model tuning stores fp32
-weights, their gradients, and Adafactor's factored moments; AdamW would add two numbers per weight.
+Prompt tuning holds the frozen weights in bf16 and no gradients or moments but the prompt's. Model tuning holds fp32
+weights, a gradient for each, and Adafactor's factored moments; AdamW's would be two more numbers for each weight.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ KINDS = ("prompt tuning", "prompt tuning, recomputed", "model tuning", "model tu
 
 
 def peak() -> int:
-    """Peak resident memory of this process, in bytes."""
+    """The most memory that this process was resident in, bytes."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def child(kind: str) -> dict[str, Any]:
-    """Measure two steps in this process."""
+    """One process: two steps."""
     steps(kind, TINY)
     baseline = peak()
     parts = steps(kind, SIZES["small"])
@@ -54,7 +54,7 @@ def child(kind: str) -> dict[str, Any]:
 
 
 def steps(kind: str, shape: T5Config) -> dict[str, int]:
-    """Take two steps; returns the bytes of each part of a step's memory."""
+    """Two steps; returns the bytes of what a step is made of."""
     prompts, recompute = kind.startswith("prompt"), kind.endswith("recomputed")
     with torch.device("meta"):
         t5 = T5(shape)
@@ -106,7 +106,7 @@ def steps(kind: str, shape: T5Config) -> dict[str, int]:
 
 
 def tensors_peak(kind: str) -> dict[str, int]:
-    """Peak bytes in tensors."""
+    """The most bytes that tensors held at a time."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -134,7 +134,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| MiB | weights | activations | gradients | moments | peak in tensors | peak of the process |",
+        "| MiB | weights | activations | gradients | moments | most in tensors | most in the process |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

@@ -1,14 +1,14 @@
-"""Prompt tuning compared with PEFT, in examples per second: 100 rows, frozen T5 1.1 Small in bf16, batch 32.
+"""Prompt tuning beside PEFT: examples each second, one prompt of 100 rows on a frozen T5 1.1 Small in bf16, batch 32.
 
-Inputs are real: training rows of BoolQ, RTE and SUBJ as T5 reads them (docs/tasks.md), at most 512 tokens in addition
-to the prompt. Weights and prompt are random, which does not affect the time. Ours is a step of `prompt_tune`: batch,
-microbatches by length, forward, backward, optimizer. The baseline is PEFT's prompt tuning on transformers' T5 in bf16
-(`num_transformer_submodules=1`), each batch padded to its longest input, with torch's AdamW. Both sides train on the
-same batches: without dropout, to check that they compute the same loss, and with the paper's 0.1 (elementwise in PEFT,
-shared along the sequence here and in the paper's code).
+Inputs are real: the training rows of BoolQ, RTE and SUBJ as T5 reads them (docs/tasks.md), at most 512 tokens beside
+the prompt; weights and prompt are random, which changes no time. Ours is what `prompt_tune` does in a step: the batch
+of the step, cut by length, forward, backward, optimizer. The peer is PEFT's prompt tuning on transformers' T5, in bf16
+(`num_transformer_submodules=1`), each batch padded to its longest input, with torch's AdamW. Both sides train in the
+order of the same batches, without dropout so that they can be shown to compute the same loss, and with the 0.1 of the
+paper (PEFT's is elementwise, ours shared along the sequence as in the paper's code).
 
-Many prompts: eight prompts for four tasks in one batch of 8 × 8 rows on one frozen model, compared with eight runs one
-after another on the same examples.
+Many prompts: eight prompts over four tasks, in one batch of 8 × 8 rows on one frozen model, beside eight runs one after
+another; the same examples.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def our_step(model: PromptedT5, optimizer: torch.optim.Optimizer, batch: Batch) 
 
 
 def prompted(t5: T5, prompts: int = 1) -> tuple[PromptedT5, torch.optim.Optimizer]:
-    """A bank of prompts, initialised from the vocabulary, on a frozen T5; and their optimizer."""
+    """A bank of prompts on a frozen T5, and their optimizer. The rows are those of pieces of the vocabulary."""
     rows = t5.shared.weight.detach().float()
     bank = PromptBank([rows[start : start + PROMPT] for start in range(3, 3 + prompts)])
     model = PromptedT5(t5, bank)
@@ -121,7 +121,7 @@ def peft_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) 
 
 
 def against_peft(t5: T5, directory: str, task: EncodedTask, name: str, rounds: int, dropout: float) -> dict[str, Any]:
-    """Our steps and PEFT's, in turns on the same batches."""
+    """Our step and PEFT's in turns, on the same batches."""
     t5.set_dropout(dropout)
     ours, optimizer = prompted(t5)
     theirs = peft_model(directory, ours.bank.rows_RD.detach().clone(), dropout)
@@ -157,7 +157,7 @@ def against_peft(t5: T5, directory: str, task: EncodedTask, name: str, rounds: i
 
 
 def many_prompts(t5: T5, tasks: Sequence[EncodedTask], rounds: int) -> dict[str, Any]:
-    """Eight prompts in one batch, compared with one after another; losses must agree."""
+    """Eight prompts in one batch beside one after another; losses must agree."""
     t5.set_dropout(0.0)
     whole = [tasks[i % len(tasks)] for i in range(8)]
     rows, seeds = [8] * 8, list(range(8))
@@ -218,10 +218,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     if "skipped" in found:
         return f"skipped: {found['skipped']}"
-    lines = [
-        "| task | input tokens, mean and maximum | dropout | ours | PEFT | speed-up |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| task | tokens, mean and longest | dropout | ours | PEFT | speed-up |", "|---|---|---|---|---|---|"]
     for row in found["rows"]:
         lines.append(
             f"| {row['task']} | {row['mean_tokens']}, {row['longest']} | {row['dropout']}"
@@ -230,7 +227,7 @@ def table(found: dict[str, Any]) -> str:
     many = found["many_prompts"]
     lines += [
         "",
-        f"Eight prompts for four tasks, 8 × 8 rows: {many['ours_s']} s per step in one batch,"
+        f"Eight prompts over four tasks, 8 × 8 rows: {many['ours_s']} s a step in one batch,"
         f" {many['theirs_s']} s one after another ({many['times_faster']} ×).",
     ]
     return "\n".join(lines)
