@@ -18,7 +18,7 @@ from tests.tiny_run import ROOT
 SOURCES = ["pyproject.toml", "README.md", "LICENSE", "pipeline", "data_prep", "stages", "recipes", "accelerate_configs"]
 SHORT = ["prepare.vocabulary_size=1000", "prepare.vocabulary_characters=200000", "evaluate.limit=6"]
 SHORT += [f"{stage}.{key}" for stage in ("span_corrupt", "lm_adapt") for key in ("steps=4", "warmup_steps=0")]
-SHORT += [f"{stage}.validate_every=0" for stage in ("span_corrupt", "lm_adapt", "prompt_tune")]
+SHORT += [f"{stage}.validate_every=1000" for stage in ("span_corrupt", "lm_adapt", "prompt_tune")]
 SHORT += [f"prompt_tune.{setting}" for setting in ("steps=2", "init_population=500", "select=last", "seed=0")]
 SHORT += ["prompt_tune.model=lm_adapt", "lm_adapt.launch=accelerate_configs/cpu.yaml"]
 
