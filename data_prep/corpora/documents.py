@@ -310,18 +310,14 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
 # Which files a data set has is asked of the hub once in a process, not once for each shard.
 @functools.lru_cache(maxsize=4)
 def _stream(name: str, config: str | None, split: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            f"{name} is no file here, and to read it from the hub `datasets` is needed:"
-            " mend the path, or pip install datasets"
-        ) from None
+    import datasets
+
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # whatever the hub, the network or a loading script raises
         raise InputError(
-            f"data set {name} (config {config}, split {split}) cannot be read from the hub: {_reason(error)}"
+            f"{name}: does not exist here, and cannot be read from the hub (config {config}, split {split}):"
+            f" {_reason(error)}; check the path, or the name of the data set"
         ) from None
 
 

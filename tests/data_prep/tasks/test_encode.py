@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +136,13 @@ def test_a_value_that_stands_for_nothing_names_row_and_key(tmp_path: Path, vocab
         Task.load(settings(tmp_path, values={"lable": {0: "bad"}}))
 
 
-def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
+def test_data_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path)
     for data, split, message in [
         (tmp_path / "absent", "train", "does not exist"),
         ("absent/rows.jsonl", "train", "does not exist"),
         (tmp_path, "test", r"holds no file for 'test'; there is train\.jsonl"),
         (tmp_path, "dev", "no split 'dev'; there are train, validation, test"),
-        ("org/name", "train", "pip install datasets"),
     ]:
         with pytest.raises(InputError, match=message):
             Task.load(settings(data)).rows(split)
