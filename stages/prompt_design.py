@@ -68,7 +68,7 @@ def best_on_validation(
     )
     found = []
     for prompt in worded:
-        read = HeldOut(rows.task, rows.rows.reading(prompt.encode(rows.rows.input_texts, vocabulary)), rows.form)
+        read = HeldOut(rows.task, rows.rows.with_inputs(prompt.encode(rows.rows.input_texts, vocabulary)), rows.form)
         scores = score_model(model, [read], device, c.precision)
         found.append(prompt.model_copy(update={"scores": scores}))
         log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
