@@ -28,7 +28,7 @@ TENSORS = {
     "model/turned": torch.arange(12.0).reshape(3, 4).t(),
     "optimizer/w/step": torch.tensor(7),
     "model/narrow": torch.tensor([1.5, -2.0]).bfloat16(),
-    "stats": torch.zeros(0, 3, dtype=torch.float64),
+    "meter": torch.zeros(0, 3, dtype=torch.float64),
 }
 PIECES = [TensorShard.whole(name, tensor) for name, tensor in TENSORS.items()]
 
