@@ -20,7 +20,7 @@ from t5_pipeline.data_prep.sampling.batches import collate
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.training.distributed.engine import check_untied
-from t5_pipeline.training.microbatches import rank_part
+from t5_pipeline.training.microbatches import rank_microbatches
 from tests.tiny_run import ROOT, Tiny, stage
 
 PROBE = Path(__file__).with_name("engine_probe.py")
@@ -70,7 +70,7 @@ def test_ranks_share_a_batch_and_run_as_many_microbatches(lengths: list[int], wo
     rows = [(np.arange(1, n + 1), np.full(n, row + 1)) for row, n in enumerate(lengths)]
     whole = collate(rows)
     for lockstep in (False, True):
-        parts = [rank_part(whole, rank, world, size, "cpu", lockstep) for rank in range(world)]
+        parts = [rank_microbatches(whole, rank, world, size, "cpu", lockstep) for rank in range(world)]
         seen = [
             int(row[0])
             for part in parts
