@@ -102,8 +102,8 @@ def test_a_damaged_checkpoint(tiny: Tiny, continued: Tiny, name: str, fault: str
     said = more_steps(tiny)
     assert said.code == 0, said.err
     assert f"{path}: " in said.err
-    assert "going back to the one before" in said.err
-    assert "going back to the one before" in (tiny.run / "lm_adapt" / "log.txt").read_text()
+    assert "using the checkpoint before it" in said.err
+    assert "using the checkpoint before it" in (tiny.run / "lm_adapt" / "log.txt").read_text()
     same_model(tiny, continued)
     assert metrics(tiny.run / "lm_adapt") == metrics(continued.run / "lm_adapt")
 

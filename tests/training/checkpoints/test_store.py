@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
 def test_when_none_is_intact_it_says_so_instead_of_starting_anew(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     (tmp_path / "checkpoints" / "step-00000010" / "rank-00000.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="every checkpoint is damaged"):
+    with pytest.raises(InputError, match="all checkpoints are damaged"):
         checkpoints.latest()
 
 
@@ -238,7 +238,7 @@ def test_pieces_that_do_not_cover_a_tensor_are_no_tensor(tmp_path: Path) -> None
     checkpoints.save(1, [TensorShard("w", (10,), 4, torch.ones(6))], {})
     checkpoints.wait()
     assert checkpoints.at(1).read("w", 4, 10).sum() == 6
-    with pytest.raises(InputError, match="w is not whole"):
+    with pytest.raises(InputError, match=r"w lacks [0-9,]+ elements"):
         checkpoints.at(1).tensor("w")
 
 
