@@ -98,7 +98,10 @@ def test_ray_cannot_start(flags: list[object], tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     said = stage("prepare", *flags, "--ray", "local", "--output-dir", tmp_path / "x")
     assert said.code == 2, said
-    assert re.search(r"error: ray: local: cannot start Ray \(.*AF_UNIX path length.*\); fix that or run without `ray`$", said.err.strip()), said
+    assert re.search(
+        r"error: ray: local: cannot start Ray \(.*AF_UNIX path length.*\); fix that or run without `ray`$",
+        said.err.strip(),
+    ), said
     assert "Traceback" not in said.err
 
 
