@@ -340,18 +340,14 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
 # Cached, so that the hub lists the files of a data set once per process, not once per shard.
 @functools.lru_cache(maxsize=4)
 def _stream(name: str, config: str | None, split: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            f"{name} does not exist; check the path, or pip install datasets to read it from the hub"
-        ) from None
+    import datasets
+
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the hub, the network and loading scripts raise anything
         raise InputError(
-            f"cannot read data set {name} (config {config}, split {split}) from the hub ({one_line(error)});"
-            " check the name, its configuration and the network"
+            f"{name}: does not exist here, and cannot be read from the hub (config {config}, split {split}):"
+            f" {one_line(error)}; check the path, or the name of the data set"
         ) from None
 
 

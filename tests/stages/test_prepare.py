@@ -98,7 +98,10 @@ def test_ray_cannot_start(flags: list[object], tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     said = stage("prepare", *flags, "--ray", "local", "--output-dir", tmp_path / "x")
     assert said.code == 2, said
-    assert re.search(r"error: ray: local: cannot start Ray \(.*AF_UNIX path length.*\); fix that or run without `ray`$", said.err.strip()), said
+    assert re.search(
+        r"error: ray: local: cannot start Ray \(.*AF_UNIX path length.*\); fix that or run without `ray`$",
+        said.err.strip(),
+    ), said
     assert "Traceback" not in said.err
 
 
@@ -137,7 +140,8 @@ def test_stop_signal(flags: list[object], tmp_path: Path, expected: str, signum:
 
 def test_hub_data_set(flags: list[object], finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files are the shards; the hub is replaced by a folder with the same layout."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     (tmp_path / "set").mkdir()
     for shard in range(3):
         table = pa.table({"body": [f"shard {shard} row {i} is text" for i in range(20)]})
