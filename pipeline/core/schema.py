@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from t5_pipeline.core.errors import InputError
 
 Role = Literal["trajectory", "extent", "runtime"]
+Sentinel = Literal["none", "targets", "both"]
+"""Use of extra_id_0 in a model's texts: nowhere, at the start of targets, or also at the end of inputs."""
 
 
 def setting(default: Any, description: str, *, unit: str = "", role: Role = "trajectory", **constraints: Any) -> Any:
