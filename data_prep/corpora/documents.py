@@ -347,7 +347,7 @@ def _stream(name: str, config: str | None, split: str) -> Any:
     except Exception as error:  # the hub, the network and loading scripts raise anything
         raise InputError(
             f"{name}: does not exist here, and cannot be read from the hub (config {config}, split {split}):"
-            f" {_reason(error)}; check the path, or the name of the data set"
+            f" {one_line(error)}; check the path, or the name of the data set"
         ) from None
 
 
@@ -360,9 +360,10 @@ def _fetched(stream: Any, where: str) -> Iterator[dict[str, Any]]:
         except StopIteration:
             return
         except Exception as error:  # as above; `datasets` has already retried
-            raise InputError(f"{where}: cannot read it ({_reason(error)}); run the same command to resume") from None
+            raise InputError(f"{where}: cannot read it ({one_line(error)}); run the same command to resume") from None
         yield fields
 
 
-def _reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -192,13 +192,21 @@ def line_number(path: Path, byte: int) -> int:
     return number
 
 
-def _json_list(path: Path) -> Iterator[Row]:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: if it is not JSON; names the line.
+    """
     try:
-        rows = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}: not JSON ({error.msg} at character {error.colno}); fix the file"
-        ) from None
+        where = f"{path}:{error.lineno}"
+        raise InputError(f"{where}: not JSON ({error.msg} at character {error.colno}); fix the file") from None
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise InputError(f"{path}: is a JSON {type(rows).__name__}; write a list of objects")
     for number, fields in enumerate(rows, 1):

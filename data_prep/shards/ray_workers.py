@@ -14,7 +14,7 @@ from typing import Any
 import sentencepiece
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Chunk
+from t5_pipeline.data_prep.corpora.documents import Chunk, one_line
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, available_cores, killed_too_often
 from t5_pipeline.data_prep.shards.writer import Encoding, Events, ShardDone
 
@@ -91,7 +91,7 @@ def _start(ray: Any, address: str, cores: int) -> None:
             _probe(address)
             ray.init(address, **quiet)
     except Exception as error:  # Ray raises a dozen types, some of them grpc's
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line(error)
         if address == LOCAL:
             raise InputError(f"ray: {address}: cannot start Ray ({reason}); fix that or run without `ray`") from None
         raise InputError(f"ray: {address}: no cluster answers there ({reason}); check the address") from None

@@ -7,14 +7,13 @@ T5 puts spaces around punctuation, and this reader leaves the text unchanged.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row, file_format, read_rows, read_text
+from t5_pipeline.data_prep.corpora.rows import Row, file_format, read_json, read_rows
 from t5_pipeline.data_prep.tasks.splits import Slice
 
 Reader = Literal["rows", "multirc", "record", "wsc", "squad", "qqp"]
@@ -162,12 +161,10 @@ def _with_case_of(referent: str, index: int, text: str) -> str:
 def _paragraphs(path: Path) -> Iterator[Row]:
     """The paragraphs of SQuAD's JSON."""
     try:
-        articles = json.loads(read_text(path))["data"]
+        articles = read_json(path)["data"]
         for a, article in enumerate(articles):
             for p, paragraph in enumerate(article["paragraphs"]):
                 yield Row(paragraph, f"{path}: data[{a}].paragraphs[{p}]")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg} at character {error.colno}); fix it") from None
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: is not SQuAD's JSON (data → paragraphs → qas); use `reader: rows`") from None
 
