@@ -55,7 +55,7 @@ BANNED = {
     r"\bas (it was|they were)(?=[.,;)]|$)": "unchanged or up to date",
     r"\b(is|are|was|were) whole\b": "is complete",
     r"\b(a|the) law\b": "a distribution or a property",
-    r"\bInputError,? (if|where|when|that|for|with)\b": "a section `Raises:` with `InputError: if …`",
+    r"\bInputError,? (if|where|when)\b": "a section `Raises:` with `InputError: if …`",
     r"\bRaises InputError\b": "a section `Raises:` with `InputError: if …`",
 }
 PATTERNS = [(re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE), plain) for pattern, plain in BANNED.items()]
