@@ -14,7 +14,7 @@ from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tasks.formats import FORMATS, GLUE, SUPERGLUE
 from t5_pipeline.evaluation.metrics import check_metrics
 
-# What GLUE and SuperGLUE score (Wang et al. 2019), in their words and ours.
+# The metrics of GLUE and SuperGLUE (Wang et al. 2019), by our names.
 OFFICIAL = {
     "superglue/boolq": ["accuracy"],
     "superglue/cb": ["macro_f1", "accuracy"],
