@@ -241,7 +241,7 @@ def model_comparison(task: TaskScores) -> str | None:
         distance = "the same" if behind == "0.0" else f"{behind} points less"
         if 0 < gap <= noise and behind != "0.0":
             distance += " (within the spread of the seeds)"
-        parts.append(f"with {line.path_in_sentence} {_score(line, task.metric)}, {distance}")
+        parts.append(f"{line.path_in_sentence}: {_score(line, task.metric)}, {distance}")
     seeds = max(len(line.rows) for line in ranked)
     over = f" Means ± standard deviation over {seeds} seeds." if seeds > 1 else ""
     return f"{fmt.sentence_case('; '.join(parts))}.{over}"
