@@ -254,11 +254,11 @@ def method_comparison(task: TaskScores) -> str | None:
         return None
     parts = []
     for line in others:
-        said = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
+        part = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
         spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
         if spread is not None and best is not None:
-            said += f", {_relative(spread.mean - best.mean, level='the same')}"
-        parts.append(said)
+            part += f", {_relative(spread.mean - best.mean, level='the same')}"
+        parts.append(part)
     return f"For comparison: {'; '.join(parts)}."
 
 

@@ -307,7 +307,7 @@ def problems(path: Path, model: str | None = None) -> Iterator[str]:
         return
     if made is not None:
         damaged = manifests.damaged_files(path.parent, made)
-        yield from (f"{path.parent}: {said}" for said in damaged if said.startswith(f"{path.name}/"))
+        yield from (f"{path.parent}: {problem}" for problem in damaged if problem.startswith(f"{path.name}/"))
     if model is not None and info.base_model_digest != model:
         yield (
             f"{path}: was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]}, not"
