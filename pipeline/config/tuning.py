@@ -65,7 +65,7 @@ class SoftPromptConfig(OneTaskConfig, ExecutionConfig, LearningConfig):
     # uniform: U[−0.5, 0.5]; uniform_code: U[0, 0.5), as in the official code; vocabulary: embeddings of frequent
     # tokens; class_labels: mean embedding of each label, the remaining rows as with vocabulary.
     prompt_init: Literal["uniform", "uniform_code", "vocabulary", "class_labels", "text", "prompt"] = setting(
-        "class_labels", "uniform…: random; others: embeddings of tokens, labels or `init_text`; or a trained prompt"
+        "class_labels", "random: uniform, uniform_code; embeddings: vocabulary, class_labels, text; trained: prompt"
     )
     init_text: str | None = setting(None, "text whose token embeddings start the prompt (prompt_init: text)")
     init_prompt: Annotated[str | None, Input("prompt")] = setting(
@@ -75,7 +75,7 @@ class SoftPromptConfig(OneTaskConfig, ExecutionConfig, LearningConfig):
     init_population: int = setting(
         5000, "number of most frequent tokens to sample from (prompt_init: vocabulary)", unit="tokens", gt=0
     )
-    loss: Literal["mean", "sum"] = setting("mean", "mean or sum of the loss over the target tokens of a batch")
+    loss: Literal["mean", "sum"] = setting("mean", "mean or sum of the loss over the target tokens of a prompt's batch")
 
     @model_validator(mode="after")
     def init_is_complete(self) -> SoftPromptConfig:
@@ -181,10 +181,10 @@ class PromptDesignConfig(OneTaskConfig, InferenceConfig, TaskStageConfig):
         ["{input}"], "candidate wordings, each with {input}; the best on validation is published", min_length=1
     )
     shots: int = setting(
-        0, "training rows shown before each input, balanced over the labels and drawn by `seed`", unit="rows", ge=0
+        0, "demonstrations (training rows) before each input, balanced over labels, drawn by `seed`", unit="rows", ge=0
     )
-    demonstration: str = setting("{input} {target}", "format of a shown row; {input} is worded by the template")
-    separator: str = setting(" ", "text after each shown row")
+    demonstration: str = setting("{input} {target}", "format of a demonstration; {input} is the filled template")
+    separator: str = setting(" ", "text after each demonstration")
 
     @field_validator("templates", "demonstration")
     @classmethod
