@@ -7,17 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from t5_pipeline.config.stage import ExecutionConfig, InferenceConfig, LogitsConfig, StageConfig, TrainingConfig
-from t5_pipeline.core.schema import Config, Input, defaults, setting
+from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-
-
-class OneTaskConfig(Config):
-    """Group: the single task of a stage."""
-
-    task: TaskConfig = setting(..., "task: a name under the recipe's `tasks:`, or a YAML file")
-
-    def made_for(self) -> list[TaskConfig]:
-        return [self.task]
 
 
 class TaskStageConfig(StageConfig):
@@ -31,6 +22,15 @@ class TaskStageConfig(StageConfig):
     validation_limit: int = setting(
         0, "validation rows to score, spread evenly over the split; 0: all", unit="rows", ge=0
     )
+
+
+class OneTaskConfig(TaskStageConfig):
+    """Settings of a stage that solves a single task."""
+
+    task: TaskConfig = setting(..., "task: a name under the recipe's `tasks:`, or a YAML file")
+
+    def made_for(self) -> list[TaskConfig]:
+        return [self.task]
 
 
 @defaults(steps=30_000, dropout=0.1)
@@ -56,7 +56,7 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
 
 
 @defaults(learning_rate=0.3, weight_decay=1e-5)
-class SoftPromptConfig(OneTaskConfig, ExecutionConfig, LearningConfig):
+class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
     """Settings of every stage that trains soft prompts on a frozen T5."""
 
     unsharded_by_fsdp2: ClassVar[bool] = True
@@ -153,7 +153,7 @@ class ModelTuneConfig(LogitsConfig, ExecutionConfig, LearningConfig):
 
 
 @defaults(optimizer="adamw")
-class PeftTuneConfig(OneTaskConfig, LearningConfig):
+class PeftTuneConfig(LearningConfig, OneTaskConfig):
     """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), computed by transformers and PEFT."""
 
     kind: ClassVar[str] = "peft_tune"
@@ -170,7 +170,7 @@ class PeftTuneConfig(OneTaskConfig, LearningConfig):
     )
 
 
-class PromptDesignConfig(OneTaskConfig, InferenceConfig, TaskStageConfig):
+class PromptDesignConfig(InferenceConfig, OneTaskConfig):
     """Prompt design (Brown et al. 2020): a text prompt, zero- or few-shot, for a frozen T5."""
 
     kind: ClassVar[str] = "prompt_design"
