@@ -20,6 +20,8 @@ from t5_pipeline.core.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
 Role = Literal["trajectory", "extent", "runtime"]
+Sentinel = Literal["none", "targets", "both"]
+"""Use of extra_id_0 in a model's texts: nowhere, at the start of targets, or also at the end of inputs."""
 
 
 def setting(default: Any, description: str, *, unit: str = "", role: Role = "trajectory", **constraints: Any) -> Any:

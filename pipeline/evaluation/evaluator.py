@@ -103,7 +103,7 @@ class Evaluator:
             return answer_mixture(answer, solution.weights, [rows.form] * len(rows), encode)
         if solution.words is not None:
             inputs = solution.words.encode(rows.rows.input_texts, self.vocabulary)
-            return self.bare(HeldOut(rows.task, rows.rows.reading(inputs), rows.form))
+            return self.bare(HeldOut(rows.task, rows.rows.with_inputs(inputs), rows.form))
         if solution.adapter is not None:
             model = PeftT5.load(solution.adapter, self.path).to(self.device)
             return self._all(model, [None], [rows])[0]

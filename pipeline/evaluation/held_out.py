@@ -12,8 +12,9 @@ import torch
 
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, Sentinel, Task, encode_labels, encode_task
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, encode_labels, encode_task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.metrics import check_metrics, confusion, illegal_share, score
 from t5_pipeline.evaluation.predict import AnswerForm, Outputs, ReadingModel, answer_each

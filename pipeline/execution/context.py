@@ -13,13 +13,17 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.kinds import artifact_digest, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.errors import InputError, cannot_be_written
 from t5_pipeline.execution.staleness import CellStatus
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from t5_pipeline.config.adaptation import T5Sizes
+    from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+    from t5_pipeline.modeling.loaded import LoadedT5, ModelSource
 
 C = TypeVar("C", bound=StageConfig)
 log = logging.getLogger("t5-pipeline")
@@ -139,6 +143,40 @@ class Stage(Generic[C]):
 
     def inputs(self, name: str) -> list[Artifact]:
         return self.cells[0].inputs(name)
+
+    def model_source(self) -> ModelSource:
+        """Vocabulary, metadata and origin of the input "model", without its weights."""
+        from t5_pipeline.modeling.loaded import ModelSource
+
+        source = self.input("model")
+        return ModelSource.read(source.path, source.name, source.digest)
+
+    def load_model(self, vocabulary: Vocabulary | None = None) -> LoadedT5:
+        """Load the input "model" on the CPU, in fp32, with the dropout and reference ops of a training stage.
+
+        Args:
+            vocabulary: of the data that the stage reads; default: the model's own.
+
+        Raises:
+            InputError: the model cannot be read, or the vocabulary does not fit it.
+        """
+        from t5_pipeline.modeling.loaded import LoadedT5
+
+        source = self.input("model")
+        return self._configured(LoadedT5.load(source.path, source.name, source.digest, vocabulary))
+
+    def init_model(self, sizes: T5Sizes, vocabulary: Vocabulary) -> LoadedT5:
+        """Initialize a T5 of these sizes from the stage's seed; otherwise like `load_model`."""
+        from t5_pipeline.modeling.loaded import LoadedT5
+
+        return self._configured(LoadedT5.init(sizes.model_dump(), vocabulary, self.config.seed))
+
+    def _configured(self, model: LoadedT5) -> LoadedT5:
+        if isinstance(self.config, TrainingConfig):
+            model.t5.set_dropout(self.config.dropout)
+        if isinstance(self.config, ExecutionConfig):
+            model.t5.set_execution(self.config.reference_ops, self.config.recompute)
+        return model
 
     def model_of(self, prompt: Artifact, name: str, digest: str) -> Artifact:
         """The frozen T5 that a prompt was trained on.

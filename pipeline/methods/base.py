@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Sentinel
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.mixture import Mixture
 from t5_pipeline.methods.peft import AdapterInfo

@@ -1,4 +1,4 @@
-"""What engines hold, and what they refuse. That they train alike is in tests/system/test_engines.py."""
+"""State of the engines, and launches that they refuse. tests/system/test_engines.py compares their training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from t5_pipeline.data_prep.sampling.batches import collate
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.training.distributed.engine import check_untied
-from t5_pipeline.training.microbatches import rank_part
+from t5_pipeline.training.microbatches import rank_microbatches
 from tests.tiny_run import ROOT, Tiny, stage
 
 PROBE = Path(__file__).with_name("engine_probe.py")
@@ -30,12 +30,14 @@ TRAINED = 5 * 32
 @pytest.mark.parametrize(
     "engine", [*(pytest.param(name, marks=pytest.mark.engines) for name in ("ddp", "zero1", "zero2")), "zero3", "fsdp2"]
 )
-def test_frozen_weights_take_neither_gradients_nor_moments(tmp_path: Path, engine: str) -> None:
+def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path, engine: str) -> None:
     configs = ROOT / "accelerate_configs"
-    told = yaml.safe_load((configs / ("cpu_zero2.yaml" if "zero" in engine else f"cpu_{engine}.yaml")).read_text())
+    configuration = yaml.safe_load(
+        (configs / ("cpu_zero2.yaml" if "zero" in engine else f"cpu_{engine}.yaml")).read_text()
+    )
     if "zero" in engine:
-        told["deepspeed_config"]["zero_stage"] = int(engine[-1])
-    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(told))
+        configuration["deepspeed_config"]["zero_stage"] = int(engine[-1])
+    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(configuration))
     arguments = ("-m", "accelerate.commands.launch", "--config_file", tmp_path / "launch.yaml", PROBE, tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
@@ -54,23 +56,23 @@ def test_frozen_weights_take_neither_gradients_nor_moments(tmp_path: Path, engin
     assert covered == set(range(TRAINED))
 
 
-def test_a_head_that_was_tied_on_the_way_is_refused() -> None:
+def test_an_output_matrix_tied_by_an_engine_is_refused() -> None:
     model = init_t5(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4), seed=0)
     names = [name for name, _ in model.named_parameters()]
     check_untied(names, model)
     model.lm_head.weight = model.shared.weight
-    with pytest.raises(RuntimeError, match=r"lm_head\.weight has been tied"):
+    with pytest.raises(RuntimeError, match=r"lm_head\.weight was tied"):
         check_untied(names, model)
     assert isinstance(model.lm_head, nn.Linear)
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=23), world=st.integers(1, 5), size=st.integers(0, 4))
-def test_ranks_share_a_batch_and_run_as_many_microbatches(lengths: list[int], world: int, size: int) -> None:
-    """Every row is on one rank; in lockstep all have as many microbatches, and what is added weighs nothing."""
+def test_ranks_share_a_batch_in_equally_many_microbatches(lengths: list[int], world: int, size: int) -> None:
+    """Every row is on one rank; in lockstep all have equally many microbatches, padded by rows of zero weight."""
     rows = [(np.arange(1, n + 1), np.full(n, row + 1)) for row, n in enumerate(lengths)]
     whole = collate(rows)
     for lockstep in (False, True):
-        parts = [rank_part(whole, rank, world, size, "cpu", lockstep) for rank in range(world)]
+        parts = [rank_microbatches(whole, rank, world, size, "cpu", lockstep) for rank in range(world)]
         seen = [
             int(row[0])
             for part in parts
@@ -104,7 +106,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({"T5_PIPELINE_DEVICE": "cpu", "WORLD_SIZE": "2"}, "lm_adapt", "launch: CPUs are asked for, and GPUs are visible"),
     ],
 )  # fmt: skip
-def test_what_cannot_train_is_refused_before_anything_is_written(
+def test_impossible_launches_are_refused_before_anything_is_written(
     finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: str, said: str
 ) -> None:
     for name, value in environment.items():
