@@ -8,6 +8,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from t5_pipeline.config.stage import OFFSET, RATE, RSQRT_WARMUP, SCHEDULE, WARMUP, StageConfig, TrainingConfig
 from t5_pipeline.core.schema import Config, Input, setting
+from t5_pipeline.modeling.config import T5Config
 
 
 class T5Sizes(Config):
@@ -57,6 +58,9 @@ class LanguageModelConfig(TrainingConfig):
             return RSQRT_WARMUP if info.data.get("schedule") == "rsqrt" else 0
         return value
 
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return shape.parameters
+
 
 class SpanCorruptConfig(LanguageModelConfig):
     """T5's own pretraining objective (Raffel et al. 2020, §3.1.4)."""
@@ -75,6 +79,22 @@ class SpanCorruptConfig(LanguageModelConfig):
         if (self.model is None) == (self.init is None):
             raise ValueError("give either `model` (a T5 to continue) or `init` (sizes to start from nothing)")
         return self
+
+    def example_lengths(self) -> list[tuple[int, int]]:
+        """
+        >>> SpanCorruptConfig(model="t5-small", tokens="shards", steps=1, input_length=512).example_lengths()
+        [(512, 114)]
+        """
+
+        def lengths(tokens: int) -> tuple[int, int]:  # with n of them hidden in s spans: T − n + s + 1 and n + s + 1
+            hidden = min(max(round(tokens * self.noise_density), 1), tokens - 1)
+            spans = min(max(1, round(hidden / self.mean_span_length)), hidden, tokens - hidden)
+            return tokens - hidden + spans + 1, hidden + spans + 1
+
+        tokens = self.input_length - 1
+        while lengths(tokens + 1)[0] <= self.input_length:
+            tokens += 1
+        return [(self.input_length, lengths(tokens)[1])]
 
 
 class LMAdaptConfig(LanguageModelConfig):
@@ -108,6 +128,18 @@ class LMAdaptConfig(LanguageModelConfig):
             )
         return self
 
+    def example_lengths(self) -> list[tuple[int, int]]:
+        whole = self.segment_length
+        if self.objective in ("lm", "full_lm"):
+            return [(1, whole)]
+        # The prefix is uniform over all lengths from about (1−2ρ)·ℓ on (packed pairs: ρ = ½).
+        shortest = 1 - 2 * self.prefix_density
+        parts = [shortest + (1 - shortest) * (i + 0.5) / 8 for i in range(8)]
+        return [(round(part * whole), whole - round(part * whole)) for part in parts]
+
+    def longest_example(self) -> tuple[int, int]:
+        return (1 if self.objective in ("lm", "full_lm") else self.segment_length), self.segment_length
+
 
 class SentinelConfig(StageConfig):
     """Span Corruption + Sentinel (Lester et al. 2021, §3.2)."""
@@ -124,3 +156,6 @@ class SentinelConfig(StageConfig):
         "mean",
         "how embedding rows start where the vocabulary had no sentinels: the mean row, or normal noise around it",
     )
+
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Self
 
 from pydantic import ValidationInfo, field_validator
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, Input, Role, data_fields, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.modeling.config import T5Config
 
 
 class StageConfig(Config):
@@ -23,6 +25,8 @@ class StageConfig(Config):
     code_version: ClassVar[int] = 1
     # Whether the stage goes on from what is left of an output that was damaged, instead of making it all anew.
     repairs_output: ClassVar[bool] = False
+    # The input of evaluate that scores what the stage publishes, and its help text; None if it is not scored.
+    scored_as: ClassVar[tuple[str, str] | None] = None
 
     seed: int = setting(0, "seed of everything random; a recipe's own seed is the default", ge=0)
     threads: int = setting(
@@ -89,6 +93,33 @@ class StageConfig(Config):
         """True where `steps` shapes the trajectory itself (a learning rate that falls to 0 at the last step)."""
         return False
 
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        """Number of parameters that the stage trains on a T5 of this shape; None if unknown."""
+        return None
+
+    def extra_data(self, makers: Sequence[StageConfig]) -> dict[str, TaskConfig]:
+        """Tasks whose rows the stage reads because of its inputs.
+
+        Args:
+            makers: the stages that made its inputs.
+
+        Returns:
+            Name in the fingerprint → task.
+        """
+        return {}
+
+    def resolved(self, makers: Sequence[StageConfig], where: Callable[[tuple[str | int, ...]], str]) -> Self:
+        """The same settings completed by those of the stages that make its inputs.
+
+        Args:
+            makers: the recipe's stages that make the inputs.
+            where: place of a key, for errors.
+
+        Raises:
+            InputError: if they do not fit together.
+        """
+        return self
+
 
 RATE = "learning rate; with rsqrt what 1/√max(step, warmup) is multiplied by"
 SCHEDULE = "constant; rsqrt: 1/√max(step + step_offset, warmup_steps); linear: falls to 0 at the last step"
@@ -101,6 +132,8 @@ class TrainingConfig(StageConfig):
     """What every stage that trains has."""
 
     engines: ClassVar[tuple[str, ...]] = ("one", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+    # Whether the T5 is frozen: no gradients of its weights, and prompts that stay whole under FSDP2.
+    freezes_model: ClassVar[bool] = False
 
     steps: int = setting(..., "optimizer steps in all", unit="steps", role="extent", ge=0)
     batch_size: int = setting(32, "examples of one optimizer step, over all processes", unit="examples", gt=0)
@@ -157,9 +190,8 @@ class TrainingConfig(StageConfig):
     def check_engine(self, engine: str) -> None:
         """Adafactor factors, scales and clips whole matrices, which flat partitions and slices are not."""
         super().check_engine(engine)
-        # Prompts stay whole on every process under FSDP2.
-        prompts = bool({"prompt", "mixture"} & set(self.outputs))
-        if self.optimizer == "adafactor" and (engine.startswith("zero") or (engine == "fsdp2" and not prompts)):
+        whole = engine == "fsdp2" and self.freezes_model
+        if self.optimizer == "adafactor" and (engine.startswith("zero") or engine == "fsdp2") and not whole:
             raise InputError(
                 f"{self.kind}: `optimizer: adafactor` works on whole matrices, which {engine} cuts up; set `optimizer:"
                 " adamw` with a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
@@ -177,3 +209,27 @@ class TrainingConfig(StageConfig):
 
     def schedule_depends_on_steps(self) -> bool:
         return self.schedule == "linear"
+
+    def example_lengths(self) -> list[tuple[int, int]]:
+        """Encoder and decoder tokens of an example, without a prompt; several stand for a uniform distribution.
+
+        Text is at least as long as an example; a task's examples are as long as its settings allow.
+        """
+        return []
+
+    def longest_example(self) -> tuple[int, int]:
+        """Most encoder tokens and most decoder tokens of an example, without a prompt."""
+        inputs, targets = zip(*self.example_lengths(), strict=True)
+        return max(inputs), max(targets)
+
+    def prompt_rows(self) -> int:
+        """Rows of the soft prompt before each input."""
+        return 0
+
+    def readings(self) -> int:
+        """How often each input is read in a step."""
+        return 1
+
+    def kept_logits(self) -> Literal["fp32", "bf16", "whole"]:
+        """Precision of the logits; "whole" if all of them are kept for the backward pass, in fp32."""
+        return self.logits_precision

@@ -9,6 +9,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.core.schema import Input, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.modeling.config import T5Config
 
 _MODEL = "the T5 to freeze: hub name, directory or stage"
 _TASK = "the task: its name under the recipe's `tasks:`, or a YAML file with its settings"
@@ -48,6 +49,16 @@ class LearningConfig(TrainingConfig):
     def selects_by(self) -> dict[str, str]:
         return {task.name: task.metrics[0] for task in self.made_for()} if self.select == "best" else {}
 
+    def example_lengths(self) -> list[tuple[int, int]]:
+        return [(self.max_input_length, self.longest_target())]
+
+    def longest_target(self) -> int:
+        """Upper bound on target tokens: with labels, the characters of the longest, the space before it and EOS."""
+        tasks = self.made_for()
+        if not all(task.labels for task in tasks):
+            return self.max_target_length
+        return min(self.max_target_length, max(len(label) for task in tasks for label in task.labels or []) + 2)
+
 
 class PromptTuneConfig(LearningConfig):
     """Prompt tuning (Lester et al. 2021, §2)."""
@@ -55,6 +66,8 @@ class PromptTuneConfig(LearningConfig):
     kind: ClassVar[str] = "prompt_tune"
     summary: ClassVar[str] = "freeze a T5 and learn a task as a soft prompt"
     outputs: ClassVar[tuple[str, ...]] = ("prompt",)
+    scored_as: ClassVar[tuple[str, str] | None] = ("prompts", "prompts to score: a prompt_tune stage, or a directory")
+    freezes_model: ClassVar[bool] = True
 
     task: TaskConfig = setting(..., _TASK)
     prompt_length: int = setting(100, "rows of the prompt", unit="tokens", gt=0)
@@ -87,6 +100,12 @@ class PromptTuneConfig(LearningConfig):
     def made_for(self) -> list[TaskConfig]:
         return [self.task]
 
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return self.readings() * self.prompt_length * shape.d_model
+
+    def prompt_rows(self) -> int:
+        return self.prompt_length
+
     def together_with(self, other: StageConfig) -> bool:
         shared = set(type(self).model_fields) - self.per_prompt
         return type(other) is type(self) and all(getattr(self, f) == getattr(other, f) for f in shared)
@@ -112,6 +131,10 @@ class PromptMixtureConfig(PromptTuneConfig):
     kind: ClassVar[str] = "prompt_mixture"
     summary: ClassVar[str] = "freeze a T5 and learn a task as several soft prompts with learnt weights"
     outputs: ClassVar[tuple[str, ...]] = ("mixture",)
+    scored_as: ClassVar[tuple[str, str] | None] = (
+        "mixtures",
+        "prompt mixtures to score: a prompt_mixture stage, or a directory",
+    )
 
     components: int = setting(5, "prompts of the mixture, each started with a seed of its own", unit="prompts", gt=1)
     weight_learning_rate: float = setting(
@@ -128,6 +151,12 @@ class PromptMixtureConfig(PromptTuneConfig):
     def together_with(self, other: StageConfig) -> bool:
         return False
 
+    def readings(self) -> int:
+        return self.components
+
+    def kept_logits(self) -> Literal["fp32", "bf16", "whole"]:
+        return "whole"
+
 
 class ModelTuneConfig(LearningConfig):
     """Model tuning, the paper's upper baseline: every weight of the T5, on one task or on several at once."""
@@ -135,6 +164,10 @@ class ModelTuneConfig(LearningConfig):
     kind: ClassVar[str] = "model_tune"
     summary: ClassVar[str] = "tune every weight of a T5 on a task, or on several at once"
     outputs: ClassVar[tuple[str, ...]] = ("model",)
+    scored_as: ClassVar[tuple[str, str] | None] = (
+        "tuned_models",
+        "fine-tuned models to score on their own tasks: a model_tune stage, or a directory",
+    )
 
     model: Annotated[str, Input("model")] = setting(..., "the T5 to tune: hub name, directory or stage")
     tasks: list[TaskConfig] = setting(
@@ -165,6 +198,9 @@ class ModelTuneConfig(LearningConfig):
     def made_for(self) -> list[TaskConfig]:
         return self.tasks
 
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return shape.parameters
+
 
 class PeftTuneConfig(LearningConfig):
     """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), by the PEFT library."""
@@ -173,6 +209,11 @@ class PeftTuneConfig(LearningConfig):
     engines: ClassVar[tuple[str, ...]] = ("one", "ddp")
     summary: ClassVar[str] = "freeze a T5 and learn a task by PEFT's prefix tuning or P-tuning"
     outputs: ClassVar[tuple[str, ...]] = ("adapter",)
+    scored_as: ClassVar[tuple[str, str] | None] = (
+        "adapters",
+        "PEFT adapters (prefixes, P-tuned prompts) to score: a peft_tune stage, or a directory",
+    )
+    freezes_model: ClassVar[bool] = True
 
     task: TaskConfig = setting(..., _TASK)
     method: Literal["prefix_tuning", "p_tuning"] = setting(
@@ -206,6 +247,10 @@ class PromptDesignConfig(StageConfig):
     kind: ClassVar[str] = "prompt_design"
     summary: ClassVar[str] = "word a task for a frozen T5, zero- or few-shot; nothing is trained"
     outputs: ClassVar[tuple[str, ...]] = ("text_prompt",)
+    scored_as: ClassVar[tuple[str, str] | None] = (
+        "text_prompts",
+        "text prompts to score: a prompt_design stage, or a directory",
+    )
 
     model: Annotated[str, Input("model")] = setting(..., "the frozen T5: hub name, directory or stage")
     task: TaskConfig = setting(..., _TASK)

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from t5_pipeline.core.errors import InputError
 
 Role = Literal["trajectory", "extent", "runtime"]
+Sentinel = Literal["none", "targets", "both"]
+"""Use of extra_id_0 in a model's texts: nowhere, at the start of targets, or also at the end of inputs."""
 
 
 def setting(default: Any, description: str, *, unit: str = "", role: Role = "trajectory", **constraints: Any) -> Any:
@@ -105,9 +107,14 @@ def _say(cls: type[BaseModel], problem: Any) -> str:
         return f"unknown key; {nearest(str(loc[-1]), _fields_at(cls, loc[:-1]))}"
     if kind == "missing":
         return "is required and has no value"
+    return message_of(problem)
+
+
+def message_of(problem: Any) -> str:
+    """Pydantic's message for one problem, in lower case, with the value that was given."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return message if kind == "value_error" else f"{message}, not {problem['input']!r}"
+    return message if problem["type"] == "value_error" else f"{message}, not {problem['input']!r}"
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

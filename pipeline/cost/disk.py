@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from t5_pipeline.config.adaptation import SentinelConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
-from t5_pipeline.cost.flops import trained_numbers, trained_together
+from t5_pipeline.cost.flops import trained_together
 from t5_pipeline.cost.memory import moments_bytes
 from t5_pipeline.modeling.config import T5Config
 
@@ -30,7 +29,7 @@ def checkpoints_bytes(together: Sequence[TrainingConfig], shape: T5Config) -> in
 
 def published_bytes(settings: StageConfig, shape: T5Config, steps: int = 1) -> int | None:
     """What a cell publishes, in fp32: a model, at so many steps, or prompts."""
-    numbers = shape.parameters if isinstance(settings, SentinelConfig) else trained_numbers(settings, shape)
+    numbers = shape.parameters if "model" in settings.outputs else settings.trained_parameters(shape)
     return None if numbers is None else steps * _FP32 * numbers
 
 

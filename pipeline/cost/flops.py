@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.adaptation import LMAdaptConfig, SentinelConfig, SpanCorruptConfig
+from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, InputRef, Recipe
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
-from t5_pipeline.config.tuning import LearningConfig, ModelTuneConfig, PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, Trained, training_memory
 from t5_pipeline.data_prep.sampling.microbatching import CPU, GPU, min_padding_microbatches
@@ -65,78 +64,16 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
     return T5_ROWS if prepare.vocabulary else -(-(prepare.vocabulary_size + 100) // 128) * 128
 
 
-def trained_numbers(settings: StageConfig, shape: T5Config) -> int | None:
-    """How many numbers a stage trains: 0 where it trains none, None where another library decides."""
-    if isinstance(settings, PromptTuneConfig):
-        return components(settings) * settings.prompt_length * shape.d_model
-    if isinstance(settings, (SpanCorruptConfig, LMAdaptConfig, ModelTuneConfig)):
-        return shape.parameters
-    return 0 if isinstance(settings, SentinelConfig) else None
-
-
-def components(settings: StageConfig) -> int:
-    """How often each input is read: once with every prompt of a mixture."""
-    return settings.components if isinstance(settings, PromptMixtureConfig) else 1
-
-
 def work(settings: TrainingConfig, shape: T5Config) -> Work | None:
     """What a step of one cell takes; None where another library decides."""
-    lengths = example_lengths(settings)
-    if trained_numbers(settings, shape) is None or not lengths:
+    lengths = [(settings.prompt_rows() + inputs, targets) for inputs, targets in settings.example_lengths()]
+    if settings.trained_parameters(shape) is None or not lengths:
         return None
-    examples = settings.batch_size * components(settings)
-    passes = 2 if isinstance(settings, PromptTuneConfig) else 3
+    examples = settings.batch_size * settings.readings()
+    passes = 2 if settings.freezes_model else 3
     tokens = sum(inputs + targets for inputs, targets in lengths) / len(lengths)
     flops = sum(forward_flops(shape, inputs, targets) for inputs, targets in lengths) / len(lengths)
     return Work(round(examples * tokens), passes * examples * flops)
-
-
-def example_lengths(settings: TrainingConfig) -> list[tuple[int, int]]:
-    """Encoder and decoder lengths of an example; several that stand for a distribution, each as likely.
-
-    Of text that is at least as long as an example; of a task the longest there may be.
-    """
-    if isinstance(settings, PromptTuneConfig):
-        return [(settings.prompt_length + settings.max_input_length, longest_target(settings))]
-    if isinstance(settings, ModelTuneConfig):
-        return [(settings.max_input_length, longest_target(settings))]
-    if isinstance(settings, SpanCorruptConfig):
-        return [(settings.input_length, span_targets(settings))]
-    if isinstance(settings, LMAdaptConfig):
-        whole = settings.segment_length
-        if settings.objective in ("lm", "full_lm"):
-            return [(1, whole)]
-        # The prefix is uniform over all lengths from about (1−2ρ)·ℓ on (packed pairs: ρ = ½).
-        shortest = 1 - 2 * settings.prefix_density
-        parts = [shortest + (1 - shortest) * (i + 0.5) / 8 for i in range(8)]
-        return [(round(part * whole), whole - round(part * whole)) for part in parts]
-    return []
-
-
-def longest_target(settings: LearningConfig) -> int:
-    """Tokens of the longest target at most: a label's characters, the space before it and EOS, if there are labels."""
-    tasks = settings.made_for()
-    if not all(task.labels for task in tasks):
-        return settings.max_target_length
-    return min(settings.max_target_length, max(len(label) for task in tasks for label in task.labels or []) + 2)
-
-
-def span_targets(settings: SpanCorruptConfig) -> int:
-    """Target tokens of span corruption.
-
-    >>> span_targets(SpanCorruptConfig(model="t5-small", tokens="shards", steps=1, input_length=512))
-    114
-    """
-
-    def lengths(tokens: int) -> tuple[int, int]:  # with n of them hidden in s spans: T − n + s + 1 and n + s + 1
-        hidden = min(max(round(tokens * settings.noise_density), 1), tokens - 1)
-        spans = min(max(1, round(hidden / settings.mean_span_length)), hidden, tokens - hidden)
-        return tokens - hidden + spans + 1, hidden + spans + 1
-
-    tokens = settings.input_length - 1
-    while lengths(tokens + 1)[0] <= settings.input_length:
-        tokens += 1
-    return lengths(tokens)[1]
 
 
 def forward_flops(shape: T5Config, inputs: int, targets: int) -> float:
@@ -169,7 +106,7 @@ def memory(together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchCo
 def trained_together(together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchConfig) -> Trained | None:
     """What the cells of one job train, and its largest microbatch."""
     settings = together[0]
-    numbers = [trained_numbers(cell, shape) for cell in together]
+    numbers = [cell.trained_parameters(shape) for cell in together]
     if None in numbers:
         return None
     batch = sum(cell.batch_size for cell in together)
@@ -182,7 +119,7 @@ def trained_together(together: Sequence[TrainingConfig], shape: T5Config, launch
     parts = microbatches(together, share, launch.cpu)
     all_of_them = [
         Microbatch(
-            rows=rows * components(settings),
+            rows=rows * settings.readings(),
             inputs=inputs,
             targets=targets,
             prompt=_prompt(together),
@@ -191,11 +128,11 @@ def trained_together(together: Sequence[TrainingConfig], shape: T5Config, launch
             packed=packed,
             recompute=settings.recompute,
             cpu=launch.cpu,
-            logits="whole" if isinstance(settings, PromptMixtureConfig) else settings.logits_precision,
+            logits=settings.kept_logits(),
         )
         for rows, inputs, targets in parts
     ]
-    selects = isinstance(settings, LearningConfig) and settings.select == "best"
+    selects = bool(settings.selects_by())
     labels: list[int] = [len(task.labels or []) for cell in together for task in cell.made_for()]
     each = [
         Trained(
@@ -225,8 +162,8 @@ def microbatches(together: Sequence[TrainingConfig], share: int, cpu: bool) -> l
         prefixes = [whole * (shortest + (1 - shortest) * (i + 0.5) / share) for i in range(share)]
         lengths = [(_padded(prefix), _padded(whole - prefix)) for prefix in prefixes]
     else:
-        inputs, targets = zip(*(_longest(cell) for cell in together), strict=True)
-        lengths = [(max(inputs), max(targets))] * share
+        inputs, targets = zip(*(cell.longest_example() for cell in together), strict=True)
+        lengths = [(_padded(max(inputs)), _padded(max(targets)))] * share
     if settings.microbatch_size:
         size = settings.microbatch_size
         cuts = [(begin, min(begin + size, share)) for begin in range(0, share, size)]
@@ -242,20 +179,7 @@ def microbatches(together: Sequence[TrainingConfig], share: int, cpu: bool) -> l
 
 def _prompt(together: Sequence[TrainingConfig]) -> int:
     """Rows of the longest prompt; 0 where the whole T5 trains."""
-    return max((cell.prompt_length for cell in together if isinstance(cell, PromptTuneConfig)), default=0)
-
-
-def _longest(settings: TrainingConfig) -> tuple[int, int]:
-    """Padded lengths of the longest example, without a prompt."""
-    match settings:
-        case LearningConfig():
-            return _padded(settings.max_input_length), _padded(longest_target(settings))
-        case SpanCorruptConfig():
-            return _padded(settings.input_length), _padded(span_targets(settings))
-        case LMAdaptConfig():
-            without_inputs = settings.objective in ("lm", "full_lm")
-            return _padded(1 if without_inputs else settings.segment_length), _padded(settings.segment_length)
-    raise AssertionError(settings.kind)
+    return max(cell.prompt_rows() for cell in together)
 
 
 def _padded(length: float) -> int:

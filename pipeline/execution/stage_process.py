@@ -159,7 +159,7 @@ def _run_job(
                 cell.directory.mkdir(parents=True, exist_ok=True)
                 sweep(cell.directory)
                 if manifests.read_started(cell.directory) is None:
-                    manifests.write(cell.directory, Started(**_described(cell)))
+                    Started(**_described(cell)).save(cell.directory)
             directory.mkdir(parents=True, exist_ok=True)
             sweep(directory)
             if group[0].cell.axes:
@@ -246,19 +246,17 @@ def _finish(cell: CellRun[C], seconds: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     described = _described(cell)
     described["started"] = begun.started if begun else cell.started
-    manifests.write(
-        cell.directory,
-        Manifest(
-            **described,
-            step=cell.step if cell.step is not None else (before.step if before else None),
-            steps_published=steps,
-            outputs=outputs,
-            files=manifests.record_files(cell.directory, places),
-            facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
-            finished=_now(),
-            seconds=round(seconds + (before.seconds if before else 0.0), 1),
-        ),
+    manifest = Manifest(
+        **described,
+        step=cell.step if cell.step is not None else (before.step if before else None),
+        steps_published=steps,
+        outputs=outputs,
+        files=manifests.record_files(cell.directory, places),
+        facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
+        finished=_now(),
+        seconds=round(seconds + (before.seconds if before else 0.0), 1),
     )
+    manifest.save(cell.directory)
 
 
 def _refuse_missing_inputs(decisions: list[CellStatus], run_dir: RunDir) -> None:

@@ -13,12 +13,9 @@ from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.tuning import ModelTuneConfig, PeftTuneConfig, PromptMixtureConfig, PromptTuneConfig
 from t5_pipeline.cost.flops import (
-    example_lengths,
     forward_flops,
-    longest_target,
     memory,
     microbatches,
-    span_targets,
     trained_together,
     work,
 )
@@ -84,15 +81,14 @@ def test_targets_of_span_corruption_are_as_long_as_the_objective_makes_them(leng
         lengths_N = torch.zeros(0).numpy()
 
     objective = SpanCorruption(Nothing(), 0, length, vocabulary_size=32_100, sentinels=100)  # type: ignore[arg-type]
-    assert (
-        span_targets(SpanCorruptConfig(model="m", tokens="t", steps=1, input_length=length)) == objective.target_length
-    )
+    c = SpanCorruptConfig(model="m", tokens="t", steps=1, input_length=length)
+    assert c.example_lengths() == [(length, objective.target_length)]
 
 
 def test_lengths_of_a_prefix_lm_add_up() -> None:
-    assert {inputs + targets for inputs, targets in example_lengths(lm())} == {64}
-    assert min(inputs for inputs, _ in example_lengths(lm(prefix_density=0.25))) > 32
-    assert example_lengths(lm(objective="lm")) == [(1, 64)]
+    assert {inputs + targets for inputs, targets in lm().example_lengths()} == {64}
+    assert min(inputs for inputs, _ in lm(prefix_density=0.25).example_lengths()) > 32
+    assert lm(objective="lm").example_lengths() == [(1, 64)]
 
 
 def test_microbatches_of_like_length_are_long_on_one_side() -> None:
@@ -114,10 +110,10 @@ def test_cuts_by_tokens() -> None:
 
 
 def test_labels_are_short() -> None:
-    assert longest_target(prompt()) == len("very bad") + 2
-    assert longest_target(prompt(task=FREE, prompt_init="vocabulary")) == 128
+    assert prompt().longest_target() == len("very bad") + 2
+    assert prompt(task=FREE, prompt_init="vocabulary").longest_target() == 128
     both = ModelTuneConfig(model="m", tasks=[LABELS, FREE], max_target_length=32)
-    assert longest_target(both) == 32
+    assert both.longest_target() == 32
 
 
 def test_the_share_of_a_process_and_its_microbatches() -> None:
