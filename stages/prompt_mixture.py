@@ -21,13 +21,14 @@ from t5_pipeline.config.tuning import PromptMixtureConfig
 from t5_pipeline.data_prep.tasks.encode import Task, TaskBatches, encode_task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.ensemble import answer_mixture, together
-from t5_pipeline.evaluation.held_out import BATCH_SIZE, HeldOut, target_ids, validation_rows
+from t5_pipeline.evaluation.held_out import HeldOut, target_ids, validation_rows
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.mixture import Mixture
 from t5_pipeline.methods.mixture_training import MixtureWeights, mixture_optimizer
 from t5_pipeline.methods.prompt_start import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -72,7 +73,7 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
             prompted,
             range(c.components),
             held_out.rows.inputs,
-            batch_size=BATCH_SIZE,
+            batch_size=SCORED_EXAMPLES,
             device=device,
             precision=c.precision,
         )

@@ -14,8 +14,6 @@ Run: accelerate launch stages/sentinel.py --model google/t5-v1_1-base --output-d
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from t5_pipeline.config.adaptation import SentinelConfig
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Stage, log
@@ -39,7 +37,7 @@ def sentinel(stage: Stage[SentinelConfig]) -> None:
         model = grow_vocabulary(model, vocabulary.rows, first_new=first_new, start=c.new_rows, seed=c.seed)
         log.info("%s: the vocabulary gained %d sentinels, their rows start as %s", stage.name, gained, c.new_rows)
 
-    metadata = replace(read_metadata(source.path), sentinel=c.variant)
+    metadata = read_metadata(source.path).with_sentinel(c.variant)
     made = metadata.with_stage(stage="sentinel", variant=c.variant, gained=gained, of=source.digest)
     stage.cells[0].facts.update(parameters=model.shape.parameters, sentinels_gained=gained)
     stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made))

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.evaluation.decoding import START, AnsweringModel
-
-# Rows of logits that exist at a time: V fp32 numbers each.
-LOGITS_AT_ONCE = 2048
+from t5_pipeline.modeling.limits import SCORED_LOGITS_ROWS
 
 
 @torch.no_grad()
@@ -47,7 +45,9 @@ def score_label_sets(
     log_p_N = torch.cat(
         [
             _log_p(model, hidden_nD, token_n)
-            for hidden_nD, token_n in zip(hidden_ND.split(LOGITS_AT_ONCE), token_N.split(LOGITS_AT_ONCE), strict=True)
+            for hidden_nD, token_n in zip(
+                hidden_ND.split(SCORED_LOGITS_ROWS), token_N.split(SCORED_LOGITS_ROWS), strict=True
+            )
         ]
     )
     log_p_RT = torch.zeros(real_RT.shape, device=device).masked_scatter(real_RT, log_p_N)

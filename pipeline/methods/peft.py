@@ -207,5 +207,6 @@ def _transformers_t5(model: str | Path, dropout: float) -> Any:
         t5 = T5ForConditionalGeneration.from_pretrained(str(model), dropout_rate=dropout, dtype=torch.float32)
     except OSError as error:
         raise InputError(f"{model}: transformers cannot load it ({str(error).splitlines()[0]})") from None
-    check_untied(t5, T5Config.from_config(t5.config.to_dict(), str(model)))
+    tied = T5Config.from_config(t5.config.to_dict(), str(model)).tied
+    check_untied(() if tied else ("shared.weight", "lm_head.weight"), t5)
     return t5.requires_grad_(False)

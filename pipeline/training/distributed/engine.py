@@ -102,14 +102,3 @@ def states_saved(saved: SavedTensors, name: str) -> Iterator[str]:
     """Keys of the optimizer's state of one parameter."""
     prefix = f"{OPTIMIZER}{name}/"
     return (found.removeprefix(prefix) for found in saved.names(prefix))
-
-
-def check_untied(before: Sequence[str], model: nn.Module) -> None:
-    """Raise RuntimeError where parameters that were two have become one: several libraries tie heads in silence."""
-    now = {name for name, _ in model.named_parameters()}
-    lost = [name for name in before if name not in now]
-    if lost:
-        raise RuntimeError(
-            f"{lost[0]} has been tied to another parameter while the engine took over the model; a T5 1.1 keeps its"
-            " output matrix apart from its embedding, so training on would be wrong"
-        )
