@@ -72,7 +72,7 @@ class T5Config:
         True
         """
         if config.get("model_type") not in ("t5", None):
-            raise InputError(f"{where}: model_type is {config['model_type']!r}; only T5 models are supported; use another model")
+            raise InputError(f"{where}: model_type {config['model_type']!r} is not supported; use a T5 model")
 
         def size(key: str, default: int | None = None) -> int:
             value = config.get(key)
@@ -87,7 +87,8 @@ class T5Config:
             activation = "gelu_new"
         if activation not in ACTIVATIONS:
             raise InputError(
-                f"{where}: feed_forward_proj {projection!r} is not supported; must be one of {', '.join(ACTIVATIONS)}, or gated-…"
+                f"{where}: feed_forward_proj {projection!r} is not supported; use a model with one of"
+                f" {', '.join(ACTIVATIONS)} or gated-…"
             )
         num_layers = size("num_layers")
         return cls(

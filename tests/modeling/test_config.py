@@ -57,7 +57,7 @@ def test_either_flag_unties(flags: dict[str, bool], tied: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert'"),
+        ({"model_type": "bert"}, "model_type 'bert'"),
         ({"d_model": None}, "d_model is None"),
         ({"num_heads": "8"}, "num_heads is '8'"),
         ({"num_heads": 0}, "num_heads is 0"),

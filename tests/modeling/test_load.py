@@ -134,12 +134,12 @@ def _missing_shard(directory: Path) -> None:
             "of another shape: lm_head.weight [5, 32] instead of [96, 32]",
         ),
         (_only_pickle, "pickled weights (pytorch_model.bin)"),
-        (_missing_shard, "model-00001-of-00001.safetensors, which is not there"),
-        (lambda d: (d / "model.safetensors").unlink(), "a config.json but no weights"),
-        (lambda d: (d / "model.safetensors").write_bytes(b"not safetensors"), "not a whole safetensors file"),
-        (lambda d: (d / "config.json").unlink(), "neither config.json nor a T5X checkpoint"),
-        (lambda d: (d / "config.json").write_text("{"), "config.json: not valid JSON"),
-        (lambda d: (d / "config.json").write_text("[]"), "config.json: holds a list"),
+        (_missing_shard, "model-00001-of-00001.safetensors does not exist"),
+        (lambda d: (d / "model.safetensors").unlink(), "contains a config.json but no weights"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"not safetensors"), "is damaged"),
+        (lambda d: (d / "config.json").unlink(), "contains neither config.json nor a T5X checkpoint"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json: is not valid JSON"),
+        (lambda d: (d / "config.json").write_text("[]"), "config.json: contains a list"),
     ],
 )
 def test_what_does_not_fit_is_named_on_one_line(damage: Damage, words: str, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_many_problems_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such directory"):
+    with pytest.raises(InputError, match="does not exist"):
         load_t5(tmp_path / "nothing here")
 
 

@@ -274,7 +274,7 @@ Change = Callable[[Arrays], object]
     [
         (lambda a: a.pop("decoder.layers_1.mlp.wo.kernel"), "missing: decoder.layers_1.mlp.wo.kernel"),
         (lambda a: a.pop("encoder.encoder_norm.scale"), "missing: encoder.encoder_norm.scale"),
-        (lambda a: a.update({"encoder.prompt.prompt": np.ones(3)}), "not of this architecture: encoder.prompt.prompt"),
+        (lambda a: a.update({"encoder.prompt.prompt": np.ones(3)}), "unexpected: encoder.prompt.prompt"),
         (
             lambda a: a.update({"decoder.layers_0.self_attention.key.kernel": np.ones((4, 4), "<f4")}),
             "of another shape: decoder.layers_0.self_attention.key.kernel [4, 4] instead of [32, 64]",
@@ -282,7 +282,7 @@ Change = Callable[[Arrays], object]
         (lambda a: a.pop("token_embedder.embedding"), "array token_embedder.embedding is missing"),
         (
             lambda a: a.update({"encoder.encoder_norm.scale": np.ones(32, int)}),
-            "encoder.encoder_norm.scale: holds int64",
+            "encoder.encoder_norm.scale: contains int64",
         ),
     ],
 )
@@ -307,26 +307,26 @@ def _zarray(**changes: object) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: (f / "checkpoint").write_bytes(b"\x81"), "not the msgpack tree"),
-        (lambda f: (f / "checkpoint").write_bytes(msgpack.packb({"version": 3})), "not the msgpack tree"),
-        (lambda f: (f / "target.decoder.logits_dense.kernel/0.1").unlink(), "kernel/0.1: chunk missing"),
+        (lambda f: (f / "checkpoint").write_bytes(b"\x81"), "is not the msgpack tree"),
+        (lambda f: (f / "checkpoint").write_bytes(msgpack.packb({"version": 3})), "is not the msgpack tree"),
+        (lambda f: (f / "target.decoder.logits_dense.kernel/0.1").unlink(), "kernel/0.1: is missing"),
         (
             lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(b"x" * 99),
-            "kernel/0.1: chunk missing or damaged",
+            "kernel/0.1: is missing or damaged",
         ),
         (
             lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(gzip.compress(b"1234")),
-            "kernel/0.1: chunk does not hold 1,920 bytes",
+            "kernel/0.1: does not contain 1,920 bytes",
         ),
         (
             lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(gzip.compress(bytes(10**7))),
-            "kernel/0.1: chunk does not hold 1,920 bytes",
+            "kernel/0.1: does not contain 1,920 bytes",
         ),
-        (lambda f: (f / "target.decoder.logits_dense.kernel/.zarray").unlink(), ".zarray: not the description"),
-        (_zarray(compressor={"id": "blosc"}), "only floats in zarr version 2"),
-        (_zarray(filters=[{"id": "delta"}]), "only floats in zarr version 2"),
-        (_zarray(dtype="|O"), "only floats in zarr version 2"),
-        (_zarray(zarr_format=3), "only floats in zarr version 2"),
+        (lambda f: (f / "target.decoder.logits_dense.kernel/.zarray").unlink(), ".zarray: is not the metadata"),
+        (_zarray(compressor={"id": "blosc"}), "is not supported; use floats in zarr version 2"),
+        (_zarray(filters=[{"id": "delta"}]), "is not supported; use floats in zarr version 2"),
+        (_zarray(dtype="|O"), "is not supported; use floats in zarr version 2"),
+        (_zarray(zarr_format=3), "is not supported; use floats in zarr version 2"),
     ],
 )
 def test_damage_is_named(damage: Callable[[Path], object], words: str, tmp_path: Path) -> None:
