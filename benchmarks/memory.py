@@ -33,7 +33,7 @@ from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import TrainingConfig
-from t5_pipeline.cost.flops import memory, shape_of
+from t5_pipeline.cost.flops import shape_of, stage_memory
 from t5_pipeline.cost.memory import Memory
 from t5_pipeline.modeling.config import SIZES, T5Config
 
@@ -132,7 +132,7 @@ def estimated(path: Path) -> Memory:
     shape = shape_of(found, RunDir(path.parent / "none"), cell)
     assert shape is not None
     assert isinstance(cell.settings, TrainingConfig)
-    made = memory([cell.settings], shape, LaunchConfig(cpu=True))
+    made = stage_memory([cell.settings], shape, LaunchConfig(cpu=True))
     assert made is not None
     return made
 

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from benchmarks.memory import FREED, TINY
 from benchmarks.prompt_tuning import PROMPT
-from t5_pipeline.cost.activations import Microbatch
-from t5_pipeline.cost.activations import kept as kept_of
+from t5_pipeline.cost.activations import Microbatch, saved_activations
 from t5_pipeline.modeling.config import SIZES, T5Config
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.modeling.t5 import T5
@@ -99,7 +98,7 @@ def steps(kind: str, shape: T5Config) -> dict[str, int]:
     m = Microbatch(ROWS, read, TARGETS, prompt=PROMPT if prompts else 0, recompute=recompute, cpu=True)
     return {
         "weights": sum(weights.values()),
-        "activations": sum(kept.values()) + kept_of(shape, m).encoder_block,
+        "activations": sum(kept.values()) + saved_activations(shape, m).encoder_block,
         "gradients": gradients,
         "moments": moments,
     }
