@@ -56,8 +56,8 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
 
     selection = None
     if c.select == "best":
-        held_out = [validation_rows(task, vocabulary, sentinel, c) for task in c.tasks]
-        score = partial(score_model, held_out=held_out, device=stage.accelerator.device, precision=c.precision)
+        splits = [validation_rows(task, vocabulary, sentinel, c) for task in c.tasks]
+        score = partial(score_model, splits=splits, device=stage.accelerator.device, precision=c.precision)
         selection = Selection(
             [""], lambda model: [score(BareT5(model))], None, every=c.validate_every, patience=c.patience
         )

@@ -48,8 +48,8 @@ def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
 
     selection = None
     if c.select == "best":
-        held_out = validation_rows(c.task, vocabulary, sentinel, c)
-        score = partial(score_model, held_out=[held_out], device=device, precision=c.precision)
+        split = validation_rows(c.task, vocabulary, sentinel, c)
+        score = partial(score_model, splits=[split], device=device, precision=c.precision)
         selection = Selection([""], lambda model: [score(model)], None, every=c.validate_every, patience=c.patience)
 
     def publish(step: int, trained: Trained) -> None:

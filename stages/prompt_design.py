@@ -17,7 +17,7 @@ import torch
 from t5_pipeline.config.tuning import PromptDesignConfig
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.held_out import HeldOut, held_out, score_model
+from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
@@ -63,12 +63,12 @@ def best_on_validation(
     t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
-    rows = held_out(
+    split = load_held_out(
         c.task, "validation", vocabulary, sentinel=worded[0].sentinel, limit=c.validation_limit, spread=True, **lengths
     )
     found = []
     for prompt in worded:
-        read = HeldOut(rows.task, rows.rows.reading(prompt.encode(rows.rows.input_texts, vocabulary)), rows.form)
+        read = split.reading(prompt.encode(split.rows.input_texts, vocabulary))
         scores = score_model(model, [read], device, c.precision)
         found.append(prompt.model_copy(update={"scores": scores}))
         log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})

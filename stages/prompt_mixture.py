@@ -20,13 +20,12 @@ from torch import Tensor
 from t5_pipeline.config.tuning import PromptMixtureConfig
 from t5_pipeline.data_prep.tasks.encode import Task, TaskBatches, encode_task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.ensemble import answer_mixture, together
-from t5_pipeline.evaluation.held_out import BATCH_SIZE, HeldOut, target_ids, validation_rows
+from t5_pipeline.evaluation.ensemble import mixture_answers
+from t5_pipeline.evaluation.held_out import HeldOut, validation_rows
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.mixture import Mixture
-from t5_pipeline.methods.mixture_training import MixtureWeights, mixture_optimizer
-from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.mixture import Mixture, MixtureWeights, mixture_optimizer
+from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_dir import read_metadata
@@ -67,25 +66,15 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
         loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss, "loss" in c.reference_ops)
         return loss
 
-    def measure(model: MixtureWeights, held_out: HeldOut) -> list[dict[str, float]]:
-        answer = together(
-            prompted,
-            range(c.components),
-            held_out.rows.inputs,
-            batch_size=BATCH_SIZE,
-            device=device,
-            precision=c.precision,
-        )
-        encode = partial(target_ids, vocabulary=vocabulary, sentinel=sentinel)
-        outputs = answer_mixture(answer, model.weights, [held_out.form] * len(held_out), encode)
-        return [held_out.metrics(outputs.texts)]
+    def measure(model: MixtureWeights, split: HeldOut) -> list[dict[str, float]]:
+        weights, prompts = model.weights, range(c.components)
+        outputs = mixture_answers(prompted, prompts, weights, split, device=device, precision=c.precision)
+        return [split.metrics(outputs.texts)]
 
     selection = None
     if c.select == "best":
-        held_out = validation_rows(c.task, vocabulary, sentinel, c)
-        selection = Selection(
-            [""], partial(measure, held_out=held_out), None, every=c.validate_every, patience=c.patience
-        )
+        split = validation_rows(c.task, vocabulary, sentinel, c)
+        selection = Selection([""], partial(measure, split=split), None, every=c.validate_every, patience=c.patience)
 
     made_on = {
         "base_model": source.name,

@@ -25,7 +25,7 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import score_prompts, validation_rows
 from t5_pipeline.execution.context import CellRun, Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_dir import read_metadata
@@ -81,8 +81,8 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
     cells = [cell.id for cell in stage.cells]
     selection = None
     if c.select == "best":
-        held_out = [validation_rows(cell.config.task, vocabulary, sentinel, c) for cell in stage.cells]
-        measure = partial(score_prompts, held_out=held_out, device=stage.accelerator.device, precision=c.precision)
+        splits = [validation_rows(cell.config.task, vocabulary, sentinel, c) for cell in stage.cells]
+        measure = partial(score_prompts, splits=splits, device=stage.accelerator.device, precision=c.precision)
         selection = Selection(
             cells,
             measure,

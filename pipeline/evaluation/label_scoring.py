@@ -57,7 +57,7 @@ def score_label_sets(
     return log_p_RT.sum(dim=1).view(len(labels), -1)
 
 
-def _log_p(model: AnsweringModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:
+def _log_p(model: ReadingModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:
     logits_nV = model.logits(hidden_nD.unsqueeze(1)).squeeze(1).float()
     # Faster on a CPU than logsumexp.
     return logits_nV.log_softmax(dim=1).gather(1, token_n.unsqueeze(1)).squeeze(1)

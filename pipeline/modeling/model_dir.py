@@ -14,19 +14,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.checksums import tensors_digest
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.t5 import T5
 
 NAME = "t5_pipeline.json"
 FORMAT = 1
-Sentinel = Literal["none", "targets", "both"]
 
 
 class SavesVocabulary(Protocol):
