@@ -8,7 +8,7 @@ from pathlib import Path
 ORPHAN = """
 import os, sys, time
 os.environ["T5_PIPELINE_RUNNER"] = "1"
-from pipeline.training.stop import StopSignal
+from t5_pipeline.execution.signals import StopSignal
 read, write = os.pipe()
 if os.fork() == 0:
     with StopSignal() as stop:
