@@ -174,4 +174,6 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it") from None
+        raise InputError(
+            f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"
+        ) from None

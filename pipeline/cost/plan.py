@@ -199,7 +199,7 @@ def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Confi
     """What the paper saves: the bytes of a task as a prompt, and as a tuned model of the same T5."""
     settings = decision.cell.settings
     shape = size or shape_of(recipe, run_dir, decision.cell)
-    if not isinstance(settings, PromptTuneConfig) or "prompt" not in settings.outputs or shape is None:
+    if not isinstance(settings, PromptTuneConfig) or shape is None:
         return []
     p, N = settings.prompt_length, shape.parameters
     of_prompt = Trained(Microbatch(1, p, 1, prompt=p), p * shape.d_model, settings.optimizer)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.t5 import T5
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-def initial_rows(t5: T5, tokenizer: Tokenizer, c: PromptTuneConfig, seed: int, trained: Path | None = None) -> Tensor:
+def initial_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, seed: int, trained: Path | None = None) -> Tensor:
     """The rows [P, D] in fp32 that a prompt starts from, as its settings say.
 
     Args:

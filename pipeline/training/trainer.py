@@ -177,7 +177,7 @@ def trackers(stage: Stage[Any], directory: Path) -> Iterator[Callable[[Mapping[s
             tracker.finish()
 
 
-def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingConfig) -> Tensor:
+def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: Any) -> Tensor:
     """Loss [B, T] of each target token, of the decoder's outputs, as the settings want it."""
     return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
 
