@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class ReadingModel(Protocol):
     """
 
     def eval(self) -> Any: ...
+
+    def to(self, device: torch.device) -> Any: ...
 
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encoder output and its mask; prompt_B is the prompt of each input in the model's bank, None for no prompt."""
