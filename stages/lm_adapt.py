@@ -12,8 +12,6 @@ Run: accelerate launch stages/lm_adapt.py --model google/t5-v1_1-base --tokens r
 
 from __future__ import annotations
 
-from functools import partial
-
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.data_prep.objectives.documents import Objective
 from t5_pipeline.data_prep.objectives.language_model import LM, FullLM
@@ -23,39 +21,31 @@ from t5_pipeline.data_prep.sampling.batches import LMBatches
 from t5_pipeline.data_prep.shards.reader import TokenShards
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.modeling.load import load_t5
-from t5_pipeline.modeling.model_dir import read_metadata, write_model
-from t5_pipeline.training.trainer import Trained, train_language_model
+from t5_pipeline.training.language_model import train_language_model
+from t5_pipeline.training.trainer import TrainingResult
 
 
 def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
-    c = stage.config
-    source, tokens = stage.input("model"), stage.input("tokens").path
-    model = load_t5(source.path)
-    model.set_dropout(c.dropout)
-    model.set_execution(c.reference_ops, c.recompute)
-
+    c, tokens = stage.config, stage.input("tokens").path
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
-    vocabulary = text.vocabulary
-    vocabulary.check_fits(model.shape.vocab_size, source.path)
+    model = stage.load_model(text.vocabulary)
 
     rows = (c.segment_length, c.segment_length) if c.packing else None
     batches = LMBatches(objective_of(c, text), c.batch_size, c.seed, rows)
-    aside = objective_of(c, held_out)
-    validation = LMBatches(aside, c.batch_size, c.seed, rows) if aside.count(0) else None
+    unseen = objective_of(c, held_out)
+    validation = LMBatches(unseen, c.batch_size, c.seed, rows) if unseen.count(0) else None
 
-    metadata = read_metadata(source.path)
+    def publish(step: int, result: TrainingResult) -> None:
+        metadata = model.metadata.with_stage(
+            stage="lm_adapt", step=step, objective=c.objective, **text.origin, of=model.digest
+        )
+        stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
 
-    def publish(step: int, trained: Trained) -> None:
-        made = metadata.with_stage(stage="lm_adapt", step=step, objective=c.objective, **text.origin, of=source.digest)
-        write = partial(write_model, model=model, vocabulary=vocabulary, metadata=made)
-        stage.publish("model", lambda directory: write(directory, tensors=trained.weights()), step=step)
-
-    train_language_model(stage, model, batches, validation, publish)
+    train_language_model(stage, model.t5, batches, validation, publish)
 
 
 def objective_of(c: LMAdaptConfig, tokens: TokenShards) -> Objective:
-    """What makes examples of text."""
+    """The objective that turns text into examples."""
     match c.objective:
         case "prefix_lm":
             return PrefixLM(tokens, c.seed, c.segment_length, c.prefix_density)

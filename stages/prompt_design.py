@@ -17,30 +17,23 @@ import torch
 from t5_pipeline.config.tuning import PromptDesignConfig
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.held_out import HeldOut, held_out, score_model
+from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
 from t5_pipeline.modeling.load import load_t5
-from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.modeling.prompt_bank import BareT5
 
 
 def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
-    c = stage.config
-    source = stage.input("model")
-    vocabulary = Vocabulary.load(source.path)
-    sentinel = read_metadata(source.path).sentinel
+    c, source = stage.config, stage.model_source()
     task = Task.load(c.task)
     rows = [(task.inputs(row), task.targets(row)) for row in task.rows("train", training=True)] if c.shots else []
 
-    worded = [
+    candidates = [
         TextPrompt(
-            base_model=source.name,
-            base_model_digest=source.digest,
-            tokenizer_digest=vocabulary.digest,
+            **source.identity,
             task=c.task,
-            sentinel=sentinel,
             template=template,
             demonstrations=demonstrations(rows, c.task.labels, c.shots, c.seed, template, c.demonstration),
             separator=c.separator,
@@ -50,29 +43,30 @@ def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
         )
         for template in c.templates
     ]
-    best = worded[0] if len(worded) == 1 else best_on_validation(stage, worded, vocabulary)
+    best = candidates[0] if len(candidates) == 1 else best_on_validation(stage, candidates, source.vocabulary)
     stage.cells[0].facts.update(template=best.template, shown=len(best.demonstrations), scores=best.scores)
     stage.publish("text_prompt", best.save)
 
 
 def best_on_validation(
-    stage: Stage[PromptDesignConfig], worded: list[TextPrompt], vocabulary: Vocabulary
+    stage: Stage[PromptDesignConfig], candidates: list[TextPrompt], vocabulary: Vocabulary
 ) -> TextPrompt:
-    """The wording with the highest score by the task's first metric; of equal ones the first."""
+    """The candidate with the highest score by the task's first metric; of equal ones the first."""
     c, device = stage.config, stage.accelerator.device
     t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
-    rows = held_out(
-        c.task, "validation", vocabulary, sentinel=worded[0].sentinel, limit=c.validation_limit, spread=True, **lengths
+    sentinel = candidates[0].sentinel
+    split = load_held_out(
+        c.task, "validation", vocabulary, sentinel=sentinel, limit=c.validation_limit, spread=True, **lengths
     )
-    found = []
-    for prompt in worded:
-        read = HeldOut(rows.task, rows.rows.reading(prompt.encode(rows.rows.input_texts, vocabulary)), rows.form)
-        scores = score_model(model, [read], device, c.precision)
-        found.append(prompt.model_copy(update={"scores": scores}))
+    scored = []
+    for prompt in candidates:
+        inputs = prompt.encode(split.rows.input_texts, vocabulary)
+        scores = score_model(model, [split.reading(inputs)], device, c.precision)
+        scored.append(prompt.model_copy(update={"scores": scores}))
         log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
-    return max(found, key=lambda prompt: next(iter(prompt.scores.values())))
+    return max(scored, key=lambda prompt: next(iter(prompt.scores.values())))
 
 
 if __name__ == "__main__":

@@ -14,117 +14,73 @@ Run: accelerate launch stages/prompt_tune.py --model runs/adapted --task tasks/s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PromptTuneConfig
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, TaskBatches, encode_task
-from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.held_out import score_prompts, validation_rows
+from t5_pipeline.data_prep.tasks.encode import TaskBatches
+from t5_pipeline.evaluation.held_out import score_prompts
+from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import CellRun, Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
-from t5_pipeline.modeling.load import load_t5
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from t5_pipeline.modeling.t5 import T5
-from t5_pipeline.training.best_checkpoint import Selection
-from t5_pipeline.training.loss import batch_losses
+from t5_pipeline.training.best_checkpoint import prompt_rows
+from t5_pipeline.training.loss import batch_losses, target_loss
 from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.optimizers import prompt_optimizer
-from t5_pipeline.training.trainer import Trained, target_loss, train_stage
+from t5_pipeline.training.task_rows import training_rows
+from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
 
 
 def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
-    c = stage.config
-    source = stage.input("model")
-    t5 = load_t5(source.path)
-    t5.set_dropout(c.dropout)
-    t5.set_execution(c.reference_ops, c.recompute)
-    vocabulary = Vocabulary.load(source.path)
-    vocabulary.check_fits(t5.shape.vocab_size, source.path)
-    sentinel = read_metadata(source.path).sentinel
-
-    bank = PromptBank([start_of(t5, vocabulary, cell) for cell in stage.cells])
+    c, cells, loaded = stage.config, stage.cells, stage.load_model()
+    bank = PromptBank([start_of(loaded, cell) for cell in cells])
     if c.precision == "bf16":
-        t5.to(torch.bfloat16)
-    model = PromptedT5(t5, bank)
+        loaded.t5.to(torch.bfloat16)
+    model = PromptedT5(loaded.t5, bank)  # freezes the T5
 
-    encoded: dict[str, EncodedTask] = {}
-    for cell in stage.cells:
-        task = cell.config.task
-        encoded.setdefault(
-            task.model_dump_json(),
-            encode_task(
-                Task.load(task), "train", vocabulary, c.max_input_length, c.max_target_length, sentinel, training=True
-            ),
-        )
+    tasks = [cell.config.task for cell in cells]
     batches = TaskBatches(
-        [encoded[cell.config.task.model_dump_json()] for cell in stage.cells],
-        [cell.config.batch_size for cell in stage.cells],
-        [cell.config.seed for cell in stage.cells],
+        training_rows(tasks, loaded, c),
+        [cell.config.batch_size for cell in cells],
+        [cell.config.seed for cell in cells],
         c.loss,
     )
-
-    def optimizer(rows: Sequence[Tensor]) -> torch.optim.Optimizer:
-        (rows_RD,) = rows
-        return prompt_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, c.weight_decay)
 
     def loss_fn(model: PromptedT5, batch: TensorBatch) -> Tensor:
         hidden_BTD = model.predict(batch.prompt_B, batch.inputs_BS, batch.targets_BT)
         loss_BT = target_loss(model, hidden_BTD, batch.targets_BT, c)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(bank))
 
-    cells = [cell.id for cell in stage.cells]
-    selection = None
-    if c.select == "best":
-        held_out = [validation_rows(cell.config.task, vocabulary, sentinel, c) for cell in stage.cells]
-        measure = partial(score_prompts, held_out=held_out, device=stage.accelerator.device, precision=c.precision)
-        selection = Selection(
-            cells,
-            measure,
-            lambda model, index: {"rows": model.bank.prompt(index)},
-            every=c.validate_every,
-            patience=c.patience,
-        )
+    def optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        (rows_RD,) = parameters
+        return prompt_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, c.weight_decay)
 
-    made_on = {
-        "base_model": source.name,
-        "base_model_digest": source.digest,
-        "tokenizer_digest": vocabulary.digest,
-        "sentinel": sentinel,
-        "width": t5.shape.d_model,
-    }
-
-    def publish(step: int, trained: Trained) -> None:
-        last = bank.split(trained.checkpoint.tensor("model/bank.rows_RD"))
-        for index, cell in enumerate(stage.cells):
-            best = trained.best(index)
-            info = PromptInfo.tuned(cell.config, **made_on, step=best.step, scores=best.scores)
-            rows_PD = best.tensors.get("rows", last[index])
+    def publish(step: int, result: TrainingResult) -> None:
+        width = loaded.t5.shape.d_model
+        for index, (cell, rows_PD) in enumerate(zip(cells, result.prompts(bank), strict=True)):
+            best = result.best(index)
+            info = PromptInfo.tuned(cell.config, **loaded.identity, width=width, step=best.step, scores=best.scores)
             stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell)
-            cell.facts.update(parameters=t5.shape.parameters, trained=cell.config.prompt_length * t5.shape.d_model)
+            cell.facts.update(parameters=loaded.t5.shape.parameters, trained=rows_PD.numel())
 
-    train_stage(
-        stage,
-        model,
-        batches,
-        publish=publish,
-        loss_fn=loss_fn,
-        optimizer=optimizer,
-        selection=selection,
-        cells=cells,
-        unit="examples",
+    ids = [cell.id for cell in cells]
+    selection = select_best(stage, loaded, tasks, score_prompts, cells=ids, kept=prompt_rows)
+    trainer = Trainer(
+        c, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection, cells=ids
     )
+    train_stage(stage, trainer, publish)
 
 
-def start_of(t5: T5, vocabulary: Vocabulary, cell: CellRun[PromptTuneConfig]) -> Tensor:
-    """The rows [P, D] that one prompt starts from."""
+def start_of(loaded: LoadedT5, cell: CellRun[PromptTuneConfig]) -> Tensor:
+    """The initial rows [P, D] of one prompt."""
     c = cell.config
-    return initial_rows(t5, vocabulary, c, c.seed, cell.input("init_prompt").path if c.init_prompt else None)
+    trained = cell.input("init_prompt").path if c.init_prompt else None
+    return initial_rows(loaded.t5, loaded.vocabulary, c, c.seed, trained)
 
 
 if __name__ == "__main__":

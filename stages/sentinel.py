@@ -14,33 +14,32 @@ Run: accelerate launch stages/sentinel.py --model google/t5-v1_1-base --output-d
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from t5_pipeline.config.adaptation import SentinelConfig
-from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.modeling.load import grow_vocabulary, load_t5
-from t5_pipeline.modeling.model_dir import read_metadata, write_model
+from t5_pipeline.modeling.load import grow_vocabulary
 
 
 def sentinel(stage: Stage[SentinelConfig]) -> None:
-    c = stage.config
-    source = stage.input("model")
-    model = load_t5(source.path)
-    vocabulary = Vocabulary.load(str(source.path))
-    vocabulary.check_fits(model.shape.vocab_size, source.path)
+    c, model = stage.config, stage.load_model()
 
     gained = 0
-    if not vocabulary.sentinels:
-        vocabulary = vocabulary.with_sentinels()
+    if not model.vocabulary.sentinels:
+        vocabulary = model.vocabulary.with_sentinels()
         gained = vocabulary.sentinels
         first_new = vocabulary.size - gained
-        model = grow_vocabulary(model, vocabulary.rows, first_new=first_new, start=c.new_rows, seed=c.seed)
-        log.info("%s: the vocabulary gained %d sentinels, their rows start as %s", stage.name, gained, c.new_rows)
+        t5 = grow_vocabulary(model.t5, vocabulary.rows, first_new=first_new, start=c.new_rows, seed=c.seed)
+        model = replace(model, t5=t5, vocabulary=vocabulary)
+        log.info(
+            "%s: added %d sentinels to the vocabulary, with embedding rows by `%s`", stage.name, gained, c.new_rows
+        )
 
-    metadata = read_metadata(source.path).with_sentinel(c.variant)
-    made = metadata.with_stage(stage="sentinel", variant=c.variant, gained=gained, of=source.digest)
-    stage.cells[0].facts.update(parameters=model.shape.parameters, sentinels_gained=gained)
-    stage.publish("model", lambda directory: write_model(directory, model, vocabulary, made))
+    metadata = model.metadata.with_sentinel(c.variant)
+    metadata = metadata.with_stage(stage="sentinel", variant=c.variant, gained=gained, of=model.digest)
+    stage.cells[0].facts.update(parameters=model.t5.shape.parameters, sentinels_gained=gained)
+    stage.publish("model", lambda place: model.save(place, metadata))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.corpora.documents import hub_rows
 from t5_pipeline.data_prep.corpora.rows import Row
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, task_rows
@@ -28,7 +29,6 @@ from t5_pipeline.data_prep.tasks.template import Template
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 T = TypeVar("T")
-Sentinel = Literal["none", "targets", "both"]
 
 
 # ------------------------------------------------------------------------------------------------------------ rows

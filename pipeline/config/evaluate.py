@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import create_model, field_validator, model_validator
 
-from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.stage import InferenceConfig, StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Input, nearest, setting, validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig, check_metric_names
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(InferenceConfig, StageConfig):
     """Scores on held-out rows. `scoring` adds an input for each method."""
 
     kind: ClassVar[str] = "evaluate"
@@ -27,16 +27,14 @@ class EvaluateConfig(StageConfig):
     also_on: list[TaskConfig] = setting(
         [], "domain shift: other tasks with the same labels, on which everything is scored too"
     )
-    limit: int = setting(0, "score only the first N rows (0: all)", unit="rows", ge=0)
-    batch_size: int = setting(64, "examples per batch", unit="examples", role="runtime", gt=0)
+    limit: int = setting(0, "score only the first N rows; 0: all", unit="rows", ge=0)
     metrics: dict[str, list[str]] = setting(
         {}, "metrics by task (as flags: TASK=A,B); default: those of the recipe's tasks, or of the prompts"
     )
     max_output_length: int = setting(64, "maximum length of greedy outputs", unit="tokens", gt=0)
-    precision: Literal["fp32", "bf16"] = setting("bf16", "precision of matrix products")
     baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")
     ensembles: bool = setting(True, "also score the majority vote of prompts that differ only in their seed")
-    neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: none)", unit="pieces", ge=0)
+    neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)
 
     @classmethod
     def scoring(cls, methods: Iterable[type[StageConfig]]) -> type[EvaluateConfig]:

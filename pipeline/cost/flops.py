@@ -20,7 +20,7 @@ from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, InputRef, Recipe
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
@@ -131,9 +131,9 @@ def training_footprint(
             bf16=settings.precision == "bf16",
             dropout=settings.dropout > 0,
             packed=packed,
-            recompute=settings.recompute,
+            recompute=isinstance(settings, ExecutionConfig) and settings.recompute,
             cpu=launch.cpu,
-            logits=settings.kept_logits(),
+            logits=settings.logits_precision if isinstance(settings, LogitsConfig) else "whole",
         )
         return TrainingFootprint(
             microbatch,

@@ -209,7 +209,7 @@ def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Confi
     """Bytes per task as a prompt and as a fine-tuned model of the same T5."""
     settings = decision.cell.settings
     shape = size or shape_of(recipe, run_dir, decision.cell)
-    if not isinstance(settings, PromptTuneConfig) or "prompt" not in settings.outputs or shape is None:
+    if not isinstance(settings, PromptTuneConfig) or shape is None:
         return []
     p, N = settings.prompt_length, shape.parameters
     footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), p * shape.d_model, settings.optimizer)

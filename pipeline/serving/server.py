@@ -31,8 +31,9 @@ from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.corpora.rows import Row, check_unicode, json_rows, read_rows
-from t5_pipeline.data_prep.tasks.encode import Sentinel, Task, encode_inputs, encode_labels
+from t5_pipeline.data_prep.tasks.encode import Task, encode_inputs, encode_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.ensemble import vote
 from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each

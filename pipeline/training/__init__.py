@@ -1,1 +1,1 @@
-"""How weights change: optimizers, loss, schedules, the loop, and what lets the loop be killed at any moment."""
+"""Training: losses, optimizers, schedules, the Trainer, checkpoints and engines."""

@@ -1,7 +1,7 @@
-"""Which checkpoint is published: the best by a task's own metric on its validation split (Lester et al. 2021, §3.1).
+"""Checkpoint selection: the best step by a task's metric on its validation split (Lester et al. 2021, §3.1).
 
-Every so many steps each cell is scored; what scored highest so far is kept on the CPU and goes into the checkpoints, so
-a run that was killed ends with the same choice. Of equal scores the earlier one stays.
+Each cell is scored every `every` steps. The best weights so far are kept on the CPU and saved in the checkpoints, so a
+resumed run makes the same choice. Of equal scores the earlier step wins.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t5_pipeline.modeling.prompt_bank import PromptedT5
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard, assemble, named_whole
 from t5_pipeline.training.distributed.engine import MODEL, Engine
 
@@ -23,7 +24,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Best:
-    """What a cell publishes: the step it is of, its validation scores, and this process's shards of what is kept."""
+    """The best step of a cell: step, validation scores, and this process's shards of the kept tensors."""
 
     step: int
     scores: Scores
@@ -31,26 +32,32 @@ class Best:
 
     @property
     def score(self) -> float:
-        """The first metric, which decides; larger is better."""
+        """The first metric, which decides. Larger is better."""
         return next(iter(self.scores.values()))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept, whole, where every process has all of it."""
+        """The kept tensors, if every process has all of them."""
         return assemble(self.shards)
 
 
+def prompt_rows(model: PromptedT5, index: int) -> dict[str, Tensor]:
+    """`kept` of a bank of prompts: the rows of one prompt."""
+    return {"rows": model.bank.prompt(index)}
+
+
 class Selection:
-    """The best of each cell so far.
+    """The best step of each cell so far.
 
     Args:
-        cells: their names, as the log has them.
-        measure: of a model, validation metrics of each cell, the deciding one first; called in evaluation mode, on
-            every process, and the same on all of them.
-        kept: of a model and a cell's index, what is kept of it, whole; None keeps every weight that trains, each
-            process its own part.
+        cells: names of the cells in metrics.jsonl.
+        measure: (model) → validation metrics of each cell, the deciding one first. Called in evaluation mode on every
+            process.
+        kept: (model, index of a cell) → the tensors to keep of it, whole; None keeps all trained parameters, each
+            process its own shards.
         every: steps between measurements.
-        patience: measurements in a row without a better score after which a cell takes no later one; 0 always does.
+        patience: early stopping: measurements in a row without a better score after which a cell accepts no later
+            step; 0 never stops.
     """
 
     def __init__(
@@ -71,31 +78,31 @@ class Selection:
         self._without_better = [0] * len(cells)
 
     def due(self, step: int) -> bool:
-        """A function of the step alone: how far training goes does not shift it."""
+        """Whether this step is measured; independent of the total number of steps."""
         return step > 0 and step % self.every == 0
 
     @property
     def exhausted(self) -> bool:
-        """True once the patience with every cell has run out."""
+        """True once the patience of every cell has run out."""
         return self.patience > 0 and all(count >= self.patience for count in self._without_better)
 
     @torch.no_grad()
     def update(self, step: int, engine: Engine) -> dict[str, Scores]:
-        """Measures, keeps what is better than before, and returns the scores of each cell."""
+        """Measure, keep what is better than before, and return the scores of each cell."""
         measured = self._measured(engine)
         for index, scores in enumerate(measured):
             before = self._best[index]
             if self.patience and self._without_better[index] >= self.patience:
                 continue
             if before is None or Best(step, scores).score > before.score:
-                self._best[index] = self._take(index, step, scores, engine)
+                self._best[index] = self._snapshot(index, step, scores, engine)
                 self._without_better[index] = 0
             else:
                 self._without_better[index] += 1
         return dict(zip(self.cells, measured, strict=True))
 
     def _measured(self, engine: Engine) -> list[Scores]:
-        """The scores as the first process has them: every process has to decide alike."""
+        """The scores of rank 0, broadcast so that all ranks make the same choice."""
         measured: list[Scores] = engine.call(self.measure)
         shared = iter(engine.group.broadcast_list([score for scores in measured for score in scores.values()]))
         return [{name: next(shared) for name in scores} for scores in measured]
@@ -104,28 +111,28 @@ class Selection:
     def finalize(self, step: int, engine: Engine) -> list[Best]:
         """The best of each cell at the end of training.
 
-        A last step that is none of those measured is a candidate too, but no part of what goes on: a run that ends here
-        and is continued later keeps what it would have kept without ending.
+        If the last step was not due for validation, it is scored too, but the result is not stored, so extending the
+        run later is not affected.
         """
         best = list(self._best)
         if not self.due(step) and not self.exhausted:
             for index, scores in enumerate(self._measured(engine)):
                 before = best[index]
                 if before is None or Best(step, scores).score > before.score:
-                    best[index] = self._take(index, step, scores, engine)
+                    best[index] = self._snapshot(index, step, scores, engine)
         return [found for found in best if found is not None]
 
-    def _take(self, index: int, step: int, scores: Scores, engine: Engine) -> Best:
-        return Best(step, scores, [shard.copied() for shard in self._now(index, engine)])
+    def _snapshot(self, index: int, step: int, scores: Scores, engine: Engine) -> Best:
+        return Best(step, scores, [shard.copied() for shard in self._kept(index, engine)])
 
-    def _now(self, index: int, engine: Engine) -> list[TensorShard]:
-        """What is kept of a cell, as it is at this moment."""
+    def _kept(self, index: int, engine: Engine) -> list[TensorShard]:
+        """The tensors to keep of a cell, as they are now."""
         if self.kept is not None:
             return named_whole("", engine.call(self.kept, index))
         return [shard.named(shard.name.removeprefix(MODEL)) for shard in engine.weights()]
 
     def shards(self) -> list[TensorShard]:
-        """For a checkpoint: `selection/<cell>/<name>`."""
+        """The tensors of a checkpoint: `selection/<index of the cell>/<name>`."""
         return [
             shard.named(f"{SELECTION}{index}/{shard.name}")
             for index, best in enumerate(self._best)
@@ -140,7 +147,7 @@ class Selection:
         ]
 
     def load(self, saved: SavedTensors, scalars: Sequence[Mapping[str, Any] | None], engine: Engine) -> None:
-        """Goes back to what `shards()` and `scalars()` gave, whichever engine gave them."""
+        """Restore what `shards()` and `scalars()` returned, whichever engine saved it."""
         for index, found in enumerate(scalars):
             self._without_better[index] = 0 if found is None else int(found["without_better"])
             self._best[index] = None
@@ -148,6 +155,6 @@ class Selection:
                 name = f"{SELECTION}{index}/"
                 mine = [
                     replace(shard, values_N=saved.read(name + shard.name, shard.start, shard.stop))
-                    for shard in self._now(index, engine)
+                    for shard in self._kept(index, engine)
                 ]
                 self._best[index] = Best(found["step"], dict(found["scores"]), mine)

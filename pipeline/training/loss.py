@@ -1,4 +1,4 @@
-"""Cross entropy with z-loss, and how token losses become the losses of a batch.
+"""Cross entropy with z-loss, of tokens and of batches.
 
 B batch, T target length, D d_model, V vocabulary rows, C prompts in the bank, N target tokens, n some of them
 """
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.modeling.limits import LOSS_ROWS
 
 PAD = 0
@@ -29,7 +30,7 @@ def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> T
 
 
 def token_loss_reference(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
-    """`token_loss` as its formula reads; autograd then keeps and passes over several tensors of the logits' size."""
+    """Reference for `token_loss`: its formula as written. Autograd keeps several tensors of the logits' size."""
     logits_BTV = logits_BTV.float()
     log_z_BT = logits_BTV.logsumexp(dim=-1)
     target_BT = logits_BTV.gather(-1, targets_BT.long().unsqueeze(-1)).squeeze(-1)
@@ -38,7 +39,7 @@ def token_loss_reference(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float =
 
 
 class _TokenLoss(torch.autograd.Function):
-    """The loss with its gradient written out, ∂/∂logits = softmax·(1 + 2·z_loss·log Z) − onehot: half the time."""
+    """The loss with an explicit gradient, ∂/∂logits = softmax·(1 + 2·z_loss·log Z) − onehot, to save time."""
 
     @staticmethod
     def forward(ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, z_loss: float) -> Tensor:
@@ -65,13 +66,14 @@ def output_loss(
     z_loss: float = 0.0,
     precision: Literal["fp32", "bf16"] = "bf16",
 ) -> Tensor:
-    """`token_loss` of the logits hidden·weightᵀ, [B, T] fp32, which are never there all at once.
+    """`token_loss` [B, T], fp32, of the logits hidden·weightᵀ, without storing all of them at once.
 
-    On a CPU the logits of padding are not computed (elsewhere choosing would make the host wait for the device).
+    On a CPU the logits of padding are not computed (on a GPU, selecting rows would make the host wait for the device).
     Softmax, log Z and loss are fp32.
 
-    precision  of the product: bf16 leaves `hidden_BTD` in its dtype, so that in bf16 the factors and each logit are
-               rounded, its sum is not (a TPU rounds the factors even of T5X's fp32 product); fp32 rounds nothing
+    Args:
+        precision: of the product. bf16 leaves `hidden_BTD` in its dtype: if that is bf16, the factors and each logit
+            are rounded, but not the sum (a TPU rounds the factors even of T5X's fp32 product). fp32 rounds nothing.
     """
     real_BT = targets_BT != PAD
     on_cpu = hidden_BTD.device.type == "cpu"
@@ -93,18 +95,22 @@ def model_loss(
     precision: Literal["fp32", "bf16"],
     reference: bool,
 ) -> Tensor:
-    """Loss [B, T] of a model's decoder outputs: `output_loss`, or by its definition (`reference`), with fp32 logits."""
+    """Loss [B, T] of a model's decoder outputs: `output_loss`, or with `reference` its definition on fp32 logits."""
     if reference:
         return token_loss_reference(model.logits(hidden_BTD), targets_BT, z_loss)
     hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
     return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision)
 
 
-class _OutputLoss(torch.autograd.Function):
-    """The loss of each token, some rows of logits at a time; of the logits, what is kept is their gradient.
+def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingConfig) -> Tensor:
+    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings."""
+    return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
 
-    The gradient is kept in the dtype of `hidden_ND`, as if the gradient of the loss itself were 1: scaling the rows of
-    `hidden_ND` and of the result makes it right for any other.
+
+class _OutputLoss(torch.autograd.Function):
+    """The loss of each token, computed for a few rows of logits at a time; only the gradient of the logits is kept.
+
+    It is kept in the dtype of `hidden_ND`, for a loss gradient of 1; backward scales the rows for any other.
     """
 
     @staticmethod
@@ -116,7 +122,7 @@ class _OutputLoss(torch.autograd.Function):
         for hidden_nD, targets_n in zip(hidden_ND.split(n), targets_N.split(n), strict=True):
             logits_nV = hidden_nD @ weight.T
             p_nV = logits_nV.softmax(-1, dtype=torch.float32)
-            # log Z by way of the likeliest token: a tenth of the time of logsumexp on a CPU.
+            # log Z from the likeliest token: much faster than logsumexp on a CPU.
             log_z_n1 = logits_nV.amax(-1, keepdim=True).float() - p_nV.amax(-1, keepdim=True).log()
             targets_n1 = targets_n.unsqueeze(-1)
             target_n1 = logits_nV.gather(-1, targets_n1).float()
@@ -144,11 +150,11 @@ class _OutputLoss(torch.autograd.Function):
 
 
 def batch_losses(loss_BT: Tensor, weights_B: Tensor, prompt_B: Tensor, prompts: int = 1) -> Tensor:
-    """Σ weights_B·Σ_T loss_BT of each prompt's own rows, [C] with C = `prompts`.
+    """Σ weights_B·Σ_T loss_BT over each prompt's own rows, [C] with C = `prompts`.
 
-    A row's weight carries the normalisation over the *global* batch (1/target tokens for a mean, 1 for a sum), so the
-    losses of microbatches and of ranks add up to the loss of the whole, exactly. Back-propagate the sum over C: a
-    prompt's loss reaches no other prompt.
+    A row's weight contains the normalisation over the *global* batch (1/target tokens for a mean, 1 for a sum), so the
+    losses of microbatches and ranks add up to the loss of the global batch. Back-propagate the sum over C: the loss of
+    one prompt has no gradient in another.
 
     >>> batch_losses(torch.tensor([[1.0, 3.0], [2.0, 0.0]]), torch.tensor([0.5, 1.0]), torch.tensor([0, 1]), prompts=2)
     tensor([2., 2.])

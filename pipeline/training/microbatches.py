@@ -1,4 +1,4 @@
-"""What training sees of its data: batches that are a function of the step, cut by rank and microbatch.
+"""One rank's share of a step's batch, in microbatches.
 
 B batch, S input length, T target length
 """
@@ -17,9 +17,14 @@ from torch import Tensor
 Item = TypeVar("Item")
 
 
-class Batch(Protocol):
-    """Examples as zero-padded NumPy arrays. `weights_B` weighs each row's token losses, normalised over the *global*
-    batch; `prompt_B` names each row's prompt in the bank; `segments` tells apart the examples of packed rows."""
+class ArrayBatch(Protocol):
+    """Examples as zero-padded NumPy arrays.
+
+    Attributes:
+        weights_B: weight of each row's token losses, normalised over the *global* batch.
+        prompt_B: index of each row's prompt in the bank.
+        segments: number of the example that each token of a packed row belongs to; None if rows are not packed.
+    """
 
     @property
     def inputs_BS(self) -> Any: ...
@@ -36,20 +41,23 @@ class Batch(Protocol):
     @property
     def target_tokens(self) -> int: ...
     def __len__(self) -> int: ...
-    def shard(self, rank: int, world: int) -> Batch: ...
-    def microbatches(self, size: int, device: str = "cpu") -> Sequence[Batch]: ...
+    def shard(self, rank: int, world: int) -> ArrayBatch: ...
+    def microbatches(self, size: int, device: str = "cpu") -> Sequence[ArrayBatch]: ...
 
 
 class BatchSource(Protocol):
-    """`at(step)` is the whole batch of a step, over all ranks; step 0 is the first. `ids(step)` names its examples."""
+    """Batches as a function of the step (0 is the first).
 
-    def at(self, step: int) -> Batch: ...
+    `at(step)` is the global batch, over all ranks; `ids(step)` are the ids of its examples.
+    """
+
+    def at(self, step: int) -> ArrayBatch: ...
     def ids(self, step: int) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """A microbatch as tensors: ids int64, weights fp32; `segments`, int64 [B, S] and [B, T], where rows are packed."""
+    """A microbatch as tensors: ids int64, weights fp32; `segments` of packed rows, int64 [B, S] and [B, T]."""
 
     inputs_BS: Tensor
     targets_BT: Tensor
@@ -58,7 +66,7 @@ class TensorBatch:
     segments: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, batch: Batch) -> TensorBatch:
+    def of(cls, batch: ArrayBatch) -> TensorBatch:
         return cls(
             torch.as_tensor(batch.inputs_BS).long(),
             torch.as_tensor(batch.targets_BT).long(),
@@ -68,7 +76,7 @@ class TensorBatch:
         )
 
     def weightless(self) -> TensorBatch:
-        """The first row alone, with no weight: its loss and gradient are 0."""
+        """The first row with weight 0, so that its loss and gradient are 0."""
         return TensorBatch(
             self.inputs_BS[:1],
             self.targets_BT[:1],
@@ -96,7 +104,7 @@ def _both(pair: tuple[Item, Item] | None, of: Callable[[Item], Tensor]) -> tuple
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's part of one step; `tokens` and `examples` (rows, where packed) count the step over all group."""
+    """One rank's microbatches of a step; `tokens` and `examples` (rows, if packed) count the step over all ranks."""
 
     step: int
     microbatches: list[TensorBatch]
@@ -114,25 +122,26 @@ def step_batch(
     device: str = "cpu",
     lockstep: bool = False,
 ) -> StepBatch:
-    """The part of batch `step` that falls to `rank`, in microbatches, as `rank_part` has it."""
+    """The share of `rank` in the batch of `step` (arguments as in `rank_microbatches`)."""
     whole = batches.at(step)
-    part = rank_part(whole, rank, world, microbatch_size, device, lockstep)
-    return StepBatch(step, part, whole.input_tokens + whole.target_tokens, len(whole))
+    mine = rank_microbatches(whole, rank, world, microbatch_size, device, lockstep)
+    return StepBatch(step, mine, whole.input_tokens + whole.target_tokens, len(whole))
 
 
-def rank_part(
-    whole: Batch, rank: int, world: int, microbatch_size: int, device: str = "cpu", lockstep: bool = False
+def rank_microbatches(
+    whole: ArrayBatch, rank: int, world: int, microbatch_size: int, device: str = "cpu", lockstep: bool = False
 ) -> list[TensorBatch]:
-    """The microbatches of one rank; it may have none.
+    """The microbatches of one rank; possibly none.
 
-    microbatch_size, device: rows of each, or for 0 as many as cost least on that kind of device.
-    lockstep: every rank gets as many, for engines that exchange weights and gradients in each. What a rank lacks is
-    made up by a row that weighs nothing.
+    Args:
+        microbatch_size: rows of each; 0 chooses the cheapest sizes for this kind of `device`.
+        lockstep: give all ranks the same number, for engines that run collectives in every microbatch. Ranks with fewer
+            rows get extra microbatches with zero loss weight.
     """
 
-    def cut(rank: int) -> Sequence[Batch]:
-        part = whole.shard(rank, world)
-        return part.microbatches(microbatch_size, device) if len(part) else []
+    def cut(rank: int) -> Sequence[ArrayBatch]:
+        rows = whole.shard(rank, world)
+        return rows.microbatches(microbatch_size, device) if len(rows) else []
 
     mine = [TensorBatch.of(micro) for micro in cut(rank)]
     if lockstep and world > 1:

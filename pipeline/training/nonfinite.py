@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is infinite or no number: the step and its examples are written down.
+"""Policy for steps whose loss or gradient is NaN or infinite: stop, or skip the step; both record its examples.
 
 nonfinite.jsonl   {"step": 1234, "losses": ["nan"], "gradient_norm": "inf", "examples": [17, 4022, …], "skipped": true}
 """
@@ -19,10 +19,12 @@ NAME = "nonfinite.jsonl"
 
 
 class OnNonFinite:
-    """stop: training ends, the checkpoints from before stay; skip: the step changes nothing, is counted, and passed.
+    """Handles non-finite steps.
 
     Args:
-        directory: where the file goes; None writes none (a process that is not the first).
+        policy: "stop" ends training and keeps the earlier checkpoints; "skip" leaves the weights unchanged and counts
+            the step.
+        directory: directory of nonfinite.jsonl; None writes no file (on ranks other than 0).
     """
 
     def __init__(self, policy: Literal["stop", "skip"], directory: Path | None) -> None:
@@ -30,10 +32,10 @@ class OnNonFinite:
         self._path = None if directory is None else directory / NAME
 
     def handle(self, bad: Sequence[NotFinite], batches: BatchSource) -> None:
-        """Writes down the steps that were found.
+        """Record non-finite steps.
 
         Raises:
-            InputError: where the policy is to stop and there is one.
+            InputError: there are some and the policy is to stop.
         """
         if not bad:
             return
@@ -46,9 +48,9 @@ class OnNonFinite:
         if not self.skips:
             first = bad[0]
             raise InputError(
-                f"step {first.step:,}: {first.what} is not finite; its examples are named in {self._path or NAME}, and"
-                " the checkpoints before it are intact: `on_nonfinite: skip` goes on without this step; with another"
-                " learning_rate or precision training starts anew"
+                f"step {first.step:,}: {first.what} is not finite (examples: {self._path or NAME}; earlier checkpoints"
+                " are intact); continue without this step by `on_nonfinite: skip`, or start again with another"
+                " learning_rate or precision"
             )
 
     def _row(self, found: NotFinite, batches: BatchSource) -> dict[str, object]:

@@ -1,8 +1,8 @@
-"""Adafactor as T5X has it, and AdamW with the same weight decay.
+"""T5X's Adafactor, and AdamW with the same decoupled weight decay.
 
 Neither torch's nor transformers' Adafactor will do: torch's caps the rate at 1/√t (a prompt's 0.3 never happens) and
 always scales by the parameter; transformers' factors every matrix, prompts too. In both, decay is multiplied by the
-rate. Here, as in the code of Lester et al. 2021 (T5X), a step takes `weight_decay` of a weight, whatever the rate.
+rate. Here, as in the code of Lester et al. 2021 (T5X), a step subtracts `weight_decay` of a weight at any rate.
 
 R rows of a prompt bank, D d_model, C prompts in the bank
 """
@@ -31,8 +31,8 @@ class Adafactor(torch.optim.Optimizer):
     A parameter is factored over its two largest dimensions if the smaller of them is at least `min_dim_to_factor`
     (None: nothing is). The rate of a step is `group["lr"]` at that time.
 
-    A group with `segments` holds one prompt bank: a parameter [R, D] and the number of the prompt that each row
-    belongs to, int64 [R]. It is not factored, and both RMS are taken per prompt: each prompt moves as if it were alone.
+    A group with `segments` contains one prompt bank: a parameter [R, D] and the prompt index of each row, int64 [R]. It
+    is not factored, and both RMS are taken per prompt, so each prompt moves as if it were alone.
 
     State of a parameter: `mean_square` of its shape, or `row` and `column`, and the 0-d `step`.
     """
@@ -69,7 +69,7 @@ class Adafactor(torch.optim.Optimizer):
         if group["segments"] is None:
             return
         if len(group["params"]) != 1 or group["params"][0].shape[:-1] != group["segments"].shape:
-            raise ValueError("a group with `segments` holds one parameter [R, D] and the prompt of each row, int64 [R]")
+            raise ValueError("a group with `segments` needs one parameter [R, D] and the prompt of each row, int64 [R]")
         bank_RD = group["params"][0]
         group["segments"] = group["segments"].to(bank_RD.device)
         group["numbers"] = torch.bincount(group["segments"]).to(bank_RD.dtype) * bank_RD.shape[1]
@@ -104,7 +104,7 @@ class Adafactor(torch.optim.Optimizer):
         return (sums_C / group["numbers"].clamp(min=1)).sqrt()
 
     def _whole_directions(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-        """g / √v, and v of this step."""
+        """g / √v, not factored."""
         gradients, squares = _gradients_and_squares(group, params)
         for p in params:
             if not self.state[p]:
@@ -117,7 +117,7 @@ class Adafactor(torch.optim.Optimizer):
     def _factored_directions(
         self, group: dict[str, Any], params: list[Tensor], dims: list[tuple[int, int]]
     ) -> list[Tensor]:
-        """g / √v where v is the product of row and column means; `dims` are (second largest, largest) dimension."""
+        """g / √v with v the product of row and column means; `dims` are (second largest, largest) dimension."""
         gradients, squares = _gradients_and_squares(group, params)
         row_squares = [square.mean(dim=largest) for square, (_, largest) in zip(squares, dims, strict=True)]
         column_squares = [square.mean(dim=second) for square, (second, _) in zip(squares, dims, strict=True)]
@@ -142,14 +142,14 @@ class Adafactor(torch.optim.Optimizer):
         return updates
 
     def _next_beta2s(self, group: dict[str, Any], params: list[Tensor]) -> list[float]:
-        """Counts the step and returns β₂ of it. `step` lives on the CPU: reading it waits for no device."""
+        """Count the step and return its β₂. `step` is on the CPU, so reading it does not synchronize with the GPU."""
         steps = [self.state[p]["step"] for p in params]
         torch._foreach_add_(steps, 1)
         return [1.0 - step.item() ** -group["beta2_exponent"] for step in steps]
 
     @staticmethod
     def _apply(group: dict[str, Any], params: list[Tensor], updates: list[Tensor]) -> None:
-        """Clips, scales and subtracts; nothing here waits for the device."""
+        """Clip, scale and subtract, without a device synchronization."""
         roots = [p.numel() ** 0.5 for p in params]
         scales = list(torch._foreach_norm(updates))
         torch._foreach_div_(scales, [group["clipping"] * root for root in roots])
@@ -167,10 +167,10 @@ class Adafactor(torch.optim.Optimizer):
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, but a step takes `decay` of each weight whatever the rate: w·(1 − decay) − lr·m̂ / (√v̂ + ε).
+    """torch's AdamW with decoupled weight decay that is not scaled by the rate: w·(1 − decay) − lr·m̂ / (√v̂ + ε).
 
-    (torch's own weight decay, kept at 0 here, is multiplied by the rate.) Elementwise throughout, so it is right on
-    the flat partitions of ZeRO, and prompts of one bank do not touch each other.
+    (torch's own weight decay, 0 here, is multiplied by the rate.) It is elementwise, so it is correct on the flat
+    partitions of ZeRO, and the prompts of a bank do not affect one another.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class AdamW(torch.optim.AdamW):
             group["decay"] = weight_decay
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """A group that is added later decays by its own `weight_decay`."""
+        """A group that is added later has its own `weight_decay`."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("decay", group["weight_decay"])
@@ -208,7 +208,7 @@ def model_optimizer(name: str, parameters: Iterable[Tensor], weight_decay: float
         return Adafactor(parameters, weight_decay=weight_decay)
     if name == "adamw":
         return AdamW(parameters, weight_decay=weight_decay)
-    raise ValueError(f"no optimizer `{name}`: there are adafactor and adamw")
+    raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
 
 
 def prompt_optimizer(
@@ -216,7 +216,7 @@ def prompt_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer for a bank of prompts: Adafactor unfactored, unscaled, clipped per prompt (§3.1), or AdamW.
 
-    Adafactor's state is one number for each of the p·d of a prompt; AdamW's is two.
+    Optimizer state: one number for each of the p·d of a prompt with Adafactor, two with AdamW.
     """
     if name == "adafactor":
         group = {"params": [rows_RD], "segments": row_prompt_R}
@@ -228,13 +228,13 @@ RATE_SCALE = "rate_scale"
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of a step; a group with a `rate_scale` takes that multiple of it."""
+    """Set the rate of a step; a group with `rate_scale` gets that multiple of it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(RATE_SCALE, 1.0)
 
 
 def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tuple[int, int] | None:
-    """The (second largest, largest) dimension over which T5X factors a parameter, or None if it keeps it whole.
+    """The (second largest, largest) dimension over which T5X factors a parameter; None if it does not.
 
     >>> factored_dims((512, 1024), 128), factored_dims((1024, 12, 512), 128), factored_dims((32, 1024), 128)
     ((0, 1), (2, 0), None)
@@ -253,7 +253,7 @@ def _gradients_and_squares(group: dict[str, Any], params: list[Tensor]) -> tuple
 
 
 def _average_in(means: list[Tensor], news: list[Tensor], beta2s: list[float]) -> None:
-    """mean ← β₂·mean + (1 − β₂)·new; `news` are used up."""
+    """mean ← β₂·mean + (1 − β₂)·new; overwrites `news`."""
     torch._foreach_mul_(means, beta2s)
     torch._foreach_mul_(news, [1.0 - beta2 for beta2 in beta2s])
     torch._foreach_add_(means, news)

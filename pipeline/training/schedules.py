@@ -1,7 +1,7 @@
 """Learning rates as plain functions of the step.
 
-A schedule is called with the number of optimizer steps that are already done: 0 gives the rate of the first step, as
-in T5X. So a rate is a function of the step alone, and resuming has nothing to restore.
+A schedule is called with the number of completed optimizer steps: 0 gives the rate of the first step, as in T5X. The
+rate is a function of the step alone, so resuming has nothing to restore.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def constant(peak: float, warmup_steps: int = 0) -> Schedule:
 
 
 def rsqrt(peak: float, warmup_steps: int, step_offset: int = 0) -> Schedule:
-    """peak / √max(step + step_offset, warmup_steps): flat while it warms up, then falling (Raffel et al. 2020, §3.1.2).
+    """peak / √max(step + step_offset, warmup_steps): constant in warm-up, then falling (Raffel et al. 2020, §3.1.2).
 
-    A T5 that goes on after its pretraining counts on from there: T5 1.1 has 1,000,000 steps behind it, so its
-    adaptation begins at 1/√1e6.
+    A T5 trained further continues its step count: T5 1.1 was pretrained for 1,000,000 steps, so its adaptation begins
+    at 1/√1e6.
 
     >>> fresh, continued = rsqrt(1.0, 10_000), rsqrt(1.0, 10_000, step_offset=1_000_000)
     >>> fresh(0), fresh(40_000), continued(0), round(continued(100_000), 6)
@@ -49,10 +49,10 @@ def linear(peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
 def learning_rate(
     schedule: str, *, peak: float, warmup_steps: int = 0, step_offset: int = 0, total_steps: int = 0
 ) -> Schedule:
-    """The schedule that a stage's settings name. `total_steps` matters to `linear` alone, `step_offset` to `rsqrt`.
+    """The schedule of this name. Only `linear` uses `total_steps`, only `rsqrt` uses `step_offset`.
 
     Raises:
-        ValueError: no schedule has this name.
+        ValueError: the name is unknown.
     """
     match schedule:
         case "constant":
@@ -61,9 +61,9 @@ def learning_rate(
             return rsqrt(peak, warmup_steps, step_offset)
         case "linear":
             return linear(peak, total_steps, warmup_steps)
-    raise ValueError(f"no schedule `{schedule}`: there are constant, rsqrt and linear")
+    raise ValueError(f"unknown schedule `{schedule}`; use constant, rsqrt or linear")
 
 
 def _rise(step: int, warmup_steps: int) -> float:
-    """(step + 1) / warmup_steps up to 1. T5X starts at 0/warmup: a first step that changes nothing is left out here."""
+    """(step + 1) / warmup_steps up to 1. T5X starts at 0/warmup, a first step without effect."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

@@ -1,4 +1,4 @@
-"""What a step changes, and what a checkpoint therefore holds."""
+"""Everything a training step changes, and so everything in a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from t5_pipeline.training.step_stats import StepStats
 
 
 class TrainState:
-    """A model and its optimizer in the hands of an engine, and how many steps they have behind them.
+    """Model, optimizer, step and statistics of a training run.
 
-    Only parameters that train are saved: a frozen T5 is not part of its prompts' checkpoints.
+    Only trained parameters are saved: checkpoints of prompts do not contain the frozen T5.
     """
 
     def __init__(self, engine: Engine, selection: Selection | None = None) -> None:
@@ -26,7 +26,7 @@ class TrainState:
         self.group = engine.group
         self.device: torch.device = engine.device
         self.step = 0
-        self.skipped = 0  # steps whose gradient was not finite, and that changed nothing
+        self.skipped = 0  # steps with a non-finite gradient, which changed nothing
         self.stats = StepStats(self.group)
         self.selection = selection
         self._elapsed_before = 0.0
@@ -34,34 +34,34 @@ class TrainState:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training, those before the checkpoint that this process started from included."""
+        """Seconds of training, including those before the checkpoint from which this process resumed."""
         return self._elapsed_before + time.monotonic() - self._started
 
     def evaluate(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        """do(model, *arguments) without dropout; the caller sets training mode again."""
+        """do(model, *arguments) without dropout and gradients; the caller sets training mode again."""
         self.engine.set_training(False)
         with torch.no_grad():
             return self.engine.call(do, *arguments)
 
     def shards(self) -> list[TensorShard]:
-        """Everything that training goes on from: `model/…`, `optimizer/<parameter>/<key>`, `selection/…`, `stats`."""
-        chosen = [] if self.selection is None else self.selection.shards()
+        """The tensors of a checkpoint: `model/…`, `optimizer/<parameter>/<key>`, `selection/…`, `meter`."""
+        selected = [] if self.selection is None else self.selection.shards()
         return [
             *self.engine.weights(),
             *self.engine.moments(),
-            *chosen,
+            *selected,
             TensorShard.whole("meter", self.stats.history_NC),
         ]
 
     def scalars(self) -> dict[str, Any]:
-        chosen = {} if self.selection is None else {"selection": self.selection.scalars()}
-        return {"elapsed_s": self.elapsed, "skipped": self.skipped, **chosen}
+        selected = {} if self.selection is None else {"selection": self.selection.scalars()}
+        return {"elapsed_s": self.elapsed, "skipped": self.skipped, **selected}
 
     def load(self, step: int, saved: SavedTensors, scalars: dict[str, Any]) -> None:
-        """Goes back to what `shards()` and `scalars()` gave after `step` steps, whichever engine gave them.
+        """Restore the `shards()` and `scalars()` saved after `step` steps, whichever engine saved them.
 
         Raises:
-            InputError: the tensors are not those of this model.
+            InputError: the tensors belong to another model.
         """
         shapes = {name: saved.shape(MODEL + name) for name in (n.removeprefix(MODEL) for n in saved.names(MODEL))}
         for shard in self.engine.weights():
@@ -69,12 +69,12 @@ class TrainState:
             if shapes.get(name) != shard.shape:
                 found = f"has shape {list(shapes[name])}, not {list(shard.shape)}" if name in shapes else "is missing"
                 raise InputError(
-                    f"checkpoint of step {step:,}: {name} {found}; it was made by another model:"
+                    f"checkpoint of step {step:,}: {name} {found}, so it belongs to another model;"
                     " use another run directory, or remove its checkpoints"
                 )
         if unknown := [name for name in shapes if name not in self.engine.trained]:
             raise InputError(
-                f"checkpoint of step {step:,}: {unknown[0]} is not in this model: use another run"
+                f"checkpoint of step {step:,}: {unknown[0]} is not in this model; use another run"
                 " directory, or remove its checkpoints"
             )
         self.engine.load(saved)

@@ -1,4 +1,4 @@
-"""Losses and speed between two lines of the metrics log, without making the device wait at every step.
+"""Losses and throughput between two rows of metrics.jsonl, without a device synchronization at every step.
 
 N steps, C losses a step (one for each prompt of a bank, else one)
 """
@@ -19,7 +19,7 @@ from t5_pipeline.training.distributed.collectives import ProcessGroup
 
 @dataclass(frozen=True)
 class NotFinite:
-    """A step (1 is the first) whose losses [C] or norm of the gradient are infinite or no number."""
+    """A step (1 is the first) whose losses [C] or gradient norm are NaN or infinite."""
 
     step: int
     losses: list[float]
@@ -33,7 +33,7 @@ class NotFinite:
 class StepStats:
     """Collects every step's losses and gradient norm on the device; `synchronize` brings them to the host.
 
-    `history` is what a checkpoint keeps, so that a line whose steps a kill divided comes out the same.
+    Checkpoints contain `history_NC`, so that a row is the same if a kill came between its steps.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
@@ -43,20 +43,21 @@ class StepStats:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The rate is that of the steps from here on."""
+        """Measure throughput from here on."""
         self.tokens = self.examples = 0
         self._since = time.monotonic()
 
     def add(self, step: int, losses_C: Tensor, gradient_norm: Tensor, tokens: int, examples: int) -> None:
-        """Notes step number `step` (1 is the first): this rank's losses [C] and the norm of the summed gradient."""
+        """Add a step (1 is the first): this rank's losses [C] and the norm of the summed gradient."""
         self._waiting.append((step, losses_C, gradient_norm))
         self.tokens += tokens
         self.examples += examples
 
     def synchronize(self) -> list[NotFinite]:
-        """Sums the losses over the group: one exchange, one wait for the device.
+        """Sum the losses over the ranks: one collective and one wait for the device.
 
-        Returns the steps whose loss or gradient is not finite, on every rank alike; they are no part of any mean.
+        Returns:
+            The steps whose loss or gradient is not finite, the same on all ranks; they enter no mean.
         """
         if not self._waiting:
             return []
@@ -76,8 +77,14 @@ class StepStats:
         return bad
 
     def read(self, cells: Sequence[str], unit: str) -> dict[str, object]:
-        """The means of the settled steps since the last reading, and the rate in `unit` ("tokens" or "examples"); then
-        starts afresh. Of steps of which none was finite there is only the rate."""
+        """Mean loss and gradient norm of the synchronized steps since the last call, and the throughput.
+
+        Without a finite step there is only the throughput.
+
+        Args:
+            cells: names of the losses; empty logs only their mean.
+            unit: "tokens" or "examples".
+        """
         seconds = max(time.monotonic() - self._since, 1e-9)
         row: dict[str, object] = {}
         if len(self.history_NC):
@@ -93,7 +100,7 @@ class StepStats:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside is not counted into the rate."""
+        """Do not count the time spent inside into the throughput."""
         started = time.monotonic()
         yield
         self._since += time.monotonic() - started

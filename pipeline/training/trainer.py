@@ -1,234 +1,340 @@
-"""What every training stage does around the loop: optimizer, schedule, checkpoints, log, and publishing on the way."""
+"""Trainer: train a model to any step, resumable with the same bits; train_stage: publish every requested step.
+
+The batch, the dropout masks and the learning rate are functions of the step. A run that was killed at any moment and
+resumed from its newest checkpoint therefore ends, on the same processes, with the same bits as an uninterrupted one.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from t5_pipeline.artifacts.run_dir import step_name
-from t5_pipeline.config.adaptation import LanguageModelConfig
 from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.tuning import LearningConfig
+from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
+from t5_pipeline.modeling.prompt_bank import PromptBank
 from t5_pipeline.training.best_checkpoint import SELECTION, Best, Selection
 from t5_pipeline.training.checkpoints.format import Checkpoint
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.distributed import MakeOptimizer, make_engine
 from t5_pipeline.training.distributed.collectives import HostCollectives
 from t5_pipeline.training.distributed.engine import MODEL
-from t5_pipeline.training.loop import LossFn, resume, train
-from t5_pipeline.training.loss import batch_losses, model_loss
-from t5_pipeline.training.microbatches import BatchSource, TensorBatch, rank_part
+from t5_pipeline.training.loop import LossFn, train_step
+from t5_pipeline.training.microbatches import BatchSource, StepBatch, prefetch, step_batch
 from t5_pipeline.training.nonfinite import OnNonFinite
 from t5_pipeline.training.optimizers import model_optimizer
 from t5_pipeline.training.schedules import learning_rate
 from t5_pipeline.training.state import TrainState
+from t5_pipeline.training.trackers import Track, trackers
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def train_stage(
-    stage: Stage[Any],
-    model: nn.Module,
-    batches: BatchSource,
-    *,
-    publish: Callable[[int, Trained], None],
-    loss_fn: LossFn,
-    validate: Callable[[TrainState], Mapping[str, Any]] | None = None,
-    validate_every: int = 500,
-    optimizer: MakeOptimizer | None = None,
-    selection: Selection | None = None,
-    cells: Sequence[str] = (),
-    unit: Literal["tokens", "examples"] = "tokens",
-) -> None:
-    """Train from the newest checkpoint through every step that is still to be published.
-
-    Args:
-        publish: called on every process with the step and what training made of it, once the checkpoint of the step is
-            on the disk; never twice for a step that is published already.
-        loss_fn: losses [C] of (model, microbatch), one for each of `cells` (without cells: [1]).
-        validate: what a validation row of metrics.jsonl holds.
-        optimizer: where the settings' own will not do (prompts).
-        selection: what chooses the checkpoint that is published; none publishes the last one.
-    """
-    c: TrainingConfig = stage.config
-    engine = make_engine(
-        stage.accelerator,
-        model,
-        optimizer or (lambda parameters: model_optimizer(c.optimizer, parameters, c.weight_decay)),
-        c.precision,
-    )
-    state = TrainState(engine, selection)
-    schedule = learning_rate(
-        c.schedule,
-        peak=c.learning_rate,
-        warmup_steps=c.warmup_steps,
-        step_offset=c.step_offset,
-        total_steps=c.steps,
-    )
-    pending = stage.steps_pending()
-    control_group = HostCollectives(state.group.rank, state.group.world)
-
-    def checkpoints_in(directory: Path) -> Checkpoints:
-        return Checkpoints(
-            directory / "checkpoints",
-            stage.fingerprint,
-            keep_last=c.keep_last,
-            keep_every=c.keep_every,
-            keep_best=c.keep_best,
-            control_group=control_group,
-        )
-
-    def follow(directory: Path, steps: Sequence[int], at: int | None = None) -> None:
-        """Publish these steps, from the newest checkpoint in a directory or that of step `at`."""
-        checkpoints = checkpoints_in(directory)
-        on_nonfinite = OnNonFinite(c.on_nonfinite, directory if stage.is_main else None)
-        with trackers(stage, directory) as also, MetricsLog(directory / "metrics.jsonl", also) as metrics:
-            resume(state, checkpoints, metrics, at=at, at_most=steps[0])
-            for step in steps:
-                train(
-                    state,
-                    batches,
-                    steps=step,
-                    loss_fn=loss_fn,
-                    schedule=schedule,
-                    seed=c.seed,
-                    checkpoints=checkpoints,
-                    metrics=metrics,
-                    progress=progress,
-                    stop=stop,
-                    on_nonfinite=on_nonfinite,
-                    microbatch_size=c.microbatch_size,
-                    log_every=c.log_every,
-                    checkpoint_every=c.checkpoint_every,
-                    validate=(lambda: validate(state)) if validate else None,
-                    validate_every=validate_every,
-                    cells=cells,
-                    unit=unit,
-                )
-                engine.set_training(False)
-                publish(step, Trained(checkpoints.at(state.step), finalize(state)))
-
-    with StopSignal() as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
-        begin = stage.resume_from
-        if begin is None:
-            newest = checkpoints_in(stage.directory).latest()
-            begin = newest.step if newest else 0
-        # Steps that were passed without being kept are made anew aside: what lies ahead of them is not thrown away.
-        if passed := [step for step in pending if step < begin]:
-            follow(stage.directory / "steps" / step_name(passed[-1]), passed)
-        if ahead := [step for step in pending if step >= begin]:
-            follow(stage.directory, ahead, at=stage.resume_from)
-        stage.stopped_by = stop.signum
+# Reported to the other ranks in place of a signal number: this rank's last checkpoint could not be written.
+NOT_SAVED = 1 << 10
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What training made: the checkpoint of the step, and where something chooses what is published, the best of each
-    cell."""
+class Validation:
+    """A measurement on held-out data, before the first step and then every `every` steps.
+
+    measure: the fields of its row in metrics.jsonl, `loss` among them. Called on every rank.
+    """
+
+    measure: Callable[[TrainState], Mapping[str, Any]]
+    every: int
+
+
+class Trainer:
+    """Trains a model.
+
+        with trainer.open(directory, fingerprint, stop=stop, progress=progress):
+            trainer.resume()
+            trainer.run_to(1000)
+
+    To act at a certain step (publish a model), run to it, act, and run on: no bit depends on where a call ends.
+
+    Args:
+        config: steps, optimizer, schedule, checkpoints, and how often to log and save.
+        model: its parameters that require gradients are trained.
+        batches: the global batch of each step.
+        loss_fn: losses [C] of (model, microbatch), one for each of `cells` (without cells: [1]), as made by
+            `batch_losses`.
+        optimizer: makes the optimizer from the trained parameters; default: `model_optimizer` with the settings.
+        selection: chooses the published checkpoint by validation metrics; default: the last step is published.
+        validation: held-out loss to log; also the score of a checkpoint, unless there is a selection.
+        cells: names of the losses in metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        batches: BatchSource,
+        loss_fn: LossFn,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        selection: Selection | None = None,
+        validation: Validation | None = None,
+        cells: Sequence[str] = (),
+    ) -> None:
+        c = self.config = config
+        self.batches = batches
+        self.loss_fn = loss_fn
+        self.validation = validation
+        self.cells = cells
+        self.unit = "examples" if isinstance(c, LearningConfig) else "tokens"
+        make_optimizer = optimizer or partial(model_optimizer, c.optimizer, weight_decay=c.weight_decay)
+        self.state = TrainState(make_engine(accelerator, model, make_optimizer, c.precision), selection)
+        self.schedule = learning_rate(
+            c.schedule,
+            peak=c.learning_rate,
+            warmup_steps=c.warmup_steps,
+            step_offset=c.step_offset,
+            total_steps=c.steps,
+        )
+        self._control_group = HostCollectives(self.state.group.rank, self.state.group.world)
+        self._score: float | None = None  # validation score of exactly this step
+
+    def checkpoints_in(self, directory: Path, fingerprint: str) -> Checkpoints:
+        c = self.config
+        return Checkpoints(
+            directory / "checkpoints",
+            fingerprint,
+            keep_last=c.keep_last,
+            keep_every=c.keep_every,
+            keep_best=c.keep_best,
+            control_group=self._control_group,
+        )
+
+    @contextmanager
+    def open(
+        self, directory: Path, fingerprint: str, *, stop: StopSignal, progress: Progress, track: Track | None = None
+    ) -> Iterator[None]:
+        """Keep checkpoints, metrics.jsonl and nonfinite.jsonl in this directory.
+
+        Args:
+            fingerprint: everything that shapes the trajectory; checkpoints with another one are refused.
+            stop: asked after every step.
+            track: also receives each row of metrics.jsonl.
+        """
+        self.stop, self.progress = stop, progress
+        self.checkpoints = self.checkpoints_in(directory, fingerprint)
+        self.on_nonfinite = OnNonFinite(self.config.on_nonfinite, directory if self.state.group.rank == 0 else None)
+        with MetricsLog(directory / "metrics.jsonl", track) as self.metrics:
+            yield
+
+    def resume(self, at: int | None = None, at_most: int | None = None) -> None:
+        """Load the newest intact checkpoint, or stay at step 0 if there is none.
+
+        Later checkpoints and rows of metrics.jsonl are removed; training writes them again.
+
+        Args:
+            at: load the checkpoint of exactly this step.
+            at_most: load the newest one that is not after this step.
+
+        Raises:
+            InputError: the checkpoint belongs to other settings or another model, or there is none of step `at`.
+        """
+        state = self.state
+        found = self.checkpoints.latest(at_most) if at is None else self.checkpoints.at(at)
+        step = -1 if found is None else found.step
+        if found is not None:
+            state.load(step, found, found.scalars)
+        state.group.all_reduce_max(0)  # nothing is removed before every process has read
+        if state.group.rank == 0:
+            self.checkpoints.discard_after(step)
+            self.metrics.truncate_after(step)
+
+    @property
+    def exhausted(self) -> bool:
+        """True once early stopping has ended the training."""
+        return self.state.selection is not None and self.state.selection.exhausted
+
+    def run_to(self, steps: int) -> None:
+        """Train until `steps` steps are done in all (or until early stopping), and save the last one.
+
+        Raises:
+            Interrupted: `stop` was signalled; the current step was finished and saved.
+            InputError: a loss or gradient is not finite, or a checkpoint cannot be written; older ones are intact.
+        """
+        if self.exhausted:
+            return
+        state, selection = self.state, self.state.selection
+        state.engine.set_training(True)
+        state.stats.restart_clock()
+        if self.validation is not None and state.step == 0 < steps:
+            self.validate()
+        if steps == 0:
+            self.save()
+        with closing(prefetch(self._batch, range(state.step, steps))) as batches, self.checkpoints.finishing():
+            for batch in batches:
+                self._step(batch)
+                if self.validation is not None and state.step % self.validation.every == 0:
+                    self.validate()
+                if selection is not None and selection.due(state.step):
+                    self.validate_and_select()
+                ended = state.step == steps or self.exhausted
+                signum = state.group.all_reduce_max(NOT_SAVED if self.checkpoints.failed else self.stop.signum)
+                if signum == NOT_SAVED:
+                    self.checkpoints.wait()
+                if state.step % self.config.checkpoint_every == 0 or ended or signum:
+                    self.save()
+                if signum:
+                    self.checkpoints.wait()
+                    raise Interrupted(signum, state.step)
+                if ended:
+                    break
+
+    def _batch(self, step: int) -> StepBatch:
+        state = self.state
+        return step_batch(
+            self.batches,
+            step,
+            rank=state.group.rank,
+            world=state.group.world,
+            microbatch_size=self.config.microbatch_size,
+            device=state.device.type,
+            lockstep=state.engine.lockstep,
+        )
+
+    def _step(self, batch: StepBatch) -> None:
+        c, state = self.config, self.state
+        self._score = None
+        rate = self.schedule(batch.step)
+        train_step(
+            state,
+            batch,
+            self.loss_fn,
+            losses=max(1, len(self.cells)),
+            learning_rate=rate,
+            seed=c.seed,
+            skip_nonfinite=self.on_nonfinite.skips,
+        )
+        row = None
+        if state.step % c.log_every == 0:
+            self._synchronize()
+            row = state.stats.read(self.cells, self.unit)
+            row |= {"learning_rate": rate, "elapsed_s": round(state.elapsed, 3)}
+            if state.skipped:
+                row["skipped"] = state.skipped
+            self._log(row)
+        self.progress.update(state.step, row)
+
+    def validate(self) -> None:
+        """Measure and log the held-out loss, which becomes the score of this step's checkpoint."""
+        assert self.validation is not None
+        self._score = -float(self._measure(self.validation.measure)["loss"])
+
+    def validate_and_select(self) -> None:
+        """Score every cell on its validation rows, log the scores, and keep what is better than before.
+
+        The score of this step's checkpoint is the mean over the cells of each one's first metric.
+        """
+        selection = self.state.selection
+        assert selection is not None
+        row = self._measure(lambda state: {"scores": selection.update(state.step, state.engine)})
+        firsts = [next(iter(scores.values())) for scores in row["scores"].values()]
+        self._score = sum(firsts) / len(firsts)
+
+    def _measure(self, measure: Callable[[TrainState], Mapping[str, Any]]) -> Mapping[str, Any]:
+        with self.state.stats.paused():
+            self._synchronize()
+            self.state.engine.set_training(False)
+            row = measure(self.state)
+            self._log({"split": "validation", **row})
+            self.state.engine.set_training(True)
+        return row
+
+    def save(self) -> None:
+        """Start writing a checkpoint of the current step in the background."""
+        state = self.state
+        with state.stats.paused():
+            self._synchronize()
+            self.checkpoints.save(
+                state.step, state.shards(), state.scalars(), score=self._score, before=self.metrics.sync
+            )
+
+    def _synchronize(self) -> None:
+        """Bring the losses since the last call to the host and handle those that are not finite."""
+        bad = self.state.stats.synchronize()
+        self.state.skipped += len(bad)
+        self.on_nonfinite.handle(bad, self.batches)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self.state.group.rank == 0:
+            self.metrics.write({"step": self.state.step, **row})
+
+    def result(self) -> TrainingResult:
+        """The result of the last step that was saved, in evaluation mode."""
+        state = self.state
+        state.engine.set_training(False)
+        checkpoint = self.checkpoints.at(state.step)
+        return TrainingResult(
+            checkpoint, [] if state.selection is None else state.selection.finalize(state.step, state.engine)
+        )
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The checkpoint of a step and, with a selection, the best of each cell (otherwise `selected` is empty)."""
 
     checkpoint: Checkpoint
-    chosen: list[Best]
+    selected: list[Best]
 
     def best(self, index: int = 0) -> Best:
-        """What cell `index` publishes: its best, or where nothing chooses, the last step, with no scores."""
-        return self.chosen[index] if self.chosen else Best(self.checkpoint.step, {})
+        """What cell `index` publishes: its best step, or without a selection the last step, with no scores."""
+        return self.selected[index] if self.selected else Best(self.checkpoint.step, {})
 
     def weights(self, index: int = 0) -> dict[str, Tensor]:
-        """Everything that trains, as cell `index` publishes it: whole, whatever engine wrote the checkpoint."""
+        """All trained parameters as published by cell `index`, whole, whichever engine wrote the checkpoint."""
         last = self.best(index).step == self.checkpoint.step
         return self.checkpoint.tensors(MODEL if last else f"{SELECTION}{index}/")
 
-
-def finalize(state: TrainState) -> list[Best]:
-    return [] if state.selection is None else state.selection.finalize(state.step, state.engine)
-
-
-@contextlib.contextmanager
-def trackers(stage: Stage[Any], directory: Path) -> Iterator[Callable[[Mapping[str, Any]], None] | None]:
-    """What also takes every row of metrics.jsonl: TensorBoard and W&B, through Accelerate, where they are asked for."""
-    c: TrainingConfig = stage.config
-    if not c.trackers:
-        yield None
-        return
-    accelerator = stage.accelerator
-    accelerator.project_configuration.logging_dir = str(directory / "trackers")
-    accelerator.init_trackers("t5-pipeline", {k: v for k, v in c if isinstance(v, (int, float, str))})
-
-    def track(row: Mapping[str, Any]) -> None:
-        split = row.get("split", "train")
-        flat = {f"{split}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
-        flat |= {f"{split}/loss/{cell}": value for cell, value in row.get("losses", {}).items()}
-        for cell, scores in row.get("scores", {}).items():
-            flat |= {f"{split}/{metric}/{cell}".rstrip("/"): value for metric, value in scores.items()}
-        accelerator.log(flat, step=row["step"])
-
-    try:
-        yield track
-    finally:
-        # Not end_training(): it would also end the process group, which the stage still needs.
-        for tracker in accelerator.trackers:
-            tracker.finish()
+    def prompts(self, bank: PromptBank) -> list[Tensor]:
+        """The rows [P, D] that each cell of a bank publishes (with a selection that keeps `prompt_rows`)."""
+        last = bank.split(self.checkpoint.tensor(f"{MODEL}bank.rows_RD"))
+        return [self.best(index).tensors.get("rows", rows_PD) for index, rows_PD in enumerate(last)]
 
 
-def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingConfig) -> Tensor:
-    """Loss [B, T] of each target token, of the decoder's outputs, as the settings want it."""
-    return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
+def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, TrainingResult], None]) -> None:
+    """Train through every step that is still to be published, from the newest checkpoint.
 
-
-def train_language_model(
-    stage: Stage[Any],
-    model: nn.Module,
-    batches: BatchSource,
-    validation: BatchSource | None,
-    publish: Callable[[int, Trained], None],
-) -> None:
-    """Train a model on every target token, by its `predict(inputs_BS, targets_BT, segments)` and `before_logits`.
+    Steps before that checkpoint are retrained in a directory of their own, so newer checkpoints stay.
 
     Args:
-        validation: held-out batches, whose mean loss is measured on the first `validation_batches` of them.
+        publish: called on every process with (step, result), once the checkpoint of the step is on disk.
     """
-    c: LanguageModelConfig = stage.config
-
-    def loss_fn(model: Any, batch: TensorBatch) -> Tensor:
-        hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
-        return batch_losses(target_loss(model, hidden_BTD, batch.targets_BT, c), batch.weights_B, batch.prompt_B)
-
-    def validate(state: TrainState) -> dict[str, float]:
-        assert validation is not None
-        held_out = [validation.at(index) for index in range(c.validation_batches)]
-        return {"loss": held_out_loss(state, held_out, c.microbatch_size, "loss" in c.reference_ops)}
-
-    train_stage(
-        stage,
-        model,
-        batches,
-        publish=publish,
-        loss_fn=loss_fn,
-        validate=validate if validation is not None else None,
-        validate_every=c.validate_every,
-    )
-
-
-def held_out_loss(state: TrainState, batches: Sequence[Any], microbatch_size: int, reference: bool = False) -> float:
-    """Mean cross entropy of all target tokens of these batches, in nats, without dropout and z-loss."""
-
-    def sums_of(model: Any, batch: TensorBatch) -> Tensor:
-        hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
-        loss_BT = model_loss(model, hidden_BTD, batch.targets_BT, 0.0, "fp32", reference)
-        counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
-        return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
-
-    sums = torch.zeros(2, dtype=torch.float64, device=state.device)
-    group, lockstep = state.group, state.engine.lockstep
-    for batch in batches:
-        for micro in rank_part(batch, group.rank, group.world, microbatch_size, state.device.type, lockstep):
-            sums += state.evaluate(sums_of, micro.to(state.device))
-    group.sum([sums])
-    return float(sums[0] / sums[1])
+    pending = stage.steps_pending()
+    with StopSignal() as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
+        start = stage.resume_from
+        if start is None:
+            newest = trainer.checkpoints_in(stage.directory, stage.fingerprint).latest()
+            start = newest.step if newest else 0
+        passed = [step for step in pending if step < start]
+        ahead = [step for step in pending if step >= start]
+        passes = [(stage.directory, ahead, stage.resume_from)] if ahead else []
+        if passed:
+            passes.insert(0, (stage.directory / "steps" / step_name(passed[-1]), passed, None))
+        for directory, steps, at in passes:
+            with (
+                trackers(stage, directory) as track,
+                trainer.open(directory, stage.fingerprint, stop=stop, progress=progress, track=track),
+            ):
+                trainer.resume(at=at, at_most=steps[0])
+                for step in steps:
+                    trainer.run_to(step)
+                    publish(step, trainer.result())
+        stage.stopped_by = stop.signum

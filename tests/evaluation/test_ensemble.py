@@ -72,8 +72,8 @@ def test_of_free_texts_the_likeliest_candidate_is_taken() -> None:
         assert [list(ids) for ids in form.label_ids] == [[3], [4]]
         return [Outputs([""], [""], [[log_p[text][k] for text in form.labels]]) for k in range(2)]
 
-    form = AnswerForm(decode=str, max_length=5)
-    encode = {"red": 3, "blue": 4}
+    ids = {"red": 3, "blue": 4}
+    form = AnswerForm(decode=str, max_length=5, encode=lambda texts: [[ids[text]] for text in texts])
     for weights, expected in (([0.5, 0.5], "blue"), ([0.9999, 0.0001], "red")):
-        found = answer_mixture(answer, weights, [form], lambda texts: [[encode[t]] for t in texts])  # type: ignore[arg-type]
+        found = answer_mixture(answer, weights, [form])  # type: ignore[arg-type]
         assert (found.texts, found.free) == ([expected], [expected])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from t5_pipeline.methods.mixture_training import MixtureWeights, mixture_loss, mixture_optimizer
+from t5_pipeline.methods.mixture import MixtureWeights, mixture_loss, mixture_optimizer
 from t5_pipeline.training.loss import token_loss
 from t5_pipeline.training.optimizers import set_learning_rate
 

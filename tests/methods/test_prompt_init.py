@@ -75,7 +75,7 @@ def test_from_prompt_copies() -> None:
 
 
 def test_what_cannot_start_a_prompt_is_named() -> None:
-    with pytest.raises(InputError, match=r"base/prompt: that prompt has 4 rows of width 3, but 9 rows of width 3"):
+    with pytest.raises(InputError, match=r"base/prompt: has 4 rows of width 3, but the new prompt has 9 rows"):
         initialisers.from_prompt(torch.ones(4, 3), 9, 3, where="base/prompt")
     with pytest.raises(InputError, match="class_labels needs labels"):
         initialisers.class_labels(EMBEDDING, [], 4, seed=0)

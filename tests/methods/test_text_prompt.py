@@ -65,10 +65,10 @@ def test_it_reads_back_and_damage_is_named(tmp_path: Path) -> None:
     prompt().save(tmp_path)
     assert TextPrompt.load(tmp_path) == prompt()
     (tmp_path / "text_prompt.json").write_text('{"format": 1}')
-    with pytest.raises(InputError, match=r"text_prompt\.json: base_model: Field required"):
+    with pytest.raises(InputError, match=r"text_prompt\.json: base_model: is missing"):
         TextPrompt.load(tmp_path)
     (tmp_path / "text_prompt.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         TextPrompt.load(tmp_path)
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="does not exist"):
         TextPrompt.load(tmp_path / "nowhere")

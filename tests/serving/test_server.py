@@ -268,7 +268,7 @@ def test_a_prompt_that_no_line_asks_for_may_belong_to_another_model(place: Place
     (["--output", "nowhere/out.jsonl"], "nowhere/out.jsonl cannot be written"),
     (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     (["--prompts", "nowhere"], "nowhere does not exist"),
-    (["--prompts", "tests"], "tests holds no prompt"),
+    (["--prompts", "tests"], "no prompt in tests"),
     (["--model", "runs/nowhere"], "than runs/nowhere, no directory here and so a model on the hub"),
 ])  # fmt: skip
 def test_wrong_places(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:

@@ -148,7 +148,7 @@ def test_checkpoints_of_a_run(tiny: Tiny, trace: Path) -> None:
         plant(checkpoints / f"step-{step:08d}" / name, trace)
     said = stage("lm_adapt", *more, 10)
     safe(said, trace, code=2)
-    assert "every checkpoint is damaged" in said.err
+    assert "all checkpoints are damaged" in said.err
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "started.json"])

@@ -24,20 +24,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from t5_pipeline.config.adaptation import LanguageModelConfig
 from t5_pipeline.core.errors import Interrupted
-from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
-from t5_pipeline.training.checkpoints.store import Checkpoints
-from t5_pipeline.training.distributed import make_engine
-from t5_pipeline.training.distributed.collectives import HostCollectives
-from t5_pipeline.training.loop import resume, train
 from t5_pipeline.training.loss import batch_losses, token_loss
 from t5_pipeline.training.microbatches import TensorBatch
-from t5_pipeline.training.nonfinite import OnNonFinite
-from t5_pipeline.training.optimizers import model_optimizer
-from t5_pipeline.training.schedules import learning_rate
 from t5_pipeline.training.state import TrainState
+from t5_pipeline.training.trainer import Trainer, Validation
 
 VOCABULARY, WIDTH, LONGEST = 23, 8, 6
 
@@ -140,59 +134,63 @@ def run(
     keep_every: int = 0,
     skip: bool = False,
 ) -> TrainState:
-    """One process of the run, from its newest checkpoint to `steps`, by way of the ends `stops` of single calls."""
+    """One process of the run, from its newest checkpoint to `steps`, in one call of run_to for each of `stops` too."""
     torch.manual_seed(0)
     model = SmallModel(dropout)
     accelerator = Accelerator(cpu=True)
-    engine = make_engine(accelerator, model, lambda trained: model_optimizer(optimizer, trained, 1e-4), precision)
-    state = TrainState(engine)
-    checkpoints = Checkpoints(
-        directory / "checkpoints",
-        f"dropout {dropout}",
+    config = LanguageModelConfig(
+        tokens="none",
+        steps=steps,
+        seed=11,
+        optimizer=optimizer,
+        learning_rate=0.5,
+        schedule="rsqrt",
+        warmup_steps=10,
+        weight_decay=1e-4,
+        precision=precision,
+        microbatch_size=microbatch_size,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
         keep_last=keep_last,
         keep_every=keep_every,
-        control_group=HostCollectives(accelerator.process_index, accelerator.num_processes),
+        on_nonfinite="skip" if skip else "stop",
     )
-    on_nonfinite = OnNonFinite("skip" if skip else "stop", directory if accelerator.is_main_process else None)
 
     def losses(model: SmallModel, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, z_loss=1e-4)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, prompts=2)
 
-    def validate() -> Mapping[str, float]:
+    def measure(state: TrainState) -> Mapping[str, float]:
         torch.rand(3)  # a validation may use the generator as it likes
         return {"loss": float(model.out.weight.detach().square().sum())}
+
+    trainer = Trainer(
+        config,
+        accelerator,
+        model,
+        Source(batch_size, poison, cured),
+        losses,
+        validation=Validation(measure, 6),
+        cells=("a", "b"),
+    )
+    schedule = trainer.schedule
 
     def slowly(step: int) -> float:
         time.sleep(seconds_per_step)
         if signal_at == step + 1 and accelerator.process_index == signal_rank:
             os.kill(os.getpid(), signal.SIGTERM)
-        return learning_rate("rsqrt", peak=0.5, warmup_steps=10)(step)
+        return schedule(step)
 
-    name = "metrics.jsonl" if accelerator.is_main_process else f"metrics-{accelerator.process_index}.jsonl"
-    with StopSignal() as stop, MetricsLog(directory / name) as metrics, Progress("small", steps, every=0) as progress:
-        resume(state, checkpoints, metrics, at=at)
+    trainer.schedule = slowly
+    with (
+        StopSignal() as stop,
+        Progress("small", steps, every=0) as progress,
+        trainer.open(directory, f"dropout {dropout}", stop=stop, progress=progress),
+    ):
+        trainer.resume(at)
         for end in (*stops, steps):
-            train(
-                state,
-                Source(batch_size, poison, cured),
-                steps=end,
-                loss_fn=losses,
-                schedule=slowly,
-                seed=11,
-                checkpoints=checkpoints,
-                metrics=metrics,
-                progress=progress,
-                stop=stop,
-                on_nonfinite=on_nonfinite,
-                microbatch_size=microbatch_size,
-                log_every=log_every,
-                checkpoint_every=checkpoint_every,
-                validate=validate,
-                validate_every=6,
-                cells=("a", "b"),
-            )
-    return state
+            trainer.run_to(end)
+    return trainer.state
 
 
 def newest(directory: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,21 +12,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.training.checkpoints.store import Checkpoints
-from t5_pipeline.training.distributed import make_engine
-from t5_pipeline.training.loop import train
 from t5_pipeline.training.loss import batch_losses, token_loss
 from t5_pipeline.training.microbatches import TensorBatch
-from t5_pipeline.training.nonfinite import OnNonFinite
 from t5_pipeline.training.optimizers import prompt_optimizer
-from t5_pipeline.training.schedules import constant
-from t5_pipeline.training.state import TrainState
+from t5_pipeline.training.trainer import Trainer
 
 SHAPE = T5Config(
     vocab_size=23, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2,
@@ -59,30 +54,23 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randn(length, 16, generator=generator) for length in LENGTHS]
     model = PromptedT5(t5, PromptBank([starts[prompt] for prompt in prompts]))
-    engine = make_engine(
-        Accelerator(cpu=True),
-        model,
-        lambda rows: prompt_optimizer("adafactor", rows[0], model.bank.row_prompt_R, 1e-5),
-    )
-    state = TrainState(engine)
+    config = TrainingConfig(steps=8, seed=1, learning_rate=0.3, precision="fp32", microbatch_size=4)
 
     def losses(model: PromptedT5, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.prompt_B, batch.inputs_BS, batch.targets_BT), batch.targets_BT, 1e-4)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(prompts))
 
-    run = partial(
-        train, state, Mixed(small_run, prompts), loss_fn=losses, schedule=constant(0.3), seed=1, stop=StopSignal()
+    trainer = Trainer(
+        config,
+        Accelerator(cpu=True),
+        model,
+        Mixed(small_run, prompts),
+        losses,
+        optimizer=lambda rows: prompt_optimizer("adafactor", rows[0], model.bank.row_prompt_R, 1e-5),
+        cells=[str(prompt) for prompt in prompts],
     )
-    with MetricsLog(directory / "metrics.jsonl") as metrics, Progress("tune", 8) as progress:
-        run(
-            steps=8,
-            checkpoints=Checkpoints(directory / "checkpoints", "f"),
-            metrics=metrics,
-            progress=progress,
-            on_nonfinite=OnNonFinite("stop", directory),
-            microbatch_size=4,
-            cells=[str(prompt) for prompt in prompts],
-        )
+    with trainer.open(directory, "f", stop=StopSignal(), progress=Progress("tune", 8)):
+        trainer.run_to(8)
     return model
 
 
@@ -93,7 +81,7 @@ def test_not_one_bit_of_the_t5_changes_and_only_prompts_are_kept(small_run: Modu
         assert torch.equal(p, before[name]), name
     assert all(p.grad is None for p in model.t5.parameters())
     kept = Checkpoints(tmp_path / "checkpoints", "f").at(8).tensors()
-    numbers = {name: tensor.numel() for name, tensor in kept.items() if name != "stats"}
+    numbers = {name: tensor.numel() for name, tensor in kept.items() if name != "meter"}
     bank = "bank.rows_RD"
     assert numbers == {f"model/{bank}": 11 * 16, f"optimizer/{bank}/mean_square": 11 * 16, f"optimizer/{bank}/step": 1}
 

@@ -12,24 +12,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.batches import LMBatches
-from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.t5 import T5
-from t5_pipeline.training.checkpoints.store import Checkpoints
-from t5_pipeline.training.distributed import make_engine
-from t5_pipeline.training.loop import gradients, train
+from t5_pipeline.training.loop import gradients
 from t5_pipeline.training.loss import batch_losses, token_loss
 from t5_pipeline.training.microbatches import TensorBatch, step_batch
-from t5_pipeline.training.nonfinite import OnNonFinite
-from t5_pipeline.training.optimizers import model_optimizer
-from t5_pipeline.training.schedules import constant
-from t5_pipeline.training.state import TrainState
+from t5_pipeline.training.trainer import Trainer
 
 SHAPE = T5Config(
     vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
@@ -62,10 +57,13 @@ def losses(model: T5, batch: TensorBatch) -> Tensor:
     return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
 
-def state(optimizer: str = "adafactor") -> TrainState:
+def trainer(objective: str, packed: bool, optimizer: str = "adafactor") -> Trainer:
     model = init_t5(SHAPE, seed=1)
     model.set_dropout(0.0)
-    return TrainState(make_engine(Accelerator(cpu=True), model, lambda trained: model_optimizer(optimizer, trained)))
+    config = TrainingConfig(
+        steps=6, seed=2, optimizer=optimizer, precision="fp32", microbatch_size=2 if packed else 4, log_every=1
+    )
+    return Trainer(config, Accelerator(cpu=True), model, batches(objective, packed), losses)
 
 
 @pytest.mark.parametrize("microbatch_size", [0, 3])
@@ -73,9 +71,8 @@ def state(optimizer: str = "adafactor") -> TrainState:
 def test_loss_and_gradients_are_those_of_rows_apart(objective: str, microbatch_size: int) -> None:
     found = []
     for packed in (False, True):
-        one = state()
-        source = batches(objective, packed)
-        part = step_batch(source, 4, rank=0, world=1, microbatch_size=microbatch_size)
+        one = trainer(objective, packed).state
+        part = step_batch(batches(objective, packed), 4, rank=0, world=1, microbatch_size=microbatch_size)
         assert all((micro.segments is not None) is packed for micro in part.microbatches)
         assert all(len(micro.inputs_BS) <= (microbatch_size or 16) for micro in part.microbatches)
         loss = gradients(one, part, losses, 1)
@@ -90,7 +87,8 @@ def test_loss_and_gradients_are_those_of_rows_apart(objective: str, microbatch_s
 
 def test_an_example_sees_nothing_of_its_neighbours() -> None:
     """Other tokens in every example but the first of each row change nothing in that one."""
-    model = state().engine.model
+    model = init_t5(SHAPE, seed=1)
+    model.set_dropout(0.0)
     batch = TensorBatch.of(batches("prefix_lm", packed=True).at(0))
     assert batch.segments is not None
     in_BS, out_BT = batch.segments
@@ -109,25 +107,11 @@ def test_an_example_sees_nothing_of_its_neighbours() -> None:
 def test_training_takes_the_same_path(objective: str, optimizer: str, tmp_path: Path) -> None:
     ends, logs = [], []
     for packed in (False, True):
-        one = state(optimizer)
         directory = tmp_path / str(packed)
-        with MetricsLog(directory / "metrics.jsonl") as metrics, Progress("packing", 6) as progress:
-            train(
-                one,
-                batches(objective, packed),
-                steps=6,
-                loss_fn=losses,
-                schedule=constant(1e-3),
-                seed=2,
-                checkpoints=Checkpoints(directory / "checkpoints", "f"),
-                metrics=metrics,
-                progress=progress,
-                stop=StopSignal(),
-                on_nonfinite=OnNonFinite("stop", directory),
-                microbatch_size=2 if packed else 4,
-                log_every=1,
-            )
-        ends.append(dict(one.engine.model.named_parameters()))
+        one = trainer(objective, packed, optimizer)
+        with one.open(directory, "f", stop=StopSignal(), progress=Progress("packing", 6)):
+            one.run_to(6)
+        ends.append(dict(one.state.engine.model.named_parameters()))
         logs.append([json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()])
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-5)
     start = dict(init_t5(SHAPE, seed=1).named_parameters())

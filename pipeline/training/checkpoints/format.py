@@ -1,10 +1,10 @@
-"""What a checkpoint is on the disk: files that say themselves whether they are whole, and that any engine can read.
+"""Checkpoint files: engine-neutral tensor shards with checksums.
 
-    checkpoints/step-00000500/rank-00000.safetensors   shards of the weights that train and of the optimizer's state
-                              rank-00000.json          what each shard is part of, and checksums of the file's blocks
+    checkpoints/step-00000500/rank-00000.safetensors   shards of the trained weights and the optimizer's state
+                              rank-00000.json          the tensor of each shard, and checksums of the file's blocks
                               state.json               step, fingerprint, scalars, score, checksums of the rank files
 
-Only safetensors and JSON are read back, never a pickle.
+Only safetensors and JSON are read, never a pickle.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ STATE = "state.json"
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was written; the message says what is wrong with which file."""
+    """A checkpoint differs from what was written; the message names the file and the problem."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk whose files were verified.
+    """A verified checkpoint on disk.
 
-    score: what the validation at this very step gave, larger is better; None where there was none.
+    Attributes:
+        score: validation score of exactly this step, larger is better; None without one.
     """
 
     step: int
@@ -49,8 +50,8 @@ class Checkpoint:
     files: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
-    def _pieces(self) -> dict[str, list[tuple[int, int, str, str]]]:
-        """Of each tensor: (start, stop, file, key in it), by start."""
+    def _shards(self) -> dict[str, list[tuple[int, int, str, str]]]:
+        """Tensor → (start, stop, file, key in the file) of its shards, by start."""
         found: dict[str, list[tuple[int, int, str, str]]] = {}
         for file in self.files:
             for key, (name, start, numel, _, _) in _json(self.path / file)["pieces"].items():
@@ -68,23 +69,23 @@ class Checkpoint:
         }
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names of the tensors that were saved, those that begin with `prefix`."""
+        """Names of the saved tensors that begin with `prefix`."""
         return [name for name in self._shapes if name.startswith(prefix)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name][0]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Elements start … stop − 1 of a tensor, flattened, on the CPU; only these are read.
+        """Read elements start … stop − 1 of a flattened tensor to the CPU, and only these.
 
         Raises:
-            InputError: no file holds them.
+            InputError: no file contains them.
         """
         shape, dtype = self._shapes[name]
         stop = math.prod(shape) if stop is None else stop
         values_N = torch.empty(stop - start, dtype=getattr(torch, dtype))
         missing = stop - start
-        for begin, end, file, key in self._pieces[name]:
+        for begin, end, file, key in self._shards[name]:
             low, high = max(start, begin), min(stop, end)
             if low < high:
                 with safe_open(self.path / file, framework="pt") as opened:
@@ -92,8 +93,7 @@ class Checkpoint:
                 missing -= high - low
         if missing:
             raise InputError(
-                f"{self.path}: {name} is not whole ({missing:,} elements are missing); remove it to go on"
-                " from the one before"
+                f"{self.path}: {name} lacks {missing:,} elements; remove this checkpoint to resume from the one before"
             )
         return values_N
 
@@ -102,25 +102,25 @@ class Checkpoint:
         return self.read(name).view(self.shape(name))
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Every tensor whose name begins with `prefix`, by the rest of its name."""
+        """All tensors whose names begin with `prefix`, by the rest of the name."""
         return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
 
 
 def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, world: int = 1) -> Checkpoint:
-    """A checkpoint whose files are as they were written; of the tensors this process verifies its share.
+    """Verify and open a checkpoint; of the tensor files, this process verifies its share.
 
     Raises:
-        Damaged: they are not.
-        InputError: it belongs to another fingerprint, or is of another version's format.
+        Damaged: a file differs from what was written.
+        InputError: it belongs to another fingerprint, or has another version's format.
     """
     state = _checked(path / STATE)
     if state["format"] != FORMAT:
         raise InputError(
-            f"{path}: is of format {state['format']}, and this version reads format {FORMAT} only; go on with the"
+            f"{path}: has format {state['format']}, but this version reads only format {FORMAT}; resume with the"
             f" version that wrote it, or remove {path.parent} to start from step 0"
         )
     if state["step"] != step:
-        raise Damaged(f"{path / STATE}: is of step {state['step']}")
+        raise Damaged(f"{path / STATE}: belongs to step {state['step']}")
     if state["fingerprint"] != fingerprint:
         raise InputError(
             f"{path}: this checkpoint belongs to other settings (fingerprint {state['fingerprint']}, "
@@ -129,20 +129,20 @@ def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, worl
     for index, (name, digest) in enumerate(state["files"].items()):
         written = _read_json(path / name)
         if json_digest(written) != digest:
-            raise Damaged(f"{path / name}: its checksum is wrong")
+            raise Damaged(f"{path / name}: has the wrong checksum")
         if index % world == rank:
             _verify(path / f"{Path(name).stem}.safetensors", written)
     return Checkpoint(step, path, state["scalars"], state["score"], tuple(state["files"]))
 
 
 def read_score(path: Path) -> float | None:
-    """The score of a checkpoint. Damaged or KeyError where it cannot be read."""
+    """The score of a checkpoint; raises Damaged or KeyError if it cannot be read."""
     score: float | None = _checked(path / STATE)["score"]
     return score
 
 
 def write_state(folder: Path, state: Mapping[str, Any], world: int) -> None:
-    """state.json, once the shards of all processes are there."""
+    """Write state.json, after the shards of all processes."""
     names = [f"rank-{rank:05d}.json" for rank in range(world)]
     files = {name: json_digest(_json(folder / name)) for name in names}
     whole = {"format": FORMAT, **state, "files": files}
@@ -150,7 +150,7 @@ def write_state(folder: Path, state: Mapping[str, Any], world: int) -> None:
 
 
 def write_shards(folder: Path, rank: int, shards: Sequence[TensorShard]) -> None:
-    """What one process holds, on the disk when this returns. OSError where it cannot be written."""
+    """Write and sync the shards of one process; raises OSError if they cannot be written."""
     file = folder / f"rank-{rank:05d}.safetensors"
     keyed = {f"{shard.name}@{shard.start}": shard for shard in shards}
     try:
@@ -169,20 +169,20 @@ def write_shards(folder: Path, rank: int, shards: Sequence[TensorShard]) -> None
 
 def _verify(path: Path, written: Mapping[str, Any]) -> None:
     if not path.is_file():
-        raise Damaged(f"{path}: is missing")
+        raise Damaged(f"{path}: does not exist")
     size, found = path.stat().st_size, block_sha256(path)
     if size != written["size"]:
-        raise Damaged(f"{path}: has {size:,} bytes, {written['size']:,} were written")
+        raise Damaged(f"{path}: has {size:,} bytes instead of {written['size']:,}")
     for index, (now, then) in enumerate(zip(found, written["blocks"], strict=True)):
         if now != then:
             raise Damaged(f"{path}: block {index} of {len(found)} has the wrong checksum")
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    """A JSON file that holds its own checksum."""
+    """Read a JSON file that contains its own checksum."""
     content = _read_json(path)
     if content.pop("sha256", None) != json_digest(content):
-        raise Damaged(f"{path}: its checksum is wrong")
+        raise Damaged(f"{path}: has the wrong checksum")
     return content
 
 
@@ -190,9 +190,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = _json(path)
     except (OSError, ValueError) as error:
-        raise Damaged(f"{path}: cannot be read ({error!r})") from error
+        raise Damaged(f"cannot read {path} ({error!r})") from error
     if not isinstance(content, dict):
-        raise Damaged(f"{path}: cannot be read (no JSON object)")
+        raise Damaged(f"cannot read {path} (not a JSON object)")
     return content
 
 

@@ -1,10 +1,10 @@
-"""The checkpoints of a run: written in the background while training goes on, kept or removed, found again.
+"""Checkpoints of a run: saved in the background, pruned, and found again.
 
-Every process writes the shards that it holds, from a copy and in a thread of its own. The folder has a temporary name
-until all of them are done and on the disk: a kill at any moment leaves the older checkpoints and at most a hidden
-`.tmp` folder, which the next save removes. What is in a checkpoint: checkpoint_files.py.
+Every process writes its shards from a copy, in a background thread. The directory has a temporary name until all of
+them are on disk, so a kill at any moment leaves the older checkpoints and at most a hidden `.tmp` directory, which the
+next save removes. format.py describes the files.
 
-The directory must be one that every process sees (several machines: a shared file system).
+All processes must see the directory (on several machines: a shared file system).
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ log = logging.getLogger("t5-pipeline")
 
 
 class Checkpoints:
-    """The checkpoints of one training run. Every process has one of these; all call the same methods in the same order.
+    """The checkpoints of one training run. Collective: every rank calls the same methods in the same order.
 
-    fingerprint: everything that shapes the trajectory; a checkpoint of another one is refused.
-    keep_last, keep_every, keep_best: the newest so many are kept, those of every so manieth step for ever (0: none),
-        and the one with the best score.
-    control_group: what the processes agree by, apart from what training says meanwhile.
+    Args:
+        fingerprint: everything that shapes the trajectory; a checkpoint with another one is refused.
+        keep_last: number of newest checkpoints to keep.
+        keep_every: also keep every Nth step permanently; 0: off.
+        keep_best: also keep the checkpoint with the best score.
+        control_group: process group for checkpoint coordination, separate from the training loop's.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Checkpoints:
         self.keep_best = keep_best
         self._control_group = control_group or HostCollectives(0, 1)
         self._thread: threading.Thread | None = None
-        self._trouble: str | None = None
+        self._failure: str | None = None
 
     # -------------------------------------------------------------------------------------------------------- writing
 
@@ -73,18 +75,21 @@ class Checkpoints:
         score: float | None = None,
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begins to write a checkpoint in the background, of the shards as they are now.
+        """Start writing a checkpoint in the background; one of the same step is replaced.
 
-        A copy of this process's share of them is made first; the caller may change them as soon as this returns. One
-        of the same step is replaced. `before` is called in the background before the checkpoint gets its name.
+        This process's share of the shards is copied first, so the caller may change them as soon as this returns.
+
+        Args:
+            score: validation score of this step, larger is better.
+            before: called in the background before the checkpoint gets its final name.
 
         Raises:
-            InputError: an earlier one could not be written.
+            InputError: an earlier checkpoint could not be written.
         """
         self.wait()
         mine = [shard.copied() for shard in share(shards, self._control_group.rank, self._control_group.world)]
         state = {"step": step, "fingerprint": self.fingerprint, "scalars": dict(scalars), "score": score}
-        # A daemon: a process that must die does not wait for a disk.
+        # A daemon: a process that must exit does not wait for the disk.
         self._thread = threading.Thread(
             target=self._in_background, args=(step, mine, state, before), name="checkpoint", daemon=True
         )
@@ -92,25 +97,25 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """True once a checkpoint could not be written; `wait` says why."""
-        return self._trouble is not None
+        """True if a checkpoint could not be written; `wait` raises the reason."""
+        return self._failure is not None
 
     def wait(self) -> None:
-        """Returns when everything that was begun is on the disk, under its name, on all processes.
+        """Wait until the started checkpoint of all processes is on disk, under its final name.
 
         Raises:
-            InputError: it could not be written (a full disk); the older ones are untouched.
+            InputError: it could not be written (a full disk); older checkpoints are untouched.
         """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._trouble is not None:
-            trouble, self._trouble = self._trouble, None
-            raise InputError(trouble)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise InputError(failure)
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
-        """At the end, whichever way it comes, what was begun is finished; an error of the body's own goes before."""
+        """Finish a started checkpoint when the body ends or raises; an error of the body takes precedence."""
         try:
             yield
         except BaseException:
@@ -122,8 +127,8 @@ class Checkpoints:
     def _in_background(self, step: int, *rest: Any) -> None:
         try:
             self._write(step, *rest)
-        except Exception as error:  # another process is gone in the middle of it
-            self._trouble = f"{self._path(step)}: was not finished ({error}); run the same command to go on"
+        except Exception as error:  # another process died meanwhile
+            self._failure = f"{self._path(step)}: was not finished ({error}); run the same command to resume"
 
     def _write(
         self, step: int, shards: Sequence[TensorShard], state: dict[str, Any], before: Callable[[], None]
@@ -131,16 +136,16 @@ class Checkpoints:
         control_group, first = self._control_group, self._control_group.rank == 0
         final = self._path(step)
         folder = final.with_name(f".{final.name}.tmp")
-        said = ""
+        failure = ""
 
         def together(do: Callable[[], None]) -> bool:
-            """Does it, and tells whether all processes could do theirs."""
-            nonlocal said
+            """Whether all processes did their part."""
+            nonlocal failure
             try:
                 do()
-            except Exception as error:  # whatever it is: the other processes wait for an answer
-                said = said or str(cannot_be_written(final, error))
-            return control_group.all_reduce_max(int(bool(said))) == 0
+            except Exception as error:  # of any kind: the other processes wait for the collective
+                failure = failure or str(cannot_be_written(final, error))
+            return control_group.all_reduce_max(int(bool(failure))) == 0
 
         def begin() -> None:
             if first:
@@ -164,30 +169,32 @@ class Checkpoints:
         elif not done:
             if first:
                 shutil.rmtree(folder, ignore_errors=True)
-            self._trouble = (
-                said or f"{final}: another process could not write its part, and says why; mend that, then run again"
+            self._failure = failure or (
+                f"{final}: another process could not write its shards (see its message); fix that and run again"
             )
 
     # -------------------------------------------------------------------------------------------------------- reading
 
     def latest(self, at_most: int | None = None) -> Checkpoint | None:
-        """The newest intact checkpoint (of no later step than `at_most`); a damaged one is passed over with a warning.
+        """The newest intact checkpoint (not after step `at_most`), None without any; damaged ones are skipped.
 
-        Each process reads through its share of the files, and all come to the same answer.
+        Each process verifies its share of the files, and all return the same checkpoint.
 
         Raises:
-            InputError: the newest intact one belongs to another fingerprint, or there are some and none is intact.
+            InputError: the newest intact one belongs to another fingerprint, or all are damaged.
         """
         steps = [step for step in self.steps() if at_most is None or step <= at_most]
-        # What the first process sees counts: a shared file system may show the others a change later.
-        there = self._control_group.broadcast(len(steps))
-        for index in range(there):
+        # The view of rank 0 counts: a shared file system may show a change to the others later.
+        count = self._control_group.broadcast(len(steps))
+        for index in range(count):
             found = self._read_together(self._control_group.broadcast(steps[-1 - index] if index < len(steps) else 0))
             if isinstance(found, Checkpoint):
                 return found
-            log.warning("%s; going back to the one before", found)
-        if there:
-            raise InputError(f"{self.directory}: every checkpoint is damaged; remove the folder to start from step 0")
+            log.warning("%s; using the checkpoint before it", found)
+        if count:
+            raise InputError(
+                f"{self.directory}: all checkpoints are damaged; remove the directory to start from step 0"
+            )
         return None
 
     def at(self, step: int) -> Checkpoint:
@@ -197,28 +204,28 @@ class Checkpoints:
             InputError: there is none, it is damaged, or it belongs to another fingerprint.
         """
         if step not in self.steps():
-            there = ", ".join(f"{step:,}" for step in self.steps()) or "none"
-            raise InputError(f"{self.directory}: no checkpoint of step {step:,}; there are: {there}")
+            existing = ", ".join(f"{step:,}" for step in self.steps()) or "none"
+            raise InputError(f"{self.directory}: no checkpoint of step {step:,}; there are: {existing}")
         found = self._read_together(step)
         if isinstance(found, Damaged):
-            raise InputError(f"{found}; choose another step or remove the folder")
+            raise InputError(f"{found}; choose another step or remove the checkpoint")
         return found
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending; whether they are intact is not looked at."""
+        """Steps that have a checkpoint, ascending, intact or not."""
         if not self.directory.is_dir():
             return []
         names = (re.fullmatch(r"step-(\d{8,})", path.name) for path in self.directory.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
     def discard_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps: training goes on from `step` and will write them anew."""
+        """Remove the checkpoints after `step`; training resumes there and writes them again."""
         for later in self.steps():
             if later > step:
                 self._remove(later)
 
     def _read_together(self, step: int) -> Checkpoint | Damaged:
-        """Verifies a checkpoint, each process a share of it."""
+        """Verify a checkpoint, each process its share."""
         found: Checkpoint | Damaged
         try:
             found = read_checkpoint(
@@ -236,7 +243,7 @@ class Checkpoints:
     # ------------------------------------------------------------------------------------------------------ retention
 
     def _prune(self) -> None:
-        """Removes what need not be kept. The newest, which has just been written whole, always stays."""
+        """Remove checkpoints that need not be kept; the newest always stays."""
         steps = self.steps()
         keep = set(steps[-self.keep_last :])
         if self.keep_every:
@@ -255,9 +262,9 @@ class Checkpoints:
             return None
 
     def _remove(self, step: int) -> None:
-        """Renames first: a kill in the middle leaves a folder that no one takes for a checkpoint."""
+        """Rename first, so that a kill in between leaves nothing that looks like a checkpoint."""
         path = self._path(step)
-        going = path.with_name(f".{path.name}.gone.tmp")
-        shutil.rmtree(going, ignore_errors=True)
-        path.rename(going)
-        shutil.rmtree(going)
+        removed = path.with_name(f".{path.name}.gone.tmp")
+        shutil.rmtree(removed, ignore_errors=True)
+        path.rename(removed)
+        shutil.rmtree(removed)

@@ -1,7 +1,7 @@
-"""Stretches of tensors: how weights and moments are named, whichever process holds which part of them.
+"""Engine-neutral slices of tensors.
 
-A shard is elements start … start + n − 1 of a tensor that was flattened. One process, DDP, FSDP2 and ZeRO all write and
-read their state as shards under the same names, so a run may go on with another engine or number of processes.
+A shard is elements start … start + n − 1 of a flattened tensor. A single process, DDP, FSDP2 and ZeRO all write and
+read their state as shards under the same names, so a run may be resumed with another engine or number of processes.
 
     "model/encoder.block.0.layer.0.SelfAttention.q.weight", shape (64, 32), start 1024, 1024 values: the lower half
 
@@ -20,22 +20,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorShard:
-    """Elements from `start` on of the tensor `name`, whose whole shape is `shape`.
+    """Elements `start` … of the flattened tensor `name`.
 
-    values_N: may be a view of memory that is trained, to be read or written through. `held_by_all` says that every
-    process has this very shard, so that one of them is enough to save it.
+    Attributes:
+        shape: shape of the whole tensor.
+        values_N: may be a view of trained memory, to read or write through.
+        on_all_ranks: every process has this same shard, so one of them saves it.
     """
 
     name: str
     shape: tuple[int, ...]
     start: int
     values_N: Tensor
-    held_by_all: bool = False
+    on_all_ranks: bool = False
 
     @classmethod
     def whole(cls, name: str, tensor: Tensor) -> TensorShard:
-        """All of a tensor that every process has. A tensor that is not contiguous is copied."""
-        return cls(name, tuple(tensor.shape), 0, tensor.detach().reshape(-1), held_by_all=True)
+        """A whole tensor that every process has; copied if it is not contiguous."""
+        return cls(name, tuple(tensor.shape), 0, tensor.detach().reshape(-1), on_all_ranks=True)
 
     @property
     def stop(self) -> int:
@@ -45,12 +47,12 @@ class TensorShard:
         return replace(self, name=name)
 
     def copied(self) -> TensorShard:
-        """The same on the CPU, in memory of its own."""
+        """A copy on the CPU."""
         return replace(self, values_N=self.values_N.detach().to("cpu", copy=True))
 
 
 class SavedTensors(Protocol):
-    """What a checkpoint gives back, by the names of the shards that went into it."""
+    """Tensors of a checkpoint, by the names of the saved shards."""
 
     def names(self, prefix: str = "") -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
@@ -59,13 +61,13 @@ class SavedTensors(Protocol):
 
 
 def share(shards: Sequence[TensorShard], rank: int, world: int) -> list[TensorShard]:
-    """What one of `world` processes saves: its own shards, and its share of those that all of them hold."""
+    """The shards that one of `world` processes saves: its own, and its share of those on all ranks."""
     mine, load = [], [0] * world
     for shard in shards:
-        if not shard.held_by_all:
+        if not shard.on_all_ranks:
             mine.append(shard)
             continue
-        # Every process comes to the same answer, as all walk through the same shards in the same order.
+        # All processes see the same shards in the same order, and so make the same choice.
         least = min(range(world), key=load.__getitem__)
         load[least] += shard.values_N.numel()
         if least == rank:
@@ -74,7 +76,7 @@ def share(shards: Sequence[TensorShard], rank: int, world: int) -> list[TensorSh
 
 
 def assemble(shards: Sequence[TensorShard]) -> dict[str, Tensor]:
-    """Replicated tensors of shards that cover them, by name.
+    """Whole tensors, by name, from shards that cover them.
 
     >>> import torch
     >>> halves = [TensorShard("w", (2, 2), 2, torch.tensor([3, 4])), TensorShard("w", (2, 2), 0, torch.tensor([1, 2]))]
@@ -96,5 +98,5 @@ def assemble(shards: Sequence[TensorShard]) -> dict[str, Tensor]:
 
 
 def named_whole(prefix: str, tensors: Mapping[str, Tensor]) -> list[TensorShard]:
-    """Tensors that every process has, as shards under `prefix`."""
+    """Shards of whole tensors that every process has, named `prefix` + name."""
     return [TensorShard.whole(f"{prefix}{name}", tensor) for name, tensor in tensors.items()]

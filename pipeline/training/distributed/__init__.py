@@ -1,4 +1,4 @@
-"""How weights, gradients and moments lie among the processes, and how they are brought together: one module each."""
+"""Engines: the placement of weights, gradients and moments on the processes. One module each."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def make_engine(
     make_optimizer: MakeOptimizer,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Engine:
-    """Spread a model over the processes as the launch configuration says.
+    """Place a model on the processes with the engine of the launch configuration.
 
     Args:
-        make_optimizer: called with the parameters that train, once they are on their device and in their parts.
+        make_optimizer: called with the trained parameters, once they are on their device and sharded.
+        precision: of matrix products; weights stay as they are.
     """
     name, device = engine_asked_for(accelerator.num_processes), accelerator.device
     group = ProcessGroup(accelerator.process_index, accelerator.num_processes)

@@ -1,4 +1,4 @@
-"""The processes that train together, and the few things that they tell each other."""
+"""Collectives between the processes of a run: numbers over gloo, tensors over the training backend."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from t5_pipeline.modeling.limits import REDUCED_ELEMENTS
 
 
 class HostCollectives:
-    """Single numbers between processes, through gloo on the CPU, so that they never wait for a device.
+    """Collectives on scalars over gloo, so they never synchronize with the GPU.
 
-    Each has a process group of its own: what a thread in the background says does not mix with the training's.
-    Making one is itself an exchange, in which all processes take part.
+    Each instance owns a process group, so a background thread's collectives cannot interleave with the training loop's.
+    Construction is collective: every rank must call it.
     """
 
     def __init__(self, rank: int, world: int) -> None:
@@ -24,7 +24,7 @@ class HostCollectives:
         self._group = dist.new_group(backend="gloo") if world > 1 else None
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of the numbers that the ranks have."""
+        """The largest number of all ranks."""
         if self.world == 1:
             return number
         box = torch.tensor([number])
@@ -32,11 +32,11 @@ class HostCollectives:
         return int(box.item())
 
     def broadcast(self, number: int) -> int:
-        """The number that rank 0 has, at most 2⁵³."""
+        """The number of rank 0, at most 2⁵³."""
         return int(self.broadcast_list([number])[0])
 
     def broadcast_list(self, numbers: Sequence[float]) -> list[float]:
-        """The numbers that rank 0 has; the others have as many."""
+        """The numbers of rank 0; all ranks pass equally many."""
         if self.world == 1:
             return list(numbers)
         box = torch.tensor(numbers, dtype=torch.float64)
@@ -46,21 +46,21 @@ class HostCollectives:
 
 
 class ProcessGroup(HostCollectives):
-    """This process's `rank` among `world` processes. With one process every exchange is a no-op.
+    """This process's `rank` among `world` processes. With one process every collective is a no-op.
 
     Raises:
-        RuntimeError: the process group is not there or has another size (the launch went wrong; training apart would
-            look fine and be wrong).
+        RuntimeError: torch's process group does not exist or has another size: the launch failed, and the processes
+            would silently train apart.
     """
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         found = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if found != world:
-            raise RuntimeError(f"{world} processes were asked for, the process group has {found}")
+            raise RuntimeError(f"expected {world} processes, but the process group has {found}")
         super().__init__(rank, world)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces every tensor by its sum over the group."""
+        """Replace every tensor by its sum over the ranks."""
         if self.world == 1:
             return
         for bucket in _buckets(tensors):
@@ -70,7 +70,7 @@ class ProcessGroup(HostCollectives):
             torch._foreach_copy_(list(bucket), [p.view_as(t) for p, t in zip(parts, bucket, strict=True)])
 
     def agree(self, number: Tensor) -> bool:
-        """True where every rank has the same number (0-d, on the device)."""
+        """Whether all ranks have the same number (0-d, on the device)."""
         if self.world == 1:
             return True
         both = torch.stack([number, -number]).double()

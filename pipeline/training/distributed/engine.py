@@ -1,9 +1,8 @@
-"""What the training loop asks of an engine.
+"""Engine: the interface between the training loop and a way to distribute the model.
 
     loss of a microbatch → backward, once for each microbatch → step: gradients summed over all processes, optimizer
 
-No loss and no gradient is divided by anything: the weights of a batch's rows are normalised over the global batch, so
-what the processes have adds up to the whole.
+Losses and gradients are summed, never averaged: row weights are normalised over the global batch.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ MODEL, OPTIMIZER = "model/", "optimizer/"
 
 
 class ForwardScope(nn.Module):
-    """A model, and a way to do anything with it within one forward pass: the module that sharding engines wrap.
+    """Runs any function of the model as one forward pass: the module that sharding engines wrap.
 
-    They gather weights when a forward pass begins and let them go when it ends, so whatever uses weights (losses,
-    validation, decoding) has to happen inside of one.
+    They gather weights when a forward pass begins and free them when it ends, so everything that uses weights (losses,
+    validation, decoding) must run inside one.
     """
 
     def __init__(self, model: nn.Module, precision: Literal["fp32", "bf16"], device_type: str) -> None:
@@ -36,10 +35,10 @@ class ForwardScope(nn.Module):
         self.device_type = device_type
 
     def forward(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        """do(model, *arguments), with matrix products in the precision; weights stay as they are.
+        """do(model, *arguments), with matrix products in `precision`; weights stay as they are.
 
-        While training, autocast keeps no copies of weights of its own: each is used once, and they would outlast their
-        blocks until the end of the forward pass.
+        While training, autocast does not cache its copies of weights: each is used once, and the cache would keep all
+        of them until the end of the forward pass.
         """
         bf16, cached = self.precision == "bf16", not torch.is_grad_enabled()
         with torch.autocast(self.device_type, torch.bfloat16, enabled=bf16, cache_enabled=cached):
@@ -47,11 +46,11 @@ class ForwardScope(nn.Module):
 
 
 class Engine(ABC):
-    """A model and its optimizer, spread over the processes or not.
+    """A model and its optimizer, sharded over the processes or replicated.
 
     Attributes:
-        trained: the parameters that train, by their names in the model. Frozen ones have neither gradients nor moments.
-        lockstep: True where the processes exchange something in each microbatch, and so need as many.
+        trained: the trained parameters by name; frozen ones have neither gradients nor moments.
+        lockstep: the engine runs collectives in every microbatch, so all ranks need the same number of them.
     """
 
     lockstep = True
@@ -64,23 +63,26 @@ class Engine(ABC):
 
     @abstractmethod
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        """do(model, *arguments) within a forward pass. Sharded, every process must call it, as often as the others."""
+        """do(model, *arguments) as one forward pass. Collective if the model is sharded."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Adds the gradient of a microbatch's loss; `last` says that the step has no other."""
+        """Accumulate the gradient of a microbatch's loss; `last`: of the last microbatch of the step."""
 
     @abstractmethod
     def step(self, *, skip_nonfinite: bool = False) -> Tensor:
-        """Sums the gradients over the processes, applies the optimizer, and clears the gradients.
+        """Sum the gradients over the processes, apply the optimizer, and clear the gradients.
 
-        skip_nonfinite: leave everything as it is where the norm is not finite; that costs a wait for the device.
-        Returns the norm of the summed gradient, 0-d.
+        Args:
+            skip_nonfinite: leave the weights unchanged if the norm is not finite (costs a device synchronization).
+
+        Returns:
+            The norm of the summed gradient, 0-d.
         """
 
     @abstractmethod
     def weights(self) -> list[TensorShard]:
-        """This process's shards of everything that trains, `model/…`, as views to read or write."""
+        """This process's shards of the trained parameters, `model/…`, as views to read or write."""
 
     @abstractmethod
     def moments(self) -> list[TensorShard]:
@@ -88,7 +90,7 @@ class Engine(ABC):
 
     @abstractmethod
     def load(self, saved: SavedTensors) -> None:
-        """Takes up weights and moments that some engine, of any number of processes, has saved."""
+        """Load weights and moments saved by any engine on any number of processes."""
 
     def set_training(self, training: bool) -> None:
         self.model.train(training)

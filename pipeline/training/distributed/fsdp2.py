@@ -1,8 +1,8 @@
-"""FSDP2: every process has a slice of each weight, gradient and moment, along its first dimension.
+"""FSDP2 engine: each weight, gradient and moment sharded over the processes along its first dimension.
 
-Built on torch's own `fully_shard`, so that it is the same on GPUs and on CPU processes (accelerate's FSDP does nothing
-on a CPU, in silence). Each block of the encoder and the decoder is gathered while it computes; what lies outside of the
-blocks, embedding and output matrix, is gathered for the whole of a forward and backward pass.
+Built on torch's `fully_shard`, so it works the same on GPUs and CPU processes (accelerate's FSDP silently does nothing
+on a CPU). Each block of the encoder and the decoder is gathered while it computes; embedding and output matrix, which
+are outside of the blocks, are gathered for the whole forward and backward pass.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from t5_pipeline.training.distributed.engine import (
 
 
 class FSDP2(Engine):
-    """Weights, gradients and moments in slices; prompts, small beside the frozen model, whole on every process."""
+    """Shards weights, gradients and moments; prompts, small beside the frozen model, are replicated."""
 
     def __init__(
         self,
@@ -45,9 +45,10 @@ class FSDP2(Engine):
         reshard: bool = True,
         offload: bool = False,
     ) -> None:
-        """reshard: a block's weights are let go after its forward pass, and gathered again for its backward pass.
-
-        offload: what a process holds lies in the memory of the host.
+        """
+        Args:
+            reshard: free a block's weights after its forward pass and gather them again for its backward pass.
+            offload: keep a process's shards in host memory.
         """
         self.group = group
         self.device = device
@@ -71,7 +72,7 @@ class FSDP2(Engine):
         fully_shard(scope, **options)
         for module in scope.modules():
             if isinstance(module, FSDPModule):
-                # A plain sum: the losses are normalised over the global batch already, and gloo knows no scaled one.
+                # A plain sum: the losses are already normalised over the global batch, and gloo has no scaled sum.
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         for module in scope.modules():
@@ -84,7 +85,7 @@ class FSDP2(Engine):
         self.whole = {name for name, p in self.trained.items() if not isinstance(p, DTensor)}
         sharded = [p for p in scope.parameters() if isinstance(p, DTensor)]
         if not sharded or any(p.device_mesh.size() != group.world for p in sharded):
-            raise RuntimeError(f"FSDP2 was asked to shard over {group.world} processes and did not")
+            raise RuntimeError(f"FSDP2 did not shard the model over {group.world} processes")
         self.optimizer = make_optimizer(list(self.trained.values()))
 
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
@@ -123,7 +124,7 @@ class FSDP2(Engine):
     @torch.no_grad()
     def load(self, saved: SavedTensors) -> None:
         self.optimizer.state.clear()
-        # After a forward pass alone the outermost weights are still gathered, and would be used as they were.
+        # After a forward pass without backward the outermost weights are still gathered, and would be stale.
         for module in self.scope.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -144,14 +145,14 @@ class FSDP2(Engine):
     def _shard(self, name: str, parameter: nn.Parameter, value: Tensor) -> TensorShard:
         if not isinstance(value, DTensor):
             return TensorShard.whole(name, value)
-        # Along the first dimension, as torch.chunk cuts: the earlier processes have one size, the last ones less.
+        # Sharded along the first dimension like torch.chunk: equal sizes, smaller or empty on the last ranks.
         local, rows = value.to_local(), -(-value.shape[0] // self.group.world)
         start = min(self.group.rank * rows, value.shape[0]) * math.prod(value.shape[1:])
         return TensorShard(name, tuple(value.shape), start, local.reshape(-1))
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a T5, ours or transformers': the members of the lists that both call `block`."""
+    """The blocks of a T5, ours or transformers' (both name their lists `block`)."""
     return [block for name, blocks in model.named_modules() if name.endswith("block") for block in blocks.children()]
 
 

@@ -1,4 +1,4 @@
-"""Every process has the whole model and the whole optimizer: one process, or several that sum their gradients (DDP)."""
+"""Replicated engine: the whole model and optimizer on every process, with summed gradients (DDP), or on just one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from t5_pipeline.training.distributed.engine import (
 
 
 class Replicated(Engine):
-    """The gradients are summed once a step, after the last microbatch, in large buckets."""
+    """Sums the gradients once per step, after the last microbatch, in large buckets."""
 
     lockstep = False
 
@@ -35,7 +35,7 @@ class Replicated(Engine):
         self.model = scope.model
         self.trained = trained_parameters(self.model)
         self.optimizer = make_optimizer(list(self.trained.values()))
-        self._seen_together = group.world == 1
+        self._in_sync = group.world == 1
 
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
         return self.scope(do, *arguments)
@@ -47,7 +47,7 @@ class Replicated(Engine):
         gradients = []
         for p in self.trained.values():
             if p.grad is None and self.group.world > 1:
-                p.grad = torch.zeros_like(p)  # a process without examples still takes part in the sum
+                p.grad = torch.zeros_like(p)  # a process without examples still takes part in the all-reduce
             if p.grad is not None:
                 gradients.append(p.grad)
         self.group.sum(gradients)
@@ -55,9 +55,9 @@ class Replicated(Engine):
         if not skip_nonfinite or bool(norm.isfinite()):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if not self._seen_together:
-            check_together(self.group, list(self.trained.values()))
-            self._seen_together = True
+        if not self._in_sync:
+            check_in_sync(self.group, list(self.trained.values()))
+            self._in_sync = True
         return norm
 
     def weights(self) -> list[TensorShard]:
@@ -77,12 +77,12 @@ class Replicated(Engine):
             p.copy_(saved.tensor(MODEL + name))
             for key in states_saved(saved, name):
                 value = saved.tensor(f"{OPTIMIZER}{name}/{key}")
-                # Step counts stay on the CPU, where the optimizers made them: reading one must not wait for a device.
+                # Step counts stay on the CPU, where the optimizers create them: reading one must not wait for a device.
                 self.optimizer.state[p][key] = value if key == "step" else value.to(p.device)
 
 
-def check_together(group: ProcessGroup, parameters: Sequence[nn.Parameter]) -> None:
-    """Raise RuntimeError where processes that must have the same weights do not: they train apart."""
+def check_in_sync(group: ProcessGroup, parameters: Sequence[nn.Parameter]) -> None:
+    """Raise RuntimeError if the processes have different weights: they are training apart."""
     total = torch.stack([p.detach().double().sum() for p in parameters]).sum()
     if total.isfinite() and not group.agree(total):
-        raise RuntimeError("after a step the processes have different weights: their gradients are not summed")
+        raise RuntimeError("the processes have different weights after a step: their gradients are not summed")

@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO: moments (1), gradients (2) and weights (3) cut into flat partitions, one for each process.
+"""DeepSpeed ZeRO engine: moments (1), gradients (2) and weights (3) in flat partitions, one for each process.
 
-Accelerate makes DeepSpeed's engine from the launch configuration. Its own checkpoints are pickles and belong to one
-number of processes; here its partitions are read and written as shards, like those of any other engine.
+Accelerate makes DeepSpeed's engine from the launch configuration. DeepSpeed's own checkpoints are pickles and tied to
+one world size; here its partitions are read and written as tensor shards, as in any other engine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Zero(Engine):
-    """The optimizer sees flat fp32 partitions, so it must be one that works element by element (AdamW)."""
+    """The optimizer sees flat fp32 partitions, so it must be elementwise (AdamW)."""
 
     def __init__(
         self, scope: ForwardScope, make_optimizer: MakeOptimizer, group: ProcessGroup, accelerator: Accelerator
@@ -44,13 +44,13 @@ class Zero(Engine):
         trained = trained_parameters(self.model)
         plugin = accelerator.state.deepspeed_plugin
         plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants one; nothing follows from it
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires a number; it has no effect
             "gradient_accumulation_steps": 1,
             "gradient_clipping": 0.0,
-            # Offloaded, DeepSpeed would put its own Adam in the place of ours, whose weight decay is another.
+            # When offloading, DeepSpeed would replace our AdamW by its own Adam, with another weight decay.
             "zero_force_ds_cpu_optimizer": False,
         }
-        # DeepSpeed reserves the bucket in which it sums gradients whole, 2 GB by default, also for a prompt's few.
+        # DeepSpeed allocates its whole gradient bucket (2 GB by default), even for the few gradients of a prompt.
         bucket = min(ZERO_BUCKET, sum(p.numel() for p in trained.values()))
         plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = bucket
         self.engine, _ = accelerator.prepare(scope, make_optimizer(list(trained.values())))
@@ -60,7 +60,7 @@ class Zero(Engine):
         check_untied(names, scope)
         if self.stage not in (1, 2, 3) or self.engine.dp_world_size != group.world:
             raise RuntimeError(
-                f"DeepSpeed was asked to shard over {group.world} processes and runs ZeRO-{self.stage} over"
+                f"expected ZeRO over {group.world} processes, but DeepSpeed runs ZeRO-{self.stage} over"
                 f" {self.engine.dp_world_size}"
             )
         if self.stage == 3:
@@ -68,9 +68,11 @@ class Zero(Engine):
         self.optimizer = self.zero
 
     def _gather_around_blocks(self, scope: ForwardScope) -> None:
-        """What lies outside of the blocks is gathered for the whole of a forward pass: the embedding is used as output
-        matrix too, and a bank of prompts is read by the encoder's own forward. Cross-attention reads the weights of its
-        projections itself where the queries are few."""
+        """Gather the parameters outside of the blocks for the whole forward pass.
+
+        The embedding is also used as output matrix, and the encoder's forward reads the bank of prompts. For few
+        queries, cross-attention reads the weights of its projections directly.
+        """
         import deepspeed
 
         for name, p in scope.named_parameters():
@@ -90,7 +92,7 @@ class Zero(Engine):
         self.engine.backward(loss * self.group.world, scale_wrt_gas=False)
 
     def step(self, *, skip_nonfinite: bool = False) -> Tensor:
-        """DeepSpeed itself leaves out a step whose norm is not finite, and says that it was infinite."""
+        """DeepSpeed itself skips a step whose norm is not finite, and reports it as infinite."""
         self.engine.step()
         return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
 
@@ -103,21 +105,25 @@ class Zero(Engine):
             for key, value in self.zero.optimizer.state.get(flat, {}).items():
                 full = f"{OPTIMIZER}{name}/{key}"
                 if value.dim() == 0:
-                    if start == 0:  # one of the processes has the beginning
+                    if start == 0:  # saved by the process with the first element
                         found.append(TensorShard(full, (), 0, value.reshape(1)))
                 else:
                     found.append(TensorShard(full, shape, start, value.narrow(0, offset, flat_N.numel())))
         return found
 
     def _partitions(self) -> Iterator[tuple[str, tuple[int, ...], int, Tensor, tuple[Tensor, int]]]:
-        """Of each parameter that this process has a part of: name, whole shape, where the part starts, the part itself
-        (fp32, a view), and the flat tensor that the optimizer knows with the place of the part in it."""
-        parameters: dict[str, Any] = {**self.trained}  # DeepSpeed has hung its own records on them
+        """Parts of parameters on this process.
+
+        Yields:
+            (name, shape of the whole parameter, start of the part, the part [N] as an fp32 view, (flat tensor in the
+            optimizer, offset of the part in it)).
+        """
+        parameters: dict[str, Any] = {**self.trained}  # typed Any: DeepSpeed adds attributes of its own
         for name, p in parameters.items():
             if self.stage == 3:
                 group, offset, padded = self.zero.grad_position[self.zero.get_param_id(p)]
                 flat = self.zero.fp32_partitioned_groups_flat[group]
-                start = self.group.rank * padded  # each parameter is padded to a multiple of the processes
+                start = self.group.rank * padded  # each parameter is padded to a multiple of the world size
                 numel = max(0, min(padded, math.prod(p.ds_shape) - start))
                 if numel:
                     yield name, tuple(p.ds_shape), start, flat.narrow(0, offset, numel), (flat, offset)
@@ -148,7 +154,7 @@ class Zero(Engine):
         self._weights_from_partitions(saved)
 
     def _weights_from_partitions(self, saved: SavedTensors) -> None:
-        """The weights that a forward pass reads follow the fp32 partitions."""
+        """Copy the loaded values to the weights that a forward pass reads."""
         parameters: dict[str, Any] = {**self.trained}
         for name, p in parameters.items():
             if self.stage < 3:

@@ -1,0 +1,42 @@
+"""Checkpoint selection for the stages that learn a task: scores on the validation split, by the task's own metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from t5_pipeline.config.tuning import LearningConfig
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.evaluation.held_out import validation_rows
+from t5_pipeline.execution.context import Stage
+from t5_pipeline.modeling.loaded import ModelSource
+from t5_pipeline.training.best_checkpoint import Scores, Selection
+
+
+def select_best(
+    stage: Stage[Any],
+    source: ModelSource,
+    tasks: Sequence[TaskConfig],
+    score: Callable[..., list[Scores]],
+    *,
+    cells: Sequence[str] = ("",),
+    kept: Callable[[Any, int], Mapping[str, Tensor]] | None = None,
+) -> Selection | None:
+    """Choose the published checkpoint by validation scores; None with `select: last`.
+
+    Args:
+        score: (model, splits=validation rows of each task, device=, precision=) → scores of each cell.
+        cells, kept: as in `Selection`.
+
+    Raises:
+        InputError: if a task has no usable validation rows.
+    """
+    c: LearningConfig = stage.config
+    if c.select == "last":
+        return None
+    splits = [validation_rows(task, source.vocabulary, source.sentinel, c) for task in tasks]
+    measure = partial(score, splits=splits, device=stage.accelerator.device, precision=c.precision)
+    return Selection(cells, measure, kept, every=c.validate_every, patience=c.patience)

@@ -1,0 +1,65 @@
+"""Language-model training: span corruption and LM adaptation, with their held-out loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t5_pipeline.config.adaptation import LanguageModelConfig
+from t5_pipeline.execution.context import Stage
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.loss import batch_losses, model_loss, target_loss
+from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, TensorBatch, rank_microbatches
+from t5_pipeline.training.state import TrainState
+from t5_pipeline.training.trainer import Trainer, TrainingResult, Validation, train_stage
+
+
+def train_language_model(
+    stage: Stage[Any],
+    model: T5,
+    batches: BatchSource,
+    validation: BatchSource | None,
+    publish: Callable[[int, TrainingResult], None],
+) -> None:
+    """Train every weight of a T5 on every target token.
+
+    Args:
+        validation: held-out batches; the loss is measured on the first `validation_batches` of them.
+        publish: called with (step, result) for every step to be published.
+    """
+    c: LanguageModelConfig = stage.config
+
+    def loss_fn(model: T5, batch: TensorBatch) -> Tensor:
+        hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
+        return batch_losses(target_loss(model, hidden_BTD, batch.targets_BT, c), batch.weights_B, batch.prompt_B)
+
+    def measure(state: TrainState) -> dict[str, float]:
+        assert validation is not None
+        held_out = [validation.at(index) for index in range(c.validation_batches)]
+        return {"loss": held_out_loss(state, held_out, c.microbatch_size, "loss" in c.reference_ops)}
+
+    measured = None if validation is None else Validation(measure, c.validate_every)
+    train_stage(stage, Trainer(c, stage.accelerator, model, batches, loss_fn, validation=measured), publish)
+
+
+def held_out_loss(
+    state: TrainState, batches: Sequence[ArrayBatch], microbatch_size: int, reference: bool = False
+) -> float:
+    """Mean cross entropy over all target tokens of these batches, in nats, without dropout and z-loss."""
+
+    def sums_of(model: T5, batch: TensorBatch) -> Tensor:
+        hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
+        loss_BT = model_loss(model, hidden_BTD, batch.targets_BT, 0.0, "fp32", reference)
+        counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
+        return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
+
+    sums = torch.zeros(2, dtype=torch.float64, device=state.device)
+    group, lockstep = state.group, state.engine.lockstep
+    for batch in batches:
+        for micro in rank_microbatches(batch, group.rank, group.world, microbatch_size, state.device.type, lockstep):
+            sums += state.evaluate(sums_of, micro.to(state.device))
+    group.sum([sums])
+    return float(sums[0] / sums[1])
