@@ -71,16 +71,10 @@ class SpanCorruptConfig(LanguageModelConfig):
         >>> SpanCorruptConfig(model="t5-small", tokens="shards", steps=1, input_length=512).example_lengths()
         [(512, 114)]
         """
+        from t5_pipeline.data_prep.objectives.span_corruption import tokens_length  # imports NumPy
 
-        def lengths(tokens: int) -> tuple[int, int]:  # with n of them hidden in s spans: T − n + s + 1 and n + s + 1
-            hidden = min(max(round(tokens * self.noise_density), 1), tokens - 1)
-            spans = min(max(1, round(hidden / self.mean_span_length)), hidden, tokens - hidden)
-            return tokens - hidden + spans + 1, hidden + spans + 1
-
-        tokens = self.input_length - 1
-        while lengths(tokens + 1)[0] <= self.input_length:
-            tokens += 1
-        return [(self.input_length, lengths(tokens)[1])]
+        _, targets = tokens_length(self.input_length, self.noise_density, self.mean_span_length)
+        return [(self.input_length, targets)]
 
 
 @defaults(steps=100_000, batch_size=2048, step_offset=1_000_000)

@@ -20,7 +20,6 @@ sharding engines, for which the default buffers of DeepSpeed and FSDP2 are added
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -227,29 +226,15 @@ def moments_bytes(shape: T5Config, footprint: TrainingFootprint) -> int:
         return _FP32 * footprint.numbers
     return _FP32 * sum(
         count * (rows + columns if min(rows, columns) >= FACTORED_FROM else rows * columns)
-        for count, rows, columns in matrices(shape)
+        for count, rows, columns in shape.matrices()
     )
-
-
-def matrices(shape: T5Config) -> Iterator[tuple[int, int, int]]:
-    """(count, rows, columns) of each kind of weight; norms are matrices of one row.
-
-    >>> sum(count * rows * columns for count, rows, columns in matrices(T5Config())) == T5Config().parameters
-    True
-    """
-    D, E, L, M = shape.d_model, shape.num_heads * shape.d_kv, shape.num_layers, shape.num_decoder_layers
-    yield (1 if shape.tied else 2), shape.vocab_size, D
-    yield 4 * (L + 2 * M), D, E
-    yield (3 if shape.gated else 2) * (L + M), D, shape.d_ff
-    yield 2, shape.relative_attention_num_buckets, shape.num_heads
-    yield 2 * L + 3 * M + 2, 1, D
 
 
 def _largest(shape: T5Config, footprint: TrainingFootprint) -> int:
     """Elements of the largest trained tensor."""
     if footprint.microbatch.frozen:
         return footprint.numbers
-    return max(rows * columns for _, rows, columns in matrices(shape))
+    return max(rows * columns for _, rows, columns in shape.matrices())
 
 
 def _after_encoder(shape: T5Config) -> int:

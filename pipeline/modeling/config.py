@@ -8,7 +8,7 @@ A T5 comes in two variants (Raffel et al. 2020; Shazeer 2020):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +43,16 @@ class T5Config:
     @property
     def parameters(self) -> int:
         """Number of parameters; a tied embedding counts once."""
-        attention = 4 * self.d_model * self.num_heads * self.d_kv
-        feed_forward = (3 if self.gated else 2) * self.d_model * self.d_ff
-        encoder_block = attention + feed_forward + 2 * self.d_model
-        decoder_block = 2 * attention + feed_forward + 3 * self.d_model
-        bias_and_final_norm = self.relative_attention_num_buckets * self.num_heads + self.d_model
-        return (
-            (1 if self.tied else 2) * self.vocab_size * self.d_model
-            + self.num_layers * encoder_block
-            + self.num_decoder_layers * decoder_block
-            + 2 * bias_and_final_norm
-        )
+        return sum(count * rows * columns for count, rows, columns in self.matrices())
+
+    def matrices(self) -> Iterator[tuple[int, int, int]]:
+        """(count, rows, columns) of each kind of weight; norms are matrices of one row."""
+        D, E, L, M = self.d_model, self.num_heads * self.d_kv, self.num_layers, self.num_decoder_layers
+        yield (1 if self.tied else 2), self.vocab_size, D
+        yield 4 * (L + 2 * M), D, E
+        yield (3 if self.gated else 2) * (L + M), D, self.d_ff
+        yield 2, self.relative_attention_num_buckets, self.num_heads
+        yield 2 * L + 3 * M + 2, 1, D
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> T5Config:
