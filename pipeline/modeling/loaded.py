@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.modeling.model_dir import ModelMetadata, Sentinel, write_model
+from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
 from t5_pipeline.modeling.t5 import T5
 
 
