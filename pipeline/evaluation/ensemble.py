@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.evaluation.held_out import BATCH_SIZE, HeldOut
+from t5_pipeline.evaluation.held_out import HeldOut
 from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
 from t5_pipeline.methods.base import Candidate, ReadingModel
+from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 
 Answer = tuple[Candidate, HeldOut, Outputs]
 """A candidate, the rows of a task as it reads them, and its answers to them."""
@@ -115,7 +116,7 @@ def mixture_answers(
     *,
     device: torch.device,
     precision: str,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = SCORED_EXAMPLES,
     on_batch: Callable[[int], None] = lambda examples: None,
 ) -> Outputs:
     """Answers of a mixture to a split, each input once per prompt in mixed batches.

@@ -18,9 +18,9 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.metrics import confusion, illegal_share, score
 from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each
 from t5_pipeline.methods.base import ReadingModel
+from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 
-BATCH_SIZE = 64
 FIRST_SAMPLES, MORE_SAMPLES = 20, 5
 
 
@@ -120,7 +120,7 @@ def answer_all(
     *,
     device: torch.device,
     precision: str,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = SCORED_EXAMPLES,
     on_batch: Callable[[int], None] = lambda examples: None,
 ) -> list[Outputs]:
     """Each prompt's answers to its own rows, in mixed batches.

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from t5_pipeline.evaluation.decoding import START
 from t5_pipeline.methods.base import ReadingModel
-
-# Rows of logits in memory at a time: V fp32 numbers each.
-LOGITS_AT_ONCE = 2048
+from t5_pipeline.modeling.limits import SCORED_LOGITS_ROWS
 
 
 @torch.no_grad()
@@ -50,7 +48,9 @@ def score_label_sets(
     log_p_N = torch.cat(
         [
             _log_p(model, hidden_nD, token_n)
-            for hidden_nD, token_n in zip(hidden_ND.split(LOGITS_AT_ONCE), token_N.split(LOGITS_AT_ONCE), strict=True)
+            for hidden_nD, token_n in zip(
+                hidden_ND.split(SCORED_LOGITS_ROWS), token_N.split(SCORED_LOGITS_ROWS), strict=True
+            )
         ]
     )
     log_p_RT = torch.zeros(real_RT.shape, device=device).masked_scatter(real_RT, log_p_N)

@@ -207,5 +207,6 @@ def _transformers_t5(model: str | Path, dropout: float) -> Any:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{model}: cannot be loaded by transformers ({reason}); check the directory") from None
-    check_untied(t5, T5Config.from_config(t5.config.to_dict(), str(model)))
+    tied = T5Config.from_config(t5.config.to_dict(), str(model)).tied
+    check_untied(() if tied else ("shared.weight", "lm_head.weight"), t5)
     return t5.requires_grad_(False)

@@ -31,7 +31,7 @@ def log_p_of_forward(model: PromptedT5, prompt_B: Tensor | None, label: list[int
 def test_scores_equal_log_probabilities_of_labels(
     model: PromptedT5, prompt_B: Tensor | None, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_scoring, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(label_scoring, "SCORED_LOGITS_ROWS", at_once)
     scores_BL = score_labels(model, *model.encode(prompt_B, INPUTS_BS), LABELS)
     expected_BL = torch.stack([log_p_of_forward(model, prompt_B, label) for label in LABELS], dim=1)
     assert scores_BL.dtype == torch.float32

@@ -110,7 +110,7 @@ def test_many_small_chunks_give_the_same_bits_as_one(monkeypatch: pytest.MonkeyP
         return [p.detach() for p in params]
 
     together = run()
-    monkeypatch.setattr("t5_pipeline.training.optimizers.ELEMENTS_AT_ONCE", 1000)
+    monkeypatch.setattr("t5_pipeline.training.optimizers.UPDATED_ELEMENTS", 1000)
     for one, other in zip(together, run(), strict=True):
         assert torch.equal(one, other)
 
