@@ -48,7 +48,7 @@ class OnNonFinite:
         if not self.skips:
             first = bad[0]
             raise InputError(
-                f"step {first.step:,}: {first.what} is not finite (examples: {self._path or NAME}; earlier checkpoints"
+                f"step {first.step:,}: {first.quantity} is not finite (examples: {self._path or NAME}; earlier checkpoints"
                 " are intact); continue without this step by `on_nonfinite: skip`, or start again with another"
                 " learning_rate or precision"
             )
