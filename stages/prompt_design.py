@@ -63,7 +63,7 @@ def best_on_validation(
     scored = []
     for prompt in candidates:
         inputs = prompt.encode(split.rows.input_texts, vocabulary)
-        scores = score_model(model, [split.reading(inputs)], device, c.precision)
+        scores = score_model(model, [split.with_inputs(inputs)], device, c.precision)
         scored.append(prompt.model_copy(update={"scores": scores}))
         log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
     return max(scored, key=lambda prompt: next(iter(prompt.scores.values())))

@@ -6,12 +6,12 @@ Nothing here imports torch or transformers, so every command starts at once.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.config.recipe import Recipe, load_recipe
@@ -46,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Stages can also be run one by one: accelerate launch stages/lm_adapt.py --help",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"t5-pipeline {importlib.metadata.version('t5-pipeline')}"
-    )
+    parser.add_argument("--version", action="version", version=f"t5-pipeline {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(

@@ -196,7 +196,7 @@ def test_prompts_are_named_by_their_directories(place: Place, tmp_path: Path) ->
         ({"prompt": "ton", "text": "x"}, "no prompt 'ton'; did you mean `tone`? prompts (named after their directories): gap,"),
         ({"prompt": [["tone"]], "text": "x"}, "no prompt ['tone']"),
         ({"text": "x"}, "names no prompt"),
-        ({"prompt": "tone", "txt": "x"}, "no field 'text'; there are prompt, txt"),
+        ({"prompt": "tone", "txt": "x"}, "has no field 'text' (only prompt, txt)"),
         ({"prompt": "truth", "claim": {}}, "no field 'claim.text'"),
         ({"prompt": "tone", "text": None}, "field 'text' is empty (null)"),
         ({"prompt": "tone", "input": 7}, "`input` must be text, not int"),
