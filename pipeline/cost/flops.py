@@ -116,7 +116,7 @@ def training_footprint(
         return None
     batch = sum(cell.batch_size for cell in together)
     packed = isinstance(settings, LMAdaptConfig) and settings.packing
-    if packed and settings.objective == "packed_pairs":
+    if isinstance(settings, LMAdaptConfig) and packed and settings.objective == "packed_pairs":
         batch = -(-batch // 2)  # the two examples of a pair fill one row
     parts = microbatches(together, -(-batch // launch.processes), launch.cpu)
     selects = bool(settings.selects_by())
