@@ -1,10 +1,10 @@
-# Everything sets itself up in .venv; `make demo` and `make test` are all a fresh machine needs.
+# Every target sets up .venv by itself: `make demo` and `make test` need only Python 3.11 and the package index.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test soak check format bench clean
+.PHONY: demo test soak check format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
@@ -12,7 +12,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What the suite leaves out: the other pairs of engine and stage, and a hundred kills. About half an hour.
+# The tests that `make test` leaves out: the other pairs of engine and stage, and a hundred kills. About half an hour.
 soak: $(READY)
 	$(BIN)/python -m pytest -m "engines or soak" --durations=0
 
@@ -31,10 +31,16 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+# dist/*.whl, then the demo from it in an empty environment. setuptools adds old files of build/ to a wheel.
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	T5_PIPELINE_WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest tests/system/test_wheel.py
 
-# torch first and by its pinned version: a bare `torch` may fetch gigabytes of CUDA that a CPU does not need.
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# torch first and in its pinned version: a bare `torch` may download gigabytes of CUDA that a CPU does not need.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "t5-pipeline needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

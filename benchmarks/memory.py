@@ -84,7 +84,7 @@ CASES = [
 
 def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
     """Write token shards of long texts, a task whose inputs are longer than any case reads, and the T5s."""
-    from t5_pipeline.data_prep.corpora.documents import corpus_pieces
+    from t5_pipeline.data_prep.corpora.documents import corpus_chunks
     from t5_pipeline.data_prep.shards.writer import write_tokens
     from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
     from t5_pipeline.modeling.load import init_t5
@@ -95,7 +95,7 @@ def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
     texts = [" ".join(draw.choices(words, k=600)) for _ in range(80)]
     vocabulary = Vocabulary.train(texts, 500)
     (place / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    write_tokens(corpus_pieces(place / "texts.jsonl"), vocabulary, place / "tokens", validation_fraction=0.1)
+    write_tokens(corpus_chunks(place / "texts.jsonl"), vocabulary, place / "tokens", validation_fraction=0.1)
     (place / "rows").mkdir()
     for split in ("train", "validation"):
         # A short row requires masks, without which less would be saved.

@@ -41,18 +41,18 @@ VOCABULARY = Path(os.environ.get("T5_PIPELINE_VOCABULARY", "../shared/data/t5/sp
 
 
 def ours(corpus: str, vocabulary: str, place: str, cores: str) -> dict[str, Any]:
-    from t5_pipeline.data_prep.corpora.documents import corpus_pieces
-    from t5_pipeline.data_prep.shards.local_workers import on_this_machine
+    from t5_pipeline.data_prep.corpora.documents import corpus_chunks
+    from t5_pipeline.data_prep.shards.local_workers import encode_locally
     from t5_pipeline.data_prep.shards.writer import write_tokens
     from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
     began = time.perf_counter()
     tokens = write_tokens(
-        corpus_pieces(corpus),
+        corpus_chunks(corpus),
         Vocabulary.load(vocabulary),
         place,
         validation_fraction=0.0,
-        workers=functools.partial(on_this_machine, cores=int(cores)),
+        workers=functools.partial(encode_locally, cores=int(cores)),
     )
     return {"seconds": time.perf_counter() - began, "documents": len(tokens), "tokens": tokens.tokens}
 
@@ -112,7 +112,7 @@ def run(rounds: int, data: Path) -> dict[str, Any] | None:
             "peer_versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers")},
             "text": f"{text.name} of {TEXT.name}",
             "flags": {
-                "ours": f"write_tokens(…, workers=on_this_machine(cores={CORES}))",
+                "ours": f"write_tokens(…, workers=encode_locally(cores={CORES}))",
                 "theirs": f'load_dataset("parquet").map(…, batched=True, num_proc={CORES}, remove_columns=…)',
             },
             "rows": [row for what, peer in peers.items() for row in [beside(what, part, peer, work)]],

@@ -1,1 +1,1 @@
-"""The pipeline as stage scripts, one page each. Nothing imports them but tests."""
+"""The stages as scripts, one page each. Only tests import them."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.registry import STAGES
@@ -61,4 +61,4 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
 
 
 if __name__ == "__main__":
-    main(evaluate, STAGES["evaluate"])
+    main(evaluate, cast(type[EvaluateConfig], STAGES["evaluate"]))

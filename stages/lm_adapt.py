@@ -2,7 +2,7 @@
 
 A segment t of ℓ tokens, prefix length k ~ U{1..ℓ−1}:  inputs = t[:k] + EOS,  targets = t[k:] + EOS
 
-Other objectives that adapted a T5 to text can take its place: `objective: lm | full_lm | packed_pairs`.
+Other objectives for adapting a T5 to text: `objective: lm | full_lm | packed_pairs`.
 
 In:  "model" (a T5), "tokens" (shards from prepare)
 Out: "model" (the T5 that prompt_tune freezes), one for each kept step

@@ -1,10 +1,10 @@
-"""Model tuning, what prompt tuning is compared with (Lester et al. 2021, §3): every weight of a T5 learns the task.
+"""Model tuning, the baseline of prompt tuning (Lester et al. 2021, §3): train every weight of a T5 on a task.
 
     max over θ of  log p_θ(y | X),   θ all weights of the T5, tuned on one task or on several at once
 
-Several tasks are mixed in proportion to their training rows, or equally; their inputs must tell them apart (a task's
-`task_prefix`, as in T5's own mixtures). What is published is the checkpoint that is best on the validation rows, by the
-mean over the tasks of each one's first metric.
+Several tasks are mixed in proportion to their training rows, or equally; their inputs must differ (by a `task_prefix`,
+as in T5's own mixtures). The best checkpoint on the validation rows is published, by the mean over the tasks of each
+one's first metric.
 
 In:  "model" (a T5), tasks
 Out: "model" (the tuned T5, with the tasks it answers), one for each cell

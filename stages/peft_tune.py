@@ -1,9 +1,9 @@
-"""Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), by the PEFT library, beside prompt tuning.
+"""Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), with the PEFT library.
 
     prefix_tuning   max over K, V of  log p(y | X; [K; K_l], [V; V_l] in each decoder layer l)
     p_tuning        max over θ of  log p(y | [f_θ; X]),   f_θ a small network that writes the prompt
 
-The T5 is frozen, and transformers' own. What is published is the checkpoint that is best on the validation rows.
+The T5 is frozen, and is transformers' own. The best checkpoint on the validation rows is published.
 
 In:  "model" (a T5), a task
 Out: "adapter" (in PEFT's own format), one for each cell

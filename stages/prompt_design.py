@@ -1,11 +1,11 @@
-"""Prompt design (Brown et al. 2020), the baseline that trains nothing: a frozen T5 is told the task in words.
+"""Prompt design (Brown et al. 2020), the baseline without training: describe the task to a frozen T5 in text.
 
-    input = row_1 target_1 … row_k target_k  template(row),   k training rows shown (0: zero-shot)
+    input = row_1 target_1 … row_k target_k  template(row),   k training rows as demonstrations (0: zero-shot)
 
-Of several wordings the best on the validation rows is taken.
+The best of several templates on the validation rows is published.
 
 In:  "model" (a T5), a task
-Out: "text_prompt" (the wording and the rows that are shown), one for each cell
+Out: "text_prompt" (the template and the demonstrations), one for each cell
 Run: accelerate launch stages/prompt_design.py --model runs/adapted --task tasks/rte.yaml --shots 4 --output-dir runs/x
  or: accelerate launch stages/prompt_design.py --recipe recipes/wikipedia-study.yaml
 """
@@ -63,7 +63,7 @@ def best_on_validation(
     scored = []
     for prompt in candidates:
         inputs = prompt.encode(split.rows.input_texts, vocabulary)
-        scores = score_model(model, [split.reading(inputs)], device, c.precision)
+        scores = score_model(model, [split.with_inputs(inputs)], device, c.precision)
         scored.append(prompt.model_copy(update={"scores": scores}))
         log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
     return max(scored, key=lambda prompt: next(iter(prompt.scores.values())))

@@ -1,8 +1,8 @@
-"""A mixture of soft prompts (Qin and Eisner 2021): several prompts of one task on a frozen T5, with learnt weights.
+"""A mixture of soft prompts (Qin and Eisner 2021): several prompts of one task on a frozen T5, with learned weights.
 
-    max over P_1 … P_K, w of  log Σ_k w_k p(y | [P_k; X]),   w = softmax of K learnt numbers
+    max over P_1 … P_K, w of  log Σ_k w_k p(y | [P_k; X]),   w = softmax of K learned numbers
 
-Each prompt starts with a seed of its own, all train at once, and each input is read once with every prompt.
+Each prompt starts from its own seed, all are trained together, and each input is read once with every prompt.
 
 In:  "model" (a T5), a task
 Out: "mixture" (K prompts and their weights), one for each cell

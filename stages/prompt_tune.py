@@ -2,8 +2,8 @@
 
     max over P of  log p(y | [P; X]),   P ∈ R^{p×d} learned,  X the embedded input,  every weight of the T5 frozen
 
-Prompts that share a frozen T5 train in one batch, whatever their tasks, lengths, inits and seeds; each becomes what it
-would have become alone. What is published is the checkpoint that is best on the task's own validation rows.
+Prompts that share a frozen T5 train in one batch, whatever their tasks, lengths, inits and seeds, with the same result
+as alone. The best checkpoint on each task's validation rows is published.
 
 In:  "model" (a T5), a task
 Out: "prompt" (p·d numbers and how to use them), one for each cell

@@ -1,13 +1,13 @@
-"""Span Corruption + Sentinel (Lester et al. 2021, §3.2): a T5 as it is, with its sentinels downstream.
+"""Span Corruption + Sentinel (Lester et al. 2021, §3.2): an unchanged T5 that uses its sentinels downstream.
 
     variant targets:  y → extra_id_0 y          (the paper)
     variant both:     x → x extra_id_0,  y → extra_id_0 y     (the T5 library's *_sentinel tasks)
 
-No training: the weights are the same. What comes after (training, scoring, decoding, serving) obeys the variant by
-itself, because the artifact says so. A vocabulary without sentinels gains 100, and the T5 rows for them.
+No training: the weights stay the same. Everything downstream (training, scoring, decoding, serving) reads the variant
+from the artifact. A vocabulary without sentinels gains 100, and the T5 embedding rows for them.
 
 In:  "model" (a span-corruption T5)
-Out: "model" (the same weights, other expectations)
+Out: "model" (the same weights, another `sentinel` in its metadata)
 Run: accelerate launch stages/sentinel.py --model google/t5-v1_1-base --output-dir runs/sentinel
  or: accelerate launch stages/sentinel.py --recipe recipes/demo.yaml
 """

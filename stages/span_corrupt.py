@@ -1,4 +1,4 @@
-"""Span corruption (Raffel et al. 2020, §3.1.4): what T5 was pretrained on, from nothing or from a checkpoint.
+"""Span corruption (Raffel et al. 2020, §3.1.4): T5's pretraining objective, from scratch or from a checkpoint.
 
 A window t of T tokens, noise spans s_1 … s_n drawn over 15% of it:
     inputs = t with each s_j replaced by extra_id_j,  targets = extra_id_0 s_1 extra_id_1 s_2 …     (each + EOS)

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Shared fixtures and settings of Hypothesis and torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Tests are small: more threads would only wait for one another. Processes that tests start inherit this.
+# Tests are small, so more threads would only slow them down. Processes that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -17,7 +17,7 @@ from tests.tiny_run import Tiny, listing, make
 
 torch.set_num_threads(1)
 
-# The same examples everywhere, and no deadline for one: machines may be slow, or busy.
+# The same examples everywhere, and no deadline, because machines may be slow or busy.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
@@ -26,16 +26,16 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test draws the same numbers, whatever ran before it."""
+    """Every test draws the same numbers, independent of earlier tests."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def shared() -> Path:
-    """Real corpora, tasks and checkpoints that may lie beside the project; a test that needs them skips without."""
+    """Real corpora, tasks and checkpoints outside the project; tests that need them are skipped without."""
     path = ROOT.parent / "shared"
     if not (path / "data").is_dir():
-        pytest.skip("../shared/data is not there")
+        pytest.skip("../shared/data does not exist")
     return path
 
 

@@ -1,1 +1,1 @@
-"""Documents of a corpus: local files, hub data sets, and what is kept out of them."""
+"""Documents of a corpus: local files, hub data sets, and decontamination."""

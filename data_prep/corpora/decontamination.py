@@ -1,8 +1,8 @@
-"""Texts that must not occur in a corpus: thousands of them, searched for in every document, in one pass.
+"""Decontamination: find held-out texts in documents by their 13-grams of words.
 
-What is compared are words (runs of letters and digits, letter case aside), so layout and punctuation cannot hide a
-text. A text occurs in a document if 13 words in a row of it do, as in GPT-3's test for contamination (Brown et al.
-2020, appendix C); of a shorter text, all its words in a row.
+A text occurs in a document if 13 consecutive words of it do, or all its words if it is shorter (GPT-3's contamination
+test, Brown et al. 2020, appendix C). Words are case-folded runs of letters and digits, so layout and punctuation do not
+matter. One pass over a document checks thousands of texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 class Decontamination:
-    """Whether a document holds one of `texts`.
+    """The n-grams of `texts`, to be found in documents.
 
     >>> held_out = Decontamination(["The cat sat on the mat."])
     >>> held_out.found_in("We saw that the cat  sat on\\nthe mat: then it left.")
@@ -34,6 +34,7 @@ class Decontamination:
                 self.runs.setdefault(length, set()).update(_runs(words, length))
 
     def found_in(self, document: str) -> bool:
+        """Whether any of the texts occurs in `document`."""
         words = _words(document) if self.runs else []
         return any(not runs.isdisjoint(_runs(words, length)) for length, runs in self.runs.items())
 

@@ -1,23 +1,24 @@
-"""Corpora: documents, whatever they are kept in, and the pieces of a corpus that can be read each by itself.
+"""Corpora as documents, divided into chunks that can be read independently.
 
-How a corpus is cut is a function of its files and of `piece_bytes` alone. Laid end to end in the order of their paths,
-the files make a line of so many bytes, of which each piece has its `piece_bytes`: to it belong the documents that begin
-there. Of a .jsonl file that is known from the bytes, of a .parquet file from its metadata; a .txt and a compressed file
-is never cut. A hub data set is cut into what `datasets` calls its shards, mostly its files.
+The division depends only on the files and on `chunk_bytes`. Concatenated in the order of their paths, the files form a
+byte range, which is cut every `chunk_bytes`; a document belongs to the chunk in which it begins. .jsonl files are cut
+by bytes and .parquet files by rows (sizes from the metadata); .txt and compressed files are never cut. A hub data set
+is divided into the shards of `datasets`, usually its files.
 
-Nothing but the document at hand is in memory.
+Only the current document is in memory.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.rows import (
     COMPRESSIONS,
     Row,
@@ -33,32 +34,32 @@ from t5_pipeline.data_prep.corpora.rows import (
 )
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, documents
 
-PIECE_BYTES = 2**28
-# A small corpus is cut finer, so that there is something to do for every core.
-_AT_LEAST_PIECES = 64
-_SMALLEST_PIECE = 2**22  # bytes
-_PLACES_OF_A_FILE = 2**40
+CHUNK_BYTES = 2**28
+# Small corpora are cut finer, so that every core has work.
+_MIN_CHUNKS = 64
+_MIN_CHUNK_BYTES = 2**22
+_POSITIONS_PER_FILE = 2**40
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its place in the corpus: 2⁴⁰ times the number of its file, and the byte or row where it begins there.
+    """A text and its position in the corpus: 2⁴⁰ × the index of its file + its first byte or row in that file.
 
-    The place is the same at every reading and however the corpus is cut; the first document's is 0.
+    The position does not depend on the division into chunks; the first document has position 0.
     """
 
     text: str
-    place: int
+    position: int
 
 
-class Piece(Protocol):
-    """A run of documents that is read without what stands before it. It can be sent to another process."""
+class Chunk(Protocol):
+    """A run of documents, the unit of work that becomes one shard. It can be sent to another process."""
 
     @property
     def name(self) -> str:
-        """Which documents these are; the same at every reading."""
+        """Names the documents, in the same way every time."""
 
     def documents(self) -> Iterator[Document]: ...
 
@@ -66,32 +67,36 @@ class Piece(Protocol):
 def read_corpus(
     location: str | Path, *, text_field: str = "text", config: str | None = None, split: str = "train"
 ) -> Iterator[Document]:
-    """The documents of a corpus, in the same order at every reading.
+    """The documents of a corpus (see corpus_chunks), always in the same order.
 
-    InputError where there is nothing to read, at once; or, while reading, where a row is not as it should be.
+    Raises:
+        InputError: at once if there is nothing to read; while reading, if a row is malformed.
     """
-    pieces = corpus_pieces(location, text_field=text_field, config=config, split=split)
-    return (document for piece in pieces for document in piece.documents())
+    chunks = corpus_chunks(location, text_field=text_field, config=config, split=split)
+    return (document for chunk in chunks for document in chunk.documents())
 
 
-def corpus_pieces(
+def corpus_chunks(
     location: str | Path,
     *,
     text_field: str = "text",
     config: str | None = None,
     split: str = "train",
-    piece_bytes: int = PIECE_BYTES,
-) -> list[Piece]:
-    """The pieces of a corpus, in order: together all its documents, each once.
+    chunk_bytes: int = CHUNK_BYTES,
+) -> list[Chunk]:
+    """The chunks of a corpus, in order; each document is in exactly one.
 
-    location    a .txt (one document), .jsonl or .parquet file (a row is a document), each of the first two also .gz or
-                .zst; a folder of these, read in the order of their paths; "stdlib-docs"; or a `datasets` hub name
-    text_field  the field of a row that holds the text
-    config, split  of a hub data set
-    piece_bytes  bytes of a piece, of .parquet those of its column of text before compression; less where the corpus
-                would be fewer than 64 pieces, but for that not less than 4 MiB
+    Args:
+        location: a .txt (one document), .jsonl or .parquet file (one document per row), the first two also as .gz or
+            .zst; a folder of these, read in the order of their paths; "stdlib-docs"; or a `datasets` hub name.
+        text_field: the field of a row that contains the text.
+        config: configuration of a hub data set.
+        split: split of a hub data set.
+        chunk_bytes: bytes per chunk; for .parquet, uncompressed bytes of the text column. Reduced for corpora of fewer
+            than 64 chunks, but not below 4 MiB.
 
-    InputError where there is nothing to read.
+    Raises:
+        InputError: if there is nothing to read.
     """
     if str(location) == STDLIB_DOCS:
         return [StdlibPages()]
@@ -100,30 +105,49 @@ def corpus_pieces(
         files = sorted(f for f in path.rglob("*") if _is_corpus_file(f, path))
         if not files:
             raise InputError(
-                f"corpus {path} holds no {', '.join(_SUFFIXES)} file (.gz and .zst of the first two also count)"
+                f"corpus {path}: contains no {', '.join(_SUFFIXES)} file (the first two also as .gz or .zst);"
+                " check the path"
             )
-        return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, piece_bytes)
+        return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, chunk_bytes)
     if path.is_file():
         if not _is_corpus_file(path, path.parent):
             raise InputError(
-                f"corpus {path} has no known suffix; use {', '.join(_SUFFIXES)} (.gz and .zst of the first two)"
+                f"corpus {path}: has an unknown suffix; use {', '.join(_SUFFIXES)} (the first two also as .gz or .zst)"
             )
-        return _cut(path.parent, [path.name], text_field, piece_bytes)
+        return _cut(path.parent, [path.name], text_field, chunk_bytes)
     if (
         path.suffix in (*_SUFFIXES, *COMPRESSIONS)
         or path.is_absolute()
         or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(location))
     ):
-        raise InputError(f"corpus {location} does not exist: mend the path")
+        raise InputError(f"corpus {location} does not exist; check the path")
     shards = hub_shards(str(location), config, split)
     return [HubShard(str(location), config, split, text_field, index, shards) for index in range(shards)]
 
 
-# ------------------------------------------------------------------------------------------------------------- files
+def first_texts(chunks: Iterable[Chunk], characters: int, *, without: Iterable[str], corpus: str) -> Iterator[str]:
+    """The texts at the start of a corpus, `characters` in total, skipping documents that contain a text of `without`.
+
+    Raises:
+        InputError: if there are none; names the setting `corpus`.
+    """
+    held_out = Decontamination(without)
+    left = characters
+    for document in (document for chunk in chunks for document in chunk.documents()):
+        if left <= 0:
+            return
+        if not held_out.found_in(document.text):
+            left -= len(document.text)
+            yield document.text
+    if left == characters:
+        raise InputError(f"prepare.corpus: {corpus} contains no text to train a vocabulary on; give one that does")
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 @dataclass(frozen=True)
-class Part:
+class FileSpan:
     """The documents of a file that begin at `start` … `stop`−1, in bytes (.jsonl) or rows (.parquet); None: all."""
 
     file: int
@@ -136,90 +160,90 @@ class Part:
 
 
 @dataclass(frozen=True)
-class FilesPiece:
-    """Parts of the files in one folder."""
+class FileChunk:
+    """Spans of files in one folder."""
 
     root: Path
     text_field: str
-    parts: tuple[Part, ...]
+    spans: tuple[FileSpan, ...]
 
     @property
     def name(self) -> str:
-        first, last = self.parts[0], self.parts[-1]
+        first, last = self.spans[0], self.spans[-1]
         return str(first) if first is last else f"{first} to {last}"
 
     def documents(self) -> Iterator[Document]:
-        for part in self.parts:
-            for at, text in self._texts(part):
-                yield Document(text, part.file * _PLACES_OF_A_FILE + at)
+        for span in self.spans:
+            for at, text in self._texts(span):
+                yield Document(text, span.file * _POSITIONS_PER_FILE + at)
 
-    def _texts(self, part: Part) -> Iterator[tuple[int, str]]:
-        path = self.root / part.name
+    def _texts(self, span: FileSpan) -> Iterator[tuple[int, str]]:
+        path = self.root / span.name
         match file_format(path):
             case ".txt":
                 yield 0, read_text(path)
             case ".parquet":
-                for at, row in parquet_rows(path, [self.text_field], part.start, part.stop or 0):
+                for at, row in parquet_rows(path, [self.text_field], span.start, span.stop or 0):
                     yield at, text_of(row, self.text_field)
             case _ if path.suffix in COMPRESSIONS:
                 for number, line in enumerate(lines(path), 1):
                     if line.strip():
                         yield number - 1, text_of(json_row(line, path, number), self.text_field)
             case _:
-                yield from self._texts_of_lines(path, part)
+                yield from self._texts_of_lines(path, span)
 
-    def _texts_of_lines(self, path: Path, part: Part) -> Iterator[tuple[int, str]]:
-        for at, line in lines_from(path, part.start, part.stop):
+    def _texts_of_lines(self, path: Path, span: FileSpan) -> Iterator[tuple[int, str]]:
+        for at, line in lines_from(path, span.start, span.stop):
             if line.strip():
                 try:
-                    # Which line this is matters only where the first may begin with a mark, and where one is wrong.
+                    # The line number matters only for the byte order mark of the first line and for errors.
                     text = text_of(json_row(line, path, 1 if at == 0 else 2), self.text_field)
                 except InputError:
                     text = text_of(json_row(line, path, line_number(path, at)), self.text_field)
                 yield at, text
 
 
-def _cut(root: Path, names: list[str], text_field: str, piece_bytes: int) -> list[Piece]:
-    root = root.absolute()  # a process that reads a piece may stand elsewhere
+def _cut(root: Path, names: list[str], text_field: str, chunk_bytes: int) -> list[Chunk]:
+    root = root.absolute()  # a worker may have another working directory
     weights = [_weights(root / name, text_field) for name in names]
     total = sum(weight for of_file in weights for weight, _ in of_file)
-    size = min(piece_bytes, max(_SMALLEST_PIECE, total // _AT_LEAST_PIECES))
-    found: dict[int, list[Part]] = {}
+    size = min(chunk_bytes, max(_MIN_CHUNK_BYTES, total // _MIN_CHUNKS))
+    found: dict[int, list[FileSpan]] = {}
     begin = 0
     for file, (name, of_file) in enumerate(zip(names, weights, strict=True)):
         first = 0
         for weight, units in of_file:
             if units is None:
-                found.setdefault(begin // size, []).append(Part(file, name))
+                found.setdefault(begin // size, []).append(FileSpan(file, name))
             else:
-                for piece, start, stop in _runs(begin, weight, units, size):
-                    parts = found.setdefault(piece, [])
-                    if parts and parts[-1].file == file:  # goes on with the next row group
-                        start = parts.pop().start - first
-                    parts.append(Part(file, name, first + start, first + stop))
+                for chunk, start, stop in _ranges(begin, weight, units, size):
+                    spans = found.setdefault(chunk, [])
+                    if spans and spans[-1].file == file:  # extend the span of the previous row group
+                        start = spans.pop().start - first
+                    spans.append(FileSpan(file, name, first + start, first + stop))
                 first += units
             begin += weight
-    return [FilesPiece(root, text_field, tuple(parts)) for parts in found.values()]
+    return [FileChunk(root, text_field, tuple(spans)) for spans in found.values()]
 
 
-def _runs(begin: int, weight: int, units: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(piece, start, stop) of `units` bytes or rows that weigh `weight` bytes and lie from `begin` on.
+def _ranges(begin: int, weight: int, units: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(chunk, start, stop) for `units` bytes or rows that take `weight` bytes of the corpus, starting at byte `begin`.
 
-    >>> list(_runs(begin=0, weight=25, units=25, size=10))
+    >>> list(_ranges(begin=0, weight=25, units=25, size=10))
     [(0, 0, 10), (1, 10, 20), (2, 20, 25)]
-    >>> list(_runs(begin=5, weight=100, units=4, size=60))  # rows of 25 bytes, at 5, 30, 55 and 80
+    >>> list(_ranges(begin=5, weight=100, units=4, size=60))  # rows of 25 bytes at 5, 30, 55 and 80
     [(0, 0, 3), (1, 3, 4)]
     """
-    for piece in range(begin // size, (begin + weight) // size + 1):
+    for chunk in range(begin // size, (begin + weight) // size + 1):
         start, stop = (
-            min(max(-(-(edge * size - begin) * units // max(1, weight)), 0), units) for edge in (piece, piece + 1)
+            min(max(-(-(edge * size - begin) * units // max(1, weight)), 0), units) for edge in (chunk, chunk + 1)
         )
         if start < stop:
-            yield piece, start, stop
+            yield chunk, start, stop
 
 
 def _weights(path: Path, text_field: str) -> list[tuple[int, int | None]]:
-    """(bytes, bytes or rows to cut it by; None: it is not cut) of a file, of Parquet those of each row group."""
+    """(bytes, number of bytes or rows at which to cut; None: uncut) of a file, for Parquet of each row group."""
     if file_format(path) == ".parquet":
         with parquet_file(path, [text_field]) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
@@ -240,21 +264,27 @@ def _is_corpus_file(file: Path, root: Path) -> bool:
 
 
 def text_of(row: Row, text_field: str) -> str:
-    """The text of a row. InputError if it has none."""
+    """The text of a row.
+
+    Raises:
+        InputError: if it has none.
+    """
     if text_field not in row:
-        raise InputError(f"{row.where}: there is no field {text_field!r}; there are {', '.join(row)}: set text_field")
+        raise InputError(f"{row.where}: has no field {text_field!r} (only {', '.join(row)}); set `text_field`")
     text = row[text_field]
     if not isinstance(text, str):
-        raise InputError(f"{row.where}: field {text_field!r} is a {type(text).__name__}, not text")
+        raise InputError(
+            f"{row.where}: field {text_field!r} is a {type(text).__name__}, not text; fix the row or set `text_field`"
+        )
     return check_unicode(text, row.where)
 
 
-# ---------------------------------------------------------------------------------------------------------- the others
+# -------------------------------------------------------------------------------------------------------- other sources
 
 
 @dataclass(frozen=True)
 class StdlibPages:
-    """The documentation that comes with Python, which is small: one piece."""
+    """The documentation that comes with Python, as one chunk."""
 
     name: str = STDLIB_DOCS
 
@@ -282,16 +312,16 @@ class HubShard:
         where = f"{self.location}/{self.split}, shard {self.index + 1} of {self.of}"
         for number, fields in enumerate(_fetched(shard, where)):
             row = Row(fields, f"{where}: row {number + 1}")
-            yield Document(text_of(row, self.text_field), self.index * _PLACES_OF_A_FILE + number)
+            yield Document(text_of(row, self.text_field), self.index * _POSITIONS_PER_FILE + number)
 
 
 def hub_shards(name: str, config: str | None, split: str) -> int:
-    """How many shards `datasets` streams a split of a hub data set from."""
+    """The number of shards from which `datasets` streams a split of a hub data set."""
     return int(_stream(name, config, split).num_shards)
 
 
 def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
-    """Rows of a split of a `datasets` hub data set, streamed; a class label reads as its name."""
+    """Rows of a split of a `datasets` hub data set, streamed, with class labels as their names."""
     stream = _stream(name, config, split)
     from datasets import ClassLabel
 
@@ -307,36 +337,33 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
     return read()
 
 
-# Which files a data set has is asked of the hub once in a process, not once for each shard.
+# Cached, so that the hub lists the files of a data set once per process, not once per shard.
 @functools.lru_cache(maxsize=4)
 def _stream(name: str, config: str | None, split: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            f"{name} is no file here, and to read it from the hub `datasets` is needed:"
-            " mend the path, or pip install datasets"
-        ) from None
+    import datasets
+
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # whatever the hub, the network or a loading script raises
+    except Exception as error:  # the hub, the network and loading scripts raise anything
         raise InputError(
-            f"data set {name} (config {config}, split {split}) cannot be read from the hub: {_reason(error)}"
+            f"{name}: does not exist here, and cannot be read from the hub (config {config}, split {split}):"
+            f" {one_line(error)}; check the path, or the name of the data set"
         ) from None
 
 
 def _fetched(stream: Any, where: str) -> Iterator[dict[str, Any]]:
-    """The rows of a stream; what the network or a damaged file does to them in the middle is said in one line."""
+    """The rows of a stream, with network errors and damaged files reported in one line."""
     rows = iter(stream)
     while True:
         try:
             fields = next(rows)
         except StopIteration:
             return
-        except Exception as error:  # as above; `datasets` itself has tried again by then
-            raise InputError(f"{where} cannot be read: {_reason(error)}; run the same command to go on") from None
+        except Exception as error:  # as above; `datasets` has already retried
+            raise InputError(f"{where}: cannot read it ({one_line(error)}); run the same command to resume") from None
         yield fields
 
 
-def _reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

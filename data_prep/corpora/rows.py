@@ -1,4 +1,4 @@
-"""Rows of files: JSONL, JSON, CSV, TSV and Parquet, plain or compressed (.gz, .zst), each row with where it stands."""
+"""Rows of JSONL, JSON, CSV, TSV and Parquet files, plain or compressed (.gz, .zst), with their locations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from t5_pipeline.core.errors import InputError
 
 COMPRESSIONS = (".gz", ".zst")
 _BLOCK = 2**20  # bytes
-# One line of a CSV file may hold a whole article.
+# One CSV field may contain a whole article.
 _LONGEST_CSV_FIELD = 2**31 - 1
 
 
 class Row(dict[str, Any]):
-    """The fields of one row, and where it stands: "data/train.jsonl:7"."""
+    """The fields of one row, and its location for errors, such as "data/train.jsonl:7"."""
 
     def __init__(self, fields: dict[str, Any], where: str) -> None:
         super().__init__(fields)
@@ -29,7 +29,7 @@ class Row(dict[str, Any]):
 
 
 def file_format(path: Path) -> str:
-    """The suffix that says what a file holds, without its compression: ".jsonl" for train.jsonl.gz.
+    """The suffix of a file without its compression.
 
     >>> file_format(Path("data/train.jsonl.gz"))
     '.jsonl'
@@ -39,7 +39,11 @@ def file_format(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file. InputError names the line of a byte that is not UTF-8."""
+    """The content of a UTF-8 file.
+
+    Raises:
+        InputError: if a byte is not UTF-8; names its line.
+    """
     return _decode(b"".join(_blocks(path)), path, 1)
 
 
@@ -48,9 +52,14 @@ def read_rows(
 ) -> Iterator[Row]:
     """Rows of a .jsonl, .json (a list), .csv, .tsv, .txt (as .tsv) or .parquet file.
 
-    columns  Parquet: the columns to read, where not all are needed.
-    header   CSV and TSV: the first line names the columns; without it they are named "0", "1", …
-    whole    CSV and TSV: a line with fewer columns is an error; otherwise it is passed over
+    Args:
+        path: the file.
+        columns: Parquet only: the columns to read; None reads all.
+        header: CSV and TSV only: the first line names the columns; otherwise their names are "0", "1", …
+        whole: CSV and TSV only: a line with too few columns is an error; otherwise it is skipped.
+
+    Raises:
+        InputError: if the file or a row is malformed; names the line.
     """
     match file_format(path):
         case ".jsonl":
@@ -65,17 +74,17 @@ def read_rows(
             return _parquet(path, columns)
         case other:
             raise InputError(
-                f"{path}: rows cannot be read from {other or 'a file without suffix'};"
+                f"{path}: {other or 'no suffix'} is not a known format of rows;"
                 " use .jsonl, .json, .csv, .tsv or .parquet"
             )
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The (decompressed) bytes of a file, block by block."""
+    """The decompressed bytes of a file, block by block."""
     from zstandard import ZstdError
 
     if not path.is_file():
-        raise InputError(f"{path} does not exist: mend the path")
+        raise InputError(f"{path} does not exist; check the path")
     try:
         if path.suffix == ".zst":
             yield from _zstd_blocks(path)
@@ -84,11 +93,13 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := file.read(_BLOCK):
                 yield block
     except (OSError, EOFError, zlib.error, ZstdError) as error:
-        raise InputError(f"{path} cannot be read ({error}): it is damaged or not what its suffix says") from None
+        raise InputError(
+            f"cannot read {path} ({error}); check that the file is intact and has the right suffix"
+        ) from None
 
 
 def _zstd_blocks(path: Path) -> Iterator[bytes]:
-    """Frame after frame. zstandard's own file reader takes the end of a cut-off file for the end of its content."""
+    """Decompress frame by frame, because zstandard's file reader does not report a truncated file."""
     from zstandard import ZstdDecompressor
 
     decompressor = ZstdDecompressor()
@@ -101,11 +112,11 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
                 block = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
     if frame is not None:
-        raise EOFError("it ends in the middle of a frame")
+        raise EOFError("truncated zstd frame")
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, which may be compressed."""
+    """The lines of a plain or compressed file."""
     rest = b""
     for block in _blocks(path):
         *whole, rest = (rest + block).split(b"\n")
@@ -125,42 +136,46 @@ def _decode(data: bytes, path: Path | str, first_line: int) -> str:
 
 
 def check_unicode(text: str, where: str) -> str:
-    """`text` itself. JSON may hold halves of surrogate pairs, which are no characters: InputError."""
+    """Return `text`.
+
+    Raises:
+        InputError: if it contains half of a surrogate pair, which JSON allows but is not a character.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: character {error.start} is half of a surrogate pair; mend the text") from None
+        raise InputError(f"{where}: character {error.start} is half of a surrogate pair; fix the text") from None
     return text
 
 
 def json_rows(lines: Iterable[bytes], source: Path | str) -> Iterator[Row]:
-    """Rows of JSON lines, wherever these come from: `source` names it in errors. Blank lines are passed over."""
+    """Rows of JSON lines, skipping blank lines; `source` is named in errors."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield json_row(line, source, number)
 
 
 def json_row(line: bytes, source: Path | str, number: int) -> Row:
-    """The row that line `number` (from 1) of `source` is."""
+    """The row on line `number` (from 1) of `source`."""
     where = f"{source}:{number}"
     try:
         fields = json.loads(_decode(line, source, number))
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos + 1})") from None
+        raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}); fix the line") from None
     if not isinstance(fields, dict):
-        raise InputError(f"{where}: a JSON object is wanted on each line, this is a {type(fields).__name__}")
+        raise InputError(f"{where}: is a JSON {type(fields).__name__}; write one object per line")
     return Row(fields, where)
 
 
 def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """(where it begins, line) of the lines of a plain file that begin at a byte of start … stop−1; None: to its end.
+    """(first byte, line) of the lines of a plain file that begin in bytes start … stop−1; None: to the end.
 
-    Cut anywhere, the parts of a file have all its lines, each in one of them.
+    Consecutive ranges yield every line exactly once.
     """
     with path.open("rb") as file:
         if start:
             file.seek(start - 1)
-            file.readline()  # the rest of a line that began before; of a line that ended just there nothing but its end
+            file.readline()  # skip the rest of the previous line, or only its newline
         at = file.tell()
         while (stop is None or at < stop) and (line := file.readline()):
             yield at, line.rstrip(b"\n")
@@ -168,7 +183,7 @@ def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, 
 
 
 def line_number(path: Path, byte: int) -> int:
-    """Which line of a plain file (from 1) begins at `byte`."""
+    """The number (from 1) of the line of a plain file that begins at `byte`."""
     number = 1
     with path.open("rb") as file:
         while byte > 0 and (block := file.read(min(_BLOCK, byte))):
@@ -177,21 +192,31 @@ def line_number(path: Path, byte: int) -> int:
     return number
 
 
-def _json_list(path: Path) -> Iterator[Row]:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: if it is not JSON; names the line.
+    """
     try:
-        rows = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg} at character {error.colno})") from None
+        where = f"{path}:{error.lineno}"
+        raise InputError(f"{where}: not JSON ({error.msg} at character {error.colno}); fix the file") from None
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    rows = read_json(path)
     if not isinstance(rows, list):
-        raise InputError(f"{path}: a JSON list of objects is wanted, this is a {type(rows).__name__}")
+        raise InputError(f"{path}: is a JSON {type(rows).__name__}; write a list of objects")
     for number, fields in enumerate(rows, 1):
         if not isinstance(fields, dict):
-            raise InputError(f"{path}: element {number} is a {type(fields).__name__}, not an object")
+            raise InputError(f"{path}: element {number} is a {type(fields).__name__}; write a list of objects")
         yield Row(fields, f"{path}: element {number}")
 
 
 def _delimited(path: Path, delimiter: str, header: bool, whole: bool) -> Iterator[Row]:
-    # A tab-separated file has no quoting: GLUE's hold lone quotation marks.
+    # No quoting in tab-separated files, because GLUE's contain unbalanced quotation marks.
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(_LONGEST_CSV_FIELD)
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True)
@@ -208,10 +233,12 @@ def _delimited(path: Path, delimiter: str, header: bool, whole: bool) -> Iterato
             if len(values) < len(names) and not whole:
                 continue
             if len(values) != len(names):
-                raise InputError(f"{where}: {len(values)} fields where {len(names)} are wanted ({', '.join(names)})")
+                raise InputError(
+                    f"{where}: has {len(values)} fields, not {len(names)} ({', '.join(names)}); fix the line"
+                )
             yield Row(dict(zip(names, values, strict=True)), where)
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}") from None
+        raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); fix the line") from None
 
 
 def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
@@ -221,26 +248,30 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
-    """The open file, a `pyarrow.parquet.ParquetFile` that has these columns. InputError if it is none or lacks one."""
+    """Open a Parquet file, as a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        InputError: if it is not a Parquet file or lacks one of `columns`.
+    """
     import pyarrow
     import pyarrow.parquet
 
     if not path.is_file():
-        raise InputError(f"{path} does not exist: mend the path")
+        raise InputError(f"{path} does not exist; check the path")
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file ({str(error).strip()})") from None
+        raise InputError(f"{path}: is not a Parquet file ({str(error).strip()}); check the file") from None
     with file:
         names = file.schema_arrow.names
         for column in columns or ():
             if column not in names:
-                raise InputError(f"{path}: there is no column {column!r}; there are {', '.join(names)}")
+                raise InputError(f"{path}: has no column {column!r}; choose one of {', '.join(names)}")
         yield file
 
 
 def parquet_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> Iterator[tuple[int, Row]]:
-    """(number from 0, row) of the rows start … stop−1 of a Parquet file; row groups outside of these are not read."""
+    """(index from 0, row) of rows start … stop−1 of a Parquet file; other row groups are not read."""
     with parquet_file(path, columns) as file:
         first = 0
         for group in range(file.metadata.num_row_groups):

@@ -1,13 +1,13 @@
-"""The documentation that comes with Python: a corpus and a task that every machine with Python has.
+"""A corpus and a task from the documentation that comes with Python, available on every machine.
 
-The corpus is the docstrings of the standard library, read from its source files (nothing is imported, so it does not
-matter what this platform can import), and the language reference's topics (`pydoc_data.topics`). It is printed as
-pages, and like a manual's, each page ends with a running foot: the kind of thing that it is about.
+The corpus is the docstrings of the standard library, parsed from its source files (nothing is imported, so the result
+does not depend on the platform), and the topics of the language reference (`pydoc_data.topics`). It is laid out in
+pages; the last word of each page is the kind of its entry:
 
     write(self, data) Write some data bytes to the transport. […] method
 
-The task asks for the kind (class, function or method) of what a docstring belongs to; the words of the kinds are taken
-out of its input. What is held out for validation and test is on no page, nor is what begins with the same words.
+The task is to classify a docstring as a class's, a function's or a method's; these words are removed from its input.
+Docstrings held out for validation and test are not on any page, nor are texts with the same opening words.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ STDLIB_KINDS = "stdlib-kinds"
 
 KINDS = ("class", "function", "method")
 PAGE_WIDTH = 160  # characters
-ROWS_OF_A_KIND = 600  # at most
-SHARES = {"test": 0.25, "validation": 0.15}  # of the rows; the rest trains
-SHORTEST_TEXT = 20  # characters; a shorter docstring says too little to be a task row
-OPENING = 9  # words; a page that has so many of a held-out docstring's first words is a near copy of it
+MAX_ROWS_PER_KIND = 600
+SHARES = {"test": 0.25, "validation": 0.15}  # of the rows; the rest is for training
+SHORTEST_TEXT = 20  # characters; shorter docstrings are too uninformative for the task
+OPENING = 9  # words; a text with the same first words as a held-out docstring counts as a near copy
 
 _NO_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 _NO_DOCUMENTATION |= {"ensurepip", "lib-dynload", "pydoc_data", "encodings"}
@@ -60,7 +60,7 @@ class Page:
 
 
 def documents() -> Iterator[Page]:
-    """The pages of the corpus, in a fixed order, without anything the task's validation and test rows were made of."""
+    """The pages of the corpus in a fixed order, decontaminated of the task's validation and test rows."""
     texts = [entry.text for split in SHARES for entry in _task_entries()[split]]
     held_out = Decontamination([*texts, *(" ".join(text.split()[:OPENING]) for text in texts)])
     sections = [(entry.name, f"{entry.head} {entry.text}", entry.kind) for entry in _entries()]
@@ -72,19 +72,23 @@ def documents() -> Iterator[Page]:
 
 
 def task_rows(split: str) -> list[dict[str, str]]:
-    """Rows {"name", "text", "kind"} of "train", "validation" or "test", as many of each kind. KeyError for others."""
+    """Rows {"name", "text", "kind"} of "train", "validation" or "test", balanced over kinds.
+
+    Raises:
+        KeyError: for any other split.
+    """
     return [{"name": entry.name, "text": _without_kinds(entry), "kind": entry.kind} for entry in _task_entries()[split]]
 
 
 def _without_kinds(entry: Entry) -> str:
-    """The first page of an entry as a task input: neither a word of a kind nor the foot is left in it."""
+    """The first page of an entry as a task input, without the kind and the words for kinds."""
     text = re.sub("|".join(KINDS), "", f"{entry.head} {entry.text}", flags=re.IGNORECASE)
     return textwrap.wrap(text, PAGE_WIDTH)[0]
 
 
 @cache
 def _task_entries() -> dict[str, list[Entry]]:
-    """The docstrings of each split: by a hash of the qualified name, each text once, as many of each kind."""
+    """The docstrings of each split: chosen by a hash of the qualified name, deduplicated, balanced over kinds."""
     by_text: dict[str, list[Entry]] = {}
     for entry in _entries():
         if entry.kind in KINDS and len(entry.text) >= SHORTEST_TEXT:
@@ -94,7 +98,7 @@ def _task_entries() -> dict[str, list[Entry]]:
         if len({entry.kind for entry in entries}) == 1:
             first = min(entries, key=_hash)
             by_kind[first.kind].append(first)
-    size = min(ROWS_OF_A_KIND, *map(len, by_kind.values()))
+    size = min(MAX_ROWS_PER_KIND, *map(len, by_kind.values()))
     splits: dict[str, list[Entry]] = {"train": [], "validation": [], "test": []}
     for entries in by_kind.values():
         rest = sorted(entries, key=_hash)[:size]
@@ -120,13 +124,13 @@ def _entries() -> tuple[Entry, ...]:
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the library's own literals
+                warnings.simplefilter("ignore")  # about literals in the library itself
                 tree = ast.parse(file.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, OSError):
-            continue  # files that are there to be wrong (lib2to3's test data) are no documentation
+            continue  # deliberately invalid files (lib2to3's test data)
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         for entry in _docstrings(tree, module, "", "module"):
-            entries.setdefault(entry.name, entry)  # a property's setter has its getter's name
+            entries.setdefault(entry.name, entry)  # a property's setter has the name of its getter
     return tuple(entries.values())
 
 

@@ -1,7 +1,6 @@
-"""What objectives are built on: documents, the random chunk of a long one, and examples counted along them.
+"""The common ground of objectives: documents, random chunks of long ones, and segments counted by document groups.
 
-Suffixes: N documents, G groups of documents, U those of them that are looked at, D documents of a group, B examples
-asked for.
+Suffixes: N documents, G groups of documents, U requested groups, D documents of a group, B requested examples.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ Result = TypeVar("Result")
 
 CHUNK = 65_536  # tokens; seqio's select_random_chunk
 GROUP = 128  # documents
-_GROUPS_AT_A_TIME = 2**13
+_GROUPS_PER_BATCH = 2**13
 
 
 class Lengths(Protocol):
-    """Tokens of each document; an array is such a thing, and so is what reads them from a file."""
+    """Number of tokens of each document: an array, or a reader of files such as ShardLengths."""
 
     def __len__(self) -> int: ...
 
@@ -35,7 +34,7 @@ class Lengths(Protocol):
 
 
 class Documents(Protocol):
-    """Token documents without EOS, as TokenShards has them."""
+    """Token documents without EOS, such as TokenShards."""
 
     @property
     def lengths_N(self) -> Lengths: ...
@@ -44,7 +43,7 @@ class Documents(Protocol):
 
 
 class Objective(Protocol):
-    """Makes `count(epoch)` examples in each pass over the documents; example i of it is a function of (epoch, i)."""
+    """Provides `count(epoch)` examples per pass over the documents; example i is a function of (epoch, i)."""
 
     def count(self, epoch: int) -> int: ...
 
@@ -54,10 +53,15 @@ class Objective(Protocol):
 def random_chunks(
     lengths_N: npt.ArrayLike, seed: int, epoch: int, numbers_N: npt.ArrayLike | None = None
 ) -> tuple[Ints, Ints]:
-    """(start, length) of the chunk of each document: at most 65,536 tokens, one of the document's whole multiples.
+    """(start, length) of one random chunk per document: at most 65,536 tokens, starting at a multiple of 65,536.
 
-    S = ⌈n/65,536⌉, start = 65,536·U{0..S−1} (seqio's select_random_chunk). Chosen anew in every epoch.
-    `numbers_N` are the documents' numbers in the corpus, 0 … N−1 where they are not given.
+    start = 65,536·U{0..S−1} with S = ⌈n/65,536⌉, redrawn in every epoch (seqio's select_random_chunk).
+
+    Args:
+        lengths_N: tokens of each document.
+        seed: seed of the draws.
+        epoch: pass over the documents.
+        numbers_N: indices of the documents in the corpus; None: 0 … N−1.
 
     >>> start, length = random_chunks([10, 0, 70_000], seed=0, epoch=0)
     >>> start[:2].tolist(), length[:2].tolist()
@@ -75,14 +79,15 @@ def random_chunks(
     return starts, np.minimum(lengths - starts, CHUNK)
 
 
-class Groups:
-    """The segments that an objective cuts documents into, counted by groups of 128 documents in stored order.
+class DocumentGroups:
+    """The segments of an objective, counted by groups of 128 documents in stored order.
 
-    In memory are 8 bytes a group. What is asked about a document is computed anew from the lengths in its group, which
-    are read from where they lie.
+    Memory: 8 bytes per group. Per-document values are recomputed on demand from the lengths on disk.
 
-    segments_of  segments of each group, from the lengths of its documents' chunks: [G, 128] (0 where a group ends
-                 early) → [G]
+    Args:
+        documents: the documents.
+        seed: seed of the random chunks.
+        segments_of: lengths of the chunks of each group [G, 128] (0 past the last document) → segments of it [G].
     """
 
     def __init__(self, documents: Documents, seed: int, segments_of: Callable[[Ints], Ints]) -> None:
@@ -91,17 +96,17 @@ class Groups:
         self.segments_of = segments_of
         groups = -(-len(self.lengths_N) // GROUP)
         self._counts_G = np.zeros(groups, dtype=np.int64)
-        # Groups with a document of more than one chunk, whose segments depend on the epoch.
+        # Groups with a document of more than one chunk; their segments depend on the epoch.
         long: list[Ints] = []
-        for first in range(0, groups, _GROUPS_AT_A_TIME):
-            these = np.arange(first, min(first + _GROUPS_AT_A_TIME, groups))
-            lengths_GD = self._lengths(these)
-            self._counts_G[these] = segments_of(np.minimum(lengths_GD, CHUNK))
-            long.append(these[(lengths_GD > CHUNK).any(axis=1)])
+        for first in range(0, groups, _GROUPS_PER_BATCH):
+            batch_G = np.arange(first, min(first + _GROUPS_PER_BATCH, groups))
+            lengths_GD = self._lengths(batch_G)
+            self._counts_G[batch_G] = segments_of(np.minimum(lengths_GD, CHUNK))
+            long.append(batch_G[(lengths_GD > CHUNK).any(axis=1)])
         self._long_G = np.concatenate([np.zeros(0, dtype=np.int64), *long])
         self._long_lengths_GD = self._lengths(self._long_G)
         self._without_long = int(self._counts_G.sum() - self._counts_G[self._long_G].sum())
-        self._ends_G = last_epochs(self._ends_of)
+        self._ends_G = cache_recent(self._ends_of)
 
     def count(self, epoch: int) -> int:
         """Segments of this pass over the documents."""
@@ -112,7 +117,7 @@ class Groups:
         return locate(self._ends_G(epoch if len(self._long_G) else 0), index_B)
 
     def chunks(self, epoch: int, group_U: Ints) -> tuple[Ints, Ints]:
-        """(start, length) of the chunk of each document of these groups, [U, 128] each; length 0 beyond the end."""
+        """(start, length) of the chunk of each document of these groups, [U, 128] each; length 0 past the end."""
         return self._chunks(epoch, group_U, self._lengths(group_U))
 
     def _chunks(self, epoch: int, group_U: Ints, lengths_UD: Ints) -> tuple[Ints, Ints]:
@@ -131,7 +136,7 @@ class Groups:
     def _lengths(self, group_U: Ints) -> Ints:
         """Tokens of each document of these groups, [U, 128]."""
         lengths_UD = np.zeros((len(group_U), GROUP), dtype=np.int64)
-        if len(group_U) and group_U[-1] - group_U[0] + 1 == len(group_U):  # neighbours are read as one
+        if len(group_U) and group_U[-1] - group_U[0] + 1 == len(group_U):  # consecutive groups are read at once
             found = self.lengths_N[int(group_U[0]) * GROUP : (int(group_U[-1]) + 1) * GROUP]
             lengths_UD.reshape(-1)[: len(found)] = found
             return lengths_UD
@@ -141,8 +146,8 @@ class Groups:
         return lengths_UD
 
 
-def last_epochs(compute: Callable[[int], Result], keep: int = 2) -> Callable[[int], Result]:
-    """`compute` with its last results kept: a batch lies in one epoch or in two."""
+def cache_recent(compute: Callable[[int], Result], keep: int = 2) -> Callable[[int], Result]:
+    """`compute` with a cache of its last `keep` results, because batches near each other need the same epochs."""
     kept: OrderedDict[int, Result] = OrderedDict()
 
     def of_epoch(key: int) -> Result:
@@ -157,7 +162,7 @@ def last_epochs(compute: Callable[[int], Result], keep: int = 2) -> Callable[[in
 
 
 def locate(ends_N: Ints, index_B: npt.ArrayLike) -> tuple[Ints, Ints]:
-    """(owner, offset) of each index, where owner i has the indices ends[i−1] … ends[i]−1.
+    """(owner, offset) of each index; owner i has the indices ends[i−1] … ends[i]−1.
 
     >>> owner, offset = locate(np.array([2, 2, 5]), [0, 1, 2, 4])
     >>> owner.tolist(), offset.tolist()

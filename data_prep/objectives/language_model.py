@@ -1,10 +1,9 @@
-"""Language modelling without a prefix: everything is target (`lm` and `full_lm` of T5's code).
+"""Language modelling without a prefix: all tokens are targets (`lm` and `full_lm` of T5's code).
 
-    lm        128 documents joined, cut into pieces of L−1 tokens:   targets = piece + EOS
-    full_lm   EOS after each document, then joined and cut to L:     targets = piece
+    lm        128 documents concatenated, cut into segments of L−1 tokens:   targets = segment + EOS
+    full_lm   EOS after each document, concatenated, cut into L tokens:      targets = segment
 
-Both are meant for decoders. An encoder must see something, so the input is a single EOS: what T5's own tasks make of
-an empty input.
+Both are meant for decoders. The encoder needs an input, which is a single EOS, as in T5's tasks with an empty input.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.concatenated import ConcatenatedDocuments
 from t5_pipeline.data_prep.objectives.documents import Documents, Example, with_eos
 
 
 class LM:
-    """Pieces of `target_length` − 1 tokens, each with EOS, even in mid-document.
+    """Segments of `target_length` − 1 tokens, each followed by EOS, even within a document.
 
-    Worked example: documents of 3 and 2 tokens, L = 4.
+    Example: documents of 3 and 2 tokens, L = 4.
 
     >>> class Two:
     ...     lengths_N = np.array([3, 2])
@@ -31,25 +30,25 @@ class LM:
 
     def __init__(self, tokens: Documents, seed: int, target_length: int = 512, eos: int = 1) -> None:
         if target_length < 2:
-            raise InputError(f"target_length {target_length} leaves no room for a token and EOS; give at least 2")
+            raise InputError(f"target_length: {target_length} leaves no room for a token and EOS; set it to at least 2")
         self.target_length = target_length
         self.eos = eos
-        self.joined = JoinedDocuments(tokens, seed, target_length - 1)
+        self.concatenated = ConcatenatedDocuments(tokens, seed, target_length - 1)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""
-        return self.joined.count(epoch)
+        return self.concatenated.count(epoch)
 
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
-        """([EOS], targets) of each index in [0, count(epoch)): int32 ids, targets of 2 to `target_length`."""
+        """([EOS], targets) at each index in [0, count(epoch)): int32 ids, targets of 2 to `target_length`."""
         empty = np.array([self.eos], dtype=np.int32)
-        return [(empty, with_eos(t, self.eos, self.target_length)) for t in self.joined.segments(epoch, index_N)]
+        return [(empty, with_eos(t, self.eos, self.target_length)) for t in self.concatenated.segments(epoch, index_N)]
 
 
 class FullLM:
-    """Pieces of `target_length` tokens of a stream in which EOS ends each document, and stands nowhere else.
+    """Segments of `target_length` tokens from documents with EOS; there is no EOS except after each document.
 
-    Worked example: documents of 3 and 2 tokens, L = 5.
+    Example: documents of 3 and 2 tokens, L = 5.
 
     >>> class Two:
     ...     lengths_N = np.array([3, 2])
@@ -60,15 +59,15 @@ class FullLM:
 
     def __init__(self, tokens: Documents, seed: int, target_length: int = 512, eos: int = 1) -> None:
         if target_length < 1:
-            raise InputError(f"target_length {target_length} leaves no room for a token; give at least 1")
+            raise InputError(f"target_length: {target_length} leaves no room for a token; set it to at least 1")
         self.eos = eos
-        self.joined = JoinedDocuments(tokens, seed, target_length, eos)
+        self.concatenated = ConcatenatedDocuments(tokens, seed, target_length, eos)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""
-        return self.joined.count(epoch)
+        return self.concatenated.count(epoch)
 
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
-        """([EOS], targets) of each index in [0, count(epoch)): int32 ids, targets of 1 to `target_length`."""
+        """([EOS], targets) at each index in [0, count(epoch)): int32 ids, targets of 1 to `target_length`."""
         empty = np.array([self.eos], dtype=np.int32)
-        return [(empty, targets) for targets in self.joined.segments(epoch, index_N)]
+        return [(empty, targets) for targets in self.concatenated.segments(epoch, index_N)]

@@ -1,13 +1,15 @@
-"""Prefix LM, what "LM adaptation" trained (Lester et al. 2021, §2.2; task c4_v220_prefix_lm of its code).
+"""Prefix LM, the objective of LM adaptation.
 
-Each document by itself: its random chunk of at most 65,536 tokens is cut into consecutive segments of L−1 tokens, the
-last of which may be shorter. A segment t of ℓ tokens is parted after k ~ U{1..ℓ−1}:
+The random chunk of each document (at most 65,536 tokens) is cut into consecutive segments of L−1 tokens; the last one
+may be shorter. A segment t of ℓ tokens is split after k ~ U{1..ℓ−1} tokens:
 
     inputs = t[:k] + EOS        targets = t[k:] + EOS
 
-EOS stands on both sides even in mid-document, as in the paper's code. A segment of one token has an empty input.
+Both sides end with EOS even within a document, as in the paper's code. A segment of one token has an empty input.
 
-Suffixes: N documents, B examples asked for, U groups of 128 documents that these lie in, D documents of a group.
+Suffixes: N documents, B requested examples, U their groups of 128 documents, D documents of a group.
+
+Source: Lester et al. 2021, §2.2; task c4_v220_prefix_lm of its code.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.documents import GROUP, Documents, Example, Groups, Ints, with_eos
+from t5_pipeline.data_prep.objectives.documents import GROUP, DocumentGroups, Documents, Example, Ints, with_eos
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
 
 
 def segment_counts(lengths_N: npt.ArrayLike, segment: int) -> Ints:
-    """Segments of each document: ⌈n / segment⌉, none of an empty one.
+    """Segments of each document: ⌈n / segment⌉, 0 if it is empty.
 
     >>> segment_counts([0, 1, 511, 512], 511).tolist()
     [0, 1, 1, 2]
@@ -30,10 +32,16 @@ def segment_counts(lengths_N: npt.ArrayLike, segment: int) -> Ints:
 
 
 def shortest_prefix(lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
-    """m of the prefix law: M = ℓ−1, m = min(M, max(1, round((1−2ρ)·M))), rounded half to even.
+    """The shortest prefix: m = min(M, max(1, round((1−2ρ)·M))) with M = ℓ−1, rounding halves to even.
 
-    At ρ = 0.5 that is 1 (0 for ℓ = 1); the smaller ρ, the longer the shortest prefix. InputError for ρ > 0.5, where
-    the law has no meaning.
+    At ρ = 0.5 it is 1 (0 for ℓ = 1); it grows as ρ falls.
+
+    Args:
+        lengths_B: ℓ, tokens of each segment.
+        density: ρ, in (0, 0.5].
+
+    Raises:
+        InputError: if ρ is outside (0, 0.5], for which the distribution is not defined.
 
     >>> shortest_prefix([1, 2, 101]).tolist()
     [0, 1, 1]
@@ -41,13 +49,13 @@ def shortest_prefix(lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
     [50, 2]
     """
     if not 0 < density <= 0.5:
-        raise InputError(f"density {density} of the prefix LM must lie above 0 and be at most 0.5; 0.5 is the paper's")
+        raise InputError(f"density: {density} is not above 0 and at most 0.5; use 0.5 as in the paper")
     most = np.asarray(lengths_B, dtype=np.int64) - 1
     return np.minimum(most, np.maximum(1, np.rint((1 - 2 * density) * most).astype(np.int64)))
 
 
 def prefix_lengths(bits_B: npt.NDArray[np.uint64], lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
-    """k ~ U{m..M}, both ends included, from 64 random bits a segment; ρ = 0.5 makes it U{1..ℓ−1}.
+    """k ~ U{m..M}, both ends included, from 64 random bits per segment; at ρ = 0.5 this is U{1..ℓ−1}.
 
     >>> prefix_lengths(np.array([0, 2**64 - 1], dtype=np.uint64), [5, 5]).tolist()
     [1, 4]
@@ -58,9 +66,16 @@ def prefix_lengths(bits_B: npt.NDArray[np.uint64], lengths_B: npt.ArrayLike, den
 
 
 class PrefixLM:
-    """The prefix LM over `tokens`. `segment_length` L is the longest input and the longest target, EOS counted.
+    """The prefix LM over `tokens`.
 
-    Worked example: one document of 5 tokens, L = 4, so segments of 3 and 2 tokens.
+    Args:
+        tokens: the documents.
+        seed: seed of chunks and prefix lengths.
+        segment_length: L, the maximum length of inputs and of targets, with EOS.
+        density: ρ of the prefix length (shortest_prefix).
+        eos: id of EOS.
+
+    Example: one document of 5 tokens and L = 4 give segments of 3 and 2 tokens.
 
     >>> class One:
     ...     lengths_N = np.array([5])
@@ -79,21 +94,25 @@ class PrefixLM:
         self, tokens: Documents, seed: int, segment_length: int = 512, density: float = 0.5, eos: int = 1
     ) -> None:
         if segment_length < 2:
-            raise InputError(f"segment_length {segment_length} leaves no room for a token and EOS; give at least 2")
+            raise InputError(
+                f"segment_length: {segment_length} leaves no room for a token and EOS; set it to at least 2"
+            )
         shortest_prefix(1, density)
         self.tokens = tokens
         self.seed = seed
         self.segment = segment_length - 1
         self.density = density
         self.eos = eos
-        self._groups = Groups(tokens, seed, lambda lengths_GD: segment_counts(lengths_GD, self.segment).sum(axis=1))
+        self._groups = DocumentGroups(
+            tokens, seed, lambda lengths_GD: segment_counts(lengths_GD, self.segment).sum(axis=1)
+        )
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""
         return self._groups.count(epoch)
 
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
-        """(inputs, targets) of each index in [0, count(epoch)): int32 ids, 1 to L each, EOS last."""
+        """(inputs, targets) at each index in [0, count(epoch)): int32 ids, 1 to L each, EOS last."""
         index_B = np.asarray(index_N, dtype=np.int64)
         group_B, segment_B = self._groups.locate(epoch, index_B)
         group_U, row_B = np.unique(group_B, return_inverse=True)

@@ -1,14 +1,16 @@
-"""Span corruption, what T5 was pretrained on (Raffel et al. 2020, §3.1.4; `span_corruption` of its code).
+"""Span corruption, T5's pretraining objective.
 
-The random chunks of 128 documents in stored order are joined and cut into segments of T tokens, the last of which may
-be shorter. Spans of a segment are hidden: each reads as one sentinel in the inputs; the targets are the hidden spans,
-each after its sentinel. T is the largest for which the inputs, EOS counted, fit into L.
+The random chunks of 128 documents in stored order are concatenated and cut into segments of T tokens; the last one may
+be shorter. In the inputs each hidden span is replaced by a sentinel; the targets are the hidden spans, each after its
+sentinel. T is the largest length whose inputs, with EOS, fit into L.
 
     tokens    The quick brown fox jumps over the dog
     inputs    The <0> fox jumps <1> dog EOS
     targets   <0> quick brown <1> over the EOS
 
-Suffixes: B examples asked for, R examples of one length, T tokens of a segment, C places between tokens.
+Suffixes: B requested examples, R examples of one length, T tokens of a segment, C gaps between tokens.
+
+Source: Raffel et al. 2020, §3.1.4; `span_corruption` of T5's code.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.concatenated import JoinedDocuments
+from t5_pipeline.data_prep.objectives.concatenated import ConcatenatedDocuments
 from t5_pipeline.data_prep.objectives.documents import Documents, Example, Ints
 from t5_pipeline.data_prep.sampling.counter_rng import bits
 
@@ -27,7 +29,7 @@ Bools = npt.NDArray[np.bool_]
 def noise_counts(length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
     """(hidden tokens n, spans s) of a segment: T' = max(T, 2), n = round(T'ρ) within 1..T'−1, s = max(1, round(n/μ)).
 
-    Both roundings are half to even. More spans than tokens to stand between them cannot be: s is at most T'−n.
+    Halves are rounded to even. s is at most T'−n, because spans need kept tokens between them.
 
     >>> noise_counts(568)
     (85, 28)
@@ -40,10 +42,10 @@ def noise_counts(length: int, noise_density: float = 0.15, mean_span_length: flo
 
 
 def tokens_length(input_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-    """(T, target length): the most tokens whose corrupted inputs fit into `input_length`, EOS counted on both sides.
+    """(T, target length): the most tokens whose corrupted inputs fit into `input_length`, with EOS on both sides.
 
-    T−n+s+1 ids of inputs and n+s+1 of targets (T5's random_spans_helper, but with the n and s that the mask will have:
-    for inputs of a few tokens the helper counts no span where there is one, and cuts the end off).
+    Inputs have T−n+s+1 ids and targets n+s+1. This is T5's random_spans_helper with the n and s of the actual mask; for
+    inputs of a few tokens the helper misses a span and truncates the end.
 
     >>> [tokens_length(L) for L in (64, 128, 256, 512, 1024)]
     [(70, 14), (141, 29), (284, 58), (568, 114), (1137, 229)]
@@ -56,16 +58,21 @@ def tokens_length(input_length: int, noise_density: float = 0.15, mean_span_leng
     tokens = input_length - 1
     while lengths(tokens + 1)[0] <= input_length:
         tokens += 1
-    # T5's code: at ρ = 0.5 one token less where the targets would outgrow the inputs' round number.
+    # As in T5's code: at ρ = 0.5 one token fewer if the targets would be longer than the inputs.
     if noise_density == 0.5 and lengths(tokens)[1] > input_length:
         tokens -= 1
     return tokens, lengths(tokens)[1]
 
 
 def part_starts(bits_RC: npt.NDArray[np.uint64], parts: int) -> Bools:
-    """C+1 items split at random into `parts` non-empty runs, every composition as likely: where each run starts.
+    """Split C+1 items into `parts` non-empty runs, uniformly over compositions.
 
-    bits_RC  64 random bits for each of the C places between items; the parts−1 smallest of a row become borders
+    Args:
+        bits_RC: 64 random bits for each of the C gaps between items; the parts−1 smallest of a row become boundaries.
+        parts: number of runs.
+
+    Returns:
+        True where a run starts, [R, C+1].
 
     >>> part_starts(np.array([[5, 1, 9]], dtype=np.uint64), parts=2).tolist()
     [[True, False, True, False]]
@@ -82,7 +89,7 @@ def part_starts(bits_RC: npt.NDArray[np.uint64], parts: int) -> Bools:
 def noise_mask(
     seed: int, epoch: int, index_R: Ints, length: int, noise_density: float = 0.15, mean_span_length: float = 3.0
 ) -> Bools:
-    """Which tokens are hidden, [R, length]: n hidden and T'−n kept tokens, each split at random into s runs, in turn.
+    """The mask of hidden tokens, [R, length]: n hidden and T'−n kept tokens in s random runs each, alternating.
 
     A kept run comes first. The mask of an example is a function of (seed, epoch, its index).
     """
@@ -94,7 +101,7 @@ def noise_mask(
     noise_starts = part_starts(
         bits(seed, "span_corruption/noise", epoch, index_R[:, None], np.arange(noise - 1)[None, :]), spans
     )
-    # Run lengths in turn: kept, noise, kept, noise, …; a run's parity says what it is.
+    # Interleaved run lengths: kept, noise, kept, noise, …; runs of odd index are noise.
     runs = np.stack([_run_lengths(kept_starts, spans), _run_lengths(noise_starts, spans)], axis=2).reshape(
         len(index_R), -1
     )
@@ -110,9 +117,9 @@ def _run_lengths(starts: Bools, parts: int) -> Ints:
 
 
 def replace_spans(tokens_RT: npt.NDArray[np.int32], mask_RT: Bools, first_sentinel: int) -> npt.NDArray[np.int32]:
-    """Each run of masked tokens reads as one sentinel, the first as `first_sentinel`, then downwards.
+    """Replace each run of masked tokens by one sentinel, counting down from `first_sentinel`.
 
-    Every row must have as many masked tokens and runs. Inputs are made with the mask, targets with its complement.
+    All rows must have the same numbers of masked tokens and runs. The mask gives inputs, its complement targets.
 
     >>> tokens, mask = np.array([[5, 6, 7, 8]], dtype=np.int32), np.array([[False, True, True, False]])
     >>> replace_spans(tokens, mask, 99).tolist(), replace_spans(tokens, ~mask, 99).tolist()
@@ -126,13 +133,22 @@ def replace_spans(tokens_RT: npt.NDArray[np.int32], mask_RT: Bools, first_sentin
 
 
 class SpanCorruption:
-    """Span corruption over `tokens`, to inputs of at most `input_length` ids.
+    """Span corruption over `tokens`.
 
-    vocabulary_size  pieces and sentinels together (Vocabulary.size): sentinel j is vocabulary_size − 1 − j
-    sentinels        how many of these there are; InputError if a segment can have more spans: they would overrun
-                     real pieces
+    Args:
+        tokens: the documents.
+        seed: seed of chunks and masks.
+        input_length: maximum length of inputs, with EOS.
+        noise_density: ρ, fraction of hidden tokens.
+        mean_span_length: μ, mean tokens per hidden span.
+        vocabulary_size: pieces and sentinels (Vocabulary.size); sentinel j is vocabulary_size − 1 − j.
+        sentinels: number of sentinels.
+        eos: id of EOS.
 
-    Worked example: a document of 4 tokens has one hidden token (n = round(0.6), s = 1), which is never the first.
+    Raises:
+        InputError: if a segment can have more spans than there are sentinels.
+
+    Example: a document of 4 tokens has one hidden token (n = round(0.6), s = 1), which is never the first.
 
     >>> class One:
     ...     lengths_N = np.array([4])
@@ -158,10 +174,13 @@ class SpanCorruption:
         self.segment, self.target_length = tokens_length(input_length, noise_density, mean_span_length)
         _, spans = noise_counts(self.segment, noise_density, mean_span_length)
         if spans > sentinels:
-            has = f"has {sentinels}" if sentinels else "has none (the `sentinel` stage or `prepare` gives it 100)"
+            shorter, added = (
+                "reduce input_length or increase mean_span_length",
+                "add 100 by the `sentinel` stage or `prepare`",
+            )
             raise InputError(
-                f"input_length {input_length} hides up to {spans} spans in a segment, each needs a sentinel and the"
-                f" vocabulary {has}: give a shorter input_length or longer spans"
+                f"input_length: {input_length} needs up to {spans} sentinels, and the vocabulary has {sentinels};"
+                f" {shorter if sentinels else added}"
             )
         self.seed = seed
         self.input_length = input_length
@@ -169,16 +188,16 @@ class SpanCorruption:
         self.mean_span_length = mean_span_length
         self.first_sentinel = vocabulary_size - 1
         self.eos = eos
-        self.joined = JoinedDocuments(tokens, seed, self.segment)
+        self.concatenated = ConcatenatedDocuments(tokens, seed, self.segment)
 
     def count(self, epoch: int) -> int:
         """Examples of this pass over the documents."""
-        return self.joined.count(epoch)
+        return self.concatenated.count(epoch)
 
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
-        """(inputs, targets) of each index in [0, count(epoch)): int32 ids, EOS last."""
+        """(inputs, targets) at each index in [0, count(epoch)): int32 ids, EOS last."""
         index_B = np.asarray(index_N, dtype=np.int64)
-        segments = self.joined.segments(epoch, index_B)
+        segments = self.concatenated.segments(epoch, index_B)
         lengths_B = np.array([len(segment) for segment in segments], dtype=np.int64)
         examples: list[Example | None] = [None] * len(segments)
         for length in np.unique(lengths_B).tolist():

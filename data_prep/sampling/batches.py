@@ -1,4 +1,4 @@
-"""Batches: padded examples, and the batch of a step as a function of the step.
+"""Batches of padded examples, and the batch of a step as a function of the step.
 
 Suffixes: B rows of a batch, S input length, T target length, N examples.
 """
@@ -20,7 +20,7 @@ from t5_pipeline.data_prep.sampling.packing import first_fit
 from t5_pipeline.data_prep.sampling.permutation import Permutation
 
 _WIDTH_MULTIPLE = 8
-_PACKED_AT_MOST = 0.9  # rows for each example
+_MAX_PACKED_ROWS = 0.9  # per example
 
 Ints = npt.NDArray[np.int32]
 
@@ -29,13 +29,14 @@ Ints = npt.NDArray[np.int32]
 class Batch:
     """Examples padded with 0 to a common width, a multiple of 8.
 
-    inputs_BS   ids of the inputs, EOS counted, int32
-    targets_BT  ids of the targets, EOS counted, int32; a 0 is padding and never trained on
-    weights_B   weight of every target token of the row in the loss: the loss is Σ_B weights·Σ_T token loss, float32
-    prompt_B    which prompt of the bank the row names; 0 where there is none, int32
-    ids_B       what tells the example (of a packed row: its first) from all others of its source, int64
-    segments    of packed rows, which example of its row each position of inputs_BS and targets_BT belongs to: 1, 2, …
-                in turn, 0 at padding, int32; None where each row is one example
+    Attributes:
+        inputs_BS: ids of the inputs with EOS, int32.
+        targets_BT: ids of the targets with EOS, int32; 0 is padding and not trained on.
+        weights_B: loss weight of each target token of a row, float32; the loss is Σ_B weights·Σ_T token loss.
+        prompt_B: index of the row's prompt in the prompt bank, int32; 0 without prompts.
+        ids_B: unique id of the example (in a packed row: of its first one) in its source, int64.
+        segments: for packed rows, the number (1, 2, …; 0 for padding) of the example at each position of inputs_BS and
+            targets_BT, int32; None if each row is one example.
     """
 
     inputs_BS: Ints
@@ -50,16 +51,16 @@ class Batch:
 
     @property
     def input_tokens(self) -> int:
-        """Ids of the inputs that are no padding."""
+        """Number of input ids, without padding."""
         return int(np.count_nonzero(self.inputs_BS))
 
     @property
     def target_tokens(self) -> int:
-        """Ids of the targets that are no padding."""
+        """Number of target ids, without padding."""
         return int(np.count_nonzero(self.targets_BT))
 
     def rows(self, index: npt.ArrayLike) -> Batch:
-        """These rows, in this order, trimmed to the longest of them. Weights stay: they belong to the whole batch."""
+        """These rows in this order, trimmed to the longest of them. They keep their weights in the whole batch."""
         chosen = np.asarray(index, dtype=np.int64)
         segments = None
         if self.segments is not None:
@@ -74,15 +75,15 @@ class Batch:
         )
 
     def by_length(self) -> npt.NDArray[np.int64]:
-        """The rows in the order of their input length, then target length, then place."""
+        """The indices of the rows, sorted by input length, target length and index."""
         return np.lexsort((_lengths(self.targets_BT), _lengths(self.inputs_BS))).astype(np.int64)
 
     def microbatches(self, size: int, device: str = "cpu") -> list[Batch]:
-        """Parts of rows of similar length, which saves padding: of at most `size` rows, or for 0 where it costs least.
+        """Split into parts of rows of similar length, to save padding. Only the order of sums over rows depends on it.
 
-        `device` is the kind of device that the parts pass through ("cpu", "cuda"), on which the costs depend.
-
-        Only the order of the sum over rows depends on the parts.
+        Args:
+            size: maximum rows of a part; 0 chooses the cheapest parts.
+            device: kind of device that will process them ("cpu", "cuda"), on which the costs depend.
         """
         if len(self) <= max(1, size):
             return [self]
@@ -98,7 +99,7 @@ class Batch:
         ]
 
     def shard(self, rank: int, world: int) -> Batch:
-        """The rows of process `rank` of `world`: dealt out by length, so that all have about as much to do."""
+        """The rows of process `rank` of `world`, dealt out by length to balance the work."""
         if world == 1:
             return self
         order = self.by_length()
@@ -112,7 +113,7 @@ def collate(
     prompt_B: npt.ArrayLike | None = None,
     ids_B: npt.ArrayLike | None = None,
 ) -> Batch:
-    """A batch of (inputs, targets). Without weights, each token weighs 1/(target tokens of the batch): a mean.
+    """Make a batch of (inputs, targets). By default each token weighs 1/(target tokens of the batch), a mean.
 
     >>> batch = collate([(np.array([5, 1]), np.array([6, 7, 1])), (np.array([1]), np.array([8, 1]))])
     >>> batch.inputs_BS.tolist()
@@ -134,11 +135,11 @@ def collate(
 
 
 def collate_packed(examples: Sequence[Example], ids_N: npt.ArrayLike, widths: tuple[int, int]) -> Batch:
-    """A batch whose rows of at most `widths` (inputs, targets) hold several examples each, one behind another.
+    """Make a batch of packed rows: several examples per row of at most `widths` (inputs, targets) positions.
 
-    Each token weighs 1/(target tokens of the batch), as without packing: the loss is the same sum in another order.
-    Where that saves less than a tenth of the rows, as with long documents, each example keeps a row of its own: it
-    would cost the short rows of microbatches(), and larger masks.
+    Each token weighs 1/(target tokens of the batch), so the loss is the same sum as without packing, in another order.
+    If packing saves less than a tenth of the rows, as with long documents, every example gets its own row, because
+    packed rows need larger masks and prevent short rows in microbatches().
 
     >>> examples = [(np.array([5, 1]), np.array([6, 7, 1])), (np.array([4, 1]), np.array([8, 1]))]
     >>> batch = collate_packed(examples, [0, 1], widths=(8, 8))
@@ -149,7 +150,7 @@ def collate_packed(examples: Sequence[Example], ids_N: npt.ArrayLike, widths: tu
     """
     lengths_N2 = np.array([(len(inputs), len(targets)) for inputs, targets in examples], dtype=np.int64).reshape(-1, 2)
     row_N = first_fit(lengths_N2[:, 0], lengths_N2[:, 1], widths)
-    if int(row_N.max(initial=0)) + 1 > _PACKED_AT_MOST * len(examples):
+    if int(row_N.max(initial=0)) + 1 > _MAX_PACKED_ROWS * len(examples):
         return collate(examples, ids_B=ids_N)
     members = np.split(np.argsort(row_N, kind="stable"), np.cumsum(np.bincount(row_N))[:-1])
     joined, numbered = [], []
@@ -164,7 +165,7 @@ def collate_packed(examples: Sequence[Example], ids_N: npt.ArrayLike, widths: tu
 
 
 def pad(sequences: Sequence[npt.NDArray[Any]]) -> Ints:
-    """Sequences of ids as rows, int32, 0 after each one's end; the width is a multiple of 8."""
+    """Pad sequences of ids with 0 to rows of a common width, a multiple of 8, int32."""
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     rows = np.zeros((len(sequences), _width(int(lengths.max(initial=1)))), dtype=np.int32)
     if len(sequences):
@@ -185,13 +186,20 @@ def _trimmed(ids: Ints) -> Ints:
 
 
 class LMBatches:
-    """The batches of an objective: step s takes the positions s·N … s·N+N−1 of an endless run of epochs.
+    """The batches of an objective: step s takes the positions s·N … s·N+N−1 of an endless sequence of epochs.
 
-    Each epoch is a pass over all examples in an order of its own (a seeded permutation, computed and not stored), and a
-    batch may run over from one epoch into the next. So the batch of a step is known without those before it.
+    Each epoch is a pass over all examples in its own order (a seeded permutation, computed and not stored), and a batch
+    may span two epochs. The batch of a step is therefore known without the batches before it.
 
-    pack_to  (input, target) width of rows that hold several examples each; None: a row for every example. Examples,
-             weights and so the loss of a step are the same.
+    Args:
+        objective: the source of examples.
+        batch_size: N, examples per step.
+        seed: seed of the orders.
+        pack_to: (input, target) width of packed rows; None gives every example its own row. Packing changes neither the
+            examples of a step nor their weights, so the loss is the same.
+
+    Raises:
+        InputError: if there is no example.
     """
 
     def __init__(
@@ -201,11 +209,9 @@ class LMBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.pack_to = pack_to
-        self._starts = [0]  # of the epochs counted so far, in positions
+        self._starts = [0]  # first position of each epoch so far
         if objective.count(0) == 0:
-            raise InputError(
-                "the token shards hold no document to train on, or too little text for one example: prepare more"
-            )
+            raise InputError("tokens: the shards contain too little text for one example; prepare a larger corpus")
 
     def at(self, step: int) -> Batch:
         """The global batch of `step` (0, 1, …): `batch_size` examples, weights 1/(target tokens of the batch)."""
@@ -217,11 +223,11 @@ class LMBatches:
         return collate_packed(examples, ids, self.pack_to) if self.pack_to else collate(examples, ids_B=ids)
 
     def ids(self, step: int) -> list[int]:
-        """What tells each example of the batch from all others of all epochs."""
+        """An id of each example of the batch that is unique over all epochs."""
         return [number for _, start, index_N in self._places(step) for number in (start + index_N).tolist()]
 
     def _places(self, step: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
-        """The examples of a step by epochs: epoch, its first position, which of its examples."""
+        """The examples of a step by epoch: (epoch, its first position, indices of its examples)."""
         position, stop = step * self.batch_size, (step + 1) * self.batch_size
         while position < stop:
             epoch, start, count = self._epoch_of(position)

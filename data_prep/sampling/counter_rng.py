@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, stream, counters): no generator, no state, no order of calls.
 
-The examples of step s must be the same whether a run came to s from step 0 or from a checkpoint, with one process
-or with eight. So a draw is computed from what it is for: the seed, a stream that names the purpose
-("prefix_lm/prefix") and up to a few integer counters (epoch, example, place within the example).
+The examples of step s must be the same whether a run reached s from step 0 or from a checkpoint, with one process or
+with eight. A draw is therefore computed from its purpose: the seed, a stream that names the purpose
+("prefix_lm/prefix") and a few integer counters (epoch, example, position within the example).
 
 Each counter passes through the finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit words
 with full avalanche, under keys taken from SHA-256 of seed and stream. All arithmetic is on unsigned 64-bit words:
@@ -61,7 +61,7 @@ def bits(seed: int, stream: str, *counters: npt.ArrayLike) -> Bits:
 def uniform_int(bits_N: Bits, n: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Integers in [0, n), each the high word of bits·n; `n` (1 to 2⁶³) is a number or one for each draw.
 
-    The chance of a value is off by less than n/2⁶⁴, which no test can see.
+    The bias is less than n/2⁶⁴, too small for any test to detect.
 
     >>> uniform_int(np.array([0, 2**63, 2**64 - 1], dtype=np.uint64), 6).tolist()
     [0, 3, 5]

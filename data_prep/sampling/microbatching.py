@@ -1,4 +1,4 @@
-"""Where to cut a batch into microbatches, so that little is padding and no part is too large.
+"""Cutting a batch into microbatches with little padding and bounded size.
 
 Suffixes: N rows in the order of their length.
 """
@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Device:
-    """What cuts depend on of the kind of device that the parts pass through.
+    """Costs of a kind of device.
 
-    at_once   positions (inputs and targets, padding included) at a time, unless a single row has more: enough for large
-              matrix products, few enough for the device's memory
-    per_pass  what a pass costs whatever its size (launching kernels, adding up gradients), in positions
+    Attributes:
+        at_once: maximum positions (inputs and targets, with padding) of a microbatch of more than one row: enough for
+            large matrix products, few enough for the device's memory.
+        per_pass: fixed cost of a microbatch (kernel launches, gradient accumulation), in positions.
     """
 
     at_once: int
@@ -25,17 +26,22 @@ class Device:
 
 
 CPU = Device(at_once=8192, per_pass=128)
-# Not measured: a GPU has done thousands of positions of a small T5 by the time the kernels of a pass are launched.
+# Not measured. Launching the kernels of a pass takes as long as thousands of positions of a small T5.
 GPU = Device(at_once=32_768, per_pass=8192)
 
 
 def min_padding_microbatches(
     input_widths_N: npt.ArrayLike, target_widths_N: npt.ArrayLike, device: Device = CPU
 ) -> list[tuple[int, int]]:
-    """Parts (begin, end) of neighbouring rows, with the least Σ_parts rows·(widest input + widest target) + per_pass.
+    """The parts (begin, end) of adjacent rows that minimise Σ_parts rows·(widest input + widest target) + per_pass.
 
-    Worked example: eight short rows and two long ones. Padding the short ones to 512 would cost 8·496 positions, a
-    second pass costs 128.
+    Args:
+        input_widths_N: padded input width of each row.
+        target_widths_N: padded target width of each row.
+        device: costs of the device.
+
+    Example: eight short rows and two long ones. Padding the short ones to 512 would cost 8·496 positions; a second pass
+    costs 128.
 
     >>> min_padding_microbatches([16] * 8 + [512] * 2, [8] * 10)
     [(0, 8), (8, 10)]
@@ -44,12 +50,12 @@ def min_padding_microbatches(
     """
     inputs_N, targets_N = (np.asarray(widths, dtype=np.int64) for widths in (input_widths_N, target_widths_N))
     N = len(inputs_N)
-    cost = np.zeros(N + 1, dtype=np.int64)  # of the first n rows, cut at best
-    begin = np.zeros(N + 1, dtype=np.int64)  # of the last part then
+    cost = np.zeros(N + 1, dtype=np.int64)  # minimum cost of the first n rows
+    begin = np.zeros(N + 1, dtype=np.int64)  # first row of the last part in that case
     most = device.at_once // max(1, int((inputs_N + targets_N).min(initial=device.at_once)))
     for end in range(1, N + 1):
         start = max(0, end - max(1, most))
-        # Of a part that begins at end−1, end−2, …, start.
+        # Widths of the parts that begin at end−1, end−2, …, start.
         widest = np.maximum.accumulate(inputs_N[start:end][::-1]) + np.maximum.accumulate(targets_N[start:end][::-1])
         positions = np.arange(1, end - start + 1) * widest
         allowed = max(1, int(np.searchsorted(positions, device.at_once, side="right")))

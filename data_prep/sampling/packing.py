@@ -1,7 +1,7 @@
-"""Which examples share a row, so that less of a batch is padding.
+"""Packing: several examples per row, so that less of a batch is padding.
 
-Packing happens within one global batch, whose examples are a function of the step: so are its rows. What keeps the
-examples of a row apart is the model's business, by the segment number of each position.
+Packing happens within one global batch. Its examples are a function of the step, and so are its rows. The model keeps
+the examples of a row apart by the segment number of each position.
 
 Suffixes: N examples, B rows, in the order in which they are opened.
 """
@@ -15,11 +15,14 @@ Ints = npt.NDArray[np.int64]
 
 
 def first_fit(input_lengths_N: npt.ArrayLike, target_lengths_N: npt.ArrayLike, widths: tuple[int, int]) -> Ints:
-    """The row of each example, 0 … B−1: examples with the longest side first, each into the first row with room.
+    """The row of each example, 0 … B−1, by first-fit decreasing: longest side first, each into the first row with room.
 
-    widths  (input, target) positions of a row; an example that is longer than these gets a row to itself
+    Args:
+        input_lengths_N: ids of each input.
+        target_lengths_N: ids of each target.
+        widths: (input, target) positions of a row; a longer example gets a row of its own.
 
-    Worked example: rows of 8 and 8. The two long examples open rows, each short one finds room on both sides of one.
+    Example: in rows of 8 and 8 positions, the two long examples open rows, and each short one fits into one of them.
 
     >>> first_fit([7, 2, 1, 5], [2, 6, 5, 1], widths=(8, 8)).tolist()
     [0, 1, 0, 1]

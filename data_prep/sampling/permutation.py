@@ -1,9 +1,9 @@
-"""A seeded permutation of 0..n−1 that is computed, never stored: O(1) memory whatever n is.
+"""A seeded permutation of 0..n−1 that is computed, not stored: O(1) memory for any n.
 
-The numbers 0..n−1 are written as pairs (l, r) with l < a, r < b and a·b just above n, and go through a Feistel
+The numbers 0..n−1 are written as pairs (l, r) with l < a, r < b and a·b just above n, and pass through a Feistel
 network over such pairs (Black and Rogaway 2002, "generalized Feistel"): each round adds to one half a keyed random
-function of the other, which can be undone, so the whole is a bijection of 0..a·b−1. A result that lies at n or above
-is sent through again ("cycle walking") until it falls below n; since a·b < n + 2√n + 1, that is rare.
+function of the other, which is invertible, so the whole is a bijection of 0..a·b−1. A result ≥ n is passed through
+again ("cycle walking") until it is below n; since a·b < n + 2√n + 1, that is rare.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
 
 Index = npt.NDArray[np.int64]
 
-# Each half is changed four times. Four rounds in all suffice against a distinguisher at large n; the rest is for
-# small n, where the halves have few values.
+# Each half is changed four times. Four rounds in total would suffice against a distinguisher at large n; the others are
+# for small n, where the halves have few values.
 _ROUNDS = 4
 
 
 class Permutation:
-    """The permutation of 0..n−1 that belongs to (n, seed, stream).
+    """The permutation of 0..n−1 determined by (n, seed, stream).
 
     >>> shuffled = Permutation(5, seed=1)(np.arange(5))
     >>> sorted(shuffled.tolist())
@@ -40,7 +40,7 @@ class Permutation:
         self.right = -(-n // self.left)
 
     def __call__(self, index_N: npt.ArrayLike) -> Index:
-        """Where each of `index_N` (integers in [0, n), any shape) is sent; the same shape, int64."""
+        """The images of `index_N` (integers in [0, n), any shape), int64 of the same shape."""
         index = np.asarray(index_N, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.n):
             raise IndexError(f"index outside 0..{self.n - 1}")

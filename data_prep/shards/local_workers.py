@@ -1,7 +1,7 @@
-"""Shards made by several processes of this machine.
+"""Encoding chunks of a corpus in several processes of this machine.
 
-Each worker has a pipe to this process and nothing else in common with it: one that is killed is known by the end of its
-pipe, and its shard is made anew by another. Where this process is killed, the pipes end and the workers with them.
+Each worker shares only a pipe with this process. A worker's death is detected by EOF on its pipe, and its shard is
+reassigned. If the parent dies, the pipes close and the workers exit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Piece
-from t5_pipeline.data_prep.shards.writer import Done, Encoding, Events, here
+from t5_pipeline.data_prep.corpora.documents import Chunk
+from t5_pipeline.data_prep.shards.writer import Encoding, Events, ShardDone, encode_serially
 
 ATTEMPTS = 4  # at a shard whose worker is killed each time
 _TICK = 1.0  # seconds
@@ -28,32 +28,33 @@ _TICK = 1.0  # seconds
 
 @dataclass(frozen=True)
 class _Failed:
-    """What a worker says of an exception."""
+    """An exception in a worker."""
 
     message: str
-    refused: bool  # an InputError
+    bad_input: bool  # it is an InputError
 
 
-def on_this_machine(encoding: Encoding, pieces: dict[int, Piece], cores: int = 0) -> Events:
-    """Shards made on `cores` cores (0: all there are), by as many processes where there are as many pieces."""
+def encode_locally(encoding: Encoding, chunks: dict[int, Chunk], cores: int = 0) -> Events:
+    """Encode chunks on `cores` cores (0: all), with one process per core if there are enough chunks."""
     cores = cores or available_cores()
-    if cores == 1 or len(pieces) == 1:
-        yield from here(encoding, pieces, cores)
+    if cores == 1 or len(chunks) == 1:
+        yield from encode_serially(encoding, chunks, cores)
     else:
-        count = min(cores, len(pieces))
-        yield from in_processes(encoding, pieces, count, max(1, cores // count))
+        count = min(cores, len(chunks))
+        yield from encode_in_processes(encoding, chunks, count, max(1, cores // count))
 
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_processes(encoding: Encoding, pieces: dict[int, Piece], count: int, threads: int = 1) -> Events:
-    """Shards made by `count` processes, `threads` in each.
+def encode_in_processes(encoding: Encoding, chunks: dict[int, Chunk], count: int, threads: int = 1) -> Events:
+    """Encode chunks in `count` processes with `threads` threads each.
 
-    InputError if a worker raised one, or if the same shard's workers were killed again and again.
+    Raises:
+        InputError: if a worker raised one, or if the workers of one shard were killed `ATTEMPTS` times.
     """
-    waiting, killed = deque(pieces), Counter[int]()
+    waiting, killed = deque(chunks), Counter[int]()
     workers: dict[Connection, _Worker] = {}
     try:
         while waiting or any(worker.shard is not None for worker in workers.values()):
@@ -62,7 +63,7 @@ def in_processes(encoding: Encoding, pieces: dict[int, Piece], count: int, threa
                 workers[worker.connection] = worker
             for worker in workers.values():
                 if waiting and worker.shard is None:
-                    worker.give(waiting[0], pieces[waiting[0]])
+                    worker.assign(waiting[0], chunks[waiting[0]])
                     waiting.popleft()
             ready = wait(list(workers), timeout=_TICK)
             if not ready:
@@ -71,7 +72,7 @@ def in_processes(encoding: Encoding, pieces: dict[int, Piece], count: int, threa
                 assert isinstance(connection, Connection)
                 worker = workers[connection]
                 try:
-                    said = connection.recv()
+                    message = connection.recv()
                 except (EOFError, OSError):
                     del workers[connection]
                     worker.stop()
@@ -79,41 +80,41 @@ def in_processes(encoding: Encoding, pieces: dict[int, Piece], count: int, threa
                         killed[worker.shard] += 1
                         waiting.appendleft(worker.shard)
                         if killed[worker.shard] == ATTEMPTS:
-                            raise killed_too_often(pieces[worker.shard]) from None
+                            raise killed_too_often(chunks[worker.shard]) from None
                     continue
-                if isinstance(said, _Failed):
-                    raise InputError(said.message) if said.refused else RuntimeError(said.message)
-                if isinstance(said, Done):
+                if isinstance(message, _Failed):
+                    raise InputError(message.message) if message.bad_input else RuntimeError(message.message)
+                if isinstance(message, ShardDone):
                     worker.shard = None
-                yield said
+                yield message
     finally:
         for worker in workers.values():
             worker.stop()
 
 
-def killed_too_often(piece: Piece) -> InputError:
+def killed_too_often(chunk: Chunk) -> InputError:
     return InputError(
-        f"{piece.name}: the process that encodes it was killed {ATTEMPTS} times, perhaps for want of memory;"
-        " give fewer `threads`, and run again to go on"
+        f"{chunk.name}: its worker process was killed {ATTEMPTS} times, perhaps for lack of memory;"
+        " reduce `threads` and run again to resume"
     )
 
 
 class _Worker:
-    """A process that makes shards, and the one that it is at."""
+    """A worker process and the shard assigned to it."""
 
     def __init__(self, encoding: Encoding, threads: int) -> None:
-        # A fork would copy the threads' locks of what is loaded here, torch among it.
+        # fork would copy locked locks of this process's threads (torch has some).
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, encoding, threads), daemon=True)
+        self.process: SpawnProcess = context.Process(target=_worker_main, args=(theirs, encoding, threads), daemon=True)
         self.process.start()
         theirs.close()
         self.shard: int | None = None
 
-    def give(self, shard: int, piece: Piece) -> None:
+    def assign(self, shard: int, chunk: Chunk) -> None:
         self.shard = shard
-        with contextlib.suppress(OSError):  # it is gone; its pipe will say so
-            self.connection.send((shard, piece))
+        with contextlib.suppress(OSError):  # the worker is dead, which the next recv reports
+            self.connection.send((shard, chunk))
 
     def stop(self) -> None:
         self.process.kill()
@@ -121,21 +122,21 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, encoding: Encoding, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first process decides
+def _worker_main(connection: Connection, encoding: Encoding, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     try:
         while True:
-            shard, piece = connection.recv()
-            for said in _said(encoding, shard, piece, threads):
-                connection.send(said)
+            shard, chunk = connection.recv()
+            for message in _messages(encoding, shard, chunk, threads):
+                connection.send(message)
     except (EOFError, OSError):
-        return  # nobody is there any more
+        return  # the parent is gone
 
 
-def _said(encoding: Encoding, shard: int, piece: Piece, threads: int) -> Iterator[Any]:
+def _messages(encoding: Encoding, shard: int, chunk: Chunk, threads: int) -> Iterator[Any]:
     try:
-        yield from encoding.shard(shard, piece, threads)
+        yield from encoding.shard(shard, chunk, threads)
     except InputError as error:
-        yield _Failed(str(error), refused=True)
+        yield _Failed(str(error), bad_input=True)
     except Exception:
-        yield _Failed(f"{piece.name}\n{traceback.format_exc()}", refused=False)
+        yield _Failed(f"{chunk.name}\n{traceback.format_exc()}", bad_input=False)

@@ -1,7 +1,7 @@
-"""Shards made by the machines of a Ray cluster: a task for each piece of the corpus.
+"""Encoding chunks of a corpus on a Ray cluster, one task per chunk.
 
-Ray starts a task again whose process or machine was lost. The machines share the output directory (and a corpus of
-files), have the same versions of this package and its libraries, and write the shards there themselves.
+Ray restarts a task whose process or machine is lost. All machines need the same versions of this package and its
+libraries, and must share the output directory (and a corpus of files): each task writes its shard itself.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ from typing import Any
 import sentencepiece
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Piece
+from t5_pipeline.data_prep.corpora.documents import Chunk, one_line
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, available_cores, killed_too_often
-from t5_pipeline.data_prep.shards.writer import Done, Encoding, Events
+from t5_pipeline.data_prep.shards.writer import Encoding, Events, ShardDone
 
 LOCAL = "local"
 _TICK = 1.0  # seconds
 
 
-def on_ray(encoding: Encoding, pieces: dict[int, Piece], address: str, cores: int = 0) -> Events:
-    """Shards made by tasks of one core each, on the cluster at `address`.
+def encode_on_ray(encoding: Encoding, chunks: dict[int, Chunk], address: str, cores: int = 0) -> Events:
+    """Encode chunks in tasks of one core each.
 
-    address  as `ray.init` takes it ("auto", "HOST:PORT", "ray://HOST:PORT"); "local" starts Ray on `cores` cores of
-             this machine (0: all) and stops it at the end
+    Args:
+        encoding: how to encode a chunk.
+        chunks: shard number → chunk.
+        address: as for `ray.init` ("auto", "HOST:PORT", "ray://HOST:PORT"); "local" starts Ray on this machine and
+            stops it at the end.
+        cores: cores of a local Ray (0: all).
 
-    InputError if Ray is missing or not there, if a worker raised one, or cannot write where this process reads.
+    Raises:
+        InputError: if Ray is not installed or cannot be reached, if a worker raised one, or if its shard does not
+            appear in the output directory.
     """
     try:
         import ray
@@ -37,13 +43,13 @@ def on_ray(encoding: Encoding, pieces: dict[int, Piece], address: str, cores: in
     ours = not ray.is_initialized()
     if ours:
         _start(ray, address, cores)
-    # What all tasks need is sent to each machine once.
+    # `put` sends the encoding to each machine once, not with every task.
     shared = ray.put(encoding)
-    task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1, scheduling_strategy="SPREAD")(_make)
+    task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1, scheduling_strategy="SPREAD")(_encode_chunk)
     running: dict[Any, int] = {}
     try:
         version = sentencepiece.__version__
-        running = {task.remote(shared, number, piece, version): number for number, piece in pieces.items()}
+        running = {task.remote(shared, number, chunk, version): number for number, chunk in chunks.items()}
         while running:
             done, _ = ray.wait(list(running), timeout=_TICK)
             if not done:
@@ -51,22 +57,22 @@ def on_ray(encoding: Encoding, pieces: dict[int, Piece], address: str, cores: in
             for reference in done:
                 number = running.pop(reference)
                 try:
-                    made = ray.get(reference)
+                    result = ray.get(reference)
                 except (
                     ray.exceptions.WorkerCrashedError,
                     ray.exceptions.NodeDiedError,
                     ray.exceptions.OutOfMemoryError,
                 ):
-                    raise killed_too_often(pieces[number]) from None
-                if isinstance(made, str):
-                    raise InputError(made)
-                place = encoding.directory / f"shard-{number:05d}" / "shard.json"
-                if not place.is_file():
+                    raise killed_too_often(chunks[number]) from None
+                if isinstance(result, str):
+                    raise InputError(result)
+                path = encoding.directory / f"shard-{number:05d}" / "shard.json"
+                if not path.is_file():
                     raise InputError(
-                        f"{place} was written by a machine of the cluster and is not here: give an output directory"
-                        " that all its machines share"
+                        f"{path}: was written on another machine of the cluster and is not visible here; use an output"
+                        " directory that all machines share"
                     )
-                yield made
+                yield result
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -82,35 +88,35 @@ def _start(ray: Any, address: str, cores: int) -> None:
         if address == LOCAL:
             ray.init("local", num_cpus=cores or available_cores(), **quiet)
         else:
-            _knock(address)
+            _probe(address)
             ray.init(address, **quiet)
-    except Exception as error:  # a dozen kinds, some of grpc
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # Ray raises a dozen types, some of them grpc's
+        reason = one_line(error)
         if address == LOCAL:
-            raise InputError(f"ray: {address}: Ray does not start here ({reason})") from None
-        raise InputError(f"ray: {address}: no cluster answers there ({reason}); mend the address") from None
+            raise InputError(f"ray: {address}: cannot start Ray ({reason}); fix that or run without `ray`") from None
+        raise InputError(f"ray: {address}: no cluster answers there ({reason}); check the address") from None
     finally:
-        if main_thread:  # Ray puts a handler of its own in the place of the stage's
+        if main_thread:  # Ray replaces the stage's handler
             signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _knock(address: str) -> None:
-    """An OSError at once where nobody listens: Ray itself would try for a quarter of an hour."""
+def _probe(address: str) -> None:
+    """Raise OSError at once if nothing listens at `address`; Ray itself would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _make(encoding: Encoding, number: int, piece: Piece, version: str) -> Done | str:
-    """One shard; bad input comes back as words, which Ray would wrap into a traceback."""
+def _encode_chunk(encoding: Encoding, number: int, chunk: Chunk, version: str) -> ShardDone | str:
+    """Encode one chunk. Bad input is returned as its message, because Ray would wrap the exception in a traceback."""
     if sentencepiece.__version__ != version:
         return (
-            f"a machine of the cluster has sentencepiece {sentencepiece.__version__}, this one {version}:"
-            " install the same, as in constraints.txt"
+            f"ray: a machine of the cluster has sentencepiece {sentencepiece.__version__} and this one {version};"
+            " install the version in constraints.txt on all of them"
         )
     try:
-        *_, done = encoding.shard(number, piece)
+        *_, done = encoding.shard(number, chunk)
     except InputError as error:
         return str(error)
-    assert isinstance(done, Done)
+    assert isinstance(done, ShardDone)
     return done

@@ -1,14 +1,14 @@
-"""Token shards: a tokenised corpus on disk, written once (data_prep.shard_writing), memory-mapped ever after.
+"""Token shards: a tokenised corpus on disk, written once (data_prep.shards.writer) and memory-mapped for reading.
 
-    tokens.json                  what is here; written last, so a directory that has it is complete
+    tokens.json                  summary; written last, so a directory that has it is complete
     tokenizer/                   the vocabulary
-    shard-00000/train.tokens     ids of the documents, one after another, uint16 or uint32, little-endian
-                train.ends       where each document ends, counted in tokens from the shard's start, int64
+    shard-00000/train.tokens     ids of the documents, concatenated, uint16 or uint32, little-endian
+                train.ends       end of each document in tokens from the shard's start, int64
                 validation.tokens, validation.ends
-                shard.json       which piece of the corpus this is, what was dropped of it, and the sha256 of each 16
-                                 MiB of the files above, with which they are compared when they are read
+                shard.json       the chunk of the corpus, its dropped documents, and the sha256 of each 16 MiB of the
+                                 files above, which is verified on reading
 
-Documents hold no EOS: where one ends is known, and each objective puts EOS where it wants it.
+Documents are stored without EOS: their ends are known, and each objective inserts EOS where it needs it.
 
 Suffixes: N documents.
 """
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.shards.checked_array import CheckedArray
-from t5_pipeline.data_prep.shards.remote_array import RemoteArray, RemoteArrays
+from t5_pipeline.data_prep.shards.remote_array import RemoteArray, RemoteArrayPool
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -34,12 +34,13 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class TokenShards:
-    """One split of a directory of token shards: `documents` token sequences, `tokens` ids in all.
+    """One split of a directory of token shards: `documents` token sequences with `tokens` ids in total.
 
-    Where the directory stands for one on object storage (pipeline.remote), files are fetched when they are needed.
+    Tokens are read on demand and verified against their checksums on first use (checked_array); memory use does not
+    grow with the corpus. Files on object storage are fetched on demand (remote_tokens).
 
-    Tokens are read from the disk when they are asked for, and compared with their checksums the first time
-    (data_prep.checked_array); what is held in memory does not grow with them.
+    Raises:
+        InputError: if `directory` is not a complete directory of token shards, or a file has another size.
     """
 
     def __init__(self, directory: Path, split: Split) -> None:
@@ -53,13 +54,12 @@ class TokenShards:
         self.tokens: int = summary["tokens"][split]
         self._vocabulary_digest: str = summary["vocabulary"]
         dtype = np.dtype(summary["dtype"])
-        open_array = _of_url(summary["remote"]) if "remote" in summary else _of_directory(directory)
+        open_array = _remote_arrays(summary["remote"]) if "remote" in summary else _local_arrays(directory)
         self._shards = [_Shard(open_array, s["file"], split, s, dtype) for s in summary["shards"]]
         self._first_N = np.cumsum([0] + [shard.documents for shard in self._shards])
 
     @classmethod
     def open(cls, directory: str | Path, split: Split = "train") -> TokenShards:
-        """InputError if `directory` is no complete directory of token shards, or a file of it has another size."""
         return cls(Path(directory), split)
 
     def __len__(self) -> int:
@@ -67,26 +67,34 @@ class TokenShards:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a model that is trained on this text says of it."""
+        """The corpus as recorded in models trained on it."""
         return {"corpus": self.description.get("corpus"), "tokens": self.digest}
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary that the ids belong to. InputError if it is not the one they were written with."""
+        """The vocabulary of the ids.
+
+        Raises:
+            InputError: if the directory contains another vocabulary than the one the ids were written with.
+        """
         vocabulary = Vocabulary.load(self.directory / "tokenizer")
         if vocabulary.digest != self._vocabulary_digest:
             raise InputError(
-                f"{self.directory / 'tokenizer'} is not the vocabulary of these tokens: prepare them again"
+                f"{self.directory / 'tokenizer'}: is not the vocabulary of these tokens; run `prepare` again"
             )
         return vocabulary
 
     @property
     def lengths_N(self) -> ShardLengths:
-        """Tokens of each document, read from the disk when they are asked for: `lengths_N[start:stop]`."""
+        """Number of tokens of each document, read from disk on demand by `lengths_N[start:stop]`."""
         return ShardLengths(self._shards, self._first_N)
 
     def document(self, i: int) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Ids of document i: a view of the file, read when it is used. InputError if they are damaged."""
+        """Ids of document i, a view of the file.
+
+        Raises:
+            InputError: if they are damaged.
+        """
         if not 0 <= i < self.documents:
             raise IndexError(f"document {i} of {self.documents}")
         k = int(np.searchsorted(self._first_N, i, side="right")) - 1
@@ -97,7 +105,7 @@ class TokenShards:
 
 
 class ShardLengths:
-    """Tokens of each document of some shards, of which `first_N` are the first documents; sliced like an array."""
+    """Number of tokens of each document, sliced like an array; `first_N` is the first document of each shard."""
 
     def __init__(self, shards: list[_Shard], first_N: npt.NDArray[np.int64]) -> None:
         self._shards = shards
@@ -107,7 +115,10 @@ class ShardLengths:
         return int(self._first_N[-1])
 
     def __getitem__(self, documents: slice) -> npt.NDArray[np.int64]:
-        """InputError if a file that says so is damaged."""
+        """
+        Raises:
+            InputError: if a file of document ends is damaged.
+        """
         start, stop, _ = documents.indices(len(self))
         parts = [np.zeros(0, dtype=np.int64)]
         k = int(np.searchsorted(self._first_N, start, side="right")) - 1
@@ -121,7 +132,7 @@ class ShardLengths:
 
 
 Array = CheckedArray | RemoteArray
-# (shard, file, type, size, checksums) → the array in that file.
+# (shard, file, dtype, size, checksums) → the array in that file
 OpenArray = Callable[[str, str, np.dtype[Any], int, list[str] | None], Array]
 
 
@@ -130,27 +141,27 @@ class _Shard:
         self, open_array: OpenArray, name: str, split: Split, record: dict[str, Any], dtype: np.dtype[Any]
     ) -> None:
         self.documents: int = record[split]["documents"]
-        # Shards that were written before there were checksums have none.
+        # Shards written by early versions have no checksums.
         blocks = record.get("blocks", {})
         ends, tokens = f"{split}.ends", f"{split}.tokens"
         self.ends = open_array(name, ends, np.dtype("<i8"), self.documents, blocks.get(ends))
         self.tokens = open_array(name, tokens, dtype, record[split]["tokens"], blocks.get(tokens))
 
 
-def _of_directory(directory: Path) -> OpenArray:
+def _local_arrays(directory: Path) -> OpenArray:
     def open_array(shard: str, file: str, dtype: np.dtype[Any], size: int, blocks: list[str] | None) -> Array:
-        place = directory / shard
-        mend = f"remove {place} and run `prepare` again, which makes it anew"
-        return CheckedArray(place / file, dtype, size, blocks, mend)
+        path = directory / shard
+        remedy = f"remove {path} and run `prepare` again to rebuild it"
+        return CheckedArray(path / file, dtype, size, blocks, remedy)
 
     return open_array
 
 
-def _of_url(url: str) -> OpenArray:
-    arrays = RemoteArrays()
+def _remote_arrays(url: str) -> OpenArray:
+    pool = RemoteArrayPool()
 
     def open_array(shard: str, file: str, dtype: np.dtype[Any], size: int, blocks: list[str] | None) -> Array:
-        return arrays.array(f"{url}/{shard}/{file}", dtype, size, blocks)
+        return pool.array(f"{url}/{shard}/{file}", dtype, size, blocks)
 
     return open_array
 
@@ -158,14 +169,14 @@ def _of_url(url: str) -> OpenArray:
 def _summary(directory: Path) -> dict[str, Any]:
     path = directory / "tokens.json"
     if not path.is_file():
-        raise InputError(f"{directory} holds no tokens.json: give a directory that the prepare stage wrote")
+        raise InputError(f"{directory}: contains no tokens.json; give a directory that `prepare` wrote")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         written_as = summary["format"]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged: prepare the tokens again") from None
+        raise InputError(f"{path}: is damaged; run `prepare` again to rebuild it") from None
     if written_as != FORMAT:
         raise InputError(
-            f"{path} has format {written_as}, this version reads format {FORMAT}: prepare the tokens again"
+            f"{path}: has format {written_as}, but this version reads format {FORMAT}; run `prepare` again"
         )
     return cast("dict[str, Any]", summary)

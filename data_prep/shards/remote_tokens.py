@@ -1,6 +1,9 @@
-"""Token shards on object storage, as a local directory that stands for them.
+"""Local stand-in directories for token shards on object storage.
 
-CACHE/tokens/DIGEST/tokens.json, tokenizer/      with `remote`, where the shards lie
+The small files are copied into the local cache; tokens.json gains the key `remote`, the URL of the shards, whose files
+are fetched when they are first read (remote_array):
+
+    CACHE/tokens/DIGEST/tokens.json, tokenizer/
 """
 
 from __future__ import annotations
@@ -19,39 +22,41 @@ _TOKENIZER = ("spiece.model", "tokenizer.json", "tokenizer_config.json")
 
 
 def local_tokens(url: str, where: str) -> Path:
-    """The directory that stands for the token shards at `url`, or at `url`/tokens as a stage leaves them.
+    """The stand-in directory for the token shards at `url`, or at `url`/tokens as a stage publishes them.
+
+    Args:
+        url: a URL that fsspec supports.
+        where: the setting to name in errors.
 
     Raises:
-        InputError: there are none, or they cannot be read; `where` names the setting that asked for them.
+        InputError: if there are no token shards, or they cannot be read.
     """
     url = url.rstrip("/")
-    places = (url, f"{url}/tokens")
+    candidates = (url, f"{url}/tokens")
     found = next(
-        ((place, text) for place in places if (text := read_small(f"{place}/tokens.json", where)) is not None), None
+        ((at, text) for at in candidates if (text := read_small(f"{at}/tokens.json", where)) is not None), None
     )
     if found is None:
-        raise InputError(
-            f"{where}: {url} holds no tokens (no tokens.json in it); give the URL of a directory that does"
-        )
-    place, text = found
+        raise InputError(f"{where}: {url} contains no tokens.json; give the URL of a directory that `prepare` wrote")
+    remote, text = found
     try:
         summary: dict[str, Any] = json.loads(text)
-        name = hashlib.sha256(f"{place} {summary['digest']}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{remote} {summary['digest']}".encode()).hexdigest()[:16]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{where}: {place}/tokens.json is damaged; put it there again") from None
+        raise InputError(f"{where}: {remote}/tokens.json is damaged; upload it again") from None
     local = cache_directory() / "tokens" / name
     if not local.is_dir():
 
         def fill(directory: Path) -> None:
             (directory / "tokenizer").mkdir()
             for file in _TOKENIZER:
-                content = read_small(f"{place}/tokenizer/{file}", where)
+                content = read_small(f"{remote}/tokenizer/{file}", where)
                 if content is not None:
                     (directory / "tokenizer" / file).write_bytes(content)
-            (directory / "tokens.json").write_text(json.dumps({**summary, "remote": place}), encoding="utf-8")
+            (directory / "tokens.json").write_text(json.dumps({**summary, "remote": remote}), encoding="utf-8")
 
         with contextlib.suppress(FileExistsError, OSError):  # another process was faster
             write_directory(local, fill)
     if not (local / "tokens.json").is_file():
-        raise InputError(f"{local}: cannot be written; set T5_PIPELINE_CACHE to a directory that can")
+        raise InputError(f"cannot write {local}; set T5_PIPELINE_CACHE to a writable directory")
     return local

@@ -1,8 +1,8 @@
-"""Writing token shards: each piece of a corpus becomes a shard, whoever encodes it and in whatever order.
+"""Writing token shards: one shard per corpus chunk.
 
-What a shard holds is a function of its piece, the vocabulary and the settings. So one process, several, or those of a
-cluster write the same bytes, and one that was killed loses nothing but the shard it was at. A shard appears whole
-(temporary directory, fsync, rename), tokens.json last.
+The bytes of a shard depend only on its chunk, the vocabulary and the settings, not on which worker encodes it or when.
+A killed worker loses only its current shard. Shards are published atomically (temporary directory, fsync, rename),
+tokens.json last.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from t5_pipeline.core import checksums
 from t5_pipeline.core.atomic_files import fsync_directory, write_text
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
-from t5_pipeline.data_prep.corpora.documents import Document, Piece
+from t5_pipeline.data_prep.corpora.documents import Chunk, Document
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.data_prep.shards.reader import FORMAT, SPLITS, Split, TokenShards
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -37,60 +37,60 @@ _BATCH_DOCUMENTS = 512  # encoded at a time
 _BATCH_CHARACTERS = 4_000_000
 _FILES = [f"{split}.{part}" for split in SPLITS for part in ("tokens", "ends")]
 
-# Why a document is not among the tokens.
+# Reasons for dropping a document, as stored in tokens.json.
 EMPTY = "no tokens"
-KEPT_OUT = "holds a held-out text"
+CONTAMINATED = "holds a held-out text"
 
-# What shard.json says of a shard.
+# The content of shard.json.
 Record = dict[str, Any]
 
 
 @dataclass
-class Written:
-    """How far a shard, or all of them, has come."""
+class Counts:
+    """Documents and tokens written, and dropped documents by reason."""
 
     documents: int = 0
     tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
-    def __add__(self, other: Written) -> Written:
-        """What both have come to together."""
-        return Written(
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
             self.documents + other.documents, self.tokens + other.tokens, self.dropped + Counter(other.dropped)
         )
 
     @classmethod
-    def of(cls, record: Record) -> Written:
-        counts = [record[split] for split in SPLITS]
-        return cls(sum(c["documents"] for c in counts), sum(c["tokens"] for c in counts), Counter(record["dropped"]))
+    def of(cls, record: Record) -> Counts:
+        splits = [record[split] for split in SPLITS]
+        return cls(sum(s["documents"] for s in splits), sum(s["tokens"] for s in splits), Counter(record["dropped"]))
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a shard has come that is being made."""
+class ShardProgress:
+    """What has been written of an unfinished shard."""
 
     shard: int
-    written: Written
+    counts: Counts
 
 
 @dataclass(frozen=True)
-class Done:
-    """A shard is in its place."""
+class ShardDone:
+    """A shard has been published."""
 
     shard: int
     record: Record
 
 
-# What happens to shards, in any order; None where nothing did, at least every second or so. Closing it stops the work.
-Events = Generator[Progress | Done | None, None, None]
-# Makes shards of pieces, which are given by their numbers.
-Workers = Callable[["Encoding", dict[int, Piece]], Events]
+# Events of all shards, in any order; None at least about once a second while there are none. Closing the generator
+# stops the work.
+Events = Generator[ShardProgress | ShardDone | None, None, None]
+# Encodes chunks, given by their shard numbers.
+Workers = Callable[["Encoding", dict[int, Chunk]], Events]
 
 
-def here(encoding: Encoding, pieces: dict[int, Piece], threads: int = 1) -> Events:
-    """One shard after another, in this process."""
-    for number, piece in pieces.items():
-        yield from encoding.shard(number, piece, threads)
+def encode_serially(encoding: Encoding, chunks: dict[int, Chunk], threads: int = 1) -> Events:
+    """Encode one chunk after another in this process."""
+    for number, chunk in chunks.items():
+        yield from encoding.shard(number, chunk, threads)
 
 
 # ------------------------------------------------------------------------------------------------------------ one shard
@@ -98,74 +98,84 @@ def here(encoding: Encoding, pieces: dict[int, Piece], threads: int = 1) -> Even
 
 @dataclass(frozen=True)
 class Encoding:
-    """What it takes to make a shard of a piece. It can be sent to another process, or machine with the same disk."""
+    """How to encode chunks. It can be sent to another process, or to another machine that shares `directory`."""
 
     directory: Path
     model: bytes
     sentinels: int
     seed: int
     validation_fraction: float
-    decontaminate: Decontamination
+    decontamination: Decontamination
     settings: dict[str, Any]
 
-    def shard(self, number: int, piece: Piece, threads: int = 1) -> Iterator[Progress | Done]:
-        """Encode a piece into its place, on so many threads: Progress after each batch of documents, Done at the end.
+    def shard(self, number: int, chunk: Chunk, threads: int = 1) -> Iterator[ShardProgress | ShardDone]:
+        """Encode a chunk on `threads` threads and publish it as shard `number`.
 
-        InputError if a document cannot be read.
+        Yields:
+            ShardProgress after each batch of documents, ShardDone at the end.
+
+        Raises:
+            InputError: if a document cannot be read.
         """
         vocabulary = _vocabulary(self.model, self.sentinels)
-        place = self.directory / _shard_name(number)
-        temporary = self.directory / f"{place.name}.{uuid.uuid4().hex[:8]}.tmp"
+        path = self.directory / _shard_name(number)
+        temporary = self.directory / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"
         temporary.mkdir()
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-            splits = {split: stack.enter_context(_OpenSplit(temporary, split, vocabulary)) for split in SPLITS}
-            read, written = 0, Written()
-            for batch in _batches(piece.documents()):
+            splits = {split: stack.enter_context(_SplitWriter(temporary, split, vocabulary)) for split in SPLITS}
+            read, counts = 0, Counts()
+            for batch in _batches(chunk.documents()):
                 read += len(batch)
                 kept: dict[Split, list[npt.NDArray[np.int32]]] = {split: [] for split in SPLITS}
                 encoded = vocabulary.encode_arrays([document.text for document in batch], threads)
                 for document, ids, split in zip(batch, encoded, self._splits_of(batch), strict=True):
-                    reason = EMPTY if not len(ids) else KEPT_OUT if self.decontaminate.found_in(document.text) else None
+                    reason = (
+                        EMPTY
+                        if not len(ids)
+                        else CONTAMINATED
+                        if self.decontamination.found_in(document.text)
+                        else None
+                    )
                     if reason is not None:
-                        written.dropped[reason] += 1
+                        counts.dropped[reason] += 1
                         continue
                     kept[split].append(ids)
-                    written.documents += 1
-                    written.tokens += len(ids)
+                    counts.documents += 1
+                    counts.tokens += len(ids)
                 for split, documents in kept.items():
                     splits[split].add(documents)
-                yield Progress(number, written)
+                yield ShardProgress(number, counts)
             record: Record = {
                 "settings": self.settings,
-                "piece": piece.name,
+                "piece": chunk.name,
                 "read": read,
                 **{split: splits[split].close() for split in SPLITS},
-                "dropped": dict(sorted(written.dropped.items())),
+                "dropped": dict(sorted(counts.dropped.items())),
                 "blocks": {file: checksums.block_sha256(temporary / file) for file in _FILES},
             }
             write_text(temporary / "shard.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            with contextlib.suppress(OSError):  # another worker was faster, with the same bytes
-                temporary.rename(place)
+            with contextlib.suppress(OSError):  # another worker published the same bytes first
+                temporary.rename(path)
             fsync_directory(self.directory)
-            if not (place / "shard.json").is_file():
-                raise InputError(f"{place} could not be written: see that nothing else removes it, and run again")
-        yield Done(number, record)
+            if not (path / "shard.json").is_file():
+                raise InputError(f"{path}: was removed while it was written; find out what removes it and run again")
+        yield ShardDone(number, record)
 
     def _splits_of(self, documents: Sequence[Document]) -> list[Split]:
-        places = np.array([document.place for document in documents])
-        chance = uniform(bits(self.seed, "shards/validation", places))
-        aside = (chance < self.validation_fraction) & (places > 0)
-        return ["validation" if one else "train" for one in aside.tolist()]
+        positions = np.array([document.position for document in documents])
+        draws = uniform(bits(self.seed, "shards/validation", positions))
+        held_out = (draws < self.validation_fraction) & (positions > 0)
+        return ["validation" if validation else "train" for validation in held_out.tolist()]
 
 
-# SentencePiece takes as long to load a model as to encode 100,000 tokens.
+# Loading a SentencePiece model is slow compared with encoding a small chunk.
 @functools.lru_cache(maxsize=1)
 def _vocabulary(model: bytes, sentinels: int) -> Vocabulary:
     return Vocabulary(model, sentinels)
 
 
-class _OpenSplit:
+class _SplitWriter:
     """The files of one split of a shard that is being written."""
 
     def __init__(self, directory: Path, split: Split, vocabulary: Vocabulary) -> None:
@@ -190,7 +200,7 @@ class _OpenSplit:
             _sync(file)
         return {"documents": len(self.ends), "tokens": self.tokens}
 
-    def __enter__(self) -> _OpenSplit:
+    def __enter__(self) -> _SplitWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -211,7 +221,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _dtype(size: int) -> np.dtype[Any]:
-    """The narrowest that holds every id of a vocabulary of `size`."""
+    """The narrowest type for the ids of a vocabulary of `size`."""
     return np.dtype("<u2" if size <= 2**16 else "<u4")
 
 
@@ -221,11 +231,11 @@ def _sync(file: BinaryIO) -> None:
     file.close()
 
 
-# ---------------------------------------------------------------------------------------------------------- all of them
+# ----------------------------------------------------------------------------------------------------------- all shards
 
 
 def write_tokens(
-    pieces: Sequence[Piece],
+    chunks: Sequence[Chunk],
     vocabulary: Vocabulary,
     directory: str | Path,
     *,
@@ -233,89 +243,99 @@ def write_tokens(
     seed: int = 0,
     decontaminate: Iterable[str] = (),
     description: dict[str, Any] | None = None,
-    workers: Workers = here,
-    on_progress: Callable[[Written], None] | None = None,
+    workers: Workers = encode_serially,
+    on_progress: Callable[[Counts], None] | None = None,
 ) -> TokenShards:
-    """Encode a corpus into `directory`, or go on with a writing that was interrupted; the training split of it.
+    """Encode a corpus into token shards, or resume an interrupted run.
 
-    pieces               of the corpus, in order; each becomes a shard
-    validation_fraction  chance of a document to go to the validation split, by (seed, its place in the corpus);
-                         the document at place 0 always trains
-    decontaminate             texts that must not occur: a document that holds one is dropped (data_prep.decontaminate)
-    description          of the corpus, for tokens.json: what was read, and how
-    workers              where shards are made; the result does not depend on it
-    on_progress          called whenever the workers say something, at least every few seconds
+    Complete shards are kept unless they are damaged.
 
-    Whole shards that are there are kept, unless they are damaged. InputError if the corpus is empty, if nothing of it
-    is left to train on, or if `directory` holds shards that were written with other settings.
+    Args:
+        chunks: the corpus in order; each chunk becomes a shard.
+        vocabulary: the vocabulary of the ids.
+        directory: where to write.
+        validation_fraction: probability that a document goes to the validation split, drawn from (seed, its position in
+            the corpus); the document at position 0 is always in the training split.
+        seed: seed of the validation draws.
+        decontaminate: texts that must not occur; documents that contain one are dropped (corpora.decontamination).
+        description: the corpus and how it was read, for tokens.json.
+        workers: who encodes the chunks; the result does not depend on it.
+        on_progress: called on every event of the workers, at least every few seconds.
+
+    Returns:
+        The training split.
+
+    Raises:
+        InputError: if the corpus is empty, if no document is left for training, or if `directory` contains shards
+            written with other settings.
     """
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    _sweep(directory)
-    kept_out = Decontamination(decontaminate)
+    _remove_leftovers(directory)
+    decontamination = Decontamination(decontaminate)
     settings = {
         "format": FORMAT,
         "vocabulary": vocabulary.digest,
         "validation_fraction": validation_fraction,
         "seed": seed,
         "keep_out": hashlib.sha256(
-            repr(sorted((n, sorted(runs)) for n, runs in kept_out.runs.items())).encode()
+            repr(sorted((n, sorted(runs)) for n, runs in decontamination.runs.items())).encode()
         ).hexdigest(),
         "corpus": description or {},
     }
     encoding = Encoding(
-        directory, vocabulary.model, vocabulary.sentinels, seed, validation_fraction, kept_out, settings
+        directory, vocabulary.model, vocabulary.sentinels, seed, validation_fraction, decontamination, settings
     )
-    records = _whole_shards(directory, settings, pieces)
-    made: set[int] = set()
+    records = _finished_shards(directory, settings, chunks)
+    written: set[int] = set()
     while True:
-        todo = {number: piece for number, piece in enumerate(pieces) if number not in records}
-        for number, record in _made(encoding, todo, workers, records, on_progress):
+        todo = {number: chunk for number, chunk in enumerate(chunks) if number not in records}
+        for number, record in _write_shards(encoding, todo, workers, records, on_progress):
             records[number] = record
-            made.add(number)
-        summary = _summary(vocabulary, settings, [records[number] for number in range(len(pieces))])
-        _refuse_nothing(description, summary, sum(record["read"] for record in records.values()))
+            written.add(number)
+        summary = _summary(vocabulary, settings, [records[number] for number in range(len(chunks))])
+        _check_not_empty(description, summary, sum(record["read"] for record in records.values()))
         summary["digest"], damaged = _digest(directory, summary)
         if not damaged:
             break
-        if damaged & made:
-            raise InputError(f"{directory} does not hold what was just written to it: see to the disk, and run again")
+        if damaged & written:
+            raise InputError(f"{directory}: read-back verification failed; check the disk and run again")
         for number in damaged:
             shutil.rmtree(directory / _shard_name(number))
             del records[number]
-    _sweep(directory)
+    _remove_leftovers(directory)
     vocabulary.save(directory / "tokenizer")
     write_text(directory / "tokens.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return TokenShards(directory, "train")
 
 
-def _made(
+def _write_shards(
     encoding: Encoding,
-    todo: dict[int, Piece],
+    todo: dict[int, Chunk],
     workers: Workers,
     records: dict[int, Record],
-    on_progress: Callable[[Written], None] | None,
+    on_progress: Callable[[Counts], None] | None,
 ) -> Iterator[tuple[int, Record]]:
-    """The records of shards as they come."""
+    """(number, record) of each shard in the order of completion."""
     if not todo:
         return
-    whole = sum(map(Written.of, records.values()), Written())
-    underway: dict[int, Written] = {}
+    finished = sum(map(Counts.of, records.values()), Counts())
+    unfinished: dict[int, Counts] = {}
     with contextlib.closing(workers(encoding, todo)) as events:
         for event in events:
             match event:
-                case Progress(number, written):
-                    underway[number] = written
-                case Done(number, record):
-                    underway.pop(number, None)
-                    whole += Written.of(record)
+                case ShardProgress(number, counts):
+                    unfinished[number] = counts
+                case ShardDone(number, record):
+                    unfinished.pop(number, None)
+                    finished += Counts.of(record)
                     yield number, record
             if on_progress is not None:
-                on_progress(sum(underway.values(), whole))
+                on_progress(sum(unfinished.values(), finished))
 
 
-def _sweep(directory: Path) -> None:
-    """Remove what workers that were killed left behind."""
+def _remove_leftovers(directory: Path) -> None:
+    """Remove the temporary directories of killed workers."""
     for temporary in directory.glob("shard-*.tmp"):
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -324,18 +344,22 @@ def _shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def _whole_shards(directory: Path, settings: dict[str, Any], pieces: Sequence[Piece]) -> dict[int, Record]:
-    """What is there already, by number."""
+def _finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence[Chunk]) -> dict[int, Record]:
+    """The records of existing shards by number."""
     found: dict[int, Record] = {}
     for path in sorted(directory.glob("shard-?????*/shard.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         number = int(path.parent.name.removeprefix("shard-"))
-        changed = [key for key in settings if record["settings"].get(key) != settings[key]]
-        if not changed and (number >= len(pieces) or record.get("piece") != pieces[number].name):
-            changed = ["cut of the corpus"]
+        changed = [
+            "decontaminate" if key == "keep_out" else key
+            for key in settings
+            if record["settings"].get(key) != settings[key]
+        ]
+        if not changed and (number >= len(chunks) or record.get("piece") != chunks[number].name):
+            changed = ["division of the corpus"]
         if changed:
             raise InputError(
-                f"{path.parent} was written with another {', '.join(changed)}: remove {directory}, or write elsewhere"
+                f"{path.parent}: was written with another {', '.join(changed)}; remove {directory} or write elsewhere"
             )
         found[number] = record
     return found
@@ -357,18 +381,21 @@ def _summary(vocabulary: Vocabulary, settings: dict[str, Any], records: list[Rec
     }
 
 
-def _refuse_nothing(description: dict[str, Any] | None, summary: dict[str, Any], read: int) -> None:
+def _check_not_empty(description: dict[str, Any] | None, summary: dict[str, Any], read: int) -> None:
     corpus = (description or {}).get("corpus")
-    named = f" {corpus}" if corpus else ""
+    where = f"corpus {corpus}" if corpus else "corpus"
     if read == 0:
-        raise InputError(f"the corpus{named} is empty: give one that holds text")
+        raise InputError(f"{where}: is empty; give one that contains text")
     if not summary["documents"]["train"]:
         why = ", ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items())
-        raise InputError(f"nothing of the corpus{named} is left to train on, of {read:,} documents ({why})")
+        raise InputError(f"{where}: no document is left to train on, of {read:,} ({why}); give a larger one")
 
 
 def _digest(directory: Path, summary: dict[str, Any]) -> tuple[str, set[int]]:
-    """Over vocabulary, lengths and ids of both splits, wherever a shard begins; and which shards are damaged."""
+    """Digest of the tokens, and the numbers of damaged shards.
+
+    The digest covers vocabulary, lengths and ids of both splits, and does not depend on the division into shards.
+    """
     digest = hashlib.sha256(f"tokens {FORMAT} {summary['vocabulary']} {summary['dtype']}\n".encode())
     damaged: set[int] = set()
 

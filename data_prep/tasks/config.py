@@ -1,4 +1,4 @@
-"""A task as settings: where its rows are, how a row becomes an input and a target, what is scored."""
+"""Task settings: the rows, the templates of inputs and targets, and the metrics."""
 
 from __future__ import annotations
 
@@ -22,46 +22,44 @@ METRICS = {
 
 
 class TaskConfig(Config):
-    """A task in text-to-text form: where its rows are, and how a row becomes an input and a target.
+    """A task in text-to-text form.
 
-    Worked example: inputs "sentence: {text}", targets "{label}", labels [negative, positive].
+    Example: inputs "sentence: {text}", targets "{label}", labels [negative, positive].
     """
 
-    name: str = setting(..., "name of the task, as tables and prompts show it")
+    name: str = setting(..., "name of the task in tables and prompts")
     format: str | None = setting(
-        None, f"published format that fills what is not given here: {', '.join(FORMATS)}; docs/tasks.md shows them"
+        None, "published format that supplies missing keys, such as superglue/rte (all: docs/tasks.md)"
     )
     task_prefix: bool = setting(
-        False, "begin each input with the task's own name, as T5's multi-task mixtures do; the paper removes it"
+        False, "begin each input with T5's task name, as in its multi-task mixtures (off in the paper)"
     )
     data: Annotated[str, Data()] = setting(
-        ..., "folder, file or `datasets` hub name that holds the rows; `stdlib-kinds` is built in"
+        ..., "folder, file or `datasets` hub name of the rows; `stdlib-kinds` is built in"
     )
     config: str | None = setting(
-        None, "configuration of a hub data set; a `format` then takes the hub's names of fields and splits"
+        None, "configuration of a hub data set; `format` then uses the hub's field and split names"
     )
     reader: Literal["rows", "multirc", "record", "wsc", "squad", "qqp"] = setting(
-        "rows", "how a file becomes rows: rows, one each; the others read these benchmarks' files as distributed"
+        "rows", "rows: one example per row; the others read the files of these benchmarks as distributed"
     )
     splits: dict[str, str] = setting(
         {"train": "train", "validation": "validation", "test": "test"},
-        "where each split is: a file name inside `data`, or a split name; with a slice of its rows, as in train[:90%]",
+        "split → file name inside `data` or hub split, optionally sliced as in train[:90%]",
     )
-    inputs: str = setting(..., "template of the input, with {field} for a row's fields")
-    targets: str = setting(..., "template of the target, with {field} for a row's fields")
+    inputs: str = setting(..., "template of the input, with {field} for the fields of a row")
+    targets: str = setting(..., "template of the target, with {field} for the fields of a row")
     values: dict[str, dict[str, str]] = setting(
-        {}, "what the values of a field stand for, before templates are filled: {label: {0: negative, 1: positive}}"
+        {}, "texts for the values of a field: {label: {0: negative, 1: positive}}"
     )
-    round_to: dict[str, float] = setting(
-        {}, "number fields that are given as their nearest multiple: {score: 0.2} makes 3.75 read 3.8"
-    )
-    labels: list[str] | None = setting(None, "every target there can be, for classification; none means free text")
-    answers: str | None = setting(None, "field that lists every acceptable answer, of which a score takes the best")
-    group: str | None = setting(None, "field that says which rows belong together (metric group_accuracy)")
+    round_to: dict[str, float] = setting({}, "numeric fields to round to multiples: {score: 0.2} turns 3.75 into 3.8")
+    labels: list[str] | None = setting(None, "all possible targets of a classification task; none for free text")
+    answers: str | None = setting(None, "field that lists all acceptable answers; a metric takes the best match")
+    group: str | None = setting(None, "field that identifies rows of one group (metric group_accuracy)")
     holds: str | None = setting(
-        None, "field that says whether the target is true of its row; false ones are not trained on (metric referent)"
+        None, "field that says if the target is true; false rows are not trained on (metric referent)"
     )
-    metrics: list[str] = setting(["accuracy"], "scores to compute; the first one ranks prompts")
+    metrics: list[str] = setting(["accuracy"], "metrics to compute; the first one ranks prompts")
 
     @model_validator(mode="before")
     @classmethod
@@ -69,13 +67,13 @@ class TaskConfig(Config):
         if not isinstance(values, dict) or not isinstance(values.get("format"), str):
             return values
         if values["format"] not in FORMATS:
-            raise ValueError(f"there is no format `{values['format']}`; {nearest(values['format'], FORMATS)}")
+            raise ValueError(f"unknown format `{values['format']}`; {nearest(values['format'], FORMATS)}")
         return expanded(values, values["format"])
 
     @field_validator("labels", "values", mode="before")
     @classmethod
     def as_text(cls, value: Any) -> Any:
-        """YAML reads 0 and true as a number and a truth value; as a label or a field's value they are text."""
+        """Turn YAML's numbers and booleans back into text, because labels and field values are text."""
         if isinstance(value, dict):
             return {key: cls.as_text(inner) for key, inner in ((str(k), v) for k, v in value.items())}
         if isinstance(value, list):
@@ -84,17 +82,17 @@ class TaskConfig(Config):
 
     @field_validator("splits")
     @classmethod
-    def slices_are_slices(cls, value: dict[str, str]) -> dict[str, str]:
+    def check_slices(cls, value: dict[str, str]) -> dict[str, str]:
         for split in value.values():
             split_slice(split)
         return value
 
     @field_validator("round_to")
     @classmethod
-    def multiples_are_positive(cls, value: dict[str, float]) -> dict[str, float]:
+    def check_multiples(cls, value: dict[str, float]) -> dict[str, float]:
         for field, step in value.items():
             if not 0 < step < math.inf:
-                raise ValueError(f"`{field}` must be rounded to multiples of a number above 0, not {step}")
+                raise ValueError(f"`{field}` must be rounded to multiples of a positive number, not {step}")
         return value
 
     @field_validator("metrics")
@@ -111,21 +109,19 @@ class TaskConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def prefix_is_there(self) -> TaskConfig:
-        """`inputs` of one's own are never added to in silence."""
+    def check_task_prefix(self) -> TaskConfig:
+        """The task name is only added to the inputs of a format, never to the user's own."""
         if not self.task_prefix:
             return self
         if self.format is None:
-            raise ValueError("`task_prefix` needs a `format`; write the task's name into `inputs` instead")
+            raise ValueError("`task_prefix` needs a `format`; write the task name into `inputs` instead")
         name = task_name(self.format)
         if not self.inputs.startswith((f"{name} ", f"{name}:")):
-            raise ValueError(
-                f"`task_prefix` adds nothing to `inputs` of your own; begin them with `{name}`, or leave it out"
-            )
+            raise ValueError(f"`task_prefix` does not change your own `inputs`; begin them with `{name}`, or remove it")
         return self
 
     def files(self) -> dict[str, Path]:
-        """The file of each split; without splits that have none, and empty for data that are no files here."""
+        """The local file of each split that has one."""
         found = {split: split_file(self.data, value) for split, value in self.splits.items()}
         return {split: file for split, file in found.items() if file is not None}
 

@@ -1,4 +1,4 @@
-"""Tasks in text-to-text form: rows, templates, ids, and the batch of a step for many prompts at once.
+"""Tasks in text-to-text form: rows, encoded examples, and joint batches of many prompts.
 
 Suffixes: B rows of a batch.
 """
@@ -19,7 +19,7 @@ from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.corpora.documents import hub_rows
 from t5_pipeline.data_prep.corpora.rows import Row
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, task_rows
-from t5_pipeline.data_prep.objectives.documents import Example, last_epochs
+from t5_pipeline.data_prep.objectives.documents import Example, cache_recent
 from t5_pipeline.data_prep.sampling.batches import Batch, collate
 from t5_pipeline.data_prep.sampling.permutation import Permutation
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """A task's rows and how they read."""
+    """A task: its rows and their texts."""
 
     settings: TaskConfig
     input_template: Template
@@ -44,10 +44,14 @@ class Task:
 
     @classmethod
     def load(cls, settings: TaskConfig) -> Task:
-        """Nothing is read yet. InputError for a template that cannot be meant."""
+        """Check the templates of a task without reading its rows.
+
+        Raises:
+            InputError: if a template is invalid, or labels, `values` or `round_to` do not fit.
+        """
         labels = settings.labels
         if labels is not None and (not labels or len(set(labels)) < len(labels)):
-            raise InputError(f"tasks.{settings.name}.labels: {labels} must name each label once")
+            raise InputError(f"tasks.{settings.name}.labels: {labels} is empty or has duplicates; list each label once")
         inputs, targets = (
             Template(text, f"tasks.{settings.name}.{key}", settings.values, settings.round_to)
             for key, text in (("inputs", settings.inputs), ("targets", settings.targets))
@@ -57,7 +61,7 @@ class Task:
             for field in named:
                 if field not in fields:
                     raise InputError(
-                        f"tasks.{settings.name}.{key}: no template names a field {field!r}, only {', '.join(fields)}"
+                        f"tasks.{settings.name}.{key}: no template contains {field!r}; use one of {', '.join(fields)}"
                     )
         return cls(settings, inputs, targets)
 
@@ -70,19 +74,26 @@ class Task:
         return self.settings.labels
 
     def rows(self, split: str, training: bool = False) -> list[Row]:
-        """All rows of a split. InputError where there is no such split, or nothing in it.
+        """All rows of a split.
 
-        training  the rows that are trained on: one for each answer where a question has several that are all given
-                  (ReCoRD), and none whose target does not hold (WSC)
+        Args:
+            split: a key of the task's `splits`.
+            training: the rows to train on: one per answer if a question has several (ReCoRD), and only rows whose
+                target is true (WSC).
+
+        Raises:
+            InputError: if there is no such split, or it has no rows.
         """
         splits = self.settings.splits
         if split not in splits:
-            raise InputError(f"tasks.{self.name}.splits: there is no split {split!r}; there are {', '.join(splits)}")
+            raise InputError(f"tasks.{self.name}.splits: has no {split!r}; add it or choose one of {', '.join(splits)}")
         rows = self._read(splits[split], training)
         if training and self.settings.holds is not None:
             rows = [row for row in rows if self.holds(row)]
         if not rows:
-            raise InputError(f"tasks.{self.name}: split {split!r} ({self.settings.data}, {splits[split]}) has no rows")
+            raise InputError(
+                f"tasks.{self.name}: split {split!r} ({self.settings.data}, {splits[split]}) has no rows; check it"
+            )
         return rows
 
     def _read(self, split: str, training: bool) -> list[Row]:
@@ -90,33 +101,33 @@ class Task:
         name, part = split_slice(split)
         file = split_file(data, split)
         if file is not None:
-            # A file without a line of names is read where the templates name columns by number.
+            # Templates that name columns by number imply a file without a header.
             header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
             return read_task(file, self.settings.reader, part, header=header, training=training)
         return flatten(self._read_elsewhere(name), self.settings.reader, part, training=training)
 
     def _read_elsewhere(self, split: str) -> list[Row]:
-        """Rows that lie in no file here: built in, or on the hub."""
+        """Rows that are built in or on the hub."""
         data = self.settings.data
         if data == STDLIB_KINDS:
             try:
                 fields = task_rows(split)
             except KeyError:
                 raise InputError(
-                    f"tasks.{self.name}.splits: {data} has train, validation and test, no {split!r}"
+                    f"tasks.{self.name}.splits: {data} has no {split!r}; use train, validation or test"
                 ) from None
             return [Row(dict(row), f"{data}/{split}:{row['name']}") for row in fields]
         path = Path(data)
         if path.is_file():
             raise InputError(
-                f"tasks.{self.name}.splits: {data} holds the rows of one split only, and beside it lies no file for"
-                f" {split!r}; name one, or leave the split out"
+                f"tasks.{self.name}.splits: {data} contains one split only, and there is no file for {split!r} next to"
+                " it; name one or remove the split"
             )
         if path.is_dir():
-            there = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "nothing"
-            raise InputError(f"tasks.{self.name}.splits: {data} holds no file for {split!r}; there is {there}")
+            files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"
+            raise InputError(f"tasks.{self.name}.splits: {data} contains no file for {split!r}; it contains {files}")
         if path.suffix or path.is_absolute() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data):
-            raise InputError(f"tasks.{self.name}.data: {data} does not exist: mend the path")
+            raise InputError(f"tasks.{self.name}.data: {data} does not exist; check the path")
         return list(hub_rows(data, self.settings.config, split))
 
     def inputs(self, row: Row) -> str:
@@ -124,52 +135,59 @@ class Task:
         return self.input_template.render(row)
 
     def targets(self, row: Row) -> str:
-        """The target text of a row. InputError, with the row's place, if it is none of the task's labels."""
+        """The target text of a row.
+
+        Raises:
+            InputError: if it is not one of the task's labels; names the row.
+        """
         target = self.target_template.render(row)
         if self.labels is not None and target not in self.labels:
             raise InputError(
-                f"{row.where}: target {target!r} is none of the labels of {self.name} ({', '.join(self.labels)})"
+                f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row"
             )
         return target
 
     def answers(self, row: Row) -> list[str] | None:
-        """Every acceptable answer of a row; None where the task's rows name none."""
+        """All acceptable answers of a row; None if the task has no `answers` field."""
         if self.settings.answers is None:
             return None
         found = row.get(self.settings.answers)
         if not isinstance(found, list) or not found:
             raise InputError(
-                f"{row.where}: `tasks.{self.name}.answers` wants a list of answers in the field"
-                f" {self.settings.answers!r}, not {found!r}"
+                f"{row.where}: field {self.settings.answers!r} is {found!r}, not a list of answers;"
+                f" fix `tasks.{self.name}.answers` or the row"
             )
         return [str(answer) for answer in found]
 
     def group(self, row: Row) -> str | None:
-        """What the row belongs to with others; None where the task has no groups."""
+        """The group of a row; None if the task has no `group` field."""
         name = self.settings.group
         return None if name is None else str(self._field(row, name, "group"))
 
     def holds(self, row: Row) -> bool | None:
-        """Whether the target is true of the row; None where the task does not say."""
+        """Whether the target of a row is true; None if the task has no `holds` field."""
         if self.settings.holds is None:
             return None
         value = self._field(row, self.settings.holds, "holds")
         if str(value).lower() not in ("true", "false", "0", "1"):
-            raise InputError(f"{row.where}: `tasks.{self.name}.holds` wants true or false, not {value!r}")
+            raise InputError(
+                f"{row.where}: field {self.settings.holds!r} is {value!r}, not true or false;"
+                f" fix `tasks.{self.name}.holds` or the row"
+            )
         return str(value).lower() in ("true", "1")
 
     def _field(self, row: Row, name: str, key: str) -> object:
         if name not in row:
             raise InputError(
-                f"{row.where}: there is no field {name!r}; there are {', '.join(row)}: mend `tasks.{self.name}.{key}`"
+                f"{row.where}: has no field {name!r} (only {', '.join(row)}); fix `tasks.{self.name}.{key}`"
             )
         return row[name]
 
     def held_out_texts(self, splits: Iterable[str] = ("validation", "test"), at_least: int = 5) -> list[str]:
-        """What must not occur in a corpus: the input fields of these splits, those of `at_least` words.
+        """The texts that must not occur in a corpus: input fields of at least `at_least` words.
 
-        Fields one by one, for the template's own words are in no corpus. A shorter field ("Yes.") would occur in half
-        of all documents without telling anything. Splits that the task does not have are passed over.
+        Fields are returned one by one, because no corpus contains the template's own words. Shorter fields ("Yes.")
+        occur in many documents without any contamination. Splits that the task does not have are skipped.
         """
         texts = {
             self.input_template.value(row, field)
@@ -186,9 +204,19 @@ class Task:
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """A split of a task as ids: EOS ends each, int32. `label_index` is the place of each target among the labels.
+    """A split of a task as ids.
 
-    answers, groups, holds: of each row, where the task has them (TaskConfig), what its scores need beside the target.
+    Attributes:
+        name: the task.
+        inputs: ids of each input, EOS last, int32.
+        targets: ids of each target, EOS last, int32.
+        input_texts: the inputs as text.
+        target_texts: the targets as text.
+        labels: all possible targets; None for free text.
+        label_index: index of each target in `labels`.
+        answers: acceptable answers of each row, if the task has them; for scoring, as are the next two.
+        groups: group of each row, if the task has groups.
+        holds: whether the target of each row is true, if the task says so.
     """
 
     name: str
@@ -205,8 +233,8 @@ class EncodedTask:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def reading(self, inputs: list[npt.NDArray[np.int32]]) -> EncodedTask:
-        """The same rows with their inputs in other words."""
+    def with_inputs(self, inputs: list[npt.NDArray[np.int32]]) -> EncodedTask:
+        """The same rows with other input ids."""
         return replace(self, inputs=inputs)
 
 
@@ -221,13 +249,19 @@ def encode_task(
     training: bool = False,
     spread: bool = False,
 ) -> EncodedTask:
-    """Every row of a split as ids; longer inputs and targets are cut before their EOS.
+    """Encode the rows of a split.
 
-    sentinel  targets: <extra_id_0> begins each target (Lester et al. 2021, §3.2); both: it also ends each input, before
-              EOS (T5's *_sentinel tasks). It is kept when trimming.
-    limit     take the first so many rows only; 0 takes all
-    spread    with a limit: rows spread evenly over the split instead, for files are often sorted by class
-    training  the rows that are trained on (Task.rows)
+    Args:
+        task: the task.
+        split: a key of its `splits`.
+        vocabulary: the vocabulary.
+        max_input_length: ids per input with EOS; longer inputs are truncated before EOS.
+        max_target_length: ids per target with EOS; longer targets are truncated before EOS.
+        sentinel: "targets" puts <extra_id_0> before each target (Lester et al. 2021, §3.2); "both" also puts it after
+            each input, before EOS (T5's *_sentinel tasks). Truncation keeps it.
+        limit: number of rows to take; 0 takes all.
+        training: the rows to train on (Task.rows).
+        spread: with a limit, take rows spread evenly over the split, because files are often sorted by class.
     """
     rows = task.rows(split, training)
     if limit and spread:
@@ -244,21 +278,21 @@ def encode_task(
         target_texts,
         labels,
         None if labels is None else np.array([labels.index(text) for text in target_texts], dtype=np.int64),
-        _of_each([task.answers(row) for row in rows]),
-        _of_each([task.group(row) for row in rows]),
-        _of_each([task.holds(row) for row in rows]),
+        _complete([task.answers(row) for row in rows]),
+        _complete([task.group(row) for row in rows]),
+        _complete([task.holds(row) for row in rows]),
     )
 
 
-def _of_each(found: list[T | None]) -> list[T] | None:
-    """What every row has; None where the task's rows have no such thing."""
+def _complete(found: list[T | None]) -> list[T] | None:
+    """The values of all rows; None if any row has none."""
     return None if None in found else [value for value in found if value is not None]
 
 
 def encode_inputs(
     texts: Sequence[str], vocabulary: Vocabulary, max_length: int, sentinel: Sentinel = "none"
 ) -> list[npt.NDArray[np.int32]]:
-    """Ids of inputs, at most `max_length` with EOS; sentinel "both" puts <extra_id_0> before EOS."""
+    """Ids of inputs, at most `max_length` with EOS; sentinel "both" adds <extra_id_0> before EOS."""
     after = [vocabulary.sentinel(0)] if sentinel == "both" else []
     room = _room(max_length, len(after), "max_input_length")
     return [_ids(ids[:room], after, vocabulary) for ids in vocabulary.encode_batch(texts)]
@@ -267,7 +301,7 @@ def encode_inputs(
 def encode_targets(
     texts: Sequence[str], vocabulary: Vocabulary, max_length: int, sentinel: Sentinel = "none"
 ) -> list[npt.NDArray[np.int32]]:
-    """Ids of targets, at most `max_length` with EOS; sentinel "targets" and "both" put <extra_id_0> first."""
+    """Ids of targets, at most `max_length` with EOS; sentinel "targets" and "both" add <extra_id_0> first."""
     before = [vocabulary.sentinel(0)] if sentinel != "none" else []
     room = _room(max_length, len(before), "max_target_length")
     return [_ids([*before, *ids[:room]], [], vocabulary) for ids in vocabulary.encode_batch(texts)]
@@ -276,7 +310,7 @@ def encode_targets(
 def encode_labels(
     labels: Sequence[str], vocabulary: Vocabulary, sentinel: Sentinel = "none"
 ) -> list[npt.NDArray[np.int32]]:
-    """Ids of each label as a whole target, EOS last, nothing cut."""
+    """Ids of each label as a target, EOS last, never truncated."""
     before = [vocabulary.sentinel(0)] if sentinel != "none" else []
     return [_ids([*before, *ids], [], vocabulary) for ids in vocabulary.encode_batch(labels)]
 
@@ -299,12 +333,16 @@ def _room(max_length: int, taken: int, key: str) -> int:
 
 
 class TaskBatches:
-    """The union, step by step, of the batches of many prompts; prompt c trains on tasks[c], in its own order.
+    """Joint batches of many prompts; prompt c trains on tasks[c], in its own order.
 
-    A prompt's rows of step s depend on its own task, batch size, seed and s, whoever trains beside it. Each pass over a
-    task is a seeded permutation of its examples, and a batch may run over from one pass into the next.
+    A prompt's rows of step s depend only on its own task, batch size and seed and on s, not on the other prompts. Each
+    pass over a task is a seeded permutation of its examples, and a batch may span two passes.
 
-    loss  mean: a token weighs 1/(target tokens of its prompt's part of the batch); sum: 1
+    Args:
+        tasks: the task of each prompt.
+        batch_sizes: rows of each prompt in a batch.
+        seeds: seed of each prompt's order.
+        loss: "mean" weighs a token by 1/(target tokens of its prompt's part of the batch); "sum" by 1.
     """
 
     def __init__(
@@ -316,16 +354,15 @@ class TaskBatches:
     ) -> None:
         if not len(tasks) == len(batch_sizes) == len(seeds):
             raise ValueError(
-                f"{len(tasks)} tasks, {len(batch_sizes)} batch sizes and {len(seeds)} seeds:"
-                " one of each is wanted for a prompt"
+                f"{len(tasks)} tasks, {len(batch_sizes)} batch sizes and {len(seeds)} seeds; give one each per prompt"
             )
         self.tasks = tasks
         self.batch_sizes = batch_sizes
-        self._orders = [orders(len(task), seed) for task, seed in zip(tasks, seeds, strict=True)]
+        self._orders = [pass_orders(len(task), seed) for task, seed in zip(tasks, seeds, strict=True)]
         self.loss = loss
 
     def at(self, step: int) -> Batch:
-        """The global batch of `step`: the prompts' parts, one after another."""
+        """The global batch of `step`: the rows of each prompt in turn."""
         examples: list[Example] = []
         weights: list[npt.NDArray[np.float64]] = []
         ids: list[npt.NDArray[np.int64]] = []
@@ -339,22 +376,22 @@ class TaskBatches:
         return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids))
 
     def ids(self, step: int) -> list[int]:
-        """Rows of the batch, as `at` numbers them."""
+        """`ids_B` of the batch."""
         return [int(number) for number in self.at(step).ids_B]
 
 
-def orders(rows: int, seed: int) -> Callable[[int], npt.NDArray[np.int64]]:
-    """The order of the rows in each pass; of the last passes it is kept, for a step needs few of them."""
-    return last_epochs(lambda number: Permutation(rows, seed, f"task pass {number}")(np.arange(rows)))
+def pass_orders(rows: int, seed: int) -> Callable[[int], npt.NDArray[np.int64]]:
+    """pass → the order of the rows in it. The most recent orders are cached, because a step needs one or two."""
+    return cache_recent(lambda number: Permutation(rows, seed, f"task pass {number}")(np.arange(rows)))
 
 
 def rows_at(
     position_B: npt.NDArray[np.int64], rows: int, order: Callable[[int], npt.NDArray[np.int64]]
 ) -> npt.NDArray[np.int64]:
-    """Which of `rows` stands at each position of an endless run of passes, each in an order of its own."""
+    """The row at each position of an endless sequence of passes over `rows` rows, each in its own order."""
     pass_B = position_B // rows
     index_B = np.empty_like(position_B)
     for number in range(int(pass_B[0]), int(pass_B[-1]) + 1):
-        here = pass_B == number
-        index_B[here] = order(number)[position_B[here] % rows]
+        in_pass = pass_B == number
+        index_B[in_pass] = order(number)[position_B[in_pass] % rows]
     return index_B

@@ -1,9 +1,11 @@
-"""Published text-to-text formats (Raffel et al. 2020, appendix D, and T5's preprocessors), as plain task settings.
+"""Published text-to-text formats as task settings.
 
-A task that names one takes from it every key that it does not give itself: `{format: superglue/rte, data: RTE}` is
-a whole task. Files are those that the benchmarks distribute; labels may be words or their numbers. Where a `config` is
-given, rows and splits are those of the hub's `super_glue`, `glue` and `squad`. T5's own task name before each input is
-left out, as in Lester et al. 2021, and comes back with `task_prefix: true`.
+A task with a `format` takes all missing keys from it: `{format: superglue/rte, data: RTE}` is a complete task. The
+files are those of the benchmarks; labels may be words or numbers. With a `config`, rows and splits are those of the
+hub's `super_glue`, `glue` and `squad`. T5's task name before each input is left out, as in Lester et al. 2021, unless
+`task_prefix` is true.
+
+Source: Raffel et al. 2020, appendix D, and T5's preprocessors.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ _TSV = {"train": "train", "validation": "dev"}
 
 
 def _labels(*labels: str, field: str = "label") -> dict[str, Any]:
-    """Labels in the order of their numbers; a file may give either."""
-    meanings = {str(number): label for number, label in enumerate(labels)} | {label: label for label in labels}
-    return {"targets": f"{{{field}}}", "values": {field: meanings}, "labels": list(labels)}
+    """Labels in the order of their numbers; files may contain either."""
+    texts = {str(number): label for number, label in enumerate(labels)} | {label: label for label in labels}
+    return {"targets": f"{{{field}}}", "values": {field: texts}, "labels": list(labels)}
 
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -143,7 +145,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     },
 }
 
-# What the hub has otherwise: every label is called `label`, and no column a number or `#1 String`.
+# Differences of the hub: the label field is always `label`, and columns have proper names.
 _ON_THE_HUB: dict[str, dict[str, Any]] = {
     "glue/cola": {"inputs": "sentence: {sentence}", **_labels("unacceptable", "acceptable")},
     "glue/mrpc": {
@@ -168,9 +170,9 @@ GLUE = tuple(name for name in FORMATS if name.startswith("glue/"))
 
 
 def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A task's settings with what they leave out taken from format `name`.
+    """A task's settings, completed from format `name`.
 
-    `values` and `round_to` of fields that no template names are left out with the templates that named them.
+    The format's `values` and `round_to` of fields that no template contains are dropped.
 
     >>> expanded({"data": "RTE", "inputs": "{premise}"}, "superglue/rte")["inputs"]
     '{premise}'
@@ -188,10 +190,10 @@ def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     named = set(re.findall(r"\{([^{}]+)\}", f"{found['inputs']}{found['targets']}"))
     for key in ("values", "round_to"):
         if key not in values and key in form:
-            found[key] = {field: meaning for field, meaning in form[key].items() if field in named}
+            found[key] = {field: value for field, value in form[key].items() if field in named}
     return found
 
 
 def task_name(name: str) -> str:
-    """T5's own name of a format's task: `rte` of superglue/rte."""
+    """T5's task name of a format: `rte` for superglue/rte."""
     return name.rpartition("/")[2]

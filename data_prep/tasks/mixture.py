@@ -1,7 +1,8 @@
-"""Batches of several tasks for one model (multi-task model tuning; Raffel et al. 2020, §3.5.2).
+"""Batches of several tasks for one model: multi-task model tuning.
 
-Slots come in cycles of fixed length: in each, every task has as many as its rate says, in an order drawn from the seed;
-a task's own rows follow one another in seeded passes. So the batch of a step is a function of (seed, step) alone.
+Training examples fill slots in cycles of fixed length. In each cycle a task has a number of slots proportional to its
+rate, in an order drawn from the seed; its rows fill them in seeded passes. The batch of a step is therefore a function
+of (seed, step) alone. Source: Raffel et al. 2020, §3.5.2.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from t5_pipeline.data_prep.objectives.documents import Example, last_epochs
+from t5_pipeline.data_prep.objectives.documents import Example, cache_recent
 from t5_pipeline.data_prep.sampling.batches import Batch, collate
 from t5_pipeline.data_prep.sampling.permutation import Permutation
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, orders, rows_at
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, pass_orders, rows_at
 
-CYCLE = 2**14  # slots; a task of the smallest rate has at least one of them
+CYCLE = 2**14  # slots; every task has at least one
 
 
 def mixing_counts(rows: Sequence[int], mixing: Literal["proportional", "equal"], limit: int) -> npt.NDArray[np.int64]:
-    """Slots of each task in a cycle: in proportion to min(rows, limit) (T5's examples-proportional mixing), or equal.
+    """Slots of each task in a cycle: proportional to min(rows, limit) (T5's examples-proportional mixing), or equal.
 
-    Rounded by largest remainder, with at least one slot for each.
+    Rounded by largest remainder, with at least one slot per task.
 
     >>> mixing_counts([300, 100], "proportional", 2**19).tolist()
     [12288, 4096]
@@ -39,7 +40,7 @@ def mixing_counts(rows: Sequence[int], mixing: Literal["proportional", "equal"],
 
 
 class MixedTaskBatches:
-    """The batches of one model that learns several tasks, or one; each token weighs 1/(target tokens of the batch)."""
+    """The batches of one model that learns one or more tasks; each token weighs 1/(target tokens of the batch)."""
 
     def __init__(
         self,
@@ -52,11 +53,11 @@ class MixedTaskBatches:
         self.tasks = tasks
         self.batch_size = batch_size
         self._counts = mixing_counts([len(task) for task in tasks], mixing, limit)
-        self._orders = [orders(len(task), seed) for task in tasks]
-        self._cycle = last_epochs(lambda number: self._slots(seed, number))
+        self._orders = [pass_orders(len(task), seed) for task in tasks]
+        self._cycle = cache_recent(lambda number: self._slots(seed, number))
 
     def _slots(self, seed: int, number: int) -> npt.NDArray[np.int64]:
-        """Task of each slot of a cycle, and which of the task's slots it is: [CYCLE, 2]."""
+        """(task, index among the slots of that task) of each slot of a cycle, [CYCLE, 2]."""
         task_of = np.repeat(np.arange(len(self.tasks)), self._counts)
         task_S = task_of[Permutation(CYCLE, seed, f"task mixture {number}")(np.arange(CYCLE))]
         rank_S = np.empty(CYCLE, dtype=np.int64)
@@ -65,7 +66,7 @@ class MixedTaskBatches:
         return np.stack([task_S, rank_S], axis=1)
 
     def at(self, step: int) -> Batch:
-        """The global batch of `step`. `ids_B` counts rows through the tasks, one behind the other."""
+        """The global batch of `step`. `ids_B` numbers the rows of all tasks consecutively."""
         begin = np.concatenate([[0], np.cumsum([len(task) for task in self.tasks])])
         examples: list[Example] = []
         ids = []
@@ -79,5 +80,5 @@ class MixedTaskBatches:
         return collate(examples, ids_B=ids)
 
     def ids(self, step: int) -> list[int]:
-        """Rows of the batch, as `at` numbers them."""
+        """`ids_B` of the batch."""
         return [int(number) for number in self.at(step).ids_B]

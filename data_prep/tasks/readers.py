@@ -1,20 +1,19 @@
-"""Benchmarks' files as they are distributed, as rows: one question, one answer, one query each.
+"""Readers for benchmark files as distributed; they yield one row per question, answer or query.
 
-A slice takes passages, so no passage falls into two splits. The hub's versions of these data sets, flat already, read
-the same. Cleaning follows T5's code (t5/data/preprocessors.py, and the TensorFlow data sets that it reads), but for
-SQuAD's, where T5 puts spaces around every punctuation mark: here text stays as it is.
+Slices count passages, so that no passage is in two splits. The hub's flat versions of these data sets give the same
+rows. Cleaning follows T5's code (t5/data/preprocessors.py and the TensorFlow data sets it reads), except for SQuAD:
+T5 puts spaces around punctuation, and this reader leaves the text unchanged.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row, file_format, read_rows, read_text
+from t5_pipeline.data_prep.corpora.rows import Row, file_format, read_json, read_rows
 from t5_pipeline.data_prep.tasks.splits import Slice
 
 Reader = Literal["rows", "multirc", "record", "wsc", "squad", "qqp"]
@@ -25,24 +24,36 @@ _HIGHLIGHT = "\n@highlight\n"
 
 
 def read_task(path: Path, reader: Reader, part: Slice | None, *, header: bool, training: bool) -> list[Row]:
-    """The rows of a file; `flatten` says what `part` and `training` are.
+    """The rows of a file.
 
-    header  CSV and TSV: the first line names the columns
+    Args:
+        path: the file.
+        reader: its format.
+        part: see `flatten`.
+        header: CSV and TSV only: the first line names the columns.
+        training: see `flatten`.
+
+    Raises:
+        InputError: if the file or a row is malformed; names the row.
     """
     if reader == "squad" and file_format(path) == ".json":
         return flatten(_paragraphs(path), reader, part, training=training)
-    # QQP's files have lines that break off inside a question; T5's data set and the hub's leave these out too.
+    # QQP's files contain truncated lines, which T5's data set and the hub's also leave out.
     whole = reader != "qqp"
     return flatten(read_rows(path, header=header, whole=whole), reader, part, training=training)
 
 
 def flatten(rows: Iterable[Row], reader: Reader, part: Slice | None, *, training: bool) -> list[Row]:
-    """Rows as a benchmark distributes them, or as the hub has them, as rows of one question each.
+    """Flatten rows as distributed by a benchmark or the hub to one row per question.
 
-    part      which of the passages; of the rows where they have none
-    training  one row for each answer, where a question has several (ReCoRD); otherwise one with all of them
+    Args:
+        rows: the distributed rows.
+        reader: their format.
+        part: slice of passages, or of rows if there are no passages; None for all.
+        training: yield one row per answer if a question has several (ReCoRD), not one with all of them.
 
-    InputError, with the row's place, for one that is not as the benchmark distributes it.
+    Raises:
+        InputError: if a row does not have the benchmark's format; names the row.
     """
     passages = _by_passage(rows, reader)
     if part is not None:
@@ -54,14 +65,14 @@ def flatten(rows: Iterable[Row], reader: Reader, part: Slice | None, *, training
             found += [row] if questions is None else [Row(fields, row.where) for fields in questions(row, training)]
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise InputError(
-                f"{row.where}: is not as {reader} files are distributed ({type(error).__name__}: {error});"
-                " mend the file, or use `reader: rows`"
+                f"{row.where}: does not have the {reader} format ({type(error).__name__}: {error});"
+                " fix the file or use `reader: rows`"
             ) from None
     return found
 
 
 def _by_passage(rows: Iterable[Row], reader: Reader) -> list[list[Row]]:
-    """Rows that share a passage, as the hub's do; a row of a nested file is a passage by itself."""
+    """Group the hub's rows by passage; each row of a nested file is a group of its own."""
     name = {"multirc": "paragraph", "record": "passage", "squad": "context"}.get(reader, "")
     passages: dict[str | int, list[Row]] = {}
     for number, row in enumerate(rows):
@@ -71,7 +82,7 @@ def _by_passage(rows: Iterable[Row], reader: Reader) -> list[list[Row]]:
 
 
 def _multirc(row: Row, training: bool) -> Iterator[dict[str, Any]]:
-    """passage → questions → answers: a row for each answer, `question_id` shared by those of a question."""
+    """passage → questions → answers: one row per answer; answers to a question share `question_id`."""
     if "paragraph" in row:
         yield _choice(row["paragraph"], row, row["answer"], row, f"{row['idx']['paragraph']}/{row['idx']['question']}")
         return
@@ -88,7 +99,7 @@ def _choice(paragraph: str, question: Any, answer: str, labelled: Any, question_
 
 
 def _record(row: Row, training: bool) -> Iterator[dict[str, Any]]:
-    """passage with entities → queries. Entities and answers once each, sorted, as T5's data set has them."""
+    """passage with entities → queries: entities and answers deduplicated and sorted, as in T5's data set."""
     if isinstance(row["passage"], str):
         text, entities = row["passage"], row["entities"]
         queries = [(row["query"], row["answers"])]
@@ -105,27 +116,27 @@ def _record(row: Row, training: bool) -> Iterator[dict[str, Any]]:
 
 
 def _wsc(row: Row, training: bool) -> Iterator[dict[str, Any]]:
-    """The pronoun stands between asterisks: "… and eventually the pony threw *him* over"."""
+    """Mark the pronoun with asterisks: "… and eventually the pony threw *him* over"."""
     target = row.get("target", row)
     text, pronoun = row["text"], target["span2_text"].strip(". ")
-    # The index of some rows is a word off: of the places where the pronoun stands, the nearest counts.
+    # Some rows' index is off by a word, so take the nearest occurrence of the pronoun.
     places = [
         (abs(_words_before(text, found.start()) - int(target["span2_index"])), *found.span())
         for found in re.finditer(rf"(?<!\w){re.escape(pronoun)}(?!\w)", text, re.IGNORECASE)
     ]
     if not (pronoun and places):
-        raise ValueError(f"the pronoun {pronoun!r} is no word of it")
+        raise ValueError(f"the text does not contain the pronoun {pronoun!r}")
     _, begin, end = min(places)
     yield {
         "text": f"{text[:begin]}*{text[begin:end]}*{text[end:]}",
-        "referent": _as_it_stands(target["span1_text"], int(target["span1_index"]), text),
+        "referent": _with_case_of(target["span1_text"], int(target["span1_index"]), text),
         "pronoun": pronoun,
         "label": row.get("label"),
     }
 
 
 def _words_before(text: str, at: int) -> int:
-    """How many words end before character `at`; the word that it is a part of is none of them.
+    """The number of words that end before character `at`, not counting the word that contains it.
 
     >>> _words_before('He said "it" broke.', 9)
     2
@@ -134,10 +145,10 @@ def _words_before(text: str, at: int) -> int:
     return words - (at > 0 and not text[at - 1].isspace())
 
 
-def _as_it_stands(referent: str, index: int, text: str) -> str:
-    """The referent with the case that word `index` of the text has, where it is no part of the text.
+def _with_case_of(referent: str, index: int, text: str) -> str:
+    """The referent with its first letter in the case of word `index`, if the text does not contain it verbatim.
 
-    >>> _as_it_stands("The table.", 3, "The ball crashed the table because it was made of steel.")
+    >>> _with_case_of("The table.", 3, "The ball crashed the table because it was made of steel.")
     'the table'
     """
     words = text.split()
@@ -148,20 +159,18 @@ def _as_it_stands(referent: str, index: int, text: str) -> str:
 
 
 def _paragraphs(path: Path) -> Iterator[Row]:
-    """SQuAD's JSON: data → paragraphs."""
+    """The paragraphs of SQuAD's JSON."""
     try:
-        articles = json.loads(read_text(path))["data"]
+        articles = read_json(path)["data"]
         for a, article in enumerate(articles):
             for p, paragraph in enumerate(article["paragraphs"]):
                 yield Row(paragraph, f"{path}: data[{a}].paragraphs[{p}]")
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg} at character {error.colno})") from None
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: is not SQuAD's JSON (data → paragraphs → qas); use `reader: rows`") from None
 
 
 def _squad(row: Row, training: bool) -> Iterator[dict[str, Any]]:
-    """A question that has no answer in the paragraph (SQuAD 2) is left out: the format has no words for it."""
+    """One row per question; unanswerable questions (SQuAD 2) are skipped, because the format has no target for them."""
     for question in row.get("qas", [row]):
         given = question["answers"]
         texts = given["text"] if isinstance(given, dict) else [answer["text"] for answer in given]

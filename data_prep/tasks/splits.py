@@ -1,4 +1,4 @@
-"""Which file holds a split of a task, and which part of it: one rule for who reads rows and who takes their digest."""
+"""Files and slices of task splits, shared by the code that reads rows and the code that computes their digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BOUND = re.compile(r"-?\d+%?")
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a file's rows, as `[:90%]` or `[-500:]` name it; of passages where a file has these.
+    """A range of a file's rows (or passages, if it has them), written `[:90%]` or `[-500:]`.
 
     >>> Slice("10%", "").of(25)
     slice(3, 25, None)
@@ -30,7 +30,7 @@ class Slice:
     end: str
 
     def of(self, rows: int) -> slice:
-        """The part of so many rows. A percentage is rounded to the nearest row, a half up."""
+        """The range of `rows` rows. Percentages are rounded to the nearest row, halves up."""
         return slice(self._at(self.begin, rows, 0), self._at(self.end, rows, rows))
 
     @staticmethod
@@ -50,32 +50,34 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
     ('train', Slice(begin='', end='90%'))
 
     Raises:
-        ValueError: what is wrong with the slice.
+        ValueError: if the slice is malformed.
     """
     if "[" not in split or not split.endswith("]"):
         return split, None
     name, _, inside = split[:-1].rpartition("[")
     begin, colon, end = (part.strip() for part in inside.partition(":"))
     if not name:
-        raise ValueError(f"`{split}` is a slice of no split; write its name before it, as in train{split}")
+        raise ValueError(f"`{split}` has no split name; write one before the slice, as in train{split}")
     if not colon:
-        raise ValueError(f"`{split}` says no range of rows; write {name}[:90%], {name}[100:200] or {name}[-500:]")
+        raise ValueError(f"`{split}` has no range of rows; write {name}[:90%], {name}[100:200] or {name}[-500:]")
     for bound in (begin, end):
         if bound and not _BOUND.fullmatch(bound):
-            raise ValueError(f"`{split}`: {bound!r} is no whole number of rows or percent; write {name}[:90%]")
+            raise ValueError(f"`{split}`: {bound!r} is not a whole number of rows or percent; write {name}[:90%]")
         if bound.endswith("%") and abs(int(bound[:-1])) > 100:
-            raise ValueError(f"`{split}`: {bound} is more than there is; at most 100%")
-    alike = begin and end and begin.endswith("%") == end.endswith("%") and begin.startswith("-") == end.startswith("-")
-    if alike and int(begin.strip("%")) >= int(end.strip("%")):
-        raise ValueError(f"`{split}`: no row lies between {begin} and {end}")
+            raise ValueError(f"`{split}`: {bound} is more than 100%; use at most 100%")
+    comparable = (
+        begin and end and begin.endswith("%") == end.endswith("%") and begin.startswith("-") == end.startswith("-")
+    )
+    if comparable and int(begin.strip("%")) >= int(end.strip("%")):
+        raise ValueError(f"`{split}`: {begin}:{end} contains no row; swap or change the bounds")
     return name, Slice(begin, end)
 
 
 def split_file(data: str, split: str) -> Path | None:
-    """The file that `split` names: inside the folder `data`, or beside the file `data`; None where there is none.
+    """The file of a split: in the folder `data`, or next to the file `data`; None if there is none.
 
-    A file name counts with or without its suffix, and a slice at its end is no part of it. `data` may also be the file
-    of one split: of that which has its name, or else of `train`. It never stands for a split that has no file.
+    A split may name its file with or without the suffix; a slice is ignored. If `data` is a file, it is the split of
+    the same name, or else `train`, but never any other split.
     """
     path, split = Path(data), split_slice(split)[0]
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Templates: how the fields of a row become a text."""
+"""Templates that turn the fields of a row into text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 class Template:
     """Text with {field} for a row's fields; {a.b} looks into a nested object, {{ and }} are braces.
 
-    values    what a field's values stand for, by field: {label: {0: negative}}
-    round_to  number fields that read as their nearest multiple: {score: 0.2}
+    Args:
+        text: the template.
+        key: the setting to name in errors.
+        values: texts for the values of a field: {label: {0: negative}}.
+        round_to: numeric fields to round to multiples: {score: 0.2}.
+
+    Raises:
+        InputError: if `text` contains no field or an unmatched brace.
 
     >>> Template("sentence: {text}", "inputs").render(Row({"text": "Fine."}, "train.jsonl:1"))
     'sentence: Fine.'
@@ -40,51 +46,50 @@ class Template:
         self.fields = [match[1] for match in _FIELD.finditer(text) if match[1] is not None]
         broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
         if broken:
-            raise InputError(
-                f"{key}: {text!r} has a brace that names no field at character {broken[0].start() + 1}; write {{field}}"
-            )
+            raise InputError(f"{key}: {text!r} has a stray brace at character {broken[0].start() + 1}; write {{field}}")
         if not self.fields:
-            raise InputError(f"{key}: {text!r} names no field, so every row would read the same; write {{field}}")
+            raise InputError(f"{key}: {text!r} contains no field, so all rows would be identical; write {{field}}")
 
     def render(self, row: Row) -> str:
         """The text of a row.
 
-        InputError, with the row's place, where a field is missing, empty (null), no text, or none of its `values`.
+        Raises:
+            InputError: if a field is missing, neither text nor a number, or not among its `values`; names the row.
         """
         return _FIELD.sub(lambda match: match[0][0] if match[1] is None else self.value(row, match[1]), self.text)
 
     def value(self, row: Row, field: str) -> str:
+        """The text of one field of a row (see `render`)."""
         value: object = row
         for name in field.split(".") if field not in row else [field]:
             if not isinstance(value, dict) or name not in value:
                 raise InputError(
-                    f"{row.where}: there is no field {field!r}; there are {', '.join(row)}:"
-                    f" mend `{self.key}` or the row"
+                    f"{row.where}: has no field {field!r} (only {', '.join(row)}); fix `{self.key}` or the row"
                 )
             value = value[name]
-        if not isinstance(value, str | int | float):  # bool is an int and reads True or False, as T5's tasks have it
+        if not isinstance(value, str | int | float):  # bool is an int and becomes True or False, as in T5's tasks
             what = "empty (null)" if value is None else f"a {type(value).__name__}"
-            raise InputError(f"{row.where}: field {field!r} is {what}, where text or a number is wanted")
+            raise InputError(f"{row.where}: field {field!r} is {what}, not text or a number; fix the row")
         found = check_unicode(value, row.where) if isinstance(value, str) else str(value)
         if field in self.round_to:
             return self._rounded(row, field, found)
-        meanings = self.values.get(field)
-        if meanings is None:
+        texts = self.values.get(field)
+        if texts is None:
             return found
-        if found not in meanings:
+        if found not in texts:
             key = f"{self.key.rpartition('.')[0]}.values.{field}".removeprefix(".")
-            raise InputError(f"{row.where}: `{key}` does not say what {found!r} stands for, only {', '.join(meanings)}")
-        return meanings[found]
+            raise InputError(f"{row.where}: `{key}` has no {found!r} (only {', '.join(texts)}); add it or fix the row")
+        return texts[found]
 
     def _rounded(self, row: Row, field: str, found: str) -> str:
-        """The nearest multiple, with as many decimals as the step has (STS-B in Raffel et al. 2020, §2.4).
+        """The nearest multiple of the step, with the step's number of decimals (STS-B in Raffel et al. 2020, §2.4).
 
-        As T5's code has it, round(5y)/5 for a step of 0.2: half a step goes to the even multiple (0.3 reads 0.4).
+        As in T5's code, round(5y)/5 for a step of 0.2: half a step rounds to the even multiple (0.3 becomes 0.4).
         """
         per_one = 1 / self.round_to[field]
         try:
             number = round(float(found) * per_one) / per_one
         except (ValueError, OverflowError):
-            raise InputError(f"{row.where}: field {field!r} is {found!r}, where a number is wanted") from None
+            raise InputError(f"{row.where}: field {field!r} is {found!r}, not a number; fix the row") from None
         decimals = max(0, -int(Decimal(f"{self.round_to[field]:g}").as_tuple().exponent))
         return f"{number:.{decimals}f}"

@@ -1,23 +1,22 @@
-"""A tokenizer.json for transformers that gives SentencePiece's ids.
+"""A tokenizer.json for transformers that gives the same ids as SentencePiece.
 
-transformers' own T5 tokenizer differs from SentencePiece in these ways, and this file mends them so:
+The T5 tokenizer of transformers differs from SentencePiece in three ways, which this file corrects:
 
-    a literal "</s>" or "<extra_id_0>" in the text becomes a control id, by the added tokens and again by the unigram
-        model, where control pieces have score 0 and win
-        → `split_special_tokens` is set, and the text is split inside such a literal, at a place that no piece spans
-    text is cut at every Unicode space (U+0085 among them), where SentencePiece knows only what its own normaliser
-        made a space
-        → only spaces (after normalisation) separate words
-    the normaliser looks at whole grapheme clusters and drops marks of which it knows a prefix only ("ỗ" in
-        decomposed form reads "ô")
-        → text is composed (NFC) first
+    A literal "</s>" or "<extra_id_0>" in the text becomes a control id, through the added tokens and again through the
+        unigram model, in which control pieces win with score 0.
+        → `split_special_tokens` is set, and such a literal is split at a point that no piece spans.
+    Text is split at every Unicode space (such as U+0085); SentencePiece splits only at spaces left by its normaliser.
+        → Only spaces (after normalisation) separate words.
+    The normaliser works on grapheme clusters and drops marks of clusters of which it only knows a prefix (decomposed
+        "ỗ" becomes "ô").
+        → Text is composed (NFC) first.
 
-Where it still cannot agree. SentencePiece adds scores in 32-bit floats from the start of the text, `tokenizers` in
-64 bits word by word, so with T5's scores segmentations that are equal but for rounding may fall either way ("IDP" as
-I·DP or ID·P, a row of asterisks): 108 of 6,520 whole Wikipedia articles (28M tokens) differ somewhere, of 11,675
-paragraphs none. Vocabularies that are trained here have scores that add up exactly (sentencepiece_model).
-Piles of combining marks that form no composed letter also differ. A bare `tokenizers.Tokenizer.from_file` needs
-`encode_special_tokens = True` for literals: that switch is not part of its file.
+Remaining differences: SentencePiece adds scores in 32-bit floats from the start of the text, `tokenizers` in 64 bits
+word by word, so with T5's scores they may choose differently between segmentations of equal score ("IDP" as I·DP or
+ID·P, a line of asterisks). This occurs in some whole articles; the paragraphs of the tests agree. Vocabularies trained
+by `prepare` have scores that add up exactly (sentencepiece_proto). Stacks of combining marks that do not form a
+composed letter also differ. A bare `tokenizers.Tokenizer.from_file` needs `encode_special_tokens = True` for literals,
+because that switch is not stored in the file.
 """
 
 from __future__ import annotations
@@ -38,12 +37,14 @@ _SPACE = "▁"
 def write_fast_tokenizer(
     directory: Path, pieces: sentencepiece.SentencePieceProcessor, model: bytes, sentinels: int
 ) -> None:
-    """tokenizer.json and tokenizer_config.json of a SentencePiece unigram model with `sentinels` extra ids above."""
+    """Write tokenizer.json and tokenizer_config.json of a SentencePiece unigram model with `sentinels` extra ids.
+
+    Raises:
+        InputError: if it is not a unigram model.
+    """
     trainer = message(model, TRAINER)
     if trainer.get(3, UNIGRAM) != UNIGRAM:
-        raise InputError(
-            "the vocabulary is not a unigram model, as T5's is; use T5's vocabulary or let `prepare` train one"
-        )
+        raise InputError("vocabulary: is not a unigram model as T5's; use T5's vocabulary or let `prepare` train one")
     unk, eos, pad = (pieces.id_to_piece(i) for i in (pieces.unk_id(), pieces.eos_id(), 0))
     extra = [f"<extra_id_{j}>" for j in range(sentinels)]
     control = [
@@ -73,7 +74,7 @@ def write_fast_tokenizer(
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in [*control, *extra]])
     tokenizer.save(str(directory / "tokenizer.json"))
 
-    # The generic class: transformers' T5Tokenizer would put its own normaliser and word splitting in place of ours.
+    # The generic class, because transformers' T5Tokenizer would replace the normaliser and the word splitting.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": eos,
@@ -88,10 +89,10 @@ def write_fast_tokenizer(
 
 
 def _unspanned(literal: str, pieces: sentencepiece.SentencePieceProcessor) -> int | None:
-    """Where `literal` can be cut without changing its segmentation: no piece that could lie over the cut exists.
+    """The first offset at which `literal` can be split without changing its segmentation: no piece can span it.
 
-    An unknown character on both sides would be one <unk> whole and two when cut, so one side must be known.
-    None where there is no such place.
+    Unknown characters on both sides would be one <unk> together but two when split, so one side must be known.
+    None if there is no such offset.
     """
     known = {c for c in literal if pieces.piece_to_id(c) != pieces.unk_id()}
     cuts = [at for at in range(1, len(literal)) if literal[at - 1] in known or literal[at] in known]
@@ -104,7 +105,7 @@ def _unspanned(literal: str, pieces: sentencepiece.SentencePieceProcessor) -> in
 
 
 def _spans(piece: str, left: str, right: str) -> bool:
-    """Whether `piece` may lie over the border of `left` and `right`, with any text before and after these two."""
+    """Whether `piece` can span the boundary of `left` and `right`, with any text before and after them."""
     if left[-1] + right[0] not in piece:
         return False
     return any(

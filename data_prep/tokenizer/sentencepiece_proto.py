@@ -1,21 +1,21 @@
-"""The inside of a spiece.model: a protobuf message, whose wire format is simple enough to read without its library."""
+"""Reading and editing spiece.model files, which are protobuf messages, without the protobuf library."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
 
-PIECES, TRAINER, NORMALIZER = 1, 2, 3  # fields of the model
+PIECES, TRAINER, NORMALIZER = 1, 2, 3  # field numbers of the model
 UNIGRAM = 1
-_SCORE = 2  # field of a piece
+_SCORE = 2  # field number of a piece
 # Sums of multiples of 2⁻⁸ are exact in 32-bit floats up to 2¹⁶.
 _SCORE_UNIT = 2.0**-8
 
 
 def message(model: bytes, field: int) -> dict[int, int | bytes]:
-    """The fields of one sub-message of the model: number → value, the last where a number repeats.
+    """The fields of one sub-message of the model: number → value (the last one if a number repeats).
 
-    The trainer's: 3 model type, 35 byte fallback. The normaliser's: 2 the compiled character map.
+    Trainer: 3 model type, 35 byte fallback. Normaliser: 2 compiled character map.
     """
     for number, value, _ in _fields(model):
         if number == field and isinstance(value, bytes):
@@ -24,12 +24,12 @@ def message(model: bytes, field: int) -> dict[int, int | bytes]:
 
 
 def with_rounded_scores(model: bytes) -> bytes:
-    """The model with its pieces' scores rounded to multiples of 1/256.
+    """The model with the scores of its pieces rounded to multiples of 1/256.
 
-    SentencePiece adds scores in 32-bit floats along the whole text, so between segmentations of equal score (the same
-    pieces in another order, as in rules of dashes) rounding decides, and that depends on what stands before. With such
-    scores the sums are exact as far as 65,536, some 8,000 tokens: the same word is the same pieces wherever it stands,
-    and tokenizers that add in another precision agree.
+    SentencePiece adds scores in 32-bit floats along the whole text, so rounding errors, which depend on the preceding
+    text, decide between segmentations of equal score (the same pieces in another order, as in lines of dashes). With
+    rounded scores the sums are exact up to 65,536, about 8,000 tokens: a word has the same pieces everywhere, and
+    tokenizers that add in another precision agree.
     """
     rounded = bytearray(model)
     for number, piece, start in _fields(model):
@@ -42,7 +42,7 @@ def with_rounded_scores(model: bytes) -> bytes:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes, int]]:
-    """(number, value, where the value starts) of each field of a message."""
+    """(number, value, offset of the value) of each field of a message."""
     at = 0
 
     def varint() -> int:

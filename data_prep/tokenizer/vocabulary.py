@@ -1,8 +1,8 @@
-"""Text to ids and back. SentencePiece is the truth: the paper's numbers rest on its ids.
+"""Text to ids and back, with SentencePiece, on whose ids the paper's results depend.
 
-Ids: the SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then the sentinels, extra_id_0 highest:
-sentinel j is `size − 1 − j` (32,099 − j for T5). The embedding has `rows` ≥ `size` rows, a multiple of 128.
-Control strings that stand in a text ("</s>", "<extra_id_0>") are text and stay text.
+The SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then the sentinels with extra_id_0 highest: sentinel j
+is `size − 1 − j` (32,099 − j for T5). The embedding has `rows` ≥ `size` rows, a multiple of 128. Control strings in a
+text ("</s>", "<extra_id_0>") are encoded as text.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import with_rounded_sco
 
 SENTINELS = 100
 _ROW_MULTIPLE = 128
-# The result of training depends on the number of threads, so it is part of the definition.
+# Fixed, because the result of training depends on the number of threads.
 _TRAINING_THREADS = 1
-_LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips what is longer than 4,192
+_LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longer than 4,192
 _MODEL_FILE = "spiece.model"
 
 
@@ -38,24 +38,32 @@ def embedding_rows(size: int) -> int:
 
 
 class NoModelFile(InputError):
-    """A model on the hub that holds no spiece.model."""
+    """A model on the hub without a spiece.model."""
 
 
 class Vocabulary:
-    """A SentencePiece model with `sentinels` extra ids above its pieces."""
+    """A SentencePiece model with `sentinels` extra ids above its pieces.
+
+    Args:
+        model: the bytes of a spiece.model.
+        sentinels: number of sentinels.
+        where: its location, for errors.
+
+    Raises:
+        InputError: if T5 cannot use it.
+    """
 
     pad = 0
 
     def __init__(self, model: bytes, sentinels: int = SENTINELS, where: str = "vocabulary") -> None:
-        """`model`: the bytes of a spiece.model. InputError where T5 could not use it."""
         try:
             self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError):
-            raise InputError(f"{where} is not a SentencePiece model; give a spiece.model file") from None
+            raise InputError(f"{where}: is not a SentencePiece model; give a spiece.model file") from None
         if self.pieces.pad_id() != 0 or self.pieces.eos_id() != 1 or self.pieces.unk_id() < 0:
             raise InputError(
-                f"{where} has pad {self.pieces.pad_id()}, eos {self.pieces.eos_id()} and unk {self.pieces.unk_id()};"
-                " a T5 needs pad to be 0, eos 1 and an unk: use T5's vocabulary or let `prepare` train one"
+                f"{where}: has pad {self.pieces.pad_id()}, eos {self.pieces.eos_id()} and unk {self.pieces.unk_id()};"
+                " T5 needs pad 0, eos 1 and an unk; use T5's vocabulary or let `prepare` train one"
             )
         self.model = model
         self.sentinels = sentinels
@@ -68,20 +76,24 @@ class Vocabulary:
     def __repr__(self) -> str:
         return f"Vocabulary({self.pieces.get_piece_size():,} pieces, {self.sentinels} sentinels)"
 
-    # ------------------------------------------------------------------------------------------------ where it is from
+    # --------------------------------------------------------------------------------------------- loading and training
 
     @classmethod
     def load(cls, location: str | Path) -> Vocabulary:
-        """From a spiece.model file, a tokenizer or model directory that holds one, or a hub name.
+        """Load a spiece.model file, a tokenizer or model directory that contains one, or a hub name.
 
-        100 sentinels are implied, as in T5, unless the directory's tokenizer_config.json says `extra_ids`.
-        A tokenizer.json is never read: it may differ from SentencePiece.
+        There are 100 sentinels, as in T5, unless the directory's tokenizer_config.json has another `extra_ids`. A
+        tokenizer.json is never read, because it may differ from SentencePiece.
+
+        Raises:
+            NoModelFile: if a hub model has no spiece.model.
+            InputError: if the vocabulary cannot be loaded for another reason.
         """
         path = Path(location)
         if path.is_dir():
             if not (path / _MODEL_FILE).is_file():
                 raise InputError(
-                    f"{path} holds no {_MODEL_FILE}: give the directory of a T5 tokenizer, or a spiece.model file"
+                    f"{path}: contains no {_MODEL_FILE}; give the directory of a T5 tokenizer or a spiece.model file"
                 )
             return cls(
                 (path / _MODEL_FILE).read_bytes(), _extra_ids(path / "tokenizer_config.json"), str(path / _MODEL_FILE)
@@ -90,7 +102,7 @@ class Vocabulary:
             return cls(path.read_bytes(), SENTINELS, str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
-                f"vocabulary {location} does not exist: give a spiece.model file, a directory or a hub name"
+                f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
             )
         return cls._from_hub(str(location))
 
@@ -108,13 +120,13 @@ class Vocabulary:
             model = Path(hf_hub_download(name, _MODEL_FILE))
         except RemoteEntryNotFoundError:
             raise NoModelFile(
-                f"vocabulary {name} is on the hub and holds no {_MODEL_FILE}: name a T5 that does, or such a file"
+                f"vocabulary {name}: has no {_MODEL_FILE} on the hub; name a T5 that has one, or give the file"
             ) from None
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"vocabulary {name} is no file or directory here, and {name}/{_MODEL_FILE} could not be had from the"
-                f" hub ({reason})"
+                f"vocabulary {name} does not exist, and cannot read {name}/{_MODEL_FILE} from the hub ({reason});"
+                " check the name"
             ) from None
         try:
             config: Path | None = Path(hf_hub_download(name, "tokenizer_config.json"))
@@ -124,11 +136,14 @@ class Vocabulary:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, sentinels: int = SENTINELS) -> Vocabulary:
-        """A unigram vocabulary of `size` pieces (sentinels not counted), the same bytes for the same texts.
+        """Train a unigram vocabulary of `size` pieces (without sentinels), deterministically.
 
-        nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos, as T5's own; scores are multiples of
-        1/256, on which other tokenizers agree (data_prep.sentencepiece_model). SentencePiece holds its training text in
-        memory, so give it a part of a large corpus. InputError if the text is too small for `size`.
+        As in T5: nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos. Scores are multiples of 1/256,
+        on which other tokenizers agree (sentencepiece_proto). SentencePiece keeps its training text in memory, so pass
+        only a part of a large corpus.
+
+        Raises:
+            InputError: if the text is too small or too varied for `size`.
         """
         trained = io.BytesIO()
         refused: list[InputError] = []
@@ -136,7 +151,7 @@ class Vocabulary:
         def sentences() -> Iterator[str]:
             try:
                 yield from _sentences(texts)
-            except InputError as error:  # SentencePiece would make text of it, with a traceback
+            except InputError as error:  # SentencePiece would turn it into text with a traceback
                 refused.append(error)
                 raise
 
@@ -166,28 +181,28 @@ class Vocabulary:
             least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
             if least is not None:
                 raise InputError(
-                    f"vocabulary_size: {size:,} pieces cannot hold the corpus's characters;"
-                    f" set it to {int(least[1]):,} or more"
+                    f"vocabulary_size: {size:,} pieces are too few for the characters of the corpus;"
+                    f" set it to at least {int(least[1]):,}"
                 ) from None
             raise InputError(
-                f"no vocabulary of {size:,} pieces can be trained on this corpus: {str(error).strip()}"
+                f"vocabulary_size: cannot train {size:,} pieces on this corpus ({str(error).strip()}); enlarge it"
             ) from None
         return cls(with_rounded_scores(trained.getvalue()), sentinels, "trained vocabulary")
 
     def with_sentinels(self, sentinels: int = SENTINELS) -> Vocabulary:
-        """The same pieces with `sentinels` extra ids above them; itself if it has as many."""
+        """The same pieces with `sentinels` sentinels."""
         return self if sentinels == self.sentinels else Vocabulary(self.model, sentinels)
 
-    # ------------------------------------------------------------------------------------------------ text and ids
+    # ----------------------------------------------------------------------------------------------------- text and ids
 
     def sentinel(self, j: int) -> int:
-        """The id of <extra_id_j>: counted from the top of the vocabulary, not of the padded embedding rows."""
+        """The id of <extra_id_j>, counted from the top of the vocabulary, not of the padded embedding rows."""
         if not 0 <= j < self.sentinels:
-            raise InputError(f"the vocabulary has {self.sentinels} sentinels, no <extra_id_{j}>")
+            raise InputError(f"vocabulary: has {self.sentinels} sentinels, so no <extra_id_{j}>; use one with more")
         return self.size - 1 - j
 
     def names(self) -> list[str]:
-        """Every id as the vocabulary writes it: `▁the`, `<extra_id_0>`."""
+        """The name of every id: `▁the`, `<extra_id_0>`."""
         pieces = [str(self.pieces.id_to_piece(i)) for i in range(self.pieces.get_piece_size())]
         return pieces + [f"<extra_id_{self.size - 1 - i}>" for i in range(len(pieces), self.size)]
 
@@ -197,19 +212,19 @@ class Vocabulary:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores; the result does not depend on their number."""
+        """`encode` of each text, on all cores."""
         ids: list[list[int]] = self.pieces.encode(list(texts), num_threads=os.cpu_count() or 1)
         return ids
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[np.int32]]:
-        """`encode` of each text as an array, on so many threads, which shape nothing but the time that it takes."""
+        """`encode` of each text as an array, on `threads` threads."""
         ids: list[npt.NDArray[np.int32]] = self.pieces.encode(list(texts), num_threads=threads, return_type="numpy")
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, whatever they are: pad and eos are skipped, sentinel j reads <extra_id_j>.
+        """The text of any ids: pad and eos are skipped, sentinel j becomes <extra_id_j>.
 
-        Ids outside the vocabulary (a model may emit its padding rows) read like an unknown piece.
+        Ids outside the vocabulary (a model may emit its padding rows) are decoded as unknown.
         """
         parts: list[str] = []
         run: list[int] = []
@@ -223,40 +238,44 @@ class Vocabulary:
         return " ".join(part for part in [*parts, self.pieces.decode(run)] if part)
 
     def strip_sentinel(self, ids: Sequence[int], sentinel: str = "targets") -> Sequence[int]:
-        """Output ids without the <extra_id_0> that begins each target of a sentinel variant, if it is there.
+        """Output ids without the leading <extra_id_0> of targets with sentinels.
 
-        `sentinel` "none" leaves it: there a model that still writes sentinels is wrong. So does a vocabulary without
-        sentinels, which has nothing to strip.
+        With `sentinel` "none" the ids are unchanged, because there a sentinel in the output is an error.
         """
-        begins = sentinel != "none" and self.sentinels and len(ids) and ids[0] == self.sentinel(0)
-        return ids[1:] if begins else ids
+        starts = sentinel != "none" and self.sentinels and len(ids) and ids[0] == self.sentinel(0)
+        return ids[1:] if starts else ids
 
     def check_fits(self, rows: int, model: str | Path) -> None:
-        """InputError where these ids would mean something else to the model.
+        """Check that the ids have the same meaning in a model.
 
-        It has `rows` embedding rows. `model` is its directory, perhaps with a vocabulary of its own, or its hub name.
+        Args:
+            rows: embedding rows of the model.
+            model: its directory, with or without a vocabulary, or its hub name.
+
+        Raises:
+            InputError: if they do not.
         """
         if self.size > rows:
             raise InputError(
-                f"{model}: the vocabulary has {self.size:,} ids and the model {rows:,} embedding rows;"
+                f"{model}: has {rows:,} embedding rows, but the vocabulary has {self.size:,} ids;"
                 " use the vocabulary that the model was trained with"
             )
         if Path(model).is_dir() and not (Path(model) / _MODEL_FILE).is_file():
             return
         try:
             own = Vocabulary.load(model)
-        except NoModelFile:  # a hub model that holds none
+        except NoModelFile:  # a hub model without a vocabulary
             return
         if own.model != self.model:
             raise InputError(
-                f"{model}: the text was tokenised with another vocabulary than {Path(model) / _MODEL_FILE}; prepare it"
-                f" again with `vocabulary: {model}`"
+                f"{model}: the text was tokenised with another vocabulary than {Path(model) / _MODEL_FILE};"
+                f" prepare it again with `vocabulary: {model}`"
             )
 
-    # ------------------------------------------------------------------------------------------------ to disk
+    # ----------------------------------------------------------------------------------------------------------- saving
 
     def save(self, directory: str | Path) -> None:
-        """spiece.model, and for transformers a tokenizer.json and tokenizer_config.json that agree with it."""
+        """Write spiece.model and, for transformers, tokenizer.json and tokenizer_config.json that agree with it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / _MODEL_FILE).write_bytes(self.model)
@@ -270,14 +289,14 @@ def _extra_ids(config: Path | None) -> int:
         content: Any = json.loads(config.read_text(encoding="utf-8"))
         extra_ids = content.get("extra_ids", SENTINELS)
     except (ValueError, AttributeError):
-        raise InputError(f"{config} is not a JSON object: mend it, or give the spiece.model file itself") from None
+        raise InputError(f"{config}: is not a JSON object; fix it or give the spiece.model file") from None
     if not isinstance(extra_ids, int) or extra_ids < 0:
-        raise InputError(f"{config}: `extra_ids` is {extra_ids!r}, not a number of sentinels")
+        raise InputError(f"{config}: `extra_ids` is {extra_ids!r}, not a number of sentinels; fix it")
     return extra_ids
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines of the texts, long ones cut between words: the trainer would skip them."""
+    """The lines of the texts; long ones, which the trainer would skip, are split between words."""
     for text in texts:
         for line in text.splitlines():
             if len(line) * 4 <= _LONGEST_SENTENCE or len(line.encode()) <= _LONGEST_SENTENCE:

@@ -126,7 +126,7 @@ class SentinelConfig(StageConfig):
 
     model: Annotated[str, Input("model")] = setting(..., "T5 to mark: hub name, directory or stage")
     variant: Literal["targets", "both"] = setting(
-        "targets", "extra_id_0 begins each target (targets: the paper) and also ends each input (both)"
+        "targets", "position of extra_id_0: start of targets (the paper), or both that and the end of inputs"
     )
     new_rows: Literal["mean", "normal"] = setting(
         "mean", "initial embeddings of missing sentinels: the mean row, or normal noise around it"

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Located, read_yaml
+from t5_pipeline.core.packaged import or_packaged
 from t5_pipeline.core.schema import nearest
 
 Engine = Literal["one", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -57,7 +58,7 @@ def read_launch_config(path: str | Path) -> LaunchConfig:
     Raises:
         InputError: the file cannot be read, or the stages cannot train under it; names the file, line and key.
     """
-    located = read_yaml(Path(path))
+    located = read_yaml(or_packaged(Path(path)))
     data = located.data
     if not isinstance(data, dict):
         raise InputError(f"{path}:1: the file: is not an accelerate configuration; see accelerate_configs/")

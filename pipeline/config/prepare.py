@@ -31,16 +31,16 @@ class PrepareConfig(StageConfig):
     )
     vocabulary_size: int = setting(32000, "size of a trained vocabulary, without sentinels", unit="tokens", gt=8)
     vocabulary_characters: int = setting(
-        100_000_000, "length of the start of the corpus to train the vocabulary on", unit="characters", gt=0
+        100_000_000, "characters from the start of the corpus to train the vocabulary on", unit="characters", gt=0
     )
     decontaminate: list[TaskConfig] = setting(
-        [], "tasks: drop documents that contain one of their validation or test inputs"
+        [], "drop documents that contain a validation or test input of these tasks"
     )
     validation_fraction: float = setting(0.01, "fraction of the documents held out for validation", ge=0, lt=1)
     # .txt and compressed files are not split, hub data sets use their own files, and a small corpus makes smaller
     # shards, so that every core has work.
     shard_bytes: int = setting(
-        2**28, "target corpus bytes per shard, the unit of parallel work and of resuming", unit="bytes", gt=0
+        2**28, "corpus bytes per shard, the unit of parallel work and of resuming", unit="bytes", gt=0
     )
     # Machines of the cluster share the output directory. Addresses: auto, HOST:PORT, ray://HOST:PORT.
     ray: str | None = setting(

@@ -28,6 +28,7 @@ from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located, read_yaml
+from t5_pipeline.core.packaged import or_packaged
 from t5_pipeline.core.schema import nearest, validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -114,7 +115,8 @@ def load_recipe(
     Raises:
         InputError: anything that is wrong, with file, line and key, and the nearest valid name.
     """
-    located = read_yaml(Path(path))
+    path = or_packaged(Path(path))
+    located = read_yaml(path)
     data = located.data
     if not isinstance(data, dict):
         raise InputError(f"{path}:1: the file: is not a recipe; a recipe has the keys {', '.join(_RECIPE_KEYS)}")
@@ -138,7 +140,7 @@ def load_recipe(
             raise InputError(f"{located.where(('stages', str(name)))}: a stage's name must be text; put it in quotes")
         stages[name] = _cells(located, name, entry, seed, tasks, stages, set(data["stages"]), kinds)
         launch[name] = entry.get("launch", data.get("launch"))
-    return Recipe(data["name"], seed, Path(path), stages, launch, data)
+    return Recipe(data["name"], seed, path, stages, launch, data)
 
 
 _KIND_WORDS = {str: "text", dict: "keys below it"}

@@ -129,17 +129,20 @@ class OptimizerConfig(Config):
     """Group: optimizer steps, their batches, learning rate and regularization."""
 
     steps: int = setting(..., "total optimizer steps", unit="steps", role="extent", ge=0)
-    batch_size: int = setting(32, "global batch size of an optimizer step, over all processes", unit="examples", gt=0)
+    batch_size: int = setting(32, "global batch size, over all processes", unit="examples", gt=0)
     optimizer: Literal["adafactor", "adamw"] = setting("adafactor", "Adafactor as in T5X, or AdamW")
-    learning_rate: float = setting(1e-3, "learning rate; with `schedule: rsqrt` a factor of 1/√step", gt=0)
+    learning_rate: float = setting(1e-3, "learning rate; under `schedule: rsqrt` the factor that scales 1/√step", gt=0)
     schedule: Literal["constant", "rsqrt", "linear"] = setting(
         "constant", "rsqrt: 1/√max(step + step_offset, warmup_steps); linear: falls to 0 at the last step"
     )
     warmup_steps: int = setting(
-        0, f"steps at a constant (rsqrt) or rising rate; none: {RSQRT_WARMUP:,} for rsqrt, else 0", unit="steps", ge=0
+        0,
+        f"warm-up: constant rate (rsqrt) or linear rise; none: {RSQRT_WARMUP:,} for rsqrt, else 0",
+        unit="steps",
+        ge=0,
     )
     step_offset: int = setting(
-        0, "steps already taken by a model that is trained further (T5 1.1: 1,000,000)", unit="steps", ge=0
+        0, "steps the model has been trained for already (T5 1.1: 1,000,000)", unit="steps", ge=0
     )
     weight_decay: float = setting(0.0, "decoupled weight decay per step, not scaled by the learning rate", ge=0)
     z_loss: float = setting(1e-4, "weight of (log Z)² in the loss", ge=0)

@@ -7,18 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from t5_pipeline.config.stage import ExecutionConfig, InferenceConfig, LogitsConfig, StageConfig, TrainingConfig
-from t5_pipeline.core.schema import Config, Input, defaults, setting
+from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
-
-
-class OneTaskConfig(Config):
-    """Group: the single task of a stage."""
-
-    task: TaskConfig = setting(..., "task: a name under the recipe's `tasks:`, or a YAML file")
-
-    def made_for(self) -> list[TaskConfig]:
-        return [self.task]
 
 
 class TaskStageConfig(StageConfig):
@@ -32,6 +23,15 @@ class TaskStageConfig(StageConfig):
     validation_limit: int = setting(
         0, "validation rows to score, spread evenly over the split; 0: all", unit="rows", ge=0
     )
+
+
+class OneTaskConfig(TaskStageConfig):
+    """Settings of a stage that solves a single task."""
+
+    task: TaskConfig = setting(..., "task: a name under the recipe's `tasks:`, or a YAML file")
+
+    def made_for(self) -> list[TaskConfig]:
+        return [self.task]
 
 
 @defaults(steps=30_000, dropout=0.1)
@@ -67,7 +67,7 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
 
 
 @defaults(learning_rate=0.3, weight_decay=1e-5)
-class SoftPromptConfig(OneTaskConfig, ExecutionConfig, LearningConfig):
+class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
     """Settings of every stage that trains soft prompts on a frozen T5."""
 
     freezes_model: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class SoftPromptConfig(OneTaskConfig, ExecutionConfig, LearningConfig):
     # uniform: U[−0.5, 0.5]; uniform_code: U[0, 0.5), as in the official code; vocabulary: embeddings of frequent
     # tokens; class_labels: mean embedding of each label, the remaining rows as with vocabulary.
     prompt_init: Literal["uniform", "uniform_code", "vocabulary", "class_labels", "text", "prompt"] = setting(
-        "class_labels", "uniform…: random; others: embeddings of tokens, labels or `init_text`; or a trained prompt"
+        "class_labels", "random: uniform, uniform_code; embeddings: vocabulary, class_labels, text; trained: prompt"
     )
     init_text: str | None = setting(None, "text whose token embeddings start the prompt (prompt_init: text)")
     init_prompt: Annotated[str | None, Input("prompt")] = setting(
@@ -86,7 +86,7 @@ class SoftPromptConfig(OneTaskConfig, ExecutionConfig, LearningConfig):
     init_population: int = setting(
         5000, "number of most frequent tokens to sample from (prompt_init: vocabulary)", unit="tokens", gt=0
     )
-    loss: Literal["mean", "sum"] = setting("mean", "mean or sum of the loss over the target tokens of a batch")
+    loss: Literal["mean", "sum"] = setting("mean", "mean or sum of the loss over the target tokens of a prompt's batch")
 
     @model_validator(mode="after")
     def init_is_complete(self) -> SoftPromptConfig:
@@ -182,7 +182,7 @@ class ModelTuneConfig(LogitsConfig, ExecutionConfig, LearningConfig):
 
 
 @defaults(optimizer="adamw")
-class PeftTuneConfig(OneTaskConfig, LearningConfig):
+class PeftTuneConfig(LearningConfig, OneTaskConfig):
     """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), computed by transformers and PEFT."""
 
     kind: ClassVar[str] = "peft_tune"
@@ -201,7 +201,7 @@ class PeftTuneConfig(OneTaskConfig, LearningConfig):
     )
 
 
-class PromptDesignConfig(OneTaskConfig, InferenceConfig, TaskStageConfig):
+class PromptDesignConfig(InferenceConfig, OneTaskConfig):
     """Prompt design (Brown et al. 2020): a text prompt, zero- or few-shot, for a frozen T5."""
 
     kind: ClassVar[str] = "prompt_design"
@@ -216,10 +216,10 @@ class PromptDesignConfig(OneTaskConfig, InferenceConfig, TaskStageConfig):
         ["{input}"], "candidate wordings, each with {input}; the best on validation is published", min_length=1
     )
     shots: int = setting(
-        0, "training rows shown before each input, balanced over the labels and drawn by `seed`", unit="rows", ge=0
+        0, "demonstrations (training rows) before each input, balanced over labels, drawn by `seed`", unit="rows", ge=0
     )
-    demonstration: str = setting("{input} {target}", "format of a shown row; {input} is worded by the template")
-    separator: str = setting(" ", "text after each shown row")
+    demonstration: str = setting("{input} {target}", "format of a demonstration; {input} is the filled template")
+    separator: str = setting(" ", "text after each demonstration")
 
     @field_validator("templates", "demonstration")
     @classmethod

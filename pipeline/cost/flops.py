@@ -115,11 +115,9 @@ def training_footprint(
     if len(numbers) < len(together):
         return None
     batch = sum(cell.batch_size for cell in together)
-    packed = False
-    if isinstance(settings, LMAdaptConfig):
-        packed = settings.packing
-        if packed and settings.objective == "packed_pairs":
-            batch = -(-batch // 2)  # the two examples of a pair fill one row
+    packed = isinstance(settings, LMAdaptConfig) and settings.packing
+    if isinstance(settings, LMAdaptConfig) and packed and settings.objective == "packed_pairs":
+        batch = -(-batch // 2)  # the two examples of a pair fill one row
     parts = microbatches(together, -(-batch // launch.processes), launch.cpu)
     selects = bool(settings.selects_by())
     labels = [len(task.labels or []) for cell in together for task in cell.made_for()]

@@ -140,7 +140,7 @@ class Evaluator:
     def _as_read(self, split: HeldOut, candidate: Candidate) -> HeldOut:
         if candidate.encode is None:
             return split
-        return split.reading(candidate.encode(split.rows.input_texts, self.vocabulary))
+        return split.with_inputs(candidate.encode(split.rows.input_texts, self.vocabulary))
 
     def _answer(self, candidate: Candidate, split: HeldOut) -> Outputs:
         if candidate.weights:

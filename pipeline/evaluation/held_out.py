@@ -35,9 +35,9 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def reading(self, inputs: list[Ids]) -> HeldOut:
+    def with_inputs(self, inputs: list[Ids]) -> HeldOut:
         """The same rows with other input ids."""
-        return replace(self, rows=self.rows.reading(inputs))
+        return replace(self, rows=self.rows.with_inputs(inputs))
 
     def metrics(self, texts: Sequence[str]) -> dict[str, float]:
         """The task's metrics of answers in the order of the rows; the first one ranks candidates."""

@@ -13,7 +13,7 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.kinds import artifact_digest, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.errors import InputError, cannot_be_written
 from t5_pipeline.execution.staleness import CellStatus
@@ -146,12 +146,10 @@ class Stage(Generic[C]):
 
     def model_source(self) -> ModelSource:
         """Vocabulary, metadata and origin of the input "model", without its weights."""
-        from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
         from t5_pipeline.modeling.loaded import ModelSource
-        from t5_pipeline.modeling.model_dir import read_metadata
 
         source = self.input("model")
-        return ModelSource(source.name, source.digest, Vocabulary.load(source.path), read_metadata(source.path))
+        return ModelSource.read(source.path, source.name, source.digest)
 
     def load_model(self, vocabulary: Vocabulary | None = None) -> LoadedT5:
         """Load the input "model" on the CPU, in fp32, with the dropout and reference ops of a training stage.
@@ -162,30 +160,21 @@ class Stage(Generic[C]):
         Raises:
             InputError: the model cannot be read, or the vocabulary does not fit it.
         """
-        from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-        from t5_pipeline.modeling.load import load_t5
         from t5_pipeline.modeling.loaded import LoadedT5
-        from t5_pipeline.modeling.model_dir import read_metadata
 
         source = self.input("model")
-        t5 = load_t5(source.path)
-        vocabulary = vocabulary or Vocabulary.load(source.path)
-        vocabulary.check_fits(t5.shape.vocab_size, source.path)
-        return self._configured(LoadedT5(source.name, source.digest, vocabulary, read_metadata(source.path), t5))
+        return self._configured(LoadedT5.load(source.path, source.name, source.digest, vocabulary))
 
     def init_model(self, sizes: T5Sizes, vocabulary: Vocabulary) -> LoadedT5:
-        """Initialize a T5 of these sizes by the stage's seed, otherwise like `load_model`."""
-        from t5_pipeline.modeling.config import T5Config
-        from t5_pipeline.modeling.load import init_t5
+        """Initialize a T5 of these sizes from the stage's seed; otherwise like `load_model`."""
         from t5_pipeline.modeling.loaded import LoadedT5
-        from t5_pipeline.modeling.model_dir import ModelMetadata
 
-        t5 = init_t5(T5Config(vocab_size=vocabulary.rows, **sizes.model_dump()), self.config.seed)
-        return self._configured(LoadedT5("", None, vocabulary, ModelMetadata(), t5))
+        return self._configured(LoadedT5.init(sizes.model_dump(), vocabulary, self.config.seed))
 
     def _configured(self, model: LoadedT5) -> LoadedT5:
         if isinstance(self.config, TrainingConfig):
             model.t5.set_dropout(self.config.dropout)
+        if isinstance(self.config, ExecutionConfig):
             model.t5.set_execution(self.config.reference_ops, self.config.recompute)
         return model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 
 from t5_pipeline.config.launch import LaunchConfig, read_launch_config
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.packaged import SHIPPED, or_packaged
 
 RUNNER = "T5_PIPELINE_RUNNER"
 """In the environment of a stage that the runner launched: the runner's process id."""
@@ -26,10 +26,7 @@ asks for; of the device nothing where there is no such configuration."""
 
 def stage_script(kind: str) -> Path:
     """The script of a stage kind, as it is installed."""
-    found = importlib.util.find_spec("t5_pipeline.stages")
-    assert found is not None
-    assert found.submodule_search_locations
-    return Path(next(iter(found.submodule_search_locations))) / f"{kind}.py"
+    return SHIPPED / "stages" / f"{kind}.py"
 
 
 def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
@@ -41,14 +38,15 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
     script = str(stage_script(kind))
     if launch is None:
         return [sys.executable, script, *arguments]
-    if not Path(launch).is_file():
+    path = or_packaged(Path(launch))
+    if not path.is_file():
         raise InputError(f"{launch}: there is no such accelerate configuration; see accelerate_configs/")
     if (machines := read_launch_config(launch).machines) > 1:
         raise InputError(
             f"{launch}: num_machines: is {machines}, and a runner starts processes on its own machine only; start the"
             " stage on each of them with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
         )
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", launch, script, *arguments]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), script, *arguments]
 
 
 def launch(kind: str, configuration: str | None, arguments: list[str], exit_file: Path) -> tuple[int, str]:

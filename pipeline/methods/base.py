@@ -1,4 +1,4 @@
-"""What every method has in common: how an artifact becomes candidates, and what evaluate can ask of a model."""
+"""Common interface of the methods: an artifact becomes candidates, and a reading model answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReadingModel(Protocol):
 
 
 class TaskRecord(Protocol):
-    """What the record of every method's artifact contains."""
+    """Fields that the record of every method's artifact contains."""
 
     task: TaskConfig
     base_model: str
@@ -62,7 +62,7 @@ class Candidate:
         model, digest: the T5 that answers, as the artifact's record names it.
         about: further entries of its rows, for example {"seed": 0, "trained": 51200}.
         prompts: soft prompts [P, D] for the bank of the shared T5; empty for none.
-        weights: of each prompt, to mix their answers; empty for a single prompt.
+        weights: one per prompt, to mix their answers; empty for a single prompt.
         encode: input ids of texts, instead of the task's own.
         load_model: makes the model that answers instead of the shared T5, from the T5's directory.
         fine_tuned: the artifact itself is the T5 that answers.
@@ -104,7 +104,7 @@ class Candidate:
 
 
 Method = Callable[[Artifact], Iterable[Candidate]]
-"""Loads one artifact. Raises InputError if it is damaged."""
+"""Loads the candidates of one artifact; fails with an InputError if it is damaged."""
 
 
 def check_also_on(candidates: Sequence[Candidate], also_on: Sequence[TaskConfig]) -> None:

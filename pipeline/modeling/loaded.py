@@ -11,7 +11,9 @@ from torch import Tensor
 
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5, load_t5
+from t5_pipeline.modeling.model_dir import ModelMetadata, read_metadata, write_model
 from t5_pipeline.modeling.t5 import T5
 
 
@@ -28,6 +30,10 @@ class ModelSource:
     digest: str | None
     vocabulary: Vocabulary
     metadata: ModelMetadata
+
+    @classmethod
+    def read(cls, path: Path, name: str, digest: str) -> ModelSource:
+        return ModelSource(name, digest, Vocabulary.load(path), read_metadata(path))
 
     @property
     def sentinel(self) -> Sentinel:
@@ -49,6 +55,20 @@ class LoadedT5(ModelSource):
     """A T5 on the CPU."""
 
     t5: T5
+
+    @classmethod
+    def load(cls, path: Path, name: str, digest: str, vocabulary: Vocabulary | None = None) -> LoadedT5:
+        """Load a T5; `vocabulary` replaces its own and must fit it."""
+        t5 = load_t5(path)
+        vocabulary = vocabulary or Vocabulary.load(path)
+        vocabulary.check_fits(t5.shape.vocab_size, path)
+        return cls(name, digest, vocabulary, read_metadata(path), t5)
+
+    @classmethod
+    def init(cls, sizes: Mapping[str, Any], vocabulary: Vocabulary, seed: int) -> LoadedT5:
+        """A new T5 for a vocabulary; `sizes` are the other fields of T5Config."""
+        t5 = init_t5(T5Config(vocab_size=vocabulary.rows, **sizes), seed)
+        return cls("", None, vocabulary, ModelMetadata(), t5)
 
     def save(self, directory: Path, metadata: ModelMetadata, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Write it as a model artifact; `tensors` replace its own weights (an engine may have sharded those)."""

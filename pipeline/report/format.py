@@ -144,13 +144,13 @@ def fact_label(name: str) -> str:
     return "peak memory" if plain == "peak rss" else plain
 
 
-def enumeration(names: Sequence[str]) -> str:
-    """Names joined by commas and a final "and".
+def enumeration(names: Sequence[str], last: str = "and") -> str:
+    """Names joined by commas, and by `last` before the last one.
 
     >>> enumeration(["a"]), enumeration(["a", "b"]), enumeration(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')
     """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def plural(number: int, singular: str, plural: str | None = None) -> str:

@@ -127,7 +127,7 @@ def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
     tuned = [result for result in run.cells() if isinstance(result.settings, PromptTuneConfig) and result.manifest]
     if tuned:
         lengths = sorted({prompt.prompt_length for prompt in run.prompts})
-        of = f" of {fmt.enumeration([fmt.count(length) for length in lengths])} tokens" if lengths else ""
+        of = f", each of {fmt.enumeration([fmt.count(length) for length in lengths], 'or')} tokens" if lengths else ""
         pairs.setdefault("Prompts", []).append(f"{len(tuned)}{of}")
     seconds = sum(job.seconds or 0.0 for job in run.jobs)
     if seconds:

@@ -104,8 +104,8 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
             left = at > (low + high) / 2
             axes.axvline(at, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
             place: dict[str, Any] = {"xytext": (-4 if left else 4, 0), "textcoords": "offset points"}
-            said = f"majority class {baseline.text}"
-            axes.annotate(said, (at, -0.92), va="center", ha="right" if left else "left", bbox=_HALO, **place)
+            note = f"majority class {baseline.text}"
+            axes.annotate(note, (at, -0.92), va="center", ha="right" if left else "left", bbox=_HALO, **place)
         axes.set_xlim(low, high)
         axes.set_ylim(len(lines) - 0.55, -1.15)
         axes.set_yticks([])
@@ -148,10 +148,10 @@ def size_plot(rows: Sequence[tuple[str, int, str]], name: str, description: str)
     """Plot parameter counts on a logarithmic axis; each row is a label, a count and its text."""
     with _drawing(name):
         figure, axes = _axes(0.62 + 0.44 * len(rows))
-        for row, (label, number, said) in enumerate(rows):
+        for row, (label, number, amount) in enumerate(rows):
             axes.hlines(row, 1, number, color=_RULE, linewidth=1.2)
             axes.plot([number], [row], "o", color=_INK, markersize=6)
-            _above(axes, row, label, said, _INK)
+            _above(axes, row, label, amount, _INK)
         axes.set_xscale("log")
         axes.set_xlim(1, 10 ** (len(str(max(number for _, number, _ in rows)))))
         axes.set_ylim(len(rows) - 0.55, -0.75)
@@ -200,13 +200,13 @@ def _series(index: int | None) -> str:
     return _INK if index is None else f"#0606{index % SERIES:02d}"
 
 
-def _above(axes: Axes, row: int, label: str, said: str, colour: str) -> None:
+def _above(axes: Axes, row: int, label: str, amount: str, colour: str) -> None:
     """Write a strip's label at the left and its value at the right, above its line."""
     place = axes.get_yaxis_transform()
     shown = fmt.truncate(label, 44)
     common: dict[str, Any] = {"transform": place, "va": "center", "bbox": _HALO}
     axes.text(0, row - 0.36, shown, ha="left", parse_math=False, **common)
-    axes.text(1, row - 0.36, said, ha="right", weight="bold", color=colour, **common)
+    axes.text(1, row - 0.36, amount, ha="right", weight="bold", color=colour, **common)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -249,7 +249,7 @@ def model_comparison(task: TaskScores) -> str | None:
         distance = "the same" if behind == "0.0" else f"{behind} points less"
         if 0 < gap <= noise and behind != "0.0":
             distance += " (within the spread of the seeds)"
-        parts.append(f"with {line.path_in_sentence} {_score(line, task.metric)}, {distance}")
+        parts.append(f"{line.path_in_sentence}: {_score(line, task.metric)}, {distance}")
     seeds = max(len(line.rows) for line in ranked)
     over = f" Means ± standard deviation over {seeds} seeds." if seeds > 1 else ""
     return f"{fmt.sentence_case('; '.join(parts))}.{over}"
@@ -262,11 +262,11 @@ def method_comparison(task: TaskScores) -> str | None:
         return None
     parts = []
     for line in others:
-        said = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
+        part = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
         spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
         if spread is not None and best is not None:
-            said += f", {_relative(spread.mean - best.mean, level='the same')}"
-        parts.append(said)
+            part += f", {_relative(spread.mean - best.mean, level='the same')}"
+        parts.append(part)
     return f"For comparison: {'; '.join(parts)}."
 
 

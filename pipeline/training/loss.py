@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.modeling.limits import LOSS_ROWS
 
 PAD = 0
@@ -102,7 +101,7 @@ def model_loss(
     return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision)
 
 
-def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingConfig) -> Tensor:
+def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: Any) -> Tensor:
     """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings."""
     return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
 

@@ -48,8 +48,8 @@ class OnNonFinite:
         if not self.skips:
             first = bad[0]
             raise InputError(
-                f"step {first.step:,}: {first.what} is not finite (examples: {self._path or NAME}; earlier checkpoints"
-                " are intact); continue without this step by `on_nonfinite: skip`, or start again with another"
+                f"step {first.step:,}: {first.quantity} is not finite (examples: {self._path or NAME}; earlier"
+                " checkpoints are intact); continue without this step by `on_nonfinite: skip`, or start again with another"
                 " learning_rate or precision"
             )
 

@@ -26,7 +26,7 @@ class NotFinite:
     gradient_norm: float
 
     @property
-    def what(self) -> str:
+    def quantity(self) -> str:
         return "the gradient" if all(map(math.isfinite, self.losses)) else "the loss"
 
 

@@ -20,7 +20,7 @@ from t5_pipeline.core.checksums import block_sha256
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import FileCache
 from t5_pipeline.data_prep.shards.reader import TokenShards
-from t5_pipeline.data_prep.shards.remote_array import RemoteArrays
+from t5_pipeline.data_prep.shards.remote_array import RemoteArrayPool
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
 from tests.tiny_run import Tiny, refused, stage, t5_pipeline
 
@@ -78,9 +78,9 @@ class Store:
 
     def arrays(self, directory: Path, limit: int, known: bool = True) -> list[Any]:
         """The arrays of one process, in a cache of `limit` bytes."""
-        company = RemoteArrays(FileCache(directory, limit))
+        pool = RemoteArrayPool(FileCache(directory, limit))
         return [
-            company.array(f"counted://{path}", U2, 1000, block_sha256(path) if known else None)
+            pool.array(f"counted://{path}", U2, 1000, block_sha256(path) if known else None)
             for path in sorted(self.directory.iterdir())
         ]
 
@@ -176,7 +176,7 @@ def test_processes_share_the_cache(
 def test_a_fetch_that_was_killed_is_in_nobodys_way(store: Store, cache: Path) -> None:
     (array, *_) = store.arrays(cache, 10**6)
     cache.mkdir(parents=True)
-    place = array.company.cache.place(array.url, 2000, array.blocks)
+    place = array.pool.cache.place(array.url, 2000, array.blocks)
     place.with_name(place.name + ".tmp").write_bytes(b"half of it")
     assert array.read(0, 1000).tolist() == store.numbers(0).tolist()
     assert [path.name for path in cache.iterdir() if path.is_file()] == [place.name]
@@ -213,7 +213,7 @@ def test_damage_in_the_cache(store: Store, cache: Path) -> None:
     (copy,) = (path for path in cache.iterdir() if path.is_file())
     copy.write_bytes(b"\1" + copy.read_bytes()[1:])
     with pytest.raises(
-        InputError, match=rf"^{copy}: block 1 of 1 is damaged, .*: it is a copy of counted:///.*/f0, remove it"
+        InputError, match=rf"^{copy}: block 1 of 1 is damaged; remove it and run again to fetch counted:///.*/f0 again"
     ):
         store.arrays(cache, 10**6)[0].read(0, 1)
 
@@ -244,7 +244,7 @@ def test_what_stands_for_remote_tokens(finished: Tiny, fetched: Any) -> None:
 
 
 def test_what_is_no_remote_tokens(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^x\.tokens: counted:///nowhere holds no tokens \(no tokens\.json in it\)"):
+    with pytest.raises(InputError, match=r"^x\.tokens: counted:///nowhere contains no tokens\.json;"):
         local_tokens("counted:///nowhere", "x.tokens")
     with pytest.raises(
         InputError, match=r"^x\.tokens: nosuch://a/tokens\.json cannot be read \(Protocol not known: nosuch"
@@ -272,6 +272,6 @@ def test_training_on_remote_tokens(finished: Tiny, tiny: Tiny, tmp_path: Path, f
     assert again.outputs["model"].digest == manifest.outputs["model"].digest
     refused(
         stage("lm_adapt", "--model", model, "--tokens", f"{url}x", *flags, "--output-dir", tmp_path / "no"),
-        r"lm_adapt\.tokens: counted://.*/tokensx holds no tokens \(no tokens\.json in it\); give the URL .*",
+        r"lm_adapt\.tokens: counted://.*/tokensx contains no tokens\.json; give the URL .*",
     )
     assert t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run, "--set", f"lm_adapt.tokens={url}").code == 0

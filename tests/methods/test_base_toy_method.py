@@ -23,7 +23,7 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.command_line import parser
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import METHOD_STAGES, STAGES, stage_kinds
-from t5_pipeline.config.tuning import OneTaskConfig, TaskStageConfig
+from t5_pipeline.config.tuning import OneTaskConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel, setting
@@ -47,7 +47,7 @@ from tests.tiny_run import RECIPE, scores, write_data
 # ------------------------------------------------------------------------- one config class, one module, one stage
 
 
-class BiasTuneConfig(OneTaskConfig, TaskStageConfig):
+class BiasTuneConfig(OneTaskConfig):
     kind: ClassVar[str] = "bias_tune"
     summary: ClassVar[str] = "learn a bias of the logits"
     outputs: ClassVar[tuple[str, ...]] = ("bias",)

@@ -1,4 +1,4 @@
-"""A prompt on disk."""
+"""Files of a soft prompt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_round_trip(prompt: Prompt, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "prompt").iterdir()) == ["prompt.json", "prompt.safetensors"]
 
 
-def test_a_prompt_is_a_few_kilobytes(prompt: Prompt, tmp_path: Path) -> None:
+def test_prompt_file_is_small(prompt: Prompt, tmp_path: Path) -> None:
     prompt.save(tmp_path)
     assert (tmp_path / "prompt.safetensors").stat().st_size < 5 * 8 * 4 + 200
 
@@ -67,7 +67,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (lambda d: save_file({"prompt": torch.full((5, 8), torch.nan)}, d / "prompt.safetensors"), "not finite"),
     ],
 )
-def test_what_is_wrong_is_named_on_one_line(
+def test_damage_is_reported_on_one_line(
     prompt: Prompt, tmp_path: Path, damage: Callable[[Path], None], words: str
 ) -> None:
     prompt.save(tmp_path)
@@ -78,6 +78,6 @@ def test_what_is_wrong_is_named_on_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_rows_that_do_not_fit_their_description(prompt: Prompt) -> None:
+def test_rows_must_match_info(prompt: Prompt) -> None:
     with pytest.raises(ValueError, match="do not fit 5 × 8"):
         Prompt(torch.ones(4, 8), prompt.info)

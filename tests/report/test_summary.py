@@ -56,9 +56,9 @@ def test_headline_and_model_comparison(finished) -> None:
         " 24.0 points above the majority class (40.0 %)."
     )
     assert (model_comparison(task) or "").replace("\u00a0", " ") == (
-        "With LM adaptation @20 steps 52.0 ± 2.0 %, 12.0 points less;"
-        " with span corruption + sentinel 50.0 ± 5.0 %, 14.0 points less;"
-        " with span corruption 40.0 ± 1.0 %, 24.0 points less. Means ± standard deviation over 3 seeds."
+        "LM adaptation @20 steps: 52.0 ± 2.0 %, 12.0 points less;"
+        " span corruption + sentinel: 50.0 ± 5.0 %, 14.0 points less;"
+        " span corruption: 40.0 ± 1.0 %, 24.0 points less. Means ± standard deviation over 3 seeds."
     )
 
 

@@ -1,4 +1,4 @@
-"""LM adaptation by its other objectives, packed and not, from flags and from a recipe."""
+"""LM adaptation with its other objectives, packed and not, from flags and from a recipe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def adapt(tiny: Tiny, output: Path, *more: object) -> Outcome:
 
 
 @pytest.mark.parametrize("objective", ["prefix_lm", "lm", "full_lm", "packed_pairs"])
-def test_each_objective_trains_alike_packed_or_not(finished: Tiny, tmp_path: Path, objective: str) -> None:
+def test_packing_does_not_change_training(finished: Tiny, tmp_path: Path, objective: str) -> None:
     rows, weights = [], []
     for packing in ("packing", "no-packing"):
         ended = adapt(finished, tmp_path / packing, "--objective", objective, f"--{packing}")
@@ -50,7 +50,7 @@ def plan_of_lm_adapt(tiny: Tiny) -> str:
     return line
 
 
-def test_objective_and_density_in_a_recipe_make_another_result(tiny: Tiny) -> None:
+def test_another_objective_in_a_recipe_makes_the_stage_stale(tiny: Tiny) -> None:
     assert plan_of_lm_adapt(tiny).startswith("done")
     tiny.edit("    segment_length: 48\n", "    segment_length: 48\n    objective: full_lm\n    packing: false\n")
     line = plan_of_lm_adapt(tiny)
@@ -69,7 +69,7 @@ def test_objective_and_density_in_a_recipe_make_another_result(tiny: Tiny) -> No
         (("--objective", "packed_pairs", "--segment-length", 1_000_000), "too little text for one example"),
     ],
 )
-def test_what_cannot_be_is_named_by_its_key(
+def test_invalid_setting_is_named_by_its_key(
     finished: Tiny, tmp_path: Path, flags: tuple[object, ...], words: str
 ) -> None:
     ended = adapt(finished, tmp_path / "out", *flags)
@@ -77,7 +77,7 @@ def test_what_cannot_be_is_named_by_its_key(
     assert words in ended.err
 
 
-def test_a_recipe_names_the_line_of_a_density_that_cannot_be(tiny: Tiny) -> None:
+def test_invalid_density_in_a_recipe_is_named(tiny: Tiny) -> None:
     tiny.edit("    segment_length: 48\n", "    segment_length: 48\n    prefix_density: 0.9\n")
     ended = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run)
     assert ended.code == 2

@@ -1,4 +1,4 @@
-"""Model tuning: the steps are those of a plain loop over transformers' T5, several tasks mix, and it is a plain model."""
+"""Model tuning: the steps of a plain loop over transformers' T5, several tasks, and a plain published model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tune(*given: object) -> Outcome:
     return ended
 
 
-def test_its_steps_are_those_of_a_plain_loop(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
+def test_steps_equal_those_of_a_plain_loop(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
     tune(*arguments(finished, tasks, tmp_path / "two", "--steps", 3, "--select", "last", "--z-loss", 0, "--seed", 5))
     source = finished.run / "lm_adapt" / "model"
     vocabulary = Vocabulary.load(source)
@@ -74,13 +74,13 @@ def test_its_steps_are_those_of_a_plain_loop(finished: Tiny, tasks: list[Path], 
     start = load_file(source / "model.safetensors")
     for name, weight in plain.state_dict().items():
         if name in tuned:
-            # Adafactor's first steps divide by the gradient's own size, which magnifies the rounding of tiny ones.
+            # Adafactor's first steps divide by the gradient's size, which amplifies the rounding of tiny gradients.
             moved = (weight - start[name]).norm()
             assert (tuned[name] - weight).norm() <= max(1e-2 * moved, 1e-6 * weight.norm()), name
     assert not tuned["lm_head.weight"].equal(tuned["shared.weight"])
 
 
-def test_it_publishes_a_plain_model_that_knows_its_tasks(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
+def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
     tune(*arguments(finished, tasks, tmp_path / "two", "--steps", 4))
     model = tmp_path / "two" / "model"
     metadata = read_metadata(model)
@@ -103,7 +103,7 @@ def test_it_publishes_a_plain_model_that_knows_its_tasks(finished: Tiny, tasks: 
     assert {row["variant"] for row in rows if row["method"] == "model tuning"} == {"on 2 tasks"}
 
 
-def test_more_steps_and_another_number_of_processes(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
+def test_more_steps_and_another_world_size(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
     for steps in (3, 6):
         tune(*arguments(finished, tasks[:1], tmp_path / "parts", "--steps", steps))
     tune(*arguments(finished, tasks[:1], tmp_path / "whole", "--steps", 6))
@@ -120,6 +120,6 @@ def test_more_steps_and_another_number_of_processes(finished: Tiny, tasks: list[
         assert (weight - two[name]).norm() <= 1e-4 * weight.norm(), name
 
 
-def test_a_task_named_twice(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
+def test_a_task_given_twice_is_refused(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
     given = arguments(finished, [tasks[0], tasks[0]], tmp_path / "x")
     refused(stage("model_tune", *given), ".*names the task about twice.*")

@@ -1,4 +1,4 @@
-"""`prepare` on several processes and on Ray: the same shards, stopped at any time, and mended."""
+"""`prepare` in several processes and on Ray: identical shards, resumption, and repair."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ def digest(place: Path) -> str:
 
 
 @pytest.fixture
-def alone(flags: list[object], tmp_path: Path) -> str:
-    """Digest of what one process makes."""
+def expected(flags: list[object], tmp_path: Path) -> str:
+    """Digest of the shards that one process writes."""
     assert stage("prepare", *flags, "--threads", 1, "--output-dir", tmp_path / "alone").code == 0
     return digest(tmp_path / "alone")
 
 
-def test_all_cores(flags: list[object], tmp_path: Path, alone: str) -> None:
+def test_all_cores(flags: list[object], tmp_path: Path, expected: str) -> None:
     made = stage("prepare", *flags, "--threads", 3, "--output-dir", tmp_path / "three")
     assert made.code == 0, made.err
-    assert digest(tmp_path / "three") == alone
-    # How it is made is no part of what it is.
+    assert digest(tmp_path / "three") == expected
+    # The way of encoding is not part of the fingerprint.
     again = stage("prepare", *flags, "--threads", 1, "--ray", "local", "--output-dir", tmp_path / "three")
     assert "nothing to do" in again.out
 
 
 def command(process: psutil.Process) -> str:
-    """Its command line; nothing where it is gone by now."""
+    """Its command line; empty if it has exited."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
 
 
-def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
-    """Ray is started here and stopped again; a worker of it is killed from outside."""
+def test_ray(flags: list[object], tmp_path: Path, expected: str) -> None:
+    """Ray is started and stopped by the stage; one of its workers is killed from outside."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
     place = tmp_path / "ray"
@@ -66,12 +66,12 @@ def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": "/tmp"},  # its sockets need a short path
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": "/tmp"},  # its socket paths must be short
     )
     at_work: list[psutil.Process] = []
     while not at_work and running.poll() is None:
         of_ray = psutil.Process(running.pid).children(recursive=True)
-        at_work = [process for process in of_ray if "ray::_make" in command(process)]
+        at_work = [process for process in of_ray if "ray::_encode_chunk" in command(process)]
         time.sleep(0.002)
     if at_work:
         at_work[0].kill()
@@ -79,32 +79,35 @@ def test_ray(flags: list[object], tmp_path: Path, alone: str) -> None:
     assert at_work, said
     assert running.returncode == 0, said
     assert "Traceback" not in said
-    assert digest(place) == alone
+    assert digest(place) == expected
     assert psutil.wait_procs(of_ray, timeout=15)[1] == []
 
 
-def test_no_cluster_there(flags: list[object], tmp_path: Path) -> None:
+def test_unreachable_ray_cluster(flags: list[object], tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
     said = stage("prepare", *flags, "--ray", "127.0.0.1:1", "--output-dir", tmp_path / "x")
-    refused(said, r"ray: 127\.0\.0\.1:1: no cluster answers there \(.*\); mend the address")
+    refused(said, r"ray: 127\.0\.0\.1:1: no cluster answers there \(.*\); check the address")
 
 
-def test_ray_that_does_not_start(flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its sockets' names must be short."""
+def test_ray_cannot_start(flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of its sockets must be short."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
     (long := tmp_path / ("long" * 25)).mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     said = stage("prepare", *flags, "--ray", "local", "--output-dir", tmp_path / "x")
     assert said.code == 2, said
-    assert re.search(r"error: ray: local: Ray does not start here \(.*AF_UNIX path length.*\)$", said.err.strip()), said
+    assert re.search(
+        r"error: ray: local: cannot start Ray \(.*AF_UNIX path length.*\); fix that or run without `ray`$",
+        said.err.strip(),
+    ), said
     assert "Traceback" not in said.err
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_told_to_stop(flags: list[object], tmp_path: Path, alone: str, signum: signal.Signals, code: int) -> None:
-    """The terminal's Ctrl-C goes to the workers, too."""
+def test_stop_signal(flags: list[object], tmp_path: Path, expected: str, signum: signal.Signals, code: int) -> None:
+    """Ctrl-C in a terminal reaches the workers, too."""
     place = tmp_path / "stopped"
     flags = [*flags, "--shard-bytes", 3_000]
     running = subprocess.Popen(
@@ -132,12 +135,13 @@ def test_told_to_stop(flags: list[object], tmp_path: Path, alone: str, signum: s
     assert stage("prepare", *flags, "--threads", 1, "--output-dir", place).code == 0
     kept = {path.name: path.stat().st_mtime_ns for path in place.glob("tokens/shard-?????")}
     assert all(kept[path.name] == time_ns for path, time_ns in whole.items())
-    assert digest(place) == alone
+    assert digest(place) == expected
 
 
-def test_a_hub_data_set(flags: list[object], finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streamed, its files are the shards; the hub's answer is a folder laid out like one of its data sets."""
-    datasets = pytest.importorskip("datasets")
+def test_hub_data_set(flags: list[object], finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are the shards; the hub is replaced by a folder with the same layout."""
+    import datasets
+
     (tmp_path / "set").mkdir()
     for shard in range(3):
         table = pa.table({"body": [f"shard {shard} row {i} is text" for i in range(20)]})
@@ -161,23 +165,20 @@ def test_a_hub_data_set(flags: list[object], finished: Tiny, tmp_path: Path, mon
     assert digest(tmp_path / "out") == digest(tmp_path / "files")
 
 
-def test_a_damaged_shard_is_made_anew_and_training_goes_on(finished: Tiny, tiny: Tiny) -> None:
-    """What the message of training says mends it, and costs one shard."""
+def test_damaged_shard_is_rebuilt_and_training_resumes(finished: Tiny, tiny: Tiny) -> None:
+    """Following the error message of training repairs it and re-encodes one shard."""
     (damaged, *_) = [p for p in sorted((tiny.run / "prepare" / "tokens").glob("shard-*")) if p.name != "shard-00000"]
     path = damaged / "train.tokens"
     stamp, content = path.stat(), bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # a bit that flips on a disk leaves no time
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # bit rot does not change the modification time
 
     more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", 40)
     said = stage("lm_adapt", *more)
     assert said.code == 2
     (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]  # some steps may have been logged
-    assert line == (
-        f"error: {path}: block 1 of 1 is damaged, it is not what was written: remove {damaged} and run `prepare` again,"
-        " which makes it anew"
-    )
+    assert line == (f"error: {path}: block 1 of 1 is damaged; remove {damaged} and run `prepare` again to rebuild it")
     others = {name: of for name, of in listing(tiny.run / "prepare" / "tokens").items() if str(damaged) not in name}
     shutil.rmtree(damaged)
     assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prepare").code == 0

@@ -1,4 +1,4 @@
-"""The methods beside prompt tuning, run as stages and scored in one table."""
+"""The baselines of prompt tuning, run as stages and scored in one table."""
 
 from __future__ import annotations
 
@@ -123,18 +123,16 @@ def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tm
     assert "neighbours" not in by_method["ensemble"]
 
 
-def test_an_ensemble_is_the_vote_of_its_prompts_and_company_changes_no_answer(
-    finished: Tiny, place: Path, tmp_path: Path
-) -> None:
-    """Scored alone, each prompt answers as it does among the others, and the vote is made of just these answers."""
+def test_an_ensemble_is_the_majority_vote_of_its_prompts(finished: Tiny, place: Path, tmp_path: Path) -> None:
+    """Scored alone, each prompt answers as in the shared batch, and the vote uses exactly these answers."""
     rows = scores(finished.run / "evaluate")
     single = [row for row in rows if row["method"] == "prompt tuning" and row["model"] == "lm_adapt"]
     (ensemble,) = [row for row in rows if row["method"] == "ensemble" and row["model"] == "lm_adapt"]
-    told = [{s["input"]: s["output"] for s in row["samples"]} for row in single]
+    answered = [{s["input"]: s["output"] for s in row["samples"]} for row in single]
     inputs = [s["input"] for s in ensemble["samples"]]
-    voted = vote([Outputs([answers[text] for text in inputs], []) for answers in told])
+    voted = vote([Outputs([answers[text] for text in inputs], []) for answers in answered])
     same = [a == b for a, b in zip(voted.texts, [s["output"] for s in ensemble["samples"]], strict=True)]
-    agreed = [told[0][text] == told[1][text] for text in inputs]
+    agreed = [answered[0][text] == answered[1][text] for text in inputs]
     assert all(ok for ok, clear in zip(same, agreed, strict=True) if clear)
     for row in single:
         (alone,) = [
@@ -148,14 +146,14 @@ def test_an_ensemble_is_the_vote_of_its_prompts_and_company_changes_no_answer(
         assert all(mine[s["input"]] == s["output"] for s in alone["samples"] if s["input"] in mine)
 
 
-def test_a_mixture_keeps_prompts_that_can_be_used_alone(finished: Tiny, place: Path, tmp_path: Path) -> None:
+def test_prompts_of_a_mixture_can_be_used_alone(finished: Tiny, place: Path, tmp_path: Path) -> None:
     mixture = Mixture.load(place / "mixture" / "mixture")
     assert [prompt.info.seed for prompt in mixture.prompts] == [0, 1, 2]
     assert sum(mixture.weights) == pytest.approx(1)
     assert len(set(mixture.weights)) == 3
     assert set(mixture.scores) == {"accuracy", "macro_f1"}
 
-    # With all the weight on one of them, it answers as that one does.
+    # With all the weight on one prompt, it answers like that prompt.
     Mixture(mixture.prompts, [0.0, 1.0, 0.0]).save(tmp_path / "mixture")
     (one,) = evaluated(tmp_path / "one", "--mixtures", tmp_path / "mixture", "--no-baselines")
     mixture.prompts[1].save(tmp_path / "prompt")
@@ -164,7 +162,7 @@ def test_a_mixture_keeps_prompts_that_can_be_used_alone(finished: Tiny, place: P
     assert (one["metrics"], one["illegal"]) == (alone["metrics"], alone["illegal"])
 
 
-def test_a_mixture_for_free_text_gives_an_output_of_one_of_its_prompts(place: Path, tmp_path: Path) -> None:
+def test_a_mixture_for_free_text_answers_like_one_of_its_prompts(place: Path, tmp_path: Path) -> None:
     (mixed,) = evaluated(tmp_path / "mixed", "--mixtures", place / "free", "--no-baselines")
     own = []
     for number, prompt in enumerate(Mixture.load(place / "free" / "mixture").prompts):
@@ -175,7 +173,7 @@ def test_a_mixture_for_free_text_gives_an_output_of_one_of_its_prompts(place: Pa
         assert sample["output"] in candidates
 
 
-def test_more_steps_go_on_where_training_ended(finished: Tiny, place: Path, tmp_path: Path) -> None:
+def test_more_steps_resume_where_training_ended(finished: Tiny, place: Path, tmp_path: Path) -> None:
     for kind, artifact, more in (
         ("prompt_mixture", "mixture", ("--components", 2, "--prompt-length", 2)),
         ("peft_tune", "adapter", ("--method", "p_tuning", "--virtual-tokens", 3)),
@@ -188,7 +186,7 @@ def test_more_steps_go_on_where_training_ended(finished: Tiny, place: Path, tmp_
         assert artifact_digest(artifact, parts) == artifact_digest(artifact, whole)
 
 
-def test_the_wording_that_is_best_on_the_validation_rows_is_taken(place: Path) -> None:
+def test_the_best_template_on_the_validation_rows_is_published(place: Path) -> None:
     prompt = TextPrompt.load(place / "words" / "text_prompt")
     assert prompt.template in ("{input}", "{input} It is about")
     assert len(prompt.demonstrations) == 2
@@ -196,7 +194,7 @@ def test_the_wording_that_is_best_on_the_validation_rows_is_taken(place: Path) -
     assert set(prompt.scores) == {"accuracy", "macro_f1"}
 
 
-def test_an_adapter_holds_its_numbers_in_peft_s_own_file(place: Path) -> None:
+def test_an_adapter_is_stored_in_peft_s_own_format(place: Path) -> None:
     for name, width in (("prefix", 2 * 32), ("p", 32)):
         (tensor,) = load_file(place / name / "adapter" / "adapter_model.safetensors").values()
         assert list(tensor.shape) == [3, width]
@@ -204,7 +202,7 @@ def test_an_adapter_holds_its_numbers_in_peft_s_own_file(place: Path) -> None:
         assert not list((place / name / "adapter").glob("*.bin"))
 
 
-def test_what_cannot_be_scored_is_said(finished: Tiny, place: Path, tmp_path: Path) -> None:
+def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, tmp_path: Path) -> None:
     common = ("--precision", "fp32", "--threads", 1, "--output-dir", tmp_path / "x")
     refused(stage("evaluate", *common), ".*there is nothing to score; give one of prompts, tuned_models,.*")
     refused(

@@ -1,4 +1,4 @@
-"""Prompt tuning: T5 is frozen to the last bit, a prompt trains its own p·d numbers, and company changes nothing."""
+"""Prompt tuning: T5 stays bit-identical, a prompt trains its own p·d numbers, and shared batches change nothing."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_t5_is_frozen_and_each_prompt_trains_its_own_numbers(mixed: Tiny, optimi
         assert prompt.info.base_model_digest == mixed.manifests()["lm_adapt"].outputs["model"].digest
 
 
-def test_a_prompt_in_company_is_what_it_is_alone(mixed: Tiny, tmp_path: Path) -> None:
-    """fp32, no dropout. Alone: by hand, from the prompt's own record of its task."""
-    company = tune(mixed)
+def test_a_prompt_in_a_shared_batch_equals_the_prompt_alone(mixed: Tiny, tmp_path: Path) -> None:
+    """fp32, no dropout. Alone: run by hand, with the task from prompt.json."""
+    shared = tune(mixed)
     assert len(list((mixed.run / "prompt_tune" / "jobs").iterdir())) == 1
     for task, length, init in product(TASKS, LENGTHS, INITS):
-        together = company[f"task={task},prompt_length={length},prompt_init={init}"]
+        together = shared[f"task={task},prompt_length={length},prompt_init={init}"]
         (tmp_path / "task.yaml").write_text(together.info.task.model_dump_json())
         output = tmp_path / f"{task}{length}{init}"
         ended = stage(
@@ -88,13 +88,13 @@ def test_a_prompt_in_company_is_what_it_is_alone(mixed: Tiny, tmp_path: Path) ->
         assert ended.code == 0, ended.err
         alone = Prompt.load(output / "prompt")
         assert (together.rows_PD - alone.rows_PD).norm() <= 1e-5 * alone.rows_PD.norm()
-        other = company[f"task={TASKS[task == TASKS[0]]},prompt_length={length},prompt_init={init}"]
+        other = shared[f"task={TASKS[task == TASKS[0]]},prompt_length={length},prompt_init={init}"]
         assert (together.rows_PD - other.rows_PD).norm() > 1e-2 * alone.rows_PD.norm(), "another task, another prompt"
         assert together.info.model_copy(update={"base_model": ""}) == alone.info.model_copy(update={"base_model": ""})
 
 
-def test_prompts_of_all_tasks_are_scored_in_their_own_way(mixed: Tiny, tmp_path: Path) -> None:
-    """Labels by their likelihood, free text by greedy decoding."""
+def test_each_task_is_scored_in_its_own_way(mixed: Tiny, tmp_path: Path) -> None:
+    """Labels by label scoring, free text by greedy decoding."""
     tune(mixed)
     flags = ("--prompts", mixed.run / "prompt_tune", "--limit", 5, "--threads", 1, "--precision", "fp32")
     ended = stage("evaluate", *flags, "--output-dir", tmp_path / "scores")

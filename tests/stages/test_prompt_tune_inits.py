@@ -1,4 +1,4 @@
-"""Every way that a prompt can start, through the stage, at the shortest and at long lengths."""
+"""Every prompt initialisation, through the stage, at the shortest and at long lengths."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_any_length_trains(finished: Tiny, tmp_path: Path, length: int, init: st
     assert found.isfinite().all()
 
 
-def test_vocabulary_rows_are_pieces_and_neither_sentinels_nor_padding(finished: Tiny, tmp_path: Path) -> None:
-    """The population asked for (5,000) is larger than the vocabulary."""
+def test_vocabulary_rows_exclude_sentinels_and_padding(finished: Tiny, tmp_path: Path) -> None:
+    """The default population (5,000) is larger than the vocabulary."""
     model = finished.run / "lm_adapt" / "model"
     vocabulary, table_VD = Vocabulary.load(model), load_t5(model).shared.weight.detach()
     pieces = vocabulary.size - vocabulary.sentinels
@@ -65,8 +65,8 @@ def test_labels_then_vocabulary_and_a_warning_for_labels_without_a_row(finished:
     assert torch.equal(few, rows[:1])
 
 
-def test_words_in_place_of_labels(finished: Tiny, tmp_path: Path) -> None:
-    """As the paper's code starts ReCoRD and WSC, whose targets are no classes."""
+def test_init_labels_replace_the_labels(finished: Tiny, tmp_path: Path) -> None:
+    """As in the paper's code for ReCoRD and WSC, whose targets are not classes."""
     model = finished.run / "lm_adapt" / "model"
     vocabulary, table_VD = Vocabulary.load(model), load_t5(model).shared.weight.detach()
     words = ("reading", "comprehension")
@@ -79,7 +79,7 @@ def test_words_in_place_of_labels(finished: Tiny, tmp_path: Path) -> None:
     assert "`init_labels` needs `prompt_init: class_labels`" in ended.err
 
 
-def test_text(finished: Tiny, tmp_path: Path) -> None:
+def test_init_text(finished: Tiny, tmp_path: Path) -> None:
     model = finished.run / "lm_adapt" / "model"
     ids = Vocabulary.load(model).encode("the name of the file")
     rows = start(
@@ -88,7 +88,7 @@ def test_text(finished: Tiny, tmp_path: Path) -> None:
     assert torch.equal(rows[: len(ids)], load_t5(model).shared.weight.detach()[ids])
 
 
-def test_a_prompt_goes_on_from_another_tasks(finished: Tiny, tmp_path: Path) -> None:
+def test_a_prompt_starts_from_another_tasks_prompt(finished: Tiny, tmp_path: Path) -> None:
     """Transfer: the rows of a trained prompt, of the same length."""
     ended = tune(finished, tmp_path / "first", 4, "--prompt-init", "vocabulary", "--steps", 3)
     assert ended.code == 0, ended.err

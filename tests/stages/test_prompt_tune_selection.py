@@ -1,4 +1,4 @@
-"""What is published is what scored best on the validation rows, also when the run is stopped on the way."""
+"""The checkpoint with the best validation score is published, also if the run was stopped in between."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def validations(directory: Path) -> dict[int, float]:
     return {row["step"]: row["scores"][""]["accuracy"] for row in rows if row.get("split") == "validation"}
 
 
-def test_the_best_step_is_published_and_says_so(finished: Tiny, task: Path, tmp_path: Path) -> None:
+def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp_path: Path) -> None:
     assert tune(finished, task, tmp_path / "best", "--steps", 10).code == 0
     measured = validations(tmp_path / "best")
     assert list(measured) == [2, 4, 6, 8, 10]
@@ -44,20 +44,20 @@ def test_the_best_step_is_published_and_says_so(finished: Tiny, task: Path, tmp_
     assert best.info.step == min(measured, key=lambda step: (-measured[step], step))
     assert best.info.scores["accuracy"] == measured[best.info.step]
 
-    # It has the rows that a run which ends there has.
+    # Its rows equal those of a run that ends there.
     assert tune(finished, task, tmp_path / "short", "--steps", best.info.step, "--select", "last").code == 0
     short = Prompt.load(tmp_path / "short" / "prompt")
     assert short.rows_PD.equal(best.rows_PD)
     assert (short.info.step, short.info.scores) == (best.info.step, {})
 
-    # And a run that is ended and continued keeps what one in one go keeps.
+    # A run that was ended and extended publishes the same prompt.
     for steps in (5, 10):
         assert tune(finished, task, tmp_path / "parts", "--steps", steps).code == 0
     digests = [artifact_digest("prompt", tmp_path / name / "prompt") for name in ("best", "parts")]
     assert digests[0] == digests[1]
 
 
-def test_early_stopping_ends_the_run_and_leaves_it_done(finished: Tiny, task: Path, tmp_path: Path) -> None:
+def test_early_stopping_ends_the_run_and_leaves_it_up_to_date(finished: Tiny, task: Path, tmp_path: Path) -> None:
     ended = tune(finished, task, tmp_path / "early", "--steps", 40, "--patience", 2)
     assert ended.code == 0, ended.err
     measured = list(validations(tmp_path / "early").values())

@@ -1,4 +1,4 @@
-"""The sentinel path: an artifact that tuning, scoring and decoding obey by themselves, with sentinels where none were."""
+"""The sentinel path: tuning, scoring and decoding follow the artifact; vocabularies without sentinels gain them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def manifest(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("variant", ["targets", "both"])
-def test_tuning_and_scoring_obey_the_artifact(
+def test_tuning_and_scoring_follow_the_artifact(
     finished: Tiny, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but the model says what the variant is. What the encoder and the scorer were given is looked at."""
+    """Only the model names the variant. Checks the inputs of the encoder and the scorer."""
     from t5_pipeline.evaluation import held_out as scoring
-    from t5_pipeline.stages import prompt_tune
+    from t5_pipeline.training import task_rows
 
     model = published(finished, tmp_path / "sentinel", variant)
     assert read_metadata(model).sentinel == variant
@@ -53,7 +53,7 @@ def test_tuning_and_scoring_obey_the_artifact(
         seen.append(encode_task(*arguments, **named))
         return seen[-1]
 
-    monkeypatch.setattr(prompt_tune, "encode_task", watched)
+    monkeypatch.setattr(task_rows, "encode_task", watched)
     monkeypatch.setattr(scoring, "encode_task", watched)
     ended = stage(
         "prompt_tune", "--model", model, "--task", tmp_path / "task.yaml", "--prompt-length", 3, "--steps", 2,
@@ -81,8 +81,8 @@ def test_tuning_and_scoring_obey_the_artifact(
         assert {sample["output"] for sample in row["samples"]} <= set(task.labels or ())
 
 
-def test_a_sentinel_is_taken_off_only_where_the_model_expects_one(finished: Tiny) -> None:
-    """A span-corruption T5 that begins its answer with <extra_id_0> is wrong, unless it is on the sentinel path."""
+def test_a_sentinel_is_removed_only_if_the_model_expects_one(finished: Tiny) -> None:
+    """A span-corruption T5 that begins its answer with <extra_id_0> is wrong, except on the sentinel path."""
     vocabulary = Vocabulary.load(finished.run / "pretrain" / "model")
     ids = [vocabulary.sentinel(0), *vocabulary.encode("the"), 1]
     assert vocabulary.decode(vocabulary.strip_sentinel(ids, "none")) == "<extra_id_0> the"
@@ -91,8 +91,8 @@ def test_a_sentinel_is_taken_off_only_where_the_model_expects_one(finished: Tiny
 
 
 @pytest.mark.parametrize("new_rows", ["mean", "normal"])
-def test_a_checkpoint_without_sentinels_gains_a_hundred(finished: Tiny, tmp_path: Path, new_rows: str) -> None:
-    """The embedding has room for some of them or not: the ids that text never had begin as `new_rows` says."""
+def test_a_vocabulary_without_sentinels_gains_100(finished: Tiny, tmp_path: Path, new_rows: str) -> None:
+    """With spare embedding rows or without: new ids start from `new_rows`."""
     bare = tmp_path / "bare"
     shutil.copytree(finished.run / "pretrain" / "model", bare)
     for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
@@ -118,13 +118,12 @@ def test_a_checkpoint_without_sentinels_gains_a_hundred(finished: Tiny, tmp_path
             rows = new_VD[pieces : pieces + 100]
             assert len(rows.unique(dim=0)) == 100
             np.testing.assert_allclose(rows.std(0), old_VD[:pieces].std(0), rtol=0.5)
-    # Pretraining that needs sentinels says so, and works with the model that has them.
+    # A model that has them gains none.
     published(finished, tmp_path / "again", "both", model)
     assert manifest(tmp_path / "again")["facts"]["sentinels_gained"] == 0
 
 
-def test_seeds_and_another_vocabulary(finished: Tiny, tmp_path: Path) -> None:
-    """The rows' noise is a function of the seed."""
+def test_noise_of_new_rows_depends_on_the_seed(finished: Tiny, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(finished.run / "pretrain" / "model", bare)
     Vocabulary.load(bare).with_sentinels(0).save(bare)

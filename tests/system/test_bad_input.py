@@ -31,10 +31,10 @@ def tell(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Callable
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        ("", r"prepare.corpus: \S+corpus.jsonl holds no text to train a vocabulary on; give one that does"),
+        ("", r"prepare.corpus: \S+corpus.jsonl contains no text to train a vocabulary on; give one that does"),
         (
             '{"text": "fine"}\n{"body": "x"}\n',
-            r"\S+corpus.jsonl:2: there is no field 'text'; there are body: set text_field",
+            r"\S+corpus.jsonl:2: has no field 'text' \(only body\); set `text_field`",
         ),
         ('{"text": "fine"}\n{"text": \n', r"\S+corpus.jsonl:2: not JSON \(.*\)"),
         (
@@ -62,15 +62,15 @@ def test_a_folder_without_text(
     unchanged()
     refused(
         tell("prepare", "prepare", "--corpus", tmp_path / "empty"),
-        r"corpus \S+/empty holds no .txt, .jsonl, .parquet file .*",
+        r"corpus \S+/empty: contains no .txt, .jsonl, .parquet file .*",
     )
     unchanged()
 
 
 ROWS = {
-    "a row without its field": ({"txt": "x", "label": "files"}, r"\S+train.jsonl:2: there is no field 'text'; there are txt, label: .*"),
+    "a row without its field": ({"txt": "x", "label": "files"}, r"\S+train.jsonl:2: has no field 'text' \(only txt, label\); .*"),
     "a label that is not in the task": (
-        {"text": "x", "label": "file"}, r"\S+train.jsonl:2: target 'file' is none of the labels of about \(files, numbers\).*",
+        {"text": "x", "label": "file"}, r"\S+train.jsonl:2: target 'file' is not a label of about \(files, numbers\); .*",
     ),
     "a field that is no text": ({"text": None, "label": "files"}, r"\S+train.jsonl:2: field 'text' is empty \(null\), .*"),
 }  # fmt: skip
@@ -159,7 +159,7 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
         ),
         (
             lambda model: (model / "spiece.model").unlink(),
-            r"\S+ holds no spiece.model: give the directory of a T5 tokenizer, .*",
+            r"\S+: contains no spiece.model; give the directory of a T5 tokenizer or .*",
         ),
         (lambda model: (model / "config.json").write_text("{}"), r"\S+config.json: .*"),
     ],
@@ -222,7 +222,7 @@ def test_results_that_were_moved_aside_for_bad_input_are_put_back(
     unchanged()
 
     task.write_text(settings.replace(f"{tiny.data}/rows", f"{tmp_path}/train.jsonl"))
-    said = r"\S+train.jsonl:1: target 'none' is none of the labels of about \(files, numbers\)"
+    said = r"\S+train.jsonl:1: target 'none' is not a label of about \(files, numbers\)"
     by_recipe = ("--recipe", tiny.recipe, "--run-dir", tiny.run)
     refused(stage("prompt_tune", *by_recipe, "--set", f"prompt_tune.task={task}"), said)
     refused(stage("prompt_tune", *flags, "--overwrite"), said)

@@ -1,6 +1,6 @@
-"""DDP, ZeRO-1, -2, -3 and FSDP2 as two real processes on the CPU: they take the steps of one process with accumulation.
+"""DDP, ZeRO-1, -2, -3 and FSDP2 as two real CPU processes: they train like one process with gradient accumulation.
 
-fp32, no dropout, AdamW, examples of unequal lengths in batches that two processes cannot share evenly.
+fp32, no dropout, AdamW, unequal lengths, batches that two processes cannot share evenly.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def configuration(tmp_path: Path) -> Callable[[str], Path]:
     def write(engine: str) -> Path:
         if not engine.startswith("zero"):
             return CONFIGS / f"cpu_{engine}.yaml"
-        told = yaml.safe_load((CONFIGS / "cpu_zero2.yaml").read_text())
-        told["deepspeed_config"]["zero_stage"] = int(engine[-1])
-        (tmp_path / f"{engine}.yaml").write_text(yaml.safe_dump(told))
+        content = yaml.safe_load((CONFIGS / "cpu_zero2.yaml").read_text())
+        content["deepspeed_config"]["zero_stage"] = int(engine[-1])
+        (tmp_path / f"{engine}.yaml").write_text(yaml.safe_dump(content))
         return tmp_path / f"{engine}.yaml"
 
     return write
@@ -64,7 +64,7 @@ def newest(output: Path) -> Checkpoint:
     return found
 
 
-def assert_same_path(one: Path, other: Path, tolerance: float = 1e-5) -> None:
+def assert_same_trajectory(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     """The same losses at every step, and the same weights at the end."""
     theirs = metrics(other)
     assert len(theirs) == len(metrics(one))
@@ -78,10 +78,10 @@ def assert_same_path(one: Path, other: Path, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("engine", SEVERAL)
-def test_two_processes_take_the_steps_of_one(
+def test_two_processes_train_like_one(
     finished: Tiny, alone: Path, tmp_path: Path, configuration: Callable[[str], Path], engine: str
 ) -> None:
-    """Then one process goes on with what they saved, moments included; and the published models are plain ones."""
+    """Then one process resumes their checkpoint, moments included. The published models are plain."""
     output = tmp_path / "two"
     launched = accelerate_launch(configuration(engine), "lm_adapt", *adapt(finished, output))
     assert launched.code == 0, launched.err
@@ -92,14 +92,14 @@ def test_two_processes_take_the_steps_of_one(
         assert model.lm_head.weight.data_ptr() != model.shared.weight.data_ptr()
         assert not torch.equal(model.lm_head.weight, model.shared.weight)
     assert stage("lm_adapt", *adapt(finished, output, STEPS + 4)).code == 0
-    assert_same_path(alone, output)
+    assert_same_trajectory(alone, output)
 
 
-def test_engines_take_one_another_up(
+def test_engines_resume_each_other(
     finished: Tiny, alone: Path, tmp_path: Path, configuration: Callable[[str], Path]
 ) -> None:
-    """One process, then ZeRO-3 on two, then DDP on two, then one again: the path of one process throughout."""
-    output = tmp_path / "handed"
+    """One process, ZeRO-3 on two, DDP on two, one again: the trajectory of one process throughout."""
+    output = tmp_path / "passed"
     assert stage("lm_adapt", *adapt(finished, output, 8)).code == 0
     for steps, engine in ((13, "zero3"), (18, "ddp")):
         launched = accelerate_launch(configuration(engine), "lm_adapt", *adapt(finished, output, steps))
@@ -114,10 +114,10 @@ def test_engines_take_one_another_up(
 @pytest.mark.parametrize(
     "engine", [*(pytest.param(engine, marks=pytest.mark.engines) for engine in SEVERAL[:3]), "zero3", "fsdp2"]
 )
-def test_blocks_that_are_computed_twice(
+def test_activation_checkpointing(
     finished: Tiny, alone: Path, tmp_path: Path, configuration: Callable[[str], Path], engine: str
 ) -> None:
-    """Their weights are gathered once more for it; the steps are the same."""
+    """Weights are gathered again for the recomputation; the steps are the same."""
     output = tmp_path / "two"
     arguments = [*adapt(finished, output, 4), "--keep-steps", 4, "--recompute"]
     launched = accelerate_launch(configuration(engine), "lm_adapt", *arguments)
@@ -167,10 +167,10 @@ ENGINES = [
 
 
 @pytest.mark.parametrize(("engine", "optimizer"), ENGINES)
-def test_a_prompt_on_a_frozen_t5_that_is_cut_up(
+def test_prompt_tuning_of_a_sharded_t5(
     finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str, optimizer: str
 ) -> None:
-    """The same prompt as on one process; its checkpoints hold nothing of the T5."""
+    """The same prompt as on one process; its checkpoints do not contain the T5."""
     more = ("--task", tmp_path / "about.yaml", *PROMPT[2:])
     one, two = tuned_like_one(finished, tmp_path, configuration(engine), "prompt_tune", optimizer, *more)
     mine, theirs = (load_file(output / "prompt" / "prompt.safetensors") for output in (one, two))
@@ -179,16 +179,19 @@ def test_a_prompt_on_a_frozen_t5_that_is_cut_up(
     saved = newest(two)
     moments = {"adafactor": ["mean_square"], "adamw": ["exp_avg", "exp_avg_sq"]}[optimizer]
     rows = "bank.rows_RD"
-    wanted = [f"model/{rows}", *(f"optimizer/{rows}/{key}" for key in [*moments, "step"]), "selection/0/rows", "meter"]
-    assert sorted(saved.names()) == sorted(wanted)
+    expected = [
+        f"model/{rows}",
+        *(f"optimizer/{rows}/{key}" for key in [*moments, "step"]),
+        "selection/0/rows",
+        "meter",
+    ]
+    assert sorted(saved.names()) == sorted(expected)
 
 
 @pytest.mark.engines
 @pytest.mark.parametrize("engine", SEVERAL)
-def test_a_whole_t5_learns_a_task(
-    finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str
-) -> None:
-    """Its best weights are kept in parts, and published whole."""
+def test_model_tuning(finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str) -> None:
+    """The best weights are kept in shards and published whole."""
     more = ("--tasks", tmp_path / "about.yaml", "--learning-rate", 0.001)
     one, two = tuned_like_one(finished, tmp_path, configuration(engine), "model_tune", "adamw", *more)
     mine, theirs = (load_file(output / "model" / "model.safetensors") for output in (one, two))
@@ -199,10 +202,10 @@ def test_a_whole_t5_learns_a_task(
 @pytest.mark.parametrize(
     "engine", [*(pytest.param(engine, marks=pytest.mark.engines) for engine in SEVERAL[:3]), "zero3", "fsdp2"]
 )
-def test_two_processes_that_go_back_end_with_the_same_bits(
+def test_two_processes_resumed_at_a_step_are_bit_identical(
     finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str
 ) -> None:
-    """Dropout on, the same engine and world: from the checkpoint of step 4 the same path is taken again."""
+    """With dropout, the same engine and world size: from the checkpoint of step 4 the trajectory is repeated."""
     output = tmp_path / "two"
     arguments = [*adapt(finished, output, 8), "--dropout", 0.1, "--checkpoint-every", 4, "--keep-steps", 4]
     ends = []
@@ -219,10 +222,10 @@ def test_two_processes_that_go_back_end_with_the_same_bits(
 
 
 @pytest.mark.parametrize("engine", [pytest.param("zero3", marks=pytest.mark.engines), "fsdp2"])
-def test_a_step_that_is_published_later_changes_nothing(
+def test_publishing_a_passed_step_changes_nothing(
     finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str
 ) -> None:
-    """Step 4 is made anew aside and validated; then the engine takes up the checkpoint of step 8 and goes on."""
+    """Step 4 is retrained in its own directory and validated; then the engine resumes from the checkpoint of step 8."""
     ends = []
     for name, before in (("at once", []), ("later", [8])):
         output = tmp_path / name

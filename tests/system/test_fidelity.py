@@ -1,4 +1,4 @@
-"""docs/fidelity.md points at what exists, and the defaults are the paper's."""
+"""Documentation and the code it refers to: paths, tests, and the paper's defaults."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ from t5_pipeline.config.tuning import ModelTuneConfig, PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "fidelity.md").read_text(encoding="utf-8")
 RECIPE = ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
+def test_every_path_and_link_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:pipeline|data_prep|stages|tests|docs|benchmarks|accelerate_configs)/[\w./-]*)`", text)
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    placeholders = {name for name in paths if re.search(r"[A-Z]{3}", name)}  # pipeline/methods/NAME.py
+    missing = [name for name in paths if name not in placeholders and not (ROOT / name).exists()]
+    missing += [link for link in links if link and not ((ROOT / page).parent / link).exists()]
+    assert not missing
 
 
 def test_every_test_and_file_named_here_exists() -> None:

@@ -1,4 +1,4 @@
-"""A stage that computes by the definitions takes the steps that it takes by the faster ways."""
+"""Stages with reference operations take the same steps as with the fast ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def task(finished: Tiny, directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["lm_adapt", "prompt_tune", "prompt_mixture", "model_tune"])
-def test_the_definitions_take_the_same_steps(finished: Tiny, tmp_path: Path, kind: str) -> None:
+def test_reference_ops_take_the_same_steps(finished: Tiny, tmp_path: Path, kind: str) -> None:
     """In fp32, with dropout, validation included."""
     about = task(finished, tmp_path)
     own: dict[str, list[object]] = {
@@ -43,7 +43,7 @@ def test_the_definitions_take_the_same_steps(finished: Tiny, tmp_path: Path, kin
 @pytest.mark.parametrize(
     ("flag", "value"), [("reference-ops", ["attention"]), ("recompute", []), ("logits-precision", ["fp32"])]
 )
-def test_peft_has_no_execution_settings(finished: Tiny, tmp_path: Path, flag: str, value: list[str]) -> None:
+def test_peft_tune_refuses_execution_settings(finished: Tiny, tmp_path: Path, flag: str, value: list[str]) -> None:
     said = stage(
         "peft_tune", "--model", finished.run / "pretrain", "--task", task(finished, tmp_path), "--method", "p_tuning",
         f"--{flag}", *value, "--output-dir", tmp_path / "out",

@@ -1,4 +1,4 @@
-"""docs/tasks.md says what the code does: its examples load, its tables are the formats, keys, readers and metrics there are."""
+"""docs/tasks.md agrees with the code: its examples load; its tables list all formats, keys, readers and metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"(?:^    .*\n)+", PAG
 
 
 def table(first_column: str) -> dict[str, list[str]]:
-    """The rows of the table whose first column is called so, by what stands in that column."""
+    """The rows of the table with this first column, by their value in it."""
     lines = PAGE[PAGE.index(f"| {first_column} |") :].split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {name.strip("`"): rest for names, *rest in cells for name in names.split(", ")}
@@ -30,7 +30,7 @@ def test_examples_load(example: dict[str, Any]) -> None:
         Task.load(TaskConfig(name=name, **values))
 
 
-def test_every_format_is_in_the_table() -> None:
+def test_table_of_formats() -> None:
     rows = table("format")
     assert set(rows) == set(FORMATS)
     for name, (files, inputs, targets, metrics) in rows.items():
@@ -41,7 +41,7 @@ def test_every_format_is_in_the_table() -> None:
         assert metrics == ", ".join(task.metrics)
 
 
-def test_every_key_reader_and_metric_is_in_its_table() -> None:
+def test_tables_of_keys_readers_and_metrics() -> None:
     assert set(table("key")) == set(TaskConfig.model_fields) - {"name"}
     assert set(table("reader")) == set(get_args(TaskConfig.model_fields["reader"].annotation))
     needs = {name: f"`{key}`" if key else "" for name, key in METRICS.items()}

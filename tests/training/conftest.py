@@ -1,4 +1,4 @@
-"""One thread: these tests are many tiny operations. And the small run that the tests of the loop share."""
+"""One thread, because these tests run many tiny operations; and the small run shared by the Trainer's tests."""
 
 from __future__ import annotations
 

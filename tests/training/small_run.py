@@ -1,8 +1,9 @@
 """A training run small enough to be killed often: a few hundred weights, ragged examples, two prompts, dropout.
 
-Train, also under `accelerate launch`:
+Train (also under `accelerate launch`):
     python small_run.py DIRECTORY '{"steps": 40, …}'
-SIGKILL that many seconds after each start's first checkpoint, then once more to the end; prints how many kills hit:
+Kill by SIGKILL that many seconds after the first checkpoint of each start, then train to the end; print the number of
+kills that hit:
     python small_run.py DIRECTORY '{"steps": 40, …}' --kills 0.01 0.05
 """
 
@@ -93,7 +94,7 @@ class Source:
 
 
 class SmallModel(nn.Module):
-    """Mean of the inputs, a prompt's row and a position's row, dropout, two matrices; one frozen weight beside them."""
+    """Mean of the inputs plus a prompt row and a position row, dropout, two matrices; and one frozen weight."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ def run(
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, prompts=2)
 
     def measure(state: TrainState) -> Mapping[str, float]:
-        torch.rand(3)  # a validation may use the generator as it likes
+        torch.rand(3)  # a validation may advance the generator
         return {"loss": float(model.out.weight.detach().square().sum())}
 
     trainer = Trainer(
@@ -202,7 +203,7 @@ def main(directory: Path, settings: dict[str, Any], kills: list[float]) -> int:
     hits = 0
     if kills:
         with tempfile.TemporaryDirectory() as elsewhere:
-            run(Path(elsewhere), steps=4)  # what is imported late is imported here, not in every child
+            run(Path(elsewhere), steps=4)  # load lazy imports here, not in every child
     for delay in kills:
         saved = newest(directory)
         child = os.fork()
@@ -210,7 +211,7 @@ def main(directory: Path, settings: dict[str, Any], kills: list[float]) -> int:
             run(directory, **settings)
             os._exit(0)
         while newest(directory) == saved:
-            assert os.waitpid(child, os.WNOHANG)[0] == 0, "it came to its end before it was killed"
+            assert os.waitpid(child, os.WNOHANG)[0] == 0, "it ended before it was killed"
             time.sleep(0.001)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)

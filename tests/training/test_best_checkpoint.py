@@ -1,4 +1,4 @@
-"""The best checkpoint by a score, whoever ends the run and when."""
+"""Selection of the best checkpoint, in one run or with interruptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t5_pipeline.training.distributed.engine import ForwardScope
 from t5_pipeline.training.distributed.replicated import Replicated
 from tests.training.checkpoints.saved import Saved
 
-# Selections are asked for nothing but scores and a weight that the tests make up.
+# The scores and the kept weight are made up; the engine is only passed through.
 ENGINE = Replicated(
     ForwardScope(nn.Linear(1, 1), "fp32", "cpu"),
     lambda trained: torch.optim.SGD(trained, lr=0.0),
@@ -23,8 +23,8 @@ ENGINE = Replicated(
 SCORES = st.lists(st.integers(0, 5), min_size=1, max_size=20)
 
 
-def follow(scores: list[int], *, every: int = 1, patience: int = 0, stop_at: int = 0) -> tuple[Selection, int]:
-    """Train along these scores, one for each step; the weight is the step. `stop_at`: save, and go on from the save."""
+def train_to(scores: list[int], *, every: int = 1, patience: int = 0, stop_at: int = 0) -> tuple[Selection, int]:
+    """Train with one score per step; the weight is the step. At `stop_at`, save and resume."""
     step = 0
 
     def new() -> Selection:
@@ -47,7 +47,7 @@ def follow(scores: list[int], *, every: int = 1, patience: int = 0, stop_at: int
 
 @given(scores=SCORES)
 def test_the_first_of_the_highest_scores_is_kept_with_its_weights(scores: list[int]) -> None:
-    selection, step = follow(scores)
+    selection, step = train_to(scores)
     (best,) = selection.finalize(step, ENGINE)
     assert best.step == scores.index(max(scores)) + 1
     assert best.scores == {"accuracy": max(scores)}
@@ -55,19 +55,17 @@ def test_the_first_of_the_highest_scores_is_kept_with_its_weights(scores: list[i
 
 
 @given(scores=SCORES, every=st.integers(1, 4), patience=st.integers(0, 3), stop_at=st.integers(1, 20))
-def test_a_stop_at_any_step_changes_nothing(scores: list[int], every: int, patience: int, stop_at: int) -> None:
-    whole, end = follow(scores, every=every, patience=patience)
-    parts, same_end = follow(scores, every=every, patience=patience, stop_at=stop_at)
+def test_resuming_at_any_step_changes_nothing(scores: list[int], every: int, patience: int, stop_at: int) -> None:
+    whole, end = train_to(scores, every=every, patience=patience)
+    parts, same_end = train_to(scores, every=every, patience=patience, stop_at=stop_at)
     assert end == same_end
     assert whole.scalars() == parts.scalars()
     assert [b.step for b in whole.finalize(end, ENGINE)] == [b.step for b in parts.finalize(end, ENGINE)]
 
 
 @given(scores=SCORES, every=st.integers(1, 4))
-def test_a_last_step_between_two_measurements_is_a_candidate_that_leaves_no_trace(
-    scores: list[int], every: int
-) -> None:
-    selection, end = follow(scores, every=every)
+def test_a_last_step_that_is_not_due_is_a_candidate_but_not_stored(scores: list[int], every: int) -> None:
+    selection, end = train_to(scores, every=every)
     before = selection.scalars()
     (best,) = selection.finalize(end, ENGINE)
     measured = [*range(every, end + 1, every), *([end] if end % every else [])]
@@ -77,7 +75,7 @@ def test_a_last_step_between_two_measurements_is_a_candidate_that_leaves_no_trac
 
 @given(scores=SCORES, patience=st.integers(1, 4))
 def test_patience_counts_measurements_without_a_better_score(scores: list[int], patience: int) -> None:
-    selection, end = follow(scores, patience=patience)
+    selection, end = train_to(scores, patience=patience)
     best = without = 0
     expected = len(scores)
     for step, score in enumerate(scores, 1):
@@ -91,7 +89,7 @@ def test_patience_counts_measurements_without_a_better_score(scores: list[int], 
     assert (end, selection.finalize(end, ENGINE)[0].step) == (expected, best)
 
 
-def test_a_cell_that_has_run_out_takes_no_later_score_and_others_go_on() -> None:
+def test_a_cell_without_patience_left_accepts_no_later_score_while_others_continue() -> None:
     scores = {"a": [3, 1, 9, 9], "b": [1, 2, 3, 4]}
     step = 0
     selection = Selection(

@@ -1,4 +1,4 @@
-"""The loss against torch's cross entropy in float64, and its parts against the whole."""
+"""The loss against torch's cross entropy in float64, and the sum of microbatch losses against the batch loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_token_loss_is_cross_entropy_with_z_loss() -> None:
     assert (found[~real] == 0).all()
 
 
-def test_the_written_out_gradient_is_that_of_the_formula() -> None:
+def test_explicit_gradient_equals_the_reference() -> None:
     logits_BTV, targets_BT = logits_and_targets()
     weights_BT = torch.rand(targets_BT.shape, generator=torch.Generator().manual_seed(1))
     for z_loss in (0.0, 1e-4, 0.3):
@@ -47,7 +47,7 @@ def test_the_written_out_gradient_is_that_of_the_formula() -> None:
     assert torch.autograd.gradcheck(lambda logits: _TokenLoss.apply(logits, targets_BT, 0.3), exact)
 
 
-def test_padding_is_never_trained_on() -> None:
+def test_padding_has_no_gradient() -> None:
     logits_BTV, targets_BT = logits_and_targets()
     logits_BTV.requires_grad_()
     token_loss(logits_BTV, targets_BT, z_loss=1e-4).sum().backward()
@@ -62,7 +62,7 @@ def test_bf16_logits_are_summed_in_fp32() -> None:
     assert torch.equal(token_loss(narrow, targets_BT, 1e-4), token_loss(narrow.float(), targets_BT, 1e-4))
 
 
-def test_the_losses_of_microbatches_add_up_to_the_mean_over_the_target_tokens_of_the_whole() -> None:
+def test_microbatch_losses_add_up_to_the_mean_over_the_batch() -> None:
     logits_BTV, targets_BT = logits_and_targets()
     loss_BT = token_loss(logits_BTV, targets_BT)
     weights_B = torch.full((3,), 1 / int((targets_BT != 0).sum()))
@@ -73,7 +73,7 @@ def test_the_losses_of_microbatches_add_up_to_the_mean_over_the_target_tokens_of
     assert torch.allclose(whole, torch.as_tensor(parts))
 
 
-def test_the_loss_of_a_prompt_counts_its_own_rows_only() -> None:
+def test_the_loss_of_a_prompt_counts_only_its_own_rows() -> None:
     loss_BT = torch.tensor([[1.0], [10.0], [100.0], [1000.0]], requires_grad=True)
     losses_C = batch_losses(loss_BT, torch.tensor([1.0, 0.5, 1.0, 1.0]), torch.tensor([2, 0, 2, 1]), prompts=4)
     assert losses_C.tolist() == [5.0, 1000.0, 101.0, 0.0]
@@ -90,9 +90,7 @@ def hidden_weight_and_targets() -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 @pytest.mark.parametrize("at_once", [512, 3])
-def test_the_loss_from_the_output_matrix_is_that_of_its_logits_gradients_too(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_loss_and_its_gradients_equal_the_reference(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss_module.LOSS_ROWS, "cpu", at_once)
     hidden, weight, targets_BT = hidden_weight_and_targets()
     weights_BT = torch.rand(targets_BT.shape, generator=torch.Generator().manual_seed(1))
@@ -105,7 +103,7 @@ def test_the_loss_from_the_output_matrix_is_that_of_its_logits_gradients_too(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loss_from_the_output_matrix_in_bf16_is_within_its_rounding() -> None:
+def test_output_loss_in_bf16_is_within_rounding() -> None:
     hidden, weight, targets_BT = hidden_weight_and_targets()
     exact = output_loss(hidden, weight, targets_BT, 1e-4)
     expected = torch.autograd.grad(exact.sum(), (hidden, weight))
@@ -125,7 +123,7 @@ def test_an_impossible_target_has_a_finite_loss() -> None:
     assert output_loss(hidden, weight, torch.tensor([[1]])).item() == 400.0
 
 
-def test_a_batch_of_nothing_but_padding_has_no_loss() -> None:
+def test_a_batch_of_padding_has_no_loss() -> None:
     hidden, weight, targets_BT = hidden_weight_and_targets()
     loss_BT = output_loss(hidden, weight, torch.zeros_like(targets_BT), 1e-4)
     loss_BT.sum().backward()

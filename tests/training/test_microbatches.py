@@ -1,4 +1,4 @@
-"""Packed rows through the real T5 and the real loop: the loss and the gradients of the same examples in rows apart."""
+"""Packed rows through T5 and the Trainer: loss, gradients and training as with one example per row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batches(objective: str, packed: bool) -> LMBatches:
     if objective == "prefix_lm":
         return LMBatches(PrefixLM(Documents(), 3, 32), 16, 5, (32, 32) if packed else None)
     source = SpanCorruption(Documents(), 3, 24, vocabulary_size=120, sentinels=20)
-    # Wider than the longest example: otherwise there is nothing to pack, for nearly all segments have their full length.
+    # Wider than the longest example, as nearly all segments have their full length.
     return LMBatches(source, 16, 5, (100, 50) if packed else None)
 
 
@@ -68,7 +68,7 @@ def trainer(objective: str, packed: bool, optimizer: str = "adafactor") -> Train
 
 @pytest.mark.parametrize("microbatch_size", [0, 3])
 @pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption"])
-def test_loss_and_gradients_are_those_of_rows_apart(objective: str, microbatch_size: int) -> None:
+def test_packing_keeps_loss_and_gradients(objective: str, microbatch_size: int) -> None:
     found = []
     for packed in (False, True):
         one = trainer(objective, packed).state
@@ -85,8 +85,8 @@ def test_loss_and_gradients_are_those_of_rows_apart(objective: str, microbatch_s
         assert (together[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_an_example_sees_nothing_of_its_neighbours() -> None:
-    """Other tokens in every example but the first of each row change nothing in that one."""
+def test_an_example_does_not_see_its_neighbours() -> None:
+    """Changing all examples of a row but the first does not change the output for the first."""
     model = init_t5(SHAPE, seed=1)
     model.set_dropout(0.0)
     batch = TensorBatch.of(batches("prefix_lm", packed=True).at(0))
@@ -104,7 +104,7 @@ def test_an_example_sees_nothing_of_its_neighbours() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
 @pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption"])
-def test_training_takes_the_same_path(objective: str, optimizer: str, tmp_path: Path) -> None:
+def test_packing_keeps_the_trajectory(objective: str, optimizer: str, tmp_path: Path) -> None:
     ends, logs = [], []
     for packed in (False, True):
         directory = tmp_path / str(packed)

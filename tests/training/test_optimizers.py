@@ -1,5 +1,4 @@
-"""Adafactor and AdamW against float64 NumPy written from the formulas, and against transformers and torch where the
-definitions agree."""
+"""Adafactor and AdamW against float64 NumPy, and against transformers and torch where the definitions agree."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def rms(x: Array) -> float:
 
 
 class Reference:
-    """Adafactor for one tensor, in float64, from the formulas of T5X: written for reading, dimension by dimension."""
+    """Adafactor for one tensor in float64, from the formulas of T5X."""
 
     def __init__(self, weight: Array, *, scaled: bool, decay: float, min_dim: float, clipping: float = 1.0) -> None:
         self.w = weight.astype(np.float64)
@@ -63,7 +62,7 @@ def rate(step: int) -> float:
 
 
 def gradients(shape: tuple[int, ...], steps: int, seed: int) -> Iterator[Array]:
-    """Gradients whose size changes by orders of magnitude between entries and between steps, sometimes exactly 0."""
+    """Gradients whose scale varies by orders of magnitude between entries and between steps, sometimes exactly 0."""
     rng = np.random.default_rng(seed)
     scale = 10.0 ** rng.uniform(-4, 2, shape)
     for step in range(steps):
@@ -97,7 +96,7 @@ def test_adafactor_equals_the_formulas_step_by_step(
             )
 
 
-def test_many_small_chunks_give_the_same_bits_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_in_chunks_are_bit_identical(monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> list[torch.Tensor]:
         params = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
         optimizer = model_optimizer("adafactor", params)
@@ -121,7 +120,7 @@ LENGTHS = [1, 20, 5, 150, 1, 64]
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_every_prompt_of_a_bank_moves_as_if_it_were_alone(dtype: torch.dtype, tolerance: float, scaled: bool) -> None:
-    """150×130 would be factored by itself under T5X's rule; prompts never are."""
+    """150×130 alone would be factored under T5X's rule; prompts never are."""
     d_model, decay = 130, 1e-5
     rng = np.random.default_rng(1)
     starts = [rng.normal(size=(length, d_model)) * 10.0 ** (i - 2) for i, length in enumerate(LENGTHS)]
@@ -143,7 +142,7 @@ def test_every_prompt_of_a_bank_moves_as_if_it_were_alone(dtype: torch.dtype, to
         np.testing.assert_allclose(found, reference.w, rtol=0, atol=tolerance * max(1, abs(reference.w).max()))
 
 
-def test_a_prompt_in_company_has_the_same_bits_as_alone() -> None:
+def test_a_prompt_in_a_bank_is_bit_identical_to_the_prompt_alone() -> None:
     def run(lengths: list[int], streams: list[list[Array]]) -> list[torch.Tensor]:
         rows_RD = nn.Parameter(torch.ones(sum(lengths), 16))
         optimizer = prompt_optimizer(
@@ -156,8 +155,8 @@ def test_a_prompt_in_company_has_the_same_bits_as_alone() -> None:
         return list(rows_RD.detach().split(lengths))
 
     streams = [list(gradients((length, 16), 30, seed)) for seed, length in enumerate(LENGTHS)]
-    for prompt, in_company in enumerate(run(LENGTHS, streams)):
-        assert torch.equal(in_company, run([LENGTHS[prompt]], [streams[prompt]])[0])
+    for prompt, in_bank in enumerate(run(LENGTHS, streams)):
+        assert torch.equal(in_bank, run([LENGTHS[prompt]], [streams[prompt]])[0])
 
 
 def test_prompt_optimizers_keep_one_or_two_numbers_for_each_of_a_prompt() -> None:
@@ -182,7 +181,7 @@ def test_a_matrix_of_a_model_is_factored() -> None:
     assert factored_dims((512, 512), None) is None
 
 
-def test_the_clipped_update_holds_a_rate_of_0_3() -> None:
+def test_clipping_does_not_cap_a_rate_of_0_3() -> None:
     """torch's Adafactor caps the rate at 1/√t: after 100 steps of one sign a weight would have moved by less than 20."""
     weight = nn.Parameter(torch.zeros(3, 4))
     optimizer = prompt_optimizer("adafactor", weight, torch.zeros(3, dtype=torch.long))
@@ -193,7 +192,7 @@ def test_the_clipped_update_holds_a_rate_of_0_3() -> None:
     assert torch.allclose(weight, torch.full_like(weight, -30.0), rtol=1e-5)
 
 
-def test_a_bank_without_its_shape_is_refused() -> None:
+def test_a_bank_of_the_wrong_shape_and_an_unknown_name_are_refused() -> None:
     with pytest.raises(ValueError, match="prompt of each row"):
         prompt_optimizer("adafactor", nn.Parameter(torch.ones(4, 2)), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match="`sgd`"):
@@ -201,7 +200,7 @@ def test_a_bank_without_its_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_adafactor_equals_that_of_transformers_where_every_matrix_is_factored_and_nothing_decays(scaled: bool) -> None:
+def test_adafactor_equals_transformers_with_all_matrices_factored_and_no_decay(scaled: bool) -> None:
     shapes = [(9,), (6, 5), (5, 6), (3, 4, 5)]
     ours, theirs = ([nn.Parameter(torch.full(shape, 0.7)) for shape in shapes] for _ in range(2))
     mine = Adafactor(ours, parameter_scaling=scaled, min_dim_to_factor=1)
@@ -217,7 +216,7 @@ def test_adafactor_equals_that_of_transformers_where_every_matrix_is_factored_an
         assert torch.allclose(p, q, rtol=2e-5, atol=2e-6)
 
 
-def test_adamw_equals_the_formulas_and_decays_whatever_the_rate() -> None:
+def test_adamw_equals_the_formulas_with_decay_independent_of_the_rate() -> None:
     rng = np.random.default_rng(2)
     w = rng.normal(size=(5, 3))
     p = nn.Parameter(torch.tensor(w))
@@ -234,7 +233,7 @@ def test_adamw_equals_the_formulas_and_decays_whatever_the_rate() -> None:
         np.testing.assert_allclose(p.detach().numpy(), w, rtol=1e-9, atol=1e-12)
 
 
-def test_adamw_is_torchs_where_decay_is_divided_by_the_rate() -> None:
+def test_adamw_equals_torch_with_decay_divided_by_the_rate() -> None:
     ours, theirs = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
     mine, other = AdamW([ours], weight_decay=1e-3), torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
     for g in gradients((4, 4), 20, 4):
@@ -245,7 +244,7 @@ def test_adamw_is_torchs_where_decay_is_divided_by_the_rate() -> None:
     assert torch.allclose(ours, theirs, rtol=1e-6)
 
 
-def test_parameters_without_a_gradient_stay_as_they_are() -> None:
+def test_parameters_without_a_gradient_do_not_change() -> None:
     for name in ("adafactor", "adamw"):
         still, moving = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
         optimizer = model_optimizer(name, [still, moving], weight_decay=0.1)

@@ -1,4 +1,4 @@
-"""Rates against the numbers of the paper's code (T5X counts the steps that are done; the first is step 0)."""
+"""Schedules against the numbers of the paper's code (T5X counts completed steps; the first step is 0)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def test_the_rate_of_lm_adaptation_goes_from_1e3_to_95e5() -> None:
     assert rate(100_000) == pytest.approx(9.5e-4, rel=5e-3)
 
 
-def test_rsqrt_is_flat_while_it_warms_up() -> None:
+def test_rsqrt_is_constant_during_warm_up() -> None:
     rate = learning_rate("rsqrt", peak=2.0, warmup_steps=10_000)
     assert rate(0) == rate(9_999) == rate(10_000) == 0.02
     assert rate(10_001) == 2.0 / math.sqrt(10_001)
     assert learning_rate("rsqrt", peak=1.0)(0) == 1.0
 
 
-def test_constant_holds_any_rate_for_ever() -> None:
+def test_constant_rate_never_changes() -> None:
     rate = learning_rate("constant", peak=0.3)
     assert {rate(step) for step in (0, 1, 29_999, 10**9)} == {0.3}
 

@@ -40,13 +40,13 @@ def _model_losses(job: Job, series: Series, name: str) -> Markup:
     colour = next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
     lines = [PlotLine(train, colour, light=validation is not None)]
     legend: list[Markup | str | None] = [tag("b", job.stage), f", {job.cells[0].settings.summary}. "]
-    said = f"Training loss of {job.stage}: {_ends(train)}."
+    description = f"Training loss of {job.stage}: {_ends(train)}."
     if validation is not None:
         lines.append(PlotLine(validation, colour, dots=True))
         legend.append("Light: training. Dots: validation.")
-        said += f" Validation loss: {_ends(validation)}."
+        description += f" Validation loss: {_ends(validation)}."
     steps = max([*train.steps, *(validation.steps if validation else [])])
-    return figure(loss_plot(lines, steps, name, said), join(legend))
+    return figure(loss_plot(lines, steps, name, description), join(legend))
 
 
 def _prompt_losses(stage: str, jobs: list[Job], paths: dict[str, str], series: Series) -> list[Markup]:
@@ -62,12 +62,14 @@ def _prompt_losses(stage: str, jobs: list[Job], paths: dict[str, str], series: S
         light = [PlotLine(curve, series.get(model), light=True) for model in order for curve in groups[model]]
         means = {model: mean(groups[model]) for model in order}
         bold = [PlotLine(curve, series.get(model)) for model, curve in means.items() if curve.steps]
-        said = "; ".join(f"{paths.get(m, m)} {_ends(curve)}" for m, curve in means.items() if curve.steps)
+        description = "; ".join(f"{paths.get(m, m)} {_ends(curve)}" for m, curve in means.items() if curve.steps)
         keys = join((join([swatch(series.get(m)), paths.get(m, m)]) for m in order), " \u2002")
         what = "prompts for" if jobs[0].kind == TUNING else "on"
         title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean. "
         steps = max(curve.steps[-1] for curves in groups.values() for curve in curves)
-        plot = loss_plot([*light, *bold], steps, f"loss-{stage}-{number}", f"Losses of {stage} on {task}: {said}.")
+        plot = loss_plot(
+            [*light, *bold], steps, f"loss-{stage}-{number}", f"Losses of {stage} on {task}: {description}."
+        )
         figures.append(figure(plot, join([tag("b", stage), title, tag("span", keys, class_="keys")])))
     return figures
 
@@ -98,13 +100,13 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Markup | None:
         by_size.setdefault(model.parameters, []).append(model.model)
     rows = []
     for prompt in {p.parameters: p for p in prompts}.values():
-        said = f"{fmt.count(prompt.parameters)}, {fmt.size(prompt.bytes)}"
-        rows.append((f"Prompt of {fmt.plural(prompt.prompt_length, 'token')}", prompt.parameters, said))
+        amount = f"{fmt.count(prompt.parameters)}, {fmt.size(prompt.bytes)}"
+        rows.append((f"Prompt of {fmt.plural(prompt.prompt_length, 'token')}", prompt.parameters, amount))
     for parameters, models in by_size.items():
         first = run.models[models[0]]
-        said = fmt.approximate(parameters) + (f", {fmt.size(first.bytes)}" if first.bytes else "")
+        amount = fmt.approximate(parameters) + (f", {fmt.size(first.bytes)}" if first.bytes else "")
         which = "Frozen T5" if len(by_size) == 1 else " · ".join(paths.get(model, model) for model in models)
-        rows.append((which, parameters, said))
+        rows.append((which, parameters, amount))
     small, large = prompts[0], run.models[by_size[min(by_size)][0]]
     on_disk = f" ({fmt.size(large.bytes)})" if large.bytes else ""
     sentence = (
@@ -112,7 +114,7 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Markup | None:
         f" ({fmt.size(small.bytes)} on disk); its frozen T5 has {fmt.count(large.parameters)}{on_disk},"
         f" {fmt.approximate(round(large.parameters / small.parameters))} times as many."
     )
-    plot = size_plot(rows, "sizes", " ".join(f"{label}: {said}." for label, _, said in rows))
+    plot = size_plot(rows, "sizes", " ".join(f"{label}: {amount}." for label, _, amount in rows))
     caption = "Parameters and size of the weights on disk, without tokenizer and metadata."
     text = tag("p", sentence, class_="say")
     return section("sizes", "Prompt and model", tag("div", text, figure(plot, caption), class_="beside"))
@@ -120,13 +122,13 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Markup | None:
 
 def unfinished_note(run: Run) -> Markup | None:
     """Note on cells that are stale, unfinished or not started; None if there are none."""
-    said = {
+    meanings = {
         "unfinished": "started but not finished",
         "not started": "not started",
         "stale": "stale: made with other settings, other inputs or fewer steps than the recipe specifies now",
     }
     items = []
-    for state, meaning in said.items():
+    for state, meaning in meanings.items():
         names = []
         for stage, cells in _by_stage(result for result in run.cells() if result.state == state).items():
             of = len(run.recipe.stages[stage])
@@ -199,7 +201,7 @@ def _job_row(job: Job, longest: float) -> Markup:
     ended = max(fmt.parse_time(manifest.finished) for manifest in manifests)
     name: Markup | str = job.stage
     if len(manifests) > 1 or manifests[0].cell:
-        axes = _axes_words([manifest.cell for manifest in manifests])
+        axes = _axes_text([manifest.cell for manifest in manifests])
         name = join([job.stage, " ", tag("small", axes)])
     share = (job.seconds or 0.0) / longest
     return tag(
@@ -217,7 +219,7 @@ def _total(jobs: list[Job]) -> str:
     return fmt.duration(sum(job.seconds or 0.0 for job in jobs))
 
 
-def _axes_words(cells: list[dict[str, Any]]) -> str:
+def _axes_text(cells: list[dict[str, Any]]) -> str:
     """`model lm_adapt, seed 0 · 1 · 2`: the values of each axis of a matrix."""
     names = dict.fromkeys(name for cell in cells for name in cell)
     values = {n: dict.fromkeys(fmt.value(cell[n]) for cell in cells if n in cell) for n in names}
@@ -257,8 +259,8 @@ def _differing(cls: type[StageConfig], manifests: list[Manifest]) -> dict[str, s
         if all(value == default for value in values):
             continue
         unit = field.json_schema_extra.get("unit") if isinstance(field.json_schema_extra, dict) else ""
-        said = " · ".join(dict.fromkeys(fmt.value(_without_defaults(field.annotation, v), name) for v in values))
-        found[name] = f"{said} {unit}" if unit not in ("", name) and isinstance(values[0], int) else said
+        shown = " · ".join(dict.fromkeys(fmt.value(_without_defaults(field.annotation, v), name) for v in values))
+        found[name] = f"{shown} {unit}" if unit not in ("", name) and isinstance(values[0], int) else shown
     return found
 
 
@@ -287,7 +289,7 @@ def provenance_section(run: Run) -> Markup | None:
     """Digests of everything that was published."""
     rows = []
     for manifest in run.manifests():
-        name = manifest.stage + (f" {_axes_words([manifest.cell])}" if manifest.cell else "")
+        name = manifest.stage + (f" {_axes_text([manifest.cell])}" if manifest.cell else "")
         kept = {f"{out} @{step:,}": record for step, record in manifest.steps_published.items() for out in ("model",)}
         for output, record in {**kept, **manifest.outputs}.items():
             code = tag("code", record.digest)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import HubShard, corpus_pieces, hub_rows, hub_shards, read_corpus
+from t5_pipeline.data_prep.corpora.documents import HubShard, corpus_chunks, hub_rows, hub_shards, read_corpus
 
 
 def write_corpus(folder: Path) -> None:
@@ -28,21 +27,21 @@ def write_corpus(folder: Path) -> None:
     (folder / ".hidden" / "x.txt").write_text("not either")
 
 
-def test_a_folder_of_everything(tmp_path: Path) -> None:
+def test_folder_of_all_formats(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     documents = list(read_corpus(tmp_path))
     assert [d.text for d in documents] == ["A whole\nfile.", "three", "one", "two", "vier €", "five", "six"]
-    assert [divmod(d.place, 2**40) for d in documents] == [(0, 0), (1, 0), (2, 0), (2, 16), (3, 0), (4, 0), (4, 1)]
+    assert [divmod(d.position, 2**40) for d in documents] == [(0, 0), (1, 0), (2, 0), (2, 16), (3, 0), (4, 0), (4, 1)]
     assert documents == list(read_corpus(str(tmp_path)))
 
 
-def test_a_file(tmp_path: Path) -> None:
+def test_single_file(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     assert [d.text for d in read_corpus(tmp_path / "a.txt")] == ["A whole\nfile."]
     assert [d.text for d in read_corpus(tmp_path / "d.parquet")] == ["five", "six"]
 
 
-def test_another_text_field(tmp_path: Path) -> None:
+def test_other_text_field(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "one", "text": 3}\n')
     assert [d.text for d in read_corpus(path, text_field="body")] == ["one"]
@@ -51,7 +50,7 @@ def test_another_text_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"body": "x", "id": 3}, r"rows\.jsonl:2: there is no field 'text'; there are body, id: set text_field"),
+        ({"body": "x", "id": 3}, r"rows\.jsonl:2: has no field 'text' \(only body, id\); set `text_field`"),
         ({"text": 3}, r"rows\.jsonl:2: field 'text' is a int, not text"),
         ({"text": None}, r"rows\.jsonl:2: field 'text' is a NoneType, not text"),
         ({"text": "half \ud800"}, r"rows\.jsonl:2: character 5 is half of a surrogate pair"),
@@ -66,32 +65,32 @@ def test_bad_rows(tmp_path: Path, row: dict[str, object], message: str) -> None:
 
 def test_parquet_without_the_column(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    with pytest.raises(InputError, match=r"d\.parquet: there is no column 'body'; there are text, id"):
+    with pytest.raises(InputError, match=r"d\.parquet: has no column 'body'; choose one of text, id"):
         list(read_corpus(tmp_path / "d.parquet", text_field="body"))
 
 
-def test_nothing_there_is_said_before_anything_is_read(tmp_path: Path) -> None:
+def test_missing_corpus_is_reported_before_reading(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_corpus(tmp_path / "absent")
     with pytest.raises(InputError, match="does not exist"):
         read_corpus("absent/corpus.jsonl")
-    with pytest.raises(InputError, match=r"holds no \.txt"):
+    with pytest.raises(InputError, match=r"contains no \.txt"):
         read_corpus(tmp_path)
     (tmp_path / "x.pdf").write_text("")
-    with pytest.raises(InputError, match="no known suffix"):
+    with pytest.raises(InputError, match="unknown suffix"):
         read_corpus(tmp_path / "x.pdf")
 
 
-def test_hub_without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="pip install datasets"):
-        read_corpus("allenai/c4", config="en")
+def test_hub_data_set_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *given, **named: 1 / 0)
+    with pytest.raises(InputError, match=r"allenai/c5: does not exist here, .* division by zero; check the path"):
+        read_corpus("allenai/c5", config="en")
 
 
 def test_stdlib_docs() -> None:
     first = next(read_corpus("stdlib-docs"))
     assert first.text.endswith(" module")
-    assert first.place == 0
+    assert first.position == 0
 
 
 LINES = ["\ufeff", "", "a", "é" * 20, "x" * 300, "  ", "€\u2028b", "\r", '"\\']
@@ -104,94 +103,94 @@ LINES = ["\ufeff", "", "a", "é" * 20, "x" * 300, "  ", "€\u2028b", "\r", '"\\
     blank=st.integers(0, 3),
     size=st.integers(1, 2_000),
 )
-def test_lines_however_they_are_cut(tmp_path: Path, texts: list[str], ends: bool, blank: int, size: int) -> None:
-    """Each document is in one piece, with its place and none lost, whatever `piece_bytes` is."""
+def test_lines_in_chunks_of_any_size(tmp_path: Path, texts: list[str], ends: bool, blank: int, size: int) -> None:
+    """Each document is in one chunk, with its position, whatever `chunk_bytes` is."""
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(("\n" * blank + ("\n" + "\n" * blank).join(rows) + "\n" * ends).encode())
-    pieces = corpus_pieces(path, piece_bytes=size)
-    found = [document for piece in pieces for document in piece.documents()]
+    chunks = corpus_chunks(path, chunk_bytes=size)
+    found = [document for chunk in chunks for document in chunk.documents()]
     assert [d.text for d in found] == texts
     assert found == list(read_corpus(path))
     content = path.read_bytes()
-    assert all(content[d.place :].startswith(row.encode()) for d, row in zip(found, rows, strict=True))
-    assert len({piece.name for piece in pieces}) == len(pieces)
-    assert max((sum(1 for _ in piece.documents()) for piece in pieces), default=0) <= max(1, size)
+    assert all(content[d.position :].startswith(row.encode()) for d, row in zip(found, rows, strict=True))
+    assert len({chunk.name for chunk in chunks}) == len(chunks)
+    assert max((sum(1 for _ in chunk.documents()) for chunk in chunks), default=0) <= max(1, size)
 
 
 @pytest.mark.parametrize("group", [3, 7, 1000])
 @pytest.mark.parametrize("size", [1, 100, 333, 10**6])
-def test_parquet_however_it_is_cut(tmp_path: Path, group: int, size: int) -> None:
+def test_parquet_in_chunks_of_any_size(tmp_path: Path, group: int, size: int) -> None:
     for name, count in (("a", 20), ("b", 0), ("c", 31)):
         texts = [f"{name}{i} " * (i % 5 + 1) for i in range(count)]
         table = pa.table({"id": list(range(count)), "text": pa.array(texts, pa.string())})
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=group, use_dictionary=False)
-    pieces = corpus_pieces(tmp_path, piece_bytes=size)
-    found = [document for piece in pieces for document in piece.documents()]
+    chunks = corpus_chunks(tmp_path, chunk_bytes=size)
+    found = [document for chunk in chunks for document in chunk.documents()]
     assert found == list(read_corpus(tmp_path))
-    assert [divmod(d.place, 2**40) for d in found] == [(0, i) for i in range(20)] + [(2, i) for i in range(31)]
+    assert [divmod(d.position, 2**40) for d in found] == [(0, i) for i in range(20)] + [(2, i) for i in range(31)]
     assert [d.text.split()[0] for d in found] == [f"a{i}" for i in range(20)] + [f"c{i}" for i in range(31)]
-    assert len(pieces) == {1: 51, 10**6: 1}.get(size, len(pieces))
-    assert len({piece.name for piece in pieces}) == len(pieces)
+    assert len(chunks) == {1: 51, 10**6: 1}.get(size, len(chunks))
+    assert len({chunk.name for chunk in chunks}) == len(chunks)
 
 
-def test_many_small_files_share_a_piece(tmp_path: Path) -> None:
+def test_many_small_files_share_a_chunk(tmp_path: Path) -> None:
     for i in range(50):
         (tmp_path / f"{i:02d}.txt").write_text(f"text {i} ".ljust(100))
     (tmp_path / "50.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed"}\n' * 3))
-    pieces = corpus_pieces(tmp_path, piece_bytes=1000)
-    assert [len(list(piece.documents())) for piece in pieces] == [10, 10, 10, 10, 10, 3]
-    assert pieces[0].name == "00.txt to 09.txt"
+    chunks = corpus_chunks(tmp_path, chunk_bytes=1000)
+    assert [len(list(chunk.documents())) for chunk in chunks] == [10, 10, 10, 10, 10, 3]
+    assert chunks[0].name == "00.txt to 09.txt"
 
 
-def test_a_small_corpus_is_cut_for_many_cores_and_a_large_one_by_its_size(tmp_path: Path) -> None:
+def test_small_corpora_have_smaller_chunks(tmp_path: Path) -> None:
     line = json.dumps({"text": "x" * 2**20}) + "\n"
     (tmp_path / "rows.jsonl").write_text(line * 40)
-    assert len(corpus_pieces(tmp_path)) == 11  # of 4 MiB
-    assert len(corpus_pieces(tmp_path, piece_bytes=2**21)) == 21
+    assert len(corpus_chunks(tmp_path)) == 11  # of 4 MiB
+    assert len(corpus_chunks(tmp_path, chunk_bytes=2**21)) == 21
 
 
-def test_a_bad_row_of_a_later_piece_is_named_by_its_line(tmp_path: Path) -> None:
+def test_bad_row_in_a_later_chunk_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "fine"}\n\n' * 500 + '{"text": 3}\n')
-    *_, last = corpus_pieces(path, piece_bytes=1000)
+    *_, last = corpus_chunks(path, chunk_bytes=1000)
     with pytest.raises(InputError, match=r"rows\.jsonl:1001: field 'text' is a int, not text"):
         list(last.documents())
 
 
 @pytest.fixture
 def hub_like(tmp_path: Path) -> Path:
-    """A data set as the hub has them: Parquet files by split."""
-    place = tmp_path / "set"
-    (place / "data").mkdir(parents=True)
+    """A data set laid out as on the hub: Parquet files by split."""
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
     for shard in range(3):
         rows = [f"text {shard}.{i}" for i in range(4)]
-        pq.write_table(pa.table({"text": rows, "id": range(4)}), place / "data" / f"train-0000{shard}-of-00003.parquet")
-    pq.write_table(pa.table({"text": ["aside"], "id": [0]}), place / "data" / "validation-00000-of-00001.parquet")
-    return place
+        pq.write_table(
+            pa.table({"text": rows, "id": range(4)}), folder / "data" / f"train-0000{shard}-of-00003.parquet"
+        )
+    pq.write_table(pa.table({"text": ["aside"], "id": [0]}), folder / "data" / "validation-00000-of-00001.parquet")
+    return folder
 
 
 def test_hub_shards(hub_like: Path) -> None:
-    pytest.importorskip("datasets")
     of = hub_shards(str(hub_like), None, "train")
     assert of == 3
-    pieces = [HubShard(str(hub_like), None, "train", "text", index, of) for index in range(of)]
-    assert [piece.name for piece in pieces] == ["train 1 of 3", "train 2 of 3", "train 3 of 3"]
-    assert [d.text for piece in pieces for d in piece.documents()] == [
+    chunks = [HubShard(str(hub_like), None, "train", "text", index, of) for index in range(of)]
+    assert [chunk.name for chunk in chunks] == ["train 1 of 3", "train 2 of 3", "train 3 of 3"]
+    assert [d.text for chunk in chunks for d in chunk.documents()] == [
         f"text {shard}.{i}" for shard in range(3) for i in range(4)
     ]
-    assert [divmod(d.place, 2**40) for d in pieces[2].documents()] == [(2, i) for i in range(4)]
+    assert [divmod(d.position, 2**40) for d in chunks[2].documents()] == [(2, i) for i in range(4)]
     assert [row["text"] for row in hub_rows(str(hub_like), None, "validation")] == ["aside"]
-    with pytest.raises(
-        InputError, match=r"set/train, shard 1 of 3: row 1: there is no field 'body'; there are text, id"
-    ):
+    with pytest.raises(InputError, match=r"set/train, shard 1 of 3: row 1: has no field 'body' \(only text, id\)"):
         list(HubShard(str(hub_like), None, "train", "body", 0, of).documents())
 
 
-def test_a_damaged_file_of_a_hub_data_set(hub_like: Path) -> None:
-    pytest.importorskip("datasets")
-    piece = HubShard(str(hub_like), None, "train", "text", 1, hub_shards(str(hub_like), None, "train"))
+def test_damaged_file_of_a_hub_data_set(hub_like: Path) -> None:
+    chunk = HubShard(str(hub_like), None, "train", "text", 1, hub_shards(str(hub_like), None, "train"))
     path = hub_like / "data" / "train-00001-of-00003.parquet"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match=r"set/train, shard 2 of 3 cannot be read: .*; run the same command to go on"):
-        list(piece.documents())
+    with pytest.raises(
+        InputError, match=r"set/train, shard 2 of 3: cannot read it \(.*\); run the same command to resume"
+    ):
+        list(chunk.documents())

@@ -16,19 +16,19 @@ from t5_pipeline.data_prep.corpora.stdlib_docs import (
 SPLITS = ("train", "validation", "test")
 
 
-def test_corpus_is_of_a_useful_size_and_the_same_at_every_reading(pages: list[Page]) -> None:
+def test_corpus_size_and_determinism(pages: list[Page]) -> None:
     assert 1_000_000 < sum(len(page.text) for page in pages) < 10_000_000
     assert pages == list(documents())
 
 
-def test_each_page_ends_with_its_foot(pages: list[Page]) -> None:
-    feet = Counter(page.text.rsplit(" ", 1)[1] for page in pages)
-    assert set(feet) <= {"class", "function", "method", "module", "topic"}
-    assert min(feet[kind] for kind in KINDS) > 500
+def test_each_page_ends_with_its_kind(pages: list[Page]) -> None:
+    kinds = Counter(page.text.rsplit(" ", 1)[1] for page in pages)
+    assert set(kinds) <= {"class", "function", "method", "module", "topic"}
+    assert min(kinds[kind] for kind in KINDS) > 500
     assert max(len(page.text) for page in pages) <= PAGE_WIDTH + len(" function")
 
 
-def test_splits_are_balanced_and_apart() -> None:
+def test_splits_are_balanced_and_disjoint() -> None:
     rows = {split: task_rows(split) for split in SPLITS}
     for split in SPLITS:
         counts = Counter(row["kind"] for row in rows[split])
@@ -40,7 +40,7 @@ def test_splits_are_balanced_and_apart() -> None:
     assert len(texts) == len(set(texts))
 
 
-def test_no_input_holds_its_label() -> None:
+def test_no_input_contains_its_label() -> None:
     for split in SPLITS:
         for row in task_rows(split):
             assert not re.search("|".join(KINDS), row["text"], re.IGNORECASE), row

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5_pipeline.data_prep.objectives.concatenated import GROUP, JoinedDocuments
+from t5_pipeline.data_prep.objectives.concatenated import GROUP, ConcatenatedDocuments
 from t5_pipeline.data_prep.objectives.documents import CHUNK
 
 
 def streams(tokens: Any, lengths: list[int], eos: int | None) -> list[list[int]]:
-    """Each group's documents, joined: an independent reading."""
+    """The concatenated documents of each group, computed independently."""
     ends = [] if eos is None else [eos]
     return [
         [t for i in range(start, min(start + GROUP, len(lengths))) if lengths[i] for t in [*tokens.document(i).tolist(), *ends]]
@@ -25,28 +25,28 @@ def streams(tokens: Any, lengths: list[int], eos: int | None) -> list[list[int]]
     segment=st.integers(1, 25),
     eos=st.sampled_from([None, 1]),
 )
-def test_nothing_is_lost_or_doubled(token_list: Any, lengths: list[int], segment: int, eos: int | None) -> None:
+def test_no_token_is_lost_or_duplicated(token_list: Any, lengths: list[int], segment: int, eos: int | None) -> None:
     tokens = token_list(lengths)
-    joined = JoinedDocuments(tokens, 0, segment, eos)
+    documents = ConcatenatedDocuments(tokens, 0, segment, eos)
     expected = [
         stream[at : at + segment] for stream in streams(tokens, lengths, eos) for at in range(0, len(stream), segment)
     ]
-    assert joined.count(0) == len(expected)
-    assert [t.tolist() for t in joined.segments(0, np.arange(len(expected)))] == expected
-    whole = [piece for piece in expected if len(piece) == segment]
-    assert joined.whole(0) == len(whole)
-    assert [t.tolist() for t in joined.whole_segments(0, np.arange(len(whole)))] == whole
+    assert documents.count(0) == len(expected)
+    assert [t.tolist() for t in documents.segments(0, np.arange(len(expected)))] == expected
+    full = [s for s in expected if len(s) == segment]
+    assert documents.count_full(0) == len(full)
+    assert [t.tolist() for t in documents.full_segments(0, np.arange(len(full)))] == full
     with pytest.raises(IndexError):
-        joined.segments(0, [len(expected)])
+        documents.segments(0, [len(expected)])
 
 
 @pytest.mark.parametrize("eos", [None, 1])
-def test_a_long_document_gives_one_chunk(token_list: Any, eos: int | None) -> None:
+def test_long_document_contributes_one_random_chunk(token_list: Any, eos: int | None) -> None:
     tokens = token_list([10, 2 * CHUNK + 5, 20])
-    joined = JoinedDocuments(tokens, 1, 512, eos)
+    documents = ConcatenatedDocuments(tokens, 1, 512, eos)
     starts = set()
     for epoch in range(12):
-        stream = np.concatenate(joined.segments(epoch, np.arange(joined.count(epoch))))
+        stream = np.concatenate(documents.segments(epoch, np.arange(documents.count(epoch))))
         start = int(stream[10 + (eos is not None)]) - 1_000_003
         starts.add(start)
         parts = [tokens.document(0), tokens.document(1)[start : start + CHUNK], tokens.document(2)]

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5_pipeline.data_prep.objectives.documents import CHUNK, last_epochs, locate, random_chunks, with_eos
+from t5_pipeline.data_prep.objectives.documents import CHUNK, cache_recent, locate, random_chunks, with_eos
 
 
 @given(lengths=st.lists(st.integers(0, 5 * CHUNK), max_size=20), seed=st.integers(0, 99), epoch=st.integers(0, 9))
-def test_a_chunk_is_a_whole_multiple_of_its_document(lengths: list[int], seed: int, epoch: int) -> None:
+def test_chunks_start_at_multiples_of_the_chunk_size(lengths: list[int], seed: int, epoch: int) -> None:
     starts, sizes = random_chunks(np.array(lengths, dtype=np.int64), seed, epoch)
     for length, start, size in zip(lengths, starts.tolist(), sizes.tolist(), strict=True):
         assert start % CHUNK == 0
@@ -17,7 +17,7 @@ def test_a_chunk_is_a_whole_multiple_of_its_document(lengths: list[int], seed: i
         assert size > 0 or length == 0
 
 
-def test_every_chunk_is_as_likely_and_drawn_anew_each_epoch() -> None:
+def test_chunks_are_uniform_and_redrawn_each_epoch() -> None:
     lengths = np.full(3000, 3 * CHUNK + 7)
     starts, _ = random_chunks(lengths, seed=0, epoch=0)
     counts = np.bincount(starts // CHUNK, minlength=4)
@@ -27,7 +27,7 @@ def test_every_chunk_is_as_likely_and_drawn_anew_each_epoch() -> None:
 
 
 @given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=30).filter(any))
-def test_locate_is_the_inverse_of_counting(counts: list[int]) -> None:
+def test_locate_inverts_counting(counts: list[int]) -> None:
     owner, offset = locate(np.cumsum(counts), np.arange(sum(counts)))
     assert list(zip(owner.tolist(), offset.tolist(), strict=True)) == [
         (i, j) for i, count in enumerate(counts) for j in range(count)
@@ -38,20 +38,20 @@ def test_locate_is_the_inverse_of_counting(counts: list[int]) -> None:
         locate(np.cumsum(counts), [-1])
 
 
-def test_with_eos_cuts_before_eos() -> None:
+def test_with_eos_truncates_before_eos() -> None:
     assert with_eos(np.arange(10, 20), 1, 5).tolist() == [10, 11, 12, 13, 1]
     assert with_eos(np.arange(10, 12, dtype=np.uint16), 1, 5).tolist() == [10, 11, 1]
     assert with_eos(np.array([], dtype=np.uint16), 1, 5).tolist() == [1]
     assert with_eos(np.array([7]), 1, 5).dtype == np.int32
 
 
-def test_the_last_epochs_are_kept() -> None:
+def test_recent_results_are_cached() -> None:
     computed: list[int] = []
 
     def compute(key: int) -> int:
         computed.append(key)
         return key * 10
 
-    of_epoch = last_epochs(compute)
+    of_epoch = cache_recent(compute)
     assert [of_epoch(k) for k in (0, 1, 0, 1, 2, 1, 0)] == [0, 10, 0, 10, 20, 10, 0]
     assert computed == [0, 1, 2, 0]

@@ -14,7 +14,7 @@ lengths = st.lists(st.integers(0, 30), max_size=200)
 
 
 @given(lengths=lengths, target_length=st.integers(2, 20))
-def test_lm_has_eos_on_every_piece(token_list: Any, lengths: list[int], target_length: int) -> None:
+def test_lm_has_eos_after_every_segment(token_list: Any, lengths: list[int], target_length: int) -> None:
     tokens = token_list(lengths)
     objective = LM(tokens, 0, target_length)
     examples = objective.examples(0, np.arange(objective.count(0)))
@@ -24,7 +24,7 @@ def test_lm_has_eos_on_every_piece(token_list: Any, lengths: list[int], target_l
 
 
 @given(lengths=lengths, target_length=st.integers(1, 20))
-def test_full_lm_has_eos_after_documents_only(token_list: Any, lengths: list[int], target_length: int) -> None:
+def test_full_lm_has_eos_only_after_documents(token_list: Any, lengths: list[int], target_length: int) -> None:
     tokens = token_list(lengths)
     objective = FullLM(tokens, 0, target_length)
     examples = objective.examples(0, np.arange(objective.count(0)))
@@ -33,8 +33,8 @@ def test_full_lm_has_eos_after_documents_only(token_list: Any, lengths: list[int
     assert [t for _, y in examples for t in y.tolist()] == stream
 
 
-def test_lengths_without_room(token_list: Any) -> None:
-    with pytest.raises(InputError, match="target_length 1"):
+def test_target_length_too_short(token_list: Any) -> None:
+    with pytest.raises(InputError, match="target_length: 1"):
         LM(token_list([5]), 0, 1)
-    with pytest.raises(InputError, match="target_length 0"):
+    with pytest.raises(InputError, match="target_length: 0"):
         FullLM(token_list([5]), 0, 0)

@@ -19,7 +19,7 @@ from t5_pipeline.data_prep.sampling.counter_rng import bits
     seed=st.integers(0, 99),
     epoch=st.integers(0, 3),
 )
-def test_nothing_is_lost_or_doubled(
+def test_no_token_is_lost_or_duplicated(
     token_list: Any, lengths: list[int], segment_length: int, seed: int, epoch: int
 ) -> None:
     tokens = token_list(lengths)
@@ -27,7 +27,7 @@ def test_nothing_is_lost_or_doubled(
     examples = objective.examples(epoch, np.arange(objective.count(epoch)))
     assert all(inputs[-1] == 1 and targets[-1] == 1 for inputs, targets in examples)
     assert all(1 <= len(side) <= segment_length for example in examples for side in example)
-    # Documents in order, each a run of segments of L−1 tokens of which only the last may be shorter.
+    # Documents in order, in segments of L−1 tokens; only the last of a document may be shorter.
     rejoined = np.concatenate([np.concatenate([x[:-1], y[:-1]]) for x, y in examples]) if examples else np.array([])
     assert rejoined.tolist() == [t for i in range(len(lengths)) for t in tokens.document(i).tolist()]
     sizes = [len(x) + len(y) - 2 for x, y in examples]
@@ -38,7 +38,7 @@ def test_nothing_is_lost_or_doubled(
 
 
 @given(index=st.lists(st.integers(0, 10**9), min_size=1, max_size=9), epoch=st.integers(0, 2))
-def test_an_example_depends_on_nothing_but_seed_epoch_and_index(token_list: Any, index: list[int], epoch: int) -> None:
+def test_examples_depend_only_on_seed_epoch_and_index(token_list: Any, index: list[int], epoch: int) -> None:
     objective = PrefixLM(token_list([30, 5, 0, 77]), 3, 9)
     index = [i % objective.count(epoch) for i in index]
     together = objective.examples(epoch, index)
@@ -48,7 +48,7 @@ def test_an_example_depends_on_nothing_but_seed_epoch_and_index(token_list: Any,
         assert y.tolist() == y_alone.tolist()
 
 
-def test_only_the_chosen_chunk_of_a_long_document_is_read(token_list: Any) -> None:
+def test_only_one_chunk_of_a_long_document_is_used(token_list: Any) -> None:
     tokens = token_list([2 * CHUNK + 100, 10])
     objective = PrefixLM(tokens, seed=0)
     seen = set()
@@ -66,7 +66,7 @@ def test_only_the_chosen_chunk_of_a_long_document_is_read(token_list: Any) -> No
 
 
 @pytest.mark.parametrize(("length", "density"), [(2, 0.5), (11, 0.5), (11, 0.25), (12, 0.4), (512, 0.5)])
-def test_the_law_of_the_prefix_length(length: int, density: float) -> None:
+def test_prefix_length_is_uniform(length: int, density: float) -> None:
     """k ~ U{m..M}: chi-squared with a fixed seed."""
     least = int(shortest_prefix([length], density)[0])
     values = length - least
@@ -80,7 +80,7 @@ def test_the_law_of_the_prefix_length(length: int, density: float) -> None:
     assert statistic <= degrees + 3.1 * np.sqrt(2 * degrees) + 3.3  # about p = 0.001
 
 
-def test_the_law_holds_in_the_objective(token_list: Any) -> None:
+def test_prefix_length_of_examples_is_uniform(token_list: Any) -> None:
     objective = PrefixLM(token_list([16] * 6000), seed=5, segment_length=17)
     k = np.array([len(x) - 1 for x, _ in objective.examples(0, np.arange(6000))])
     counts = np.bincount(k, minlength=16)[1:]
@@ -90,7 +90,7 @@ def test_the_law_holds_in_the_objective(token_list: Any) -> None:
     assert abs(np.corrcoef(k, again)[0, 1]) < 0.05
 
 
-def test_shortest_prefix_follows_the_formula() -> None:
+def test_shortest_prefix_formula() -> None:
     for density in (0.05, 0.1, 0.25, 0.3, 0.45, 0.5):
         for length in range(1, 200):
             most = length - 1
@@ -98,13 +98,13 @@ def test_shortest_prefix_follows_the_formula() -> None:
 
 
 @pytest.mark.parametrize("density", [0.51, 1.0, 0.0, -0.1])
-def test_densities_without_a_law(token_list: Any, density: float) -> None:
+def test_invalid_density(token_list: Any, density: float) -> None:
     with pytest.raises(InputError, match="density"):
         PrefixLM(token_list([5]), 0, density=density)
 
 
-def test_a_segment_length_without_room(token_list: Any) -> None:
-    with pytest.raises(InputError, match="segment_length 1"):
+def test_segment_length_too_short(token_list: Any) -> None:
+    with pytest.raises(InputError, match="segment_length: 1"):
         PrefixLM(token_list([5]), 0, segment_length=1)
 
 

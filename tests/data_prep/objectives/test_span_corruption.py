@@ -22,21 +22,21 @@ from t5_pipeline.data_prep.objectives.span_corruption import (
 )
 from t5_pipeline.data_prep.sampling.counter_rng import bits
 
-SIZE = 10**9  # of the vocabulary: sentinels lie above every token of `token_list`
+SIZE = 10**9  # vocabulary size; all sentinels are above every token of `token_list`
 
 
 @pytest.mark.parametrize(
     ("input_length", "tokens", "targets"),
     [(64, 70, 14), (128, 141, 29), (256, 284, 58), (512, 568, 114), (1024, 1137, 229)],
 )
-def test_lengths_of_t5s_helper(input_length: int, tokens: int, targets: int) -> None:
+def test_lengths_agree_with_t5(input_length: int, tokens: int, targets: int) -> None:
     assert tokens_length(input_length) == (tokens, targets)
 
 
 @given(
     input_length=st.integers(9, 1809), density=st.sampled_from([0.15, 0.3, 0.5]), span=st.sampled_from([2.0, 3.0, 8.0])
 )
-def test_inputs_fit_and_one_more_token_would_not(input_length: int, density: float, span: float) -> None:
+def test_tokens_length_is_the_largest_that_fits(input_length: int, density: float, span: float) -> None:
     tokens, targets = tokens_length(input_length, density, span)
     noise, spans = noise_counts(tokens, density, span)
     assert tokens - noise + spans + 1 <= input_length
@@ -45,16 +45,18 @@ def test_inputs_fit_and_one_more_token_would_not(input_length: int, density: flo
     assert tokens + 1 - more + more_spans + 1 > input_length or density == 0.5
 
 
-def test_a_hundred_sentinels_reach_to_an_input_length_of_1809(token_list: Any) -> None:
+def test_a_hundred_sentinels_suffice_up_to_input_length_1809(token_list: Any) -> None:
     SpanCorruption(token_list([5]), 0, 1809, vocabulary_size=32_100)
-    with pytest.raises(InputError, match=r"input_length 1810 hides up to 101 spans .* vocabulary has 100"):
+    with pytest.raises(InputError, match=r"input_length: 1810 needs up to 101 sentinels, and the vocabulary has 100"):
         SpanCorruption(token_list([5]), 0, 1810, vocabulary_size=32_100)
-    with pytest.raises(InputError, match="has none"):
+    with pytest.raises(
+        InputError, match=r"needs up to \d+ sentinels, and the vocabulary has 0; add 100 by the `sentinel` stage"
+    ):
         SpanCorruption(token_list([5]), 0, 64, vocabulary_size=32_000, sentinels=0)
 
 
 @given(length=st.integers(1, 300), density=st.floats(0.01, 0.9), span=st.floats(1, 10), seed=st.integers(0, 99))
-def test_the_mask_has_so_many_tokens_and_spans(length: int, density: float, span: float, seed: int) -> None:
+def test_mask_has_the_given_numbers_of_tokens_and_spans(length: int, density: float, span: float, seed: int) -> None:
     mask = noise_mask(seed, 0, np.arange(5), length, density, span)
     noise, spans = noise_counts(length, density, span)
     assert mask.shape == (5, length)
@@ -65,7 +67,7 @@ def test_the_mask_has_so_many_tokens_and_spans(length: int, density: float, span
         assert mask[:, -1].all()
 
 
-def test_every_composition_is_as_likely() -> None:
+def test_compositions_are_uniform() -> None:
     """9 items into 4 runs: 56 compositions, chi-squared with a fixed seed."""
     rows = 56 * 200
     starts = part_starts(bits(1, "composition", np.arange(rows)[:, None], np.arange(8)[None, :]), 4)
@@ -77,7 +79,7 @@ def test_every_composition_is_as_likely() -> None:
     assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 93.2  # 55 degrees: p = 0.001
 
 
-def test_every_mask_is_as_likely() -> None:
+def test_masks_are_uniform() -> None:
     """12 tokens, 4 hidden in 2 spans: 3 · 7 masks; kept and hidden runs are split independently."""
     rows = 21 * 300
     masks = Counter(map(tuple, noise_mask(4, 0, np.arange(rows), 12, 0.33, 2.0).tolist()))
@@ -86,13 +88,13 @@ def test_every_mask_is_as_likely() -> None:
     assert sum((count - 300) ** 2 / 300 for count in masks.values()) < 45.3  # 20 degrees: p = 0.001
 
 
-def test_two_parts_of_one_item_each() -> None:
+def test_parts_of_one_item() -> None:
     assert part_starts(np.zeros((2, 0), dtype=np.uint64), 1).tolist() == [[True], [True]]
     assert part_starts(np.array([[5, 3]], dtype=np.uint64), 3).tolist() == [[True, True, True]]
 
 
 def restore(inputs: list[int], targets: list[int], first: int, sentinels: int) -> list[int]:
-    """Put the hidden spans back, token by token: an independent reading of the two sides."""
+    """Put the hidden spans back token by token, an independent implementation."""
     spans: dict[int, list[int]] = {}
     current = -1
     for token in targets[:-1]:
@@ -104,7 +106,7 @@ def restore(inputs: list[int], targets: list[int], first: int, sentinels: int) -
     tokens: list[int] = []
     for token in inputs[:-1]:
         tokens += spans.pop(token) if token in spans else [token]
-    # The complement of a mask that ends within a kept run begins one more sentinel, with nothing after it.
+    # If a mask ends with a kept run, its complement has one more sentinel, with an empty span.
     assert all(not span for span in spans.values())
     return tokens
 
@@ -115,7 +117,7 @@ def restore(inputs: list[int], targets: list[int], first: int, sentinels: int) -
     seed=st.integers(0, 99),
     epoch=st.integers(0, 2),
 )
-def test_nothing_is_lost_or_doubled(
+def test_no_token_is_lost_or_duplicated(
     token_list: Any, lengths: list[int], input_length: int, seed: int, epoch: int
 ) -> None:
     tokens = token_list(lengths)
@@ -124,7 +126,7 @@ def test_nothing_is_lost_or_doubled(
     restored = [restore(x.tolist(), y.tolist(), SIZE - 1, 100) for x, y in examples]
     stream = [t for i in range(len(lengths)) for t in tokens.document(i).tolist()]
     assert [t for segment in restored for t in segment] == stream
-    # 128 documents at a time, each such group cut into T tokens, its last segment shorter.
+    # Each group of 128 documents is cut into T tokens; its last segment may be shorter.
     sizes = [sum(lengths[start : start + GROUP]) for start in range(0, len(lengths), GROUP)]
     T = objective.segment
     assert [len(segment) for segment in restored] == [min(T, size - s) for size in sizes for s in range(0, size, T)]
@@ -145,7 +147,7 @@ def test_full_segments_fill_inputs_and_targets(token_list: Any) -> None:
     assert (len(x), len(y), len(x_2)) == (512, 114, 512)
 
 
-def test_an_example_depends_on_nothing_but_seed_epoch_and_index(token_list: Any) -> None:
+def test_examples_depend_only_on_seed_epoch_and_index(token_list: Any) -> None:
     lengths = [50, 3, 0, 200, 41] * 40
     objective = SpanCorruption(token_list(lengths), 7, 24, vocabulary_size=SIZE)
     index = np.array([5, 0, 17, 5, objective.count(2) - 1])
@@ -167,7 +169,7 @@ def test_epochs_and_seeds_hide_other_tokens(token_list: Any) -> None:
 
 
 def test_one_token(token_list: Any) -> None:
-    """T' = 2 stands in for T = 1, and the mask is cut to it: nothing is hidden."""
+    """T = 1 uses T' = 2 and a truncated mask, so nothing is hidden."""
     [(x, y)] = SpanCorruption(token_list([1]), 0, 16, vocabulary_size=100).examples(0, [0])
     assert x.tolist() == [3, 1]
     assert y.tolist() == [99, 1]

@@ -52,7 +52,7 @@ def test_collate(lengths: list[tuple[int, int]]) -> None:
 
 
 @given(lengths=lengths, size=st.integers(0, 12))
-def test_microbatches_hold_each_row_once(lengths: list[tuple[int, int]], size: int) -> None:
+def test_microbatches_contain_each_row_once(lengths: list[tuple[int, int]], size: int) -> None:
     batch = examples(lengths)
     parts = batch.microbatches(size)
     rows = [row for part in parts for row in real_rows(part)]
@@ -66,28 +66,28 @@ def test_microbatches_hold_each_row_once(lengths: list[tuple[int, int]], size: i
 
 
 @given(lengths=lengths, world=st.integers(1, 5))
-def test_ranks_share_the_rows(lengths: list[tuple[int, int]], world: int) -> None:
+def test_each_row_has_one_rank(lengths: list[tuple[int, int]], world: int) -> None:
     batch = examples(lengths)
     parts = [batch.shard(rank, world) for rank in range(world)]
     assert sorted(row for part in parts for row in real_rows(part)) == sorted(real_rows(batch))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_ranks_have_as_much_to_do() -> None:
+def test_ranks_have_equal_work() -> None:
     rng = np.random.default_rng(0)
     batch = examples([(int(n), 3) for n in rng.integers(1, 512, 256)])
     work = [batch.shard(rank, 4).input_tokens for rank in range(4)]
     assert max(work) / min(work) < 1.02
 
 
-def test_a_rank_without_rows_has_an_empty_batch() -> None:
+def test_rank_without_rows_has_an_empty_batch() -> None:
     empty = examples([(3, 3)]).shard(1, 2)
     assert len(empty) == 0
     assert empty.inputs_BS.shape == (0, 8)
     assert len(empty.microbatches(4)) == 1
 
 
-def test_rows_are_trimmed_and_weights_stay() -> None:
+def test_rows_are_trimmed_and_keep_their_weights() -> None:
     batch = examples([(3, 20), (30, 2), (9, 9)])
     part = batch.rows([2, 0])
     assert part.inputs_BS.shape == (2, 16)
@@ -96,12 +96,12 @@ def test_rows_are_trimmed_and_weights_stay() -> None:
     assert part.weights_B.tolist() == batch.weights_B[[2, 0]].tolist()
 
 
-def test_pad_of_nothing() -> None:
+def test_pad_without_sequences() -> None:
     assert pad([]).shape == (0, 8)
 
 
 @pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption"])
-def test_every_epoch_has_each_example_once(token_list: Any, objective: str) -> None:
+def test_every_epoch_contains_each_example_once(token_list: Any, objective: str) -> None:
     tokens = token_list([30, 5, 0, 77, 12])
     make = {
         "prefix_lm": lambda: PrefixLM(tokens, 1, 9),
@@ -119,8 +119,8 @@ def test_every_epoch_has_each_example_once(token_list: Any, objective: str) -> N
     assert len(orders) == 4
 
 
-def test_a_step_does_not_depend_on_those_before(token_list: Any) -> None:
-    """With a long document, epochs differ in length, and still a step is known at once."""
+def test_steps_do_not_depend_on_earlier_steps(token_list: Any) -> None:
+    """Even if a long document makes the epochs differ in length."""
     tokens = token_list([2 * CHUNK + 3000, 400, 90])
     onward = LMBatches(PrefixLM(tokens, 5, 512), 16, seed=3)
     counts = [PrefixLM(tokens, 5, 512).count(epoch) for epoch in range(8)]
@@ -133,13 +133,13 @@ def test_a_step_does_not_depend_on_those_before(token_list: Any) -> None:
     assert max(Counter(ids.tolist()).values()) == 1
 
 
-def test_a_batch_larger_than_the_corpus(token_list: Any) -> None:
+def test_batch_larger_than_the_corpus(token_list: Any) -> None:
     batches = LMBatches(PrefixLM(token_list([5, 5]), 0, 6), 7, seed=0)
     assert sorted(batches.at(0).ids_B.tolist()) == [0, 1, 2, 3, 4, 5, *batches.at(0).ids_B[-1:].tolist()]
     assert len(batches.at(3)) == 7
 
 
-def test_weights_are_those_of_the_global_batch(token_list: Any) -> None:
+def test_weights_of_the_global_batch(token_list: Any) -> None:
     batch = LMBatches(PrefixLM(token_list([50] * 9), 0, 11), 8, seed=0).at(4)
     total = sum(
         float(row[3]) * len(row[2]) for part in (batch.shard(rank, 3) for rank in range(3)) for row in real_rows(part)
@@ -147,6 +147,6 @@ def test_weights_are_those_of_the_global_batch(token_list: Any) -> None:
     assert total == pytest.approx(1.0, rel=1e-6)
 
 
-def test_nothing_to_train_on(token_list: Any) -> None:
-    with pytest.raises(InputError, match="no document to train on"):
+def test_corpus_without_examples(token_list: Any) -> None:
+    with pytest.raises(InputError, match="too little text for one example"):
         LMBatches(PrefixLM(token_list([0]), 0), 8, seed=0)

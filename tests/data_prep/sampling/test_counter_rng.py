@@ -12,13 +12,13 @@ GOLDEN_PAIR = 1789851989028803481
 
 
 def test_known_bits() -> None:
-    """The bits are part of every result: they may never change with a version or a platform."""
+    """All results depend on the bits, so they must never change with a version or platform."""
     assert bits(0, "golden", [0, 1, 2**40]).tolist() == GOLDEN
     assert int(bits(123, "golden", 7, 3)) == GOLDEN_PAIR
 
 
 @given(seed=st.integers(0, 2**64), index=st.lists(st.integers(0, 2**62), min_size=1, max_size=20))
-def test_a_draw_depends_on_nothing_but_its_own_index(seed: int, index: list[int]) -> None:
+def test_draws_depend_only_on_their_own_index(seed: int, index: list[int]) -> None:
     together = bits(seed, "stream", index)
     assert together.tolist() == [int(bits(seed, "stream", i)) for i in index]
 
@@ -59,7 +59,7 @@ def test_uniform_int_is_uniform(n: int) -> None:
     assert abs(statistic - (n - 1)) < 4 * np.sqrt(2 * (n - 1)) + 4
 
 
-def test_bits_are_balanced_and_neighbours_are_unrelated() -> None:
+def test_bits_are_balanced_and_neighbours_are_independent() -> None:
     words = bits(2, "avalanche", np.arange(20_000))
     ones = np.unpackbits(words.view(np.uint8)).reshape(-1, 64)
     assert np.abs(ones.mean(axis=0) - 0.5).max() < 0.02

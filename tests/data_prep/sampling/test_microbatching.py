@@ -1,4 +1,4 @@
-"""The cuts against all there are, and against what they are for."""
+"""Microbatches compared with all alternatives, and their padding for realistic lengths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cost(rows: list[tuple[int, int]], parts: list[tuple[int, int]]) -> float:
 
 
 @given(rows=widths)
-def test_no_other_cuts_are_cheaper(rows: list[tuple[int, int]]) -> None:
+def test_no_other_division_is_cheaper(rows: list[tuple[int, int]]) -> None:
     found = min_padding_microbatches([n for n, _ in rows], [m for _, m in rows])
     assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
     assert found[-1][1] == len(rows)
@@ -39,11 +39,11 @@ def test_no_other_cuts_are_cheaper(rows: list[tuple[int, int]]) -> None:
     assert cost(rows, found) == least
 
 
-def test_no_rows_no_parts() -> None:
+def test_no_rows() -> None:
     assert min_padding_microbatches([], []) == []
 
 
-def test_lengths_like_those_of_a_task_leave_little_padding() -> None:
+def test_realistic_lengths_need_little_padding() -> None:
     lengths = np.sort(np.random.default_rng(0).lognormal(np.log(110), 0.6, 32).astype(int).clip(20, 512))
     rows = -(-lengths // 8) * 8
     parts = min_padding_microbatches(rows, [8] * 32)

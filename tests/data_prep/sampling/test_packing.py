@@ -18,7 +18,7 @@ Pairs = list[tuple[list[int], list[int]]]
 
 
 def numbered(lengths: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Examples of which no two share an id, inputs and targets apart."""
+    """Examples without any common id."""
     ids = iter(range(1, 1_000_000))
     return [tuple(np.array([next(ids) for _ in range(n)]) for n in pair) for pair in lengths]  # type: ignore[misc]
 
@@ -36,7 +36,7 @@ def examples_of(batch: Batch) -> Pairs:
 
 
 @given(lengths=lengths)
-def test_examples_share_rows_that_hold_them(lengths: list[tuple[int, int]]) -> None:
+def test_packed_rows_are_not_too_long(lengths: list[tuple[int, int]]) -> None:
     row_N = first_fit([n for n, _ in lengths], [m for _, m in lengths], (24, 12))
     assert sorted(set(row_N.tolist())) == list(range(row_N.max() + 1))
     for row in range(row_N.max() + 1):
@@ -45,13 +45,13 @@ def test_examples_share_rows_that_hold_them(lengths: list[tuple[int, int]]) -> N
         assert sum(m for _, m in members) <= 12
 
 
-def test_an_example_too_long_for_a_row_has_one_to_itself() -> None:
+def test_too_long_example_has_its_own_row() -> None:
     assert first_fit([30, 2, 3], [1, 1, 1], (8, 8)).tolist() == [0, 1, 1]
 
 
 @given(lengths=lengths, size=st.integers(0, 9), world=st.integers(1, 3))
-def test_nothing_is_lost_or_doubled(lengths: list[tuple[int, int]], size: int, world: int) -> None:
-    """Whole, and cut by rank and microbatch; every token weighs 1/(target tokens of the whole)."""
+def test_no_example_is_lost_or_duplicated(lengths: list[tuple[int, int]], size: int, world: int) -> None:
+    """In the global batch and its shards and microbatches; each token weighs 1/(target tokens of the global batch)."""
     examples = numbered(lengths)
     batch = collate_packed(examples, np.arange(len(examples)) + 100, (24, 12))
     parts = [part for rank in range(world) for part in batch.shard(rank, world).microbatches(size)]
@@ -71,7 +71,7 @@ def test_nothing_is_lost_or_doubled(lengths: list[tuple[int, int]], size: int, w
             assert ((ids != 0) == (numbers != 0)).all()
 
 
-def test_the_examples_of_a_row_stand_in_the_order_of_the_batch() -> None:
+def test_examples_of_a_row_keep_the_order_of_the_batch() -> None:
     batch = collate_packed(numbered([(2, 1), (3, 1), (1, 1)]), [7, 8, 9], (8, 8))
     assert batch.inputs_BS.tolist() == [[1, 2, 4, 5, 6, 8, 0, 0]]
     assert batch.targets_BT.tolist() == [[3, 7, 9, 0, 0, 0, 0, 0]]
@@ -80,13 +80,13 @@ def test_the_examples_of_a_row_stand_in_the_order_of_the_batch() -> None:
     assert batch.ids_B.tolist() == [7]
 
 
-def test_rows_stay_apart_where_packing_saves_little() -> None:
+def test_no_packing_if_it_saves_little() -> None:
     assert collate_packed(numbered([(20, 9)] * 11 + [(1, 1)]), np.arange(12), (24, 12)).segments is None
     assert collate_packed(numbered([(20, 9)] * 8 + [(1, 1)] * 2), np.arange(10), (24, 12)).segments is not None
 
 
 @pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption"])
-def test_a_packed_step_has_the_examples_of_the_step(token_list: Any, objective: str) -> None:
+def test_packing_keeps_the_examples_of_a_step(token_list: Any, objective: str) -> None:
     tokens = token_list([30, 5, 0, 77, 12, 3, 3, 9] * 40)
     if objective == "prefix_lm":
         source: Any = PrefixLM(tokens, 1, 40)
@@ -104,8 +104,8 @@ def test_a_packed_step_has_the_examples_of_the_step(token_list: Any, objective: 
         assert again.inputs_BS.tolist() == other.inputs_BS.tolist()
 
 
-def test_a_batch_of_two_thousand_is_packed_at_once(token_list: Any) -> None:
-    """C4's documents are mostly shorter than 512 tokens: rows are five sixths full, in a fraction of a second."""
+def test_packing_a_batch_of_two_thousand(token_list: Any) -> None:
+    """Lengths as in C4, mostly below 512 tokens: rows are five sixths full."""
     lengths = np.random.default_rng(0).lognormal(5.6, 1.1, 4000).astype(int) + 5
     batches = LMBatches(PrefixLM(token_list(lengths.tolist()), 0, 512), 2048, 0, (512, 512))
     began = time.process_time()

@@ -16,24 +16,24 @@ def test_is_a_bijection(n: int, seed: int) -> None:
 
 
 @given(n=st.integers(1, 2**50), seed=st.integers(0, 9), index=st.lists(st.integers(0, 2**50), max_size=9))
-def test_a_part_is_what_the_whole_says(n: int, seed: int, index: list[int]) -> None:
+def test_parts_equal_the_whole(n: int, seed: int, index: list[int]) -> None:
     here = [i % n for i in index]
     shuffled = Permutation(n, seed)
     assert shuffled(np.array(here, dtype=np.int64)).tolist() == [int(shuffled(i)) for i in here]
     assert all(0 <= int(shuffled(i)) < n for i in here)
 
 
-def test_all_orders_of_four_are_as_likely() -> None:
+def test_orders_of_four_are_uniform() -> None:
     orders = Counter(tuple(Permutation(4, seed)(np.arange(4)).tolist()) for seed in range(4800))
     assert len(orders) == 24
     assert sum((count - 200) ** 2 / 200 for count in orders.values()) < 49.7  # chi-squared, 23 degrees: p = 0.001
 
 
-def test_neighbours_are_torn_apart() -> None:
+def test_neighbours_are_separated() -> None:
     n = 10_000
     order = Permutation(n, 3)(np.arange(n))
     assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.05
-    assert np.mean(np.abs(np.diff(order)) < 100) < 0.04  # 0.02 of a random order
+    assert np.mean(np.abs(np.diff(order)) < 100) < 0.04  # 0.02 for a random order
 
 
 def test_seed_and_stream_matter() -> None:
@@ -42,7 +42,7 @@ def test_seed_and_stream_matter() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_keeps_the_shape_and_refuses_what_is_outside() -> None:
+def test_shape_is_kept_and_invalid_indices_are_rejected() -> None:
     assert Permutation(6, 0)(np.arange(6).reshape(2, 3)).shape == (2, 3)
     with pytest.raises(IndexError):
         Permutation(6, 0)([6])

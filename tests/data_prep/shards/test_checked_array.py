@@ -33,35 +33,34 @@ def flip(path: Path, byte: int) -> None:
     path.write_bytes(content)
 
 
-def test_every_slice_reads_as_written(file: Path) -> None:
-    array = CheckedArray(file, U2, 100, block_sha256(file), "mend it")
+def test_every_slice_equals_the_written_numbers(file: Path) -> None:
+    array = CheckedArray(file, U2, 100, block_sha256(file), "fix it")
     for start in range(101):
         for stop in range(start, 101):
             assert array.read(start, stop).tolist() == list(range(start, stop))
 
 
 @pytest.mark.parametrize("byte", [0, 63, 64, 130, 191, 192, 199])
-def test_one_bit(file: Path, byte: int) -> None:
-    """Found by whatever touches its block first, and by nothing else."""
+def test_flipped_bit_is_found_by_exactly_the_reads_of_its_block(file: Path, byte: int) -> None:
     checksums = block_sha256(file)
     flip(file, byte)
     damaged = byte // 64
     for start in range(100):
         for stop in range(start + 1, 101):
-            array = CheckedArray(file, U2, 100, checksums, "mend it")
+            array = CheckedArray(file, U2, 100, checksums, "fix it")
             touched = range(start // 32, (stop - 1) // 32 + 1)
             if damaged in touched:
-                said = rf"^{file}: block {damaged + 1} of 4 is damaged, it is not what was written: mend it$"
-                with pytest.raises(InputError, match=said):
+                message = rf"^{file}: block {damaged + 1} of 4 is damaged; fix it$"
+                with pytest.raises(InputError, match=message):
                     array.read(start, stop)
-                with pytest.raises(InputError, match=said):  # and again: it never counts as seen
+                with pytest.raises(InputError, match=message):  # and again: it never counts as verified
                     array.read(start, stop)
             else:
                 assert array.read(start, stop).tolist() == list(range(start, stop))
 
 
-def test_a_block_is_compared_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    array = CheckedArray(file, U2, 100, block_sha256(file), "mend it")
+def test_block_is_verified_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = CheckedArray(file, U2, 100, block_sha256(file), "fix it")
     array.read(10, 40)
     checked: list[int] = []
     monkeypatch.setattr(CheckedArray, "_check", lambda self, first, last: checked.extend(range(first, last + 1)))
@@ -73,27 +72,27 @@ def test_a_block_is_compared_once(file: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_checksums(file: Path) -> None:
     flip(file, 3)
-    assert len(CheckedArray(file, U2, 100, None, "mend it").read(0, 100)) == 100
+    assert len(CheckedArray(file, U2, 100, None, "fix it").read(0, 100)) == 100
 
 
 def test_too_few_checksums(file: Path) -> None:
-    array = CheckedArray(file, U2, 100, block_sha256(file)[:2], "mend it")
+    array = CheckedArray(file, U2, 100, block_sha256(file)[:2], "fix it")
     assert len(array.read(0, 64)) == 64
     with pytest.raises(InputError, match="block 3 of 4"):
         array.read(64, 65)
 
 
-def test_cut_short(file: Path) -> None:
+def test_truncated_file(file: Path) -> None:
     checksums = block_sha256(file)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match="numbers is not 200 bytes long as it was written: mend it"):
-        CheckedArray(file, U2, 100, checksums, "mend it")
+    with pytest.raises(InputError, match=r"numbers: is damaged \(it should have 200 bytes\); fix it"):
+        CheckedArray(file, U2, 100, checksums, "fix it")
 
 
-def test_many_threads(file: Path) -> None:
+def test_threads_find_the_same_damage(file: Path) -> None:
     checksums = block_sha256(file)
     flip(file, 70)
-    array = CheckedArray(file, U2, 100, checksums, "mend it")
+    array = CheckedArray(file, U2, 100, checksums, "fix it")
     found: list[int] = []
 
     def read() -> None:

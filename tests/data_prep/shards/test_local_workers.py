@@ -1,4 +1,4 @@
-"""Shards are the same whoever makes them, one process, several, or Ray's, and whoever of these is killed on the way."""
+"""Shards are byte-identical from one process, several, or Ray, even if workers are killed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import psutil
 import pytest
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Document, FilesPiece, Piece, corpus_pieces
-from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, in_processes, on_this_machine
-from t5_pipeline.data_prep.shards.ray_workers import on_ray
-from t5_pipeline.data_prep.shards.writer import Workers, Written, here, write_tokens
+from t5_pipeline.data_prep.corpora.documents import Chunk, Document, FileChunk, corpus_chunks
+from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, encode_in_processes, encode_locally
+from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
+from t5_pipeline.data_prep.shards.writer import Counts, Workers, encode_serially, write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 SETTINGS = {"validation_fraction": 0.2, "seed": 3, "decontaminate": ["the quick brown fox"]}
-PROCESSES: Workers = functools.partial(in_processes, count=2)
-RAY: Workers = functools.partial(on_ray, address="local", cores=2)
+PROCESSES: Workers = functools.partial(encode_in_processes, count=2)
+RAY: Workers = functools.partial(encode_on_ray, address="local", cores=2)
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,17 @@ def corpus(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pieces(corpus: Path) -> list[Piece]:
-    found = corpus_pieces(corpus, piece_bytes=sum(f.stat().st_size for f in corpus.iterdir()) // 6 + 1)
+def chunks(corpus: Path) -> list[Chunk]:
+    found = corpus_chunks(corpus, chunk_bytes=sum(f.stat().st_size for f in corpus.iterdir()) // 6 + 1)
     assert len(found) == 6
     return found
 
 
 @pytest.fixture(scope="module")
-def alone(corpus: Path, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process writes."""
-    place = tmp_path_factory.mktemp("alone")
-    write_tokens(pieces(corpus), vocabulary, place, **SETTINGS)  # type: ignore[arg-type]
+def expected(corpus: Path, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files that one process writes."""
+    place = tmp_path_factory.mktemp("expected")
+    write_tokens(chunks(corpus), vocabulary, place, **SETTINGS)  # type: ignore[arg-type]
     return content(place)
 
 
@@ -60,22 +60,22 @@ def content(place: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    """Ray on two cores of this machine, for the whole module: starting it takes seconds."""
+    """Ray on two cores of this machine, started once for the module because that takes seconds."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
     import ray
 
     quiet = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
     before = signal.getsignal(signal.SIGTERM)
-    ray.init("local", num_cpus=2, _temp_dir="/tmp/ray", **quiet)  # its sockets need a short path
+    ray.init("local", num_cpus=2, _temp_dir="/tmp/ray", **quiet)  # its socket paths must be short
     signal.signal(signal.SIGTERM, before)
     yield
     ray.shutdown()
 
 
 @dataclass(frozen=True)
-class Killed(FilesPiece):
-    """Kills the process that reads it, in the middle, the first `times` times."""
+class Killing(FileChunk):
+    """Kills the process that reads it, halfway, the first `times` times."""
 
     mark: Path
     times: int
@@ -88,76 +88,82 @@ class Killed(FilesPiece):
             yield document
 
 
-def killed(corpus: Path, mark: Path, times: int) -> list[Piece]:
+def killing(corpus: Path, mark: Path, times: int) -> list[Chunk]:
     mark.mkdir()
-    plain = pieces(corpus)
+    plain = chunks(corpus)
     for number in (1, 4):
-        piece = plain[number]
-        assert isinstance(piece, FilesPiece)
+        chunk = plain[number]
+        assert isinstance(chunk, FileChunk)
         (mark / str(number)).mkdir()
-        fields = {field.name: getattr(piece, field.name) for field in dataclasses.fields(piece)}
-        plain[number] = Killed(**fields, mark=mark / str(number), times=times)
+        fields = {field.name: getattr(chunk, field.name) for field in dataclasses.fields(chunk)}
+        plain[number] = Killing(**fields, mark=mark / str(number), times=times)
     return plain
 
 
-@pytest.mark.parametrize("workers", [PROCESSES, functools.partial(on_this_machine, cores=2)], ids=["two", "machine"])
-def test_processes_write_what_one_writes(
-    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes], workers: Workers
+@pytest.mark.parametrize("workers", [PROCESSES, functools.partial(encode_locally, cores=2)], ids=["two", "machine"])
+def test_processes_write_the_same_bytes_as_one(
+    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes], workers: Workers
 ) -> None:
-    calls: list[Written] = []
-    write_tokens(pieces(corpus), vocabulary, tmp_path, **SETTINGS, workers=workers, on_progress=calls.append)  # type: ignore[arg-type]
-    assert content(tmp_path) == alone
+    calls: list[Counts] = []
+    write_tokens(chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=workers, on_progress=calls.append)  # type: ignore[arg-type]
+    assert content(tmp_path) == expected
     assert calls[-1].documents == 1198
     assert calls[-1].dropped == {"holds a held-out text": 2}
 
 
-def test_threads_change_nothing(corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes]) -> None:
-    write_tokens(pieces(corpus), vocabulary, tmp_path, **SETTINGS, workers=functools.partial(here, threads=3))  # type: ignore[arg-type]
-    assert content(tmp_path) == alone
-
-
-def test_processes_that_are_killed(
-    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes]
+def test_threads_do_not_change_the_bytes(
+    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    broken = killed(corpus, tmp_path / "mark", times=1)
+    write_tokens(
+        chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=functools.partial(encode_serially, threads=3)
+    )  # type: ignore[arg-type]
+    assert content(tmp_path) == expected
+
+
+def test_shards_of_killed_processes_are_reassigned(
+    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    broken = killing(corpus, tmp_path / "mark", times=1)
     write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=PROCESSES)  # type: ignore[arg-type]
     assert len([p for p in (tmp_path / "mark").rglob("*") if p.is_file()]) == 2
-    assert content(tmp_path / "tokens") == alone
+    assert content(tmp_path / "tokens") == expected
 
 
-def test_a_piece_that_kills_every_process(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    broken = killed(corpus, tmp_path / "mark", times=100)
-    with pytest.raises(InputError, match=rf"^[ab]\.jsonl \d+-\d+: the process .* was killed {ATTEMPTS} times"):
+def test_chunk_that_kills_every_process(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    broken = killing(corpus, tmp_path / "mark", times=100)
+    with pytest.raises(InputError, match=rf"^[ab]\.jsonl \d+-\d+: its worker process was killed {ATTEMPTS} times"):
         write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=PROCESSES)  # type: ignore[arg-type]
     assert not [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
 
 
-def test_bad_rows_of_a_worker(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_bad_row_in_a_worker(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     for name in "ab":
         (tmp_path / "c" / f"{name}.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n')
-    bad = corpus_pieces(tmp_path / "c", piece_bytes=29)
+    bad = corpus_chunks(tmp_path / "c", chunk_bytes=29)
     assert len(bad) == 2
-    with pytest.raises(InputError, match=r"^\S*\.jsonl:2: field 'text' is a int, not text$"):
+    with pytest.raises(
+        InputError, match=r"^\S*\.jsonl:2: field 'text' is a int, not text; fix the row or set `text_field`$"
+    ):
         write_tokens(bad, vocabulary, tmp_path / "tokens", workers=PROCESSES)
 
 
-def test_workers_end_with_the_process_that_started_them(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    """Killed without a word, it leaves no process behind, and what was whole is kept."""
+def test_workers_exit_when_their_parent_is_killed(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """A SIGKILLed parent leaves no process behind, and complete shards are kept."""
     vocabulary.save(tmp_path / "vocabulary")
     script = tmp_path / "write.py"
     script.write_text(
         textwrap.dedent(f"""
         import functools, sys
-        from t5_pipeline.data_prep.corpora.documents import corpus_pieces
-        from t5_pipeline.data_prep.shards.local_workers import in_processes
+        from t5_pipeline.data_prep.corpora.documents import corpus_chunks
+        from t5_pipeline.data_prep.shards.local_workers import encode_in_processes
         from t5_pipeline.data_prep.shards.writer import write_tokens
         from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
         if __name__ == "__main__":
-            pieces = corpus_pieces({str(corpus)!r}, piece_bytes=2_000)
-            write_tokens(pieces, Vocabulary.load({str(tmp_path / "vocabulary")!r}), {str(tmp_path / "tokens")!r},
-                         workers=functools.partial(in_processes, count=2))
+            chunks = corpus_chunks({str(corpus)!r}, chunk_bytes=2_000)
+            write_tokens(chunks, Vocabulary.load({str(tmp_path / "vocabulary")!r}), {str(tmp_path / "tokens")!r},
+                         workers=functools.partial(encode_in_processes, count=2))
         """)
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -173,47 +179,47 @@ def test_workers_end_with_the_process_that_started_them(corpus: Path, vocabulary
     process.wait()
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     assert not (tmp_path / "tokens" / "tokens.json").exists()
-    many = corpus_pieces(corpus, piece_bytes=2_000)
+    many = corpus_chunks(corpus, chunk_bytes=2_000)
     kept = {path: path.stat().st_mtime_ns for path in whole}
     resumed = write_tokens(many, vocabulary, tmp_path / "tokens")
     assert {path: path.stat().st_mtime_ns for path in whole} == kept
-    assert resumed.digest == write_tokens(many, vocabulary, tmp_path / "anew").digest
+    assert resumed.digest == write_tokens(many, vocabulary, tmp_path / "again").digest
 
 
 @pytest.mark.usefixtures("ray")
-def test_ray_writes_what_one_process_writes(
-    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes]
+def test_ray_writes_the_same_bytes_as_one_process(
+    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    calls: list[Written] = []
-    write_tokens(pieces(corpus), vocabulary, tmp_path, **SETTINGS, workers=RAY, on_progress=calls.append)  # type: ignore[arg-type]
-    assert content(tmp_path) == alone
+    calls: list[Counts] = []
+    write_tokens(chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=RAY, on_progress=calls.append)  # type: ignore[arg-type]
+    assert content(tmp_path) == expected
     assert calls[-1].documents == 1198
 
 
 @pytest.mark.usefixtures("ray")
-def test_ray_workers_that_are_killed(
-    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, alone: dict[str, bytes]
-) -> None:
-    broken = killed(corpus, tmp_path / "mark", times=2)
+def test_killed_ray_workers(corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    broken = killing(corpus, tmp_path / "mark", times=2)
     write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=RAY)  # type: ignore[arg-type]
     assert len([p for p in (tmp_path / "mark").rglob("*") if p.is_file()]) == 4
-    assert content(tmp_path / "tokens") == alone
+    assert content(tmp_path / "tokens") == expected
 
 
 @pytest.mark.usefixtures("ray")
 def test_bad_input_on_ray(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    broken = killed(corpus, tmp_path / "mark", times=100)
-    with pytest.raises(InputError, match=rf"\.jsonl .*: the process that encodes it was killed {ATTEMPTS} times"):
+    broken = killing(corpus, tmp_path / "mark", times=100)
+    with pytest.raises(InputError, match=rf"\.jsonl .*: its worker process was killed {ATTEMPTS} times"):
         write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=RAY)  # type: ignore[arg-type]
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"text": 3}\n')
-    with pytest.raises(InputError, match=r"^\S*bad\.jsonl:2: field 'text' is a int, not text$"):
-        write_tokens(corpus_pieces(bad), vocabulary, tmp_path / "more", workers=RAY)
+    with pytest.raises(
+        InputError, match=r"^\S*bad\.jsonl:2: field 'text' is a int, not text; fix the row or set `text_field`$"
+    ):
+        write_tokens(corpus_chunks(bad), vocabulary, tmp_path / "more", workers=RAY)
 
 
-def test_no_ray_and_no_cluster(
+def test_ray_is_not_installed(
     corpus: Path, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"ray: local: Ray is not installed; pip install 't5-pipeline\[ray\]'"):
-        write_tokens(pieces(corpus), vocabulary, tmp_path, workers=RAY)
+        write_tokens(chunks(corpus), vocabulary, tmp_path, workers=RAY)

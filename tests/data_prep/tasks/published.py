@@ -1,4 +1,4 @@
-"""A small file of every published format, as its benchmark distributes it, and the same row as the hub has it."""
+"""A small file of every published format as distributed, and the same row from the hub."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ SQUAD_PARAGRAPH = {
     ],
 }
 
-# Of each format: a file as its benchmark distributes it, its last row as the hub has it, and how T5 reads that row.
+# format → file name, content as distributed, its last row from the hub, and T5's input and target for that row.
 READS: dict[str, tuple[str, Any, dict[str, Any], str, str]] = {
     "superglue/boolq": (
         "val.jsonl",
@@ -171,7 +171,7 @@ READS: dict[str, tuple[str, Any, dict[str, Any], str, str]] = {
     ),
     "glue/qqp": (
         "dev.tsv",
-        # A question of the real files breaks off, and goes on in a line of its own.
+        # As in the real files, one question is broken into two lines.
         "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n5\t1\t2\tBroken\noff?\tWhy?\t1\n6\t3\t4\tA?\tB?\t0\n",
         {"question1": "A?", "question2": "B?", "label": 0, "idx": 6},
         "qqp question1: A? question2: B?",

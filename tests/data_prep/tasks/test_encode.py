@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,13 @@ def test_rows_of_a_folder_a_file_and_a_named_split(tmp_path: Path) -> None:
     assert task.rows("validation")[1].where == f"{tmp_path}/val.jsonl:2"
 
 
-def test_one_file_never_stands_for_a_split_that_has_none(tmp_path: Path) -> None:
+def test_data_file_is_never_used_for_a_split_without_file(tmp_path: Path) -> None:
     path = write(tmp_path, "reviews.jsonl")
     task = Task.load(settings(path, splits={"train": "train", "own": "reviews", "held": "held", "far": "../far.jsonl"}))
     assert task.rows("train") == task.rows("own") == ROWS
     with pytest.raises(
-        InputError, match=r"tasks\.t\.splits: \S+/reviews\.jsonl holds .* one split .* for 'held'; name"
+        InputError,
+        match=r"tasks\.t\.splits: \S+/reviews\.jsonl contains one split only, .* for 'held' next to it; name",
     ):
         task.rows("held")
     write(tmp_path, "held.jsonl", ROWS[:2])
@@ -77,7 +77,7 @@ def test_other_formats(tmp_path: Path) -> None:
     assert task.rows("test") == ROWS
 
 
-def test_a_table_without_names(tmp_path: Path) -> None:
+def test_table_without_header(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("gj04\t1\t\tFine.\ngj04\t0\t*\tNot.\n")
     task = Task.load(settings(tmp_path, inputs="cola sentence: {3}", targets="{1}", labels=["0", "1"]))
     assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
@@ -92,7 +92,7 @@ def test_templates() -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "a } b", "{}", "{a}{", "no field", "{{a}}"])
-def test_templates_that_cannot_be_meant(text: str) -> None:
+def test_invalid_templates(text: str) -> None:
     with pytest.raises(InputError, match=r"tasks\.t\.inputs"):
         Task.load(settings("x", inputs=text))
 
@@ -100,22 +100,25 @@ def test_templates_that_cannot_be_meant(text: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"body": "x", "label": "good"}, r"train\.jsonl:2: there is no field 'text'; there are body, label"),
+        (
+            {"body": "x", "label": "good"},
+            r"train\.jsonl:2: has no field 'text' \(only body, label\); fix `tasks\.t\.inputs` or the row",
+        ),
         ({"text": None, "label": "good"}, r"train\.jsonl:2: field 'text' is empty \(null\)"),
         ({"text": ["x"], "label": "good"}, r"train\.jsonl:2: field 'text' is a list"),
         ({"text": "\ud800", "label": "good"}, r"train\.jsonl:2: character 0 is half of a surrogate pair"),
-        ({"text": "x"}, r"train\.jsonl:2: there is no field 'label'"),
-        ({"text": "x", "label": "Good"}, r"train\.jsonl:2: target 'Good' is none of the labels of t \(good, bad\)"),
+        ({"text": "x"}, r"train\.jsonl:2: has no field 'label' \(only text\)"),
+        ({"text": "x", "label": "Good"}, r"train\.jsonl:2: target 'Good' is not a label of t \(good, bad\)"),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, vocabulary: Vocabulary, row: dict[str, Any], message: str) -> None:
+def test_bad_rows(tmp_path: Path, vocabulary: Vocabulary, row: dict[str, Any], message: str) -> None:
     write(tmp_path, rows=[ROWS[0], row])
     with pytest.raises(InputError, match=message):
         encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 64, 8)
 
 
-def test_values_stand_for_something(tmp_path: Path) -> None:
-    """GLUE and SuperGLUE number their labels; YAML reads 0, true and "0" as it likes."""
+def test_values_replace_field_values(tmp_path: Path) -> None:
+    """GLUE and SuperGLUE number their labels; YAML parses 0, true and "0" differently."""
     rows = [{"text": "fine", "label": 1, "in": {"deep": True}}, {"text": "dull", "label": "0", "in": {"deep": False}}]
     write(tmp_path, rows=rows)
     values = {"label": {0: "bad", 1: "good"}, "in.deep": {True: "yes", False: "no"}}
@@ -126,26 +129,24 @@ def test_values_stand_for_something(tmp_path: Path) -> None:
     ]
 
 
-def test_a_value_that_stands_for_nothing_names_row_and_key(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_unknown_value_is_reported_with_row_and_key(tmp_path: Path, vocabulary: Vocabulary) -> None:
     write(tmp_path, rows=[{"text": "a", "label": 0}, {"text": "b", "label": -1}])
     task = Task.load(settings(tmp_path, values={"label": {0: "bad", 1: "good"}}))
     with pytest.raises(
-        InputError, match=r"train\.jsonl:2: `tasks\.t\.values\.label` does not say what '-1' stands for, only 0, 1$"
+        InputError, match=r"train\.jsonl:2: `tasks\.t\.values\.label` has no '-1' \(only 0, 1\); add it or fix the row$"
     ):
         encode_task(task, "train", vocabulary, 64, 8)
-    with pytest.raises(InputError, match=r"tasks\.t\.values: no template names a field 'lable', only text, label"):
+    with pytest.raises(InputError, match=r"tasks\.t\.values: no template contains 'lable'; use one of text, label"):
         Task.load(settings(tmp_path, values={"lable": {0: "bad"}}))
 
 
-def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
+def test_missing_data(tmp_path: Path) -> None:
     write(tmp_path)
     for data, split, message in [
         (tmp_path / "absent", "train", "does not exist"),
         ("absent/rows.jsonl", "train", "does not exist"),
-        (tmp_path, "test", r"holds no file for 'test'; there is train\.jsonl"),
-        (tmp_path, "dev", "no split 'dev'; there are train, validation, test"),
-        ("org/name", "train", "pip install datasets"),
+        (tmp_path, "test", r"contains no file for 'test'; it contains train\.jsonl"),
+        (tmp_path, "dev", "has no 'dev'; add it or choose one of train, validation, test"),
     ]:
         with pytest.raises(InputError, match=message):
             Task.load(settings(data)).rows(split)
@@ -157,14 +158,14 @@ def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             Task.load(settings(tmp_path, labels=labels))
 
 
-def test_the_built_in_task(vocabulary: Vocabulary) -> None:
+def test_built_in_task(vocabulary: Vocabulary) -> None:
     task = Task.load(
         settings("stdlib-kinds", inputs="{text}", targets="{kind}", labels=["class", "function", "method"])
     )
     encoded = encode_task(task, "test", vocabulary, 64, 8)
     assert encoded.label_index is not None
     assert set(np.bincount(encoded.label_index).tolist()) == {len(encoded) // 3}
-    with pytest.raises(InputError, match="no 'dev'"):
+    with pytest.raises(InputError, match="stdlib-kinds has no 'dev'"):
         Task.load(settings("stdlib-kinds", splits={"dev": "dev"})).rows("dev")
 
 
@@ -194,7 +195,7 @@ def test_encoding(tmp_path: Path, vocabulary: Vocabulary) -> None:
     assert free.labels is None
 
 
-def test_cut_before_eos(vocabulary: Vocabulary) -> None:
+def test_truncation_before_eos(vocabulary: Vocabulary) -> None:
     text = ROWS[0]["text"]
     ids = vocabulary.encode(text)
     s = vocabulary.sentinel(0)
@@ -219,22 +220,22 @@ def encoded(rows: int, name: str = "t") -> EncodedTask:
     return EncodedTask(name, inputs, targets, [""] * rows, [""] * rows, None, None)
 
 
-def test_a_prompts_part_does_not_depend_on_its_company() -> None:
+def test_rows_of_a_prompt_do_not_depend_on_other_prompts() -> None:
     tasks = [encoded(10), encoded(23), encoded(4)]
     together = TaskBatches(tasks, [4, 3, 9], [0, 1, 2])
     for step in (0, 1, 7, 100):
         union = together.at(step)
         assert union.prompt_B.tolist() == [0] * 4 + [1] * 3 + [2] * 9
         for c, (task, size) in enumerate(zip(tasks, (4, 3, 9), strict=True)):
-            alone = TaskBatches([task], [size], [c]).at(step)
+            single = TaskBatches([task], [size], [c]).at(step)
             part = union.rows(np.flatnonzero(union.prompt_B == c))
-            assert part.ids_B.tolist() == alone.ids_B.tolist()
-            assert part.targets_BT.tolist() == alone.targets_BT.tolist()
-            assert part.weights_B.tolist() == alone.weights_B.tolist()
+            assert part.ids_B.tolist() == single.ids_B.tolist()
+            assert part.targets_BT.tolist() == single.targets_BT.tolist()
+            assert part.weights_B.tolist() == single.weights_B.tolist()
 
 
 @given(rows=st.integers(1, 30), size=st.integers(1, 12), seed=st.integers(0, 50))
-def test_every_pass_has_each_example_once(rows: int, size: int, seed: int) -> None:
+def test_every_pass_contains_each_example_once(rows: int, size: int, seed: int) -> None:
     batches = TaskBatches([encoded(rows)], [size], [seed])
     ids = np.concatenate([batches.at(step).ids_B for step in range(-(-3 * rows // size))])
     for k in range(3):
@@ -248,7 +249,7 @@ def test_weights() -> None:
         np.testing.assert_allclose(part.weights_B, 1 / part.target_tokens, rtol=1e-6)
     total = TaskBatches([encoded(10), encoded(10)], [4, 6], [0, 0], loss="sum").at(3)
     assert set(total.weights_B.tolist()) == {1.0}
-    with pytest.raises(ValueError, match="one of each"):
+    with pytest.raises(ValueError, match="one each per prompt"):
         TaskBatches([encoded(3)], [4], [0, 1])
 
 
@@ -269,8 +270,8 @@ def test_superglue_and_glue_as_distributed(shared: Path, vocabulary: Vocabulary)
         assert all(task.inputs(row) and task.targets(row) for row in rows)
 
 
-def test_a_limit_takes_the_first_rows_or_rows_spread_over_the_split(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    """Sorted by class, the first rows would be of one class."""
+def test_limit_takes_the_first_rows_or_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """In a file sorted by class, the first rows have one class."""
     rows = [{"text": str(i), "label": "no" if i < 50 else "yes"} for i in range(100)]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Task.load(TaskConfig(name="t", data=str(tmp_path), inputs="{text}", targets="{label}", labels=["no", "yes"]))

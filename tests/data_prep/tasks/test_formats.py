@@ -40,14 +40,14 @@ def settings(**given: Any) -> TaskConfig:
     return TaskConfig(**{"name": "t", "data": "x", **given})
 
 
-def test_the_suites() -> None:
+def test_suites() -> None:
     assert set(OFFICIAL) == set(FORMATS) == {*SUPERGLUE, *GLUE, "squad"}
     assert (len(SUPERGLUE), len(GLUE)) == (8, 9)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("more", [{}, {"task_prefix": True}, {"config": "c"}, {"config": "c", "task_prefix": "true"}])
-def test_a_format_is_a_whole_task_and_reads_back_as_itself(name: str, more: dict[str, Any]) -> None:
+def test_format_is_a_complete_task_and_round_trips(name: str, more: dict[str, Any]) -> None:
     task = settings(format=name, **more)
     Task.load(task)
     assert task.metrics == OFFICIAL[name]
@@ -55,12 +55,12 @@ def test_a_format_is_a_whole_task_and_reads_back_as_itself(name: str, more: dict
     assert {"train", "validation"} <= set(task.splits)
     dump = task.model_dump(mode="json")
     assert TaskConfig.model_validate(dump) == task
-    # Nothing in a file that was written depends on the format any more.
+    # A dumped task no longer depends on the format.
     bare = {key: value for key, value in dump.items() if key not in ("format", "task_prefix")}
     assert TaskConfig.model_validate(bare) == task.model_copy(update={"format": None, "task_prefix": False})
 
 
-def test_what_is_given_wins() -> None:
+def test_given_settings_win() -> None:
     task = settings(format="superglue/rte", targets="{answer}", labels=["a", "b"], metrics=["f1"], splits={"test": "v"})
     assert (task.inputs, task.labels, task.values) == ("hypothesis: {hypothesis} premise: {premise}", ["a", "b"], {})
     assert (task.metrics, task.splits) == (["f1"], {"test": "v"})
@@ -69,7 +69,7 @@ def test_what_is_given_wins() -> None:
     assert words.values == {"label": {"False": "no", "True": "yes"}}
 
 
-def test_a_format_leaves_no_trace_in_the_next() -> None:
+def test_formats_are_not_shared_between_tasks() -> None:
     one = settings(format="superglue/rte")
     one.splits["train"] = "changed"
     one.values["label"]["0"] = "changed"
@@ -77,7 +77,7 @@ def test_a_format_leaves_no_trace_in_the_next() -> None:
     assert settings(format="superglue/rte").values["label"]["0"] == "entailment"
 
 
-def test_inputs_of_ones_own_may_begin_with_the_name() -> None:
+def test_own_inputs_may_begin_with_the_task_name() -> None:
     for inputs in ("rte {premise}", "rte: {premise}"):
         assert settings(format="superglue/rte", task_prefix=True, inputs=inputs).inputs == inputs
 
@@ -85,11 +85,11 @@ def test_inputs_of_ones_own_may_begin_with_the_name() -> None:
 OWN = {"inputs": "{a}", "targets": "{b}"}
 
 
-@pytest.mark.parametrize(("given", "said"), [
+@pytest.mark.parametrize(("given", "message"), [
     ({"format": "superglue/ret"}, "did you mean `superglue/rte`"),
     ({"format": "bleu"}, "there are: glue/cola"),
-    ({"format": "superglue/rte", "task_prefix": True, "inputs": "{premise}"}, "adds nothing to `inputs` of your own; begin them with `rte`"),
-    ({"format": "superglue/rte", "task_prefix": True, "inputs": "rtemis {premise}"}, "adds nothing"),
+    ({"format": "superglue/rte", "task_prefix": True, "inputs": "{premise}"}, "does not change your own `inputs`; begin them with `rte`"),
+    ({"format": "superglue/rte", "task_prefix": True, "inputs": "rtemis {premise}"}, "does not change your own `inputs`"),
     ({**OWN, "task_prefix": True}, "needs a `format`"),
     ({**OWN, "metrics": ["referent"]}, "`referent` needs the task's `holds`"),
     ({**OWN, "metrics": ["group_accuracy"]}, "`group_accuracy` needs the task's `group`"),
@@ -97,21 +97,21 @@ OWN = {"inputs": "{a}", "targets": "{b}"}
     ({"format": "superglue/record", "metrics": ["f1"]}, "`f1` needs the task's `labels`"),
     ({"format": "superglue/wsc", "holds": None}, "`referent` needs the task's `holds`"),
     ({**OWN, "metrics": ["acuracy"]}, "did you mean `accuracy`"),
-    ({**OWN, "round_to": {"b": 0}}, "above 0"),
-    ({**OWN, "splits": {"train": "x[a:]"}}, "'a' is no whole number"),
+    ({**OWN, "round_to": {"b": 0}}, "multiples of a positive number, not 0"),
+    ({**OWN, "splits": {"train": "x[a:]"}}, "'a' is not a whole number"),
     ({**OWN, "reader": "multrc"}, "Input should be 'rows', 'multirc'"),
 ])  # fmt: skip
-def test_settings_that_cannot_be(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         settings(**given)
 
 
-def test_a_recipe_says_where(tmp_path: Path) -> None:
+def test_unknown_format_is_reported_with_its_line(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     task = "tasks:\n  rte:\n    format: {}\n    data: RTE\n"
     stages = "stages:\n  tune: {uses: prompt_tune, model: t5, task: rte}\n"
     recipe.write_text(f"name: r\n{task.format('superglue/rte')}{stages}")
     load_recipe(recipe)
     recipe.write_text(f"name: r\n{task.format('superglue/rtee')}{stages}")
-    with pytest.raises(InputError, match=r"r\.yaml:3: tasks\.rte: there is no format .* did you mean `superglue/rte`"):
+    with pytest.raises(InputError, match=r"r\.yaml:3: tasks\.rte: unknown format .* did you mean `superglue/rte`"):
         load_recipe(recipe)

@@ -13,13 +13,13 @@ from t5_pipeline.data_prep.tasks.mixture import CYCLE, MixedTaskBatches, mixing_
 
 
 def task(rows: int, first: int) -> EncodedTask:
-    """Rows whose one input token says which they are."""
+    """Rows identified by their only input token."""
     ids = [np.array([first + i, 1], dtype=np.int32) for i in range(rows)]
     return EncodedTask("t", ids, ids, [""] * rows, [""] * rows, None, None)
 
 
 @given(rows=st.lists(st.integers(1, 10**7), min_size=1, max_size=12), limit=st.integers(1, 10**6))
-def test_the_slots_of_a_cycle_follow_the_rates(rows: list[int], limit: int) -> None:
+def test_slots_of_a_cycle_are_proportional_to_the_rates(rows: list[int], limit: int) -> None:
     counts = mixing_counts(rows, "proportional", limit)
     assert counts.sum() == CYCLE
     assert counts.min() >= 1
@@ -29,7 +29,7 @@ def test_the_slots_of_a_cycle_follow_the_rates(rows: list[int], limit: int) -> N
     assert equal.max() - equal.min() <= 1
 
 
-def test_every_row_of_a_task_comes_once_a_pass_and_as_often_as_its_rate_says() -> None:
+def test_rows_come_once_per_pass_and_at_the_rate_of_their_task() -> None:
     batches = MixedTaskBatches([task(30, 100), task(10, 1000)], batch_size=8, seed=3)
     drawn = [int(token) for step in range(10) for token in batches.at(step).inputs_BS[:, 0]]
     for first, rows in ((100, 30), (1000, 10)):
@@ -40,7 +40,7 @@ def test_every_row_of_a_task_comes_once_a_pass_and_as_often_as_its_rate_says() -
     assert many == {False: 12288, True: 4096}
 
 
-def test_a_step_does_not_depend_on_those_before() -> None:
+def test_steps_do_not_depend_on_earlier_steps() -> None:
     tasks = [task(7, 100), task(5, 200), task(300, 1000)]
     one, other = (MixedTaskBatches(tasks, batch_size=16, seed=1, mixing="equal") for _ in range(2))
     forward = [one.at(step) for step in range(1030)]

@@ -1,4 +1,4 @@
-"""Every published format on a small file, on the hub's and on the real ones; slices; what readers say of other files."""
+"""Every published format read from small files, hub rows and real files; slices; malformed files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_as_distributed_and_from_the_hub(tmp_path: Path, name: str) -> None:
     own = task_of(name, tmp_path, task_prefix=True)
     row = own.rows("validation")[-1]
     assert (own.inputs(row), own.targets(row)) == (inputs, target)
-    # The hub's data sets as they lie in their Parquet files: numbers for labels.
+    # The hub's Parquet files have numbers for labels.
     folder = tmp_path / "hub"
     folder.mkdir()
     split = "validation_matched" if name == "glue/mnli" else "validation"
@@ -42,12 +42,12 @@ def test_as_distributed_and_from_the_hub(tmp_path: Path, name: str) -> None:
     assert hub.answers(hub_row_read) == own.answers(row)
     assert hub.group(hub_row_read) == own.group(row)
     assert hub.holds(hub_row_read) == own.holds(row)
-    # Without T5's prefix nothing else changes; the paper removes it.
+    # `task_prefix` changes nothing but the prefix.
     prefix = "wsc: " if name == "superglue/wsc" else f"{name.rpartition('/')[2]} "
     assert prefix + task_of(name, tmp_path).inputs(row) == inputs
 
 
-def test_mnli_has_two_validations(tmp_path: Path) -> None:
+def test_mnli_has_two_validation_splits(tmp_path: Path) -> None:
     (tmp_path / "dev_mismatched.tsv").write_text("sentence1\tsentence2\tgold_label\nP.\tH.\tneutral\n")
     task = task_of("glue/mnli", tmp_path)
     assert [task.targets(row) for row in task.rows("validation_mismatched")] == ["neutral"]
@@ -62,7 +62,7 @@ def test_multirc(tmp_path: Path) -> None:
     assert [task.group(row) for row in rows] == ["3/7", "3/7", "3/8"]
 
 
-def test_record_trains_on_each_answer_and_is_scored_once_a_query(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_record_trains_on_each_answer_and_scores_each_query_once(tmp_path: Path, vocabulary: Vocabulary) -> None:
     write(tmp_path / "train.jsonl", [RECORD])
     task = task_of("superglue/record", tmp_path)
     (row,) = task.rows("train")
@@ -73,7 +73,7 @@ def test_record_trains_on_each_answer_and_is_scored_once_a_query(tmp_path: Path,
     assert len(encode_task(task, "train", vocabulary, 64, 16, training=True)) == 2
 
 
-def test_wsc_marks_the_pronoun_and_trains_on_what_is_true(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_wsc_marks_the_pronoun_and_trains_on_true_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
     write(tmp_path / "train.jsonl", [WSC, {**WSC, "label": False}])
     task = task_of("superglue/wsc", tmp_path)
     assert {task.inputs(row) for row in task.rows("train")} == {"The pony threw *him* over, the boy said."}
@@ -85,13 +85,13 @@ def test_wsc_marks_the_pronoun_and_trains_on_what_is_true(tmp_path: Path, vocabu
 @pytest.mark.parametrize(("text", "index", "pronoun", "marked"), [
     ("The boy said he ran; then he sat.", 3, "he", "The boy said *he* ran; then he sat."),
     ("The boy said he ran; then he sat.", 6, "he", "The boy said he ran; then *he* sat."),
-    ("They use it  , but the", 1, "it", "They use *it*  , but the"),  # a word off, as in the benchmark
+    ("They use it  , but the", 1, "it", "They use *it*  , but the"),  # off by a word, as in the benchmark
     ('"Good for him," he said.', 3, "him", '"Good for *him*," he said.'),
-    ("She hid herself because she could.", 4, "She", "She hid herself because *she* could."),  # case is the text's
+    ("She hid herself because she could.", 4, "She", "She hid herself because *she* could."),  # keeps the case of the text
     ("If they\nscold her, they go.", 1, "they", "If *they*\nscold her, they go."),
     ("We saw them.", 2, "them.", "We saw *them*."),
 ])  # fmt: skip
-def test_wsc_marks_the_pronoun_where_it_stands(
+def test_wsc_marks_the_nearest_occurrence_of_the_pronoun(
     text: str, index: int, pronoun: str, marked: str, tmp_path: Path
 ) -> None:
     target = {"span2_index": index, "span1_index": 0, "span1_text": "it", "span2_text": pronoun}
@@ -101,7 +101,7 @@ def test_wsc_marks_the_pronoun_where_it_stands(
 
 
 def squad(folder: Path) -> None:
-    """Ten paragraphs in two articles, two questions each, one of which has no answer."""
+    """Ten paragraphs in two articles; each has two questions, one without an answer."""
     numbered = [
         json.loads(json.dumps(SQUAD_PARAGRAPH).replace("Ada", f"Ada{n}").replace('"id": "a"', f'"id": "{n}"'))
         for n in range(10)
@@ -126,10 +126,10 @@ def test_squad_slices_paragraphs_not_questions(tmp_path: Path) -> None:
     ("superglue/record", READS["superglue/record"][2], "passage"),
     ("squad", READS["squad"][2], "context"),
 ])  # fmt: skip
-def test_a_slice_of_the_hubs_rows_takes_passages_too(
+def test_slices_of_hub_rows_count_passages(
     monkeypatch: pytest.MonkeyPatch, name: str, row: dict[str, Any], passage: str
 ) -> None:
-    """Three questions about each of four passages. Only the network is replaced."""
+    """Three questions about each of four passages; only the network is replaced."""
     asked = []
 
     def hub_rows(data: str, config: str | None, split: str) -> Iterator[Row]:
@@ -144,7 +144,7 @@ def test_a_slice_of_the_hubs_rows_takes_passages_too(
     assert asked == [("org/set", "c", "train")] * 2
 
 
-def test_a_slice_of_an_answered_file_is_taken_before_rows_are_left_out(tmp_path: Path) -> None:
+def test_slices_are_taken_before_rows_are_filtered(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{**WSC, "label": n >= 2, "text": f"{n} threw him."} for n in range(4)])
     splits = {"train": "train[:3]", "rest": "train[3:]", "none": "train[:2]"}
     task = task_of("superglue/wsc", tmp_path, splits=splits)
@@ -160,8 +160,8 @@ def test_slices_of_built_in_rows() -> None:
     assert task.rows("validation") == task.rows("train")[-5:]
 
 
-def test_held_out_texts_are_those_that_are_read(tmp_path: Path) -> None:
-    """What prepare keeps out of a corpus: passages without markup, the rows of the held-out slices alone."""
+def test_held_out_texts_are_cleaned_and_sliced(tmp_path: Path) -> None:
+    """Decontamination uses passages without markup, and only the held-out slices."""
     write(tmp_path / "val.jsonl", [MULTIRC])
     assert task_of("superglue/multirc", tmp_path).held_out_texts() == ["Sent 1: The cat sat. Sent 2: It slept."]
     write(tmp_path / "val.jsonl", [RECORD])
@@ -175,29 +175,29 @@ def test_held_out_texts_are_those_that_are_read(tmp_path: Path) -> None:
     assert task.held_out_texts(at_least=3) == ["Ada9 Lovelace (1815-1852) wrote notes."]
 
 
-@pytest.mark.parametrize(("format_", "row", "said"), [
-    ("superglue/multirc", {"passage": {"text": "x"}}, "not as multirc files"),
-    ("superglue/record", {"passage": ["x"], "qas": []}, "not as record files"),
-    ("superglue/wsc", {"text": "a b", "target": {"span2_index": 1, "span2_text": "he", "span1_text": "x"}}, "'he' is no word of it"),
-    ("superglue/wsc", {"text": "a b", "target": {"span2_index": 1, "span2_text": "", "span1_text": "x"}}, "is no word of it"),
+@pytest.mark.parametrize(("format_", "row", "message"), [
+    ("superglue/multirc", {"passage": {"text": "x"}}, "does not have the multirc format"),
+    ("superglue/record", {"passage": ["x"], "qas": []}, "does not have the record format"),
+    ("superglue/wsc", {"text": "a b", "target": {"span2_index": 1, "span2_text": "he", "span1_text": "x"}}, "does not contain the pronoun 'he'"),
+    ("superglue/wsc", {"text": "a b", "target": {"span2_index": 1, "span2_text": "", "span1_text": "x"}}, "does not contain the pronoun ''"),
 ])  # fmt: skip
-def test_a_file_of_another_form_is_named_with_its_line(tmp_path: Path, format_: str, row: Any, said: str) -> None:
+def test_malformed_row_is_reported_with_its_line(tmp_path: Path, format_: str, row: Any, message: str) -> None:
     write(tmp_path / "val.jsonl", [row])
-    with pytest.raises(InputError, match=r"val\.jsonl:1: .*" + said):
+    with pytest.raises(InputError, match=r"val\.jsonl:1: .*" + message):
         task_of(format_, tmp_path).rows("validation")
 
 
 @pytest.mark.parametrize("content", ["[]", '{"data": [{"paragraphs": ["x"]}]}', '{"data": 3}'])
-def test_not_squads_json(tmp_path: Path, content: str) -> None:
+def test_malformed_squad_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "dev-v1.1.json").write_text(content)
     with pytest.raises(InputError, match="is not SQuAD's JSON"):
         task_of("squad", tmp_path).rows("validation")
 
 
-def test_broken_lines_are_left_out_of_qqp_alone(tmp_path: Path) -> None:
+def test_only_qqp_skips_truncated_lines(tmp_path: Path) -> None:
     (tmp_path / "dev.tsv").write_text(READS["glue/qqp"][1])
     assert len(task_of("glue/qqp", tmp_path).rows("validation")) == 1
-    with pytest.raises(InputError, match=r"dev\.tsv:2: 4 fields where 6 are wanted"):
+    with pytest.raises(InputError, match=r"dev\.tsv:2: has 4 fields, not 6"):
         task_of("glue/qqp", tmp_path, reader="rows").rows("validation")
 
 
@@ -205,37 +205,37 @@ def test_broken_lines_are_left_out_of_qqp_alone(tmp_path: Path) -> None:
     ("0.000", "0.0"), ("0.1", "0.0"), ("0.3", "0.4"), ("2.5", "2.4"), ("3.9", "4.0"), ("4.95", "5.0"), (1, "1.0"),
 ])  # fmt: skip
 def test_scores_are_rounded_as_t5_does(tmp_path: Path, score: Any, read: str) -> None:
-    """round(5y)/5 with half a step to the even multiple."""
+    """round(5y)/5, with half a step rounded to the even multiple."""
     write(tmp_path / "dev.jsonl", [{"sentence1": "A.", "sentence2": "B.", "score": score}])
     task = task_of("glue/stsb", tmp_path)
     assert [task.targets(row) for row in task.rows("validation")] == [read]
 
 
-def test_rounding_has_the_decimals_of_its_step(tmp_path: Path) -> None:
+def test_rounded_numbers_have_the_decimals_of_the_step(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{"x": "1234.5678"}, {"x": "many"}])
     for step, read in ((0.25, "1234.50"), (5, "1235"), (0.001, "1234.568")):
         about = {"inputs": "{x}", "targets": "{x}", "round_to": {"x": step}}
         task = Task.load(TaskConfig(name="t", data=str(tmp_path), **about))
         first, second = task.rows("train")
         assert task.targets(first) == read
-        with pytest.raises(InputError, match=r"train\.jsonl:2: field 'x' is 'many', where a number is wanted"):
+        with pytest.raises(InputError, match=r"train\.jsonl:2: field 'x' is 'many', not a number"):
             task.targets(second)
-    with pytest.raises(InputError, match=r"tasks\.t\.round_to: no template names a field 'y'"):
+    with pytest.raises(InputError, match=r"tasks\.t\.round_to: no template contains 'y'"):
         Task.load(TaskConfig(name="t", data="x", inputs="{x}", targets="{x}", round_to={"y": 1}))
 
 
-@pytest.mark.parametrize(("more", "row", "said"), [
-    ({"answers": "all"}, {"a": "x", "b": "y", "all": []}, r"`tasks\.t\.answers` wants a list of answers in the field 'all', not \[\]"),
-    ({"answers": "all"}, {"a": "x", "b": "y"}, "wants a list of answers"),
-    ({"group": "g"}, {"a": "x", "b": "y"}, r"there is no field 'g'; there are a, b: mend `tasks\.t\.group`"),
-    ({"holds": "h"}, {"a": "x", "b": "y", "h": "perhaps"}, r"`tasks\.t\.holds` wants true or false, not 'perhaps'"),
+@pytest.mark.parametrize(("more", "row", "message"), [
+    ({"answers": "all"}, {"a": "x", "b": "y", "all": []}, r"field 'all' is \[\], not a list of answers; fix `tasks\.t\.answers`"),
+    ({"answers": "all"}, {"a": "x", "b": "y"}, "field 'all' is None, not a list of answers"),
+    ({"group": "g"}, {"a": "x", "b": "y"}, r"has no field 'g' \(only a, b\); fix `tasks\.t\.group`"),
+    ({"holds": "h"}, {"a": "x", "b": "y", "h": "perhaps"}, r"field 'h' is 'perhaps', not true or false; fix `tasks\.t\.holds`"),
 ])  # fmt: skip
-def test_what_scores_need_is_asked_of_each_row(
-    tmp_path: Path, vocabulary: Vocabulary, more: dict[str, str], row: dict[str, Any], said: str
+def test_fields_for_scoring_are_checked_in_each_row(
+    tmp_path: Path, vocabulary: Vocabulary, more: dict[str, str], row: dict[str, Any], message: str
 ) -> None:
     write(tmp_path / "train.jsonl", [row])
     task = Task.load(TaskConfig(name="t", data=str(tmp_path), inputs="{a}", targets="{b}", **more))
-    with pytest.raises(InputError, match=r"train\.jsonl:1: .*" + said):
+    with pytest.raises(InputError, match=r"train\.jsonl:1: .*" + message):
         encode_task(task, "train", vocabulary, 16, 16)
 
 
@@ -275,7 +275,7 @@ REAL_TRAINING = [
 ]
 
 
-def test_every_superglue_task_is_read_from_its_real_file() -> None:
+def test_every_superglue_task_has_a_real_file() -> None:
     assert {name for name, *_ in REAL} >= set(SUPERGLUE)
 
 
@@ -312,7 +312,7 @@ def test_real_training_files(shared: Path, name: str, folder: str, split: str, c
         assert {task.targets(row) for row in rows} <= {f"{n / 5:.1f}" for n in range(26)}
 
 
-def test_real_wsc_referents_stand_in_their_text(shared: Path) -> None:
+def test_real_wsc_referents_occur_in_their_text(shared: Path) -> None:
     """Some rows of the benchmark begin the referent with a capital that their sentence has not."""
     task = task_of("superglue/wsc", shared / "data" / "tasks" / "superglue" / "WSC")
     missing = [

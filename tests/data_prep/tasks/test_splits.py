@@ -1,4 +1,4 @@
-"""Which file holds a split, which part of it a slice is, and that both stay found when a digest is taken."""
+"""Files and slices of splits, and their digests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from t5_pipeline.data_prep.tasks.splits import Slice, split_file, split_slice
 
 
 @given(rows=st.integers(0, 300), cut=st.integers(0, 100))
-def test_two_slices_make_the_whole(rows: int, cut: int) -> None:
+def test_complementary_slices_cover_all_rows(rows: int, cut: int) -> None:
     first, second = split_slice(f"train[:{cut}%]")[1], split_slice(f"train[{cut}%:]")[1]
     assert first is not None
     assert second is not None
@@ -23,16 +23,16 @@ def test_two_slices_make_the_whole(rows: int, cut: int) -> None:
 
 
 @given(rows=st.integers(0, 50), begin=st.integers(-60, 60), end=st.integers(-60, 60))
-def test_plain_numbers_slice_as_python_does(rows: int, begin: int, end: int) -> None:
+def test_numbers_slice_as_in_python(rows: int, begin: int, end: int) -> None:
     everything = list(range(rows))
     assert everything[Slice(str(begin), str(end)).of(rows)] == everything[begin:end]
 
 
 @given(rows=st.integers(0, 10_000), percent=st.integers(0, 100))
-def test_a_percentage_is_the_nearest_row(rows: int, percent: int) -> None:
+def test_percentage_is_rounded_to_the_nearest_row(rows: int, percent: int) -> None:
     size = Slice("", f"{percent}%").of(rows).stop
     assert abs(size * 100 - percent * rows) <= 50
-    assert Slice(f"-{percent}%", "").of(rows).start in (rows - size, rows - size + 1)  # a half goes up from below, too
+    assert Slice(f"-{percent}%", "").of(rows).start in (rows - size, rows - size + 1)  # halves round up from below, too
 
 
 @pytest.mark.parametrize(("split", "name", "part"), [
@@ -43,26 +43,26 @@ def test_a_percentage_is_the_nearest_row(rows: int, percent: int) -> None:
     ("train[10%:500]", "train", Slice("10%", "500")),
     ("a[1].jsonl", "a[1].jsonl", None),
 ])  # fmt: skip
-def test_a_split_and_its_slice(split: str, name: str, part: Slice | None) -> None:
+def test_split_name_and_slice(split: str, name: str, part: Slice | None) -> None:
     assert split_slice(split) == (name, part)
 
 
-@pytest.mark.parametrize(("split", "said"), [
-    ("train[:x]", "'x' is no whole number of rows or percent; write train"),
-    ("train[1.5:]", "'1.5' is no whole number"),
-    ("train[0:10:2]", "'10:2' is no whole number"),
-    ("train[110%:]", "110% is more than there is"),
-    ("train[90%]", "says no range of rows; write train"),
-    ("train[90%:80%]", "no row lies between 90% and 80%"),
-    ("train[100:100]", "no row lies between 100 and 100"),
-    ("[:90%]", "is a slice of no split"),
+@pytest.mark.parametrize(("split", "message"), [
+    ("train[:x]", "'x' is not a whole number of rows or percent; write train"),
+    ("train[1.5:]", "'1.5' is not a whole number"),
+    ("train[0:10:2]", "'10:2' is not a whole number"),
+    ("train[110%:]", "110% is more than 100%"),
+    ("train[90%]", "has no range of rows; write train"),
+    ("train[90%:80%]", "90%:80% contains no row"),
+    ("train[100:100]", "100:100 contains no row"),
+    ("[:90%]", "has no split name"),
 ])  # fmt: skip
-def test_what_is_wrong_with_a_slice(split: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_slices(split: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         split_slice(split)
 
 
-def test_the_file_behind_a_slice(tmp_path: Path) -> None:
+def test_file_of_a_slice(tmp_path: Path) -> None:
     train = tmp_path / "train.jsonl"
     train.write_text('{"a": "x", "b": "y"}\n')
     splits = {"train": "train[:90%]", "validation": "train.jsonl[90%:]"}
@@ -75,5 +75,5 @@ def test_the_file_behind_a_slice(tmp_path: Path) -> None:
     assert DigestCache(None).of_task(task) != before
     whole = task.model_copy(update={"splits": {"train": "train", "validation": "train.jsonl"}})
     assert whole.files() == task.files()
-    # The rows of two slices differ by a setting, and settings are part of every fingerprint.
+    # Slices are settings, and settings are part of every fingerprint.
     assert whole.model_dump() != task.model_dump()

@@ -1,4 +1,4 @@
-"""What transformers reads from the tokenizer.json that is published beside a model."""
+"""The tokenizer.json published with a model, as read by transformers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fast(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> An
 
 def test_agrees_on_the_stdlib_docs(fast: Any, vocabulary: Vocabulary, pages: list[Page]) -> None:
     texts = [page.text for page in pages]
-    texts += ["\n".join(texts[start : start + 200]) for start in range(0, len(texts), 200)]  # and as long documents
+    texts += ["\n".join(texts[start : start + 200]) for start in range(0, len(texts), 200)]  # as long documents, too
     ids = fast(texts, add_special_tokens=False).input_ids
     assert [text for text, a, b in zip(texts, ids, vocabulary.encode_batch(texts), strict=True) if a != b] == []
 
@@ -85,7 +85,7 @@ def t5_tokenizer(model: Path, directory: Path) -> tuple[Any, Vocabulary]:
 
 
 def test_agrees_with_t5s_vocabulary_on_paragraphs(shared_fast: tuple[Any, Vocabulary], shared: Path) -> None:
-    """Every BoolQ passage, and every paragraph of the validation articles: not one differs."""
+    """All BoolQ passages and all paragraphs of the validation articles agree."""
     import pyarrow.parquet
 
     fast, t5 = shared_fast
@@ -114,15 +114,15 @@ def test_special_tokens(fast: Any, vocabulary: Vocabulary) -> None:
     assert fast.decode(ids, skip_special_tokens=True).strip() == "the name"
 
 
-def test_survives_transformers_own_saving(fast: Any, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_survives_saving_by_transformers(fast: Any, vocabulary: Vocabulary, tmp_path: Path) -> None:
     fast.save_pretrained(tmp_path)
     again = load(tmp_path)
     text = "a </s> b <extra_id_0> café\u0085x"
     assert again(text).input_ids == [*vocabulary.encode(text), 1]
 
 
-def test_beside_a_t5_config(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    """A model directory has a config.json that says t5; that must not bring T5Tokenizer's own rules back."""
+def test_next_to_a_t5_config(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """A config.json of a T5 in the same directory must not restore T5Tokenizer's own rules."""
     vocabulary.save(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     text = "a </s> b <extra_id_0> x\u0085y"
@@ -136,7 +136,7 @@ def test_no_sentinels(vocabulary: Vocabulary, tmp_path: Path) -> None:
     assert tokenizer("</s> <extra_id_0>").input_ids == [*vocabulary.encode("</s> <extra_id_0>"), 1]
 
 
-def test_where_a_literal_is_cut(vocabulary: Vocabulary) -> None:
+def test_split_offset_of_a_literal(vocabulary: Vocabulary) -> None:
     assert _spans("</", "<", "/s>")
     assert _spans("x</s>y", "</", "s>")
     assert not _spans("</x", "<", "/s>")
@@ -150,7 +150,7 @@ def test_where_a_literal_is_cut(vocabulary: Vocabulary) -> None:
         assert len("▁a") + len(left) in lengths, (left, right, whole)
 
 
-def test_other_models_are_refused(texts: list[str], tmp_path: Path) -> None:
+def test_other_models_are_rejected(texts: list[str], tmp_path: Path) -> None:
     import io
 
     model = io.BytesIO()
@@ -158,5 +158,5 @@ def test_other_models_are_refused(texts: list[str], tmp_path: Path) -> None:
         sentence_iterator=iter(texts[:500]), model_writer=model, vocab_size=300, model_type="bpe",
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
-    with pytest.raises(InputError, match="not a unigram model"):
+    with pytest.raises(InputError, match=r"^vocabulary: is not a unigram model"):
         Vocabulary(model.getvalue()).save(tmp_path)

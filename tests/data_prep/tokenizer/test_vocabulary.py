@@ -20,7 +20,7 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
-def test_ids_are_those_of_sentencepiece(vocabulary: Vocabulary, texts: list[str]) -> None:
+def test_ids_equal_sentencepiece(vocabulary: Vocabulary, texts: list[str]) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_proto=vocabulary.model)
     assert [vocabulary.encode(text) for text in texts[:200]] == [reference.encode(text) for text in texts[:200]]
     assert vocabulary.encode_batch(texts) == [reference.encode(text) for text in texts]
@@ -32,7 +32,7 @@ def test_layout(vocabulary: Vocabulary) -> None:
     assert vocabulary.rows == 1152
     assert vocabulary.sentinel(0) == 1099
     assert vocabulary.sentinel(99) == 1000
-    with pytest.raises(InputError, match="no <extra_id_100>"):
+    with pytest.raises(InputError, match="has 100 sentinels, so no <extra_id_100>"):
         vocabulary.sentinel(100)
 
 
@@ -43,7 +43,7 @@ def test_t5_layout(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("literal", ["</s>", "<pad>", "<unk>", "<extra_id_0>", "a</s>b", "<extra_id_99> <extra_id_7>"])
-def test_control_strings_stay_text(vocabulary: Vocabulary, literal: str) -> None:
+def test_control_strings_are_text(vocabulary: Vocabulary, literal: str) -> None:
     ids = vocabulary.encode(f"x {literal} y")
     assert vocabulary.eos not in ids
     assert vocabulary.pad not in ids
@@ -51,7 +51,7 @@ def test_control_strings_stay_text(vocabulary: Vocabulary, literal: str) -> None
 
 
 @given(text=unicode_text)
-def test_no_text_has_a_control_id(vocabulary: Vocabulary, text: str) -> None:
+def test_no_text_encodes_to_a_control_id(vocabulary: Vocabulary, text: str) -> None:
     ids = vocabulary.encode(text)
     assert not {vocabulary.pad, vocabulary.eos} & set(ids)
     assert max(ids, default=2) < vocabulary.size - vocabulary.sentinels
@@ -71,7 +71,7 @@ def test_decode(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode([vocabulary.rows - 1]) == vocabulary.decode([vocabulary.unk])
 
 
-def test_the_sentinel_that_begins_an_answer_is_taken_off(vocabulary: Vocabulary) -> None:
+def test_leading_sentinel_of_an_answer_is_stripped(vocabulary: Vocabulary) -> None:
     first, ids = vocabulary.sentinel(0), vocabulary.encode("the name")
     for variant in ("targets", "both"):
         assert vocabulary.strip_sentinel([first, *ids], variant) == ids
@@ -85,13 +85,13 @@ def test_the_sentinel_that_begins_an_answer_is_taken_off(vocabulary: Vocabulary)
     assert bare.strip_sentinel([bare.size - 1, 5]) == [bare.size - 1, 5]
 
 
-def test_ids_that_a_model_has_no_rows_for(vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_model_with_too_few_rows(vocabulary: Vocabulary, tmp_path: Path) -> None:
     vocabulary.check_fits(vocabulary.rows, tmp_path)
-    with pytest.raises(InputError, match=r"model: the vocabulary has 1,100 ids and the model 1,099 embedding rows"):
+    with pytest.raises(InputError, match=r"model: has 1,099 embedding rows, but the vocabulary has 1,100 ids"):
         vocabulary.check_fits(vocabulary.size - 1, tmp_path / "model")
 
 
-def test_ids_that_mean_something_else_to_a_model(vocabulary: Vocabulary, texts: list[str], tmp_path: Path) -> None:
+def test_model_with_another_vocabulary(vocabulary: Vocabulary, texts: list[str], tmp_path: Path) -> None:
     other = Vocabulary.train(texts[::7], 500)
     other.save(tmp_path)
     other.check_fits(1152, tmp_path)
@@ -101,7 +101,7 @@ def test_ids_that_mean_something_else_to_a_model(vocabulary: Vocabulary, texts: 
 
 @pytest.fixture
 def on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes], None]]:
-    """Puts a file on a hub that is served on localhost; every model is there, with the files that were put."""
+    """Adds files to a hub served on localhost, on which every model exists."""
     files: dict[str, bytes] = {}
 
     class Hub(BaseHTTPRequestHandler):
@@ -118,7 +118,7 @@ def on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         do_HEAD = do_GET
 
         def log_message(self, *args: object) -> None:
-            """Keep quiet."""
+            """Suppress logging."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -133,7 +133,7 @@ def on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     server.server_close()
 
 
-def test_ids_that_mean_something_else_to_a_model_of_the_hub(
+def test_hub_model_with_another_vocabulary(
     vocabulary: Vocabulary, texts: list[str], on_hub: Callable[[str, bytes], None]
 ) -> None:
     on_hub("lab/t5:spiece.model", vocabulary.model)
@@ -141,8 +141,8 @@ def test_ids_that_mean_something_else_to_a_model_of_the_hub(
     vocabulary.check_fits(1152, Path("lab/t5"))
     with pytest.raises(InputError, match=r"lab/t5: .* another vocabulary than lab/t5/spiece\.model; prepare it again"):
         Vocabulary.train(texts[::7], 500).check_fits(1152, "lab/t5")
-    vocabulary.check_fits(1152, "lab/without")  # no vocabulary to compare with: rows alone
-    with pytest.raises(InputError, match=r"lab/without is on the hub and holds no spiece\.model"):
+    vocabulary.check_fits(1152, "lab/without")  # without a vocabulary, only rows are compared
+    with pytest.raises(InputError, match=r"vocabulary lab/without: has no spiece\.model on the hub"):
         Vocabulary.load("lab/without")
 
 
@@ -153,22 +153,22 @@ def test_training_is_reproducible(texts: list[str], vocabulary: Vocabulary) -> N
     assert Vocabulary.train(texts[:-50], 1000).digest != vocabulary.digest
 
 
-def test_long_lines_are_trained_on() -> None:
-    """SentencePiece's trainer skips lines over 4,192 bytes in silence; here they are cut between words."""
+def test_long_lines_are_split_for_training() -> None:
+    """SentencePiece's trainer silently skips lines over 4,192 bytes, so they are split between words."""
     words = " ".join(f"word{i}" for i in range(4000))
     assert Vocabulary.train([words], 60).unk not in Vocabulary.train([words], 60).encode("word1")
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(100_000, r"set it to at most [\d,]+$"), (20, r"set it to [\d,]+ or more$")]
+    ("size", "message"), [(100_000, r"set it to at most [\d,]+$"), (20, r"set it to at least [\d,]+$")]
 )
-def test_size_that_the_text_cannot_give(texts: list[str], size: int, message: str) -> None:
+def test_vocabulary_size_out_of_range(texts: list[str], size: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Vocabulary.train(texts[:300], size)
 
 
 def test_no_text_to_train_on() -> None:
-    with pytest.raises(InputError, match="no vocabulary"):
+    with pytest.raises(InputError, match=r"^vocabulary_size: cannot train"):
         Vocabulary.train([" \n "], 100)
 
 
@@ -197,30 +197,30 @@ def test_sentinels_of_a_tokenizer_directory(vocabulary: Vocabulary, tmp_path: Pa
             Vocabulary.load(tmp_path)
 
 
-def test_what_is_no_vocabulary(tmp_path: Path) -> None:
+def test_invalid_vocabulary_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"holds no spiece\.model"):
+    with pytest.raises(InputError, match=r"contains no spiece\.model"):
         Vocabulary.load(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         Vocabulary.load(tmp_path / "absent.model")
     (tmp_path / "spiece.model").write_bytes(b"no model")
-    with pytest.raises(InputError, match=r"spiece\.model is not a SentencePiece model"):
+    with pytest.raises(InputError, match=r"spiece\.model: is not a SentencePiece model"):
         Vocabulary.load(tmp_path)
 
 
-def test_a_vocabulary_that_no_t5_can_use(texts: list[str]) -> None:
+def test_vocabulary_that_t5_cannot_use(texts: list[str]) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts[:500]), model_writer=model, vocab_size=300, minloglevel=2
     )
-    with pytest.raises(InputError, match="needs pad to be 0"):
+    with pytest.raises(InputError, match="T5 needs pad 0"):
         Vocabulary(model.getvalue())
     other_eos = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts[:500]), model_writer=other_eos, vocab_size=300, minloglevel=2,
         pad_id=0, eos_id=2, unk_id=1, bos_id=-1,
     )  # fmt: skip
-    with pytest.raises(InputError, match="has pad 0, eos 2 and unk 1; a T5 needs pad to be 0, eos 1"):
+    with pytest.raises(InputError, match="has pad 0, eos 2 and unk 1; T5 needs pad 0, eos 1"):
         Vocabulary(other_eos.getvalue())
 
 

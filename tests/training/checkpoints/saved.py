@@ -1,4 +1,4 @@
-"""What a checkpoint gives back, without one."""
+"""Saved tensors in memory, in place of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from t5_pipeline.training.state import TrainState
 
 
 class Saved(dict[str, Tensor]):
-    """Replicated tensors under the names that they were saved by."""
+    """Whole tensors by the names they were saved under."""
 
     @classmethod
     def of(cls, shards: list[TensorShard]) -> Saved:
@@ -31,5 +31,5 @@ class Saved(dict[str, Tensor]):
 
 
 def tensors_of(state: TrainState) -> dict[str, Tensor]:
-    """Everything that training goes on from."""
+    """The tensors of a checkpoint of this state."""
     return dict(Saved.of(state.shards()))

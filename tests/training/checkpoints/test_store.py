@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were, or are passed over, or say what is wrong."""
+"""Checkpoints are read back unchanged, or skipped as damaged, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ TENSORS = {
     "model/narrow": torch.tensor([1.5, -2.0]).bfloat16(),
     "meter": torch.zeros(0, 3, dtype=torch.float64),
 }
-PIECES = [TensorShard.whole(name, tensor) for name, tensor in TENSORS.items()]
+SHARDS = [TensorShard.whole(name, tensor) for name, tensor in TENSORS.items()]
 
 
 def saved(directory: Path, *steps: int, fingerprint: str = "f", **keep: Any) -> Checkpoints:
     checkpoints = Checkpoints(directory / "checkpoints", fingerprint, **{"keep_last": 3, **keep})
     for step in steps:
-        checkpoints.save(step, PIECES, {"elapsed_s": 0.1 + step})
+        checkpoints.save(step, SHARDS, {"elapsed_s": 0.1 + step})
     checkpoints.wait()
     return checkpoints
 
 
 @pytest.fixture
-def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What is logged; stages keep their logger's words to themselves."""
+def log_messages(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Captured log messages; the logger of stages does not propagate by default."""
     logger = logging.getLogger("t5-pipeline")
     before, logger.propagate = logger.propagate, True
     with caplog.at_level(logging.WARNING):
@@ -51,7 +51,7 @@ def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
     logger.propagate = before
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_saved_tensors_are_read_back(tmp_path: Path) -> None:
     latest = saved(tmp_path, 10, 20).latest()
     assert latest is not None
     assert (latest.step, latest.scalars) == (20, {"elapsed_s": 20.1})
@@ -65,7 +65,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 
 class Ring(HostCollectives):
-    """HostCollectives between threads of one process, each of which stands for a process."""
+    """HostCollectives between threads of one process, each in place of a process."""
 
     def __init__(self, rank: int, world: int, shared: dict[str, Any]) -> None:
         self.rank, self.world, self.shared = rank, world, shared
@@ -87,11 +87,11 @@ def together(world: int, directory: Path) -> list[Checkpoints]:
 
 
 @given(cuts=st.lists(st.integers(0, 1200), max_size=6), reads=st.lists(st.integers(0, 1200), min_size=2, max_size=2))
-def test_any_stretch_of_a_tensor_that_was_saved_in_pieces(
+def test_any_slice_of_a_tensor_that_was_saved_in_shards(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], reads: list[int]
 ) -> None:
-    """Whoever held which part when it was saved, whoever reads which part."""
-    directory = tmp_path_factory.mktemp("pieces")
+    """For any sharding at saving and at reading."""
+    directory = tmp_path_factory.mktemp("shards")
     flat = TENSORS["model/w"].flatten()
     edges = sorted({0, *cuts, len(flat)})
     shards = [TensorShard("w", (30, 40), a, flat[a:b]) for a, b in itertools.pairwise(edges)]
@@ -106,7 +106,7 @@ def test_any_stretch_of_a_tensor_that_was_saved_in_pieces(
 
 
 @given(sizes=st.lists(st.integers(1, 50), max_size=20), world=st.integers(1, 5))
-def test_what_all_hold_is_saved_once_and_shared_out(sizes: list[int], world: int) -> None:
+def test_replicated_shards_are_saved_once_by_all_ranks_in_turn(sizes: list[int], world: int) -> None:
     shards = [TensorShard.whole(str(index), torch.zeros(size)) for index, size in enumerate(sizes)]
     shares = [share(shards, rank, world) for rank in range(world)]
     assert sorted(shard.name for mine in shares for shard in mine) == sorted(shard.name for shard in shards)
@@ -114,10 +114,10 @@ def test_what_all_hold_is_saved_once_and_shared_out(sizes: list[int], world: int
     assert max(loads) - min(loads) <= max(sizes, default=0)
 
 
-def test_several_processes_write_one_checkpoint_and_another_number_reads_it(tmp_path: Path) -> None:
+def test_a_checkpoint_of_two_processes_is_read_by_one(tmp_path: Path) -> None:
     def halves(rank: int) -> list[TensorShard]:
         w = TENSORS["model/w"].flatten()
-        return [TensorShard("model/w", (30, 40), 600 * rank, w[600 * rank : 600 * (rank + 1)]), *PIECES[1:]]
+        return [TensorShard("model/w", (30, 40), 600 * rank, w[600 * rank : 600 * (rank + 1)]), *SHARDS[1:]]
 
     threads = [
         threading.Thread(target=lambda c=c, r=r: (c.save(5, halves(r), {"a": 1}), c.wait()))  # type: ignore[misc]
@@ -136,9 +136,9 @@ def test_several_processes_write_one_checkpoint_and_another_number_reads_it(tmp_
         assert torch.equal(found.tensor(name), tensor)
 
 
-def test_a_part_that_one_process_cannot_write_fails_for_all_and_leaves_the_older_ones(tmp_path: Path) -> None:
+def test_a_failed_write_on_one_rank_fails_on_all_and_keeps_older_checkpoints(tmp_path: Path) -> None:
     saved_before = Checkpoints(tmp_path, "f")
-    saved_before.save(1, PIECES, {})
+    saved_before.save(1, SHARDS, {})
     saved_before.wait()
     said: dict[int, str] = {}
 
@@ -147,7 +147,7 @@ def test_a_part_that_one_process_cannot_write_fails_for_all_and_leaves_the_older
 
     def write(rank: int, checkpoints: Checkpoints) -> None:
         try:
-            checkpoints.save(2, PIECES, {}, before=full)  # the first process alone comes to it
+            checkpoints.save(2, SHARDS, {}, before=full)  # only rank 0 calls it
             checkpoints.wait()
         except InputError as error:
             said[rank] = str(error)
@@ -158,12 +158,12 @@ def test_a_part_that_one_process_cannot_write_fails_for_all_and_leaves_the_older
     for thread in threads:
         thread.join(timeout=20)
     assert "cannot be written (no space left)" in said[0]
-    assert "another process could not write its part" in said[1]
+    assert "another process could not write its shards" in said[1]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_training_goes_on_with_a_copy_behind_it(tmp_path: Path) -> None:
-    """What changes after the call is not what is written, and the call does not wait for the disk."""
+def test_saving_copies_and_does_not_block(tmp_path: Path) -> None:
+    """Changes after the call are not written, and the call does not wait for the disk."""
     weight, slow = torch.zeros(1000), threading.Event()
     checkpoints = Checkpoints(tmp_path, "f")
     checkpoints.save(3, [TensorShard.whole("w", weight)], {}, before=lambda: slow.wait(20) and None)
@@ -174,7 +174,7 @@ def test_training_goes_on_with_a_copy_behind_it(tmp_path: Path) -> None:
     assert checkpoints.at(3).tensor("w").abs().sum() == 0
 
 
-def test_the_newest_of_no_later_step(tmp_path: Path) -> None:
+def test_the_newest_up_to_a_step(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10, 20, 30)
     for at_most, expected in ((30, 30), (29, 20), (20, 20)):
         latest = checkpoints.latest(at_most)
@@ -183,21 +183,21 @@ def test_the_newest_of_no_later_step(tmp_path: Path) -> None:
     assert checkpoints.latest(9) is None
 
 
-def test_nothing_saved_is_no_checkpoint(tmp_path: Path) -> None:
+def test_an_empty_directory_has_no_checkpoint(tmp_path: Path) -> None:
     assert saved(tmp_path).latest() is None
     with pytest.raises(InputError, match="no checkpoint of step 5; there are: none"):
         saved(tmp_path).at(5)
 
 
-def test_a_step_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_step_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint of step 15; there are: 10, 2,000"):
         saved(tmp_path, 10, 2000).at(15)
 
 
 @pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00000.json", "state.json"])
 @pytest.mark.parametrize("damage", ["flip first", "flip middle", "flip last", "cut", "remove"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
-    tmp_path: Path, heard: pytest.LogCaptureFixture, name: str, damage: str
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
+    tmp_path: Path, log_messages: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
     checkpoints = saved(tmp_path, 10, 20)
     path = tmp_path / "checkpoints" / "step-00000020" / name
@@ -207,20 +207,20 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     elif damage == "cut":
         path.write_bytes(content[:-7])
     else:
-        # The last byte of a JSON file is a line end, which means nothing: flip the one before it.
+        # The last byte of a JSON file is a line end without meaning: flip the one before it.
         index = {"flip first": 0, "flip middle": len(content) // 2, "flip last": len(content) - 2}[damage]
         content[index] ^= 0x04
         path.write_bytes(content)
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.step == 10
-    [warning] = heard.messages
+    [warning] = log_messages.messages
     assert str(path) in warning
     with pytest.raises(InputError, match=name):
         checkpoints.at(20)
 
 
-def test_when_none_is_intact_it_says_so_instead_of_starting_anew(tmp_path: Path) -> None:
+def test_all_checkpoints_damaged_is_an_error(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10)
     (tmp_path / "checkpoints" / "step-00000010" / "rank-00000.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="all checkpoints are damaged"):
@@ -233,7 +233,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_both_fingerprints(tmp_pa
         saved(tmp_path, fingerprint="bbb").latest()
 
 
-def test_pieces_that_do_not_cover_a_tensor_are_no_tensor(tmp_path: Path) -> None:
+def test_shards_that_do_not_cover_a_tensor_are_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "f")
     checkpoints.save(1, [TensorShard("w", (10,), 4, torch.ones(6))], {})
     checkpoints.wait()
@@ -242,18 +242,18 @@ def test_pieces_that_do_not_cover_a_tensor_are_no_tensor(tmp_path: Path) -> None
         checkpoints.at(1).tensor("w")
 
 
-def test_the_newest_and_every_so_manieth_stay(tmp_path: Path) -> None:
+def test_the_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 10, 20, 30, 40, 50, 60, 70, keep_last=2, keep_every=20)
     assert checkpoints.steps() == [20, 40, 60, 70]
     checkpoints.discard_after(40)
     assert checkpoints.steps() == [20, 40]
 
 
-def test_the_best_stays_and_the_newest_always_does(tmp_path: Path) -> None:
+def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "f", keep_last=1, keep_best=True)
     left = []
     for step, score in ((1, -5.0), (2, -3.0), (3, None), (4, -4.0), (5, -2.0), (6, -9.0)):
-        checkpoints.save(step, PIECES, {}, score=score)
+        checkpoints.save(step, SHARDS, {}, score=score)
         checkpoints.wait()
         left.append(checkpoints.steps())
     assert left == [[1], [2], [2, 3], [2, 4], [5], [5, 6]]
@@ -265,7 +265,7 @@ def test_an_older_one_goes_only_when_the_newer_one_is_whole(tmp_path: Path) -> N
     checkpoints = Checkpoints(tmp_path, "f", keep_last=1)
     seen: list[list[int]] = []
     for step in range(1, 6):
-        checkpoints.save(step, PIECES, {}, before=lambda: seen.append(checkpoints.steps()))
+        checkpoints.save(step, SHARDS, {}, before=lambda: seen.append(checkpoints.steps()))
         checkpoints.wait()
     assert seen == [[], [1], [2], [3], [4]]
     assert checkpoints.steps() == [5]
@@ -299,12 +299,12 @@ def test_a_disk_that_is_full_leaves_the_older_ones_and_one_line(tmp_path: Path) 
 def test_failure_in_the_background_is_known_before_it_is_asked_for(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "not" / "there", "f")
     (tmp_path / "not").write_text("a file where a folder should be")
-    checkpoints.save(1, PIECES, {})
+    checkpoints.save(1, SHARDS, {})
     deadline = time.monotonic() + 20
     while not checkpoints.failed and time.monotonic() < deadline:
         time.sleep(0.01)
     with pytest.raises(InputError, match="cannot be written"):
-        checkpoints.save(2, PIECES, {})
+        checkpoints.save(2, SHARDS, {})
 
 
 def test_nothing_but_safetensors_and_json_is_written(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""What an engine holds for a frozen T5 with a bank of prompts, as one rank sees it. Run by `accelerate launch`; prints JSON.
+"""Gradients and moments that one rank stores for a frozen T5 with a bank of prompts. Run by `accelerate launch`.
 
-engine_probe.py PLACE        leaves PLACE/RANK.json
+engine_probe.py PLACE        writes PLACE/RANK.json
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(place: Path) -> None:
     }
     (place / f"{accelerator.process_index}.json").write_text(json.dumps(found))
     accelerator.wait_for_everyone()
-    # Nothing more is to be said; DeepSpeed's and gloo's threads need not be waited for.
+    # Exit without waiting for DeepSpeed's and gloo's threads.
     sys.stdout.flush()
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""What engines hold, and what they refuse. That they train alike is in tests/system/test_engines.py."""
+"""State of the engines, and launches that they refuse. tests/system/test_engines.py compares their training."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ TRAINED = 5 * 32
 @pytest.mark.parametrize(
     "engine", [*(pytest.param(name, marks=pytest.mark.engines) for name in ("ddp", "zero1", "zero2")), "zero3", "fsdp2"]
 )
-def test_frozen_weights_take_neither_gradients_nor_moments(tmp_path: Path, engine: str) -> None:
+def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path, engine: str) -> None:
     configs = ROOT / "accelerate_configs"
-    told = yaml.safe_load((configs / ("cpu_zero2.yaml" if "zero" in engine else f"cpu_{engine}.yaml")).read_text())
+    configuration = yaml.safe_load(
+        (configs / ("cpu_zero2.yaml" if "zero" in engine else f"cpu_{engine}.yaml")).read_text()
+    )
     if "zero" in engine:
-        told["deepspeed_config"]["zero_stage"] = int(engine[-1])
-    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(told))
+        configuration["deepspeed_config"]["zero_stage"] = int(engine[-1])
+    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(configuration))
     arguments = ("-m", "accelerate.commands.launch", "--config_file", tmp_path / "launch.yaml", PROBE, tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
@@ -51,8 +53,8 @@ def test_frozen_weights_take_neither_gradients_nor_moments(tmp_path: Path, engin
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=23), world=st.integers(1, 5), size=st.integers(0, 4))
-def test_ranks_share_a_batch_and_run_as_many_microbatches(lengths: list[int], world: int, size: int) -> None:
-    """Every row is on one rank; in lockstep all have as many microbatches, and what is added weighs nothing."""
+def test_ranks_share_a_batch_in_equally_many_microbatches(lengths: list[int], world: int, size: int) -> None:
+    """Every row is on one rank; in lockstep all have equally many microbatches, padded by rows of zero weight."""
     rows = [(np.arange(1, n + 1), np.full(n, row + 1)) for row, n in enumerate(lengths)]
     whole = collate(rows)
     for lockstep in (False, True):
@@ -90,7 +92,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({"T5_PIPELINE_DEVICE": "cpu", "WORLD_SIZE": "2"}, "lm_adapt", "launch: CPUs are asked for, and GPUs are visible"),
     ],
 )  # fmt: skip
-def test_what_cannot_train_is_refused_before_anything_is_written(
+def test_impossible_launches_are_refused_before_anything_is_written(
     finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: str, said: str
 ) -> None:
     for name, value in environment.items():

@@ -1,4 +1,4 @@
-"""The loop with the real frozen T5 and a bank of prompts: only prompts move, each as if it were alone."""
+"""Trainer with a frozen T5 and a bank of prompts: only the prompts change, each as if it were alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LENGTHS = [3, 1, 7]
 
 
 class Mixed:
-    """At every step, batch `step` of each prompt's own source, one behind the other."""
+    """At every step, the concatenated batches of each prompt's own source."""
 
     def __init__(self, small_run: ModuleType, prompts: list[int]) -> None:
         self.examples = small_run.Examples
@@ -74,7 +74,7 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
     return model
 
 
-def test_not_one_bit_of_the_t5_changes_and_only_prompts_are_kept(small_run: ModuleType, tmp_path: Path) -> None:
+def test_the_t5_is_bit_identical_and_only_prompts_are_saved(small_run: ModuleType, tmp_path: Path) -> None:
     before = {name: p.clone() for name, p in init_t5(SHAPE, seed=0).state_dict().items()}
     model = tuned(small_run, tmp_path, [0, 1, 2], dropout=0.1)
     for name, p in model.t5.state_dict().items():
@@ -87,9 +87,7 @@ def test_not_one_bit_of_the_t5_changes_and_only_prompts_are_kept(small_run: Modu
 
 
 @pytest.mark.parametrize("prompt", range(3))
-def test_a_prompt_trained_in_company_equals_the_same_prompt_alone(
-    small_run: ModuleType, tmp_path: Path, prompt: int
-) -> None:
+def test_a_prompt_in_a_bank_equals_the_prompt_alone(small_run: ModuleType, tmp_path: Path, prompt: int) -> None:
     together = tuned(small_run, tmp_path / "together", [0, 1, 2])
     alone = tuned(small_run, tmp_path / "alone", [prompt])
     mine, other = together.bank.prompt(prompt), alone.bank.prompt(0)

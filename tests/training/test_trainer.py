@@ -1,4 +1,4 @@
-"""The loop: exact after kills, independent of microbatches, ranks and calls, clear when it must stop."""
+"""Trainer: bit-identical after kills, independent of microbatches, ranks and calls, clear errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMES = {"elapsed_s", "tokens_per_second"}
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
-    """Metrics without what a clock says."""
+    """Rows of metrics.jsonl without times."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
 
@@ -53,21 +53,19 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("optimizer", "precision"), [("adafactor", "fp32"), ("adafactor", "bf16"), ("adamw", "fp32")])
-def test_a_run_in_pieces_ends_with_the_bits_of_a_run_in_one(
-    small_run: ModuleType, tmp_path: Path, optimizer: str, precision: str
-) -> None:
-    """Restored in the middle of a log interval, and between two checkpoints."""
+def test_a_resumed_run_is_bit_identical(small_run: ModuleType, tmp_path: Path, optimizer: str, precision: str) -> None:
+    """Resumed within a log interval, and between two checkpoints."""
     whole: TrainState = small_run.run(tmp_path / "whole", steps=20, optimizer=optimizer, precision=precision)
     for steps in (5, 6, 13, 20):
-        shards: TrainState = small_run.run(tmp_path / "pieces", steps=steps, optimizer=optimizer, precision=precision)
-    assert_same_bits(tensors_of(whole), tensors_of(shards))
-    assert rows(tmp_path / "whole") == rows(tmp_path / "pieces")
+        resumed: TrainState = small_run.run(tmp_path / "resumed", steps=steps, optimizer=optimizer, precision=precision)
+    assert_same_bits(tensors_of(whole), tensors_of(resumed))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "resumed")
     assert [row["step"] for row in rows(tmp_path / "whole")] == [0, 4, 6, 8, 12, 12, 16, 18, 20]
-    assert shards.elapsed > 0
+    assert resumed.elapsed > 0
 
 
-def test_many_kills_at_any_moment_change_no_bit(small_run: ModuleType, tmp_path: Path) -> None:
-    """Every step is saved, and each kill comes up to 50 ms after a save: in steps, in saves, in pruning."""
+def test_a_killed_run_is_bit_identical(small_run: ModuleType, tmp_path: Path) -> None:
+    """Every step is saved, and kills come up to 50 ms after a save: in steps, in saves, in pruning."""
     settings = {"steps": 150, "checkpoint_every": 1, "seconds_per_step": 0.01}
     small_run.run(tmp_path / "whole", steps=150)
     delays = [str(0.05 * (k * 0.618 % 1)) for k in range(20)]
@@ -85,14 +83,14 @@ def test_many_kills_at_any_moment_change_no_bit(small_run: ModuleType, tmp_path:
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
 
 
-def test_where_a_call_ends_changes_nothing(small_run: ModuleType, tmp_path: Path) -> None:
+def test_the_ends_of_calls_change_nothing(small_run: ModuleType, tmp_path: Path) -> None:
     whole = small_run.run(tmp_path / "whole", steps=12)
     stages = small_run.run(tmp_path / "calls", steps=12, stops=(5, 5, 7))
     assert_same_bits(tensors_of(whole), tensors_of(stages))
     assert rows(tmp_path / "whole") == rows(tmp_path / "calls")
 
 
-def test_resuming_at_a_chosen_step_takes_the_same_path_again(small_run: ModuleType, tmp_path: Path) -> None:
+def test_resuming_at_a_chosen_step_repeats_the_trajectory(small_run: ModuleType, tmp_path: Path) -> None:
     first = small_run.run(tmp_path, steps=14, keep_every=6)
     before = rows(tmp_path)
     again = small_run.run(tmp_path, steps=14, at=6)
@@ -107,7 +105,7 @@ def test_microbatches_change_the_sum_by_rounding_only(small_run: ModuleType, tmp
             assert torch.allclose(p, other.engine.trained[name], rtol=1e-5, atol=1e-6), name
 
 
-def test_only_what_trains_moves_and_is_saved(small_run: ModuleType, tmp_path: Path) -> None:
+def test_only_trained_parameters_change_and_are_saved(small_run: ModuleType, tmp_path: Path) -> None:
     state = small_run.run(tmp_path, steps=3)
     assert torch.equal(state.engine.model.frozen, torch.ones(3))
     assert not [name for name in tensors_of(state) if "frozen" in name]
@@ -128,11 +126,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
     with pytest.raises(InputError, match="step 8: the loss is not finite"):
         small_run.run(tmp_path, steps=20, poison=7, log_every=log_every)
     assert Checkpoints(tmp_path / "checkpoints", "dropout 0.1").steps() == [3, 6]
-    mended = small_run.run(tmp_path, steps=20)
-    assert_same_bits(tensors_of(mended), tensors_of(small_run.run(tmp_path / "whole", steps=20)))
+    repaired = small_run.run(tmp_path, steps=20)
+    assert_same_bits(tensors_of(repaired), tensors_of(small_run.run(tmp_path / "whole", steps=20)))
 
 
-def test_a_signal_finishes_the_step_saves_and_leaves(small_run: ModuleType, tmp_path: Path) -> None:
+def test_on_a_signal_the_step_is_finished_and_saved(small_run: ModuleType, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted) as caught:
         small_run.run(tmp_path, steps=20, checkpoint_every=100, signal_at=8)
@@ -144,7 +142,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(small_run: ModuleType, tmp_
     )
 
 
-def test_the_first_signal_counts_and_repeats_do_no_harm() -> None:
+def test_the_first_signal_counts_and_repeats_are_ignored() -> None:
     with StopSignal() as stop:
         assert stop.signum == 0
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
@@ -169,9 +167,11 @@ def test_another_model_or_other_settings_are_refused(small_run: ModuleType, tmp_
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
 
 
-def test_two_processes_take_the_steps_of_one(small_run: ModuleType, tmp_path: Path) -> None:
-    """Odd batches of unequal lengths under `accelerate launch` (`--multi_gpu` is its word for several processes).
-    SIGTERM reaches the second process alone, both stop after that step; one process goes on with what two began."""
+def test_two_processes_train_like_one(small_run: ModuleType, tmp_path: Path) -> None:
+    """Batches that two processes cannot share evenly, under `accelerate launch` (`--multi_gpu` means several processes).
+
+    SIGTERM reaches only the second process, and both stop after that step; one process resumes their checkpoint.
+    """
     settings = {"steps": 20, "dropout": 0.0, "signal_at": 15, "signal_rank": 1}
     launched = subprocess.run(
         command(tmp_path / "two", settings, launcher=LAUNCH),
@@ -194,7 +194,7 @@ def test_two_processes_take_the_steps_of_one(small_run: ModuleType, tmp_path: Pa
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
 
 
-def test_batches_are_made_ahead_in_order_and_their_errors_arrive() -> None:
+def test_prefetch_keeps_the_order_and_raises_errors() -> None:
     made: list[int] = []
 
     def make(step: int) -> int:

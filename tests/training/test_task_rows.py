@@ -1,0 +1,34 @@
+"""Training rows: each task is encoded once, however many prompts train on it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.modeling.loaded import ModelSource
+from t5_pipeline.modeling.model_dir import ModelMetadata
+from t5_pipeline.training import task_rows
+
+
+def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def encode(task: Any, split: str, *more: Any, **named: Any) -> object:
+        calls.append((task.name, split, *more[1:], named))
+        return SimpleNamespace(name=task.name)
+
+    monkeypatch.setattr(task_rows, "encode_task", encode)
+    first, second = (
+        TaskConfig(name=name, data="x", inputs="{a}", targets="{b}", labels=["c", "d"], metrics=["accuracy"])
+        for name in ("first", "second")
+    )
+    source = ModelSource("m", "0", cast(Any, None), ModelMetadata("targets"))
+    c = PromptTuneConfig(model="m", task=first, max_input_length=32, max_target_length=8)
+    rows = task_rows.training_rows([first, second, first.model_copy()], source, c)
+    assert [task.name for task in rows] == ["first", "second", "first"]
+    assert rows[0] is rows[2]
+    assert calls == [(name, "train", 32, 8, "targets", {"training": True}) for name in ("first", "second")]
