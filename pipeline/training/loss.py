@@ -102,7 +102,7 @@ def model_loss(
 
 
 def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: Any) -> Tensor:
-    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings."""
+    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings (a `LogitsConfig`)."""
     return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
 
 
