@@ -45,7 +45,7 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
     def workers(encoding: Encoding, pieces: dict[int, Piece]) -> Events:
         return on_ray(encoding, pieces, c.ray, c.threads) if c.ray else on_this_machine(encoding, pieces, c.threads)
 
-    with progress, metrics, StopSignal() as stop:
+    with progress, metrics, StopSignal(stage.launch) as stop:
         metrics.truncate_after(-1)
         begun: list[Written] = []  # what was there when this process began, which was not made in its time
 

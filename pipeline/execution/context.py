@@ -13,6 +13,7 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.kinds import artifact_digest, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.errors import InputError, cannot_be_written
@@ -88,6 +89,7 @@ class Stage(Generic[C]):
         directory: Path,
         run_dir: RunDir,
         resume_from: int | None,
+        launch: LaunchContext,
         accelerator: Accelerator,
     ) -> None:
         self.cells = cells
@@ -95,6 +97,7 @@ class Stage(Generic[C]):
         self.directory = directory
         self.run_dir = run_dir
         self.resume_from = resume_from
+        self.launch = launch
         self.accelerator = accelerator
         self.stopped_by = 0  # the signal that came too late for the training loop to obey it
         self._began = time.monotonic()

@@ -12,7 +12,6 @@ import errno
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import resource
 import shutil
@@ -28,12 +27,13 @@ from t5_pipeline.artifacts.fingerprint import differences
 from t5_pipeline.artifacts.manifest import Manifest, Started
 from t5_pipeline.artifacts.run_dir import OutputDir, RunDir, absent, lock, remove_vain
 from t5_pipeline.config.command_line import Flags, as_overrides, flag, parse
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Cell, InputRef, Recipe, load_recipe
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, cannot_be_written
 from t5_pipeline.core.schema import nearest, validate
 from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import launched, set_threads
+from t5_pipeline.execution.devices import make_accelerator, set_threads
 from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs
 
 if TYPE_CHECKING:
@@ -49,35 +49,36 @@ def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
 
 def run(body: Callable[[Stage[C]], None], cls: type[C], arguments: list[str], program: str) -> int:
     """Run a stage and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
+    launch = LaunchContext.from_environment()
     report: Path | None = None
+
+    def leave(code: int, message: str) -> int:
+        """Print the message on one process, and leave code and message for the runner; a launcher hides the code."""
+        if launch.rank == 0:
+            if message:
+                print(f"error: {message}" if code == BAD_INPUT else message, file=sys.stderr, flush=True)
+            if report is not None and report.parent.is_dir():
+                with contextlib.suppress(OSError):
+                    write_text(report, json.dumps({"code": code, "message": message}))
+        return code
+
     try:
         flags = parse(cls, program, arguments)
         recipe, run_dir, name = _recipe(cls, flags)
         report = run_dir.state / f"{name}.exit"
-        _run(body, cls, flags, recipe, run_dir, name)
-        return _leave(report, 0, "")
+        _run(body, flags, recipe, run_dir, name, launch)
+        return leave(0, "")
     except InputError as error:
-        return _leave(report, BAD_INPUT, str(error))
+        return leave(BAD_INPUT, str(error))
     except Interrupted as error:
-        return _leave(report, error.exit_code, str(error))
+        return leave(error.exit_code, str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = error.filename or (report.parent.parent if report else "the disk")
-        return _leave(report, BAD_INPUT, str(cannot_be_written(where, error)))
+        return leave(BAD_INPUT, str(cannot_be_written(where, error)))
     except KeyboardInterrupt:
-        return _leave(report, 128 + signal.SIGINT, "stopped by SIGINT; run the same command to go on")
-
-
-def _leave(report: Path | None, code: int, message: str) -> int:
-    """Say why, once for all processes, and leave the code where the runner finds it: a launcher may swallow it."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        if message:
-            print(f"error: {message}" if code == BAD_INPUT else message, file=sys.stderr, flush=True)
-        if report is not None and report.parent.is_dir():
-            with contextlib.suppress(OSError):
-                write_text(report, json.dumps({"code": code, "message": message}))
-    return code
+        return leave(128 + signal.SIGINT, "stopped by SIGINT; run the same command to resume")
 
 
 def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
@@ -108,7 +109,12 @@ def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
 
 
 def _run(
-    body: Callable[[Stage[C]], None], cls: type[C], flags: Flags, recipe: Recipe, run_dir: RunDir, name: str
+    body: Callable[[Stage[C]], None],
+    flags: Flags,
+    recipe: Recipe,
+    run_dir: RunDir,
+    name: str,
+    launch: LaunchContext,
 ) -> None:
     check_outside(recipe.stages[name])
     decisions = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
@@ -121,8 +127,8 @@ def _run(
     if not open_cells:
         print(f"{name}: nothing to do, {decisions[0].reason}")
         return
-    set_threads(recipe.stages[name][0].settings.threads)
-    accelerator = launched(open_cells[0].cell.settings, run_dir.path)
+    set_threads(recipe.stages[name][0].settings.threads, launch)
+    accelerator = make_accelerator(open_cells[0].cell.settings, launch, run_dir.path)
     main_process = accelerator.is_main_process
     fresh = absent(run_dir.path, run_dir.path / name) if main_process else {}
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
@@ -131,7 +137,7 @@ def _run(
         accelerator.wait_for_everyone()
         try:
             for number, group in enumerate(groups, 1):
-                stopped_by = _run_job(body, group, flags, run_dir, accelerator)
+                stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator)
                 if stopped_by and number < len(groups):
                     raise Interrupted(stopped_by)
         except InputError:
@@ -140,7 +146,12 @@ def _run(
 
 
 def _run_job(
-    body: Callable[[Stage[C]], None], group: list[CellStatus], flags: Flags, run_dir: RunDir, accelerator: Accelerator
+    body: Callable[[Stage[C]], None],
+    group: list[CellStatus],
+    flags: Flags,
+    run_dir: RunDir,
+    launch: LaunchContext,
+    accelerator: Accelerator,
 ) -> int:
     """Make the cells of one job; returns a signal that came while the last of them was being published."""
     began, now = time.monotonic(), _now()
@@ -165,7 +176,7 @@ def _run_job(
             if group[0].cell.axes:
                 write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
         accelerator.wait_for_everyone()
-        stage = Stage(cells, directory, run_dir, flags.resume_from, accelerator)
+        stage = Stage(cells, directory, run_dir, flags.resume_from, launch, accelerator)
         with _logging(directory, main_process):
             log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
             _warn_of_other_versions(cells)

@@ -59,6 +59,7 @@ def train_stage(
     """
     c: TrainingConfig = stage.config
     engine = make_engine(
+        stage.launch,
         stage.accelerator,
         model,
         optimizer or (lambda parameters: model_optimizer(c.optimizer, parameters, c.weight_decay)),
@@ -115,7 +116,7 @@ def train_stage(
                 engine.set_training(False)
                 publish(step, Trained(checkpoints.at(state.step), finalize(state)))
 
-    with StopSignal() as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
+    with StopSignal(stage.launch) as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
         begin = stage.resume_from
         if begin is None:
             newest = checkpoints_in(stage.directory).latest()

@@ -90,7 +90,7 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
         ),
         (
             {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"offload_param_device": "cpu"}},
-            "only ZeRO-3 shards weights",
+            "only ZeRO-3 can keep weights in host memory",
         ),
         (
             {
@@ -100,7 +100,7 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
             },
             "deepspeed_config.deepspeed_config_file: is not supported",
         ),
-        ({"distributed_type": "FSDP", "num_processes": 2}, "only FSDP 2 is supported: fsdp_version: 2"),
+        ({"distributed_type": "FSDP", "num_processes": 2}, "fsdp_version: 1 is not supported; set fsdp_version: 2"),
         (
             {
                 "distributed_type": "FSDP",
@@ -109,7 +109,7 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
             },
             "fsdp_config.fsdp_reshard_after_forward: must be true or false",
         ),
-        ({"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": 2}, "must hold keys below it"),
+        ({"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": 2}, "must contain keys"),
     ],
 )
 def test_what_is_refused_in_one_line(keys: dict[str, Any], words: str, tmp_path: Path) -> None:

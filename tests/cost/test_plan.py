@@ -133,7 +133,7 @@ def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
 
 def test_a_launch_configuration_that_cannot_be_used(finished: Tiny, tmp_path: Path) -> None:
     (tmp_path / "fsdp1.yaml").write_text("distributed_type: FSDP\nnum_processes: 2\n")
-    with pytest.raises(InputError, match="only FSDP 2 is supported"):
+    with pytest.raises(InputError, match="fsdp_version: 1 is not supported"):
         planned(finished, f"lm_adapt.launch={tmp_path / 'fsdp1.yaml'}")
     said = t5_pipeline("plan", finished.recipe, "--run-dir", finished.run, "--rate", "fast")
     refused(said, r"--rate fast: must be the FLOP/s that one device sustains, as in 400T, or measured")

@@ -29,9 +29,9 @@ def test_plain_python_or_accelerate() -> None:
     launched = command("lm_adapt", configuration, ["--steps", "5"])
     assert launched[1:3] == ["-m", "accelerate.commands.launch"]
     assert launched[3:] == ["--config_file", configuration, script, "--steps", "5"]
-    with pytest.raises(InputError, match=r"none\.yaml: there is no such accelerate configuration"):
+    with pytest.raises(InputError, match=r"none\.yaml: does not exist; check the path"):
         command("lm_adapt", "none.yaml", [])
-    with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, and a runner .*slurm\.sbatch"):
+    with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, but a run .*slurm\.sbatch"):
         command("lm_adapt", str(ROOT / "accelerate_configs" / "multi_node.yaml"), [])
 
 

@@ -44,7 +44,7 @@ RECIPES = {
     ),
     "a missing accelerate configuration": (
         "    init: {d_model: 32,", "    launch: none.yaml\n    init: {d_model: 32,",
-        r"none.yaml: there is no such accelerate configuration; see accelerate_configs/",
+        r"none.yaml: does not exist; check the path \(accelerate_configs/ has examples\)",
     ),
 }  # fmt: skip
 

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
@@ -144,7 +145,9 @@ def run(
     torch.manual_seed(0)
     model = SmallModel(dropout)
     accelerator = Accelerator(cpu=True)
-    engine = make_engine(accelerator, model, lambda trained: model_optimizer(optimizer, trained, 1e-4), precision)
+    engine = make_engine(
+        LaunchContext(), accelerator, model, lambda trained: model_optimizer(optimizer, trained, 1e-4), precision
+    )
     state = TrainState(engine)
     checkpoints = Checkpoints(
         directory / "checkpoints",
@@ -170,7 +173,11 @@ def run(
         return learning_rate("rsqrt", peak=0.5, warmup_steps=10)(step)
 
     name = "metrics.jsonl" if accelerator.is_main_process else f"metrics-{accelerator.process_index}.jsonl"
-    with StopSignal() as stop, MetricsLog(directory / name) as metrics, Progress("small", steps, every=0) as progress:
+    with (
+        StopSignal(LaunchContext()) as stop,
+        MetricsLog(directory / name) as metrics,
+        Progress("small", steps, every=0) as progress,
+    ):
         resume(state, checkpoints, metrics, at=at)
         for end in (*stops, steps):
             train(

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import t5_pipeline
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.core.errors import InputError, Interrupted
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.training.checkpoints.store import Checkpoints
@@ -145,7 +146,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(small_run: ModuleType, tmp_
 
 
 def test_the_first_signal_counts_and_repeats_do_no_harm() -> None:
-    with StopSignal() as stop:
+    with StopSignal(LaunchContext()) as stop:
         assert stop.signum == 0
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), signum)

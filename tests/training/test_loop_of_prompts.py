@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
@@ -60,6 +61,7 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
     starts = [torch.randn(length, 16, generator=generator) for length in LENGTHS]
     model = PromptedT5(t5, PromptBank([starts[prompt] for prompt in prompts]))
     engine = make_engine(
+        LaunchContext(),
         Accelerator(cpu=True),
         model,
         lambda rows: prompt_optimizer("adafactor", rows[0], model.bank.row_prompt_R, 1e-5),
@@ -71,7 +73,13 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B, len(prompts))
 
     run = partial(
-        train, state, Mixed(small_run, prompts), loss_fn=losses, schedule=constant(0.3), seed=1, stop=StopSignal()
+        train,
+        state,
+        Mixed(small_run, prompts),
+        loss_fn=losses,
+        schedule=constant(0.3),
+        seed=1,
+        stop=StopSignal(LaunchContext()),
     )
     with MetricsLog(directory / "metrics.jsonl") as metrics, Progress("tune", 8) as progress:
         run(

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.batches import LMBatches
@@ -65,7 +66,9 @@ def losses(model: T5, batch: TensorBatch) -> Tensor:
 def state(optimizer: str = "adafactor") -> TrainState:
     model = init_t5(SHAPE, seed=1)
     model.set_dropout(0.0)
-    return TrainState(make_engine(Accelerator(cpu=True), model, lambda trained: model_optimizer(optimizer, trained)))
+    return TrainState(
+        make_engine(LaunchContext(), Accelerator(cpu=True), model, lambda trained: model_optimizer(optimizer, trained))
+    )
 
 
 @pytest.mark.parametrize("microbatch_size", [0, 3])
@@ -122,7 +125,7 @@ def test_training_takes_the_same_path(objective: str, optimizer: str, tmp_path: 
                 checkpoints=Checkpoints(directory / "checkpoints", "f"),
                 metrics=metrics,
                 progress=progress,
-                stop=StopSignal(),
+                stop=StopSignal(LaunchContext()),
                 on_nonfinite=OnNonFinite("stop", directory),
                 microbatch_size=2 if packed else 4,
                 log_every=1,
