@@ -252,7 +252,9 @@ def refused(said: Outcome, pattern: str) -> None:
     """Bad input was refused: exit code 2 and exactly one line, that matches, beside what a stage says as it begins."""
     assert said.code == 2, said
     lines = [
-        line for line in said.err.splitlines() if not re.search(r" \(cpu\)$|: training a vocabulary|now lie in", line)
+        line
+        for line in said.err.splitlines()
+        if not re.search(r" \(cpu\)$|: training a vocabulary|were moved to", line)
     ]
     assert len(lines) == 1, said.err
     assert re.fullmatch("error: " + pattern, lines[0]), lines[0]

@@ -171,7 +171,7 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _verify(given: argparse.Namespace) -> int:
-    from t5_pipeline.artifacts.manifest import damaged_files
+    from t5_pipeline.artifacts.manifest import damaged_files, mark_damaged
 
     run_dir = _existing(given.run_dir)
     damaged = files = 0
@@ -181,10 +181,11 @@ def _verify(given: argparse.Namespace) -> int:
             print(f"{cell.label}: not finished")
             continue
         found = damaged_files(run_dir.cell(cell), manifest)
+        mark_damaged(run_dir.cell(cell), found)
         damaged, files = damaged + len(found), files + len(manifest.files)
         print(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all as published'}")
-        for problem in found:
-            print(f"  {problem}")
+        for name, problem in found.items():
+            print(f"  {name} {problem}")
     if damaged:
         raise InputError(
             f"{run_dir.path}: {damaged} of {files} files are not as they were published; `t5-pipeline run` mends them"

@@ -294,8 +294,8 @@ def problems(path: Path, model: str | None = None) -> Iterator[str]:
         yield str(error)
         return
     if made is not None:
-        damaged = manifests.damaged_files(path.parent, made)
-        yield from (f"{path.parent}: {said}" for said in damaged if said.startswith(f"{path.name}/"))
+        damaged = manifests.damaged_files(path.parent, made, path.name)
+        yield from (f"{path.parent / name}: {problem}" for name, problem in damaged.items())
     if model is not None and info.base_model_digest != model:
         yield (
             f"{path}: was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]}, not"

@@ -50,7 +50,7 @@ def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
         seconds.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
         assert (done.code, done.err) == (
             0,
-            f"nothing to do: all 6 stages in {finished.run} are done and match the recipe\n",
+            f"nothing to do: all 6 stages in {finished.run} are up to date\n",
         )
     assert min(seconds) < 3
 
@@ -108,7 +108,7 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
         found.err
         == f"error: {tiny.run}: 1 of {files} files are not as they were published; `t5-pipeline run` mends them\n"
     )
-    assert "lm_adapt: 16 files\n  model/model.safetensors differs from what was published (block 0 of 1)\n" in found.out
+    assert "lm_adapt: 16 files\n  model/model.safetensors is damaged (block 0 of 1)\n" in found.out
 
 
 def test_verify_of_a_run_that_is_not_finished(tiny: Tiny) -> None:

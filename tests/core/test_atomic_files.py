@@ -15,6 +15,7 @@ from t5_pipeline.artifacts.manifest import (
     OutputRecord,
     changed_files,
     damaged_files,
+    mark_damaged,
     read,
     record_files,
     renew_times,
@@ -110,7 +111,7 @@ def test_a_manifest_finds_what_changed_and_what_is_damaged(tmp_path: Path) -> No
     manifest = read(tmp_path)
     assert manifest is not None
     assert changed_files(tmp_path, manifest) == {}
-    assert damaged_files(tmp_path, manifest) == []
+    assert damaged_files(tmp_path, manifest) == {}
 
     os.utime(file, ns=(5, 5))  # as a copy has it: the bytes decide, and are not read again afterwards
     assert changed_files(tmp_path, manifest) == {}
@@ -125,13 +126,15 @@ def test_a_manifest_finds_what_changed_and_what_is_damaged(tmp_path: Path) -> No
     file.write_bytes(content)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert changed_files(tmp_path, manifest) == {}  # the quick look trusts size and time
-    assert damaged_files(tmp_path, manifest) == ["model/weights differs from what was published (block 0 of 1)"]
-    os.utime(file)
+    damaged = damaged_files(tmp_path, manifest)
+    assert damaged == {"model/weights": "is damaged (block 0 of 1)"}
+    assert file.stat().st_mtime_ns == stat.st_mtime_ns
+    mark_damaged(tmp_path, damaged)
     assert changed_files(tmp_path, manifest) == {"model/weights": "was changed"}
 
     file.unlink()
     assert changed_files(tmp_path, manifest) == {"model/weights": "is missing"}
-    assert damaged_files(tmp_path, manifest) == ["model/weights is missing"]
+    assert damaged_files(tmp_path, manifest) == {"model/weights": "is missing"}
 
 
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:

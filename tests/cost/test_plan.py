@@ -40,9 +40,9 @@ def test_a_run_that_is_not_there_yet(finished: Tiny, tmp_path: Path) -> None:
         ("lm_adapt.learning_rate=0.5", ["run       lm_adapt  learning_rate: 0.02 → 0.5"]),
         (
             "prepare.vocabulary_size=400",
-            ["run       prepare  vocabulary_size: 300 → 400", "run       pretrain  prepare will have run"],
+            ["run       prepare  vocabulary_size: 300 → 400", "run       pretrain  depends on prepare"],
         ),
-        ("lm_adapt.steps=20", ["continue  lm_adapt  has 8 steps, 20 are wanted"]),
+        ("lm_adapt.steps=20", ["continue  lm_adapt  has 8 of 20 steps"]),
         ("lm_adapt.schedule=linear", ["run       lm_adapt  schedule: constant → linear"]),
         ("evaluate.limit=4", ["run       evaluate  limit: 8 → 4"]),
         ("seed=4", ["run       prepare  seed: 3 → 4"]),

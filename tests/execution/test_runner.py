@@ -52,7 +52,7 @@ def test_a_second_run_does_nothing_and_says_so(finished: Tiny) -> None:
     said = t5_pipeline("run", finished.recipe, "--run-dir", finished.run)
     assert (said.code, said.err) == (
         0,
-        f"nothing to do: all 6 stages in {finished.run} are done and match the recipe\n",
+        f"nothing to do: all 6 stages in {finished.run} are up to date\n",
     )
     assert changed(before, listing(finished.run)) <= {".state/lock"}
     assert set(todo(finished.plan())) == set()
@@ -71,9 +71,9 @@ def test_one_setting_reruns_its_stage_and_what_depends_on_it(tiny: Tiny) -> None
     why = todo(tiny.plan(*variant))
     assert why == {
         "sentinel": "variant: targets → both",
-        "prompt_tune [model=sentinel,seed=0]": "sentinel will have run",
-        "prompt_tune [model=sentinel,seed=1]": "sentinel will have run",
-        "evaluate": "prompt_tune will have run",
+        "prompt_tune [model=sentinel,seed=0]": "depends on sentinel",
+        "prompt_tune [model=sentinel,seed=1]": "depends on sentinel",
+        "evaluate": "depends on prompt_tune",
     }
     before, files = tiny.digests(), listing(tiny.run)
     said = tiny.start(*variant)
@@ -119,7 +119,7 @@ def test_a_new_cell_runs_alone(tiny: Tiny) -> None:
 def test_more_steps_go_on_and_end_where_a_run_in_one_ends(tiny: Tiny, tmp_path: Path) -> None:
     """To the bit; the log too."""
     steps = ("--until", "lm_adapt", "--set", "lm_adapt.steps=11")
-    assert "has 8 steps, 11 are wanted" in todo(tiny.plan(*steps[2:]))["lm_adapt"]
+    assert "has 8 of 11 steps" in todo(tiny.plan(*steps[2:]))["lm_adapt"]
     said = tiny.start(*steps)
     assert said.code == 0, said.err
     assert "step 10/11" in said.err
@@ -200,9 +200,9 @@ def test_a_stage_that_is_stopped(tiny: Tiny, signum: signal.Signals, code: int) 
     _, said = runner.communicate(timeout=60)
     assert runner.returncode == code, said
     if signum == signal.SIGKILL:
-        assert "lm_adapt was killed by signal 9; run the same command to go on from its last checkpoint" in said
+        assert "lm_adapt was killed by signal 9; run the same command to resume from its last checkpoint" in said
     else:
-        where = f"after step {newest_checkpoint(tiny):,}, which is saved; run the same command to go on"
+        where = f"after step {newest_checkpoint(tiny):,}, which is saved; run the same command to resume"
         assert f"■ lm_adapt: stopped by {signum.name} {where}" in said
     assert "Traceback" not in said
     assert not rank.is_running()

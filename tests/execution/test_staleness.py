@@ -101,7 +101,7 @@ def test_a_changed_setting_reruns_what_depends_on_it(run: Run) -> None:
     assert set(todo) == {
         "lm_adapt", "prompt_tune [model=lm_adapt@10,seed=0]", "prompt_tune [model=lm_adapt@10,seed=1]", "evaluate",
     }  # fmt: skip
-    assert todo["evaluate"] == "prompt_tune will have run"
+    assert todo["evaluate"] == "depends on prompt_tune"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_more_steps_go_on_and_fewer_are_made_anew(run: Run) -> None:
     decision = run.decide("lm_adapt.steps=30")["lm_adapt"]
     assert (decision.action, decision.reason, decision.steps_wanted) == (
         "continue",
-        "has 20 steps, 30 are wanted",
+        "has 20 of 30 steps",
         [30],
     )
     decision = run.decide("lm_adapt.steps=15")["lm_adapt"]
@@ -180,7 +180,7 @@ def test_what_was_begun_goes_on(run: Run) -> None:
     run.make(run.decide()["prepare"])
     run.make(run.decide()["pretrain"], finished=False)
     decision = run.decide()["pretrain"]
-    assert (decision.action, decision.reason) == ("continue", "was begun and did not finish")
+    assert (decision.action, decision.reason) == ("continue", "was started but did not finish")
     decision = run.decide("pretrain.learning_rate=2")["pretrain"]
     assert (decision.action, decision.replaces) == ("run", run.decide()["pretrain"].fingerprint)
 
@@ -201,5 +201,7 @@ def test_a_folder_of_prompts_where_one_is_wanted(run: Run) -> None:
         (folder / name).mkdir(parents=True)
         (folder / name / "prompt.json").write_text("{}")
     overrides = ["prompt_tune.prompt_init=prompt", f"prompt_tune.init_prompt={folder}"]
-    with pytest.raises(InputError, match=r"^prompt_tune\.init_prompt: \S+ holds 2 prompts; name one, as in \S+/a$"):
+    with pytest.raises(
+        InputError, match=r"^prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one, as in \S+/a$"
+    ):
         check_outside(load_recipe(run.recipe, overrides).cells())

@@ -34,9 +34,12 @@ def test_states_on_the_way(tiny: Tiny) -> None:
     (tiny.run / "lm_adapt" / "manifest.json").unlink()
     shutil.rmtree(tiny.run / "sentinel")
     found = rows(tiny)
-    assert (found["lm_adapt"]["state"], found["lm_adapt"]["reason"]) == ("to continue", "was begun and did not finish")
+    assert (found["lm_adapt"]["state"], found["lm_adapt"]["reason"]) == (
+        "to continue",
+        "was started but did not finish",
+    )
     assert (found["sentinel"]["state"], found["sentinel"]["reason"]) == ("to run", "not run yet")
-    assert found["evaluate"]["reason"] == "prompt_tune will have run"
+    assert found["evaluate"]["reason"] == "depends on prompt_tune"
     with lock(tiny.run / ".state" / "lm_adapt.lock", tiny.run):
         assert rows(tiny)["lm_adapt"]["state"] == "running"
         assert rows(tiny)["sentinel"]["state"] == "to run"

@@ -254,7 +254,7 @@ def test_inputs_that_are_not_there_yet(tiny: Tiny, unchanged: Callable[[], None]
     said = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run)
     refused(
         said,
-        rf"{tiny.run}: lm_adapt needs the output of prepare, pretrain, which is not there yet or out of date; run .*",
+        rf"{tiny.run}: lm_adapt needs the output of prepare, pretrain, which is missing or stale; run .*",
     )
     unchanged()
 
@@ -276,7 +276,7 @@ def test_inputs_that_are_not_there_yet(tiny: Tiny, unchanged: Callable[[], None]
             ["--model", "x", "--tokens", "/no/y", "--output-dir", "o"],
             r"lm_adapt.tokens: /no/y does not exist; give the .*",
         ),
-        (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: \S+ has no lm_adapt stage of that name; .*"),
+        (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: is not a stage of kind lm_adapt in \S+; .*"),
         (
             ["--recipe", "RECIPE", "--steps", "-1"],
             r"--set: stages.lm_adapt.steps: input should be greater than or equal to 0.*",

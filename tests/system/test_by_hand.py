@@ -121,7 +121,7 @@ def test_once_more_and_with_other_settings(finished: Tiny, tmp_path: Path) -> No
     assert run().code == 0
     before = listing(output)
     again = run()
-    assert (again.code, again.out) == (0, "sentinel: nothing to do, its settings and inputs are as they were\n")
+    assert (again.code, again.out) == (0, "sentinel: nothing to do, up to date\n")
     assert listing(output / "model") == {
         name: of for name, of in before.items() if name.startswith(str(output / "model"))
     }
@@ -130,8 +130,8 @@ def test_once_more_and_with_other_settings(finished: Tiny, tmp_path: Path) -> No
     again = run("--variant", "both")
     assert again.code == 2
     assert again.err == (
-        f"error: {output}: holds results of other settings (variant: targets → both);"
-        " choose another --output-dir, or move them aside with --overwrite\n"
+        f"error: {output}: contains results with other settings (variant: targets → both);"
+        " choose another --output-dir, or pass --overwrite to move them\n"
     )
     assert {n: of for n, of in listing(tmp_path).items() if "/.state/" not in n} == {
         n: of for n, of in before.items() if "/.state/" not in n

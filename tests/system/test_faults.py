@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up(finished: Tiny, continued: Tiny, small_disk: Path,
     said = more_steps(tiny, "--log-every", 10**6, "--validate-every", 10**6)
     assert said.code == 2, said
     (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    full = rf"{place}: cannot be written \(.*No space left on device.*\); make room, then run again"
+    full = rf"cannot write \S*{place} \(.*No space left on device.*\); free some space and run again"
     assert re.search(full, line), line
     assert "Traceback" not in said.err
     assert room > 20_000 or listing(checkpoints) == before
@@ -81,10 +81,10 @@ def test_a_disk_that_fills_up(finished: Tiny, continued: Tiny, small_disk: Path,
 def test_a_disk_that_became_read_only(finished: Tiny, small_disk: Path) -> None:
     tiny = finished.copy(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    refused(more_steps(tiny), rf"{tiny.run}/lm_adapt: cannot be written \(Read-only file system\); choose another .*")
+    refused(more_steps(tiny), rf"cannot write {tiny.run}/lm_adapt \(Read-only file system\); choose another .*")
     refused(
         t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=4"),
-        rf"{tiny.run}: cannot be written \(Read-only file system\); choose another directory",
+        rf"cannot write {tiny.run} \(Read-only file system\); choose another directory",
     )
     assert t5_pipeline("status", tiny.run).code == 0
     assert t5_pipeline("verify", tiny.run).code == 0
@@ -116,7 +116,7 @@ def test_a_published_model_with_a_flipped_bit(finished: Tiny, tiny: Tiny) -> Non
     said = stage("prompt_tune", *tune)
     assert said.code == 2
     (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert f"{tiny.run}/lm_adapt: model/model.safetensors differs from what was published (block 0 of 1)" in line
+    assert f"{tiny.run}/lm_adapt/model/model.safetensors: is damaged (block 0 of 1)" in line
     assert "run lm_adapt again" in line
     assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).code == 0
     assert tiny.digests() == finished.digests()
@@ -124,7 +124,7 @@ def test_a_published_model_with_a_flipped_bit(finished: Tiny, tiny: Tiny) -> Non
     flip(weights)
     said = t5_pipeline("verify", tiny.run)
     assert said.code == 2
-    assert "model/model.safetensors differs from what was published (block 0 of 1)" in said.out
+    assert "model/model.safetensors is damaged (block 0 of 1)" in said.out
     assert "1 of " in said.err
     assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
     assert t5_pipeline("verify", tiny.run).code == 0

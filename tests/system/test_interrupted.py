@@ -76,7 +76,7 @@ def test_told_to_stop(tiny: Tiny, signum: signal.Signals, code: int) -> None:
     (step,) = (int(word.replace(",", "")) for word in said.split("after step ")[1].split(", which")[:1])
     assert (
         said.splitlines()[-1]
-        == f"stopped by {signum.name} after step {step:,}, which is saved; run the same command to go on"
+        == f"stopped by {signum.name} after step {step:,}, which is saved; run the same command to resume"
     )
     assert "Traceback" not in said
     assert json.loads((tiny.run / ".state" / "lm_adapt.exit").read_text())["code"] == code
@@ -141,11 +141,11 @@ def test_other_versions_are_warned_about(tiny: Tiny) -> None:
     started.write_text(json.dumps({**begun, "versions": {**begun["versions"], "numpy": "1.0"}}))
     again = stage("lm_adapt", *more, 10)
     assert again.code == 0
-    assert "lm_adapt: was begun with other versions: numpy 1.0 → " in again.err
+    assert "lm_adapt: was started with other versions: numpy 1.0 → " in again.err
 
 
 def test_going_back_on_a_finished_stage(finished: Tiny, tiny: Tiny) -> None:
     again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--resume-from", 6)
     assert again.code == 0, again.err
-    assert "goes back to step 6" in again.err
+    assert "back to step 6" in again.err
     assert tiny.manifests()["lm_adapt"].all_outputs() == finished.manifests()["lm_adapt"].all_outputs()

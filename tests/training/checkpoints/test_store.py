@@ -157,7 +157,7 @@ def test_a_part_that_one_process_cannot_write_fails_for_all_and_leaves_the_older
         thread.start()
     for thread in threads:
         thread.join(timeout=20)
-    assert "cannot be written (no space left)" in said[0]
+    assert " (no space left); fix this and run again" in said[0]
     assert "another process could not write its part" in said[1]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -288,7 +288,7 @@ def test_a_disk_that_is_full_leaves_the_older_ones_and_one_line(tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         checkpoints.save(20, [TensorShard.whole("model/w", torch.zeros(10_000))], {})
-        with pytest.raises(InputError, match="step-00000020: cannot be written"):
+        with pytest.raises(InputError, match=r"cannot write .*step-00000020 "):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -303,7 +303,7 @@ def test_failure_in_the_background_is_known_before_it_is_asked_for(tmp_path: Pat
     deadline = time.monotonic() + 20
     while not checkpoints.failed and time.monotonic() < deadline:
         time.sleep(0.01)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot write "):
         checkpoints.save(2, PIECES, {})
 
 
