@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.prompts import add_commands
+from t5_pipeline.config.command_line import add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 
@@ -101,13 +102,7 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="where results go (default: runs/NAME of the recipe)"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STAGE.KEY=VALUE",
-        help="change a setting of the recipe; may be repeated",
-    )
+    add_set(parser)
 
 
 def _load(given: argparse.Namespace) -> tuple[Recipe, RunDir]:

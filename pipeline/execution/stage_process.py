@@ -29,7 +29,8 @@ from t5_pipeline.artifacts.manifest import Manifest, Started
 from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, lock
 from t5_pipeline.config.command_line import Flags, as_overrides, flag, parse
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.recipe import Cell, InputRef, Recipe, load_recipe
+from t5_pipeline.config.recipe import Cell, Recipe, apply_overrides, parse_recipe, read_recipe, stages_of_kind
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, cannot_be_written
 from t5_pipeline.core.schema import nearest, validate
@@ -94,10 +95,14 @@ def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
             OutputDir(flags.output_dir),
             cls.kind,
         )
-    plain = load_recipe(flags.recipe, flags.overrides)
-    of_kind = [name for name in plain.stages if plain.kind(name) == cls.kind]
-    name = flags.stage or (of_kind[0] if len(of_kind) == 1 else None)
-    if name is None:
+    located = read_recipe(flags.recipe)
+    apply_overrides(located, flags.overrides)
+    of_kind = stages_of_kind(located, cls.kind)
+    name = flags.stage or (of_kind[0] if len(of_kind) == 1 else "")
+    if name in of_kind:
+        apply_overrides(located, as_overrides(name, flags.values))
+    recipe = parse_recipe(located)
+    if not name:
         raise InputError(
             f"{flags.recipe}: has {len(of_kind)} stages of kind {cls.kind}; choose one with"
             f" --stage: {', '.join(of_kind)}"
@@ -106,7 +111,6 @@ def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
         raise InputError(
             f"--stage {name}: is not a stage of kind {cls.kind} in {flags.recipe}; {nearest(name, of_kind)}"
         )
-    recipe = load_recipe(flags.recipe, [*flags.overrides, *as_overrides(name, flags.values)])
     return recipe, RunDir(flags.run_dir or recipe.default_run_dir), name
 
 

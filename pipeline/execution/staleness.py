@@ -11,7 +11,8 @@ from t5_pipeline.artifacts.kinds import check_data, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.evaluate import EvaluateConfig
-from t5_pipeline.config.recipe import Cell, InputRef, Recipe
+from t5_pipeline.config.recipe import Cell, Recipe
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig

@@ -23,7 +23,7 @@ from torch import Tensor
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
-from t5_pipeline.config.recipe import load_task
+from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import write_bytes, write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import Task

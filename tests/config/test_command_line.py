@@ -66,7 +66,7 @@ def test_a_task_comes_from_its_file(tmp_path: Path) -> None:
         (["--modle", "a", "--output-dir", "o"], "unrecognized arguments: --modle a"),
         (["--model", "a"], "give either --recipe FILE"),
         (["--recipe", "r.yaml", "--output-dir", "o"], "give either --recipe FILE"),
-        (["--output-dir", "o", "--stage", "s"], "--stage, --run-dir and --set go with --recipe"),
+        (["--output-dir", "o", "--stage", "s"], "--stage, --run-dir and --set need --recipe"),
         (["--output-dir", "o", "--schedule", "steep"], "invalid choice: 'steep'"),
     ],
 )
@@ -83,6 +83,6 @@ def test_flags_override_a_recipe(tmp_path: Path) -> None:
         "name: r\nstages:\n  prepare: {corpus: c}\n  lm_adapt: {model: /m, tokens: prepare, steps: 4, keep_steps: [1]}\n"
     )
     values = {"steps": "9", "keep_steps": ["2", "3"], "learning_rate": "0.5"}
-    settings = load_recipe(path, list(as_overrides("lm_adapt", values))).stages["lm_adapt"][0].settings
+    settings = load_recipe(path, as_overrides("lm_adapt", values)).stages["lm_adapt"][0].settings
     assert isinstance(settings, LMAdaptConfig)
     assert (settings.steps, settings.keep_steps, settings.learning_rate) == (9, [2, 3], 0.5)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.recipe import load_recipe, parse_override
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.plan import Rate, plan
 from tests.tiny_run import ROOT, Tiny, listing, refused, stage, t5_pipeline
 
 
 def planned(tiny: Tiny, *overrides: str) -> str:
-    return plan(load_recipe(tiny.recipe, list(overrides)), RunDir(tiny.run))
+    return plan(load_recipe(tiny.recipe, map(parse_override, overrides)), RunDir(tiny.run))
 
 
 def test_a_finished_run(finished: Tiny) -> None:
@@ -103,7 +103,7 @@ def test_what_is_left(tiny: Tiny) -> None:
 
 
 def test_hours_at_a_rate_and_as_measured(tiny: Tiny) -> None:
-    recipe, run_dir = load_recipe(tiny.recipe, ["lm_adapt.steps=16"]), RunDir(tiny.run)
+    recipe, run_dir = load_recipe(tiny.recipe, [parse_override("lm_adapt.steps=16")]), RunDir(tiny.run)
     flops = float(tables(plan(recipe, run_dir))[0]["lm_adapt"]["FLOPs"])
     stated = tables(plan(recipe, run_dir, Rate(flops / 100)))[0]
     assert stated["lm_adapt"]["hours left"] == "50 s"
@@ -119,7 +119,7 @@ def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
     launch = tmp_path / "zero2.yaml"
     launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 8\ndeepspeed_config: {zero_stage: 2}\n")
     sets = [f"lm_adapt.launch={launch}", "lm_adapt.optimizer=adamw"]
-    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", sets)
+    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", map(parse_override, sets))
     work, memory, saving = tables(plan(recipe, RunDir(tmp_path / "run"), sizes=True))
     assert [row["parameters"] for name, row in work.items() if name.startswith("lm_adapt")] == [
         "76,961,152", "247,577,856", "783,150,080", "2.8 G", "11.1 G",

@@ -10,7 +10,7 @@ import pytest
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.recipe import load_recipe, parse_override
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs
 
@@ -41,7 +41,7 @@ class Run:
         self.dir = RunDir(path / "run")
 
     def decide(self, *overrides: str) -> dict[str, CellStatus]:
-        return {d.cell.label: d for d in decide(load_recipe(self.recipe, list(overrides)), self.dir)}
+        return {d.cell.label: d for d in decide(load_recipe(self.recipe, map(parse_override, overrides)), self.dir)}
 
     def make(self, decision: CellStatus, finished: bool = True) -> None:
         """Publish something whose digest depends on what the cell was made from."""
@@ -204,4 +204,4 @@ def test_a_folder_of_prompts_where_one_is_wanted(run: Run) -> None:
     with pytest.raises(
         InputError, match=r"^prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one, as in \S+/a$"
     ):
-        check_outside(load_recipe(run.recipe, overrides).cells())
+        check_outside(load_recipe(run.recipe, map(parse_override, overrides)).cells())

@@ -279,7 +279,7 @@ def test_inputs_that_are_not_there_yet(tiny: Tiny, unchanged: Callable[[], None]
         (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: is not a stage of kind lm_adapt in \S+; .*"),
         (
             ["--recipe", "RECIPE", "--steps", "-1"],
-            r"--set: stages.lm_adapt.steps: input should be greater than or equal to 0.*",
+            r"--steps: stages.lm_adapt.steps: input should be greater than or equal to 0.*",
         ),
     ],
 )

@@ -80,8 +80,8 @@ def test_a_recipe_that_is_not_there(tmp_path: Path, unchanged: Callable[[], None
     [
         ("lm_adapt.stepps=5", r"--set: stages.lm_adapt.stepps: unknown key; did you mean `steps`\?"),
         ("lm_adapt.steps=soon", r"--set: stages.lm_adapt.steps: input should be a valid integer.*, not 'soon'"),
-        ("lm_adpat.steps=5", r"--set lm_adpat.steps=5: there is no stage `lm_adpat`; did you mean `lm_adapt`\?"),
-        ("lm_adapt.steps", r"--set lm_adapt.steps: must look like stage.key=value"),
+        ("lm_adpat.steps=5", r"--set lm_adpat.steps: there is no stage `lm_adpat`; did you mean `lm_adapt`\?"),
+        ("lm_adapt.steps", r"--set lm_adapt.steps: is not an override; write it as stage.key=value"),
     ],
 )
 def test_a_wrong_override(tiny: Tiny, override: str, pattern: str, unchanged: Callable[[], None]) -> None:
