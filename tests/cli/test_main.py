@@ -71,7 +71,7 @@ def test_where_a_run_goes_without_run_dir(finished: Tiny, tmp_path: Path) -> Non
         (["run"], "t5-pipeline run: the following arguments are required: RECIPE"),
         (["run", "x.yaml", "--runs"], "t5-pipeline: unrecognized arguments: --runs"),
         (["run", "x.yaml", "--run", "y"], "t5-pipeline: unrecognized arguments: --run y"),
-        (["run", "x.yaml"], "x.yaml: cannot be read (No such file or directory); give the path of a YAML file"),
+        (["run", "x.yaml"], "cannot read x.yaml (No such file or directory); give the path of a YAML file"),
         (
             ["status", "nowhere"],
             "nowhere: is not a run directory (it has no recipe.yaml); `t5-pipeline run RECIPE` makes one",

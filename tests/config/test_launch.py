@@ -126,7 +126,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
     path.write_text("- 1\n")
     with pytest.raises(InputError, match="is not an accelerate configuration"):
         read_launch_config(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         read_launch_config(tmp_path / "none.yaml")
 
 

@@ -99,10 +99,10 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("    inputs:", "    imputs:", "small.yaml:6: tasks.tone.imputs: unknown key; did you mean `inputs`?"),
         ("name: small", "nam: small", "small.yaml:1: nam: unknown key; did you mean `name`?"),
         ("seed: 7", "seed: seven", "small.yaml:2: seed: must be a whole number"),
-        ("    corpus: text", "    corpus: text\n    corpus: more", "small.yaml:12: stages.prepare.corpus: stands twice; the first is on line 11"),
+        ("    corpus: text", "    corpus: text\n    corpus: more", "small.yaml:12: stages.prepare.corpus: duplicate key; it is also on line 11"),
         ("    corpus: text", "    corpus: [text", "small.yaml:12: is not valid YAML"),
         ("    init: {d_model: 64}\n", "", "small.yaml:12: stages.pretrain: give either `model`"),
-        ("    corpus: text", "    {}", "stages.prepare.corpus: is required and has no value"),
+        ("    corpus: text", "    {}", "stages.prepare.corpus: is required; give a value"),
         ("uses: span_corrupt", "uses: [a]", "small.yaml:13: stages.pretrain.uses: there is no stage kind `['a']`"),
         ("      seed: [0, 1]", "      5: [3]", "small.yaml:25: stages.prompt_tune.matrix.5: unknown key"),
         ("    task: tone", "    task: [tone]", "small.yaml:22: stages.prompt_tune.task: input should be a valid dictionary"),
@@ -175,7 +175,7 @@ def test_a_wrong_override_is_named(recipe: Path, override: str, message: str) ->
 
 
 def test_a_missing_recipe(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         load_recipe(tmp_path / "none.yaml")
 
 

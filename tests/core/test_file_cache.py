@@ -187,10 +187,10 @@ def test_a_fetch_that_was_killed_is_in_nobodys_way(store: Store, cache: Path) ->
     [
         (
             "flipped",
-            r"^counted:///.*/f1: block 1 of 1 is damaged, it is not what was written: put the file there again$",
+            r"^counted:///.*/f1: block 1 of 1 is damaged; upload the file again$",
         ),
-        ("shorter", r"^counted:///.*/f1 is not 2,000 bytes long"),
-        ("gone", r"^counted:///.*/f1 is not there: put the token shards there again$"),
+        ("shorter", r"^counted:///.*/f1: is not 2,000 bytes long; upload"),
+        ("gone", r"^counted:///.*/f1: does not exist; upload the token shards again$"),
     ],
 )
 def test_damage_in_the_store(store: Store, cache: Path, damage: str, message: str) -> None:
@@ -220,11 +220,11 @@ def test_damage_in_the_cache(store: Store, cache: Path) -> None:
 
 def test_a_cache_that_is_too_small(store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InputError, match=r"f0 has 2,000 bytes, more than the cache may hold \(1,999\): raise T5_PIPELINE"
+        InputError, match=r"f0: has 2,000 bytes, more than the cache's limit of 1,999; raise T5_PIPELINE"
     ):
         store.arrays(cache, 1_999)[0].read(0, 1)
     monkeypatch.setenv("T5_PIPELINE_CACHE_GB", "much")
-    with pytest.raises(InputError, match="T5_PIPELINE_CACHE_GB: must be a number of GB above 0, not 'much'"):
+    with pytest.raises(InputError, match="T5_PIPELINE_CACHE_GB: must be a positive number of GB, not 'much'"):
         FileCache(cache)
 
 
@@ -247,7 +247,7 @@ def test_what_is_no_remote_tokens(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^x\.tokens: counted:///nowhere holds no tokens \(no tokens\.json in it\)"):
         local_tokens("counted:///nowhere", "x.tokens")
     with pytest.raises(
-        InputError, match=r"^x\.tokens: nosuch://a/tokens\.json cannot be read \(Protocol not known: nosuch"
+        InputError, match=r"^x\.tokens: cannot read nosuch://a/tokens\.json \(Protocol not known: nosuch"
     ):
         local_tokens("nosuch://a", "x.tokens")
     (tmp_path / "tokens.json").write_text("{")

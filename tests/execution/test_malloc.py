@@ -11,7 +11,7 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from pipeline.allocator import keep_freed_memory
+from t5_pipeline.execution.malloc import keep_freed_memory
 if not keep_freed_memory():
     sys.exit(77)
 def faults():

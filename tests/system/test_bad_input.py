@@ -147,11 +147,11 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
     [
         (
             lambda model: (model / "model.safetensors").unlink(),
-            r"\S+: holds no .safetensors file, so there are no weights here; .*",
+            r"\S+: contains no .safetensors file; .*",
         ),
         (
             lambda model: os.truncate(model / "model.safetensors", 5000),
-            r"\S+model.safetensors: is not a whole safetensors file; .*",
+            r"\S+model.safetensors: is damaged or not a safetensors file; .*",
         ),
         (
             lambda model: (model / "config.json").unlink(),
@@ -266,7 +266,7 @@ def test_inputs_that_are_not_there_yet(tiny: Tiny, unchanged: Callable[[], None]
             ["--model", "x", "--toekns", "y", "--output-dir", "o"],
             r"lm_adapt.py: unrecognized arguments: --toekns y \(--help .*",
         ),
-        (["--model", "x", "--output-dir", "o"], r"--tokens: is required and has no value"),
+        (["--model", "x", "--output-dir", "o"], r"--tokens: is required; give a value"),
         (["--model", "x", "--tokens", "y"], r"lm_adapt.py: give either --recipe FILE, or the stage's settings and .*"),
         (
             ["--model", "x", "--tokens", "y", "--steps", "ten", "--output-dir", "o"],

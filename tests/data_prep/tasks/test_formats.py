@@ -89,7 +89,7 @@ OWN = {"inputs": "{a}", "targets": "{b}"}
 
 @pytest.mark.parametrize(("given", "said"), [
     ({"format": "superglue/ret"}, "did you mean `superglue/rte`"),
-    ({"format": "bleu"}, "there are: glue/cola"),
+    ({"format": "bleu"}, "choose one of glue/cola"),
     ({"format": "superglue/rte", "task_prefix": True, "inputs": "{premise}"}, "adds nothing to `inputs` of your own; begin them with `rte`"),
     ({"format": "superglue/rte", "task_prefix": True, "inputs": "rtemis {premise}"}, "adds nothing"),
     ({**OWN, "task_prefix": True}, "needs a `format`"),
