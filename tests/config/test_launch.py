@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from t5_pipeline.config.launch import LaunchConfig, read_launch_config
+from t5_pipeline.config.launch import LaunchConfig, LaunchContext, read_launch_config, runner_environment
 from t5_pipeline.core.errors import InputError
 from tests.tiny_run import ROOT
 
@@ -134,3 +135,47 @@ def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
 def test_every_configuration_of_the_project_can_be_read(path: Path) -> None:
     found = read_launch_config(path)
     assert found.processes >= found.machines >= 1
+
+
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, LaunchContext()),
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_WORLD_SIZE": "2"}, LaunchContext("ddp", 3, 4, 2)),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, LaunchContext("zero3", parent=os.getppid())),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
+            LaunchContext("fsdp2", parent=os.getppid(), reshard=False),
+        ),
+        (runner_environment(LaunchConfig(cpu=True)), LaunchContext(parent=os.getppid(), device="cpu")),
+        (runner_environment(None), LaunchContext(parent=os.getppid())),
+    ],
+)
+def test_a_launch_context_follows_the_environment(
+    environment: dict[str, str], expected: LaunchContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", environment)
+    assert LaunchContext.from_environment() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (DEEPSPEED, "zero_stage: a deepspeed_config_file is not supported"),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0 is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 1 is not supported; set 2"),
+        ({"MASTER_ADDR": "x", "ACCELERATE_DYNAMO_MODE": "y"}, "accelerate started one process"),
+        (runner_environment(LaunchConfig("ddp", 4)), "expected 4 processes (ddp) but got 1 process (one)"),
+        (runner_environment(None) | {"WORLD_SIZE": "2"}, "expected 1 process (one) but got 2 processes (ddp)"),
+    ],
+)
+def test_a_launch_that_cannot_be_used_has_an_error(
+    environment: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", environment)
+    error = LaunchContext.from_environment().error
+    assert error is not None
+    assert words in error
