@@ -1,4 +1,4 @@
-"""Accelerate configurations as they are read: engines, processes, offload, and what is refused."""
+"""Accelerate configurations and launch contexts: engines, processes, offload, and errors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def written(directory: Path, **keys: Any) -> Path:
         ),
     ],
 )
-def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Path) -> None:
+def test_configurations_are_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Path) -> None:
     assert read_launch_config(written(tmp_path, **keys)) == expected
 
 
@@ -113,7 +113,7 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
         ({"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": 2}, "must contain keys"),
     ],
 )
-def test_what_is_refused_in_one_line(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_unsupported_configurations_are_one_line_errors(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
     path = written(tmp_path, **keys)
     with pytest.raises(InputError) as error:
         read_launch_config(path)
@@ -122,7 +122,7 @@ def test_what_is_refused_in_one_line(keys: dict[str, Any], words: str, tmp_path:
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_configuration(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n")
     with pytest.raises(InputError, match="is not an accelerate configuration"):

@@ -124,7 +124,7 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, message: str) -> None:
+def test_errors_name_the_line_and_key(recipe: Path, old: str, new: str, message: str) -> None:
     assert RECIPE.count(old) == 1
     recipe.write_text(RECIPE.replace(old, new))
     with pytest.raises(InputError) as error:
@@ -134,13 +134,13 @@ def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, 
 
 
 @pytest.mark.parametrize("whole", ["", "5", "[a]", "name: a\nstages: [a]", "name: a\nstages: {prepare:}", "{[a]: 3}"])
-def test_what_is_no_recipe_at_all(recipe: Path, whole: str) -> None:
+def test_a_file_that_is_not_a_recipe(recipe: Path, whole: str) -> None:
     recipe.write_text(whole)
     with pytest.raises(InputError, match=r"^\S+small\.yaml:\d: "):
         load_recipe(recipe)
 
 
-def test_evaluate_scores_by_the_metrics_that_the_tasks_have_now(recipe: Path) -> None:
+def test_evaluate_uses_the_current_metrics_of_the_tasks(recipe: Path) -> None:
     for override, expected in [
         ("seed=7", {"tone": ["accuracy"]}),
         ("tasks.tone.metrics=[f1, mcc]", {"tone": ["f1", "mcc"]}),
@@ -152,7 +152,7 @@ def test_evaluate_scores_by_the_metrics_that_the_tasks_have_now(recipe: Path) ->
         assert settings.metrics == expected
 
 
-def test_warm_up_follows_the_schedule(recipe: Path) -> None:
+def test_default_warmup_depends_on_the_schedule(recipe: Path) -> None:
     for schedule, expected in [("rsqrt", 10_000), ("constant", 0), ("linear", 0)]:
         cells = overridden(recipe, *(f"{stage}.schedule={schedule}" for stage in ("pretrain", "lm_adapt"))).stages
         for stage in ("pretrain", "lm_adapt"):
@@ -169,7 +169,7 @@ def test_warm_up_follows_the_schedule(recipe: Path) -> None:
         ("lm_adapt.steps", "--set lm_adapt.steps: is not an override; write it as stage.key=value"),
     ],
 )
-def test_a_wrong_override_is_named(recipe: Path, override: str, message: str) -> None:
+def test_a_wrong_override_is_an_error(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         overridden(recipe, override)
 
@@ -179,8 +179,8 @@ def test_a_missing_recipe(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
 
 
-def test_tasks_one_by_one_and_together(tmp_path: Path) -> None:
-    """A name stands for a list of one; evaluate takes all cells of a stage, and knows their tasks' metrics."""
+def test_single_tasks_and_lists_of_tasks(tmp_path: Path) -> None:
+    """A name is a list of one task; evaluate takes all cells of a stage and the metrics of their tasks."""
     path = tmp_path / "tuning.yaml"
     path.write_text(
         "name: tuning\n"

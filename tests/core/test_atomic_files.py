@@ -7,7 +7,7 @@ import pytest
 from t5_pipeline.core.atomic_files import sweep, write_directory, write_text
 
 
-def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_directory_writes_are_atomic(tmp_path: Path) -> None:
     def half(directory: Path) -> None:
         (directory / "a").write_text("1")
         raise RuntimeError("stopped in the middle")
@@ -21,7 +21,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+def test_sweep_removes_temporary_files_of_killed_writers(tmp_path: Path) -> None:
     (tmp_path / ".model.1234.tmp").mkdir()
     (tmp_path / ".model.1234.tmp" / "x").write_text("x")
     (tmp_path / ".manifest.json.1234.tmp").write_text("{")

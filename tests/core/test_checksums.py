@@ -29,7 +29,7 @@ def test_a_digest_depends_on_tensors_and_not_on_their_files(tmp_path: Path) -> N
     assert len(digests | {tensors_digest(whole)}) == 5
 
 
-def test_a_directory_without_weights_and_a_cut_file(tmp_path: Path) -> None:
+def test_missing_and_truncated_weights_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"contains no \.safetensors file"):
         tensors_digest(tmp_path)
     whole = model(tmp_path / "whole", [{"a": np.arange(1000, dtype=np.float32)}]) / "model-0.safetensors"

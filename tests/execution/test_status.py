@@ -1,4 +1,4 @@
-"""Where a run stands, from manifests, metrics and locks alone."""
+"""Status of a run, from manifests, metrics and locks only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_finished_run(finished: Tiny) -> None:
     assert listing(finished.run) == before
 
 
-def test_states_on_the_way(tiny: Tiny) -> None:
+def test_states_of_an_unfinished_run(tiny: Tiny) -> None:
     (tiny.run / "lm_adapt" / "manifest.json").unlink()
     shutil.rmtree(tiny.run / "sentinel")
     found = rows(tiny)
@@ -46,7 +46,7 @@ def test_states_on_the_way(tiny: Tiny) -> None:
     assert rows(tiny)["lm_adapt"]["state"] == "to continue"
 
 
-def test_a_torn_last_line_is_passed_over(tiny: Tiny) -> None:
+def test_a_torn_last_line_is_ignored(tiny: Tiny) -> None:
     with (tiny.run / "lm_adapt" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
     assert rows(tiny)["lm_adapt"]["step"] == 8

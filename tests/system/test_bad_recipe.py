@@ -1,4 +1,4 @@
-"""What a recipe gets wrong is said before anything is launched: one line, exit code 2, nothing written, nothing lost."""
+"""Bad recipes: a one-line error and exit code 2 before anything is launched; nothing is written or lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("what", RECIPES)
 @pytest.mark.parametrize("new", [True, False], ids=["new run", "finished run"])
-def test_what_a_recipe_gets_wrong_is_said_before_anything_is_launched(
+def test_a_bad_recipe_is_rejected_before_anything_is_launched(
     tiny: Tiny, what: str, new: bool, unchanged: Callable[[], None]
 ) -> None:
     old, bad, pattern = (text.replace("DATA", str(tiny.data)) for text in RECIPES[what])
@@ -66,7 +66,7 @@ def test_what_a_recipe_gets_wrong_is_said_before_anything_is_launched(
             unchanged()
 
 
-def test_a_recipe_that_is_not_there(tmp_path: Path, unchanged: Callable[[], None]) -> None:
+def test_a_missing_recipe_file(tmp_path: Path, unchanged: Callable[[], None]) -> None:
     unchanged()
     refused(t5_pipeline("run", tmp_path / "x.yaml"), r"cannot read \S+x.yaml \(No such file or directory\); give .*")
     refused(stage("prepare", "--recipe", tmp_path / "x.yaml"), r"cannot read \S+x.yaml \(No such file .*")

@@ -1,4 +1,4 @@
-"""Several processes, really launched by accelerate: they train as one, and a launch that gives fewer is refused."""
+"""Several processes launched by accelerate train like one; a launch with fewer processes is rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
 
 
 def by_hand(finished: Tiny, output: Path) -> list[object]:
-    """LM adaptation in fp32 without dropout, whose global batch of 7 two processes cannot share evenly."""
+    """LM adaptation in fp32 without dropout, with a global batch of 7, which two processes cannot divide evenly."""
     return [
         "--model", finished.run / "pretrain", "--tokens", finished.run / "prepare", "--steps", 10, "--batch-size", 7,
         "--segment-length", 48, "--precision", "fp32", "--threads", 1, "--log-every", 2, "--schedule", "constant",
@@ -37,20 +37,20 @@ def test_two_processes_train_as_one(finished: Tiny, tmp_path: Path) -> None:
     start = load_file(finished.run / "pretrain" / "model" / "model.safetensors")
     assert one.keys() == two.keys()
     for name, weight in one.items():
-        # Adafactor divides by the size of a gradient: where that is rounding, steps differ by more than rounding.
+        # Adafactor divides by the gradient's magnitude; if that is rounding noise, steps differ by more than rounding.
         assert (weight - two[name]).norm() <= 2e-3 * weight.norm(), name
     assert any((weight - start[name]).norm() > 1e-2 * weight.norm() for name, weight in one.items())
     assert any(not weight.equal(two[name]) for name, weight in one.items()), "sums in another order: they were two"
     for mine, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert mine["step"] == theirs["step"]
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    # How many processes there were is no part of the result: one goes on with what two began.
+    # World size is not part of the fingerprint: one process resumes the run of two.
     more = [*by_hand(finished, tmp_path / "two"), "--steps", 12]
     assert "step 12/12" in stage("lm_adapt", *more).err
 
 
 @pytest.mark.parametrize("distributed_type", ["MULTI_CPU", "NO"])
-def test_a_launch_that_starts_one_process_in_silence_is_refused(
+def test_a_launch_that_silently_starts_one_process_is_rejected(
     finished: Tiny, tmp_path: Path, distributed_type: str
 ) -> None:
     configuration = yaml.safe_load(CPU_DDP.read_text()) | {"distributed_type": distributed_type}
@@ -65,8 +65,8 @@ def test_a_launch_that_starts_one_process_in_silence_is_refused(
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_configurations_are_whole(path: Path) -> None:
-    """accelerate reads each of them, and leaves precision to the stages."""
+def test_configurations_are_accepted_by_accelerate(path: Path) -> None:
+    """Precision is left to the stages."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     loaded = load_config_from_file(str(path))
@@ -75,8 +75,8 @@ def test_configurations_are_whole(path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_two_processes_under_the_runner_are_stopped_and_go_on(tiny: Tiny, signum: signal.Signals) -> None:
-    """SIGTERM reaches every rank by way of the runner, past accelerate; SIGKILL hits one rank and ends the other."""
+def test_two_processes_under_the_runner_stop_and_resume(tiny: Tiny, signum: signal.Signals) -> None:
+    """SIGTERM is forwarded by the runner to every rank; SIGKILL is sent to one rank and the other ends, too."""
     steps = ("--set", f"lm_adapt.launch={CPU_DDP}", "--set", "lm_adapt.checkpoint_every=20", "--until", "lm_adapt")
     words = command("run", tiny.recipe, "--run-dir", tiny.run, *steps, "--set", "lm_adapt.steps=100000")
     running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""accelerate_configs/slurm.sbatch on two CPU processes: real ranks, and stand-ins for the commands of Slurm itself."""
+"""accelerate_configs/slurm.sbatch on two CPU processes, with stand-ins for Slurm's own commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if [ "$1" = requeue ]; then echo "$2" >> "$REQUEUED"; else echo 127.0.0.1; fi
 
 
 def submit(tiny: Tiny, stand_ins: Path, *flags: object) -> subprocess.Popen[str]:
-    """The batch script as Slurm starts it on one machine of two devices."""
+    """Start the batch script as Slurm would on one machine with two devices."""
     stand_ins.mkdir(exist_ok=True)
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (stand_ins / name).write_text(text)
@@ -47,7 +47,7 @@ def submit(tiny: Tiny, stand_ins: Path, *flags: object) -> subprocess.Popen[str]
 
 
 @pytest.mark.skipif(shutil.which("pkill") is None, reason="the script needs pkill (procps)")
-def test_a_job_that_is_stopped_is_requeued_and_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_stopped_job_is_requeued_and_resumes(tiny: Tiny, tmp_path: Path) -> None:
     job = submit(tiny, tmp_path / "bin", "--steps", 100_000, "--checkpoint-every", 20)
     while newest_checkpoint(tiny) < 40:
         assert job.poll() is None, job.communicate()
@@ -64,7 +64,7 @@ def test_a_job_that_is_stopped_is_requeued_and_goes_on(tiny: Tiny, tmp_path: Pat
     assert job.returncode == 0, said
     assert tiny.manifests()["lm_adapt"].step == newest + 2
 
-    # A launch that ends before the stage has begun leaves no code of its own: the last job's 0 must not speak for it.
+    # A launch that fails before the stage starts writes no exit code; the last job's 0 must not be used.
     job = submit(tiny, tmp_path / "bin", "--steps", newest + 4, "--no-such-flag", 1)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 1, said
