@@ -1,6 +1,6 @@
 """Arrays in files, memory-mapped, each block of which is compared with its checksum before anything of it is used.
 
-Blocks are those of `pipeline.blocks`: sha256 of each 16 MiB. A block is read whole when something in it is
+Blocks are those of `core.checksums`: sha256 of each 16 MiB. A block is read whole when something in it is
 asked for the first time in a process; after that, reading costs what the mapping costs.
 """
 
@@ -29,7 +29,7 @@ class CheckedArray:
     >>> size = file.write_bytes(np.arange(4, dtype="<u2").tobytes())
     >>> CheckedArray(file, np.dtype("<u2"), 4, ["0" * 64], "write it again").read(1, 3)
     Traceback (most recent call last):
-    pipeline.errors.InputError: ...numbers: block 1 of 1 is damaged, it is not what was written: write it again
+    t5_pipeline.core.errors.InputError: ...numbers: block 1 of 1 is damaged, it is not what was written: write it again
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], size: int, blocks: Sequence[str] | None, mend: str) -> None:

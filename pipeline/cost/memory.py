@@ -76,7 +76,7 @@ class Memory:
 def training_memory(shape: T5Config, trained: Trained, launch: LaunchConfig) -> Memory:
     """Memory of each device of a launch.
 
-    >>> from pipeline.architecture import SIZES
+    >>> from t5_pipeline.modeling.config import SIZES
     >>> eight = Microbatch(rows=8, inputs=512, targets=512, packed=True)
     >>> whole = Trained(eight, SIZES["xl"].parameters, "adamw", accumulates=True)
     >>> for engine in ("ddp", "zero3"):
@@ -196,7 +196,7 @@ def _step(shape: T5Config, trained: Trained, launch: LaunchConfig, gradients: in
 def moments_bytes(shape: T5Config, trained: Trained) -> int:
     """Optimizer state of all that trains.
 
-    >>> from pipeline.architecture import SIZES
+    >>> from t5_pipeline.modeling.config import SIZES
     >>> base, m = SIZES["base"], Microbatch(1, 8, 8)
     >>> all_of_it = (Trained(m, base.parameters, name) for name in ("adamw", "adafactor"))
     >>> [round(moments_bytes(base, trained) / base.parameters, 4) for trained in all_of_it]

@@ -50,7 +50,7 @@ class TrainState:
             *self.engine.weights(),
             *self.engine.moments(),
             *chosen,
-            TensorShard.whole("stats", self.stats.history_NC),
+            TensorShard.whole("meter", self.stats.history_NC),
         ]
 
     def scalars(self) -> dict[str, Any]:
@@ -82,6 +82,6 @@ class TrainState:
             self.selection.load(saved, scalars["selection"], self.engine)
         self.step = step
         self.skipped = scalars["skipped"]
-        self.stats.history_NC = saved.tensor("stats")
+        self.stats.history_NC = saved.tensor("meter")
         self._elapsed_before = scalars["elapsed_s"]
         self._started = time.monotonic()

@@ -27,7 +27,7 @@ def test_commands_start_without_torch(finished: Tiny, name: str) -> None:
     }.get(name, [name])
     look = f"""
 import sys
-from pipeline.cli import main
+from t5_pipeline.cli.main import main
 try:
     code = main({arguments!r})
 except SystemExit as left:

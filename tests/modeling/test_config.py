@@ -71,5 +71,5 @@ def test_bad_config_names_the_file_and_the_key(change: dict[str, object], words:
 
 
 def test_architecture_needs_no_torch() -> None:
-    code = "import sys, pipeline.architecture; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, t5_pipeline.modeling.config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -27,7 +27,7 @@ def as_flags(tiny: Tiny, name: str) -> list[object]:
     kind = entry.pop("uses", name)
     words: list[object] = [] if "seed" in entry.get("matrix", ()) else ["--seed", 3]
     for key, value in entry.items():
-        if key not in ("matrix", "task", "keep_out", *STAGES[kind].inputs()):
+        if key not in ("matrix", "task", "decontaminate", *STAGES[kind].inputs()):
             for field, inner in (
                 {f"{key}.{k}": v for k, v in value.items()}.items() if isinstance(value, dict) else [(key, value)]
             ):
@@ -53,7 +53,7 @@ def test_from_text_to_scores_without_a_recipe(finished: Tiny, tmp_path: Path, ab
         assert read(output) is not None
         return output
 
-    text = run("prepare", "prepare", "--keep-out", about)
+    text = run("prepare", "prepare", "--decontaminate", about)
     pretrained = run("span_corrupt", "pretrain", "--tokens", text)
     adapted = run("lm_adapt", "lm_adapt", "--model", pretrained, "--tokens", text, "--keep-steps", 4)
     sentinel = run("sentinel", "sentinel", "--model", pretrained)

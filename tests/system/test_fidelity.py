@@ -13,7 +13,7 @@ from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.tuning import ModelTuneConfig, PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
 RECIPE = ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml"
 

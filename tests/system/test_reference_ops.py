@@ -41,7 +41,7 @@ def test_the_definitions_take_the_same_steps(finished: Tiny, tmp_path: Path, kin
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("reference_ops", ["attention"]), ("recompute", []), ("logits-precision", ["fp32"])]
+    ("flag", "value"), [("reference-ops", ["attention"]), ("recompute", []), ("logits-precision", ["fp32"])]
 )
 def test_peft_computes_by_itself(finished: Tiny, tmp_path: Path, flag: str, value: list[str]) -> None:
     said = stage(

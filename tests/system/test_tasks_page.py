@@ -14,7 +14,7 @@ from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tasks.formats import FORMATS
 from t5_pipeline.evaluation.metrics import check_metrics
 
-PAGE = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"(?:^    .*\n)+", PAGE, re.MULTILINE)]
 
 

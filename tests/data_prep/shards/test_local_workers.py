@@ -25,7 +25,7 @@ from t5_pipeline.data_prep.shards.ray_workers import on_ray
 from t5_pipeline.data_prep.shards.writer import Workers, Written, here, write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
-SETTINGS = {"validation_fraction": 0.2, "seed": 3, "keep_out": ["the quick brown fox"]}
+SETTINGS = {"validation_fraction": 0.2, "seed": 3, "decontaminate": ["the quick brown fox"]}
 PROCESSES: Workers = functools.partial(in_processes, count=2)
 RAY: Workers = functools.partial(on_ray, address="local", cores=2)
 
@@ -149,10 +149,10 @@ def test_workers_end_with_the_process_that_started_them(corpus: Path, vocabulary
     script.write_text(
         textwrap.dedent(f"""
         import functools, sys
-        from data_prep.corpora import corpus_pieces
-        from data_prep.processes import in_processes
-        from data_prep.shard_writing import write_tokens
-        from data_prep.vocabulary import Vocabulary
+        from t5_pipeline.data_prep.corpora.documents import corpus_pieces
+        from t5_pipeline.data_prep.shards.local_workers import in_processes
+        from t5_pipeline.data_prep.shards.writer import write_tokens
+        from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
         if __name__ == "__main__":
             pieces = corpus_pieces({str(corpus)!r}, piece_bytes=2_000)

@@ -122,7 +122,7 @@ def test_an_interrupted_write_goes_on(
     def broken() -> list[Piece]:
         return [Broken(piece.name, list(piece.documents())) for piece in cut(documents, 100)]
 
-    settings = {"validation_fraction": 0.1, "keep_out": [documents[5].text, documents[800].text]}
+    settings = {"validation_fraction": 0.1, "decontaminate": [documents[5].text, documents[800].text]}
     whole = write_tokens(cut(documents, 100), vocabulary, tmp_path / "whole", **settings)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
         write_tokens(broken(), vocabulary, tmp_path / "parts", **settings)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_shards_of_other_settings_are_not_mixed(
         write_tokens(cut(documents[:100]), vocabulary, tmp_path, seed=1)
     with pytest.raises(InputError, match="another cut of the corpus"):
         write_tokens(cut(documents[:100], 50), vocabulary, tmp_path)
-    with pytest.raises(InputError, match="another decontaminate, corpus"):
+    with pytest.raises(InputError, match="another keep_out, corpus"):
         write_tokens(cut(documents[:100]), vocabulary, tmp_path, decontaminate=["x"], description={"corpus": "other"})
 
 
