@@ -41,7 +41,7 @@ class Artifact:
 class CellRun(Generic[C]):
     """One cell of the job."""
 
-    decision: CellStatus
+    status: CellStatus
     config: C
     directory: Path
     run_dir: RunDir
@@ -54,7 +54,7 @@ class CellRun(Generic[C]):
 
     @property
     def id(self) -> str:
-        return self.decision.cell.id
+        return self.status.cell.id
 
     def inputs(self, name: str) -> list[Artifact]:
         """The artifacts of an input field: one, or every prompt of a stage.
@@ -62,22 +62,19 @@ class CellRun(Generic[C]):
         Raises:
             InputError: if a file is damaged. (Token shards are checked block by block when they are read.)
         """
-        found = [_artifact(record, self.run_dir) for record in self.decision.inputs[name]]
+        found = [_artifact(record, self.run_dir) for record in self.status.inputs[name]]
         for artifact in found if self.config.inputs()[name] != "tokens" else ():
             if artifact.path not in self.verified:
                 _verify(artifact)
                 self.verified.add(artifact.path)
         return found
 
-    def steps_on_disk(self) -> dict[int, OutputRecord]:
-        """Intermediate steps that are published already, though perhaps not in the manifest yet."""
+    def steps_on_disk(self) -> dict[int, str]:
+        """Paths of requested intermediate steps that are published already, though perhaps not in the manifest yet."""
         output = self.config.outputs[0]
-        places = {step: f"steps/{step_name(step)}/{output}" for step in self.decision.steps_wanted[:-1]}
-        return {
-            step: OutputRecord(path=place, digest=artifact_digest(output, self.directory / place))
-            for step, place in places.items()
-            if (self.directory / place).is_dir()
-        }
+        places = {step: f"steps/{step_name(step)}/{output}" for step in self.status.steps_wanted}
+        last = getattr(self.config, "steps", None)
+        return {step: place for step, place in places.items() if step != last and (self.directory / place).is_dir()}
 
     def input(self, name: str) -> Artifact:
         found = self.inputs(name)
@@ -112,9 +109,7 @@ class Stage(Generic[C]):
         self.accelerator = accelerator
         self.stopped_by = 0
         self._began = time.monotonic()
-        self.name = (
-            cells[0].decision.cell.label if len(cells) == 1 else f"{cells[0].decision.cell.stage} × {len(cells)}"
-        )
+        self.name = cells[0].status.cell.label if len(cells) == 1 else f"{cells[0].status.cell.stage} × {len(cells)}"
 
     @property
     def seconds(self) -> float:
@@ -124,21 +119,16 @@ class Stage(Generic[C]):
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the job, stored in its checkpoints."""
-        return "+".join(sorted(cell.decision.fingerprint or "" for cell in self.cells))
+        return "+".join(sorted(cell.status.fingerprint or "" for cell in self.cells))
 
     @property
     def steps_wanted(self) -> list[int]:
-        return self.cells[0].decision.steps_wanted
+        return self.cells[0].status.steps_wanted
 
     def steps_pending(self) -> list[int]:
         """Steps still to be published, ascending; the last one even if all are on disk."""
-        output = self.config.outputs[0]
-
-        def published(step: int) -> bool:
-            places = [cell.directory / "steps" / step_name(step) / output for cell in self.cells]
-            return step != getattr(self.config, "steps", None) and all(place.is_dir() for place in places)
-
-        return [step for step in self.steps_wanted if not published(step)] or self.steps_wanted[-1:]
+        published = set.intersection(*(set(cell.steps_on_disk()) for cell in self.cells))
+        return [step for step in self.steps_wanted if step not in published] or self.steps_wanted[-1:]
 
     @property
     def is_main(self) -> bool:

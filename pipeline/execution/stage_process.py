@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.fingerprint import differences
-from t5_pipeline.artifacts.manifest import Manifest, Started
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, lock
 from t5_pipeline.config.command_line import Flags, as_overrides, flag, parse
 from t5_pipeline.config.launch import LaunchContext
@@ -123,14 +124,14 @@ def _run(
     launch: LaunchContext,
 ) -> None:
     check_outside(recipe.stages[name])
-    decisions = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
-    _refuse_missing_inputs(decisions, run_dir)
+    statuses = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
+    _refuse_missing_inputs(statuses, run_dir)
     if flags.resume_from is not None:
         reason = f"back to step {flags.resume_from:,}"
-        decisions = [replace(d, action="continue", reason=reason) if d.action == "done" else d for d in decisions]
-    open_cells = [d for d in decisions if d.action != "done"]
+        statuses = [replace(d, action="continue", reason=reason) if d.action == "done" else d for d in statuses]
+    open_cells = [d for d in statuses if d.action != "done"]
     if not open_cells:
-        print(f"{name}: nothing to do, {decisions[0].reason}")
+        print(f"{name}: nothing to do, {statuses[0].reason}")
         return
     set_threads(recipe.stages[name][0].settings.threads, launch)
     accelerator = make_accelerator(open_cells[0].cell.settings, launch, run_dir.path)
@@ -138,7 +139,7 @@ def _run(
     created = Rollback(*([run_dir.path, run_dir.path / name] if main_process else []))
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
     with guard if main_process else contextlib.nullcontext(), created:
-        groups = [group for group in jobs(decisions, run_dir) if any(d.action != "done" for d in group)]
+        groups = [group for group in jobs(statuses, run_dir) if any(d.action != "done" for d in group)]
         accelerator.wait_for_everyone()
         for number, group in enumerate(groups, 1):
             stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator)
@@ -157,7 +158,7 @@ def _run_job(
     """Run the cells of one job; returns the signal received while the last one was published, or 0."""
     began, now = time.monotonic(), _now()
     cells: list[CellRun[C]] = [CellRun(d, d.cell.settings, run_dir.cell(d.cell), run_dir, now) for d in group]  # type: ignore[arg-type]
-    prints = {cell.id: cell.decision.fingerprint or "" for cell in cells}
+    prints = {cell.id: cell.status.fingerprint or "" for cell in cells}
     directory = run_dir.job(prints, group[0].cell)
     main_process = accelerator.is_main_process
     places = [directory.parent, directory, run_dir.path / "superseded", *(cell.directory for cell in cells)]
@@ -191,10 +192,10 @@ def _warn_of_other_versions(cells: list[CellRun[C]]) -> None:
     """Log changed library versions: the result may then not be bit-identical to an uninterrupted run."""
     now = versions()
     for cell in cells:
-        begun = manifests.read_started(cell.directory)
-        then = begun.versions if begun else now
+        existing = manifests.read_started(cell.directory)
+        then = existing.versions if existing else now
         if changed := [f"{name} {then.get(name)} → {now.get(name)}" for name in now if then.get(name) != now[name]]:
-            log.warning("%s: was started with other versions: %s", cell.decision.cell.label, ", ".join(changed))
+            log.warning("%s: was started with other versions: %s", cell.status.cell.label, ", ".join(changed))
 
 
 def _clear_stale_outputs(cell: CellRun[C], flags: Flags, run_dir: RunDir, created: Rollback) -> None:
@@ -203,36 +204,36 @@ def _clear_stale_outputs(cell: CellRun[C], flags: Flags, run_dir: RunDir, create
     Raises:
         InputError: if results with other settings are in an --output-dir and --overwrite is not given.
     """
-    if cell.decision.replaces is None:
+    if cell.status.replaces is None:
         before = manifests.read(cell.directory)
         if before is not None and not cell.config.repairs_output:
             for name in manifests.changed_files(cell.directory, before):
                 place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
                 shutil.rmtree(cell.directory / place, ignore_errors=True)
         return
-    begun = manifests.read(cell.directory) or manifests.read_started(cell.directory)
-    assert begun is not None
+    existing = manifests.read(cell.directory) or manifests.read_started(cell.directory)
+    assert existing is not None
     if flags.recipe is None and not flags.overwrite:
-        changed = "; ".join(differences(begun.parts, cell.decision.parts))
+        changed = "; ".join(differences(existing.parts, cell.status.parts))
         raise InputError(
             f"{cell.directory}: contains results with other settings ({changed});"
             " choose another --output-dir, or pass --overwrite to move them"
         )
-    to = created.archive(run_dir, cell.directory, begun.fingerprint)
-    log.warning("%s: results with other settings were moved to %s", cell.decision.cell.label, to)
+    to = created.archive(run_dir, cell.directory, existing.fingerprint)
+    log.warning("%s: results with other settings were moved to %s", cell.status.cell.label, to)
 
 
 def _described(cell: CellRun[C]) -> dict[str, Any]:
-    decision = cell.decision
-    assert decision.fingerprint is not None
+    status = cell.status
+    assert status.fingerprint is not None
     return {
-        "stage": decision.cell.stage,
+        "stage": status.cell.stage,
         "kind": cell.config.kind,
-        "cell": decision.cell.axes,
-        "fingerprint": decision.fingerprint,
-        "parts": decision.parts,
+        "cell": status.cell.axes,
+        "fingerprint": status.fingerprint,
+        "parts": status.parts,
         "settings": cell.config.model_dump(mode="json"),
-        "inputs": decision.inputs,
+        "inputs": status.inputs,
         "versions": versions(),
         "started": cell.started,
     }
@@ -241,14 +242,18 @@ def _described(cell: CellRun[C]) -> dict[str, Any]:
 def _finish(cell: CellRun[C], seconds: float) -> None:
     """Write the manifest, which marks the cell as finished."""
     before = manifests.read(cell.directory)
-    begun = manifests.read_started(cell.directory)
-    steps = {**(before.steps_published if before else {}), **cell.steps_on_disk(), **cell.steps}
+    existing = manifests.read_started(cell.directory)
+    steps = {**(before.steps_published if before else {}), **cell.steps}
+    for step, place in cell.steps_on_disk().items():
+        if step not in steps:
+            digest = artifact_digest(cell.config.outputs[0], cell.directory / place)
+            steps[step] = OutputRecord(path=place, digest=digest)
     steps = {step: record for step, record in steps.items() if (cell.directory / record.path).is_dir()}
     outputs = {**(before.outputs if before else {}), **cell.outputs}
     places = [record.path for record in (*outputs.values(), *steps.values())]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     described = _described(cell)
-    described["started"] = begun.started if begun else cell.started
+    described["started"] = existing.started if existing else cell.started
     manifest = Manifest(
         **described,
         step=cell.step if cell.step is not None else (before.step if before else None),
@@ -262,12 +267,12 @@ def _finish(cell: CellRun[C], seconds: float) -> None:
     manifest.save(cell.directory)
 
 
-def _refuse_missing_inputs(decisions: list[CellStatus], run_dir: RunDir) -> None:
-    for decision in decisions:
-        if decision.fingerprint is None:
-            makers = sorted({ref.stage for ref in decision.cell.inputs.values() if ref.stage})
+def _refuse_missing_inputs(statuses: list[CellStatus], run_dir: RunDir) -> None:
+    for status in statuses:
+        if status.fingerprint is None:
+            makers = sorted({ref.stage for ref in status.cell.inputs.values() if ref.stage})
             raise InputError(
-                f"{run_dir.path}: {decision.cell.stage} needs the output of {', '.join(makers)}, which is missing or"
+                f"{run_dir.path}: {status.cell.stage} needs the output of {', '.join(makers)}, which is missing or"
                 " stale; run those stages first, or the whole recipe with `t5-pipeline run`"
             )
 

@@ -82,10 +82,10 @@ def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str
     found = fingerprint(described)
     wanted = wanted_steps(recipe, cell)
     status = CellStatus(cell, "run", "not run yet", found, described, inputs, steps_wanted=wanted)
-    begun = manifest or started
-    if begun is not None and begun.fingerprint != found:
-        reason = "; ".join(differences(begun.parts, described)) or "its settings changed"
-        return replace(status, reason=reason, replaces=begun.fingerprint)
+    existing = manifest or started
+    if existing is not None and existing.fingerprint != found:
+        reason = "; ".join(differences(existing.parts, described)) or "its settings changed"
+        return replace(status, reason=reason, replaces=existing.fingerprint)
 
     if manifest is not None:
         missing = [step for step in wanted if not _published(manifest, step)]
@@ -135,18 +135,18 @@ def _records(
         paths = locate(artifact, ref.path, f"{cell.stage}.{name}")
         return [InputRecord(path=str(path), digest=run_dir.digests.of_artifact(artifact, path)) for path in paths]
     records = []
-    for decision in _makers(ref, earlier):
-        directory = run_dir.cell(decision.cell)
-        manifest = run_dir.manifest(decision.cell)
+    for status in _makers(ref, earlier):
+        directory = run_dir.cell(status.cell)
+        manifest = run_dir.manifest(status.cell)
         assert manifest is not None
         output = manifest.outputs[artifact]
-        step = ref.step if ref.step is not None else getattr(decision.cell.settings, "steps", None)
+        step = ref.step if ref.step is not None else getattr(status.cell.settings, "steps", None)
         if step is not None and step != manifest.step:
             output = manifest.steps_published[step]
         path = (directory / output.path).relative_to(run_dir.path)
         records.append(
             InputRecord(
-                stage=ref.stage, cell=decision.cell.id or None, step=ref.step, path=str(path), digest=output.digest
+                stage=ref.stage, cell=status.cell.id or None, step=ref.step, path=str(path), digest=output.digest
             )
         )
     return records
@@ -180,18 +180,18 @@ def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
     found: list[list[CellStatus]] = []
     stage_dir = run_dir.path / cells[0].cell.stage
     for job_file in sorted(stage_dir.glob("jobs/*/job.json")):
-        begun = read_job(job_file.parent)
-        if begun and all(cell_id in left and left[cell_id].fingerprint == print_ for cell_id, print_ in begun.items()):
-            group = [left.pop(cell_id) for cell_id in begun]
+        job = read_job(job_file.parent)
+        if job and all(cell_id in left and left[cell_id].fingerprint == print_ for cell_id, print_ in job.items()):
+            group = [left.pop(cell_id) for cell_id in job]
             if all(_together(group[0], other) for other in group):
                 found.append(group)
             else:
                 left.update({d.cell.id: d for d in group})
-    for decision in cells:
-        if decision.cell.id not in left:
+    for status in cells:
+        if status.cell.id not in left:
             continue
-        done = decision.action == "done"
-        group = [d for d in left.values() if d is decision or ((d.action == "done") == done and _together(decision, d))]
+        done = status.action == "done"
+        group = [d for d in left.values() if d is status or ((d.action == "done") == done and _together(status, d))]
         for member in group:
             del left[member.cell.id]
         found.append(group)

@@ -23,11 +23,11 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
         for path in run_dir.path.glob("*/jobs/*/job.json")
         for cell_id in read_job(path.parent)
     }
-    for decision in decide(recipe, run_dir):
-        cell = decision.cell
+    for status in decide(recipe, run_dir):
+        cell = status.cell
         manifest = run_dir.manifest(cell)
-        state = {"done": "done", "run": "to run", "continue": "to continue"}[decision.action]
-        if decision.action != "done" and _held(run_dir.state / f"{cell.stage}.lock"):
+        state = {"done": "done", "run": "to run", "continue": "to continue"}[status.action]
+        if status.action != "done" and _held(run_dir.state / f"{cell.stage}.lock"):
             state = "running"
         last = _last_line(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
         losses = last.get("losses") or {}
@@ -37,7 +37,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "cell": cell.id,
                 "kind": cell.settings.kind,
                 "state": state,
-                "reason": decision.reason,
+                "reason": status.reason,
                 "step": last.get("step"),
                 "steps": cell.settings.steps if isinstance(cell.settings, TrainingConfig) else None,
                 "loss": losses.get(cell.id, last.get("loss")),
