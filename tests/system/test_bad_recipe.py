@@ -23,7 +23,7 @@ RECIPES = {
         "    segment_length: 48\n", "    segment_length: 1\n",
         r"\S+tiny.yaml:LINE: stages.lm_adapt.segment_length: input should be greater than 2, not 1",
     ),
-    "not YAML": ("name: tiny\n", "name: [tiny\n", r"\S+tiny.yaml:\d+: is not valid YAML: .*"),
+    "not YAML": ("name: tiny\n", "name: [tiny\n", r"\S+tiny.yaml:\d+: is not valid YAML \(.*\); fix the file"),
     "a stage that comes later": (
         "  sentinel: {model: pretrain,", "  sentinel: {model: evaluate,",
         r"\S+tiny.yaml:LINE: stages.sentinel.model: stage `evaluate` comes later in the recipe; .*",
