@@ -260,8 +260,8 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     assert checkpoints.at(5).score == -2.0
 
 
-def test_an_older_one_goes_only_when_the_newer_one_is_whole(tmp_path: Path) -> None:
-    """keep_last 1: at no moment is there none."""
+def test_an_older_checkpoint_is_removed_only_after_the_newer_one_is_complete(tmp_path: Path) -> None:
+    """With keep_last 1 there is a checkpoint at every moment."""
     checkpoints = Checkpoints(tmp_path, "f", keep_last=1)
     seen: list[list[int]] = []
     for step in range(1, 6):
