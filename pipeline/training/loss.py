@@ -10,11 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.modeling.limits import LOSS_ROWS
 
 PAD = 0
-# Rows of fp32 logits at a time, V numbers each: few fit into the caches of a CPU, many keep a GPU busy.
-LOGITS_AT_ONCE = {"cpu": 512, "cuda": 4096}
 
 
 def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -103,8 +101,8 @@ def model_loss(
     return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision)
 
 
-def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingConfig) -> Tensor:
-    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings."""
+def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: Any) -> Tensor:
+    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings (a `LogitsConfig`)."""
     return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
 
 
@@ -119,7 +117,7 @@ class _OutputLoss(torch.autograd.Function):
         weight = weight_VD.to(hidden_ND.dtype)
         needed = any(ctx.needs_input_grad[:2])
         losses, gradients = [], []
-        n = LOGITS_AT_ONCE.get(hidden_ND.device.type, 512)
+        n = LOSS_ROWS.get(hidden_ND.device.type, 512)
         for hidden_nD, targets_n in zip(hidden_ND.split(n), targets_N.split(n), strict=True):
             logits_nV = hidden_nD @ weight.T
             p_nV = logits_nV.softmax(-1, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A run directory as the stages leave it, with numbers made up for these tests (nothing was trained)."""
+"""A run directory as stages write it, with made-up numbers (nothing was trained)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SAMPLES = [
 
 
 class RunBuilder:
-    """Makes cells of a recipe finished, one stage after the other."""
+    """Writes finished cells of a recipe, stage by stage."""
 
     def __init__(self, path: Path, recipe: str = RECIPE, shape: T5Config | None = None) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -94,11 +94,11 @@ class RunBuilder:
         return self
 
     def begin(self, name: str, step: int) -> RunBuilder:
-        """Leave a stage half way."""
+        """Leave a stage unfinished at a step."""
         for cell in self.recipe.stages[name]:
             directory = self.run_dir.cell(cell)
             directory.mkdir(parents=True)
-            manifests.write(directory, Started(**self._described(cell)))
+            Started(**self._described(cell)).save(directory)
             self._write_metrics(directory / "metrics.jsonl", step, 6.0)
         return self
 
@@ -257,21 +257,16 @@ class RunBuilder:
     ) -> None:
         directory = self.run_dir.cell(cell)
         settings = cell.settings
-        manifests.write(
-            directory,
-            Manifest(
-                **self._described(cell),
-                step=settings.steps if isinstance(settings, TrainingConfig) else None,
-                steps_published=steps or {},
-                outputs={
-                    name: OutputRecord(path=place, digest=f"{cell.label} {name}") for name, place in outputs.items()
-                },
-                files=manifests.record_files(directory, list(outputs.values())),
-                facts={**(facts or {}), "peak_rss_bytes": 512_000_000},
-                finished=f"2026-07-29T23:{50 + self.minute:02d}:45+00:00",
-                seconds=45.0 * self.minute,
-            ),
-        )
+        Manifest(
+            **self._described(cell),
+            step=settings.steps if isinstance(settings, TrainingConfig) else None,
+            steps_published=steps or {},
+            outputs={name: OutputRecord(path=place, digest=f"{cell.label} {name}") for name, place in outputs.items()},
+            files=manifests.record_files(directory, list(outputs.values())),
+            facts={**(facts or {}), "peak_rss_bytes": 512_000_000},
+            finished=f"2026-07-29T23:{50 + self.minute:02d}:45+00:00",
+            seconds=45.0 * self.minute,
+        ).save(directory)
 
 
 @pytest.fixture
