@@ -262,7 +262,7 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_an_older_checkpoint_is_removed_after_a_newer_is_complete(tmp_path: Path) -> None:
-    """keep_last 1: at no moment is there none."""
+    """With keep_last 1 there is a checkpoint at every moment."""
     checkpoints = Checkpoints(tmp_path, "f", keep_last=1)
     seen: list[list[int]] = []
     for step in range(1, 6):
