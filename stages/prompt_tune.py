@@ -24,7 +24,7 @@ from t5_pipeline.evaluation.held_out import score_prompts
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import CellRun, Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -71,7 +71,7 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
     ids = [cell.id for cell in cells]
     selection = select_best(stage, loaded, tasks, score_prompts, cells=ids, kept=prompt_rows)
     trainer = Trainer(
-        c, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection, cells=ids
+        c, stage.launch, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection, cells=ids
     )
     train_stage(stage, trainer, publish)
 

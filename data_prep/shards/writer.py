@@ -66,7 +66,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class ShardProgress:
-    """What has been written of an unfinished shard."""
+    """Documents and tokens written to an unfinished shard."""
 
     shard: int
     counts: Counts
@@ -98,7 +98,7 @@ def encode_serially(encoding: Encoding, chunks: dict[int, Chunk], threads: int =
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to encode chunks. It can be sent to another process, or to another machine that shares `directory`."""
+    """The settings for encoding chunks, which can be sent to other processes and machines that share `directory`."""
 
     directory: Path
     model: bytes

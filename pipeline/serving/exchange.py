@@ -23,13 +23,14 @@ from torch import Tensor
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
-from t5_pipeline.config.recipe import load_task
+from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import write_bytes, write_directory
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
-from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo, SentinelVariant
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import load_t5, locate_model
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.modeling.safetensors_dir import read_shape
@@ -185,7 +186,7 @@ def import_prompt(
     model: str,
     task: str,
     output: str,
-    sentinel: SentinelVariant | None = None,
+    sentinel: Sentinel | None = None,
     max_input_length: int = 512,
     max_target_length: int = 128,
 ) -> Prompt:
@@ -310,8 +311,8 @@ def problems(path: Path, model: str | None = None) -> Iterator[str]:
         yield str(error)
         return
     if made is not None:
-        damaged = manifests.damaged_files(path.parent, made)
-        yield from (f"{path.parent}: {problem}" for problem in damaged if problem.startswith(f"{path.name}/"))
+        damaged = manifests.damaged_files(path.parent, made, path.name)
+        yield from (f"{path.parent / name}: {problem}" for name, problem in damaged.items())
     if model is not None and info.base_model_digest != model:
         yield (
             f"{path}: was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]}, not"

@@ -46,7 +46,7 @@ def write_t5(directory: Path, width: int, metadata: ModelMetadata) -> Vocabulary
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/, prompts/{one,two}/ and task.yaml."""
     directory = tmp_path_factory.mktemp("interchange")
-    vocabulary = write_t5(directory / "model", D, ModelMetadata("targets"))
+    vocabulary = write_t5(directory / "model", D, ModelMetadata(sentinel="targets"))
     for seed, name in enumerate(("one", "two")):
         info = PromptInfo(
             base_model="model", base_model_digest=artifact_digest("model", directory / "model"),
@@ -292,5 +292,5 @@ def test_verify_finds_a_changed_byte(tiny: Tiny) -> None:
     path.write_bytes(bytes(content))
     said = t5_pipeline("prompts", "verify", prompts)
     assert said.code == 2
-    assert said.out.count("differs from what was published") == 1
+    assert said.out.count("is damaged (block ") == 1
     assert "1 of 6 prompts" in said.err

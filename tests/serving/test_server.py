@@ -268,7 +268,7 @@ def test_unused_prompts_may_belong_to_another_model(place: Place, tmp_path: Path
     (["--output", "nowhere/out.jsonl"], "cannot write nowhere/out.jsonl"),
     (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     (["--prompts", "nowhere"], "nowhere does not exist"),
-    (["--prompts", "tests"], "tests holds no prompt"),
+    (["--prompts", "tests"], "no prompt in tests"),
     (["--model", "runs/nowhere"], "than runs/nowhere (a hub model, as there is no such directory)"),
 ])  # fmt: skip
 def test_missing_paths(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
@@ -338,7 +338,7 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("flags", "words"), [
     (["--train", "nowhere.jsonl"], "--train: nowhere.jsonl does not exist"),
     (["--validation", "nowhere.jsonl"], "--validation: nowhere.jsonl does not exist"),
-    (["--launch", "nowhere.yaml"], "nowhere.yaml: there is no such accelerate configuration"),
+    (["--launch", "nowhere.yaml"], "nowhere.yaml: does not exist; check the path"),
     (["--steps", "-1"], "--steps: "),
     (["--prompt-init", "text"], "`prompt_init: text` and `init_text` go together"),
 ])  # fmt: skip

@@ -259,7 +259,7 @@ REAL = [
 ]
 
 
-# Whole training files that are there, too: (format, folder, split, rows, rows that are trained on).
+# Complete training files: (format, folder, split, rows, rows to train on).
 REAL_TRAINING = [
     ("superglue/multirc", "superglue/MultiRC", "train", 27243, 27243),
     ("superglue/copa", "superglue/COPA", "train", 400, 400),
