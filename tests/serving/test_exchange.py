@@ -292,5 +292,5 @@ def test_verify_finds_a_changed_byte(tiny: Tiny) -> None:
     path.write_bytes(bytes(content))
     said = t5_pipeline("prompts", "verify", prompts)
     assert said.code == 2
-    assert said.out.count("differs from what was published") == 1
+    assert said.out.count("is damaged (block ") == 1
     assert "1 of 6 prompts" in said.err

@@ -338,7 +338,7 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("flags", "words"), [
     (["--train", "nowhere.jsonl"], "--train: nowhere.jsonl does not exist"),
     (["--validation", "nowhere.jsonl"], "--validation: nowhere.jsonl does not exist"),
-    (["--launch", "nowhere.yaml"], "nowhere.yaml: there is no such accelerate configuration"),
+    (["--launch", "nowhere.yaml"], "nowhere.yaml: does not exist; check the path"),
     (["--steps", "-1"], "--steps: "),
     (["--prompt-init", "text"], "`prompt_init: text` and `init_text` go together"),
 ])  # fmt: skip
