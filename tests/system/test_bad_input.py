@@ -72,7 +72,7 @@ ROWS = {
     "a label that is not in the task": (
         {"text": "x", "label": "file"}, r"\S+train.jsonl:2: target 'file' is not a label of about \(files, numbers\); .*",
     ),
-    "a field that is no text": ({"text": None, "label": "files"}, r"\S+train.jsonl:2: field 'text' is empty \(null\), .*"),
+    "a field that is not text": ({"text": None, "label": "files"}, r"\S+train.jsonl:2: field 'text' is empty \(null\), .*"),
 }  # fmt: skip
 
 
