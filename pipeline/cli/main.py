@@ -1,8 +1,6 @@
-"""`t5-pipeline`: run a recipe, say what would run, show where a run stands, write its report, check its files.
+"""The `t5-pipeline` command: run, plan, status, report and verify; prompts.py adds predict, tune and prompts.
 
-The commands about prompts (predict, tune, prompts) are in prompt_commands.py.
-
-Nothing here imports torch or transformers, so that every command starts at once.
+Nothing here imports torch or transformers, so every command starts at once.
 """
 
 from __future__ import annotations
@@ -35,58 +33,61 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; its subparsers do so too."""
+    """A parser, also for subcommands, that reports errors as `InputError`."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message} (--help lists what there is)")
+        raise InputError(f"{self.prog}: {message} (see --help)")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="t5-pipeline",
         description="LM-adapt a T5, freeze it, and learn each task as a soft prompt (Lester et al. 2021).",
-        epilog="Each stage also runs by itself: accelerate launch stages/lm_adapt.py --help",
+        epilog="Stages can also be run one by one: accelerate launch stages/lm_adapt.py --help",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"t5-pipeline {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run what is not done, in order, and write the report", allow_abbrev=False)
+    run = commands.add_parser(
+        "run", help="run the stages that are not up to date and write the report", allow_abbrev=False
+    )
     _recipe_arguments(run)
-    run.add_argument("--from", dest="first", metavar="STAGE", help="begin here; earlier stages must be done")
-    run.add_argument("--until", dest="last", metavar="STAGE", help="stop after this stage")
+    run.add_argument(
+        "--from", dest="first", metavar="STAGE", help="first stage to run; earlier ones must be up to date"
+    )
+    run.add_argument("--until", dest="last", metavar="STAGE", help="last stage to run")
     run.set_defaults(command=_run)
 
     plan = commands.add_parser(
-        "plan", help="what would run and why, and what it would take; launches nothing", allow_abbrev=False
+        "plan", help="show what would run, why, and at what cost, without running it", allow_abbrev=False
     )
     _recipe_arguments(plan)
     plan.add_argument(
         "--rate",
         metavar="FLOP/S",
-        help="add the hours that are left: FLOP/s that one device sustains, as in 400T; or `measured`, what the log of"
-        " each stage that has begun shows",
+        help="add remaining hours: sustained FLOP/s of a device (400T), or `measured` to use the stages' logs",
     )
     plan.add_argument(
         "--sizes",
         action="store_true",
-        help="what it would take on each size of T5 1.1, Small to XXL, in place of its own",
+        help="show the cost for every size of T5 1.1, Small to XXL, instead of the recipe's",
     )
     plan.set_defaults(command=_plan)
 
-    status = commands.add_parser("status", help="where a run stands", allow_abbrev=False)
+    status = commands.add_parser("status", help="show the progress of a run", allow_abbrev=False)
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    status.add_argument("--json", action="store_true", help="as JSON")
+    status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
 
-    report = commands.add_parser("report", help="write report.html, one page that opens offline", allow_abbrev=False)
+    report = commands.add_parser(
+        "report", help="write the report, one HTML page that works offline", allow_abbrev=False
+    )
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    report.add_argument("--output", type=Path, metavar="FILE", help="where to (default: RUN_DIR/report.html)")
+    report.add_argument("--output", type=Path, metavar="FILE", help="output file (default: RUN_DIR/report.html)")
     report.set_defaults(command=_report)
 
-    verify = commands.add_parser(
-        "verify", help="read every published file and compare its checksums", allow_abbrev=False
-    )
+    verify = commands.add_parser("verify", help="check every published file against its checksums", allow_abbrev=False)
     verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     verify.set_defaults(command=_verify)
 
@@ -95,16 +96,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe, such as recipes/demo.yaml")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe, such as recipes/demo.yaml")
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="where results go (default: runs/NAME of the recipe)"
+        "--run-dir", type=Path, metavar="DIR", help="directory for results (default: runs/NAME, from the recipe)"
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="STAGE.KEY=VALUE",
-        help="change a setting of the recipe; may be repeated",
+        help="override a setting of the recipe (repeatable)",
     )
 
 
@@ -128,7 +129,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _is_older(page: Path, run_dir: RunDir) -> bool:
-    """True where something was finished after the report was written."""
+    """Whether a stage finished after the report was written."""
     made = page.stat().st_mtime if page.exists() else 0.0
     return any(path.stat().st_mtime > made for path in run_dir.path.glob("*/**/manifest.json"))
 
@@ -145,7 +146,7 @@ def _plan(given: argparse.Namespace) -> int:
 
 def _existing(path: Path) -> RunDir:
     if not (path / "recipe.yaml").is_file():
-        raise InputError(f"{path}: is not a run directory (it has no recipe.yaml); `t5-pipeline run RECIPE` makes one")
+        raise InputError(f"{path}: is not a run directory (no recipe.yaml); create one with `t5-pipeline run RECIPE`")
     return RunDir(path)
 
 
@@ -180,12 +181,12 @@ def _verify(given: argparse.Namespace) -> int:
             continue
         found = damaged_files(run_dir.cell(cell), manifest)
         damaged, files = damaged + len(found), files + len(manifest.files)
-        print(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all as published'}")
+        print(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}")
         for problem in found:
             print(f"  {problem}")
     if damaged:
         raise InputError(
-            f"{run_dir.path}: {damaged} of {files} files are not as they were published; `t5-pipeline run` mends them"
+            f"{run_dir.path}: {damaged} of {files} files are damaged; run `t5-pipeline run` to rebuild them"
         )
     return 0
 

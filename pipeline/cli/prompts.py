@@ -1,6 +1,6 @@
-"""The commands about prompts: `t5-pipeline predict`, `t5-pipeline tune` and `t5-pipeline prompts`.
+"""The commands `t5-pipeline predict`, `tune` and `prompts`.
 
-What they do is imported when one of them runs, so that every command starts at once.
+Their implementations are imported on use, so every command starts at once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.runner import say
 
-_PROMPTS = "a prompt, a prompt_tune stage, or a folder of these; each prompt is named by its directory"
-_MODEL = "the frozen T5: hub name, directory or stage directory"
+_PROMPTS = "prompt, prompt_tune stage, or folder of them; a prompt is named after its directory"
+_MODEL = "frozen T5: hub name, directory or stage directory"
 
 
 def add_commands(commands: Any) -> None:
-    """Add them to the subparsers of `t5-pipeline`."""
-    _add_predict(commands.add_parser("predict", help="answer with many prompts on one frozen T5", allow_abbrev=False))
-    _add_tune(commands.add_parser("tune", help="learn one task as a prompt, without a recipe", allow_abbrev=False))
-    prompts = commands.add_parser(
-        "prompts", help="look at prompts, bring them in from PEFT or .npy, and out", allow_abbrev=False
-    )
+    """Add the commands to the subparsers of `t5-pipeline`."""
+    _add_predict(commands.add_parser("predict", help="predict with many prompts on one frozen T5", allow_abbrev=False))
+    _add_tune(commands.add_parser("tune", help="learn one task as a soft prompt, without a recipe", allow_abbrev=False))
+    prompts = commands.add_parser("prompts", help="inspect prompts, import and export PEFT or .npy", allow_abbrev=False)
     _add_prompts(prompts.add_subparsers(required=True, metavar="COMMAND"))
 
 
@@ -36,17 +34,16 @@ def add_commands(commands: Any) -> None:
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.description = (
-        'Answer JSON lines, each of which names its prompt ({"prompt": "sst2", …}) and gives the fields of the task of'
-        ' that prompt, or "input" with ready text. One JSON line comes out for each, in the same order: "output", and'
-        ' for classification "scores", the log-likelihood of each label. Where there is one prompt, no line need name'
-        " it."
+        'Read one JSON object per line: "prompt" (a name; optional with a single prompt) and the fields of its task, or'
+        ' "input" with the finished text. Write one JSON line for each, in order: "output", and for classification'
+        ' "scores", the log-likelihood of each label.'
     )
     predict.add_argument("--model", required=True, metavar="M", help=_MODEL)
     predict.add_argument("--prompts", required=True, metavar="DIR", help=_PROMPTS)
-    predict.add_argument("--input", default="-", metavar="FILE", help="what to answer (default: - for standard input)")
-    predict.add_argument("--output", default="-", metavar="FILE", help="where to (default: - for standard output)")
+    predict.add_argument("--input", default="-", metavar="FILE", help="input file (default: -, standard input)")
+    predict.add_argument("--output", default="-", metavar="FILE", help="output file (default: -, standard output)")
     predict.add_argument(
-        "--batch-size", type=_positive, default=64, metavar="N", help="examples at a time (default 64)"
+        "--batch-size", type=_positive, default=64, metavar="N", help="examples per batch (default: 64)"
     )
     predict.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16", help="precision of matrix products (default: bf16)"
@@ -56,7 +53,7 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
         type=_positive,
         default=0,
         metavar="N",
-        help="tokens of free text at most (default: as many as the targets that the prompt was trained on)",
+        help="maximum tokens of free text (default: target length in training)",
     )
     predict.set_defaults(command=_predict)
 
@@ -74,13 +71,13 @@ def _predict(given: argparse.Namespace) -> int:
         max_output_length=given.max_output_length,
     )
     if given.output != "-":
-        say(f"✓ {answered:,} answers in {given.output}")
+        say(f"✓ wrote {answered:,} answers to {given.output}")
     return 0
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer from 1, not {text!r}")
     return int(text)
 
 
@@ -90,22 +87,34 @@ _TUNE_OWN = ("task",)
 
 
 def _add_tune(tune: argparse.ArgumentParser) -> None:
-    tune.description = "Freeze a T5 and learn one task as a soft prompt: prompt_tune without a recipe."
-    task = tune.add_argument_group("the task")
-    task.add_argument("--train", required=True, type=Path, metavar="FILE", help="rows: JSONL, JSON, CSV, TSV, Parquet")
-    task.add_argument("--inputs", required=True, metavar="TEMPLATE", help="the input, with {field} for a row's fields")
-    task.add_argument("--targets", required=True, metavar="TEMPLATE", help="the target, with {field} likewise")
-    task.add_argument("--labels", metavar="A,B", help="every target there can be; none means free text")
-    task.add_argument("--validation", type=Path, metavar="FILE", help="rows to score on")
+    tune.description = "Freeze a T5 and learn one task as a soft prompt, as prompt_tune does from a recipe."
+    task = tune.add_argument_group("task")
     task.add_argument(
-        "--metrics", metavar="A,B", help="scores (default: accuracy, or exact_match,token_f1 for free text)"
+        "--train", required=True, type=Path, metavar="FILE", help="training rows: JSONL, JSON, CSV, TSV or Parquet"
     )
-    task.add_argument("--name", help="name of the task (default: that of --output-dir)")
-    run = tune.add_argument_group("how to run")
-    run.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="where the prompt goes")
-    run.add_argument("--launch", metavar="FILE", help="accelerate configuration, for several processes or devices")
-    run.add_argument("--overwrite", action="store_true", help="move results of other settings in --output-dir aside")
-    run.add_argument("--resume-from", metavar="STEP", help="go on from the checkpoint of this step, not the last")
+    task.add_argument(
+        "--inputs", required=True, metavar="TEMPLATE", help="input text, with {field} for fields of a row"
+    )
+    task.add_argument(
+        "--targets", required=True, metavar="TEMPLATE", help="target text, with {field} for fields of a row"
+    )
+    task.add_argument("--labels", metavar="A,B", help="all possible targets (default: free text)")
+    task.add_argument(
+        "--validation", type=Path, metavar="FILE", help="rows to select the checkpoint by (default: publish the last)"
+    )
+    task.add_argument(
+        "--metrics", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
+    )
+    task.add_argument("--name", help="name of the task (default: the name of --output-dir)")
+    run = tune.add_argument_group("execution")
+    run.add_argument(
+        "--output-dir", required=True, type=Path, metavar="DIR", help="directory for the prompt and its checkpoints"
+    )
+    run.add_argument("--launch", metavar="FILE", help="accelerate configuration (default: one process)")
+    run.add_argument("--overwrite", action="store_true", help="move results with other settings out of --output-dir")
+    run.add_argument(
+        "--resume-from", metavar="STEP", help="resume from the checkpoint of this step (default: the newest)"
+    )
     add_settings(tune, PromptTuneConfig, but=_TUNE_OWN)
     tune.set_defaults(command=_tune)
 
@@ -130,7 +139,8 @@ def _tune(given: argparse.Namespace) -> int:
 
 
 def _listed(text: str | None) -> list[str] | None:
-    """
+    """Comma-separated names as a list.
+
     >>> _listed("negative, positive")
     ['negative', 'positive']
     """
@@ -141,52 +151,58 @@ def _listed(text: str | None) -> list[str] | None:
 
 
 def _add_prompts(commands: Any) -> None:
-    listed = commands.add_parser("list", help="a table of the prompts in a place", allow_abbrev=False)
+    listed = commands.add_parser("list", help="list prompts", allow_abbrev=False)
     listed.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     listed.add_argument("--json", action="store_true", help="as JSON")
     listed.set_defaults(command=_list)
 
-    show = commands.add_parser("show", help="what a prompt says of itself", allow_abbrev=False)
+    show = commands.add_parser("show", help="show the templates, sizes and origin of prompts", allow_abbrev=False)
     show.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     show.set_defaults(command=_show)
 
-    verify = commands.add_parser("verify", help="read prompts and compare their checksums", allow_abbrev=False)
+    verify = commands.add_parser("verify", help="check prompts against their checksums", allow_abbrev=False)
     verify.add_argument("prompts", metavar="DIR", help=_PROMPTS)
-    verify.add_argument("--model", metavar="M", help="also check that they belong to this T5")
+    verify.add_argument("--model", metavar="M", help="also check that the prompts were trained on this T5")
     verify.set_defaults(command=_verify)
 
-    near = commands.add_parser("neighbours", help="the vocabulary pieces nearest to each row", allow_abbrev=False)
+    near = commands.add_parser("neighbours", help="show the vocabulary tokens nearest to each row", allow_abbrev=False)
     near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
-    near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}, which the prompts were trained on")
-    near.add_argument("--top", type=_positive, default=5, metavar="K", help="pieces of each row (default: 5)")
+    near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; the one the prompts were trained on")
+    near.add_argument("--top", type=_positive, default=5, metavar="K", help="tokens per row (default: 5)")
     near.add_argument("--json", action="store_true", help="as JSON")
     near.set_defaults(command=_neighbours)
 
-    export = commands.add_parser("export", help="write prompts for PEFT, or as .npy", allow_abbrev=False)
+    export = commands.add_parser("export", help="export prompts to PEFT or .npy", allow_abbrev=False)
     export.add_argument("prompts", metavar="DIR", help=_PROMPTS)
-    export.add_argument("--to", required=True, choices=("peft", "npy"), help="a PEFT adapter, or float32 [p, D]")
+    export.add_argument("--to", required=True, choices=("peft", "npy"), help="PEFT adapter, or float32 array [P, D]")
     export.add_argument(
-        "--output", required=True, metavar="PLACE", help="adapter directory or .npy file; of several, their folder"
+        "--output", required=True, metavar="PATH", help="adapter directory or .npy file; folder for several prompts"
     )
-    export.add_argument("--model", metavar="M", help="PEFT: where the T5 will lie (default: as the prompt has it)")
+    export.add_argument(
+        "--model", metavar="M", help="PEFT: name or path of the T5 (default: as recorded in the prompt)"
+    )
     export.set_defaults(command=_export)
 
-    bring = commands.add_parser("import", help="make a prompt of one from PEFT or .npy", allow_abbrev=False)
-    bring.add_argument("source", metavar="FILE", help="adapter directory or .npy file")
-    bring.add_argument("--from", dest="form", required=True, choices=("peft", "npy"), help="what it is")
-    bring.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}, which the prompt was trained on")
-    bring.add_argument(
-        "--task", required=True, metavar="FILE", help="YAML: name, data, inputs, targets, labels, metrics"
+    load = commands.add_parser("import", help="import a prompt from PEFT or .npy", allow_abbrev=False)
+    load.add_argument("source", metavar="FILE", help="adapter directory or .npy file")
+    load.add_argument("--from", dest="form", required=True, choices=("peft", "npy"), help="format of the file")
+    load.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; the one the prompt was trained on")
+    load.add_argument(
+        "--task", required=True, metavar="FILE", help="YAML file: name, data, inputs, targets, labels, metrics"
     )
-    bring.add_argument("--output", required=True, metavar="DIR", help="directory of the prompt")
-    bring.add_argument(
+    load.add_argument("--output", required=True, metavar="DIR", help="directory of the prompt")
+    load.add_argument(
         "--sentinel",
         choices=("none", "targets", "both"),
-        help="where extra_id_0 stood in training (default: as the model expects)",
+        help="position of extra_id_0 in training (default: as the model expects)",
     )
-    bring.add_argument("--max-input-length", type=_positive, default=512, metavar="N", help="tokens (default: 512)")
-    bring.add_argument("--max-target-length", type=_positive, default=128, metavar="N", help="tokens (default: 128)")
-    bring.set_defaults(command=_import)
+    load.add_argument(
+        "--max-input-length", type=_positive, default=512, metavar="N", help="maximum input tokens (default: 512)"
+    )
+    load.add_argument(
+        "--max-target-length", type=_positive, default=128, metavar="N", help="maximum target tokens (default: 128)"
+    )
+    load.set_defaults(command=_import)
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -198,7 +214,7 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Rows under the names of their columns.
+    """Rows as an aligned text table with a header.
 
     >>> print(_table([{"name": "rte", "rows": 5, "scores": {}}, {"name": "sst2", "rows": 100, "scores": {"f1": 0.5}}]))
     name  rows  scores
@@ -231,11 +247,11 @@ def _verify(given: argparse.Namespace) -> int:
     for name, path in places.items():
         found = list(problems(path, digest))
         bad += bool(found)
-        print(f"{name}: {'sound' if not found else found[0]}")
-        for said in found[1:]:
-            print(f"  {said}")
+        print(f"{name}: {'ok' if not found else found[0]}")
+        for problem in found[1:]:
+            print(f"  {problem}")
     if bad:
-        raise InputError(f"{given.prompts}: {bad} of {len(places)} prompts cannot be used as they are; see above")
+        raise InputError(f"{given.prompts}: {bad} of {len(places)} prompts have problems; see above")
     return 0
 
 
@@ -247,7 +263,7 @@ def _neighbours(given: argparse.Namespace) -> int:
         print(json.dumps(found, ensure_ascii=False))
         return 0
     for name, rows in found.items():
-        print(f"{name}: each row's nearest pieces by cosine")
+        print(f"{name}: nearest tokens of each row, with cosines")
         for number, pieces in enumerate(rows, 1):
             print(f"{number:>5}  " + "  ".join(f"{piece} {cosine:.3f}" for piece, cosine in pieces))
     return 0

@@ -1,4 +1,4 @@
-"""One task without a recipe: `t5-pipeline tune` describes the task and runs the prompt_tune stage on it."""
+"""`t5-pipeline tune`: describe one task and run the prompt_tune stage on it, without a recipe."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def one_task(
     metrics: Sequence[str] | None,
     validation: Path | None,
 ) -> TaskConfig:
-    """The task whose rows lie in one or two files.
+    """A task with its rows in one or two files.
 
     Raises:
-        InputError: a file is not there, or a setting is not one.
+        InputError: if a file does not exist or a setting is invalid.
     """
     splits = {"train": train.name}
     for flag_name, file in (("--train", train), ("--validation", validation)):
         if file is not None and not file.is_file():
-            raise InputError(f"{flag_name}: {file} does not exist; name a .jsonl, .json, .csv, .tsv or .parquet file")
+            raise InputError(f"{flag_name}: {file} does not exist; give a .jsonl, .json, .csv, .tsv or .parquet file")
     if validation is not None:
         splits["validation"] = os.path.relpath(validation, train.parent)
     values: dict[str, Any] = {
@@ -51,20 +51,23 @@ def one_task(
 def tune(
     task: TaskConfig, settings: Mapping[str, Any], output: Path, configuration: str | None = None, *more: str
 ) -> int:
-    """Learn a task as a soft prompt, in a process of its own; returns the stage's exit code.
+    """Learn a task as a soft prompt in a separate process.
 
     Args:
-        settings: prompt_tune's own, `model` among them, as on its command line; without labels its prompt starts from
-            vocabulary rows unless `prompt_init` says otherwise.
+        settings: settings of prompt_tune, including `model`; the default of `prompt_init` is `vocabulary` for a task
+            without labels.
         output: the stage's `--output-dir`.
-        configuration: an accelerate configuration file; none is one process.
+        configuration: an accelerate configuration file; None for one process.
         more: further flags of the stage script: --overwrite, --resume-from.
 
+    Returns:
+        The stage's exit code.
+
     Raises:
-        InputError: a setting is wrong; nothing has been written then.
+        InputError: if a setting is invalid; nothing is written.
     """
     if "validation" not in task.splits and "select" not in settings:
-        say("no --validation rows to choose a checkpoint by: the prompt of the last step is kept")
+        say("no --validation rows: the prompt of the last step is published")
         settings = {"select": "last", **settings}
     settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
     c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: flag(".".join(map(str, loc))))
@@ -73,7 +76,7 @@ def tune(
     try:
         place.state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output-dir: {output} cannot be written ({error.strerror}); choose another") from None
+        raise InputError(f"--output-dir: cannot write {output} ({error.strerror}); choose another directory") from None
     task_file = place.state / "task.yaml"
     write_text(task_file, yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     arguments = [*_as_flags(settings), "--task", str(task_file), "--output-dir", str(output), *more]
@@ -82,7 +85,7 @@ def tune(
         remove_vain(fresh)
     if code != 0:
         return failed("tune", code, message)
-    say(f"✓ the prompt of {task.name} lies in {output / 'prompt'}. To predict with it, one JSON line for each input:")
+    say(f"✓ wrote the prompt of {task.name} to {output / 'prompt'}. To predict with it, one JSON line per input:")
     predict = ["t5-pipeline", "predict", "--model", c.model, "--prompts", str(output)]
     say(f"    {shlex.join([*predict, '--input', 'new.jsonl', '--output', 'out.jsonl'])}")
     if "validation" in task.splits:
@@ -96,7 +99,7 @@ def tune(
 
 
 def _as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as they are written on a command line."""
+    """Settings as command-line flags."""
     found: list[str] = []
     for name, value in settings.items():
         if isinstance(value, bool):

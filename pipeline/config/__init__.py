@@ -1,1 +1,1 @@
-"""Settings of every stage: recipe keys, flags and `--help` come from here."""
+"""Settings of every stage, the single source of recipe keys, flags and `--help`."""

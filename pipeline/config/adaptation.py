@@ -1,17 +1,17 @@
-"""Settings of the stages that make a T5 fit for prompts: span corruption, LM adaptation, sentinels."""
+"""Settings of the stages that prepare a T5 for prompts: span corruption, LM adaptation, sentinels."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import model_validator
 
-from t5_pipeline.config.stage import OFFSET, RATE, RSQRT_WARMUP, SCHEDULE, WARMUP, StageConfig, TrainingConfig
-from t5_pipeline.core.schema import Config, Input, setting
+from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.core.schema import Config, Input, defaults, setting
 
 
 class T5Sizes(Config):
-    """The sizes of a T5 to start from nothing (`init`). Defaults are those of T5 1.1 Small but for its vocabulary."""
+    """Sizes of a randomly initialised T5 (`init`); the defaults are those of T5 1.1 Small."""
 
     d_model: int = setting(512, "width of the residual stream", gt=0)
     d_kv: int = setting(64, "width of one attention head", gt=0)
@@ -21,90 +21,72 @@ class T5Sizes(Config):
     num_heads: int = setting(6, "attention heads", gt=0)
     relative_attention_num_buckets: int = setting(32, "buckets of the relative position bias", gt=1)
     relative_attention_max_distance: int = setting(
-        128, "distance from which on all positions share a bucket", unit="tokens", gt=1
+        128, "distance from which all positions share one bucket", unit="tokens", gt=1
     )
 
 
-class LanguageModelConfig(TrainingConfig):
-    """What span corruption and LM adaptation share."""
+@defaults(learning_rate=1.0, schedule="rsqrt", warmup_steps=None)
+class LanguageModelConfig(LogitsConfig, ExecutionConfig, TrainingConfig):
+    """Settings that span corruption and LM adaptation share."""
 
     outputs: ClassVar[tuple[str, ...]] = ("model",)
 
-    learning_rate: float = setting(1.0, RATE, gt=0)
-    schedule: Literal["constant", "rsqrt", "linear"] = setting("rsqrt", SCHEDULE)
-    warmup_steps: int = setting(
-        None, f"{WARMUP}; none means {RSQRT_WARMUP:,} with rsqrt and 0 with the others", unit="steps", ge=0
-    )
-    tokens: Annotated[str, Input("tokens")] = setting(..., "token shards, from prepare")
+    tokens: Annotated[str, Input("tokens")] = setting(..., "token shards: a prepare stage or a directory")
     keep_steps: list[int] = setting(
-        [], "steps whose model is published beside the last one (STAGE@STEP hands it on)", unit="steps", role="runtime"
+        [], "steps whose models are published too, for other stages to use as STAGE@STEP", unit="steps", role="runtime"
     )
-    validate_every: int = setting(
-        500, "steps between measurements of the validation loss", unit="steps", role="runtime", gt=0
-    )
-    validation_batches: int = setting(4, "batches of a validation measurement", role="runtime", gt=0)
+    validate_every: int = setting(500, "steps between validations of the loss", unit="steps", role="runtime", gt=0)
+    validation_batches: int = setting(4, "batches per validation", unit="batches", role="runtime", gt=0)
     packing: bool = setting(
-        True,
-        "put several short examples into a row, unseen by one another: the same loss from fewer padded rows;"
-        " microbatch_size then counts rows",
-        role="runtime",
+        True, "pack several short examples into a row, masked from one another: less padding, same loss", role="runtime"
     )
-
-    @field_validator("warmup_steps", mode="before")
-    @classmethod
-    def warm_up_of_the_schedule(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is None:
-            return RSQRT_WARMUP if info.data.get("schedule") == "rsqrt" else 0
-        return value
 
 
 class SpanCorruptConfig(LanguageModelConfig):
     """T5's own pretraining objective (Raffel et al. 2020, §3.1.4)."""
 
     kind: ClassVar[str] = "span_corrupt"
-    summary: ClassVar[str] = "pretrain a T5 on span corruption, from nothing or from a checkpoint"
+    summary: ClassVar[str] = "pretrain a T5 on span corruption, from random weights or from a checkpoint"
 
-    model: Annotated[str | None, Input("model")] = setting(None, "the T5 to continue: hub name, directory or stage")
-    init: T5Sizes | None = setting(None, "the sizes of a T5 to start from nothing, instead of `model`")
+    model: Annotated[str | None, Input("model")] = setting(
+        None, "T5 to continue from (or give `init`): hub name, directory or stage"
+    )
+    init: T5Sizes | None = setting(None, "sizes of a randomly initialised T5 (or give `model`)")
     input_length: int = setting(512, "encoder tokens of an example", unit="tokens", gt=8)
-    noise_density: float = setting(0.15, "share of the tokens that is hidden", gt=0, lt=1)
-    mean_span_length: float = setting(3.0, "mean length of a hidden span", unit="tokens", ge=1)
+    noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, lt=1)
+    mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", ge=1)
 
     @model_validator(mode="after")
     def one_start(self) -> SpanCorruptConfig:
         if (self.model is None) == (self.init is None):
-            raise ValueError("give either `model` (a T5 to continue) or `init` (sizes to start from nothing)")
+            raise ValueError("give either `model` (a T5 to continue from) or `init` (sizes of a new T5)")
         return self
 
 
+@defaults(steps=100_000, batch_size=2048, step_offset=1_000_000)
 class LMAdaptConfig(LanguageModelConfig):
     """LM adaptation (Lester et al. 2021, §2.2)."""
 
     kind: ClassVar[str] = "lm_adapt"
-    summary: ClassVar[str] = "continue a T5 on natural text as a prefix LM"
+    summary: ClassVar[str] = "continue training a T5 on natural text as a prefix LM"
 
-    model: Annotated[str, Input("model")] = setting(..., "the T5 to adapt: hub name, directory or stage")
+    model: Annotated[str, Input("model")] = setting(..., "T5 to adapt: hub name, directory or stage")
+    # lm, full_lm: every token is a target; documents are concatenated without or with EOS between them.
+    # packed_pairs: BigScience's prefix LM, chunks of segment_length tokens split at random.
     objective: Literal["prefix_lm", "lm", "full_lm", "packed_pairs"] = setting(
-        "prefix_lm",
-        "prefix_lm: the paper's; lm, full_lm: everything is target, of documents joined without or with EOS between"
-        " them; packed_pairs: BigScience's prefix LM, chunks of segment_length tokens split at random",
+        "prefix_lm", "prefix_lm (the paper); lm, full_lm (no prefix); packed_pairs (BigScience)"
     )
+    # ρ: a prefix of a segment of ℓ tokens has at least about (1−2ρ)·ℓ tokens.
     prefix_density: float = setting(
-        0.5,
-        "ρ of prefix_lm: a prefix of ℓ tokens has at least about (1−2ρ)·ℓ; 0.5 makes all lengths as likely (the paper)",
-        gt=0,
-        le=0.5,
+        0.5, "prefix_lm: 0.5 draws every prefix length alike (the paper); less favours long ones", gt=0, le=0.5
     )
-    steps: int = setting(100_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
-    segment_length: int = setting(512, "longest input and longest target, EOS counted", unit="tokens", gt=2)
-    batch_size: int = setting(2048, "examples of one optimizer step, over all processes", unit="examples", gt=0)
-    step_offset: int = setting(1_000_000, OFFSET, unit="steps", ge=0)
+    segment_length: int = setting(512, "maximum tokens of an input and of a target, with EOS", unit="tokens", gt=2)
 
     @model_validator(mode="after")
     def density_has_a_prefix(self) -> LMAdaptConfig:
         if self.prefix_density != 0.5 and self.objective != "prefix_lm":
             raise ValueError(
-                f"`prefix_density` belongs to `objective: prefix_lm`; {self.objective} draws no such prefix"
+                f"`prefix_density` applies to `objective: prefix_lm`, not {self.objective}; remove one of the two"
             )
         return self
 
@@ -113,14 +95,13 @@ class SentinelConfig(StageConfig):
     """Span Corruption + Sentinel (Lester et al. 2021, §3.2)."""
 
     kind: ClassVar[str] = "sentinel"
-    summary: ClassVar[str] = "give a span-corruption T5 its sentinels downstream, without training"
+    summary: ClassVar[str] = "mark a span-corruption T5 to use sentinels downstream, without training"
     outputs: ClassVar[tuple[str, ...]] = ("model",)
 
-    model: Annotated[str, Input("model")] = setting(..., "the T5 to use as it is: hub name, directory or stage")
+    model: Annotated[str, Input("model")] = setting(..., "T5 to mark: hub name, directory or stage")
     variant: Literal["targets", "both"] = setting(
-        "targets", "targets: extra_id_0 begins each target (the paper); both: it also ends each input (T5's own tasks)"
+        "targets", "position of extra_id_0: start of targets (the paper), or both that and the end of inputs"
     )
     new_rows: Literal["mean", "normal"] = setting(
-        "mean",
-        "how embedding rows start where the vocabulary had no sentinels: the mean row, or normal noise around it",
+        "mean", "initial embeddings of missing sentinels: the mean row, or normal noise around it"
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import field_validator, model_validator
 
-from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.stage import InferenceConfig, StageConfig
 from t5_pipeline.core.schema import Input, setting, validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig, check_metric_names
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(InferenceConfig, StageConfig):
     """Scores on held-out rows, beside what they must beat."""
 
     kind: ClassVar[str] = "evaluate"
@@ -41,14 +41,10 @@ class EvaluateConfig(StageConfig):
         [], "domain shift: score everything on these tasks too, if their labels are those of the task it was made for"
     )
     limit: int = setting(0, "score the first N rows only; 0 takes all", unit="rows", ge=0)
-    batch_size: int = setting(64, "examples at a time", unit="examples", role="runtime", gt=0)
     metrics: dict[str, list[str]] = setting(
-        {},
-        "scores to compute, by task (TASK=A,B on a command line); otherwise a recipe's tasks say, or what the prompts"
-        " were trained with",
+        {}, "metrics by task, as TASK=A,B; for other tasks those of the recipe, else of the prompts"
     )
     max_output_length: int = setting(64, "longest greedy output", unit="tokens", gt=0)
-    precision: Literal["fp32", "bf16"] = setting("bf16", "precision of matrix products")
     baselines: bool = setting(True, "also score the majority class and the frozen T5 with no prompt")
     ensembles: bool = setting(True, "also score the majority vote of prompts that differ in nothing but their seed")
     neighbours: int = setting(

@@ -1,4 +1,4 @@
-"""Settings of `prepare`."""
+"""Settings of `prepare`, which turns text into token shards."""
 
 from __future__ import annotations
 
@@ -10,48 +10,40 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 
 class PrepareConfig(StageConfig):
-    """Text to token shards."""
+    """From text to token shards."""
 
     kind: ClassVar[str] = "prepare"
     summary: ClassVar[str] = "read a corpus, train or load the vocabulary, write token shards"
     outputs: ClassVar[tuple[str, ...]] = ("tokens",)
     repairs_output: ClassVar[bool] = True
-    code_version: ClassVar[int] = 2  # 2: shards are pieces of the corpus, validation documents are drawn by place
+    # 2: a shard is a chunk of the corpus, and validation documents are drawn by their position.
+    code_version: ClassVar[int] = 2
 
+    # Files: .txt, .jsonl (each also .gz or .zst) or .parquet. stdlib-docs: the documentation that ships with Python.
     corpus: Annotated[str, Data()] = setting(
-        ...,
-        "what to read: a file or folder of .txt, .jsonl (each also .gz or .zst) or .parquet, a `datasets` hub name, or"
-        " `stdlib-docs`, the documentation that comes with Python",
+        ..., "text to read: `stdlib-docs`, a file or folder, or a `datasets` hub data set"
     )
     config: str | None = setting(None, "configuration of a hub data set")
     split: str = setting("train", "split of a hub data set")
-    text_field: str = setting("text", "field of JSONL, Parquet and hub rows that holds the text")
+    text_field: str = setting("text", "field that contains the text in JSONL, Parquet and hub rows")
     vocabulary: Annotated[str | None, Data()] = setting(
-        None, "SentencePiece model, tokenizer directory or hub model whose vocabulary to use; none trains one"
+        None, "SentencePiece file, tokenizer directory or hub model; none: train one on the corpus"
     )
-    vocabulary_size: int = setting(
-        32000, "pieces of a vocabulary that is trained, sentinels not counted", unit="pieces", gt=8
-    )
+    vocabulary_size: int = setting(32000, "size of a trained vocabulary, without sentinels", unit="tokens", gt=8)
     vocabulary_characters: int = setting(
-        100_000_000,
-        "characters of the corpus, from its start, that a vocabulary is trained on",
-        unit="characters",
-        gt=0,
+        100_000_000, "characters from the start of the corpus to train the vocabulary on", unit="characters", gt=0
     )
     decontaminate: list[TaskConfig] = setting(
-        [], "tasks whose validation and test inputs must not occur in the corpus: a document that holds one is dropped"
+        [], "drop documents that contain a validation or test input of these tasks"
     )
-    validation_fraction: float = setting(0.01, "share of the documents kept aside to measure the loss on", ge=0, lt=1)
+    validation_fraction: float = setting(0.01, "fraction of the documents held out for validation", ge=0, lt=1)
+    # .txt and compressed files are not split, hub data sets use their own files, and a small corpus makes smaller
+    # shards, so that every core has work.
     shard_bytes: int = setting(
-        2**28,
-        "bytes of the corpus that become one shard, the unit of work and of going on; files that are compressed or .txt"
-        " are not cut, a hub data set is by its own files; of a small corpus less, so that all cores have work",
-        unit="bytes",
-        gt=0,
+        2**28, "corpus bytes per shard, the unit of parallel work and of resuming", unit="bytes", gt=0
     )
+    # Machines of the cluster share the output directory. Addresses: auto, HOST:PORT, ray://HOST:PORT.
     ray: str | None = setting(
-        None,
-        "Ray cluster whose machines make the shards and share the output directory: its address (`auto`, `HOST:PORT`,"
-        " `ray://HOST:PORT`), or `local` to start Ray here; none: processes of this machine, as many as `threads`",
+        None, "Ray cluster to prepare on: address, or `local` to start one; none: `threads` local processes",
         role="runtime",
-    )
+    )  # fmt: skip

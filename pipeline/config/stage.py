@@ -1,8 +1,8 @@
-"""What the settings of every stage, and of every stage that trains, have in common."""
+"""Settings that stages share, as groups of flat keys; each setting is declared once, stages override defaults."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator
 
@@ -10,27 +10,30 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, Input, Role, data_fields, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
+Precision = Literal["fp32", "bf16"]
+RSQRT_WARMUP = 10_000  # T5's own number of warm-up steps
+
 
 class StageConfig(Config):
-    """What every stage has."""
+    """Settings and properties of every stage.
+
+    Attributes:
+        kind: name in `uses:` and of the stage's script.
+        outputs: kinds of artifact that the stage publishes.
+        engines: engines that can run the stage (docs/engines.md).
+        code_version: raised when the same settings give another result than before.
+        repairs_output: whether the stage repairs a damaged output instead of starting from scratch.
+    """
 
     kind: ClassVar[str]
     summary: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
-    # How it may be spread over processes (docs/engines.md).
     engines: ClassVar[tuple[str, ...]] = ("one",)
-    # Raised whenever the stage's objective, optimizer or loss changes what comes out of the same settings.
     code_version: ClassVar[int] = 1
-    # Whether the stage goes on from what is left of an output that was damaged, instead of making it all anew.
     repairs_output: ClassVar[bool] = False
 
-    seed: int = setting(0, "seed of everything random; a recipe's own seed is the default", ge=0)
-    threads: int = setting(
-        0,
-        "CPU threads of each process; 0 takes all the cores there are, shared between the processes",
-        role="runtime",
-        ge=0,
-    )
+    seed: int = setting(0, "random seed; if unset, the recipe's `seed`", ge=0)
+    threads: int = setting(0, "CPU threads per process; 0 divides all cores among the processes", role="runtime", ge=0)
 
     @classmethod
     def inputs(cls) -> dict[str, str]:
@@ -44,136 +47,168 @@ class StageConfig(Config):
 
     @classmethod
     def takes_many(cls, name: str) -> bool:
-        """Whether an input field may point at several artifacts."""
+        """Whether an input field may name several artifacts."""
         return any(isinstance(mark, Input) and mark.many for mark in cls.model_fields[name].metadata)
 
     @classmethod
     def role(cls, name: str) -> Role:
+        """Role of a setting in the result."""
         extra = cls.model_fields[name].json_schema_extra
         assert isinstance(extra, dict), f"{cls.__name__}.{name} is not declared with setting()"
         return extra["role"]  # type: ignore[return-value]
 
     def check_engine(self, engine: str) -> None:
-        """Whether the stage can be spread over processes in this way.
+        """Check that the stage can run on an engine.
 
         Raises:
-            InputError: it cannot.
+            InputError: if it cannot.
         """
         if engine not in self.engines:
             raise InputError(
-                f"{self.kind} does not run on {engine}, but on {', '.join(self.engines)}; launch it without a"
+                f"{self.kind} does not run on {engine}, only on {', '.join(self.engines)}; launch it without a"
                 " configuration, or with one of accelerate_configs/ for these"
             )
 
     def data(self) -> dict[str, str]:
-        """Data that the stage reads from outside the run: field → location."""
+        """Data from outside the run: field → location."""
         return {name: location for name, _, location in data_fields(self)}
 
     def task_sources(self) -> dict[str, TaskConfig]:
-        """Those of its `data()` that are the rows of a task: field → task."""
+        """The part of `data()` that is the rows of a task: field → task."""
         return {name: owner for name, owner, _ in data_fields(self) if isinstance(owner, TaskConfig)}
 
     def made_for(self) -> list[TaskConfig]:
-        """The tasks that what the stage publishes answers; none for stages that are about no task."""
+        """The tasks that the published artifact solves."""
         return []
 
     def selects_by(self) -> dict[str, str]:
-        """Metrics that decide what the stage publishes, by task; empty where nothing is chosen."""
+        """Task → metric that selects the published checkpoint or candidate; empty if nothing is selected."""
         return {}
 
     def together_with(self, other: StageConfig) -> bool:
-        """True where one process can make both at once: prompts on one frozen T5, otherwise never."""
+        """Whether one process can make both cells at once (prompts on one frozen T5)."""
         return False
 
     def schedule_depends_on_steps(self) -> bool:
-        """True where `steps` shapes the trajectory itself (a learning rate that falls to 0 at the last step)."""
+        """Whether `steps` shapes the trajectory itself (a learning rate that falls to 0 at the last step)."""
         return False
 
 
-RATE = "learning rate; with rsqrt what 1/√max(step, warmup) is multiplied by"
-SCHEDULE = "constant; rsqrt: 1/√max(step + step_offset, warmup_steps); linear: falls to 0 at the last step"
-RSQRT_WARMUP = 10_000  # steps: T5's own
-WARMUP = "rsqrt: steps before the rate falls; otherwise: steps over which it rises from 0"
-OFFSET = "steps that a continued model has behind it (T5 1.1: 1,000,000)"
+class OptimizerConfig(Config):
+    """Group: optimizer steps, their batches, learning rate and regularization."""
 
-
-class TrainingConfig(StageConfig):
-    """What every stage that trains has."""
-
-    engines: ClassVar[tuple[str, ...]] = ("one", "ddp", "zero1", "zero2", "zero3", "fsdp2")
-
-    steps: int = setting(..., "optimizer steps in all", unit="steps", role="extent", ge=0)
-    batch_size: int = setting(32, "examples of one optimizer step, over all processes", unit="examples", gt=0)
-    optimizer: Literal["adafactor", "adamw"] = setting("adafactor", "adafactor as in T5X, or AdamW")
-    learning_rate: float = setting(1e-3, RATE, gt=0)
-    schedule: Literal["constant", "rsqrt", "linear"] = setting("constant", SCHEDULE)
-    warmup_steps: int = setting(0, WARMUP, unit="steps", ge=0)
-    step_offset: int = setting(0, OFFSET, unit="steps", ge=0)
-    weight_decay: float = setting(0.0, "share of each weight that a step takes away, not multiplied by the rate", ge=0)
-    z_loss: float = setting(1e-4, "weight of (log Z)² in the loss", ge=0)
-    dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = setting(
-        "bf16", "precision of matrix products; weights that train, and the optimizer, stay fp32"
+    steps: int = setting(..., "total optimizer steps", unit="steps", role="extent", ge=0)
+    batch_size: int = setting(32, "global batch size, over all processes", unit="examples", gt=0)
+    optimizer: Literal["adafactor", "adamw"] = setting("adafactor", "Adafactor as in T5X, or AdamW")
+    learning_rate: float = setting(1e-3, "learning rate; under `schedule: rsqrt` the factor that scales 1/√step", gt=0)
+    schedule: Literal["constant", "rsqrt", "linear"] = setting(
+        "constant", "rsqrt: 1/√max(step + step_offset, warmup_steps); linear: falls to 0 at the last step"
     )
-    logits_precision: Literal["fp32", "bf16"] = setting(
-        "bf16", "precision of the product that makes logits, where `precision` is bf16; softmax and loss stay fp32"
-    )
-    microbatch_size: int = setting(
+    warmup_steps: int = setting(
         0,
-        "examples at a time on one device; 0 cuts its share by length, so that little is padding, into parts of at most"
-        " 8,192 tokens on a CPU and 32,768 on a GPU",
-        unit="examples",
-        role="runtime",
+        f"warm-up: constant rate (rsqrt) or linear rise; none: {RSQRT_WARMUP:,} for rsqrt, else 0",
+        unit="steps",
         ge=0,
     )
-    recompute: bool = setting(
-        False,
-        "keep only the input of each block for the backward pass, which computes the rest once more: a fraction of the"
-        " memory, about a third more time, the same bits",
-        role="runtime",
+    step_offset: int = setting(
+        0, "steps the model has been trained for already (T5 1.1: 1,000,000)", unit="steps", ge=0
     )
-    reference_ops: list[Literal["attention", "norm", "loss"]] = setting(
-        [],
-        "what is computed as its definition reads, slower, to compare; results agree to rounding (loss: fp32 logits)",
-        role="runtime",
-    )
-    checkpoint_every: int = setting(1000, "steps between checkpoints", unit="steps", role="runtime", gt=0)
-    keep_last: int = setting(2, "newest checkpoints that are kept", unit="checkpoints", role="runtime", ge=1)
-    keep_every: int = setting(
-        0, "checkpoints of every so manieth step are kept for ever; 0 keeps none", unit="steps", role="runtime", ge=0
-    )
-    keep_best: bool = setting(
-        False, "also keep the checkpoint with the best validation, of those that have one at their step", role="runtime"
-    )
-    on_nonfinite: Literal["stop", "skip"] = setting(
-        "stop",
-        "a loss or gradient that is not finite: stop, with the checkpoints from before; skip, the step changes nothing"
-        " and is counted. Either way nonfinite.jsonl names its examples",
-        role="runtime",
-    )
-    log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", role="runtime", gt=0)
-    trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also log there, through Accelerate", role="runtime")
+    weight_decay: float = setting(0.0, "decoupled weight decay per step, not scaled by the learning rate", ge=0)
+    z_loss: float = setting(1e-4, "weight of (log Z)² in the loss", ge=0)
+    dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
 
-    def check_engine(self, engine: str) -> None:
-        """Adafactor factors, scales and clips whole matrices, which flat partitions and slices are not."""
-        super().check_engine(engine)
-        # Prompts stay whole on every process under FSDP2.
-        prompts = bool({"prompt", "mixture"} & set(self.outputs))
-        if self.optimizer == "adafactor" and (engine.startswith("zero") or (engine == "fsdp2" and not prompts)):
-            raise InputError(
-                f"{self.kind}: `optimizer: adafactor` works on whole matrices, which {engine} cuts up; set `optimizer:"
-                " adamw` with a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
-            )
+    @field_validator("warmup_steps", mode="before")
+    @classmethod
+    def warmup_of_the_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return RSQRT_WARMUP if info.data.get("schedule") == "rsqrt" else 0
+        return value
 
     @field_validator("warmup_steps")
     @classmethod
-    def warm_up_ends(cls, value: int, info: ValidationInfo) -> int:
+    def warmup_ends(cls, value: int, info: ValidationInfo) -> int:
         steps = info.data.get("steps")
         if info.data.get("schedule") == "linear" and value and steps is not None and value >= steps:
             raise ValueError(
-                f"must be fewer than the {steps:,} `steps` where `schedule: linear` falls after it, not {value:,}"
+                f"must be fewer than the {steps:,} `steps` with `schedule: linear`, not {value:,}; lower it"
             )
         return value
 
     def schedule_depends_on_steps(self) -> bool:
         return self.schedule == "linear"
+
+
+class CheckpointConfig(Config):
+    """Group: checkpoints of a training stage."""
+
+    checkpoint_every: int = setting(1000, "steps between checkpoints", unit="steps", role="runtime", gt=0)
+    keep_last: int = setting(2, "number of newest checkpoints to keep", unit="checkpoints", role="runtime", ge=1)
+    keep_every: int = setting(
+        0, "also keep the checkpoint of every Nth step permanently (0: off)", unit="steps", role="runtime", ge=0
+    )
+    keep_best: bool = setting(False, "also keep the checkpoint with the best validation result", role="runtime")
+
+
+class RuntimeConfig(Config):
+    """Group: gradient accumulation, non-finite losses and logging of a training stage."""
+
+    microbatch_size: int = setting(
+        0, "examples per forward pass (gradient accumulation); 0 limits tokens instead", unit="examples",
+        role="runtime", ge=0,
+    )  # fmt: skip
+    on_nonfinite: Literal["stop", "skip"] = setting(
+        "stop", "non-finite loss or gradient: stop at the last checkpoint, or skip the step", role="runtime"
+    )
+    log_every: int = setting(10, "steps between lines of metrics.jsonl", unit="steps", role="runtime", gt=0)
+    trackers: list[Literal["tensorboard", "wandb"]] = setting(
+        [], "experiment trackers that also receive the metrics", role="runtime"
+    )
+
+
+class PrecisionConfig(Config):
+    """Group: precision of a T5's arithmetic."""
+
+    precision: Precision = setting("bf16", "precision of matrix products; trained weights and optimizer stay fp32")
+
+
+class InferenceConfig(PrecisionConfig):
+    """Group: predictions without training."""
+
+    batch_size: int = setting(64, "examples per batch", unit="examples", role="runtime", gt=0)
+
+
+class ExecutionConfig(Config):
+    """Group: ways to compute the training step of this package's T5 (not of transformers')."""
+
+    recompute: bool = setting(
+        False, "activation checkpointing: recompute each block in the backward pass to save memory", role="runtime"
+    )
+    reference_ops: list[Literal["attention", "norm", "loss"]] = setting(
+        [], "operations to run by their slower reference implementation, for comparison", role="runtime"
+    )
+
+
+class LogitsConfig(Config):
+    """Group: precision of the logits of this package's T5."""
+
+    logits_precision: Precision = setting(
+        "bf16", "precision of the logits' matrix product under bf16; softmax and loss stay fp32"
+    )
+
+
+class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, OptimizerConfig, StageConfig):
+    """Settings of every stage that trains."""
+
+    engines: ClassVar[tuple[str, ...]] = ("one", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+    # Whether the trained weights stay whole on every process under FSDP2.
+    unsharded_by_fsdp2: ClassVar[bool] = False
+
+    def check_engine(self, engine: str) -> None:
+        """Also reject Adafactor on sharded weights: it factors, scales and clips whole matrices."""
+        super().check_engine(engine)
+        sharded = engine.startswith("zero") or (engine == "fsdp2" and not self.unsharded_by_fsdp2)
+        if self.optimizer == "adafactor" and sharded:
+            raise InputError(
+                f"{self.kind}: `optimizer: adafactor` needs whole matrices, which {engine} shards; set `optimizer:"
+                " adamw` and a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
+            )

@@ -1,158 +1,144 @@
-"""Settings of the stages that learn or word a task: prompt tuning and the methods that it is compared with."""
+"""Settings of prompt tuning and of the methods it is compared with."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
-from t5_pipeline.core.schema import Input, setting
+from t5_pipeline.config.stage import ExecutionConfig, InferenceConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-_MODEL = "the T5 to freeze: hub name, directory or stage"
-_TASK = "the task: its name under the recipe's `tasks:`, or a YAML file with its settings"
-_INPUT_LENGTH = "input tokens beside the prompt; longer inputs are cut"
-_TARGET_LENGTH = "target tokens; longer targets are cut"
-_DROPOUT = "dropout rate, shared along the sequence as in the official code"
 
+class TaskStageConfig(StageConfig):
+    """Settings of every stage that solves a task with a T5, trained or not."""
 
-class LearningConfig(TrainingConfig):
-    """What every stage that learns a task from its training rows has."""
-
-    model: Annotated[str, Input("model")] = setting(..., _MODEL)
-    max_input_length: int = setting(512, _INPUT_LENGTH, unit="tokens", gt=0)
-    max_target_length: int = setting(128, _TARGET_LENGTH, unit="tokens", gt=0)
-    dropout: float = setting(0.1, _DROPOUT, ge=0, lt=1)
-    select: Literal["best", "last"] = setting(
-        "best",
-        "what is published: best, what scored highest on the validation split by the task's first metric (the paper);"
-        " last, what the last step left",
+    model: Annotated[str, Input("model")] = setting(..., "base T5: hub name, directory or stage")
+    max_input_length: int = setting(
+        512, "maximum input tokens, without a soft prompt; longer inputs are truncated", unit="tokens", gt=0
     )
-    validate_every: int = setting(
-        1000, "steps between scores on the validation split (select: best)", unit="steps", gt=0
-    )
+    max_target_length: int = setting(128, "maximum target tokens; longer targets are truncated", unit="tokens", gt=0)
     validation_limit: int = setting(
-        0, "validation rows that are scored, spread evenly over the split; 0 takes all", unit="rows", ge=0
+        0, "validation rows to score, spread evenly over the split; 0: all", unit="rows", ge=0
     )
+
+
+class OneTaskConfig(TaskStageConfig):
+    """Settings of a stage that solves a single task."""
+
+    task: TaskConfig = setting(..., "task: a name under the recipe's `tasks:`, or a YAML file")
+
+    def made_for(self) -> list[TaskConfig]:
+        return [self.task]
+
+
+@defaults(steps=30_000, dropout=0.1)
+class LearningConfig(TrainingConfig, TaskStageConfig):
+    """Settings of every stage that learns a task from its training rows."""
+
+    select: Literal["best", "last"] = setting(
+        "best", "checkpoint to publish: best validation score by the task's first metric, or last"
+    )
+    validate_every: int = setting(1000, "steps between validations (select: best)", unit="steps", gt=0)
     patience: int = setting(
-        0, "early stopping: validations in a row without a better score after which training ends; 0 never does", ge=0
+        0, "early stopping after this many validations without improvement; 0: off", unit="validations", ge=0
     )
 
     @model_validator(mode="after")
     def patience_has_scores(self) -> LearningConfig:
         if self.patience and self.select == "last":
-            raise ValueError("`patience` needs validation scores: `select: best`")
+            raise ValueError("`patience` needs validation scores; set `select: best`")
         return self
 
     def selects_by(self) -> dict[str, str]:
         return {task.name: task.metrics[0] for task in self.made_for()} if self.select == "best" else {}
 
 
-class PromptTuneConfig(LearningConfig):
+@defaults(learning_rate=0.3, weight_decay=1e-5)
+class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
+    """Settings of every stage that trains soft prompts on a frozen T5."""
+
+    unsharded_by_fsdp2: ClassVar[bool] = True
+
+    prompt_length: int = setting(100, "length of the prompt", unit="tokens", gt=0)
+    # uniform: U[−0.5, 0.5]; uniform_code: U[0, 0.5), as in the official code; vocabulary: embeddings of frequent
+    # tokens; class_labels: mean embedding of each label, the remaining rows as with vocabulary.
+    prompt_init: Literal["uniform", "uniform_code", "vocabulary", "class_labels", "text", "prompt"] = setting(
+        "class_labels", "random: uniform, uniform_code; embeddings: vocabulary, class_labels, text; trained: prompt"
+    )
+    init_text: str | None = setting(None, "text whose token embeddings start the prompt (prompt_init: text)")
+    init_prompt: Annotated[str | None, Input("prompt")] = setting(
+        None, "trained prompt to start from (prompt_init: prompt): directory or stage"
+    )
+    init_labels: list[str] = setting([], "words to start from instead of the task's labels (prompt_init: class_labels)")
+    init_population: int = setting(
+        5000, "number of most frequent tokens to sample from (prompt_init: vocabulary)", unit="tokens", gt=0
+    )
+    loss: Literal["mean", "sum"] = setting("mean", "mean or sum of the loss over the target tokens of a prompt's batch")
+
+    @model_validator(mode="after")
+    def init_is_complete(self) -> SoftPromptConfig:
+        for init, field in (("text", "init_text"), ("prompt", "init_prompt")):
+            if (self.prompt_init == init) != (getattr(self, field) is not None):
+                raise ValueError(f"`prompt_init: {init}` and `{field}` go together; give both or neither")
+        if self.init_labels and self.prompt_init != "class_labels":
+            raise ValueError("`init_labels` needs `prompt_init: class_labels`; set it, or remove init_labels")
+        if self.prompt_init == "class_labels" and not (self.task.labels or self.init_labels):
+            raise ValueError(
+                f"`prompt_init: class_labels` needs labels, and {self.task.name} has none; give init_labels, or"
+                " use vocabulary"
+            )
+        return self
+
+
+class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     """Prompt tuning (Lester et al. 2021, §2)."""
 
     kind: ClassVar[str] = "prompt_tune"
     summary: ClassVar[str] = "freeze a T5 and learn a task as a soft prompt"
     outputs: ClassVar[tuple[str, ...]] = ("prompt",)
 
-    task: TaskConfig = setting(..., _TASK)
-    prompt_length: int = setting(100, "rows of the prompt", unit="tokens", gt=0)
-    prompt_init: Literal["uniform", "uniform_code", "vocabulary", "class_labels", "text", "prompt"] = setting(
-        "class_labels",
-        "uniform: U[−0.5, 0.5]; uniform_code: U[0, 0.5), as the official code does; vocabulary: rows of the likeliest"
-        " pieces; class_labels: the labels' mean rows, the rest from vocabulary; text: the rows of init_text;"
-        " prompt: the rows of init_prompt",
-    )
-    init_text: str | None = setting(None, "text whose embedded pieces start the prompt (prompt_init: text)")
-    init_prompt: Annotated[str | None, Input("prompt")] = setting(
-        None, "trained prompt to start from (prompt_init: prompt)"
-    )
-    init_labels: list[str] = setting(
-        [], "class_labels: words to start from instead of the task's labels (ReCoRD: commonsense, reasoning, …)"
-    )
-    init_population: int = setting(
-        5000, "how many of the likeliest pieces vocabulary rows are drawn from", unit="pieces", gt=0
-    )
-    steps: int = setting(30_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
-    learning_rate: float = setting(0.3, "learning rate", gt=0)
-    weight_decay: float = setting(1e-5, "share of each weight that a step takes away, not multiplied by the rate", ge=0)
-    loss: Literal["mean", "sum"] = setting("mean", "mean or sum over the target tokens of a prompt's batch")
-
-    # What may differ between prompts that train in one batch on one frozen T5.
+    # Settings that may differ between prompts trained in one batch on one frozen T5.
     per_prompt: ClassVar[frozenset[str]] = frozenset(
         ("seed", "task", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels", "init_population")
     ) | {"batch_size"}
-
-    def made_for(self) -> list[TaskConfig]:
-        return [self.task]
 
     def together_with(self, other: StageConfig) -> bool:
         shared = set(type(self).model_fields) - self.per_prompt
         return type(other) is type(self) and all(getattr(self, f) == getattr(other, f) for f in shared)
 
-    @model_validator(mode="after")
-    def init_is_complete(self) -> PromptTuneConfig:
-        for init, field in (("text", "init_text"), ("prompt", "init_prompt")):
-            if (self.prompt_init == init) != (getattr(self, field) is not None):
-                raise ValueError(f"`prompt_init: {init}` and `{field}` go together: give both or neither")
-        if self.init_labels and self.prompt_init != "class_labels":
-            raise ValueError("`init_labels` goes with `prompt_init: class_labels`")
-        if self.prompt_init == "class_labels" and not (self.task.labels or self.init_labels):
-            raise ValueError(
-                f"`prompt_init: class_labels` needs the task's labels; {self.task.name} has none: give init_labels,"
-                " or use vocabulary"
-            )
-        return self
 
-
-class PromptMixtureConfig(PromptTuneConfig):
-    """A mixture of soft prompts (Qin and Eisner 2021)."""
+class PromptMixtureConfig(SoftPromptConfig):
+    """Mixture of soft prompts (Qin and Eisner 2021); its logits are always fp32."""
 
     kind: ClassVar[str] = "prompt_mixture"
-    summary: ClassVar[str] = "freeze a T5 and learn a task as several soft prompts with learnt weights"
+    summary: ClassVar[str] = "freeze a T5 and learn a task as several soft prompts with learned weights"
     outputs: ClassVar[tuple[str, ...]] = ("mixture",)
 
-    components: int = setting(5, "prompts of the mixture, each started with a seed of its own", unit="prompts", gt=1)
+    components: int = setting(5, "number of prompts, each initialised with its own seed", unit="prompts", gt=1)
     weight_learning_rate: float = setting(
-        0.01, "learning rate of the logits of the mixture's weights; the schedule is the prompts'", gt=0
+        0.01, "learning rate of the mixture weights' logits; they share the prompts' schedule", gt=0
     )
 
-    @field_validator("logits_precision")
-    @classmethod
-    def whole_logits(cls, value: str) -> str:
-        if value != "bf16":
-            raise ValueError("has no effect here: a mixture's logits are always fp32; leave it out")
-        return value
 
-    def together_with(self, other: StageConfig) -> bool:
-        return False
-
-
-class ModelTuneConfig(LearningConfig):
-    """Model tuning, the paper's upper baseline: every weight of the T5, on one task or on several at once."""
+@defaults(batch_size=128)
+class ModelTuneConfig(LogitsConfig, ExecutionConfig, LearningConfig):
+    """Model tuning, the paper's upper baseline: train every weight of the T5 on one or several tasks."""
 
     kind: ClassVar[str] = "model_tune"
-    summary: ClassVar[str] = "tune every weight of a T5 on a task, or on several at once"
+    summary: ClassVar[str] = "fine-tune every weight of a T5 on one or several tasks"
     outputs: ClassVar[tuple[str, ...]] = ("model",)
 
-    model: Annotated[str, Input("model")] = setting(..., "the T5 to tune: hub name, directory or stage")
     tasks: list[TaskConfig] = setting(
-        ...,
-        "one task or several, as names under the recipe's `tasks:` or YAML files; several need inputs that tell them"
-        " apart (task_prefix)",
-        min_length=1,
+        ..., "tasks: names under the recipe's `tasks:`, or YAML files; several need a `task_prefix`", min_length=1
     )
     mixing: Literal["proportional", "equal"] = setting(
-        "proportional", "several tasks: examples in proportion to their training rows (T5), or as many of each"
+        "proportional", "several tasks: sample in proportion to their training rows (T5), or equally"
     )
     mixing_limit: int = setting(
-        2**19, "proportional: training rows that a task counts for at most (T5's K)", unit="rows", gt=0
+        2**19, "proportional: cap on the training rows counted for one task (T5's K)", unit="rows", gt=0
     )
-    steps: int = setting(30_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
-    batch_size: int = setting(128, "examples of one optimizer step, over all processes", unit="examples", gt=0)
-    learning_rate: float = setting(1e-3, "learning rate", gt=0)
-    max_input_length: int = setting(512, "input tokens; longer inputs are cut", unit="tokens", gt=0)
 
     @field_validator("tasks")
     @classmethod
@@ -166,86 +152,54 @@ class ModelTuneConfig(LearningConfig):
         return self.tasks
 
 
-class PeftTuneConfig(LearningConfig):
-    """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), by the PEFT library."""
+@defaults(optimizer="adamw")
+class PeftTuneConfig(LearningConfig, OneTaskConfig):
+    """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), computed by transformers and PEFT."""
 
     kind: ClassVar[str] = "peft_tune"
     engines: ClassVar[tuple[str, ...]] = ("one", "ddp")
     summary: ClassVar[str] = "freeze a T5 and learn a task by PEFT's prefix tuning or P-tuning"
     outputs: ClassVar[tuple[str, ...]] = ("adapter",)
 
-    task: TaskConfig = setting(..., _TASK)
     method: Literal["prefix_tuning", "p_tuning"] = setting(
-        ...,
-        "prefix_tuning: keys and values before those of each decoder layer; p_tuning: a soft prompt that a small"
-        " network writes",
+        ..., "prefix_tuning: keys and values per decoder layer; p_tuning: prompt from a small network"
     )
     virtual_tokens: int = setting(100, "length of the prefix or prompt", unit="tokens", gt=0)
     hidden_size: int = setting(
-        0,
-        "inner width of the network that writes them; 0: the T5's own for p_tuning, no network for prefix_tuning",
-        ge=0,
+        0, "width of the reparametrization network; 0: d_model for p_tuning, none for prefix_tuning", ge=0
     )
-    steps: int = setting(30_000, "optimizer steps in all", unit="steps", role="extent", ge=0)
-    optimizer: Literal["adafactor", "adamw"] = setting("adamw", "adafactor as in T5X, or AdamW")
-
-    @field_validator("reference_ops", "recompute", "logits_precision")
-    @classmethod
-    def by_transformers(cls, value: Any, info: ValidationInfo) -> Any:
-        if value != cls.model_fields[info.field_name or ""].get_default(call_default_factory=True):
-            raise ValueError("has no effect here, where transformers and PEFT compute; leave it out")
-        return value
-
-    def made_for(self) -> list[TaskConfig]:
-        return [self.task]
 
 
-class PromptDesignConfig(StageConfig):
-    """Prompt design (Brown et al. 2020): the task in words, with examples of it or without, for a frozen T5."""
+class PromptDesignConfig(InferenceConfig, OneTaskConfig):
+    """Prompt design (Brown et al. 2020): a text prompt, zero- or few-shot, for a frozen T5."""
 
     kind: ClassVar[str] = "prompt_design"
-    summary: ClassVar[str] = "word a task for a frozen T5, zero- or few-shot; nothing is trained"
+    summary: ClassVar[str] = "choose a text prompt for a frozen T5, zero- or few-shot, without training"
     outputs: ClassVar[tuple[str, ...]] = ("text_prompt",)
 
-    model: Annotated[str, Input("model")] = setting(..., "the frozen T5: hub name, directory or stage")
-    task: TaskConfig = setting(..., _TASK)
     templates: list[str] = setting(
-        ["{input}"],
-        "wordings, each with {input} for the task's own input; of several the best on the validation split is taken",
-        min_length=1,
+        ["{input}"], "candidate wordings, each with {input}; the best on validation is published", min_length=1
     )
     shots: int = setting(
-        0, "training rows shown before each input, drawn by the seed, labels in turn", unit="rows", ge=0
+        0, "demonstrations (training rows) before each input, balanced over labels, drawn by `seed`", unit="rows", ge=0
     )
-    demonstration: str = setting("{input} {target}", "how a row that is shown reads; {input} is worded by the template")
-    separator: str = setting(" ", "text between rows that are shown, and before the input")
-    max_input_length: int = setting(
-        512, "input tokens; rows that are shown give way, first ones first, before an input is cut", unit="tokens", gt=0
-    )
-    max_target_length: int = setting(128, _TARGET_LENGTH, unit="tokens", gt=0)
-    validation_limit: int = setting(
-        0, "validation rows that templates are compared on, spread evenly; 0 takes all", unit="rows", ge=0
-    )
-    batch_size: int = setting(64, "examples at a time", unit="examples", role="runtime", gt=0)
-    precision: Literal["fp32", "bf16"] = setting("bf16", "precision of matrix products")
+    demonstration: str = setting("{input} {target}", "format of a demonstration; {input} is the filled template")
+    separator: str = setting(" ", "text after each demonstration")
 
     @field_validator("templates", "demonstration")
     @classmethod
     def input_is_named(cls, value: Any) -> Any:
         for text in value if isinstance(value, list) else [value]:
             if text.count("{input}") != 1:
-                raise ValueError(f"{text!r} must hold {{input}} once")
+                raise ValueError(f"{text!r} must contain {{input}} exactly once")
         return value
 
     @field_validator("demonstration")
     @classmethod
     def target_is_named(cls, value: str) -> str:
         if value.count("{target}") != 1:
-            raise ValueError(f"{value!r} must hold {{target}} once")
+            raise ValueError(f"{value!r} must contain {{target}} exactly once")
         return value
-
-    def made_for(self) -> list[TaskConfig]:
-        return [self.task]
 
     def selects_by(self) -> dict[str, str]:
         return {self.task.name: self.task.metrics[0]} if len(self.templates) > 1 else {}

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t5_pipeline.core.errors import InputError
 
+Model = TypeVar("Model", bound=BaseModel)
 Role = Literal["trajectory", "extent", "runtime"]
 Sentinel = Literal["none", "targets", "both"]
 """Use of extra_id_0 in a model's texts: nowhere, at the start of targets, or also at the end of inputs."""
@@ -53,6 +55,30 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
 
 
+def defaults(**values: Any) -> Callable[[type[Model]], type[Model]]:
+    """Class decorator: change the defaults of inherited settings; description, unit, role and constraints stay.
+
+    With several bases that inherit one setting, the first base's default wins (pydantic ignores the MRO).
+
+    >>> class Group(Config):
+    ...     learning_rate: float = setting(1e-3, "learning rate", gt=0)
+    >>> @defaults(learning_rate=0.3)
+    ... class Stage(Group): ...
+    >>> Stage().learning_rate, Group().learning_rate
+    (0.3, 0.001)
+    """
+
+    def decorate(cls: type[Model]) -> type[Model]:
+        for name, value in values.items():
+            field = copy(cls.model_fields[name])
+            field.default = value
+            cls.model_fields[name] = field
+        cls.model_rebuild(force=True)
+        return cls
+
+    return decorate
+
+
 def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, BaseModel, str]]:
     """Fields that are marked as data, those of inner settings too: dotted name, whose field it is, location."""
     for name, field in type(settings).model_fields.items():
@@ -64,9 +90,6 @@ def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Ba
                 yield from data_fields(
                     inner, f"{prefix}{name}.{index}." if isinstance(value, list) else f"{prefix}{name}."
                 )
-
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

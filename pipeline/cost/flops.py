@@ -18,8 +18,8 @@ from t5_pipeline.config.adaptation import LMAdaptConfig, SentinelConfig, SpanCor
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, InputRef, Recipe
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
-from t5_pipeline.config.tuning import LearningConfig, ModelTuneConfig, PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.tuning import LearningConfig, ModelTuneConfig, PromptMixtureConfig, SoftPromptConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, Trained, training_memory
 from t5_pipeline.data_prep.sampling.microbatching import CPU, GPU, min_padding_microbatches
@@ -67,7 +67,7 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
 
 def trained_numbers(settings: StageConfig, shape: T5Config) -> int | None:
     """How many numbers a stage trains: 0 where it trains none, None where another library decides."""
-    if isinstance(settings, PromptTuneConfig):
+    if isinstance(settings, SoftPromptConfig):
         return components(settings) * settings.prompt_length * shape.d_model
     if isinstance(settings, (SpanCorruptConfig, LMAdaptConfig, ModelTuneConfig)):
         return shape.parameters
@@ -85,7 +85,7 @@ def work(settings: TrainingConfig, shape: T5Config) -> Work | None:
     if trained_numbers(settings, shape) is None or not lengths:
         return None
     examples = settings.batch_size * components(settings)
-    passes = 2 if isinstance(settings, PromptTuneConfig) else 3
+    passes = 2 if isinstance(settings, SoftPromptConfig) else 3
     tokens = sum(inputs + targets for inputs, targets in lengths) / len(lengths)
     flops = sum(forward_flops(shape, inputs, targets) for inputs, targets in lengths) / len(lengths)
     return Work(round(examples * tokens), passes * examples * flops)
@@ -96,7 +96,7 @@ def example_lengths(settings: TrainingConfig) -> list[tuple[int, int]]:
 
     Of text that is at least as long as an example; of a task the longest there may be.
     """
-    if isinstance(settings, PromptTuneConfig):
+    if isinstance(settings, SoftPromptConfig):
         return [(settings.prompt_length + settings.max_input_length, longest_target(settings))]
     if isinstance(settings, ModelTuneConfig):
         return [(settings.max_input_length, longest_target(settings))]
@@ -189,9 +189,9 @@ def trained_together(together: Sequence[TrainingConfig], shape: T5Config, launch
             bf16=settings.precision == "bf16",
             dropout=settings.dropout > 0,
             packed=packed,
-            recompute=settings.recompute,
+            recompute=isinstance(settings, ExecutionConfig) and settings.recompute,
             cpu=launch.cpu,
-            logits="whole" if isinstance(settings, PromptMixtureConfig) else settings.logits_precision,
+            logits=settings.logits_precision if isinstance(settings, LogitsConfig) else "whole",
         )
         for rows, inputs, targets in parts
     ]
@@ -242,7 +242,7 @@ def microbatches(together: Sequence[TrainingConfig], share: int, cpu: bool) -> l
 
 def _prompt(together: Sequence[TrainingConfig]) -> int:
     """Rows of the longest prompt; 0 where the whole T5 trains."""
-    return max((cell.prompt_length for cell in together if isinstance(cell, PromptTuneConfig)), default=0)
+    return max((cell.prompt_length for cell in together if isinstance(cell, SoftPromptConfig)), default=0)
 
 
 def _longest(settings: TrainingConfig) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from t5_pipeline.config.launch import LaunchConfig, read_launch_config
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
-from t5_pipeline.config.tuning import PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, tokens_of
 from t5_pipeline.cost.flops import memory, shape_of, trained_numbers, work
@@ -199,7 +199,7 @@ def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Confi
     """What the paper saves: the bytes of a task as a prompt, and as a tuned model of the same T5."""
     settings = decision.cell.settings
     shape = size or shape_of(recipe, run_dir, decision.cell)
-    if not isinstance(settings, PromptTuneConfig) or isinstance(settings, PromptMixtureConfig) or shape is None:
+    if not isinstance(settings, PromptTuneConfig) or shape is None:
         return []
     p, N = settings.prompt_length, shape.parameters
     of_prompt = Trained(Microbatch(1, p, 1, prompt=p), p * shape.d_model, settings.optimizer)

@@ -13,7 +13,7 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.kinds import artifact_digest, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.errors import InputError, cannot_be_written
 from t5_pipeline.execution.staleness import CellStatus
@@ -174,6 +174,7 @@ class Stage(Generic[C]):
     def _configured(self, model: LoadedT5) -> LoadedT5:
         if isinstance(self.config, TrainingConfig):
             model.t5.set_dropout(self.config.dropout)
+        if isinstance(self.config, ExecutionConfig):
             model.t5.set_execution(self.config.reference_ops, self.config.recompute)
         return model
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.methods import prompt_init as initialisers
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.t5 import T5
@@ -23,7 +23,7 @@ class Pieces(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-def initial_rows(t5: T5, vocabulary: Pieces, c: PromptTuneConfig, seed: int, trained: Path | None = None) -> Tensor:
+def initial_rows(t5: T5, vocabulary: Pieces, c: SoftPromptConfig, seed: int, trained: Path | None = None) -> Tensor:
     """Rows [P, D] in fp32.
 
     Args:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, float32
 
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -47,7 +47,7 @@ class PromptInfo(BaseModel):
     scores: dict[str, float] = Field(default_factory=dict, description="metric → value on the validation split")
 
     @classmethod
-    def tuned(cls, c: PromptTuneConfig, **more: Any) -> PromptInfo:
+    def tuned(cls, c: SoftPromptConfig, **more: Any) -> PromptInfo:
         """Of a prompt tuned with these settings; `more` is what they do not say: T5, vocabulary, width, step."""
         same = ("task", "prompt_length", "max_input_length", "max_target_length", "prompt_init", "seed")
         return cls(**{name: getattr(c, name) for name in same} | more)

@@ -1,1 +1,1 @@
-"""The report: reads a run directory, draws plots, writes one page of HTML that opens offline."""
+"""The report of a run: one HTML page with inline plots that works offline."""

@@ -1,6 +1,6 @@
-"""What a run directory holds, as plain data. Nothing here decides how it is shown.
+"""The contents of a run directory as plain data, independent of their presentation.
 
-A run that is half done is read as far as it goes.
+Unfinished runs are read as far as they go.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import PRESETS, T5Config
 
-State = Literal["finished", "outdated", "begun", "not begun"]
+State = Literal["up to date", "stale", "unfinished", "not started"]
 
 
 class Sample(BaseModel):
-    """One example and what came out."""
+    """One example and the model's output."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,10 +35,13 @@ class Sample(BaseModel):
 
 
 class Score(BaseModel):
-    """One row of scores.json: one prompt, or one thing that it is compared with, scored on one split.
+    """One row of scores.json: a prompt, or a method it is compared with, scored on one split.
 
-    variant: what sets it apart from others of its method, in words. trained_on: the task that was trained on, where it
-    is another one. trained: numbers that were trained. neighbours: of each row of a prompt its nearest pieces.
+    Attributes:
+        variant: difference from other rows of the same method, as text.
+        trained_on: task of the training data, if it is not `task`.
+        trained: number of trained parameters.
+        neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,15 +69,15 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss by step."""
+    """Losses by step."""
 
     steps: list[int]
     losses: list[float]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One cell of the recipe: what it is, and how far it has come."""
+class CellResult:
+    """A cell of the recipe, its manifest and its progress."""
 
     cell: Cell
     state: State
@@ -87,12 +90,12 @@ class Part:
 
     @property
     def steps(self) -> int | None:
-        """Steps that the recipe wants."""
+        """Steps that the recipe specifies; None for stages that do not train."""
         return self.settings.steps if isinstance(self.settings, TrainingConfig) else None
 
     @property
     def frozen(self) -> str | None:
-        """The T5 that learns a task or is worded one, named as in the scores; None for stages about no task."""
+        """Base T5 of a stage that solves a task, named as in the scores; None for other stages."""
         ref = self.cell.inputs.get("model")
         if ref is None or not self.settings.made_for():
             return None
@@ -101,27 +104,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """Cells that one process made together, with what it logged. Curves are by cell id; "" for a stage of one cell."""
+    """Cells that one process made together, with its logged losses by cell id ("" without a matrix)."""
 
     stage: str
     kind: str
-    parts: list[Part]
+    cells: list[CellResult]
     train: dict[str, Curve]
     validation: dict[str, Curve]
 
     @property
     def manifests(self) -> list[Manifest]:
-        return [part.manifest for part in self.parts if part.manifest is not None]
+        return [result.manifest for result in self.cells if result.manifest is not None]
 
     @property
     def seconds(self) -> float | None:
-        """Time of the process: each of its cells carries the whole."""
+        """Duration of the process, which every one of its cells records in full."""
         return max((m.seconds for m in self.manifests), default=None)
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A frozen T5. `bytes` are those of its weights on disk, None where they are not on this machine."""
+    """Size of a frozen T5; `bytes` of its weights on disk is None if they are not on this machine."""
 
     model: str
     parameters: int
@@ -131,6 +134,8 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class PromptSize:
+    """Size of a prompt; `bytes` counts its weights on disk."""
+
     prompt_length: int
     parameters: int
     bytes: int
@@ -138,7 +143,7 @@ class PromptSize:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a report is made of."""
+    """Everything that the report shows."""
 
     recipe: Recipe
     jobs: list[Job]
@@ -146,22 +151,22 @@ class Run:
     models: dict[str, ModelSize] = field(default_factory=dict)
     prompts: list[PromptSize] = field(default_factory=list)
 
-    def parts(self) -> Iterator[Part]:
+    def cells(self) -> Iterator[CellResult]:
         for job in self.jobs:
-            yield from job.parts
+            yield from job.cells
 
     def manifests(self) -> Iterator[Manifest]:
         for job in self.jobs:
             yield from job.manifests
 
     def last_step(self, stage: str) -> int | None:
-        """The step of the model that a stage hands on by its name alone; None where it has not finished."""
+        """Step of a stage's final model; None if the stage has not finished."""
         return next((m.step for m in self.manifests() if m.stage == stage), None)
 
     def task(self, name: str) -> TaskConfig | None:
-        """The task of that name, as the prompts were tuned on it."""
-        tasks = [task for part in self.parts() for task in part.settings.made_for()]
-        tasks += [task for part in self.parts() for task in getattr(part.settings, "also_on", ())]
+        """The task of that name, with the settings it was trained or scored with."""
+        tasks = [task for result in self.cells() for task in result.settings.made_for()]
+        tasks += [task for result in self.cells() for task in getattr(result.settings, "also_on", ())]
         return next((task for task in tasks if task.name == name), None)
 
 
@@ -169,78 +174,78 @@ def collect(path: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        InputError: it is none, or a manifest or a file of scores in it is damaged.
+        InputError: if it is not a run directory, or a manifest or scores file in it is damaged.
     """
     run_dir = RunDir(path)
     recipe = load_recipe(path / "recipe.yaml")
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
     run = Run(recipe, jobs)
-    for part in run.parts():
-        if part.manifest is not None:
-            run.scores.extend(_scores(run_dir.cell(part.cell), part.manifest))
-            if part.cell.settings.kind == "prompt_tune":
-                _sizes(run, path, part.cell, part.manifest)
+    for result in run.cells():
+        if result.manifest is not None:
+            run.scores.extend(_scores(run_dir.cell(result.cell), result.manifest))
+            if result.cell.settings.kind == "prompt_tune":
+                _sizes(run, path, result.cell, result.manifest)
     return run
 
 
 def _model_name(found: InputRecord | InputRef) -> str:
-    """How scores name a frozen model: the stage that made it with the step that was handed on, or its path."""
+    """Name of a frozen model in the scores: its stage and step, or its path."""
     if found.stage is None:
         return str(found.path)
     return found.stage + (f"@{found.step}" if found.step is not None else "")
 
 
 def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], Manifest | None]) -> Iterator[Job]:
-    """The cells of a stage by the process that made them; those that have none yet come together, last."""
+    """Cells of a stage grouped by the process that made them; cells without one form a group of their own."""
     logs = {cell.id: _log_directory(run_dir, cell, manifests[cell.stage, cell.id]) for cell in cells}
     for directory in dict.fromkeys(logs.values()):
         together = [cell for cell in cells if logs[cell.id] == directory]
         train, validation = _curves(directory / "metrics.jsonl") if directory else ({}, {})
-        parts = []
+        results = []
         for cell in together:
             manifest = manifests[cell.stage, cell.id]
-            begun = manifest is not None or run_dir.started(cell) is not None
+            started = manifest is not None or run_dir.started(cell) is not None
             curve = train.get(cell.id, train.get("", Curve([], [])))
             last = curve.steps[-1] if curve.steps else None
-            state = _state(cell, manifest, manifests) if manifest else "begun" if begun else "not begun"
-            parts.append(Part(cell, state, manifest, manifest.step if manifest else last))
-        yield Job(cells[0].stage, cells[0].settings.kind, parts, train, validation)
+            state = _state(cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
+            results.append(CellResult(cell, state, manifest, manifest.step if manifest else last))
+        yield Job(cells[0].stage, cells[0].settings.kind, results, train, validation)
 
 
 def _log_directory(run_dir: RunDir, cell: Cell, manifest: Manifest | None) -> Path | None:
     if not cell.axes:
         return run_dir.cell(cell)
-    begun = manifest or run_dir.started(cell)
+    started = manifest or run_dir.started(cell)
     jobs = sorted((run_dir.path / cell.stage).glob("jobs/*/job.json"), key=lambda path: path.stat().st_mtime_ns)
-    mine = [path.parent for path in jobs if begun and read_job(path.parent).get(cell.id) == begun.fingerprint]
+    mine = [path.parent for path in jobs if started and read_job(path.parent).get(cell.id) == started.fingerprint]
     return mine[-1] if mine else None
 
 
 def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Manifest | None]) -> State:
-    """Whether a finished cell is what the recipe and the inputs, as they stand now, would give."""
+    """Whether a finished cell is up to date with the present recipe and inputs."""
     settings, inputs = cell.settings, cell.settings.inputs()
     now = settings.model_dump(mode="json")
     for name in now:
         if settings.role(name) == "trajectory" and name not in inputs and manifest.settings.get(name) != now[name]:
-            return "outdated"
+            return "stale"
     if isinstance(settings, TrainingConfig) and (manifest.step or 0) < settings.steps:
-        return "outdated"
+        return "stale"
     for name, artifact in inputs.items():
         for record in manifest.inputs.get(name, []):
             maker = manifests.get((record.stage or "", record.cell or ""))
             if maker is None:
                 if record.stage is not None:
-                    return "outdated"
+                    return "stale"
                 continue
             published = maker.steps_published.get(record.step) if record.step is not None else None
             if (published or maker.outputs[artifact]).digest != record.digest:
-                return "outdated"
-    return "finished"
+                return "stale"
+    return "up to date"
 
 
 def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
-    """Training and validation losses by cell. A line that a kill has torn is left out."""
+    """Training and validation losses by cell; a line cut off by a kill is skipped."""
     found: tuple[dict[str, Curve], dict[str, Curve]] = ({}, {})
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -269,12 +274,12 @@ def _scores(directory: Path, manifest: Manifest) -> list[Score]:
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
-        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise InputError(f"{path}: does not hold scores ({what}); run the recipe again to make them anew") from None
+        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{path}: is damaged ({reason}); run evaluate again to rebuild it") from None
 
 
 def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
-    """Note how large a prompt and the T5 that it was tuned on are."""
+    """Record the sizes of a prompt and of its base T5 in `run`."""
     for record in manifest.inputs.get("model", []):
         name = _model_name(record)
         model = run.models.get(name) or _model_size(name, path / record.path if record.stage else Path(record.path))
@@ -300,7 +305,7 @@ def _model_size(name: str, directory: Path) -> ModelSize | None:
 
 
 def _weights(manifest: Manifest, output: str) -> int:
-    """Bytes of the tensors of an output, as published."""
+    """Published bytes of an output's tensors."""
     place = manifest.outputs[output].path
     return sum(
         f.size for name, f in manifest.files.items() if name.startswith(f"{place}/") and name.endswith(".safetensors")

@@ -1,4 +1,4 @@
-"""Numbers, times and names as a reader wants them."""
+"""Formatting of numbers, times and names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 MINUS = "−"
 SHARES = frozenset({"accuracy", "macro_f1", "f1", "token_f1", "exact_match", "group_accuracy", "referent"})
-"""Metrics that are shares: shown in per cent. Others (correlations) are shown times 100, as the field does."""
+"""Metrics that are fractions, shown in percent. Others (correlations) are shown times 100, as is customary."""
 
 _METRICS = {
     "accuracy": "Accuracy",
@@ -16,7 +16,7 @@ _METRICS = {
     "f1": "F1",
     "token_f1": "Token F1",
     "exact_match": "Exact match",
-    "group_accuracy": "All of a group right",
+    "group_accuracy": "Exact match of groups",
     "referent": "Referent accuracy",
     "mcc": "Matthews correlation",
     "pearson": "Pearson correlation",
@@ -24,42 +24,44 @@ _METRICS = {
 }
 
 
-def metric_name(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """`macro_f1` → `Macro F1`."""
     return _METRICS.get(metric, sentence_case(metric.replace("_", " ")))
 
 
-def scored(metric: str, value: str) -> str:
-    """A value with its metric, as it stands in a sentence.
+def with_metric(metric: str, value: str) -> str:
+    """A formatted value with its metric, for use in a sentence.
 
-    >>> scored("macro_f1", "62.3"), scored("pearson", "62.3")
+    >>> with_metric("macro_f1", "62.3"), with_metric("pearson", "62.3")
     ('62.3\xa0% macro F1', 'a Pearson correlation of 62.3')
     """
-    name = metric_name(metric)
+    name = metric_label(metric)
     if metric not in SHARES:
         return f"a {name} of {value}"
     return f"{value}{unit(metric)} {name if name.startswith('F1') else name[0].lower() + name[1:]}"
 
 
 def unit(metric: str) -> str:
+    """Unit of a metric's values: percent or none."""
     return "\u00a0%" if metric in SHARES else ""
 
 
 def sentence_case(phrase: str) -> str:
+    """The phrase with its first letter capitalised."""
     return phrase[:1].upper() + phrase[1:]
 
 
-def hundredths(value: float) -> str:
-    """A share or correlation times 100.
+def times_100(value: float) -> str:
+    """A fraction or correlation times 100.
 
-    >>> hundredths(0.6234), hundredths(-0.05)
+    >>> times_100(0.6234), times_100(-0.05)
     ('62.3', '−5.0')
     """
     return f"{100 * value:.1f}".replace("-", MINUS)
 
 
 def points(difference: float) -> str:
-    """A difference of shares in points, with its sign.
+    """A difference of fractions in percentage points, with its sign.
 
     >>> points(0.221), points(-0.02), points(0.0)
     ('+22.1', '−2.0', '0.0')
@@ -69,13 +71,14 @@ def points(difference: float) -> str:
 
 
 def count(number: int) -> str:
+    """An integer with thousands separators."""
     return f"{number:,}"
 
 
-def about(number: float) -> str:
-    """A large number in two or three digits.
+def approximate(number: float) -> str:
+    """A large number rounded to two or three digits.
 
-    >>> about(2_623_488), about(2_560), about(77), about(11_135_332_352)
+    >>> approximate(2_623_488), approximate(2_560), approximate(77), approximate(11_135_332_352)
     ('2.6 million', '2,560', '77', '11.1 billion')
     """
     for size, name in ((10**9, "billion"), (10**6, "million")):
@@ -97,7 +100,8 @@ def size(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Seconds as hours, minutes and seconds.
+
     >>> duration(8.24), duration(499), duration(3_780), duration(180_000)
     ('8.2 s', '8 min 19 s', '1 h 3 min', '50 h')
     """
@@ -110,59 +114,62 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes and hours < 24 else f"{hours} h"
 
 
-def moment(iso: str) -> datetime.datetime:
-    """An ISO time; without a zone it is UTC."""
+def parse_time(iso: str) -> datetime.datetime:
+    """Parse an ISO time; UTC unless it names a zone."""
     read = datetime.datetime.fromisoformat(iso)
     return read if read.tzinfo else read.replace(tzinfo=datetime.UTC)
 
 
-def day(when: datetime.datetime) -> str:
+def date(when: datetime.datetime) -> str:
     return f"{when.day} {_MONTHS[when.month - 1]} {when.year}"
 
 
-def clock(when: datetime.datetime) -> str:
-    """Hour, minute, second. The date is left to the page."""
+def time_of_day(when: datetime.datetime) -> str:
+    """Hour, minute and second."""
     return f"{when:%H:%M:%S}"
 
 
-# strftime would take the machine's language.
+# strftime would use the machine's locale.
 _MONTHS = ("January", "February", "March", "April", "May", "June",
            "July", "August", "September", "October", "November", "December")  # fmt: skip
 
 
-def fact_name(name: str) -> str:
-    """
-    >>> fact_name("peak_rss_bytes"), fact_name("validation_loss")
+def fact_label(name: str) -> str:
+    """A fact's key as text.
+
+    >>> fact_label("peak_rss_bytes"), fact_label("validation_loss")
     ('peak memory', 'validation loss')
     """
     plain = name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
     return "peak memory" if plain == "peak rss" else plain
 
 
-def listed(names: Sequence[str]) -> str:
-    """
-    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+def enumeration(names: Sequence[str], last: str = "and") -> str:
+    """Names joined by commas, and by `last` before the last one.
+
+    >>> enumeration(["a"]), enumeration(["a", "b"]), enumeration(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')
     """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
-def counted(number: int, singular: str, plural: str | None = None) -> str:
-    """
-    >>> counted(1, "seed"), counted(3, "seed")
+def plural(number: int, singular: str, plural: str | None = None) -> str:
+    """A count and its noun in the right number.
+
+    >>> plural(1, "seed"), plural(3, "seed")
     ('1 seed', '3 seeds')
     """
     return f"{count(number)} {singular if number == 1 else plural or singular + 's'}"
 
 
-def clipped(phrase: str, length: int) -> str:
-    """At most `length` characters on one line, cut between words."""
+def truncate(phrase: str, length: int) -> str:
+    """The phrase on one line of at most `length` characters, cut between words."""
     phrase = " ".join(phrase.split())
     return phrase if len(phrase) <= length else phrase[:length].rsplit(" ", 1)[0].rstrip(" ,.;:") + " …"
 
 
 def value(found: Any, name: str = "") -> str:
-    """A setting or a fact in one line, whatever it is.
+    """A setting or fact of any type on one line.
 
     >>> value(1_234_567), value(0.25), value({"a": 1, "b": [2, 3]}), value(10_240, "peak_rss_bytes"), value(1e-05)
     ('1,234,567', '0.25', 'a 1, b 2 · 3', '10.2 kB', '1e-05')
@@ -178,7 +185,7 @@ def value(found: Any, name: str = "") -> str:
             return duration(found)
         return f"{found:,.0f}" if abs(found) >= 1e4 else f"{found:.4g}"
     if isinstance(found, dict):
-        if "name" in found and "inputs" in found:  # a task: its settings stand in the recipe
+        if "name" in found and "inputs" in found:  # a task; its settings are in the recipe
             return str(found["name"])
         return ", ".join(f"{key} {value(inner, key)}" for key, inner in found.items()) or "none"
     if isinstance(found, (list, tuple)):

@@ -1,4 +1,4 @@
-"""HTML as nested calls. Every piece of text passes through here, and here alone it is escaped."""
+"""HTML from nested calls; the only place where text is escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _VOID = frozenset({"br", "col", "hr", "meta"})
 
 
 class Markup(str):
-    """Text that is HTML already and is not escaped again."""
+    """Text that is already HTML and is not escaped again."""
 
     __slots__ = ()
 
@@ -19,9 +19,10 @@ Attribute = str | int | float | bool | None
 
 
 def tag(name: str, *children: Child, **attributes: Attribute) -> Markup:
-    """An element. Plain strings are escaped, `Markup` is not; None children and None or False attributes are left out.
+    """An element; plain strings are escaped, `Markup` is not.
 
-    A trailing underscore of an attribute's name is dropped and inner ones become hyphens.
+    None children and None or False attributes are omitted. In attribute names a trailing underscore is dropped and
+    other underscores become hyphens.
 
     >>> tag("p", "a < b ", tag("b", "&"), class_="note", aria_hidden="true")
     '<p class="note" aria-hidden="true">a &lt; b <b>&amp;</b></p>'
@@ -42,7 +43,7 @@ def text(value: str) -> Markup:
 
 
 def join(parts: Iterable[Child], between: str = "") -> Markup:
-    """Parts one after the other, plain strings escaped."""
+    """Concatenated parts, plain strings escaped."""
     return Markup(text(between).join(text(part) for part in parts if part is not None))
 
 

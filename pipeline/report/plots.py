@@ -1,7 +1,7 @@
-"""Plots as inline SVG that takes its colours and fonts from the page, so that it suits light and dark.
+"""Deterministic plots as inline SVG that take colours and fonts from the page, for light and dark mode.
 
-Matplotlib draws with placeholder colours, one for each role; in the SVG each becomes a CSS variable (style.css).
-Text stays text. The same data give the same bytes.
+Matplotlib draws with one placeholder colour per role, which becomes a CSS variable in the SVG (style.css). Text stays
+text.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from t5_pipeline.report import format as words
+from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Curve
 from t5_pipeline.report.html import Markup, text
 from t5_pipeline.report.summary import PROMPT_TUNING, TaskScores
 
 SERIES = 8
-"""How many colours there are for paths; after that they come round again."""
+"""Number of colours for models; they repeat after that."""
 
 _INK, _QUIET, _RULE, _GRID, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {_INK: "--ink", _QUIET: "--quiet", _RULE: "--rule", _GRID: "--grid", _PAPER: "--paper"} | {
@@ -34,7 +34,7 @@ _VARIABLES = {_INK: "--ink", _QUIET: "--quiet", _RULE: "--rule", _GRID: "--grid"
 _HALO = {"facecolor": _PAPER, "edgecolor": "none", "pad": 0.6}
 _WIDTH = 4.7  # inches of 96 CSS pixels at 1:1; the page scales plots to its columns
 _STYLE = {
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same layout everywhere; the page sets its own
+    "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same layout everywhere; the page sets its own
     "font.size": 8.5,
     "text.color": _INK,
     "axes.edgecolor": _RULE,
@@ -61,8 +61,8 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """A curve in the colour of a path (none: ink), light where it is one of many, with dots where it is sparse."""
+class PlotLine:
+    """A curve in the colour of a model (None: ink); `light` for one of many, `dots` for sparse points."""
 
     curve: Curve
     series: int | None
@@ -71,9 +71,9 @@ class Line:
 
 
 def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
-    """A strip for each line: a dot a seed, a bar at the mean, no prompt hollow, majority class dashed.
+    """Plot one strip per line: a dot per seed, a bar at the mean, hollow without prompt, dashed for the majority class.
 
-    Prompt-tuned lines come first, in the colours of their paths; the best of each other method below, in grey.
+    Prompt-tuned lines come first, in the colours of their models; the best of each other method follows in grey.
     """
     lines = [*task.tuned, *task.best_of_each_method()]
     with _drawing(name):
@@ -96,7 +96,7 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
                 values.append(bare)
                 axes.plot([bare], [row], "o", markerfacecolor="none", markeredgecolor=_QUIET, markersize=5)
             label = (line.path or "") + (f", {line.variant}" if line.variant else "") if own else line.title
-            _above(axes, row, label, spread.words, colour)
+            _above(axes, row, label, spread.text, colour)
         baseline = task.majority.spread(task.metric) if task.majority else None
         low, high = _range([*values, *([100 * baseline.mean] if baseline else [])])
         if baseline is not None:
@@ -104,20 +104,20 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
             left = at > (low + high) / 2
             axes.axvline(at, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
             place: dict[str, Any] = {"xytext": (-4 if left else 4, 0), "textcoords": "offset points"}
-            said = f"majority class {baseline.words}"
-            axes.annotate(said, (at, -0.92), va="center", ha="right" if left else "left", bbox=_HALO, **place)
+            note = f"majority class {baseline.text}"
+            axes.annotate(note, (at, -0.92), va="center", ha="right" if left else "left", bbox=_HALO, **place)
         axes.set_xlim(low, high)
         axes.set_ylim(len(lines) - 0.55, -1.15)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.grid(axis="x")
-        axes.set_xlabel(f"{words.metric_name(task.metric)}{' in per cent' if words.unit(task.metric) else ' × 100'}")
+        axes.set_xlabel(f"{fmt.metric_label(task.metric)}{' in percent' if fmt.unit(task.metric) else ' × 100'}")
         return _svg(figure, name, _describe_scores(task))
 
 
-def loss_plot(lines: Sequence[Line], steps: int, name: str, description: str) -> Markup:
-    """Losses by step."""
+def loss_plot(lines: Sequence[PlotLine], steps: int, name: str, description: str) -> Markup:
+    """Plot losses by step."""
     with _drawing(name):
         figure, axes = _axes(2.6)
         for line in lines:
@@ -145,13 +145,13 @@ def loss_plot(lines: Sequence[Line], steps: int, name: str, description: str) ->
 
 
 def size_plot(rows: Sequence[tuple[str, int, str]], name: str, description: str) -> Markup:
-    """Numbers that are stored, on a logarithmic axis: label, count, and the words beside it."""
+    """Plot parameter counts on a logarithmic axis; each row is a label, a count and its text."""
     with _drawing(name):
         figure, axes = _axes(0.62 + 0.44 * len(rows))
-        for row, (label, number, said) in enumerate(rows):
+        for row, (label, number, amount) in enumerate(rows):
             axes.hlines(row, 1, number, color=_RULE, linewidth=1.2)
             axes.plot([number], [row], "o", color=_INK, markersize=6)
-            _above(axes, row, label, said, _INK)
+            _above(axes, row, label, amount, _INK)
         axes.set_xscale("log")
         axes.set_xlim(1, 10 ** (len(str(max(number for _, number, _ in rows)))))
         axes.set_ylim(len(rows) - 0.55, -0.75)
@@ -161,12 +161,12 @@ def size_plot(rows: Sequence[tuple[str, int, str]], name: str, description: str)
         axes.xaxis.set_minor_locator(LogLocator(subs=()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: _power(number)))
         axes.grid(axis="x")
-        axes.set_xlabel("Numbers stored, logarithmic")
+        axes.set_xlabel("Parameters, logarithmic")
         return _svg(figure, name, description)
 
 
 def thinned(curve: Curve, points: int = 240) -> Curve:
-    """A long curve as the means of at most `points` equal runs of it.
+    """A curve reduced to the means of at most `points` equal stretches.
 
     >>> thinned(Curve([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0]), points=2)
     Curve(steps=[2, 4], losses=[2.0, 6.0])
@@ -180,7 +180,7 @@ def thinned(curve: Curve, points: int = 240) -> Curve:
 
 
 def mean(curves: Sequence[Curve]) -> Curve:
-    """The mean of several curves at the steps that all of them have."""
+    """Mean of several curves at the steps they share."""
     shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
     by_step = [dict(zip(curve.steps, curve.losses, strict=True)) for curve in curves]
     return Curve(shared, [sum(losses[step] for losses in by_step) / len(by_step) for step in shared])
@@ -200,17 +200,17 @@ def _series(index: int | None) -> str:
     return _INK if index is None else f"#0606{index % SERIES:02d}"
 
 
-def _above(axes: Axes, row: int, label: str, said: str, colour: str) -> None:
-    """A strip's label at the left and its value at the right, over its line."""
+def _above(axes: Axes, row: int, label: str, amount: str, colour: str) -> None:
+    """Write a strip's label at the left and its value at the right, above its line."""
     place = axes.get_yaxis_transform()
-    shown = words.clipped(label, 44)
+    shown = fmt.truncate(label, 44)
     common: dict[str, Any] = {"transform": place, "va": "center", "bbox": _HALO}
     axes.text(0, row - 0.36, shown, ha="left", parse_math=False, **common)
-    axes.text(1, row - 0.36, said, ha="right", weight="bold", color=colour, **common)
+    axes.text(1, row - 0.36, amount, ha="right", weight="bold", color=colour, **common)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that holds all values, at multiples of five, with some room."""
+    """Limits of an axis at multiples of five, with some margin around all values."""
     low, high = (min(values), max(values)) if values else (0.0, 100.0)
     return 5 * ((low - 2) // 5) if low >= 2 else min(low - 2, -2), -5 * ((-high - 2) // 5)
 
@@ -228,16 +228,16 @@ def _describe_scores(task: TaskScores) -> str:
     for line in task.tuned:
         spread = line.spread(task.metric)
         if spread is not None:
-            seeds = ", ".join(words.hundredths(value) for value in spread.values)
-            parts.append(f"{line.path} {line.variant} {spread.words} (seeds: {seeds})".replace("  ", " "))
+            seeds = ", ".join(fmt.times_100(value) for value in spread.values)
+            parts.append(f"{line.path} {line.variant} {spread.text} (seeds: {seeds})".replace("  ", " "))
     baseline = task.majority.spread(task.metric) if task.majority else None
     if baseline is not None:
-        parts.append(f"majority class {baseline.words}")
-    return f"{words.metric_name(task.metric)} on {task.task}: {'; '.join(parts)}."
+        parts.append(f"majority class {baseline.text}")
+    return f"{fmt.metric_label(task.metric)} on {task.task}: {'; '.join(parts)}."
 
 
 def _svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as an SVG element with ids of its own, colours by CSS variable, and a description in words."""
+    """The figure as an SVG element with unique ids, colours as CSS variables, and a text description."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)

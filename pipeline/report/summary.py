@@ -1,4 +1,4 @@
-"""Scores put together: mean and spread over seeds, the difference to the majority class, the result in a sentence."""
+"""Aggregated scores: mean and spread over seeds, difference from the majority class, results as sentences."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from t5_pipeline.report import format as words
+from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run, Sample, Score
 
 PROMPT_TUNING = "prompt tuning"
 NO_PROMPT = "no prompt"
 MAJORITY = "majority class"
-# In the order in which tables show them, after prompt tuning.
+# In table order, after prompt tuning.
 OTHERS = ("ensemble", "prompt mixture", "prefix tuning", "P-tuning", "model tuning", "prompt design")
 
 _PATHS = {
@@ -24,7 +24,7 @@ _PATHS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of one metric, one for each seed."""
+    """Values of one metric, one per seed."""
 
     values: tuple[float, ...]
 
@@ -38,19 +38,19 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """`62.3 ± 1.2`, times 100."""
-        mean = words.hundredths(self.mean)
+        mean = fmt.times_100(self.mean)
         return mean if self.deviation is None else f"{mean} ± {100 * self.deviation:.1f}"
 
 
 @dataclass(frozen=True)
-class Line:
-    """Scores that differ in nothing but their seed.
+class ScoreLine:
+    """Scores that differ only in their seed: a line of the score table.
 
     Attributes:
-        path: how the frozen model was made, in words; None where there is no model.
-        variant: what sets it apart from other lines of the same path and method, in words; may be empty.
+        path: how the frozen model was made, as text; None without a model.
+        variant: difference from other lines of the same path and method, as text; may be empty.
     """
 
     method: str
@@ -65,19 +65,19 @@ class Line:
 
     @property
     def path_in_sentence(self) -> str:
-        """`LM adaptation`, `span corruption`; a path or a name that was given as it is."""
+        """`LM adaptation`, `span corruption`; paths and names are unchanged."""
         path = self.path or ""
         return path[0].lower() + path[1:] if path.startswith("Span") else path
 
     @property
     def illegal(self) -> float | None:
-        """Mean share of outputs that are no label of the task."""
+        """Mean fraction of outputs that are not a label of the task."""
         shares = [row.illegal for row in self.rows if row.illegal is not None]
         return statistics.fmean(shares) if shares else None
 
     @property
     def confusion(self) -> list[list[int]] | None:
-        """True × predicted counts, all seeds together."""
+        """True × predicted counts over all seeds."""
         found = [row.confusion for row in self.rows if row.confusion]
         if not found:
             return None
@@ -85,19 +85,19 @@ class Line:
 
     @property
     def illegal_by_label(self) -> list[int] | None:
-        """Of the examples of each true label, how many free outputs were no label, all seeds together."""
+        """For each true label, number of unconstrained outputs that are not a label, over all seeds."""
         found = [row.illegal_by_label for row in self.rows if row.illegal_by_label is not None]
         return [sum(counts) for counts in zip(*found, strict=True)] if found else None
 
     @property
     def trained(self) -> int | None:
-        """Numbers that were trained for it; None where that is not known."""
+        """Number of trained parameters; None if unknown."""
         return self.rows[0].trained
 
     @property
     def title(self) -> str:
         """`Model tuning, on 2 tasks`."""
-        return words.sentence_case(self.method) + (f", {self.variant}" if self.variant else "")
+        return fmt.sentence_case(self.method) + (f", {self.variant}" if self.variant else "")
 
     @property
     def labels(self) -> list[str]:
@@ -105,56 +105,56 @@ class Line:
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """Examples of the first seed."""
+        """Stored examples of the first seed."""
         return self.rows[0].samples
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """All lines of one task and split. `metric` is the one that ranks prompts."""
+    """All lines of one task and split; `metric` is the one that ranks prompts."""
 
     task: str
     split: str
     examples: int
     metric: str
     metrics: list[str]
-    tuned: list[Line]
-    others: list[Line]
-    untuned: list[Line]
-    majority: Line | None
+    tuned: list[ScoreLine]
+    others: list[ScoreLine]
+    untuned: list[ScoreLine]
+    majority: ScoreLine | None
 
-    def best_of_each_method(self) -> list[Line]:
+    def best_of_each_method(self) -> list[ScoreLine]:
         """The best line of each other method, in the order of `OTHERS`."""
-        found: dict[str, Line] = {}
+        found: dict[str, ScoreLine] = {}
         for line in sorted(self.others, key=self._mean, reverse=True):
             found.setdefault(line.method, line)
         return [found[method] for method in OTHERS if method in found]
 
-    def ranked(self) -> list[Line]:
-        """Prompt-tuned lines, the best mean first; of each path only its best variant."""
-        best: dict[str | None, Line] = {}
+    def ranked(self) -> list[ScoreLine]:
+        """The best prompt-tuned line of each model, best mean first."""
+        best: dict[str | None, ScoreLine] = {}
         for line in sorted((line for line in self.tuned if line.spread(self.metric)), key=self._mean, reverse=True):
             best.setdefault(line.model, line)
         return list(best.values())
 
-    def compared(self) -> list[Line]:
-        """The same lines in the order of the paths."""
+    def compared(self) -> list[ScoreLine]:
+        """The lines of `ranked()` in the order of the models."""
         best = self.ranked()
         return [line for line in self.tuned if line in best]
 
-    def difference(self, line: Line, metric: str | None = None) -> float | None:
-        """How far a line is above the majority class, as a share; None where that is not known."""
+    def difference(self, line: ScoreLine, metric: str | None = None) -> float | None:
+        """Difference from the majority class as a fraction; None if unknown."""
         found = line.spread(metric or self.metric)
         baseline = self.majority and self.majority.spread(metric or self.metric)
         return found.mean - baseline.mean if found and baseline else None
 
-    def _mean(self, line: Line) -> float:
+    def _mean(self, line: ScoreLine) -> float:
         spread = line.spread(self.metric)
         return spread.mean if spread else float("-inf")
 
 
 def summarise(run: Run) -> list[TaskScores]:
-    """The scores of a run, one entry for each task and split, in the order in which they were made."""
+    """Aggregate the scores of a run: one entry per task and split, in order of appearance."""
     paths = path_names(run)
     found = []
     for task, split in dict.fromkeys((row.task, row.split) for row in run.scores):
@@ -162,8 +162,8 @@ def summarise(run: Run) -> list[TaskScores]:
         tuned = _lines([row for row in rows if row.method == PROMPT_TUNING], paths)
         others = [line for method in OTHERS for line in _lines([row for row in rows if row.method == method], paths)]
         untuned = _lines(_first_of_each_model(row for row in rows if row.method == NO_PROMPT), paths)
-        # It is the same for every model.
-        majority = next((Line(MAJORITY, None, None, "", (row,)) for row in rows if row.method == MAJORITY), None)
+        # The same for every model.
+        majority = next((ScoreLine(MAJORITY, None, None, "", (row,)) for row in rows if row.method == MAJORITY), None)
         metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
         settings = run.task(task)
         ranks = next((m for m in (settings.metrics if settings else []) if m in metrics), metrics[0] if metrics else "")
@@ -174,12 +174,12 @@ def summarise(run: Run) -> list[TaskScores]:
 
 
 def path_names(run: Run) -> dict[str, str]:
-    """What to call each frozen model, by its name in the scores, in the order of the recipe.
+    """Display names of the frozen models: name in the scores → text, in the order of the recipe.
 
-    `LM adaptation`, after the kind of stage that made it. Where steps of the same stage are compared, each is named
-    with its step; where stages of the same kind are compared, each is named with its stage; a path stays as it is.
+    The name is that of the stage kind (`LM adaptation`), with the step if several steps of one stage are compared, and
+    with the stage if several stages of one kind are compared. Paths are unchanged.
     """
-    named = [*(part.frozen for part in run.parts()), *(row.model for row in run.scores)]
+    named = [*(result.frozen for result in run.cells()), *(row.model for row in run.scores)]
     models = list(dict.fromkeys(model for model in named if model is not None))
     plain = {model: _stage_of(model) for model in models}
     stepped = {stage for model, (stage, step) in plain.items() if step is not None}
@@ -206,25 +206,25 @@ def _stage_of(model: str) -> tuple[str, int | None]:
 
 
 def headline(task: TaskScores) -> str | None:
-    """The result of a task in one sentence; None where no prompt has been scored."""
+    """The result of a task in one sentence; None if no prompt has been scored."""
     ranked = task.ranked()
     if not ranked:
         return None
     best = ranked[0]
     spread = best.spread(task.metric)
     assert spread is not None
-    reached = words.scored(task.metric, spread.words.replace(" ", "\u00a0"))
+    reached = fmt.with_metric(task.metric, spread.text.replace(" ", "\u00a0"))
     lengths = sorted({row.prompt_length for row in best.rows if row.prompt_length is not None})
-    of = f" of {words.listed([words.count(length) for length in lengths])} tokens" if lengths else ""
+    of = f" of {fmt.enumeration([fmt.count(length) for length in lengths])} tokens" if lengths else ""
     sentence = f"With {best.path_in_sentence}, prompts{of} reach {reached} on {task.task}"
     difference = task.difference(best)
     if difference is not None and task.majority is not None:
-        sentence += f", {_apart(difference)} the majority class ({_reached(task.majority, task.metric)})"
+        sentence += f", {_relative(difference)} the majority class ({_score(task.majority, task.metric)})"
     return sentence + "."
 
 
-def comparison(task: TaskScores) -> str | None:
-    """How the other paths stand to the best one; None where there is a single path."""
+def model_comparison(task: TaskScores) -> str | None:
+    """Compare the other models with the best one; None if there is only one."""
     ranked = task.ranked()
     if len(ranked) < 2:
         return None
@@ -237,53 +237,53 @@ def comparison(task: TaskScores) -> str | None:
         assert spread is not None
         gap = reached.mean - spread.mean
         noise = (reached.deviation or 0.0) + (spread.deviation or 0.0)
-        behind = words.points(gap).lstrip("+")
-        distance = "as much" if behind == "0.0" else f"{behind} points less"
+        behind = fmt.points(gap).lstrip("+")
+        distance = "the same" if behind == "0.0" else f"{behind} points less"
         if 0 < gap <= noise and behind != "0.0":
             distance += " (within the spread of the seeds)"
-        parts.append(f"with {line.path_in_sentence} {_reached(line, task.metric)}, {distance}")
+        parts.append(f"{line.path_in_sentence}: {_score(line, task.metric)}, {distance}")
     seeds = max(len(line.rows) for line in ranked)
     over = f" Means ± standard deviation over {seeds} seeds." if seeds > 1 else ""
-    return f"{words.sentence_case('; '.join(parts))}.{over}"
+    return f"{fmt.sentence_case('; '.join(parts))}.{over}"
 
 
-def beside(task: TaskScores) -> str | None:
-    """How the other methods stand to the best prompts, in a sentence; None where there are none."""
+def method_comparison(task: TaskScores) -> str | None:
+    """Compare the other methods with the best prompts; None if there are none."""
     ranked, others = task.ranked(), [line for line in task.best_of_each_method() if line.spread(task.metric)]
     if not others:
         return None
     parts = []
     for line in others:
-        said = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_reached(line, task.metric)}"
+        part = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
         spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
         if spread is not None and best is not None:
-            said += f", {_apart(spread.mean - best.mean, level='as much')}"
-        parts.append(said)
-    return f"Beside it: {'; '.join(parts)}."
+            part += f", {_relative(spread.mean - best.mean, level='the same')}"
+        parts.append(part)
+    return f"For comparison: {'; '.join(parts)}."
 
 
-def _reached(line: Line, metric: str) -> str:
+def _score(line: ScoreLine, metric: str) -> str:
     spread = line.spread(metric)
     assert spread is not None
-    return spread.words.replace(" ", "\u00a0") + words.unit(metric)
+    return spread.text.replace(" ", "\u00a0") + fmt.unit(metric)
 
 
-def _apart(difference: float, level: str = "level with") -> str:
-    amount = words.points(difference).lstrip("+" + words.MINUS)
+def _relative(difference: float, level: str = "level with") -> str:
+    amount = fmt.points(difference).lstrip("+" + fmt.MINUS)
     if amount == "0.0":
         return level
     return f"{amount} points {'above' if difference > 0 else 'below'}"
 
 
 def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:
-    """Several evaluate stages may each have scored the same baseline."""
+    """Drop repeated baselines, which several evaluate stages may have scored."""
     found: dict[str | None, Score] = {}
     for row in rows:
         found.setdefault(row.model, row)
     return list(found.values())
 
 
-def _lines(rows: list[Score], paths: dict[str, str]) -> list[Line]:
+def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
     described = [_traits(row) for row in rows]
     differing = [
         key for key in dict.fromkeys(k for d in described for k in d) if len({d.get(key) for d in described}) > 1
@@ -296,15 +296,15 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[Line]:
         groups.setdefault((row.model, variant), []).append(row)
     order = [*paths, *(row.model for row in rows)]
     lines = [
-        Line(group[0].method, model, paths.get(model, model) if model else None, variant, tuple(group))
+        ScoreLine(group[0].method, model, paths.get(model, model) if model else None, variant, tuple(group))
         for (model, variant), group in groups.items()
     ]
     return sorted(lines, key=lambda line: order.index(line.model))
 
 
 def _traits(row: Score) -> dict[str, str | None]:
-    """What a score may differ in from others, its model and its seed aside."""
-    axes = dict(part.split("=", 1) for part in (row.cell or "").split(",") if "=" in part)
+    """Properties in which scores may differ, except model and seed."""
+    axes = dict(axis.split("=", 1) for axis in (row.cell or "").split(",") if "=" in axis)
     found: dict[str, str | None] = {
         k: v for k, v in axes.items() if k not in ("model", "seed", "task", "tasks", "shots")
     }

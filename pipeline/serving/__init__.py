@@ -1,1 +1,1 @@
-"""Serving many prompts on one T5, and exchanging prompts with other libraries."""
+"""Prediction with many prompts on one T5; exchange of prompts with other libraries."""

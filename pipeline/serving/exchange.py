@@ -1,9 +1,9 @@
-"""Prompts to and from other tools, and a look at those that there are.
+"""Export, import and inspection of prompts.
 
-    PEFT   adapter_model.safetensors with "prompt_embeddings" [p, D], and adapter_config.json
-    .npy   float32 [p, D], as the official implementation of the paper publishes its prompts
+    PEFT   adapter_model.safetensors with "prompt_embeddings" [P, D], and adapter_config.json
+    .npy   float32 [P, D], as published by the official implementation of the paper
 
-Only safetensors, JSON and plain arrays are read; nothing is ever unpickled.
+Only safetensors, JSON and plain arrays are read; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ PEFT_ROWS = "prompt_embeddings"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-# --------------------------------------------------------------------------------------------------------- out
+# --------------------------------------------------------------------------------------------------------- export
 
 
 def write_npy(prompt: Prompt, path: Path) -> None:
-    """The rows alone, float32 [p, D]."""
+    """Write the rows as float32 [P, D]."""
     content = io.BytesIO()
     np.save(content, prompt.rows_PD.numpy(), allow_pickle=False)
     write_bytes(path, content.getvalue())
 
 
 def write_peft(prompt: Prompt, directory: Path, base_model: str | None = None) -> None:
-    """A PEFT prompt-tuning adapter for T5: `PeftModel.from_pretrained(t5, directory)`.
+    """Write a PEFT prompt-tuning adapter for T5, to be loaded by `PeftModel.from_pretrained(t5, directory)`.
 
-    `num_transformer_submodules` is 1: PEFT's own default of 2 doubles the table by rows that nothing reads.
+    `num_transformer_submodules` is 1: PEFT's default of 2 doubles the table with unused rows.
 
     Args:
-        base_model: where the T5 lies for the reader of the adapter; as the prompt's own record has it by default.
+        base_model: name or path of the T5 for users of the adapter (default: as recorded in the prompt).
     """
     info = prompt.info
     config = {
@@ -73,17 +73,20 @@ def write_peft(prompt: Prompt, directory: Path, base_model: str | None = None) -
 
 
 def export_prompts(location: str, form: str, output: str, base_model: str | None = None) -> list[Path]:
-    """Write every prompt at a location as "peft" or "npy"; one prompt as `output` itself, several below it by name.
+    """Write every prompt at a location as "peft" or "npy": a single one to `output`, several into it by name.
+
+    Returns:
+        The written paths.
 
     Raises:
-        InputError: there is no prompt, or something lies where one is to be written.
+        InputError: if there is no prompt, or an output already exists.
     """
     prompts = {name: Prompt.load(path) for name, path in named_prompts(location, "DIR").items()}
     suffix = ".npy" if form == "npy" else ""
     if len(prompts) == 1:
         to = {name: Path(output) for name in prompts}
         if suffix and Path(output).suffix != suffix:
-            raise InputError(f"--output: {output} does not end in .npy; name the file to be written")
+            raise InputError(f"--output: {output} does not end in .npy; name the output file")
     else:
         to = {name: Path(output) / f"{name}{suffix}" for name in prompts}
     for path in to.values():
@@ -98,64 +101,72 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
 
 
 def refuse_to_replace(path: Path) -> None:
-    """InputError where something lies at `path`, but for an empty directory."""
+    """Raise InputError if `path` exists, unless it is an empty directory."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(f"--output: {path} is there already; name another place, or remove it")
+        raise InputError(f"--output: {path} already exists; choose another path, or remove it")
 
 
-# ---------------------------------------------------------------------------------------------------------- in
+# ---------------------------------------------------------------------------------------------------------- import
 
 
 def read_npy(path: Path) -> Tensor:
-    """Rows [p, D] in fp32. InputError for what is not a plain array of floating-point rows."""
+    """Read rows [P, D] as fp32.
+
+    Raises:
+        InputError: if the file is not a plain array of floating-point rows.
+    """
     try:
         with path.open("rb") as file:
             rows_PD = np.load(file, allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: mend the path") from None
+        raise InputError(f"{path}: does not exist; check the path") from None
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a plain .npy array ({error}); pickled objects are never read") from None
+        raise InputError(f"{path}: is not a plain .npy array ({error}); pickled objects are not read") from None
     if not isinstance(rows_PD, np.ndarray) or rows_PD.ndim != 2 or rows_PD.dtype.kind != "f" or 0 in rows_PD.shape:
         found = f"{rows_PD.dtype} {list(rows_PD.shape)}" if isinstance(rows_PD, np.ndarray) else "several arrays"
-        raise InputError(f"{path}: holds {found}, where the rows of one prompt are wanted, floating point [p, D]")
+        raise InputError(f"{path}: contains {found}; give the rows of one prompt, floating point [P, D]")
     return torch.from_numpy(rows_PD.astype(np.float32))
 
 
 def read_peft(directory: Path) -> Tensor:
-    """Rows [p, D] in fp32 of a PEFT prompt-tuning adapter; of its rows for a decoder, which T5 does not use, none.
+    """Read the encoder's rows [P, D] of a PEFT prompt-tuning adapter as fp32; T5 does not use rows for a decoder.
 
     Raises:
-        InputError: no such adapter, one of another method, or one whose weights are a pickle.
+        InputError: if there is no adapter, it is of another method, or its weights are pickled.
     """
     directory = directory.parent if directory.name in (PEFT_WEIGHTS, PEFT_CONFIG) else directory
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
     try:
         config = dict(json.loads(config_path.read_text(encoding="utf-8")))
     except OSError:
-        raise InputError(f"{directory}: holds no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
+        raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
     except (ValueError, TypeError):
-        raise InputError(f"{config_path}: is not a JSON object; fetch the adapter again") from None
+        raise InputError(f"{config_path}: is not a JSON object; download or save the adapter again") from None
     if config.get("peft_type") != "PROMPT_TUNING":
-        raise InputError(f"{config_path}: peft_type {config.get('peft_type')!r} is no prompt; only PROMPT_TUNING is")
+        raise InputError(
+            f"{config_path}: peft_type {config.get('peft_type')!r} is not a prompt; only PROMPT_TUNING is supported"
+        )
     if not weights.is_file() and (directory / "adapter_model.bin").is_file():
         raise InputError(
-            f"{directory / 'adapter_model.bin'}: is a pickle, which is never read here; save the adapter again with"
+            f"{directory / 'adapter_model.bin'}: is a pickle, which is not read; save the adapter again with"
             " safe_serialization=True"
         )
     if not weights.is_file():
-        raise InputError(f"{directory}: holds no {PEFT_WEIGHTS}; give the directory of a PEFT adapter")
+        raise InputError(f"{directory}: contains no {PEFT_WEIGHTS}; give the directory of a PEFT adapter")
     try:
         tensors = load_file(weights)
     except SafetensorError as error:
-        raise InputError(f"{weights}: not a whole safetensors file ({error}); fetch it again") from None
+        raise InputError(
+            f"{weights}: is not a complete safetensors file ({error}); download or save it again"
+        ) from None
     rows_RD, p = tensors.get(PEFT_ROWS), config.get("num_virtual_tokens")
     if len(tensors) != 1 or rows_RD is None or rows_RD.ndim != 2 or not rows_RD.is_floating_point():
-        raise InputError(f"{weights}: holds {sorted(tensors)} where one table named {PEFT_ROWS!r} is needed")
-    # Written without `num_transformer_submodules: 1`, a table has 2p rows: the encoder's come first.
+        raise InputError(f"{weights}: contains {sorted(tensors)}; an adapter for T5 has one table {PEFT_ROWS!r}")
+    # Without `num_transformer_submodules: 1` a table has 2P rows, the encoder's first.
     if not isinstance(p, int) or p < 1 or len(rows_RD) not in (p, 2 * p):
         raise InputError(
-            f"{weights}: has {len(rows_RD)} rows, but {PEFT_CONFIG} says num_virtual_tokens {p}; the two files do not"
-            " belong together"
+            f"{weights}: has {len(rows_RD)} rows, but {PEFT_CONFIG} says num_virtual_tokens {p}; use the two files"
+            " of one adapter"
         )
     return rows_RD[:p].float().contiguous()
 
@@ -174,29 +185,30 @@ def import_prompt(
     max_input_length: int = 512,
     max_target_length: int = 128,
 ) -> Prompt:
-    """Read foreign rows and write them as a prompt that knows its T5 and its task.
+    """Read rows in another format and write them as a prompt of a T5 and a task.
 
     Args:
-        source, form: a file, and "peft" or "npy".
+        source: adapter directory or .npy file.
+        form: "peft" or "npy".
         model: the T5 that the prompt was trained on: directory, stage directory or hub name.
-        task: YAML file with the task's settings, as `--task` of prompt_tune takes it.
-        sentinel: as the prompt was trained; what the model expects by default.
+        task: YAML file with the task's settings, as for `--task` of prompt_tune.
+        sentinel: position of extra_id_0 in training (default: as the model expects).
 
     Raises:
-        InputError: something cannot be read, or the rows do not fit the model.
+        InputError: if a file cannot be read, or the rows do not fit the model.
     """
     refuse_to_replace(Path(output))
     rows_PD = READERS[form](Path(source))
     if not bool(rows_PD.isfinite().all()):
-        raise InputError(f"{source}: holds numbers that are not finite; fetch or train the prompt again")
+        raise InputError(f"{source}: contains non-finite numbers; download or train the prompt again")
     settings = load_task(Path(task))
     Task.load(settings)
     (path,) = locate("model", model, "--model")
     width = read_shape(locate_model(path)).d_model
     if rows_PD.size(1) != width:
         raise InputError(
-            f"{source}: has rows of width {rows_PD.size(1)}, and {path} is {width} wide; name the T5 that the prompt"
-            " was trained on with --model"
+            f"{source}: has rows of width {rows_PD.size(1)}, but {path} has width {width}; give the T5 that the"
+            " prompt was trained on as --model"
         )
     info = PromptInfo(
         base_model=str(path),
@@ -218,11 +230,11 @@ def import_prompt(
     return prompt
 
 
-# ------------------------------------------------------------------------------------------------------- a look
+# ------------------------------------------------------------------------------------------------------- inspection
 
 
 def summary(name: str, path: Path) -> dict[str, Any]:
-    """What a prompt is, in a row of a table; `path` is its directory."""
+    """A prompt in `path` as a row of a table."""
     info = Prompt.load(path).info
     return {
         "name": name,
@@ -240,7 +252,7 @@ def summary(name: str, path: Path) -> dict[str, Any]:
 
 
 def description(name: str, path: Path) -> str:
-    """Everything that a prompt says of itself, and how long its rows are."""
+    """The metadata of a prompt and the norms of its rows, as text."""
     prompt = Prompt.load(path)
     info, task = prompt.info, prompt.info.task
     norm_P = prompt.rows_PD.norm(dim=1)
@@ -249,11 +261,11 @@ def description(name: str, path: Path) -> str:
         "task": f"{task.name}, from {task.data}",
         "inputs": task.inputs,
         "targets": task.targets,
-        "labels": ", ".join(task.labels) if task.labels else "none: free text",
+        "labels": ", ".join(task.labels) if task.labels else "none (free text)",
         "prompt": f"{info.prompt_length} rows × {info.width} = {prompt.rows_PD.numel():,} numbers",
         "row norms": f"mean {norm_P.mean():.4g}, from {norm_P.min():.4g} to {norm_P.max():.4g}",
         "sentinel": info.sentinel,
-        "longest": f"{info.max_input_length} input tokens beside the prompt, {info.max_target_length} target tokens",
+        "lengths": f"{info.max_input_length} input tokens without the prompt, {info.max_target_length} target tokens",
         "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
         "model": f"{info.base_model} (digest {info.base_model_digest[:12]})",
         "vocabulary": f"digest {info.tokenizer_digest[:12]}",
@@ -263,10 +275,10 @@ def description(name: str, path: Path) -> str:
 
 
 def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
-    """Of each prompt the vocabulary pieces nearest to each of its rows, with their cosines.
+    """The vocabulary tokens nearest to each row of each prompt, with their cosines.
 
     Raises:
-        InputError: a prompt is of another T5.
+        InputError: if a prompt was trained on another T5.
     """
     (path,) = locate("model", model, "--model")
     digest = DigestCache(None).of_artifact("model", path)
@@ -280,11 +292,11 @@ def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, l
 
 
 def problems(path: Path, model: str | None = None) -> Iterator[str]:
-    """What is wrong with a prompt, nothing if it is sound: its files, its manifest's checksums, the T5 it belongs to.
+    """Problems of a prompt: unreadable files, wrong checksums, another T5.
 
     Args:
         path: the prompt's directory.
-        model: digest of the T5 that it should be for; not looked at by default.
+        model: digest of the required T5; None for any.
     """
     try:
         info = Prompt.load(path).info
@@ -295,7 +307,7 @@ def problems(path: Path, model: str | None = None) -> Iterator[str]:
         return
     if made is not None:
         damaged = manifests.damaged_files(path.parent, made)
-        yield from (f"{path.parent}: {said}" for said in damaged if said.startswith(f"{path.name}/"))
+        yield from (f"{path.parent}: {problem}" for problem in damaged if problem.startswith(f"{path.name}/"))
     if model is not None and info.base_model_digest != model:
         yield (
             f"{path}: was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]}, not"

@@ -1,8 +1,12 @@
-"""One frozen T5 that answers for many tasks: each line names its prompt, and all are mixed in the same batches.
+"""Prediction for many tasks on one frozen T5, with different prompts mixed in the same batches.
 
-{"prompt": "sst2", "text": "A fine film."}              the fields of the task, which its own template puts into words
-{"prompt": "squad", "input": "question: Who … ?"}       or a text that is ready
-{"prompt": ["a", "b", "c"], "text": "A fine film."}     several prompts of the same labels vote
+Input lines:
+
+{"prompt": "sst2", "text": "A fine film."}              fields for the task's own template
+{"prompt": "squad", "input": "question: Who … ?"}       or the finished text
+{"prompt": ["a", "b", "c"], "text": "A fine film."}     several prompts with the same labels vote
+
+Output lines:
 
 {"prompt": "sst2", "output": "positive", "scores": {"negative": -4.1, "positive": -0.3}}
 {"prompt": "squad", "output": "Ada Lovelace"}
@@ -47,19 +51,19 @@ STANDARD = "-"  # standard input, standard output
 
 @dataclass(frozen=True)
 class Answer:
-    """`output`: the likeliest label, or the decoded text; `scores`: log p of each label, none for free text."""
+    """The likeliest label or the decoded text, and log p of each label (None for free text)."""
 
     output: str
     scores: dict[str, float] | None = None
 
 
 class Server:
-    """A frozen T5 in memory, with the prompts that it answers with."""
+    """A frozen T5 in memory with a set of prompts."""
 
     def __init__(
         self, model: PromptedT5, vocabulary: Vocabulary, prompts: Mapping[str, Prompt], precision: str = "fp32"
     ) -> None:
-        """The bank of `model` holds the rows of `prompts`, in their order."""
+        """The bank of `model` must contain the rows of `prompts` in the same order."""
         self.model = model
         self.vocabulary = vocabulary
         self.prompts = dict(prompts)
@@ -77,15 +81,15 @@ class Server:
         device: torch.device | None = None,
         asked_by: Mapping[str, str] | None = None,
     ) -> Server:
-        """Read a T5 for at least one prompt.
+        """Load a T5 for one or more prompts.
 
         Args:
             location: a model directory, a stage's directory, or the name of a hub model.
-            device: the first GPU where there is one, otherwise the CPU.
-            asked_by: of each prompt, what errors call its place; its name by itself where there is none.
+            device: default: the first GPU if there is one, otherwise the CPU.
+            asked_by: prompt name → input line to cite in errors (default: none).
 
         Raises:
-            InputError: a prompt was trained on another T5 or with another vocabulary.
+            InputError: if a prompt was trained on another T5 or with another vocabulary.
         """
         (path,) = locate("model", location, "--model")
         digest = DigestCache(None).of_artifact("model", path)
@@ -93,24 +97,24 @@ class Server:
         for name, prompt in prompts.items():
             info, begin = prompt.info, f"{asked_by[name]}: " if asked_by else ""
             if info.base_model_digest != digest:
-                named = path if path.is_dir() else f"{path}, no directory here and so a model on the hub"
+                named = path if path.is_dir() else f"{path} (a hub model, as there is no such directory)"
                 raise InputError(
                     f"{begin}prompt `{name}` was trained on another T5 than {named} ({info.base_model}, digest"
-                    f" {info.base_model_digest[:12]}, not {digest[:12]}); name the right one with --model"
+                    f" {info.base_model_digest[:12]}, not {digest[:12]}); give the right one as --model"
                 )
             vocabulary = vocabulary or Vocabulary.load(path)
             if info.tokenizer_digest != vocabulary.digest:
                 raise InputError(
                     f"{begin}prompt `{name}` was trained with another vocabulary than that of {path}; restore the"
-                    " spiece.model and tokenizer_config.json that the model was published with"
+                    " model's original spiece.model and tokenizer_config.json"
                 )
         assert vocabulary is not None
         t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32)
         for name, prompt in prompts.items():
-            if prompt.info.width != t5.shape.d_model:  # a model on the hub is known by its name alone
+            if prompt.info.width != t5.shape.d_model:  # the digest of a hub model is only that of its name
                 raise InputError(
-                    f"prompt `{name}` has rows of width {prompt.info.width}, and {path} is {t5.shape.d_model} wide;"
-                    " name the T5 that it was trained on with --model"
+                    f"prompt `{name}` has rows of width {prompt.info.width}, but {path} has width"
+                    f" {t5.shape.d_model}; give the T5 that it was trained on as --model"
                 )
         bank = PromptBank([prompt.rows_PD for prompt in prompts.values()])
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -124,11 +128,12 @@ class Server:
         max_output_length: int = 0,
         on_batch: Callable[[int], None] = lambda examples: None,
     ) -> list[Answer]:
-        """Answer questions, each a prompt's name and an input text, in their order.
+        """Answer questions in order.
 
         Args:
-            max_output_length: tokens of free text at most; 0 means as many as the prompt's training targets had.
-            on_batch: told the number of questions after each batch.
+            questions: pairs of a prompt's name and an input text.
+            max_output_length: maximum tokens of free text; 0: the maximum target length in training.
+            on_batch: called after each batch with its number of questions.
         """
         ids: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(questions)
         forms: dict[str, AnswerForm] = {}
@@ -174,17 +179,21 @@ def predict(
     precision: str = "bf16",
     max_output_length: int = 0,
 ) -> int:
-    """Answer every line of a file, one JSON line each, in the same order; returns their number.
+    """Answer every line of a file with one JSON line, in the same order.
 
-    Every line is read and checked before the model is, and the output appears whole or not at all.
+    All lines are checked before the model is loaded, and the output is written atomically.
 
     Args:
-        model, prompts: as `--model` and `--prompts` take them.
-        source, to: files, or "-" for standard input and standard output. The source may also be CSV, TSV or Parquet.
+        model: as for `--model`.
+        prompts: as for `--prompts`.
+        source: JSONL, CSV, TSV or Parquet file, or "-" for JSON lines from standard input.
+        to: output file, or "-" for standard output.
+
+    Returns:
+        The number of lines.
 
     Raises:
-        InputError: an unknown prompt, a missing field, a prompt of another T5, with the file and line that asked for
-            it.
+        InputError: for an unknown prompt, a missing field or a prompt of another T5; cites file and line.
     """
     _check_writable(to)
     places = named_prompts(prompts, "--prompts")
@@ -223,52 +232,54 @@ def _check_writable(to: str) -> None:
         return
     folder = Path(to).absolute().parent
     if Path(to).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise InputError(f"--output: {to} cannot be written; name a file in a directory that is there, or - for stdout")
+        raise InputError(f"--output: cannot write {to}; give a file in an existing writable directory, or - for stdout")
 
 
 def _names(row: Row, places: Mapping[str, Path]) -> list[str]:
-    """The prompts that a row names, one or several that vote; where there is only one, it need not."""
+    """The prompts that a row names; optional if there is only one prompt."""
     if "prompt" not in row and len(places) == 1:
         return [next(iter(places))]
     if "prompt" not in row:
-        raise InputError(f'{row.where}: names no prompt; add "prompt": NAME. There are: {", ".join(places)}')
+        raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {", ".join(places)}')
     named = row["prompt"] if isinstance(row["prompt"], list) and row["prompt"] else [row["prompt"]]
     for name in named:
         if not isinstance(name, str) or name not in places:
             close = difflib.get_close_matches(str(name), places, n=1)
             raise InputError(
-                f"{row.where}: there is no prompt {name!r}; {f'did you mean `{close[0]}`? ' if close else ''}There are,"
-                f" each named by its directory: {', '.join(places)}"
+                f"{row.where}: there is no prompt {name!r}; {f'did you mean `{close[0]}`? ' if close else ''}prompts"
+                f" (named after their directories): {', '.join(places)}"
             )
     return named
 
 
 def _check_vote(row: Row, names: Sequence[str], tasks: Mapping[str, Task]) -> None:
-    """Prompts that vote must have the same answers to choose from."""
+    """Check that voting prompts have the same labels."""
     for name in names[1:]:
         if tasks[name].labels != tasks[names[0]].labels:
             raise InputError(
-                f"{row.where}: prompts `{names[0]}` and `{name}` have other labels, so they cannot vote; ask them in"
-                " lines of their own"
+                f"{row.where}: prompts `{names[0]}` and `{name}` have different labels and cannot vote; use separate"
+                " lines"
             )
 
 
 def _text(row: Row, task: Task) -> str:
-    """The input text of a row: its `input`, unless the task's own template has such a field, or the template filled."""
+    """The input text of a row: its `input` (unless that is a field of the task's template), or the filled template."""
     if "input" not in row or "input" in task.input_template.fields:
         return task.inputs(row)
     if not isinstance(row["input"], str):
-        raise InputError(f"{row.where}: `input` is a {type(row['input']).__name__}, where ready text is wanted")
+        raise InputError(
+            f"{row.where}: `input` must be text, not {type(row['input']).__name__}; put the values in quotes"
+        )
     return check_unicode(row["input"], row.where)
 
 
 def _line(names: Sequence[str], answers: Sequence[Answer]) -> str:
-    said: dict[str, Any] = {"prompt": names[0], "output": answers[0].output}
+    line: dict[str, Any] = {"prompt": names[0], "output": answers[0].output}
     if len(names) > 1:
         labels = list(answers[0].scores or ())
         outputs = [Outputs([a.output], [], [list((a.scores or {}).values())]) for a in answers]
-        said = {"prompt": list(names), "output": vote(outputs, labels).texts[0]}
-        said["votes"] = dict(Counter(answer.output for answer in answers).most_common())
+        line = {"prompt": list(names), "output": vote(outputs, labels).texts[0]}
+        line["votes"] = dict(Counter(answer.output for answer in answers).most_common())
     elif answers[0].scores is not None:
-        said["scores"] = {label: round(score, 6) for label, score in answers[0].scores.items()}
-    return json.dumps(said, ensure_ascii=False) + "\n"
+        line["scores"] = {label: round(score, 6) for label, score in answers[0].scores.items()}
+    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -10,8 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t5_pipeline.config.stage import TrainingConfig
-
 PAD = 0
 # Rows of fp32 logits at a time, V numbers each: few fit into the caches of a CPU, many keep a GPU busy.
 LOGITS_AT_ONCE = {"cpu": 512, "cuda": 4096}
@@ -103,8 +101,8 @@ def model_loss(
     return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision)
 
 
-def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: TrainingConfig) -> Tensor:
-    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings."""
+def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: Any) -> Tensor:
+    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings (a `LogitsConfig`)."""
     return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
 
 

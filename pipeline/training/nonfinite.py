@@ -48,9 +48,9 @@ class OnNonFinite:
         if not self.skips:
             first = bad[0]
             raise InputError(
-                f"step {first.step:,}: {first.quantity} is not finite (examples: {self._path or NAME}; earlier checkpoints"
-                " are intact); continue without this step by `on_nonfinite: skip`, or start again with another"
-                " learning_rate or precision"
+                f"step {first.step:,}: {first.quantity} is not finite (examples: {self._path or NAME}; earlier"
+                " checkpoints are intact); continue without this step by `on_nonfinite: skip`, or start again with"
+                " another learning_rate or precision"
             )
 
     def _row(self, found: NotFinite, batches: BatchSource) -> dict[str, object]:

@@ -295,7 +295,7 @@ class TrainingResult:
     selected: list[Best]
 
     def best(self, index: int = 0) -> Best:
-        """What cell `index` publishes: its best step, or without a selection the last step, with no scores."""
+        """The published step of cell `index`: its best one, or without a selection the last, without scores."""
         return self.selected[index] if self.selected else Best(self.checkpoint.step, {})
 
     def weights(self, index: int = 0) -> dict[str, Tensor]:

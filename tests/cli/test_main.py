@@ -1,4 +1,4 @@
-"""`t5-pipeline`: what its commands say, and that they start at once."""
+"""Output and start-up time of the `t5-pipeline` command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAVY = ("torch", "transformers", "accelerate", "datasets", "sentencepiece", "ma
 
 @pytest.mark.parametrize("name", ["--help", "--version", "run", "plan", "status", "verify"])
 def test_commands_start_without_torch(finished: Tiny, name: str) -> None:
-    """On a finished run: `run` finds nothing to do, and so imports nothing to do it with."""
+    """On a finished run, `run` has nothing to do and imports nothing heavy."""
     arguments = {
         "run": ["run", str(finished.recipe), "--run-dir", str(finished.run)],
         "plan": ["plan", str(finished.recipe), "--run-dir", str(finished.run)],
@@ -41,7 +41,7 @@ sys.exit(code)
 
 
 def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
-    """Of a processor's time, with the start of Python; a tenth of that is usual."""
+    """CPU time, including the start of Python."""
     seconds = []
     for _ in range(3):
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -55,7 +55,7 @@ def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
     assert min(seconds) < 3
 
 
-def test_where_a_run_goes_without_run_dir(finished: Tiny, tmp_path: Path) -> None:
+def test_default_run_dir(finished: Tiny, tmp_path: Path) -> None:
     done = subprocess.run(
         [str(COMMAND), "plan", str(finished.recipe)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -74,7 +74,7 @@ def test_where_a_run_goes_without_run_dir(finished: Tiny, tmp_path: Path) -> Non
         (["run", "x.yaml"], "x.yaml: cannot be read (No such file or directory); give the path of a YAML file"),
         (
             ["status", "nowhere"],
-            "nowhere: is not a run directory (it has no recipe.yaml); `t5-pipeline run RECIPE` makes one",
+            "nowhere: is not a run directory (no recipe.yaml); create one with `t5-pipeline run RECIPE`",
         ),
         (["report", "nowhere"], "nowhere: is not a run directory"),
         (["verify", "nowhere"], "nowhere: is not a run directory"),
@@ -89,10 +89,10 @@ def test_a_wrong_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
 
 
 def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
-    """Though size and modification time are as they were, which is what `run` looks at."""
+    """Even with unchanged size and modification time, which are all that `run` compares."""
     whole = t5_pipeline("verify", tiny.run)
     assert (whole.code, whole.err) == (0, "")
-    assert "lm_adapt: 16 files, all as published" in whole.out.splitlines()
+    assert "lm_adapt: 16 files, all intact" in whole.out.splitlines()
 
     file = tiny.run / "lm_adapt" / "model" / "model.safetensors"
     times, content = file.stat(), bytearray(file.read_bytes())
@@ -104,21 +104,18 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     found = t5_pipeline("verify", tiny.run)
     assert found.code == 2
     files = sum(len(manifest.files) for manifest in tiny.manifests().values())
-    assert (
-        found.err
-        == f"error: {tiny.run}: 1 of {files} files are not as they were published; `t5-pipeline run` mends them\n"
-    )
+    assert found.err == f"error: {tiny.run}: 1 of {files} files are damaged; run `t5-pipeline run` to rebuild them\n"
     assert "lm_adapt: 16 files\n  model/model.safetensors differs from what was published (block 0 of 1)\n" in found.out
 
 
-def test_verify_of_a_run_that_is_not_finished(tiny: Tiny) -> None:
+def test_verify_of_an_unfinished_run(tiny: Tiny) -> None:
     (tiny.run / "evaluate" / "manifest.json").unlink()
     said = t5_pipeline("verify", tiny.run)
     assert said.code == 0
     assert said.out.splitlines()[-1] == "evaluate: not finished"
 
 
-def test_report_alone(finished: Tiny, tmp_path: Path) -> None:
+def test_report_writes_only_its_page(finished: Tiny, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     before = listing(finished.run)
     assert t5_pipeline("report", finished.run, "--output", page).out == f"{page}\n"

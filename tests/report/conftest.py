@@ -1,4 +1,4 @@
-"""A run directory as the stages leave it, with numbers made up for these tests (nothing was trained)."""
+"""A run directory as stages write it, with made-up numbers (nothing was trained)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SAMPLES = [
 
 
 class RunBuilder:
-    """Makes cells of a recipe finished, one stage after the other."""
+    """Writes finished cells of a recipe, stage by stage."""
 
     def __init__(self, path: Path, recipe: str = RECIPE, shape: T5Config | None = None) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ class RunBuilder:
         return self
 
     def begin(self, name: str, step: int) -> RunBuilder:
-        """Leave a stage half way."""
+        """Leave a stage unfinished at a step."""
         for cell in self.recipe.stages[name]:
             directory = self.run_dir.cell(cell)
             directory.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What is read from a run directory."""
+"""Reading run directories."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from t5_pipeline.report.collect import collect
 
 def test_finished_run(finished) -> None:
     run = collect(finished.run_dir.path)
-    assert {part.state for part in run.parts()} == {"finished"}
+    assert {result.state for result in run.cells()} == {"up to date"}
     assert [job.stage for job in run.jobs] == [
         "prepare",
         "span_corrupt",
@@ -25,7 +25,7 @@ def test_finished_run(finished) -> None:
         "evaluate",
     ]
     tuning = [job for job in run.jobs if job.stage == "prompt_tune"]
-    assert [[part.cell.axes["seed"] for part in job.parts] for job in tuning] == [[0, 1, 2]] * 4
+    assert [[result.cell.axes["seed"] for result in job.cells] for job in tuning] == [[0, 1, 2]] * 4
     assert set(tuning[1].train) == {f"model=lm_adapt,seed={seed}" for seed in range(3)}
     assert tuning[0].seconds == 45.0 * 5
     assert len(run.scores) == 4 * (3 + 1 + 1)
@@ -60,28 +60,28 @@ def test_hub_model_is_known_by_name(builder, tmp_path: Path) -> None:
     (builder.run_dir.path / "recipe.yaml").write_text(text)
     run = collect(builder.run_dir.path)
     assert not run.models  # nothing tuned yet
-    assert {part.state for part in run.parts()} == {"not begun"}
+    assert {result.state for result in run.cells()} == {"not started"}
 
 
 def test_partial_run(builder) -> None:
     builder.stage("prepare").stage("span_corrupt").begin("lm_adapt", step=20)
     run = collect(builder.run_dir.path)
-    states = {part.cell.stage: part.state for part in run.parts()}
+    states = {result.cell.stage: result.state for result in run.cells()}
     assert states == {
-        "prepare": "finished",
-        "span_corrupt": "finished",
-        "lm_adapt": "begun",
-        "sentinel": "not begun",
-        "prompt_tune": "not begun",
-        "evaluate": "not begun",
+        "prepare": "up to date",
+        "span_corrupt": "up to date",
+        "lm_adapt": "unfinished",
+        "sentinel": "not started",
+        "prompt_tune": "not started",
+        "evaluate": "not started",
     }
-    (lm_adapt,) = [part for part in run.parts() if part.cell.stage == "lm_adapt"]
+    (lm_adapt,) = [result for result in run.cells() if result.cell.stage == "lm_adapt"]
     assert (lm_adapt.step, lm_adapt.steps) == (20, 40)
     assert run.scores == []
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "outdated"),
+    ("old", "new", "stale"),
     [
         ("segment_length: 64", "segment_length: 32", {"lm_adapt"}),
         ("batch_size: 32, steps: 40", "batch_size: 32, steps: 80", {"lm_adapt"}),
@@ -89,30 +89,28 @@ def test_partial_run(builder) -> None:
         ("{prompts: prompt_tune}", "{prompts: prompt_tune, batch_size: 3}", set()),  # how it is run does not matter
     ],
 )
-def test_results_of_other_settings_are_outdated(finished, old: str, new: str, outdated: set[str]) -> None:
+def test_results_of_other_settings_are_stale(finished, old: str, new: str, stale: set[str]) -> None:
     recipe = finished.run_dir.path / "recipe.yaml"
     assert old in recipe.read_text()
     recipe.write_text(recipe.read_text().replace(old, new))
     run = collect(finished.run_dir.path)
-    assert {part.cell.stage for part in run.parts() if part.state == "outdated"} == outdated
+    assert {result.cell.stage for result in run.cells() if result.state == "stale"} == stale
 
 
-def test_results_of_another_input_are_outdated(finished) -> None:
+def test_results_of_another_input_are_stale(finished) -> None:
     directory = finished.run_dir.path / "span_corrupt"
     manifest = manifests.read(directory)
     assert manifest is not None
     made = manifest.model_copy(update={"outputs": {"model": OutputRecord(path="model", digest="another")}})
     manifests.write(directory, made)
-    outdated = {
-        (p.cell.stage, p.cell.axes.get("model"))
-        for p in collect(finished.run_dir.path).parts()
-        if p.state == "outdated"
+    stale = {
+        (p.cell.stage, p.cell.axes.get("model")) for p in collect(finished.run_dir.path).cells() if p.state == "stale"
     }
-    assert outdated == {("lm_adapt", None), ("sentinel", None), ("prompt_tune", "span_corrupt")}
+    assert stale == {("lm_adapt", None), ("sentinel", None), ("prompt_tune", "span_corrupt")}
 
 
 def test_damaged_scores_are_named(finished) -> None:
     path = finished.run_dir.path / "evaluate/scores/scores.json"
     path.write_text('{"rows": [{"task": "package"}]}')
-    with pytest.raises(InputError, match=r"scores\.json: does not hold scores"):
+    with pytest.raises(InputError, match=r"scores\.json: is damaged"):
         collect(finished.run_dir.path)

@@ -1,4 +1,4 @@
-"""The page: every number where it belongs, nothing from outside, nothing unescaped, the same bytes twice."""
+"""The HTML page: numbers in their place, self-contained, escaped, deterministic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from t5_pipeline.report.collect import Curve, collect
 from t5_pipeline.report.page import render, write_report
-from t5_pipeline.report.plots import Line, loss_plot, mean, thinned
+from t5_pipeline.report.plots import PlotLine, loss_plot, mean, thinned
 
 VOID = {"meta", "br", "col", "hr"}
 
@@ -97,14 +97,14 @@ def test_confusion_table(page: Page) -> None:
     ]
 
 
-def test_what_ran(page: Page) -> None:
+def test_stages_section(page: Page) -> None:
     rows = page.table("Processes in the order of the recipe.")
     assert rows[1] == ["prepare", "–", "45 s", "", "23:51:00", "23:51:45"]
     assert rows[3] == ["lm_adapt", "40", "2 min 15 s", "", "23:53:00", "23:53:45"]
     assert rows[5] == ["prompt_tune model lm_adapt@20, seed 0 · 1 · 2", "60", "3 min 45 s", "", "23:55:00", "23:55:45"]
     assert rows[-1][:3] == ["All", "", "27 min"]
     assert "python 3.11.2 · torch 2.13.0" in page.text
-    for pair in ("vocabulary_size100 pieces", "tokens12,345", "droppedkept out 3", "peak memory512.0 MB"):
+    for pair in ("vocabulary_size100 tokens", "tokens12,345", "droppedkept out 3", "peak memory512.0 MB"):
         assert pair in page.text
     assert "initd_model 8, d_kv 4, d_ff 16, num_layers 2, num_decoder_layers 2, num_heads 2" in page.text
     assert "learning_rate" not in page.text  # it is at its default
@@ -118,11 +118,11 @@ def test_provenance_lists_every_output_and_kept_step(page: Page, finished) -> No
     assert len(rows) == 4 + 1 + 12 + 1
 
 
-def test_sizes_are_said(page: Page, finished) -> None:
+def test_sizes_of_prompt_and_model(page: Page, finished) -> None:
     parameters = finished.shape.parameters
     size = next(finished.run_dir.path.glob("prompt_tune/*/prompt/*.safetensors")).stat().st_size
-    assert f"A prompt of 4 tokens is 32 numbers in {size} bytes on disk" in page.text
-    assert f"has {parameters:,} parameters" in page.text
+    assert f"A prompt of 4 tokens has 32 parameters ({size} bytes on disk)" in page.text
+    assert f"its frozen T5 has {parameters:,} (" in page.text
     assert f"{parameters / 32:,.0f} times as many" in page.text
 
 
@@ -133,7 +133,7 @@ def test_examples_right_and_wrong(page: Page) -> None:
     assert wrong < page.text.index("Parse a header value into its parts.")
 
 
-def test_nothing_is_fetched(finished) -> None:
+def test_report_loads_nothing_from_elsewhere(finished) -> None:
     html = render(collect(finished.run_dir.path))
     assert not re.search(r"(https?:)?//[a-z]", html)
     assert not re.search(r"<(script|link|img|iframe|object|embed|base)\b|@import|@font-face", html)
@@ -149,7 +149,7 @@ def test_text_is_escaped(finished) -> None:
     assert "Return the &lt;running&gt; event loop &amp; nothing else." in html
 
 
-def test_hostile_names_stay_text(finished) -> None:
+def test_hostile_names_are_escaped(finished) -> None:
     path = finished.run_dir.path / "evaluate/scores/scores.json"
     nasty = "</text></svg><script>alert('$x_1$')</script>\"&"
     rows = [{**row, "task": nasty, "model": nasty, "labels": [nasty, "b", "c"]} for row in finished.score_rows()]
@@ -159,7 +159,7 @@ def test_hostile_names_stay_text(finished) -> None:
     assert nasty in Page(html).text
 
 
-def test_same_bytes_twice(finished, tmp_path: Path) -> None:
+def test_report_is_deterministic(finished, tmp_path: Path) -> None:
     write_report(finished.run_dir.path, tmp_path / "a.html")
     write_report(finished.run_dir.path, tmp_path / "deep" / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "deep" / "b.html").read_bytes()
@@ -175,7 +175,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
             assert target in ids
 
 
-def test_plots_carry_a_description_and_no_colour_of_their_own(finished) -> None:
+def test_plots_have_a_description_and_colours_from_the_page(finished) -> None:
     html = render(collect(finished.run_dir.path))
     plots = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]+)"[^>]*>(.*?)</svg>', html, re.DOTALL)
     assert len(plots) == 1 + 2 + 1 + 1  # scores, two language models, prompts, sizes
@@ -193,15 +193,15 @@ def test_every_partial_run_has_a_page(builder, until: int) -> None:
         builder.stage(stage)
     page = Page(render(collect(builder.run_dir.path)))
     assert "This run is not complete." in page.text
-    assert f"{stages[until]}" in page.text.split("Not begun")[1]
+    assert f"{stages[until]}" in page.text.split("Not started")[1]
     assert "No prompt has been scored yet." in page.text
 
 
-def test_note_says_how_far_a_stage_has_come(builder) -> None:
+def test_note_reports_the_progress_of_a_stage(builder) -> None:
     builder.stage("prepare").stage("span_corrupt").begin("lm_adapt", step=20)
     page = Page(render(collect(builder.run_dir.path)))
-    assert "Begun and not finished: lm_adapt at step 20 of 40" in page.text
-    assert "Not begun: sentinel, prompt_tune (12 of 12 cells), evaluate" in page.text
+    assert "Started but not finished: lm_adapt at step 20 of 40" in page.text
+    assert "Not started: sentinel, prompt_tune (12 of 12 cells), evaluate" in page.text
 
 
 def test_finished_run_has_no_note(page: Page) -> None:
@@ -224,13 +224,13 @@ def test_long_curves_are_thinned() -> None:
     assert short.losses[0] == pytest.approx(21.5)  # the mean of steps 1 to 42
 
 
-def test_mean_of_curves_takes_the_steps_they_share() -> None:
+def test_mean_of_curves_covers_shared_steps() -> None:
     assert mean([Curve([1, 2, 3], [1.0, 2.0, 3.0]), Curve([2, 3], [4.0, 5.0])]) == Curve([2, 3], [3.0, 4.0])
 
 
-def test_plots_leave_the_settings_of_matplotlib_alone() -> None:
+def test_plots_do_not_change_matplotlib_settings() -> None:
     before = dict(matplotlib.rcParams)
-    loss_plot([Line(Curve([1, 2], [2.0, 1.0]), 0)], 2, "x", "a loss")
+    loss_plot([PlotLine(Curve([1, 2], [2.0, 1.0]), 0)], 2, "x", "a loss")
     assert dict(matplotlib.rcParams) == before
 
 

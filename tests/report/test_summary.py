@@ -1,4 +1,4 @@
-"""How scores are put together and said."""
+"""Aggregated scores and the sentences about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from t5_pipeline.report.collect import collect
-from t5_pipeline.report.summary import TaskScores, comparison, headline, path_names, summarise
+from t5_pipeline.report.summary import TaskScores, headline, model_comparison, path_names, summarise
 
 
 def of_rows(finished: Any, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[TaskScores]:
@@ -27,15 +27,15 @@ def test_mean_spread_and_difference(finished) -> None:
     assert spread is not None
     assert spread.mean == pytest.approx(0.64)
     assert spread.deviation == pytest.approx(statistics.stdev([0.60, 0.64, 0.68]))
-    assert spread.words == "64.0 ± 4.0"
+    assert spread.text == "64.0 ± 4.0"
     assert task.difference(line) == pytest.approx(0.24)
     assert line.illegal == pytest.approx(0.02)
     assert line.confusion == [[150, 60, 30], [30, 120, 30], [15, 45, 120]]
     assert task.majority is not None
-    assert task.majority.spread("accuracy").words == "40.0"
+    assert task.majority.spread("accuracy").text == "40.0"
 
 
-def test_paths_are_named_by_what_made_them(finished) -> None:
+def test_models_are_named_by_their_stage(finished) -> None:
     assert path_names(collect(finished.run_dir.path)) == {
         "lm_adapt@20": "LM adaptation @20 steps",
         "lm_adapt": "LM adaptation @40 steps",
@@ -49,20 +49,20 @@ def test_models_from_elsewhere_keep_their_name(finished) -> None:
     assert {line.path for line in tasks[0].tuned} == {"models/my_t5"}
 
 
-def test_headline_is_computed(finished) -> None:
+def test_headline_and_model_comparison(finished) -> None:
     (task,) = summarise(collect(finished.run_dir.path))
     assert (headline(task) or "").replace("\u00a0", " ") == (
         "With LM adaptation @40 steps, prompts of 4 tokens reach 64.0 ± 4.0 % accuracy on package,"
         " 24.0 points above the majority class (40.0 %)."
     )
-    assert (comparison(task) or "").replace("\u00a0", " ") == (
-        "With LM adaptation @20 steps 52.0 ± 2.0 %, 12.0 points less;"
-        " with span corruption + sentinel 50.0 ± 5.0 %, 14.0 points less;"
-        " with span corruption 40.0 ± 1.0 %, 24.0 points less. Means ± standard deviation over 3 seeds."
+    assert (model_comparison(task) or "").replace("\u00a0", " ") == (
+        "LM adaptation @20 steps: 52.0 ± 2.0 %, 12.0 points less;"
+        " span corruption + sentinel: 50.0 ± 5.0 %, 14.0 points less;"
+        " span corruption: 40.0 ± 1.0 %, 24.0 points less. Means ± standard deviation over 3 seeds."
     )
 
 
-def test_headline_does_not_presume_who_wins(finished) -> None:
+def test_headline_names_whichever_model_is_best(finished) -> None:
     wins = {"span_corrupt": 0.3, "lm_adapt": 0.2, "sentinel": 0.29, "lm_adapt@20": 0.1}
 
     def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def test_headline_does_not_presume_who_wins(finished) -> None:
     said = headline(task) or ""
     assert said.startswith("With span corruption, prompts of 4 tokens reach 32.0")
     assert "8.0 points below the majority class" in said
-    assert "1.0 points less (within the spread of the seeds)" in (comparison(task) or "")
+    assert "1.0 points less (within the spread of the seeds)" in (model_comparison(task) or "")
 
 
 def test_level_scores(finished) -> None:
@@ -86,10 +86,10 @@ def test_level_scores(finished) -> None:
 
     (task,) = of_rows(finished, change)
     assert "level with the majority class" in (headline(task) or "")
-    assert (comparison(task) or "").count("as much") == 3
+    assert (model_comparison(task) or "").count("the same") == 3
 
 
-def test_prompt_lengths_are_told_apart(finished) -> None:
+def test_prompt_lengths_are_separate_lines(finished) -> None:
     def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         tuned = [row for row in rows if row["method"] == "prompt tuning"]
         longer = [
@@ -120,16 +120,16 @@ def test_several_tasks_and_metrics(finished) -> None:
 
 def test_one_seed_has_no_spread(finished) -> None:
     (task,) = of_rows(finished, lambda rows: [row for row in rows if row.get("seed", 0) == 0])
-    assert "±" not in (headline(task) or "") + (comparison(task) or "")
+    assert "±" not in (headline(task) or "") + (model_comparison(task) or "")
 
 
-def test_a_path_is_named_by_the_step_it_has_not_the_one_that_is_wanted(finished) -> None:
+def test_models_are_named_by_their_actual_step(finished) -> None:
     recipe = finished.run_dir.path / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("batch_size: 32, steps: 40", "batch_size: 32, steps: 90"))
     assert path_names(collect(finished.run_dir.path))["lm_adapt"] == "LM adaptation @40 steps"
 
 
-def test_paths_are_known_before_a_prompt_is_tuned(builder) -> None:
+def test_models_have_names_before_tuning(builder) -> None:
     builder.stage("prepare").stage("span_corrupt")
     names = path_names(collect(builder.run_dir.path))
     assert list(names) == ["lm_adapt@20", "lm_adapt", "span_corrupt", "sentinel"]

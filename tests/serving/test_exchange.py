@@ -1,4 +1,4 @@
-"""Prompts to and from PEFT and .npy, and the commands that look at them."""
+"""Export, import and inspection of prompts."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_an_exported_prompt_gives_the_same_logits_in_peft(world: Path, tmp_path:
     assert not torch.allclose(peft_logits(loaded), own_logits(world / "model", rows_PD.flip(0)), atol=1e-2)
 
 
-def test_an_adapter_of_pefts_own_making_comes_in(world: Path, tmp_path: Path) -> None:
+def test_import_of_an_adapter_saved_by_peft(world: Path, tmp_path: Path) -> None:
     made = peft_model(world / "model", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def test_an_adapter_of_pefts_own_making_comes_in(world: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("form", ["peft", "npy"])
-def test_there_and_back(world: Path, tmp_path: Path, form: str) -> None:
+def test_export_then_import_restores_the_prompt(world: Path, tmp_path: Path, form: str) -> None:
     said = t5_pipeline("prompts", "export", world / "prompts", "--to", form, "--output", tmp_path / "out")
     assert said.code == 0, said.err
     suffix = ".npy" if form == "npy" else ""
@@ -152,7 +152,7 @@ def test_an_imported_prompt_predicts(world: Path, tmp_path: Path) -> None:
     assert json.loads(said.out)["output"] in ("files", "numbers")
 
 
-def test_a_published_prompt_of_the_official_implementation(world: Path, shared: Path, tmp_path: Path) -> None:
+def test_import_of_an_official_prompt(world: Path, shared: Path, tmp_path: Path) -> None:
     """T5 1.1 Base's width; of the T5 itself only the width is real."""
     source = shared / "data" / "t5" / "official_prompts" / "rte.npy"
     if not source.is_file():
@@ -165,11 +165,11 @@ def test_a_published_prompt_of_the_official_implementation(world: Path, shared: 
     out, official = np.load(tmp_path / "rte.npy", allow_pickle=False), np.load(source, allow_pickle=False)
     assert out.dtype == np.float32
     assert np.array_equal(out, official)
-    assert bring(world, source, "npy", tmp_path / "small").err.count("has rows of width 768, and") == 1
+    assert bring(world, source, "npy", tmp_path / "small").err.count("has rows of width 768, but") == 1
 
 
 class Bomb:
-    """Unpickling this leaves a file behind."""
+    """Creates a file when unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return Path.touch, (Path("unpickled"),)  # type: ignore[return-value]
@@ -187,17 +187,17 @@ def _pickle(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("write", "words"), [
-    (_npy(np.array([Bomb()], dtype=object)), "pickled objects are never read"),
-    (_pickle, "pickled objects are never read"),
-    (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "not a plain .npy array"),
-    (lambda path: path.write_bytes(b""), "not a plain .npy array"),
+    (_npy(np.array([Bomb()], dtype=object)), "pickled objects are not read"),
+    (_pickle, "pickled objects are not read"),
+    (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "is not a plain .npy array"),
+    (lambda path: path.write_bytes(b""), "is not a plain .npy array"),
     (lambda path: None, "does not exist"),
-    (_npy(np.ones(D, np.float32)), "holds float32 [32], where"),
-    (_npy(np.ones((P, D), np.int64)), "holds int64 [5, 32], where"),
-    (_npy(np.ones((P, D + 1), np.float32)), "has rows of width 33, and"),
-    (_npy(np.full((P, D), np.nan, np.float32)), "not finite"),
+    (_npy(np.ones(D, np.float32)), "contains float32 [32]; give"),
+    (_npy(np.ones((P, D), np.int64)), "contains int64 [5, 32]; give"),
+    (_npy(np.ones((P, D + 1), np.float32)), "has rows of width 33, but"),
+    (_npy(np.full((P, D), np.nan, np.float32)), "non-finite"),
 ])  # fmt: skip
-def test_what_is_no_npy_prompt_is_refused(
+def test_invalid_npy_is_rejected(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -224,16 +224,16 @@ def _only_bin(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (_only_bin, "adapter_model.bin: is a pickle, which is never read here"),
-    (_config(peft_type="LORA"), "peft_type 'LORA' is no prompt"),
+    (_only_bin, "adapter_model.bin: is a pickle, which is not read"),
+    (_config(peft_type="LORA"), "peft_type 'LORA' is not a prompt"),
     (_config(num_virtual_tokens=3), "has 5 rows, but adapter_config.json says num_virtual_tokens 3"),
-    (lambda a: (a / "adapter_config.json").unlink(), "holds no adapter_config.json"),
+    (lambda a: (a / "adapter_config.json").unlink(), "contains no adapter_config.json"),
     (lambda a: (a / "adapter_config.json").write_text("["), "is not a JSON object"),
-    (lambda a: (a / "adapter_model.safetensors").unlink(), "holds no adapter_model.safetensors"),
-    (lambda a: (a / "adapter_model.safetensors").write_bytes(b"x"), "not a whole safetensors file"),
-    (lambda a: save_file({"rows": torch.ones(P, D)}, a / "adapter_model.safetensors"), "holds ['rows'] where one table"),
+    (lambda a: (a / "adapter_model.safetensors").unlink(), "contains no adapter_model.safetensors"),
+    (lambda a: (a / "adapter_model.safetensors").write_bytes(b"x"), "is not a complete safetensors file"),
+    (lambda a: save_file({"rows": torch.ones(P, D)}, a / "adapter_model.safetensors"), "contains ['rows']; an adapter"),
 ])  # fmt: skip
-def test_what_is_no_prompt_of_peft_is_refused(
+def test_invalid_peft_adapter_is_rejected(
     world: Path, tmp_path: Path, change: Callable[[Path], None], words: str
 ) -> None:
     adapter = tmp_path / "adapter"
@@ -245,15 +245,15 @@ def test_what_is_no_prompt_of_peft_is_refused(
     assert not (tmp_path / "prompt").exists()
 
 
-def test_nothing_is_replaced(world: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(world: Path, tmp_path: Path) -> None:
     (tmp_path / "one.npy").write_bytes(b"mine")
     export = ["prompts", "export", world / "prompts" / "one", "--to", "npy", "--output"]
-    assert "is there already" in t5_pipeline(*export, tmp_path / "one.npy").err
+    assert "already exists" in t5_pipeline(*export, tmp_path / "one.npy").err
     assert "does not end in .npy" in t5_pipeline(*export, tmp_path / "one").err
     assert t5_pipeline(*export, tmp_path / "new.npy").code == 0
     said = bring(world, tmp_path / "new.npy", "npy", tmp_path)
     assert said.code == 2
-    assert "is there already" in said.err
+    assert "already exists" in said.err
     assert (tmp_path / "one.npy").read_bytes() == b"mine"
 
 
@@ -274,16 +274,16 @@ def test_verify(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "prompts", tmp_path / "prompts")
     verify = ["prompts", "verify", tmp_path / "prompts", "--model", world / "model"]
     said = t5_pipeline(*verify)
-    assert (said.code, said.out) == (0, "one: sound\ntwo: sound\n")
+    assert (said.code, said.out) == (0, "one: ok\ntwo: ok\n")
     info = Prompt.load(tmp_path / "prompts" / "two").info.model_copy(update={"base_model_digest": "00" * 32})
     Prompt(torch.ones(P, D), info).save(tmp_path / "prompts" / "two")
     said = t5_pipeline(*verify)
     assert said.code == 2
-    assert "one: sound\ntwo: " in said.out
+    assert "one: ok\ntwo: " in said.out
     assert "was trained on another T5" in said.out
 
 
-def test_verify_compares_with_what_the_stage_published(tiny: Tiny) -> None:
+def test_verify_finds_a_changed_byte(tiny: Tiny) -> None:
     prompts = tiny.run / "prompt_tune"
     assert t5_pipeline("prompts", "verify", prompts).code == 0
     path = next(iter(sorted(prompts.glob("*/prompt/prompt.safetensors"))))

@@ -1,4 +1,4 @@
-"""Many prompts on one frozen T5 in the same batches: each answer is what it would be alone."""
+"""Many prompts on one frozen T5 in mixed batches; answers equal those of single prompts."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_answers_are_those_of_ordinary_forward_passes(place: Place, tmp_path: Pa
     assert len({row["output"] for row in answers}) > 4, "the answers are worth comparing"
 
 
-def test_free_text_ends_where_it_is_told(place: Place, tmp_path: Path) -> None:
+def test_free_text_ends_at_the_maximum_length(place: Place, tmp_path: Path) -> None:
     source = write_lines(tmp_path)
     whole = [row["output"] for row in place.predict("--input", source)]
     short = [row["output"] for row in place.predict("--input", source, "--max-output-length", 2)]
@@ -174,7 +174,7 @@ def test_standard_input_and_output(place: Place, tmp_path: Path, monkeypatch: py
     assert place.predict("--input", write_lines(tmp_path, [])) == []
 
 
-def test_one_prompt_need_not_be_named(place: Place, tmp_path: Path) -> None:
+def test_a_single_prompt_is_optional_in_lines(place: Place, tmp_path: Path) -> None:
     one = Place(place.model, place.prompts / "tone", place.loaded, place.vocabulary)
     (tmp_path / "rows.csv").write_text("id,text\n1,A file that is not there.\n")
     assert one.predict("--input", tmp_path / "rows.csv")[0]["prompt"] == "tone"
@@ -193,17 +193,17 @@ def test_prompts_are_named_by_their_directories(place: Place, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({"prompt": "ton", "text": "x"}, "no prompt 'ton'; did you mean `tone`? There are, each named by its directory: gap,"),
+        ({"prompt": "ton", "text": "x"}, "no prompt 'ton'; did you mean `tone`? prompts (named after their directories): gap,"),
         ({"prompt": [["tone"]], "text": "x"}, "no prompt ['tone']"),
         ({"text": "x"}, "names no prompt"),
         ({"prompt": "tone", "txt": "x"}, "has no field 'text' (only prompt, txt)"),
         ({"prompt": "truth", "claim": {}}, "no field 'claim.text'"),
         ({"prompt": "tone", "text": None}, "field 'text' is empty (null)"),
-        ({"prompt": "tone", "input": 7}, "`input` is a int"),
+        ({"prompt": "tone", "input": 7}, "`input` must be text, not int"),
         ({"prompt": "tone", "input": "\ud800"}, "half of a surrogate pair"),
     ],
 )  # fmt: skip
-def test_a_wrong_line_is_named_and_nothing_is_written(
+def test_errors_cite_the_line_and_nothing_is_written(
     place: Place, tmp_path: Path, line: dict[str, Any], words: str
 ) -> None:
     source = write_lines(tmp_path, [LINES[0], LINES[1], line])
@@ -238,7 +238,7 @@ def _no_rows(model: Path, prompts: Path) -> None:
         (_no_rows, "prompt.safetensors: not there"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(
+def test_prompts_of_another_model_are_rejected(
     place: Place, tmp_path: Path, change: Callable[[Path, Path], None], words: str
 ) -> None:
     for directory in (place.model, place.prompts):
@@ -255,7 +255,7 @@ def test_what_does_not_belong_together_is_refused(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_prompt_that_no_line_asks_for_may_belong_to_another_model(place: Place, tmp_path: Path) -> None:
+def test_unused_prompts_may_belong_to_another_model(place: Place, tmp_path: Path) -> None:
     shutil.copytree(place.prompts, tmp_path / "prompts")
     info = place.loaded["gap"].info.model_copy(update={"base_model_digest": "00" * 32})
     Prompt(place.loaded["gap"].rows_PD, info).save(tmp_path / "prompts" / "gap")
@@ -265,13 +265,13 @@ def test_a_prompt_that_no_line_asks_for_may_belong_to_another_model(place: Place
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (["--output", "nowhere/out.jsonl"], "nowhere/out.jsonl cannot be written"),
+    (["--output", "nowhere/out.jsonl"], "cannot write nowhere/out.jsonl"),
     (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     (["--prompts", "nowhere"], "nowhere does not exist"),
     (["--prompts", "tests"], "tests holds no prompt"),
-    (["--model", "runs/nowhere"], "than runs/nowhere, no directory here and so a model on the hub"),
+    (["--model", "runs/nowhere"], "than runs/nowhere (a hub model, as there is no such directory)"),
 ])  # fmt: skip
-def test_wrong_places(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
+def test_missing_paths(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
     given = ["--model", place.model, "--prompts", place.prompts, "--input", write_lines(tmp_path), *flags]
     said = t5_pipeline("predict", *given)
     assert said.code == 2
@@ -280,7 +280,7 @@ def test_wrong_places(place: Place, tmp_path: Path, flags: list[str], words: str
 
 def test_rows_of_another_width_are_refused(place: Place) -> None:
     info = place.loaded["tone"].info.model_copy(update={"width": 16})
-    with pytest.raises(InputError, match=r"has rows of width 16, and .* is 32 wide"):
+    with pytest.raises(InputError, match=r"has rows of width 16, but .* has width 32"):
         Server.load(str(place.model), {"tone": Prompt(torch.ones(3, 16), info)})
 
 
@@ -342,7 +342,7 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
     (["--steps", "-1"], "--steps: "),
     (["--prompt-init", "text"], "`prompt_init: text` and `init_text` go together"),
 ])  # fmt: skip
-def test_tune_refuses_bad_input_before_it_writes(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
+def test_tune_rejects_bad_input_before_writing(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
     write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}])
     given = ["--model", place.model, "--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
     said = t5_pipeline("tune", *given, "--output-dir", tmp_path / "out", *flags)
@@ -351,7 +351,7 @@ def test_tune_refuses_bad_input_before_it_writes(place: Place, tmp_path: Path, f
     assert not (tmp_path / "out").exists()
 
 
-def test_tune_leaves_nothing_where_the_stage_refuses(place: Place, tmp_path: Path) -> None:
+def test_tune_leaves_nothing_if_the_stage_fails(place: Place, tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}])
     given = ["--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
     assert t5_pipeline("tune", "--model", tmp_path / "no", *given, "--output-dir", tmp_path / "out").code == 2
@@ -384,7 +384,7 @@ def test_prompts_of_the_same_labels_vote(place: Place, tmp_path: Path) -> None:
         "predict", "--model", place.model, "--prompts", tmp_path / "prompts", "--input", tmp_path / "other.jsonl"
     )
     assert said.code == 2
-    assert "other.jsonl:1: prompts `tone` and `truth` have other labels, so they cannot vote" in said.err
+    assert "other.jsonl:1: prompts `tone` and `truth` have different labels and cannot vote" in said.err
 
 
 def test_neighbours_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:

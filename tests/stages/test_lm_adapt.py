@@ -64,7 +64,7 @@ def test_another_objective_in_a_recipe_makes_the_stage_stale(tiny: Tiny) -> None
     [
         (("--prefix-density", 0.7), "--prefix-density: input should be less than or equal to 0.5"),
         (("--prefix-density", 0), "--prefix-density: input should be greater than 0"),
-        (("--prefix-density", 0.3, "--objective", "lm"), "`prefix_density` belongs to `objective: prefix_lm`"),
+        (("--prefix-density", 0.3, "--objective", "lm"), "`prefix_density` applies to `objective: prefix_lm`"),
         (("--objective", "prefix"), "--objective: invalid choice: 'prefix'"),
         (("--objective", "packed_pairs", "--segment-length", 1_000_000), "too little text for one example"),
     ],

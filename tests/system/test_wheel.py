@@ -17,10 +17,14 @@ from tests.tiny_run import ROOT
 
 SOURCES = ["pyproject.toml", "README.md", "LICENSE", "pipeline", "data_prep", "stages", "recipes", "accelerate_configs"]
 SHORT = ["prepare.vocabulary_size=1000", "prepare.vocabulary_characters=200000", "evaluate.limit=6"]
-SHORT += [f"{stage}.{key}" for stage in ("span_corrupt", "lm_adapt") for key in ("steps=4", "warmup_steps=0")]
-SHORT += [f"{stage}.validate_every=1000" for stage in ("span_corrupt", "lm_adapt", "prompt_tune")]
+SHORT += [
+    f"{stage}.{setting}"
+    for stage in ("span_corrupt", "lm_adapt")
+    for setting in ("steps=2", "batch_size=4", "warmup_steps=0", "validation_batches=1")
+]
 SHORT += [f"prompt_tune.{setting}" for setting in ("steps=2", "init_population=500", "select=last", "seed=0")]
 SHORT += ["prompt_tune.model=lm_adapt", "lm_adapt.launch=accelerate_configs/cpu.yaml"]
+SHORT += [f"{stage}.threads=1" for stage in ("span_corrupt", "lm_adapt", "sentinel", "prompt_tune", "evaluate")]
 
 # Every process of the environment notes the modules that it took from the checkout; its libraries may be in there, too.
 WATCH = """\
@@ -50,7 +54,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel, and with the libraries of this one but for the checkout."""
+    """An environment with the wheel, and the libraries of this one without the checkout."""
     place = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     pip("--python", place / "bin" / "python", "install", "--no-deps", "--no-index", wheel)

@@ -1,4 +1,4 @@
-"""What the rows of a prompt are near to."""
+"""Section on the vocabulary tokens nearest to prompt rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from t5_pipeline.report.sections.scores import section, table
 from t5_pipeline.report.summary import TaskScores
 
 ROWS = 8
-"""How many rows of a prompt are shown, spread over it."""
+"""Number of prompt rows shown, spread evenly."""
 
 
 def neighbours_section(tasks: list[TaskScores]) -> Markup | None:
-    """The best prompt of each task, row by row, with the vocabulary pieces that are nearest to it."""
+    """Nearest vocabulary tokens to rows of the best prompt of each task."""
     parts: list[Markup | None] = []
     for task in tasks:
         best = next((line for line in task.ranked() if line.rows[0].neighbours), None)
@@ -40,15 +40,15 @@ def neighbours_section(tasks: list[TaskScores]) -> Markup | None:
         parts.append(table(caption, tag("thead", head), tag("tbody", *rows), class_="neighbours"))
     if not parts:
         return None
-    note = "Vocabulary pieces nearest to some rows of the best prompt, by the cosine of their embeddings."
-    return section("neighbours", "What prompts are near to", tag("p", note, class_="note"), *parts)
+    note = "Vocabulary tokens nearest to some rows of the best prompt, by cosine similarity of embeddings."
+    return section("neighbours", "Nearest vocabulary tokens", tag("p", note, class_="note"), *parts)
 
 
 def _labels(found: list[list[tuple[str, float]]], labels: list[str]) -> str:
-    """How many of the task's labels are among the nearest pieces of any row."""
+    """Number of the task's labels among the nearest tokens of any row, as a sentence."""
     if not labels:
         return ""
     near = {piece.replace("▁", "").lower() for row in found for piece, _ in row}
     there = [label for label in labels if label.lower() in near]
-    which = f": {', '.join(there)}" if there else ""
-    return f"{len(there)} of its {len(labels)} labels are among the pieces near some row{which}."
+    which = f" ({', '.join(there)})" if there else ""
+    return f"Labels among the nearest tokens of all rows: {len(there)} of {len(labels)}{which}."

@@ -1,4 +1,4 @@
-"""All tasks of a run beside one another, and their mean."""
+"""Scores of all tasks of a run and their mean."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import statistics
 
 from t5_pipeline.data_prep.tasks.formats import SUPERGLUE
 from t5_pipeline.evaluation.metrics import task_average
-from t5_pipeline.report import format as words
+from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.sections.scores import section, table
-from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, OTHERS, PROMPT_TUNING, Line, TaskScores
+from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, OTHERS, PROMPT_TUNING, ScoreLine, TaskScores
 
 METHODS = (PROMPT_TUNING, *OTHERS, NO_PROMPT, MAJORITY)
 
 
 def overview_section(run: Run, tasks: list[TaskScores]) -> Markup | None:
-    """A row for each task, a column for each method with the best of its lines; None for a single task."""
-    # A task that nothing here was made for is no part of a mean over tasks.
+    """Table of the best line of each method (columns) on each task (rows); None for a single task."""
+    # Tasks that nothing was trained for do not count in a mean over tasks.
     own = [task for task in tasks if any(not line.rows[0].trained_on for line in [*task.tuned, *task.others])]
     methods = [method for method in METHODS if any(best_line(task, method) for task in own)]
     if len(own) < 2 or not methods:
@@ -26,7 +26,7 @@ def overview_section(run: Run, tasks: list[TaskScores]) -> Markup | None:
         "tr",
         tag("th", "Task", scope="col"),
         tag("th", "Metric", scope="col"),
-        *[tag("th", words.sentence_case(method), scope="col", class_="n") for method in methods],
+        *[tag("th", fmt.sentence_case(method), scope="col", class_="n") for method in methods],
     )
     rows = []
     for task in own:
@@ -34,33 +34,33 @@ def overview_section(run: Run, tasks: list[TaskScores]) -> Markup | None:
         for method in methods:
             line = best_line(task, method)
             spread = line.spread(task.metric) if line else None
-            cells.append(tag("td", spread.words if spread else "–", class_="n"))
+            cells.append(tag("td", spread.text if spread else "–", class_="n"))
         name = task.task + (f", {task.split}" if len({t.split for t in own}) > 1 else "")
-        rows.append(tag("tr", tag("th", name, scope="row"), tag("td", words.metric_name(task.metric)), *cells))
+        rows.append(tag("tr", tag("th", name, scope="row"), tag("td", fmt.metric_label(task.metric)), *cells))
     means = [task_mean(own, method) for method in methods]
     average = tag(
         "tr",
         tag("th", suite_name(run, own), scope="row"),
         tag("td", "Mean of metrics"),
-        *[tag("td", "–" if mean is None else words.hundredths(mean), class_="n") for mean in means],
+        *[tag("td", "–" if mean is None else fmt.times_100(mean), class_="n") for mean in means],
         class_="mean",
     )
     caption = (
-        "Of each method its best line, mean ± standard deviation over seeds, by the metric that ranks prompts, times"
-        " 100. The last row: mean over each task's metrics, then over the tasks, for methods that have all of them."
+        "Best line of each method: mean ± standard deviation over seeds of the metric that ranks prompts, times 100."
+        " Last row: mean over each task's metrics, then over tasks, for methods that have all of them."
     )
     return section("overview", "All tasks", table(caption, tag("thead", head), tag("tbody", *rows, average)))
 
 
-def best_line(task: TaskScores, method: str) -> Line | None:
-    """The best line of a method that was made for this very task."""
+def best_line(task: TaskScores, method: str) -> ScoreLine | None:
+    """The best line of a method that was trained on this task itself."""
     lines = [line for line in _lines(task) if line.method == method and not line.rows[0].trained_on]
     scored = [(spread.mean, -n) for n, line in enumerate(lines) if (spread := line.spread(task.metric))]
     return lines[-max(scored)[1]] if scored else None
 
 
 def task_mean(tasks: list[TaskScores], method: str) -> float | None:
-    """Mean over the tasks of the mean over each one's metrics; None where a task is missing."""
+    """Mean over each task's metrics, then over tasks; None if a task is missing."""
     means = []
     for task in tasks:
         line = best_line(task, method)
@@ -72,11 +72,11 @@ def task_mean(tasks: list[TaskScores], method: str) -> float | None:
 
 
 def suite_name(run: Run, tasks: list[TaskScores]) -> str:
-    """What the mean is of: SuperGLUE where its eight tasks are there and no other."""
+    """Name of the mean: SuperGLUE for exactly its eight tasks."""
     settings = [run.task(task.task) for task in tasks]
     formats = sorted(str(task.format) for task in settings if task is not None)
     return "SuperGLUE average" if formats == sorted(SUPERGLUE) else f"Mean of {len(tasks)} tasks"
 
 
-def _lines(task: TaskScores) -> list[Line]:
+def _lines(task: TaskScores) -> list[ScoreLine]:
     return [*task.tuned, *task.others, *task.untuned, *([task.majority] if task.majority else [])]

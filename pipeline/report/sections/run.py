@@ -1,4 +1,4 @@
-"""Sections about how it came out: losses, sizes, what ran with which settings and how long, digests."""
+"""Sections on the run: losses, sizes, stages with settings and durations, digests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.config.adaptation import T5Sizes
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.tuning import PromptTuneConfig
-from t5_pipeline.report import format as words
-from t5_pipeline.report.collect import Curve, Job, Part, Run
+from t5_pipeline.report import format as fmt
+from t5_pipeline.report.collect import CellResult, Curve, Job, Run
 from t5_pipeline.report.html import Markup, join, tag
-from t5_pipeline.report.plots import Line, loss_plot, mean, size_plot, thinned
+from t5_pipeline.report.plots import PlotLine, loss_plot, mean, size_plot, thinned
 from t5_pipeline.report.sections.scores import figure, section, swatch, table
 
 Series = dict[str, int]
@@ -20,7 +20,7 @@ TUNING = PromptTuneConfig.kind
 
 
 def losses_section(run: Run, paths: dict[str, str], series: Series) -> Markup | None:
-    """A plot for each stage that trains a T5, and for each task and kind of prompt one with all paths."""
+    """Loss curves: a plot per stage that trains a T5, and per task and variant one with all models."""
     figures = [
         _model_losses(job, series, f"loss-{n}")
         for n, job in enumerate(run.jobs)
@@ -38,50 +38,52 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Markup | 
 def _model_losses(job: Job, series: Series, name: str) -> Markup:
     train, validation = thinned(job.train[""]), job.validation.get("")
     colour = next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
-    lines = [Line(train, colour, light=validation is not None)]
+    lines = [PlotLine(train, colour, light=validation is not None)]
     legend: list[Markup | str | None] = [tag("b", job.stage), f", {STAGES[job.kind].summary}. "]
-    said = f"Training loss of {job.stage}: {_ends(train)}."
+    description = f"Training loss of {job.stage}: {_ends(train)}."
     if validation is not None:
-        lines.append(Line(validation, colour, dots=True))
-        legend.append("Light: training. Dots: held-out documents.")
-        said += f" Held-out loss: {_ends(validation)}."
+        lines.append(PlotLine(validation, colour, dots=True))
+        legend.append("Light: training. Dots: validation.")
+        description += f" Validation loss: {_ends(validation)}."
     steps = max([*train.steps, *(validation.steps if validation else [])])
-    return figure(loss_plot(lines, steps, name, said), join(legend))
+    return figure(loss_plot(lines, steps, name, description), join(legend))
 
 
 def _prompt_losses(stage: str, jobs: list[Job], paths: dict[str, str], series: Series) -> list[Markup]:
     panels: dict[tuple[str, str], dict[str, list[Curve]]] = {}
     for job in jobs:
-        for part in job.parts:
-            curve = job.train.get(part.cell.id, job.train.get(""))
+        for result in job.cells:
+            curve = job.train.get(result.cell.id, job.train.get(""))
             if curve is not None:
-                panels.setdefault(_panel(part), {}).setdefault(part.frozen or "", []).append(thinned(curve))
+                panels.setdefault(_panel(result), {}).setdefault(result.frozen or "", []).append(thinned(curve))
     figures = []
     for number, ((task, variant), groups) in enumerate(panels.items()):
         order = sorted(groups, key=lambda model: series.get(model, len(series)))
-        light = [Line(curve, series.get(model), light=True) for model in order for curve in groups[model]]
+        light = [PlotLine(curve, series.get(model), light=True) for model in order for curve in groups[model]]
         means = {model: mean(groups[model]) for model in order}
-        bold = [Line(curve, series.get(model)) for model, curve in means.items() if curve.steps]
-        said = "; ".join(f"{paths.get(m, m)} {_ends(curve)}" for m, curve in means.items() if curve.steps)
+        bold = [PlotLine(curve, series.get(model)) for model, curve in means.items() if curve.steps]
+        description = "; ".join(f"{paths.get(m, m)} {_ends(curve)}" for m, curve in means.items() if curve.steps)
         keys = join((join([swatch(series.get(m)), paths.get(m, m)]) for m in order), " \u2002")
         what = "prompts for" if jobs[0].kind == TUNING else "on"
-        title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: each seed. Strong: their mean. "
+        title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean. "
         steps = max(curve.steps[-1] for curves in groups.values() for curve in curves)
-        plot = loss_plot([*light, *bold], steps, f"loss-{stage}-{number}", f"Losses of {stage} on {task}: {said}.")
+        plot = loss_plot(
+            [*light, *bold], steps, f"loss-{stage}-{number}", f"Losses of {stage} on {task}: {description}."
+        )
         figures.append(figure(plot, join([tag("b", stage), title, tag("span", keys, class_="keys")])))
     return figures
 
 
 def _about_a_task(job: Job) -> bool:
-    return any(part.settings.made_for() for part in job.parts)
+    return any(result.settings.made_for() for result in job.cells)
 
 
-def _panel(part: Part) -> tuple[str, str]:
-    """Prompts that are drawn together: one task, and all that is varied but model and seed."""
-    settings = part.settings
+def _panel(result: CellResult) -> tuple[str, str]:
+    """Key of the plot a cell belongs to: its task, and its axes except model and seed."""
+    settings = result.settings
     task = " and ".join(task.name for task in settings.made_for())
-    axes = {name: value for name, value in part.cell.axes.items() if name not in ("model", "seed", "task", "tasks")}
-    return task, ", ".join(f"{name.replace('_', ' ')} {words.value(value)}" for name, value in axes.items())
+    axes = {name: value for name, value in result.cell.axes.items() if name not in ("model", "seed", "task", "tasks")}
+    return task, ", ".join(f"{name.replace('_', ' ')} {fmt.value(value)}" for name, value in axes.items())
 
 
 def _ends(curve: Curve) -> str:
@@ -89,7 +91,7 @@ def _ends(curve: Curve) -> str:
 
 
 def sizes_section(run: Run, paths: dict[str, str]) -> Markup | None:
-    """How small a prompt is beside the T5 that it steers."""
+    """Sizes of the prompts and of their T5."""
     if not run.prompts or not run.models:
         return None
     prompts = sorted(run.prompts, key=lambda prompt: prompt.parameters)
@@ -98,64 +100,64 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Markup | None:
         by_size.setdefault(model.parameters, []).append(model.model)
     rows = []
     for prompt in {p.parameters: p for p in prompts}.values():
-        said = f"{words.count(prompt.parameters)} numbers, {words.size(prompt.bytes)}"
-        rows.append((f"Prompt of {words.counted(prompt.prompt_length, 'token')}", prompt.parameters, said))
+        amount = f"{fmt.count(prompt.parameters)}, {fmt.size(prompt.bytes)}"
+        rows.append((f"Prompt of {fmt.plural(prompt.prompt_length, 'token')}", prompt.parameters, amount))
     for parameters, models in by_size.items():
         first = run.models[models[0]]
-        said = words.about(parameters) + (f", {words.size(first.bytes)}" if first.bytes else "")
+        amount = fmt.approximate(parameters) + (f", {fmt.size(first.bytes)}" if first.bytes else "")
         which = "Frozen T5" if len(by_size) == 1 else " · ".join(paths.get(model, model) for model in models)
-        rows.append((which, parameters, said))
+        rows.append((which, parameters, amount))
     small, large = prompts[0], run.models[by_size[min(by_size)][0]]
-    on_disk = f" in {words.size(large.bytes)}" if large.bytes else ""
+    on_disk = f" ({fmt.size(large.bytes)})" if large.bytes else ""
     sentence = (
-        f"A prompt of {words.counted(small.prompt_length, 'token')} is {words.count(small.parameters)} numbers in"
-        f" {words.size(small.bytes)} on disk; the frozen T5 that it steers has {words.count(large.parameters)}"
-        f" parameters{on_disk}, {words.about(round(large.parameters / small.parameters))} times as many."
+        f"A prompt of {fmt.plural(small.prompt_length, 'token')} has {fmt.count(small.parameters)} parameters"
+        f" ({fmt.size(small.bytes)} on disk); its frozen T5 has {fmt.count(large.parameters)}{on_disk},"
+        f" {fmt.approximate(round(large.parameters / small.parameters))} times as many."
     )
-    plot = size_plot(rows, "sizes", " ".join(f"{label}: {said}." for label, _, said in rows))
-    caption = "Weights as they lie on disk, without tokenizer and description."
+    plot = size_plot(rows, "sizes", " ".join(f"{label}: {amount}." for label, _, amount in rows))
+    caption = "Parameters and size of the weights on disk, without tokenizer and metadata."
     text = tag("p", sentence, class_="say")
     return section("sizes", "Prompt and model", tag("div", text, figure(plot, caption), class_="beside"))
 
 
 def unfinished_note(run: Run) -> Markup | None:
-    """Which parts of the recipe this page cannot show, or shows as they were."""
-    said = {
-        "begun": "begun and not finished",
-        "not begun": "not begun",
-        "outdated": "finished with other settings, inputs or fewer steps than the recipe now asks for",
+    """Note on cells that are stale, unfinished or not started; None if there are none."""
+    meanings = {
+        "unfinished": "started but not finished",
+        "not started": "not started",
+        "stale": "stale: made with other settings, other inputs or fewer steps than the recipe specifies now",
     }
     items = []
-    for state, meaning in said.items():
+    for state, meaning in meanings.items():
         names = []
-        for stage, cells in _by_stage(part for part in run.parts() if part.state == state).items():
+        for stage, cells in _by_stage(result for result in run.cells() if result.state == state).items():
             of = len(run.recipe.stages[stage])
             at = ""
-            if state == "begun" and cells[0].steps:
-                at = f" at step {max(part.step or 0 for part in cells):,} of {cells[0].steps:,}"
+            if state == "unfinished" and cells[0].steps:
+                at = f" at step {max(result.step or 0 for result in cells):,} of {cells[0].steps:,}"
             names.append(f"{stage}{at}" + (f" ({len(cells)} of {of} cells)" if of > 1 else ""))
         if names:
-            items.append(tag("li", tag("b", words.sentence_case(meaning)), ": ", ", ".join(names)))
+            items.append(tag("li", tag("b", fmt.sentence_case(meaning)), ": ", ", ".join(names)))
     if not items:
         return None
     return tag(
         "aside",
-        tag("p", "This run is not complete. The page shows what is there."),
+        tag("p", "This run is not complete. The report covers what exists so far."),
         tag("ul", *items),
         class_="unfinished",
         aria_label="Stages that are not finished",
     )
 
 
-def _by_stage(parts: Iterable[Part]) -> dict[str, list[Part]]:
-    found: dict[str, list[Part]] = {}
-    for part in parts:
-        found.setdefault(part.cell.stage, []).append(part)
+def _by_stage(results: Iterable[CellResult]) -> dict[str, list[CellResult]]:
+    found: dict[str, list[CellResult]] = {}
+    for result in results:
+        found.setdefault(result.cell.stage, []).append(result)
     return found
 
 
 def stages_section(run: Run) -> Markup | None:
-    """One row for each process that ran, then each stage's settings and facts."""
+    """Table of the processes that ran, then each stage's settings and facts."""
     jobs = [job for job in run.jobs if job.manifests]
     if not jobs:
         return None
@@ -174,7 +176,8 @@ def stages_section(run: Run) -> Markup | None:
     caption = "Processes in the order of the recipe. Times of day are UTC."
     timeline = table(caption, tag("thead", head), body, tag("tfoot", total), class_="stages")
     cards = [
-        _stage_card(stage, parts) for stage, parts in _by_stage(p for j in jobs for p in j.parts if p.manifest).items()
+        _stage_card(stage, results)
+        for stage, results in _by_stage(p for j in jobs for p in j.cells if p.manifest).items()
     ]
     versions: dict[str, dict[str, None]] = {}
     for manifest in run.manifests():
@@ -183,9 +186,9 @@ def stages_section(run: Run) -> Markup | None:
     made_with = " · ".join(f"{package} {' and '.join(found)}" for package, found in versions.items())
     return section(
         "stages",
-        "What ran",
+        "Stages",
         timeline,
-        tag("p", "Settings that differ from their defaults, and what each stage noted.", class_="note"),
+        tag("p", "Settings that differ from their defaults, and facts recorded by each stage.", class_="note"),
         tag("div", *cards, class_="cards"),
         tag("p", "Made with ", made_with, ".", class_="note") if made_with else None,
     )
@@ -194,37 +197,37 @@ def stages_section(run: Run) -> Markup | None:
 def _job_row(job: Job, longest: float) -> Markup:
     manifests = job.manifests
     finished = [manifest for manifest in manifests if manifest.step is not None]
-    began = min(words.moment(manifest.started) for manifest in manifests)
-    ended = max(words.moment(manifest.finished) for manifest in manifests)
+    began = min(fmt.parse_time(manifest.started) for manifest in manifests)
+    ended = max(fmt.parse_time(manifest.finished) for manifest in manifests)
     name: Markup | str = job.stage
     if len(manifests) > 1 or manifests[0].cell:
-        axes = _axes_words([manifest.cell for manifest in manifests])
+        axes = _axes_text([manifest.cell for manifest in manifests])
         name = join([job.stage, " ", tag("small", axes)])
     share = (job.seconds or 0.0) / longest
     return tag(
         "tr",
         tag("th", name, scope="row"),
-        tag("td", words.count(max(m.step or 0 for m in finished)) if finished else "–", class_="n"),
-        tag("td", words.duration(job.seconds or 0.0), class_="n"),
+        tag("td", fmt.count(max(m.step or 0 for m in finished)) if finished else "–", class_="n"),
+        tag("td", fmt.duration(job.seconds or 0.0), class_="n"),
         tag("td", tag("span", style=f"--share:{share:.4f}"), class_="bar", aria_hidden="true"),
-        tag("td", words.clock(began), class_="n"),
-        tag("td", words.clock(ended), class_="n"),
+        tag("td", fmt.time_of_day(began), class_="n"),
+        tag("td", fmt.time_of_day(ended), class_="n"),
     )
 
 
 def _total(jobs: list[Job]) -> str:
-    return words.duration(sum(job.seconds or 0.0 for job in jobs))
+    return fmt.duration(sum(job.seconds or 0.0 for job in jobs))
 
 
-def _axes_words(cells: list[dict[str, Any]]) -> str:
+def _axes_text(cells: list[dict[str, Any]]) -> str:
     """`model lm_adapt, seed 0 · 1 · 2`: the values of each axis of a matrix."""
     names = dict.fromkeys(name for cell in cells for name in cell)
-    values = {n: dict.fromkeys(words.value(cell[n]) for cell in cells if n in cell) for n in names}
+    values = {n: dict.fromkeys(fmt.value(cell[n]) for cell in cells if n in cell) for n in names}
     return ", ".join(f"{name.replace('_', ' ')} {' · '.join(found)}" for name, found in values.items())
 
 
-def _stage_card(stage: str, parts: list[Part]) -> Markup:
-    manifests = [part.manifest for part in parts if part.manifest is not None]
+def _stage_card(stage: str, results: list[CellResult]) -> Markup:
+    manifests = [result.manifest for result in results if result.manifest is not None]
     kind = manifests[0].kind
     settings = _differing(manifests)
     facts = _facts(manifests)
@@ -232,9 +235,9 @@ def _stage_card(stage: str, parts: list[Part]) -> Markup:
     return tag(
         "article",
         tag("h3", title),
-        tag("p", words.sentence_case(STAGES[kind].summary), ".", class_="note"),
+        tag("p", fmt.sentence_case(STAGES[kind].summary), ".", class_="note"),
         _pairs(settings),
-        tag("h4", "Noted") if facts else None,
+        tag("h4", "Facts") if facts else None,
         _pairs(facts),
         class_="card",
     )
@@ -248,7 +251,7 @@ def _pairs(pairs: dict[str, str]) -> Markup | None:
 
 
 def _differing(manifests: list[Manifest]) -> dict[str, str]:
-    """Settings that are not as they would be by themselves; where cells differ, the values of all of them."""
+    """Settings that differ from their defaults; the values of all cells if they differ."""
     cls = STAGES[manifests[0].kind]
     found = {}
     for name, field in cls.model_fields.items():
@@ -257,13 +260,13 @@ def _differing(manifests: list[Manifest]) -> dict[str, str]:
         if all(value == default for value in values):
             continue
         unit = field.json_schema_extra.get("unit") if isinstance(field.json_schema_extra, dict) else ""
-        said = " · ".join(dict.fromkeys(words.value(_without_defaults(field.annotation, v), name) for v in values))
-        found[name] = f"{said} {unit}" if unit not in ("", name) and isinstance(values[0], int) else said
+        shown = " · ".join(dict.fromkeys(fmt.value(_without_defaults(field.annotation, v), name) for v in values))
+        found[name] = f"{shown} {unit}" if unit not in ("", name) and isinstance(values[0], int) else shown
     return found
 
 
 def _without_defaults(annotation: Any, value: Any) -> Any:
-    """Of nested sizes, those that were given."""
+    """The value, without the defaults of nested sizes."""
     for cls in (annotation, *getattr(annotation, "__args__", ())):
         if cls is T5Sizes and isinstance(value, dict):
             return {k: v for k, v in value.items() if v != cls.model_fields[k].get_default(call_default_factory=True)}
@@ -271,36 +274,34 @@ def _without_defaults(annotation: Any, value: Any) -> Any:
 
 
 def _facts(manifests: list[Manifest]) -> dict[str, str]:
-    """Facts; where the cells of a matrix differ, numbers become a range and the rest is left out."""
+    """Facts of all cells; differing numbers become a range, other differing facts are omitted."""
     found = {}
     for name in dict.fromkeys(name for manifest in manifests for name in manifest.facts):
         values = [manifest.facts[name] for manifest in manifests if name in manifest.facts]
-        distinct = dict.fromkeys(words.value(value, name) for value in values)
+        distinct = dict.fromkeys(fmt.value(value, name) for value in values)
         if len(distinct) == 1:
-            found[words.fact_name(name)] = next(iter(distinct))
+            found[fmt.fact_label(name)] = next(iter(distinct))
         elif all(isinstance(value, (int, float)) for value in values):
-            found[words.fact_name(name)] = f"{words.value(min(values), name)} to {words.value(max(values), name)}"
+            found[fmt.fact_label(name)] = f"{fmt.value(min(values), name)} to {fmt.value(max(values), name)}"
     return found
 
 
 def provenance_section(run: Run) -> Markup | None:
-    """The digest of everything that was published."""
+    """Digests of everything that was published."""
     rows = []
     for manifest in run.manifests():
-        name = manifest.stage + (f" {_axes_words([manifest.cell])}" if manifest.cell else "")
+        name = manifest.stage + (f" {_axes_text([manifest.cell])}" if manifest.cell else "")
         kept = {f"{out} @{step:,}": record for step, record in manifest.steps_published.items() for out in ("model",)}
         for output, record in {**kept, **manifest.outputs}.items():
             code = tag("code", record.digest)
             rows.append(tag("tr", tag("th", name, scope="row"), tag("td", output), tag("td", code)))
     if not rows:
         return None
-    head = tag("tr", *[tag("th", title, scope="col") for title in ("Stage", "Output", "sha256 of its contents")])
+    head = tag("tr", *[tag("th", title, scope="col") for title in ("Stage", "Output", "SHA-256 of its contents")])
     shown = table(
-        "Equal digests are equal tensors, whatever files they lie in.",
+        "Equal digests mean equal tensors, however they are stored in files.",
         tag("thead", head),
         tag("tbody", *rows),
         class_="digests",
     )
-    return section(
-        "provenance", "Provenance", tag("details", tag("summary", words.counted(len(rows), "digest")), shown)
-    )
+    return section("provenance", "Provenance", tag("details", tag("summary", fmt.plural(len(rows), "digest")), shown))

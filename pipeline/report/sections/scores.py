@@ -1,35 +1,35 @@
-"""Sections about what came out: score tables, confusion between labels, examples in words."""
+"""Sections on results: score tables, confusion matrices, examples."""
 
 from __future__ import annotations
 
-from t5_pipeline.report import format as words
+from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.plots import SERIES, score_plot
-from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, PROMPT_TUNING, Line, TaskScores
+from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, PROMPT_TUNING, ScoreLine, TaskScores
 
 EXAMPLES = 3
-"""How many right and how many wrong examples are shown of each task."""
+"""Number of right and of wrong examples shown per task."""
 
 
 def scores_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup:
-    """The table of each task."""
+    """Score table of each task."""
     parts = []
     for task in tasks:
         parts += [_title(task, tasks), _score_table(task, series)]
-    return section("scores", "Scores by path", *parts)
+    return section("scores", "Scores by model", *parts)
 
 
 def _title(task: TaskScores, tasks: list[TaskScores]) -> Markup | None:
-    """A heading for the task, where there are several."""
+    """Heading of a task if there are several."""
     splits = {other.split for other in tasks if other.task == task.task}
     return tag("h3", task.task + (f", {task.split}" if len(splits) > 1 else "")) if len(tasks) > 1 else None
 
 
 def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
-    """The plot of a task's scores with its key."""
-    legend = "Each dot is a seed, the bar their mean."
+    """Plot of a task's scores with its legend."""
+    legend = "Dots: seeds. Bar: their mean."
     if task.untuned:
-        legend += " Hollow: the same frozen T5 with no prompt."
+        legend += " Hollow: the same frozen T5 without a prompt."
     if task.majority:
         legend += " Dashed: the majority class."
     return figure(score_plot(task, series, name), legend)
@@ -39,13 +39,13 @@ def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
     lines = [*task.tuned, *task.others, *task.untuned]
     illegal = any(line.illegal is not None for line in lines)
     trained = any(line.trained for line in lines)
-    free = " Illegal: the share of greedily decoded outputs that are no label." if illegal else ""
-    scale = "" if words.SHARES.issuperset(task.metrics) else " Correlations are times 100."
+    free = " Illegal: percentage of greedily decoded outputs that are not a label." if illegal else ""
+    scale = "" if fmt.SHARES.issuperset(task.metrics) else " Correlations are times 100."
     seeds = max((len(line.rows) for line in lines), default=0)
     spread = " Mean ± sample standard deviation over the seeds." if seeds > 1 else ""
-    what = f"{words.sentence_case(task.split)} split of {task.task}, {words.counted(task.examples, 'row')}."
+    what = f"{fmt.sentence_case(task.split)} split of {task.task}, {fmt.plural(task.examples, 'row')}."
     caption = what + spread + scale + free
-    metrics = [tag("th", words.metric_name(m) + words.unit(m), scope="col", class_="n") for m in task.metrics]
+    metrics = [tag("th", fmt.metric_label(m) + fmt.unit(m), scope="col", class_="n") for m in task.metrics]
     head = tag(
         "tr",
         tag("th", "Frozen T5", scope="col"),
@@ -53,7 +53,7 @@ def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
         *metrics,
         tag("th", "vs majority, points", scope="col", class_="n"),
         tag("th", "Illegal\u00a0%", scope="col", class_="n") if illegal else None,
-        tag("th", "Trained numbers", scope="col", class_="n") if trained else None,
+        tag("th", "Trained parameters", scope="col", class_="n") if trained else None,
         tag("th", "Seeds", scope="col", class_="n"),
     )
     groups = []
@@ -66,7 +66,7 @@ def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
 
 
 def _score_row(
-    task: TaskScores, line: Line, group: list[Line], series: dict[str, int], illegal: bool, trained: bool
+    task: TaskScores, line: ScoreLine, group: list[ScoreLine], series: dict[str, int], illegal: bool, trained: bool
 ) -> Markup:
     path = None
     if line is group[0]:
@@ -75,7 +75,7 @@ def _score_row(
     scores = []
     for metric in task.metrics:
         spread = line.spread(metric)
-        scores.append(tag("td", spread.words if spread else "–", class_="n"))
+        scores.append(tag("td", spread.text if spread else "–", class_="n"))
     difference = None if line.method == MAJORITY else task.difference(line)
     share = line.illegal
     seeds = "–" if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
@@ -84,16 +84,16 @@ def _score_row(
         path,
         tag("td", line.title),
         *scores,
-        tag("td", "–" if difference is None else words.points(difference), class_="n"),
-        tag("td", "–" if share is None else words.hundredths(share), class_="n") if illegal else None,
-        tag("td", "–" if line.trained is None else words.about(line.trained), class_="n") if trained else None,
+        tag("td", "–" if difference is None else fmt.points(difference), class_="n"),
+        tag("td", "–" if share is None else fmt.times_100(share), class_="n") if illegal else None,
+        tag("td", "–" if line.trained is None else fmt.approximate(line.trained), class_="n") if trained else None,
         tag("td", seeds, class_="n"),
         class_={PROMPT_TUNING: "tuned", NO_PROMPT: "untuned", MAJORITY: "majority"}.get(line.method, "other"),
     )
 
 
 def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
-    """Which label was taken for which: a matrix for each path's best prompts, and for the best of each other method."""
+    """Confusion matrices of each model's best prompts and of the best of each other method."""
     parts = []
     for task in tasks:
         lines = [*task.compared(), *task.best_of_each_method()]
@@ -103,13 +103,13 @@ def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup
     if not parts:
         return None
     note = (
-        "Rows: the true label, with how many examples have it. Columns: the label that was given. Per cent of the row,"
-        " all seeds together. Free: the share of these examples for which free greedy decoding wrote no label."
+        "Rows: true label and number of its examples. Columns: predicted label. Percent of the row over all seeds."
+        " Free: percent of these examples for which unconstrained greedy decoding did not produce a label."
     )
-    return section("confusion", "Confusion between labels", tag("p", note, class_="note"), *parts)
+    return section("confusion", "Confusion matrices", tag("p", note, class_="note"), *parts)
 
 
-def _confusion(line: Line, series: dict[str, int]) -> Markup:
+def _confusion(line: ScoreLine, series: dict[str, int]) -> Markup:
     counts = line.confusion or []
     labels = line.labels
     columns = [*labels, *(["illegal"] if any(sum(row[len(labels) :]) for row in counts) else [])]
@@ -117,7 +117,7 @@ def _confusion(line: Line, series: dict[str, int]) -> Markup:
     rows = []
     for number, (label, row) in enumerate(zip(labels, counts, strict=False)):
         whole = sum(row)
-        rows_each = tag("small", words.count(whole // len(line.rows)))
+        rows_each = tag("small", fmt.count(whole // len(line.rows)))
         cells = [tag("th", join([label, rows_each], " "), scope="row")]
         for predicted, given in zip(columns, row, strict=False):
             share = given / whole if whole else 0.0
@@ -142,7 +142,7 @@ def _confusion(line: Line, series: dict[str, int]) -> Markup:
 
 
 def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
-    """Rows in words, with what each path's prompts made of them."""
+    """Examples with the output of each model's best prompts."""
     parts = []
     for task in tasks:
         ranked = [line for line in task.ranked() if line.samples]
@@ -155,12 +155,12 @@ def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup 
             inputs = [s.input for s in best.samples if (s.output == s.target) == wanted][:EXAMPLES]
             cards = [_example(text, [*task.compared(), *task.best_of_each_method()], series) for text in inputs]
             heading = tag("h4", f"{title} with {best.path_in_sentence}, {first}")
-            columns.append(tag("div", heading, *(cards or [tag("p", "none among those kept", class_="note")])))
+            columns.append(tag("div", heading, *(cards or [tag("p", "none among the stored examples", class_="note")])))
         parts += [_title(task, tasks), tag("div", *columns, class_="examples")]
     return section("examples", "Examples", *parts) if parts else None
 
 
-def _example(text: str, lines: list[Line], series: dict[str, int]) -> Markup:
+def _example(text: str, lines: list[ScoreLine], series: dict[str, int]) -> Markup:
     outcomes = []
     target = ""
     for line in lines:
@@ -170,14 +170,14 @@ def _example(text: str, lines: list[Line], series: dict[str, int]) -> Markup:
         target = sample.target
         right = sample.output == sample.target
         mark = tag("span", "✓" if right else "✗", class_="mark", role="img", aria_label="right" if right else "wrong")
-        given = words.clipped(sample.output, 80) if sample.output.strip() else tag("em", "nothing")
-        name = line.path if line.method == PROMPT_TUNING else words.sentence_case(line.method)
+        given = fmt.truncate(sample.output, 80) if sample.output.strip() else tag("em", "empty")
+        name = line.path if line.method == PROMPT_TUNING else fmt.sentence_case(line.method)
         who = tag("span", swatch(series.get(line.model or "")), name, class_="who")
         outcomes.append(tag("li", who, tag("span", given, "\u00a0", mark, class_="given")))
     return tag(
         "article",
-        tag("blockquote", words.clipped(text, 260)),
-        tag("p", "Answer: ", tag("b", words.clipped(target, 120)), class_="answer"),
+        tag("blockquote", fmt.truncate(text, 260)),
+        tag("p", "Answer: ", tag("b", fmt.truncate(target, 120)), class_="answer"),
         tag("ul", *outcomes),
         class_="example",
     )
@@ -190,7 +190,7 @@ def section(anchor: str, title: str, *children: Markup | None) -> Markup:
 
 
 def table(caption: str, *rows: Markup, class_: str = "") -> Markup:
-    """A table that scrolls by itself where the screen is narrower than it."""
+    """A table with its own horizontal scrolling on narrow screens."""
     inside = tag("table", tag("caption", caption), *rows, class_=class_ or None)
     return tag("div", inside, class_="scroll", tabindex=0, role="group", aria_label="table")
 
@@ -200,7 +200,7 @@ def figure(plot: Markup, caption: str) -> Markup:
 
 
 def swatch(series: int | None) -> Markup | None:
-    """The colour of a path, beside its name."""
+    """The colour of a model, shown beside its name."""
     if series is None:
         return None
     return tag("span", class_="swatch", style=f"--c:var(--series-{series % SERIES})", aria_hidden="true")

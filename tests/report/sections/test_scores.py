@@ -1,4 +1,4 @@
-"""The report of a run that compares methods, on more than one task. The numbers are made up; nothing was trained."""
+"""The report of a run with several methods and tasks; the numbers are made up (nothing was trained)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import write_report
 from t5_pipeline.report.sections.overview import overview_section, task_mean
-from t5_pipeline.report.summary import TaskScores, beside, summarise
+from t5_pipeline.report.summary import TaskScores, method_comparison, summarise
 from tests.report.conftest import LABELS, RunBuilder
 
 OTHERS = {
@@ -23,7 +23,7 @@ OTHERS = {
 
 
 class Compared(RunBuilder):
-    """Rows of other methods beside the prompts, a second task, and one that the prompts were not trained on."""
+    """Adds rows of other methods, a second task, and a task that the prompts were not trained on."""
 
     def score_rows(self) -> list[dict[str, Any]]:
         rows = super().score_rows()
@@ -56,26 +56,26 @@ def text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", " ", html, flags=re.S)).split())
 
 
-def test_each_method_is_a_line_with_its_seeds(tasks: dict[str, TaskScores]) -> None:
+def test_each_method_has_a_line_over_its_seeds(tasks: dict[str, TaskScores]) -> None:
     lines = {line.title: line for line in tasks["package"].others}
     assert list(lines) == ["Ensemble, 3 prompts", "P-tuning", "Model tuning", "Prompt design, 4 shots"]
     spread = lines["Model tuning"].spread("accuracy")
     assert spread is not None
-    assert spread.words == "72.0 ± 2.8"
+    assert spread.text == "72.0 ± 2.8"
     assert lines["Model tuning"].illegal_by_label == [80, 12, 6]
 
 
-def test_the_sentence_about_the_others(tasks: dict[str, TaskScores]) -> None:
-    said = beside(tasks["package"])
+def test_method_comparison(tasks: dict[str, TaskScores]) -> None:
+    said = method_comparison(tasks["package"])
     assert said is not None
     assert said.replace("\u00a0", " ") == (
-        "Beside it: ensemble (3 prompts) 66.0 %, 2.0 points above; P-tuning 55.0 %, 9.0 points below;"
+        "For comparison: ensemble (3 prompts) 66.0 %, 2.0 points above; P-tuning 55.0 %, 9.0 points below;"
         " model tuning 72.0 ± 2.8 %, 8.0 points above; prompt design (4 shots) 42.0 %, 22.0 points below."
     )
-    assert beside(tasks["elsewhere"]) is None
+    assert method_comparison(tasks["elsewhere"]) is None
 
 
-def test_the_overview_never_takes_a_mean_of_some_tasks(compared: Path, tasks: dict[str, TaskScores]) -> None:
+def test_overview_mean_requires_all_tasks(compared: Path, tasks: dict[str, TaskScores]) -> None:
     own = [tasks["package"], tasks["second"]]
     assert task_mean(own, "P-tuning") is None
     # package: mean of 72 and 62; second: 36
@@ -87,7 +87,7 @@ def test_the_overview_never_takes_a_mean_of_some_tasks(compared: Path, tasks: di
     assert overview_section(collect(compared), own[:1]) is None
 
 
-def test_the_page_shows_them(compared: Path, tmp_path: Path) -> None:
+def test_report_shows_other_methods(compared: Path, tmp_path: Path) -> None:
     write_report(compared, tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     page = text_of(html)
@@ -97,6 +97,6 @@ def test_the_page_shows_them(compared: Path, tmp_path: Path) -> None:
     row = re.search(r'<th scope="row">asyncio <small>80</small></th>(.*?)</tr>', html[html.index("Model tuning (LM") :])
     assert row is not None
     assert re.findall(r"<td[^>]*>([^<]*)</td>", row[1])[-1] == "50"
-    assert "1 of its 3 labels are among the pieces near some row: email." in page
+    assert "Labels among the nearest tokens of all rows: 1 of 3 (email)." in page
     assert "▁" not in page
     assert set(LABELS) <= set(page.replace(",", " ").split())

@@ -260,7 +260,7 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     assert checkpoints.at(5).score == -2.0
 
 
-def test_an_older_one_goes_only_when_the_newer_one_is_whole(tmp_path: Path) -> None:
+def test_an_older_checkpoint_is_removed_after_a_newer_is_complete(tmp_path: Path) -> None:
     """keep_last 1: at no moment is there none."""
     checkpoints = Checkpoints(tmp_path, "f", keep_last=1)
     seen: list[list[int]] = []

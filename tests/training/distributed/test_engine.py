@@ -95,12 +95,12 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 @pytest.mark.parametrize(
     ("environment", "kind", "said"),
     [
-        (ZERO2, "lm_adapt", "`optimizer: adafactor` works on whole matrices, which zero2 cuts up; set `optimizer: adamw`"),
-        (FSDP, "lm_adapt", "`optimizer: adafactor` works on whole matrices, which fsdp2 cuts up"),
-        (ZERO2, "prompt_tune", "`optimizer: adafactor` works on whole matrices, which zero2 cuts up"),
+        (ZERO2, "lm_adapt", "`optimizer: adafactor` needs whole matrices, which zero2 shards; set `optimizer: adamw`"),
+        (FSDP, "lm_adapt", "`optimizer: adafactor` needs whole matrices, which fsdp2 shards"),
+        (ZERO2, "prompt_tune", "`optimizer: adafactor` needs whole matrices, which zero2 shards"),
         (ZERO2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "lm_adapt", "zero_stage: 0 is not supported; give zero_stage 1, 2 or 3"),
         (FSDP | {"FSDP_VERSION": "1"}, "lm_adapt", "fsdp_version: 1 is not supported; set 2"),
-        (ZERO2, "sentinel", "sentinel does not run on zero2, but on one"),
+        (ZERO2, "sentinel", "sentinel does not run on zero2, only on one"),
         ({"T5_PIPELINE_PROCESSES": "8", "T5_PIPELINE_ENGINE": "ddp"}, "lm_adapt", "8 processes on ddp were asked for, and 1 on one came"),
         ({"T5_PIPELINE_DEVICE": "gpu"}, "lm_adapt", "launch: GPUs are asked for, and torch sees none"),
         ({"T5_PIPELINE_DEVICE": "cpu", "WORLD_SIZE": "2"}, "lm_adapt", "launch: CPUs are asked for, and GPUs are visible"),

@@ -1,0 +1,113 @@
+"""Setting groups: declared once, described briefly, with defaults that stages override."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.stage import OptimizerConfig, StageConfig
+from t5_pipeline.config.tuning import PeftTuneConfig, PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.core.schema import Config, defaults, setting
+
+KINDS = list(STAGES.values())
+TASK = {"name": "about", "data": "rows", "inputs": "{text}", "targets": "{label}", "labels": ["a", "b"]}
+
+
+def declared(cls: type) -> set[str]:
+    """Names of the settings that a class declares itself."""
+    fields = getattr(cls, "model_fields", {})
+    return {name for name in inspect.get_annotations(cls) if name in fields}
+
+
+@pytest.mark.parametrize("cls", KINDS, ids=list(STAGES))
+def test_every_setting_has_a_short_description(cls: type[StageConfig]) -> None:
+    for name, field in cls.model_fields.items():
+        description = field.description or ""
+        assert 0 < len(description) <= 120, f"{name}: {len(description)} characters"
+        assert not re.match("[A-Z][a-z]+ing|The ", description), name
+
+
+@pytest.mark.parametrize("cls", KINDS, ids=list(STAGES))
+def test_no_stage_declares_a_setting_of_a_base_class(cls: type[StageConfig]) -> None:
+    seen: dict[str, type] = {}
+    for base in cls.__mro__:
+        for name in declared(base):
+            assert name not in seen, f"{name}: {base.__name__} and {seen[name].__name__}"
+            seen[name] = base
+    assert seen.keys() == cls.model_fields.keys()
+
+
+@pytest.mark.parametrize("cls", KINDS, ids=list(STAGES))
+def test_default_overrides_keep_everything_else(cls: type[StageConfig]) -> None:
+    for base in cls.__mro__:
+        for name in declared(base):
+            ours, theirs = cls.model_fields[name], base.model_fields[name]  # type: ignore[attr-defined]
+            for kept in ("description", "json_schema_extra", "metadata", "annotation"):
+                assert getattr(ours, kept) == getattr(theirs, kept), name
+
+
+def test_defaults_are_overridden_and_inherited() -> None:
+    class Group(Config):
+        rate: float = setting(0.1, "rate", gt=0)
+        steps: int = setting(..., "steps", ge=0)
+
+    @defaults(rate=0.2, steps=5)
+    class Stage(Group):
+        pass
+
+    @defaults(rate=0.3)
+    class Special(Stage):
+        pass
+
+    assert (Stage(), Special(), Group(steps=1)) == (
+        Stage(rate=0.2, steps=5),
+        Special(rate=0.3, steps=5),
+        Group(rate=0.1, steps=1),
+    )
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Special(rate=0)
+    with pytest.raises(ValidationError, match="steps"):
+        Group()
+    with pytest.raises(KeyError):
+        defaults(ratte=1)(Stage)
+
+
+@pytest.mark.parametrize(
+    ("cls", "key"),
+    [
+        (PromptMixtureConfig, "logits_precision"),
+        (PeftTuneConfig, "logits_precision"),
+        (PeftTuneConfig, "recompute"),
+        (PeftTuneConfig, "reference_ops"),
+        (PrepareConfig, "steps"),
+    ],
+)
+def test_settings_without_effect_do_not_exist(cls: type[StageConfig], key: str) -> None:
+    assert key not in cls.model_fields
+
+
+@pytest.mark.parametrize(
+    ("schedule", "given", "steps"), [("rsqrt", None, 10_000), ("constant", None, 0), ("rsqrt", 7, 7), ("linear", 3, 3)]
+)
+def test_warmup_depends_on_the_schedule(schedule: str, given: int | None, steps: int) -> None:
+    settings = OptimizerConfig(steps=10, schedule=schedule, warmup_steps=given)  # type: ignore[arg-type]
+    assert settings.warmup_steps == steps
+
+
+def test_linear_warmup_ends_before_the_last_step() -> None:
+    with pytest.raises(ValidationError, match="must be fewer than the 10 `steps`"):
+        OptimizerConfig(steps=10, schedule="linear", warmup_steps=10)
+
+
+def test_prompts_train_together_on_one_t5() -> None:
+    one = PromptTuneConfig(model="m", task=TASK, seed=1)  # type: ignore[arg-type]
+    same = one.model_copy(update={"seed": 2, "prompt_length": 5})
+    assert one.together_with(same)
+    assert not one.together_with(one.model_copy(update={"learning_rate": 1.0}))
+    mixture = PromptMixtureConfig(model="m", task=TASK)  # type: ignore[arg-type]
+    assert not mixture.together_with(mixture)
