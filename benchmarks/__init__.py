@@ -1,1 +1,1 @@
-"""Measurements beside a peer on the same work in one run: `python -m benchmarks [NAME …]`. Nothing here is a test."""
+"""Benchmarks against peers that do the same work in the same run: `python -m benchmarks [NAME …]`."""

@@ -1,4 +1,4 @@
-"""Run benchmarks (all, or those named), write benchmarks/results/NAME.json and print tables for docs/performance.md.
+"""Run benchmarks, write benchmarks/results/NAME.json and print tables for docs/performance.md.
 
 python -m benchmarks [NAME …] [--data ../shared/data] [--rounds N] [--threads N] [--clock wall|cpu]
 """
@@ -38,18 +38,22 @@ BENCHMARKS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; none runs all")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with tasks/ and t5/")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of both sides; 0 is torch's own number")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where other work runs beside it")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHMARKS)} (default: all)"
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="directory with tasks/ and t5/")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each side")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of both sides (0: torch's default)")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu if other work runs on the machine"
+    )
     given = parser.parse_args()
     if unknown := set(given.names) - set(BENCHMARKS):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
     if given.threads:
         torch.set_num_threads(given.threads)
     Clock.use(given.clock)
-    # Both sides get it: it is a property of the process.
+    # Applies to both sides, since it is a property of the process.
     keep_freed_memory()
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)

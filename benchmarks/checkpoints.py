@@ -1,14 +1,14 @@
-"""What checkpoints cost while training goes on, and what it costs to go on from one, however late.
+"""Cost of writing checkpoints during training, and of resuming from an early and a late one.
 
-Checkpoints: blocks of training steps of T5 1.1 Small with AdamW (weights and both moments: 0.9 GB), by turns with a
-checkpoint that is written in the background from the block's first step on, and without. The difference of the two,
-over 300 seconds, is what one checkpoint in five minutes costs.
+Checkpoints: blocks of training steps of T5 1.1 Small with AdamW, alternating with and without a checkpoint that is
+written in the background from the block's first step. The difference, over 300 seconds, is the cost of one checkpoint
+every five minutes.
 
-Resuming: `lm_adapt` in a fresh process, from a checkpoint of step 1 and from the same one called step 100,000: seconds
-of the whole stage (it reads the checkpoint, makes one step, saves and publishes), and all bytes that the process read
-(`/proc/self/io`, libraries included).
+Resuming: `lm_adapt` in a fresh process, from a checkpoint of step 1 and from a copy of it labelled step 100,000:
+seconds of the whole stage (it reads the checkpoint, takes one step, saves and publishes), and all bytes that the
+process reads (`/proc/self/io`, libraries included).
 
-    python -m benchmarks.checkpoints FLAG …      one start of lm_adapt with these flags, as JSON
+    python -m benchmarks.checkpoints FLAG …      resume lm_adapt once with these flags; prints JSON
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from t5_pipeline.training.distributed.replicated import Replicated
 from t5_pipeline.training.loss import batch_losses, output_loss
 from t5_pipeline.training.optimizers import AdamW, set_learning_rate
 
-STEPS = 12  # of a block: longer than the disk needs
+STEPS = 12  # per block, so that it takes longer than writing
 BATCH, LENGTH = 4, 128
 EVERY_S = 300.0
 LATE = 100_000
 
 
 def checkpoints(rounds: int, shape: T5Config = SIZES["small"]) -> dict[str, Any]:
-    """Seconds of a block of steps, with and without a checkpoint behind it."""
+    """Seconds of a block of steps, with and without a checkpoint in the background."""
     engine = Replicated(
         ForwardScope(init_t5(shape, seed=0), "bf16", "cpu"),
         lambda trained: AdamW(trained),
@@ -93,7 +93,7 @@ def checkpoints(rounds: int, shape: T5Config = SIZES["small"]) -> dict[str, Any]
 
 
 def start(flags: Sequence[str]) -> dict[str, float]:
-    """One more step, in this process."""
+    """Take one more step, in this process."""
     from t5_pipeline.config.adaptation import LMAdaptConfig
     from t5_pipeline.execution.stage_process import run
     from t5_pipeline.stages.lm_adapt import lm_adapt
@@ -105,12 +105,12 @@ def start(flags: Sequence[str]) -> dict[str, float]:
 
 
 def resuming(rounds: int) -> dict[str, Any]:
-    """Time and bytes of one step more after a checkpoint, early and late."""
+    """Time and bytes of one more step after an early and a late checkpoint."""
     with tempfile.TemporaryDirectory(prefix="t5-pipeline-benchmark-") as directory:
         place = Path(directory)
         stage("prepare", "--corpus", "stdlib-docs", "--vocabulary-size", 4000, "--output-dir", place / "tokens")
         shape = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
-        init = [word for name, value in shape.items() for word in (f"--init.{name.replace('_', '-')}", value)]
+        init = [flag for name, value in shape.items() for flag in (f"--init.{name.replace('_', '-')}", value)]
         common = ["--tokens", place / "tokens", "--batch-size", 8, "--precision", "fp32", "--validate-every", 10**9]
         stage("span_corrupt", *init, *common, "--steps", 1, "--input-length", 128, "--output-dir", place / "model")
         adapt = [*common, "--model", place / "model", "--segment-length", 128, "--validation-batches", 1]
@@ -119,11 +119,11 @@ def resuming(rounds: int) -> dict[str, Any]:
             for step, found in ends.items():
                 output = place / f"{step}-{round_}"
                 stage("lm_adapt", *adapt, "--steps", 1, "--output-dir", output)
-                call_it(output, step)
+                relabel(output, step)
                 flags = [*adapt, "--steps", step + 1, "--output-dir", output]
                 command = [sys.executable, "-m", "benchmarks.checkpoints", *map(str, flags)]
-                said = subprocess.run(command, capture_output=True, text=True, check=True)
-                found.append(json.loads(said.stdout.splitlines()[-1]))
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                found.append(json.loads(done.stdout.splitlines()[-1]))
     early, late = (
         {key: statistics.median(row[key] for row in rows) for key in ("seconds", "bytes_read")}
         for rows in ends.values()
@@ -132,8 +132,8 @@ def resuming(rounds: int) -> dict[str, Any]:
     return {"step_1": early, f"step_{LATE}": late, "late_over_early": round(ratio, 3)}
 
 
-def call_it(output: Path, step: int) -> None:
-    """Lets the checkpoint of step 1 pass for that of another step, as if a run had come so far."""
+def relabel(output: Path, step: int) -> None:
+    """Save the checkpoint of step 1 as that of another step."""
     begun = read_started(output)
     assert begun is not None
     saved = Checkpoints(output / "checkpoints", begun.fingerprint, keep_last=1)
@@ -153,20 +153,20 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The rows for docs/performance.md."""
+    """Rows for docs/performance.md."""
     cost, late = found["checkpoints"], found["resuming"]
     rows = [
-        f"| {STEPS} steps without, with a checkpoint of {cost['bytes'] / 1e9:.2f} GB behind them |"
+        f"| {STEPS} steps without, with a checkpoint of {cost['bytes'] / 1e9:.2f} GB in the background |"
         f" {cost['without_s']:.2f} s, {cost['with_s']:.2f} s |",
-        f"| lost to one checkpoint in {EVERY_S:.0f} s of training | {cost['lost_at_one_in_300_s']:.2%} |",
+        f"| overhead of one checkpoint every {EVERY_S:.0f} s | {cost['lost_at_one_in_300_s']:.2%} |",
     ]
     for name, of in late.items():
         if isinstance(of, dict):
             step = int(name.removeprefix("step_"))
             rows.append(
-                f"| one step more after step {step:,} | {of['seconds']:.2f} s, {of['bytes_read']:,} bytes read |"
+                f"| one more step after step {step:,} | {of['seconds']:.2f} s, {of['bytes_read']:,} bytes read |"
             )
-    rows.append(f"| late over early, paired | {late['late_over_early']:.2f} × |")
+    rows.append(f"| late / early, paired | {late['late_over_early']:.2f} × |")
     return "\n".join(["| what | |", "|---|---|", *rows])
 
 

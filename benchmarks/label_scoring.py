@@ -1,8 +1,8 @@
-"""Scoring K labels of an input beside K separate passes: the encoder runs once whatever K.
+"""Scoring K labels of an input at once, compared with K separate passes that each run the encoder.
 
-Batches of 16 real inputs (BoolQ; without the data, inputs of its lengths), a prompt of 100 rows, T5 1.1 Small in bf16,
-labels of one to three pieces. One side is `score_labels`; the other encodes and scores each label by itself. Both give
-the same scores. Both in turns, for K = 1 and 4.
+Batches of 16 BoolQ inputs (without the data, inputs of the same lengths), a prompt of 100 rows, T5 1.1 Small in bf16,
+labels of one to three tokens. One side is `score_labels`; the other encodes and scores each label separately. Both give
+the same scores and take turns, for K = 1 and 4.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""LM adaptation beside transformers' Trainer and a plain Accelerate loop: tokens that are no padding, each second.
+"""Throughput of LM adaptation in non-padding tokens, compared with transformers' Trainer and an Accelerate loop.
 
-The same examples (prefix LM, 512/512, of documents as long as Wikipedia's), the same weights, bf16, Adafactor, dropout
-0 as in the paper. Ours is what `lm_adapt` does in a step: the batch of the step, cut by length, forward, backward,
-optimizer. The peers are `T5ForConditionalGeneration` as transformers loads it, fed by DataCollatorForSeq2Seq in
-microbatches of 8 in the order of the data set, gradients accumulated over the same global batch. All sides take turns.
+All sides have the same examples (prefix LM, 512/512, of documents as long as Wikipedia's) and weights, bf16, Adafactor,
+and dropout 0 as in the paper. Ours is a step of `lm_adapt`: microbatches by length, forward, backward, optimizer. The
+peers are `T5ForConditionalGeneration` with DataCollatorForSeq2Seq, in microbatches of 8 in the order of the data set,
+with gradients accumulated over the same global batch. The sides take turns.
 
-The share of the machine's rate is that of the products which the useful tokens need, forward and backward (three times
-forward_flops of pipeline/cost/flops.py: attention included, padding, recomputation and the optimizer not), beside the
-model's own d_model × d_ff product in bf16 at a microbatch's tokens, measured before and after each of our turns.
+Utilisation is the rate of the products that these tokens need, forward and backward (three times forward_flops of
+pipeline/cost/flops.py: with attention, without padding, recomputation and the optimizer), divided by the rate of the
+model's d_model × d_ff product in bf16 at the tokens of a microbatch, measured before and after each of our turns.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.optimizers import model_optimizer, set_learning_rate
 
 LENGTH = 512
-PEER_ROWS = 8  # of a microbatch
+PEER_ROWS = 8  # rows per microbatch
 BATCHES = {"small": 16, "base": 8}
 
 
 class Documents:
-    """Random ids in documents as long as Wikipedia's articles: log-normal, 4,300 tokens on average."""
+    """Random ids in documents as long as Wikipedia articles: log-normal, 4,300 tokens on average."""
 
     def __init__(self, count: int = 500) -> None:
         rng = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def our_step(model: T5, optimizer: torch.optim.Optimizer, batches: LMBatches, st
 
 
 def collator() -> Any:
-    """DataCollatorForSeq2Seq; its tokenizer is there for its padding only."""
+    """DataCollatorForSeq2Seq; it needs the tokenizer only for padding."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
@@ -118,7 +118,7 @@ def accelerate_loop(model: nn.Module, rows: list[Any]) -> Callable[[], float]:
 
 
 def trainer(model: nn.Module, rows: list[Any], directory: str) -> Callable[[], float]:
-    """Seconds of a step of transformers' Trainer, its start and end left out."""
+    """A step of transformers' Trainer, timed without its start and end."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     times: list[float] = []
@@ -156,7 +156,7 @@ def trainer(model: nn.Module, rows: list[Any], directory: str) -> Callable[[], f
 
 @torch.no_grad()
 def same_loss(ours: T5, theirs: nn.Module, batch: Batch) -> dict[str, float]:
-    """Mean loss of a batch on both sides in bf16; an error if they differ by more than its rounding."""
+    """Mean loss of a batch on both sides in bf16; fails if they differ by more than rounding."""
     sums = {"ours": 0.0, "transformers": 0.0}
     rows, collate = as_rows(batch), collator()
     with torch.autocast("cpu", torch.bfloat16):
@@ -207,7 +207,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
             ours_s = seconds(partial(our_step, ours, optimizer, batches, 0))
             rate = (before + layer_rate(shape, at_once)) / 2
             trainer_s, loop_s = train(), seconds(loop)
-            if turn:  # the first one warms up
+            if turn:  # the first turn warms up
                 times["ours"].append(ours_s)
                 times["Trainer"].append(trainer_s)
                 times["Accelerate loop"].append(loop_s)
@@ -261,8 +261,8 @@ def run(rounds: int, data: Path, sizes: tuple[str, ...] = ("small", "base")) -> 
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| T5 1.1 | ours | Trainer | Accelerate loop | against Trainer | against the loop"
-        " | share of the d_model × d_ff product | share of the best square |",
+        "| T5 1.1 | ours | Trainer | Accelerate loop | speed-up over Trainer | over the loop"
+        " | share of the d_model × d_ff product | share of the best square product |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

@@ -1,6 +1,6 @@
-"""The machine: what it is, how time is taken on it, and how fast it multiplies matrices.
+"""Description of the machine, clocks, and the rate of its matrix products.
 
-Every share of a rate is a share of one that was measured beside it, in the same run, by the same clock.
+Shares of a rate refer to a rate measured in the same run with the same clock.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ def _version(package: str) -> str:
 
 
 def matmul_rate(rows: int, inner: int, columns: int, times: int = 9) -> float:
-    """FLOP/s of [rows, inner] · [inner, columns] in bf16, as a layer computes it: the median of some products."""
+    """FLOP/s of [rows, inner] · [inner, columns] in bf16, as a layer computes it (median of `times`)."""
     x, weight = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
     F.linear(x, weight)
     return 2 * rows * inner * columns / statistics.median(seconds(lambda: F.linear(x, weight)) for _ in range(times))
 
 
 def layer_rate(shape: T5Config, tokens: int) -> float:
-    """The rate of the model's own d_model × d_ff product at a microbatch's tokens."""
+    """FLOP/s of the model's d_model × d_ff product at the tokens of a microbatch."""
     return matmul_rate(tokens, shape.d_model, shape.d_ff)
 
 
 def best_square() -> tuple[int, float]:
-    """The fastest square product, and its rate."""
+    """Size and FLOP/s of the fastest square product."""
     return max(((size, matmul_rate(size, size, size, 5)) for size in SQUARES), key=lambda found: found[1])
 
 
 class Clock:
-    """How seconds are taken: of the wall, or of the CPU (this process's alone: work beside it hardly changes them).
+    """Wall time, or CPU time of this process, which other work on the machine hardly changes.
 
-    With one thread and nothing else on the machine both are the same. With several, waiting threads count as busy.
+    With one thread on an idle machine both are the same. With several, waiting threads count as busy.
     """
 
     now: Callable[[], float] = time.perf_counter
@@ -80,7 +80,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def paired(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    """Medians of both sides' seconds, and the median of the ratios of turns that followed one another."""
+    """Median seconds of both sides, and the median ratio of consecutive turns."""
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
     return {
         "peer": name,

@@ -1,13 +1,12 @@
-"""Peak memory of real stages on a CPU, beside what `t5-pipeline plan` says they will take.
+"""Peak memory of real stages on a CPU, compared with the estimate of `t5-pipeline plan`.
 
-Each case is a stage as it is run by hand, in a process of its own. The process first makes the same stage of a T5 of
-50,000 weights, so that everything is imported and every library has set itself up. From then on its anonymous memory
-(`RssAnon`, what it allocates; not the files that it maps) is read every two milliseconds by its parent; the measured
-peak is the largest reading less the first one: weights, all that a step makes, and the data.
+Each case is a whole stage in its own process. The process first runs the same stage on a T5 of 50,000 weights, so that
+everything is imported and initialised. From then on its parent reads its anonymous memory (`RssAnon`: allocations, not
+mapped files) every two milliseconds. The measured peak is the largest reading minus the first: weights, everything a
+step allocates, and the data.
 
-glibc is told to give what is freed back to the system at once (every allocation of 64 KiB and more has pages of its
-own), so that what is measured is what is in use. Without these variables a stage has it keep freed memory for later
-(pipeline/execution/malloc.py).
+glibc returns freed memory to the system at once (every allocation of at least 64 KiB has its own pages), so that memory
+in use is measured. Without these variables a stage keeps freed memory for reuse (pipeline/execution/malloc.py).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import TrainingConfig
-from t5_pipeline.cost.flops import memory, shape_of
+from t5_pipeline.cost.flops import shape_of, stage_memory
 from t5_pipeline.cost.memory import Memory
 from t5_pipeline.modeling.config import SIZES, T5Config
 
@@ -48,7 +47,7 @@ EVERY_S = 0.002
 
 @dataclass(frozen=True)
 class Case:
-    """A stage on one of the T5s, and what its settings are beside those that every case has."""
+    """A stage on one of the T5s; `settings` are added to those of every case."""
 
     kind: str
     shape: str
@@ -84,7 +83,7 @@ CASES = [
 
 
 def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
-    """Token shards of one long text after another, a task whose inputs are as long as any case reads, and the T5s."""
+    """Write token shards of long texts, a task whose inputs are longer than any case reads, and the T5s."""
     from t5_pipeline.data_prep.corpora.documents import corpus_chunks
     from t5_pipeline.data_prep.shards.writer import write_tokens
     from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -99,7 +98,7 @@ def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
     write_tokens(corpus_chunks(place / "texts.jsonl"), vocabulary, place / "tokens", validation_fraction=0.1)
     (place / "rows").mkdir()
     for split in ("train", "validation"):
-        # A row that is short makes masks, without which less would be kept.
+        # A short row requires masks, without which less would be saved.
         rows = [
             {"text": text if i % 8 else "short", "label": ("first", "second")[i % 2]} for i, text in enumerate(texts)
         ]
@@ -110,7 +109,7 @@ def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
 
 
 def recipe(case: Case, place: Path, name: str = "case") -> Path:
-    """The case as a recipe of one stage of two steps."""
+    """Write the case as a recipe of one stage of two steps."""
     stage: dict[str, Any] = {"uses": case.kind, "model": str(place / case.shape), "steps": 2, "checkpoint_every": 1000}
     match case.kind:
         case "lm_adapt" | "span_corrupt":
@@ -126,19 +125,19 @@ def recipe(case: Case, place: Path, name: str = "case") -> Path:
 
 
 def estimated(path: Path) -> Memory:
-    """What `t5-pipeline plan` says of the one stage of a recipe, on one CPU process."""
+    """The estimate of `t5-pipeline plan` for the stage of a recipe, on one CPU process."""
     found = load_recipe(path)
     (cell,) = found.cells()
     shape = shape_of(found, RunDir(path.parent / "none"), cell)
     assert shape is not None
     assert isinstance(cell.settings, TrainingConfig)
-    made = memory([cell.settings], shape, LaunchConfig(cpu=True))
+    made = stage_memory([cell.settings], shape, LaunchConfig(cpu=True))
     assert made is not None
     return made
 
 
 def measured(case: Case, place: Path) -> int:
-    """Largest anonymous memory of the stage's process, less what it had before it began, in bytes."""
+    """Peak anonymous memory of the stage's process minus that before it began, in bytes."""
     first = recipe(replace(case, shape="tiny", settings=case.settings | TINY_WORK), place, "tiny")
     with tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, "-m", "benchmarks.memory", case.kind, str(first), str(recipe(case, place)), runs]
@@ -158,7 +157,7 @@ def measured(case: Case, place: Path) -> int:
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:
-    """Memory of a process that is backed by no file; 0 once it has ended."""
+    """Memory of a process that is not backed by files; 0 once it has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -167,7 +166,7 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 
 
 def stage(kind: str, first: str, then: str, runs: str) -> int:
-    """Make a stage of one recipe in this process, say what memory it has, and make that of another."""
+    """Run the stage of one recipe in this process, print its memory, and run that of another."""
     from t5_pipeline.execution.stage_process import run
 
     body = getattr(importlib.import_module(f"t5_pipeline.stages.{kind}"), kind)
@@ -177,10 +176,10 @@ def stage(kind: str, first: str, then: str, runs: str) -> int:
 
 
 def compare(case: Case, place: Path) -> dict[str, Any]:
-    """One row: the estimate beside the measurement."""
-    said = estimated(recipe(case, place))
-    # The one checkpoint is written after the last step, which has no gradients and activations any more.
-    expected = max(said.peak, said.weights + said.optimizer + said.snapshot) + said.host
+    """One row: estimate and measurement."""
+    estimate = estimated(recipe(case, place))
+    # The only checkpoint is written after the last step, when gradients and activations have been freed.
+    expected = max(estimate.peak, estimate.weights + estimate.optimizer + estimate.snapshot) + estimate.host
     in_use = measured(case, place)
     return {
         "stage": case.kind,
@@ -193,15 +192,15 @@ def compare(case: Case, place: Path) -> dict[str, Any]:
 
 
 def run(rounds: int, data: Path) -> dict[str, Any]:
-    """Every case."""
+    """Measure every case."""
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), SHAPES)
         return {"name": "memory", "rows": [compare(case, Path(place)) for case in CASES]}
 
 
 def table(found: dict[str, Any]) -> str:
-    """The rows for docs/performance.md."""
-    lines = ["| T5 | stage | settings | estimate | measured | off |", "|---" * 6 + "|"]
+    """Rows for docs/performance.md."""
+    lines = ["| T5 | stage | settings | estimate | measured | difference |", "|---" * 6 + "|"]
     for row in found["rows"]:
         settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
         estimate, peak = (f"{row[key] / 2**20:,.0f} MiB" for key in ("estimate_bytes", "measured_bytes"))

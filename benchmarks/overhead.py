@@ -1,12 +1,11 @@
-"""What a step loses to all that is no arithmetic: logging, progress, checkpoints, data. And what a late start costs.
+"""Overhead of logging, progress, checkpoints and data in a training step, and of a late start.
 
-The stages `prepare` and `lm_adapt` run as they are, on the standard library's documentation, with the demo's T5 (the
-worst case, for its steps are the shortest) and with T5 1.1 Small. Each piece is timed where it happens. The making of
-batches counts in full, although it runs beside the steps in a thread of its own; a checkpoint counts once in
-`checkpoint_every` steps (default 1000), a line of the log once in `log_every` (default 10).
+The stages `prepare` and `lm_adapt` run on the standard library's documentation, with the demo's T5 (the worst case,
+because its steps are the shortest) and with T5 1.1 Small. Each part is timed in place. Building batches counts in full,
+although it runs in a background thread; a checkpoint counts once in `checkpoint_every` steps (default 1000), a line of
+the log once in `log_every` (default 10).
 
-A late start: the time and the pages of the token shards that it takes, in a fresh process, from opening the shards to
-the batch of step 0 and to that of step 100,000.
+Late start: time and page faults in a fresh process, from opening the shards to the batch of step 0 or 100,000.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ PIECES = {
 
 @contextmanager
 def timed(owner: Any, name: str, times: list[float]) -> Iterator[None]:
-    """Every call of a function notes its seconds."""
+    """Record the seconds of every call of a function."""
     plain = getattr(owner, name)
 
     @functools.wraps(plain)
@@ -82,7 +81,7 @@ def stage(body: Any, cls: Any, *flags: str) -> None:
 
 
 def shares(tokens: str, model: str, directory: Path) -> dict[str, Any]:
-    """Seconds of each piece in a step, beside a step's own."""
+    """Seconds of each part, and their shares of a step."""
     times: dict[str, list[float]] = {name: [] for name in (*PIECES, "step")}
     flags = ["--tokens", tokens, "--output-dir", str(directory / "adapted"), "--steps", str(STEPS)]
     flags += ["--model", model, "--segment-length", "64", "--batch-size", "32", "--precision", "fp32"]
@@ -114,12 +113,12 @@ def shares(tokens: str, model: str, directory: Path) -> dict[str, Any]:
 
 
 def late(tokens: str, step: int) -> dict[str, Any]:
-    """In a fresh process: seconds until the batch of a step is there, and the pages that were touched on the way."""
+    """Seconds and page faults until the batch of a step, in a fresh process."""
     code = f"""
 import json, resource, time
-from data_prep.batches import LMBatches
-from data_prep.objectives.prefix_lm import PrefixLM
-from data_prep.shards import TokenShards
+from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
+from t5_pipeline.data_prep.sampling.batches import LMBatches
+from t5_pipeline.data_prep.shards.reader import TokenShards
 def faults():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_minflt + usage.ru_majflt
@@ -160,7 +159,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| T5 | a step's passes | piece | seconds | every … steps | share of a step |",
+        "| T5 | forward and backward | part | seconds | every … steps | share of a step |",
         "|---|---|---|---|---|---|",
     ]
     for model, of in found["models"].items():
@@ -169,11 +168,11 @@ def table(found: dict[str, Any]) -> str:
                 f"| {model} | {of['forward_and_backward_s']} s | {name} | {of['seconds'][name]} | {of['every'][name]}"
                 f" | {share:.2%} |"
             )
-        lines.append(f"| {model} | | together | | | {of['lost_together']:.2%} |")
+        lines.append(f"| {model} | | total | | | {of['lost_together']:.2%} |")
     late_ = found["late_start"]
     lines += [
         "",
-        f"To the batch of step {late_['step']:,}: {late_['ours_s']} s, {late_['pages'][1]:,.0f} pages;"
+        f"Until the batch of step {late_['step']:,}: {late_['ours_s']} s, {late_['pages'][1]:,.0f} pages;"
         f" of step 0: {late_['theirs_s']} s, {late_['pages'][0]:,.0f} pages ({late_['pages_ratio']} ×).",
     ]
     return "\n".join(lines)

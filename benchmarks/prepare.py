@@ -1,15 +1,15 @@
-"""Text to ids: `prepare` beside `datasets.map` with transformers' fast tokenizer, on the same text and the same cores.
+"""Tokenisation by `prepare`, compared with `datasets.map` and transformers' fast tokenizer on the same text and cores.
 
-The peer reads the same Parquet file and runs the tokenizer.json that is published beside the vocabulary, batched, in
-one process a core (`num_proc`); or the tokenizer that transformers itself makes of spiece.model. The ids go to its
-Arrow cache. Ours go to token shards, with checksums and digest. Every measurement is a process of its own, which times
-the work and not its imports; the sides take turns. Then how memory grows with the corpus, time with cores, and what an
-interruption costs.
+The peer reads the same Parquet file and runs, batched and with one process per core (`num_proc`), the tokenizer.json
+published with the vocabulary, or the tokenizer that transformers derives from spiece.model. It writes ids to its Arrow
+cache; ours writes token shards, with checksums and digest. Every measurement is a process of its own, timed without
+imports; the sides take turns. Also measured: memory by size of the corpus, time by cores, and the cost of an
+interruption.
 
-The text and the vocabulary are not part of the project: `T5_PIPELINE_TEXT`, a folder with train.parquet, and
-`T5_PIPELINE_VOCABULARY`, a spiece.model, say where they are; without them there is nothing to measure.
+Text and vocabulary are not part of the project: set `T5_PIPELINE_TEXT` to a directory with train.parquet, and
+`T5_PIPELINE_VOCABULARY` to a spiece.model. Without them nothing is measured.
 
-    python -m benchmarks.prepare ours CORPUS VOCABULARY PLACE CORES      one measurement, as JSON
+    python -m benchmarks.prepare ours CORPUS VOCABULARY PLACE CORES      one measurement; prints JSON
     python -m benchmarks.prepare theirs CORPUS VOCABULARY PLACE CORES [OURS]
 """
 
@@ -34,8 +34,8 @@ import pyarrow.parquet as pq
 
 ROUNDS = 3
 CORES = 2
-PART = 2_000  # articles, in the rounds that take turns: the peer needs minutes for all
-LARGE = 18  # times the text, for a corpus that is large
+PART = 2_000  # articles of the rounds that take turns; the peer is slow on all of them
+LARGE = 18  # copies of the text in the large corpus
 TEXT = Path(os.environ.get("T5_PIPELINE_TEXT", "../shared/data/text/wikipedia"))
 VOCABULARY = Path(os.environ.get("T5_PIPELINE_VOCABULARY", "../shared/data/t5/spiece.model"))
 
@@ -87,19 +87,19 @@ def theirs(corpus: str, vocabulary: str, place: str, cores: str, compared: str =
 
 
 def measure(side: str, corpus: Path, vocabulary: Path, place: Path, cores: int, *more: Path) -> dict[str, Any]:
-    """One side once, in a process of its own: its numbers, and the largest memory of it and of one of its children."""
+    """Measure one side once in a new process: its numbers, and the peak memory of it and of its largest child."""
     command = [sys.executable, "-m", "benchmarks.prepare", side, *map(str, (corpus, vocabulary, place, cores, *more))]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def run(rounds: int, data: Path) -> dict[str, Any] | None:
-    """Every measurement, with rounds and places of its own; None where the text or the vocabulary is not there."""
+    """All measurements; None if text or vocabulary do not exist."""
     text = TEXT / "train.parquet"
     if not text.is_file() or not VOCABULARY.is_file():
-        print(f"prepare: not measured, for want of {text} and {VOCABULARY}", file=sys.stderr)
+        print(f"prepare: skipped, because {text} or {VOCABULARY} does not exist", file=sys.stderr)
         return None
     with tempfile.TemporaryDirectory(prefix="t5-pipeline-benchmark-") as directory:
         work = Path(directory)
@@ -131,7 +131,7 @@ def write_tokenizers(published: Path, own: Path) -> None:
 
 
 def beside(what: str, corpus: Path, peer: Path, work: Path) -> dict[str, Any]:
-    """Both sides in turn; medians, and the median of the ratios of each round."""
+    """Both sides in turn: medians, and the median ratio of the rounds."""
     rounds = []
     for number in range(ROUNDS):
         place = work / f"round-{number}"
@@ -153,7 +153,7 @@ def beside(what: str, corpus: Path, peer: Path, work: Path) -> dict[str, Any]:
 
 
 def same_ids(text: Path, peer: Path, work: Path) -> dict[str, Any]:
-    """All of the text by both: how many documents get other ids."""
+    """Number of documents of the whole text whose ids differ between the sides."""
     made = measure("ours", text, VOCABULARY, work / "same", CORES)
     found = measure("theirs", text, peer, work / "their-same", CORES, work / "same")
     return {
@@ -164,7 +164,7 @@ def same_ids(text: Path, peer: Path, work: Path) -> dict[str, Any]:
 
 
 def cores(text: Path, work: Path) -> dict[str, Any]:
-    """The same work on one core and on two, in turn."""
+    """Seconds of the same work on one core and on two, in turn."""
     rounds = []
     for number in range(ROUNDS):
         places = {count: work / f"cores-{number}-{count}" for count in (1, CORES)}
@@ -178,14 +178,16 @@ def cores(text: Path, work: Path) -> dict[str, Any]:
 
 
 def large(text: Path, work: Path) -> dict[str, Any]:
-    """Memory for the text once and many times over, and a writing that is killed halfway and goes on."""
+    """Memory for one and for many copies of the text, and resuming after a kill halfway."""
     lines = "".join(
         json.dumps({"text": row}) + "\n" for row in pq.read_table(text, columns=["text"])["text"].to_pylist()
     )
     corpora = {"once": work / "once.jsonl", f"{LARGE} times": work / "large.jsonl"}
     for corpus, times in zip(corpora.values(), (1, LARGE), strict=True):
         if shutil.disk_usage(work).free < 3 * times * len(lines):
-            raise SystemExit(f"{work}: too little room for {times} × {len(lines) / 1e6:.0f} MB and its tokens")
+            raise SystemExit(
+                f"{work}: has too little space for {times} × {len(lines) / 1e6:.0f} MB and its tokens; free some"
+            )
         with corpus.open("w", encoding="utf-8") as file:
             for _ in range(times):
                 file.write(lines)
@@ -213,7 +215,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def table(found: dict[str, Any]) -> str:
-    """For docs/performance.md."""
+    """Rows for docs/performance.md."""
     lines = ["| peer | ours | datasets.map | speed-up |", "|---|---|---|---|"]
     for row in found["rows"]:
         ours, theirs = row["ours_tokens_per_second"], row["theirs_tokens_per_second"]
@@ -225,7 +227,7 @@ def main() -> None:
     side, *arguments = sys.argv[1:]
     found = {"ours": ours, "theirs": theirs}[side](*arguments)
     found["tokens_per_second"] = round(found["tokens"] / found["seconds"])
-    # ru_maxrss of this process would be at least that of the one that started it.
+    # ru_maxrss of this process would include that of its parent.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     found["peak_mb"] = round(int(status["VmHWM"].split()[0]) / 1000)
     found["peak_mb_of_a_worker"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000)

@@ -1,15 +1,14 @@
-"""Memory of prompt tuning beside model tuning: peak resident memory above that after the imports, one process each.
+"""Peak memory of prompt tuning compared with model tuning, beyond that after imports, with one process each.
 
-T5 1.1 Small, bf16, one microbatch of 8 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. Beside
-the peak stands what it is made of: weights, gradients and moments by their sizes, and the activations that autograd
-kept for the backward pass of the microbatch, counted while it ran (each storage once, weights not among them); where
-blocks are recomputed, those of one block on top (pipeline/cost/activations.py). The most that tensors held at a time
-(torch's profiler, in a process of its own) is that sum and what passes by; what the process held beyond it are the
-libraries' own buffers. glibc gives back what is freed (see benchmarks/memory.py), and before the baseline the process
-has made the same steps of a tiny T5.
+T5 1.1 Small, bf16, one microbatch of 8 inputs of 256 tokens and targets of 8, a prompt of 100 rows, two steps. The
+parts of the peak are weights, gradients and moments by their sizes, and the activations that autograd saved for the
+backward pass (each storage once, without weights); with activation checkpointing also those of one recomputed block
+(pipeline/cost/activations.py). The peak of all tensors (torch's profiler, in a separate process) is that sum and
+temporaries; the rest of the process are buffers of libraries. glibc returns freed memory (see benchmarks/memory.py),
+and before the baseline the process has run the same steps on a tiny T5.
 
-Prompt tuning holds the frozen weights in bf16 and no gradients or moments but the prompt's. Model tuning holds fp32
-weights, a gradient for each, and Adafactor's factored moments; AdamW's would be two more numbers for each weight.
+Prompt tuning needs the frozen weights in bf16, and gradients and moments only of the prompt. Model tuning needs fp32
+weights, a gradient for each, and Adafactor's factored moments; AdamW's would be two more numbers per weight.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from torch import Tensor
 
 from benchmarks.memory import FREED, TINY
 from benchmarks.prompt_tuning import PROMPT
-from t5_pipeline.cost.activations import Microbatch
-from t5_pipeline.cost.activations import kept as kept_of
+from t5_pipeline.cost.activations import Microbatch, saved_activations
 from t5_pipeline.modeling.config import SIZES, T5Config
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.modeling.t5 import T5
@@ -40,13 +38,13 @@ KINDS = ("prompt tuning", "prompt tuning, recomputed", "model tuning", "model tu
 
 
 def peak() -> int:
-    """The most memory that this process was resident in, bytes."""
+    """Peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def child(kind: str) -> dict[str, Any]:
-    """One process: two steps."""
+    """Measure two steps in this process."""
     steps(kind, TINY)
     baseline = peak()
     parts = steps(kind, SIZES["small"])
@@ -54,7 +52,7 @@ def child(kind: str) -> dict[str, Any]:
 
 
 def steps(kind: str, shape: T5Config) -> dict[str, int]:
-    """Two steps; returns the bytes of what a step is made of."""
+    """Run two steps; returns the bytes of each part."""
     prompts, recompute = kind.startswith("prompt"), kind.endswith("recomputed")
     with torch.device("meta"):
         t5 = T5(shape)
@@ -99,14 +97,14 @@ def steps(kind: str, shape: T5Config) -> dict[str, int]:
     m = Microbatch(ROWS, read, TARGETS, prompt=PROMPT if prompts else 0, recompute=recompute, cpu=True)
     return {
         "weights": sum(weights.values()),
-        "activations": sum(kept.values()) + kept_of(shape, m).encoder_block,
+        "activations": sum(kept.values()) + saved_activations(shape, m).encoder_block,
         "gradients": gradients,
         "moments": moments,
     }
 
 
 def tensors_peak(kind: str) -> dict[str, int]:
-    """The most bytes that tensors held at a time."""
+    """Peak bytes of all tensors."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -134,7 +132,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| MiB | weights | activations | gradients | moments | most in tensors | most in the process |",
+        "| MiB | weights | activations | gradients | moments | peak of tensors | peak of the process |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

@@ -1,14 +1,14 @@
-"""Prompt tuning beside PEFT: examples each second, one prompt of 100 rows on a frozen T5 1.1 Small in bf16, batch 32.
+"""Throughput of prompt tuning compared with PEFT: a prompt of 100 rows on a frozen T5 1.1 Small in bf16, batch 32.
 
-Inputs are real: the training rows of BoolQ, RTE and SUBJ as T5 reads them (docs/tasks.md), at most 512 tokens beside
-the prompt; weights and prompt are random, which changes no time. Ours is what `prompt_tune` does in a step: the batch
-of the step, cut by length, forward, backward, optimizer. The peer is PEFT's prompt tuning on transformers' T5, in bf16
-(`num_transformer_submodules=1`), each batch padded to its longest input, with torch's AdamW. Both sides train in the
-order of the same batches, without dropout so that they can be shown to compute the same loss, and with the 0.1 of the
-paper (PEFT's is elementwise, ours shared along the sequence as in the paper's code).
+Inputs are the training rows of BoolQ, RTE and SUBJ (docs/tasks.md), at most 512 tokens beside the prompt; weights and
+prompt are random, which does not affect time. Ours is a step of `prompt_tune`: microbatches by length, forward,
+backward, optimizer. The peer is PEFT's prompt tuning on transformers' T5 in bf16 (`num_transformer_submodules=1`), each
+batch padded to its longest input, with torch's AdamW. Both sides train on the same batches in the same order: without
+dropout, to compare losses, and with the paper's 0.1 (elementwise in PEFT, shared along the sequence here, as in the
+paper's code).
 
-Many prompts: eight prompts over four tasks, in one batch of 8 × 8 rows on one frozen model, beside eight runs one after
-another; the same examples.
+Many prompts: eight prompts for four tasks, in one batch of 8 × 8 rows on one frozen model, compared with eight separate
+runs on the same examples.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def our_step(model: PromptedT5, optimizer: torch.optim.Optimizer, batch: Batch) 
 
 
 def prompted(t5: T5, prompts: int = 1) -> tuple[PromptedT5, torch.optim.Optimizer]:
-    """A bank of prompts on a frozen T5, and their optimizer. The rows are those of pieces of the vocabulary."""
+    """A bank of prompts on a frozen T5, initialised with rows of the vocabulary, and their optimizer."""
     rows = t5.shared.weight.detach().float()
     bank = PromptBank([rows[start : start + PROMPT] for start in range(3, 3 + prompts)])
     model = PromptedT5(t5, bank)
@@ -91,7 +91,7 @@ def prompted(t5: T5, prompts: int = 1) -> tuple[PromptedT5, torch.optim.Optimize
 
 
 def peft_model(directory: str, rows_PD: Tensor, dropout: float) -> nn.Module:
-    """PEFT's prompt tuning on transformers' T5, everything in bf16, with this prompt."""
+    """PEFT's prompt tuning on transformers' T5 with this prompt, in bf16."""
     import peft
     from transformers import T5ForConditionalGeneration
 
@@ -121,7 +121,7 @@ def peft_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) 
 
 
 def against_peft(t5: T5, directory: str, task: EncodedTask, name: str, rounds: int, dropout: float) -> dict[str, Any]:
-    """Our step and PEFT's in turns, on the same batches."""
+    """Our step and PEFT's, in turn on the same batches."""
     t5.set_dropout(dropout)
     ours, optimizer = prompted(t5)
     theirs = peft_model(directory, ours.bank.rows_RD.detach().clone(), dropout)
@@ -157,7 +157,7 @@ def against_peft(t5: T5, directory: str, task: EncodedTask, name: str, rounds: i
 
 
 def many_prompts(t5: T5, tasks: Sequence[EncodedTask], rounds: int) -> dict[str, Any]:
-    """Eight prompts in one batch beside one after another; losses must agree."""
+    """Eight prompts in one batch, and one after another; losses must agree."""
     t5.set_dropout(0.0)
     whole = [tasks[i % len(tasks)] for i in range(8)]
     rows, seeds = [8] * 8, list(range(8))
@@ -190,7 +190,7 @@ def many_prompts(t5: T5, tasks: Sequence[EncodedTask], rounds: int) -> dict[str,
 
 def run(rounds: int, data: Path) -> dict[str, Any]:
     if not (data / "tasks").is_dir() or not (data / "t5" / "spiece.model").is_file():
-        return {"skipped": "no tasks at --data", "rows": []}
+        return {"skipped": "--data has no tasks", "rows": []}
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -227,7 +227,7 @@ def table(found: dict[str, Any]) -> str:
     many = found["many_prompts"]
     lines += [
         "",
-        f"Eight prompts over four tasks, 8 × 8 rows: {many['ours_s']} s a step in one batch,"
+        f"Eight prompts for four tasks, 8 × 8 rows: {many['ours_s']} s per step in one batch,"
         f" {many['theirs_s']} s one after another ({many['times_faster']} ×).",
     ]
     return "\n".join(lines)

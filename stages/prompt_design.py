@@ -17,7 +17,7 @@ import torch
 from t5_pipeline.config.tuning import PromptDesignConfig
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.held_out import HeldOut, held_out, score_model
+from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
@@ -57,15 +57,13 @@ def best_on_validation(
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
     sentinel = candidates[0].sentinel
-    split = held_out(
+    split = load_held_out(
         c.task, "validation", vocabulary, sentinel=sentinel, limit=c.validation_limit, spread=True, **lengths
     )
     scored = []
     for prompt in candidates:
         inputs = prompt.encode(split.rows.input_texts, vocabulary)
-        scores = score_model(
-            model, [HeldOut(split.task, split.rows.with_inputs(inputs), split.form)], device, c.precision
-        )
+        scores = score_model(model, [split.with_inputs(inputs)], device, c.precision)
         scored.append(prompt.model_copy(update={"scores": scores}))
         log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
     return max(scored, key=lambda prompt: next(iter(prompt.scores.values())))

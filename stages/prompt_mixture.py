@@ -12,23 +12,20 @@ Run: accelerate launch stages/prompt_mixture.py --model runs/adapted --task task
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PromptMixtureConfig
 from t5_pipeline.data_prep.tasks.encode import TaskBatches
-from t5_pipeline.evaluation.ensemble import answer_mixture, together
-from t5_pipeline.evaluation.held_out import BATCH_SIZE, HeldOut, target_ids
+from t5_pipeline.evaluation.ensemble import mixture_answers
+from t5_pipeline.evaluation.held_out import HeldOut
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.mixture import Mixture
-from t5_pipeline.methods.mixture_training import MixtureWeights, mixture_optimizer
-from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.mixture import Mixture, MixtureWeights, mixture_optimizer
+from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
-from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.task_rows import training_rows
@@ -65,24 +62,18 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
         stage.cells[0].facts.update(parameters=t5.shape.parameters, trained=trained, best_step=best.step)
         stage.publish("mixture", Mixture(prompts, weights, best.step, best.scores).save, step=step)
 
-    selection = select_best(stage, loaded, [c.task], partial(score, source=loaded))
+    selection = select_best(stage, loaded, [c.task], score)
     trainer = Trainer(c, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection)
     train_stage(stage, trainer, publish)
 
 
 def score(
-    model: MixtureWeights, held_out: Sequence[HeldOut], device: torch.device, precision: str, source: ModelSource
+    model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device, precision: str
 ) -> list[dict[str, float]]:
     """Metrics of the mixture's answers on the validation rows of its task."""
-    (split,) = held_out
-    prompted = model.model
+    prompted, weights, (split,) = model.model, model.weights, splits
     assert isinstance(prompted, PromptedT5)
-    components = range(len(prompted.bank))
-    answer = together(
-        prompted, components, split.rows.inputs, batch_size=BATCH_SIZE, device=device, precision=precision
-    )
-    encode = partial(target_ids, vocabulary=source.vocabulary, sentinel=source.sentinel)
-    outputs = answer_mixture(answer, model.weights, [split.form] * len(split), encode)
+    outputs = mixture_answers(prompted, range(len(weights)), weights, split, device=device, precision=precision)
     return [split.metrics(outputs.texts)]
 
 

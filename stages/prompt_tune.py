@@ -24,7 +24,7 @@ from t5_pipeline.evaluation.held_out import score_prompts
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import CellRun, Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.prompt_start import initial_rows
+from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5

@@ -36,7 +36,7 @@ def sentinel(stage: Stage[SentinelConfig]) -> None:
             "%s: added %d sentinels to the vocabulary, with embedding rows by `%s`", stage.name, gained, c.new_rows
         )
 
-    metadata = replace(model.metadata, sentinel=c.variant)
+    metadata = model.metadata.with_sentinel(c.variant)
     metadata = metadata.with_stage(stage="sentinel", variant=c.variant, gained=gained, of=model.digest)
     stage.cells[0].facts.update(parameters=model.t5.shape.parameters, sentinels_gained=gained)
     stage.publish("model", lambda place: model.save(place, metadata))

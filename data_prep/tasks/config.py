@@ -12,11 +12,13 @@ from t5_pipeline.core.schema import Config, Data, nearest, setting
 from t5_pipeline.data_prep.tasks.formats import FORMATS, expanded, task_name
 from t5_pipeline.data_prep.tasks.splits import split_file, split_slice
 
-# Scores of predicted texts, scores that need to know every label there is, and what else a score may need of a task
-# (pipeline/evaluation/metrics.py).
-TEXT_METRICS = ("accuracy", "exact_match", "token_f1", "pearson", "spearman")
-LABEL_METRICS = ("f1", "macro_f1", "mcc")
-ROW_METRICS = {"group_accuracy": "group", "referent": "holds"}
+METRICS = {
+    **dict.fromkeys(("accuracy", "exact_match", "token_f1", "pearson", "spearman"), ""),
+    **dict.fromkeys(("f1", "macro_f1", "mcc"), "labels"),
+    "group_accuracy": "group",
+    "referent": "holds",
+}
+"""Every metric, and the setting of a task that it needs; pipeline/evaluation/metrics.py computes them."""
 
 
 class TaskConfig(Config):
@@ -96,16 +98,14 @@ class TaskConfig(Config):
     @field_validator("metrics")
     @classmethod
     def metrics_are_known(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        """Said here, and not after training."""
+        """Checked before training, not after it."""
         check_metric_names(value)
         for name in value:
-            if name in LABEL_METRICS and not info.data.get("labels", True):
-                raise ValueError(
-                    f"`{name}` needs the task's `labels`; give them, or choose of {', '.join(TEXT_METRICS)}"
-                )
-            needed = ROW_METRICS.get(name)
-            if needed is not None and info.data.get(needed) is None:
-                raise ValueError(f"`{name}` needs the task's `{needed}`: the name of a field of its rows")
+            needed = METRICS[name]
+            if needed and not info.data.get(needed, True):
+                others = ", ".join(other for other, need in METRICS.items() if not need)
+                fix = f"give them, or choose one of {others}" if needed == "labels" else "name a field of its rows"
+                raise ValueError(f"`{name}` needs the task's `{needed}`; {fix}")
         return value
 
     @model_validator(mode="after")
@@ -127,13 +127,13 @@ class TaskConfig(Config):
 
 
 def check_metric_names(names: list[str]) -> None:
-    """
+    """Check the names of metrics.
+
     Raises:
-        ValueError: there is no such metric, or none at all.
+        ValueError: if a metric is unknown, or there is none.
     """
-    known = (*TEXT_METRICS, *LABEL_METRICS, *ROW_METRICS)
     if not names:
-        raise ValueError(f"name at least one metric: {', '.join(known)}")
+        raise ValueError(f"name at least one metric: {', '.join(METRICS)}")
     for name in names:
-        if name not in known:
-            raise ValueError(f"there is no metric `{name}`; {nearest(name, known)}")
+        if name not in METRICS:
+            raise ValueError(f"there is no metric `{name}`; {nearest(name, METRICS)}")

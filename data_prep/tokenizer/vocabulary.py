@@ -32,6 +32,11 @@ _LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longe
 _MODEL_FILE = "spiece.model"
 
 
+def embedding_rows(size: int) -> int:
+    """Rows of an embedding for `size` ids: the next multiple of 128."""
+    return -(-size // _ROW_MULTIPLE) * _ROW_MULTIPLE
+
+
 class NoModelFile(InputError):
     """A model on the hub without a spiece.model."""
 
@@ -65,7 +70,7 @@ class Vocabulary:
         self.eos: int = self.pieces.eos_id()
         self.unk: int = self.pieces.unk_id()
         self.size: int = self.pieces.get_piece_size() + sentinels
-        self.rows: int = -(-self.size // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        self.rows: int = embedding_rows(self.size)
         self.digest: str = hashlib.sha256(model + f"\nsentinels {sentinels}".encode()).hexdigest()
 
     def __repr__(self) -> str:

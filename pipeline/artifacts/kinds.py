@@ -1,13 +1,14 @@
-"""What stages hand to one another: a model, token shards, a prompt, scores. Where it lies, and what it is.
+"""Artifacts that stages pass to one another: the file that marks each kind, its location and its digest.
 
-A model's digest is taken over its tensors (name, dtype, shape, bytes) in the order of their names, so sharding, model
-cards and file names do not change it. Nothing here needs torch: safetensors files are read by their own header.
+A model's digest covers its tensors (name, dtype, shape, bytes) in the order of their names, so sharding, model cards
+and file names do not change it. Torch-free: safetensors files are read by their own header.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,57 +19,57 @@ from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
 from t5_pipeline.modeling.config import T5Config
 
-# The file that says what a directory is.
-MARKERS = {
-    "model": "config.json",
-    "tokens": "tokens.json",
-    "prompt": "prompt.json",
-    "mixture": "mixture.json",
-    "text_prompt": "text_prompt.json",
-    "adapter": "adapter.json",
-    "scores": "scores.json",
-}
-
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
 
-def locate(artifact: str, location: str, where: str) -> list[Path]:
-    """Where an artifact lies that was named by path: the directory itself, or what a stage made in it.
+def marker(kind: str) -> str:
+    """The file that marks a directory as an artifact: `prompt.json` for a prompt."""
+    return "config.json" if kind == "model" else f"{kind}.json"
 
-    A stage of many cells, or a folder of such artifacts, gives all of them. A name that is no directory is a model on
-    the hub, and stays a name. Token shards may lie at a URL; a local directory then stands for them.
+
+def locate(kind: str, location: str, where: str) -> list[Path]:
+    """Directories of the artifacts at a path: the path itself, or what a stage published in it.
+
+    A stage with many cells, or a folder of artifacts, gives all of them. A name that is not a directory is a model on
+    the hub, and stays a name. Token shards at a URL are represented by a local directory.
+
+    Args:
+        where: setting that names the location, for errors.
 
     Raises:
-        InputError: there is nothing like that; `where` names the setting that asked for it.
+        InputError: if there is no such artifact.
     """
-    if artifact == "tokens" and is_url(location):
+    if kind == "tokens" and is_url(location):
         return [local_tokens(location, where)]
-    path, marker = Path(location), MARKERS[artifact]
-    if (path / marker).is_file() or (artifact == "model" and _t5x_files(path)):
+    path, name = Path(location), marker(kind)
+    if (path / name).is_file() or (kind == "model" and _t5x_files(path)):
         return [path]
-    if (path / artifact / marker).is_file():
-        return [path / artifact]
-    if many := _within(path, artifact):
+    if (path / kind / name).is_file():
+        return [path / kind]
+    if many := _within(path, kind):
         return many
     if path.is_dir():
-        raise InputError(f"{where}: {location} holds no {artifact} (no {marker} in it); give a directory that does")
-    if artifact == "model" and not path.is_absolute() and location.count("/") <= 1 and not location.startswith("."):
+        raise InputError(f"{where}: no {kind} in {location} ({name} is missing); check the path")
+    if kind == "model" and not path.is_absolute() and location.count("/") <= 1 and not location.startswith("."):
         return [path]
-    raise InputError(f"{where}: {location} does not exist; give the directory of a {artifact}")
+    raise InputError(f"{where}: {location} does not exist; check the path")
 
 
-def _within(folder: Path, artifact: str) -> list[Path]:
-    """Artifacts of a folder, in the order of their names: FOLDER/NAME, or FOLDER/NAME/prompt as stages make them."""
-    places = [[child, child / artifact] for child in sorted(folder.glob("[!.]*"))]
-    marked = [[place for place in pair if (place / MARKERS[artifact]).is_file()] for pair in places]
+def _within(folder: Path, kind: str) -> list[Path]:
+    """Artifacts of a folder in the order of their names: FOLDER/NAME, or FOLDER/NAME/KIND as stages publish them."""
+    places = [[child, child / kind] for child in sorted(folder.glob("[!.]*"))]
+    marked = [[place for place in pair if (place / marker(kind)).is_file()] for pair in places]
     return [found[0] for found in marked if found]
 
 
 def named_prompts(location: str, where: str) -> dict[str, Path]:
-    """The prompts at a location by name: that of their directory, or where this is called `prompt`, of the one above.
+    """The prompts at a location by the name of their directory, or of its parent if it is called `prompt`.
+
+    Args:
+        where: setting that names the location, for errors.
 
     Raises:
-        InputError: there is none; `where` names the setting that asked for it.
+        InputError: if there is none.
     """
     found = {}
     for path in locate("prompt", location, where):
@@ -78,22 +79,25 @@ def named_prompts(location: str, where: str) -> dict[str, Path]:
 
 
 def check_data(location: str, where: str) -> None:
-    """A corpus, a task's rows or a vocabulary must be there, unless its name may be one on the hub.
+    """Check that a corpus, a task's rows or a vocabulary exists, unless it may be a name on the hub.
+
+    Args:
+        where: setting that names the location, for errors.
 
     Raises:
-        InputError: `where` names the setting that asked for it.
+        InputError: if it does not exist.
     """
     path = Path(location)
     a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
     if a_path and not path.exists():
-        raise InputError(f"{where}: {location} does not exist; mend the path")
+        raise InputError(f"{where}: {location} does not exist; check the path")
 
 
 def weights_digest(directory: Path) -> str:
-    """Digest of a model's weights: over its safetensors tensors, or over the files of a T5X checkpoint.
+    """Digest of a model's weights: of its safetensors tensors, or of the files of a T5X checkpoint.
 
     Raises:
-        InputError: `directory` contains neither, or a damaged file.
+        InputError: if the directory contains neither, or a damaged file.
     """
     t5x = [] if any(directory.glob("*.safetensors")) else _t5x_files(directory)
     if t5x:
@@ -102,57 +106,74 @@ def weights_digest(directory: Path) -> str:
 
 
 def _t5x_files(directory: Path) -> list[Path]:
-    """Files of the T5X checkpoint that a directory is or holds; of those the digest is over the files themselves."""
+    """Files of the T5X checkpoint that a directory is or contains."""
     is_t5x = (directory / "checkpoint").is_file() or any(directory.glob("checkpoint_*/checkpoint"))
     return sorted(path for path in directory.rglob("*") if path.is_file()) if is_t5x else []
 
 
-def artifact_digest(artifact: str, path: Path) -> str:
-    """Digest of a published artifact, of a kind that `MARKERS` names.
+def artifact_digest(kind: str, path: Path) -> str:
+    """Digest of a published artifact.
 
     Raises:
-        InputError: the directory does not hold such an artifact.
+        InputError: if the directory is not such an artifact.
     """
-    if artifact == "tokens":
-        return str(_json(path / "tokens.json", "token shards, as prepare writes them")["digest"])
-    if artifact == "scores":
-        return file_digest(path / "scores.json")
-    if artifact == "prompt":
-        described = _json(path / "prompt.json", "a prompt, as prompt_tune writes it")
-        described.pop("scores", None)
-        return json_digest({"rows": tensors_digest(path), "described": described})
-    if artifact in ("mixture", "text_prompt", "adapter"):
-        described = _json(path / MARKERS[artifact], f"a {artifact}")
-        described.pop("scores", None)
-        within = [
-            tensors_digest(folder) for folder in (path, *sorted(path.glob("*/"))) if any(folder.glob("*.safetensors"))
-        ]
-        return json_digest({"tensors": within, "described": described})
+    return _DIGESTS[kind](path) if kind in _DIGESTS else _record_digest(kind, path)
+
+
+def _record_digest(kind: str, path: Path) -> str:
+    """The digest of a method's artifact: its record without scores, and the tensors beside it and one folder below."""
+    described = _described(kind, path)
+    folders = [folder for folder in (path, *sorted(path.glob("*/"))) if any(folder.glob("*.safetensors"))]
+    return json_digest({"tensors": [tensors_digest(folder) for folder in folders], "described": described})
+
+
+def _prompt_digest(path: Path) -> str:
+    return json_digest({"described": _described("prompt", path), "rows": tensors_digest(path)})
+
+
+def _described(kind: str, path: Path) -> dict[str, Any]:
+    described = _json(path / marker(kind))
+    described.pop("scores", None)
+    return described
+
+
+def _model_digest(path: Path) -> str:
     metadata = path / "t5_pipeline.json"
     vocabulary, tokenizer = path / "spiece.model", path / "tokenizer_config.json"
     return json_digest(
         {
             "tensors": weights_digest(path),
             "shape": _shape(path),
-            "sentinel": _json(metadata, "a model")["sentinel"] if metadata.exists() else "none",
+            "sentinel": _json(metadata)["sentinel"] if metadata.exists() else "none",
             "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
-            "extra ids": _json(tokenizer, "a tokenizer").get("extra_ids") if tokenizer.exists() else None,
+            "extra ids": _json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
         }
     )
 
 
+# The kinds whose digest is not that of a method's artifact.
+_DIGESTS: dict[str, Callable[[Path], str]] = {
+    "model": _model_digest,
+    "prompt": _prompt_digest,
+    "tokens": lambda path: str(_json(path / "tokens.json")["digest"]),
+    "scores": lambda path: file_digest(path / "scores.json"),
+}
+
+
 def _shape(path: Path) -> dict[str, Any] | None:
-    """What of config.json decides how the tensors are used; dropout is each stage's own."""
+    """The entries of config.json that decide how the tensors are used, thus without dropout."""
     config = path / "config.json"
     if not config.exists():
         return None
-    shape = asdict(T5Config.from_config(_json(config, "a model"), str(config)))
+    shape = asdict(T5Config.from_config(_json(config), str(config)))
     del shape["dropout_rate"]
     return shape
 
 
-def _json(path: Path, what: str) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{path.parent}: does not hold {what} ({path.name} is missing or damaged)") from None
+        raise InputError(
+            f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"
+        ) from None

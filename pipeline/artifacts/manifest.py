@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
-from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.checksums import block_sha256
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.records import Record
 
 NAME = "manifest.json"
 STARTED = "started.json"
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class InputRecord(Record):
@@ -47,28 +38,35 @@ class FileRecord(Record):
 
 
 class Started(Record):
-    """What a cell that has begun is: its checkpoints belong to this and nothing else."""
+    """A cell that was started: its checkpoints belong to these settings and inputs only."""
+
+    file_name: ClassVar[str] = STARTED
+    what: ClassVar[str] = "the directory of a cell"
+    repair: ClassVar[str] = "move its directory away and run again"
+    indent: ClassVar[int] = 1
 
     format: int = 1
     stage: str
     kind: str
-    cell: dict[str, Any] = {}
+    cell: dict[str, Any] = Field(default_factory=dict)
     fingerprint: str
     parts: dict[str, Any]
     settings: dict[str, Any]
-    inputs: dict[str, list[InputRecord]] = {}
-    versions: dict[str, str] = {}
+    inputs: dict[str, list[InputRecord]] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
     started: str
 
 
 class Manifest(Started):
-    """A finished cell: what it was made from, what it published, and what its files were."""
+    """A finished cell: its settings and inputs, its outputs, and the checksums of its files."""
+
+    file_name: ClassVar[str] = NAME
 
     step: int | None = None
-    steps_published: dict[int, OutputRecord] = {}
+    steps_published: dict[int, OutputRecord] = Field(default_factory=dict)
     outputs: dict[str, OutputRecord]
     files: dict[str, FileRecord]
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = Field(default_factory=dict)
     finished: str
     seconds: float
 
@@ -77,34 +75,17 @@ class Manifest(Started):
 
 
 def read(directory: Path) -> Manifest | None:
-    """The manifest of a cell's directory; None where the cell has not been finished.
+    """The manifest in a cell's directory; None if the cell has not finished.
 
     Raises:
-        InputError: the file is there and is not a manifest.
+        InputError: if the file is damaged.
     """
-    return _read(directory / NAME, Manifest)
+    return Manifest.load_or_none(directory)
 
 
 def read_started(directory: Path) -> Started | None:
-    """What the cell in this directory began as; None where nothing has begun."""
-    return _read(directory / STARTED, Started)
-
-
-def _read(path: Path, cls: type[AnyRecord]) -> AnyRecord | None:
-    try:
-        return cls.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"])) or "the file"
-        raise InputError(f"{path}: {key}: {problem['msg']}; move the directory away and run again") from None
-
-
-def write(directory: Path, record: Started) -> None:
-    """Write `manifest.json` or `started.json`, whichever the record is."""
-    name = NAME if isinstance(record, Manifest) else STARTED
-    write_text(directory / name, json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    """The record of a cell's start; None if it was never started."""
+    return Started.load_or_none(directory)
 
 
 def record_files(directory: Path, outputs: list[str]) -> dict[str, FileRecord]:
@@ -138,11 +119,13 @@ def changed_files(directory: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def renew_times(directory: Path, manifest: Manifest) -> None:
-    """Take on the modification times of files whose bytes are those that were published, so they are not read again."""
-    for name, record in manifest.files.items():
-        record.mtime_ns = (directory / name).stat().st_mtime_ns
-    if read(directory) != manifest:
-        write(directory, manifest)
+    """Record the current modification times of files whose bytes are unchanged, so that they are not read again."""
+    files = {
+        name: record.model_copy(update={"mtime_ns": (directory / name).stat().st_mtime_ns})
+        for name, record in manifest.files.items()
+    }
+    if files != manifest.files:
+        manifest.model_copy(update={"files": files}).save(directory)
 
 
 def damaged_files(directory: Path, manifest: Manifest, below: str = "") -> list[str]:

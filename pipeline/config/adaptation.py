@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
+from t5_pipeline.modeling.config import T5Config
 
 
 class T5Sizes(Config):
@@ -41,6 +42,9 @@ class LanguageModelConfig(LogitsConfig, ExecutionConfig, TrainingConfig):
         True, "pack several short examples into a row, masked from one another: less padding, same loss", role="runtime"
     )
 
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return shape.parameters
+
 
 class SpanCorruptConfig(LanguageModelConfig):
     """T5's own pretraining objective (Raffel et al. 2020, §3.1.4)."""
@@ -61,6 +65,16 @@ class SpanCorruptConfig(LanguageModelConfig):
         if (self.model is None) == (self.init is None):
             raise ValueError("give either `model` (a T5 to continue from) or `init` (sizes of a new T5)")
         return self
+
+    def example_lengths(self) -> list[tuple[int, int]]:
+        """
+        >>> SpanCorruptConfig(model="t5-small", tokens="shards", steps=1, input_length=512).example_lengths()
+        [(512, 114)]
+        """
+        from t5_pipeline.data_prep.objectives.span_corruption import tokens_length  # imports NumPy
+
+        _, targets = tokens_length(self.input_length, self.noise_density, self.mean_span_length)
+        return [(self.input_length, targets)]
 
 
 @defaults(steps=100_000, batch_size=2048, step_offset=1_000_000)
@@ -90,6 +104,18 @@ class LMAdaptConfig(LanguageModelConfig):
             )
         return self
 
+    def example_lengths(self) -> list[tuple[int, int]]:
+        whole = self.segment_length
+        if self.objective in ("lm", "full_lm"):
+            return [(1, whole)]
+        # The prefix is uniform over all lengths from about (1−2ρ)·ℓ on (packed pairs: ρ = ½).
+        shortest = 1 - 2 * self.prefix_density
+        parts = [shortest + (1 - shortest) * (i + 0.5) / 8 for i in range(8)]
+        return [(round(part * whole), whole - round(part * whole)) for part in parts]
+
+    def longest_example(self) -> tuple[int, int]:
+        return (1 if self.objective in ("lm", "full_lm") else self.segment_length), self.segment_length
+
 
 class SentinelConfig(StageConfig):
     """Span Corruption + Sentinel (Lester et al. 2021, §3.2)."""
@@ -105,3 +131,6 @@ class SentinelConfig(StageConfig):
     new_rows: Literal["mean", "normal"] = setting(
         "mean", "initial embeddings of missing sentinels: the mean row, or normal noise around it"
     )
+
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return 0

@@ -1,60 +1,63 @@
-"""Settings of evaluate, which scores what the stages of a task made."""
+"""Settings of evaluate: the artifacts to score, the baselines beside them, and the metrics."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import field_validator, model_validator
+from pydantic import create_model, field_validator, model_validator
 
 from t5_pipeline.config.stage import InferenceConfig, StageConfig
-from t5_pipeline.core.schema import Input, setting, validate
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Input, nearest, setting, validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig, check_metric_names
 
 
 class EvaluateConfig(InferenceConfig, StageConfig):
-    """Scores on held-out rows, beside what they must beat."""
+    """Scores on held-out rows. `scoring` adds an input for each method."""
 
     kind: ClassVar[str] = "evaluate"
-    summary: ClassVar[str] = "score prompts and what they are compared with on held-out rows"
+    summary: ClassVar[str] = "score prompts, the methods they are compared with, and baselines on held-out rows"
     outputs: ClassVar[tuple[str, ...]] = ("scores",)
 
-    prompts: Annotated[str | None, Input("prompt", many=True)] = setting(
-        None, "prompts to score: a prompt_tune stage, or a directory"
-    )
-    tuned_models: Annotated[str | None, Input("model", many=True)] = setting(
-        None, "models to score on the tasks that they were tuned on: a model_tune stage, or a directory"
-    )
-    mixtures: Annotated[str | None, Input("mixture", many=True)] = setting(
-        None, "prompt mixtures to score: a prompt_mixture stage, or a directory"
-    )
-    text_prompts: Annotated[str | None, Input("text_prompt", many=True)] = setting(
-        None, "worded prompts to score: a prompt_design stage, or a directory"
-    )
-    adapters: Annotated[str | None, Input("adapter", many=True)] = setting(
-        None, "prefixes and P-tuned prompts to score: a peft_tune stage, or a directory"
-    )
     model: Annotated[str | None, Input("model")] = setting(
-        None, "the frozen T5, where it does not lie where the prompts say; it must be the very same"
+        None, "the frozen T5, if it is not where the prompts expect it; must be the same model"
     )
     split: str = setting("test", "split of the task to score on")
     also_on: list[TaskConfig] = setting(
-        [], "domain shift: score everything on these tasks too, if their labels are those of the task it was made for"
+        [], "domain shift: other tasks with the same labels, on which everything is scored too"
     )
-    limit: int = setting(0, "score the first N rows only; 0 takes all", unit="rows", ge=0)
+    limit: int = setting(0, "score only the first N rows; 0: all", unit="rows", ge=0)
     metrics: dict[str, list[str]] = setting(
-        {}, "metrics by task, as TASK=A,B; for other tasks those of the recipe, else of the prompts"
+        {}, "metrics by task (as flags: TASK=A,B); default: those of the recipe's tasks, or of the prompts"
     )
-    max_output_length: int = setting(64, "longest greedy output", unit="tokens", gt=0)
-    baselines: bool = setting(True, "also score the majority class and the frozen T5 with no prompt")
-    ensembles: bool = setting(True, "also score the majority vote of prompts that differ in nothing but their seed")
-    neighbours: int = setting(
-        5, "vocabulary pieces nearest to each row of a prompt that are written down", unit="pieces", ge=0
-    )
+    max_output_length: int = setting(64, "maximum length of greedy outputs", unit="tokens", gt=0)
+    baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")
+    ensembles: bool = setting(True, "also score the majority vote of prompts that differ only in their seed")
+    neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)
+
+    @classmethod
+    def scoring(cls, methods: Iterable[type[StageConfig]]) -> type[EvaluateConfig]:
+        """The settings with one input for each method, in their order.
+
+        Args:
+            methods: stages whose artifacts can be scored (`scored_as`).
+        """
+        inputs: dict[str, Any] = {}
+        for method in methods:
+            if method.scored_as is not None:
+                name, description = method.scored_as
+                artifact = Input(method.outputs[0], many=True)
+                inputs[name] = (Annotated[str | None, artifact], setting(None, description))
+        # As a second base, so that the inputs come before the other settings.
+        fields = create_model("ScoredInputs", __base__=StageConfig, **inputs)
+        made = create_model(cls.__name__, __base__=(cls, fields), __doc__=cls.__doc__, __module__=__name__)
+        return cast(type[EvaluateConfig], made)
 
     @field_validator("metrics", mode="before")
     @classmethod
     def by_task(cls, value: Any) -> Any:
-        """A command line gives `sst2=accuracy,f1 rte=accuracy`."""
+        """Split the flags `sst2=accuracy,f1 rte=accuracy`."""
         if isinstance(value, list) and all(isinstance(item, str) and "=" in item for item in value):
             return {task: names.split(",") for task, _, names in (item.partition("=") for item in value)}
         return value
@@ -74,15 +77,33 @@ class EvaluateConfig(InferenceConfig, StageConfig):
             )
         return self
 
-    def scored_inputs(self) -> list[str]:
-        """The inputs that are given and hold something to score."""
-        return [name for name in self.inputs() if name != "model" and getattr(self, name) is not None]
+    def scored_inputs(self) -> dict[str, str]:
+        """The inputs to score that are given: field name → kind of artifact."""
+        return {n: kind for n, kind in self.inputs().items() if n != "model" and getattr(self, n) is not None}
 
-    def scored(self, task: TaskConfig) -> TaskConfig:
-        """A task with the metrics that are asked for.
+    def scored(self, task: TaskConfig, where: str = "") -> TaskConfig:
+        """A task with the metrics to compute.
+
+        Args:
+            where: place of the metrics, for errors.
 
         Raises:
-            InputError: the task has not what one of them needs.
+            InputError: if the task lacks what a metric needs.
         """
         asked = {**task.model_dump(), "metrics": self.metrics.get(task.name, task.metrics)}
-        return validate(TaskConfig, asked, lambda loc: f"metrics.{task.name}")
+        return validate(TaskConfig, asked, lambda loc: where or f"metrics.{task.name}")
+
+    def extra_data(self, makers: Sequence[StageConfig]) -> dict[str, TaskConfig]:
+        return {f"task {task.name}": task for maker in makers for task in maker.made_for()}
+
+    def resolved(self, makers: Sequence[StageConfig], where: Callable[[tuple[str | int, ...]], str]) -> EvaluateConfig:
+        """With the metrics that the recipe's tasks have now, whatever they were at training time."""
+        tasks = {task.name: task for maker in makers for task in maker.made_for()}
+        tasks |= {task.name: task for task in self.also_on}
+        for name in self.metrics:
+            if makers and name not in tasks:
+                raise InputError(
+                    f"{where(('metrics', name))}: nothing here is of the task `{name}`; {nearest(name, tasks)}"
+                )
+        metrics = {name: self.scored(task, where(("metrics", name))).metrics for name, task in tasks.items()}
+        return self.model_copy(update={"metrics": {**self.metrics, **metrics}})

@@ -16,7 +16,7 @@ values, and each cell is an artifact of its own. `launch:` names an accelerate c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 
 import yaml
 
-from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
@@ -105,8 +104,13 @@ class Recipe:
         return yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True, width=120)
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: list[str] | None = None, kinds: Mapping[str, type[StageConfig]] = STAGES
+) -> Recipe:
     """Read a recipe and apply `stage.key=value` overrides.
+
+    Args:
+        kinds: the kinds of stages that a recipe can use.
 
     Raises:
         InputError: anything that is wrong, with file, line and key, and the nearest valid name.
@@ -134,7 +138,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for name, entry in data["stages"].items():
         if not isinstance(name, str):
             raise InputError(f"{located.where(('stages', str(name)))}: a stage's name must be text; put it in quotes")
-        stages[name] = _cells(located, name, entry, seed, tasks, stages, set(data["stages"]))
+        stages[name] = _cells(located, name, entry, seed, tasks, stages, set(data["stages"]), kinds)
         launch[name] = entry.get("launch", data.get("launch"))
     return Recipe(data["name"], seed, path, stages, launch, data)
 
@@ -185,20 +189,21 @@ def _cells(
     tasks: Mapping[str, TaskConfig],
     earlier: Mapping[str, list[Cell]],
     all_stages: set[str],
+    kinds: Mapping[str, type[StageConfig]],
 ) -> list[Cell]:
     at: Key = ("stages", name)
     if not isinstance(entry, dict):
         raise InputError(
-            f"{located.where(at)}: must hold the stage's settings, with `uses:` and one of {', '.join(STAGES)}"
+            f"{located.where(at)}: must hold the stage's settings, with `uses:` and one of {', '.join(kinds)}"
         )
     if "/" in name or "@" in name or "." in name or name.startswith("-"):
         raise InputError(f"{located.where(at)}: a stage's name may not hold / @ . or begin with -; choose another")
     kind = entry.get("uses", name)
-    if not isinstance(kind, str) or kind not in STAGES:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(
-            f"{located.where((*at, 'uses'))}: there is no stage kind `{kind}`; {nearest(str(kind), STAGES)}"
+            f"{located.where((*at, 'uses'))}: there is no stage kind `{kind}`; {nearest(str(kind), kinds)}"
         )
-    cls = STAGES[kind]
+    cls = kinds[kind]
     _check_launch(located, (*at, "launch"), entry.get("launch"))
     values = {str(key): value for key, value in entry.items() if key not in _STAGE_KEYS}
     matrix = {} if entry.get("matrix") is None else entry["matrix"]
@@ -234,10 +239,8 @@ def _cells(
             for key, artifact in cls.inputs().items()
             if getattr(settings, key) is not None
         }
-        if isinstance(settings, EvaluateConfig):
-            scored = [cell for ref in inputs.values() for cell in earlier.get(ref.stage or "", [])]
-            settings = _with_metrics(settings, scored, where)
-        cells.append(Cell(name, axes, settings, inputs))
+        makers = [cell.settings for ref in inputs.values() for cell in earlier.get(ref.stage or "", [])]
+        cells.append(Cell(name, axes, settings.resolved(makers, where), inputs))
     ids = [cell.id for cell in cells]
     for cell_id in ids:
         if ids.count(cell_id) > 1:
@@ -245,26 +248,6 @@ def _cells(
                 f"{located.where((*at, 'matrix'))}: makes the cell {cell_id} twice; remove the repeated value"
             )
     return cells
-
-
-def _with_metrics(settings: EvaluateConfig, scored: list[Cell], where: Callable[[Key], str]) -> EvaluateConfig:
-    """Evaluation with the metrics that the tasks have now, whatever they had when they were trained on."""
-    tasks = {task.name: task for cell in scored for task in cell.settings.made_for()}
-    tasks |= {task.name: task for task in settings.also_on}
-    metrics = dict(settings.metrics)
-    for name, task in tasks.items():
-        asked = {**task.model_dump(), "metrics": metrics.get(name, task.metrics)}
-        metrics[name] = validate(TaskConfig, asked, partial(_at, where(("metrics", name)))).metrics
-    for name in metrics:
-        if scored and name not in tasks:
-            raise InputError(
-                f"{where(('metrics', name))}: nothing here is of the task `{name}`; {nearest(name, tasks)}"
-            )
-    return settings.model_copy(update={"metrics": metrics})
-
-
-def _at(place: str, loc: Key) -> str:
-    return place
 
 
 def _task_value(cls: type[StageConfig], key: str, value: Any, tasks: Mapping[str, TaskConfig], where: Any) -> Any:

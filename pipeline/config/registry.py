@@ -1,4 +1,4 @@
-"""Every kind of stage and its settings: the one source of the recipe's keys, the flags, `--help` and the docs.
+"""Every kind of stage and its settings: the one source of recipe keys, flags, `--help` and docs.
 
 An input field takes the name of another stage of the recipe (`lm_adapt`, or `lm_adapt@10000` for a kept step),
 or a path; on the command line always a path.
@@ -18,18 +18,15 @@ from t5_pipeline.config.tuning import (
     PromptTuneConfig,
 )
 
-STAGES: dict[str, type[StageConfig]] = {
-    cls.kind: cls
-    for cls in (
-        PrepareConfig,
-        SpanCorruptConfig,
-        LMAdaptConfig,
-        SentinelConfig,
-        PromptTuneConfig,
-        ModelTuneConfig,
-        PromptDesignConfig,
-        PromptMixtureConfig,
-        PeftTuneConfig,
-        EvaluateConfig,
-    )
-}
+# The ways to solve a task, in the order in which evaluate scores them. How their artifacts answer is in
+# pipeline/methods/registry.py.
+METHOD_STAGES = (PromptTuneConfig, ModelTuneConfig, PromptMixtureConfig, PromptDesignConfig, PeftTuneConfig)
+
+
+def stage_kinds(*methods: type[StageConfig]) -> dict[str, type[StageConfig]]:
+    """The settings of each kind of stage, with evaluate scoring these methods."""
+    classes: list[type[StageConfig]] = [PrepareConfig, SpanCorruptConfig, LMAdaptConfig, SentinelConfig, *methods]
+    return {cls.kind: cls for cls in (*classes, EvaluateConfig.scoring(methods))}
+
+
+STAGES = stage_kinds(*METHOD_STAGES)

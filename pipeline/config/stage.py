@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationInfo, field_validator
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, Input, Role, data_fields, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.modeling.config import T5Config
 
 Precision = Literal["fp32", "bf16"]
 RSQRT_WARMUP = 10_000  # T5's own number of warm-up steps
@@ -23,6 +25,7 @@ class StageConfig(Config):
         engines: engines that can run the stage (docs/engines.md).
         code_version: raised when the same settings give another result than before.
         repairs_output: whether the stage repairs a damaged output instead of starting from scratch.
+        scored_as: evaluate's input for what the stage publishes, and its help text; None if it is not scored.
     """
 
     kind: ClassVar[str]
@@ -31,6 +34,7 @@ class StageConfig(Config):
     engines: ClassVar[tuple[str, ...]] = ("one",)
     code_version: ClassVar[int] = 1
     repairs_output: ClassVar[bool] = False
+    scored_as: ClassVar[tuple[str, str] | None] = None
 
     seed: int = setting(0, "random seed; if unset, the recipe's `seed`", ge=0)
     threads: int = setting(0, "CPU threads per process; 0 divides all cores among the processes", role="runtime", ge=0)
@@ -92,6 +96,33 @@ class StageConfig(Config):
     def schedule_depends_on_steps(self) -> bool:
         """Whether `steps` shapes the trajectory itself (a learning rate that falls to 0 at the last step)."""
         return False
+
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        """Number of parameters that the stage trains on a T5 of this shape; None if unknown."""
+        return None
+
+    def extra_data(self, makers: Sequence[StageConfig]) -> dict[str, TaskConfig]:
+        """Tasks whose rows the stage reads because of its inputs.
+
+        Args:
+            makers: the stages that made its inputs.
+
+        Returns:
+            Name in the fingerprint → task.
+        """
+        return {}
+
+    def resolved(self, makers: Sequence[StageConfig], where: Callable[[tuple[str | int, ...]], str]) -> Self:
+        """The same settings completed by those of the stages that make its inputs.
+
+        Args:
+            makers: the recipe's stages that make the inputs.
+            where: place of a key, for errors.
+
+        Raises:
+            InputError: if they do not fit together.
+        """
+        return self
 
 
 class OptimizerConfig(Config):
@@ -200,15 +231,35 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
     """Settings of every stage that trains."""
 
     engines: ClassVar[tuple[str, ...]] = ("one", "ddp", "zero1", "zero2", "zero3", "fsdp2")
-    # Whether the trained weights stay whole on every process under FSDP2.
-    unsharded_by_fsdp2: ClassVar[bool] = False
+    # Whether the T5 is frozen: it needs no gradients of its weights, and FSDP2 does not shard the prompts.
+    freezes_model: ClassVar[bool] = False
 
     def check_engine(self, engine: str) -> None:
         """Also reject Adafactor on sharded weights: it factors, scales and clips whole matrices."""
         super().check_engine(engine)
-        sharded = engine.startswith("zero") or (engine == "fsdp2" and not self.unsharded_by_fsdp2)
+        sharded = engine.startswith("zero") or (engine == "fsdp2" and not self.freezes_model)
         if self.optimizer == "adafactor" and sharded:
             raise InputError(
                 f"{self.kind}: `optimizer: adafactor` needs whole matrices, which {engine} shards; set `optimizer:"
                 " adamw` and a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
             )
+
+    def example_lengths(self) -> list[tuple[int, int]]:
+        """Encoder and decoder tokens of an example, without a prompt; several stand for a uniform distribution.
+
+        Text is at least as long as an example; a task's examples are as long as its settings allow.
+        """
+        return []
+
+    def longest_example(self) -> tuple[int, int]:
+        """Most encoder tokens and most decoder tokens of an example, without a prompt."""
+        inputs, targets = zip(*self.example_lengths(), strict=True)
+        return max(inputs), max(targets)
+
+    def prompt_rows(self) -> int:
+        """Rows of the soft prompt before each input."""
+        return 0
+
+    def readings(self) -> int:
+        """How often each input is read in a step."""
+        return 1

@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from t5_pipeline.config.stage import ExecutionConfig, InferenceConfig, LogitsConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.modeling.config import T5Config
 
 
 class TaskStageConfig(StageConfig):
@@ -54,12 +55,22 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
     def selects_by(self) -> dict[str, str]:
         return {task.name: task.metrics[0] for task in self.made_for()} if self.select == "best" else {}
 
+    def example_lengths(self) -> list[tuple[int, int]]:
+        return [(self.max_input_length, self.longest_target())]
+
+    def longest_target(self) -> int:
+        """Upper bound on target tokens: with labels, the characters of the longest, the space before it and EOS."""
+        tasks = self.made_for()
+        if not all(task.labels for task in tasks):
+            return self.max_target_length
+        return min(self.max_target_length, max(len(label) for task in tasks for label in task.labels or []) + 2)
+
 
 @defaults(learning_rate=0.3, weight_decay=1e-5)
 class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
     """Settings of every stage that trains soft prompts on a frozen T5."""
 
-    unsharded_by_fsdp2: ClassVar[bool] = True
+    freezes_model: ClassVar[bool] = True
 
     prompt_length: int = setting(100, "length of the prompt", unit="tokens", gt=0)
     # uniform: U[−0.5, 0.5]; uniform_code: U[0, 0.5), as in the official code; vocabulary: embeddings of frequent
@@ -91,6 +102,12 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
             )
         return self
 
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return self.readings() * self.prompt_length * shape.d_model
+
+    def prompt_rows(self) -> int:
+        return self.prompt_length
+
 
 class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     """Prompt tuning (Lester et al. 2021, §2)."""
@@ -98,6 +115,7 @@ class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     kind: ClassVar[str] = "prompt_tune"
     summary: ClassVar[str] = "freeze a T5 and learn a task as a soft prompt"
     outputs: ClassVar[tuple[str, ...]] = ("prompt",)
+    scored_as: ClassVar[tuple[str, str] | None] = ("prompts", "soft prompts: a prompt_tune stage, or a directory")
 
     # Settings that may differ between prompts trained in one batch on one frozen T5.
     per_prompt: ClassVar[frozenset[str]] = frozenset(
@@ -115,11 +133,18 @@ class PromptMixtureConfig(SoftPromptConfig):
     kind: ClassVar[str] = "prompt_mixture"
     summary: ClassVar[str] = "freeze a T5 and learn a task as several soft prompts with learned weights"
     outputs: ClassVar[tuple[str, ...]] = ("mixture",)
+    scored_as: ClassVar[tuple[str, str] | None] = (
+        "mixtures",
+        "prompt mixtures: a prompt_mixture stage, or a directory",
+    )
 
     components: int = setting(5, "number of prompts, each initialised with its own seed", unit="prompts", gt=1)
     weight_learning_rate: float = setting(
         0.01, "learning rate of the mixture weights' logits; they share the prompts' schedule", gt=0
     )
+
+    def readings(self) -> int:
+        return self.components
 
 
 @defaults(batch_size=128)
@@ -129,6 +154,7 @@ class ModelTuneConfig(LogitsConfig, ExecutionConfig, LearningConfig):
     kind: ClassVar[str] = "model_tune"
     summary: ClassVar[str] = "fine-tune every weight of a T5 on one or several tasks"
     outputs: ClassVar[tuple[str, ...]] = ("model",)
+    scored_as: ClassVar[tuple[str, str] | None] = ("tuned_models", "fine-tuned T5s: a model_tune stage, or a directory")
 
     tasks: list[TaskConfig] = setting(
         ..., "tasks: names under the recipe's `tasks:`, or YAML files; several need a `task_prefix`", min_length=1
@@ -151,6 +177,9 @@ class ModelTuneConfig(LogitsConfig, ExecutionConfig, LearningConfig):
     def made_for(self) -> list[TaskConfig]:
         return self.tasks
 
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return shape.parameters
+
 
 @defaults(optimizer="adamw")
 class PeftTuneConfig(LearningConfig, OneTaskConfig):
@@ -160,6 +189,8 @@ class PeftTuneConfig(LearningConfig, OneTaskConfig):
     engines: ClassVar[tuple[str, ...]] = ("one", "ddp")
     summary: ClassVar[str] = "freeze a T5 and learn a task by PEFT's prefix tuning or P-tuning"
     outputs: ClassVar[tuple[str, ...]] = ("adapter",)
+    scored_as: ClassVar[tuple[str, str] | None] = ("adapters", "PEFT adapters: a peft_tune stage, or a directory")
+    freezes_model: ClassVar[bool] = True
 
     method: Literal["prefix_tuning", "p_tuning"] = setting(
         ..., "prefix_tuning: keys and values per decoder layer; p_tuning: prompt from a small network"
@@ -176,6 +207,10 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
     kind: ClassVar[str] = "prompt_design"
     summary: ClassVar[str] = "choose a text prompt for a frozen T5, zero- or few-shot, without training"
     outputs: ClassVar[tuple[str, ...]] = ("text_prompt",)
+    scored_as: ClassVar[tuple[str, str] | None] = (
+        "text_prompts",
+        "text prompts: a prompt_design stage, or a directory",
+    )
 
     templates: list[str] = setting(
         ["{input}"], "candidate wordings, each with {input}; the best on validation is published", min_length=1

@@ -130,9 +130,14 @@ def _say(cls: type[BaseModel], problem: Any) -> str:
         return f"unknown key; {nearest(str(loc[-1]), _fields_at(cls, loc[:-1]))}"
     if kind == "missing":
         return "is required and has no value"
+    return message_of(problem)
+
+
+def message_of(problem: Any) -> str:
+    """Pydantic's message for one problem, in lower case, with the value that was given."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return message if kind == "value_error" else f"{message}, not {problem['input']!r}"
+    return message if problem["type"] == "value_error" else f"{message}, not {problem['input']!r}"
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Cost of a run before it starts: parameters, FLOPs, memory, disk. No torch."""
+"""Cost of a run before it starts: parameters, FLOPs, memory, disk space. No torch."""

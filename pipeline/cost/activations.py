@@ -1,16 +1,17 @@
-"""Bytes that autograd keeps of one microbatch between the forward and the backward pass. Arithmetic on shapes.
+"""Bytes that autograd saves for the backward pass of one microbatch, computed from shapes.
 
-It follows pipeline/modeling line by line, and
-tests/cost/test_activations.py compares it with what autograd really saves
-on a CPU, to the byte: whoever changes what a layer keeps changes it here.
+Counts the tensors that each layer of pipeline/modeling saves. tests/cost/test_activations.py compares the sums with
+what autograd saves on a CPU, to the byte, so a change of a layer that is not repeated here fails a test. Running the
+layers themselves on meta or fake tensors would need torch (seconds per plan), and cannot show what the fused kernels of
+a GPU save on a machine without one.
 
-    B  rows of the microbatch         D  d_model         e  bytes of an element in matrix products: 4, in bf16 2
-    S  encoder length, prompt too     E  heads · d_kv    4  of what is always fp32: norm statistics, the loss
-    T  decoder length                 F  d_ff
-    H  heads                          V  vocabulary
+    B  rows of the microbatch                D  d_model         e  bytes of an element in matrix products: 4, in bf16 2
+    S  encoder length, prompt included       E  heads · d_kv    4  bytes of norm statistics and the loss, always fp32
+    T  decoder length                        F  d_ff
+    H  heads                                 V  vocabulary
 
-A layer that trains keeps its inputs for the gradient of its weights; a frozen one keeps only what the gradient with
-respect to its inputs needs: a linear layer nothing at all.
+A trained layer saves its inputs for the gradient of its weights. A frozen one saves only what the gradient of its
+inputs needs: nothing for a linear layer.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.limits import LOSS_ROWS, SCORED_LOGITS_ROWS, attends_without_keys
 
 _FP32 = 4
 _INDEX = 8  # bytes of a token id
-LOGITS_AT_ONCE = 2048  # rows: pipeline/evaluation/label_scoring.py
-LOSSES_AT_ONCE = {True: 512, False: 4096}  # rows, on a CPU or not: LOGITS_AT_ONCE of pipeline/training/loss.py
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """What one forward pass reads, and how.
+    """Shapes and settings of one forward pass.
 
-    rows, inputs, targets: B, S (a prompt counted) and T, padding included.
-    prompt: how many of the S positions are a prompt before a frozen T5; 0 where the whole T5 trains.
-    padded: rows differ in length, so that there are masks.
-    packed: rows hold several examples, so that masks depend on the query.
-    recompute: of a block only its input is kept; its backward pass makes the rest once more.
-    cpu: where it runs; on a GPU norms and attention are fused kernels that keep less.
-    logits: dtype of the product that makes them, of which `output_loss` keeps the gradient instead of the logits (fp32
-        where `bf16` is off); "whole" where all logits are made, in fp32, and kept (mixtures of prompts).
+    Attributes:
+        rows, inputs, targets: B, S (prompt included) and T, with padding.
+        prompt: positions of S that are a prompt before a frozen T5; 0 if the whole T5 trains.
+        bf16: whether matrix products are in bf16.
+        dropout: whether the dropout rate is above 0.
+        padded: whether rows differ in length, so that there are masks.
+        packed: whether rows contain several examples, so that masks depend on the query.
+        recompute: activation checkpointing: only the inputs of blocks are saved.
+        cpu: device; on a GPU, norms and attention are fused kernels that save less.
+        logits: precision of the output product, whose gradient is saved instead of the logits (fp32 unless `bf16`);
+            "whole" if all logits are computed and saved in fp32 (mixtures of prompts).
     """
 
     rows: int
@@ -61,22 +64,30 @@ class Microbatch:
         return 2 if self.bf16 else _FP32
 
     @property
-    def of_logits(self) -> int:
-        """Bytes of a logit, or of what is kept in its place."""
+    def logit_bytes(self) -> int:
+        """Bytes of a logit, or of the gradient that is saved instead."""
         return self.e if self.logits == "bf16" else _FP32
 
     @property
-    def by_products(self) -> bool:
-        """Whether attention and norms are the functions with gradients of their own (bf16 on a CPU)."""
+    def handwritten(self) -> bool:
+        """Whether attention and norms have handwritten gradients: in bf16 on a CPU."""
         return self.cpu and self.bf16
+
+    @property
+    def saves_scores(self) -> bool:
+        """Whether attention saves its softmax instead of being fused."""
+        return self.handwritten or (self.cpu and not self.frozen)
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedActivations:
     """Bytes that the backward pass needs, and frees from the last to the first: logits, decoder, encoder.
 
-    Of the logits what is kept is their gradient. Copies of weights, in the dtype that they are multiplied in, count
-    where they are used. encoder_block, decoder_block: what comes on top while a block is recomputed.
+    Copies of weights in another dtype count where they are used.
+
+    Attributes:
+        logits: the gradient of the logits, which is saved instead of them.
+        encoder_block, decoder_block: additional bytes while a block is recomputed.
     """
 
     encoder: int
@@ -90,37 +101,37 @@ class Kept:
         return self.encoder + self.decoder + self.logits
 
 
-def kept(shape: T5Config, m: Microbatch) -> Kept:
-    """What autograd keeps of a microbatch of this shape.
+def saved_activations(shape: T5Config, m: Microbatch) -> SavedActivations:
+    """Bytes that autograd saves for a microbatch.
 
     >>> small = T5Config()
-    >>> whole = kept(small, Microbatch(rows=8, inputs=512, targets=512, cpu=True))
-    >>> f"{whole.total / 2**30:.2f} GiB, of which logits {whole.logits / 2**30:.2f}"
+    >>> saved = saved_activations(small, Microbatch(rows=8, inputs=512, targets=512, cpu=True))
+    >>> f"{saved.total / 2**30:.2f} GiB, of which logits {saved.logits / 2**30:.2f}"
     '2.16 GiB, of which logits 0.25'
     """
     B, S, T = m.rows, m.inputs, m.targets
     D, H = shape.d_model, shape.num_heads
     L, M = shape.num_layers, shape.num_decoder_layers
-    # Of a frozen decoder nothing before the first cross-attention leads back to the prompt.
+    # In a frozen decoder, nothing before the first cross-attention depends on the prompt.
     reached = M - 1 if m.frozen else M
     trains = not m.frozen
 
-    # What the blocks keep inside, and what is kept around them.
+    # Inside the blocks (in_encoder, in_decoder), and around them.
     in_encoder = B * S * L * (_self_attention(shape, m, S) + _feed_forward(shape, m))
     in_encoder += _bias(shape, m, S, L, rows=B if m.padded or m.packed else 1)
     encoder = B * S * _norm(shape, m) + B * _INDEX * (m.prompt or S)
     in_decoder = B * T * (reached * _self_attention(shape, m, T) + M * _feed_forward(shape, m))
     in_decoder += B * M * _cross_attention(shape, m) + B * T * reached * _norm(shape, m) + _cross_bias(shape, m)
     in_decoder += _bias(shape, m, T, reached, rows=B if m.packed else 1)
-    if m.frozen and few(shape, T):  # the states, for all of cross-attention
+    if m.frozen and attends_without_keys(T, shape.d_kv):  # the encoder states, shared by all layers
         in_decoder += B * S * m.e * D
-    # The last norm feeds the loss alone, which keeps the hidden states of the target tokens, and which ones they are.
+    # The last norm feeds only the loss, which saves the hidden states of the target tokens and their mask.
     decoder = B * T * (_norm(shape, m, feeds=False) + (_INDEX if trains else 0))
-    decoder += 0 if m.logits == "whole" else B * T * (m.of_logits * D + 1)
+    decoder += 0 if m.logits == "whole" else B * T * (m.logit_bytes * D + 1)
     if trains:  # buckets of the relative positions
         in_encoder += _INDEX * (2 * S - 1)
         in_decoder += _INDEX * (2 * T - 1)
-    if m.dropout:  # masks that are shared along the sequence, but for those of values, which are shared along K
+    if m.dropout:  # masks shared along the sequence; those of values are shared along K
         embedded = _FP32 if trains else m.e
         in_encoder += B * m.e * L * (S * H + 2 * D + shape.d_ff)
         in_decoder += B * m.e * (reached * (T * H + D) + M * (S * H + 2 * D + shape.d_ff))
@@ -128,15 +139,15 @@ def kept(shape: T5Config, m: Microbatch) -> Kept:
         decoder += B * (embedded * trains + m.e) * D
     copied = _copies(shape, m, reached)
     in_encoder, in_decoder = in_encoder + copied[0], in_decoder + copied[1]
-    logits = B * T * (m.of_logits * shape.vocab_size + (_FP32 + _INDEX if m.logits == "whole" else 0))
+    logits = B * T * (m.logit_bytes * shape.vocab_size + (_FP32 + _INDEX if m.logits == "whole" else 0))
     if not m.recompute:
-        return Kept(encoder + in_encoder, decoder + in_decoder, logits)
-    inputs_of_encoder, inputs_of_decoder = _inputs_of_blocks(shape, m)
-    return Kept(encoder + inputs_of_encoder, decoder + inputs_of_decoder, logits, in_encoder // L, in_decoder // M)
+        return SavedActivations(encoder + in_encoder, decoder + in_decoder, logits)
+    inputs = _block_inputs(shape, m)
+    return SavedActivations(encoder + inputs[0], decoder + inputs[1], logits, in_encoder // L, in_decoder // M)
 
 
-def _inputs_of_blocks(shape: T5Config, m: Microbatch) -> tuple[int, int]:
-    """What blocks of encoder and decoder are given: the residual stream, the encoder's output, bias and masks."""
+def _block_inputs(shape: T5Config, m: Microbatch) -> tuple[int, int]:
+    """Inputs of all blocks of encoder and decoder: the residual stream, the encoder's output, bias and masks."""
     B, S, T, D, H = m.rows, m.inputs, m.targets, shape.d_model, shape.num_heads
     L, M = shape.num_layers, shape.num_decoder_layers
     stream = m.e if m.frozen else _FP32
@@ -144,32 +155,33 @@ def _inputs_of_blocks(shape: T5Config, m: Microbatch) -> tuple[int, int]:
     cross = T * S if m.packed else S if m.padded else 0
 
     def bias(layers: int, length: int, rows: int) -> int:
-        """The first block's, which it gives to those behind it."""
+        """The first block computes the bias and passes it to the others."""
         return rows * H * length * length * m.e if layers > 1 else 0
 
     encoder = L * B * S * D * stream + B * masked * _FP32
-    encoder += bias(L, S, 1 if m.by_products or not masked else B)
+    encoder += bias(L, S, 1 if m.handwritten or not masked else B)
     decoder = M * B * T * D * stream + B * S * D * m.e * m.frozen + B * cross * _FP32
-    decoder += (B if m.packed else 1) * T * T * _FP32 + bias(M, T, B if m.packed and not m.by_products else 1)
+    decoder += (B if m.packed else 1) * T * T * _FP32 + bias(M, T, B if m.packed and not m.handwritten else 1)
     return encoder, decoder
 
 
 def _norm(shape: T5Config, m: Microbatch, *, feeds: bool = True) -> int:
-    """A position of a norm: its input and 1/RMS; autograd's own on a CPU, to train its weight, also x/RMS.
+    """A position of a norm: its input and 1/RMS; if its weight trains by autograd on a CPU, also x/RMS.
 
-    feeds: its output too, for the weights that it feeds, where they train.
+    Args:
+        feeds: whether its output is saved too, as the input of trained weights.
     """
-    kept = (m.e if m.by_products and m.frozen else _FP32) * shape.d_model + _FP32
+    saved = (m.e if m.handwritten and m.frozen else _FP32) * shape.d_model + _FP32
     if m.frozen:
-        return kept
-    return kept + ((_FP32 if m.cpu and not m.bf16 else 0) + (m.e if feeds else 0)) * shape.d_model
+        return saved
+    return saved + ((_FP32 if m.cpu and not m.bf16 else 0) + (m.e if feeds else 0)) * shape.d_model
 
 
 def _self_attention(shape: T5Config, m: Microbatch, keys: int) -> int:
-    """A position of a self-attention layer, its norm included."""
+    """A position of a self-attention layer, norm included."""
     E, H = shape.num_heads * shape.d_kv, shape.num_heads
     to_o = 0 if m.frozen else m.e * E
-    if m.by_products or (m.cpu and not m.frozen):  # q, k, v, softmax
+    if m.saves_scores:  # q, k, v, softmax
         return _norm(shape, m) + 3 * m.e * E + m.e * H * keys + to_o
     return _norm(shape, m) + 4 * m.e * E + _FP32 * H  # q, k, v, output; log Σ exp of the scores
 
@@ -177,24 +189,19 @@ def _self_attention(shape: T5Config, m: Microbatch, keys: int) -> int:
 def _cross_attention(shape: T5Config, m: Microbatch) -> int:
     """A row of a cross-attention layer, without its norm: queries of T positions, keys and values of S."""
     E, H = shape.num_heads * shape.d_kv, shape.num_heads
-    if few(shape, m.targets):  # what q asks of the states, softmax; with dropout before and after it
+    if attends_without_keys(m.targets, shape.d_kv):  # q K, softmax (with dropout before and after it)
         of_query = m.e * H * (shape.d_model + (2 if m.dropout else 1) * m.inputs)
-        of_query += 0 if m.frozen else m.e * (2 * E + H * shape.d_model)  # q, output, what it saw of the states
+        of_query += 0 if m.frozen else m.e * (2 * E + H * shape.d_model)  # q, output, the weighted states
         return m.targets * of_query
     of_query = 2 * m.e * E + _FP32 * H  # q, output; log Σ exp of the scores
-    if m.by_products:  # q, softmax
+    if m.handwritten:  # q, softmax
         of_query = m.e * E + m.e * H * m.inputs + (0 if m.frozen else m.e * E)
     return m.targets * of_query + m.inputs * 2 * m.e * E
 
 
-def few(shape: T5Config, targets: int) -> bool:
-    """Whether cross-attention does without keys and values (Attention.for_few)."""
-    return 2 * targets <= shape.d_kv
-
-
 def _feed_forward(shape: T5Config, m: Microbatch) -> int:
-    """A position of a feed-forward layer, its norm included: what its activation, its product and wo keep."""
-    by_activation = 1  # its input; of a ReLU its output
+    """A position of a feed-forward layer, norm included: tensors saved by activation, gate and wo."""
+    by_activation = 1  # its input; for a ReLU its output
     is_relu = shape.activation == "relu"
     if shape.gated:
         tensors = by_activation + (1 if is_relu else 2) + (0 if m.frozen else 1)  # the two factors; wo's input
@@ -205,22 +212,22 @@ def _feed_forward(shape: T5Config, m: Microbatch) -> int:
 
 
 def _bias(shape: T5Config, m: Microbatch, length: int, layers: int, rows: int) -> int:
-    """Position bias and mask as fused attention keeps them, one for a stack."""
-    if m.by_products or (m.cpu and not m.frozen):
+    """Position bias and mask that fused attention saves, once per stack."""
+    if m.saves_scores:
         return 0
     return min(layers, 1) * rows * shape.num_heads * length * length * m.e
 
 
 def _cross_bias(shape: T5Config, m: Microbatch) -> int:
-    """The mask of cross-attention, made in fp32: in another dtype each layer has its own."""
-    if m.by_products or few(shape, m.targets):
+    """The mask of cross-attention; in bf16 each layer has its own copy of it."""
+    if m.handwritten or attends_without_keys(m.targets, shape.d_kv):
         return 0
     per_row = m.targets * m.inputs if m.packed else m.inputs if m.padded else 0
     return (shape.num_decoder_layers if m.bf16 else 1) * m.rows * per_row * m.e
 
 
 def _copies(shape: T5Config, m: Microbatch, reached: int) -> tuple[int, int]:
-    """Weights in another dtype, of encoder and decoder: bf16 of what trains; fp32 of a frozen one's norms on a GPU."""
+    """Copies of weights in encoder and decoder: in bf16 if they train; in fp32 for frozen norms on a GPU."""
     if not m.bf16:
         return 0, 0
     D, L, M = shape.d_model, shape.num_layers, shape.num_decoder_layers
@@ -231,61 +238,62 @@ def _copies(shape: T5Config, m: Microbatch, reached: int) -> tuple[int, int]:
     return m.e * L * (attention + feed_forward), m.e * M * (2 * attention + feed_forward)
 
 
-def of_loss(shape: T5Config, m: Microbatch) -> int:
-    """The most that a loss holds at one time until it keeps the gradient of the logits, that gradient included.
+def loss_peak(shape: T5Config, m: Microbatch) -> int:
+    """Peak memory of the loss, which computes the gradient of the logits, a few rows at a time.
 
-    Some rows of logits at a time: they, their softmax in fp32 (of bf16 logits made from a copy), and the softmax of the
-    rows before; then the gradients of all rows, which are joined.
+    At a time there are the logits of these rows, their softmax in fp32 (from a copy of bf16 logits) and the softmax of
+    the previous rows; at the end the gradients of all rows, twice while they are concatenated.
     """
-    N, V, h = m.rows * m.targets, shape.vocab_size, m.of_logits
+    N, V, h = m.rows * m.targets, shape.vocab_size, m.logit_bytes
     if m.logits == "whole":  # logits and their gradient
         return N * (2 * _FP32 * V + _FP32 + _INDEX)
     copied = 0 if h == _FP32 else _FP32
-    n = LOSSES_AT_ONCE[m.cpu]
+    n = LOSS_ROWS["cpu" if m.cpu else "cuda"]
     sizes = [min(n, N - begin) for begin in range(0, N, n)]
-    numbers = [
+    peaks = [
         begin * h + size * (h + _FP32 + copied) + (n * copied if begin else 0)
         for begin, size in zip(range(0, N, n), sizes, strict=True)
     ]
     if len(sizes) > 1:
-        numbers.append(2 * N * h + sizes[-1] * (h + copied))
-    return weight_copy(shape, m) + V * max(numbers)
+        peaks.append(2 * N * h + sizes[-1] * (h + copied))
+    return output_copy(shape, m) + V * max(peaks)
 
 
-def weight_copy(shape: T5Config, m: Microbatch) -> int:
-    """The output matrix in the dtype of the product that makes logits, where it has another one."""
+def output_copy(shape: T5Config, m: Microbatch) -> int:
+    """Copy of the output matrix in the dtype of the output product, if it is stored in another one."""
     stored = m.e if m.frozen else _FP32
-    return 0 if m.of_logits == stored else m.of_logits * shape.vocab_size * shape.d_model
+    return 0 if m.logit_bytes == stored else m.logit_bytes * shape.vocab_size * shape.d_model
 
 
-def at_attention(shape: T5Config, m: Microbatch) -> int:
-    """What the backward pass of the encoder's last attention holds beyond what the encoder keeps.
+def attention_backward(shape: T5Config, m: Microbatch) -> int:
+    """Memory of the backward pass of the encoder's last attention, relative to the encoder's saved activations.
 
-    Its feed-forward layer has let go of what it kept. Where scores are there, so are gradients of softmax and scores.
+    Gradients of softmax and scores are added; what the last feed-forward layer saved has been freed.
     """
-    scores = 2 * m.e * m.rows * shape.num_heads * m.inputs**2 if m.by_products or (m.cpu and not m.frozen) else 0
+    scores = 2 * m.e * m.rows * shape.num_heads * m.inputs**2 if m.saves_scores else 0
     return scores - m.rows * m.inputs * _feed_forward(shape, m)
 
 
-def without_gradient(shape: T5Config, m: Microbatch, label_tokens: int = 0) -> int:
-    """The most that a forward pass holds at one time where nothing is kept: to score labels, or to decode greedily.
+def inference_peak(shape: T5Config, m: Microbatch, label_tokens: int = 0) -> int:
+    """Peak memory of label scoring or greedy decoding, beside the weights.
 
-    label_tokens: tokens of all labels of a task; 0 decodes.
+    Args:
+        label_tokens: tokens of all labels of a task; 0 for greedy decoding.
     """
     B, S = m.rows, m.inputs
     D, E, H = shape.d_model, shape.num_heads * shape.d_kv, shape.num_heads
     stream = m.e if m.frozen else _FP32
-    # Products need no bias of their own for each row, but scores, their softmax, and q, k and v by heads.
-    bias = m.e * (H * S * S if m.by_products or not m.padded else B * H * S * S)
-    scores = 2 * m.e * B * H * S * S if m.by_products else 0
-    attention = (6 if m.by_products else 3) * m.e * E + m.e * E + m.e * D
+    # Handwritten attention needs no bias per row, but scores, their softmax, and q, k and v by heads.
+    bias = m.e * (H * S * S if m.handwritten or not m.padded else B * H * S * S)
+    scores = 2 * m.e * B * H * S * S if m.handwritten else 0
+    attention = (6 if m.handwritten else 3) * m.e * E + m.e * E + m.e * D
     feed_forward = (3 if shape.gated else 2) * shape.d_ff * m.e + m.e * D
-    # The residual stream before and after a layer; its first state, and that without the prompt, are with the callers.
+    # The residual stream before and after a layer; callers still reference its first state and the one without prompt.
     streams = B * (3 * S + (S - m.prompt if m.frozen else 0)) * stream * D
     encoding = streams + bias + max(scores + B * S * attention, B * S * max(feed_forward, 2 * _FP32 * D))
     head = _FP32 * shape.vocab_size * D if m.frozen and m.bf16 else 0
     if label_tokens:
-        logits = min(B * label_tokens, LOGITS_AT_ONCE) * shape.vocab_size * _FP32
+        logits = min(B * label_tokens, SCORED_LOGITS_ROWS) * shape.vocab_size * _FP32
         answering = max(head + logits, 2 * logits)
     else:
         answering = shape.num_decoder_layers * 2 * E * m.e * B * S + head + 2 * B * shape.vocab_size * _FP32

@@ -1,55 +1,55 @@
-"""What a stage leaves on disk: token shards, checkpoints, published models and prompts. Nothing is read but sizes."""
+"""Disk space of a stage: token shards, checkpoints, published models and prompts. Reads only sizes of files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from t5_pipeline.config.adaptation import SentinelConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
-from t5_pipeline.cost.flops import trained_numbers, trained_together
+from t5_pipeline.cost.flops import training_footprint
 from t5_pipeline.cost.memory import moments_bytes
+from t5_pipeline.data_prep.tokenizer.vocabulary import SENTINELS
 from t5_pipeline.modeling.config import T5Config
 
 _FP32 = 4
-BYTES_OF_A_TOKEN = 4.26
-"""UTF-8 bytes of English text that a piece of T5's vocabulary stands for, as measured on 120 articles of Wikipedia."""
+BYTES_PER_TOKEN = 4.26
+"""UTF-8 bytes of English text per token of T5's vocabulary, measured on 120 Wikipedia articles."""
 
 
 def checkpoints_bytes(together: Sequence[TrainingConfig], shape: T5Config) -> int | None:
-    """Checkpoints of a job: those that are kept at its end, and one more until it has taken the place of the oldest."""
-    trained = trained_together(together, shape, LaunchConfig())
-    if trained is None:
+    """Checkpoints of a job: those kept at its end, and one more that is written before the oldest is deleted."""
+    footprint = training_footprint(together, shape, LaunchConfig())
+    if footprint is None:
         return None
     c = together[0]
-    one = _FP32 * trained.numbers * (2 if trained.keeps_best else 1) + moments_bytes(shape, trained)
+    one = _FP32 * footprint.numbers * (2 if footprint.keeps_best else 1) + moments_bytes(shape, footprint)
     return (c.keep_last + 1 + (c.steps // c.keep_every if c.keep_every else 0) + c.keep_best) * one
 
 
 def published_bytes(settings: StageConfig, shape: T5Config, steps: int = 1) -> int | None:
-    """What a cell publishes, in fp32: a model, at so many steps, or prompts."""
-    numbers = shape.parameters if isinstance(settings, SentinelConfig) else trained_numbers(settings, shape)
+    """Published fp32 weights of a cell, at `steps` different steps: models or prompts."""
+    numbers = shape.parameters if "model" in settings.outputs else settings.trained_parameters(shape)
     return None if numbers is None else steps * _FP32 * numbers
 
 
 def shards_bytes(tokens: int, settings: PrepareConfig) -> int:
-    """Token shards: two bytes a token, four where the vocabulary needs them. Where documents end adds little."""
-    narrow = settings.vocabulary is not None or settings.vocabulary_size + 100 <= 2**16
+    """Token shards: two bytes per token, four for a large vocabulary. Ends of documents add little."""
+    narrow = settings.vocabulary is not None or settings.vocabulary_size + SENTINELS <= 2**16
     return tokens * (2 if narrow else 4)
 
 
 def tokens_of(settings: PrepareConfig) -> int | None:
-    """About how many tokens a corpus on this disk has; None where only reading it would tell."""
+    """Approximate tokens of a corpus on this disk; None if they cannot be estimated without reading it."""
     size = text_bytes(Path(settings.corpus), settings.text_field)
-    return None if size is None else round(size / BYTES_OF_A_TOKEN)
+    return None if size is None else round(size / BYTES_PER_TOKEN)
 
 
 def text_bytes(corpus: Path, field: str) -> int | None:
-    """Bytes of text in a file or below a folder: the size of .txt and .jsonl, of Parquet what its metadata says.
+    """Bytes of text in a file or below a folder: file sizes of .txt and .jsonl, column sizes of Parquet.
 
-    None where that is not known of every file: what is compressed, or is not there.
+    None if unknown for any file: compressed, or missing.
     """
     files = [corpus] if corpus.is_file() else sorted(path for path in corpus.rglob("*") if path.is_file())
     total = 0

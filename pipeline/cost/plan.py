@@ -1,4 +1,4 @@
-"""`t5-pipeline plan`: what would run and why, and what it would take. Nothing is launched, nothing changes."""
+"""The text of `t5-pipeline plan`: stale cells, reasons and costs. Runs and writes nothing."""
 
 from __future__ import annotations
 
@@ -15,71 +15,76 @@ from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, tokens_of
-from t5_pipeline.cost.flops import memory, shape_of, trained_numbers, work
-from t5_pipeline.cost.memory import Memory, Trained, moments_bytes
+from t5_pipeline.cost.flops import shape_of, stage_memory, step_cost
+from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes
 from t5_pipeline.cost.throughput import seconds_of_a_step
 from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs, wanted_steps
 from t5_pipeline.modeling.config import SIZES, T5Config
 
 _FP32 = 4
 _UNKNOWN = "–"
-_SAVING = ("a task, in bytes", "prompt", "tuned model", "saving", "to train: prompt", "by Adafactor", "by AdamW")
+_SAVING = ("per task, in bytes", "prompt", "tuned model", "saving", "to train: prompt", "with Adafactor", "with AdamW")
 _NOTES = """\
-Estimates. FLOPs: 2 a multiply-add, without padding, of a task at the longest inputs that its settings allow; × N: of
-all cells. Memory: of each process, beside the libraries' own. Its peak is the largest sum at any one time, smaller than
-that of the parts. Host is the CPU's: a checkpoint's snapshot, the best weights so far, what is offloaded (where the
-device is a CPU, add it). Within 15% of measured peaks on CPUs, not measured on GPUs: docs/performance.md. To train:
-gradients and optimizer state."""
+Estimates. FLOPs: 2 per multiply-add, without padding; tasks with the longest inputs that the settings allow; "× N" is
+the sum of N cells. Memory: per process, without that of the libraries. The peak is the largest sum at any one time,
+less than the sum of the parts. Host: CPU memory for a checkpoint's snapshot, the best weights so far and offloaded
+state (if the device is a CPU, add it to the peak). Within 15% of measured peaks on CPUs, not measured on GPUs
+(docs/performance.md). To train: weights, gradients and optimizer state."""
 
 Row = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What turns FLOPs into hours: FLOP/s of one device, or None for what each stage's own log shows."""
+    """FLOP/s of one device; None: measured, from the log of each stage."""
 
     flops: float | None = None
 
 
 @dataclass
-class Takes:
-    """What one stage takes in all its cells, or with `--sizes` would take on one size of T5; None is not known."""
+class StageCost:
+    """Cost of all cells of a stage, with `--sizes` on a T5 of one size; None if unknown.
+
+    Attributes:
+        left: share of the FLOPs that remains.
+        at_once: prompts that train in one batch.
+    """
 
     name: str
     parameters: int | None = None
     trained: int | None = None
     tokens: int | None = None
     flops: float | None = None
-    left: float | None = None  # of the FLOPs
+    left: float | None = None
     hours: float | None = None
     disk: int | None = None
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     memory: Memory | None = None
-    at_once: int = 1  # prompts that train in one batch
+    at_once: int = 1
 
 
 def plan(recipe: Recipe, run_dir: RunDir, rate: Rate | None = None, *, sizes: bool = False) -> str:
-    """The plan as text: decisions first, then what it takes.
+    """The plan as text: the status of each cell, then costs.
 
     Args:
-        rate: adds the hours that are left.
-        sizes: in place of the recipe's own T5, each of the paper's five.
+        rate: adds the remaining hours.
+        sizes: estimate for each of the paper's five T5s instead of the recipe's.
 
     Raises:
-        InputError: something outside the run that a stage reads is not there, or a launch configuration is wrong.
+        InputError: if an input outside the run does not exist, or a launch configuration is wrong.
     """
     check_outside(recipe.cells())
     decisions = decide(recipe, run_dir)
-    lines = [f"{recipe.path} → {run_dir.path}", "", *_decisions(decisions)]
+    lines = [f"{recipe.path} → {run_dir.path}", "", *_statuses(decisions)]
     todo = sum(d.action != "done" for d in decisions)
-    lines += ["", f"{todo} of {len(decisions)} cells to make" if todo else "nothing to do"]
-    rows: list[Takes] = []
+    lines += ["", f"{todo} of {len(decisions)} cells to run" if todo else "nothing to do"]
+    rows: list[StageCost] = []
     savings: list[Row] = []
     for name in recipe.stages:
         of_stage = [d for d in decisions if d.cell.stage == name]
         launch = _launch(recipe, of_stage[0])
         for size in SIZES if sizes and isinstance(of_stage[0].cell.settings, TrainingConfig) else (None,):
-            found = _takes(recipe, run_dir, of_stage, launch, rate, SIZES[size] if size else None)
+            found = _stage_cost(recipe, run_dir, of_stage, launch, rate, SIZES[size] if size else None)
             found.name = f"{found.name}, {size}" if size else found.name
             rows.append(found)
             label = f"{name}, {size}" if size else name
@@ -90,7 +95,7 @@ def plan(recipe: Recipe, run_dir: RunDir, rate: Rate | None = None, *, sizes: bo
     return "\n".join([*lines, "", _NOTES])
 
 
-def _decisions(decisions: list[CellStatus]) -> list[str]:
+def _statuses(decisions: list[CellStatus]) -> list[str]:
     lines = []
     width = max(len(d.cell.label) for d in decisions)
     for decision in decisions:
@@ -107,7 +112,7 @@ def _decisions(decisions: list[CellStatus]) -> list[str]:
 
 
 def _launch(recipe: Recipe, decision: CellStatus) -> LaunchConfig:
-    """How a stage runs. Without a configuration one process takes a GPU where this machine has one."""
+    """Launch configuration of a stage; by default one process, on a GPU if this machine has one."""
     path = recipe.launch[decision.cell.stage]
     if path is None or not isinstance(decision.cell.settings, TrainingConfig):
         return LaunchConfig(cpu=not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")))
@@ -119,17 +124,17 @@ def _launch(recipe: Recipe, decision: CellStatus) -> LaunchConfig:
 # ------------------------------------------------------------------------------------------------------------ stages
 
 
-def _takes(
+def _stage_cost(
     recipe: Recipe,
     run_dir: RunDir,
     decisions: list[CellStatus],
     launch: LaunchConfig,
     rate: Rate | None,
     size: T5Config | None,
-) -> Takes:
-    """What the cells of one stage take."""
+) -> StageCost:
+    """Cost of the cells of one stage."""
     cell = decisions[0].cell
-    found = Takes(cell.stage + (f" × {len(decisions)}" if len(decisions) > 1 else ""), launch=launch)
+    found = StageCost(cell.stage + (f" × {len(decisions)}" if len(decisions) > 1 else ""), launch=launch)
     if isinstance(cell.settings, PrepareConfig):
         found.tokens, found.disk = _tokens(run_dir.cell(cell) / "tokens", cell.settings)
         return found
@@ -137,7 +142,7 @@ def _takes(
     if shape is None:
         return found
     found.parameters = shape.parameters
-    found.trained = trained_numbers(cell.settings, shape)
+    found.trained = cell.settings.trained_parameters(shape)
     found.disk = published_bytes(cell.settings, shape)
     if isinstance(cell.settings, TrainingConfig) and found.trained is not None:
         _add_training(found, recipe, run_dir, decisions, rate, size)
@@ -145,7 +150,12 @@ def _takes(
 
 
 def _add_training(
-    found: Takes, recipe: Recipe, run_dir: RunDir, decisions: list[CellStatus], rate: Rate | None, size: T5Config | None
+    found: StageCost,
+    recipe: Recipe,
+    run_dir: RunDir,
+    decisions: list[CellStatus],
+    rate: Rate | None,
+    size: T5Config | None,
 ) -> None:
     found.tokens, found.disk = 0, 0
     total = left = timed_flops = seconds = 0.0
@@ -155,65 +165,65 @@ def _add_training(
         if shape is None:
             continue
         place = run_dir.job({d.cell.id: d.fingerprint or "" for d in group}, group[0].cell)
-        a_step = [w for w in (work(settings, shape) for settings in together) if w is not None]
-        steps, flops = together[0].steps, sum(w.flops for w in a_step)
+        costs = [cost for cost in (step_cost(settings, shape) for settings in together) if cost is not None]
+        steps, flops = together[0].steps, sum(cost.flops for cost in costs)
         total += steps * flops
-        left += (steps - (0 if size else _steps_behind(group, place, steps))) * flops
-        found.tokens += steps * sum(w.tokens for w in a_step)
+        left += (steps - (0 if size else _steps_done(group, place, steps))) * flops
+        found.tokens += steps * sum(cost.tokens for cost in costs)
         of_a_step = None if size else seconds_of_a_step(place)
         if of_a_step is not None:
             timed_flops, seconds = timed_flops + flops, seconds + of_a_step
         found.disk += checkpoints_bytes(together, shape) or 0
         for d, settings in zip(group, together, strict=True):
             found.disk += published_bytes(settings, shape, len(wanted_steps(recipe, d.cell))) or 0
-        needs = memory(together, shape, found.launch)
+        needs = stage_memory(together, shape, found.launch)
         if needs is not None and (found.memory is None or needs.peak > found.memory.peak):
             found.memory, found.at_once = needs, len(group)
     found.flops, found.left = total, left / total if total else 0.0
     if rate is not None:
-        whole = rate.flops * found.launch.processes if rate.flops else timed_flops / seconds if seconds else 0.0
-        found.hours = left / whole / 3600 if whole else None
+        rate_of_all = rate.flops * found.launch.processes if rate.flops else timed_flops / seconds if seconds else 0.0
+        found.hours = left / rate_of_all / 3600 if rate_of_all else None
 
 
-def _steps_behind(group: Sequence[CellStatus], job: Path, steps: int) -> int:
-    """Steps that a job would not make again: all where it is done, those of its newest checkpoint where it goes on."""
+def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
+    """Steps that a job does not repeat: all if it is done, those of its newest checkpoint if it resumes."""
     if all(d.action == "done" for d in group):
         return steps
     if any(d.action == "run" for d in group):
         return 0
-    made = [int(path.name.removeprefix("step-")) for path in job.glob("checkpoints/step-*")]
-    return min(max(made, default=0), steps)
+    saved = [int(path.name.removeprefix("step-")) for path in job.glob("checkpoints/step-*")]
+    return min(max(saved, default=0), steps)
 
 
 def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int | None]:
-    """Tokens and bytes of the shards: those that are there, or about those that there will be."""
+    """Tokens and bytes of the shards, estimated if they do not exist yet."""
     try:
-        there = json.loads((directory / "tokens.json").read_text(encoding="utf-8"))["tokens"].values()
+        counts = json.loads((directory / "tokens.json").read_text(encoding="utf-8"))["tokens"].values()
     except OSError:
         tokens = tokens_of(settings)
         return tokens, None if tokens is None else shards_bytes(tokens, settings)
-    return sum(there), sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return sum(counts), sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Config | None, name: str) -> list[Row]:
-    """What the paper saves: the bytes of a task as a prompt, and as a tuned model of the same T5."""
+    """Bytes per task as a prompt and as a fine-tuned model of the same T5."""
     settings = decision.cell.settings
     shape = size or shape_of(recipe, run_dir, decision.cell)
     if not isinstance(settings, PromptTuneConfig) or shape is None:
         return []
     p, N = settings.prompt_length, shape.parameters
-    of_prompt = Trained(Microbatch(1, p, 1, prompt=p), p * shape.d_model, settings.optimizer)
-    prompt, model = _FP32 * of_prompt.numbers, _FP32 * N
-    either = [moments_bytes(shape, Trained(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
+    footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), p * shape.d_model, settings.optimizer)
+    prompt, model = _FP32 * footprint.numbers, _FP32 * N
+    either = [moments_bytes(shape, TrainingFootprint(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
     stored = (f"{prompt:,}", f"{model:,}", f"{model / prompt:,.0f} ×")
-    to_train = (prompt + moments_bytes(shape, of_prompt), *(model + moments for moments in either))
+    to_train = (prompt + moments_bytes(shape, footprint), *(model + moments for moments in either))
     return [(name, *stored, *map(size_text, to_train))]
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def _work(rows: list[Takes], rate: Rate | None) -> list[Row]:
+def _work(rows: list[StageCost], rate: Rate | None) -> list[Row]:
     table: list[Row] = [
         ("stage", "parameters", "trained", "tokens", "FLOPs", "left", *(["hours left"] if rate else []), "disk")
     ]
@@ -231,7 +241,7 @@ def _work(rows: list[Takes], rate: Rate | None) -> list[Row]:
     return table
 
 
-def _memory(rows: list[Takes]) -> list[Row]:
+def _memory(rows: list[StageCost]) -> list[Row]:
     parts = ("weights", "gradients", "optimizer", "activations", "peak", "host")
     table: list[Row] = [("memory of each process", *parts, "devices")]
     for row in rows:
@@ -245,7 +255,7 @@ def _memory(rows: list[Takes]) -> list[Row]:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """The first column to the left, the others to the right."""
+    """Lines with the first column aligned left, the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

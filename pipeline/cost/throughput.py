@@ -1,4 +1,4 @@
-"""How fast devices compute: as the user says, or as the log of a run that has begun shows."""
+"""Throughput of devices: given by the user, or measured from the log of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def parse_rate(text: str) -> float | None:
     """FLOP/s of one device from `400T`, `35.5 GFLOP/s` or `2e12`; None for `measured`.
 
     Raises:
-        InputError: it is none of these.
+        InputError: if the text is neither.
 
     >>> parse_rate("400T"), parse_rate("35.5 GFLOP/s"), parse_rate("measured")
     (400000000000000.0, 35500000000.0, None)
@@ -29,14 +29,14 @@ def parse_rate(text: str) -> float | None:
     except ValueError:
         value = 0.0
     if value <= 0:
-        raise InputError(f"--rate {text}: must be the FLOP/s that one device sustains, as in 400T, or {MEASURED}")
+        raise InputError(f"--rate {text}: is not a rate; give the FLOP/s of one device, such as 400T, or {MEASURED}")
     return value
 
 
 def seconds_of_a_step(directory: Path) -> float | None:
-    """Seconds that a step of a job has taken on average, by its own log; None where it has logged none yet.
+    """Average seconds per step of a job, from its log; None if it has logged no step yet.
 
-    All that is done between steps is in it: checkpoints, validation, and a start from one checkpoint after another.
+    Includes everything between steps: checkpoints, validation and restarts.
     """
     last = None
     try:

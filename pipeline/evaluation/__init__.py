@@ -1,1 +1,1 @@
-"""What a model answers (label scoring, greedy decoding) and how well (metrics)."""
+"""Answers of a model (label scoring, greedy decoding) and their scores."""

@@ -1,4 +1,4 @@
-"""Several prompts that answer together: a majority vote (Lester et al. 2021, §6), or a mixture (Qin and Eisner 2021).
+"""Answers of several prompts combined: majority vote (Lester et al. 2021, §6), mixture (Qin and Eisner 2021).
 
 N inputs, K prompts, L labels
 """
@@ -8,20 +8,46 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from t5_pipeline.evaluation.predict import AnswerForm, Outputs, ReadingModel, answer_each
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.evaluation.held_out import HeldOut
+from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
+from t5_pipeline.methods.base import Candidate, ReadingModel
+from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 
-EncodeLabels = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+Answer = tuple[Candidate, HeldOut, Outputs]
+"""A candidate, the rows of a task as it reads them, and its answers to them."""
+
+
+def ensemble_rows(task: TaskConfig, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Rows of scores.json for the majority votes of prompts that differ only in their seed."""
+    groups: dict[str, list[Answer]] = {}
+    for answer in answers:
+        if answer[0].vote_group is not None:
+            groups.setdefault(answer[0].vote_group, []).append(answer)
+    rows = []
+    for group in groups.values():
+        if len(group) > 1:
+            first, split, _ = group[0]
+            row = {"method": "ensemble", "examples": len(split)}
+            row |= {name: first.about[name] for name in ("prompt_length", "prompt_init") if name in first.about}
+            row["variant"] = f"{len(group)} prompts"
+            if first.task.name != task.name:
+                row["trained_on"] = first.task.name
+            row["trained"] = sum(candidate.about["trained"] for candidate, _, _ in group)
+            rows.append(row | split.scored(vote([outputs for _, _, outputs in group], task.labels or ())))
+    return rows
 
 
 def vote(outputs: Sequence[Outputs], labels: Sequence[str] = ()) -> Outputs:
     """The most frequent answer to each input.
 
-    Of answers that are as frequent, the label with the highest log p, summed over the prompts; of free texts the one
-    that an earlier prompt gave. What is decoded freely is voted on by itself.
+    Ties go to the label with the highest log p summed over the prompts, or for free text to the earliest prompt's
+    answer. Greedy outputs are voted on separately.
 
     >>> vote([Outputs(["a"], ["a"]), Outputs(["b"], ["x"]), Outputs(["b"], ["b"])]).texts
     ['b']
@@ -43,11 +69,11 @@ def _most_frequent(answers: Sequence[str], likelihood: dict[str, float]) -> str:
 
 
 def mix(outputs: Sequence[Outputs], weights: Sequence[float], labels: Sequence[Sequence[str]]) -> Outputs:
-    """The likeliest label of each input under Σ_k w_k p_k, with log of that as its scores.
+    """The likeliest label of each input under Σ_k w_k p_k, with its log as scores.
 
     Args:
-        outputs: of each prompt, with the log p of every label.
-        labels: of each input.
+        outputs: answers of each prompt, with the log p of every label.
+        labels: labels of each input.
     """
     log_p_KNL = [[np.asarray(scores, dtype=np.float64) for scores in one.scores] for one in outputs]
     with np.errstate(divide="ignore"):
@@ -61,43 +87,45 @@ def mix(outputs: Sequence[Outputs], weights: Sequence[float], labels: Sequence[S
 
 
 def answer_mixture(
-    answer: Callable[[Sequence[AnswerForm]], list[Outputs]],
-    weights: Sequence[float],
-    forms: Sequence[AnswerForm],
-    encode: EncodeLabels,
+    answer: Callable[[Sequence[AnswerForm]], list[Outputs]], weights: Sequence[float], forms: Sequence[AnswerForm]
 ) -> Outputs:
-    """Answers of a mixture. Of free text each prompt's own greedy output is a candidate, and the likeliest is taken.
+    """Answers of a mixture. For free text each prompt's greedy output is a candidate, and the likeliest one wins.
 
     Args:
-        answer: what each prompt of the mixture answers to all inputs, in these forms.
-        forms: of each input.
-        encode: target ids of texts, as in training.
+        answer: gives each prompt's answers to all inputs, in these forms.
+        forms: form of each input's answer.
     """
     outputs = answer(forms)
     if all(form.labels for form in forms):
-        return replace(mix(outputs, weights, [form.labels for form in forms]), free=_heaviest(outputs, weights))
-    candidates = [[one.texts[i] for one in outputs] for i in range(len(forms))]
-    asked = [AnswerForm(form.decode, texts, encode(texts), 0) for form, texts in zip(forms, candidates, strict=True)]
-    mixed = mix(answer(asked), weights, candidates)
+        # Greedy outputs cannot be mixed token by token: those of the prompt with the largest weight are kept.
+        return replace(
+            mix(outputs, weights, [form.labels for form in forms]), free=outputs[int(np.argmax(weights))].free
+        )
+    texts = [[one.texts[i] for one in outputs] for i in range(len(forms))]
+    asked = [replace(form, labels=each, label_ids=form.encode(each), max_length=0)
+             for form, each in zip(forms, texts, strict=True)]  # fmt: skip
+    mixed = mix(answer(asked), weights, texts)
     return Outputs(mixed.texts, mixed.texts)
 
 
-def _heaviest(outputs: Sequence[Outputs], weights: Sequence[float]) -> list[str]:
-    """What the prompt of the largest weight decodes freely: text by text there is no mixture of decodings."""
-    return outputs[int(np.argmax(weights))].free
-
-
-def together(
+def mixture_answers(
     model: ReadingModel,
     prompts: Sequence[int],
-    inputs: Sequence[np.ndarray],
+    weights: Sequence[float],
+    split: HeldOut,
     *,
-    batch_size: int,
     device: torch.device,
     precision: str,
+    batch_size: int = SCORED_EXAMPLES,
     on_batch: Callable[[int], None] = lambda examples: None,
-) -> Callable[[Sequence[AnswerForm]], list[Outputs]]:
-    """A function that gives each prompt's answers to the same inputs, each input once per prompt in mixed batches."""
+) -> Outputs:
+    """Answers of a mixture to a split, each input once per prompt in mixed batches.
+
+    Args:
+        prompts: the mixture's prompts in the model's bank.
+        on_batch: receives the number of examples after each batch.
+    """
+    inputs = split.rows.inputs
 
     def answer(forms: Sequence[AnswerForm]) -> list[Outputs]:
         found = answer_each(
@@ -110,7 +138,6 @@ def together(
             precision=precision,
             on_batch=on_batch,
         )
-        size = len(inputs)
-        return [found.part(k * size, (k + 1) * size) for k in range(len(prompts))]
+        return [found.part(k * len(inputs), (k + 1) * len(inputs)) for k in range(len(prompts))]
 
-    return answer
+    return answer_mixture(answer, weights, [split.form] * len(split))

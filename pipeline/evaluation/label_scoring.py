@@ -1,4 +1,4 @@
-"""Classification by comparing the labels: which one does the model find likeliest as the whole target?
+"""Label scoring: classification by the log probability of each label as the whole target.
 
 B batch, L labels, R = L·B decoder rows, S encoder length (prompt included), T longest label, D d_model, N label tokens
 """
@@ -10,30 +10,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import START, AnsweringModel
-
-# Rows of logits that exist at a time: V fp32 numbers each.
-LOGITS_AT_ONCE = 2048
+from t5_pipeline.evaluation.decoding import START
+from t5_pipeline.methods.base import ReadingModel
+from t5_pipeline.modeling.limits import SCORED_LOGITS_ROWS
 
 
 @torch.no_grad()
 def score_labels(
-    model: AnsweringModel, encoded_BSD: Tensor, mask_BS: Tensor | None, labels: Sequence[Sequence[int]]
+    model: ReadingModel, encoded_BSD: Tensor, mask_BS: Tensor | None, labels: Sequence[Sequence[int]]
 ) -> Tensor:
-    """log p(label | input) of every label, summed over its tokens, fp32 [B, L].
+    """log p(label | input) of every label, summed over its tokens, fp32 [B, L]; the prediction is `argmax(1)`.
 
-    encoded_BSD and mask_BS are what the model's `encode` gave: an input is encoded once, however many labels there
-    are; only the decoder runs L rows for each. `labels` are token ids as in training targets: EOS last, a sentinel
-    first where the model was given one. Padding is never scored. The prediction is `scores.argmax(1)`.
+    Each input is encoded once; only the decoder runs L rows for it. Padding is not scored.
+
+    Args:
+        encoded_BSD, mask_BS: output of the model's `encode`.
+        labels: token ids as in training targets: EOS last, and the sentinel first if the model has one.
     """
     return score_label_sets(model, encoded_BSD, mask_BS, [labels] * encoded_BSD.size(0))
 
 
 @torch.no_grad()
 def score_label_sets(
-    model: AnsweringModel, encoded_BSD: Tensor, mask_BS: Tensor | None, labels: Sequence[Sequence[Sequence[int]]]
+    model: ReadingModel, encoded_BSD: Tensor, mask_BS: Tensor | None, labels: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:
-    """As `score_labels`, where each input has labels of its own, the same number L of them: `labels[b][l]` are ids."""
+    """Like `score_labels`, with L labels for each input: `labels[b][l]` are token ids."""
     device = encoded_BSD.device
     longest = max(len(label) for of_input in labels for label in of_input)
     padded = [[*label, *[0] * (longest - len(label))] for of_input in labels for label in of_input]
@@ -47,14 +48,16 @@ def score_label_sets(
     log_p_N = torch.cat(
         [
             _log_p(model, hidden_nD, token_n)
-            for hidden_nD, token_n in zip(hidden_ND.split(LOGITS_AT_ONCE), token_N.split(LOGITS_AT_ONCE), strict=True)
+            for hidden_nD, token_n in zip(
+                hidden_ND.split(SCORED_LOGITS_ROWS), token_N.split(SCORED_LOGITS_ROWS), strict=True
+            )
         ]
     )
     log_p_RT = torch.zeros(real_RT.shape, device=device).masked_scatter(real_RT, log_p_N)
     return log_p_RT.sum(dim=1).view(len(labels), -1)
 
 
-def _log_p(model: AnsweringModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:
+def _log_p(model: ReadingModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:
     logits_nV = model.logits(hidden_nD.unsqueeze(1)).squeeze(1).float()
-    # On a CPU in half the time of logsumexp.
+    # Faster on a CPU than logsumexp.
     return logits_nV.log_softmax(dim=1).gather(1, token_n.unsqueeze(1)).squeeze(1)

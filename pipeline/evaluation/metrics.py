@@ -1,6 +1,6 @@
-"""Scores of predicted texts: fractions between 0 and 1, or correlations between −1 and 1. Pure NumPy.
+"""Metrics of predicted texts: fractions between 0 and 1, or correlations between −1 and 1. Pure NumPy.
 
-A prediction that is none of the task's labels is illegal: wrong in every metric, and its share is reported apart.
+A prediction that is not one of the task's labels is illegal: wrong in every metric, and its share is reported.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import METRICS
 
 Texts = Sequence[str]
-# Targets of free-text tasks may be lists of acceptable answers: the best one counts.
+# Free-text tasks may have several acceptable answers per row: the best one counts.
 Answers = Sequence[str | Sequence[str]]
-Value = TypeVar("Value")
 
 
 def accuracy(predictions: Texts, targets: Texts) -> float:
@@ -32,7 +30,7 @@ def accuracy(predictions: Texts, targets: Texts) -> float:
 
 
 def illegal_share(predictions: Texts, labels: Texts) -> float:
-    """Share of predictions that are none of the labels."""
+    """Share of predictions that are not one of the labels."""
     return _mean([p not in set(labels) for p in predictions])
 
 
@@ -65,8 +63,8 @@ def macro_f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
 def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
     """F1 of the positive label, which is the *last* of `labels`: True of [False, True] (MRPC, QQP, MultiRC's F1a).
 
-    As in T5's code an illegal prediction counts as the opposite of its target: where the positive label is not true, as
-    if it had been predicted.
+    As in T5's code an illegal prediction counts as the opposite of its target: as a false positive if the positive
+    label is not true.
 
     >>> f1(["True", "maybe", "True"], ["True", "False", "False"], ["False", "True"])
     0.5
@@ -106,10 +104,10 @@ _DETERMINERS = frozenset(
 
 
 def referent(predictions: Texts, targets: Texts, holds: Sequence[bool]) -> float:
-    """Share of rows where "the prediction names the target" is as true as the row says (WSC, by word subset).
+    """Share of rows for which "the prediction names the target" agrees with `holds` (WSC, by word subset).
 
-    As T5's code has it (t5/data/postprocessors.py, wsc_simple): letter case and determiners aside, one's words must all
-    be among the other's, and an apostrophe be in both or neither ("Bob" does not name "Bob's hat").
+    As in T5's code (t5/data/postprocessors.py, wsc_simple): ignoring case and determiners, the words of one text must
+    be a subset of the other's, and both or neither must have an apostrophe ("Bob" does not name "Bob's hat").
 
     >>> referent(["The pony", "pony", ""], ["pony", "the boy", "boy"], [True, False, True])
     0.6666666666666666
@@ -118,13 +116,13 @@ def referent(predictions: Texts, targets: Texts, holds: Sequence[bool]) -> float
 
 
 def _names(prediction: str, target: str) -> bool:
-    # With no word left a text is the empty word, which is among no other words.
+    # A text without words left becomes the empty word, which is not a subset of any other text's words.
     p, t = ({w for w in text.lower().split() if w not in _DETERMINERS} or {""} for text in (prediction, target))
     return any("'" in w for w in p) == any("'" in w for w in t) and (p <= t or t <= p)
 
 
 def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> float:
-    """Share of groups of which every prediction equals its target (MultiRC's exact match per question).
+    """Share of groups in which every prediction equals its target (MultiRC's exact match per question).
 
     >>> group_accuracy(["True", "False", "True"], ["True", "True", "True"], ["q1", "q1", "q2"])
     0.5
@@ -141,7 +139,7 @@ def exact_match(predictions: Texts, targets: Answers) -> float:
 
 
 def token_f1(predictions: Texts, targets: Answers) -> float:
-    """Mean F1 of the words that prediction and best answer share, after SQuAD's normalisation.
+    """Mean F1 of the words shared by prediction and best answer, after SQuAD's normalisation.
 
     >>> token_f1(["the red house"], [["a house", "red barn by the lake"]])
     0.6666666666666666
@@ -150,38 +148,31 @@ def token_f1(predictions: Texts, targets: Answers) -> float:
 
 
 def pearson(predictions: Texts, targets: Texts) -> float:
-    """Correlation of the numbers that the texts spell (STS-B). As in T5's code, no number counts as −1.
+    """Correlation of the texts as numbers (STS-B); 0 if either side is constant.
 
-    0 where either side does not vary.
+    As in T5's code, a text that is not a number counts as −1.
     """
     return _correlation(_numbers(predictions), _numbers(targets))
 
 
 def spearman(predictions: Texts, targets: Texts) -> float:
-    """Correlation of the ranks of those numbers; equal numbers share the mean of their ranks."""
+    """Rank correlation of the texts as numbers; equal numbers share the mean of their ranks."""
     return _correlation(_ranks(_numbers(predictions)), _ranks(_numbers(targets)))
 
 
-BY_TEXT: dict[str, Callable[[Texts, Texts], float]] = {
+_COMPUTE: dict[str, Callable[..., float]] = {
     "accuracy": accuracy,
+    "exact_match": exact_match,
+    "token_f1": token_f1,
     "pearson": pearson,
     "spearman": spearman,
+    "f1": f1,
+    "macro_f1": macro_f1,
+    "mcc": mcc,
+    "group_accuracy": group_accuracy,
+    "referent": referent,
 }
-BY_ANSWER: dict[str, Callable[[Texts, Answers], float]] = {"exact_match": exact_match, "token_f1": token_f1}
-BY_LABEL: dict[str, Callable[[Texts, Texts, Texts], float]] = {"f1": f1, "macro_f1": macro_f1, "mcc": mcc}
-
-
-def check_metrics(names: Sequence[str], labels: Texts | None, task: str) -> None:
-    """
-    Raises:
-        InputError: a metric is not known, or needs labels that the task has not.
-    """
-    known = (*BY_TEXT, *BY_ANSWER, *BY_LABEL, "group_accuracy", "referent")
-    for name in names:
-        if name not in known:
-            raise InputError(f"task {task}: no metric `{name}`; there are {', '.join(sorted(known))}")
-        if name in BY_LABEL and not labels:
-            raise InputError(f"task {task}: metric `{name}` needs the task's `labels`; give them or choose token_f1")
+_OF_ANSWERS = ("exact_match", "token_f1")
 
 
 def score(
@@ -194,47 +185,31 @@ def score(
     groups: Texts | None = None,
     holds: Sequence[bool] | None = None,
 ) -> dict[str, float]:
-    """The named metrics. `check_metrics` says beforehand what is wrong with them.
+    """The named metrics (`METRICS` of data_prep/tasks/config.py, whose needs a `TaskConfig` has checked).
 
     Args:
-        answers: all acceptable answers of each row, where there is more than its target.
-        groups: what each row belongs to (group_accuracy).
-        holds: whether the target is true of each row (referent).
-
-    Raises:
-        InputError: a metric needs one of these and has it not.
+        labels: all labels (f1, macro_f1, mcc).
+        answers: all acceptable answers of each row, if there are more than its target (exact_match, token_f1).
+        groups: group of each row (group_accuracy).
+        holds: whether each row's target is true (referent).
 
     >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
     {'accuracy': 0.5, 'f1': 0.6666666666666666}
     """
-    found = {}
-    for name in names:
-        if name in BY_LABEL:
-            found[name] = BY_LABEL[name](predictions, targets, labels or [])
-        elif name == "group_accuracy":
-            found[name] = group_accuracy(predictions, targets, _given(groups, name, "group"))
-        elif name == "referent":
-            found[name] = referent(predictions, targets, _given(holds, name, "holds"))
-        elif name in BY_ANSWER:
-            found[name] = BY_ANSWER[name](predictions, answers or targets)
-        else:
-            found[name] = BY_TEXT[name](predictions, targets)
-    return found
+    needs = {"": (), "labels": (labels,), "group": (groups,), "holds": (holds,)}
+    return {
+        name: _COMPUTE[name](predictions, (name in _OF_ANSWERS and answers) or targets, *needs[METRICS[name]])
+        for name in names
+    }
 
 
 def task_average(metrics: Mapping[str, float]) -> float:
-    """A task's one number, as GLUE and SuperGLUE average: the mean over its metrics.
+    """The mean over a task's metrics, as in the averages of GLUE and SuperGLUE.
 
     >>> task_average({"f1": 0.5, "accuracy": 0.75})
     0.625
     """
     return _mean(list(metrics.values()))
-
-
-def _given(of_rows: Sequence[Value] | None, metric: str, key: str) -> Sequence[Value]:
-    if of_rows is None:
-        raise InputError(f"metric `{metric}` needs the task's `{key}`: the name of a field of its rows")
-    return of_rows
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""What a prompt's rows are near to (Lester et al. 2021, §7): the vocabulary's pieces by cosine.
+"""Nearest vocabulary pieces of a prompt's rows, by cosine (Lester et al. 2021, §7).
 
 P prompt length, D d_model, V pieces, K neighbours
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 def nearest_pieces(
     rows_PD: Tensor, embedding_VD: Tensor, pieces: Sequence[str], top: int
 ) -> list[list[tuple[str, float]]]:
-    """Of each row of a prompt the `top` pieces whose embeddings have the largest cosine with it, nearest first.
+    """The `top` pieces with the largest cosine for each row of a prompt, nearest first.
 
     Args:
-        embedding_VD: rows of the embedding; those beyond `pieces` are padding, and no neighbours.
+        embedding_VD: the embedding; rows beyond `pieces` are padding and are ignored.
 
     >>> import torch
     >>> nearest_pieces(torch.tensor([[4.0, 3.0]]), torch.eye(2), ["▁a", "▁b"], top=2)

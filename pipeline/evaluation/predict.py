@@ -1,4 +1,4 @@
-"""Outputs of a frozen T5: labels by scoring, free text by greedy decoding; for one prompt, or a prompt for each input.
+"""Answers of a T5 in batches of mixed prompts: labels by scoring, free text by greedy decoding.
 
 B batch, P prompt length, S input length, L labels, N all inputs
 """
@@ -7,51 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import AnsweringModel, greedy
+from t5_pipeline.evaluation.decoding import greedy
 from t5_pipeline.evaluation.label_scoring import score_label_sets
+from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 
 Ids = NDArray[np.int32]
 
 
-class ReadingModel(AnsweringModel, Protocol):
-    """A T5 with prompts (`PromptedT5`), or none (`BareT5`), or whatever else reads inputs and answers."""
-
-    def eval(self) -> Any: ...
-
-    def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the decoder reads, and its mask; prompt_B names the prompt of each input, None is no prompt."""
-
-
 @dataclass(frozen=True)
 class AnswerForm:
-    """What an answer may be, and how it reads.
+    """The form of an answer.
 
-    decode: text of output ids, with what is not part of the answer (a sentinel) taken off.
-    labels, label_ids: for classification, each label and its target ids as in training; otherwise none.
-    max_length: tokens of greedy decoding at most; 0 decodes nothing, which classification can do without.
+    Attributes:
+        decode: text of output ids, without the sentinel.
+        labels, label_ids: for classification, the labels and their target ids as in training.
+        max_length: maximum tokens of greedy decoding; 0 for none, if there are labels.
+        encode: target ids of texts as in training; needed only by mixtures.
     """
 
     decode: Callable[[Sequence[int]], str]
     labels: Sequence[str] = ()
     label_ids: Sequence[Sequence[int]] = ()
     max_length: int = 0
+    encode: Callable[[Sequence[str]], Sequence[Sequence[int]]] = lambda texts: []
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model answered, in the order of the inputs.
+    """A model's answers, in the order of the inputs.
 
-    texts: the answer that is scored: the likeliest label, or the decoded text.
-    free: what greedy decoding gives, whatever the labels; the share of it that is no label is the illegal share.
-    scores: log p of each label of the input's form; empty for free text.
+    Attributes:
+        texts: the answers to score: the likeliest label, or the decoded text.
+        free: greedy outputs, which need not be labels (see `illegal_share`).
+        scores: log p of each label; empty for free text.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -59,7 +54,7 @@ class Outputs:
     scores: list[list[float]] = field(default_factory=list)
 
     def part(self, begin: int, end: int) -> Outputs:
-        """The outputs of some inputs that lie together."""
+        """The outputs of inputs `begin` to `end`."""
         return Outputs(self.texts[begin:end], self.free[begin:end], self.scores[begin:end])
 
 
@@ -75,16 +70,16 @@ def answer_each(
     precision: str,
     on_batch: Callable[[int], None] = lambda examples: None,
 ) -> Outputs:
-    """Answer every input with the prompt and in the form that stand at its place, mixed in the same batches.
+    """Answer each input with its own prompt and in its own form, in mixed batches.
 
-    The encoder runs once for a batch; label scoring and greedy decoding both read its output. Whatever the company, an
-    answer is what it would be alone, up to the rounding of sums.
+    The encoder runs once per batch; label scoring and greedy decoding both read its output. Answers do not depend on
+    batch composition, up to floating-point rounding.
 
     Args:
-        prompts: of each input, which prompt of the bank; None for the frozen T5 with no prompt.
-        inputs: token ids of each input, EOS included.
-        forms: of each input, what its answer may be.
-        on_batch: told the number of examples after each batch.
+        prompts: each input's prompt in the bank; None for the T5 without a prompt.
+        inputs: token ids of each input, with EOS.
+        forms: form of each input's answer.
+        on_batch: receives the number of examples after each batch.
     """
     model.eval()
     N = len(inputs)
@@ -115,7 +110,7 @@ def answer_each(
 
 
 def _grouped(kinds: Sequence[int], but: int) -> list[list[int]]:
-    """Places of equal kind together, those of kind `but` left out.
+    """Places of equal kind, without those of kind `but`.
 
     >>> _grouped([2, 0, 3, 2], but=0)
     [[0, 3], [2]]
@@ -134,7 +129,7 @@ def _chosen(encoded: Tensor, mask: Tensor | None, places: Sequence[int]) -> tupl
 def _batches(
     inputs: Sequence[Ids], prompt_lengths: Sequence[int], size: int
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Prompts, then inputs, of like length together: zero-padded ids [B, S], each batch with the places of its rows."""
+    """Batches of similar prompt and input lengths: the indices of their rows, and zero-padded ids [B, S]."""
     order = sorted(range(len(inputs)), key=lambda i: (prompt_lengths[i], len(inputs[i]), i))
     for start in range(0, len(order), size):
         rows = order[start : start + size]

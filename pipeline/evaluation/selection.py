@@ -28,15 +28,15 @@ def select_best(
     """Choose the published checkpoint by validation scores; None with `select: last`.
 
     Args:
-        score: (model, validation rows of each task, device=, precision=) → scores of each cell.
+        score: (model, splits=validation rows of each task, device=, precision=) → scores of each cell.
         cells, kept: as in `Selection`.
 
     Raises:
-        InputError: a task has no usable validation rows.
+        InputError: if a task has no usable validation rows.
     """
     c: LearningConfig = stage.config
     if c.select == "last":
         return None
-    held_out = [validation_rows(task, source.vocabulary, source.sentinel, c) for task in tasks]
-    measure = partial(score, held_out=held_out, device=stage.accelerator.device, precision=c.precision)
+    splits = [validation_rows(task, source.vocabulary, source.sentinel, c) for task in tasks]
+    measure = partial(score, splits=splits, device=stage.accelerator.device, precision=c.precision)
     return Selection(cells, measure, kept, every=c.validate_every, patience=c.patience)

@@ -10,7 +10,6 @@ from t5_pipeline.artifacts.manifest import renew_times
 from t5_pipeline.artifacts.run_dir import RunDir, absent, lock, remove_vain
 from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
-from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError
@@ -77,7 +76,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
 
 def _configuration(recipe: Recipe, name: str) -> str | None:
     """The accelerate configuration of a stage; stages that do not train run in one process whatever the recipe says."""
-    trains = issubclass(STAGES[recipe.kind(name)], TrainingConfig)
+    trains = isinstance(recipe.stages[name][0].settings, TrainingConfig)
     return recipe.launch.get(name) if trains else None
 
 

@@ -19,7 +19,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ from t5_pipeline.artifacts.manifest import Manifest, Started
 from t5_pipeline.artifacts.run_dir import OutputDir, RunDir, absent, lock, remove_vain
 from t5_pipeline.config.command_line import Flags, as_overrides, flag, parse
 from t5_pipeline.config.recipe import Cell, InputRef, Recipe, load_recipe
+from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, cannot_be_written
 from t5_pipeline.core.schema import nearest, validate
@@ -47,12 +49,18 @@ def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
     sys.exit(run(body, cls, sys.argv[1:], Path(sys.argv[0]).name))
 
 
-def run(body: Callable[[Stage[C]], None], cls: type[C], arguments: list[str], program: str) -> int:
+def run(
+    body: Callable[[Stage[C]], None],
+    cls: type[C],
+    arguments: list[str],
+    program: str,
+    kinds: Mapping[str, type[StageConfig]] = STAGES,
+) -> int:
     """Run a stage and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
     report: Path | None = None
     try:
         flags = parse(cls, program, arguments)
-        recipe, run_dir, name = _recipe(cls, flags)
+        recipe, run_dir, name = _recipe(cls, flags, kinds)
         report = run_dir.state / f"{name}.exit"
         _run(body, cls, flags, recipe, run_dir, name)
         return _leave(report, 0, "")
@@ -80,7 +88,7 @@ def _leave(report: Path | None, code: int, message: str) -> int:
     return code
 
 
-def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
+def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) -> tuple[Recipe, RunDir, str]:
     """The recipe that a command line means, its run directory, and the stage's name in it."""
     if flags.recipe is None:
         assert flags.output_dir is not None
@@ -92,7 +100,7 @@ def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
             OutputDir(flags.output_dir),
             cls.kind,
         )
-    plain = load_recipe(flags.recipe, flags.overrides)
+    plain = load_recipe(flags.recipe, flags.overrides, kinds)
     of_kind = [name for name in plain.stages if plain.kind(name) == cls.kind]
     name = flags.stage or (of_kind[0] if len(of_kind) == 1 else None)
     if name is None:
@@ -103,7 +111,7 @@ def _recipe(cls: type[C], flags: Flags) -> tuple[Recipe, RunDir, str]:
         raise InputError(
             f"--stage {name}: {flags.recipe} has no {cls.kind} stage of that name; {nearest(name, of_kind)}"
         )
-    recipe = load_recipe(flags.recipe, [*flags.overrides, *as_overrides(name, flags.values)])
+    recipe = load_recipe(flags.recipe, [*flags.overrides, *as_overrides(name, flags.values)], kinds)
     return recipe, RunDir(flags.run_dir or recipe.default_run_dir), name
 
 
@@ -159,7 +167,7 @@ def _run_job(
                 cell.directory.mkdir(parents=True, exist_ok=True)
                 sweep(cell.directory)
                 if manifests.read_started(cell.directory) is None:
-                    manifests.write(cell.directory, Started(**_described(cell)))
+                    Started(**_described(cell)).save(cell.directory)
             directory.mkdir(parents=True, exist_ok=True)
             sweep(directory)
             if group[0].cell.axes:
@@ -246,19 +254,17 @@ def _finish(cell: CellRun[C], seconds: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     described = _described(cell)
     described["started"] = begun.started if begun else cell.started
-    manifests.write(
-        cell.directory,
-        Manifest(
-            **described,
-            step=cell.step if cell.step is not None else (before.step if before else None),
-            steps_published=steps,
-            outputs=outputs,
-            files=manifests.record_files(cell.directory, places),
-            facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
-            finished=_now(),
-            seconds=round(seconds + (before.seconds if before else 0.0), 1),
-        ),
+    manifest = Manifest(
+        **described,
+        step=cell.step if cell.step is not None else (before.step if before else None),
+        steps_published=steps,
+        outputs=outputs,
+        files=manifests.record_files(cell.directory, places),
+        facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
+        finished=_now(),
+        seconds=round(seconds + (before.seconds if before else 0.0), 1),
     )
+    manifest.save(cell.directory)
 
 
 def _refuse_missing_inputs(decisions: list[CellStatus], run_dir: RunDir) -> None:

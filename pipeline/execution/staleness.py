@@ -10,11 +10,9 @@ from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
 from t5_pipeline.artifacts.kinds import check_data, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
-from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.recipe import Cell, InputRef, Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 Action = Literal["done", "run", "continue"]
 
@@ -70,7 +68,10 @@ def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str
 
     inputs = {name: _records(ref, run_dir, cell, name, earlier) for name, ref in cell.inputs.items()}
     described = parts(
-        cell.settings, {n: _digests(r) for n, r in inputs.items()}, run_dir.digests, _task_data(cell, earlier)
+        cell.settings,
+        {n: _digests(r) for n, r in inputs.items()},
+        run_dir.digests,
+        cell.settings.extra_data([d.cell.settings for ref in cell.inputs.values() for d in _makers(ref, earlier)]),
     )
     found = fingerprint(described)
     wanted = wanted_steps(recipe, cell)
@@ -152,18 +153,6 @@ def _digests(records: list[InputRecord]) -> Any:
     if len(records) == 1 and records[0].cell is None:
         return records[0].digest
     return {record.cell or record.path: record.digest for record in records}
-
-
-def _task_data(cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> dict[str, TaskConfig]:
-    """Tasks of what evaluate reads: it scores on their rows."""
-    if not isinstance(cell.settings, EvaluateConfig):
-        return {}
-    return {
-        f"task {task.name}": task
-        for ref in cell.inputs.values()
-        for d in _makers(ref, earlier)
-        for task in d.cell.settings.made_for()
-    }
 
 
 def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:

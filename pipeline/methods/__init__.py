@@ -1,1 +1,1 @@
-"""One module per way to solve a task: its artifact, how it loads, how it answers."""
+"""One module per way to solve a task: its files, its training if it has its own, and how it answers."""

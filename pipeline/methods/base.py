@@ -1,36 +1,72 @@
-"""What evaluate scores: prompts and everything they are compared with, as one type.
-
-A solution answers a task on one T5. What sets methods apart is how inputs are worded and who answers them.
-"""
+"""Common interface of the methods: an artifact becomes candidates, and a reading model answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Artifact
-from t5_pipeline.methods.mixture import Mixture
-from t5_pipeline.methods.peft import AdapterInfo
-from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.methods.text_prompt import TextPrompt
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.layers import DecoderCache
+
+
+class ReadingModel(Protocol):
+    """A model that reads inputs and answers: a T5 with soft prompts (`PromptedT5`), one without (`BareT5`), or other.
+
+    B batch, R decoder rows (B, or L·B for L labels), S encoder length, T decoder length, D d_model, V vocabulary rows
+    """
+
+    def eval(self) -> Any: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+    def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encoder output and its mask; prompt_B is the prompt of each input in the model's bank, None for no prompt."""
+
+    def decode(
+        self, decoder_ids_RT: Tensor, encoded: Tensor, mask: Tensor | None, cache: DecoderCache | None = None
+    ) -> Tensor:
+        """Decoder output [R, T, D]; decoder rows i·L … i·L+L−1 read input i."""
+
+    def logits(self, hidden_RTD: Tensor) -> Tensor:
+        """fp32 logits [R, T, V]."""
+
+
+class TaskRecord(Protocol):
+    """Fields that the record of every method's artifact contains."""
+
+    task: TaskConfig
+    base_model: str
+    base_model_digest: str
+    sentinel: Sentinel
+    max_input_length: int
+    max_target_length: int
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row of scores in the making.
+    """One solution of a task, to be scored: one row of scores.json for each task that it is scored on.
 
     Attributes:
-        model, digest: the T5 that answers, as the solution's own record names it.
-        about: what its row of scores.json says beside the scores.
-        prompts: soft prompts, one or those of a mixture; `weights` are a mixture's.
-        words: a prompt in words. `adapter`: where PEFT's adapter lies.
-        tuned: the model answers for itself, for it was tuned on the task.
+        method: its name in scores and reports.
+        model, digest: the T5 that answers, as the artifact's record names it.
+        about: further entries of its rows, for example {"seed": 0, "trained": 51200}.
+        prompts: soft prompts [P, D] for the bank of the shared T5; empty for none.
+        weights: one per prompt, to mix their answers; empty for a single prompt.
+        encode: input ids of texts, instead of the task's own.
+        load_model: makes the model that answers instead of the shared T5, from the T5's directory.
+        fine_tuned: the artifact itself is the T5 that answers.
+        vote_group: candidates of a group differ only in their seed, and vote; None for no vote.
     """
 
     method: str
@@ -42,111 +78,47 @@ class Candidate:
     max_input_length: int
     max_target_length: int
     about: dict[str, Any] = field(default_factory=dict)
-    prompts: list[Prompt] = field(default_factory=list)
+    prompts: list[Tensor] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    words: TextPrompt | None = None
-    adapter: Path | None = None
-    tuned: bool = False
+    encode: Callable[[Sequence[str], Vocabulary], list[NDArray[np.int32]]] | None = None
+    load_model: Callable[[Path], ReadingModel] | None = None
+    fine_tuned: bool = False
+    vote_group: str | None = None
+
+    @classmethod
+    def of(cls, method: str, artifact: Artifact, record: TaskRecord, about: dict[str, Any], **more: Any) -> Candidate:
+        """The candidate of an artifact's record; `more` are the remaining attributes."""
+        return cls(
+            method, artifact, record.task, record.base_model, record.base_model_digest, record.sentinel,
+            record.max_input_length, record.max_target_length, about, **more,
+        )  # fmt: skip
 
     @property
-    def name(self) -> str:
-        return self.artifact.cell or self.artifact.name
-
-    @property
-    def single(self) -> bool:
-        """One soft prompt: such ones are answered together, and vote."""
+    def is_single_prompt(self) -> bool:
+        """Whether it is one soft prompt; these are answered in shared batches."""
         return len(self.prompts) == 1 and not self.weights
 
-    def alike(self, other: Candidate) -> bool:
-        """Prompts that differ in nothing but their seed, and what followed from it."""
-        mine, theirs = (one.prompts[0].info.model_dump(exclude={"seed", "step", "scores"}) for one in (self, other))
-        return bool(mine == theirs) and _axes(self) == _axes(other)
+    def scored_on(self, own: TaskConfig, also_on: Iterable[TaskConfig]) -> list[TaskConfig]:
+        """Its own task, and those of `also_on` with the same labels (domain shift)."""
+        return [own, *(task for task in also_on if task.name != own.name and task.labels == own.labels)]
 
 
-def _axes(solution: Candidate) -> list[str]:
-    return [axis for axis in (solution.artifact.cell or "").split(",") if not axis.startswith("seed=")]
+Method = Callable[[Artifact], Iterable[Candidate]]
+"""Loads the candidates of one artifact; fails with an InputError if it is damaged."""
 
 
-def load_candidates(kind: str, artifact: Artifact) -> Iterator[Candidate]:
-    """What one artifact of an input of evaluate holds.
-
-    Args:
-        kind: the input's name: prompts, tuned_models, mixtures, text_prompts or adapters.
+def check_also_on(candidates: Sequence[Candidate], also_on: Sequence[TaskConfig]) -> None:
+    """Check that each task can be answered.
 
     Raises:
-        InputError: it is damaged, or a model that was tuned on no task.
-    """
-    match kind:
-        case "prompts":
-            prompt = Prompt.load(artifact.path)
-            yield _of_prompts("prompt tuning", artifact, [prompt], step=prompt.info.step)
-        case "mixtures":
-            mixture = Mixture.load(artifact.path)
-            variant = f"{len(mixture.prompts)} prompts"
-            trained = sum(prompt.rows_PD.numel() + 1 for prompt in mixture.prompts)
-            yield _of_prompts(
-                "prompt mixture", artifact, mixture.prompts, mixture.weights,
-                variant=variant, step=mixture.step, trained=trained,
-            )  # fmt: skip
-        case "text_prompts":
-            words = TextPrompt.load(artifact.path)
-            shots = len(words.demonstrations)
-            about = {"seed": words.seed, "variant": f"{shots} shots" if shots else "zero-shot", "trained": 0}
-            yield Candidate(
-                "prompt design", artifact, words.task, words.base_model, words.base_model_digest, words.sentinel,
-                words.max_input_length, words.max_target_length, about, words=words,
-            )  # fmt: skip
-        case "adapters":
-            info = AdapterInfo.load(artifact.path)
-            method = {"prefix_tuning": "prefix tuning", "p_tuning": "P-tuning"}[info.method]
-            about = {"seed": info.seed, "prompt_length": info.virtual_tokens, "step": info.step}
-            yield Candidate(
-                method, artifact, info.task, info.base_model, info.base_model_digest, info.sentinel,
-                info.max_input_length, info.max_target_length, about | {"trained": info.trained}, adapter=artifact.path,
-            )  # fmt: skip
-        case "tuned_models":
-            metadata = read_metadata(artifact.path)
-            if not metadata.tasks:
-                raise InputError(f"{artifact.path}: was tuned on no task; tuned_models takes what model_tune made")
-            names = [of["task"]["name"] for of in metadata.tasks]
-            for of in metadata.tasks:
-                about = {"seed": of["seed"], "step": metadata.lineage[-1].get("step"), "trained": of["trained"]}
-                about |= {"variant": f"on {len(names)} tasks"} if len(names) > 1 else {}
-                task = TaskConfig.model_validate(of["task"])
-                yield Candidate(
-                    "model tuning", artifact, task, of["base_model"], artifact.digest, metadata.sentinel,
-                    of["max_input_length"], of["max_target_length"], about, tuned=True,
-                )  # fmt: skip
-
-
-def _of_prompts(
-    method: str, artifact: Artifact, prompts: list[Prompt], weights: list[float] | None = None, **about: Any
-) -> Candidate:
-    info = prompts[0].info
-    described = {"seed": info.seed, "prompt_length": info.prompt_length, "prompt_init": info.prompt_init}
-    return Candidate(
-        method, artifact, info.task, info.base_model, info.base_model_digest, info.sentinel, info.max_input_length,
-        info.max_target_length, {**described, "trained": prompts[0].rows_PD.numel(), **about}, prompts, weights or [],
-    )  # fmt: skip
-
-
-def scored_on(solution: Candidate, own: TaskConfig, also_on: list[TaskConfig]) -> list[TaskConfig]:
-    """The tasks that a solution is scored on: its own, and others with the same answers (domain shift)."""
-    others = [task for task in also_on if task.name != own.name and task.labels == own.labels]
-    return [own, *others]
-
-
-def check_also_on(solutions: list[Candidate], also_on: list[TaskConfig]) -> None:
-    """
-    Raises:
-        InputError: nothing that is scored can answer one of the tasks.
+        InputError: if no candidate has the labels of a task.
     """
     for task in also_on:
-        if not any(solution.task.labels == task.labels for solution in solutions):
-            there = "; ".join(sorted({f"{s.task.name}: {_labels(s.task)}" for s in solutions}))
+        if not any(candidate.task.labels == task.labels for candidate in candidates):
+            known = "; ".join(sorted({f"{one.task.name}: {_labels(one.task)}" for one in candidates}))
             raise InputError(
-                f"also_on: nothing scored here was made for the answers of {task.name} ({_labels(task)}); there are"
-                f" {there}. Let `values` give its labels the same words"
+                f"also_on: no candidate has the labels of {task.name} ({_labels(task)}), only {known}; map its labels"
+                " to these words with `values`"
             )
 
 

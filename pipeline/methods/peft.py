@@ -1,10 +1,10 @@
 """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021) on a frozen T5, by the PEFT library.
 
     prefix tuning   learned keys and values before those of the self-attention in each decoder layer
-    P-tuning        a soft prompt before the encoder's input, written by a small network that is dropped afterwards
+    P-tuning        a soft prompt before the encoder's input, produced by a small network that is dropped afterwards
 
-The T5 is transformers' own. An adapter on disk is PEFT's (`adapter_model.safetensors`, `adapter_config.json`) with
-`adapter.json` beside it, which says what it was trained on.
+The T5 is transformers' own. An adapter is stored in PEFT's files (`adapter_model.safetensors`, `adapter_config.json`),
+with `adapter.json` for what it was trained on.
 
 Shapes: B batch, S input length, T target length, R decoder rows, D d_model, V vocabulary rows
 """
@@ -12,85 +12,85 @@ Shapes: B batch, S input length, T target length, R decoder rows, D d_model, V v
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
-from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.records import Record
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.execution.context import Artifact
+from t5_pipeline.methods.base import Candidate
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.layers import DecoderCache
 from t5_pipeline.modeling.load import check_untied
 from t5_pipeline.modeling.t5 import shift_right
 
-NAME, WEIGHTS, CONFIG = "adapter.json", "adapter_model.safetensors", "adapter_config.json"
-Method = Literal["prefix_tuning", "p_tuning"]
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PeftMethod = Literal["prefix_tuning", "p_tuning"]
 
 
-class AdapterInfo(BaseModel):
-    """What adapter.json says."""
+class AdapterInfo(Record):
+    """adapter.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    file_name: ClassVar[str] = "adapter.json"
+    what: ClassVar[str] = "an adapter"
+    repair: ClassVar[str] = "run peft_tune again to rebuild it"
 
     format: Literal[1] = 1
-    method: Method
+    method: PeftMethod
     base_model: str
     base_model_digest: str
     tokenizer_digest: str
     task: TaskConfig
-    sentinel: Literal["none", "targets", "both"]
+    sentinel: Sentinel
     virtual_tokens: int = Field(gt=0)
-    trained: int = Field(gt=0, description="numbers that were trained")
+    trained: int = Field(gt=0, description="number of trained parameters")
     max_input_length: int = Field(gt=0)
     max_target_length: int = Field(gt=0)
     seed: int = Field(ge=0)
     step: int = Field(ge=0)
     scores: dict[str, float] = Field(default_factory=dict)
 
-    @classmethod
-    def load(cls, directory: str | Path) -> AdapterInfo:
-        """Read it back. Raises InputError that names the file, and the key that is wrong."""
-        path = Path(directory) / NAME
-        try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except OSError:
-            raise InputError(f"{path}: not there; give a directory that peft_tune wrote") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        except ValueError as error:
-            raise InputError(f"{path}: not valid JSON ({error})") from None
+
+def candidates(artifact: Artifact) -> Iterator[Candidate]:
+    info = AdapterInfo.load(artifact.path)
+    name = {"prefix_tuning": "prefix tuning", "p_tuning": "P-tuning"}[info.method]
+    about = {"seed": info.seed, "prompt_length": info.virtual_tokens, "step": info.step, "trained": info.trained}
+    yield Candidate.of(name, artifact, info, about, load_model=partial(PeftT5.load, artifact.path))
 
 
 class PeftT5(nn.Module):
-    """A frozen T5 with one adapter, under the methods by which a `BareT5` answers."""
+    """A frozen T5 with one adapter, as a `ReadingModel`."""
 
-    def __init__(self, adapted: Any, method: Method) -> None:
-        """adapted: PEFT's model around transformers' T5ForConditionalGeneration."""
+    def __init__(self, adapted: Any, method: PeftMethod) -> None:
+        """
+        Args:
+            adapted: PEFT's model around transformers' T5ForConditionalGeneration.
+        """
         super().__init__()
         self.adapted = adapted
         self.method = method
 
     @classmethod
     def start(
-        cls, model: str | Path, method: Method, virtual_tokens: int, hidden_size: int, dropout: float, seed: int
+        cls, model: str | Path, method: PeftMethod, virtual_tokens: int, hidden_size: int, dropout: float, seed: int
     ) -> PeftT5:
-        """A new adapter on the T5 of a directory or hub name.
-
-        Sizes are given one by one: from the configuration of a T5 PEFT would take d_model / heads as the size of a
-        head, and the encoder's layers for the decoder's, neither of which a T5 keeps to.
-        """
+        """Start a new adapter on the T5 of a directory or hub name."""
         peft = _peft()
         t5 = _transformers_t5(model, dropout)
         shape = t5.config
         common = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": virtual_tokens}
         torch.manual_seed(seed)
+        # Sizes are explicit because PEFT would infer d_model / heads as the size of a head, and the encoder's number of
+        # layers for the decoder, neither of which holds for every T5.
         if method == "p_tuning":
             config = peft.PromptEncoderConfig(
                 **common,
@@ -108,44 +108,42 @@ class PeftT5(nn.Module):
                 encoder_hidden_size=hidden_size or None,
             )
         with warnings.catch_warnings():
-            # PEFT asks transformers by a name that is going out of use.
+            # PEFT uses a deprecated name of transformers.
             warnings.simplefilter("ignore", FutureWarning)
             return cls(peft.get_peft_model(t5, config), method)
 
     @classmethod
     def load(cls, directory: Path, model: str | Path) -> PeftT5:
-        """An adapter as it was saved, on the T5 that it belongs to. Never reads a pickle.
+        """Load an adapter onto the T5 that it belongs to; never reads a pickle.
 
         Raises:
-            InputError: a file is missing.
+            InputError: if a file is missing.
         """
-        peft = _peft()
+        peft, info = _peft(), AdapterInfo.load(directory)
         for name in (WEIGHTS, CONFIG):
             if not (directory / name).is_file():
-                raise InputError(f"{directory / name}: not there, so {directory} is no adapter; make it again")
-        info = AdapterInfo.load(directory)
+                raise InputError(f"{directory / name}: does not exist; {info.repair}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return cls(peft.PeftModel.from_pretrained(_transformers_t5(model, 0.0), str(directory)), info.method)
 
     def save(self, directory: Path, info: AdapterInfo) -> None:
-        """PEFT's own files, with the numbers that answering needs and no others, and adapter.json."""
+        """Write PEFT's own files, with only the tensors that inference needs, and adapter.json."""
         self.adapted.save_pretrained(str(directory), safe_serialization=True)
-        content = json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        write_text(directory / NAME, content + "\n")
+        info.save(directory)
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """Every tensor that learns, by name."""
+        """Every trained tensor by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def forward(self, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
-        """fp32 logits [B, T, V] that predict each target token."""
+        """fp32 logits [B, T, V] for each target token."""
         encoded, mask = self.encode(None, inputs_BS)
         return self.decode(shift_right(targets_BT), encoded, mask).float()
 
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The encoder's output and its mask."""
+        """Encoder output and its mask."""
         assert prompt_B is None
         t5, mask = self.adapted.get_base_model(), inputs_BS != 0
         embedded = t5.get_input_embeddings()(inputs_BS)
@@ -158,7 +156,7 @@ class PeftT5(nn.Module):
     def decode(
         self, decoder_ids_RT: Tensor, encoded: Tensor, mask: Tensor | None, cache: DecoderCache | None = None
     ) -> Tensor:
-        """Logits [R, T, V] of the decoder's inputs; rows i·L … i·L+L−1 read input i. A cache keeps the ids so far."""
+        """Logits [R, T, V]; rows i·L … i·L+L−1 read input i. The cache contains the ids so far."""
         ids_RT = decoder_ids_RT
         if cache is not None:
             cache.ids = ids_RT if cache.ids is None else torch.cat([cache.ids, ids_RT], dim=1)
@@ -175,14 +173,15 @@ class PeftT5(nn.Module):
         return logits[:, -decoder_ids_RT.size(1) :]
 
     def logits(self, hidden_RTD: Tensor) -> Tensor:
-        """What `decode` gives are logits already."""
+        """`decode` already returns logits."""
         return hidden_RTD.float()
 
 
 def check_installed() -> None:
-    """
+    """Check that PEFT is installed.
+
     Raises:
-        InputError: PEFT is not installed.
+        InputError: if it is not.
     """
     if importlib.util.find_spec("peft") is None:
         raise InputError("peft_tune: PEFT is not installed; pip install 't5-pipeline[peft]'")
@@ -196,16 +195,18 @@ def _peft() -> Any:
 
 
 def _transformers_t5(model: str | Path, dropout: float) -> Any:
-    """transformers' T5 with its output matrix as the configuration says, tied or not."""
+    """transformers' T5, frozen, with its output matrix tied or not as its configuration says."""
     from transformers import T5ForConditionalGeneration
     from transformers.utils import logging
 
-    # It says in many words that it leaves an untied matrix untied, which is checked below.
+    # Silences a warning that the output matrix stays untied, which is checked below.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         t5 = T5ForConditionalGeneration.from_pretrained(str(model), dropout_rate=dropout, dtype=torch.float32)
     except OSError as error:
-        raise InputError(f"{model}: transformers cannot load it ({str(error).splitlines()[0]})") from None
-    check_untied(t5, T5Config.from_config(t5.config.to_dict(), str(model)))
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{model}: cannot be loaded by transformers ({reason}); check the directory") from None
+    tied = T5Config.from_config(t5.config.to_dict(), str(model)).tied
+    check_untied(() if tied else ("shared.weight", "lm_head.weight"), t5)
     return t5.requires_grad_(False)

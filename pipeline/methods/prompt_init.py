@@ -1,38 +1,77 @@
-"""How a prompt starts (Lester et al. 2021, §3.2 "Prompt Initialization"): each function gives rows in fp32, [P, D].
+"""Prompt initialization (Lester et al. 2021, §3.2): rows [P, D] in fp32, a function of the settings and the seed.
 
-Everything random is a function of the seed alone. Rows of the vocabulary come from T5's embedding table [V, D].
-
-Shapes: P prompt length, D d_model, V vocabulary rows.
+Shapes: P prompt length, D d_model, V vocabulary rows
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.modeling.t5 import T5
 
 POPULATION = 5000
-"""How many of the likeliest pieces rows are drawn from: a SentencePiece vocabulary lists them first."""
+"""Number of likeliest pieces to draw rows from: a SentencePiece vocabulary lists them first."""
+
+
+class Tokenizer(Protocol):
+    """A vocabulary of `size` ids, of which the last `sentinels` are sentinels."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def sentinels(self) -> int: ...
+    def encode(self, text: str) -> list[int]: ...
+
+
+def initial_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, seed: int, trained: Path | None = None) -> Tensor:
+    """The rows [P, D] in fp32 that a prompt starts from, as its settings say.
+
+    Args:
+        seed: usually the settings' own; differs if a stage starts several prompts from the same settings.
+        trained: directory of the prompt to start from (`prompt_init: prompt`).
+    """
+    table_VD, length = t5.shared.weight, c.prompt_length
+    population = min(c.init_population, tokenizer.size - tokenizer.sentinels)  # without sentinels and padding rows
+    match c.prompt_init:
+        case "uniform":
+            return uniform(length, t5.shape.d_model, seed)
+        case "uniform_code":
+            return uniform_code(length, t5.shape.d_model, seed)
+        case "vocabulary":
+            return vocabulary(table_VD, length, seed, population)
+        case "class_labels":
+            labels = [tokenizer.encode(label) for label in c.init_labels or c.task.labels or ()]
+            return class_labels(table_VD, labels, length, seed, population)
+        case "text":
+            return from_ids(table_VD, tokenizer.encode(c.init_text or ""), length, seed, population)
+        case "prompt":
+            assert trained is not None
+            return from_prompt(Prompt.load(trained).rows_PD, length, t5.shape.d_model, str(trained))
 
 
 def uniform(length: int, width: int, seed: int) -> Tensor:
-    """U[−0.5, 0.5], the paper's random initialisation."""
+    """U[−0.5, 0.5], the paper's random initialization."""
     return torch.rand(length, width, generator=_generator(seed)) - 0.5
 
 
 def uniform_code(length: int, width: int, seed: int) -> Tensor:
-    """U[0, 0.5), which is what the official code's call of JAX's uniform initialiser really gives."""
+    """U[0, 0.5), the actual result of the official code's call of JAX's uniform initializer."""
     return torch.rand(length, width, generator=_generator(seed)) * 0.5
 
 
 def vocabulary(embedding_VD: Tensor, length: int, seed: int, population: int = POPULATION) -> Tensor:
     """Rows drawn from the first `population` rows of the embedding.
 
-    Without replacement as long as there are enough of them, otherwise with it, as in the official code.
+    Without replacement if there are enough of them, otherwise with replacement, as in the official code.
 
     >>> sorted(vocabulary(torch.arange(4.0)[:, None], length=4, seed=0)[:, 0].tolist())
     [0.0, 1.0, 2.0, 3.0]
@@ -48,19 +87,19 @@ def vocabulary(embedding_VD: Tensor, length: int, seed: int, population: int = P
 def class_labels(
     embedding_VD: Tensor, label_ids: Sequence[Sequence[int]], length: int, seed: int, population: int = POPULATION
 ) -> Tensor:
-    """One row for each label, the mean embedding of its pieces (no EOS), and vocabulary rows for what remains.
+    """One row per label, the mean embedding of its pieces (without EOS); the remaining rows from the vocabulary.
 
-    Warns where there are more labels than rows; the rest of the labels is then dropped.
+    Warns if there are more labels than rows, and drops the last labels.
 
     >>> table = torch.tensor([[0.0], [2.0], [4.0], [9.0]])
     >>> class_labels(table, [[1, 2], [3]], length=2, seed=0)[:, 0].tolist()
     [3.0, 9.0]
     """
     if not label_ids or not all(label_ids):
-        raise InputError("prompt_init: class_labels needs labels, each of at least one piece; check the task's labels")
+        raise InputError("prompt_init: class_labels needs labels of at least one piece each; check the task's labels")
     if len(label_ids) > length:
         warnings.warn(
-            f"{len(label_ids)} labels but only {length} prompt rows: the last {len(label_ids) - length} start no row",
+            f"{len(label_ids)} labels but only {length} prompt rows: the last {len(label_ids) - length} are dropped",
             stacklevel=2,
         )
     means = [_rows(embedding_VD, torch.tensor(list(ids))).mean(0) for ids in label_ids[:length]]
@@ -68,22 +107,26 @@ def class_labels(
 
 
 def from_ids(embedding_VD: Tensor, ids: Sequence[int], length: int, seed: int, population: int = POPULATION) -> Tensor:
-    """The embeddings of a text's pieces in order, cut to `length`; vocabulary rows for what remains.
+    """The embeddings of a text's pieces in order, cut to `length`; the remaining rows from the vocabulary.
 
     >>> from_ids(torch.arange(9.0)[:, None], [7, 5, 3], length=2, seed=0)[:, 0].tolist()
     [7.0, 5.0]
     """
     if not ids:
-        raise InputError("prompt_init: text needs an init_text of at least one piece")
+        raise InputError("prompt_init: text needs a text of at least one piece; set init_text")
     return _filled(_rows(embedding_VD, torch.tensor(list(ids)[:length])), embedding_VD, length, seed, population)
 
 
 def from_prompt(rows_PD: Tensor, length: int, width: int, where: str = "init_prompt") -> Tensor:
-    """The rows of a trained prompt (transfer, §5 of the paper), which must have the length and width asked for."""
+    """A copy of a trained prompt's rows (transfer, §5 of the paper).
+
+    Raises:
+        InputError: if its length or width is another one.
+    """
     if tuple(rows_PD.shape) != (length, width):
         raise InputError(
-            f"{where}: that prompt has {rows_PD.size(0)} rows of width {rows_PD.size(1)}, but {length} rows of width"
-            f" {width} are to be trained; set prompt_length to {rows_PD.size(0)} and use the T5 it was trained on"
+            f"{where}: has {rows_PD.size(0)} rows of width {rows_PD.size(1)}, but the new prompt has {length} rows of"
+            f" width {width}; set prompt_length to {rows_PD.size(0)} and use the T5 that it was trained on"
         )
     return rows_PD.detach().float().cpu().clone()
 

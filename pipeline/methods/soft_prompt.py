@@ -1,60 +1,63 @@
-"""A prompt on disk: `prompt.safetensors` (a few KB of fp32) and `prompt.json`, enough to rebuild its inputs anywhere.
+"""A soft prompt on disk: `prompt.safetensors` (a few KB of fp32), and `prompt.json` with all that inputs depend on.
 
-fp32 because the rows of trained prompts grow large (norms around 1,000), which fp16 cannot be trusted with.
+fp32 because the rows of trained prompts grow large (norms around 1,000), too large for fp16.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, float32
 
 from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.records import Record
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.execution.context import Artifact
+from t5_pipeline.methods.base import Candidate
 
-FORMAT = 1
-ROWS = "prompt"  # the tensor's name in prompt.safetensors
-
-SentinelVariant = Literal["none", "targets", "both"]
+WEIGHTS = "prompt.safetensors"
+ROWS = "prompt"  # the tensor's name in it
 
 
-class PromptInfo(BaseModel):
-    """What prompt.json says: all that is needed, beside the rows, to use the prompt as it was trained."""
+class PromptInfo(Record):
+    """prompt.json: all that is needed, besides the rows, to use a prompt as it was trained."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    file_name: ClassVar[str] = "prompt.json"
+    what: ClassVar[str] = "a prompt"
+    repair: ClassVar[str] = "run prompt_tune again to rebuild it"
 
     format: Literal[1] = 1
     base_model: str = Field(description="name or path of the T5 that the prompt was trained on")
     base_model_digest: str = Field(description="digest of that T5's tensors")
     tokenizer_digest: str = Field(description="digest of the vocabulary")
     task: TaskConfig = Field(description="the task: its templates, labels and metrics")
-    sentinel: SentinelVariant = Field(
-        description="where extra_id_0 stands: nowhere, before targets, or after inputs too"
-    )
+    sentinel: Sentinel = Field(description="use of extra_id_0: none, before targets, or also after inputs")
     prompt_length: int = Field(gt=0, description="rows")
-    width: int = Field(gt=0, description="numbers in a row: the T5's d_model")
-    max_input_length: int = Field(gt=0, description="input tokens beside the prompt, EOS counted; longer ones are cut")
-    max_target_length: int = Field(gt=0, description="target tokens, EOS counted")
-    prompt_init: str = Field(description="how the rows started")
+    width: int = Field(gt=0, description="numbers per row: the T5's d_model")
+    max_input_length: int = Field(gt=0, description="input tokens besides the prompt, with EOS; longer inputs are cut")
+    max_target_length: int = Field(gt=0, description="target tokens, with EOS")
+    prompt_init: str = Field(description="initialization of the rows")
     seed: int = Field(ge=0)
     step: int = Field(ge=0, description="optimizer steps of training")
     scores: dict[str, float] = Field(default_factory=dict, description="metric → value on the validation split")
 
     @classmethod
     def tuned(cls, c: SoftPromptConfig, **more: Any) -> PromptInfo:
-        """Of a prompt tuned with these settings; `more` is what they do not say: T5, vocabulary, width, step."""
+        """The record of a prompt tuned with these settings; `more` are the remaining fields."""
         same = ("task", "prompt_length", "max_input_length", "max_target_length", "prompt_init", "seed")
         return cls(**{name: getattr(c, name) for name in same} | more)
 
 
 class Prompt:
-    """A prompt's rows, fp32 [P, D], and what must be known to use them."""
+    """A prompt's rows, fp32 [P, D], and its record."""
 
     def __init__(self, rows_PD: Tensor, info: PromptInfo) -> None:
         if tuple(rows_PD.shape) != (info.prompt_length, info.width):
@@ -63,52 +66,50 @@ class Prompt:
         self.info = info
 
     def save(self, directory: str | Path) -> None:
-        """Write prompt.safetensors and prompt.json into a directory, which is made where it is not there."""
+        """Write prompt.safetensors and prompt.json into a directory, which is created if needed."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        save_file({ROWS: self.rows_PD}, directory / "prompt.safetensors", metadata={"format": "pt"})
-        content = json.dumps(self.info.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (directory / "prompt.json").write_text(content + "\n", encoding="utf-8")
+        save_file({ROWS: self.rows_PD}, directory / WEIGHTS, metadata={"format": "pt"})
+        self.info.save(directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> Prompt:
-        """Read a prompt back. Raises InputError that names the file and, in prompt.json, the key that is wrong."""
-        directory = Path(directory)
-        rows_path, info_path = directory / "prompt.safetensors", directory / "prompt.json"
-        for path in (info_path, rows_path):
-            if not path.is_file():
-                raise InputError(f"{path}: not there, so {directory} is no prompt; give a directory that holds one")
-        info = _read_info(info_path)
+        """Read a prompt.
+
+        Raises:
+            InputError: if a file is missing or damaged, or the two do not belong together.
+        """
+        info, path = PromptInfo.load(directory), Path(directory) / WEIGHTS
         try:
-            tensors = load_file(rows_path)
+            tensors = load_file(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: does not exist, so {directory} is not a prompt; check the path") from None
         except SafetensorError as error:
-            raise InputError(f"{rows_path}: not a whole safetensors file ({error}); write or copy it again") from error
+            raise InputError(f"{path}: is not a complete safetensors file ({error}); {info.repair}") from error
         if list(tensors) != [ROWS]:
-            raise InputError(f"{rows_path}: holds {sorted(tensors)} where one tensor named {ROWS!r} is needed")
+            raise InputError(f"{path}: contains {sorted(tensors)} instead of one tensor {ROWS!r}; {info.repair}")
         rows_PD = tensors[ROWS]
         if tuple(rows_PD.shape) != (info.prompt_length, info.width) or rows_PD.dtype != float32:
             raise InputError(
-                f"{rows_path}: {rows_PD.dtype} {list(rows_PD.shape)}, but {info_path.name} says"
-                f" {info.prompt_length} rows of width {info.width} in float32; the two files do not belong together"
+                f"{path}: {rows_PD.dtype} {list(rows_PD.shape)}, but {info.file_name} says {info.prompt_length} rows"
+                f" of width {info.width} in float32; use the file that belongs to it"
             )
         if not bool(rows_PD.isfinite().all()):
-            raise InputError(f"{rows_path}: holds numbers that are not finite; the training that wrote it has failed")
+            raise InputError(f"{path}: contains numbers that are not finite; train the prompt again")
         return cls(rows_PD, info)
 
 
-def _read_info(path: Path) -> PromptInfo:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-    if isinstance(content, dict) and content.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: format {content.get('format')!r}, but this version reads format {FORMAT}; write the prompt again"
-            " with the version you use"
-        )
-    try:
-        return PromptInfo.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise InputError(f"{path}: {key}: {first['msg']}") from error
+def candidates(artifact: Artifact) -> Iterator[Candidate]:
+    prompt = Prompt.load(artifact.path)
+    rows_PD, info = prompt.rows_PD, prompt.info
+    axes = [axis for axis in (artifact.cell or "").split(",") if not axis.startswith("seed=")]
+    same = info.model_dump(mode="json", exclude={"seed", "step", "scores"})
+    yield Candidate.of(
+        "prompt tuning", artifact, info, {**described(info), "trained": rows_PD.numel(), "step": info.step},
+        prompts=[rows_PD], vote_group=json.dumps([axes, same], sort_keys=True),
+    )  # fmt: skip
+
+
+def described(info: PromptInfo) -> dict[str, Any]:
+    """Entries of scores.json about a prompt."""
+    return {"seed": info.seed, "prompt_length": info.prompt_length, "prompt_init": info.prompt_init}

@@ -1,53 +1,53 @@
-"""A prompt in words: a task's wording and the rows that are shown before each input (Brown et al. 2020).
+"""Prompt design as a method (Brown et al. 2020): a wording of the task, and demonstrations before each input.
 
     demonstration_1 separator … demonstration_k separator template(input)
 
-On disk `text_prompt.json`, with all that is needed to build the same inputs anywhere.
+`text_prompt.json` contains all that is needed to build the same inputs anywhere.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from t5_pipeline.core.atomic_files import write_text
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.records import Record
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.execution.context import Artifact
+from t5_pipeline.methods.base import Candidate
 
-NAME = "text_prompt.json"
 
+class TextPrompt(Record):
+    """text_prompt.json."""
 
-class TextPrompt(BaseModel):
-    """What text_prompt.json says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    file_name: ClassVar[str] = "text_prompt.json"
+    what: ClassVar[str] = "a text prompt"
+    repair: ClassVar[str] = "run prompt_design again to rebuild it"
 
     format: Literal[1] = 1
-    base_model: str = Field(description="name or path of the T5 that it was worded for")
+    base_model: str = Field(description="name or path of the T5 that it was written for")
     base_model_digest: str
     tokenizer_digest: str
     task: TaskConfig
-    sentinel: Literal["none", "targets", "both"]
+    sentinel: Sentinel
     template: str = Field(description="wording of an input, with {input} for the task's own")
-    demonstrations: list[str] = Field(description="rows that are shown before each input, ready texts")
+    demonstrations: list[str] = Field(description="training rows shown before each input, as texts")
     separator: str
-    seed: int = Field(ge=0, description="seed that the rows were drawn by")
+    seed: int = Field(ge=0, description="seed that the demonstrations were drawn with")
     max_input_length: int = Field(gt=0)
     max_target_length: int = Field(gt=0)
     scores: dict[str, float] = Field(default_factory=dict, description="metric → value on the validation split")
 
     def word(self, text: str, shown: int | None = None) -> str:
-        """An input in this wording, after the last `shown` demonstrations; None shows all.
+        """An input in this wording, after the last `shown` demonstrations (None: all).
 
-        Braces in the texts stay as they are.
+        Braces in the texts are kept.
         """
         demonstrations = (
             self.demonstrations if shown is None else self.demonstrations[len(self.demonstrations) - shown :]
@@ -55,7 +55,7 @@ class TextPrompt(BaseModel):
         return self.separator.join([*demonstrations, self.template.replace("{input}", text)])
 
     def encode(self, texts: Sequence[str], vocabulary: Vocabulary) -> list[npt.NDArray[np.int32]]:
-        """Ids of inputs. Where one is too long, demonstrations give way, first ones first; then it is cut."""
+        """Ids of inputs; demonstrations are dropped (first ones first) before an input is truncated."""
         found = encode_inputs([self.word(text) for text in texts], vocabulary, 2**31, self.sentinel)
         for i, text in enumerate(texts):
             shown = len(self.demonstrations)
@@ -66,35 +66,23 @@ class TextPrompt(BaseModel):
                 (found[i],) = encode_inputs([self.word(text, 0)], vocabulary, self.max_input_length, self.sentinel)
         return found
 
-    def save(self, directory: Path) -> None:
-        content = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        write_text(directory / NAME, content + "\n")
 
-    @classmethod
-    def load(cls, directory: str | Path) -> TextPrompt:
-        """Read it back. Raises InputError that names the file, and the key that is wrong."""
-        path = Path(directory) / NAME
-        try:
-            content: Any = json.loads(path.read_text(encoding="utf-8"))
-            return cls.model_validate(content)
-        except OSError:
-            raise InputError(f"{path}: not there; give a directory that prompt_design wrote") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"])) or "the whole file"
-            raise InputError(f"{path}: {key}: {first['msg']}") from None
-        except ValueError as error:
-            raise InputError(f"{path}: not valid JSON ({error})") from None
+def candidates(artifact: Artifact) -> Iterator[Candidate]:
+    prompt = TextPrompt.load(artifact.path)
+    shots = len(prompt.demonstrations)
+    about = {"seed": prompt.seed, "variant": f"{shots} shots" if shots else "zero-shot", "trained": 0}
+    yield Candidate.of("prompt design", artifact, prompt, about, encode=prompt.encode)
 
 
 def demonstrations(
     rows: Sequence[tuple[str, str]], labels: Sequence[str] | None, shots: int, seed: int, template: str, form: str
 ) -> list[str]:
-    """Training rows as they are shown, drawn by the seed; of a task with labels, the labels in turn.
+    """Training rows as demonstrations, drawn by the seed; if the task has labels, the labels take turns.
 
     Args:
         rows: input and target of each training row.
-        template, form: wording of an input, and of a row: `{input} {target}`.
+        template: wording of an input.
+        form: wording of a demonstration: `{input} {target}`.
     """
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     if labels:
@@ -106,6 +94,6 @@ def demonstrations(
     chosen = []
     for i in in_turn[:shots]:
         worded = template.replace("{input}", rows[i][0])
-        # Each placeholder is filled once, so that one in a row's own text stays text.
+        # Each placeholder is filled once, so that placeholders in a row's own text are kept.
         chosen.append(before.replace("{target}", rows[i][1]) + worded + rest.replace("{target}", rows[i][1]))
     return chosen

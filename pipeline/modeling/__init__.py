@@ -1,1 +1,1 @@
-"""The model: T5, the frozen T5 with its prompts, and how both are read and written."""
+"""T5, soft prompts before a frozen T5, and their files."""

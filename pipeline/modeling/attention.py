@@ -1,12 +1,12 @@
-"""T5's attention over given queries, keys and values: the definition, and faster ways that replace it.
+"""T5's attention over given queries, keys and values: the reference, and faster implementations.
 
     out = softmax(q kᵀ + bias) v        no 1/√K: T5 puts that factor into the initialisation of q
 
-Tests compare their outputs and gradients.
+Tests compare outputs and gradients of all implementations.
 
 Shapes: B batch, H heads, Q query positions, S key positions, K head width.
-The bias is anything that broadcasts to [B, H, Q, S]: relative position bias, mask (0 or MASKED), or their sum. A mask
-may also be given apart, so that a bias that is the same for all examples stays [1, H, Q, S]: so does its gradient.
+The bias broadcasts to [B, H, Q, S]: relative position bias, mask (0 or MASKED), or their sum. A mask can also be passed
+separately, so that a bias shared by all examples stays [1, H, Q, S], and so does its gradient.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MASKED = -1e9
-"""Added to the score of a key that must not be seen. Finite: a row without any visible key stays free of NaN."""
+"""Added to the score of a hidden key. Finite, so that a row without any visible key does not become NaN."""
 
 
 def attend(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
-    """Attention by the fastest of the three ways, as out_BHQK.
+    """Attention by the fastest of the three implementations.
 
-    On a CPU the fused kernel has no gradient for the bias (asked for one, it falls back to a slow composition, which
-    the plain definition beats by a third), and in bf16 it is slower than plain products, backwards four times.
+    On a CPU, torch's fused kernel has no gradient for the bias (it falls back to a composition that is slower than the
+    reference), and in bf16 it is slower than plain products.
+
+    Args:
+        bias: broadcasts to [B, H, Q, S].
+        mask: 0 or MASKED, broadcasts to [B, H, Q, S]; added to the bias.
+
+    Returns:
+        [B, H, Q, K].
     """
     if in_bf16_on_cpu(q_BHQK) and not torch.compiler.is_compiling():
         return attend_by_products(q_BHQK, k_BHSK, v_BHSK, bias, mask)
@@ -39,7 +46,7 @@ def attend(q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, 
 def attention_reference(
     q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
-    """The definition, computed in fp32 and returned in the dtype of q.
+    """Attention as defined, computed in fp32 and returned in the dtype of q.
 
     >>> q = torch.tensor([[[[1.0]]]]); k = torch.tensor([[[[0.0], [0.0]]]]); v = torch.tensor([[[[2.0], [4.0]]]])
     >>> attention_reference(q, k, v, None).item(), attention_reference(q, k, v, torch.tensor([0.0, MASKED])).item()
@@ -56,7 +63,7 @@ def attention_reference(
 def attend_fused(
     q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
-    """The same by torch's fused kernels. On a CPU in fp32: the kernel's backward pass in bf16 is four times slower."""
+    """Attention by torch's fused kernels; on a CPU in fp32, where their backward pass is faster than in bf16."""
     if mask is not None:
         bias = mask if bias is None else bias + mask
     dtype = q_BHQK.dtype
@@ -72,7 +79,7 @@ def attend_fused(
 
 
 def in_bf16_on_cpu(x: Tensor) -> bool:
-    """Whether matrix products of x are in bf16 on a CPU, by its dtype or by autocast."""
+    """Whether x is on a CPU and its matrix products are in bf16, by its dtype or by autocast."""
     if x.device.type != "cpu":
         return False
     return x.dtype == torch.bfloat16 or (
@@ -83,7 +90,7 @@ def in_bf16_on_cpu(x: Tensor) -> bool:
 def attend_by_products(
     q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, bias: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
-    """The definition in bf16, sums and softmax in fp32 inside: what T5X does, whose scores are of the model's dtype."""
+    """Attention in bf16, with sums and softmax in fp32 internally; T5X too keeps scores in the model's dtype."""
     dtype = q_BHQK.dtype
     with torch.autocast(q_BHQK.device.type, enabled=False):
         out_BHQK: Tensor = _Products.apply(
@@ -104,14 +111,15 @@ def attend_to_states(
     bias: Tensor | None,
     kept_BHS1: Tensor | None = None,
 ) -> Tensor:
-    """Attention to keys and values that are projections of states, without ever making them.
+    """Attention to projected states, without computing their keys and values.
 
         q (y Kᵀ)ᵀ = (q K) yᵀ        softmax(…) (y Vᵀ) = (softmax(…) y) Vᵀ        for each head
 
-    For a few queries (a label's tokens) that are far fewer products than those of all keys and values; for many, more.
+    Takes far fewer products for few queries (the tokens of a label), more for many: see limits.attends_without_keys.
 
-    key_ED, value_ED: the projections' weights, E = H·K.
-    kept_BHS1: what multiplies the value of each key (dropout).
+    Args:
+        key_ED, value_ED: weights of the projections, E = H·K.
+        kept_BHS1: dropout mask of each key's value.
     """
     dtype, (H, Q) = q_BHQK.dtype, q_BHQK.shape[1:3]
     with torch.autocast(q_BHQK.device.type, enabled=False):
@@ -129,7 +137,7 @@ def attend_to_states(
 
 
 class _Products(torch.autograd.Function):
-    """Attention with its gradient written out: five products and no more passes over the scores than they need."""
+    """Attention with a handwritten gradient: five products and as few passes over the scores as possible."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -138,7 +146,7 @@ class _Products(torch.autograd.Function):
         if bias is None and mask is None:
             scores = torch.bmm(q, k.mT)
         else:
-            # The product is added to the bias before it is rounded.
+            # The bias is added before the product is rounded.
             scores = q.new_empty(B, H, Q, S)
             if bias is not None and mask is not None:
                 torch.add(bias, mask, out=scores) if _spans(bias, mask, scores) else scores.copy_(bias).add_(mask)
@@ -172,10 +180,13 @@ def _spans(a: Tensor, b: Tensor, whole: Tensor) -> bool:
 
 
 def mask_bias(mask: Tensor | None) -> Tensor | None:
-    """What to add to the scores for a mask that is True where a key may be seen.
+    """The mask as a bias to add to the scores.
 
-    mask: bool [B, S], or [B, Q, S] where it depends on the query; None hides nothing.
-    Returns fp32 [B, 1, 1 or Q, S], or None.
+    Args:
+        mask: True at visible keys, bool [B, S], or [B, Q, S] if it depends on the query; None hides nothing.
+
+    Returns:
+        fp32 [B, 1, 1 or Q, S], or None.
     """
     if mask is None:
         return None
@@ -184,12 +195,18 @@ def mask_bias(mask: Tensor | None) -> Tensor | None:
 
 
 def position_buckets(distance: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """Bucket of each relative position (key − query), as in Mesh-TF and T5X (Raffel et al. 2020, §2.1).
+    """Bucket of each relative position (key − query), as in Mesh-TF and T5X.
 
-    Half of a direction's buckets hold one distance each, the others widen logarithmically up to max_distance,
-    and everything farther shares the last one. Without `bidirectional`, keys after the query share bucket 0.
+    Half of a direction's buckets contain one distance each, the others widen logarithmically up to `max_distance`, and
+    everything farther shares the last one. Unless `bidirectional`, keys after the query share bucket 0.
 
-    distance: int64, any shape; returns int64 of the same shape in [0, buckets).
+    Args:
+        distance: int64, any shape.
+
+    Returns:
+        int64 in [0, buckets), of the same shape.
+
+    Source: Raffel et al. 2020, §2.1.
 
     >>> position_buckets(torch.tensor([-200, -9, -1, 0, 1, 9, 200]), True, 32, 128).tolist()
     [15, 8, 1, 0, 17, 24, 31]
@@ -204,7 +221,7 @@ def position_buckets(distance: Tensor, bidirectional: bool, buckets: int, max_di
         offset = torch.zeros_like(distance)
         distance = (-distance).clamp(min=0)
     exact = buckets // 2
-    # The clamp keeps log(0) out of the branch that where() throws away.
+    # The clamp keeps log(0) out of the branch that where() discards.
     scale = torch.log(distance.clamp(min=1).float() / exact) / torch.log(torch.tensor(max_distance / exact))
     far = exact + (scale * (buckets - exact)).long()
     return offset + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
@@ -212,10 +229,10 @@ def position_buckets(distance: Tensor, bidirectional: bool, buckets: int, max_di
 
 @lru_cache
 def bucket_table(bidirectional: bool, buckets: int, max_distance: int, device: torch.device) -> Tensor:
-    """Buckets of the distances −max_distance … max_distance, int64; all that are farther share those at the ends.
+    """Buckets of the distances −max_distance … max_distance, int64; farther ones share those at the ends.
 
-    Made once for a device, and on the CPU: where a bucket begins, a logarithm that is rounded otherwise would choose
-    another one.
+    Computed on the CPU for every device: at the edge of a bucket, a logarithm that rounds differently would choose the
+    neighbouring one.
     """
     distance = torch.arange(-max_distance, max_distance + 1, device="cpu")
     return position_buckets(distance, bidirectional, buckets, max_distance).to(device)

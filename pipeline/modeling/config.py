@@ -1,14 +1,14 @@
-"""The sizes of a T5 and what follows from them, without torch: `plan`, recipes and stages all read this.
+"""Sizes of a T5, its config.json, and presets. No torch, so that recipes and plans load fast.
 
 A T5 comes in two variants (Raffel et al. 2020; Shazeer 2020):
 
-    T5 1.1      gated GELU feed-forward; the output matrix is its own; decoder outputs are not scaled
+    T5 1.1      gated GELU feed-forward; separate output matrix; decoder outputs are not scaled
     original    ReLU feed-forward; the output matrix is the embedding; decoder outputs are scaled by d_model^−½
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ ACTIVATIONS = ("relu", "gelu_new", "silu")
 
 @dataclass(frozen=True)
 class T5Config:
-    """Everything that decides which tensors a T5 has and how they are used. Defaults are T5 1.1 Small.
+    """Sizes and variant of a T5. Defaults are T5 1.1 Small.
 
     >>> f"{T5Config().parameters:,}"
     '76,961,152'
@@ -42,39 +42,42 @@ class T5Config:
 
     @property
     def parameters(self) -> int:
-        """How many numbers a model of this shape holds; a tied embedding counts once."""
-        attention = 4 * self.d_model * self.num_heads * self.d_kv
-        feed_forward = (3 if self.gated else 2) * self.d_model * self.d_ff
-        encoder_block = attention + feed_forward + 2 * self.d_model
-        decoder_block = 2 * attention + feed_forward + 3 * self.d_model
-        bias_and_final_norm = self.relative_attention_num_buckets * self.num_heads + self.d_model
-        return (
-            (1 if self.tied else 2) * self.vocab_size * self.d_model
-            + self.num_layers * encoder_block
-            + self.num_decoder_layers * decoder_block
-            + 2 * bias_and_final_norm
-        )
+        """Number of parameters; a tied embedding counts once."""
+        return sum(count * rows * columns for count, rows, columns in self.matrices())
+
+    def matrices(self) -> Iterator[tuple[int, int, int]]:
+        """(count, rows, columns) of each kind of weight; norms are matrices of one row."""
+        D, E, L, M = self.d_model, self.num_heads * self.d_kv, self.num_layers, self.num_decoder_layers
+        yield (1 if self.tied else 2), self.vocab_size, D
+        yield 4 * (L + 2 * M), D, E
+        yield (3 if self.gated else 2) * (L + M), D, self.d_ff
+        yield 2, self.relative_attention_num_buckets, self.num_heads
+        yield 2 * L + 3 * M + 2, 1, D
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> T5Config:
-        """The shape that a transformers `config.json` describes; `where` names the file in errors.
+        """Read a transformers `config.json`.
 
-        A model counts as untied if either flag says so: transformers 5 writes `tie_word_embeddings: true` for every
-        T5 and keeps the truth in `scale_decoder_outputs`; transformers 4 writes only the former.
+        A model is untied if either flag says so: transformers 5 writes `tie_word_embeddings: true` for every T5, and
+        only `scale_decoder_outputs` is right; transformers 4 writes only the former.
 
-        Raises InputError for another model type, a missing size, or an activation that is not known.
+        Args:
+            where: name of the file, for errors.
+
+        Raises:
+            InputError: for another model type, a missing size or an unknown activation.
 
         >>> T5Config.from_config(T5Config().to_config()) == T5Config()
         True
         """
         if config.get("model_type") not in ("t5", None):
-            raise InputError(f"{where}: model_type is {config['model_type']!r}; only t5 models can be used here")
+            raise InputError(f"{where}: model_type {config['model_type']!r} is not supported; use a T5 model")
 
         def size(key: str, default: int | None = None) -> int:
             value = config.get(key)
             value = default if value is None else value
             if type(value) is not int or value <= 0:
-                raise InputError(f"{where}: {key} is {value!r}; it must be a whole number above 0")
+                raise InputError(f"{where}: {key} is {value!r}; must be a whole number above 0; fix the file")
             return value
 
         projection = str(config.get("feed_forward_proj", "relu"))
@@ -83,7 +86,8 @@ class T5Config:
             activation = "gelu_new"
         if activation not in ACTIVATIONS:
             raise InputError(
-                f"{where}: feed_forward_proj {projection!r} is not one of {', '.join(ACTIVATIONS)} or gated-…"
+                f"{where}: feed_forward_proj {projection!r} is not supported; use a model with one of"
+                f" {', '.join(ACTIVATIONS)} or gated-…"
             )
         num_layers = size("num_layers")
         return cls(
@@ -104,7 +108,7 @@ class T5Config:
         )
 
     def to_config(self) -> dict[str, Any]:
-        """A `config.json` that transformers 4 and 5 both read as this model: both flags say whether it is tied."""
+        """A `config.json` for transformers 4 and 5: both flags say whether the model is tied."""
         activation = "gelu" if self.gated and self.activation == "gelu_new" else self.activation
         return {
             "architectures": ["T5ForConditionalGeneration"],
@@ -152,7 +156,7 @@ SIZES: dict[str, T5Config] = {
     "xl": _v1_1(2048, 5120, 24, 32),
     "xxl": _v1_1(4096, 10240, 24, 64),
 }
-"""T5 1.1, the five sizes of the paper."""
+"""T5 1.1 in the five sizes of the paper."""
 
 ORIGINAL_SIZES: dict[str, T5Config] = {
     "small": _original(512, 64, 2048, 6, 8),
@@ -168,4 +172,4 @@ PRESETS: dict[str, T5Config] = (
     | {f"t5-{size}": shape for size, shape in ORIGINAL_SIZES.items()}
     | {f"google-t5/t5-{size}": shape for size, shape in ORIGINAL_SIZES.items()}
 )
-"""Hub name → shape, so that a plan needs no download."""
+"""Hub name → sizes, so that a plan needs no download."""

@@ -1,7 +1,7 @@
 """Models by name: the safetensors of a Hugging Face hub repository, never its pickles.
 
-Repositories from before safetensors (`google/t5-v1_1-*` among them) have them on a pull request that the hub's own
-conversion bot opened; that one is taken where the main branch has none.
+Repositories older than safetensors (`google/t5-v1_1-*` among them) have a pull request with them from the hub's
+conversion bot, which is used if the main branch has none.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ WANTED = ["config.json", "generation_config.json", "*.safetensors", INDEX]
 
 
 def fetch_model(name: str, endpoint: str | None = None, cache: Path | None = None) -> Path:
-    """The local snapshot of a hub model's config and safetensors, downloaded where it is not there yet.
+    """The local snapshot of a hub model's config and safetensors, downloaded if it is not in the cache.
 
-    endpoint, cache: another hub (a mirror), and where to keep the files; the hub client's own settings otherwise.
+    Args:
+        endpoint: another hub (a mirror); default: that of the hub client.
+        cache: directory for the files; default: that of the hub client.
 
-    Raises InputError where there is no such directory or model, no safetensors, or no way to reach the hub.
+    Raises:
+        InputError: if the name is neither a directory nor a model on the hub, the model has no safetensors, or the hub
+            cannot be reached.
     """
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise InputError(f"{name}: no such directory; check the path, or give the name of a hub model (owner/name)")
+        raise InputError(f"{name}: does not exist; check the path, or give the name of a hub model (owner/name)")
     try:
         revision = _revision_with_safetensors(HfApi(endpoint), name)
         snapshot = snapshot_download(name, revision=revision, allow_patterns=WANTED, endpoint=endpoint, cache_dir=cache)
         return Path(snapshot)
     except InputError:
         raise
-    except Exception as error:  # the hub client's errors come from a transport library that changed more than once
+    except Exception as error:  # the classes of the hub client's errors differ between its versions
         cached = _cached(name, cache)
         if cached is not None:
             return cached
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name}: no such directory, and the hub gave no model of that name ({reason})") from error
+        raise InputError(f"{name}: does not exist, and the hub has no such model ({reason}); check the name") from error
 
 
 def _revision_with_safetensors(api: HfApi, name: str) -> str | None:
-    """The revision to take: None for the main branch, or the reference of the bot's pull request."""
+    """The revision with safetensors: None for the main branch, or the reference of the bot's pull request."""
     if _has_safetensors(api.list_repo_files(name)):
         return None
     for proposal in api.get_repo_discussions(name, author=CONVERSION_BOT, discussion_type="pull_request"):
@@ -51,7 +55,7 @@ def _revision_with_safetensors(api: HfApi, name: str) -> str | None:
         if reference and proposal.status == "open" and _has_safetensors(api.list_repo_files(name, revision=reference)):
             return reference
     raise InputError(
-        f"{name}: the hub has no safetensors of this model, and pickles are never read here; convert it once with"
+        f"{name}: has no safetensors on the hub, and pickles are never read; convert it once with"
         " transformers (from_pretrained, save_pretrained) and give that directory"
     )
 

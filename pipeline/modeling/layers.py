@@ -2,8 +2,8 @@
 
     x ← x + dropout(layer(norm(x)))
 
-Every dropout mask is shared along the sequence, as in the paper's code. Norm statistics and logits are fp32 whatever
-the precision; the rest follows autocast, or the dtype of the weights. Modules are named as transformers names them.
+Every dropout mask is shared along the sequence, as in the paper's code. Norm statistics and logits are always fp32; the
+rest follows autocast, or the dtype of the weights. Module names are those of transformers.
 
 Shapes: B batch, R decoder rows (a multiple of B), S input length, T target length, Q query positions, D d_model,
 H heads, K head width, E = H·K, F d_ff, V vocabulary rows.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from t5_pipeline.modeling.attention import attend, attend_to_states, attention_reference, bucket_table
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.limits import attends_without_keys
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class SharedDropout(nn.Module):
-    """Dropout whose mask is the same all along one dimension."""
+    """Dropout with one mask for all positions of a dimension."""
 
     def __init__(self, rate: float, shared_dim: int = -2) -> None:
         super().__init__()
@@ -44,16 +45,17 @@ class SharedDropout(nn.Module):
         return x if kept is None else x * kept
 
     def kept(self, like: Tensor, shape: Sequence[int]) -> Tensor | None:
-        """The mask: 0 or 1/(1 − rate), of this shape; None where nothing is dropped."""
+        """The mask: 0 or 1/(1 − rate), of this shape; None if nothing is dropped."""
         if not self.training or self.rate == 0:
             return None
         return F.dropout(like.new_ones(shape), self.rate)
 
 
 class RMSNorm(nn.Module):
-    """x / RMS(x) · weight, computed in fp32 and returned in the dtype that the matrix products want.
+    """x / RMS(x) · weight, computed in fp32 and returned in the dtype of the matrix products that follow.
 
-    reference: by autograd everywhere.
+    Attributes:
+        reference: use autograd's gradient everywhere.
     """
 
     def __init__(self, width: int, epsilon: float) -> None:
@@ -64,7 +66,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
-        # Cast here, once, rather than by autocast in each of the products that follow.
+        # Cast once here, instead of by autocast in each of the products that follow.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         by_hand = device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
         if by_hand and not self.reference:
@@ -79,7 +81,7 @@ def rms_norm_reference(x: Tensor, weight_D: Tensor, epsilon: float, dtype: torch
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The same with its gradient written out; on a CPU autograd's takes more than twice as long."""
+    """The same with a handwritten gradient, faster than autograd's on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
@@ -121,7 +123,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass
 class LayerCache:
-    """Keys and values that one decoder layer keeps between steps, each [B, H, length, K]."""
+    """Cached keys and values of one decoder layer, each [B, H, length, K]."""
 
     own: KeysValues | None = None
     encoded: KeysValues | None = None
@@ -129,9 +131,10 @@ class LayerCache:
 
 @dataclass
 class DecoderCache:
-    """What step-by-step decoding keeps: give the same, initially empty cache to each call of `T5.decode`.
+    """State of step-by-step decoding: pass the same, initially empty cache to each call of `T5.decode`.
 
-    ids: the decoder's inputs so far, for a model that reads them all again.
+    Attributes:
+        ids: the decoder's inputs so far, for a model that reads all of them again.
     """
 
     layers: dict[int, LayerCache] = field(default_factory=dict)
@@ -144,7 +147,8 @@ class DecoderCache:
 class Attention(nn.Module):
     """Projections around `attend`, and in the first block of a stack the table of relative position biases.
 
-    reference: as the definition reads, instead of by the fastest way.
+    Attributes:
+        reference: use `attention_reference` instead of the fastest implementation.
     """
 
     def __init__(self, shape: T5Config, *, owns_bias: bool = False, bidirectional: bool = False) -> None:
@@ -173,9 +177,13 @@ class Attention(nn.Module):
     def forward(
         self, x_BQD: Tensor, source: KeysValues | Tensor, bias: Tensor | None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the result [B, Q, D], and the bias for the next block: the given one plus the position bias.
+        """Attend from x to a source.
 
-        source: keys and values; or the states [B, S, D] that they are projections of, where few queries may do without.
+        Args:
+            source: keys and values; or encoder states [B, S, D], whose keys and values are skipped for few queries.
+
+        Returns:
+            The output [B, Q, D], and the bias for the next block: the given one plus the position bias.
         """
         q_BHQK = self._split(self.q(x_BQD))
         if isinstance(source, Tensor):
@@ -193,25 +201,22 @@ class Attention(nn.Module):
         return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask)), bias
 
     def for_few(self, queries: int) -> bool:
-        """Whether to do without keys and values of other states.
-
-        Making them takes 2·S·D·E products, doing without 2·S·D·H·Q, which must be half of those: they run slower.
-        """
-        return not self.reference and 2 * queries * self.heads <= self.q.out_features
+        """Whether so few queries skip the keys and values of encoder states."""
+        return not self.reference and attends_without_keys(queries, self.q.out_features // self.heads)
 
     def _join(self, out_BHQK: Tensor) -> Tensor:
         joined_BQD: Tensor = self.o(out_BHQK.transpose(1, 2).flatten(2))
         return joined_BQD
 
     def position_bias(self, queries: int, keys: int) -> Tensor:
-        """Bias [1, H, queries, keys], where the queries stand at the last of the keys' positions."""
+        """Bias [1, H, queries, keys]; the queries are at the last of the keys' positions."""
         table = self.relative_attention_bias
-        # It depends on key − query alone: Q+S−1 distances, of which query i sees a window of S.
+        # The bias depends only on key − query: Q+S−1 distances, and query i sees a window of S of them.
         distance = torch.arange(1 - keys, queries, device=table.weight.device)
         far = self.max_distance
         bucket_of = bucket_table(self.bidirectional, table.num_embeddings, far, distance.device)
         by_distance = table(bucket_of[distance.clamp(-far, far) + far]).T.contiguous()
-        # The keys are innermost: fused kernels of a GPU take no other bias.
+        # Keys are innermost: the fused kernels of a GPU accept no other layout.
         return by_distance.unfold(-1, keys, 1).flip(1)[None]
 
 
@@ -247,7 +252,7 @@ class CrossAttentionLayer(nn.Module):
     def forward(
         self, x_RTD: Tensor, encoded_BSD: Tensor, bias: Tensor | None, cache: LayerCache | None = None
     ) -> Tensor:
-        # Queries know no positions here, so several decoder rows of one input may stand behind one another.
+        # Cross-attention has no positions, so several decoder rows of one input can be concatenated.
         normed_BQD = self.layer_norm(x_RTD).reshape(encoded_BSD.size(0), -1, x_RTD.size(-1))
         source: KeysValues | Tensor = encoded_BSD
         if cache is not None:

@@ -1,13 +1,13 @@
-"""Where a T5 comes from and how it is published: read, started from nothing, or written as a plain directory.
+"""Load, initialise and save a T5, and grow its vocabulary.
 
-A published model is what transformers' `save_pretrained` writes: config.json, generation_config.json and safetensors.
-Models that are not tied are not tied in any path: built, loaded, saved and loaded again.
+A saved model is what transformers' `save_pretrained` writes: config.json, generation_config.json and safetensors. An
+untied output matrix stays untied whether the model is initialised, loaded or saved.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -27,28 +27,39 @@ from t5_pipeline.modeling.t5 import T5
 def locate_model(location: str | Path) -> Path:
     """The local directory of a model: the given one, or the snapshot of the hub model of that name.
 
-    Raises InputError where there is neither.
+    Raises:
+        InputError: if neither exists.
     """
     return Path(location) if Path(location).is_dir() else fetch_model(str(location))
 
 
 def load_t5(location: str | Path, dtype: torch.dtype = torch.float32) -> T5:
-    """The T5 in a local directory, or of that name on the Hugging Face hub (safetensors only), on the CPU.
+    """Load a T5 onto the CPU.
 
-    A directory may also be, or hold, a T5X checkpoint.
+    Args:
+        location: a directory with safetensors, one that is or contains a T5X checkpoint, or the name of a model on the
+            Hugging Face hub (safetensors only).
 
-    Raises InputError for what is not there, not safetensors, or does not fit its own config.json: tensors that are
-    missing, too many or of another shape are named.
+    Raises:
+        InputError: if the model does not exist, has no safetensors, or does not fit its own config.json; names the
+            tensors that are missing, unexpected or of another shape.
     """
     directory = locate_model(location)
     shape = read_shape(directory)
-    # A copy of each tensor: the files stay untouched and unneeded, and only one tensor is in memory twice.
+    # Copied one at a time: the model does not depend on the files, and only one tensor is in memory twice.
     tensors = {name: tensor.to(dtype, copy=True) for name, tensor in read_tensors(directory, shape)}
     return assemble(shape, tensors, where=str(directory))
 
 
 def assemble(shape: T5Config, tensors: Mapping[str, Tensor], where: str) -> T5:
-    """A T5 that holds exactly these tensors (not copies of them). `where` names their origin in errors."""
+    """A T5 with exactly these tensors (not copies).
+
+    Args:
+        where: origin of the tensors, for errors.
+
+    Raises:
+        InputError: if tensors are missing, unexpected or of another shape.
+    """
     with torch.device("meta"):
         model = T5(shape)
     expected = model.state_dict()
@@ -59,22 +70,24 @@ def assemble(shape: T5Config, tensors: Mapping[str, Tensor], where: str) -> T5:
         for name in expected
         if name in tensors and tensors[name].shape != expected[name].shape
     ]
-    problems = {"missing": missing, "not of this architecture": extra, "of another shape": misshapen}
+    problems = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
     if any(problems.values()):
         named = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
-        raise InputError(f"{where}: the weights do not fit the model's sizes. Tensors {named}")
+        raise InputError(f"{where}: the weights do not fit the sizes in config.json ({named}); fetch the model again")
     model.load_state_dict(tensors, assign=True)
-    check_untied(model, shape)
+    check_untied(expected, model)
     return model
 
 
 def init_t5(shape: T5Config, seed: int) -> T5:
-    """A T5 to start from nothing, in fp32: Mesh-TF's initialisation (Raffel et al. 2020; also T5X's, in scale).
+    """A randomly initialised T5 in fp32.
 
-    Normal with standard deviation 1 for embeddings; (D·K)^−½ for q, which stands for the unscaled scores; D^−½ for
-    k, v, the feed-forward's input side and the position biases; (H·K)^−½ for o; F^−½ for the feed-forward's output.
-    An untied output matrix gets D^−½ (fan-in, as in Mesh-TF and T5X), so that logits start with unit variance;
-    transformers gives it 1.
+    Weights are normal, with the standard deviations of Mesh-TF (T5X has the same scale): 1 for embeddings; (D·K)^−½ for
+    q, because scores are not scaled; D^−½ for k, v, the feed-forward's input side and the position biases; (H·K)^−½ for
+    o; F^−½ for the feed-forward's output. An untied output matrix gets D^−½ (fan-in), so that logits start with unit
+    variance; transformers gives it 1.
+
+    Source: Raffel et al. 2020.
     """
     D = shape.d_model
     deviation = {
@@ -107,9 +120,11 @@ def init_t5(shape: T5Config, seed: int) -> T5:
 def save_t5(
     model: T5, directory: str | Path, tensors: Mapping[str, Tensor] | None = None, max_shard_size: str = "5GB"
 ) -> None:
-    """Write a plain transformers directory, in shards with an index where the weights exceed `max_shard_size`.
+    """Write a plain transformers directory.
 
-    tensors: the whole state, where an engine has sharded the model's own; the model then gives only its shape.
+    Args:
+        tensors: the whole state, if an engine has sharded the model's own; the model then gives only its shape.
+        max_shard_size: larger weights are split into shards with an index.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -132,10 +147,12 @@ def save_t5(
 
 @torch.no_grad()
 def grow_vocabulary(model: T5, rows: int, *, first_new: int, start: Literal["mean", "normal"], seed: int) -> T5:
-    """The same T5 with at least `rows` embedding rows, whose ids from `first_new` on have never been trained.
+    """The same T5 with at least `rows` embedding rows.
 
-    start: how those rows begin, in the embedding and in an untied output matrix: the mean of the rows below
-    `first_new`, or normal noise around it with their standard deviation, column by column.
+    Args:
+        first_new: first id that was never trained.
+        start: initial values of the rows from `first_new` on, in the embedding and in an untied output matrix: the mean
+            of the rows below, or normal noise around it with their standard deviation, column by column.
     """
     shape = replace(model.shape, vocab_size=max(rows, model.shape.vocab_size))
     generator = torch.Generator().manual_seed(seed)
@@ -151,25 +168,27 @@ def grow_vocabulary(model: T5, rows: int, *, first_new: int, start: Literal["mea
     return assemble(shape, tensors, where="the grown vocabulary")
 
 
-def check_untied(model: nn.Module, shape: T5Config) -> None:
-    """Raise RuntimeError where a model that must not be tied is: several libraries tie it again in silence.
+def check_untied(names: Iterable[str], model: nn.Module) -> None:
+    """Check that parameters which were separate still are: several libraries tie output matrices silently.
 
-    Call it after anything that rebuilt or wrapped the model. It looks at names by their end, so wrappers may prefix.
+    Call it after anything that rebuilt or wrapped the model.
+
+    Args:
+        names: parameters that must not share memory with one another.
+
+    Raises:
+        RuntimeError: if one of them is shared.
     """
-    if shape.tied:
-        return
-    named = dict(model.named_parameters(remove_duplicate=False))
-    heads = [p for name, p in named.items() if name.endswith("lm_head.weight")]
-    embeddings = [p for name, p in named.items() if name.endswith("shared.weight")]
-    if len(heads) != 1 or len(embeddings) != 1:
+    owners: dict[int, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        in_memory = p.device.type != "meta" and p.numel() > 0 and type(p.data) is Tensor  # sharded ones have no address
+        owners.setdefault(p.data_ptr() if in_memory else id(p), name)
+    lost = sorted(set(names) - set(owners.values()))
+    if lost:
         raise RuntimeError(
-            f"expected one lm_head.weight and one shared.weight, found {len(heads)} and {len(embeddings)}"
+            f"{lost[0]} has been tied to another parameter, but a T5 1.1 keeps its output matrix apart from its"
+            " embedding, so training on would be wrong"
         )
-    same_memory = (
-        heads[0].device.type != "meta" and heads[0].numel() > 0 and heads[0].data_ptr() == embeddings[0].data_ptr()
-    )
-    if heads[0] is embeddings[0] or same_memory:
-        raise RuntimeError("lm_head.weight has been tied to shared.weight, but a T5 1.1 keeps them apart")
 
 
 def _few(names: list[str], at_most: int = 4) -> str:

@@ -1,83 +1,78 @@
-"""A published model: a plain transformers directory, its vocabulary, and what it expects of its inputs and targets.
+"""A published model: a plain transformers directory, its vocabulary, and how its inputs and targets are to be formed.
 
     model/config.json, generation_config.json, model.safetensors (or shards and an index)
     model/spiece.model, tokenizer.json, …
-    model/README.md             data, steps, objective and digest, for people
+    model/README.md             model card: data, steps, objective and digest
     model/t5_pipeline.json      {"format": 1, "sentinel": "none", "lineage": [{"stage": "lm_adapt", "step": 800, …}]}
 
-Everything downstream (training, scoring, decoding, serving) reads the sentinel variant from here; no flag repeats it.
+Training, scoring, decoding and serving read the sentinel variant from here, so no flag repeats it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+from pydantic import Field
 from torch import Tensor
 
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.checksums import tensors_digest
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.records import Record
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.modeling.load import save_t5
+from t5_pipeline.modeling.model_card import model_card
 from t5_pipeline.modeling.t5 import T5
-
-NAME = "t5_pipeline.json"
-FORMAT = 1
-Sentinel = Literal["none", "targets", "both"]
 
 
 class SavesVocabulary(Protocol):
     def save(self, directory: Path) -> None: ...
 
 
-@dataclass(frozen=True)
-class ModelMetadata:
-    """What a model metadata, and how it came to be.
+class ModelMetadata(Record):
+    """How a model was trained, and how its inputs and targets are formed.
 
-    sentinel: "targets": extra_id_0 begins each target; "both": it also ends each input; "none": neither.
-    lineage: the stages that made it, first to last.
-    tasks: of a model that was tuned on tasks, each with its settings and the lengths it was tuned with.
+    Attributes:
+        sentinel: "targets": extra_id_0 begins each target; "both": it also ends each input; "none": neither.
+        lineage: the stages that trained the model, first to last.
+        tasks: for a fine-tuned model, each task with its settings and the lengths used in training.
     """
 
+    file_name: ClassVar[str] = "t5_pipeline.json"
+    what: ClassVar[str] = "a published model"
+    repair: ClassVar[str] = "publish the model again"
+    indent: ClassVar[int] = 1
+
+    format: Literal[1] = 1
     sentinel: Sentinel = "none"
-    lineage: list[dict[str, Any]] = field(default_factory=list)
-    tasks: list[dict[str, Any]] = field(default_factory=list)
+    lineage: list[dict[str, Any]] = Field(default_factory=list)
+    tasks: list[dict[str, Any]] = Field(default_factory=list)
+
+    def content(self) -> dict[str, Any]:
+        """The JSON object of the file; `tasks` only if there are any."""
+        return {key: value for key, value in super().content().items() if key != "tasks" or value}
 
     def with_stage(self, **stage: Any) -> ModelMetadata:
-        """The same expectations, one stage later."""
-        return replace(self, lineage=[*self.lineage, stage])
+        """The metadata after one more stage."""
+        return self.model_copy(update={"lineage": [*self.lineage, stage]})
 
     def with_tasks(self, tasks: list[dict[str, Any]]) -> ModelMetadata:
-        """The same, of a model that was tuned on these tasks."""
-        return replace(self, tasks=tasks)
+        """The metadata of a model fine-tuned on these tasks."""
+        return self.model_copy(update={"tasks": tasks})
+
+    def with_sentinel(self, sentinel: Sentinel) -> ModelMetadata:
+        """The metadata with another sentinel variant."""
+        return self.model_copy(update={"sentinel": sentinel})
 
 
 def read_metadata(location: str | Path) -> ModelMetadata:
-    """What the model in a directory expects; a model from elsewhere expects nothing special.
+    """The metadata of the model in a directory; the defaults if this pipeline did not publish it.
 
     Raises:
-        InputError: the file is there and is not one of these.
+        InputError: if the file exists but is damaged.
     """
-    path = Path(location) / NAME
-    if not path.is_file():
-        return ModelMetadata()
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT or found["sentinel"] not in ("none", "targets", "both"):
-            raise ValueError
-        return ModelMetadata(found["sentinel"], list(found["lineage"]), list(found.get("tasks", [])))
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is damaged or of another format; publish the model again") from None
-
-
-def write_expectations(directory: Path, metadata: ModelMetadata) -> None:
-    described = {"format": FORMAT, "sentinel": metadata.sentinel, "lineage": metadata.lineage}
-    if metadata.tasks:
-        described["tasks"] = metadata.tasks
-    write_text(directory / NAME, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    return ModelMetadata.load_or_none(location) or ModelMetadata()
 
 
 def write_model(
@@ -87,62 +82,13 @@ def write_model(
     metadata: ModelMetadata,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a whole model artifact into an empty directory; `tensors` in place of the model's own, where given."""
+    """Write a whole model artifact into an empty directory.
+
+    Args:
+        tensors: the whole state, if an engine has sharded the model's own.
+    """
     save_t5(model, directory, tensors)
     vocabulary.save(directory)
-    write_expectations(directory, metadata)
-    write_text(directory / "README.md", model_card(metadata, model.shape.parameters, tensors_digest(directory)))
-
-
-_CARD = """\
----
-library_name: transformers
-pipeline_tag: text2text-generation
-tags: [t5]
----
-
-# A T5 of {parameters:,} parameters
-
-{kind}
-
-| stage | steps | what it learned | data |
-|---|---|---|---|
-{stages}
-
-- digest of its tensors (sha256 over name, dtype, shape and bytes): `{digest}`
-- sentinel: {sentinel}
-
-It loads in transformers:
-
-    from transformers import AutoTokenizer, T5ForConditionalGeneration
-    model = T5ForConditionalGeneration.from_pretrained("this directory")
-    tokenizer = AutoTokenizer.from_pretrained("this directory")
-
-Made by t5-pipeline; `t5_pipeline.json` holds the same for programs.
-"""
-_SENTINELS = {
-    "none": "none is expected",
-    "targets": "each target begins with `<extra_id_0>`, which is no part of the answer",
-    "both": "each input ends and each target begins with `<extra_id_0>`, which is no part of the answer",
-}
-
-
-def model_card(metadata: ModelMetadata, parameters: int, digest: str) -> str:
-    """README.md of a published model: data, steps, objective and digest, from its lineage."""
-    tuned = ", ".join(str(of["task"]["name"]) for of in metadata.tasks)
-    kind = f"Tuned on the task{'s' if len(metadata.tasks) > 1 else ''} {tuned}." if tuned else ""
-    kind = kind or "Meant to be frozen, and to learn tasks as soft prompts."
-    rows = []
-    for stage in metadata.lineage:
-        learned = stage.get("objective") or ", ".join(stage.get("tasks", [])) or stage.get("variant", "–")
-        tokens = f"tokens `{stage['tokens'][:12]}`" if "tokens" in stage else None
-        data = ", ".join(filter(None, [stage.get("corpus"), tokens]))
-        steps = f"{stage['step']:,}" if "step" in stage else "–"
-        rows.append(f"| {stage['stage']} | {steps} | {learned} | {data or '–'} |")
-    return _CARD.format(
-        parameters=parameters,
-        kind=kind,
-        stages="\n".join(rows) or "| – | – | – | – |",
-        digest=digest,
-        sentinel=_SENTINELS[metadata.sentinel],
-    )
+    metadata.save(directory)
+    card = model_card(metadata.content(), model.shape.parameters, tensors_digest(directory))
+    write_text(directory / "README.md", card)

@@ -2,9 +2,9 @@
 
     encoder input = [P; X],  P ∈ R^{p×D} learned,  X the embedded tokens
 
-then T5's own input dropout; relative positions run over P and X, cross-attention sees P, the decoder is untouched.
-Each example names its prompt. Shorter prompts are padded on their left, so that relative positions within [P; X] stay
-what they are without company, and gradients reach only the prompts that were named.
+then T5's own input dropout; relative positions run over P and X, cross-attention sees P, the decoder is unchanged.
+Each example names its prompt. Shorter prompts are padded on their left, so that relative positions within [P; X] do not
+depend on the other prompts of the batch, and gradients reach only the prompts that are named.
 
 Shapes: B batch, S input length, T target length, D d_model, V vocabulary rows, P longest prompt, R rows of all prompts.
 """
@@ -22,7 +22,7 @@ from t5_pipeline.modeling.t5 import T5, shift_right, token_mask, unless_full
 
 
 class PromptBank(nn.Module):
-    """Prompts of different lengths, one behind the other in a single fp32 parameter `rows_RD`.
+    """Prompts of different lengths, concatenated in a single fp32 parameter `rows_RD`.
 
     >>> bank = PromptBank([torch.ones(2, 3), torch.zeros(1, 3)])
     >>> bank.rows_RD.shape, bank.lengths, bank.offsets, bank.row_prompt_R.tolist()
@@ -33,7 +33,10 @@ class PromptBank(nn.Module):
     row_of_CP: Tensor
 
     def __init__(self, prompts: Sequence[Tensor]) -> None:
-        """prompts: at least one, each [p, D] with p ≥ 1."""
+        """
+        Args:
+            prompts: at least one, each [p, D] with p ≥ 1.
+        """
         super().__init__()
         widths = {prompt.size(1) for prompt in prompts}
         if len(widths) != 1 or any(len(prompt) == 0 for prompt in prompts):
@@ -64,8 +67,9 @@ class PromptBank(nn.Module):
     def gather(self, prompt_B: Tensor) -> tuple[Tensor, Tensor]:
         """The named prompts: rows [B, P, D], zeros on the left of shorter ones; and mask [B, P], True at real rows.
 
-        P is the longest of the named prompts where `prompt_B` lies on the CPU. Elsewhere, where looking would make
-        the host wait for the device, and under compilation, it is the longest of the bank: the result is the same.
+        P is the length of the longest named prompt if `prompt_B` is on the CPU. On other devices, where reading it
+        would make the host wait, and under compilation, it is that of the longest prompt of the bank, with equal
+        results.
         """
         row_of_BP = self.row_of_CP[prompt_B.to(self.row_of_CP.device)]
         if prompt_B.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -77,14 +81,14 @@ class PromptBank(nn.Module):
 
 
 class BareT5(nn.Module):
-    """A T5 with no prompt at all, under the methods by which a `PromptedT5` answers."""
+    """A T5 without a prompt, with the interface of `PromptedT5`."""
 
     def __init__(self, t5: T5) -> None:
         super().__init__()
         self.t5 = t5
 
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The encoder's output [B, S, D] and its mask, None where nothing is padded. There is no prompt to name."""
+        """The encoder's output [B, S, D] and its mask (None if nothing is padded); `prompt_B` must be None."""
         assert prompt_B is None
         mask = token_mask(inputs_BS)
         return self.t5.encode(self.t5.embed(inputs_BS), mask), mask
@@ -92,7 +96,7 @@ class BareT5(nn.Module):
     def decode(
         self, decoder_ids_RT: Tensor, encoded: Tensor, mask: Tensor | None, cache: DecoderCache | None = None
     ) -> Tensor:
-        """The decoder's output [R, T, D], as T5.decode: prompts do not touch the decoder."""
+        """The decoder's output [R, T, D], as T5.decode: prompts do not change the decoder."""
         return self.t5.decode(decoder_ids_RT, encoded, mask, cache)
 
     def logits(self, hidden_RTD: Tensor) -> Tensor:
@@ -105,10 +109,10 @@ class BareT5(nn.Module):
 
 
 class PromptedT5(BareT5):
-    """A T5 of which nothing learns, with a bank of prompts before its inputs, of which everything does.
+    """A frozen T5 with a trainable bank of soft prompts prepended to its inputs.
 
-    The T5 may have any dtype (frozen weights in bf16 halve its memory); the bank stays fp32.
-    In training mode T5's dropout acts; set its rate with `t5.set_dropout`.
+    The T5 can have any dtype (bf16 halves the memory of frozen weights); the bank stays fp32. T5's dropout is active in
+    training mode; set its rate with `t5.set_dropout`.
     """
 
     def __init__(self, t5: T5, bank: PromptBank) -> None:
@@ -118,9 +122,10 @@ class PromptedT5(BareT5):
         self.bank = bank
 
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The encoder's output [B, P+S, D] over [P; X] and its mask, None where nothing is padded.
+        """The encoder's output [B, P+S, D] over [P; X] and its mask (None if nothing is padded).
 
-        prompt_B: int, which prompt of the bank each example has; None for no prompt at all (output [B, S, D]).
+        Args:
+            prompt_B: index in the bank of each example's prompt; None for no prompts (output [B, S, D]).
         """
         if prompt_B is None:
             return super().encode(None, inputs_BS)

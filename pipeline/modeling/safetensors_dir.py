@@ -1,7 +1,7 @@
 """Model directories: `config.json` beside safetensors, as transformers writes them, or a T5X checkpoint.
 
-Tensors are read one at a time under canonical names: names that only repeat the embedding are folded into
-`shared.weight`, so that a model is the same whoever saved it. Nothing is ever unpickled.
+Tensors are read one at a time under canonical names: copies of the embedding are folded into `shared.weight`, so that
+a model does not depend on which library saved it. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -26,18 +26,26 @@ UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 
 
 def read_shape(directory: Path) -> T5Config:
-    """The shape that a model directory's config.json describes, or that a T5X checkpoint's arrays tell."""
+    """Sizes of a model, from its config.json or the arrays of a T5X checkpoint.
+
+    Raises:
+        InputError: if the directory contains neither.
+    """
     path = directory / "config.json"
     if path.is_file():
         return T5Config.from_config(_read_json(path), where=str(path))
     checkpoint = find_t5x(directory)
     if checkpoint is not None:
         return t5x_shape(checkpoint)
-    raise InputError(f"{directory}: neither config.json nor a T5X checkpoint; give a directory that holds a model")
+    raise InputError(f"{directory}: contains neither config.json nor a T5X checkpoint; give the directory of a model")
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory. Raises InputError where there are none, or a shard is missing."""
+    """The safetensors files of a model directory.
+
+    Raises:
+        InputError: if there are none, or a shard is missing.
+    """
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
@@ -45,23 +53,24 @@ def weight_files(directory: Path) -> list[Path]:
         files = [directory / name for name in sorted(set(names))]
         for file in files:
             if not file.is_file():
-                raise InputError(f"{directory / INDEX}: names {file.name}, which is not there; fetch the model again")
+                raise InputError(f"{directory / INDEX}: {file.name} does not exist; fetch the model again")
         return files
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     if pickles:
         raise InputError(
-            f"{directory}: only pickled weights ({pickles[0]}), which are never read here; if you trust them, convert"
-            " once: T5ForConditionalGeneration.from_pretrained(this).save_pretrained(new) in transformers"
+            f"{directory}: contains only pickled weights ({pickles[0]}), which are never read; if you trust them,"
+            " convert them once: T5ForConditionalGeneration.from_pretrained(this).save_pretrained(new) in transformers"
         )
-    raise InputError(f"{directory}: a config.json but no weights; {WEIGHTS} or {INDEX} must be there")
+    raise InputError(f"{directory}: contains a config.json but no weights; add {WEIGHTS} or {INDEX}")
 
 
 def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a model directory once, under its canonical name, on the CPU and in the dtype of the file.
 
-    A T5X checkpoint is read where there is no config.json.
+    Without a config.json, a T5X checkpoint is read.
 
-    Raises InputError where copies of the embedding differ: then the config calls a model tied that is not.
+    Raises:
+        InputError: if a file is damaged, or copies of the embedding differ although the config says they are tied.
     """
     if not (directory / "config.json").is_file():
         checkpoint = find_t5x(directory)
@@ -75,7 +84,7 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
     for file in weight_files(directory):
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (an opened file is no dict)
+                for name in opened.keys():  # noqa: SIM118 (an opened file is not a dict)
                     if name == UNUSED:
                         continue
                     tensor = opened.get_tensor(name)
@@ -87,17 +96,17 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
                     elif not torch.equal(tensor, embedding[1]):
                         raise InputError(
                             f"{file}: {name} differs from {embedding[0]}, but {directory / 'config.json'} says they"
-                            " are tied; an untied T5 (1.1) needs `tie_word_embeddings: false` there"
+                            " are tied; for an untied T5 (1.1) set `tie_word_embeddings: false` there"
                         )
         except SafetensorError as error:
-            raise InputError(f"{file}: not a whole safetensors file ({error}); fetch or write it again") from error
+            raise InputError(f"{file}: is damaged ({error}); fetch or write it again") from error
 
 
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+        raise InputError(f"{path}: is not valid JSON ({error}); fetch the model again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__} where a JSON object is needed")
+        raise InputError(f"{path}: contains a {type(content).__name__} instead of a JSON object; fetch the model again")
     return content

@@ -5,10 +5,10 @@
 
 with y the encoder's output; scores are unscaled, and self-attention adds a learned bias by relative position.
 
-Written for speed where T5 allows it: the position bias is computed once for a stack and call, nothing is masked
-where nothing is padded, and attention takes the fastest way there is for it (attention.py). The first block of a stack
-owns the table of position biases, so it adds them to the bias it is given and hands the sum on to the others: a block
-then touches only its own parameters, inside its own forward pass, which sharding engines rely on.
+For speed, the position bias is computed once per stack and call, masks are skipped if nothing is padded, and attention
+uses the fastest implementation (attention.py). The first block of a stack owns the table of position biases: it adds
+them to the bias it is given and passes the sum to the other blocks. So a block uses only its own parameters, inside its
+own forward pass, which sharding engines rely on.
 
 Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D d_model, V vocabulary rows.
 Token 0 is padding, and the decoder's first input.
@@ -44,12 +44,12 @@ Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
 def may_recompute(forward: Forward) -> Forward:
-    """A block's forward pass, of which, where the block is told so, only inputs are kept: backward makes it anew."""
+    """Wrap a block's forward in activation checkpointing if `block.recompute` is set."""
 
     @wraps(forward)
     def either(block: Block, *arguments: Any) -> Any:
         if block.recompute and torch.is_grad_enabled():
-            # ForwardScope of the block's own forward pass: here engines have gathered its weights.
+            # Inside the block's own forward pass, where engines have gathered its weights.
             return checkpoint(partial(forward, block), *arguments, use_reentrant=False)
         return forward(block, *arguments)
 
@@ -134,10 +134,10 @@ class Decoder(nn.Module):
 
 
 def _parts(x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Bias and mask that a stack's first block is given.
+    """Bias and mask for the first block of a stack.
 
-    A mask of all rows is one with the bias. Where each row has its own, it stays apart if attention can add both as
-    they are; otherwise the first block adds it once for all.
+    A mask shared by all rows is part of the bias. One that differs by row stays separate if attention can add both
+    without a copy; otherwise the first block adds it once for all blocks.
     """
     if mask is None or mask.size(0) == 1 or not in_bf16_on_cpu(x):
         return mask, None
@@ -145,7 +145,7 @@ def _parts(x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None
 
 
 class T5(nn.Module):
-    """An encoder-decoder of the given shape. Weights are torch's defaults: see load.py for real ones."""
+    """An encoder-decoder of the given sizes, with torch's default weights: see load.py for real ones."""
 
     def __init__(self, shape: T5Config) -> None:
         super().__init__()
@@ -157,16 +157,17 @@ class T5(nn.Module):
             self.lm_head = OutputHead(shape.d_model, shape.vocab_size, bias=False)
 
     def set_dropout(self, rate: float) -> None:
-        """Use this rate from now on; `shape.dropout_rate` keeps the one the model was published with."""
+        """Set the dropout rate; `shape.dropout_rate` stays the one the model was published with."""
         for module in self.modules():
             if isinstance(module, SharedDropout):
                 module.rate = rate
 
     def set_execution(self, reference_ops: Collection[str] = (), recompute: bool = False) -> None:
-        """How it is computed; the results agree to rounding.
+        """Choose implementations; results agree up to rounding.
 
-        reference: "attention", "norm": as their definitions read, instead of by faster ways.
-        recompute: keep only the input of each block for the backward pass, which computes the rest of it once more.
+        Args:
+            reference_ops: "attention", "norm": computed by their definition instead of a faster implementation.
+            recompute: activation checkpointing: store only the input of each block for the backward pass.
         """
         for module in self.modules():
             if isinstance(module, Attention):
@@ -184,8 +185,9 @@ class T5(nn.Module):
     def encode(self, embedded_BSD: Tensor, mask: Tensor | None) -> Tensor:
         """The encoder's output [B, S, D].
 
-        mask: bool [B, S], True where there is a token; or [B, S, S], True where a query (row) sees a key (column);
-        None where every position is a token.
+        Args:
+            mask: bool [B, S], True at tokens; or [B, S, S], True where a query (row) sees a key (column); None if every
+                position is a token.
         """
         encoded_BSD: Tensor = self.encoder(embedded_BSD, mask_bias(mask))
         return encoded_BSD
@@ -200,9 +202,11 @@ class T5(nn.Module):
     ) -> Tensor:
         """The decoder's output [R, T, D] for R = L·B decoder rows; rows i·L … i·L+L−1 attend to input i.
 
-        mask: which input positions are seen, bool [B, S], or [B, L·T, S] by decoder position; None for all.
-        cache: then `decoder_ids_RT` are the positions that follow those of earlier calls with this cache.
-        segments_RT: a position sees only earlier ones of its own segment (packed rows; not together with a cache).
+        Args:
+            mask: visible input positions, bool [B, S], or [B, L·T, S] by decoder position; None for all.
+            cache: with it, `decoder_ids_RT` are the positions that follow those of earlier calls with this cache.
+            segments_RT: segment of each position of packed rows, which sees only earlier positions of its own segment;
+                not together with a cache.
         """
         causal = _causal(decoder_ids_RT, cache)
         if segments_RT is not None:
@@ -225,10 +229,11 @@ class T5(nn.Module):
         return hidden_BTD, self.lm_head.weight
 
     def predict(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """The decoder's output [B, T, D] that predicts each target token from the inputs and the targets before it.
+        """The decoder's output [B, T, D] that predicts each target token from the inputs and the earlier targets.
 
-        segments: of packed rows, which example each position of inputs [B, S] and targets [B, T] belongs to
-        (1, 2, …; 0 for padding); examples do not see one another, and each one's decoder starts from 0.
+        Args:
+            segments: for packed rows, the example of each position of inputs [B, S] and targets [B, T] (1, 2, …; 0 for
+                padding). Examples do not see one another, and the decoder of each starts from 0.
         """
         if segments is None:
             mask = token_mask(inputs_BS)
@@ -246,7 +251,7 @@ class T5(nn.Module):
 
 
 def _causal(decoder_ids_RT: Tensor, cache: DecoderCache | None) -> Tensor:
-    """Mask [1, T, past + T]: each position sees itself and what came before."""
+    """Mask [1, T, past + T]: each position sees itself and earlier ones."""
     T = decoder_ids_RT.size(1)
     earlier = None if cache is None else cache.layer(0).own
     past = 0 if earlier is None else earlier[0].size(2)
@@ -254,9 +259,9 @@ def _causal(decoder_ids_RT: Tensor, cache: DecoderCache | None) -> Tensor:
 
 
 def token_mask(ids_BS: Tensor) -> Tensor | None:
-    """True where there is a token, False at padding (0); None where a CPU sees that nothing is padded.
+    """True at tokens, False at padding (0); on a CPU, None if nothing is padded.
 
-    Elsewhere looking would make the host wait for the device, so the mask is always given.
+    On other devices the mask is always returned, because checking it would make the host wait for the device.
 
     >>> token_mask(torch.tensor([[5, 1, 0]])).tolist(), token_mask(torch.tensor([[5, 1]]))
     ([[True, True, False]], None)
@@ -265,7 +270,7 @@ def token_mask(ids_BS: Tensor) -> Tensor | None:
 
 
 def unless_full(mask_BS: Tensor) -> Tensor | None:
-    """The mask, or None where a CPU sees that it hides nothing."""
+    """The mask; on a CPU, None if it hides nothing."""
     if mask_BS.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask_BS.all()):
         return None
     return mask_BS

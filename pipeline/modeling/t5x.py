@@ -1,8 +1,8 @@
-"""T5X checkpoints: the official T5 1.1 and LM-adapted T5s as Google published them, read as tensors of our T5.
+"""T5X checkpoints, the format in which Google published T5 1.1 and the LM-adapted T5s.
 
-A checkpoint folder holds a msgpack tree, `checkpoint`, with the small arrays in it, and beside it one zarr (version 2)
-folder for each large array, cut into chunks. Kernels are [in, out] there and [out, in] in torch; relative biases are
-[heads, buckets] there and [buckets, heads] here. Optimizer state is left unread.
+A checkpoint folder contains a msgpack tree, `checkpoint`, with the small arrays, and one zarr (version 2) folder of
+chunks for each large array. Kernels are [in, out] in T5X and [out, in] in torch; relative biases are [heads, buckets]
+in T5X and [buckets, heads] here. Optimizer state is not read.
 
 Shapes: V vocabulary rows, D d_model, H heads, K head width, F d_ff.
 """
@@ -27,37 +27,43 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.config import T5Config
 
 TREE = "checkpoint"
-PREFIX = "target."  # of the model's arrays; the optimizer's have another
+PREFIX = "target."  # of the model's arrays, not the optimizer's
 NDARRAY = 1  # flax's msgpack extension: (shape, dtype, bytes)
 
-Leaf = np.ndarray | Path  # an array from the tree itself, or the zarr folder that holds it
+Leaf = np.ndarray | Path  # an array of the tree, or a zarr folder
 
 
 def find_t5x(directory: Path) -> Path | None:
-    """The T5X checkpoint folder that this is, or the only one in it; None where there is none.
+    """The T5X checkpoint that a directory is, or the only one in it; None if there is none.
 
-    Raises InputError where it holds several, of which one must be named.
+    Raises:
+        InputError: if the directory contains several checkpoints.
     """
     if (directory / TREE).is_file():
         return directory
     inside = sorted(path.parent.name for path in directory.glob(f"checkpoint_*/{TREE}"))
     if len(inside) > 1:
-        raise InputError(f"{directory}: holds several T5X checkpoints ({', '.join(inside)}); name one of them")
+        raise InputError(f"{directory}: contains several T5X checkpoints ({', '.join(inside)}); name one of them")
     return directory / inside[0] if inside else None
 
 
 def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
-    """The sizes of a T5X checkpoint, as its arrays tell them.
+    """Sizes of the model in a T5X checkpoint, from the shapes of its arrays.
 
-    They do not tell `max_distance` of the relative positions, for which every published T5 has 128, nor the activation:
-    a gated feed-forward means GELU (T5 1.1), a plain one ReLU (original).
+    The activation follows from the variant: GELU for a gated feed-forward (T5 1.1), otherwise ReLU (original).
+
+    Args:
+        max_distance: of relative positions, which the arrays do not contain; 128 for every published T5.
+
+    Raises:
+        InputError: if the arrays are not those of a T5.
     """
     shapes = {name: _leaf_shape(leaf) for name, leaf in _leaves(checkpoint).items()}
 
     def size(name: str, axis: int) -> int:
         if len(shapes.get(name, ())) <= axis:
             raise InputError(
-                f"{checkpoint}: array {name} is missing or has too few axes; this is no T5X checkpoint of a T5"
+                f"{checkpoint}: is not a checkpoint of a T5 (array {name} is missing or misshapen); check the path"
             )
         return shapes[name][axis]
 
@@ -80,15 +86,15 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
 
 
 def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor]]:
-    """The model's tensors under our names, fp32, each read when it is asked for.
+    """The model's tensors in fp32 under our names, each read on demand.
 
-    Raises InputError that names every array that is missing, not of this architecture, or of another shape, by its
-    T5X name.
+    Raises:
+        InputError: if arrays are missing, unexpected or of another shape; names all of them.
     """
     leaves, expected = _leaves(checkpoint), _expected(shape)
     problems = {
         "missing": sorted(expected.keys() - leaves.keys()),
-        "not of this architecture": sorted(leaves.keys() - expected.keys()),
+        "unexpected": sorted(leaves.keys() - expected.keys()),
         "of another shape": [
             f"{name} {list(_leaf_shape(leaves[name]))} instead of {list(array.shape)}"
             for name, array in expected.items()
@@ -97,7 +103,7 @@ def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
     }
     if any(problems.values()):
         named = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        raise InputError(f"{checkpoint}: arrays do not fit a T5 of these sizes. Arrays {named}")
+        raise InputError(f"{checkpoint}: arrays do not fit a T5 of these sizes ({named}); fetch the checkpoint again")
     for name, array in expected.items():
         leaf = leaves[name]
         values = torch.from_numpy(
@@ -114,7 +120,7 @@ class _Array:
 
 
 def _expected(s: T5Config) -> dict[str, _Array]:
-    """Every array that a T5X checkpoint of these sizes has: T5X name → our name, shape there, whether to transpose."""
+    """Every array of a T5X checkpoint of these sizes, by its T5X name."""
     D, HK = s.d_model, s.num_heads * s.d_kv
     arrays = {"token_embedder.embedding": _Array("shared.weight", (s.vocab_size, D), False)}
 
@@ -164,14 +170,14 @@ def _expected(s: T5Config) -> dict[str, _Array]:
 
 
 def _leaves(checkpoint: Path) -> dict[str, Leaf]:
-    """Dotted name → array or zarr folder, of all that the tree lists and all folders that lie beside it."""
+    """Dotted name → array or zarr folder, for all arrays of the tree and all folders beside it."""
     path = checkpoint / TREE
     try:
         tree = msgpack.unpackb(path.read_bytes(), strict_map_key=False, ext_hook=_array_from_ext)
         target = tree["optimizer"]["target"] if "optimizer" in tree else tree["target"]
     except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
         raise InputError(
-            f"{path}: not the msgpack tree of a T5X checkpoint ({type(error).__name__}: {error})"
+            f"{path}: is not the msgpack tree of a T5X checkpoint ({type(error).__name__}: {error}); fetch it again"
         ) from error
     leaves: dict[str, Leaf] = {
         folder.name.removeprefix(PREFIX): folder for folder in checkpoint.glob(f"{PREFIX}*") if folder.is_dir()
@@ -183,7 +189,7 @@ def _leaves(checkpoint: Path) -> dict[str, Leaf]:
         elif isinstance(node, Mapping) and "kvstore" not in node:
             for key, child in node.items():
                 walk(child, f"{name}.{key}" if name else str(key))
-        # What is left is a note that the array lies in its folder: that folder is found, or missed, by its name.
+        # Other nodes only refer to zarr folders, which are found by their names.
 
     walk(target, "")
     return leaves
@@ -218,14 +224,16 @@ def _zarr_layout(folder: Path) -> dict[str, Any]:
         if readable and floats and chunked and layout["order"] in ("C", "F"):
             return dict(layout)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the description of a zarr array ({type(error).__name__}: {error})") from error
-    raise InputError(f"{path}: only floats in zarr version 2, gzip, zlib or uncompressed, without filters, can be read")
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: is not the metadata of a zarr array ({reason}); fetch it again") from error
+    raise InputError(f"{path}: is not supported; use floats in zarr version 2, gzip, zlib or uncompressed, no filters")
 
 
 def read_zarr(folder: Path) -> np.ndarray:
-    """The array of a zarr (version 2) folder, put together from its chunks.
+    """The array of a zarr (version 2) folder; chunks at the edge are stored whole and cut here.
 
-    Chunks at the edge are stored whole and cut here. Raises InputError for a chunk that is missing or damaged.
+    Raises:
+        InputError: if a chunk is missing or damaged.
     """
     layout = _zarr_layout(folder)
     shape, chunk = tuple(layout["shape"]), tuple(layout["chunks"])
@@ -248,18 +256,18 @@ def _chunk_bytes(path: Path, compressed: bool, size: int) -> bytes:
     try:
         data = path.read_bytes()
         if compressed:
-            # One byte more than wanted at most: a damaged or hostile chunk cannot fill the memory.
+            # Limited to one byte more than expected, so that a damaged or hostile chunk cannot fill the memory.
             data = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(data, size + 1)
     except (OSError, zlib.error) as error:
-        raise InputError(f"{path}: chunk missing or damaged ({error}); fetch the checkpoint again") from error
+        raise InputError(f"{path}: is missing or damaged ({error}); fetch the checkpoint again") from error
     if len(data) != size:
-        raise InputError(f"{path}: chunk does not hold {size:,} bytes; fetch the checkpoint again")
+        raise InputError(f"{path}: does not contain {size:,} bytes; fetch the checkpoint again")
     return data
 
 
 def _as_fp32(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind != "f":
-        raise InputError(f"{where}: holds {array.dtype} where floating point is needed")
+        raise InputError(f"{where}: contains {array.dtype} instead of floating point; fetch the checkpoint again")
     return np.array(array, np.float32)
 
 

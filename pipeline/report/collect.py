@@ -6,7 +6,7 @@ Unfinished runs are read as far as they go.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, InputRef, Recipe, load_recipe
+from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -170,14 +171,17 @@ class Run:
         return next((task for task in tasks if task.name == name), None)
 
 
-def collect(path: Path) -> Run:
+def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     """Read a run directory.
+
+    Args:
+        kinds: the kinds of stages that its recipe can use.
 
     Raises:
         InputError: if it is not a run directory, or a manifest or scores file in it is damaged.
     """
     run_dir = RunDir(path)
-    recipe = load_recipe(path / "recipe.yaml")
+    recipe = load_recipe(path / "recipe.yaml", kinds=kinds)
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
     run = Run(recipe, jobs)

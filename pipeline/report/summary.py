@@ -12,8 +12,8 @@ from t5_pipeline.report.collect import Run, Sample, Score
 PROMPT_TUNING = "prompt tuning"
 NO_PROMPT = "no prompt"
 MAJORITY = "majority class"
-# In table order, after prompt tuning.
-OTHERS = ("ensemble", "prompt mixture", "prefix tuning", "P-tuning", "model tuning", "prompt design")
+# Places in tables; other methods are between them, in order of appearance.
+_PLACES = {PROMPT_TUNING: 0, "ensemble": 1, NO_PROMPT: 3, MAJORITY: 4}
 
 _PATHS = {
     "lm_adapt": "LM adaptation",
@@ -124,11 +124,11 @@ class TaskScores:
     majority: ScoreLine | None
 
     def best_of_each_method(self) -> list[ScoreLine]:
-        """The best line of each other method, in the order of `OTHERS`."""
+        """The best line of each other method."""
         found: dict[str, ScoreLine] = {}
         for line in sorted(self.others, key=self._mean, reverse=True):
             found.setdefault(line.method, line)
-        return [found[method] for method in OTHERS if method in found]
+        return [found[method] for method in in_table_order(line.method for line in self.others)]
 
     def ranked(self) -> list[ScoreLine]:
         """The best prompt-tuned line of each model, best mean first."""
@@ -153,6 +153,11 @@ class TaskScores:
         return spread.mean if spread else float("-inf")
 
 
+def in_table_order(methods: Iterable[str]) -> list[str]:
+    """Each method once: prompt tuning, ensembles, others in order of appearance, baselines."""
+    return sorted(dict.fromkeys(methods), key=lambda method: _PLACES.get(method, 2))
+
+
 def summarise(run: Run) -> list[TaskScores]:
     """Aggregate the scores of a run: one entry per task and split, in order of appearance."""
     paths = path_names(run)
@@ -160,7 +165,10 @@ def summarise(run: Run) -> list[TaskScores]:
     for task, split in dict.fromkeys((row.task, row.split) for row in run.scores):
         rows = [row for row in run.scores if (row.task, row.split) == (task, split)]
         tuned = _lines([row for row in rows if row.method == PROMPT_TUNING], paths)
-        others = [line for method in OTHERS for line in _lines([row for row in rows if row.method == method], paths)]
+        methods = [
+            m for m in in_table_order(row.method for row in rows) if m not in (PROMPT_TUNING, NO_PROMPT, MAJORITY)
+        ]
+        others = [line for method in methods for line in _lines([row for row in rows if row.method == method], paths)]
         untuned = _lines(_first_of_each_model(row for row in rows if row.method == NO_PROMPT), paths)
         # The same for every model.
         majority = next((ScoreLine(MAJORITY, None, None, "", (row,)) for row in rows if row.method == MAJORITY), None)

@@ -26,10 +26,11 @@ from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.config.recipe import load_task
 from t5_pipeline.core.atomic_files import write_bytes, write_directory
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
-from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo, SentinelVariant
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import load_t5, locate_model
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.modeling.safetensors_dir import read_shape
@@ -181,7 +182,7 @@ def import_prompt(
     model: str,
     task: str,
     output: str,
-    sentinel: SentinelVariant | None = None,
+    sentinel: Sentinel | None = None,
     max_input_length: int = 512,
     max_target_length: int = 128,
 ) -> Prompt:

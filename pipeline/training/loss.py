@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from t5_pipeline.modeling.limits import LOSS_ROWS
+
 PAD = 0
-# Rows of fp32 logits at a time, V numbers each: few fit into the caches of a CPU, many keep a GPU busy.
-LOGITS_AT_ONCE = {"cpu": 512, "cuda": 4096}
 
 
 def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
@@ -117,7 +117,7 @@ class _OutputLoss(torch.autograd.Function):
         weight = weight_VD.to(hidden_ND.dtype)
         needed = any(ctx.needs_input_grad[:2])
         losses, gradients = [], []
-        n = LOGITS_AT_ONCE.get(hidden_ND.device.type, 512)
+        n = LOSS_ROWS.get(hidden_ND.device.type, 512)
         for hidden_nD, targets_n in zip(hidden_ND.split(n), targets_N.split(n), strict=True):
             logits_nV = hidden_nD @ weight.T
             p_nV = logits_nV.softmax(-1, dtype=torch.float32)

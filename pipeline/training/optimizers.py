@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-# Gradients are squared into new memory this many elements at a time: many small tensors together, a large one alone.
-ELEMENTS_AT_ONCE = 1 << 24
+from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -45,7 +44,7 @@ class Adafactor(torch.optim.Optimizer):
         *,
         weight_decay: float = 0.0,
         parameter_scaling: bool = True,
-        min_dim_to_factor: int | None = 128,
+        min_dim_to_factor: int | None = FACTORED_FROM,
         clipping: float = 1.0,
         beta2_exponent: float = 0.8,
         epsilon1: float = 1e-30,
@@ -264,7 +263,7 @@ def _some_at_once(params: list[Tensor]) -> Iterator[list[Tensor]]:
     some: list[Tensor] = []
     elements = 0
     for p in params:
-        if some and elements + p.numel() > ELEMENTS_AT_ONCE:
+        if some and elements + p.numel() > UPDATED_ELEMENTS:
             yield some
             some, elements = [], 0
         some.append(p)

@@ -9,8 +9,8 @@ import pytest
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
-from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -56,7 +56,7 @@ def test_other_files_change_nothing(rows: Path, data: str) -> None:
 
 def test_the_splits_of_a_task_that_a_stage_scores_on(rows: Path) -> None:
     def scored() -> str:
-        return fingerprint(parts(EvaluateConfig(prompts="p"), {}, DigestCache(None), {"task t": task(rows)}))
+        return fingerprint(parts(STAGES["evaluate"](prompts="p"), {}, DigestCache(None), {"task t": task(rows)}))
 
     before = scored()
     (rows / "README.md").write_text("about these rows")
@@ -71,7 +71,7 @@ def test_metrics_count_where_they_are_computed(rows: Path) -> None:
     kept_out = [PrepareConfig(corpus="c", decontaminate=[task(rows, metrics=[m])]) for m in ("accuracy", "f1")]
     assert printed(kept_out[0]) == printed(kept_out[1])
     old, new = (
-        parts(EvaluateConfig(prompts="p", metrics={"t": [m]}), {}, DigestCache(None)) for m in ("accuracy", "f1")
+        parts(STAGES["evaluate"](prompts="p", metrics={"t": [m]}), {}, DigestCache(None)) for m in ("accuracy", "f1")
     )
     assert differences(old, new) == ["metrics.t: ['accuracy'] → ['f1']"]
     assert printed(tuned(rows)) != printed(tuned(rows, labels=["b", "a"]))

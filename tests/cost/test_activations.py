@@ -1,4 +1,4 @@
-"""Bytes that autograd keeps, by the formulas of pipeline/cost/activations.py and as autograd itself counts them."""
+"""Saved activations by the formulas of pipeline/cost/activations.py, compared with what autograd saves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t5_pipeline.cost.activations import Microbatch, kept
+from t5_pipeline.cost.activations import Microbatch, saved_activations
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -22,7 +22,7 @@ ORIGINAL = T5Config(
 
 
 def saved(shape: T5Config, m: Microbatch) -> int:
-    """Bytes of all storages that the forward pass saves, those of parameters apart."""
+    """Bytes of all storages that the forward pass saves, without those of parameters."""
     t5 = init_t5(shape, seed=0)
     t5.set_dropout(0.1 if m.dropout else 0.0)
     t5.set_execution(recompute=m.recompute)
@@ -39,7 +39,7 @@ def saved(shape: T5Config, m: Microbatch) -> int:
         t5.to(torch.bfloat16 if m.bf16 else torch.float32)
     model.train()
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, Tensor] = {}  # holding the tensors: a freed address would be given out again
+    storages: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storages.setdefault(tensor.untyped_storage().data_ptr(), tensor)
@@ -70,39 +70,37 @@ def saved(shape: T5Config, m: Microbatch) -> int:
     [{"prompt": 0}, {"prompt": 0, "padded": False}, {"prompt": 0, "packed": True}, {"prompt": 6}, {"prompt": 6, "padded": False}],
     ids=str,
 )  # fmt: skip
-def test_to_the_byte(shape: T5Config, how: dict[str, Any], dropout: bool, bf16: bool, recompute: bool) -> None:
-    """Where blocks are recomputed, what they are given."""
+def test_equal_to_autograd(shape: T5Config, how: dict[str, Any], dropout: bool, bf16: bool, recompute: bool) -> None:
     m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, recompute=recompute, cpu=True, **how)
-    assert kept(shape, m).total == saved(shape, m)
+    assert saved_activations(shape, m).total == saved(shape, m)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("dropout", [False, True], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("shape", [GATED, ORIGINAL], ids=["gated", "original"])
 @pytest.mark.parametrize("how", [{"prompt": 0}, {"prompt": 6}, {"prompt": 6, "padded": False}], ids=str)
-def test_targets_so_short_that_cross_attention_makes_no_keys(
-    shape: T5Config, how: dict[str, Any], dropout: bool, bf16: bool
-) -> None:
+def test_short_targets_without_keys_and_values(shape: T5Config, how: dict[str, Any], dropout: bool, bf16: bool) -> None:
     m = Microbatch(rows=3, inputs=26, targets=shape.d_kv // 2, bf16=bf16, dropout=dropout, cpu=True, **how)
-    assert kept(shape, m).total == saved(shape, m)
+    assert saved_activations(shape, m).total == saved(shape, m)
 
 
 @pytest.mark.parametrize("how", [{"logits": "fp32"}, {"logits": "fp32", "prompt": 6}, {"logits": "whole", "prompt": 6}])
 @pytest.mark.parametrize("shape", [GATED, ORIGINAL], ids=["gated", "original"])
-def test_logits_in_fp32_and_whole(shape: T5Config, how: dict[str, Any]) -> None:
+def test_fp32_and_whole_logits(shape: T5Config, how: dict[str, Any]) -> None:
     m = Microbatch(rows=3, inputs=26, targets=19, cpu=True, **how)
-    assert kept(shape, m).total == saved(shape, m)
+    assert saved_activations(shape, m).total == saved(shape, m)
 
 
-def test_what_grows_with_the_batch_and_what_does_not() -> None:
-    """Copies of the weights in bf16 do not: twice the rows are less than twice the bytes."""
-    one, two = (kept(GATED, Microbatch(rows=rows, inputs=64, targets=16, cpu=True)) for rows in (8, 16))
+def test_copies_of_weights_do_not_grow_with_the_batch() -> None:
+    one, two = (saved_activations(GATED, Microbatch(rows=rows, inputs=64, targets=16, cpu=True)) for rows in (8, 16))
     assert two.logits == 2 * one.logits
     assert one.encoder < two.encoder < 2 * one.encoder
 
 
-def test_fused_kernels_keep_less() -> None:
-    """Of a GPU nothing was measured; it must at least never exceed what the plain definitions keep."""
+def test_fused_kernels_save_less() -> None:
+    """GPUs were not measured; they must not exceed the reference implementations."""
     for prompt in (0, 6):
-        on_gpu, on_cpu = (kept(GATED, Microbatch(8, 64, 16, prompt=prompt, cpu=cpu)) for cpu in (False, True))
+        on_gpu, on_cpu = (
+            saved_activations(GATED, Microbatch(8, 64, 16, prompt=prompt, cpu=cpu)) for cpu in (False, True)
+        )
         assert on_gpu.total < on_cpu.total

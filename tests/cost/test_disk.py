@@ -1,4 +1,4 @@
-"""Sizes on disk, beside those of a run that was made."""
+"""Estimated sizes on disk, compared with those of a finished run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tiny_run import Tiny
 
 
 @pytest.mark.parametrize("stage", ["lm_adapt", "prompt_tune"])
-def test_checkpoints_and_what_is_published(finished: Tiny, stage: str) -> None:
+def test_checkpoints_and_published_artifacts(finished: Tiny, stage: str) -> None:
     recipe, run_dir = load_recipe(finished.recipe), RunDir(finished.run)
     cells = [c for c in recipe.stages[stage] if str(c.inputs["model"]) == "lm_adapt" or stage == "lm_adapt"]
     together = [c.settings for c in cells if isinstance(c.settings, TrainingConfig)]
@@ -28,7 +28,7 @@ def test_checkpoints_and_what_is_published(finished: Tiny, stage: str) -> None:
     places = [finished.run / stage] if stage == "lm_adapt" else list((finished.run / stage / "jobs").iterdir())
     written = [[p.stat().st_size for p in place.rglob("rank-*.safetensors")] for place in places]
     assert all(len(sizes) == together[0].keep_last for sizes in written)
-    # Names, shapes and a few numbers of the meter are written beside the tensors: of so tiny a model they show.
+    # Names, shapes and step statistics are written too, which matters for so small a model.
     expected = checkpoints_bytes(together, shape)
     assert expected is not None
     assert max(map(max, written)) == pytest.approx(expected / (together[0].keep_last + 1), abs=16_000)
@@ -47,7 +47,7 @@ def test_shards(finished: Tiny) -> None:
     assert shards_bytes(tokens, settings.model_copy(update={"vocabulary_size": 70_000})) == 4 * tokens
 
 
-def test_bytes_of_text_without_reading_it(tmp_path: Path) -> None:
+def test_text_bytes_without_reading(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * 1000)
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
     texts = [f"text number {i} " * 20 for i in range(100)]

@@ -1,4 +1,4 @@
-"""Work of a step: FLOPs as torch counts them, lengths as the objectives make them."""
+"""Cost of a step: FLOPs compared with torch's counter, lengths with the objectives."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.tuning import ModelTuneConfig, PeftTuneConfig, PromptMixtureConfig, PromptTuneConfig
 from t5_pipeline.cost.flops import (
-    example_lengths,
     forward_flops,
-    longest_target,
-    memory,
     microbatches,
-    span_targets,
-    trained_together,
-    work,
+    stage_memory,
+    step_cost,
+    training_footprint,
 )
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.modeling import layers
@@ -43,14 +40,14 @@ def prompt(**settings: Any) -> PromptTuneConfig:
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_flops_are_those_that_torch_counts(gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flops_equal_those_of_torch(gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = T5Config(
         vocab_size=300, d_model=48, d_kv=8, d_ff=80, num_layers=3, num_decoder_layers=2, num_heads=5,
         gated=gated, activation="gelu_new" if gated else "relu", tied=not gated,
     )  # fmt: skip
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: None = None) -> Tensor:
-        return attention_reference(q, k, v, bias)  # of fused kernels not all are counted
+        return attention_reference(q, k, v, bias)  # torch does not count all fused kernels
 
     monkeypatch.setattr(layers, "attend", attend)
     model = init_t5(shape, seed=0)
@@ -63,48 +60,47 @@ def test_flops_are_those_that_torch_counts(gated: bool, monkeypatch: pytest.Monk
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
 
 
-def test_a_step_of_each_kind() -> None:
+def test_step_of_each_kind() -> None:
     shape = SIZES["small"]
-    adapted, tuned = work(lm(), shape), work(prompt(batch_size=4), shape)
+    adapted, tuned = step_cost(lm(), shape), step_cost(prompt(batch_size=4), shape)
     assert adapted is not None
     assert adapted.tokens == 16 * 64
     assert tuned is not None
     assert (tuned.tokens, tuned.flops) == (4 * (70 + 10), 2 * 4 * forward_flops(shape, 70, 10))
-    mixed = work(
+    mixed = step_cost(
         PromptMixtureConfig(**prompt(batch_size=4).model_dump(exclude={"logits_precision"}), components=3), shape
     )
     assert mixed is not None
     assert mixed.flops == 3 * tuned.flops
     peft = PeftTuneConfig(model="m", task=LABELS, method="prefix_tuning")
-    assert work(peft, shape) is None
-    assert memory([peft], shape, LaunchConfig()) is None
+    assert step_cost(peft, shape) is None
+    assert stage_memory([peft], shape, LaunchConfig()) is None
 
 
 @pytest.mark.parametrize("length", [64, 128, 256, 512, 1024])
-def test_targets_of_span_corruption_are_as_long_as_the_objective_makes_them(length: int) -> None:
+def test_span_corruption_lengths_equal_those_of_the_objective(length: int) -> None:
     class Nothing:
         lengths_N = torch.zeros(0).numpy()
 
     objective = SpanCorruption(Nothing(), 0, length, vocabulary_size=32_100, sentinels=100)  # type: ignore[arg-type]
-    assert (
-        span_targets(SpanCorruptConfig(model="m", tokens="t", steps=1, input_length=length)) == objective.target_length
-    )
+    c = SpanCorruptConfig(model="m", tokens="t", steps=1, input_length=length)
+    assert c.example_lengths() == [(length, objective.target_length)]
 
 
-def test_lengths_of_a_prefix_lm_add_up() -> None:
-    assert {inputs + targets for inputs, targets in example_lengths(lm())} == {64}
-    assert min(inputs for inputs, _ in example_lengths(lm(prefix_density=0.25))) > 32
-    assert example_lengths(lm(objective="lm")) == [(1, 64)]
+def test_prefix_lm_lengths_add_up() -> None:
+    assert {inputs + targets for inputs, targets in lm().example_lengths()} == {64}
+    assert min(inputs for inputs, _ in lm(prefix_density=0.25).example_lengths()) > 32
+    assert lm(objective="lm").example_lengths() == [(1, 64)]
 
 
-def test_microbatches_of_like_length_are_long_on_one_side() -> None:
+def test_microbatches_with_long_inputs_have_short_targets() -> None:
     by_four = microbatches([lm(packing=False, microbatch_size=4)], 16, cpu=True)
     assert by_four == [(4, 16, 64), (4, 32, 48), (4, 48, 32), (4, 64, 16)]
     assert microbatches([lm(microbatch_size=3)], 4, cpu=True) == [(3, 64, 64), (1, 64, 64)]
 
 
-def test_cuts_by_tokens() -> None:
-    """At most 8,192 at a time on a CPU, 32,768 on a GPU; prompts and components are not counted; one row at least."""
+def test_microbatches_by_tokens() -> None:
+    """At most 8,192 on a CPU and 32,768 on a GPU, without prompts and components; at least one row."""
     assert microbatches([prompt(), prompt(prompt_length=5)], 2, cpu=True) == [(2, 20 + 56, 16)]
     task = prompt(max_input_length=504)
     assert {rows for rows, _, _ in microbatches([task], 150, cpu=True)} == {8192 // (504 + 16)}
@@ -115,23 +111,23 @@ def test_cuts_by_tokens() -> None:
     assert sum(rows * (inputs + targets) + 128 for rows, inputs, targets in even) < 16 * 128 + 128
 
 
-def test_labels_are_short() -> None:
-    assert longest_target(prompt()) == len("very bad") + 2
-    assert longest_target(prompt(task=FREE, prompt_init="vocabulary")) == 128
+def test_targets_with_labels_are_short() -> None:
+    assert prompt().longest_target() == len("very bad") + 2
+    assert prompt(task=FREE, prompt_init="vocabulary").longest_target() == 128
     both = ModelTuneConfig(model="m", tasks=[LABELS, FREE], max_target_length=32)
-    assert longest_target(both) == 32
+    assert both.longest_target() == 32
 
 
-def test_the_share_of_a_process_and_its_microbatches() -> None:
+def test_microbatches_of_a_process() -> None:
     shape, eight = SIZES["small"], LaunchConfig("ddp", 8)
     settings = lm(batch_size=64, microbatch_size=4)
-    alone, shared = trained_together([settings], shape, LaunchConfig()), trained_together([settings], shape, eight)
+    alone, shared = training_footprint([settings], shape, LaunchConfig()), training_footprint([settings], shape, eight)
     assert alone is not None
     assert shared is not None
     assert (alone.microbatch.rows, alone.accumulates, shared.microbatch.rows, shared.accumulates) == (4, True, 4, True)
-    whole = trained_together([lm(batch_size=64)], shape, eight)
+    whole = training_footprint([lm(batch_size=64)], shape, eight)
     assert whole is not None
     assert (whole.microbatch.rows, whole.accumulates) == (8, False)
-    company = trained_together([prompt(), prompt(prompt_length=30)], shape, LaunchConfig())
-    assert company is not None
-    assert (company.numbers, company.microbatch.rows, company.microbatch.inputs) == (50 * 512, 64, 30 + 56)
+    joint = training_footprint([prompt(), prompt(prompt_length=30)], shape, LaunchConfig())
+    assert joint is not None
+    assert (joint.numbers, joint.microbatch.rows, joint.microbatch.inputs) == (50 * 512, 64, 30 + 56)

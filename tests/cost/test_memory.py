@@ -1,4 +1,4 @@
-"""Memory of a device: the optimizers' own state, what engines shard, and the measured peak of real stages."""
+"""Memory of a process, compared with optimizer state and measured peaks of real stages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from benchmarks import memory as benchmark
 from t5_pipeline.config.launch import Engine, LaunchConfig
 from t5_pipeline.cost.activations import Microbatch
-from t5_pipeline.cost.memory import Memory, Trained, moments_bytes, training_memory
+from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes, training_memory
 from t5_pipeline.modeling.config import SIZES, T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.training.optimizers import model_optimizer, prompt_optimizer
@@ -42,8 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda case: case.kind,
 )
-def test_the_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None:
-    """More cases, and larger ones: `python -m benchmarks`. A CPU without bf16 products holds copies of the factors."""
+def test_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None:
+    """`python -m benchmarks` has more and larger cases. A CPU without bf16 products needs copies of the factors."""
     row = benchmark.compare(case, place)
     assert row["measured_bytes"] > 150 << 20
     by_copies = case.settings["precision"] == "bf16" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
@@ -52,7 +52,7 @@ def test_the_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_moments_are_those_that_the_optimizer_keeps(name: Any, tied: bool) -> None:
+def test_optimizer_state(name: Any, tied: bool) -> None:
     shape = T5Config(
         vocab_size=300, d_model=130, d_kv=16, d_ff=140, num_layers=2, num_decoder_layers=1, num_heads=9, tied=tied
     )
@@ -65,13 +65,13 @@ def test_moments_are_those_that_the_optimizer_keeps(name: Any, tied: bool) -> No
                 p.grad = torch.ones_like(p)
         optimizer.step()
     of_model = sum(v.nbytes for state in optimizer_states(model.parameters(), name) for v in state)
-    assert moments_bytes(shape, Trained(Microbatch(1, 8, 8), shape.parameters, name)) == of_model
+    assert moments_bytes(shape, TrainingFootprint(Microbatch(1, 8, 8), shape.parameters, name)) == of_model
     of_bank = sum(v.nbytes for v in bank.state[rows_RD].values() if v.dim())
-    assert moments_bytes(shape, Trained(Microbatch(1, 8, 8, prompt=5), rows_RD.numel(), name)) == of_bank
+    assert moments_bytes(shape, TrainingFootprint(Microbatch(1, 8, 8, prompt=5), rows_RD.numel(), name)) == of_bank
 
 
 def optimizer_states(parameters: Any, name: str) -> list[list[torch.Tensor]]:
-    """State of each parameter after a step, the step counts apart."""
+    """State of each parameter after a step, without step counts."""
     optimizer = model_optimizer(name, list(parameters))
     optimizer.step()
     return [[v for v in state.values() if v.dim()] for state in optimizer.state.values()]
@@ -79,12 +79,12 @@ def optimizer_states(parameters: Any, name: str) -> list[list[torch.Tensor]]:
 
 def on(engine: Engine, processes: int = 8, **more: Any) -> Memory:
     shape = SIZES["xl"]
-    trained = Trained(Microbatch(8, 512, 512), shape.parameters, "adamw", accumulates=True, keeps_best=True)
+    trained = TrainingFootprint(Microbatch(8, 512, 512), shape.parameters, "adamw", accumulates=True, keeps_best=True)
     return training_memory(shape, trained, LaunchConfig(engine, processes, **more))
 
 
-def test_what_each_engine_shards() -> None:
-    """Of XL's 2.85 G weights: 4 bytes of weights and gradients, 8 of moments, and ZeRO's own copy of the weights."""
+def test_sharding_by_engine() -> None:
+    """XL has 2.85 G weights: 4 bytes of weights and gradients, 8 of moments, and ZeRO's copy of the weights."""
     P = SIZES["xl"].parameters
     alone, ddp, zero1, zero2, zero3, fsdp2 = (
         on("one", 1), on("ddp"), on("zero1"), on("zero2"), on("zero3"), on("fsdp2"),
@@ -111,10 +111,10 @@ def test_offloading_moves_memory_to_the_host() -> None:
     assert there.host - here.host == (12 + 4 + 4) * P // 8
 
 
-def test_prompts_are_whole_under_fsdp2() -> None:
+def test_fsdp2_replicates_prompts() -> None:
     shape = SIZES["xl"]
     N = 100 * shape.d_model
-    trained = Trained(Microbatch(8, 612, 16, prompt=100), N, "adamw")
+    trained = TrainingFootprint(Microbatch(8, 612, 16, prompt=100), N, "adamw")
     for offload in (False, True):
         launch = LaunchConfig("fsdp2", 8, offload_optimizer=offload, offload_parameters=offload)
         found = training_memory(shape, trained, launch)
@@ -122,10 +122,12 @@ def test_prompts_are_whole_under_fsdp2() -> None:
         assert found.host == (2 * shape.parameters // 8 if offload else 0)
 
 
-def test_the_peak_is_less_than_the_sum_of_the_parts_where_gradients_come_as_activations_go() -> None:
+def test_peak_is_less_than_the_sum_of_parts_without_accumulation() -> None:
     shape = SIZES["small"]
     at_once, in_parts = (
-        training_memory(shape, Trained(Microbatch(4, 128, 128), shape.parameters, "adafactor", parts), LaunchConfig())
+        training_memory(
+            shape, TrainingFootprint(Microbatch(4, 128, 128), shape.parameters, "adafactor", parts), LaunchConfig()
+        )
         for parts in (False, True)
     )
     assert at_once.peak < at_once.weights + at_once.gradients + at_once.optimizer + at_once.activations

@@ -1,4 +1,4 @@
-"""`t5-pipeline plan`: what would run and why, and what it would take, with nothing launched and nothing written."""
+"""`t5-pipeline plan`: stale cells, reasons and costs; nothing is launched or written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def planned(tiny: Tiny, *overrides: str) -> str:
     return plan(load_recipe(tiny.recipe, list(overrides)), RunDir(tiny.run))
 
 
-def test_a_finished_run(finished: Tiny) -> None:
+def test_finished_run(finished: Tiny) -> None:
     before = listing(finished.run)
     text = planned(finished)
     assert "\nnothing to do\n" in text
@@ -27,9 +27,9 @@ def test_a_finished_run(finished: Tiny) -> None:
     assert listing(finished.run) == before
 
 
-def test_a_run_that_is_not_there_yet(finished: Tiny, tmp_path: Path) -> None:
+def test_new_run(finished: Tiny, tmp_path: Path) -> None:
     text = plan(load_recipe(finished.recipe), RunDir(tmp_path / "run"))
-    assert "11 of 11 cells to make" in text
+    assert "11 of 11 cells to run" in text
     assert text.count("not run yet") == 11
     assert not (tmp_path / "run").exists()
 
@@ -52,15 +52,14 @@ def test_a_run_that_is_not_there_yet(finished: Tiny, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_would_run_and_why(finished: Tiny, override: str, lines: list[str]) -> None:
+def test_stale_cells_and_reasons(finished: Tiny, override: str, lines: list[str]) -> None:
     text = planned(finished, override)
-    said = [" ".join(line.split()) for line in text.splitlines()]
+    printed = [" ".join(line.split()) for line in text.splitlines()]
     for line in lines:
-        assert any(heard.startswith(" ".join(line.split())) for heard in said), text
+        assert any(found.startswith(" ".join(line.split())) for found in printed), text
 
 
-def test_a_schedule_that_depends_on_the_number_of_steps(tiny: Tiny) -> None:
-    """Said in words: it cannot go on."""
+def test_schedule_that_depends_on_steps_cannot_be_extended(tiny: Tiny) -> None:
     tiny.edit("    schedule: constant\n", "    schedule: linear\n")
     shutil.rmtree(tiny.run / "lm_adapt")
     assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
@@ -69,7 +68,7 @@ def test_a_schedule_that_depends_on_the_number_of_steps(tiny: Tiny) -> None:
 
 
 def tables(text: str) -> list[dict[str, dict[str, str]]]:
-    """Each table of a plan: what its first column names → column → text."""
+    """Each table of a plan: first column → header → text."""
     found = []
     for block in text.split("\n\n")[3:-1]:
         header, *rows = [re.split(r"  +", line) for line in block.splitlines()]
@@ -78,7 +77,7 @@ def tables(text: str) -> list[dict[str, dict[str, str]]]:
 
 
 def test_estimates(finished: Tiny) -> None:
-    """Parameters and trained numbers are those of the run; the arithmetic has tests of its own."""
+    """Parameters are those of the run; the arithmetic is tested separately."""
     work, memory, saving = tables(planned(finished))
     parameters = finished.manifests()["sentinel"].facts["parameters"]
     assert work["pretrain"]["parameters"] == work["pretrain"]["trained"] == f"{parameters:,}"
@@ -93,7 +92,7 @@ def test_estimates(finished: Tiny) -> None:
     assert saving["prompt_tune"]["tuned model"] == f"{4 * parameters:,}"
 
 
-def test_what_is_left(tiny: Tiny) -> None:
+def test_remaining_work(tiny: Tiny) -> None:
     assert {row["left"] for row in tables(planned(tiny))[0].values()} == {"–", "0%"}
     work = tables(planned(tiny, "lm_adapt.steps=16", "prompt_tune.learning_rate=0.1"))[0]
     assert (work["lm_adapt"]["left"], work["prompt_tune × 6"]["left"]) == ("50%", "100%")
@@ -102,7 +101,7 @@ def test_what_is_left(tiny: Tiny) -> None:
     assert tables(planned(tiny, "lm_adapt.steps=12"))[0]["lm_adapt"]["left"] == "33%"
 
 
-def test_hours_at_a_rate_and_as_measured(tiny: Tiny) -> None:
+def test_hours_from_a_given_and_a_measured_rate(tiny: Tiny) -> None:
     recipe, run_dir = load_recipe(tiny.recipe, ["lm_adapt.steps=16"]), RunDir(tiny.run)
     flops = float(tables(plan(recipe, run_dir))[0]["lm_adapt"]["FLOPs"])
     stated = tables(plan(recipe, run_dir, Rate(flops / 100)))[0]
@@ -131,26 +130,24 @@ def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 120
 
 
-def test_a_launch_configuration_that_cannot_be_used(finished: Tiny, tmp_path: Path) -> None:
+def test_unsupported_launch_configuration(finished: Tiny, tmp_path: Path) -> None:
     (tmp_path / "fsdp1.yaml").write_text("distributed_type: FSDP\nnum_processes: 2\n")
     with pytest.raises(InputError, match="only FSDP 2 is supported"):
         planned(finished, f"lm_adapt.launch={tmp_path / 'fsdp1.yaml'}")
     said = t5_pipeline("plan", finished.recipe, "--run-dir", finished.run, "--rate", "fast")
-    refused(said, r"--rate fast: must be the FLOP/s that one device sustains, as in 400T, or measured")
+    refused(said, r"--rate fast: is not a rate; give the FLOP/s of one device, such as 400T, or measured")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_project_can_be_planned(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_recipes_can_be_planned(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    if "data/text/" in recipe.read_text():  # a study of real data, which it expects in the current directory
+    if "data/text/" in recipe.read_text():  # a study of real data in the current directory
         real = ROOT.parent / "shared" / "data"
         if not real.is_dir():
-            pytest.skip("../shared/data is not there")
+            pytest.skip("../shared/data does not exist")
         (tmp_path / "here").mkdir()
         (tmp_path / "here" / "data").symlink_to(real)
         monkeypatch.chdir(tmp_path / "here")
     text = plan(load_recipe(recipe), RunDir(tmp_path / "run"))
-    assert "cells to make" in text
+    assert "cells to run" in text
     assert not (tmp_path / "run").exists()

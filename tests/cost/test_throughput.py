@@ -1,4 +1,4 @@
-"""Rates as the user says them, and as the log of a job shows."""
+"""Rates given by the user and measured from a job's log."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from t5_pipeline.cost.throughput import parse_rate, seconds_of_a_step
 @pytest.mark.parametrize(
     ("text", "rate"), [("400T", 4e14), ("0.5P", 5e14), ("35.5 GFLOP/s", 35.5e9), ("1e12", 1e12), ("20 MFLOPS", 2e7)]
 )
-def test_what_is_understood(text: str, rate: float) -> None:
+def test_valid_rates(text: str, rate: float) -> None:
     assert parse_rate(text) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("text", ["fast", "", "-1T", "0T", "400K", "1.2.3T"])
-def test_what_is_not(text: str) -> None:
-    with pytest.raises(InputError, match="must be the FLOP/s that one device sustains"):
+def test_invalid_rates(text: str) -> None:
+    with pytest.raises(InputError, match="is not a rate; give the FLOP/s of one device"):
         parse_rate(text)
 
 
-def test_a_log_whose_last_line_is_torn(tmp_path: Path) -> None:
+def test_log_with_an_incomplete_last_line(tmp_path: Path) -> None:
     rows = [{"step": 10, "elapsed_s": 30.0}, {"step": 20, "elapsed_s": 50.0}, {"step": 20, "split": "validation"}]
     (tmp_path / "metrics.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 30, "elapsed_s"'

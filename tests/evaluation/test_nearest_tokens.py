@@ -1,4 +1,4 @@
-"""Nearest vocabulary pieces, beside a plain computation."""
+"""Nearest vocabulary pieces against a reference computation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 
 
-def test_neighbours_equal_a_plain_computation_and_never_are_padding_rows() -> None:
+def test_neighbours_match_reference_and_exclude_padding() -> None:
     rng = np.random.default_rng(0)
     table, rows = rng.normal(size=(50, 8)).astype(np.float32), 100 * rng.normal(size=(6, 8)).astype(np.float32)
     pieces = [f"p{i}" for i in range(40)]
-    table[45] = rows[0]  # a padding row would be the nearest of all
+    table[45] = rows[0]  # a padding row that would be nearest
     found = nearest_pieces(torch.from_numpy(rows), torch.from_numpy(table), pieces, top=5)
     for row, mine in zip(rows, found, strict=True):
         cosines = [float(row @ e / np.linalg.norm(row) / np.linalg.norm(e)) for e in table[:40]]
@@ -21,7 +21,7 @@ def test_neighbours_equal_a_plain_computation_and_never_are_padding_rows() -> No
         np.testing.assert_allclose([cosine for _, cosine in mine], [cosines[i] for i in order], atol=1e-4)
 
 
-def test_a_row_of_the_vocabulary_is_nearest_to_itself() -> None:
+def test_vocabulary_row_is_nearest_to_itself() -> None:
     table = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     found = nearest_pieces(7 * table[3:5], table, [str(i) for i in range(20)], top=30)
     assert [row[0] for row in found] == [("3", 1.0), ("4", 1.0)]

@@ -52,7 +52,7 @@ class Run:
             "stage": cell.stage, "kind": cell.settings.kind, "cell": cell.axes, "fingerprint": decision.fingerprint,
             "parts": decision.parts, "settings": {}, "inputs": {}, "started": "",
         }  # fmt: skip
-        manifests.write(directory, Started(**begun))
+        Started(**begun).save(directory)
         if not finished:
             return
         (output,) = cell.settings.outputs
@@ -67,14 +67,11 @@ class Run:
         ]
         before = manifests.read(directory)
         kept = before.steps_published if before else {}
-        manifests.write(
-            directory,
-            Manifest(
+        Manifest(
                 **begun, step=steps[-1] if steps else None, finished="", seconds=1.0, outputs={output: records[0]},
                 steps_published={**kept, **dict(zip(steps[:-1], records[1:], strict=True))},
                 files=manifests.record_files(directory, places),
-            ),
-        )  # fmt: skip
+        ).save(directory)  # fmt: skip
 
     def make_all(self, *overrides: str) -> None:
         for _ in range(5):

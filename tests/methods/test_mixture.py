@@ -1,11 +1,11 @@
-"""The loss of a mixture of prompts, beside its formula written out slowly."""
+"""Loss of a mixture of prompts against its formula."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from t5_pipeline.methods.mixture_training import MixtureWeights, mixture_loss, mixture_optimizer
+from t5_pipeline.methods.mixture import MixtureWeights, mixture_loss, mixture_optimizer
 from t5_pipeline.training.loss import token_loss
 from t5_pipeline.training.optimizers import set_learning_rate
 
@@ -13,7 +13,7 @@ V, D = 11, 6
 
 
 class Reader(nn.Module):
-    """Logits that depend on the prompt, the inputs and nothing else."""
+    """A model whose logits depend only on the prompt and the inputs."""
 
     def __init__(self, prompts: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return inputs, targets, torch.rand(5, generator=generator)
 
 
-def test_loss_and_gradients_are_those_of_the_formula() -> None:
+def test_loss_and_gradients_match_formula() -> None:
     model = MixtureWeights(Reader(3), 3)
     with torch.no_grad():
         model.logits_K.copy_(torch.tensor([0.3, -1.0, 0.5]))
@@ -60,7 +60,7 @@ def test_loss_and_gradients_are_those_of_the_formula() -> None:
     torch.testing.assert_close(fast[1], model.model.rows_RD.grad, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
 
 
-def test_one_prompt_alone_is_prompt_tunings_loss() -> None:
+def test_single_prompt_has_prompt_tuning_loss() -> None:
     inputs, targets, weights = batch()
     reader = Reader(1)
     tokens = token_loss(reader(torch.zeros(5, dtype=torch.long), inputs, targets), targets, 1e-2)
@@ -70,7 +70,7 @@ def test_one_prompt_alone_is_prompt_tunings_loss() -> None:
     torch.testing.assert_close(mixture_loss(tokens[None], torch.zeros(1), weights)[0], (tokens.sum(1) * weights).sum())
 
 
-def test_the_weights_follow_a_rate_of_their_own() -> None:
+def test_weights_have_own_learning_rate() -> None:
     model = MixtureWeights(Reader(2), 2)
     rows = model.model.rows_RD
     optimizer = mixture_optimizer("adafactor", rows, torch.arange(2), model.logits_K, 1e-5, 0.1)

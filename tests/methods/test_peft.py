@@ -1,4 +1,4 @@
-"""Prefix tuning and P-tuning by PEFT, on T5s of every proportion."""
+"""Prefix tuning and P-tuning by PEFT on T5s of different proportions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transformers import T5ForConditionalGeneration
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.evaluation.decoding import greedy
-from t5_pipeline.methods.peft import AdapterInfo, Method, PeftT5
+from t5_pipeline.methods.peft import AdapterInfo, PeftMethod, PeftT5
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, save_t5
 
-# Heads that do not make up the width, as in T5 1.1 Small (6 × 64 and 512), and a decoder deeper than the encoder.
+# Heads that do not add up to the width, as in T5 1.1 Small (6 × 64 and 512), and a decoder deeper than the encoder.
 SHAPES = {
     "even": T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=4),
     "odd": T5Config(vocab_size=64, d_model=16, d_kv=6, d_ff=24, num_layers=1, num_decoder_layers=3, num_heads=3),
@@ -26,7 +26,7 @@ INPUTS = torch.tensor([[5, 6, 7, 1], [8, 1, 0, 0]])
 TARGETS = torch.tensor([[9, 10, 1], [11, 1, 0]])
 
 
-def info(method: Method) -> AdapterInfo:
+def info(method: PeftMethod) -> AdapterInfo:
     task = TaskConfig(name="t", data="d", inputs="{a}", targets="{b}")
     return AdapterInfo(
         method=method, base_model="m", base_model_digest="d", tokenizer_digest="t", task=task, sentinel="none",
@@ -42,8 +42,8 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(("method", "hidden"), [("prefix_tuning", 0), ("prefix_tuning", 8), ("p_tuning", 0)])
-def test_it_learns_and_what_is_saved_gives_the_same_logits_in_peft(
-    model: Path, tmp_path: Path, method: Method, hidden: int
+def test_trains_and_saved_adapter_gives_same_logits_in_peft(
+    model: Path, tmp_path: Path, method: PeftMethod, hidden: int
 ) -> None:
     adapted = PeftT5.start(model, method, 3, hidden, 0.0, seed=1)
     before = {name: p.clone() for name, p in adapted.named_parameters() if not p.requires_grad}
@@ -69,7 +69,7 @@ def test_it_learns_and_what_is_saved_gives_the_same_logits_in_peft(
     torch.testing.assert_close(again, logits)
     torch.testing.assert_close(theirs, logits)
 
-    # Only the numbers that answering needs: the prefix or prompt, not the network that wrote it.
+    # Only the prefix or prompt is saved, not the network that produced it.
     (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
     shape = next(s for s in SHAPES.values() if s.num_heads == again_heads(model))
     layers = 2 * shape.num_decoder_layers * shape.num_heads * shape.d_kv
@@ -82,7 +82,7 @@ def again_heads(model: Path) -> int:
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "p_tuning"])
-def test_it_decodes_token_by_token_what_a_whole_pass_gives(model: Path, method: Method) -> None:
+def test_incremental_decoding_matches_full_pass(model: Path, method: PeftMethod) -> None:
     adapted = PeftT5.start(model, method, 3, 0, 0.0, seed=1).eval()
     with torch.no_grad():
         encoded, mask = adapted.encode(None, INPUTS)
@@ -94,9 +94,9 @@ def test_it_decodes_token_by_token_what_a_whole_pass_gives(model: Path, method: 
     assert ids[:, 1:].tolist() == found.tolist()
 
 
-def test_a_pickle_in_place_of_the_weights_is_not_read(model: Path, tmp_path: Path) -> None:
+def test_pickle_is_not_read(model: Path, tmp_path: Path) -> None:
     PeftT5.start(model, "p_tuning", 3, 0, 0.0, seed=1).save(tmp_path / "adapter", info("p_tuning"))
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.rename(weights.with_name("adapter_model.bin"))
-    with pytest.raises(InputError, match=r"adapter_model\.safetensors: not there"):
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: does not exist"):
         PeftT5.load(tmp_path / "adapter", model)

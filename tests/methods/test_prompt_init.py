@@ -1,4 +1,4 @@
-"""How prompts start."""
+"""Prompt initialization."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_uniform_ranges(name: str, low: float, length: int) -> None:
     assert not torch.equal(rows, draw(length, 64, seed=2))
 
 
-def test_vocabulary_rows_come_once_from_the_population() -> None:
+def test_vocabulary_samples_population_without_replacement() -> None:
     ids = initialisers.vocabulary(EMBEDDING, 10, seed=0, population=10)[:, 0]
     assert sorted(ids.tolist()) == list(range(10))
     few = initialisers.vocabulary(EMBEDDING, 5, seed=0, population=10)[:, 0]
@@ -33,13 +33,13 @@ def test_vocabulary_rows_come_once_from_the_population() -> None:
     assert few.tolist() != initialisers.vocabulary(EMBEDDING, 5, seed=1, population=10)[:, 0].tolist()
 
 
-def test_a_prompt_longer_than_the_population_repeats_rows() -> None:
+def test_prompt_longer_than_population_repeats_rows() -> None:
     ids = initialisers.vocabulary(EMBEDDING, 512, seed=0)[:, 0]
     assert len(ids) == 512
     assert set(ids.tolist()) <= set(range(40))
 
 
-def test_vocabulary_copies_rows_of_any_dtype() -> None:
+def test_vocabulary_copies_rows_to_fp32() -> None:
     embedding = torch.nn.Parameter(EMBEDDING.bfloat16())
     rows = initialisers.vocabulary(embedding, 4, seed=0)
     assert rows.dtype == torch.float32
@@ -74,8 +74,8 @@ def test_from_prompt_copies() -> None:
     assert trained.any()
 
 
-def test_what_cannot_start_a_prompt_is_named() -> None:
-    with pytest.raises(InputError, match=r"base/prompt: that prompt has 4 rows of width 3, but 9 rows of width 3"):
+def test_invalid_initialization_is_rejected() -> None:
+    with pytest.raises(InputError, match=r"base/prompt: has 4 rows of width 3, but the new prompt has 9 rows"):
         initialisers.from_prompt(torch.ones(4, 3), 9, 3, where="base/prompt")
     with pytest.raises(InputError, match="class_labels needs labels"):
         initialisers.class_labels(EMBEDDING, [], 4, seed=0)

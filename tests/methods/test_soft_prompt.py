@@ -1,4 +1,4 @@
-"""A prompt on disk."""
+"""Files of a soft prompt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_round_trip(prompt: Prompt, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "prompt").iterdir()) == ["prompt.json", "prompt.safetensors"]
 
 
-def test_a_prompt_is_a_few_kilobytes(prompt: Prompt, tmp_path: Path) -> None:
+def test_prompt_file_is_small(prompt: Prompt, tmp_path: Path) -> None:
     prompt.save(tmp_path)
     assert (tmp_path / "prompt.safetensors").stat().st_size < 5 * 8 * 4 + 200
 
@@ -52,22 +52,22 @@ def _edit(**changes: object) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda d: (d / "prompt.json").unlink(), r"prompt\.json: not there"),
-        (lambda d: (d / "prompt.safetensors").unlink(), r"prompt\.safetensors: not there"),
-        (lambda d: (d / "prompt.json").write_text("{,"), r"prompt\.json: not valid JSON"),
-        (lambda d: (d / "prompt.json").write_text("[]"), r"prompt\.json: the whole file"),
-        (_edit(format=7), "format 7, but this version reads format 1"),
-        (_edit(colour="red"), r"prompt\.json: colour: Extra inputs"),
+        (lambda d: (d / "prompt.json").unlink(), r"prompt\.json: does not exist"),
+        (lambda d: (d / "prompt.safetensors").unlink(), r"prompt\.safetensors: does not exist"),
+        (lambda d: (d / "prompt.json").write_text("{,"), r"prompt\.json: is not valid JSON"),
+        (lambda d: (d / "prompt.json").write_text("[]"), r"prompt\.json: the file: "),
+        (_edit(format=7), "format: input should be 1, not 7"),
+        (_edit(colour="red"), r"prompt\.json: colour: unknown key"),
         (_edit(seed=-1), r"prompt\.json: seed: "),
-        (_edit(task={"name": "x"}), r"prompt\.json: task\.data: Field required"),
-        (_edit(prompt_length=6), r"says 6 rows of width 8.*do not belong together"),
-        (lambda d: (d / "prompt.safetensors").write_bytes(b"x"), "not a whole safetensors file"),
-        (lambda d: save_file({"rows": torch.ones(5, 8)}, d / "prompt.safetensors"), r"holds \['rows'\]"),
+        (_edit(task={"name": "x"}), r"prompt\.json: task\.data: is missing"),
+        (_edit(prompt_length=6), r"says 6 rows of width 8.*use the file that belongs to it"),
+        (lambda d: (d / "prompt.safetensors").write_bytes(b"x"), "not a complete safetensors file"),
+        (lambda d: save_file({"rows": torch.ones(5, 8)}, d / "prompt.safetensors"), r"contains \['rows'\]"),
         (lambda d: save_file({"prompt": torch.ones(5, 8).half()}, d / "prompt.safetensors"), "float16"),
         (lambda d: save_file({"prompt": torch.full((5, 8), torch.nan)}, d / "prompt.safetensors"), "not finite"),
     ],
 )
-def test_what_is_wrong_is_named_on_one_line(
+def test_damage_is_reported_on_one_line(
     prompt: Prompt, tmp_path: Path, damage: Callable[[Path], None], words: str
 ) -> None:
     prompt.save(tmp_path)
@@ -78,6 +78,6 @@ def test_what_is_wrong_is_named_on_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_rows_that_do_not_fit_their_description(prompt: Prompt) -> None:
+def test_rows_must_match_info(prompt: Prompt) -> None:
     with pytest.raises(ValueError, match="do not fit 5 × 8"):
         Prompt(torch.ones(4, 8), prompt.info)

@@ -1,4 +1,4 @@
-"""Prompts in words: what is shown, what gives way, what stays text."""
+"""Text prompts: demonstrations, truncation, placeholders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prompt(**more: object) -> TextPrompt:
     return TextPrompt.model_validate({**values, **more})
 
 
-def test_labels_come_in_turn_and_are_drawn_by_the_seed() -> None:
+def test_demonstrations_alternate_labels_and_depend_on_seed() -> None:
     shown = demonstrations(ROWS, ["no", "yes"], 4, 1, "{input}?", "{input} {target}")
     assert [text.rpartition(" ")[2] for text in shown] == ["no", "yes", "no", "yes"]
     assert all(text.partition("?")[0] in dict(ROWS) for text in shown)
@@ -37,7 +37,7 @@ def test_labels_come_in_turn_and_are_drawn_by_the_seed() -> None:
     assert demonstrations(ROWS, None, 3, 1, "{input}", "{target}: {input}")[0].partition(": ")[0] in ("yes", "no")
 
 
-def test_braces_in_a_rows_own_text_stay_text() -> None:
+def test_braces_in_texts_are_kept() -> None:
     rows = [("a {target} and {input}", "{input}")]
     assert demonstrations(rows, None, 1, 0, "<{input}>", "{input} -> {target}") == [
         "<a {target} and {input}> -> {input}"
@@ -45,7 +45,7 @@ def test_braces_in_a_rows_own_text_stay_text() -> None:
     assert prompt(demonstrations=[]).word("say {input}") == "say {input} Answer:"
 
 
-def test_demonstrations_give_way_before_the_input_is_cut(finished: Tiny) -> None:
+def test_demonstrations_are_dropped_before_input_is_truncated(finished: Tiny) -> None:
     vocabulary = Vocabulary.load(finished.run / "lm_adapt" / "model")
 
     def length(text: str) -> int:
@@ -61,14 +61,14 @@ def test_demonstrations_give_way_before_the_input_is_cut(finished: Tiny) -> None
     assert both.tolist()[-2:] == [vocabulary.sentinel(0), 1]
 
 
-def test_it_reads_back_and_damage_is_named(tmp_path: Path) -> None:
+def test_round_trip_and_damage(tmp_path: Path) -> None:
     prompt().save(tmp_path)
     assert TextPrompt.load(tmp_path) == prompt()
     (tmp_path / "text_prompt.json").write_text('{"format": 1}')
-    with pytest.raises(InputError, match=r"text_prompt\.json: base_model: Field required"):
+    with pytest.raises(InputError, match=r"text_prompt\.json: base_model: is missing"):
         TextPrompt.load(tmp_path)
     (tmp_path / "text_prompt.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         TextPrompt.load(tmp_path)
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="does not exist"):
         TextPrompt.load(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Small models and batches that the modeling tests share."""
+"""Small models and batches for the modeling tests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """One digest of names, dtypes, shapes and bytes, to compare states with."""
+    """Digest of names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -71,5 +71,5 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def model_digest(directory: Path) -> str:
-    """The digest of the model that a directory loads as."""
+    """Digest of the model in a directory."""
     return tensors_digest(load_t5(directory).state_dict().items())

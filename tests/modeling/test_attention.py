@@ -1,4 +1,4 @@
-"""The fused attention against the plain one, and the rule of the position buckets."""
+"""Implementations of attention compared with the reference, and position buckets with T5X's rule."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _bias(kind: str) -> torch.Tensor | None:
 
 
 @pytest.mark.parametrize("kind", ["none", "position", "mask", "both"])
-def test_fused_equals_plain_with_gradients(kind: str) -> None:
+def test_fused_equals_reference_with_gradients(kind: str) -> None:
     q, k, v = _inputs()
     weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
     results = []
@@ -46,7 +46,7 @@ def test_fused_equals_plain_with_gradients(kind: str) -> None:
         torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_the_bias_gets_its_gradient() -> None:
+def test_gradient_of_the_bias() -> None:
     q, k, v = _inputs()
     weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
     gradients = []
@@ -58,7 +58,7 @@ def test_the_bias_gets_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("attention", [attention_reference, attend_fused])
-def test_bf16_in_and_out_within_its_rounding(attention) -> None:  # type: ignore[no-untyped-def]
+def test_bf16_is_within_rounding(attention) -> None:  # type: ignore[no-untyped-def]
     q, k, v = (x.detach() for x in _inputs())
     out = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), _bias("both"))
     assert out.dtype == torch.bfloat16
@@ -66,7 +66,7 @@ def test_bf16_in_and_out_within_its_rounding(attention) -> None:  # type: ignore
     torch.testing.assert_close(out.float(), exact, atol=0.01, rtol=0.01)
 
 
-def test_a_masked_key_has_no_part_at_all() -> None:
+def test_masked_keys_have_no_effect() -> None:
     q, k, v = (x.detach() for x in _inputs())
     bias = _bias("mask")
     far = v.clone()
@@ -75,7 +75,7 @@ def test_a_masked_key_has_no_part_at_all() -> None:
         assert torch.equal(attention(q, k, far, bias)[1], attention(q, k, v, bias)[1])
 
 
-def test_a_row_that_sees_nothing_stays_finite() -> None:
+def test_fully_masked_rows_are_finite() -> None:
     q, k, v = (x.detach() for x in _inputs())
     for attention in (attention_reference, attend_fused):
         assert attention(q, k, v, torch.full((1, 1, 1, 9), MASKED)).isfinite().all()
@@ -122,7 +122,7 @@ def test_products_in_bf16_equal_the_definition_within_rounding(kind: str) -> Non
         assert (products.float() - plain.float()).norm() < 0.02 * plain.float().norm()
 
 
-def test_a_cpu_attends_in_bf16_by_products_and_in_fp32_by_the_definition_or_the_fused_kernel() -> None:
+def test_implementation_by_precision_on_a_cpu() -> None:
     q, k, v = (x.detach() for x in _inputs())
     narrow = [x.bfloat16() for x in (q, k, v)]
     bias, mask = _bias("position"), _bias("mask")
@@ -133,8 +133,8 @@ def test_a_cpu_attends_in_bf16_by_products_and_in_fp32_by_the_definition_or_the_
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_without_keys_and_values_equals_with_them(dtype: torch.dtype, dropped: bool, masked: bool) -> None:
-    """Gradients of the query, of both projections and of the states included."""
+def test_skipping_keys_and_values_gives_the_same_result(dtype: torch.dtype, dropped: bool, masked: bool) -> None:
+    """Outputs, and gradients of the query, both projections and the states."""
     generator = torch.Generator().manual_seed(0)
     B, H, Q, S, K, D = 3, 4, 2, 9, 16, 24
     shapes = (B, H, Q, K), (H * K, D), (H * K, D), (B, S, D)
@@ -163,7 +163,7 @@ def test_without_keys_and_values_equals_with_them(dtype: torch.dtype, dropped: b
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 12)])
-def test_the_table_of_buckets_holds_every_distance(bidirectional: bool, buckets: int, farthest: int) -> None:
+def test_bucket_table_contains_every_distance(bidirectional: bool, buckets: int, farthest: int) -> None:
     distance = torch.arange(-3 * farthest, 3 * farthest + 1)
     table = bucket_table(bidirectional, buckets, farthest, torch.device("cpu"))
     found = table[distance.clamp(-farthest, farthest) + farthest]

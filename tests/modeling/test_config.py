@@ -25,7 +25,7 @@ def test_parameter_counts_are_those_of_the_paper(size: str) -> None:
     assert PRESETS[f"google/t5-v1_1-{size}"] is PRESETS[f"google/t5-{size}-lm-adapt"] is SIZES[size]
 
 
-def test_original_sizes_match_their_published_counts() -> None:
+def test_parameter_counts_of_original_sizes() -> None:
     assert PRESETS["t5-small"].parameters == 60_506_624
     assert PRESETS["t5-base"].parameters == 222_903_552
     assert PRESETS["google-t5/t5-11b"].tied
@@ -55,21 +55,21 @@ def test_either_flag_unties(flags: dict[str, bool], tied: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert'"),
+        ({"model_type": "bert"}, "model_type 'bert'"),
         ({"d_model": None}, "d_model is None"),
         ({"num_heads": "8"}, "num_heads is '8'"),
         ({"num_heads": 0}, "num_heads is 0"),
         ({"feed_forward_proj": "gated-swish"}, "feed_forward_proj 'gated-swish'"),
     ],
 )
-def test_bad_config_names_the_file_and_the_key(change: dict[str, object], words: str) -> None:
+def test_bad_config_names_the_file_and_the_key(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=r"there/config\.json") as raised:
         T5Config.from_config(T5Config().to_config() | change, where="there/config.json")
-    assert words in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_architecture_needs_no_torch() -> None:
+def test_config_does_not_import_torch() -> None:
     code = "import sys, t5_pipeline.modeling.config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

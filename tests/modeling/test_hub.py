@@ -1,4 +1,4 @@
-"""Models by name, from a hub that this file serves on localhost."""
+"""Models by name, from a hub on localhost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Fetch = Callable[[str], Path]
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few routes of the hub's API that fetching a model takes; `repositories` is name → revision → files."""
+    """The routes of the hub's API that fetching a model uses; `repositories` is name → revision → files."""
 
     repositories: dict[str, dict[str, Files]]
 
@@ -108,20 +108,20 @@ def test_safetensors_come_from_the_main_branch_or_the_conversion(name: str, hub:
     assert load_t5(directory).shape == SHAPES["gated_untied"]
 
 
-def test_what_was_fetched_stays_usable_without_the_hub(hub: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_models_need_no_hub(hub: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = hub("lab/t5-before")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub("lab/t5-before") == fetched
-    with pytest.raises(InputError, match="lab/t5-today: no such directory, and the hub gave no model"):
+    with pytest.raises(InputError, match="lab/t5-today: does not exist, and the hub has no such model"):
         hub("lab/t5-today")
 
 
-def test_what_cannot_be_fetched_is_named_on_one_line(hub: Fetch) -> None:
-    with pytest.raises(InputError, match="lab/t5-pickled: the hub has no safetensors"):
+def test_fetch_errors_are_one_line(hub: Fetch) -> None:
+    with pytest.raises(InputError, match="lab/t5-pickled: has no safetensors on the hub"):
         hub("lab/t5-pickled")
-    with pytest.raises(InputError, match="lab/t5-nowhere: no such directory, and the hub gave no model") as raised:
+    with pytest.raises(InputError, match="lab/t5-nowhere: does not exist, and the hub has no such model") as raised:
         hub("lab/t5-nowhere")
     assert "\n" not in str(raised.value)
     for path in ("/no/such/place", "../model", "runs/demo/lm_adapt/model"):
-        with pytest.raises(InputError, match="no such directory; check the path"):
+        with pytest.raises(InputError, match="does not exist; check the path"):
             hub(path)

@@ -1,4 +1,4 @@
-"""Prompts of one frozen T5: nothing of it learns, and company changes nothing."""
+"""Prompts before a frozen T5: only they train, independently of one another."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_gather_pads_on_the_left() -> None:
         assert real.tolist() == sorted(real.tolist())
 
 
-def test_gather_is_as_long_as_the_longest_named_prompt() -> None:
+def test_gather_pads_to_the_longest_named_prompt() -> None:
     rows, mask = PromptBank(_prompts()).gather(torch.tensor([0, 2]))
     assert rows.shape == (2, 3, 32)
     assert mask.tolist() == [[True] * 3, [False, False, True]]
 
 
-def test_a_prompt_comes_out_as_it_went_in() -> None:
+def test_prompt_round_trip() -> None:
     bank = PromptBank(_prompts())
     assert len(bank) == 4
     for index, prompt in enumerate(_prompts()):
@@ -60,7 +60,7 @@ def test_it_is_t5_over_prompt_and_input(prompted: PromptedT5) -> None:
     torch.testing.assert_close(prompted(None, inputs, targets), t5(inputs, targets))
 
 
-def test_a_prompt_in_company_equals_the_prompt_alone(model: T5) -> None:
+def test_results_do_not_depend_on_other_prompts(model: T5) -> None:
     prompt_B = torch.tensor([1, 0, 2, 0, 3, 1, 2])
     inputs = token_rows([5, 9, 4, 12, 3, 8, 6], seed=3)
     targets = token_rows([4, 2, 6, 3, 5, 3, 4], seed=4)
@@ -107,7 +107,7 @@ def test_nothing_of_t5_changes_in_training(model: T5) -> None:
     assert bool((prompted.bank.rows_RD.detach() != rows_before).any(1).all())
 
 
-def test_dropout_acts_on_the_frozen_model_in_training_only(prompted: PromptedT5) -> None:
+def test_dropout_of_the_frozen_model_only_in_training(prompted: PromptedT5) -> None:
     inputs, targets, prompt_B = token_rows([6], seed=1), token_rows([4], seed=2), torch.tensor([0])
     calm = prompted(prompt_B, inputs, targets)
     torch.manual_seed(0)
@@ -127,7 +127,7 @@ def test_a_frozen_t5_in_bf16_trains_an_fp32_prompt(model: T5) -> None:
     assert torch.nn.functional.cosine_similarity(gradient.flatten(), expected.flatten(), 0) > 0.98
 
 
-def test_misfits_are_refused(model: T5) -> None:
+def test_wrong_shapes_are_rejected(model: T5) -> None:
     with pytest.raises(ValueError, match="width 16 do not fit a T5 of width 32"):
         PromptedT5(model, PromptBank([torch.ones(2, 16)]))
     with pytest.raises(ValueError, match="share one width"):

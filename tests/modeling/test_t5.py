@@ -1,4 +1,4 @@
-"""Our T5 against transformers', and against itself by its other paths."""
+"""Our T5 compared with transformers', and its code paths with one another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.modeling.conftest import token_loss, token_rows
 
 
 def reference(model: T5, directory: Path) -> nn.Module:
-    """transformers' T5 with the same weights, by way of a saved directory."""
+    """transformers' T5 with the same weights, from a saved directory."""
     from transformers import T5ForConditionalGeneration
 
     save_t5(model, directory)
@@ -61,7 +61,7 @@ def test_a_model_on_the_meta_device_has_the_papers_parameter_count(size: str) ->
     assert sum(p.numel() for p in model.parameters()) == SIZES[size].parameters
 
 
-def test_tied_and_original_counts_agree_with_the_formula(shape: T5Config) -> None:
+def test_parameter_counts_equal_the_formula(shape: T5Config) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in T5(shape).parameters()) == shape.parameters
 
@@ -74,7 +74,7 @@ def test_padding_changes_nothing(model: T5) -> None:
     assert token_mask(padded[0]) is not None
 
 
-def test_no_target_sees_what_follows_it(model: T5) -> None:
+def test_decoder_is_causal(model: T5) -> None:
     inputs, targets = token_rows([5], seed=4), token_rows([6], seed=5)
     changed = targets.clone()
     changed[0, 3] = 50
@@ -82,7 +82,7 @@ def test_no_target_sees_what_follows_it(model: T5) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_a_decoder_cache_equals_no_cache(model: T5, step: int) -> None:
+def test_decoder_cache_gives_the_same_result(model: T5, step: int) -> None:
     inputs, targets = token_rows([5, 9], seed=4), token_rows([12, 12], seed=5)
     mask = token_mask(inputs)
     encoded = model.encode(model.embed(inputs), mask)
@@ -151,7 +151,7 @@ def test_attention_drops_a_key_for_all_queries_as_t5x_does() -> None:
     torch.testing.assert_close(out, attention.o((weights @ v).transpose(1, 2).flatten(2)), atol=1e-6, rtol=1e-5)
 
 
-def test_dropout_acts_in_training_only_and_repeats_by_seed(model: T5) -> None:
+def test_dropout_only_in_training_and_repeatable(model: T5) -> None:
     inputs, targets = token_rows([5, 9], seed=4), token_rows([4, 6], seed=5)
     calm = model(inputs, targets)
     model.train()
@@ -181,8 +181,8 @@ def test_bf16_by_autocast_and_by_weights(model: T5) -> None:
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 9)])
-def test_the_position_bias_has_its_keys_innermost(model: T5, queries: int, keys: int) -> None:
-    """Fused kernels of a GPU take no other; torch would compute in fp32, in silence."""
+def test_keys_are_innermost_in_the_position_bias(model: T5, queries: int, keys: int) -> None:
+    """The fused kernels of a GPU accept no other layout; torch would silently compute in fp32."""
     for stack in (model.encoder, model.decoder):
         bias = stack.block[0].layer[0].SelfAttention.position_bias(queries, keys)
         assert bias.shape == (1, model.shape.num_heads, queries, keys)
@@ -190,7 +190,7 @@ def test_the_position_bias_has_its_keys_innermost(model: T5, queries: int, keys:
 
 
 def loss_and_gradients(model: T5, bf16: bool) -> list[torch.Tensor]:
-    """Of a batch with short targets and of one with long ones, dropout by the same seed."""
+    """Losses and gradients of a batch with short targets and one with long targets, with the same dropout seed."""
     torch.manual_seed(0)
     found = []
     for targets in (token_rows([3, 4, 2, 4], seed=3), token_rows([14, 20, 17, 3], seed=3)):
@@ -201,7 +201,7 @@ def loss_and_gradients(model: T5, bf16: bool) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_recomputing_gives_the_same_bits(model: T5, bf16: bool) -> None:
+def test_activation_checkpointing_is_bit_identical(model: T5, bf16: bool) -> None:
     model.set_dropout(0.2)
     model.train()
     kept = loss_and_gradients(model, bf16)
@@ -210,7 +210,7 @@ def test_recomputing_gives_the_same_bits(model: T5, bf16: bool) -> None:
         assert torch.equal(theirs, ours)
 
 
-def test_the_fast_ways_equal_the_definitions(model: T5) -> None:
+def test_fast_implementations_equal_references(model: T5) -> None:
     model.set_dropout(0.2)
     model.train()
     fast = loss_and_gradients(model, bf16=False)
@@ -219,8 +219,8 @@ def test_the_fast_ways_equal_the_definitions(model: T5) -> None:
         assert (theirs - ours).norm() <= 1e-5 * theirs.norm()
 
 
-def test_in_bf16_the_fast_ways_are_within_its_rounding(model: T5) -> None:
-    """Scores are rounded too, which the definition keeps in fp32: at most some twice as far from fp32 as it is."""
+def test_fast_implementations_in_bf16_are_within_rounding(model: T5) -> None:
+    """Scores are rounded too, so the error is about twice that of the reference, which keeps them in fp32."""
     exact, fast = (loss_and_gradients(model, bf16) for bf16 in (False, True))
     model.set_execution(reference_ops=["attention", "norm"])
     plain = loss_and_gradients(model, bf16=True)
@@ -231,7 +231,7 @@ def test_in_bf16_the_fast_ways_are_within_its_rounding(model: T5) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("learns", [True, False])
-def test_the_written_out_norm_equals_the_plain_one_with_gradients(dtype: torch.dtype, learns: bool) -> None:
+def test_handwritten_norm_equals_reference_with_gradients(dtype: torch.dtype, learns: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(3, 5, 64, generator=generator) * 30).to(dtype).requires_grad_()
     weight = torch.rand(64, generator=generator).requires_grad_(learns)

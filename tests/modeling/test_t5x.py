@@ -1,4 +1,4 @@
-"""T5X checkpoints read as a T5: against a forward pass in NumPy, written from the architecture alone."""
+"""T5X checkpoints, compared with a forward pass in NumPy that follows the paper."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def reference_logits(a: Arrays, inputs: list[int], targets: list[int], max_dista
     return y / np.sqrt(y.shape[-1]) @ a["token_embedder.embedding"].T
 
 
-# ------------------------------------------------------------------------------- checkpoints to read, made from nothing
+# -------------------------------------------------------------------------------------------------- synthetic checkpoints
 
 
 def random_arrays(shape: T5Config, seed: int = 0) -> Arrays:
@@ -156,7 +156,7 @@ def pack_array(array: NDArray) -> msgpack.ExtType:
 
 
 def write_checkpoint(folder: Path, arrays: Arrays) -> Path:
-    """Matrices but for the relative biases as zarr, all else in the tree, as T5X does."""
+    """Write matrices except relative biases as zarr, and the rest into the tree, as T5X does."""
     folder.mkdir(parents=True, exist_ok=True)
     tree: dict = {}
     for name, array in arrays.items():
@@ -200,7 +200,7 @@ def test_googles_checkpoint_equals_numpy(shared: Path) -> None:
         vocab_size=32128, d_model=4, d_kv=2, d_ff=8, num_layers=2, num_decoder_layers=2, num_heads=2,
         relative_attention_num_buckets=4, relative_attention_max_distance=8,
     )  # fmt: skip
-    # Read apart from the code under test: the tree's arrays, and zarr's chunks through gzip.
+    # Read without the code under test: the tree's arrays, and gzipped zarr chunks.
     tree = msgpack.unpackb((checkpoint / "checkpoint").read_bytes(), strict_map_key=False)["optimizer"]["target"]
     arrays: Arrays = {}
 
@@ -236,7 +236,7 @@ def test_googles_checkpoint_loads_as_a_t5_and_publishes(shared: Path, tmp_path: 
     assert model_digest(tmp_path) == model_digest(shared / "data/t5/t5x_tiny_v1_1")
 
 
-def test_a_folder_of_one_checkpoint_is_that_checkpoint(tmp_path: Path) -> None:
+def test_folder_with_one_checkpoint(tmp_path: Path) -> None:
     arrays = random_arrays(SHAPES["gated_untied"])
     write_checkpoint(tmp_path / "checkpoint_7", arrays)
     assert find_t5x(tmp_path) == find_t5x(tmp_path / "checkpoint_7") == tmp_path / "checkpoint_7"
@@ -270,11 +270,11 @@ Change = Callable[[Arrays], object]
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda a: a.pop("decoder.layers_1.mlp.wo.kernel"), "missing: decoder.layers_1.mlp.wo.kernel"),
         (lambda a: a.pop("encoder.encoder_norm.scale"), "missing: encoder.encoder_norm.scale"),
-        (lambda a: a.update({"encoder.prompt.prompt": np.ones(3)}), "not of this architecture: encoder.prompt.prompt"),
+        (lambda a: a.update({"encoder.prompt.prompt": np.ones(3)}), "unexpected: encoder.prompt.prompt"),
         (
             lambda a: a.update({"decoder.layers_0.self_attention.key.kernel": np.ones((4, 4), "<f4")}),
             "of another shape: decoder.layers_0.self_attention.key.kernel [4, 4] instead of [32, 64]",
@@ -282,15 +282,15 @@ Change = Callable[[Arrays], object]
         (lambda a: a.pop("token_embedder.embedding"), "array token_embedder.embedding is missing"),
         (
             lambda a: a.update({"encoder.encoder_norm.scale": np.ones(32, int)}),
-            "encoder.encoder_norm.scale: holds int64",
+            "encoder.encoder_norm.scale: contains int64",
         ),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(change: Change, words: str, tmp_path: Path) -> None:
+def test_arrays_that_do_not_fit_are_named(change: Change, message: str, tmp_path: Path) -> None:
     arrays = random_arrays(SHAPES["gated_untied"])
     change(arrays)
     write_checkpoint(tmp_path, arrays)
-    with pytest.raises(InputError, match=re.escape(words)) as raised:
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
         load_t5(tmp_path)
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -305,40 +305,39 @@ def _zarray(**changes: object) -> Callable[[Path], object]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
-        (lambda f: (f / "checkpoint").write_bytes(b"\x81"), "not the msgpack tree"),
-        (lambda f: (f / "checkpoint").write_bytes(msgpack.packb({"version": 3})), "not the msgpack tree"),
-        (lambda f: (f / "target.decoder.logits_dense.kernel/0.1").unlink(), "kernel/0.1: chunk missing"),
+        (lambda f: (f / "checkpoint").write_bytes(b"\x81"), "is not the msgpack tree"),
+        (lambda f: (f / "checkpoint").write_bytes(msgpack.packb({"version": 3})), "is not the msgpack tree"),
+        (lambda f: (f / "target.decoder.logits_dense.kernel/0.1").unlink(), "kernel/0.1: is missing"),
         (
             lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(b"x" * 99),
-            "kernel/0.1: chunk missing or damaged",
+            "kernel/0.1: is missing or damaged",
         ),
         (
             lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(gzip.compress(b"1234")),
-            "kernel/0.1: chunk does not hold 1,920 bytes",
+            "kernel/0.1: does not contain 1,920 bytes",
         ),
         (
             lambda f: (f / "target.decoder.logits_dense.kernel/0.1").write_bytes(gzip.compress(bytes(10**7))),
-            "kernel/0.1: chunk does not hold 1,920 bytes",
+            "kernel/0.1: does not contain 1,920 bytes",
         ),
-        (lambda f: (f / "target.decoder.logits_dense.kernel/.zarray").unlink(), ".zarray: not the description"),
-        (_zarray(compressor={"id": "blosc"}), "only floats in zarr version 2"),
-        (_zarray(filters=[{"id": "delta"}]), "only floats in zarr version 2"),
-        (_zarray(dtype="|O"), "only floats in zarr version 2"),
-        (_zarray(zarr_format=3), "only floats in zarr version 2"),
+        (lambda f: (f / "target.decoder.logits_dense.kernel/.zarray").unlink(), ".zarray: is not the metadata"),
+        (_zarray(compressor={"id": "blosc"}), "is not supported; use floats in zarr version 2"),
+        (_zarray(filters=[{"id": "delta"}]), "is not supported; use floats in zarr version 2"),
+        (_zarray(dtype="|O"), "is not supported; use floats in zarr version 2"),
+        (_zarray(zarr_format=3), "is not supported; use floats in zarr version 2"),
     ],
 )
-def test_damage_is_named(damage: Callable[[Path], object], words: str, tmp_path: Path) -> None:
+def test_damaged_checkpoints(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, random_arrays(SHAPES["gated_untied"]))
     damage(tmp_path)
-    with pytest.raises(InputError, match=re.escape(words)) as raised:
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
         load_t5(tmp_path)
     assert str(tmp_path) in str(raised.value)
 
 
-def test_the_comparison_is_sharp(tmp_path: Path) -> None:
-    """Another reach of the relative positions already shows."""
+def test_comparison_detects_another_max_distance(tmp_path: Path) -> None:
     arrays = random_arrays(replace(SHAPES["gated_untied"], relative_attention_max_distance=64))
     checkpoint = write_checkpoint(tmp_path, arrays)
     assert_equals_reference(checkpoint, arrays, max_distance=64)

@@ -98,7 +98,7 @@ class RunBuilder:
         for cell in self.recipe.stages[name]:
             directory = self.run_dir.cell(cell)
             directory.mkdir(parents=True)
-            manifests.write(directory, Started(**self._described(cell)))
+            Started(**self._described(cell)).save(directory)
             self._write_metrics(directory / "metrics.jsonl", step, 6.0)
         return self
 
@@ -257,21 +257,16 @@ class RunBuilder:
     ) -> None:
         directory = self.run_dir.cell(cell)
         settings = cell.settings
-        manifests.write(
-            directory,
-            Manifest(
-                **self._described(cell),
-                step=settings.steps if isinstance(settings, TrainingConfig) else None,
-                steps_published=steps or {},
-                outputs={
-                    name: OutputRecord(path=place, digest=f"{cell.label} {name}") for name, place in outputs.items()
-                },
-                files=manifests.record_files(directory, list(outputs.values())),
-                facts={**(facts or {}), "peak_rss_bytes": 512_000_000},
-                finished=f"2026-07-29T23:{50 + self.minute:02d}:45+00:00",
-                seconds=45.0 * self.minute,
-            ),
-        )
+        Manifest(
+            **self._described(cell),
+            step=settings.steps if isinstance(settings, TrainingConfig) else None,
+            steps_published=steps or {},
+            outputs={name: OutputRecord(path=place, digest=f"{cell.label} {name}") for name, place in outputs.items()},
+            files=manifests.record_files(directory, list(outputs.values())),
+            facts={**(facts or {}), "peak_rss_bytes": 512_000_000},
+            finished=f"2026-07-29T23:{50 + self.minute:02d}:45+00:00",
+            seconds=45.0 * self.minute,
+        ).save(directory)
 
 
 @pytest.fixture

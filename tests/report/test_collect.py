@@ -102,7 +102,7 @@ def test_results_of_another_input_are_stale(finished) -> None:
     manifest = manifests.read(directory)
     assert manifest is not None
     made = manifest.model_copy(update={"outputs": {"model": OutputRecord(path="model", digest="another")}})
-    manifests.write(directory, made)
+    made.save(directory)
     stale = {
         (p.cell.stage, p.cell.axes.get("model")) for p in collect(finished.run_dir.path).cells() if p.state == "stale"
     }

@@ -46,7 +46,7 @@ def write_t5(directory: Path, width: int, metadata: ModelMetadata) -> Vocabulary
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/, prompts/{one,two}/ and task.yaml."""
     directory = tmp_path_factory.mktemp("interchange")
-    vocabulary = write_t5(directory / "model", D, ModelMetadata("targets"))
+    vocabulary = write_t5(directory / "model", D, ModelMetadata(sentinel="targets"))
     for seed, name in enumerate(("one", "two")):
         info = PromptInfo(
             base_model="model", base_model_digest=artifact_digest("model", directory / "model"),

@@ -268,7 +268,7 @@ def test_unused_prompts_may_belong_to_another_model(place: Place, tmp_path: Path
     (["--output", "nowhere/out.jsonl"], "cannot write nowhere/out.jsonl"),
     (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     (["--prompts", "nowhere"], "nowhere does not exist"),
-    (["--prompts", "tests"], "tests holds no prompt"),
+    (["--prompts", "tests"], "no prompt in tests"),
     (["--model", "runs/nowhere"], "than runs/nowhere (a hub model, as there is no such directory)"),
 ])  # fmt: skip
 def test_missing_paths(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:

@@ -1,11 +1,11 @@
-"""Evaluation on a run that is done."""
+"""Evaluation on a finished run."""
 
 from __future__ import annotations
 
 from tests.tiny_run import Tiny, scores, stage
 
 
-def test_other_metrics_are_computed_without_training_anything_again(tiny: Tiny) -> None:
+def test_changed_metrics_rerun_only_evaluate(tiny: Tiny) -> None:
     before = tiny.digests()
     tiny.edit("    metrics: [accuracy, macro_f1]\n", "    metrics: [accuracy, mcc]\n")
     assert [line.split()[:2] for line in tiny.plan() if not line.startswith("done")] == [["run", "evaluate"]]
@@ -15,7 +15,7 @@ def test_other_metrics_are_computed_without_training_anything_again(tiny: Tiny) 
     assert tiny.digests() == before
 
 
-def test_by_hand_metrics_are_named_with_their_task(tiny: Tiny) -> None:
+def test_metrics_flag_names_task(tiny: Tiny) -> None:
     output = tiny.run.parent / "scores"
     prompts = ["--prompts", tiny.run / "prompt_tune" / "model=sentinel,seed=0", "--precision", "fp32", "--limit", 4]
     done = stage("evaluate", *prompts, "--metrics", "about=mcc,f1", "--output-dir", output)

@@ -88,7 +88,7 @@ def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path
     assert metadata.lineage[-1]["stage"] == "model_tune"
     card = (model / "README.md").read_text()
     assert tensors_digest(model) in card
-    assert "Tuned on the tasks about, name." in card
+    assert "Fine-tuned on the tasks about, name." in card
     assert "| lm_adapt | 8 | prefix_lm |" in card
     loaded = T5ForConditionalGeneration.from_pretrained(model)
     assert not loaded.lm_head.weight.equal(loaded.shared.weight)

@@ -207,7 +207,7 @@ def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, t
     refused(stage("evaluate", *common), ".*there is nothing to score; give one of prompts, tuned_models,.*")
     refused(
         stage("evaluate", "--tuned-models", finished.run / "lm_adapt", *common),
-        ".*was tuned on no task; tuned_models takes.*",
+        ".*was not tuned on a task; give a model that model_tune published",
     )
     prompts = finished.run / "prompt_tune" / "model=lm_adapt,seed=0"
     asked = ("--metrics", "about=referent")
@@ -217,10 +217,10 @@ def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, t
     )
     refused(
         stage("evaluate", "--prompts", prompts, "--also-on", place / "name.yaml", *common),
-        r"also_on: nothing scored here was made for the answers of name \(free text\); there are about: files, numbers.*",
+        r"also_on: no candidate has the labels of name \(free text\), only about: files, numbers; .*",
     )
     mixture = place / "mixture" / "mixture"
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "mixture.json").write_text((mixture / "mixture.json").read_text().replace("0.3", "0.9"))
-    refused(stage("evaluate", "--mixtures", tmp_path / "broken", *common), ".*its weights do not add up to 1.*")
+    refused(stage("evaluate", "--mixtures", tmp_path / "broken", *common), ".*weights: do not add up to 1.*")
     assert Prompt.load(mixture / "0").info.prompt_length == 2

@@ -155,7 +155,7 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
         ),
         (
             lambda model: (model / "config.json").unlink(),
-            r"sentinel.model: \S+ holds no model \(no config.json in it\); .*",
+            r"sentinel.model: no model in \S+ \(config.json is missing\); check the path",
         ),
         (
             lambda model: (model / "spiece.model").unlink(),

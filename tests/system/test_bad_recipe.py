@@ -33,14 +33,14 @@ RECIPES = {
         r"\S+tiny.yaml:LINE: stages.prompt_tune.task: there is no task `abuot` under `tasks:`; did you mean `about`\?",
     ),
     "a missing corpus": (
-        "/corpus\n", "/no/such/folder\n", r"prepare.corpus: /\S+/no/such/folder does not exist; mend the path",
+        "/corpus\n", "/no/such/folder\n", r"prepare.corpus: /\S+/no/such/folder does not exist; check the path",
     ),
     "a missing model": (
         "  sentinel: {model: pretrain,", "  sentinel: {model: /no/such/model,",
-        r"sentinel.model: /no/such/model does not exist; give the directory of a model",
+        r"sentinel.model: /no/such/model does not exist; check the path",
     ),
     "missing rows of a task that is needed last": (
-        "    data: DATA/rows\n", "    data: DATA/gone\n", r"prepare.decontaminate.0.data: \S+/gone does not exist; mend the path",
+        "    data: DATA/rows\n", "    data: DATA/gone\n", r"prepare.decontaminate.0.data: \S+/gone does not exist; check the path",
     ),
     "a missing accelerate configuration": (
         "    init: {d_model: 32,", "    launch: none.yaml\n    init: {d_model: 32,",

@@ -91,7 +91,7 @@ def hidden_weight_and_targets() -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("at_once", [512, 3])
 def test_output_loss_and_its_gradients_equal_the_reference(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss_module.LOGITS_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(loss_module.LOSS_ROWS, "cpu", at_once)
     hidden, weight, targets_BT = hidden_weight_and_targets()
     weights_BT = torch.rand(targets_BT.shape, generator=torch.Generator().manual_seed(1))
     for z_loss in (0.0, 0.3):

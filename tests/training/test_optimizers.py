@@ -109,7 +109,7 @@ def test_updates_in_chunks_are_bit_identical(monkeypatch: pytest.MonkeyPatch) ->
         return [p.detach() for p in params]
 
     together = run()
-    monkeypatch.setattr("t5_pipeline.training.optimizers.ELEMENTS_AT_ONCE", 1000)
+    monkeypatch.setattr("t5_pipeline.training.optimizers.UPDATED_ELEMENTS", 1000)
     for one, other in zip(together, run(), strict=True):
         assert torch.equal(one, other)
 

@@ -10,16 +10,15 @@ from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.sections.scores import section, table
-from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, OTHERS, PROMPT_TUNING, ScoreLine, TaskScores
-
-METHODS = (PROMPT_TUNING, *OTHERS, NO_PROMPT, MAJORITY)
+from t5_pipeline.report.summary import ScoreLine, TaskScores, in_table_order
 
 
 def overview_section(run: Run, tasks: list[TaskScores]) -> Markup | None:
     """Table of the best line of each method (columns) on each task (rows); None for a single task."""
     # Tasks that nothing was trained for do not count in a mean over tasks.
     own = [task for task in tasks if any(not line.rows[0].trained_on for line in [*task.tuned, *task.others])]
-    methods = [method for method in METHODS if any(best_line(task, method) for task in own)]
+    found = in_table_order(line.method for task in own for line in _lines(task))
+    methods = [method for method in found if any(best_line(task, method) for task in own)]
     if len(own) < 2 or not methods:
         return None
     head = tag(

@@ -7,7 +7,7 @@ from typing import Any
 
 from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.config.adaptation import T5Sizes
-from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Curve, Job, Run
@@ -39,7 +39,7 @@ def _model_losses(job: Job, series: Series, name: str) -> Markup:
     train, validation = thinned(job.train[""]), job.validation.get("")
     colour = next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
     lines = [PlotLine(train, colour, light=validation is not None)]
-    legend: list[Markup | str | None] = [tag("b", job.stage), f", {STAGES[job.kind].summary}. "]
+    legend: list[Markup | str | None] = [tag("b", job.stage), f", {job.cells[0].settings.summary}. "]
     description = f"Training loss of {job.stage}: {_ends(train)}."
     if validation is not None:
         lines.append(PlotLine(validation, colour, dots=True))
@@ -229,13 +229,13 @@ def _axes_text(cells: list[dict[str, Any]]) -> str:
 def _stage_card(stage: str, results: list[CellResult]) -> Markup:
     manifests = [result.manifest for result in results if result.manifest is not None]
     kind = manifests[0].kind
-    settings = _differing(manifests)
+    settings = _differing(type(results[0].settings), manifests)
     facts = _facts(manifests)
     title = join([stage, tag("small", kind) if kind != stage else None], " ")
     return tag(
         "article",
         tag("h3", title),
-        tag("p", fmt.sentence_case(STAGES[kind].summary), ".", class_="note"),
+        tag("p", fmt.sentence_case(results[0].settings.summary), ".", class_="note"),
         _pairs(settings),
         tag("h4", "Facts") if facts else None,
         _pairs(facts),
@@ -250,9 +250,8 @@ def _pairs(pairs: dict[str, str]) -> Markup | None:
     return tag("dl", *rows, class_="pairs")
 
 
-def _differing(manifests: list[Manifest]) -> dict[str, str]:
+def _differing(cls: type[StageConfig], manifests: list[Manifest]) -> dict[str, str]:
     """Settings that differ from their defaults; the values of all cells if they differ."""
-    cls = STAGES[manifests[0].kind]
     found = {}
     for name, field in cls.model_fields.items():
         values = [manifest.settings.get(name) for manifest in manifests if name in manifest.settings]

@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Elements of one all-reduce; small gradients share one.
-BUCKET = 1 << 24
+from t5_pipeline.modeling.limits import REDUCED_ELEMENTS
 
 
 class HostCollectives:
@@ -84,7 +83,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     elements = 0
     for tensor in tensors:
         differs = bucket and tensor.dtype != bucket[0].dtype
-        if bucket and (differs or elements + tensor.numel() > BUCKET):
+        if bucket and (differs or elements + tensor.numel() > REDUCED_ELEMENTS):
             yield bucket
             bucket, elements = [], 0
         bucket.append(tensor)

@@ -104,14 +104,3 @@ def states_saved(saved: SavedTensors, name: str) -> Iterator[str]:
     """Keys of the optimizer's state of one parameter."""
     prefix = f"{OPTIMIZER}{name}/"
     return (found.removeprefix(prefix) for found in saved.names(prefix))
-
-
-def check_untied(before: Sequence[str], model: nn.Module) -> None:
-    """Raise RuntimeError if separate parameters have been tied: several libraries tie the output matrix silently."""
-    now = {name for name, _ in model.named_parameters()}
-    lost = [name for name in before if name not in now]
-    if lost:
-        raise RuntimeError(
-            f"{lost[0]} was tied to another parameter when the engine wrapped the model; a T5 1.1 keeps its output"
-            " matrix separate from its embedding, so training would be wrong"
-        )

@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from t5_pipeline.modeling.limits import REPLICATED_ELEMENTS
+from t5_pipeline.modeling.load import check_untied
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import (
@@ -25,14 +27,9 @@ from t5_pipeline.training.distributed.engine import (
     Engine,
     ForwardScope,
     MakeOptimizer,
-    check_untied,
     states_saved,
     trained_parameters,
 )
-
-# Up to this many trained elements beside a frozen model stay replicated: a bank of prompts, whose optimizer needs whole
-# prompts.
-WHOLE_BESIDE_FROZEN = 1 << 26
 
 
 class FSDP2(Engine):
@@ -59,7 +56,7 @@ class FSDP2(Engine):
         names = [name for name, _ in scope.named_parameters()]
         frozen = any(not p.requires_grad for p in scope.parameters())
         trained = trained_parameters(self.model)
-        beside = sum(p.numel() for p in trained.values()) <= WHOLE_BESIDE_FROZEN
+        beside = sum(p.numel() for p in trained.values()) <= REPLICATED_ELEMENTS
         whole = set(trained.values()) if frozen and beside else set()
         if whole:
             for module in self.model.modules():

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from t5_pipeline.modeling.limits import ZERO_BUCKET
+from t5_pipeline.modeling.load import check_untied
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import (
@@ -21,16 +23,12 @@ from t5_pipeline.training.distributed.engine import (
     Engine,
     ForwardScope,
     MakeOptimizer,
-    check_untied,
     states_saved,
     trained_parameters,
 )
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-BUCKET = 1 << 26  # elements of one all-reduce
 
 
 class Zero(Engine):
@@ -53,7 +51,7 @@ class Zero(Engine):
             "zero_force_ds_cpu_optimizer": False,
         }
         # DeepSpeed allocates its whole gradient bucket (2 GB by default), even for the few gradients of a prompt.
-        bucket = min(BUCKET, sum(p.numel() for p in trained.values()))
+        bucket = min(ZERO_BUCKET, sum(p.numel() for p in trained.values()))
         plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = bucket
         self.engine, _ = accelerator.prepare(scope, make_optimizer(list(trained.values())))
         self.zero = self.engine.optimizer

@@ -58,7 +58,7 @@ def text_of(html: str) -> str:
 
 def test_each_method_has_a_line_over_its_seeds(tasks: dict[str, TaskScores]) -> None:
     lines = {line.title: line for line in tasks["package"].others}
-    assert list(lines) == ["Ensemble, 3 prompts", "P-tuning", "Model tuning", "Prompt design, 4 shots"]
+    assert list(lines) == ["Ensemble, 3 prompts", "Model tuning", "Prompt design, 4 shots", "P-tuning"]
     spread = lines["Model tuning"].spread("accuracy")
     assert spread is not None
     assert spread.text == "72.0 ± 2.8"
@@ -69,8 +69,8 @@ def test_method_comparison(tasks: dict[str, TaskScores]) -> None:
     said = method_comparison(tasks["package"])
     assert said is not None
     assert said.replace("\u00a0", " ") == (
-        "For comparison: ensemble (3 prompts) 66.0 %, 2.0 points above; P-tuning 55.0 %, 9.0 points below;"
-        " model tuning 72.0 ± 2.8 %, 8.0 points above; prompt design (4 shots) 42.0 %, 22.0 points below."
+        "For comparison: ensemble (3 prompts) 66.0 %, 2.0 points above; model tuning 72.0 ± 2.8 %, 8.0 points above;"
+        " prompt design (4 shots) 42.0 %, 22.0 points below; P-tuning 55.0 %, 9.0 points below."
     )
     assert method_comparison(tasks["elsewhere"]) is None
 

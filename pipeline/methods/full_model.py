@@ -1,0 +1,30 @@
+"""Model tuning as a method (Lester et al. 2021, §3): a published T5 whose metadata lists the tasks it was tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.execution.context import Artifact
+from t5_pipeline.methods.base import Candidate
+from t5_pipeline.modeling.model_dir import read_metadata
+
+
+def candidates(artifact: Artifact) -> Iterator[Candidate]:
+    """One candidate for each task that a model was tuned on.
+
+    Raises:
+        InputError: if it was not tuned on any task.
+    """
+    metadata = read_metadata(artifact.path)
+    if not metadata.tasks:
+        raise InputError(f"{artifact.path}: was not tuned on a task; give a model that model_tune published")
+    for tuned in metadata.tasks:
+        about = {"seed": tuned["seed"], "step": metadata.lineage[-1].get("step"), "trained": tuned["trained"]}
+        if len(metadata.tasks) > 1:
+            about["variant"] = f"on {len(metadata.tasks)} tasks"
+        yield Candidate(
+            "model tuning", artifact, TaskConfig.model_validate(tuned["task"]), tuned["base_model"], artifact.digest,
+            metadata.sentinel, tuned["max_input_length"], tuned["max_target_length"], about, fine_tuned=True,
+        )  # fmt: skip

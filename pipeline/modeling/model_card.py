@@ -1,0 +1,65 @@
+"""Model card (README.md) of a published model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text2text-generation
+tags: [t5]
+---
+
+# A T5 of {parameters:,} parameters
+
+{kind}
+
+| stage | steps | training | data |
+|---|---|---|---|
+{stages}
+
+- digest of its tensors (sha256 over name, dtype, shape and bytes): `{digest}`
+- sentinel: {sentinel}
+
+It loads in transformers:
+
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+    model = T5ForConditionalGeneration.from_pretrained("this directory")
+    tokenizer = AutoTokenizer.from_pretrained("this directory")
+
+Made by t5-pipeline; `t5_pipeline.json` contains the same for programs.
+"""
+_SENTINELS = {
+    "none": "none is expected",
+    "targets": "each target begins with `<extra_id_0>`, which is not part of the answer",
+    "both": "each input ends and each target begins with `<extra_id_0>`, which is not part of the answer",
+}
+
+
+def model_card(metadata: Mapping[str, Any], parameters: int, digest: str) -> str:
+    """README.md with data, steps and objective of each stage.
+
+    Args:
+        metadata: the content of t5_pipeline.json.
+        digest: sha256 of the model's tensors.
+    """
+    tasks = metadata.get("tasks", [])
+    tuned = ", ".join(str(entry["task"]["name"]) for entry in tasks)
+    kind = f"Fine-tuned on the task{'s' if len(tasks) > 1 else ''} {tuned}." if tuned else ""
+    kind = kind or "Meant to be frozen, and to learn tasks as soft prompts."
+    rows = []
+    for stage in metadata["lineage"]:
+        training = stage.get("objective") or ", ".join(stage.get("tasks", [])) or stage.get("variant", "–")
+        tokens = f"tokens `{stage['tokens'][:12]}`" if "tokens" in stage else None
+        data = ", ".join(filter(None, [stage.get("corpus"), tokens]))
+        steps = f"{stage['step']:,}" if "step" in stage else "–"
+        rows.append(f"| {stage['stage']} | {steps} | {training} | {data or '–'} |")
+    return _CARD.format(
+        parameters=parameters,
+        kind=kind,
+        stages="\n".join(rows) or "| – | – | – | – |",
+        digest=digest,
+        sentinel=_SENTINELS[metadata["sentinel"]],
+    )
