@@ -48,11 +48,15 @@ def step_name(step: int) -> str:
 
 
 class RunDir:
-    """The directory of one pipeline run."""
+    """The directory of one pipeline run.
+
+    Raises:
+        InputError: if a place in it that is asked for is a link that leads out of it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.state = path / _STATE
+        self.state = inside(path, _STATE, path)
         self.digests = DigestCache(self.state / "digests.json")
 
     def cell(self, cell: Cell) -> Path:

@@ -292,7 +292,7 @@ def test_paths_in_a_manifest_stay_inside(tiny: Tiny, victim: Path, path: str) ->
     for command in (("run", tiny.recipe, "--run-dir", tiny.run), ("verify", tiny.run), ("report", tiny.run)):
         said = t5_pipeline(*command)
         assert (said.code, said.err.count("\n")) == (2, 1), said
-        assert f"{cell / 'manifest.json'}: " in said.err
+        assert str(cell / "link" if path == "link" else cell / "manifest.json") in said.err
     assert (cell / "model").is_dir()
 
 
@@ -306,7 +306,7 @@ def test_links_out_of_a_run_are_not_followed(tiny: Tiny, victim: Path, name: str
     assert f"{tiny.run / name} is a link that leads out of {tiny.run}" in said.err
 
 
-@pytest.mark.parametrize("name", ["../../victim", "/tmp/victim", "superseded", "x" * 300, "a\\b", "a\nb"])
+@pytest.mark.parametrize("name", ["../../victim", "/tmp/victim", "superseded", "x" * 300, "a\\b"])
 def test_names_in_a_recipe(tiny: Tiny, victim: Path, name: str) -> None:
     for key in ["name", "stages"][name == "superseded" :]:
         content = yaml.safe_load(tiny.recipe.read_text())
