@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.paths import below
 from t5_pipeline.data_prep.shards.checked_array import CheckedArray
 from t5_pipeline.data_prep.shards.remote_array import RemoteArray, RemoteArrayPool
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -55,7 +56,9 @@ class TokenShards:
         self._vocabulary_digest: str = summary["vocabulary"]
         dtype = np.dtype(summary["dtype"])
         open_array = _remote_arrays(summary["remote"]) if "remote" in summary else _local_arrays(directory)
-        self._shards = [_Shard(open_array, s["file"], split, s, dtype) for s in summary["shards"]]
+        self._shards = [
+            _Shard(open_array, below(s["file"], directory / "tokens.json"), split, s, dtype) for s in summary["shards"]
+        ]
         self._first_N = np.cumsum([0] + [shard.documents for shard in self._shards])
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from t5_pipeline.core.checksums import block_sha256
+from t5_pipeline.core.paths import below, inside
 from t5_pipeline.core.records import Record
 
 NAME = "manifest.json"
@@ -79,9 +80,16 @@ def read(directory: Path) -> Manifest | None:
     """The manifest in a cell's directory; None if the cell has not finished.
 
     Raises:
-        InputError: if the file is damaged.
+        InputError: if the file is damaged, or contains a path that leads out of the directory.
     """
-    return Manifest.load_or_none(directory)
+    manifest = Manifest.load_or_none(directory)
+    if manifest is not None:
+        where = directory / NAME
+        for record in manifest.all_outputs():
+            inside(directory, record.path, where)
+        for folder in {Path(below(name, where)).parent.as_posix() for name in manifest.files}:
+            inside(directory, folder, where)
+    return manifest
 
 
 def read_started(directory: Path) -> Started | None:
@@ -153,4 +161,4 @@ def mark_damaged(directory: Path, names: Iterable[str]) -> None:
     """Give damaged files a new modification time, so that the quick check of the next run finds and rebuilds them."""
     for name in names:
         with contextlib.suppress(OSError):
-            os.utime(directory / name)
+            os.utime(directory / name, follow_symlinks=False)

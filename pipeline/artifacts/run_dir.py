@@ -23,7 +23,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
@@ -31,8 +32,13 @@ from t5_pipeline.artifacts.manifest import Manifest, Started, read, read_started
 from t5_pipeline.config.recipe import Cell
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.paths import inside, refuse_links_out
 
 _STATE = ".state"
+# What stages write beside their outputs.
+_WORKING = (
+    "steps", "checkpoints", "trackers", "vocabulary", "tokens.partial", "metrics.jsonl", "nonfinite.jsonl", "log.txt",
+)  # fmt: skip
 _BOOKKEEPING = ("recipe.yaml", "started.json", "job.json", "log.txt")  # written before the first result
 
 
@@ -42,15 +48,46 @@ def step_name(step: int) -> str:
 
 
 class RunDir:
-    """The directory of one pipeline run."""
+    """The directory of one pipeline run.
+
+    Raises:
+        InputError: if a place in it that is asked for is a link that leads out of it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.state = path / _STATE
+        self.state = inside(path, _STATE, path)
         self.digests = DigestCache(self.state / "digests.json")
 
     def cell(self, cell: Cell) -> Path:
-        return self.path / cell.stage / cell.id if cell.axes else self.path / cell.stage
+        return inside(self.path, f"{cell.stage}/{cell.id}" if cell.axes else cell.stage, self.path)
+
+    def written_by(self, stage: str, outputs: Sequence[str]) -> list[str]:
+        """The entries of this directory in which a stage writes and deletes."""
+        return [stage, "superseded", _STATE]
+
+    def refuse_foreign(self, cell: Cell) -> None:
+        """Check that a cell which was never started replaces nothing.
+
+        Raises:
+            InputError: if something that the cell would write exists.
+        """
+        place = self.cell(cell)
+        if self.started(cell) is None and self.manifest(cell) is None:
+            for name in (*cell.settings.outputs, *_WORKING):
+                if os.path.lexists(place / name):
+                    raise InputError(
+                        f"{place / name}: already exists and has no manifest of this program;"
+                        " choose another directory, or move it away"
+                    )
+
+    def refuse_links_out(self, stage: str, outputs: Sequence[str]) -> None:
+        """Check that a stage changes nothing outside this directory.
+
+        Raises:
+            InputError: if a symbolic link leads out of it.
+        """
+        refuse_links_out(self.path, self.written_by(stage, outputs))
 
     def manifest(self, cell: Cell) -> Manifest | None:
         return read(self.cell(cell))
@@ -62,11 +99,12 @@ class RunDir:
         """Directory for the checkpoints and metrics of cells (id → fingerprint) that train together."""
         if not first.axes:
             return self.cell(first)
-        return self.path / first.stage / "jobs" / json_digest(cells)[:10]
+        return inside(self.path, f"{first.stage}/jobs/{json_digest(cells)[:10]}", self.path)
 
     def archive(self, directory: Path, fingerprint: str) -> Path:
         """Move results of other settings to superseded/ and return their new place. Nothing is ever deleted."""
-        to = _unused(self.path / "superseded" / directory.relative_to(self.path) / fingerprint[:12])
+        name = f"superseded/{directory.relative_to(self.path)}/{fingerprint[:12]}"
+        to = _unused(inside(self.path, name, self.path))
         to.parent.mkdir(parents=True, exist_ok=True)
         directory.rename(to)
         return to
@@ -77,6 +115,9 @@ class OutputDir(RunDir):
 
     def cell(self, cell: Cell) -> Path:
         return self.path
+
+    def written_by(self, stage: str, outputs: Sequence[str]) -> list[str]:
+        return [_STATE, *outputs, *_WORKING]
 
     def archive(self, directory: Path, fingerprint: str) -> Path:
         place = directory.resolve()
@@ -155,29 +196,71 @@ def _unused(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def lock(path: Path, directory: Path) -> Iterator[None]:
-    """Hold the lock file `path` that guards `directory`. The kernel releases it when the process ends.
+def lock(path: Path, directory: Path) -> Iterator[Callable[[], None]]:
+    """Lock `directory` and the file `path`. The kernel releases both when the process ends.
+
+    The lock of the directory survives the deletion of the file; the lock of the file works across hosts on network
+    file systems that support it.
+
+    Yields:
+        A function that locks the directory again if it was moved away and created once more.
 
     Raises:
-        InputError: if another process holds it, or the directory cannot be written.
+        InputError: if another process holds one of the locks, or the directory cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"cannot write {directory} ({error.strerror}); choose another directory") from None
-    try:
+    with contextlib.ExitStack() as held:
+
+        def hold(place: Path, flags: int) -> tuple[int, OSError | None]:
+            descriptor = os.open(place, flags, 0o644)
+            held.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = path.read_text(errors="replace")[:1000].strip() if path.is_file() else ""
+                raise InputError(
+                    f"{directory}: is in use by {holder or 'another process'}; wait for it, or choose another directory"
+                ) from None
+            except OSError as error:
+                return descriptor, error
+            return descriptor, None
+
+        def hold_directory() -> None:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not locked or not os.path.samestat(os.fstat(locked[-1]), directory.stat()):
+                locked.append(hold(directory, os.O_RDONLY | os.O_DIRECTORY)[0])
+
+        locked: list[int] = []
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
-            raise InputError(f"{directory}: is in use by {holder}; wait for it, or choose another directory") from None
+            hold_directory()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, unsupported = hold(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        except OSError as error:
+            raise InputError(f"cannot write {directory} ({error.strerror}); choose another directory") from None
+        if unsupported is not None:
+            print(
+                f"warning: {directory}: the file system does not support locks ({unsupported.strerror});"
+                " do not start a second run in this directory",
+                file=sys.stderr,
+                flush=True,
+            )
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+        yield hold_directory
+
+
+def is_locked(*places: Path) -> bool:
+    """Whether a living process holds the lock of one of these files and directories."""
+    for place in places:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+    return False
 
 
 def read_job(directory: Path) -> dict[str, str]:

@@ -16,7 +16,9 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.config.command_line import add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
+from t5_pipeline.core.atomic_files import STDOUT
 from t5_pipeline.core.errors import BAD_INPUT, InputError
+from t5_pipeline.core.paths import inside
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="write the report, one HTML page that works offline", allow_abbrev=False
     )
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    report.add_argument("--output", type=Path, metavar="FILE", help="output file (default: RUN_DIR/report.html)")
+    report.add_argument(
+        "--output", type=Path, metavar="FILE", help="output file, or - for stdout (default: RUN_DIR/report.html)"
+    )
     report.set_defaults(command=_report)
 
     verify = commands.add_parser("verify", help="check every published file against its checksums", allow_abbrev=False)
@@ -114,7 +118,7 @@ def _run(given: argparse.Namespace) -> int:
 
     recipe, run_dir = _load(given)
     code = run(recipe, run_dir, given.first, given.last)
-    page = run_dir.path / "report.html"
+    page = inside(run_dir.path, "report.html", run_dir.path)
     if code == 0 and _is_older(page, run_dir):
         from t5_pipeline.report.page import write_report
 
@@ -158,9 +162,10 @@ def _report(given: argparse.Namespace) -> int:
     from t5_pipeline.report.page import write_report
 
     run_dir = _existing(given.run_dir)
-    page = given.output or run_dir.path / "report.html"
+    page = given.output or inside(run_dir.path, "report.html", run_dir.path)
     write_report(run_dir.path, page)
-    print(page)
+    if str(page) != STDOUT:
+        print(page)
     return 0
 
 

@@ -30,9 +30,11 @@ from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located, read_yaml
 from t5_pipeline.core.packaged import or_packaged
+from t5_pipeline.core.paths import check_file_name
 from t5_pipeline.core.schema import nearest, validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
+RESERVED = ("superseded",)  # used in run directories
 _STAGE_KEYS = ("uses", "matrix", "launch")
 _RECIPE_KEYS = ("name", "seed", "tasks", "stages", "launch")
 
@@ -169,6 +171,7 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
     for key, kind in (("name", str), ("stages", dict)):
         if not isinstance(data.get(key), kind) or not data[key]:
             raise InputError(f"{located.where((key,))}: is required in a recipe ({_KIND_WORDS[kind]})")
+    check_file_name(data["name"], located.where(("name",)))
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise InputError(f"{located.where(('seed',))}: must be a whole number of at least 0, not {seed!r}")
@@ -225,8 +228,9 @@ def _cells(
         raise InputError(
             f"{located.where(at)}: must contain the stage's settings, with `uses:` and one of {', '.join(kinds)}"
         )
-    if "/" in name or "@" in name or "." in name or name.startswith("-"):
-        raise InputError(f"{located.where(at)}: a stage's name must not contain / @ . or begin with -; choose another")
+    check_file_name(name, located.where(at), RESERVED)
+    if not name or "@" in name or "." in name or name.startswith("-"):
+        raise InputError(f"{located.where(at)}: a stage's name must not contain @ . or begin with -; choose another")
     kind = entry.get("uses", name)
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from t5_pipeline.core.errors import InputError, cannot_be_written
+
+STDOUT = "-"
 
 
 def fsync_directory(path: Path) -> None:
@@ -49,6 +55,62 @@ def write_bytes(path: Path, content: bytes) -> None:
     fsync_directory(path.parent)
 
 
+def check_output(output: str | Path) -> None:
+    """Check the value of `--output` before any work: a file, `-`, a character device or a FIFO.
+
+    Raises:
+        InputError: if it is a directory or cannot be written.
+    """
+    path = Path(output)
+    if str(output) == STDOUT:
+        return
+    if path.exists() and not path.is_file():
+        fits = _is_stream(path) and os.access(path, os.W_OK)
+    else:
+        folder = Path(os.path.realpath(path)).parent
+        fits = folder.is_dir() and os.access(folder, os.W_OK)
+    if not fits:
+        raise InputError(
+            f"--output: cannot write {output}; give a file in an existing writable directory, or - for stdout"
+        )
+
+
+def write_output(output: str | Path, content: bytes) -> None:
+    """Write what a command was asked for with `--output`.
+
+    `-` is the standard output. Character devices and FIFOs are written to. Files are replaced atomically; if the path
+    is a symbolic link, its target is replaced.
+
+    Raises:
+        InputError: if it is a directory or cannot be written.
+    """
+    check_output(output)
+    try:
+        if str(output) == STDOUT:
+            sys.stdout.flush()
+            if hasattr(sys.stdout, "buffer"):
+                sys.stdout.buffer.write(content)
+                sys.stdout.buffer.flush()
+            else:  # replaced by a stream of text, as in a notebook
+                sys.stdout.write(content.decode())
+        elif _is_stream(Path(output)):
+            with Path(output).open("wb") as stream:
+                stream.write(content)
+        else:
+            write_bytes(Path(os.path.realpath(output)), content)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise cannot_be_written(output, error) from error
+
+
+def _is_stream(path: Path) -> bool:
+    if not path.exists():
+        return False
+    mode = path.stat().st_mode
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     """Fill a temporary directory with `fill(directory)`, then move it to `path`, replacing what was there."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -61,7 +123,12 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def move_directory(source: Path, path: Path) -> None:
-    """Move a complete directory to `path`, replacing what was there. After an interruption it is at one of the two."""
+    """Move a complete directory to `path`, replacing the directory that was there.
+
+    After an interruption it is at one of the two.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise InputError(f"{path}: is not a directory; move it away, or choose another path")
     fsync_tree(source)
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     if path.exists():

@@ -17,6 +17,7 @@ from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.paths import inside
 from t5_pipeline.execution.staleness import CellStatus
 
 if TYPE_CHECKING:
@@ -277,5 +278,6 @@ def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
         made = next((m for m in (manifests.read(path), manifests.read(path.parent)) if m), None)
         return Artifact(record.path, path, record.digest, manifest=made)
     name = record.stage + (f"@{record.step}" if record.step is not None else "")
-    directory = run_dir.path / record.stage / (record.cell or "")
-    return Artifact(name, run_dir.path / record.path, record.digest, record.cell, manifests.read(directory))
+    directory = inside(run_dir.path, f"{record.stage}/{record.cell or ''}", run_dir.path)
+    path = inside(run_dir.path, record.path, run_dir.path)
+    return Artifact(name, path, record.digest, record.cell, manifests.read(directory))

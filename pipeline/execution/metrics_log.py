@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.core.atomic_files import fsync_file
 from t5_pipeline.core.errors import InputError
 
 Row = Mapping[str, Any]
+log = logging.getLogger("t5-pipeline")
 
 
 class MetricsLog:
@@ -45,14 +48,32 @@ class MetricsLog:
             self.also(row)
 
     def truncate_after(self, step: int) -> None:
-        """Remove the rows of later steps, which training from `step` will write again, and a torn last line."""
-        kept = 0
-        with self.path.open("rb") as lines:
+        """Remove the rows of later steps, which training from `step` will write again, and a torn last line.
+
+        Damaged lines are moved to metrics.jsonl.damaged.
+        """
+        damaged, later = [], False
+        kept = self.path.with_name(f".{self.path.name}.kept.tmp")
+        with self.path.open("rb") as lines, kept.open("wb") as file:
             for line in lines:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                    break
-                kept += len(line)
-        os.ftruncate(self._descriptor, kept)
+                of = _step_of(line)
+                if of is None and line.endswith(b"\n"):
+                    damaged.append(line)
+                elif of is None or of > step:
+                    later = True
+                else:
+                    file.write(line)
+        if damaged:
+            with self.path.with_name(f"{self.path.name}.damaged").open("ab") as file:
+                file.writelines(damaged)
+            log.warning("%s: %d damaged lines were moved to %s.damaged", self.path, len(damaged), self.path.name)
+        if damaged or later:
+            fsync_file(kept)
+            kept.replace(self.path)
+            os.close(self._descriptor)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        else:
+            kept.unlink()
 
     def sync(self) -> None:
         """fsync the rows written so far."""
@@ -66,3 +87,12 @@ class MetricsLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row; None if the line is damaged or incomplete."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.schema import nearest
 from t5_pipeline.execution.launcher import command, launch
-from t5_pipeline.execution.staleness import CellStatus, check_outside, decide
+from t5_pipeline.execution.staleness import CellStatus, check_outside, check_places, decide
 
 
 def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | None = None) -> int:
@@ -34,17 +35,22 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     names = _chosen(recipe, first, last)
     for name in names:
         check_outside(recipe.stages[name])
+        check_places(recipe.stages[name], run_dir)
         configuration = _configuration(recipe, name)
         command(recipe.kind(name), configuration, [])
         if configuration is not None:
             recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
     decide(recipe, run_dir)
+    recipe_file, text = run_dir.path / "recipe.yaml", recipe.text()
+    same = recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == text
+    if os.path.lexists(recipe_file) and not same and not run_dir.state.is_dir():
+        raise InputError(
+            f"{recipe_file}: already exists and was not written by a run; choose another --run-dir, or move it away"
+        )
     created = Rollback(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path), created:
         began = time.monotonic()
-        recipe_file = run_dir.path / "recipe.yaml"
-        text = recipe.text()
-        if not recipe_file.exists() or recipe_file.read_text(encoding="utf-8") != text:
+        if not same:
             write_text(recipe_file, text)
         ran = 0
         for name in names:

@@ -39,7 +39,7 @@ from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, cannot_b
 from t5_pipeline.core.schema import nearest, validate
 from t5_pipeline.execution.context import C, CellRun, Stage, log
 from t5_pipeline.execution.devices import make_accelerator, set_threads
-from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs
+from t5_pipeline.execution.staleness import CellStatus, check_outside, check_places, decide, jobs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -132,6 +132,7 @@ def _run(
     launch: LaunchContext,
 ) -> None:
     check_outside(recipe.stages[name])
+    check_places(recipe.stages[name], run_dir)
     statuses = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
     _refuse_missing_inputs(statuses, run_dir)
     if flags.resume_from is not None:
@@ -146,11 +147,11 @@ def _run(
     main_process = accelerator.is_main_process
     created = Rollback(*([run_dir.path, run_dir.path / name] if main_process else []))
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
-    with guard if main_process else contextlib.nullcontext(), created:
+    with guard if main_process else contextlib.nullcontext(lambda: None) as lock_again, created:
         groups = [group for group in jobs(statuses, run_dir) if any(d.action != "done" for d in group)]
         accelerator.wait_for_everyone()
         for number, group in enumerate(groups, 1):
-            stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator)
+            stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator, lock_again)
             if stopped_by and number < len(groups):
                 raise Interrupted(stopped_by)
 
@@ -162,6 +163,7 @@ def _run_job(
     run_dir: RunDir,
     launch: LaunchContext,
     accelerator: Accelerator,
+    lock_again: Callable[[], None],
 ) -> int:
     """Run the cells of one job; returns the signal received while the last one was published, or 0."""
     began, now = time.monotonic(), _now()
@@ -174,13 +176,17 @@ def _run_job(
         if main_process:
             for cell in cells:
                 _clear_stale_outputs(cell, flags, run_dir, created)
+                lock_again()  # results with other settings were moved, with the locked directory
                 cell.directory.mkdir(parents=True, exist_ok=True)
-                sweep(cell.directory)
-                if manifests.read_started(cell.directory) is None:
+                if manifests.read_started(cell.directory) is not None:
+                    sweep(cell.directory)
+                else:
+                    for left in cell.directory.glob(f".{manifests.STARTED}.*.tmp"):
+                        left.unlink()
                     Started(**_described(cell)).save(cell.directory)
             directory.mkdir(parents=True, exist_ok=True)
-            sweep(directory)
             if group[0].cell.axes:
+                sweep(directory)
                 write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
         accelerator.wait_for_everyone()
         stage = Stage(cells, directory, run_dir, flags.resume_from, launch, accelerator)

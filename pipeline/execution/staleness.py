@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
@@ -62,6 +63,26 @@ def check_outside(cells: Iterable[Cell]) -> None:
                 if len(found) > 1 and not cell.settings.takes_many(name):
                     kind = cell.settings.inputs()[name].replace("_", " ")
                     raise InputError(f"{where}: {ref.path} contains {len(found)} {kind}s; choose one, as in {found[0]}")
+
+
+def check_places(cells: Iterable[Cell], run_dir: RunDir) -> None:
+    """Check that cells replace neither their inputs nor anything that is not theirs, before anything is launched.
+
+    Raises:
+        InputError: if they would.
+    """
+    for cell in cells:
+        place = run_dir.cell(cell)
+        paths = {name: ref.path for name, ref in cell.inputs.items() if ref.path is not None}
+        for name, location in {**cell.settings.data(), **paths}.items():
+            path = Path(location)
+            if path.exists() and path.resolve().is_relative_to(place.resolve()):
+                raise InputError(
+                    f"{cell.stage}.{name}: {location} is inside {place}, which this stage writes;"
+                    " choose another directory for the results"
+                )
+        run_dir.refuse_foreign(cell)
+        run_dir.refuse_links_out(cell.stage, cell.settings.outputs)
 
 
 def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> CellStatus:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.artifacts.run_dir import RunDir, read_job
+from t5_pipeline.artifacts.run_dir import RunDir, is_locked, read_job
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.execution.staleness import decide
@@ -27,7 +25,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
         cell = status.cell
         manifest = run_dir.manifest(cell)
         state = {"done": "done", "run": "to run", "continue": "to continue"}[status.action]
-        if status.action != "done" and _held(run_dir.state / f"{cell.stage}.lock"):
+        if status.action != "done" and is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage):
             state = "running"
         last = _last_line(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
         losses = last.get("losses") or {}
@@ -75,21 +73,6 @@ def _ago(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {name}"
     return f"{max(seconds, 0):.0f} s"
-
-
-def _held(path: Path) -> bool:
-    """Whether a living process holds this lock file."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
 
 
 def _last_line(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.t5x import find_t5x, t5x_shape, t5x_tensors
 
@@ -50,7 +51,7 @@ def weight_files(directory: Path) -> list[Path]:
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
         names = _read_json(directory / INDEX).get("weight_map", {}).values()
-        files = [directory / name for name in sorted(set(names))]
+        files = [directory / below(name, directory / INDEX) for name in sorted(set(names))]
         for file in files:
             if not file.is_file():
                 raise InputError(f"{directory / INDEX}: {file.name} does not exist; fetch the model again")

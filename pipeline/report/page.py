@@ -8,7 +8,7 @@ from pathlib import Path
 from t5_pipeline.config.adaptation import SpanCorruptConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.tuning import SoftPromptConfig
-from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run, collect
 from t5_pipeline.report.html import Markup, join, tag
@@ -29,13 +29,18 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(run_dir: Path, output: Path) -> None:
-    """Write the report of a finished or unfinished run to the file `output`, deterministically.
+    """Write the report of a finished or unfinished run, deterministically.
+
+    Args:
+        output: file, or "-" for the standard output.
 
     Raises:
         InputError: if it is not a run directory, or a manifest or scores file in it is damaged.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, render(collect(run_dir)))
+    if str(output) != STDOUT:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(output)
+    write_output(output, render(collect(run_dir)).encode())
 
 
 def render(run: Run) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.config.references import load_task
-from t5_pipeline.core.atomic_files import write_bytes, write_directory
+from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import Task
@@ -46,7 +47,7 @@ def write_npy(prompt: Prompt, path: Path) -> None:
     """Write the rows as float32 [P, D]."""
     content = io.BytesIO()
     np.save(content, prompt.rows_PD.numpy(), allow_pickle=False)
-    write_bytes(path, content.getvalue())
+    write_output(path, content.getvalue())
 
 
 def write_peft(prompt: Prompt, directory: Path, base_model: str | None = None) -> None:
@@ -86,8 +87,8 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
     suffix = ".npy" if form == "npy" else ""
     if len(prompts) == 1:
         to = {name: Path(output) for name in prompts}
-        if suffix and Path(output).suffix != suffix:
-            raise InputError(f"--output: {output} does not end in .npy; name the output file")
+        if suffix and output != STDOUT and Path(output).suffix != suffix:
+            raise InputError(f"--output: {output} does not end in .npy; name the output file, or give - for stdout")
     else:
         to = {name: Path(output) / f"{name}{suffix}" for name in prompts}
     for path in to.values():
@@ -107,7 +108,7 @@ def refuse_to_replace(path: Path) -> None:
     Raises:
         InputError: if `path` exists.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if os.path.lexists(path) and not path.is_fifo() and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise InputError(f"--output: {path} already exists; choose another path, or remove it")
 
 

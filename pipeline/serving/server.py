@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
-from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.atomic_files import check_output, write_output
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.corpora.rows import Row, check_unicode, json_rows, read_rows
@@ -195,7 +194,7 @@ def predict(
     Raises:
         InputError: for an unknown prompt, a missing field or a prompt of another T5; cites file and line.
     """
-    _check_writable(to)
+    check_output(to)
     places = named_prompts(prompts, "--prompts")
     rows = list(json_rows(sys.stdin.buffer, "stdin") if source == STANDARD else read_rows(Path(source)))
     asked = [_names(row, places) for row in rows]
@@ -220,19 +219,8 @@ def predict(
             )
     left = iter(answers)
     text = "".join(_line(names, [next(left) for _ in names]) for names in asked)
-    if to == STANDARD:
-        sys.stdout.write(text)
-    else:
-        write_text(Path(to), text)
+    write_output(to, text.encode())
     return len(rows)
-
-
-def _check_writable(to: str) -> None:
-    if to == STANDARD:
-        return
-    folder = Path(to).absolute().parent
-    if Path(to).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise InputError(f"--output: cannot write {to}; give a file in an existing writable directory, or - for stdout")
 
 
 def _names(row: Row, places: Mapping[str, Path]) -> list[str]:

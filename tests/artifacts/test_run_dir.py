@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import shutil
 from pathlib import Path
 
 import pytest
 
-from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir
+from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, is_locked, lock
 from t5_pipeline.core.errors import InputError
 
 
@@ -58,3 +61,41 @@ def test_archived_results_are_moved_back_unless_there_are_new_ones(tmp_path: Pat
     assert (place / "started.json").exists() == result
     assert (place / "model").exists() != result
     assert (run_dir.state / "lock").read_text() == "held"
+
+
+def test_the_lock_survives_the_deletion_of_its_file(tmp_path: Path) -> None:
+    stage, file = tmp_path / "run" / "stage", tmp_path / "run" / ".state" / "stage.lock"
+    with lock(file, stage) as lock_again:
+        assert is_locked(file)
+        shutil.rmtree(file.parent)
+        assert is_locked(stage)
+        with pytest.raises(InputError, match="is in use by another process"), lock(file, stage):
+            pass
+        assert not file.exists()
+        stage.rename(tmp_path / "run" / "moved")
+        lock_again()
+        lock_again()
+        with pytest.raises(InputError, match="is in use"), lock(file, stage):
+            pass
+    assert not is_locked(stage, file)
+
+
+def test_a_file_system_without_locks_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(descriptor: int, flags: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock(tmp_path / "lock", tmp_path):
+        said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path}: the file system does not support locks (No locks available);")
+    assert said.count("\n") == 1
+
+
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "lock").symlink_to("victim")
+    with pytest.raises(InputError, match="cannot write"), lock(tmp_path / "lock", tmp_path / "run"):
+        pass
+    assert (tmp_path / "victim").read_text() == "kept"

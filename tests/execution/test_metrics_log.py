@@ -75,3 +75,25 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "prompt_tune" in shown
     assert "50/50" in shown
     assert "loss 0.500  31.2 examples/s" in shown
+
+
+def test_damaged_lines_are_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": %d}\n' % step for step in (1, 2, 3, 4)]
+    damaged = [
+        b'{"step": 2, "lo\n',
+        b"\xff\x00\n",
+        b"[]\n",
+        b'{"loss": 1}\n',
+        b'{"step": "2"}\n',
+        b"[" * 100_000 + b"\n",
+    ]
+    path.write_bytes(good[0] + b"".join(damaged) + b"".join(good[1:]) + b'{"step": 5')
+    with MetricsLog(path) as metrics:
+        metrics.truncate_after(3)
+        assert path.read_bytes() == b"".join(good[:3])
+        metrics.write({"step": 4})
+        metrics.truncate_after(9)
+    assert path.read_bytes() == b"".join(good)
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"".join(damaged)
+    assert len(list(tmp_path.iterdir())) == 2

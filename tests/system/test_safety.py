@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.tiny_run import Outcome, Tiny, stage, t5_pipeline
 
@@ -211,3 +212,127 @@ def test_yaml(tiny: Tiny, tmp_path: Path, trace: Path) -> None:
         tmp_path / "out",
     )  # fmt: skip
     safe(said, trace, code=2)
+
+
+# ------------------------------------------------------------------------------------------------- nothing is deleted
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A directory that must not change."""
+    (tmp_path / "victim" / "model").mkdir(parents=True)
+    (tmp_path / "victim" / "model" / "thesis.txt").write_text("years of work")
+    before = tree(tmp_path / "victim")
+    yield tmp_path / "victim"
+    assert tree(tmp_path / "victim") == before
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(directory.rglob("*"))}
+
+
+def sentinel(model: Path, output: Path, *more: object) -> Outcome:
+    return stage("sentinel", "--model", model, "--threads", 1, "--output-dir", output, *more)
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+def test_a_foreign_directory_is_not_replaced(tiny: Tiny, victim: Path, more: tuple[str, ...]) -> None:
+    said = sentinel(tiny.run / "pretrain", victim, *more)
+    assert said.code == 2, said
+    assert f"{victim / 'model'}: already exists and has no manifest of this program; choose" in said.err
+    shutil.rmtree(tiny.run / "sentinel")
+    shutil.copytree(victim, tiny.run / "sentinel")
+    before = tree(tiny.run)
+    said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run)
+    assert said.code == 2, said
+    assert f"{tiny.run / 'sentinel' / 'model'}: already exists" in said.err
+    assert tree(tiny.run) == before
+
+
+def test_other_files_in_an_output_directory_are_kept(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".cache.tmp").mkdir(parents=True)
+    for name in ("notes.txt", ".cache.tmp/x"):
+        (tmp_path / "out" / name).write_text("kept")
+    assert sentinel(tiny.run / "pretrain", tmp_path / "out").code == 0
+    for name in ("notes.txt", ".cache.tmp/x"):
+        assert (tmp_path / "out" / name).read_text() == "kept"
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+@pytest.mark.parametrize("place", ["", "model"])
+def test_an_input_is_not_inside_the_output(tiny: Tiny, tmp_path: Path, place: str, more: tuple[str, ...]) -> None:
+    out = tmp_path / "out"
+    assert sentinel(tiny.run / "pretrain", out).code == 0
+    before = tree(tmp_path)
+    said = sentinel(out / place, out, "--variant", "both", *more)
+    assert said.code == 2, said
+    assert f"sentinel.model: {out / place} is inside {out}, which this stage writes; choose" in said.err
+    assert tree(tmp_path) == before
+
+
+def test_a_recipe_beside_the_results_is_not_replaced(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    shutil.copy(tiny.recipe, tmp_path / "mine" / "recipe.yaml")
+    before = tree(tmp_path / "mine")
+    said = t5_pipeline("run", tmp_path / "mine" / "recipe.yaml", "--run-dir", tmp_path / "mine")
+    assert said.code == 2, said
+    assert "recipe.yaml: already exists and was not written by a run" in said.err
+    assert tree(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize("path", ["../../victim", "VICTIM", "link", "."])
+def test_paths_in_a_manifest_stay_inside(tiny: Tiny, victim: Path, path: str) -> None:
+    cell = tiny.run / "sentinel"
+    (cell / "link").symlink_to(victim)
+    path = path.replace("VICTIM", str(victim))
+    manifest = json.loads((cell / "manifest.json").read_text())
+    manifest["outputs"]["model"]["path"] = path
+    manifest["files"] = {f"{path}/model/thesis.txt": {"size": 1, "mtime_ns": 1, "blocks": ["0"]}}
+    (cell / "manifest.json").write_text(json.dumps(manifest))
+    for command in (("run", tiny.recipe, "--run-dir", tiny.run), ("verify", tiny.run), ("report", tiny.run)):
+        said = t5_pipeline(*command)
+        assert (said.code, said.err.count("\n")) == (2, 1), said
+        assert str(cell / "link" if path == "link" else cell / "manifest.json") in said.err
+    assert (cell / "model").is_dir()
+
+
+@pytest.mark.parametrize("name", ["sentinel", "sentinel/checkpoints", "sentinel/log.txt", ".state", "superseded"])
+def test_links_out_of_a_run_are_not_followed(tiny: Tiny, victim: Path, name: str) -> None:
+    for place in (tiny.run / "sentinel" / "manifest.json", tiny.run / name):
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    (tiny.run / name).symlink_to(victim / "model" / "thesis.txt" if name.endswith(".txt") else victim)
+    said = stage("sentinel", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--variant", "both")
+    assert (said.code, said.err.count("\n")) == (2, 1), said
+    assert f"{tiny.run / name} is a link that leads out of {tiny.run}" in said.err
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/tmp/victim", "superseded", "x" * 300, "a\\b"])
+def test_names_in_a_recipe(tiny: Tiny, victim: Path, name: str) -> None:
+    for key in ["name", "stages"][name == "superseded" :]:
+        content = yaml.safe_load(tiny.recipe.read_text())
+        if key == "name":
+            content["name"] = name
+        else:
+            content["stages"] = {name: {"uses": "prepare", "corpus": "stdlib-docs"}}
+        recipe = tiny.recipe.with_name("named.yaml")
+        recipe.write_text(yaml.safe_dump(content))
+        said = t5_pipeline("run", recipe)
+        assert (said.code, said.err.count("\n")) == (2, 1), said
+        assert "; choose another name" in said.err
+
+
+def test_a_damaged_log_does_not_stop_training(tiny: Tiny) -> None:
+    log = tiny.run / "lm_adapt" / "metrics.jsonl"
+    log.write_bytes(b'{"step": \xff\n' + log.read_bytes())
+    said = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", 9)
+    assert said.code == 0, said
+    assert "metrics.jsonl: 1 damaged lines were moved to metrics.jsonl.damaged" in said.err
+    assert (log.parent / "metrics.jsonl.damaged").read_bytes() == b'{"step": \xff\n'
+
+
+def test_the_report_goes_where_it_is_asked_to(tiny: Tiny, tmp_path: Path) -> None:
+    said = t5_pipeline("report", tiny.run, "--output", "-")
+    assert (said.code, said.out.startswith("<!doctype html>")) == (0, True)
+    assert t5_pipeline("report", tiny.run, "--output", "/dev/null").code == 0
+    assert Path("/dev/null").is_char_device()
+    assert t5_pipeline("report", tiny.run, "--output", tmp_path).code == 2

@@ -1,0 +1,88 @@
+"""Paths and names that are read from files: they must not lead out of the directory they belong to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from t5_pipeline.core.errors import InputError
+
+MAX_NAME = 100  # bytes; file systems allow 255, and temporary files and moved results get longer names
+
+
+def below(path: str, where: object) -> str:
+    """A relative path without `..`, unchanged.
+
+    Args:
+        where: file that contains the path, for errors.
+
+    Raises:
+        InputError: if it is empty, absolute, or has a part `..`.
+
+    >>> below("steps/000500/model", "manifest.json")
+    'steps/000500/model'
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path:
+        raise InputError(
+            f"{where}: the path {path!r} does not stay inside its directory; restore the file, or move it away"
+        )
+    return path
+
+
+def inside(root: Path, path: str, where: object) -> Path:
+    """`root / path`, if it is below `root` lexically and after following symbolic links.
+
+    Args:
+        where: file that contains the path, for errors.
+
+    Raises:
+        InputError: if it is not.
+    """
+    found = root / below(path, where)
+    try:
+        stays = found.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        stays = False
+    if not stays:
+        raise InputError(f"{where}: {found} is a link that leads out of {root}; replace it by a directory or file")
+    return found
+
+
+def refuse_links_out(root: Path, names: Iterable[str]) -> None:
+    """Check that writing and deleting below `root/NAME` changes nothing outside `root`.
+
+    Raises:
+        InputError: if one of the names, or a file or directory below it, is a link that leads out of `root`.
+    """
+    for name in names:
+        top = inside(root, name, root)
+        for place, folders, files in os.walk(top):
+            for entry in (*folders, *files):
+                path = Path(place, entry)
+                if path.is_symlink():
+                    inside(root, str(path.relative_to(root)), root)
+
+
+def check_file_name(name: str, where: object, reserved: Iterable[str] = ()) -> None:
+    """Check a name that becomes the name of a directory.
+
+    Args:
+        where: location of the name, for errors.
+        reserved: names that have another use.
+
+    Raises:
+        InputError: if it is not a valid name of one directory.
+    """
+    problem = None
+    if name in (*reserved, ".", ".."):
+        problem = f"must not be {name}, which is reserved"
+    elif "/" in name or "\\" in name:
+        problem = r"must not contain / or \, because a directory gets this name"
+    elif not name.isprintable():
+        problem = "must not contain control characters, because a directory gets this name"
+    elif len(name.encode()) > MAX_NAME:
+        problem = f"is longer than {MAX_NAME} bytes"
+    if problem is not None:
+        raise InputError(f"{where}: {problem}; choose another name")
