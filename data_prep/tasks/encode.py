@@ -73,13 +73,19 @@ class Task:
     def labels(self) -> list[str] | None:
         return self.settings.labels
 
-    def rows(self, split: str, training: bool = False) -> list[Row]:
+    @property
+    def has_header(self) -> bool:
+        """Whether CSV and TSV files name their columns; templates that number them imply files that do not."""
+        return not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
+
+    def rows(self, split: str, training: bool = False, inputs_only: bool = False) -> list[Row]:
         """All rows of a split.
 
         Args:
             split: a key of the task's `splits`.
             training: the rows to train on: one per answer if a question has several (ReCoRD), and only rows whose
                 target is true (WSC).
+            inputs_only: only fields of the input are needed; others of a Parquet file are not read.
 
         Raises:
             InputError: if there is no such split, or it has no rows.
@@ -87,7 +93,7 @@ class Task:
         splits = self.settings.splits
         if split not in splits:
             raise InputError(f"tasks.{self.name}.splits: has no {split!r}; add it or choose one of {', '.join(splits)}")
-        rows = self._read(splits[split], training)
+        rows = self._read(splits[split], training, inputs_only)
         if training and self.settings.holds is not None:
             rows = [row for row in rows if self.holds(row)]
         if not rows:
@@ -96,15 +102,22 @@ class Task:
             )
         return rows
 
-    def _read(self, split: str, training: bool) -> list[Row]:
+    def _read(self, split: str, training: bool, inputs_only: bool) -> list[Row]:
         data = self.settings.data
         name, part = split_slice(split)
         file = split_file(data, split)
         if file is not None:
-            # Templates that name columns by number imply a file without a header.
-            header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
-            return read_task(file, self.settings.reader, part, header=header, training=training)
+            columns = self.input_template.fields if inputs_only else self._columns()
+            return read_task(
+                file, self.settings.reader, part, columns=columns, header=self.has_header, training=training
+            )
         return flatten(self._read_elsewhere(name), self.settings.reader, part, training=training)
+
+    def _columns(self) -> list[str]:
+        """The fields of a row that the task uses."""
+        c = self.settings
+        others = [name for name in (c.answers, c.group, c.holds) if name is not None]
+        return list(dict.fromkeys([*self.input_template.fields, *self.target_template.fields, *others]))
 
     def _read_elsewhere(self, split: str) -> list[Row]:
         """Rows that are built in or on the hub."""
@@ -193,7 +206,7 @@ class Task:
             self.input_template.value(row, field)
             for split in splits
             if split in self.settings.splits
-            for row in self.rows(split)
+            for row in self.rows(split, inputs_only=True)
             for field in self.input_template.fields
         }
         return sorted(text for text in texts if len(text.split()) >= at_least)
