@@ -276,6 +276,7 @@ def encode_task(
         training: the rows to train on (Task.rows).
         spread: with a limit, take rows spread evenly over the split, because files are often sorted by class.
     """
+    check_labels(task.settings, vocabulary, max_target_length, sentinel)
     rows = task.rows(split, training)
     if limit and spread:
         rows = [rows[i * len(rows) // limit] for i in range(limit)] if limit < len(rows) else rows
@@ -326,6 +327,31 @@ def encode_labels(
     """Ids of each label as a target, EOS last, never truncated."""
     before = [vocabulary.sentinel(0)] if sentinel != "none" else []
     return [_ids([*before, *ids], [], vocabulary) for ids in vocabulary.encode_batch(labels)]
+
+
+def check_labels(task: TaskConfig, vocabulary: Vocabulary, max_length: int, sentinel: Sentinel = "none") -> None:
+    """Check that a model can learn the labels of a task and tell them apart.
+
+    Raises:
+        InputError: if two labels have the same ids, or a label has unknown characters or more than `max_length` ids.
+    """
+    labels = task.labels or []
+    ids = [tuple(label.tolist()) for label in encode_labels(labels, vocabulary, sentinel)]
+    where = f"tasks.{task.name}.labels"
+    for index, (label, found) in enumerate(zip(labels, ids, strict=True)):
+        if (first := ids.index(found)) < index:
+            raise InputError(
+                f"{where}: {labels[first]!r} and {label!r} have the same token ids in this vocabulary; use labels that"
+                " it can distinguish"
+            )
+    for label, found in zip(labels, ids, strict=True):
+        if vocabulary.unk in found:
+            raise InputError(f"{where}: {label!r} has characters that the vocabulary lacks; use another label")
+        if len(found) > max_length:
+            raise InputError(
+                f"{where}: {label!r} has {len(found)} tokens with EOS, but max_target_length is {max_length}; give at"
+                f" least {max(map(len, ids))}"
+            )
 
 
 def _ids(ids: list[int], after: list[int], vocabulary: Vocabulary) -> npt.NDArray[np.int32]:
