@@ -5,6 +5,7 @@ Suffixes: B rows of a batch.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from t5_pipeline.data_prep.tasks.template import Template
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 T = TypeVar("T")
+log = logging.getLogger("t5-pipeline")
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
@@ -260,7 +262,6 @@ def encode_task(
     sentinel: Sentinel = "none",
     limit: int = 0,
     training: bool = False,
-    spread: bool = False,
 ) -> EncodedTask:
     """Encode the rows of a split.
 
@@ -272,18 +273,22 @@ def encode_task(
         max_target_length: ids per target with EOS; longer targets are truncated before EOS.
         sentinel: "targets" puts <extra_id_0> before each target (Lester et al. 2021, §3.2); "both" also puts it after
             each input, before EOS (T5's *_sentinel tasks). Truncation keeps it.
-        limit: number of rows to take; 0 takes all.
+        limit: number of rows to take, spread evenly over the split, because files are often sorted by class; 0 takes
+            all.
         training: the rows to train on (Task.rows).
-        spread: with a limit, take rows spread evenly over the split, because files are often sorted by class.
     """
     check_labels(task.settings, vocabulary, max_target_length, sentinel)
     rows = task.rows(split, training)
-    if limit and spread:
-        rows = [rows[i * len(rows) // limit] for i in range(limit)] if limit < len(rows) else rows
-    rows = rows[:limit] if limit else rows
+    if 0 < limit < len(rows):
+        rows = [rows[i * len(rows) // limit] for i in range(limit)]
     input_texts = [task.inputs(row) for row in rows]
     target_texts = [task.targets(row) for row in rows]
     labels = task.labels
+    if labels and len(labels) > 1 and len(rows) > 1 and len(set(target_texts)) == 1:
+        log.warning(
+            "tasks.%s: all %s rows of split %r have the target %r, so training and scores say little; check the file or"
+            " the slice", task.name, f"{len(rows):,}", split, target_texts[0],
+        )  # fmt: skip
     return EncodedTask(
         task.name,
         encode_inputs(input_texts, vocabulary, max_input_length, sentinel),

@@ -273,16 +273,27 @@ def test_superglue_and_glue_as_distributed(shared: Path, vocabulary: Vocabulary)
         assert all(task.inputs(row) and task.targets(row) for row in rows)
 
 
-def test_limit_takes_the_first_rows_or_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_limit_takes_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
     """In a file sorted by class, the first rows have one class."""
     rows = [{"text": str(i), "label": "no" if i < 50 else "yes"} for i in range(100)]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Task.load(TaskConfig(name="t", data=str(tmp_path), inputs="{text}", targets="{label}", labels=["no", "yes"]))
-    first = encode_task(task, "validation", vocabulary, 8, 8, limit=10)
-    spread = encode_task(task, "validation", vocabulary, 8, 8, limit=10, spread=True)
-    assert first.input_texts == [str(i) for i in range(10)]
+    spread = encode_task(task, "validation", vocabulary, 8, 8, limit=10)
     assert spread.input_texts == [str(i) for i in range(0, 100, 10)]
-    assert len(encode_task(task, "validation", vocabulary, 8, 8, limit=200, spread=True)) == 100
+    assert len(encode_task(task, "validation", vocabulary, 8, 8, limit=200)) == 100
+
+
+def test_a_split_with_one_class_is_a_warning(
+    tmp_path: Path, vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task.load(settings(write(tmp_path), splits={"train": "train", "sorted": "one", "one row": "train[:1]"}))
+    write(tmp_path, "one.jsonl", ROWS[::2])
+    for split in ("train", "one row"):
+        encode_task(task, split, vocabulary, 16, 8)
+    assert caplog.messages == []
+    encode_task(task, "sorted", vocabulary, 16, 8)
+    (message,) = caplog.messages
+    assert message.startswith("tasks.t: all 5 rows of split 'sorted' have the target 'good', so")
 
 
 @pytest.mark.parametrize("changed", [
