@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test soak check format bench wheel clean
+.PHONY: demo test soak check types format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
@@ -16,12 +16,14 @@ test: $(READY)
 soak: $(READY)
 	$(BIN)/python -m pytest -m "engines or soak" --durations=0
 
-# mypy does not follow setuptools' mapping of folders to packages: give it the installed layout as links.
-check: $(READY)
-	rm -rf $(VENV)/layout && mkdir -p $(VENV)/layout/t5_pipeline
-	ln -s $(CURDIR)/pipeline/* $(CURDIR)/data_prep $(CURDIR)/stages $(VENV)/layout/t5_pipeline/
+check: $(READY) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy does not follow setuptools' mapping of folders to packages: give it the installed layout as links.
+types: $(READY)
+	rm -rf $(VENV)/layout && mkdir -p $(VENV)/layout/t5_pipeline
+	ln -s $(CURDIR)/pipeline/* $(CURDIR)/data_prep $(CURDIR)/stages $(VENV)/layout/t5_pipeline/
 	$(BIN)/mypy
 
 format: $(READY)

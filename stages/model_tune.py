@@ -67,7 +67,9 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
         stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
 
     selection = select_best(stage, model, c.tasks, score)
-    train_stage(stage, Trainer(c, stage.accelerator, model.t5, batches, loss_fn, selection=selection), publish)
+    train_stage(
+        stage, Trainer(c, stage.launch, stage.accelerator, model.t5, batches, loss_fn, selection=selection), publish
+    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
         stage.publish("adapter", partial(model.save, info=info), step=step)
 
     selection = select_best(stage, source, [c.task], score)
-    train_stage(stage, Trainer(c, stage.accelerator, model, batches, loss_fn, selection=selection), publish)
+    train_stage(
+        stage, Trainer(c, stage.launch, stage.accelerator, model, batches, loss_fn, selection=selection), publish
+    )
 
 
 if __name__ == "__main__":

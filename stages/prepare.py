@@ -47,7 +47,7 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
     if c.ray:
         workers = functools.partial(encode_on_ray, address=c.ray, cores=c.threads)
 
-    with StopSignal() as stop, reporter(stage, stop) as report:
+    with StopSignal(stage.launch) as stop, reporter(stage, stop) as report:
         tokens = write_tokens(
             chunks,
             vocabulary,

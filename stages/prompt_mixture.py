@@ -63,7 +63,9 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
         stage.publish("mixture", Mixture(prompts, weights, best.step, best.scores).save, step=step)
 
     selection = select_best(stage, loaded, [c.task], score)
-    trainer = Trainer(c, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection)
+    trainer = Trainer(
+        c, stage.launch, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection
+    )
     train_stage(stage, trainer, publish)
 
 

@@ -71,7 +71,7 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
     ids = [cell.id for cell in cells]
     selection = select_best(stage, loaded, tasks, score_prompts, cells=ids, kept=prompt_rows)
     trainer = Trainer(
-        c, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection, cells=ids
+        c, stage.launch, stage.accelerator, model, batches, loss_fn, optimizer=optimizer, selection=selection, cells=ids
     )
     train_stage(stage, trainer, publish)
 

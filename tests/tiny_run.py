@@ -1,4 +1,4 @@
-"""A whole pipeline that is real and tiny: documentation of a few modules, a T5 of 40,000 weights, a handful of steps.
+"""A complete tiny pipeline: documentation of a few modules, a T5 with 40,000 weights, a few steps.
 
 prepare → pretrain → lm_adapt (with its step 4) and sentinel → prompt_tune (2 seeds on each) → evaluate
 """
@@ -108,14 +108,14 @@ stages:
 
 @dataclass(frozen=True)
 class Tiny:
-    """A recipe, the data that it reads, and its run directory."""
+    """A recipe, its data and its run directory."""
 
     data: Path
     recipe: Path
     run: Path
 
     def copy(self, to: Path) -> Tiny:
-        """The same run in a place of its own, with a recipe of its own that may be edited."""
+        """Copy run and recipe to another directory, to be changed."""
         shutil.copytree(self.run, to / "run")
         shutil.copy2(self.recipe, to / "tiny.yaml")
         return Tiny(self.data, to / "tiny.yaml", to / "run")
@@ -136,7 +136,7 @@ class Tiny:
         return found
 
     def digests(self) -> dict[str, str]:
-        """Digest of everything that was published, by its place; of scores nothing but that they are there."""
+        """Digest of every published artifact by path; "there" for scores."""
         return {
             f"{cell}/{record.path}": "there" if record.path == "scores" else record.digest
             for cell, manifest in self.manifests().items()
@@ -144,19 +144,19 @@ class Tiny:
         }
 
     def plan(self, *arguments: object) -> list[str]:
-        """What `t5-pipeline plan` would do, one line for each cell."""
+        """The lines of `t5-pipeline plan`, one for each cell."""
         said = t5_pipeline("plan", self.recipe, "--run-dir", self.run, *arguments)
         assert said.code == 0, said.err
         return said.out.split("\n\n")[1].splitlines()
 
     def start(self, *arguments: object) -> Outcome:
-        """`t5-pipeline run` on it, in a process of its own."""
+        """`t5-pipeline run` in a new process."""
         return Outcome.of(command("run", self.recipe, "--run-dir", self.run, *arguments))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, and what it said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -171,7 +171,7 @@ class Outcome:
 
 
 def make(directory: Path) -> Tiny:
-    """Write the data and the recipe, and run it from text to report."""
+    """Write data and recipe, and run it from text to report."""
     write_data(directory)
     recipe = directory / "tiny.yaml"
     recipe.write_text(RECIPE.replace("DATA", str(directory)))
@@ -197,7 +197,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def documentation(module: str) -> Iterator[tuple[str, str]]:
-    """Names and docstrings of a module's own classes, methods and functions."""
+    """Names and docstrings of classes, methods and functions defined in a module."""
     loaded = importlib.import_module(module)
     for name, member in sorted(vars(loaded).items()):
         if getattr(member, "__module__", "") == module and not name.startswith("_"):
@@ -214,7 +214,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def newest_checkpoint(tiny: Tiny) -> int:
-    """The step of lm_adapt's newest checkpoint; 0 where there is none."""
+    """The step of lm_adapt's newest checkpoint; 0 if there is none."""
     return max((int(path.name[-8:]) for path in (tiny.run / "lm_adapt" / "checkpoints").glob("step-*")), default=0)
 
 
@@ -249,10 +249,12 @@ def _heard(run: Callable[[], int]) -> Outcome:
 
 
 def refused(said: Outcome, pattern: str) -> None:
-    """Bad input was refused: exit code 2 and exactly one line, that matches, beside what a stage says as it begins."""
+    """Check for exit code 2 and exactly one error line that matches, apart from a stage's first log lines."""
     assert said.code == 2, said
     lines = [
-        line for line in said.err.splitlines() if not re.search(r" \(cpu\)$|: training a vocabulary|now lie in", line)
+        line
+        for line in said.err.splitlines()
+        if not re.search(r" \(cpu\)$|: training a vocabulary|were moved to", line)
     ]
     assert len(lines) == 1, said.err
     assert re.fullmatch("error: " + pattern, lines[0]), lines[0]
@@ -260,7 +262,7 @@ def refused(said: Outcome, pattern: str) -> None:
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl without what a clock says."""
+    """Rows of metrics.jsonl without times and rates."""
     clock = {"elapsed_s", "tokens_per_second", "examples_per_second"}
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in clock} for line in lines]
@@ -272,7 +274,7 @@ def scores(directory: Path) -> list[dict[str, Any]]:
 
 
 def listing(*places: Path) -> dict[str, tuple[int, int]]:
-    """Size and modification time of every file, and every directory, below some places; locks and caches apart."""
+    """Size and modification time of every file, and every directory, without locks and caches."""
     found = {}
     for place in places:
         for path in [place, *place.rglob("*")] if place.exists() else []:

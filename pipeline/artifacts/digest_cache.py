@@ -1,4 +1,4 @@
-"""Digests of what lies outside a run directory, kept so that a terabyte of text is not read again at every `plan`."""
+"""Cache of digests of data outside a run directory, so that `plan` does not read the corpus again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DigestCache:
                 self.entries = {}
 
     def of_data(self, location: str) -> str:
-        """Digest of a corpus: its files' contents; of a hub data set its name; of Python's own its version."""
+        """Digest of a corpus: its files' contents, a hub data set's name, or Python's version for the built-in one."""
         if location in BUILT_IN_DATA:
             return f"{location} of Python {platform.python_version()}"
         path = Path(location)
@@ -39,16 +39,16 @@ class DigestCache:
         return json_digest([[str(p.relative_to(base)), self._of_file(p)] for p in files])
 
     def of_task(self, task: TaskConfig) -> str:
-        """Digest of a task's rows: of the files of its splits, and of no other file that lies beside them."""
+        """Digest of a task's rows: of the files of its splits only."""
         if task.data in BUILT_IN_DATA or not Path(task.data).exists():
             return self.of_data(task.data)
         return json_digest([[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())])
 
     def of_artifact(self, artifact: str, path: Path) -> str:
-        """Digest of an input that no stage of the recipe makes; of a model on the hub its name.
+        """Digest of an input from outside the run; the name for a model on the hub.
 
         Raises:
-            InputError: it is on disk and is not such an artifact.
+            InputError: if a directory does not contain such an artifact.
         """
         if not path.is_dir():
             return f"hub:{path}"

@@ -1,7 +1,7 @@
-"""What shapes a result, as one digest.
+"""Fingerprints: digests of everything that shapes a result.
 
-Part of it: the settings that shape the trajectory, the seed, digests of inputs and data, the stage's code version.
-Not part of it: how far the trajectory is followed (`steps`, unless the schedule depends on it) and how it is run.
+Included: settings with the role `trajectory`, the seed, digests of inputs and data, the stage's code version.
+Excluded: the roles `extent` (`steps`, unless the schedule depends on it) and `runtime`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ def parts(
     digests: DigestCache,
     data: Mapping[str, str | TaskConfig] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the fingerprint is made of, by name, so that a difference can be told in words.
+    """The parts of the fingerprint by name, so that differences can be reported.
 
     Args:
         inputs: digest of each input.
-        data: more locations and tasks whose contents count, beside the stage's own.
+        data: locations and tasks whose contents count, in addition to the stage's own.
     """
     names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
     if settings.schedule_depends_on_steps():
         names.append("steps")
-    # How a task is scored is a matter of evaluate, which has settings of its own for it; but for the metric that
-    # chooses what is published.
+    # Metrics are excluded because evaluate has its own setting for them, except the one that selects a checkpoint.
     dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
     sources = {**settings.data(), **settings.task_sources(), **(data or {})}
     chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}
@@ -49,7 +48,7 @@ def parts(
 
 
 def _metrics_of_tasks(settings: StageConfig) -> dict[str, Any]:
-    """Where the `metrics` of tasks stand in a stage's settings, as pydantic's `exclude` takes it."""
+    """Locations of the `metrics` of tasks in a stage's settings, for pydantic's `exclude`."""
     found: dict[str, Any] = {}
     for name, value in settings:
         if isinstance(value, TaskConfig):
@@ -64,7 +63,7 @@ def fingerprint(described: dict[str, Any]) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What changed between two sets of parts, in words.
+    """Differences between two sets of parts, as text.
 
     >>> old = {"settings": {"seed": 0}, "inputs": {"model": "a"}}
     >>> differences(old, {"settings": {"seed": 1}, "inputs": {"model": "b"}})

@@ -1,9 +1,10 @@
-"""The record of a finished cell. It is written last: where it stands and matches, the work is done."""
+"""The manifest of a cell, written last: a cell is finished if its manifest exists and matches."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ STARTED = "started.json"
 
 
 class InputRecord(Record):
-    """One input as it was: the stage that made it (none where it came from outside), where it lay, its digest."""
+    """One input: the stage that made it (None if it came from outside the run), its path and its digest."""
 
     stage: str | None = None
     cell: str | None = None
@@ -101,9 +102,10 @@ def record_files(directory: Path, outputs: list[str]) -> dict[str, FileRecord]:
 
 
 def changed_files(directory: Path, manifest: Manifest) -> dict[str, str]:
-    """Files that are not as they were published, and what is wrong with them: the quick look of every run.
+    """Files that differ from what was published, and how: the quick check of every run.
 
-    Size and modification time are trusted. A file with another time alone (a copied run) is read: its bytes decide.
+    A file with the recorded size and modification time counts as unchanged. If only the time differs (a copied run),
+    its checksums decide.
     """
     changed = {}
     for name, record in manifest.files.items():
@@ -128,21 +130,27 @@ def renew_times(directory: Path, manifest: Manifest) -> None:
         manifest.model_copy(update={"files": files}).save(directory)
 
 
-def damaged_files(directory: Path, manifest: Manifest, below: str = "") -> list[str]:
-    """Files (those of one output, where its place is given) whose bytes are not those that were published: reads them.
+def damaged_files(directory: Path, manifest: Manifest, below: str = "") -> dict[str, str]:
+    """Files whose bytes differ from what was published, and how. Reads every file.
 
-    A damaged file gets a new modification time, so that the quick look of the next run sees it too and mends it.
+    Args:
+        below: path of one output within the directory; only its files are read.
     """
-    damaged = []
+    damaged = {}
     for name, record in manifest.files.items():
         path = directory / name
         if below and not name.startswith(below + "/"):
             continue
         if not path.exists():
-            damaged.append(f"{name} is missing")
+            damaged[name] = "is missing"
         elif (found := block_sha256(path)) != record.blocks:
             block = next((i for i, (a, b) in enumerate(zip(found, record.blocks, strict=False)) if a != b), len(found))
-            damaged.append(f"{name} differs from what was published (block {block} of {len(record.blocks)})")
-            with contextlib.suppress(OSError):
-                os.utime(path)
+            damaged[name] = f"is damaged (block {block} of {len(record.blocks)})"
     return damaged
+
+
+def mark_damaged(directory: Path, names: Iterable[str]) -> None:
+    """Give damaged files a new modification time, so that the quick check of the next run finds and rebuilds them."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            os.utime(directory / name)

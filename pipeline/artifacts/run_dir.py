@@ -1,17 +1,17 @@
-"""Where things lie in a run directory, and who may write there.
+"""Layout of a run directory, its locks, and rollback of failed runs.
 
 RUN/recipe.yaml                     the recipe with its overrides
 RUN/report.html
 RUN/STAGE/                          a stage without a matrix is one cell
-    manifest.json  started.json     finished, begun
+    started.json  manifest.json     written when the cell starts and when it finishes
     metrics.jsonl  log.txt
-    checkpoints/                    to go on from
-    model/ tokens/ scores/          what it publishes
-    steps/000500/model/             what it published on its way
+    checkpoints/                    for resuming
+    model/ tokens/ scores/          its outputs
+    steps/000500/model/             outputs of intermediate steps
 RUN/STAGE/CELL/                     a cell of a stage with a matrix: manifest.json, prompt/, …
-RUN/STAGE/jobs/ID/                  prompts that train together: job.json, metrics.jsonl, log.txt, checkpoints/
-RUN/superseded/                     results of settings that the recipe no longer has
-RUN/.state/                         locks, exit codes of stages, digests of outside data
+RUN/STAGE/jobs/ID/                  prompts trained together: job.json, metrics.jsonl, log.txt, checkpoints/
+RUN/superseded/                     results with settings that are no longer in the recipe
+RUN/.state/                         locks, exit codes of stages, digests of external data
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ from t5_pipeline.config.recipe import Cell
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
 
+_STATE = ".state"
+_BOOKKEEPING = ("recipe.yaml", "started.json", "job.json", "log.txt")  # written before the first result
+
 
 def step_name(step: int) -> str:
-    """`000500`: sorts as numbers do up to a million steps and beyond."""
+    """Directory name of a step, in numerical order when sorted: `000500`."""
     return f"{step:06d}"
 
 
@@ -43,7 +46,7 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.state = path / ".state"
+        self.state = path / _STATE
         self.digests = DigestCache(self.state / "digests.json")
 
     def cell(self, cell: Cell) -> Path:
@@ -56,55 +59,94 @@ class RunDir:
         return read_started(self.cell(cell))
 
     def job(self, cells: dict[str, str], first: Cell) -> Path:
-        """Where cells (id → fingerprint) that train together keep their checkpoints and metrics."""
+        """Directory for the checkpoints and metrics of cells (id → fingerprint) that train together."""
         if not first.axes:
             return self.cell(first)
         return self.path / first.stage / "jobs" / json_digest(cells)[:10]
 
     def archive(self, directory: Path, fingerprint: str) -> Path:
-        """Move results of other settings out of the way. Nothing is deleted; the user decides when."""
-        to = _free(self.path / "superseded" / directory.relative_to(self.path) / fingerprint[:12])
+        """Move results of other settings to superseded/ and return their new place. Nothing is ever deleted."""
+        to = _unused(self.path / "superseded" / directory.relative_to(self.path) / fingerprint[:12])
         to.parent.mkdir(parents=True, exist_ok=True)
         directory.rename(to)
         return to
 
-    def restore(self, directory: Path, archived: Path) -> None:
-        """Undo `archive`, unless results have come of what took the place."""
-        remove_vain({directory: False})
-        if not directory.exists():
-            archived.rename(directory)
-
 
 class OutputDir(RunDir):
-    """`--output-dir` of a stage that is run by hand without a recipe: the directory is its one cell."""
+    """`--output-dir` of a stage that runs without a recipe: the directory is its only cell."""
 
     def cell(self, cell: Cell) -> Path:
         return self.path
 
     def archive(self, directory: Path, fingerprint: str) -> Path:
         place = directory.resolve()
-        to = _free(place.with_name(f"{place.name}.superseded-{fingerprint[:12]}"))
+        to = _unused(place.with_name(f"{place.name}.superseded-{fingerprint[:12]}"))
         to.mkdir()
-        self._move(directory, to)
+        _move_contents(directory, to)
         return to
 
-    def restore(self, directory: Path, archived: Path) -> None:
-        if any(_is_result(path, directory) for path in directory.rglob("*")):
-            return
-        for path in directory.iterdir():
-            if path != self.state:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._move(archived, directory)
-        archived.rmdir()
 
-    def _move(self, source: Path, to: Path) -> None:
-        for path in list(source.iterdir()):
-            if path.name != self.state.name:  # the lock in it is held
-                path.rename(to / path.name)
+class Rollback:
+    """A context that undoes what a run created if it ends in an InputError: bad input leaves no trace.
+
+    Archived results are moved back. Directories that did not exist or were empty before are removed or emptied, unless
+    they contain results by then.
+
+    Args:
+        directories: those that the run may create.
+    """
+
+    def __init__(self, *directories: Path) -> None:
+        self._existed = {path: path.is_dir() for path in directories if not path.is_dir() or not any(path.iterdir())}
+        self._archived: list[tuple[Path, Path]] = []
+
+    def archive(self, run_dir: RunDir, directory: Path, fingerprint: str) -> Path:
+        """`run_dir.archive`, to be undone with the rest."""
+        to = run_dir.archive(directory, fingerprint)
+        self._archived.append((directory, to))
+        return to
+
+    def undo(self) -> None:
+        for directory, archived in self._archived:
+            if not _has_results(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                for path in directory.iterdir():
+                    if path.name != _STATE:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _move_contents(archived, directory)
+                archived.rmdir()
+        for directory, existed in self._existed.items():
+            if directory.is_dir() and not _has_results(directory):
+                shutil.rmtree(directory)
+                if existed:
+                    directory.mkdir()
+
+    def __enter__(self) -> Rollback:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, InputError):
+            self.undo()
 
 
-def _free(path: Path) -> Path:
-    """The path, or where there is something, the same with a number."""
+def _move_contents(source: Path, to: Path) -> None:
+    for path in list(source.iterdir()):
+        if path.name != _STATE:  # the lock in it is held
+            path.rename(to / path.name)
+
+
+def _has_results(directory: Path) -> bool:
+    """Whether anything beyond bookkeeping has been written."""
+    for path in directory.rglob("*"):
+        parts = path.relative_to(directory).parts
+        unfinished = _STATE in parts or any(part.endswith(".tmp") for part in parts)
+        if path.is_file() and not unfinished and path.name not in _BOOKKEEPING and path.stat().st_size > 0:
+            return True
+    return False
+
+
+def _unused(path: Path) -> Path:
+    """The path, with a number appended if it exists already."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -114,16 +156,16 @@ def _free(path: Path) -> Path:
 
 @contextlib.contextmanager
 def lock(path: Path, directory: Path) -> Iterator[None]:
-    """Hold the lock file `path` that guards `directory`; it is let go when the process ends, however it ends.
+    """Hold the lock file `path` that guards `directory`. The kernel releases it when the process ends.
 
     Raises:
-        InputError: another process holds it, or the directory cannot be written.
+        InputError: if another process holds it, or the directory cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror}); choose another directory") from None
+        raise InputError(f"cannot write {directory} ({error.strerror}); choose another directory") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,33 +180,8 @@ def lock(path: Path, directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-# What is written before a first result.
-_BOOKKEEPING = ("recipe.yaml", "started.json", "job.json", "log.txt")
-
-
-def absent(*directories: Path) -> dict[Path, bool]:
-    """Those directories that are not there or hold nothing, and whether they are there."""
-    return {path: path.is_dir() for path in directories if not path.is_dir() or not any(path.iterdir())}
-
-
-def remove_vain(directories: dict[Path, bool]) -> None:
-    """Put directories that were `absent` back as they were, unless a result lies there: bad input leaves no trace."""
-    for directory, was_there in directories.items():
-        if directory.is_dir() and not any(_is_result(path, directory) for path in directory.rglob("*")):
-            shutil.rmtree(directory)
-            if was_there:
-                directory.mkdir()
-
-
-def _is_result(path: Path, directory: Path) -> bool:
-    parts = path.relative_to(directory).parts
-    if path.is_dir() or ".state" in parts or any(part.endswith(".tmp") for part in parts):
-        return False
-    return path.name not in _BOOKKEEPING and path.stat().st_size > 0
-
-
 def read_job(directory: Path) -> dict[str, str]:
-    """Cells of a job, id → fingerprint, as it was begun; empty where it was not."""
+    """Cells of a job, id → fingerprint; empty if it was never started."""
     path = directory / "job.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["cells"])

@@ -14,6 +14,7 @@ from typing import NoReturn
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.prompts import add_commands
+from t5_pipeline.config.command_line import add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 
@@ -100,13 +101,7 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="directory for results (default: runs/NAME, from the recipe)"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STAGE.KEY=VALUE",
-        help="override a setting of the recipe (repeatable)",
-    )
+    add_set(parser)
 
 
 def _load(given: argparse.Namespace) -> tuple[Recipe, RunDir]:
@@ -170,7 +165,7 @@ def _report(given: argparse.Namespace) -> int:
 
 
 def _verify(given: argparse.Namespace) -> int:
-    from t5_pipeline.artifacts.manifest import damaged_files
+    from t5_pipeline.artifacts.manifest import damaged_files, mark_damaged
 
     run_dir = _existing(given.run_dir)
     damaged = files = 0
@@ -180,10 +175,11 @@ def _verify(given: argparse.Namespace) -> int:
             print(f"{cell.label}: not finished")
             continue
         found = damaged_files(run_dir.cell(cell), manifest)
+        mark_damaged(run_dir.cell(cell), found)
         damaged, files = damaged + len(found), files + len(manifest.files)
         print(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}")
-        for problem in found:
-            print(f"  {problem}")
+        for name, problem in found.items():
+            print(f"  {name} {problem}")
     if damaged:
         raise InputError(
             f"{run_dir.path}: {damaged} of {files} files are damaged; run `t5-pipeline run` to rebuild them"

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from t5_pipeline.artifacts.run_dir import OutputDir, absent, remove_vain
+from t5_pipeline.artifacts.run_dir import OutputDir, Rollback
 from t5_pipeline.config.command_line import flag
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.atomic_files import write_text
@@ -72,7 +72,7 @@ def tune(
     settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
     c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: flag(".".join(map(str, loc))))
     command(c.kind, configuration, [])
-    place, fresh = OutputDir(output), absent(output)
+    place, created = OutputDir(output), Rollback(output)
     try:
         place.state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +82,7 @@ def tune(
     arguments = [*_as_flags(settings), "--task", str(task_file), "--output-dir", str(output), *more]
     code, message = launch(c.kind, configuration, arguments, place.state / f"{c.kind}.exit")
     if code == BAD_INPUT:
-        remove_vain(fresh)
+        created.undo()
     if code != 0:
         return failed("tune", code, message)
     say(f"✓ wrote the prompt of {task.name} to {output / 'prompt'}. To predict with it, one JSON line per input:")

@@ -1,4 +1,4 @@
-"""The command line of a stage, made from its settings."""
+"""Command line of a stage: one flag for each of its settings."""
 
 from __future__ import annotations
 
@@ -8,63 +8,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from t5_pipeline.config.recipe import load_task
+from t5_pipeline.config.recipe import Override, parse_override
+from t5_pipeline.config.references import load_task
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-_FROM_FILE = ", as files with a task's settings (YAML: name, data, inputs, targets, labels, metrics)"
+_FROM_FILE = ", as YAML files (name, data, inputs, targets, labels, metrics)"
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line of a stage said. `values` holds only the settings that were given."""
+    """The parsed command line of a stage; `values` contains only the settings that were given."""
 
     recipe: Path | None
     stage: str | None
     run_dir: Path | None
     output_dir: Path | None
-    overrides: list[str]
+    overrides: list[Override]
     overwrite: bool
     resume_from: int | None
     values: dict[str, Any]
 
 
 def parser(cls: type[StageConfig], program: str) -> argparse.ArgumentParser:
-    """A parser with every setting of a stage as a flag, its meaning, its unit and its default."""
+    """A parser with a flag for every setting of a stage, with its meaning, unit and default."""
     made = argparse.ArgumentParser(
         prog=program,
         description=f"{cls.summary[0].upper()}{cls.summary[1:]}.",
-        epilog="Either --recipe, or the settings and --output-dir. Settings given as flags win over the recipe's.",
+        epilog="Give --recipe, or the settings and --output-dir. Flags override the recipe's settings.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )
     run = made.add_argument_group("how to run")
-    run.add_argument("--recipe", type=Path, metavar="FILE", help="take the settings from this recipe")
-    run.add_argument("--stage", metavar="NAME", help="which stage of the recipe (default: the only one of this kind)")
+    run.add_argument("--recipe", type=Path, metavar="FILE", help="recipe with the settings")
+    run.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the only one of this kind)")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="run directory of the recipe (default: runs/RECIPE)")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="change a setting of the recipe"
-    )
-    run.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="without a recipe: where results and checkpoints go"
-    )
-    run.add_argument("--overwrite", action="store_true", help="move results of other settings in --output-dir aside")
+    add_set(run)
+    run.add_argument("--output-dir", type=Path, metavar="DIR", help="results and checkpoints, if there is no recipe")
+    run.add_argument("--overwrite", action="store_true", help="move results with other settings out of --output-dir")
     if "steps" in cls.model_fields:
         run.add_argument(
-            "--resume-from", type=int, metavar="STEP", help="go on from the checkpoint of this step, not the last"
+            "--resume-from",
+            type=int,
+            metavar="STEP",
+            help="resume from this step's checkpoint (default: the last)",
         )
     add_settings(made, cls)
     return made
 
 
+def add_set(group: argparse._ActionsContainer) -> None:
+    """Add `--set`, which overrides a setting of the recipe."""
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=parse_override,
+        metavar="STAGE.KEY=VALUE",
+        help="override a setting of the recipe; may be repeated",
+    )
+
+
 def add_settings(made: argparse.ArgumentParser, cls: type[StageConfig], but: tuple[str, ...] = ()) -> None:
-    """Add every setting of a stage, `but` some, as a flag."""
+    """Add a flag for every setting of a stage except those in `but`."""
     settings = made.add_argument_group("settings")
     for name, field in _fields(cls):
         if name not in but:
@@ -75,20 +86,20 @@ def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
     """Read the command line of a stage.
 
     Raises:
-        InputError: an unknown flag, or flags that do not go together.
+        InputError: if a flag is unknown, or flags exclude each other.
         SystemExit: after --help.
     """
     made = parser(cls, program)
     made.exit_on_error = False
 
     def fail(message: str) -> None:
-        raise InputError(f"{program}: {message} (--help lists the flags)")
+        raise InputError(f"{program}: {message}; --help lists the flags")
 
     made.error = fail  # type: ignore[method-assign,assignment]
     try:
         given = vars(made.parse_args(arguments))
     except argparse.ArgumentError as error:
-        raise InputError(f"{program}: {error} (--help lists the flags)") from None
+        raise InputError(f"{program}: {error}; --help lists the flags") from None
     values: dict[str, Any] = {}
     for name, _ in _fields(cls):
         if (value := given[name]) is not None:
@@ -97,7 +108,7 @@ def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
     if (recipe is None) == (output is None):
         raise InputError(f"{program}: give either --recipe FILE, or the stage's settings and --output-dir DIR")
     if recipe is None and (given["stage"] or given["run_dir"] or given["set"]):
-        raise InputError(f"{program}: --stage, --run-dir and --set go with --recipe")
+        raise InputError(f"{program}: --stage, --run-dir and --set need --recipe; add it")
     return Flags(
         recipe,
         given["stage"],
@@ -116,7 +127,7 @@ def flag(name: str) -> str:
 
 
 def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting as a dotted name; the sizes of `init` one by one, tasks as a whole."""
+    """Dotted name of every setting: the sizes of `init` one by one, a task as a whole."""
     for name, field in cls.model_fields.items():
         inner = next((a for a in _parts(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)), None)
         if inner is None or issubclass(inner, TaskConfig):
@@ -181,21 +192,10 @@ def _read_tasks(cls: type[BaseModel], name: str, value: Any) -> Any:
     return [load_task(Path(v)) for v in value] if isinstance(value, list) else load_task(Path(value))
 
 
-def as_overrides(stage: str, values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Flags as `--set` texts, for a stage that takes the rest from a recipe."""
+def as_overrides(stage: str, values: dict[str, Any], *outer: str) -> Iterator[Override]:
+    """Settings that were given as flags, as overrides of a recipe's stage."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from as_overrides(stage, value, f"{prefix}{name}.")
+            yield from as_overrides(stage, value, *outer, name)
         else:
-            plain = (
-                [v.model_dump(mode="json") for v in value]
-                if isinstance(value, list) and value and isinstance(value[0], TaskConfig)
-                else value
-            )
-            plain = plain.model_dump(mode="json") if isinstance(plain, TaskConfig) else plain
-            text = (
-                plain
-                if isinstance(plain, str)
-                else yaml.safe_dump(plain, default_flow_style=True, width=10**9).removesuffix("...\n")
-            )
-            yield f"{stage}.{prefix}{name}={text.strip()}"
+            yield Override((stage, *outer, name), value, flag(".".join((*outer, name))))

@@ -1,15 +1,16 @@
-"""How a stage is launched, read from an accelerate configuration without starting anything.
+"""Launch configurations: what an accelerate configuration asks for, and how this process was launched.
 
     distributed_type   NO → one        MULTI_GPU, MULTI_CPU, … → ddp
                        DEEPSPEED → zero1, zero2, zero3 (deepspeed_config.zero_stage)        FSDP → fsdp2
 
-Keys, values and defaults are those of accelerate 1.15.0 (`commands/launch.py`, `utils/dataclasses.py`). What accelerate
-would run in some other way than it reads (one process where several are asked for), or what the stages cannot train
-under (FSDP 1, NVMe), is an error here, before anything is launched.
+Keys, values and defaults are those of accelerate 1.15.0 (`commands/launch.py`, `utils/dataclasses.py`). Configurations
+that accelerate would not run as written (one process instead of several), or under which no stage can train (FSDP 1,
+NVMe), are rejected here, before anything is launched.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +28,21 @@ _ZERO_DEFAULT = 2  # accelerate's
 _SEVERAL = ("MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_HPU")
 _TYPES = ("NO", *_SEVERAL, "DEEPSPEED", "FSDP")
 
+# Set by the runner for a stage: its process id, and what the launch configuration asks for.
+_RUNNER = "T5_PIPELINE_RUNNER"
+_ENGINE, _PROCESSES, _DEVICE = "T5_PIPELINE_ENGINE", "T5_PIPELINE_PROCESSES", "T5_PIPELINE_DEVICE"
+
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """The engine of a launch, and over how many processes.
+    """The engine of a launch and its processes.
 
-    processes: in all, over all machines; each has one device, or a share of a CPU.
-    cpu: the processes compute on CPUs.
-    offload_optimizer: the optimizer's state (and, under ZeRO, the gradients that it needs) lies in host memory.
-    offload_parameters: the sharded weights do too.
-    reshard: after a block's forward pass its gathered weights are freed again (zero3, fsdp2).
+    Attributes:
+        processes: number of processes over all machines; each has one device, or a share of a CPU.
+        cpu: whether the processes compute on CPUs.
+        offload_optimizer: keep the optimizer state (and, under ZeRO, the gradients it needs) in host memory.
+        offload_parameters: keep the sharded weights in host memory, too.
+        reshard: free a block's gathered weights after its forward pass (zero3, fsdp2).
 
     >>> LaunchConfig()
     LaunchConfig(engine='one', processes=1, machines=1, cpu=False, offload_optimizer=False, \
@@ -52,11 +58,108 @@ offload_parameters=False, reshard=True)
     reshard: bool = True
 
 
+def runner_environment(asked: LaunchConfig | None) -> dict[str, str]:
+    """Environment variables for a stage that this process launches; `LaunchContext` reads them.
+
+    Args:
+        asked: the launch configuration; None for plain Python on one process, whatever its device.
+    """
+    engine, processes = (asked.engine, asked.processes) if asked else ("one", 1)
+    device = "" if asked is None else "cpu" if asked.cpu else "gpu"
+    return {_RUNNER: str(os.getpid()), _ENGINE: engine, _PROCESSES: str(processes), _DEVICE: device}
+
+
+@dataclass(frozen=True)
+class LaunchContext:
+    """How this process was launched. Made once, by `from_environment`, before accelerate adds variables of its own.
+
+    Attributes:
+        engine: the engine that the launcher set up.
+        rank, processes: rank and world size.
+        local_processes: processes on this machine.
+        parent: process id of the launcher or runner; None if a person started this process.
+        device: the device that the launch configuration asks for; None if it does not matter.
+        reshard, offload: FSDP2's settings.
+        error: why no stage can run under this launch; None if one can.
+    """
+
+    engine: Engine = "one"
+    rank: int = 0
+    processes: int = 1
+    local_processes: int = 1
+    parent: int | None = None
+    device: Literal["cpu", "gpu"] | None = None
+    reshard: bool = True
+    offload: bool = False
+    error: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> LaunchContext:
+        """Read the variables that torch's and accelerate's launchers and the runner set."""
+        found = os.environ
+        processes = int(found.get("WORLD_SIZE", "1"))
+        engine, error = _launched_engine(found, processes)
+        expected = found.get(_ENGINE, engine), int(found.get(_PROCESSES, processes))
+        # `accelerate launch` sets a meeting point for several processes even if it then starts only one.
+        if "WORLD_SIZE" not in found and {"MASTER_ADDR", "ACCELERATE_DYNAMO_MODE"} <= found.keys():
+            error = (
+                "accelerate started one process, but its configuration asks for several; on CPUs, several processes"
+                " need `distributed_type: MULTI_GPU`, as in accelerate_configs/cpu_ddp.yaml"
+            )
+        elif error is None and expected != (engine, processes):
+            error = (
+                f"launch: expected {_processes(*expected)} but got {_processes(engine, processes)}; check whether a"
+                " scheduler's WORLD_SIZE or an ACCELERATE_ variable overrides the launch configuration"
+            )
+        launched = _RUNNER in found or any(name.startswith("ACCELERATE_") for name in found)
+        device = found.get(_DEVICE)
+        return cls(
+            engine=engine,
+            rank=int(found.get("RANK", "0")),
+            processes=processes,
+            local_processes=int(found.get("LOCAL_WORLD_SIZE", "1")),
+            parent=os.getppid() if launched else None,
+            device="cpu" if device == "cpu" else "gpu" if device == "gpu" else None,
+            reshard=found.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true",
+            offload=found.get("FSDP_OFFLOAD_PARAMS", "false") == "true",
+            error=error,
+        )
+
+
+def _launched_engine(found: Mapping[str, str], processes: int) -> tuple[Engine, str | None]:
+    """The engine that accelerate's variables name, and why no stage runs on it, if none does."""
+    if found.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        stage = found.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+        if stage.isdecimal() and int(stage) in _ZERO:
+            return _ZERO[int(stage)], None
+        return "one", (
+            f"deepspeed_config.zero_stage: {stage or 'a deepspeed_config_file'} is not supported; give zero_stage 1, 2"
+            " or 3 in the accelerate configuration, as in accelerate_configs/zero2.yaml"
+        )
+    if found.get("ACCELERATE_USE_FSDP") == "true":
+        version = found.get("FSDP_VERSION", "1")
+        if version == "2":
+            return "fsdp2", None
+        return (
+            "one",
+            f"fsdp_config.fsdp_version: {version} is not supported; set 2, as in accelerate_configs/fsdp2.yaml",
+        )
+    return ("ddp" if processes > 1 else "one"), None
+
+
+def _processes(engine: str, processes: int) -> str:
+    """
+    >>> _processes("ddp", 4), _processes("one", 1)
+    ('4 processes (ddp)', '1 process (one)')
+    """
+    return f"{processes} process{'es' if processes > 1 else ''} ({engine})"
+
+
 def read_launch_config(path: str | Path) -> LaunchConfig:
     """Read an accelerate configuration.
 
     Raises:
-        InputError: the file cannot be read, or the stages cannot train under it; names the file, line and key.
+        InputError: if the file cannot be read, or no stage can train under it.
     """
     located = read_yaml(or_packaged(Path(path)))
     data = located.data
@@ -66,7 +169,7 @@ def read_launch_config(path: str | Path) -> LaunchConfig:
     kind = "NO" if kind is False else kind  # unquoted, YAML reads NO as false
     where = located.where(("distributed_type",))
     if kind is None:
-        raise InputError(f"{where}: is missing; there are: {', '.join(_TYPES)}")
+        raise InputError(f"{where}: is missing; choose one of {', '.join(_TYPES)}")
     if kind not in _TYPES:
         raise InputError(f"{where}: {kind!r} is not supported; {nearest(str(kind), _TYPES)}")
 
@@ -79,10 +182,10 @@ def read_launch_config(path: str | Path) -> LaunchConfig:
         )
     if processes % machines:
         raise InputError(
-            f"{located.where(('num_processes',))}: {processes} processes over {machines} machines: it is the total over"
-            " all machines, which must have equally many"
+            f"{located.where(('num_processes',))}: {processes} processes over {machines} machines; give the total over"
+            " all machines, a multiple of their number"
         )
-    # Processes to which no GPU is visible train on the CPU, whatever use_cpu says.
+    # Processes without a visible GPU train on the CPU, whatever use_cpu says.
     hidden = {number.strip() for number in str(data.get("gpu_ids", "all")).split(",")} == {"-1"}
     cpu = bool(data.get("use_cpu", False)) or kind == "MULTI_CPU" or hidden
     if kind == "DEEPSPEED":
@@ -102,23 +205,23 @@ def _deepspeed(located: Located, processes: int, machines: int, cpu: bool) -> La
     values = {key: settings.get(key) for key in (stage, optimizer, parameters)}
     if settings.get("deepspeed_config_file") not in (None, "none"):
         raise InputError(
-            f"{where('deepspeed_config_file')}: is not supported: the stages decide what else such a file would; give"
-            " zero_stage and the offload devices here, as in accelerate_configs/zero2.yaml"
+            f"{where('deepspeed_config_file')}: is not supported; give zero_stage and the offload"
+            " devices here instead, as in accelerate_configs/zero2.yaml"
         )
     number = values[stage]
     number = _ZERO_DEFAULT if number is None else number
     if number not in _ZERO or isinstance(number, bool):
-        hint = "; use `distributed_type: MULTI_GPU` to shard nothing" if number == 0 else ""
+        hint = "; use `distributed_type: MULTI_GPU` to train without sharding" if number == 0 else ""
         raise InputError(f"{where(stage)}: must be 1, 2 or 3, not {number!r}{hint}")
     offload_optimizer = _on_cpu(values[optimizer], where(optimizer))
     offload_parameters = _on_cpu(values[parameters], where(parameters))
     if offload_parameters and number != 3:
-        raise InputError(f"{where(parameters)}: only ZeRO-3 shards weights, so only it can keep them in host memory")
+        raise InputError(f"{where(parameters)}: only ZeRO-3 can keep weights in host memory; set zero_stage: 3")
     return LaunchConfig(_ZERO[number], processes, machines, cpu, offload_optimizer, offload_parameters)
 
 
 def _fsdp(located: Located, processes: int, machines: int, cpu: bool) -> LaunchConfig:
-    # accelerate takes keys with and without the prefix.
+    # accelerate accepts keys with and without the prefix.
     settings = {
         key if key.startswith("fsdp_") else f"fsdp_{key}": value
         for key, value in _section(located, "fsdp_config").items()
@@ -126,11 +229,11 @@ def _fsdp(located: Located, processes: int, machines: int, cpu: bool) -> LaunchC
 
     def where(key: str) -> str:
         short = key.removeprefix("fsdp_")
-        return located.where(("fsdp_config", key if ("fsdp_config", key) in located.lines else short))
+        return located.where(("fsdp_config", short if ("fsdp_config", short) in located.lines else key))
 
     version = settings.get("fsdp_version", 1)
     if str(version) != "2":
-        raise InputError(f"{where('fsdp_version')}: is {version}; only FSDP 2 is supported: fsdp_version: 2")
+        raise InputError(f"{where('fsdp_version')}: {version} is not supported; set fsdp_version: 2")
     offload = _flag(settings.get("fsdp_offload_params", False), where("fsdp_offload_params"))
     reshard = _flag(settings.get("fsdp_reshard_after_forward", True), where("fsdp_reshard_after_forward"))
     return LaunchConfig("fsdp2", processes, machines, cpu, offload, offload, reshard)
@@ -141,7 +244,7 @@ def _section(located: Located, key: str) -> Mapping[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"{located.where((key,))}: must hold keys below it, not {values!r}")
+        raise InputError(f"{located.where((key,))}: must contain keys, not {values!r}")
     return {str(name): value for name, value in values.items()}
 
 
@@ -149,7 +252,7 @@ def _count(located: Located, data: Mapping[str, Any], key: str, default: int | N
     value = data.get(key, default)
     if type(value) is not int or value < 1:
         found = "is missing" if value is None else f"is {value!r}"
-        raise InputError(f"{located.where((key,))}: {found}; it must be a whole number from 1 on")
+        raise InputError(f"{located.where((key,))}: {found}; give a whole number of at least 1")
     return value
 
 

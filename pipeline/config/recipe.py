@@ -1,4 +1,4 @@
-"""Recipes: a whole pipeline as one YAML file that states the science.
+"""Recipes: a whole pipeline as one YAML file.
 
     name: demo
     seed: 1
@@ -9,14 +9,14 @@
       lm_adapt: {uses: lm_adapt, model: span_corrupt, tokens: prepare, steps: 800}
       prompt_tune: {uses: prompt_tune, task: modules, matrix: {model: [lm_adapt@400, lm_adapt], seed: [0, 1, 2]}}
 
-`uses:` may be left out where the stage is named like its kind. `matrix:` makes one cell for each combination of its
-values, and each cell is an artifact of its own. `launch:` names an accelerate configuration file for the stage.
+`uses:` defaults to the stage's name. `matrix:` makes one cell for each combination of its values, each with its own
+artifact. `launch:` is the path of an accelerate configuration for the stage.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
@@ -37,23 +38,38 @@ _RECIPE_KEYS = ("name", "seed", "tasks", "stages", "launch")
 
 
 @dataclass(frozen=True)
-class InputRef:
-    """What an input field points at: a stage of the recipe (a cell of it, a kept step of it), or something on disk."""
+class Override:
+    """A value that replaces a setting of the recipe.
 
-    stage: str | None = None
-    cell: str | None = None
-    step: int | None = None
-    path: str | None = None
+    Attributes:
+        path: (stage, key), ("tasks", name, key) or a key of the recipe, such as ("seed",).
+        flag: the command-line flag that gave it, for errors.
+    """
 
-    def __str__(self) -> str:
-        if self.stage is None:
-            return str(self.path)
-        return self.stage + (f"/{self.cell}" if self.cell else "") + (f"@{self.step}" if self.step is not None else "")
+    path: tuple[str, ...]
+    value: Any
+    flag: str = "--set"
+
+
+def parse_override(text: str) -> Override:
+    """Parse `stage.key=value`, `tasks.name.key=value` or `seed=value`, as `--set` takes them; the value is YAML.
+
+    >>> parse_override("lm_adapt.keep_steps=[100, 200]")
+    Override(path=('lm_adapt', 'keep_steps'), value=[100, 200], flag='--set')
+    """
+    path, equals, value = text.partition("=")
+    keys = tuple(path.strip().split("."))
+    if not equals or not all(keys):
+        raise InputError(f"--set {text}: is not an override; write it as stage.key=value")
+    try:
+        return Override(keys, yaml.safe_load(value))
+    except yaml.YAMLError:
+        return Override(keys, value)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One artifact to make: a stage with all its settings resolved."""
+    """One artifact of the recipe: a stage with all its settings resolved."""
 
     stage: str
     axes: dict[str, Any]
@@ -62,7 +78,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """`model=lm_adapt,seed=0`; empty for a stage without a matrix. Safe as the name of a directory."""
+        """`model=lm_adapt,seed=0`, a valid directory name; empty for a stage without a matrix."""
         return ",".join(f"{axis}={_short(value)}" for axis, value in self.axes.items())
 
     @property
@@ -72,7 +88,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parsed recipe. `stages` maps each stage's name to its cells, in the recipe's order."""
+    """A parsed recipe; `stages` maps names to cells, in the recipe's order."""
 
     name: str
     seed: int
@@ -89,14 +105,14 @@ class Recipe:
         return self.stages[stage][0].settings.kind
 
     def kept_steps(self, stage: str) -> list[int]:
-        """Steps of a stage that some other stage asks for by `STAGE@STEP`."""
+        """Steps of a stage that other stages use as `STAGE@STEP`."""
         return sorted(
             {ref.step for c in self.cells() for ref in c.inputs.values() if ref.stage == stage and ref.step is not None}
         )
 
     @property
     def default_run_dir(self) -> Path:
-        """Where results go unless the user says otherwise."""
+        """The run directory if the user gives none."""
         return Path("runs") / self.name
 
     def text(self) -> str:
@@ -105,32 +121,57 @@ class Recipe:
 
 
 def load_recipe(
-    path: str | Path, overrides: list[str] | None = None, kinds: Mapping[str, type[StageConfig]] = STAGES
+    path: str | Path, overrides: Iterable[Override] = (), kinds: Mapping[str, type[StageConfig]] = STAGES
 ) -> Recipe:
-    """Read a recipe and apply `stage.key=value` overrides.
+    """Read a recipe and apply overrides.
 
     Args:
         kinds: the kinds of stages that a recipe can use.
 
     Raises:
-        InputError: anything that is wrong, with file, line and key, and the nearest valid name.
+        InputError: if anything is wrong; names the file, line and key, and the nearest valid name.
+    """
+    located = read_recipe(path)
+    apply_overrides(located, overrides)
+    return parse_recipe(located, kinds)
+
+
+def read_recipe(path: str | Path) -> Located:
+    """Read the YAML of a recipe without parsing its settings.
+
+    Raises:
+        InputError: if the file is not a YAML mapping.
     """
     path = or_packaged(Path(path))
     located = read_yaml(path)
+    if not isinstance(located.data, dict):
+        raise InputError(f"{path}:1: the file: is not a recipe; give the keys {', '.join(_RECIPE_KEYS)}")
+    return located
+
+
+def stages_of_kind(located: Located, kind: str) -> list[str]:
+    """Names of the stages of one kind, before the recipe is parsed."""
+    entries = located.data.get("stages")
+    entries = entries if isinstance(entries, dict) else {}
+    return [name for name, entry in entries.items() if isinstance(entry, dict) and entry.get("uses", name) == kind]
+
+
+def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Recipe:
+    """Parse and check a recipe that has been read.
+
+    Raises:
+        InputError: if anything is wrong; names the file, line and key, and the nearest valid name.
+    """
     data = located.data
-    if not isinstance(data, dict):
-        raise InputError(f"{path}:1: the file: is not a recipe; a recipe has the keys {', '.join(_RECIPE_KEYS)}")
-    for override in overrides or []:
-        located.overridden[_override(data, override)] = "--set"
     for key in data:
         if key not in _RECIPE_KEYS:
             raise InputError(f"{located.where((str(key),))}: unknown key; {nearest(str(key), _RECIPE_KEYS)}")
     for key, kind in (("name", str), ("stages", dict)):
         if not isinstance(data.get(key), kind) or not data[key]:
-            raise InputError(f"{located.where((key,))}: a recipe needs `{key}:` ({_KIND_WORDS[kind]})")
+            raise InputError(f"{located.where((key,))}: is required in a recipe ({_KIND_WORDS[kind]})")
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InputError(f"{located.where(('seed',))}: must be a whole number from 0 on, not {seed!r}")
+        raise InputError(f"{located.where(('seed',))}: must be a whole number of at least 0, not {seed!r}")
     _check_launch(located, ("launch",), data.get("launch"))
     tasks = _tasks(located, {} if data.get("tasks") is None else data["tasks"])
     stages: dict[str, list[Cell]] = {}
@@ -140,22 +181,22 @@ def load_recipe(
             raise InputError(f"{located.where(('stages', str(name)))}: a stage's name must be text; put it in quotes")
         stages[name] = _cells(located, name, entry, seed, tasks, stages, set(data["stages"]), kinds)
         launch[name] = entry.get("launch", data.get("launch"))
-    return Recipe(data["name"], seed, path, stages, launch, data)
+    return Recipe(data["name"], seed, located.path, stages, launch, data)
 
 
-_KIND_WORDS = {str: "text", dict: "keys below it"}
+_KIND_WORDS = {str: "text", dict: "a mapping"}
 
 
 def _tasks(located: Located, entries: Any) -> dict[str, TaskConfig]:
     if not isinstance(entries, dict):
-        raise InputError(f"{located.where(('tasks',))}: must map a task's name to its settings")
+        raise InputError(f"{located.where(('tasks',))}: must map names of tasks to their settings")
     found = {}
     for name, values in entries.items():
         key: Key = ("tasks", str(name))
         if not isinstance(name, str):
             raise InputError(f"{located.where(key)}: a task's name must be text; put it in quotes")
         if not isinstance(values, dict):
-            raise InputError(f"{located.where(key)}: must hold the task's settings: data, inputs, targets, …")
+            raise InputError(f"{located.where(key)}: must contain the task's settings: data, inputs, targets, …")
         found[name] = validate(TaskConfig, {"name": name, **values}, partial(_where, located, key))
     return found
 
@@ -167,18 +208,6 @@ def _check_launch(located: Located, key: Key, value: Any) -> None:
 
 def _where(located: Located, key: Key, loc: Key) -> str:
     return located.where((*key, *loc))
-
-
-def load_task(path: Path) -> TaskConfig:
-    """A task from a YAML file of its own, as `--task` takes it.
-
-    Raises:
-        InputError: with file, line and key.
-    """
-    located = read_yaml(path)
-    if not isinstance(located.data, dict):
-        raise InputError(f"{path}:1: the file: is not a task; it needs name, data, inputs, targets")
-    return validate(TaskConfig, {"name": path.stem, **located.data}, located.where)
 
 
 def _cells(
@@ -194,10 +223,10 @@ def _cells(
     at: Key = ("stages", name)
     if not isinstance(entry, dict):
         raise InputError(
-            f"{located.where(at)}: must hold the stage's settings, with `uses:` and one of {', '.join(kinds)}"
+            f"{located.where(at)}: must contain the stage's settings, with `uses:` and one of {', '.join(kinds)}"
         )
     if "/" in name or "@" in name or "." in name or name.startswith("-"):
-        raise InputError(f"{located.where(at)}: a stage's name may not hold / @ . or begin with -; choose another")
+        raise InputError(f"{located.where(at)}: a stage's name must not contain / @ . or begin with -; choose another")
     kind = entry.get("uses", name)
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(
@@ -215,7 +244,7 @@ def _cells(
         if axis not in cls.model_fields:
             raise InputError(f"{located.where((*at, 'matrix', axis))}: unknown key; {nearest(axis, cls.model_fields)}")
         if axis in values:
-            raise InputError(f"{located.where((*at, axis))}: stands in `matrix:` too; keep one of the two")
+            raise InputError(f"{located.where((*at, axis))}: is also in `matrix:`; keep one of the two")
     cells = []
     for combination in itertools.product(*matrix.values()):
         axes = dict(zip(matrix, combination, strict=True))
@@ -225,7 +254,7 @@ def _cells(
 
         resolved = {"seed": seed, **values, **axes}
         for key, value in resolved.items():
-            resolved[key] = _task_value(cls, key, value, tasks, lambda key=key: where((key,)))
+            resolved[key] = resolve_tasks(cls, key, value, tasks, partial(where, (key,)))
         settings = validate(cls, resolved, where)
         inputs = {
             key: parse_ref(
@@ -234,7 +263,7 @@ def _cells(
                 all_stages,
                 artifact,
                 cls.takes_many(key),
-                lambda key=key: where((key,)),
+                partial(where, (key,)),
             )
             for key, artifact in cls.inputs().items()
             if getattr(settings, key) is not None
@@ -245,93 +274,35 @@ def _cells(
     for cell_id in ids:
         if ids.count(cell_id) > 1:
             raise InputError(
-                f"{located.where((*at, 'matrix'))}: makes the cell {cell_id} twice; remove the repeated value"
+                f"{located.where((*at, 'matrix'))}: contains the cell {cell_id} twice; remove the repeated value"
             )
     return cells
 
 
-def _task_value(cls: type[StageConfig], key: str, value: Any, tasks: Mapping[str, TaskConfig], where: Any) -> Any:
-    """Replace task names by the settings they stand for, in fields that hold tasks."""
-    field_info = cls.model_fields.get(key)
-    if field_info is None or TaskConfig not in (
-        field_info.annotation,
-        *getattr(field_info.annotation, "__args__", ()),
-    ):
-        return value
-    many = getattr(field_info.annotation, "__origin__", None) is list
-    if many and isinstance(value, str):
-        value = [value]
-    if isinstance(value, list) != many:
-        return value  # not what the field holds, as its validation will say
+def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
+    """Replace values in a recipe that has been read.
 
-    def one(item: Any) -> Any:
-        if not isinstance(item, str):
-            return item
-        if item in tasks:
-            return tasks[item]
-        if item.endswith((".yaml", ".yml")):
-            return load_task(Path(item))
-        raise InputError(f"{where()}: there is no task `{item}` under `tasks:`; {nearest(item, tasks)}")
-
-    return [one(item) for item in value] if isinstance(value, list) else one(value)
-
-
-def parse_ref(
-    value: str, earlier: Mapping[str, list[Cell]], all_stages: set[str], artifact: str, many: bool, where: Any
-) -> InputRef:
-    """Read an input: `stage`, `stage/cell`, `stage@step`, or a path where no stage has that name.
-
-    Args:
-        many: whether a stage may be named that has several cells.
+    Raises:
+        InputError: if there is no such stage, or a path leads through a value.
     """
-    head, at, step_text = value.rpartition("@")
-    target, step = (head, step_text) if at and step_text.isdigit() else (value, None)
-    stage, _, cell = target.partition("/")
-    if stage not in all_stages:
-        return InputRef(path=value)
-    if stage not in earlier:
-        raise InputError(f"{where()}: stage `{stage}` comes later in the recipe; a stage can only use earlier ones")
-    outputs = earlier[stage][0].settings.outputs
-    if artifact not in outputs:
-        raise InputError(f"{where()}: needs a {artifact}, but stage `{stage}` makes {', '.join(outputs)}")
-    ids = [c.id for c in earlier[stage]]
-    if cell and cell not in ids:
-        raise InputError(f"{where()}: stage `{stage}` has no cell `{cell}`; {nearest(cell, ids)}")
-    if not cell and len(ids) > 1 and not many:
-        raise InputError(f"{where()}: stage `{stage}` has {len(ids)} cells; name one, as in {stage}/{ids[0]}")
-    if step is not None and artifact != "model":
-        raise InputError(f"{where()}: only models have steps; write `{target}` without @{step}")
-    return InputRef(stage=stage, cell=cell or None, step=int(step) if step is not None else None)
-
-
-def _override(data: dict[str, Any], text: str) -> Key:
-    """Apply one `stage.key=value`, `tasks.name.key=value` or `seed=value` (the value is YAML); returns its place."""
-    path, equals, value_text = text.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise InputError(f"--set {text}: must look like stage.key=value")
-    try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError:
-        value = value_text
+    data: dict[str, Any] = located.data
     stages: dict[str, Any] = data["stages"] if isinstance(data.get("stages"), dict) else {}
-    target: dict[str, Any]
-    if keys[0] in _RECIPE_KEYS:
-        target = data
-    elif keys[0] in stages:
-        target = stages
-    else:
-        raise InputError(f"--set {text}: there is no stage `{keys[0]}`; {nearest(keys[0], [*stages, *_RECIPE_KEYS])}")
-    for key in keys[:-1]:
-        inner = target.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"--set {text}: `{key}` holds a value, not keys; set it as a whole")
-        target = inner
-    target[keys[-1]] = value
-    # A value that is set takes the place of a matrix axis of the same name.
-    if keys[0] in stages and len(keys) == 2 and isinstance(target.get("matrix"), dict):
-        target["matrix"].pop(keys[1], None)
-    return tuple(keys) if keys[0] in _RECIPE_KEYS else ("stages", *keys)
+    for override in overrides:
+        path, where = override.path, f"{override.flag} {'.'.join(override.path)}"
+        if path[0] not in (*_RECIPE_KEYS, *stages):
+            raise InputError(f"{where}: there is no stage `{path[0]}`; {nearest(path[0], [*stages, *_RECIPE_KEYS])}")
+        is_stage = path[0] not in _RECIPE_KEYS
+        target = stages if is_stage else data
+        for key in path[:-1]:
+            inner = target.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{where}: `{key}` is a value without keys; set it as a whole")
+            target = inner
+        target[path[-1]] = override.value
+        # A value replaces the matrix axis of the same name.
+        if is_stage and len(path) == 2 and isinstance(target.get("matrix"), dict):
+            target["matrix"].pop(path[1], None)
+        located.overridden[("stages", *path) if is_stage else path] = override.flag
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: temporary name → fsync → rename → fsync of the directory."""
+"""Atomic file writes: temporary name, fsync, rename, fsync of the directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_tree(path: Path) -> None:
-    """Force every file and directory below `path` to disk."""
+    """fsync every file and directory below `path`."""
     for directory, _, names in os.walk(path):
         for name in names:
             fsync_file(Path(directory, name))
@@ -31,12 +31,12 @@ def fsync_tree(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by one with this text; a reader sees the old one or the new one."""
+    """Atomically replace a file with this text; a reader sees the old or the new content."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file by one with this content, as `write_text`."""
+    """Atomically replace a file with these bytes."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -50,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make a directory by `fill(temporary directory)`, then put it in the place of what was there."""
+    """Fill a temporary directory with `fill(directory)`, then move it to `path`, replacing what was there."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -61,7 +61,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def move_directory(source: Path, path: Path) -> None:
-    """Put a directory that is complete in the place of what was there; interrupted, it is still in one of the two."""
+    """Move a complete directory to `path`, replacing what was there. After an interruption it is at one of the two."""
     fsync_tree(source)
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     if path.exists():
@@ -72,7 +72,7 @@ def move_directory(source: Path, path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed writers left behind, at any depth. Only the one that holds the lock may call this."""
+    """Remove temporary files of killed writers, at any depth. Only the process with the lock may call this."""
     for place, folders, files in os.walk(directory):
         for name in [name for name in files if _left_behind(name)]:
             Path(place, name).unlink(missing_ok=True)

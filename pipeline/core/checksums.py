@@ -1,7 +1,7 @@
-"""SHA-256 of files, of 16 MiB blocks of a file, of plain data and of tensors.
+"""SHA-256 of files, 16 MiB blocks of files, plain data and tensors.
 
-Block checksums locate damage, and find it when only a part of a file is read. Tensors are read through the header of
-their safetensors file, so no torch is needed.
+Block checksums locate damage, and detect it even if only part of a file is read. Tensors are located by the header of
+their safetensors file, so that torch is not needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLOCK = 16 * 2**20
 
 
 def block_sha256(path: Path) -> list[str]:
-    """sha256 of each 16 MiB of a file."""
+    """sha256 of each 16 MiB block of a file."""
     found = []
     with path.open("rb") as file:
         while chunk := file.read(BLOCK):
@@ -34,7 +34,7 @@ def file_digest(path: Path) -> str:
 
 
 def json_digest(value: Any) -> str:
-    """sha256 of plain data, whatever the order of its keys.
+    """sha256 of plain data, independent of the order of keys.
 
     >>> json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1})
     True
@@ -44,16 +44,14 @@ def json_digest(value: Any) -> str:
 
 
 def tensors_digest(directory: Path) -> str:
-    """Digest over every tensor of the safetensors files in a directory.
+    """Digest of all tensors in the safetensors files of a directory, independent of their distribution over files.
 
     Raises:
-        InputError: there is no safetensors file, or one is cut short or is none.
+        InputError: if there is no safetensors file, or one is damaged.
     """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise InputError(
-            f"{directory}: holds no .safetensors file, so there are no weights here; give a model directory"
-        )
+        raise InputError(f"{directory}: contains no .safetensors file; give the directory of a model")
     tensors = {name: (path, entry) for path in files for name, entry in _header(path).items()}
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -66,7 +64,7 @@ def tensors_digest(directory: Path) -> str:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Tensor entries of one safetensors file; `start` is where its data begin."""
+    """Tensor entries of a safetensors file; `start` is the offset of its data."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -79,7 +77,7 @@ def _header(path: Path) -> dict[str, Any]:
                 raise ValueError("cut short")
         return dict(entries)
     except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
-        raise InputError(f"{path}: is not a whole safetensors file; fetch or make it again") from None
+        raise InputError(f"{path}: is damaged or not a safetensors file; fetch or publish it again") from None
 
 
 def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
-"""The two ways a command ends early on purpose.
+"""Exceptions by which a command ends early on purpose.
 
-Exit codes (docs/command_line.md): 0 done, 2 bad input, 130/143 interrupted after a checkpoint was saved.
+Exit codes (docs/command_line.md): 0 success, 2 bad input, 130/143 interrupted after saving a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ BAD_INPUT = 2
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used.
+    """The user's input cannot be used, or a fault that the user can fix.
 
-    The message is one line: what is wrong, where it stands (file and line, or key), and what to do.
-    Commands print it without a traceback and leave with exit code 2.
+    The message is one line, `WHERE: what is wrong; what to do`, where WHERE is a file and line, a key or a flag.
+    Commands print it without a traceback and exit with code 2.
     """
 
 
 def cannot_be_written(place: object, error: BaseException) -> InputError:
-    """What to say where a file cannot be written, with what to do about it.
+    """The InputError for a failed write, with advice that depends on the reason.
 
     >>> print(cannot_be_written("run/model", OSError(errno.ENOSPC, "No space left on device")))
-    run/model: cannot be written (No space left on device); make room, then run again
+    cannot write run/model (No space left on device); free some space and run again
     """
     number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
-    if number is None and (told := re.search(r"\(os error (\d+)\)", text)):  # libraries written in Rust
-        number = int(told[1])
+    if number is None and (found := re.search(r"\(os error (\d+)\)", text)):  # libraries written in Rust
+        number = int(found[1])
     remedy = {
-        errno.ENOSPC: "make room, then run again",
-        errno.EDQUOT: "make room within the quota, then run again",
-        errno.EROFS: "make the file system writable or choose another directory, then run again",
-        errno.EACCES: "mend the permissions or choose another directory, then run again",
-        errno.EPERM: "mend the permissions or choose another directory, then run again",
-    }.get(number or 0, "mend that, then run again")
-    return InputError(f"{place}: cannot be written ({text}); {remedy}")
+        errno.ENOSPC: "free some space and run again",
+        errno.EDQUOT: "free some space within the quota and run again",
+        errno.EROFS: "make the file system writable or choose another directory",
+        errno.EACCES: "fix the permissions or choose another directory",
+        errno.EPERM: "fix the permissions or choose another directory",
+    }.get(number or 0, "fix this and run again")
+    return InputError(f"cannot write {place} ({text}); {remedy}")
 
 
 class Interrupted(Exception):
-    """A signal asked the stage to stop and its checkpoint has been saved."""
+    """The stage stopped on a signal, after saving its checkpoint."""
 
     def __init__(self, signum: int, step: int | None = None) -> None:
         self.signum = signum
         self.step = step
         where = "" if step is None else f" after step {step:,}, which is saved"
-        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; run the same command to go on")
+        super().__init__(f"stopped by {signal.Signals(signum).name}{where}; run the same command to resume")
 
     @property
     def exit_code(self) -> int:

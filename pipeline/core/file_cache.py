@@ -1,16 +1,11 @@
-"""Token shards on object storage: a URL that fsspec knows (s3://, gs://, hf://, file://, …), and a local cache of it.
+"""Bounded local cache of remote files, by any URL that fsspec supports (s3://, gs://, hf://, file://, …).
 
-What is small is copied when the location is looked at, into a directory that stands for the remote one:
+A file is fetched whole when it is first opened, and compared with its checksums on the way. The least recently used
+files are evicted. The processes of a machine share the cache: each file has a lock and appears by rename. On Linux an
+evicted file stays readable to processes that have mapped it, and its space is freed once they unmap it.
 
-    CACHE/tokens/DIGEST/tokens.json, tokenizer/      with `remote`, where the shards lie
-
-Their files are fetched whole, the first time that something in one is read, and compared with their checksums on the
-way. Those used least recently make room for others. Processes of one machine share the cache: each file has a lock, and
-appears by rename. On Linux a file that is removed stays readable to those who have mapped it, and its room is free once
-they have let go.
-
-    T5_PIPELINE_CACHE        the cache; ~/.cache/t5-pipeline
-    T5_PIPELINE_CACHE_GB     what the fetched files may take, in GB; 100
+    T5_PIPELINE_CACHE        directory of the cache (default: ~/.cache/t5-pipeline)
+    T5_PIPELINE_CACHE_GB     maximum size of the fetched files in GB (default: 100)
 """
 
 from __future__ import annotations
@@ -47,7 +42,11 @@ def cache_directory() -> Path:
 
 
 def cache_bytes() -> int:
-    """InputError if the environment does not give a number."""
+    """Size limit from the environment.
+
+    Raises:
+        InputError: if it is not a positive number.
+    """
     given = os.environ.get("T5_PIPELINE_CACHE_GB", "100")
     try:
         size = float(given)
@@ -55,11 +54,11 @@ def cache_bytes() -> int:
             return int(size * 1e9)
     except ValueError:
         pass
-    raise InputError(f"T5_PIPELINE_CACHE_GB: must be a number of GB above 0, not {given!r}")
+    raise InputError(f"T5_PIPELINE_CACHE_GB: must be a positive number of GB, not {given!r}")
 
 
 def read_small(url: str, where: str) -> bytes | None:
-    """Content of a small file; None where there is none."""
+    """Content of a small file; None if it does not exist."""
     with _reasons(url, where):
         try:
             with _open(url) as file:
@@ -76,24 +75,25 @@ def _open(url: str) -> Any:
 
 @contextlib.contextmanager
 def _reasons(url: str, where: str) -> Iterator[None]:
-    """Whatever fsspec and the stores behind it raise, as one line."""
+    """Turn the exceptions of fsspec and its stores into InputErrors of one line."""
     try:
         yield
     except (InputError, FileNotFoundError):
         raise
     except ImportError as error:
         raise InputError(f"{where}: {url} needs a package that is not installed ({error})") from None
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each store has its own exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{where}: {url} cannot be read ({reason}); see to the address and to what it takes") from None
+        raise InputError(f"{where}: cannot read {url} ({reason}); check the URL and your credentials") from None
 
 
 class FileCache:
-    """Files fetched by URL, of at most `limit` bytes together, in a directory that several processes may share.
+    """Fetched files, at most `limit` bytes in total, in a directory that several processes may share.
 
-    A process for whose file there is no room waits while the others are at theirs.
+    A process waits for space while other processes fetch or open their files.
 
-    before_evicting  called before files are removed: says which are in use, by `touch`
+    Args:
+        before_evicting: called before files are evicted; it must `touch` the files that are in use.
     """
 
     def __init__(
@@ -104,24 +104,26 @@ class FileCache:
         self.before_evicting = before_evicting
 
     def place(self, url: str, size: int, blocks: Sequence[str] | None) -> Path:
-        """Where a file lies when it is here; its name says its content."""
+        """Path of a file in the cache, derived from its content."""
         name = hashlib.sha256(json.dumps([None if blocks else url, size, blocks]).encode()).hexdigest()
         return self.directory / name[:32]
 
     def open(self, url: str, size: int, blocks: Sequence[str] | None, open_: Callable[[Path], Opened]) -> Opened:
-        """`open_` of the file at `url`, which has `size` bytes and these checksums (None: no one knows them).
+        """Fetch a file if needed and call `open_` with its local path; it is not evicted meanwhile.
 
-        While `open_` runs, nobody removes the file.
+        Args:
+            size: bytes of the file.
+            blocks: its block checksums; None if unknown.
 
         Raises:
-            InputError: it cannot be fetched, is damaged, or is larger than the cache.
+            InputError: if it cannot be fetched, is damaged, or is larger than the cache.
         """
         place = self.place(url, size, blocks)
         with self._locked(place):
             if not place.is_file() or place.stat().st_size != size:
                 if size > self.limit:
                     raise InputError(
-                        f"{url} has {size:,} bytes, more than the cache may hold ({self.limit:,}): raise"
+                        f"{url}: has {size:,} bytes, more than the cache's limit of {self.limit:,}; raise"
                         " T5_PIPELINE_CACHE_GB"
                     )
                 temporary = place.with_name(f"{place.name}.tmp")
@@ -131,14 +133,14 @@ class FileCache:
                 except BaseException:
                     temporary.unlink(missing_ok=True)
                     raise
-                with self._lock_file("room", wait=True):  # whoever counts the files meets one of its two names
+                with self._lock_file("room", wait=True):  # a process that adds up sizes sees one of the two names
                     temporary.rename(place)
             self.touch(place)
             return open_(place)
 
     def touch(self, place: Path) -> None:
-        """The file is used; if it is still here, it is the last to be removed."""
-        now = time.time_ns()  # finer than the clock that the file system would take
+        """Mark a file as used most recently, if it is still in the cache."""
+        now = time.time_ns()  # finer than the file system's own clock
         with contextlib.suppress(FileNotFoundError):
             os.utime(place, ns=(now, now))
 
@@ -152,23 +154,19 @@ class FileCache:
                             number >= len(blocks) or hashlib.sha256(block).hexdigest() != blocks[number]
                         ):
                             raise InputError(
-                                f"{url}: block {number + 1} of {len(blocks)} is damaged, it is not what was written:"
-                                " put the file there again"
+                                f"{url}: block {number + 1} of {len(blocks)} is damaged; upload the file again"
                             )
                         to.write(block)
                         read, number = read + len(block), number + 1
             except FileNotFoundError:
-                raise InputError(f"{url} is not there: put the token shards there again") from None
+                raise InputError(f"{url}: does not exist; upload the token shards again") from None
             if read != size:
-                raise InputError(f"{url} is not {size:,} bytes long as it was written: put the file there again")
+                raise InputError(f"{url}: is not {size:,} bytes long; upload the file again")
             to.flush()
             os.fsync(to.fileno())
 
     def _reserve(self, temporary: Path, size: int) -> None:
-        """Make the temporary file as large as it will be, as soon as there is room for it.
-
-        It then counts for every process, so that together they stay within the bound.
-        """
+        """Create the temporary file at its full size once there is space, so that other processes count it."""
         while True:
             with self._lock_file("room", wait=True):
                 temporary.unlink(missing_ok=True)  # of a process that was killed
@@ -176,26 +174,26 @@ class FileCache:
                     with temporary.open("wb") as file:
                         file.truncate(size)
                     return
-            # What is left is being fetched or opened by others, who will soon be done.
+            # The remaining files are being fetched or opened by other processes; wait for them.
             time.sleep(0.01)
 
     def _make_room(self, size: int, place: Path) -> bool:
-        """Remove what was used least recently until there is room; False where too much is locked by others."""
+        """Evict least recently used files until there is space; False if other processes lock too many."""
         files = self._files()
         if sum(stat.st_size for _, stat in files) + size > self.limit and self.before_evicting is not None:
             self.before_evicting()
             files = self._files()
-        held = sum(stat.st_size for _, stat in files)
+        total = sum(stat.st_size for _, stat in files)
         for path, stat in sorted(files, key=lambda file: file[1].st_mtime_ns):
-            if held + size <= self.limit:
+            if total + size <= self.limit:
                 break
-            # One and the same lock may guard it that this process holds already.
+            # The lock that this process holds may guard this file, too.
             ours = _lock_of(path) == _lock_of(place)
             lock = contextlib.nullcontext() if ours else self._locked(path, wait=False)
             with contextlib.suppress(BlockingIOError), lock:
                 path.unlink(missing_ok=True)
-                held -= stat.st_size
-        return held + size <= self.limit
+                total -= stat.st_size
+        return total + size <= self.limit
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         found = []
@@ -216,7 +214,7 @@ class FileCache:
             descriptor = os.open(locks / name, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(
-                f"{self.directory}: cannot be written ({error.strerror}); set T5_PIPELINE_CACHE to a directory that can"
+                f"cannot write {self.directory} ({error.strerror}); set T5_PIPELINE_CACHE to a writable directory"
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -226,12 +224,12 @@ class FileCache:
 
 
 def _lock_of(place: Path) -> str:
-    """Name of the lock of a file and of its temporary one."""
+    """Name of the lock of a file and its temporary file."""
     return str(int(place.name[:8], 16) % _LOCKS)
 
 
 def _whole_block(file: Any) -> bytes:
-    """The next 16 MiB: a remote file may give less than it is asked for."""
+    """The next 16 MiB block; a remote file may return fewer bytes than requested."""
     parts: list[bytes] = []
     left = checksums.BLOCK
     while left and (part := file.read(left)):

@@ -1,4 +1,4 @@
-"""YAML that remembers where each key stands, so that an error can name its line."""
+"""YAML with the line number of every key, for error messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Key = tuple[str | int, ...]
 class Located:
     """Parsed data and the line of every key in it: `lines[("stages", "prepare", "corpus")] == 7`.
 
-    A key that something else has set since stands in `overridden` with the name of that: `--set`.
+    `overridden` maps keys that were set later to the flag that set them, such as `--set`.
     """
 
     path: Path
@@ -26,7 +26,7 @@ class Located:
     overridden: dict[Key, str] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
-        """`recipes/demo.yaml:7: stages.prepare.corpus`, with the line of the nearest enclosing key there is."""
+        """`recipes/demo.yaml:7: stages.prepare.corpus`, with the line of the nearest enclosing key."""
         known = key
         while known and known not in self.lines and known not in self.overridden:
             known = known[:-1]
@@ -38,14 +38,14 @@ def read_yaml(path: Path) -> Located:
     """Read one YAML file.
 
     Raises:
-        InputError: the file is missing, is not YAML, or has a key twice.
+        InputError: if the file is missing, is not YAML, or contains a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+        raise InputError(f"cannot read {path} ({error.strerror}); give the path of a YAML file") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text at byte {error.start}; give a YAML file") from None
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Key, int] = {}
@@ -54,9 +54,9 @@ def read_yaml(path: Path) -> Located:
         return Located(path, yaml.safe_load(text), lines)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: is not valid YAML: {error.problem}") from None
+        raise InputError(f"{path}:{line}: is not valid YAML ({error.problem}); fix the file") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix the file") from None
 
 
 def _collect_lines(path: Path, node: yaml.Node, key: Key, lines: dict[Key, int]) -> None:
@@ -65,8 +65,8 @@ def _collect_lines(path: Path, node: yaml.Node, key: Key, lines: dict[Key, int])
             inner = (*key, str(name.value))
             if inner in lines:
                 raise InputError(
-                    f"{path}:{name.start_mark.line + 1}: {'.'.join(map(str, inner))}: stands twice;"
-                    f" the first is on line {lines[inner]}; remove one"
+                    f"{path}:{name.start_mark.line + 1}: {'.'.join(map(str, inner))}: duplicate key; it is"
+                    f" also on line {lines[inner]}; remove one"
                 )
             lines[inner] = name.start_mark.line + 1
             _collect_lines(path, value, inner, lines)

@@ -1,10 +1,10 @@
-"""What a setting is: a field with its meaning, its unit, and the part it plays in a result.
+"""Settings: fields with a description, a unit, and a role in the result.
 
-Fingerprints follow from that part:
+Fingerprints follow from the role:
 
-    trajectory   shapes the result: a change makes another result            (the default)
-    extent       how far the same trajectory is followed: more `steps` goes on from a checkpoint
-    runtime      how it is run: threads, microbatch, logging; never part of a fingerprint
+    trajectory   changes the result (the default)
+    extent       length of the same trajectory: more `steps` resume from a checkpoint
+    runtime      threads, microbatch, logging: never part of a fingerprint
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Sentinel = Literal["none", "targets", "both"]
 
 
 def setting(default: Any, description: str, *, unit: str = "", role: Role = "trajectory", **constraints: Any) -> Any:
-    """A field with its meaning, its unit, and the part it plays in the result."""
+    """A field with its description, unit and role."""
     extra: dict[str, Any] = {"unit": unit, "role": role}
     if isinstance(default, (dict, list)):
         return Field(
@@ -38,7 +38,7 @@ def setting(default: Any, description: str, *, unit: str = "", role: Role = "tra
 
 
 class Input:
-    """Marks a field that names an artifact: what another stage published, or a path on disk; `many`: any number."""
+    """Marks a field that names an artifact: a stage's output or a path; with `many`, any number of them."""
 
     def __init__(self, artifact: str, many: bool = False) -> None:
         self.artifact = artifact
@@ -46,11 +46,11 @@ class Input:
 
 
 class Data:
-    """Marks a field that names data outside the run: its contents are part of the fingerprint."""
+    """Marks a field that names data outside the run, whose contents are part of the fingerprint."""
 
 
 class Config(BaseModel):
-    """Unknown keys are errors; nothing is coerced in silence but numbers written as text on a command line."""
+    """Base of all settings: immutable, unknown keys are errors, only numbers given as text are converted."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
 
@@ -80,7 +80,7 @@ def defaults(**values: Any) -> Callable[[type[Model]], type[Model]]:
 
 
 def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, BaseModel, str]]:
-    """Fields that are marked as data, those of inner settings too: dotted name, whose field it is, location."""
+    """Fields marked as data, including those of nested settings: (dotted name, its settings, location)."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if any(isinstance(mark, Data) for mark in field.metadata) and value is not None:
@@ -93,32 +93,32 @@ def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Ba
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to say of an unknown name.
+    """A hint for an unknown name.
 
     >>> nearest("steeps", ["steps", "seed"])
     'did you mean `steps`?'
     >>> nearest("x", ["steps", "seed"])
-    'there are: seed, steps'
+    'choose one of seed, steps'
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(known)}"
+    return f"did you mean `{close[0]}`?" if close else f"choose one of {', '.join(known)}"
 
 
 def validate(cls: type[Model], values: Mapping[str, Any], where: Callable[[tuple[str | int, ...]], str]) -> Model:
-    """Settings of class `cls` from plain values.
+    """Validate plain values as settings of class `cls`.
 
     Args:
-        where: names the place of a key for the reader: `recipes/demo.yaml:7: stages.prepare.corpus`, or `--corpus`.
+        where: location of a key, for errors: `recipes/demo.yaml:7: stages.prepare.corpus`, or `--corpus`.
 
     Raises:
-        InputError: the first thing that is wrong, and where.
+        InputError: if a value is wrong; reports the first one and its location.
     """
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        # A misspelt key also leaves the right one missing: the misspelling is what to say.
+        # A misspelt key also leaves the right one missing; report the misspelling.
         problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         place = where(tuple(problem["loc"]))
         raise InputError(f"{place}: {_say(cls, problem)}") from None
@@ -129,7 +129,7 @@ def _say(cls: type[BaseModel], problem: Any) -> str:
     if kind == "extra_forbidden":
         return f"unknown key; {nearest(str(loc[-1]), _fields_at(cls, loc[:-1]))}"
     if kind == "missing":
-        return "is required and has no value"
+        return "is required; give a value"
     return message_of(problem)
 
 
@@ -141,7 +141,7 @@ def message_of(problem: Any) -> str:
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    """Names of the fields of the model that stands at `loc` inside `cls`."""
+    """Names of the fields of the model at `loc` inside `cls`."""
     for name in loc:
         field = cls.model_fields.get(str(name))
         if field is None:

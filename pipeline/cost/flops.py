@@ -19,7 +19,8 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
-from t5_pipeline.config.recipe import Cell, InputRef, Recipe
+from t5_pipeline.config.recipe import Cell, Recipe
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory

@@ -1,4 +1,4 @@
-"""What a stage script sees while it runs: its settings, its inputs, its output directory, its devices."""
+"""The `Stage` that a stage script works with: settings, inputs, outputs, devices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.kinds import artifact_digest, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.errors import InputError, cannot_be_written
@@ -31,7 +32,7 @@ log = logging.getLogger("t5-pipeline")
 
 @dataclass(frozen=True)
 class Artifact:
-    """An input, ready to be read. `name` says who made it: `lm_adapt@500`, or the path it was given as."""
+    """An input that is ready to be read. `name` is its origin, `lm_adapt@500`, or the path that was given."""
 
     name: str
     path: Path
@@ -42,9 +43,9 @@ class Artifact:
 
 @dataclass
 class CellRun(Generic[C]):
-    """One cell that is being made."""
+    """One cell of the job."""
 
-    decision: CellStatus
+    status: CellStatus
     config: C
     directory: Path
     run_dir: RunDir
@@ -57,33 +58,41 @@ class CellRun(Generic[C]):
 
     @property
     def id(self) -> str:
-        return self.decision.cell.id
+        return self.status.cell.id
 
     def inputs(self, name: str) -> list[Artifact]:
-        """Everything that an input field points at: one artifact, or every prompt of a stage.
+        """The artifacts of an input field: one, or every prompt of a stage.
 
         Raises:
-            InputError: a file is not as it was published. (Token shards are compared block by block as they are read.)
+            InputError: if a file is damaged. (Token shards are checked block by block when they are read.)
         """
-        found = [_artifact(record, self.run_dir) for record in self.decision.inputs[name]]
+        found = [_artifact(record, self.run_dir) for record in self.status.inputs[name]]
         for artifact in found if self.config.inputs()[name] != "tokens" else ():
             if artifact.path not in self.verified:
                 _verify(artifact)
                 self.verified.add(artifact.path)
         return found
 
+    def steps_on_disk(self) -> dict[int, str]:
+        """Paths of requested intermediate steps that are published already, though perhaps not in the manifest yet."""
+        output = self.config.outputs[0]
+        places = {step: f"steps/{step_name(step)}/{output}" for step in self.status.steps_wanted}
+        last = getattr(self.config, "steps", None)
+        return {step: place for step, place in places.items() if step != last and (self.directory / place).is_dir()}
+
     def input(self, name: str) -> Artifact:
         found = self.inputs(name)
-        assert len(found) == 1, f"{name} points at {len(found)} artifacts"
+        assert len(found) == 1, f"{name} has {len(found)} artifacts"
         return found[0]
 
 
 class Stage(Generic[C]):
-    """A stage at work on one job: one cell, or several prompts that share a frozen T5.
+    """A running stage with one job: one cell, or several prompts that share a frozen T5.
 
     Attributes:
-        config: the settings (of the first cell; what may differ between cells is read from the cells).
-        directory: where the job keeps metrics, log and checkpoints.
+        config: settings of the first cell; settings that differ between cells are in `cells`.
+        directory: directory of the job's metrics, log and checkpoints.
+        stopped_by: signal received after the training loop finished; 0 if none.
     """
 
     def __init__(
@@ -92,6 +101,7 @@ class Stage(Generic[C]):
         directory: Path,
         run_dir: RunDir,
         resume_from: int | None,
+        launch: LaunchContext,
         accelerator: Accelerator,
     ) -> None:
         self.cells = cells
@@ -99,40 +109,30 @@ class Stage(Generic[C]):
         self.directory = directory
         self.run_dir = run_dir
         self.resume_from = resume_from
+        self.launch = launch
         self.accelerator = accelerator
-        self.stopped_by = 0  # the signal that came too late for the training loop to obey it
+        self.stopped_by = 0
         self._began = time.monotonic()
-        self.name = (
-            cells[0].decision.cell.label if len(cells) == 1 else f"{cells[0].decision.cell.stage} × {len(cells)}"
-        )
+        self.name = cells[0].status.cell.label if len(cells) == 1 else f"{cells[0].status.cell.stage} × {len(cells)}"
 
     @property
     def seconds(self) -> float:
-        """Seconds since this process began the job."""
+        """Seconds since this process started the job."""
         return time.monotonic() - self._began
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the job: its checkpoints belong to it."""
-        return "+".join(sorted(cell.decision.fingerprint or "" for cell in self.cells))
+        """Fingerprint of the job, stored in its checkpoints."""
+        return "+".join(sorted(cell.status.fingerprint or "" for cell in self.cells))
 
     @property
     def steps_wanted(self) -> list[int]:
-        return self.cells[0].decision.steps_wanted
+        return self.cells[0].status.steps_wanted
 
     def steps_pending(self) -> list[int]:
-        """Steps still to be published, ascending; the last one always. Those on disk already are taken as they are."""
-        output = self.config.outputs[0]
-        pending = []
-        for step in self.steps_wanted:
-            places = [cell.directory / "steps" / step_name(step) / output for cell in self.cells]
-            if step != getattr(self.config, "steps", None) and all(place.is_dir() for place in places):
-                for cell, place in zip(self.cells, places, strict=True):
-                    path = place.relative_to(cell.directory).as_posix()
-                    cell.steps[step] = OutputRecord(path=path, digest=artifact_digest(output, place))
-            else:
-                pending.append(step)
-        return pending or self.steps_wanted[-1:]
+        """Steps still to be published, ascending; the last one even if all are on disk."""
+        published = set.intersection(*(set(cell.steps_on_disk()) for cell in self.cells))
+        return [step for step in self.steps_wanted if step not in published] or self.steps_wanted[-1:]
 
     @property
     def is_main(self) -> bool:
@@ -182,16 +182,17 @@ class Stage(Generic[C]):
         """The frozen T5 that a prompt was trained on.
 
         Args:
-            name, digest: what the prompt's own record says of it.
+            name: name of the T5 in the prompt's own record.
+            digest: its digest there.
 
         Raises:
-            InputError: it is not where the record says, or is another one.
+            InputError: if it is missing, or its digest differs.
         """
         digests = self.run_dir.digests
         if getattr(self.config, "model", None) is not None:
             found = self.input("model")
         elif prompt.manifest is not None:
-            # Paths in a manifest are within the run that the prompt belongs to, which need not be this one.
+            # Paths in a manifest are relative to the prompt's own run, which may be another one.
             cell = next(path for path in prompt.path.resolve().parents if (path / manifests.NAME).is_file())
             run_dir = RunDir(cell.parents[1 if prompt.manifest.cell else 0])
             found = _artifact(prompt.manifest.inputs["model"][0], run_dir)
@@ -202,8 +203,8 @@ class Stage(Generic[C]):
             found = Artifact(name, path, digests.of_artifact("model", path))
         if found.digest != digest:
             raise InputError(
-                f"{prompt.path}: was trained on another T5 than {found.path} (digest {digest[:12]}, not"
-                f" {found.digest[:12]}); name the right one with --model"
+                f"{prompt.path}: was not trained on {found.path} (its T5 has digest {digest[:12]}, this one"
+                f" {found.digest[:12]}); give its T5 with --model"
             )
         return found
 
@@ -215,13 +216,14 @@ class Stage(Generic[C]):
         step: int | None = None,
         cell: CellRun[C] | None = None,
     ) -> None:
-        """Put an artifact into its place, whole or not at all.
+        """Publish an artifact atomically. Every process must call it.
 
         Args:
-            content: fills the empty directory that it is given (called by the main process alone); or a directory of
-                the same stage that holds everything already, and is moved.
-            output: "model", "tokens", "prompt" or "scores".
-            step: of a training stage, the step that the artifact is of.
+            output: kind of the artifact: "model", "tokens", "prompt", …
+            content: fills the empty directory that it is given (called on the main process only); or a complete
+                directory of this stage, which is moved.
+            step: training step of the artifact.
+            cell: cell of the artifact; the first one by default.
         """
         cell = cell or self.cells[0]
         final = step is None or not isinstance(self.config, TrainingConfig) or step == self.config.steps
@@ -247,20 +249,26 @@ def _write(place: Path, content: Callable[[Path], None]) -> None:
     try:
         write_directory(place, content)
     except Exception as error:
-        # Libraries written in Rust tell of a full disk in words of their own.
+        # Libraries written in Rust report a full disk by exceptions of their own.
         if isinstance(error, OSError) or "(os error " in str(error):
             raise cannot_be_written(place, error) from error
         raise
 
 
 def _verify(artifact: Artifact) -> None:
-    """Compare an artifact that a stage made with the checksums of its manifest, where it has one."""
+    """Compare an artifact with the checksums of its manifest, if it has one.
+
+    Raises:
+        InputError: if a file is damaged. The file is marked, so that the next run rebuilds it.
+    """
     place = next((path for path in artifact.path.parents if (path / manifests.NAME).is_file()), None)
     if artifact.manifest is None or place is None:
         return
     below = artifact.path.relative_to(place).as_posix()
-    for problem in manifests.damaged_files(place, artifact.manifest, below):
-        raise InputError(f"{place}: {problem}; run {artifact.manifest.stage} again (`t5-pipeline run` does) to mend it")
+    if damaged := manifests.damaged_files(place, artifact.manifest, below):
+        manifests.mark_damaged(place, damaged)
+        name, problem = next(iter(damaged.items()))
+        raise InputError(f"{place / name}: {problem}; run {artifact.manifest.stage} again to rebuild it")
 
 
 def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:

@@ -1,4 +1,4 @@
-"""Start a stage as processes of its own, pass signals on to every rank, and bring its exit code back."""
+"""Stage processes: start them, forward signals to every rank, and return the exit code."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from t5_pipeline.config.launch import LaunchConfig, read_launch_config
+from t5_pipeline.config.launch import read_launch_config, runner_environment
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.packaged import SHIPPED, or_packaged
-
-RUNNER = "T5_PIPELINE_RUNNER"
-"""In the environment of a stage that the runner launched: the runner's process id."""
-ENGINE, PROCESSES, DEVICE = "T5_PIPELINE_ENGINE", "T5_PIPELINE_PROCESSES", "T5_PIPELINE_DEVICE"
-"""In the same environment: the engine, the number of processes and the device (cpu, gpu) that the launch configuration
-asks for; of the device nothing where there is no such configuration."""
 
 
 def stage_script(kind: str) -> Path:
@@ -30,21 +24,21 @@ def stage_script(kind: str) -> Path:
 
 
 def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
-    """The command line of a stage: plain Python on one process, `accelerate launch` where a configuration is named.
+    """The command line of a stage: plain Python, or `accelerate launch` with a configuration.
 
     Raises:
-        InputError: the configuration file is missing, no stage can train under it, or it needs other machines, too.
+        InputError: if the configuration is missing or unsupported, or asks for several machines.
     """
     script = str(stage_script(kind))
     if launch is None:
         return [sys.executable, script, *arguments]
     path = or_packaged(Path(launch))
     if not path.is_file():
-        raise InputError(f"{launch}: there is no such accelerate configuration; see accelerate_configs/")
+        raise InputError(f"{launch}: does not exist; check the path (accelerate_configs/ has examples)")
     if (machines := read_launch_config(launch).machines) > 1:
         raise InputError(
-            f"{launch}: num_machines: is {machines}, and a runner starts processes on its own machine only; start the"
-            " stage on each of them with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
+            f"{launch}: num_machines: is {machines}, but a run starts processes on this machine only; start the stage"
+            " on every machine with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
         )
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), script, *arguments]
 
@@ -52,39 +46,35 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
 def launch(kind: str, configuration: str | None, arguments: list[str], exit_file: Path) -> tuple[int, str]:
     """Run a stage to its end.
 
-    SIGTERM and SIGINT are passed on to its ranks. The launcher in between is spared: on SIGTERM it would kill ranks
-    that are saving a checkpoint. A stage that was past stopping ends as it would have; the code then still says that
-    the caller was told to stop.
+    SIGTERM and SIGINT are forwarded to its ranks. The launcher is not signalled, because on SIGTERM it would kill ranks
+    that are still saving. If the stage had already finished, the exit code still reports the signal.
 
     Args:
-        exit_file: where the stage leaves its own code and message; a launcher in between may swallow them.
+        exit_file: where the stage writes its exit code and message, because accelerate's launcher hides them.
 
     Returns:
-        The stage's exit code, and its last message where it left one.
+        The stage's exit code, and its last message (empty if it wrote none).
     """
     exit_file.unlink(missing_ok=True)
-    # The stage then stops by itself, its checkpoint saved, should this process be killed.
-    asked = LaunchConfig() if configuration is None else read_launch_config(configuration)
-    environment = {**os.environ, RUNNER: str(os.getpid()), ENGINE: asked.engine, PROCESSES: str(asked.processes)}
-    environment.pop(DEVICE, None)
-    if configuration is not None:
-        environment[DEVICE] = "cpu" if asked.cpu else "gpu"
-    with _noting_signals() as told:
+    asked = None if configuration is None else read_launch_config(configuration)
+    environment = {**os.environ, **runner_environment(asked)}
+    with _recorded_signals() as received:
         process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
-        script, passed_on = stage_script(kind).name, False
+        script, forwarded = stage_script(kind).name, False
         while (code := _wait(process)) is None:
-            # A launcher may need seconds to start its ranks: a signal waits for them.
-            if told and not passed_on:
+            # The launcher may need seconds to start its ranks; wait for them before forwarding.
+            if received and not forwarded:
                 for pid in ranks(process.pid, script):
-                    passed_on = True
+                    forwarded = True
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, told[0])
+                        os.kill(pid, received[0])
     message = ""
     with contextlib.suppress(OSError, ValueError):
         left: dict[str, Any] = json.loads(exit_file.read_text(encoding="utf-8"))
         code, message = int(left["code"]), str(left["message"])
-    if code == 0 and told:
-        return 128 + told[0], "done, and told to stop; run the same command to go on"
+    if code == 0 and received:
+        name = signal.Signals(received[0]).name
+        return 128 + received[0], f"finished, then stopped by {name}; run the same command to resume"
     return (128 - code if code < 0 else code), message
 
 
@@ -96,23 +86,23 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 
 
 @contextlib.contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT that come meanwhile, in their order."""
-    told: list[int] = []
+def _recorded_signals() -> Iterator[list[int]]:
+    """Record SIGTERM and SIGINT instead of obeying them; yields the list of those received."""
+    received: list[int] = []
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        told.append(signum)
+    def record(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    before = {s: signal.signal(s, record) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield told
+        yield received
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
 def ranks(pid: int, script: str) -> list[int]:
-    """Processes at or below `pid` that run the stage's script themselves, and do not launch it."""
+    """Process ids of the ranks: `pid` and its descendants that run the stage's script, without the launcher."""
     import psutil
 
     found = []

@@ -1,4 +1,7 @@
-"""How the C library hands memory back: on Linux the largest cost of a training step on a CPU that is no arithmetic."""
+"""Tuning of glibc malloc, so that freed tensors are reused instead of returned to the OS.
+
+Page faults on fresh memory are the largest non-arithmetic cost of a training step on a CPU under Linux.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,19 @@ import sys
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-# How the environment sets these and their like, before glibc 2.26 and since.
+# Environment variables with the same effect, before and since glibc 2.26.
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 _TUNABLES = ("trim_threshold", "top_pad", "mmap_max", "mmap_threshold")
 
 
 def keep_freed_memory() -> bool:
-    """Have freed tensors reused by later ones, instead of given back to the system page by page; True where it took.
+    """Reuse freed memory for later tensors instead of returning it to the OS; returns whether this took effect.
 
-    glibc maps every large block anew and unmaps it when it is freed, and the system then clears each page again: copies
-    into fresh memory ran at 2 GB/s that way and at 32 GB/s this way. No result depends on it. The process keeps what
-    it once had, so its memory stays at its peak.
+    By default glibc maps and unmaps every large block, and the kernel clears each page again, which slows copies into
+    fresh memory many times. Results do not depend on it. The process's memory stays at its peak.
 
-    It does nothing where the environment sets what it would: the variables of glibc that end in an underscore
-    (MALLOC_MMAP_THRESHOLD_ and its like), or GLIBC_TUNABLES with glibc.malloc.mmap_threshold and its like.
+    Does nothing if the environment sets the same parameters, by MALLOC_MMAP_THRESHOLD_ and similar variables or by
+    GLIBC_TUNABLES.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if any(name in os.environ for name in _VARIABLES) or any(f"malloc.{name}=" in tunables for name in _TUNABLES):

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, in the order of the steps.
+"""metrics.jsonl: one JSON object per line, ordered by step.
 
 {"step": 10, "loss": 5.1, "learning_rate": 0.01, "tokens_per_second": 6120.0, …}
 {"step": 10, "split": "validation", "loss": 5.3}
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 class MetricsLog:
-    """Appends rows to a file; `also`, if given, gets every row too (trackers)."""
+    """Appends rows to a file, and passes each to `also` if given (trackers)."""
 
     def __init__(self, path: Path, also: Callable[[Row], None] | None = None) -> None:
         self.path = path
@@ -28,24 +28,24 @@ class MetricsLog:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, row: Row) -> None:
-        """One line in one write: a kill leaves at most one torn line, the last.
+        """Append a row as one line in one write, so that a kill can only tear the last line.
 
         Raises:
-            InputError: a number of the row is not finite.
+            InputError: if a number in the row is not finite.
         """
         try:
             line = json.dumps(row, allow_nan=False) + "\n"
         except ValueError:
             where = f"{self.path}: step {row['step']}"
             raise InputError(
-                f"{where}: a metric is not finite ({dict(row)}); train anew with a lower learning_rate"
+                f"{where}: a metric is not finite ({dict(row)}); lower learning_rate and train again"
             ) from None
         os.write(self._descriptor, line.encode())
         if self.also is not None:
             self.also(row)
 
     def truncate_after(self, step: int) -> None:
-        """Cuts the rows of later steps, and a torn last line: what training from `step` on will write again."""
+        """Remove the rows of later steps, which training from `step` will write again, and a torn last line."""
         kept = 0
         with self.path.open("rb") as lines:
             for line in lines:
@@ -55,7 +55,7 @@ class MetricsLog:
         os.ftruncate(self._descriptor, kept)
 
     def sync(self) -> None:
-        """Rows written so far outlive a power cut."""
+        """fsync the rows written so far."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:

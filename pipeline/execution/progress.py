@@ -1,4 +1,4 @@
-"""What a person sees while a stage trains: a bar in a terminal, plain lines in a log."""
+"""Progress of a stage: a bar in a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """Step, loss, rate and time left of `total` steps; None where it is not known how many there will be.
+    """Step, loss, rate and remaining time.
 
-    In a terminal a live bar; elsewhere a line for the first logged step, then one every `every` seconds, and the last.
+    A live bar in a terminal; elsewhere a line for the first row, then one every `every` seconds, and one for the last.
 
         lm_adapt  step 120/1,500  loss 3.214  6,120 tokens/s  1 min 52 s left
     """
@@ -30,7 +30,13 @@ class Progress:
         every: float = 10.0,
         shown: bool = True,
     ) -> None:
-        """shown: False for all processes but the first, which speaks for them."""
+        """Create a progress display; entering it starts the bar.
+
+        Args:
+            total: number of steps; None if unknown.
+            every: minimum seconds between lines.
+            shown: False on all processes except the first.
+        """
         self.label = label
         self.total = total
         self.shown = shown
@@ -41,7 +47,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task = TaskID(0)
         self._started: tuple[float, int] | None = None
-        self._spoke_at = float("-inf")
+        self._printed_at = float("-inf")
 
     def __enter__(self) -> Progress:
         if self.shown and self._console.is_terminal:
@@ -57,11 +63,11 @@ class Progress:
             self._bar.stop()
 
     def advance(self, by: int, row: Mapping[str, Any]) -> None:
-        """`by` more are done."""
+        """Report `by` more finished steps."""
         self.update(self.done + by, row)
 
     def update(self, step: int, row: Mapping[str, Any] | None = None) -> None:
-        """`step` steps are done; `row`, when there is a new one, is what metrics.jsonl got."""
+        """Report `step` finished steps, with the newest row of metrics.jsonl if there is one."""
         now = time.monotonic()
         self.done = step
         if self._started is None:
@@ -70,8 +76,8 @@ class Progress:
             self._bar.update(self._task, completed=step)
             if row is not None:
                 self._bar.update(self._task, now="  ".join(numbers(row)))
-        elif self.shown and row is not None and (now - self._spoke_at >= self.every or step == self.total):
-            self._spoke_at = now
+        elif self.shown and row is not None and (now - self._printed_at >= self.every or step == self.total):
+            self._printed_at = now
             of = "" if self.total is None else f"/{self.total:,}"
             parts = [self.label, f"{self.unit} {step:,}{of}", *numbers(row)]
             started_at, first = self._started
@@ -82,7 +88,7 @@ class Progress:
 
 
 def numbers(row: Mapping[str, Any]) -> list[str]:
-    """Loss and rate of a metrics row, as they are shown.
+    """Loss and rate of a metrics row, as text.
 
     >>> numbers({"step": 10, "loss": 3.21412, "tokens_per_second": 6120.4})
     ['loss 3.214', '6,120 tokens/s']

@@ -1,4 +1,4 @@
-"""The runner: launches what is not done, in the recipe's order, and stops at the first thing that fails."""
+"""The runner: launches stale stages in the recipe's order and stops at the first failure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 
 from t5_pipeline.artifacts.manifest import renew_times
-from t5_pipeline.artifacts.run_dir import RunDir, absent, lock, remove_vain
+from t5_pipeline.artifacts.run_dir import Rollback, RunDir, lock
 from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
@@ -22,14 +22,14 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     """Bring a run directory up to date with its recipe.
 
     Args:
-        first: do not look at stages before this one; they must be done.
+        first: start with this stage; earlier ones must be up to date.
         last: stop after this stage.
 
     Returns:
         The exit code: 0, or that of the stage that failed.
 
     Raises:
-        InputError: a stage name that is not in the recipe, or a directory in use.
+        InputError: if a stage name is not in the recipe, or the directory is in use.
     """
     names = _chosen(recipe, first, last)
     for name in names:
@@ -39,8 +39,8 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
         if configuration is not None:
             recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
     decide(recipe, run_dir)
-    fresh = absent(run_dir.path)
-    with lock(run_dir.state / "lock", run_dir.path):
+    created = Rollback(run_dir.path)
+    with lock(run_dir.state / "lock", run_dir.path), created:
         began = time.monotonic()
         recipe_file = run_dir.path / "recipe.yaml"
         text = recipe.text()
@@ -58,24 +58,23 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
                 recipe.kind(name), _configuration(recipe, name), arguments, run_dir.state / f"{name}.exit"
             )
             if code == BAD_INPUT:
-                remove_vain(fresh)
+                created.undo()
             if code != 0:
                 return failed(name, code, message)
         left = [d for d in decide(recipe, run_dir) if d.cell.stage in names]
-        done = all(d.action == "done" for d in left)
-        for decision in left:
-            manifest = run_dir.manifest(decision.cell)
-            if decision.action == "done" and manifest is not None:
-                renew_times(run_dir.cell(decision.cell), manifest)
-        if not ran and done:
-            say(f"nothing to do: all {len(names)} stages in {run_dir.path} are done and match the recipe")
+        for status in left:
+            manifest = run_dir.manifest(status.cell)
+            if status.action == "done" and manifest is not None:
+                renew_times(run_dir.cell(status.cell), manifest)
+        if not ran and all(d.action == "done" for d in left):
+            say(f"nothing to do: all {len(names)} stages in {run_dir.path} are up to date")
         else:
             say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")
     return 0
 
 
 def _configuration(recipe: Recipe, name: str) -> str | None:
-    """The accelerate configuration of a stage; stages that do not train run in one process whatever the recipe says."""
+    """The accelerate configuration of a stage that trains; None for the others, which run in one process."""
     trains = isinstance(recipe.stages[name][0].settings, TrainingConfig)
     return recipe.launch.get(name) if trains else None
 
@@ -84,11 +83,11 @@ def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:
     names = list(recipe.stages)
     for flag, name in (("--from", first), ("--until", last)):
         if name is not None and name not in names:
-            raise InputError(f"{flag} {name}: the recipe has no such stage; {nearest(name, names)}")
+            raise InputError(f"{flag} {name}: is not a stage of the recipe; {nearest(name, names)}")
     begin = names.index(first) if first else 0
     end = names.index(last) + 1 if last else len(names)
     if begin >= end:
-        raise InputError(f"--from {first} --until {last}: {last} comes before {first} in the recipe; swap them")
+        raise InputError(f"--from {first} --until {last}: {last} precedes {first} in the recipe; swap them")
     return names[begin:end]
 
 
@@ -99,16 +98,16 @@ def _why(todo: list[CellStatus]) -> str:
 
 
 def failed(name: str, code: int, message: str) -> int:
-    """Say how a stage that was launched ended, where it has not said so itself; returns its exit code."""
+    """Report how a launched stage ended, if it has not done so itself, and return its exit code."""
     if code == BAD_INPUT:
-        return code  # the stage has said why
+        return code  # the stage has printed the error
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         say(f"■ {name}: {message or 'interrupted'}")
         return code
     if code > 128:
-        say(f"✗ {name} was killed by signal {code - 128}; run the same command to go on from its last checkpoint")
+        say(f"✗ {name} was killed by signal {code - 128}; run the same command to resume from its last checkpoint")
         return code
-    say(f"✗ {name} failed with exit code {code}; its traceback stands above")
+    say(f"✗ {name} failed with exit code {code}; see the traceback above")
     return code
 
 

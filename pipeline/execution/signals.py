@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a question that the loop asks between two steps."""
+"""SIGTERM and SIGINT as a flag that a loop checks between two steps."""
 
 from __future__ import annotations
 
@@ -8,38 +8,35 @@ import threading
 from types import FrameType
 from typing import Any
 
-from t5_pipeline.execution.launcher import RUNNER
-
-# Read now: an Accelerator adds names of its own to the environment when it is made.
-_LAUNCHED = RUNNER in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
+from t5_pipeline.config.launch import LaunchContext
 
 
 class StopSignal:
-    """While it is entered, SIGTERM and SIGINT are noted instead of obeyed: `signum` is the first one, 0 before.
+    """A context that records SIGTERM and SIGINT instead of obeying them: `signum` is the first one, or 0.
 
-    Repeats are ignored: a runner that forwards a signal and the terminal that sends it to the whole group would
-    otherwise kill the save that the first one asked for. Outside the main thread, where Python takes no signals,
-    entering does nothing.
+    Repeated signals are ignored, because a runner forwards a signal that the terminal also sends to the whole process
+    group, and the second one would kill the save that the first one asked for. Outside the main thread, where Python
+    receives no signals, entering does nothing.
 
-    A process whose launcher or runner is gone counts as told to stop: nothing else could tell it any more.
+    If the launcher or runner has died, the process stops as if it had received SIGTERM.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
-        self._noted = 0
+    def __init__(self, launch: LaunchContext) -> None:
+        self._first = 0
         self._before: dict[signal.Signals, Any] = {}
-        self._parent = os.getppid() if _LAUNCHED else None
+        self._parent = launch.parent
 
     @property
     def signum(self) -> int:
-        if not self._noted and self._parent is not None and os.getppid() != self._parent:
+        if not self._first and self._parent is not None and os.getppid() != self._parent:
             return signal.SIGTERM
-        return self._noted
+        return self._first
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._note) for signum in self.SIGNALS}
+            self._before = {signum: signal.signal(signum, self._record) for signum in self.SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -47,5 +44,5 @@ class StopSignal:
             signal.signal(signum, handler)
         self._before = {}
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._noted = self._noted or signum
+    def _record(self, signum: int, frame: FrameType | None) -> None:
+        self._first = self._first or signum

@@ -1,7 +1,7 @@
-"""How a stage script is run, by hand or under the runner.
+"""`main` of a stage script, run by hand or by the runner.
 
-It works out which cells of the stage are still to be made, makes them, writes each one's manifest last, and leaves with
-the right exit code.
+Finds the stale cells of the stage, runs the stage's body on them, writes each cell's manifest last, and exits with the
+exit code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import errno
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import resource
 import shutil
@@ -20,22 +19,26 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.fingerprint import differences
-from t5_pipeline.artifacts.manifest import Manifest, Started
-from t5_pipeline.artifacts.run_dir import OutputDir, RunDir, absent, lock, remove_vain
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
+from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, lock
 from t5_pipeline.config.command_line import Flags, as_overrides, flag, parse
-from t5_pipeline.config.recipe import Cell, InputRef, Recipe, load_recipe
+from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.config.recipe import Cell, Recipe, apply_overrides, parse_recipe, read_recipe, stages_of_kind
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, cannot_be_written
 from t5_pipeline.core.schema import nearest, validate
 from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import launched, set_threads
+from t5_pipeline.execution.devices import make_accelerator, set_threads
 from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ _PACKAGES = ("t5-pipeline", "torch", "numpy", "accelerate", "transformers", "sen
 
 
 def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
-    """Entry of a stage script: reads the command line, runs `body` for each job, leaves with the right exit code."""
+    """Run a stage script: read the command line, call `body` for each job, and exit."""
     sys.exit(run(body, cls, sys.argv[1:], Path(sys.argv[0]).name))
 
 
@@ -56,40 +59,41 @@ def run(
     program: str,
     kinds: Mapping[str, type[StageConfig]] = STAGES,
 ) -> int:
-    """Run a stage and return its exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
+    """Run a stage and return its exit code: 0 success, 2 bad input, 128 + signal if interrupted."""
+    launch = LaunchContext.from_environment()
     report: Path | None = None
+
+    def leave(code: int, message: str) -> int:
+        """Print the message on one process, and leave code and message for the runner; a launcher hides the code."""
+        if launch.rank == 0:
+            if message:
+                print(f"error: {message}" if code == BAD_INPUT else message, file=sys.stderr, flush=True)
+            if report is not None and report.parent.is_dir():
+                with contextlib.suppress(OSError):
+                    write_text(report, json.dumps({"code": code, "message": message}))
+        return code
+
     try:
         flags = parse(cls, program, arguments)
         recipe, run_dir, name = _recipe(cls, flags, kinds)
         report = run_dir.state / f"{name}.exit"
-        _run(body, cls, flags, recipe, run_dir, name)
-        return _leave(report, 0, "")
+        _run(body, flags, recipe, run_dir, name, launch)
+        return leave(0, "")
     except InputError as error:
-        return _leave(report, BAD_INPUT, str(error))
+        return leave(BAD_INPUT, str(error))
     except Interrupted as error:
-        return _leave(report, error.exit_code, str(error))
+        return leave(error.exit_code, str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = error.filename or (report.parent.parent if report else "the disk")
-        return _leave(report, BAD_INPUT, str(cannot_be_written(where, error)))
+        return leave(BAD_INPUT, str(cannot_be_written(where, error)))
     except KeyboardInterrupt:
-        return _leave(report, 128 + signal.SIGINT, "stopped by SIGINT; run the same command to go on")
-
-
-def _leave(report: Path | None, code: int, message: str) -> int:
-    """Say why, once for all processes, and leave the code where the runner finds it: a launcher may swallow it."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        if message:
-            print(f"error: {message}" if code == BAD_INPUT else message, file=sys.stderr, flush=True)
-        if report is not None and report.parent.is_dir():
-            with contextlib.suppress(OSError):
-                write_text(report, json.dumps({"code": code, "message": message}))
-    return code
+        return leave(128 + signal.SIGINT, "stopped by SIGINT; run the same command to resume")
 
 
 def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) -> tuple[Recipe, RunDir, str]:
-    """The recipe that a command line means, its run directory, and the stage's name in it."""
+    """The recipe of a command line, its run directory, and the name of the stage in it."""
     if flags.recipe is None:
         assert flags.output_dir is not None
         settings = validate(cls, flags.values, lambda loc: flag(".".join(map(str, loc))) if loc else "flags")
@@ -100,70 +104,76 @@ def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) 
             OutputDir(flags.output_dir),
             cls.kind,
         )
-    plain = load_recipe(flags.recipe, flags.overrides, kinds)
-    of_kind = [name for name in plain.stages if plain.kind(name) == cls.kind]
-    name = flags.stage or (of_kind[0] if len(of_kind) == 1 else None)
-    if name is None:
+    located = read_recipe(flags.recipe)
+    apply_overrides(located, flags.overrides)
+    of_kind = stages_of_kind(located, cls.kind)
+    name = flags.stage or (of_kind[0] if len(of_kind) == 1 else "")
+    if name in of_kind:
+        apply_overrides(located, as_overrides(name, flags.values))
+    recipe = parse_recipe(located, kinds)
+    if not name:
         raise InputError(
-            f"{flags.recipe}: has {len(of_kind)} stages of kind {cls.kind}; name one with --stage: {', '.join(of_kind)}"
+            f"{flags.recipe}: has {len(of_kind)} stages of kind {cls.kind}; choose one with"
+            f" --stage: {', '.join(of_kind)}"
         )
     if name not in of_kind:
         raise InputError(
-            f"--stage {name}: {flags.recipe} has no {cls.kind} stage of that name; {nearest(name, of_kind)}"
+            f"--stage {name}: is not a stage of kind {cls.kind} in {flags.recipe}; {nearest(name, of_kind)}"
         )
-    recipe = load_recipe(flags.recipe, [*flags.overrides, *as_overrides(name, flags.values)], kinds)
     return recipe, RunDir(flags.run_dir or recipe.default_run_dir), name
 
 
 def _run(
-    body: Callable[[Stage[C]], None], cls: type[C], flags: Flags, recipe: Recipe, run_dir: RunDir, name: str
+    body: Callable[[Stage[C]], None],
+    flags: Flags,
+    recipe: Recipe,
+    run_dir: RunDir,
+    name: str,
+    launch: LaunchContext,
 ) -> None:
     check_outside(recipe.stages[name])
-    decisions = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
-    _refuse_missing_inputs(decisions, run_dir)
+    statuses = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
+    _refuse_missing_inputs(statuses, run_dir)
     if flags.resume_from is not None:
-        for decision in decisions:
-            if decision.action == "done":
-                decision.action, decision.reason = "continue", f"goes back to step {flags.resume_from:,}"
-    open_cells = [d for d in decisions if d.action != "done"]
+        reason = f"back to step {flags.resume_from:,}"
+        statuses = [replace(d, action="continue", reason=reason) if d.action == "done" else d for d in statuses]
+    open_cells = [d for d in statuses if d.action != "done"]
     if not open_cells:
-        print(f"{name}: nothing to do, {decisions[0].reason}")
+        print(f"{name}: nothing to do, {statuses[0].reason}")
         return
-    set_threads(recipe.stages[name][0].settings.threads)
-    accelerator = launched(open_cells[0].cell.settings, run_dir.path)
+    set_threads(recipe.stages[name][0].settings.threads, launch)
+    accelerator = make_accelerator(open_cells[0].cell.settings, launch, run_dir.path)
     main_process = accelerator.is_main_process
-    fresh = absent(run_dir.path, run_dir.path / name) if main_process else {}
+    created = Rollback(*([run_dir.path, run_dir.path / name] if main_process else []))
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
-    with guard if main_process else contextlib.nullcontext():
-        groups = [group for group in jobs(decisions, run_dir) if any(d.action != "done" for d in group)]
+    with guard if main_process else contextlib.nullcontext(), created:
+        groups = [group for group in jobs(statuses, run_dir) if any(d.action != "done" for d in group)]
         accelerator.wait_for_everyone()
-        try:
-            for number, group in enumerate(groups, 1):
-                stopped_by = _run_job(body, group, flags, run_dir, accelerator)
-                if stopped_by and number < len(groups):
-                    raise Interrupted(stopped_by)
-        except InputError:
-            remove_vain(fresh)
-            raise
+        for number, group in enumerate(groups, 1):
+            stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator)
+            if stopped_by and number < len(groups):
+                raise Interrupted(stopped_by)
 
 
 def _run_job(
-    body: Callable[[Stage[C]], None], group: list[CellStatus], flags: Flags, run_dir: RunDir, accelerator: Accelerator
+    body: Callable[[Stage[C]], None],
+    group: list[CellStatus],
+    flags: Flags,
+    run_dir: RunDir,
+    launch: LaunchContext,
+    accelerator: Accelerator,
 ) -> int:
-    """Make the cells of one job; returns a signal that came while the last of them was being published."""
+    """Run the cells of one job; returns the signal received while the last one was published, or 0."""
     began, now = time.monotonic(), _now()
     cells: list[CellRun[C]] = [CellRun(d, d.cell.settings, run_dir.cell(d.cell), run_dir, now) for d in group]  # type: ignore[arg-type]
-    prints = {cell.id: cell.decision.fingerprint or "" for cell in cells}
+    prints = {cell.id: cell.status.fingerprint or "" for cell in cells}
     directory = run_dir.job(prints, group[0].cell)
     main_process = accelerator.is_main_process
-    aside: dict[Path, Path] = {}
     places = [directory.parent, directory, run_dir.path / "superseded", *(cell.directory for cell in cells)]
-    fresh = absent(*places) if main_process else {}
-    try:
+    with Rollback(*(places if main_process else [])) as created:
         if main_process:
             for cell in cells:
-                if to := _make_way(cell, flags, run_dir):
-                    aside[cell.directory] = to
+                _clear_stale_outputs(cell, flags, run_dir, created)
                 cell.directory.mkdir(parents=True, exist_ok=True)
                 sweep(cell.directory)
                 if manifests.read_started(cell.directory) is None:
@@ -173,7 +183,7 @@ def _run_job(
             if group[0].cell.axes:
                 write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
         accelerator.wait_for_everyone()
-        stage = Stage(cells, directory, run_dir, flags.resume_from, accelerator)
+        stage = Stage(cells, directory, run_dir, flags.resume_from, launch, accelerator)
         with _logging(directory, main_process):
             log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
             _warn_of_other_versions(cells)
@@ -182,78 +192,76 @@ def _run_job(
                 if main_process:
                     _finish(cell, time.monotonic() - began)
             log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
-    except InputError:
-        for place, to in aside.items():
-            run_dir.restore(place, to)
-        remove_vain(fresh)
-        raise
     accelerator.wait_for_everyone()
     return stage.stopped_by
 
 
 def _warn_of_other_versions(cells: list[CellRun[C]]) -> None:
-    """What was begun with other library versions goes on, but need not end with the same bits."""
+    """Log changed library versions: the result may then not be bit-identical to an uninterrupted run."""
     now = versions()
     for cell in cells:
-        begun = manifests.read_started(cell.directory)
-        then = begun.versions if begun else now
+        existing = manifests.read_started(cell.directory)
+        then = existing.versions if existing else now
         if changed := [f"{name} {then.get(name)} → {now.get(name)}" for name in now if then.get(name) != now[name]]:
-            log.warning("%s: was begun with other versions: %s", cell.decision.cell.label, ", ".join(changed))
+            log.warning("%s: was started with other versions: %s", cell.status.cell.label, ", ".join(changed))
 
 
-def _make_way(cell: CellRun[C], flags: Flags, run_dir: RunDir) -> Path | None:
-    """Clear what stands in the way of a cell; where results of other settings went, if there were some.
+def _clear_stale_outputs(cell: CellRun[C], flags: Flags, run_dir: RunDir, created: Rollback) -> None:
+    """Remove damaged outputs, and archive results with other settings.
 
-    Outputs that are not as they were published are removed, to be made again. Results of other settings are moved aside
-    under a recipe, and refused in a directory that was named by hand.
+    Raises:
+        InputError: if results with other settings are in an --output-dir and --overwrite is not given.
     """
-    if cell.decision.replaces is None:
+    if cell.status.replaces is None:
         before = manifests.read(cell.directory)
         if before is not None and not cell.config.repairs_output:
             for name in manifests.changed_files(cell.directory, before):
                 place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
                 shutil.rmtree(cell.directory / place, ignore_errors=True)
-        return None
-    begun = manifests.read(cell.directory) or manifests.read_started(cell.directory)
-    assert begun is not None
+        return
+    existing = manifests.read(cell.directory) or manifests.read_started(cell.directory)
+    assert existing is not None
     if flags.recipe is None and not flags.overwrite:
-        changed = "; ".join(differences(begun.parts, cell.decision.parts))
+        changed = "; ".join(differences(existing.parts, cell.status.parts))
         raise InputError(
-            f"{cell.directory}: holds results of other settings ({changed});"
-            " choose another --output-dir, or move them aside with --overwrite"
+            f"{cell.directory}: contains results with other settings ({changed});"
+            " choose another --output-dir, or pass --overwrite to move them"
         )
-    to = run_dir.archive(cell.directory, begun.fingerprint)
-    log.warning("%s: results of other settings now lie in %s", cell.decision.cell.label, to)
-    return to
+    to = created.archive(run_dir, cell.directory, existing.fingerprint)
+    log.warning("%s: results with other settings were moved to %s", cell.status.cell.label, to)
 
 
 def _described(cell: CellRun[C]) -> dict[str, Any]:
-    decision = cell.decision
-    assert decision.fingerprint is not None
+    status = cell.status
+    assert status.fingerprint is not None
     return {
-        "stage": decision.cell.stage,
+        "stage": status.cell.stage,
         "kind": cell.config.kind,
-        "cell": decision.cell.axes,
-        "fingerprint": decision.fingerprint,
-        "parts": decision.parts,
+        "cell": status.cell.axes,
+        "fingerprint": status.fingerprint,
+        "parts": status.parts,
         "settings": cell.config.model_dump(mode="json"),
-        "inputs": decision.inputs,
+        "inputs": status.inputs,
         "versions": versions(),
         "started": cell.started,
     }
 
 
 def _finish(cell: CellRun[C], seconds: float) -> None:
-    """Write the manifest: from here on the cell is done."""
+    """Write the manifest, which marks the cell as finished."""
     before = manifests.read(cell.directory)
-    begun = manifests.read_started(cell.directory)
+    existing = manifests.read_started(cell.directory)
     steps = {**(before.steps_published if before else {}), **cell.steps}
+    for step, place in cell.steps_on_disk().items():
+        if step not in steps:
+            digest = artifact_digest(cell.config.outputs[0], cell.directory / place)
+            steps[step] = OutputRecord(path=place, digest=digest)
     steps = {step: record for step, record in steps.items() if (cell.directory / record.path).is_dir()}
     outputs = {**(before.outputs if before else {}), **cell.outputs}
     places = [record.path for record in (*outputs.values(), *steps.values())]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     described = _described(cell)
-    described["started"] = begun.started if begun else cell.started
+    described["started"] = existing.started if existing else cell.started
     manifest = Manifest(
         **described,
         step=cell.step if cell.step is not None else (before.step if before else None),
@@ -267,19 +275,19 @@ def _finish(cell: CellRun[C], seconds: float) -> None:
     manifest.save(cell.directory)
 
 
-def _refuse_missing_inputs(decisions: list[CellStatus], run_dir: RunDir) -> None:
-    for decision in decisions:
-        if decision.fingerprint is None:
-            makers = sorted({ref.stage for ref in decision.cell.inputs.values() if ref.stage})
+def _refuse_missing_inputs(statuses: list[CellStatus], run_dir: RunDir) -> None:
+    for status in statuses:
+        if status.fingerprint is None:
+            makers = sorted({ref.stage for ref in status.cell.inputs.values() if ref.stage})
             raise InputError(
-                f"{run_dir.path}: {decision.cell.stage} needs the output of {', '.join(makers)}, which is not there"
-                " yet or out of date; run those stages first, or the whole recipe by `t5-pipeline run`"
+                f"{run_dir.path}: {status.cell.stage} needs the output of {', '.join(makers)}, which is missing or"
+                " stale; run those stages first, or the whole recipe with `t5-pipeline run`"
             )
 
 
 @contextlib.contextmanager
 def _logging(directory: Path, main_process: bool) -> Iterator[None]:
-    """Plain lines to stderr and to the job's log.txt, from the main process."""
+    """Log to stderr and to the job's log.txt, from the main process only."""
     handlers: list[logging.Handler] = []
     log.setLevel(logging.INFO if main_process else logging.ERROR)
     log.propagate = False
@@ -298,7 +306,7 @@ def _logging(directory: Path, main_process: bool) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """What computed a result. A change is warned about, not refused."""
+    """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

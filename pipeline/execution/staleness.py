@@ -1,25 +1,32 @@
-"""What has to run, and why: recipe and run directory compared, with nothing launched and nothing changed."""
+"""Stale and up-to-date cells of a run directory, compared with its recipe. Only reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
 from t5_pipeline.artifacts.kinds import check_data, locate
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
-from t5_pipeline.config.recipe import Cell, InputRef, Recipe
+from t5_pipeline.config.recipe import Cell, Recipe
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.errors import InputError
 
 Action = Literal["done", "run", "continue"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class CellStatus:
-    """What to do with one cell. `fingerprint` is None while an input is still to be made."""
+    """Whether a cell is stale, and why.
+
+    Attributes:
+        fingerprint: None while an input is still missing or stale.
+        steps_wanted: steps that a training stage must publish, ascending.
+        replaces: fingerprint of existing results with other settings.
+    """
 
     cell: Cell
     action: Action
@@ -28,22 +35,22 @@ class CellStatus:
     parts: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, list[InputRecord]] = field(default_factory=dict)
     steps_wanted: list[int] = field(default_factory=list)
-    replaces: str | None = None  # fingerprint of results of other settings that stand in the way
+    replaces: str | None = None
 
 
 def decide(recipe: Recipe, run_dir: RunDir) -> list[CellStatus]:
-    """One decision for each cell, in the recipe's order."""
-    decisions: dict[tuple[str, str], CellStatus] = {}
+    """The status of each cell, in the recipe's order."""
+    found: dict[tuple[str, str], CellStatus] = {}
     for cell in recipe.cells():
-        decisions[cell.stage, cell.id] = _decide(recipe, run_dir, cell, decisions)
-    return list(decisions.values())
+        found[cell.stage, cell.id] = _decide(recipe, run_dir, cell, found)
+    return list(found.values())
 
 
 def check_outside(cells: Iterable[Cell]) -> None:
-    """What cells read from outside the run must be there before anything is launched, however late they read it.
+    """Check that everything that cells read from outside the run exists, before anything is launched.
 
     Raises:
-        InputError: something is not, and which setting asked for it.
+        InputError: if something is missing; names the setting.
     """
     for cell in cells:
         for name, location in cell.settings.data().items():
@@ -54,7 +61,7 @@ def check_outside(cells: Iterable[Cell]) -> None:
                 found = locate(cell.settings.inputs()[name], ref.path, where)
                 if len(found) > 1 and not cell.settings.takes_many(name):
                     kind = cell.settings.inputs()[name].replace("_", " ")
-                    raise InputError(f"{where}: {ref.path} holds {len(found)} {kind}s; name one, as in {found[0]}")
+                    raise InputError(f"{where}: {ref.path} contains {len(found)} {kind}s; choose one, as in {found[0]}")
 
 
 def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> CellStatus:
@@ -63,7 +70,7 @@ def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str
     )
     manifest, started = run_dir.manifest(cell), run_dir.started(cell)
     if waiting:
-        reason = f"{' and '.join(waiting)} will have run" if manifest else "not run yet"
+        reason = f"depends on {' and '.join(waiting)}" if manifest else "not run yet"
         return CellStatus(cell, "run", reason)
 
     inputs = {name: _records(ref, run_dir, cell, name, earlier) for name, ref in cell.inputs.items()}
@@ -75,32 +82,29 @@ def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str
     )
     found = fingerprint(described)
     wanted = wanted_steps(recipe, cell)
-    decision = CellStatus(cell, "run", "not run yet", found, described, inputs, steps_wanted=wanted)
-    begun = manifest or started
-    if begun is not None and begun.fingerprint != found:
-        decision.reason = "; ".join(differences(begun.parts, described)) or "its settings changed"
-        decision.replaces = begun.fingerprint
-        return decision
+    status = CellStatus(cell, "run", "not run yet", found, described, inputs, steps_wanted=wanted)
+    existing = manifest or started
+    if existing is not None and existing.fingerprint != found:
+        reason = "; ".join(differences(existing.parts, described)) or "its settings changed"
+        return replace(status, reason=reason, replaces=existing.fingerprint)
 
     if manifest is not None:
         missing = [step for step in wanted if not _published(manifest, step)]
         changed = changed_files(run_dir.cell(cell), manifest)
         if not missing and not changed:
-            decision.action, decision.reason = "done", "its settings and inputs are as they were"
-            return decision
-        decision.steps_wanted = wanted if changed else missing
-        decision.action = "continue"
-        decision.reason = "; ".join(f"{name} {what}" for name, what in list(changed.items())[:3])
-        decision.reason = decision.reason or _say_steps(manifest, missing)
-        return decision
+            return replace(status, action="done", reason="up to date")
+        if not changed:
+            return replace(status, action="continue", reason=_more_steps(manifest, missing), steps_wanted=missing)
+        reason = "; ".join(f"{name} {problem}" for name, problem in list(changed.items())[:3])
+        return replace(status, action="continue", reason=reason)
 
     if started is not None:
-        decision.action, decision.reason = "continue", "was begun and did not finish"
-    return decision
+        return replace(status, action="continue", reason="was started but did not finish")
+    return status
 
 
 def wanted_steps(recipe: Recipe, cell: Cell) -> list[int]:
-    """Steps that a training stage must publish: its last one, those it keeps, and those that others ask for."""
+    """Steps that a training stage must publish: its last one, its `keep_steps`, and those that other stages use."""
     settings = cell.settings
     if not isinstance(settings, TrainingConfig):
         return []
@@ -112,9 +116,9 @@ def _published(manifest: Manifest, step: int) -> bool:
     return manifest.step == step or step in manifest.steps_published
 
 
-def _say_steps(manifest: Manifest, missing: list[int]) -> str:
+def _more_steps(manifest: Manifest, missing: list[int]) -> str:
     if manifest.step is not None and max(missing) > manifest.step:
-        return f"has {manifest.step:,} steps, {max(missing):,} are wanted"
+        return f"has {manifest.step:,} of {max(missing):,} steps"
     return f"step {', '.join(f'{s:,}' for s in missing)} was not kept"
 
 
@@ -125,25 +129,25 @@ def _makers(ref: InputRef, earlier: dict[tuple[str, str], CellStatus]) -> list[C
 def _records(
     ref: InputRef, run_dir: RunDir, cell: Cell, name: str, earlier: dict[tuple[str, str], CellStatus]
 ) -> list[InputRecord]:
-    """What an input is now: one record, or one for each cell of a stage of prompts."""
+    """The current artifacts of an input: one record, or one for each cell of a stage of prompts."""
     artifact = cell.settings.inputs()[name]
     if ref.stage is None:
         assert ref.path is not None
         paths = locate(artifact, ref.path, f"{cell.stage}.{name}")
         return [InputRecord(path=str(path), digest=run_dir.digests.of_artifact(artifact, path)) for path in paths]
     records = []
-    for decision in _makers(ref, earlier):
-        directory = run_dir.cell(decision.cell)
-        manifest = run_dir.manifest(decision.cell)
+    for status in _makers(ref, earlier):
+        directory = run_dir.cell(status.cell)
+        manifest = run_dir.manifest(status.cell)
         assert manifest is not None
         output = manifest.outputs[artifact]
-        step = ref.step if ref.step is not None else getattr(decision.cell.settings, "steps", None)
+        step = ref.step if ref.step is not None else getattr(status.cell.settings, "steps", None)
         if step is not None and step != manifest.step:
             output = manifest.steps_published[step]
         path = (directory / output.path).relative_to(run_dir.path)
         records.append(
             InputRecord(
-                stage=ref.stage, cell=decision.cell.id or None, step=ref.step, path=str(path), digest=output.digest
+                stage=ref.stage, cell=status.cell.id or None, step=ref.step, path=str(path), digest=output.digest
             )
         )
     return records
@@ -156,27 +160,27 @@ def _digests(records: list[InputRecord]) -> Any:
 
 
 def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
-    """All cells of one stage, by jobs: one process makes those of a job together, prompts on one frozen T5.
+    """Group the cells of one stage into jobs; a job trains its cells together, as prompts on one frozen T5.
 
-    A job that was begun stays as it was, so that it goes on from its checkpoints, with those of its cells that were
-    finished before it was stopped. Other cells form new ones, in which nothing is done that is done already.
+    A job that was started keeps its cells, including finished ones, so that it resumes from its checkpoints. The other
+    cells form new jobs, which never mix finished and unfinished cells.
     """
     left = {d.cell.id: d for d in cells}
     found: list[list[CellStatus]] = []
     stage_dir = run_dir.path / cells[0].cell.stage
     for job_file in sorted(stage_dir.glob("jobs/*/job.json")):
-        begun = read_job(job_file.parent)
-        if begun and all(cell_id in left and left[cell_id].fingerprint == print_ for cell_id, print_ in begun.items()):
-            group = [left.pop(cell_id) for cell_id in begun]
+        job = read_job(job_file.parent)
+        if job and all(cell_id in left and left[cell_id].fingerprint == print_ for cell_id, print_ in job.items()):
+            group = [left.pop(cell_id) for cell_id in job]
             if all(_together(group[0], other) for other in group):
                 found.append(group)
             else:
                 left.update({d.cell.id: d for d in group})
-    for decision in cells:
-        if decision.cell.id not in left:
+    for status in cells:
+        if status.cell.id not in left:
             continue
-        done = decision.action == "done"
-        group = [d for d in left.values() if d is decision or ((d.action == "done") == done and _together(decision, d))]
+        done = status.action == "done"
+        group = [d for d in left.values() if d is status or ((d.action == "done") == done and _together(status, d))]
         for member in group:
             del left[member.cell.id]
         found.append(group)

@@ -1,4 +1,4 @@
-"""Where a run stands: one row for each cell, from manifests and metrics alone."""
+"""Status of a run: one row for each cell, from manifests, metrics and locks only."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from t5_pipeline.execution.staleness import decide
 
 
 def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
-    """Rows with the keys stage, cell, kind, state, reason, step, steps, loss, seconds, updated (Unix time)."""
+    """Rows with the keys stage, cell, kind, state, reason, step, steps, loss, seconds and updated (Unix time)."""
     rows = []
     jobs = {
         (path.parent.parent.parent.name, cell_id): path.parent
         for path in run_dir.path.glob("*/jobs/*/job.json")
         for cell_id in read_job(path.parent)
     }
-    for decision in decide(recipe, run_dir):
-        cell = decision.cell
+    for status in decide(recipe, run_dir):
+        cell = status.cell
         manifest = run_dir.manifest(cell)
-        state = {"done": "done", "run": "to run", "continue": "to continue"}[decision.action]
-        if decision.action != "done" and _held(run_dir.state / f"{cell.stage}.lock"):
+        state = {"done": "done", "run": "to run", "continue": "to continue"}[status.action]
+        if status.action != "done" and _held(run_dir.state / f"{cell.stage}.lock"):
             state = "running"
         last = _last_line(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
         losses = last.get("losses") or {}
@@ -37,7 +37,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "cell": cell.id,
                 "kind": cell.settings.kind,
                 "state": state,
-                "reason": decision.reason,
+                "reason": status.reason,
                 "step": last.get("step"),
                 "steps": cell.settings.steps if isinstance(cell.settings, TrainingConfig) else None,
                 "loss": losses.get(cell.id, last.get("loss")),
@@ -49,7 +49,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table for a terminal."""
+    """The rows as a table."""
     table = [["stage", "state", "step", "loss", "seconds", "last line", "why"]]
     for row in rows:
         of = f"{row['step'] or 0:,} / {row['steps']:,}" if row["steps"] is not None else ""
@@ -78,7 +78,7 @@ def _ago(seconds: float) -> str:
 
 
 def _held(path: Path) -> bool:
-    """True where a living process holds this lock file."""
+    """Whether a living process holds this lock file."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
@@ -93,7 +93,7 @@ def _held(path: Path) -> bool:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    """The newest whole training line of a metrics file, with the file's time as `updated`."""
+    """The last complete training row of a metrics file, with the file's modification time as `updated`."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 65_536))

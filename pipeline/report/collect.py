@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
-from t5_pipeline.config.recipe import Cell, InputRef, Recipe, load_recipe
+from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.core.errors import InputError

@@ -23,7 +23,7 @@ from torch import Tensor
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
-from t5_pipeline.config.recipe import load_task
+from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import write_bytes, write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
@@ -102,7 +102,11 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Raise InputError if `path` exists, unless it is an empty directory."""
+    """Protect existing files; an empty directory may be replaced.
+
+    Raises:
+        InputError: if `path` exists.
+    """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"--output: {path} already exists; choose another path, or remove it")
 
@@ -309,8 +313,8 @@ def problems(path: Path, model: str | None = None) -> Iterator[str]:
         yield str(error)
         return
     if made is not None:
-        damaged = manifests.damaged_files(path.parent, made)
-        yield from (f"{path.parent}: {problem}" for problem in damaged if problem.startswith(f"{path.name}/"))
+        damaged = manifests.damaged_files(path.parent, made, path.name)
+        yield from (f"{path.parent / name}: {problem}" for name, problem in damaged.items())
     if model is not None and info.base_model_digest != model:
         yield (
             f"{path}: was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]}, not"

@@ -42,7 +42,9 @@ def train_language_model(
         return {"loss": held_out_loss(state, held_out, c.microbatch_size, "loss" in c.reference_ops)}
 
     measured = None if validation is None else Validation(measure, c.validate_every)
-    train_stage(stage, Trainer(c, stage.accelerator, model, batches, loss_fn, validation=measured), publish)
+    train_stage(
+        stage, Trainer(c, stage.launch, stage.accelerator, model, batches, loss_fn, validation=measured), publish
+    )
 
 
 def held_out_loss(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from t5_pipeline.artifacts.run_dir import step_name
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import Interrupted
@@ -80,6 +81,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainingConfig,
+        launch: LaunchContext,
         accelerator: Accelerator,
         model: nn.Module,
         batches: BatchSource,
@@ -97,7 +99,7 @@ class Trainer:
         self.cells = cells
         self.unit = "examples" if isinstance(c, LearningConfig) else "tokens"
         make_optimizer = optimizer or partial(model_optimizer, c.optimizer, weight_decay=c.weight_decay)
-        self.state = TrainState(make_engine(accelerator, model, make_optimizer, c.precision), selection)
+        self.state = TrainState(make_engine(launch, accelerator, model, make_optimizer, c.precision), selection)
         self.schedule = learning_rate(
             c.schedule,
             peak=c.learning_rate,
@@ -318,7 +320,7 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
         publish: called on every process with (step, result), once the checkpoint of the step is on disk.
     """
     pending = stage.steps_pending()
-    with StopSignal() as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
+    with StopSignal(stage.launch) as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
         start = stage.resume_from
         if start is None:
             newest = trainer.checkpoints_in(stage.directory, stage.fingerprint).latest()

@@ -1,4 +1,4 @@
-"""What a fingerprint covers of tasks: the files of their splits, and not how they are scored."""
+"""Tasks in fingerprints: the files of their splits count, their metrics only where they are used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def printed(settings: StageConfig) -> str:
 
 @pytest.mark.parametrize("data", [".", "train.jsonl"], ids=["a folder", "a file"])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_every_file_of_a_split_counts(rows: Path, data: str, split: str) -> None:
+def test_files_of_splits_change_the_fingerprint(rows: Path, data: str, split: str) -> None:
     before = printed(tuned(rows / data))
     file = rows / f"{split}.jsonl"
     file.write_text(file.read_text() * 2)
@@ -46,7 +46,7 @@ def test_every_file_of_a_split_counts(rows: Path, data: str, split: str) -> None
 
 
 @pytest.mark.parametrize("data", [".", "train.jsonl"], ids=["a folder", "a file"])
-def test_other_files_change_nothing(rows: Path, data: str) -> None:
+def test_other_files_do_not_change_the_fingerprint(rows: Path, data: str) -> None:
     before = printed(tuned(rows / data))
     (rows / "README.md").write_text("about these rows")
     (rows / "dev.jsonl").write_text("{}")
@@ -54,7 +54,7 @@ def test_other_files_change_nothing(rows: Path, data: str) -> None:
     assert printed(tuned(rows / data, splits={"train": "train", "validation": "dev"})) != before
 
 
-def test_the_splits_of_a_task_that_a_stage_scores_on(rows: Path) -> None:
+def test_splits_of_evaluated_tasks_change_the_fingerprint(rows: Path) -> None:
     def scored() -> str:
         return fingerprint(parts(STAGES["evaluate"](prompts="p"), {}, DigestCache(None), {"task t": task(rows)}))
 
@@ -65,9 +65,11 @@ def test_the_splits_of_a_task_that_a_stage_scores_on(rows: Path) -> None:
     assert scored() != before
 
 
-def test_metrics_count_where_they_are_computed(rows: Path) -> None:
+def test_metrics_change_only_the_fingerprints_that_use_them(rows: Path) -> None:
     assert printed(tuned(rows)) == printed(tuned(rows, metrics=["accuracy", "mcc"]))
-    assert printed(tuned(rows)) != printed(tuned(rows, metrics=["mcc", "accuracy"]))  # it chooses the checkpoint
+    assert printed(tuned(rows)) != printed(
+        tuned(rows, metrics=["mcc", "accuracy"])
+    )  # the first metric selects the checkpoint
     kept_out = [PrepareConfig(corpus="c", decontaminate=[task(rows, metrics=[m])]) for m in ("accuracy", "f1")]
     assert printed(kept_out[0]) == printed(kept_out[1])
     old, new = (

@@ -50,7 +50,7 @@ def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
         seconds.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
         assert (done.code, done.err) == (
             0,
-            f"nothing to do: all 6 stages in {finished.run} are done and match the recipe\n",
+            f"nothing to do: all 6 stages in {finished.run} are up to date\n",
         )
     assert min(seconds) < 3
 
@@ -71,7 +71,7 @@ def test_default_run_dir(finished: Tiny, tmp_path: Path) -> None:
         (["run"], "t5-pipeline run: the following arguments are required: RECIPE"),
         (["run", "x.yaml", "--runs"], "t5-pipeline: unrecognized arguments: --runs"),
         (["run", "x.yaml", "--run", "y"], "t5-pipeline: unrecognized arguments: --run y"),
-        (["run", "x.yaml"], "x.yaml: cannot be read (No such file or directory); give the path of a YAML file"),
+        (["run", "x.yaml"], "cannot read x.yaml (No such file or directory); give the path of a YAML file"),
         (
             ["status", "nowhere"],
             "nowhere: is not a run directory (no recipe.yaml); create one with `t5-pipeline run RECIPE`",
@@ -105,7 +105,7 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     assert found.code == 2
     files = sum(len(manifest.files) for manifest in tiny.manifests().values())
     assert found.err == f"error: {tiny.run}: 1 of {files} files are damaged; run `t5-pipeline run` to rebuild them\n"
-    assert "lm_adapt: 16 files\n  model/model.safetensors differs from what was published (block 0 of 1)\n" in found.out
+    assert "lm_adapt: 16 files\n  model/model.safetensors is damaged (block 0 of 1)\n" in found.out
 
 
 def test_verify_of_an_unfinished_run(tiny: Tiny) -> None:

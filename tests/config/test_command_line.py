@@ -32,7 +32,7 @@ def test_help_lists_every_field_with_meaning_default_and_unit(cls: type) -> None
                 assert f"[{extra['unit']}]" in text
 
 
-def test_values_are_only_those_given() -> None:
+def test_values_contain_only_given_flags() -> None:
     flags = parse(
         LMAdaptConfig,
         "lm_adapt.py",
@@ -44,7 +44,7 @@ def test_values_are_only_those_given() -> None:
     assert (settings.steps, settings.keep_steps) == (5, [1, 3])
 
 
-def test_sizes_of_a_new_model_one_by_one() -> None:
+def test_model_sizes_are_separate_flags() -> None:
     flags = parse(
         SpanCorruptConfig,
         "x.py",
@@ -53,7 +53,7 @@ def test_sizes_of_a_new_model_one_by_one() -> None:
     assert flags.values["init"] == {"d_model": "64", "num_layers": "2"}
 
 
-def test_a_task_comes_from_its_file(tmp_path: Path) -> None:
+def test_a_task_is_read_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "tone.yaml"
     path.write_text(yaml.safe_dump(TASK))
     flags = parse(PromptTuneConfig, "prompt_tune.py", ["--model", "m", "--task", str(path), "--output-dir", "o"])
@@ -66,11 +66,11 @@ def test_a_task_comes_from_its_file(tmp_path: Path) -> None:
         (["--modle", "a", "--output-dir", "o"], "unrecognized arguments: --modle a"),
         (["--model", "a"], "give either --recipe FILE"),
         (["--recipe", "r.yaml", "--output-dir", "o"], "give either --recipe FILE"),
-        (["--output-dir", "o", "--stage", "s"], "--stage, --run-dir and --set go with --recipe"),
+        (["--output-dir", "o", "--stage", "s"], "--stage, --run-dir and --set need --recipe"),
         (["--output-dir", "o", "--schedule", "steep"], "invalid choice: 'steep'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(arguments: list[str], message: str) -> None:
+def test_a_wrong_command_line_is_a_one_line_error(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError) as error:
         parse(LMAdaptConfig, "lm_adapt.py", arguments)
     assert message in str(error.value)
@@ -83,6 +83,6 @@ def test_flags_override_a_recipe(tmp_path: Path) -> None:
         "name: r\nstages:\n  prepare: {corpus: c}\n  lm_adapt: {model: /m, tokens: prepare, steps: 4, keep_steps: [1]}\n"
     )
     values = {"steps": "9", "keep_steps": ["2", "3"], "learning_rate": "0.5"}
-    settings = load_recipe(path, list(as_overrides("lm_adapt", values))).stages["lm_adapt"][0].settings
+    settings = load_recipe(path, as_overrides("lm_adapt", values)).stages["lm_adapt"][0].settings
     assert isinstance(settings, LMAdaptConfig)
     assert (settings.steps, settings.keep_steps, settings.learning_rate) == (9, [2, 3], 0.5)

@@ -1,14 +1,15 @@
-"""Accelerate configurations as they are read: engines, processes, offload, and what is refused."""
+"""Accelerate configurations and launch contexts: engines, processes, offload, and errors."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from t5_pipeline.config.launch import LaunchConfig, read_launch_config
+from t5_pipeline.config.launch import LaunchConfig, LaunchContext, read_launch_config, runner_environment
 from t5_pipeline.core.errors import InputError
 from tests.tiny_run import ROOT
 
@@ -62,7 +63,7 @@ def written(directory: Path, **keys: Any) -> Path:
         ),
     ],
 )
-def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Path) -> None:
+def test_configurations_are_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Path) -> None:
     assert read_launch_config(written(tmp_path, **keys)) == expected
 
 
@@ -90,7 +91,7 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
         ),
         (
             {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"offload_param_device": "cpu"}},
-            "only ZeRO-3 shards weights",
+            "only ZeRO-3 can keep weights in host memory",
         ),
         (
             {
@@ -100,7 +101,7 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
             },
             "deepspeed_config.deepspeed_config_file: is not supported",
         ),
-        ({"distributed_type": "FSDP", "num_processes": 2}, "only FSDP 2 is supported: fsdp_version: 2"),
+        ({"distributed_type": "FSDP", "num_processes": 2}, "fsdp_version: 1 is not supported; set fsdp_version: 2"),
         (
             {
                 "distributed_type": "FSDP",
@@ -109,10 +110,10 @@ def test_what_is_read(keys: dict[str, Any], expected: LaunchConfig, tmp_path: Pa
             },
             "fsdp_config.fsdp_reshard_after_forward: must be true or false",
         ),
-        ({"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": 2}, "must hold keys below it"),
+        ({"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": 2}, "must contain keys"),
     ],
 )
-def test_what_is_refused_in_one_line(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_unsupported_configurations_are_one_line_errors(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
     path = written(tmp_path, **keys)
     with pytest.raises(InputError) as error:
         read_launch_config(path)
@@ -121,12 +122,12 @@ def test_what_is_refused_in_one_line(keys: dict[str, Any], words: str, tmp_path:
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_configuration(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n")
     with pytest.raises(InputError, match="is not an accelerate configuration"):
         read_launch_config(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         read_launch_config(tmp_path / "none.yaml")
 
 
@@ -134,3 +135,47 @@ def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
 def test_every_configuration_of_the_project_can_be_read(path: Path) -> None:
     found = read_launch_config(path)
     assert found.processes >= found.machines >= 1
+
+
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, LaunchContext()),
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_WORLD_SIZE": "2"}, LaunchContext("ddp", 3, 4, 2)),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, LaunchContext("zero3", parent=os.getppid())),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
+            LaunchContext("fsdp2", parent=os.getppid(), reshard=False),
+        ),
+        (runner_environment(LaunchConfig(cpu=True)), LaunchContext(parent=os.getppid(), device="cpu")),
+        (runner_environment(None), LaunchContext(parent=os.getppid())),
+    ],
+)
+def test_a_launch_context_follows_the_environment(
+    environment: dict[str, str], expected: LaunchContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", environment)
+    assert LaunchContext.from_environment() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (DEEPSPEED, "zero_stage: a deepspeed_config_file is not supported"),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0 is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 1 is not supported; set 2"),
+        ({"MASTER_ADDR": "x", "ACCELERATE_DYNAMO_MODE": "y"}, "accelerate started one process"),
+        (runner_environment(LaunchConfig("ddp", 4)), "expected 4 processes (ddp) but got 1 process (one)"),
+        (runner_environment(None) | {"WORLD_SIZE": "2"}, "expected 1 process (one) but got 2 processes (ddp)"),
+    ],
+)
+def test_a_launch_that_cannot_be_used_has_an_error(
+    environment: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", environment)
+    error = LaunchContext.from_environment().error
+    assert error is not None
+    assert words in error

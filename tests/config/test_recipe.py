@@ -6,7 +6,8 @@ import pytest
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.evaluate import EvaluateConfig
-from t5_pipeline.config.recipe import InputRef, load_recipe
+from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 
@@ -48,6 +49,10 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def overridden(recipe: Path, *overrides: str) -> Recipe:
+    return load_recipe(recipe, map(parse_override, overrides))
+
+
 def test_a_recipe_becomes_cells(recipe: Path) -> None:
     found = load_recipe(recipe)
     assert [(name, len(cells)) for name, cells in found.stages.items()] == [
@@ -67,7 +72,7 @@ def test_a_recipe_becomes_cells(recipe: Path) -> None:
 
 
 def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: Path) -> None:
-    found = load_recipe(recipe, ["lm_adapt.steps=99", "prompt_tune.seed=5", "tasks.tone.labels=[a, b, c]", "seed=3"])
+    found = overridden(recipe, "lm_adapt.steps=99", "prompt_tune.seed=5", "tasks.tone.labels=[a, b, c]", "seed=3")
     again = tmp_path / "again.yaml"
     again.write_text(found.text())
     for loaded in (found, load_recipe(again)):
@@ -86,18 +91,18 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("init: {d_model: 64}", "init: {d_modle: 64}", "small.yaml:14: stages.pretrain.init.d_modle: unknown key; did you mean `d_model`?"),
         ("uses: span_corrupt", "uses: span_corupt", "small.yaml:13: stages.pretrain.uses: there is no stage kind `span_corupt`; did you mean `span_corrupt`?"),
         ("    model: pretrain\n", "    model: evaluate\n", "small.yaml:18: stages.lm_adapt.model: stage `evaluate` comes later"),
-        ("    model: pretrain\n", "    model: prepare\n", "small.yaml:18: stages.lm_adapt.model: needs a model, but stage `prepare` makes tokens"),
+        ("    model: pretrain\n", "    model: prepare\n", "small.yaml:18: stages.lm_adapt.model: needs a model, but stage `prepare` publishes tokens"),
         ("    task: tone", "    task: tune", "small.yaml:22: stages.prompt_tune.task: there is no task `tune` under `tasks:`; did you mean `tone`?"),
-        ("      seed: [0, 1]", "      seed: [0, 0]", "makes the cell model=pretrain,seed=0 twice"),
+        ("      seed: [0, 1]", "      seed: [0, 0]", "contains the cell model=pretrain,seed=0 twice"),
         ("      seed: [0, 1]", "      seed: 4", "small.yaml:23: stages.prompt_tune.matrix: must map settings to lists"),
         ("      seed: [0, 1]", "      sed: [0, 1]", "small.yaml:25: stages.prompt_tune.matrix.sed: unknown key; did you mean `seed`?"),
         ("    inputs:", "    imputs:", "small.yaml:6: tasks.tone.imputs: unknown key; did you mean `inputs`?"),
         ("name: small", "nam: small", "small.yaml:1: nam: unknown key; did you mean `name`?"),
         ("seed: 7", "seed: seven", "small.yaml:2: seed: must be a whole number"),
-        ("    corpus: text", "    corpus: text\n    corpus: more", "small.yaml:12: stages.prepare.corpus: stands twice; the first is on line 11"),
+        ("    corpus: text", "    corpus: text\n    corpus: more", "small.yaml:12: stages.prepare.corpus: duplicate key; it is also on line 11"),
         ("    corpus: text", "    corpus: [text", "small.yaml:12: is not valid YAML"),
         ("    init: {d_model: 64}\n", "", "small.yaml:12: stages.pretrain: give either `model`"),
-        ("    corpus: text", "    {}", "stages.prepare.corpus: is required and has no value"),
+        ("    corpus: text", "    {}", "stages.prepare.corpus: is required; give a value"),
         ("uses: span_corrupt", "uses: [a]", "small.yaml:13: stages.pretrain.uses: there is no stage kind `['a']`"),
         ("      seed: [0, 1]", "      5: [3]", "small.yaml:25: stages.prompt_tune.matrix.5: unknown key"),
         ("    task: tone", "    task: [tone]", "small.yaml:22: stages.prompt_tune.task: input should be a valid dictionary"),
@@ -106,20 +111,20 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("seed: 7", "seed: true", "small.yaml:2: seed: must be a whole number"),
         ("  evaluate:", "  5:", "small.yaml:26: stages.5: a stage's name must be text; put it in quotes"),
         ("  tone:", "  5: {data: rows}\n  tone:", "small.yaml:4: tasks.5: a task's name must be text; put it in quotes"),
-        ("  prepare:\n    corpus: text", "  prepare:", "small.yaml:10: stages.prepare: must hold the stage's settings"),
+        ("  prepare:\n    corpus: text", "  prepare:", "small.yaml:10: stages.prepare: must contain the stage's settings"),
         ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: [acuracy]", "small.yaml:9: tasks.tone.metrics: there is no metric `acuracy`; did you mean `accuracy`?"),
         ("    labels: [good, bad]", "    metrics: [macro_f1]", "small.yaml:8: tasks.tone.metrics: `macro_f1` needs the task's `labels`; give them"),
         ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: []", "small.yaml:9: tasks.tone.metrics: name at least one metric"),
-        ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: nothing here is of the task `tune`; did you mean `tone`?"),
+        ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: the task `tune` is not evaluated here; did you mean `tone`?"),
         ("    steps: 20", "    steps: 20\n    schedule: linear\n    warmup_steps: 20", "small.yaml:22: stages.lm_adapt.warmup_steps: must be fewer than the 20 `steps`"),
         (
             "    prompts: prompt_tune",
             "    prompts: prompt_tune\n  more: {uses: prompt_tune, model: pretrain, task: tone, prompt_init: prompt, init_prompt: prompt_tune}",
-            "small.yaml:28: stages.more.init_prompt: stage `prompt_tune` has 6 cells; name one, as in prompt_tune/model=pretrain,seed=0",
+            "small.yaml:28: stages.more.init_prompt: stage `prompt_tune` has 6 cells; choose one, as in prompt_tune/model=pretrain,seed=0",
         ),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, message: str) -> None:
+def test_errors_name_the_line_and_key(recipe: Path, old: str, new: str, message: str) -> None:
     assert RECIPE.count(old) == 1
     recipe.write_text(RECIPE.replace(old, new))
     with pytest.raises(InputError) as error:
@@ -129,30 +134,30 @@ def test_what_is_wrong_is_named_with_its_line(recipe: Path, old: str, new: str, 
 
 
 @pytest.mark.parametrize("whole", ["", "5", "[a]", "name: a\nstages: [a]", "name: a\nstages: {prepare:}", "{[a]: 3}"])
-def test_what_is_no_recipe_at_all(recipe: Path, whole: str) -> None:
+def test_a_file_that_is_not_a_recipe(recipe: Path, whole: str) -> None:
     recipe.write_text(whole)
     with pytest.raises(InputError, match=r"^\S+small\.yaml:\d: "):
         load_recipe(recipe)
 
 
-def test_evaluate_scores_by_the_metrics_that_the_tasks_have_now(recipe: Path) -> None:
+def test_evaluate_uses_the_current_metrics_of_the_tasks(recipe: Path) -> None:
     for override, expected in [
         ("seed=7", {"tone": ["accuracy"]}),
         ("tasks.tone.metrics=[f1, mcc]", {"tone": ["f1", "mcc"]}),
         ("evaluate.metrics.tone=[mcc]", {"tone": ["mcc"]}),
         ("evaluate.metrics=['tone=f1,mcc']", {"tone": ["f1", "mcc"]}),
     ]:
-        settings = load_recipe(recipe, [override]).stages["evaluate"][0].settings
+        settings = overridden(recipe, override).stages["evaluate"][0].settings
         assert isinstance(settings, EvaluateConfig)
         assert settings.metrics == expected
 
 
-def test_warm_up_follows_the_schedule(recipe: Path) -> None:
+def test_default_warmup_depends_on_the_schedule(recipe: Path) -> None:
     for schedule, expected in [("rsqrt", 10_000), ("constant", 0), ("linear", 0)]:
-        cells = load_recipe(recipe, [f"{stage}.schedule={schedule}" for stage in ("pretrain", "lm_adapt")]).stages
+        cells = overridden(recipe, *(f"{stage}.schedule={schedule}" for stage in ("pretrain", "lm_adapt"))).stages
         for stage in ("pretrain", "lm_adapt"):
             assert cells[stage][0].settings.warmup_steps == expected  # type: ignore[attr-defined]
-    given = load_recipe(recipe, ["lm_adapt.schedule=linear", "lm_adapt.warmup_steps=19"]).stages["lm_adapt"][0].settings
+    given = overridden(recipe, "lm_adapt.schedule=linear", "lm_adapt.warmup_steps=19").stages["lm_adapt"][0].settings
     assert given.warmup_steps == 19  # type: ignore[attr-defined]
 
 
@@ -160,22 +165,22 @@ def test_warm_up_follows_the_schedule(recipe: Path) -> None:
     ("override", "message"),
     [
         ("lm_adapt.stepz=3", "--set: stages.lm_adapt.stepz: unknown key; did you mean `steps`?"),
-        ("lm_adapted.steps=3", "--set lm_adapted.steps=3: there is no stage `lm_adapted`; did you mean `lm_adapt`?"),
-        ("lm_adapt.steps", "--set lm_adapt.steps: must look like stage.key=value"),
+        ("lm_adapted.steps=3", "--set lm_adapted.steps: there is no stage `lm_adapted`; did you mean `lm_adapt`?"),
+        ("lm_adapt.steps", "--set lm_adapt.steps: is not an override; write it as stage.key=value"),
     ],
 )
-def test_a_wrong_override_is_named(recipe: Path, override: str, message: str) -> None:
+def test_a_wrong_override_is_an_error(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
-        load_recipe(recipe, [override])
+        overridden(recipe, override)
 
 
 def test_a_missing_recipe(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         load_recipe(tmp_path / "none.yaml")
 
 
-def test_tasks_one_by_one_and_together(tmp_path: Path) -> None:
-    """A name stands for a list of one; evaluate takes all cells of a stage, and knows their tasks' metrics."""
+def test_single_tasks_and_lists_of_tasks(tmp_path: Path) -> None:
+    """A name is a list of one task; evaluate takes all cells of a stage and the metrics of their tasks."""
     path = tmp_path / "tuning.yaml"
     path.write_text(
         "name: tuning\n"

@@ -1,4 +1,4 @@
-"""Token shards at a URL, through a bounded cache. The store is a file system that writes down what is fetched from it."""
+"""Remote token shards through a bounded cache, from a store that logs every fetch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ U2 = np.dtype("<u2")
 
 
 class Counted(LocalFileSystem):
-    """counted:///path is the file at /path; each opening is a line of the file that COUNTED_LOG names."""
+    """counted:///path is the file /path; each open appends a line to the file COUNTED_LOG."""
 
     protocol = "counted"
 
@@ -65,7 +65,7 @@ def fetched(tmp_path: Path) -> Any:
 
 
 class Store:
-    """Files of 2,000 bytes: the numbers from 1000·k on."""
+    """Files of 2,000 bytes: file k contains the numbers 1000·k to 1000·k + 999."""
 
     def __init__(self, directory: Path, count: int) -> None:
         directory.mkdir()
@@ -91,7 +91,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def held(cache: Path) -> int:
-    """Bytes in the cache, while nobody makes room or fills it."""
+    """Bytes in the cache, under the lock for evicting and fetching."""
     with FileCache(cache)._lock_file("room", wait=True):
         sizes = []
         for path in cache.iterdir():
@@ -100,7 +100,7 @@ def held(cache: Path) -> int:
     return sum(sizes)
 
 
-def test_fetched_once_and_when_first_read(store: Store, cache: Path, fetched: Any) -> None:
+def test_files_are_fetched_once_when_first_read(store: Store, cache: Path, fetched: Any) -> None:
     arrays = store.arrays(cache, 10**6)
     assert fetched() == []
     for _ in range(3):
@@ -108,13 +108,13 @@ def test_fetched_once_and_when_first_read(store: Store, cache: Path, fetched: An
         assert arrays[4].read(0, 1000).tolist() == store.numbers(4).tolist()
         assert arrays[1].read(7, 7).tolist() == []
     assert fetched() == ["f2", "f4"]
-    # Another process finds them there.
+    # Another process reuses them.
     assert store.arrays(cache, 10**6)[2].read(0, 1).tolist() == [2000]
     assert fetched() == ["f2", "f4"]
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_what_was_used_least_recently_makes_room(store: Store, cache: Path, fetched: Any, known: bool) -> None:
+def test_least_recently_used_files_are_evicted(store: Store, cache: Path, fetched: Any, known: bool) -> None:
     arrays = store.arrays(cache, 6_500, known)  # three files
     views = [arrays[k].read(0, 1000) for k in (0, 1, 2)]
     for _ in range(2):
@@ -125,20 +125,20 @@ def test_what_was_used_least_recently_makes_room(store: Store, cache: Path, fetc
     assert held(cache) == 6_000
     assert arrays[0].read(0, 1).tolist() == [0]
     assert fetched() == ["f0", "f1", "f2", "f3"]
-    # What is removed stays readable to those who have it.
+    # Evicted files stay readable where they are mapped.
     assert [view.tolist() for view in views] == [store.numbers(k).tolist() for k in (0, 1, 2)]
     arrays[1].read(0, 1)
     assert fetched() == ["f0", "f1", "f2", "f3", "f1"]
 
 
-def test_any_order_within_the_bound(store: Store, cache: Path, fetched: Any) -> None:
+def test_random_reads_stay_within_the_limit(store: Store, cache: Path, fetched: Any) -> None:
     arrays = store.arrays(cache, 4_000)
     for k in np.random.default_rng(0).integers(0, 6, 200).tolist():
         assert arrays[k].read(3, 5).tolist() == [1000 * k + 3, 1000 * k + 4]
         assert held(cache) <= 4_000
         mapped = {array.path for array in arrays if array._array is not None and array.path.is_file()}
         assert len(mapped) <= 2
-        # What was removed is not kept mapped for good either, or its room would not come back.
+        # Evicted files are eventually unmapped, or their space would not be freed.
         assert sum(one._array is not None for one in arrays) <= 3
 
 
@@ -173,7 +173,7 @@ def test_processes_share_the_cache(
     assert not list(cache.glob("*.tmp"))
 
 
-def test_a_fetch_that_was_killed_is_in_nobodys_way(store: Store, cache: Path) -> None:
+def test_a_killed_fetch_does_not_block_the_next(store: Store, cache: Path) -> None:
     (array, *_) = store.arrays(cache, 10**6)
     cache.mkdir(parents=True)
     place = array.pool.cache.place(array.url, 2000, array.blocks)
@@ -187,10 +187,10 @@ def test_a_fetch_that_was_killed_is_in_nobodys_way(store: Store, cache: Path) ->
     [
         (
             "flipped",
-            r"^counted:///.*/f1: block 1 of 1 is damaged, it is not what was written: put the file there again$",
+            r"^counted:///.*/f1: block 1 of 1 is damaged; upload the file again$",
         ),
-        ("shorter", r"^counted:///.*/f1 is not 2,000 bytes long"),
-        ("gone", r"^counted:///.*/f1 is not there: put the token shards there again$"),
+        ("shorter", r"^counted:///.*/f1: is not 2,000 bytes long; upload"),
+        ("gone", r"^counted:///.*/f1: does not exist; upload the token shards again$"),
     ],
 )
 def test_damage_in_the_store(store: Store, cache: Path, damage: str, message: str) -> None:
@@ -220,15 +220,15 @@ def test_damage_in_the_cache(store: Store, cache: Path) -> None:
 
 def test_a_cache_that_is_too_small(store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InputError, match=r"f0 has 2,000 bytes, more than the cache may hold \(1,999\): raise T5_PIPELINE"
+        InputError, match=r"f0: has 2,000 bytes, more than the cache's limit of 1,999; raise T5_PIPELINE"
     ):
         store.arrays(cache, 1_999)[0].read(0, 1)
     monkeypatch.setenv("T5_PIPELINE_CACHE_GB", "much")
-    with pytest.raises(InputError, match="T5_PIPELINE_CACHE_GB: must be a number of GB above 0, not 'much'"):
+    with pytest.raises(InputError, match="T5_PIPELINE_CACHE_GB: must be a positive number of GB, not 'much'"):
         FileCache(cache)
 
 
-def test_what_stands_for_remote_tokens(finished: Tiny, fetched: Any) -> None:
+def test_local_copy_of_remote_tokens(finished: Tiny, fetched: Any) -> None:
     for url in (
         f"counted://{finished.run}/prepare/tokens",
         f"counted://{finished.run}/prepare",
@@ -243,11 +243,11 @@ def test_what_stands_for_remote_tokens(finished: Tiny, fetched: Any) -> None:
     assert all(far.document(i).tolist() == near.document(i).tolist() for i in range(len(near)))
 
 
-def test_what_is_no_remote_tokens(tmp_path: Path) -> None:
+def test_invalid_remote_tokens_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^x\.tokens: counted:///nowhere contains no tokens\.json;"):
         local_tokens("counted:///nowhere", "x.tokens")
     with pytest.raises(
-        InputError, match=r"^x\.tokens: nosuch://a/tokens\.json cannot be read \(Protocol not known: nosuch"
+        InputError, match=r"^x\.tokens: cannot read nosuch://a/tokens\.json \(Protocol not known: nosuch"
     ):
         local_tokens("nosuch://a", "x.tokens")
     (tmp_path / "tokens.json").write_text("{")
@@ -256,7 +256,7 @@ def test_what_is_no_remote_tokens(tmp_path: Path) -> None:
 
 
 def test_training_on_remote_tokens(finished: Tiny, tiny: Tiny, tmp_path: Path, fetched: Any) -> None:
-    """The model has the same bits as from local shards, and is not trained again when they move."""
+    """The model is bit-identical to one from local shards, and not retrained when the shards move."""
     url = f"counted://{finished.run}/prepare/tokens"
     moved = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--set", f"lm_adapt.tokens={url}")
     assert "nothing to do" in stage("lm_adapt", *moved).out

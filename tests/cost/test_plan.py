@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.recipe import load_recipe, parse_override
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.plan import Rate, plan
 from tests.tiny_run import ROOT, Tiny, listing, refused, stage, t5_pipeline
 
 
 def planned(tiny: Tiny, *overrides: str) -> str:
-    return plan(load_recipe(tiny.recipe, list(overrides)), RunDir(tiny.run))
+    return plan(load_recipe(tiny.recipe, map(parse_override, overrides)), RunDir(tiny.run))
 
 
 def test_finished_run(finished: Tiny) -> None:
@@ -40,9 +40,9 @@ def test_new_run(finished: Tiny, tmp_path: Path) -> None:
         ("lm_adapt.learning_rate=0.5", ["run       lm_adapt  learning_rate: 0.02 → 0.5"]),
         (
             "prepare.vocabulary_size=400",
-            ["run       prepare  vocabulary_size: 300 → 400", "run       pretrain  prepare will have run"],
+            ["run       prepare  vocabulary_size: 300 → 400", "run       pretrain  depends on prepare"],
         ),
-        ("lm_adapt.steps=20", ["continue  lm_adapt  has 8 steps, 20 are wanted"]),
+        ("lm_adapt.steps=20", ["continue  lm_adapt  has 8 of 20 steps"]),
         ("lm_adapt.schedule=linear", ["run       lm_adapt  schedule: constant → linear"]),
         ("evaluate.limit=4", ["run       evaluate  limit: 8 → 4"]),
         ("seed=4", ["run       prepare  seed: 3 → 4"]),
@@ -101,8 +101,8 @@ def test_remaining_work(tiny: Tiny) -> None:
     assert tables(planned(tiny, "lm_adapt.steps=12"))[0]["lm_adapt"]["left"] == "33%"
 
 
-def test_hours_from_a_given_and_a_measured_rate(tiny: Tiny) -> None:
-    recipe, run_dir = load_recipe(tiny.recipe, ["lm_adapt.steps=16"]), RunDir(tiny.run)
+def test_hours_at_a_rate_and_as_measured(tiny: Tiny) -> None:
+    recipe, run_dir = load_recipe(tiny.recipe, [parse_override("lm_adapt.steps=16")]), RunDir(tiny.run)
     flops = float(tables(plan(recipe, run_dir))[0]["lm_adapt"]["FLOPs"])
     stated = tables(plan(recipe, run_dir, Rate(flops / 100)))[0]
     assert stated["lm_adapt"]["hours left"] == "50 s"
@@ -118,7 +118,7 @@ def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
     launch = tmp_path / "zero2.yaml"
     launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 8\ndeepspeed_config: {zero_stage: 2}\n")
     sets = [f"lm_adapt.launch={launch}", "lm_adapt.optimizer=adamw"]
-    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", sets)
+    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", map(parse_override, sets))
     work, memory, saving = tables(plan(recipe, RunDir(tmp_path / "run"), sizes=True))
     assert [row["parameters"] for name, row in work.items() if name.startswith("lm_adapt")] == [
         "76,961,152", "247,577,856", "783,150,080", "2.8 G", "11.1 G",
@@ -132,7 +132,7 @@ def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
 
 def test_unsupported_launch_configuration(finished: Tiny, tmp_path: Path) -> None:
     (tmp_path / "fsdp1.yaml").write_text("distributed_type: FSDP\nnum_processes: 2\n")
-    with pytest.raises(InputError, match="only FSDP 2 is supported"):
+    with pytest.raises(InputError, match="fsdp_version: 1 is not supported"):
         planned(finished, f"lm_adapt.launch={tmp_path / 'fsdp1.yaml'}")
     said = t5_pipeline("plan", finished.recipe, "--run-dir", finished.run, "--rate", "fast")
     refused(said, r"--rate fast: is not a rate; give the FLOP/s of one device, such as 400T, or measured")

@@ -1,4 +1,4 @@
-"""Stages as processes: how they are started, found and told to stop, and how their exit codes come back."""
+"""Stage processes: command lines, ranks, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def test_every_kind_has_a_script(kind: str) -> None:
     assert stage_script(kind).is_file()
 
 
-def test_plain_python_or_accelerate() -> None:
+def test_command_is_plain_python_or_accelerate_launch() -> None:
     script = str(stage_script("lm_adapt"))
     assert command("lm_adapt", None, ["--steps", "5"]) == [sys.executable, script, "--steps", "5"]
     configuration = str(ROOT / "accelerate_configs" / "ddp.yaml")
     launched = command("lm_adapt", configuration, ["--steps", "5"])
     assert launched[1:3] == ["-m", "accelerate.commands.launch"]
     assert launched[3:] == ["--config_file", configuration, script, "--steps", "5"]
-    with pytest.raises(InputError, match=r"none\.yaml: there is no such accelerate configuration"):
+    with pytest.raises(InputError, match=r"none\.yaml: does not exist; check the path"):
         command("lm_adapt", "none.yaml", [])
-    with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, and a runner .*slurm\.sbatch"):
+    with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, but a run .*slurm\.sbatch"):
         command("lm_adapt", str(ROOT / "accelerate_configs" / "multi_node.yaml"), [])
 
 
-def test_two_processes_under_the_runner_and_a_code_that_the_launcher_swallows(
+def test_exit_code_and_message_of_two_processes_are_reported(
     tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """accelerate ends with its own 1; the stage's code and message come back all the same."""
+    """accelerate itself exits with 1."""
     before = signals()
     flags = ["--recipe", str(tiny.recipe), "--run-dir", str(tiny.run), "--steps", "10", "--resume-from", "7"]
     code, message = launch(
@@ -56,8 +56,8 @@ def signals() -> list[object]:
     return [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
 
 
-def test_ranks_are_those_that_run_the_script_and_not_the_launcher(tmp_path: Path) -> None:
-    """A process tree as `accelerate launch` makes it."""
+def test_ranks_exclude_the_launcher(tmp_path: Path) -> None:
+    """In a process tree like that of `accelerate launch`."""
     script = tmp_path / "stage_like.py"
     script.write_text("import sys\nsys.stdin.read()\n")
     launcher = f"""
@@ -74,7 +74,7 @@ print(*(rank.pid for rank in ranks), flush=True)
         assert len(pids) == 2
         until = time.monotonic() + 20
         while len(ranks(process.pid, script.name)) < 2 and time.monotonic() < until:
-            time.sleep(0.01)  # a process that has just begun has no command line yet
+            time.sleep(0.01)  # a new process has no command line yet
         assert sorted(ranks(process.pid, script.name)) == sorted(pids)
         assert ranks(process.pid, "other.py") == []
     finally:

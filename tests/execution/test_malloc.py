@@ -1,4 +1,4 @@
-"""Freed memory is used again: on Linux with glibc no page of a second large block is new."""
+"""Reuse of freed memory: with glibc, a second large block causes no page faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ print(faults())
 """
 
 
-def test_a_second_block_takes_no_new_pages() -> None:
+def test_freed_memory_is_reused() -> None:
     done = _counted({})
     if done.returncode == 77:
         pytest.skip("no glibc here")
@@ -36,13 +36,13 @@ def test_a_second_block_takes_no_new_pages() -> None:
     [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=65536"}],
     ids=lambda setting: next(iter(setting)),
 )
-def test_what_the_environment_says_of_it_counts(setting: dict[str, str]) -> None:
+def test_settings_in_the_environment_take_precedence(setting: dict[str, str]) -> None:
     assert _counted(setting).returncode == 77
     assert _counted({"MALLOC_ARENA_MAX": "2"}).returncode == _counted({}).returncode
 
 
 def _counted(setting: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """FAULTS in an environment that says nothing else of malloc."""
+    """Run FAULTS without other malloc settings in the environment."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     return subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=False, env=env | setting

@@ -1,4 +1,4 @@
-"""metrics.jsonl after kills, and what a person sees."""
+"""metrics.jsonl after kills, and the progress display."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def steps(path: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_rows_after_the_restored_step_and_a_torn_line_are_cut(tmp_path: Path) -> None:
+def test_rows_after_the_restored_step_and_a_torn_line_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "a" / "metrics.jsonl"
     with MetricsLog(path) as metrics:
         for step in (0, 10, 20, 20, 30):
@@ -36,14 +36,14 @@ def test_rows_after_the_restored_step_and_a_torn_line_are_cut(tmp_path: Path) ->
     assert path.read_text() == ""
 
 
-def test_rows_go_to_trackers_too(tmp_path: Path) -> None:
+def test_rows_are_passed_to_trackers(tmp_path: Path) -> None:
     tracked: list[Any] = []
     with MetricsLog(tmp_path / "metrics.jsonl", also=tracked.append) as metrics:
         metrics.write({"step": 1, "loss": 0.5})
     assert tracked == [{"step": 1, "loss": 0.5}]
 
 
-def test_a_metric_that_is_not_finite_is_an_error_not_a_line(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     with (
         MetricsLog(tmp_path / "metrics.jsonl") as metrics,
         pytest.raises(InputError, match="step 3: a metric is not finite"),
@@ -52,7 +52,7 @@ def test_a_metric_that_is_not_finite_is_an_error_not_a_line(tmp_path: Path) -> N
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_a_log_gets_the_first_row_then_one_now_and_then_and_the_last() -> None:
+def test_a_log_contains_the_first_and_last_rows_and_some_between() -> None:
     stream = io.StringIO()
     with Progress("lm_adapt", 100, stream=stream, every=3600) as progress:
         for step in range(1, 101):
@@ -63,7 +63,7 @@ def test_a_log_gets_the_first_row_then_one_now_and_then_and_the_last() -> None:
     assert last == "lm_adapt  step 100/100  loss 3.214  6,120 tokens/s"
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

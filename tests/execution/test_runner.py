@@ -1,4 +1,4 @@
-"""`t5-pipeline run`, with real stages: what runs again, what goes on, what stays as it is."""
+"""`t5-pipeline run` with real stages: stale stages rerun or resume, the others are untouched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def done(lines: list[str]) -> list[str]:
 
 
 def todo(lines: list[str]) -> dict[str, str]:
-    """Cell → why, of a plan."""
+    """Cell → reason, in the output of `plan`."""
     return {cell.strip(): why.strip() for act, cell, why in map(_parts, lines) if act != "done"}
 
 
@@ -47,33 +47,33 @@ def test_a_whole_run(finished: Tiny) -> None:
         assert methods.count(("no prompt", model)) == methods.count(("majority class", model)) == 1
 
 
-def test_a_second_run_does_nothing_and_says_so(finished: Tiny) -> None:
+def test_a_second_run_reports_nothing_to_do(finished: Tiny) -> None:
     before = listing(finished.run)
     said = t5_pipeline("run", finished.recipe, "--run-dir", finished.run)
     assert (said.code, said.err) == (
         0,
-        f"nothing to do: all 6 stages in {finished.run} are done and match the recipe\n",
+        f"nothing to do: all 6 stages in {finished.run} are up to date\n",
     )
     assert changed(before, listing(finished.run)) <= {".state/lock"}
     assert set(todo(finished.plan())) == set()
 
 
 def changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> set[str]:
-    """Files that are new, gone or other, by their place in the run."""
+    """Files that were created, removed or changed, relative to the run."""
     names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     root = min(after, key=len)
     return {os.path.relpath(name, root) for name in names}
 
 
-def test_one_setting_reruns_its_stage_and_what_depends_on_it(tiny: Tiny) -> None:
-    """`sentinel.variant`: its own prompts and the scores follow; the models, and prompts on other models, do not."""
+def test_a_changed_setting_reruns_its_stage_and_dependents(tiny: Tiny) -> None:
+    """After `sentinel.variant` changes, its prompts and the scores rerun; other models and their prompts do not."""
     variant = ("--set", "sentinel.variant=both")
     why = todo(tiny.plan(*variant))
     assert why == {
         "sentinel": "variant: targets → both",
-        "prompt_tune [model=sentinel,seed=0]": "sentinel will have run",
-        "prompt_tune [model=sentinel,seed=1]": "sentinel will have run",
-        "evaluate": "prompt_tune will have run",
+        "prompt_tune [model=sentinel,seed=0]": "depends on sentinel",
+        "prompt_tune [model=sentinel,seed=1]": "depends on sentinel",
+        "evaluate": "depends on prompt_tune",
     }
     before, files = tiny.digests(), listing(tiny.run)
     said = tiny.start(*variant)
@@ -89,7 +89,7 @@ def test_one_setting_reruns_its_stage_and_what_depends_on_it(tiny: Tiny) -> None
     }  # fmt: skip
     untouched = [tiny.run / name for name in ("prepare", "pretrain", "lm_adapt", *CELLS[:4])]
     assert all(files[name] == now for name, now in listing(*untouched).items())
-    # What was there before lies aside, whole.
+    # The old results are kept in superseded/.
     aside = {
         path.parent.parent.relative_to(tiny.run / "superseded").as_posix()
         for path in (tiny.run / "superseded").rglob("manifest.json")
@@ -99,7 +99,7 @@ def test_one_setting_reruns_its_stage_and_what_depends_on_it(tiny: Tiny) -> None
     assert todo(tiny.plan(*variant)) == {}
 
 
-def test_a_new_cell_runs_alone(tiny: Tiny) -> None:
+def test_only_a_new_cell_runs(tiny: Tiny) -> None:
     tiny.edit("seed: [0, 1]", "seed: [0, 1, 2]")
     tiny.edit("model: [lm_adapt@4, lm_adapt, sentinel]", "model: [lm_adapt@4]")
     tiny.edit("  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1}\n", "")
@@ -116,10 +116,10 @@ def test_a_new_cell_runs_alone(tiny: Tiny) -> None:
     assert list(json.loads((job / "job.json").read_text())["cells"]) == ["model=lm_adapt@4,seed=2"]
 
 
-def test_more_steps_go_on_and_end_where_a_run_in_one_ends(tiny: Tiny, tmp_path: Path) -> None:
-    """To the bit; the log too."""
+def test_more_steps_resume_and_match_an_uninterrupted_run(tiny: Tiny, tmp_path: Path) -> None:
+    """Model and log are identical."""
     steps = ("--until", "lm_adapt", "--set", "lm_adapt.steps=11")
-    assert "has 8 steps, 11 are wanted" in todo(tiny.plan(*steps[2:]))["lm_adapt"]
+    assert "has 8 of 11 steps" in todo(tiny.plan(*steps[2:]))["lm_adapt"]
     said = tiny.start(*steps)
     assert said.code == 0, said.err
     assert "step 10/11" in said.err
@@ -135,8 +135,8 @@ def test_more_steps_go_on_and_end_where_a_run_in_one_ends(tiny: Tiny, tmp_path: 
     assert metrics(tiny.run / "lm_adapt") == metrics(alone.run / "lm_adapt")
 
 
-def test_a_kept_step_is_what_a_run_of_so_many_steps_makes(finished: Tiny, tmp_path: Path) -> None:
-    """`lm_adapt@4`; the schedule is constant, so both take the same four steps."""
+def test_a_kept_step_equals_a_run_of_that_many_steps(finished: Tiny, tmp_path: Path) -> None:
+    """The schedule is constant, so both take the same four steps."""
     flags = ("--recipe", finished.recipe, "--stage", "lm_adapt", "--steps", 4, "--set", "prompt_tune.model=sentinel")
     for made in ("prepare", "pretrain"):
         shutil.copytree(finished.run / made, tmp_path / "run" / made)
@@ -165,7 +165,7 @@ def test_until_and_from(tiny: Tiny) -> None:
     assert "--until prepare" in said.err
 
 
-def test_two_runs_on_one_directory(tiny: Tiny) -> None:
+def test_a_second_run_on_a_directory_in_use_is_an_error(tiny: Tiny) -> None:
     with lock(RunDir(tiny.run).state / "lock", tiny.run):
         before = listing(tiny.run)
         said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=4")
@@ -177,7 +177,7 @@ def test_two_runs_on_one_directory(tiny: Tiny) -> None:
 
 
 def running(tiny: Tiny) -> tuple[subprocess.Popen[str], psutil.Process]:
-    """`t5-pipeline run` at work on an endless lm_adapt, 40 steps or more into it; and the stage's process."""
+    """`t5-pipeline run` at 40 or more steps of an endless lm_adapt, and the stage's process."""
     steps = ("--set", "lm_adapt.steps=100000", "--until", "lm_adapt", "--set", "lm_adapt.checkpoint_every=20")
     runner = subprocess.Popen(
         command("run", tiny.recipe, "--run-dir", tiny.run, *steps), stderr=subprocess.PIPE, text=True
@@ -190,8 +190,8 @@ def running(tiny: Tiny) -> tuple[subprocess.Popen[str], psutil.Process]:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stage_that_is_stopped(tiny: Tiny, signum: signal.Signals, code: int) -> None:
-    """SIGKILL hits the stage, the others the runner, which passes them on and reports the stage's code."""
+def test_a_stopped_stage_is_reported(tiny: Tiny, signum: signal.Signals, code: int) -> None:
+    """SIGKILL is sent to the stage; the others to the runner, which forwards them and returns the stage's code."""
     runner, rank = running(tiny)
     second = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run)
     assert (second.code, second.err.split(" on ")[0]) == (2, f"error: {tiny.run}: is in use by process {runner.pid}")
@@ -200,16 +200,16 @@ def test_a_stage_that_is_stopped(tiny: Tiny, signum: signal.Signals, code: int) 
     _, said = runner.communicate(timeout=60)
     assert runner.returncode == code, said
     if signum == signal.SIGKILL:
-        assert "lm_adapt was killed by signal 9; run the same command to go on from its last checkpoint" in said
+        assert "lm_adapt was killed by signal 9; run the same command to resume from its last checkpoint" in said
     else:
-        where = f"after step {newest_checkpoint(tiny):,}, which is saved; run the same command to go on"
+        where = f"after step {newest_checkpoint(tiny):,}, which is saved; run the same command to resume"
         assert f"■ lm_adapt: stopped by {signum.name} {where}" in said
     assert "Traceback" not in said
     assert not rank.is_running()
 
 
-def test_a_runner_that_is_killed_takes_its_stage_along(tiny: Tiny) -> None:
-    """The stage notices, saves and leaves the directory to the next run."""
+def test_a_stage_stops_when_its_runner_is_killed(tiny: Tiny) -> None:
+    """The stage saves a checkpoint and releases the directory."""
     runner, rank = running(tiny)
     runner.kill()
     rank.wait(timeout=60)
@@ -221,8 +221,8 @@ def test_a_runner_that_is_killed_takes_its_stage_along(tiny: Tiny) -> None:
     assert metrics(tiny.run / "lm_adapt")[-1]["step"] >= steps - 2
 
 
-def test_an_engine_that_a_stage_cannot_train_on_is_refused_before_anything_runs(tiny: Tiny) -> None:
-    """The third stage would find out only after the others have run."""
+def test_an_unsupported_engine_is_rejected_before_anything_runs(tiny: Tiny) -> None:
+    """Otherwise the third stage would fail only after the others have run."""
     sets = ("--set", f"lm_adapt.launch={ROOT / 'accelerate_configs' / 'cpu_zero2.yaml'}", "--set", "prepare.seed=9")
     before = listing(tiny.run)
     for words in (("run",), ("plan",)):

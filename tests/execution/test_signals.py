@@ -8,10 +8,11 @@ from pathlib import Path
 ORPHAN = """
 import os, sys, time
 os.environ["T5_PIPELINE_RUNNER"] = "1"
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.execution.signals import StopSignal
 read, write = os.pipe()
 if os.fork() == 0:
-    with StopSignal() as stop:
+    with StopSignal(LaunchContext.from_environment()) as stop:
         assert stop.signum == 0
         os.write(write, b".")
         while not stop.signum:
@@ -24,8 +25,8 @@ os.read(read, 1)
 """
 
 
-def test_a_stage_whose_runner_is_gone_is_told_to_stop(tmp_path: Path) -> None:
-    told = tmp_path / "told"
+def test_a_stage_stops_when_its_runner_dies(tmp_path: Path) -> None:
+    signum = tmp_path / "signum"
     # The pipe ends when the last of the two processes does.
-    subprocess.run([sys.executable, "-c", ORPHAN, str(told)], check=True, stdout=subprocess.PIPE, timeout=60)
-    assert told.read_text() == str(int(signal.SIGTERM))
+    subprocess.run([sys.executable, "-c", ORPHAN, str(signum)], check=True, stdout=subprocess.PIPE, timeout=60)
+    assert signum.read_text() == str(int(signal.SIGTERM))

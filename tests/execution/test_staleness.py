@@ -1,4 +1,4 @@
-"""What runs again and what does not, decided from recipes and manifests alone."""
+"""Stale cells, computed from recipes and manifests only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.recipe import load_recipe, parse_override
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs
 
@@ -31,7 +31,7 @@ stages:
 
 
 class Run:
-    """A run directory whose stages are 'made' by writing the manifests that real stages would write."""
+    """A run directory with manifests like those of real stages."""
 
     def __init__(self, path: Path) -> None:
         data = path / "rows.jsonl"
@@ -41,7 +41,7 @@ class Run:
         self.dir = RunDir(path / "run")
 
     def decide(self, *overrides: str) -> dict[str, CellStatus]:
-        return {d.cell.label: d for d in decide(load_recipe(self.recipe, list(overrides)), self.dir)}
+        return {d.cell.label: d for d in decide(load_recipe(self.recipe, map(parse_override, overrides)), self.dir)}
 
     def make(self, decision: CellStatus, finished: bool = True) -> None:
         """Publish something whose digest depends on what the cell was made from."""
@@ -88,47 +88,47 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
-def test_nothing_was_run(run: Run) -> None:
+def test_all_cells_of_a_new_run_are_stale(run: Run) -> None:
     assert set(run.todo().values()) == {"not run yet"}
     run.make_all()
     assert run.todo() == {}
 
 
-def test_a_changed_setting_reruns_what_depends_on_it(run: Run) -> None:
+def test_a_changed_setting_makes_dependents_stale(run: Run) -> None:
     run.make_all()
     todo = run.todo("lm_adapt.learning_rate=0.5")
     assert todo["lm_adapt"] == "learning_rate: 1.0 → 0.5"
     assert set(todo) == {
         "lm_adapt", "prompt_tune [model=lm_adapt@10,seed=0]", "prompt_tune [model=lm_adapt@10,seed=1]", "evaluate",
     }  # fmt: skip
-    assert todo["evaluate"] == "prompt_tune will have run"
+    assert todo["evaluate"] == "depends on prompt_tune"
 
 
 @pytest.mark.parametrize(
     "override",
     ["lm_adapt.microbatch_size=4", "lm_adapt.threads=1", "lm_adapt.log_every=3", "lm_adapt.checkpoint_every=7"],
 )
-def test_how_a_stage_is_run_changes_nothing(run: Run, override: str) -> None:
+def test_runtime_settings_do_not_make_cells_stale(run: Run, override: str) -> None:
     run.make_all()
     assert run.todo(override) == {}
 
 
-def test_more_steps_go_on_and_fewer_are_made_anew(run: Run) -> None:
+def test_more_steps_resume_and_fewer_are_recomputed(run: Run) -> None:
     run.make_all()
     decision = run.decide("lm_adapt.steps=30")["lm_adapt"]
     assert (decision.action, decision.reason, decision.steps_wanted) == (
         "continue",
-        "has 20 steps, 30 are wanted",
+        "has 20 of 30 steps",
         [30],
     )
     decision = run.decide("lm_adapt.steps=15")["lm_adapt"]
     assert (decision.action, decision.steps_wanted) == ("continue", [15])
-    # The step that others use is still there, so they are not touched.
+    # The step that others use still exists, so they are up to date.
     run.make(run.decide("lm_adapt.steps=30")["lm_adapt"])
     assert run.todo("lm_adapt.steps=30") == {}
 
 
-def test_fewer_steps_that_were_kept_are_there(run: Run) -> None:
+def test_fewer_steps_use_a_kept_step(run: Run) -> None:
     before = ("lm_adapt.keep_steps=[15]", "prompt_tune.model=lm_adapt")
     run.make_all(*before)
     decision = run.decide(*before, "lm_adapt.steps=15")["prompt_tune [seed=0]"]
@@ -137,7 +137,7 @@ def test_fewer_steps_that_were_kept_are_there(run: Run) -> None:
     assert decision.reason == "input model changed"
 
 
-def test_steps_shape_the_trajectory_where_the_schedule_depends_on_them(run: Run) -> None:
+def test_steps_are_part_of_the_fingerprint_if_the_schedule_depends_on_them(run: Run) -> None:
     run.make_all("pretrain.schedule=linear")
     decision = run.decide("pretrain.schedule=linear", "pretrain.steps=11")["pretrain"]
     assert (decision.action, decision.reason) == ("run", "steps: 10 → 11")
@@ -150,7 +150,7 @@ def test_a_step_that_was_not_kept(run: Run) -> None:
     assert (decision.action, decision.reason, decision.steps_wanted) == ("continue", "step 5 was not kept", [5])
 
 
-def test_a_new_cell_runs_alone(run: Run) -> None:
+def test_only_a_new_cell_runs(run: Run) -> None:
     run.make_all()
     run.recipe.write_text(run.recipe.read_text().replace("seed: [0, 1]", "seed: [0, 1, 2]"))
     assert set(run.todo()) == {
@@ -160,14 +160,14 @@ def test_a_new_cell_runs_alone(run: Run) -> None:
     }
 
 
-def test_changed_data_are_noticed(run: Run) -> None:
+def test_changed_data_make_cells_stale(run: Run) -> None:
     run.make_all()
     data = run.recipe.parent / "rows.jsonl"
     data.write_text(data.read_text() * 2)
     assert run.todo()["prepare"] == "data of corpus changed"
 
 
-def test_a_missing_or_changed_output_is_made_again(run: Run) -> None:
+def test_a_missing_or_changed_output_is_rebuilt(run: Run) -> None:
     run.make_all()
     file = run.dir.path / "lm_adapt" / "model" / "file"
     file.write_text("other")
@@ -176,16 +176,16 @@ def test_a_missing_or_changed_output_is_made_again(run: Run) -> None:
     assert run.decide()["lm_adapt"].reason == "model/file is missing"
 
 
-def test_what_was_begun_goes_on(run: Run) -> None:
+def test_a_started_cell_resumes(run: Run) -> None:
     run.make(run.decide()["prepare"])
     run.make(run.decide()["pretrain"], finished=False)
     decision = run.decide()["pretrain"]
-    assert (decision.action, decision.reason) == ("continue", "was begun and did not finish")
+    assert (decision.action, decision.reason) == ("continue", "was started but did not finish")
     decision = run.decide("pretrain.learning_rate=2")["pretrain"]
     assert (decision.action, decision.replaces) == ("run", run.decide()["pretrain"].fingerprint)
 
 
-def test_prompts_on_one_frozen_model_are_one_job(run: Run) -> None:
+def test_prompts_on_one_frozen_model_form_one_job(run: Run) -> None:
     run.make_all()
     run.recipe.write_text(run.recipe.read_text().replace("steps: 5", "steps: 6"))
     decisions = [d for d in run.decide().values() if d.cell.stage == "prompt_tune"]
@@ -195,11 +195,13 @@ def test_prompts_on_one_frozen_model_are_one_job(run: Run) -> None:
     ]  # fmt: skip
 
 
-def test_a_folder_of_prompts_where_one_is_wanted(run: Run) -> None:
+def test_a_folder_of_prompts_is_an_error_where_one_is_required(run: Run) -> None:
     folder = run.recipe.parent / "prompts"
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
         (folder / name / "prompt.json").write_text("{}")
     overrides = ["prompt_tune.prompt_init=prompt", f"prompt_tune.init_prompt={folder}"]
-    with pytest.raises(InputError, match=r"^prompt_tune\.init_prompt: \S+ holds 2 prompts; name one, as in \S+/a$"):
-        check_outside(load_recipe(run.recipe, overrides).cells())
+    with pytest.raises(
+        InputError, match=r"^prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one, as in \S+/a$"
+    ):
+        check_outside(load_recipe(run.recipe, map(parse_override, overrides)).cells())

@@ -1,4 +1,4 @@
-"""Where a run stands, from manifests, metrics and locks alone."""
+"""Status of a run, from manifests, metrics and locks only."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ def test_a_finished_run(finished: Tiny) -> None:
     assert listing(finished.run) == before
 
 
-def test_states_on_the_way(tiny: Tiny) -> None:
+def test_states_of_an_unfinished_run(tiny: Tiny) -> None:
     (tiny.run / "lm_adapt" / "manifest.json").unlink()
     shutil.rmtree(tiny.run / "sentinel")
     found = rows(tiny)
-    assert (found["lm_adapt"]["state"], found["lm_adapt"]["reason"]) == ("to continue", "was begun and did not finish")
+    assert (found["lm_adapt"]["state"], found["lm_adapt"]["reason"]) == (
+        "to continue",
+        "was started but did not finish",
+    )
     assert (found["sentinel"]["state"], found["sentinel"]["reason"]) == ("to run", "not run yet")
-    assert found["evaluate"]["reason"] == "prompt_tune will have run"
+    assert found["evaluate"]["reason"] == "depends on prompt_tune"
     with lock(tiny.run / ".state" / "lm_adapt.lock", tiny.run):
         assert rows(tiny)["lm_adapt"]["state"] == "running"
         assert rows(tiny)["sentinel"]["state"] == "to run"
     assert rows(tiny)["lm_adapt"]["state"] == "to continue"
 
 
-def test_a_torn_last_line_is_passed_over(tiny: Tiny) -> None:
+def test_a_torn_last_line_is_ignored(tiny: Tiny) -> None:
     with (tiny.run / "lm_adapt" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
     assert rows(tiny)["lm_adapt"]["step"] == 8

@@ -156,7 +156,7 @@ def test_import_of_an_official_prompt(world: Path, shared: Path, tmp_path: Path)
     """T5 1.1 Base's width; of the T5 itself only the width is real."""
     source = shared / "data" / "t5" / "official_prompts" / "rte.npy"
     if not source.is_file():
-        pytest.skip("../shared/data/t5/official_prompts is not there")
+        pytest.skip("../shared/data/t5/official_prompts does not exist")
     write_t5(tmp_path / "base", 768, ModelMetadata())
     said = bring(world, source, "npy", tmp_path / "rte", model=tmp_path / "base")
     assert said.code == 0, said.err
@@ -292,5 +292,5 @@ def test_verify_finds_a_changed_byte(tiny: Tiny) -> None:
     path.write_bytes(bytes(content))
     said = t5_pipeline("prompts", "verify", prompts)
     assert said.code == 2
-    assert said.out.count("differs from what was published") == 1
+    assert said.out.count("is damaged (block ") == 1
     assert "1 of 6 prompts" in said.err

@@ -127,7 +127,7 @@ def test_stop_signal(flags: list[object], tmp_path: Path, expected: str, signum:
         running.send_signal(signum)
     _, said = running.communicate(timeout=300)
     assert running.returncode == code, said
-    assert said.splitlines()[-1] == f"stopped by {signum.name}; run the same command to go on"
+    assert said.splitlines()[-1] == f"stopped by {signum.name}; run the same command to resume"
     assert "Traceback" not in said
     assert psutil.wait_procs(workers, timeout=10)[1] == []
     whole = {path: path.stat().st_mtime_ns for path in place.glob("tokens.partial/shard-?????")}

@@ -1,12 +1,11 @@
-"""Run every stage of a recipe, each again and again as a process of its own that is killed, until one is let finish.
+"""Run every stage of a recipe repeatedly, killing its process each time, until the last one may finish.
 
     python tests/system/killed.py RECIPE RUN_DIR KILLS SEED
 
-The processes are forks of this one, which has everything imported: what is killed is the stage, not Python's start.
-Four kills come in the middle of saves and of publishing: at the 1st, 3rd, 9th and 27th time that a file of the stage is
-opened or renamed under a temporary name. The others come at random, from the first milliseconds to well after an
-undisturbed end.
-Leaves in hits.json how many hit, and at which file the others did.
+The processes are forks of this one, which has imported everything, so that kills hit the stage and not Python's start.
+Four kills occur during saves and publishing: at the 1st, 3rd, 9th and 27th temporary file that is opened or renamed.
+The others occur at random times, from the first milliseconds to well after the end of an undisturbed run.
+hits.json contains the number of kills that hit, and the files of those four.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def main(recipe: str, run_dir: str, kills: int, seed: int) -> int:
             os.waitpid(child, 0)
             with os.fdopen(end) as said:
                 written[name] += said.readlines()
-        # Earlier kills first: they hit however fast the machine is.
+        # Earlier kills first: they hit on any machine.
         for moment in sorted(moments.random() for _ in range(kills)):
             child = os.fork()
             if child == 0:
@@ -66,7 +65,7 @@ def main(recipe: str, run_dir: str, kills: int, seed: int) -> int:
 
 
 class KilledAt:
-    """An audit hook that kills its own process at the nth file that is opened or renamed under a temporary name."""
+    """An audit hook that kills its process at the nth temporary file that is opened or renamed."""
 
     def __init__(self, nth: int, directory: str, tell: int) -> None:
         self.left, self.directory, self.tell = nth, directory, tell

@@ -1,4 +1,4 @@
-"""Bad input: one line that says what is wrong, where, and what to do; exit code 2; nothing written, nothing lost."""
+"""Bad input gives a one-line error and exit code 2; nothing is written or lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny_run import Outcome, Tiny, listing, refused, stage, write_rows
 
 @pytest.fixture(params=["by recipe", "by hand"])
 def tell(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Callable[..., Outcome]:
-    """Run a stage whose directory is not there yet, either way; everything else is flags."""
+    """Run a stage in a new directory, with a recipe or by hand."""
 
     def run(kind: str, name: str, *flags: object) -> Outcome:
         if request.param == "by hand":
@@ -72,7 +72,7 @@ ROWS = {
     "a label that is not in the task": (
         {"text": "x", "label": "file"}, r"\S+train.jsonl:2: target 'file' is not a label of about \(files, numbers\); .*",
     ),
-    "a field that is no text": ({"text": None, "label": "files"}, r"\S+train.jsonl:2: field 'text' is empty \(null\), .*"),
+    "a field that is not text": ({"text": None, "label": "files"}, r"\S+train.jsonl:2: field 'text' is empty \(null\), .*"),
 }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_an_unknown_field_in_a_task_file(tiny: Tiny, tmp_path: Path, unchanged: 
 def test_a_vocabulary_that_does_not_fit_the_model(
     tiny: Tiny, tmp_path: Path, tell: Callable[..., Outcome], unchanged: Callable[[], None]
 ) -> None:
-    """Another vocabulary of as many pieces, and one that has more ids than the model has rows."""
+    """Another vocabulary of equal size, and one with more ids than the model has rows."""
     other = tmp_path / "tokens"
     made = stage(
         "prepare",
@@ -147,11 +147,11 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
     [
         (
             lambda model: (model / "model.safetensors").unlink(),
-            r"\S+: holds no .safetensors file, so there are no weights here; .*",
+            r"\S+: contains no .safetensors file; .*",
         ),
         (
             lambda model: os.truncate(model / "model.safetensors", 5000),
-            r"\S+model.safetensors: is not a whole safetensors file; .*",
+            r"\S+model.safetensors: is damaged or not a safetensors file; .*",
         ),
         (
             lambda model: (model / "config.json").unlink(),
@@ -165,7 +165,7 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
     ],
     ids=["no weights", "weights cut short", "no config", "no vocabulary", "an empty config"],
 )
-def test_a_broken_model(
+def test_a_damaged_model(
     tiny: Tiny,
     tmp_path: Path,
     tell: Callable[..., Outcome],
@@ -184,7 +184,7 @@ def test_a_broken_model(
 def test_checkpoints_of_another_recipe(
     tiny: Tiny, finished: Tiny, tmp_path: Path, unchanged: Callable[[], None]
 ) -> None:
-    """Copied into the place of the stage's own, before it is finished."""
+    """They replace those of an unfinished stage."""
     shutil.copytree(finished.run / "pretrain" / "checkpoints", tmp_path / "other")
     (tiny.run / "lm_adapt" / "manifest.json").unlink()
     shutil.rmtree(tiny.run / "lm_adapt" / "checkpoints")
@@ -197,10 +197,10 @@ def test_checkpoints_of_another_recipe(
     assert listing(tiny.run / "lm_adapt" / "checkpoints") == checkpoints
 
 
-def test_results_that_were_moved_aside_for_bad_input_are_put_back(
+def test_archived_results_are_restored_after_bad_input(
     tiny: Tiny, tmp_path: Path, unchanged: Callable[[], None]
 ) -> None:
-    """By recipe and by hand: what there was is in its place again, and done."""
+    """With a recipe and by hand, the previous results are back in place and up to date."""
     task = tmp_path / "about.yaml"
     write_rows(tmp_path / "train.jsonl", [{"text": "x", "label": "none"}])
     settings = f'name: about\ndata: {tiny.data}/rows\ninputs: "about: {{text}}"\ntargets: "{{label}}"\nlabels: [files, numbers]\n'
@@ -248,13 +248,13 @@ def test_a_directory_in_use(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
         unchanged()
 
 
-def test_inputs_that_are_not_there_yet(tiny: Tiny, unchanged: Callable[[], None]) -> None:
+def test_missing_inputs(tiny: Tiny, unchanged: Callable[[], None]) -> None:
     shutil.rmtree(tiny.run / "pretrain")
     unchanged()
     said = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run)
     refused(
         said,
-        rf"{tiny.run}: lm_adapt needs the output of prepare, pretrain, which is not there yet or out of date; run .*",
+        rf"{tiny.run}: lm_adapt needs the output of prepare, pretrain, which is missing or stale; run .*",
     )
     unchanged()
 
@@ -264,9 +264,9 @@ def test_inputs_that_are_not_there_yet(tiny: Tiny, unchanged: Callable[[], None]
     [
         (
             ["--model", "x", "--toekns", "y", "--output-dir", "o"],
-            r"lm_adapt.py: unrecognized arguments: --toekns y \(--help .*",
+            r"lm_adapt.py: unrecognized arguments: --toekns y; --help .*",
         ),
-        (["--model", "x", "--output-dir", "o"], r"--tokens: is required and has no value"),
+        (["--model", "x", "--output-dir", "o"], r"--tokens: is required; give a value"),
         (["--model", "x", "--tokens", "y"], r"lm_adapt.py: give either --recipe FILE, or the stage's settings and .*"),
         (
             ["--model", "x", "--tokens", "y", "--steps", "ten", "--output-dir", "o"],
@@ -276,10 +276,10 @@ def test_inputs_that_are_not_there_yet(tiny: Tiny, unchanged: Callable[[], None]
             ["--model", "x", "--tokens", "/no/y", "--output-dir", "o"],
             r"lm_adapt.tokens: /no/y does not exist; give the .*",
         ),
-        (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: \S+ has no lm_adapt stage of that name; .*"),
+        (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: is not a stage of kind lm_adapt in \S+; .*"),
         (
             ["--recipe", "RECIPE", "--steps", "-1"],
-            r"--set: stages.lm_adapt.steps: input should be greater than or equal to 0.*",
+            r"--steps: stages.lm_adapt.steps: input should be greater than or equal to 0.*",
         ),
     ],
 )
@@ -291,8 +291,8 @@ def test_wrong_flags(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_runner_passes_a_stages_refusal_on(tiny: Tiny, tmp_path: Path) -> None:
-    """A stage that the runner launched says it once, and the runner leaves with its code and starts nothing more."""
+def test_the_runner_passes_on_an_error_of_a_stage(tiny: Tiny, tmp_path: Path) -> None:
+    """The error is printed once; the runner exits with the stage's code and starts no other stage."""
     write_rows(tmp_path / "docs.jsonl", [])
     tiny.edit(f"corpus: {tiny.data}/corpus", f"corpus: {tmp_path}/docs.jsonl")
     fresh = Tiny(tiny.data, tiny.recipe, tmp_path / "fresh")

@@ -1,4 +1,4 @@
-"""What a recipe gets wrong is said before anything is launched: one line, exit code 2, nothing written, nothing lost."""
+"""Bad recipes: a one-line error and exit code 2 before anything is launched; nothing is written or lost."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ RECIPES = {
         "    segment_length: 48\n", "    segment_length: 1\n",
         r"\S+tiny.yaml:LINE: stages.lm_adapt.segment_length: input should be greater than 2, not 1",
     ),
-    "not YAML": ("name: tiny\n", "name: [tiny\n", r"\S+tiny.yaml:\d+: is not valid YAML: .*"),
+    "not YAML": ("name: tiny\n", "name: [tiny\n", r"\S+tiny.yaml:\d+: is not valid YAML \(.*\); fix the file"),
     "a stage that comes later": (
         "  sentinel: {model: pretrain,", "  sentinel: {model: evaluate,",
         r"\S+tiny.yaml:LINE: stages.sentinel.model: stage `evaluate` comes later in the recipe; .*",
     ),
-    "a task that is not there": (
+    "an unknown task": (
         "    task: about\n", "    task: abuot\n",
         r"\S+tiny.yaml:LINE: stages.prompt_tune.task: there is no task `abuot` under `tasks:`; did you mean `about`\?",
     ),
@@ -44,14 +44,14 @@ RECIPES = {
     ),
     "a missing accelerate configuration": (
         "    init: {d_model: 32,", "    launch: none.yaml\n    init: {d_model: 32,",
-        r"none.yaml: there is no such accelerate configuration; see accelerate_configs/",
+        r"none.yaml: does not exist; check the path \(accelerate_configs/ has examples\)",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", RECIPES)
 @pytest.mark.parametrize("new", [True, False], ids=["new run", "finished run"])
-def test_what_a_recipe_gets_wrong_is_said_before_anything_is_launched(
+def test_a_bad_recipe_is_rejected_before_anything_is_launched(
     tiny: Tiny, what: str, new: bool, unchanged: Callable[[], None]
 ) -> None:
     old, bad, pattern = (text.replace("DATA", str(tiny.data)) for text in RECIPES[what])
@@ -66,12 +66,10 @@ def test_what_a_recipe_gets_wrong_is_said_before_anything_is_launched(
             unchanged()
 
 
-def test_a_recipe_that_is_not_there(tmp_path: Path, unchanged: Callable[[], None]) -> None:
+def test_a_missing_recipe_file(tmp_path: Path, unchanged: Callable[[], None]) -> None:
     unchanged()
-    refused(
-        t5_pipeline("run", tmp_path / "x.yaml"), r"\S+x.yaml: cannot be read \(No such file or directory\); give .*"
-    )
-    refused(stage("prepare", "--recipe", tmp_path / "x.yaml"), r"\S+x.yaml: cannot be read \(No such file .*")
+    refused(t5_pipeline("run", tmp_path / "x.yaml"), r"cannot read \S+x.yaml \(No such file or directory\); give .*")
+    refused(stage("prepare", "--recipe", tmp_path / "x.yaml"), r"cannot read \S+x.yaml \(No such file .*")
     unchanged()
 
 
@@ -80,8 +78,8 @@ def test_a_recipe_that_is_not_there(tmp_path: Path, unchanged: Callable[[], None
     [
         ("lm_adapt.stepps=5", r"--set: stages.lm_adapt.stepps: unknown key; did you mean `steps`\?"),
         ("lm_adapt.steps=soon", r"--set: stages.lm_adapt.steps: input should be a valid integer.*, not 'soon'"),
-        ("lm_adpat.steps=5", r"--set lm_adpat.steps=5: there is no stage `lm_adpat`; did you mean `lm_adapt`\?"),
-        ("lm_adapt.steps", r"--set lm_adapt.steps: must look like stage.key=value"),
+        ("lm_adpat.steps=5", r"--set lm_adpat.steps: there is no stage `lm_adpat`; did you mean `lm_adapt`\?"),
+        ("lm_adapt.steps", r"--set lm_adapt.steps: is not an override; write it as stage.key=value"),
     ],
 )
 def test_a_wrong_override(tiny: Tiny, override: str, pattern: str, unchanged: Callable[[], None]) -> None:

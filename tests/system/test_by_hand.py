@@ -1,4 +1,4 @@
-"""Stages run one by one, with flags and --output-dir: they make what the runner makes."""
+"""Stages run by hand, with flags and --output-dir, publish the same results as the runner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tiny_run import ROOT, Outcome, Tiny, listing, metrics, refused, score
 
 
 def as_flags(tiny: Tiny, name: str) -> list[object]:
-    """The settings of a stage of the recipe as flags, all but its inputs and its matrix."""
+    """A stage's settings as flags, without inputs and matrix."""
     entry = yaml.safe_load(tiny.recipe.read_text())["stages"][name]
     kind = entry.pop("uses", name)
     words: list[object] = [] if "seed" in entry.get("matrix", ()) else ["--seed", 3]
@@ -37,14 +37,14 @@ def as_flags(tiny: Tiny, name: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def about(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The task as a file of its own."""
+    """The task in its own file."""
     path = tmp_path_factory.mktemp("task") / "about.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(finished.recipe.read_text())["tasks"]["about"]))
     return path
 
 
 def test_from_text_to_scores_without_a_recipe(finished: Tiny, tmp_path: Path, about: Path) -> None:
-    """Each stage reads what the one before made, by its path, and publishes the digests of the runner's run."""
+    """Each stage reads the previous one's output by path and publishes the same digests as the runner."""
 
     def run(kind: str, name: str, *more: object) -> Path:
         output = tmp_path / name
@@ -68,7 +68,7 @@ def test_from_text_to_scores_without_a_recipe(finished: Tiny, tmp_path: Path, ab
     for name in ("pretrain", "lm_adapt"):
         assert metrics(tmp_path / name) == metrics(finished.run / name)
 
-    # A prompt that trains alone draws other dropout masks; without dropout test_prompt_tune.py compares the two ways.
+    # A prompt trained alone draws other dropout masks; test_prompt_tune.py compares both ways without dropout.
     prompt = run("prompt_tune", "prompt_tune", "--model", adapted / "steps/000004/model", "--task", about, "--seed", 1)
     assert json.loads((prompt / "prompt" / "prompt.json").read_text())["base_model"] == str(
         adapted / "steps/000004/model"
@@ -113,7 +113,7 @@ def test_rows_of_the_metrics_log(finished: Tiny) -> None:
             assert row["loss"] == pytest.approx(sum(row["losses"].values()) / len(cells))
 
 
-def test_once_more_and_with_other_settings(finished: Tiny, tmp_path: Path) -> None:
+def test_a_second_run_with_the_same_and_other_settings(finished: Tiny, tmp_path: Path) -> None:
     def run(*more: object) -> Outcome:
         return stage("sentinel", "--model", finished.run / "pretrain", "--threads", 1, "--output-dir", output, *more)
 
@@ -121,7 +121,7 @@ def test_once_more_and_with_other_settings(finished: Tiny, tmp_path: Path) -> No
     assert run().code == 0
     before = listing(output)
     again = run()
-    assert (again.code, again.out) == (0, "sentinel: nothing to do, its settings and inputs are as they were\n")
+    assert (again.code, again.out) == (0, "sentinel: nothing to do, up to date\n")
     assert listing(output / "model") == {
         name: of for name, of in before.items() if name.startswith(str(output / "model"))
     }
@@ -130,8 +130,8 @@ def test_once_more_and_with_other_settings(finished: Tiny, tmp_path: Path) -> No
     again = run("--variant", "both")
     assert again.code == 2
     assert again.err == (
-        f"error: {output}: holds results of other settings (variant: targets → both);"
-        " choose another --output-dir, or move them aside with --overwrite\n"
+        f"error: {output}: contains results with other settings (variant: targets → both);"
+        " choose another --output-dir, or pass --overwrite to move them\n"
     )
     assert {n: of for n, of in listing(tmp_path).items() if "/.state/" not in n} == {
         n: of for n, of in before.items() if "/.state/" not in n
@@ -146,7 +146,7 @@ def test_once_more_and_with_other_settings(finished: Tiny, tmp_path: Path) -> No
     assert run("--variant", "both").out.startswith("sentinel: nothing to do")
 
 
-def test_more_steps_by_hand_go_on(finished: Tiny, tmp_path: Path) -> None:
+def test_more_steps_by_hand_resume(finished: Tiny, tmp_path: Path) -> None:
     def run(steps: int, output: Path) -> dict[str, Any]:
         inputs = ("--model", finished.run / "pretrain", "--tokens", finished.run / "prepare")
         ended = stage("lm_adapt", *as_flags(finished, "lm_adapt"), *inputs, "--steps", steps, "--output-dir", output)
@@ -158,14 +158,14 @@ def test_more_steps_by_hand_go_on(finished: Tiny, tmp_path: Path) -> None:
     run(5, tmp_path / "pieces")
     assert run(8, tmp_path / "pieces") == run(8, tmp_path / "whole")
     assert metrics(tmp_path / "pieces") == metrics(tmp_path / "whole")
-    # Fewer steps are made anew, and what was there stays.
+    # Fewer steps are recomputed; the old results are kept.
     assert run(5, tmp_path / "whole")
     assert {path.name for path in (tmp_path / "whole").iterdir()} >= {"model", "steps"}
 
 
 @pytest.mark.parametrize("kind", STAGES)
 def test_help_of_every_script(kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As `python stages/KIND.py --help` runs it; tests/config/test_command_line.py looks at every field."""
+    """As in `python stages/KIND.py --help`; tests/config/test_command_line.py checks every field."""
     monkeypatch.setattr(sys, "argv", [str(ROOT / "stages" / f"{kind}.py"), "--help"])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -177,7 +177,7 @@ def test_help_of_every_script(kind: str, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_under_accelerate_launch_from_anywhere(finished: Tiny, tmp_path: Path) -> None:
-    """Relative paths are those of where it was launched; the result is the runner's."""
+    """Relative paths start at the working directory; the result equals the runner's."""
     (tmp_path / "made").symlink_to(finished.run)
     configuration = ROOT / "accelerate_configs" / "cpu.yaml"
     words = [
@@ -200,7 +200,7 @@ def test_under_accelerate_launch_from_anywhere(finished: Tiny, tmp_path: Path) -
     assert (tmp_path / "out" / "log.txt").read_text().count("published model") == 1
 
 
-def test_trackers_take_every_row(finished: Tiny, tmp_path: Path) -> None:
+def test_trackers_receive_every_row(finished: Tiny, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     adapt = ("--model", finished.run / "pretrain", "--tokens", finished.run / "prepare", "--steps", 4, "--log-every", 2)

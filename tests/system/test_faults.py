@@ -1,4 +1,4 @@
-"""What breaks while a run is on its way: disks, bits, clocks, numbers. The same weights in the end, or one clear line."""
+"""Faults of disks, bits, clocks and numbers during a run: the weights are the same, or there is a one-line error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tiny_run import Outcome, Tiny, listing, metrics, refused, stage, t5_p
 
 
 def flip(path: Path, index: int | None = None) -> None:
-    """Change one bit, and leave size and modification time as they were: what a failing disk does."""
+    """Flip one bit and keep size and modification time, like a failing disk."""
     before = path.stat()
     with path.open("r+b") as file:
         file.seek(before.st_size // 2 if index is None else index)
@@ -28,7 +28,7 @@ def flip(path: Path, index: int | None = None) -> None:
 
 @pytest.fixture
 def continued(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """What 12 steps of lm_adapt, 8 of which were done before, come to without any fault."""
+    """lm_adapt continued from 8 to 12 steps without a fault."""
     tiny = finished.copy(tmp_path_factory.mktemp("continued"))
     assert more_steps(tiny).code == 0
     return tiny
@@ -45,7 +45,7 @@ def same_model(tiny: Tiny, other: Tiny) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 64 MB."""
+    """A separate file system of 64 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], capture_output=True).returncode:
@@ -60,8 +60,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("room", "place"), [(20_000, r"checkpoints/step-000000\d\d"), (700_000, "model")])
-def test_a_disk_that_fills_up(finished: Tiny, continued: Tiny, small_disk: Path, room: int, place: str) -> None:
-    """During a save, and while a model is published."""
+def test_a_full_disk(finished: Tiny, continued: Tiny, small_disk: Path, room: int, place: str) -> None:
+    """While a checkpoint is saved, and while a model is published."""
     tiny = finished.copy(small_disk)
     checkpoints = tiny.run / "lm_adapt" / "checkpoints"
     before = listing(checkpoints)
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up(finished: Tiny, continued: Tiny, small_disk: Path,
     said = more_steps(tiny, "--log-every", 10**6, "--validate-every", 10**6)
     assert said.code == 2, said
     (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    full = rf"{place}: cannot be written \(.*No space left on device.*\); make room, then run again"
+    full = rf"cannot write \S*{place} \(.*No space left on device.*\); free some space and run again"
     assert re.search(full, line), line
     assert "Traceback" not in said.err
     assert room > 20_000 or listing(checkpoints) == before
@@ -78,13 +78,13 @@ def test_a_disk_that_fills_up(finished: Tiny, continued: Tiny, small_disk: Path,
     same_model(tiny, continued)
 
 
-def test_a_disk_that_became_read_only(finished: Tiny, small_disk: Path) -> None:
+def test_a_read_only_disk(finished: Tiny, small_disk: Path) -> None:
     tiny = finished.copy(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    refused(more_steps(tiny), rf"{tiny.run}/lm_adapt: cannot be written \(Read-only file system\); choose another .*")
+    refused(more_steps(tiny), rf"cannot write {tiny.run}/lm_adapt \(Read-only file system\); choose another .*")
     refused(
         t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=4"),
-        rf"{tiny.run}: cannot be written \(Read-only file system\); choose another directory",
+        rf"cannot write {tiny.run} \(Read-only file system\); choose another directory",
     )
     assert t5_pipeline("status", tiny.run).code == 0
     assert t5_pipeline("verify", tiny.run).code == 0
@@ -96,7 +96,7 @@ def test_a_disk_that_became_read_only(finished: Tiny, small_disk: Path) -> None:
 @pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00000.json", "state.json"])
 @pytest.mark.parametrize("fault", ["flipped", "cut"])
 def test_a_damaged_checkpoint(tiny: Tiny, continued: Tiny, name: str, fault: str) -> None:
-    """The one before it is taken, and the log says so; the end is the same."""
+    """The previous one is used, this is logged, and the result is the same."""
     path = tiny.run / "lm_adapt" / "checkpoints" / "step-00000008" / name
     flip(path) if fault == "flipped" else os.truncate(path, path.stat().st_size - 9)
     said = more_steps(tiny)
@@ -109,14 +109,14 @@ def test_a_damaged_checkpoint(tiny: Tiny, continued: Tiny, name: str, fault: str
 
 
 def test_a_published_model_with_a_flipped_bit(finished: Tiny, tiny: Tiny) -> None:
-    """Found when it is first read, or by verify; the next run makes it again from its checkpoints, with the same bits."""
+    """The damage is found on first use or by verify; the next run rebuilds a bit-identical model from checkpoints."""
     weights = tiny.run / "lm_adapt" / "model" / "model.safetensors"
     flip(weights)
     tune = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--set", "prompt_tune.learning_rate=0.2")
     said = stage("prompt_tune", *tune)
     assert said.code == 2
     (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
-    assert f"{tiny.run}/lm_adapt: model/model.safetensors differs from what was published (block 0 of 1)" in line
+    assert f"{tiny.run}/lm_adapt/model/model.safetensors: is damaged (block 0 of 1)" in line
     assert "run lm_adapt again" in line
     assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).code == 0
     assert tiny.digests() == finished.digests()
@@ -124,7 +124,7 @@ def test_a_published_model_with_a_flipped_bit(finished: Tiny, tiny: Tiny) -> Non
     flip(weights)
     said = t5_pipeline("verify", tiny.run)
     assert said.code == 2
-    assert "model/model.safetensors differs from what was published (block 0 of 1)" in said.out
+    assert "model/model.safetensors is damaged (block 0 of 1)" in said.out
     assert "1 of " in said.err
     assert stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
     assert t5_pipeline("verify", tiny.run).code == 0
@@ -142,8 +142,8 @@ def test_a_published_prompt_that_was_cut_short(finished: Tiny, tiny: Tiny) -> No
 # ------------------------------------------------------------------------------------------------------------- clocks
 
 
-def test_a_clock_that_went_back(finished: Tiny, tiny: Tiny, continued: Tiny) -> None:
-    """Everything on the disk is from the future. Done stays done, and training goes on as it would have."""
+def test_a_clock_set_back(finished: Tiny, tiny: Tiny, continued: Tiny) -> None:
+    """All files are from the future; finished cells stay up to date, and training resumes as usual."""
     for path in tiny.run.rglob("*"):
         later = path.stat().st_mtime_ns + 400 * 86_400 * 10**9
         os.utime(path, ns=(later, later))
@@ -169,7 +169,7 @@ def explode(tiny: Tiny, output: Path, *more: object) -> Outcome:
 
 @pytest.mark.parametrize("more", [(), ("--validate-every", 2, "--checkpoint-every", 5)], ids=["", "then a validation"])
 def test_a_loss_that_is_not_finite(finished: Tiny, tmp_path: Path, more: tuple[object, ...]) -> None:
-    """By default training stops at once: the step and its examples are named, and the checkpoint before it is there."""
+    """By default training stops at once, naming the step and its examples; the previous checkpoint is kept."""
     said = explode(finished, tmp_path / "out", *more)
     refused(said, r"step 2: the (loss|gradient) is not finite \(examples: \S*/out/nonfinite.jsonl; .*")
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "nonfinite.jsonl").read_text().splitlines()]
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite(finished: Tiny, tmp_path: Path, more: tuple[o
     assert more or [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
 
 
-def test_steps_that_are_not_finite_may_be_skipped(finished: Tiny, tmp_path: Path) -> None:
+def test_steps_with_nonfinite_losses_can_be_skipped(finished: Tiny, tmp_path: Path) -> None:
     said = explode(finished, tmp_path / "out", "--on-nonfinite", "skip", "--log-every", 3)
     assert said.code == 0, said.err
     rows = [json.loads(line) for line in (tmp_path / "out" / "nonfinite.jsonl").read_text().splitlines()]

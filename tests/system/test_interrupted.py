@@ -1,4 +1,4 @@
-"""A stage that is killed at any moment, or told to stop, goes on and ends with the same bits."""
+"""A stage that is killed at any moment, or stopped by a signal, resumes with a bit-identical result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KILLED = Path(__file__).with_name("killed.py")
 
 
 def test_killed_at_random_moments(finished: Tiny, tmp_path: Path) -> None:
-    """Every stage from text to scores, by SIGKILL: dozens of times in all, and prompt_tune in three jobs of two prompts."""
+    """Every stage from text to scores, dozens of SIGKILLs in all; prompt_tune has three jobs of two prompts."""
     tiny = Tiny(finished.data, finished.recipe, tmp_path / "run")
     ended = Outcome.of([sys.executable, *map(str, (KILLED, tiny.recipe, tiny.run, 12, 1))])
     assert ended.code == 0, ended.err
@@ -36,8 +36,8 @@ def test_killed_at_random_moments(finished: Tiny, tmp_path: Path) -> None:
     assert not [name for name in listing(tiny.run) if name.endswith((".tmp", ".partial"))]
 
 
-def test_prompts_of_which_one_was_finished(finished: Tiny, tiny: Tiny) -> None:
-    """Killed between the manifests of two prompts that train together: they stay together, dropout and all."""
+def test_a_job_killed_after_one_of_its_prompts_finished(finished: Tiny, tiny: Tiny) -> None:
+    """Killed between the manifests of two prompts that train together: they resume as one job with the same dropout."""
     cell = tiny.run / "prompt_tune" / "model=lm_adapt,seed=1"
     shutil.rmtree(cell)
     assert stage("prompt_tune", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
@@ -45,8 +45,8 @@ def test_prompts_of_which_one_was_finished(finished: Tiny, tiny: Tiny) -> None:
     assert len(list((tiny.run / "prompt_tune" / "jobs").iterdir())) == 3
 
 
-def test_tokens_that_were_published_before_the_manifest(finished: Tiny, tiny: Tiny) -> None:
-    """Whole shards are taken as they are."""
+def test_tokens_published_before_the_manifest_are_reused(finished: Tiny, tiny: Tiny) -> None:
+    """Complete shards are reused."""
     (tiny.run / "prepare" / "manifest.json").unlink()
     shards = {name: of for name, of in listing(tiny.run / "prepare" / "tokens").items() if "shard-" in name}
     assert len(shards) > 50
@@ -57,8 +57,8 @@ def test_tokens_that_were_published_before_the_manifest(finished: Tiny, tiny: Ti
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_told_to_stop(tiny: Tiny, signum: signal.Signals, code: int) -> None:
-    """`python stages/lm_adapt.py`, between two checkpoints: the step is finished and saved, and nothing is lost."""
+def test_stopped_by_a_signal(tiny: Tiny, signum: signal.Signals, code: int) -> None:
+    """Between two checkpoints of `python stages/lm_adapt.py`, the current step is finished and saved."""
 
     def flags(steps: int) -> tuple[object, ...]:
         never = ("--checkpoint-every", 10**6, "--validate-every", 10**6, "--keep-steps")
@@ -76,7 +76,7 @@ def test_told_to_stop(tiny: Tiny, signum: signal.Signals, code: int) -> None:
     (step,) = (int(word.replace(",", "")) for word in said.split("after step ")[1].split(", which")[:1])
     assert (
         said.splitlines()[-1]
-        == f"stopped by {signum.name} after step {step:,}, which is saved; run the same command to go on"
+        == f"stopped by {signum.name} after step {step:,}, which is saved; run the same command to resume"
     )
     assert "Traceback" not in said
     assert json.loads((tiny.run / ".state" / "lm_adapt.exit").read_text())["code"] == code
@@ -89,8 +89,8 @@ def test_told_to_stop(tiny: Tiny, signum: signal.Signals, code: int) -> None:
     assert tiny.manifests()["lm_adapt"].outputs == alone.manifests()["lm_adapt"].outputs
 
 
-def test_going_on_from_a_chosen_step(finished: Tiny, tiny: Tiny) -> None:
-    """Checkpoints of 6 and 8 are there; from 6 the same path is taken again."""
+def test_resume_from_a_chosen_step(finished: Tiny, tiny: Tiny) -> None:
+    """There are checkpoints of steps 6 and 8; from 6 the same trajectory is repeated."""
     more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", 10)
     there = sorted(path.name for path in (tiny.run / "lm_adapt" / "checkpoints").iterdir())
     assert there == ["step-00000006", "step-00000008"]
@@ -110,8 +110,8 @@ def test_going_on_from_a_chosen_step(finished: Tiny, tiny: Tiny) -> None:
     assert metrics(tiny.run / "lm_adapt") == metrics(other.run / "lm_adapt")
 
 
-def test_an_earlier_step_is_made_aside_and_nothing_is_thrown_away(finished: Tiny, tiny: Tiny) -> None:
-    """A step that was passed without being kept: its way is gone again, what lies ahead of it stays."""
+def test_an_earlier_step_is_recomputed_without_losing_later_ones(finished: Tiny, tiny: Tiny) -> None:
+    """A step that was not kept is recomputed in its own directory; later checkpoints are kept."""
     (tiny.run / "lm_adapt" / "manifest.json").unlink()  # as a run that was stopped has it
     here = ("--recipe", tiny.recipe, "--run-dir", tiny.run)
     made = stage("lm_adapt", *here, "--keep-steps", 2, 4)
@@ -133,7 +133,7 @@ def test_an_earlier_step_is_made_aside_and_nothing_is_thrown_away(finished: Tiny
     assert alone.manifests()["lm_adapt"].outputs["model"].digest == manifest.steps_published[2].digest
 
 
-def test_other_versions_are_warned_about(tiny: Tiny) -> None:
+def test_changed_versions_are_logged(tiny: Tiny) -> None:
     started = tiny.run / "lm_adapt" / "started.json"
     more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps")
     assert "other versions" not in stage("lm_adapt", *more, 9).err
@@ -141,11 +141,11 @@ def test_other_versions_are_warned_about(tiny: Tiny) -> None:
     started.write_text(json.dumps({**begun, "versions": {**begun["versions"], "numpy": "1.0"}}))
     again = stage("lm_adapt", *more, 10)
     assert again.code == 0
-    assert "lm_adapt: was begun with other versions: numpy 1.0 → " in again.err
+    assert "lm_adapt: was started with other versions: numpy 1.0 → " in again.err
 
 
-def test_going_back_on_a_finished_stage(finished: Tiny, tiny: Tiny) -> None:
+def test_resume_from_an_earlier_step_of_a_finished_stage(finished: Tiny, tiny: Tiny) -> None:
     again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--resume-from", 6)
     assert again.code == 0, again.err
-    assert "goes back to step 6" in again.err
+    assert "back to step 6" in again.err
     assert tiny.manifests()["lm_adapt"].all_outputs() == finished.manifests()["lm_adapt"].all_outputs()

@@ -1,6 +1,6 @@
-"""Nothing that is read can run code: a pickle that would leave a trace is planted in every place that is read from.
+"""No input can run code: a pickle that would leave a trace is placed wherever files are read.
 
-Each command refuses what it finds with one line, or never looks at it. `Bomb` itself is shown to go off when unpickled.
+Each command rejects it with a one-line error or never reads it. A separate test shows that `Bomb` works when unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.tiny_run import Outcome, Tiny, stage, t5_pipeline
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -34,7 +34,7 @@ def trace(tmp_path: Path) -> Path:
 
 
 def plant(path: Path, trace: Path) -> None:
-    """The pickle in the place of a file, or as a new one."""
+    """Replace or create a file with the pickle."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps(Bomb(trace)))
 
@@ -70,7 +70,7 @@ def safe(said: Outcome, trace: Path, *, code: int) -> None:
 
 @pytest.fixture
 def model(tiny: Tiny, tmp_path: Path) -> Path:
-    """A model from elsewhere: no manifest stands beside it."""
+    """A model from outside, without a manifest."""
     shutil.copytree(tiny.run / "pretrain" / "model", tmp_path / "model")
     return tmp_path / "model"
 
@@ -85,7 +85,7 @@ def test_a_file_of_a_model(tiny: Tiny, model: Path, trace: Path, name: str) -> N
 
 
 def test_pickled_weights(tiny: Tiny, model: Path, trace: Path) -> None:
-    """Beside safetensors they are not looked at; alone they are refused."""
+    """They are ignored if there are safetensors, and otherwise rejected."""
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.bin", "model.pt"):
         plant_torch(model / name, trace)
     safe(adapt(tiny, model=model), trace, code=0)
@@ -138,7 +138,7 @@ def test_rows_of_a_task(tiny: Tiny, tmp_path: Path, trace: Path, name: str) -> N
 
 
 def test_checkpoints_of_a_run(tiny: Tiny, trace: Path) -> None:
-    """The newest is passed over when a file of it is a pickle; pickles that lie beside are not looked at."""
+    """A checkpoint with a pickle in place of a file is skipped; additional pickles are ignored."""
     more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps")
     checkpoints = tiny.run / "lm_adapt" / "checkpoints"
     for name in ("optimizer.bin", "random_states_0.pkl", "scheduler.bin", ".metadata", "mp_rank_00_model_states.pt"):
@@ -159,7 +159,7 @@ def test_records_of_a_run(tiny: Tiny, trace: Path, name: str) -> None:
 
 
 def test_caches_of_a_run(tiny: Tiny, trace: Path) -> None:
-    """Digests, logs and exit codes that cannot be read are made anew, or left out."""
+    """Unreadable digests, logs and exit codes are recomputed or ignored."""
     plant(tiny.run / ".state" / "digests.json", trace)
     plant(tiny.run / ".state" / "lm_adapt.exit", trace)
     plant(tiny.run / "lm_adapt" / "metrics.jsonl", trace)
@@ -197,7 +197,7 @@ def test_prompts_from_elsewhere(tiny: Tiny, tmp_path: Path, trace: Path) -> None
 
 
 def test_yaml(tiny: Tiny, tmp_path: Path, trace: Path) -> None:
-    """Recipes, tasks and launch configurations are read without YAML's own ways to make objects."""
+    """Recipes, tasks and launch configurations are read without YAML's object tags."""
     bomb = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{str(trace)!r}]]"
     (tmp_path / "recipe.yaml").write_text(f"name: {bomb}\nstages: {{}}\n")
     safe(t5_pipeline("plan", tmp_path / "recipe.yaml"), trace, code=2)

@@ -1,4 +1,4 @@
-"""A hundred kills of every stage there is, and of one of two ranks. `make soak`."""
+"""A hundred kills of every stage, and of one of two ranks (`make soak`)."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_a_hundred_kills_of_every_stage(everything: Tiny, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("configuration", ["cpu_ddp", "cpu_zero2", "cpu_fsdp2"])
-def test_one_of_two_ranks_is_killed_again_and_again(everything: Tiny, tmp_path: Path, configuration: str) -> None:
-    """Under the runner; the other rank goes too, and the run ends like one that was left alone.
+def test_one_of_two_ranks_is_killed_repeatedly(everything: Tiny, tmp_path: Path, configuration: str) -> None:
+    """Under the runner; the other rank ends, too, and the result equals that of an undisturbed run.
 
-    The first kill comes while it starts, each other soon after a checkpoint of a random step, or a later one.
+    The first kill occurs during the start, the others soon after a checkpoint of a random step or a later one.
     """
     changes = (
         f"lm_adapt.launch={ROOT / 'accelerate_configs' / f'{configuration}.yaml'}", "lm_adapt.optimizer=adamw",

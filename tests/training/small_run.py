@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from t5_pipeline.config.adaptation import LanguageModelConfig
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
@@ -167,6 +168,7 @@ def run(
 
     trainer = Trainer(
         config,
+        LaunchContext(),
         accelerator,
         model,
         Source(batch_size, poison, cured),
@@ -184,7 +186,7 @@ def run(
 
     trainer.schedule = slowly
     with (
-        StopSignal() as stop,
+        StopSignal(LaunchContext()) as stop,
         Progress("small", steps, every=0) as progress,
         trainer.open(directory, f"dropout {dropout}", stop=stop, progress=progress),
     ):

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
@@ -63,7 +64,7 @@ def trainer(objective: str, packed: bool, optimizer: str = "adafactor") -> Train
     config = TrainingConfig(
         steps=6, seed=2, optimizer=optimizer, precision="fp32", microbatch_size=2 if packed else 4, log_every=1
     )
-    return Trainer(config, Accelerator(cpu=True), model, batches(objective, packed), losses)
+    return Trainer(config, LaunchContext(), Accelerator(cpu=True), model, batches(objective, packed), losses)
 
 
 @pytest.mark.parametrize("microbatch_size", [0, 3])
@@ -109,7 +110,7 @@ def test_packing_keeps_the_trajectory(objective: str, optimizer: str, tmp_path: 
     for packed in (False, True):
         directory = tmp_path / str(packed)
         one = trainer(objective, packed, optimizer)
-        with one.open(directory, "f", stop=StopSignal(), progress=Progress("packing", 6)):
+        with one.open(directory, "f", stop=StopSignal(LaunchContext()), progress=Progress("packing", 6)):
             one.run_to(6)
         ends.append(dict(one.state.engine.model.named_parameters()))
         logs.append([json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()])

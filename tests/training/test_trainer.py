@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import t5_pipeline
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.core.errors import InputError, Interrupted
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.training.checkpoints.store import Checkpoints
@@ -143,7 +144,7 @@ def test_on_a_signal_the_step_is_finished_and_saved(small_run: ModuleType, tmp_p
 
 
 def test_the_first_signal_counts_and_repeats_are_ignored() -> None:
-    with StopSignal() as stop:
+    with StopSignal(LaunchContext()) as stop:
         assert stop.signum == 0
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), signum)

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
@@ -62,6 +63,7 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
 
     trainer = Trainer(
         config,
+        LaunchContext(),
         Accelerator(cpu=True),
         model,
         Mixed(small_run, prompts),
@@ -69,7 +71,7 @@ def tuned(small_run: ModuleType, directory: Path, prompts: list[int], dropout: f
         optimizer=lambda rows: prompt_optimizer("adafactor", rows[0], model.bank.row_prompt_R, 1e-5),
         cells=[str(prompt) for prompt in prompts],
     )
-    with trainer.open(directory, "f", stop=StopSignal(), progress=Progress("tune", 8)):
+    with trainer.open(directory, "f", stop=StopSignal(LaunchContext()), progress=Progress("tune", 8)):
         trainer.run_to(8)
     return model
 

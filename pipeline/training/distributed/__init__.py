@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from t5_pipeline.execution.devices import engine_asked_for
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import Engine, ForwardScope, MakeOptimizer
 from t5_pipeline.training.distributed.replicated import Replicated
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_engine(
+    launch: LaunchContext,
     accelerator: Accelerator,
     model: nn.Module,
     make_optimizer: MakeOptimizer,
@@ -30,15 +30,13 @@ def make_engine(
         make_optimizer: called with the trained parameters, once they are on their device and sharded.
         precision: of matrix products; weights stay as they are.
     """
-    name, device = engine_asked_for(accelerator.num_processes), accelerator.device
+    name, device = launch.engine, accelerator.device
     group = ProcessGroup(accelerator.process_index, accelerator.num_processes)
     scope = ForwardScope(model, precision, device.type)
     if name == "fsdp2":
         from t5_pipeline.training.distributed.fsdp2 import FSDP2
 
-        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true"
-        offload = os.environ.get("FSDP_OFFLOAD_PARAMS", "false") == "true"
-        return FSDP2(scope, make_optimizer, group, device, reshard=reshard, offload=offload)
+        return FSDP2(scope, make_optimizer, group, device, reshard=launch.reshard, offload=launch.offload)
     if name.startswith("zero"):
         from t5_pipeline.training.distributed.zero import Zero
 

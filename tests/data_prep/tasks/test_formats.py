@@ -87,7 +87,7 @@ OWN = {"inputs": "{a}", "targets": "{b}"}
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"format": "superglue/ret"}, "did you mean `superglue/rte`"),
-    ({"format": "bleu"}, "there are: glue/cola"),
+    ({"format": "bleu"}, "choose one of glue/cola"),
     ({"format": "superglue/rte", "task_prefix": True, "inputs": "{premise}"}, "does not change your own `inputs`; begin them with `rte`"),
     ({"format": "superglue/rte", "task_prefix": True, "inputs": "rtemis {premise}"}, "does not change your own `inputs`"),
     ({**OWN, "task_prefix": True}, "needs a `format`"),

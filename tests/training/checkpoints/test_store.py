@@ -157,7 +157,8 @@ def test_a_failed_write_on_one_rank_fails_on_all_and_keeps_older_checkpoints(tmp
         thread.start()
     for thread in threads:
         thread.join(timeout=20)
-    assert "cannot be written (no space left)" in said[0]
+    assert "cannot write " in said[0]
+    assert "(no space left)" in said[0]
     assert "another process could not write its shards" in said[1]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -261,7 +262,7 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_an_older_checkpoint_is_removed_after_a_newer_is_complete(tmp_path: Path) -> None:
-    """keep_last 1: at no moment is there none."""
+    """With keep_last 1 there is a checkpoint at every moment."""
     checkpoints = Checkpoints(tmp_path, "f", keep_last=1)
     seen: list[list[int]] = []
     for step in range(1, 6):
@@ -288,7 +289,7 @@ def test_a_disk_that_is_full_leaves_the_older_ones_and_one_line(tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         checkpoints.save(20, [TensorShard.whole("model/w", torch.zeros(10_000))], {})
-        with pytest.raises(InputError, match="step-00000020: cannot be written"):
+        with pytest.raises(InputError, match=r"cannot write .*step-00000020 "):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -303,7 +304,7 @@ def test_failure_in_the_background_is_known_before_it_is_asked_for(tmp_path: Pat
     deadline = time.monotonic() + 20
     while not checkpoints.failed and time.monotonic() < deadline:
         time.sleep(0.01)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot write "):
         checkpoints.save(2, SHARDS, {})
 
 

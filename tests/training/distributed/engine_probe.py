@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.tuning import PromptTuneConfig
-from t5_pipeline.execution.devices import engine_asked_for, launched
+from t5_pipeline.execution.devices import make_accelerator
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -30,10 +31,11 @@ def main(place: Path) -> None:
     torch.set_num_threads(1)
     task = {"data": "x", "inputs": "{a}", "targets": "{b}", "labels": ["c", "d"], "name": "t", "metrics": ["accuracy"]}
     settings = PromptTuneConfig.model_validate({"model": "m", "task": task, "optimizer": "adamw"})
-    accelerator = launched(settings, place)
+    launch = LaunchContext.from_environment()
+    accelerator = make_accelerator(settings, launch, place)
     t5 = init_t5(SHAPE, seed=0)
     model = PromptedT5(t5, PromptBank([torch.ones(ROWS, SHAPE.d_model)]))
-    engine = make_engine(accelerator, model, lambda trained: AdamW(trained, lr=0.01))
+    engine = make_engine(launch, accelerator, model, lambda trained: AdamW(trained, lr=0.01))
     inputs_BS = torch.arange(1, 13).view(2, 6)
 
     def loss(model: PromptedT5) -> Tensor:
@@ -48,7 +50,7 @@ def main(place: Path) -> None:
     states = [value for state in inner.state.values() for value in state.values()]
     moments = sum(value.numel() for value in states if value.dim())
     found = {
-        "engine": engine_asked_for(accelerator.num_processes),
+        "engine": launch.engine,
         "world": engine.group.world,
         "frozen": len(frozen),
         "with_gradient": with_gradient,

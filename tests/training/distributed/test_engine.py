@@ -87,9 +87,9 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         (ZERO2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "lm_adapt", "zero_stage: 0 is not supported; give zero_stage 1, 2 or 3"),
         (FSDP | {"FSDP_VERSION": "1"}, "lm_adapt", "fsdp_version: 1 is not supported; set 2"),
         (ZERO2, "sentinel", "sentinel does not run on zero2, only on one"),
-        ({"T5_PIPELINE_PROCESSES": "8", "T5_PIPELINE_ENGINE": "ddp"}, "lm_adapt", "8 processes on ddp were asked for, and 1 on one came"),
-        ({"T5_PIPELINE_DEVICE": "gpu"}, "lm_adapt", "launch: GPUs are asked for, and torch sees none"),
-        ({"T5_PIPELINE_DEVICE": "cpu", "WORLD_SIZE": "2"}, "lm_adapt", "launch: CPUs are asked for, and GPUs are visible"),
+        ({"T5_PIPELINE_PROCESSES": "8", "T5_PIPELINE_ENGINE": "ddp"}, "lm_adapt", "launch: expected 8 processes (ddp) but got 1 process (one)"),
+        ({"T5_PIPELINE_DEVICE": "gpu"}, "lm_adapt", "launch: the configuration asks for GPUs, but torch sees none"),
+        ({"T5_PIPELINE_DEVICE": "cpu", "WORLD_SIZE": "2"}, "lm_adapt", "launch: the configuration asks for CPUs, but GPUs are visible"),
     ],
 )  # fmt: skip
 def test_impossible_launches_are_refused_before_anything_is_written(

@@ -1,0 +1,117 @@
+"""References in recipes: names of tasks, and inputs as `stage`, `stage/cell`, `stage@step` or a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import read_yaml
+from t5_pipeline.core.schema import nearest, validate
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+
+@dataclass(frozen=True)
+class InputRef:
+    """The source of an input: a stage of the recipe (or one cell or step of it), or a path."""
+
+    stage: str | None = None
+    cell: str | None = None
+    step: int | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        if self.stage is None:
+            return str(self.path)
+        return self.stage + (f"/{self.cell}" if self.cell else "") + (f"@{self.step}" if self.step is not None else "")
+
+
+class EarlierCell(Protocol):
+    """A cell of an earlier stage, which inputs can refer to."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def settings(self) -> StageConfig: ...
+
+
+def parse_ref(
+    value: str,
+    earlier: Mapping[str, Sequence[EarlierCell]],
+    all_stages: Collection[str],
+    artifact: str,
+    many: bool,
+    where: Callable[[], str],
+) -> InputRef:
+    """Parse an input: `stage`, `stage/cell` or `stage@step`; a path if there is no stage of that name.
+
+    Args:
+        earlier: cells of the stages before this one.
+        artifact: kind that the input must have.
+        many: whether it may be a stage with several cells.
+        where: location of the setting, for errors.
+
+    Raises:
+        InputError: if the stage or cell cannot be the input.
+    """
+    head, at, step_text = value.rpartition("@")
+    target, step = (head, step_text) if at and step_text.isdigit() else (value, None)
+    stage, _, cell = target.partition("/")
+    if stage not in all_stages:
+        return InputRef(path=value)
+    if stage not in earlier:
+        raise InputError(f"{where()}: stage `{stage}` comes later in the recipe; use an earlier stage")
+    outputs = earlier[stage][0].settings.outputs
+    if artifact not in outputs:
+        raise InputError(f"{where()}: needs a {artifact}, but stage `{stage}` publishes {', '.join(outputs)}")
+    ids = [c.id for c in earlier[stage]]
+    if cell and cell not in ids:
+        raise InputError(f"{where()}: stage `{stage}` has no cell `{cell}`; {nearest(cell, ids)}")
+    if not cell and len(ids) > 1 and not many:
+        raise InputError(f"{where()}: stage `{stage}` has {len(ids)} cells; choose one, as in {stage}/{ids[0]}")
+    if step is not None and artifact != "model":
+        raise InputError(f"{where()}: only models have steps; use `{target}` without @{step}")
+    return InputRef(stage=stage, cell=cell or None, step=int(step) if step is not None else None)
+
+
+def load_task(path: Path) -> TaskConfig:
+    """Load a task from its own YAML file.
+
+    Raises:
+        InputError: if a setting is wrong; names the file, line and key.
+    """
+    located = read_yaml(path)
+    if not isinstance(located.data, dict):
+        raise InputError(f"{path}:1: the file: is not a task; give the keys name, data, inputs, targets")
+    return validate(TaskConfig, {"name": path.stem, **located.data}, located.where)
+
+
+def resolve_tasks(
+    cls: type[StageConfig], key: str, value: Any, tasks: Mapping[str, TaskConfig], where: Callable[[], str]
+) -> Any:
+    """Replace names of tasks by their settings, if field `key` contains tasks; other values are returned as given."""
+    field_info = cls.model_fields.get(key)
+    if field_info is None or TaskConfig not in (
+        field_info.annotation,
+        *getattr(field_info.annotation, "__args__", ()),
+    ):
+        return value
+    many = getattr(field_info.annotation, "__origin__", None) is list
+    if many and isinstance(value, str):
+        value = [value]
+    if isinstance(value, list) != many:
+        return value  # validation of the field will report it
+
+    def one(item: Any) -> Any:
+        if not isinstance(item, str):
+            return item
+        if item in tasks:
+            return tasks[item]
+        if item.endswith((".yaml", ".yml")):
+            return load_task(Path(item))
+        raise InputError(f"{where()}: there is no task `{item}` under `tasks:`; {nearest(item, tasks)}")
+
+    return [one(item) for item in value] if isinstance(value, list) else one(value)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir
+from t5_pipeline.core.errors import InputError
+
+
+def names(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [(InputError("bad"), {"empty"}), (RuntimeError(), {"new", "new/started.json", "empty", "empty/a"})],
+)
+def test_bad_input_removes_what_was_created(tmp_path: Path, error: Exception, left: set[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    with contextlib.suppress(type(error)), Rollback(tmp_path / "new", tmp_path / "empty"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "started.json").write_text("{}")
+        (tmp_path / "empty" / "a").mkdir()
+        raise error
+    assert names(tmp_path) == left
+
+
+def test_results_and_directories_with_content_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "log.txt").write_text("x")
+    with contextlib.suppress(InputError), Rollback(tmp_path / "old", tmp_path / "new"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "model").write_text("a result")
+        raise InputError("bad")
+    assert names(tmp_path) == {"old", "old/log.txt", "new", "new/model"}
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("result", [True, False])
+def test_archived_results_are_moved_back_unless_there_are_new_ones(tmp_path: Path, by_hand: bool, result: bool) -> None:
+    run_dir = (OutputDir if by_hand else RunDir)(tmp_path / "run")
+    place = run_dir.path if by_hand else run_dir.path / "stage"
+    for directory in (place / "model", run_dir.state):
+        directory.mkdir(parents=True)
+    (place / "model" / "weights").write_text("old")
+    (run_dir.state / "lock").write_text("held")
+    with contextlib.suppress(InputError), Rollback(run_dir.path / "superseded") as rollback:
+        archived = rollback.archive(run_dir, place, "fingerprint")
+        assert (archived / "model" / "weights").read_text() == "old"
+        place.mkdir(exist_ok=True)
+        (place / "started.json").write_text("{}")
+        if result:
+            (place / "metrics.jsonl").write_text("{}")
+        raise InputError("bad")
+    assert archived.exists() == result
+    assert (place / "started.json").exists() == result
+    assert (place / "model").exists() != result
+    assert (run_dir.state / "lock").read_text() == "held"

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.config import recipe as recipes
+from t5_pipeline.config.adaptation import LMAdaptConfig
+from t5_pipeline.config.command_line import parse
+from t5_pipeline.config.recipe import Recipe
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import Located, read_yaml
+from t5_pipeline.execution import stage_process
+
+RECIPE = """\
+name: two
+stages:
+  prepare: {corpus: c}
+  lm_adapt: {model: /m, tokens: prepare, steps: 4, matrix: {seed: [0, 1]}}
+"""
+SECOND = "  longer: {uses: lm_adapt, model: /m, tokens: prepare, steps: 8}\n"
+
+
+def resolved(path: Path, *flags: str) -> tuple[Recipe, str]:
+    """The recipe and the name of the stage for a command line of lm_adapt."""
+    given = parse(LMAdaptConfig, "lm_adapt.py", ["--recipe", str(path), *flags])
+    recipe, _, name = stage_process._recipe(LMAdaptConfig, given)
+    return recipe, name
+
+
+def test_a_recipe_is_read_once_and_flags_override_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    reads: list[Path] = []
+
+    def counted(path: Path) -> Located:
+        reads.append(path)
+        return read_yaml(path)
+
+    monkeypatch.setattr(recipes, "read_yaml", counted)
+    recipe, name = resolved(path, "--steps", "9", "--seed", "5", "--set", "lm_adapt.steps=7", "--set", "prepare.seed=3")
+    assert reads == [path]
+    (cell,) = recipe.stages[name]
+    assert isinstance(cell.settings, LMAdaptConfig)
+    assert (name, cell.settings.steps, cell.settings.seed) == ("lm_adapt", 9, 5)
+    assert recipe.stages["prepare"][0].settings.seed == 3
+
+
+def test_the_stage_of_a_recipe_must_be_unambiguous(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE + SECOND)
+    assert resolved(path, "--stage", "longer")[1] == "longer"
+    with pytest.raises(InputError, match=r"has 2 stages of kind lm_adapt; choose one with --stage: lm_adapt, longer$"):
+        resolved(path, "--steps", "9")
+    with pytest.raises(InputError, match=r"^--stage prepare: is not a stage of kind lm_adapt in .*; choose one of"):
+        resolved(path, "--stage", "prepare")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "many"], r"^--steps: stages\.lm_adapt\.steps: input should be a valid integer.*, not 'many'$"),
+        (["--set", "lm_adapt.steps=many"], r"^--set: stages\.lm_adapt\.steps: input should be a valid integer"),
+        (["--set", "lm_adapt.stepz=1"], r"^--set: stages\.lm_adapt\.stepz: unknown key; did you mean `steps`\?$"),
+        (["--set", "lm_adap.steps=1"], r"^--set lm_adap\.steps: there is no stage `lm_adap`; did you mean"),
+        (["--set", "lm_adapt.steps.x=1"], r"^--set lm_adapt\.steps\.x: `steps` is a value without keys; set it"),
+    ],
+)
+def test_a_wrong_value_names_its_flag(tmp_path: Path, flags: list[str], message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    with pytest.raises(InputError, match=message):
+        resolved(path, *flags)

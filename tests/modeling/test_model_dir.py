@@ -1,0 +1,43 @@
+"""Metadata and card of a published model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.model_card import model_card
+from t5_pipeline.modeling.model_dir import ModelMetadata, read_metadata
+
+
+def test_metadata_round_trip(tmp_path: Path) -> None:
+    """`tasks` are written only for fine-tuned models."""
+    metadata = ModelMetadata(sentinel="targets").with_stage(stage="lm_adapt", step=8)
+    metadata.save(tmp_path)
+    assert (tmp_path / "t5_pipeline.json").read_text() == (
+        '{\n "format": 1,\n "sentinel": "targets",\n "lineage": [\n  {\n   "stage": "lm_adapt",\n   "step": 8\n  }\n ]\n}\n'
+    )
+    assert read_metadata(tmp_path) == metadata
+    tuned = metadata.with_tasks([{"task": {"name": "rte"}}])
+    tuned.save(tmp_path)
+    assert read_metadata(tmp_path) == tuned
+
+
+def test_models_without_metadata_have_the_defaults(tmp_path: Path) -> None:
+    assert read_metadata(tmp_path) == ModelMetadata()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"sentinel": "some"}'])
+def test_damaged_metadata(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t5_pipeline.json").write_text(content)
+    with pytest.raises(InputError, match=r"t5_pipeline\.json: .*; publish the model again"):
+        read_metadata(tmp_path)
+
+
+def test_model_card() -> None:
+    metadata = ModelMetadata().with_stage(stage="lm_adapt", step=1000, objective="prefix_lm", tokens="a" * 64)
+    card = model_card(metadata.content(), 1234, "digest")
+    assert "# A T5 of 1,234 parameters" in card
+    assert f"| lm_adapt | 1,000 | prefix_lm | tokens `{'a' * 12}` |" in card
+    assert "- sentinel: none is expected" in card
