@@ -23,11 +23,13 @@ from t5_pipeline.data_prep.corpora.rows import (
     COMPRESSIONS,
     Row,
     check_unicode,
+    compression,
     file_format,
     json_row,
     line_number,
     lines,
     lines_from,
+    one_line,
     parquet_file,
     parquet_rows,
     read_text,
@@ -116,7 +118,7 @@ def corpus_chunks(
             )
         return _cut(path.parent, [path.name], text_field, chunk_bytes)
     if (
-        path.suffix in (*_SUFFIXES, *COMPRESSIONS)
+        path.suffix.lower() in (*_SUFFIXES, *COMPRESSIONS)
         or path.is_absolute()
         or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(location))
     ):
@@ -185,7 +187,7 @@ class FileChunk:
             case ".parquet":
                 for at, row in parquet_rows(path, [self.text_field], span.start, span.stop or 0):
                     yield at, text_of(row, self.text_field)
-            case _ if path.suffix in COMPRESSIONS:
+            case _ if compression(path):
                 for number, line in enumerate(lines(path), 1):
                     if line.strip():
                         yield number - 1, text_of(json_row(line, path, number), self.text_field)
@@ -249,7 +251,7 @@ def _weights(path: Path, text_field: str) -> list[tuple[int, int | None]]:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             return [(_column_bytes(group, text_field), group.num_rows) for group in groups]
     size = path.stat().st_size
-    return [(size, size if path.suffix == ".jsonl" else None)]
+    return [(size, None if compression(path) or file_format(path) == ".txt" else size)]
 
 
 def _column_bytes(group: Any, name: str) -> int:
@@ -259,7 +261,7 @@ def _column_bytes(group: Any, name: str) -> int:
 
 def _is_corpus_file(file: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    compressed_table = file_format(file) == ".parquet" and file.suffix in COMPRESSIONS
+    compressed_table = file_format(file) == ".parquet" and compression(file)
     return file.is_file() and not hidden and file_format(file) in _SUFFIXES and not compressed_table
 
 
@@ -362,8 +364,3 @@ def _fetched(stream: Any, where: str) -> Iterator[dict[str, Any]]:
         except Exception as error:  # as above; `datasets` has already retried
             raise InputError(f"{where}: cannot read it ({one_line(error)}); run the same command to resume") from None
         yield fields
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from t5_pipeline.core.errors import InputError
 
@@ -18,6 +21,11 @@ COMPRESSIONS = (".gz", ".zst")
 _BLOCK = 2**20  # bytes
 # One CSV field may contain a whole article.
 _LONGEST_CSV_FIELD = 2**31 - 1
+_TSV_VALUE = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)(\t|\r\n|\r|\n|\Z)')
+
+
+MISSING = object()
+"""The value of a field that a row does not have."""
 
 
 class Row(dict[str, Any]):
@@ -27,15 +35,33 @@ class Row(dict[str, Any]):
         super().__init__(fields)
         self.where = where
 
+    def field(self, name: str) -> object:
+        """The value of a field, or of a field in a nested object ("meta.title"); MISSING if there is none."""
+        value: object = self
+        for key in [name] if name in self else name.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return MISSING
+            value = value[key]
+        return value
+
+
+def compression(path: Path) -> str:
+    """The suffix of a file's compression in lower case; "" if it has none.
+
+    >>> compression(Path("data/TRAIN.JSONL.GZ"))
+    '.gz'
+    """
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSIONS else ""
+
 
 def file_format(path: Path) -> str:
-    """The suffix of a file without its compression.
+    """The suffix of a file in lower case, without its compression.
 
-    >>> file_format(Path("data/train.jsonl.gz"))
+    >>> file_format(Path("data/Train.JSONL.gz"))
     '.jsonl'
     """
-    name = Path(path.stem) if path.suffix in COMPRESSIONS else path
-    return name.suffix
+    return Path(path.stem if compression(path) else path.name).suffix.lower()
 
 
 def read_text(path: Path) -> str:
@@ -48,15 +74,25 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(
-    path: Path, columns: Sequence[str] | None = None, *, header: bool = True, whole: bool = True
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    optional: Sequence[str] = (),
+    header: bool = True,
+    whole: bool = True,
 ) -> Iterator[Row]:
-    """Rows of a .jsonl, .json (a list), .csv, .tsv, .txt (as .tsv) or .parquet file.
+    """Rows of a .jsonl, .json, .csv, .tsv, .txt (as .tsv) or .parquet file.
+
+    A .json file contains a list of objects or JSON lines. Values that a CSV or TSV writer quoted are unquoted; a TSV
+    file that contains quotation marks as text is read literally.
 
     Args:
-        path: the file.
-        columns: Parquet only: the columns to read; None reads all.
+        path: the file; suffixes in any case, plain or compressed.
+        columns: Parquet only: the columns to read, or fields of nested columns ("meta.title"); None reads all.
+        optional: Parquet only: columns that are also read if the file has them.
         header: CSV and TSV only: the first line names the columns; otherwise their names are "0", "1", …
-        whole: CSV and TSV only: a line with too few columns is an error; otherwise it is skipped.
+        whole: CSV and TSV only: a line with too few columns is an error; otherwise it is skipped, and quotation marks
+            are text.
 
     Raises:
         InputError: if the file or a row is malformed; names the line.
@@ -65,13 +101,13 @@ def read_rows(
         case ".jsonl":
             return json_rows(lines(path), path)
         case ".json":
-            return _json_list(path)
+            return _json_list(path) if _first_byte(path) == b"[" else json_rows(lines(path), path)
         case ".csv":
-            return _delimited(path, ",", header, whole)
+            return _csv(path, header)
         case ".tsv" | ".txt":
-            return _delimited(path, "\t", header, whole)
+            return _tsv(path, header, whole)
         case ".parquet":
-            return _parquet(path, columns)
+            return _parquet(path, columns, optional)
         case other:
             raise InputError(
                 f"{path}: {other or 'no suffix'} is not a known format of rows;"
@@ -86,10 +122,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
     try:
-        if path.suffix == ".zst":
+        if compression(path) == ".zst":
             yield from _zstd_blocks(path)
             return
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path, "rb") if compression(path) == ".gz" else path.open("rb") as file:
             while block := file.read(_BLOCK):
                 yield block
     except (OSError, EOFError, zlib.error, ZstdError) as error:
@@ -159,12 +195,40 @@ def json_row(line: bytes, source: Path | str, number: int) -> Row:
     """The row on line `number` (from 1) of `source`."""
     where = f"{source}:{number}"
     try:
-        fields = json.loads(_decode(line, source, number))
+        fields = _parse_json(_decode(line, source, number))
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at character {error.pos + 1}); fix the line") from None
+        reason = f"not JSON ({error.msg} at character {error.pos + 1})"
+        raise InputError(f"{where}: {reason}; write one object per line") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: cannot read the line ({error}); fix the line") from None
     if not isinstance(fields, dict):
         raise InputError(f"{where}: is a JSON {type(fields).__name__}; write one object per line")
     return Row(fields, where)
+
+
+def _parse_json(text: str) -> Any:
+    """Parse JSON in which no object has the same field twice."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError(f"two fields are named {_duplicate([name for name, _ in pairs])!r}")
+    return fields
+
+
+def _duplicate(names: Iterable[str]) -> str | None:
+    """The first name that occurs twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _first_byte(path: Path) -> bytes:
+    """The first byte that is not blank, after a byte order mark; empty if there is none."""
+    for block in _blocks(path):
+        if rest := block.removeprefix(codecs.BOM_UTF8).lstrip():
+            return rest[:1]
+    return b""
 
 
 def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -199,10 +263,12 @@ def read_json(path: Path) -> Any:
         InputError: if it is not JSON; names the line.
     """
     try:
-        return json.loads(read_text(path))
+        return _parse_json(read_text(path))
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise InputError(f"{where}: not JSON ({error.msg} at character {error.colno}); fix the file") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot read the file ({error}); fix the file") from None
 
 
 def _json_list(path: Path) -> Iterator[Row]:
@@ -215,34 +281,102 @@ def _json_list(path: Path) -> Iterator[Row]:
         yield Row(fields, f"{path}: element {number}")
 
 
-def _delimited(path: Path, delimiter: str, header: bool, whole: bool) -> Iterator[Row]:
-    # No quoting in tab-separated files, because GLUE's contain unbalanced quotation marks.
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+def _csv(path: Path, header: bool) -> Iterator[Row]:
+    text = read_text(path)
+    return _delimited(path, text, _delimiter(text), True, header, True)
+
+
+def _delimiter(text: str) -> str:
+    """The delimiter of CSV: a comma, unless the lines are only consistent with semicolons or tabs."""
+    first = text.partition("\n")[0]
+    others = [delimiter for delimiter in ";\t" if delimiter in first]
+    if others and ("," not in first or _columns(text, ",", True) < 2):
+        return next((delimiter for delimiter in others if _columns(text, delimiter, True) > 1), ",")
+    return ","
+
+
+def _tsv(path: Path, header: bool, whole: bool) -> Iterator[Row]:
+    text = read_text(path)
+    return _delimited(path, text, "\t", whole and _is_quoted(text), header, whole)
+
+
+def _is_quoted(text: str) -> bool:
+    """Whether a TSV file was written with quoting, as pandas and spreadsheets write it.
+
+    Such a file has quotation marks only around values, and doubled inside. It quotes values that contain a mark, tab or
+    line break, or else all text, including the first line. GLUE's files have marks anywhere in the text.
+    """
+    if '"' not in text:
+        return False
+    records: list[list[str]] = [[]]
+    at = 0
+    while at < len(text):
+        match = _TSV_VALUE.match(text, at)
+        if match is None:
+            return False
+        at = match.end()
+        records[-1].append(match[1])
+        if match[2] != "\t":
+            records.append([])
+    records = [values for values in records if values not in ([], [""])]
+    if len({len(values) for values in records}) != 1:
+        return False
+    inner = [value[1:-1] for values in records for value in values if value.startswith('"')]
+    if any(mark in value for value in inner for mark in "\t\r\n"):
+        return _columns(text, "\t", False) < 2  # otherwise the lines form a table without quoting
+    columns = zip(*records, strict=True)
+    all_text = len(records) > 1 and any(all(value.startswith('"') for value in values) for values in columns)
+    return all_text or any('"' in value for value in inner)
+
+
+def _columns(text: str, delimiter: str, quoted: bool) -> int:
+    """The number of values in each line; 0 if it differs or a quoted value is malformed."""
+    try:
+        found = {len(values) for values, _ in _records(text, delimiter, quoted, "")}
+    except InputError:
+        return 0
+    return found.pop() if len(found) == 1 else 0
+
+
+def _records(text: str, delimiter: str, quoted: bool, path: Path | str) -> Iterator[tuple[list[str], int]]:
+    """(values, number of the last line) of each record that is not blank."""
     csv.field_size_limit(_LONGEST_CSV_FIELD)
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    names: list[str] | None = None
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         for values in reader:
-            if not values:
-                continue
-            where = f"{path}:{reader.line_num}"
-            if names is None:
-                names = values if header else [str(i) for i in range(len(values))]
-                if header:
-                    continue
-            if len(values) < len(names) and not whole:
-                continue
-            if len(values) != len(names):
-                raise InputError(
-                    f"{where}: has {len(values)} fields, not {len(names)} ({', '.join(names)}); fix the line"
-                )
-            yield Row(dict(zip(names, values, strict=True)), where)
+            if values:
+                yield values, reader.line_num
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); fix the line") from None
 
 
-def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+def _delimited(path: Path, text: str, delimiter: str, quoted: bool, header: bool, whole: bool) -> Iterator[Row]:
+    names: list[str] | None = None
+    for values, line in _records(text, delimiter, quoted, path):
+        where = f"{path}:{line}"
+        if names is None:
+            names = values if header else [str(i) for i in range(len(values))]
+            # Columns without a name, which spreadsheets add at the end, cannot be used.
+            if duplicate := _duplicate(name for name in names if name):
+                raise InputError(f"{where}: two columns are named {duplicate!r}; rename one")
+            if header:
+                continue
+        if len(values) < len(names) and not whole:
+            continue
+        if len(values) != len(names):
+            raise InputError(f"{where}: has {len(values)} fields, not {len(names)} ({', '.join(names)}); fix the line")
+        yield Row(dict(zip(names, values, strict=True)), where)
+
+
+# -------------------------------------------------------------------------------------------------------------- parquet
+
+
+def _parquet(path: Path, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[Row]:
     with parquet_file(path, columns) as file:
+        if columns is not None:
+            present = _parquet_columns(file)
+            columns = [*columns, *(column for column in optional if column in present)]
         yield from _parquet_rows(file, path, columns, None, 0)
 
 
@@ -251,23 +385,39 @@ def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
     """Open a Parquet file, as a `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        InputError: if it is not a Parquet file or lacks one of `columns`.
+        InputError: if it is not a Parquet file, or lacks one of `columns` or has it twice.
     """
     import pyarrow
     import pyarrow.parquet
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
+    source = io.BytesIO(b"".join(_blocks(path))) if compression(path) else path
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: is not a Parquet file ({str(error).strip()}); check the file") from None
+        file = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: is not a Parquet file ({one_line(error)}); check the file") from None
     with file:
-        names = file.schema_arrow.names
+        names = _parquet_names(file)
+        present = _parquet_columns(file)
         for column in columns or ():
-            if column not in names:
+            if column not in present:
                 raise InputError(f"{path}: has no column {column!r}; choose one of {', '.join(names)}")
+        duplicate = _duplicate(name for name in names if columns is None or name in columns)
+        if duplicate is not None:
+            raise InputError(f"{path}: two columns are named {duplicate!r}; rename one")
         yield file
+
+
+def _parquet_names(file: Any) -> list[str]:
+    """The names of the columns, read from the Parquet schema, whose types Arrow may not know."""
+    return [field.name for field in file.schema_arrow]
+
+
+def _parquet_columns(file: Any) -> set[str]:
+    """The names of the columns and of the fields in nested columns ("meta.title")."""
+    paths = [file.schema.column(i).path.split(".") for i in range(file.metadata.num_columns)]
+    return {".".join(path[: i + 1]) for path in paths for i in range(len(path))}
 
 
 def parquet_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> Iterator[tuple[int, Row]]:
@@ -286,8 +436,40 @@ def parquet_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> I
 def _parquet_rows(
     file: Any, path: Path, columns: Sequence[str] | None, groups: list[int] | None, number: int
 ) -> Iterator[Row]:
+    import pyarrow
+
     batches = file.iter_batches(batch_size=256, columns=None if columns is None else list(columns), row_groups=groups)
-    for batch in batches:
-        for fields in batch.to_pylist():
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path}: row {number + 1}: cannot read the rows from here on ({one_line(error)}); check the file"
+            ) from None
+        if batch is None:
+            return
+        try:
+            rows = batch.to_pylist()
+        except (ArithmeticError, ValueError) as error:
+            _raise_unreadable_value(batch, path, number, error)
+        for fields in rows:
             number += 1
             yield Row(fields, f"{path}: row {number}")
+
+
+def _raise_unreadable_value(batch: Any, path: Path, number: int, error: Exception) -> NoReturn:
+    """Raise InputError with the first value of a batch that Python cannot represent, after `number` rows."""
+    for row in range(len(batch)):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                column[row].as_py()
+            except (ArithmeticError, ValueError) as found:
+                raise InputError(
+                    f"{path}: row {number + row + 1}: cannot read column {name!r} ({one_line(found)}); fix the value"
+                ) from None
+    raise InputError(f"{path}: row {number + 1}: cannot read the rows from here on ({one_line(error)}); check the file")
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,12 +74,15 @@ class TaskConfig(Config):
     @field_validator("labels", "values", mode="before")
     @classmethod
     def as_text(cls, value: Any) -> Any:
-        """Turn YAML's numbers and booleans back into text, because labels and field values are text."""
+        """Turn YAML's numbers back into text, because labels and field values are text.
+
+        A boolean is the value of a field (a key of `values`: true matches a row's true), but never a text.
+        """
         if isinstance(value, dict):
-            return {key: cls.as_text(inner) for key, inner in ((str(k), v) for k, v in value.items())}
+            return {str(key): cls.as_text(inner) for key, inner in value.items()}
         if isinstance(value, list):
-            return [str(item) for item in value]
-        return str(value) if isinstance(value, (int, float)) else value
+            return [_text(item) for item in value]
+        return value if value is None else _text(value)
 
     @field_validator("splits")
     @classmethod
@@ -124,6 +128,21 @@ class TaskConfig(Config):
         """The local file of each split that has one."""
         found = {split: split_file(self.data, value) for split, value in self.splits.items()}
         return {split: file for split, file in found.items() if file is not None}
+
+
+def _text(value: Any) -> Any:
+    """A number as text.
+
+    Raises:
+        ValueError: if YAML read a text without quotes as another type, whose text would differ.
+    """
+    if isinstance(value, bool):
+        words, example = ("yes, on and true", "yes") if value else ("no, off and false", "no")
+        raise ValueError(f'without quotes, YAML reads {words} as {value}; write it in quotes, as in "{example}"')
+    if value is None or isinstance(value, date):
+        what = "null" if value is None else f"a date, {value}"
+        raise ValueError(f"without quotes, YAML reads a text as {what}; write it in quotes")
+    return str(value) if isinstance(value, int | float) else value
 
 
 def check_metric_names(names: list[str]) -> None:

@@ -5,6 +5,7 @@ Suffixes: B rows of a batch.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from t5_pipeline.data_prep.tasks.template import Template
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 T = TypeVar("T")
+log = logging.getLogger("t5-pipeline")
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
@@ -73,13 +75,19 @@ class Task:
     def labels(self) -> list[str] | None:
         return self.settings.labels
 
-    def rows(self, split: str, training: bool = False) -> list[Row]:
+    @property
+    def has_header(self) -> bool:
+        """Whether CSV and TSV files name their columns; templates that number them imply files that do not."""
+        return not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
+
+    def rows(self, split: str, training: bool = False, inputs_only: bool = False) -> list[Row]:
         """All rows of a split.
 
         Args:
             split: a key of the task's `splits`.
             training: the rows to train on: one per answer if a question has several (ReCoRD), and only rows whose
                 target is true (WSC).
+            inputs_only: only fields of the input are needed; others of a Parquet file are not read.
 
         Raises:
             InputError: if there is no such split, or it has no rows.
@@ -87,7 +95,7 @@ class Task:
         splits = self.settings.splits
         if split not in splits:
             raise InputError(f"tasks.{self.name}.splits: has no {split!r}; add it or choose one of {', '.join(splits)}")
-        rows = self._read(splits[split], training)
+        rows = self._read(splits[split], training, inputs_only)
         if training and self.settings.holds is not None:
             rows = [row for row in rows if self.holds(row)]
         if not rows:
@@ -96,15 +104,22 @@ class Task:
             )
         return rows
 
-    def _read(self, split: str, training: bool) -> list[Row]:
+    def _read(self, split: str, training: bool, inputs_only: bool) -> list[Row]:
         data = self.settings.data
         name, part = split_slice(split)
         file = split_file(data, split)
         if file is not None:
-            # Templates that name columns by number imply a file without a header.
-            header = not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
-            return read_task(file, self.settings.reader, part, header=header, training=training)
+            columns = self.input_template.fields if inputs_only else self._columns()
+            return read_task(
+                file, self.settings.reader, part, columns=columns, header=self.has_header, training=training
+            )
         return flatten(self._read_elsewhere(name), self.settings.reader, part, training=training)
+
+    def _columns(self) -> list[str]:
+        """The fields of a row that the task uses."""
+        c = self.settings
+        others = [name for name in (c.answers, c.group, c.holds) if name is not None]
+        return list(dict.fromkeys([*self.input_template.fields, *self.target_template.fields, *others]))
 
     def _read_elsewhere(self, split: str) -> list[Row]:
         """Rows that are built in or on the hub."""
@@ -193,7 +208,7 @@ class Task:
             self.input_template.value(row, field)
             for split in splits
             if split in self.settings.splits
-            for row in self.rows(split)
+            for row in self.rows(split, inputs_only=True)
             for field in self.input_template.fields
         }
         return sorted(text for text in texts if len(text.split()) >= at_least)
@@ -247,7 +262,6 @@ def encode_task(
     sentinel: Sentinel = "none",
     limit: int = 0,
     training: bool = False,
-    spread: bool = False,
 ) -> EncodedTask:
     """Encode the rows of a split.
 
@@ -259,17 +273,22 @@ def encode_task(
         max_target_length: ids per target with EOS; longer targets are truncated before EOS.
         sentinel: "targets" puts <extra_id_0> before each target (Lester et al. 2021, §3.2); "both" also puts it after
             each input, before EOS (T5's *_sentinel tasks). Truncation keeps it.
-        limit: number of rows to take; 0 takes all.
+        limit: number of rows to take, spread evenly over the split, because files are often sorted by class; 0 takes
+            all.
         training: the rows to train on (Task.rows).
-        spread: with a limit, take rows spread evenly over the split, because files are often sorted by class.
     """
+    check_labels(task.settings, vocabulary, max_target_length, sentinel)
     rows = task.rows(split, training)
-    if limit and spread:
-        rows = [rows[i * len(rows) // limit] for i in range(limit)] if limit < len(rows) else rows
-    rows = rows[:limit] if limit else rows
+    if 0 < limit < len(rows):
+        rows = [rows[i * len(rows) // limit] for i in range(limit)]
     input_texts = [task.inputs(row) for row in rows]
     target_texts = [task.targets(row) for row in rows]
     labels = task.labels
+    if labels and len(labels) > 1 and len(rows) > 1 and len(set(target_texts)) == 1:
+        log.warning(
+            "tasks.%s: all %s rows of split %r have the target %r, so training and scores say little; check the file or"
+            " the slice", task.name, f"{len(rows):,}", split, target_texts[0],
+        )  # fmt: skip
     return EncodedTask(
         task.name,
         encode_inputs(input_texts, vocabulary, max_input_length, sentinel),
@@ -313,6 +332,31 @@ def encode_labels(
     """Ids of each label as a target, EOS last, never truncated."""
     before = [vocabulary.sentinel(0)] if sentinel != "none" else []
     return [_ids([*before, *ids], [], vocabulary) for ids in vocabulary.encode_batch(labels)]
+
+
+def check_labels(task: TaskConfig, vocabulary: Vocabulary, max_length: int, sentinel: Sentinel = "none") -> None:
+    """Check that a model can learn the labels of a task and tell them apart.
+
+    Raises:
+        InputError: if two labels have the same ids, or a label has unknown characters or more than `max_length` ids.
+    """
+    labels = task.labels or []
+    ids = [tuple(label.tolist()) for label in encode_labels(labels, vocabulary, sentinel)]
+    where = f"tasks.{task.name}.labels"
+    for index, (label, found) in enumerate(zip(labels, ids, strict=True)):
+        if (first := ids.index(found)) < index:
+            raise InputError(
+                f"{where}: {labels[first]!r} and {label!r} have the same token ids in this vocabulary; use labels that"
+                " it can distinguish"
+            )
+    for label, found in zip(labels, ids, strict=True):
+        if vocabulary.unk in found:
+            raise InputError(f"{where}: {label!r} has characters that the vocabulary lacks; use another label")
+        if len(found) > max_length:
+            raise InputError(
+                f"{where}: {label!r} has {len(found)} tokens with EOS, but max_target_length is {max_length}; give at"
+                f" least {max(map(len, ids))}"
+            )
 
 
 def _ids(ids: list[int], after: list[int], vocabulary: Vocabulary) -> npt.NDArray[np.int32]:

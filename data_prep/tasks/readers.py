@@ -8,7 +8,7 @@ T5 puts spaces around punctuation, and this reader leaves the text unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,16 @@ _HIGHLIGHT_AFTER_END = re.compile(r"([.?!\"'])\n@highlight\n")
 _HIGHLIGHT = "\n@highlight\n"
 
 
-def read_task(path: Path, reader: Reader, part: Slice | None, *, header: bool, training: bool) -> list[Row]:
+def read_task(
+    path: Path, reader: Reader, part: Slice | None, *, columns: Sequence[str], header: bool, training: bool
+) -> list[Row]:
     """The rows of a file.
 
     Args:
         path: the file.
         reader: its format.
         part: see `flatten`.
+        columns: Parquet only: the columns that the task uses, if each row of the file is one of its rows.
         header: CSV and TSV only: the first line names the columns.
         training: see `flatten`.
 
@@ -40,7 +43,10 @@ def read_task(path: Path, reader: Reader, part: Slice | None, *, header: bool, t
         return flatten(_paragraphs(path), reader, part, training=training)
     # QQP's files contain truncated lines, which T5's data set and the hub's also leave out.
     whole = reader != "qqp"
-    return flatten(read_rows(path, header=header, whole=whole), reader, part, training=training)
+    optional = _COLUMNS.get(reader, ())
+    needed = () if optional else columns
+    rows = read_rows(path, needed, optional=optional, header=header, whole=whole)
+    return flatten(rows, reader, part, training=training)
 
 
 def flatten(rows: Iterable[Row], reader: Reader, part: Slice | None, *, training: bool) -> list[Row]:
@@ -191,3 +197,11 @@ _QUESTIONS: dict[str, Callable[[Row, bool], Iterable[dict[str, Any]]]] = {
     "wsc": _wsc,
     "squad": _squad,
 }
+
+_COLUMNS = {
+    "multirc": ("passage", "paragraph", "question", "answer", "idx", "label"),
+    "record": ("passage", "query", "entities", "answers", "qas"),
+    "wsc": ("text", "target", "span1_text", "span1_index", "span2_text", "span2_index", "label"),
+    "squad": ("id", "context", "question", "answers", "qas"),
+}
+"""The fields that the readers of `_QUESTIONS` use."""

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from t5_pipeline.core.errors import InputError
+
 SUFFIXES = tuple(
     f".{kind}{compression}"
     for kind in ("jsonl", "json", "csv", "tsv", "parquet")
     for compression in ("", ".gz", ".zst")
-    if not (kind == "parquet" and compression)
 )
 
 _BOUND = re.compile(r"-?\d+%?")
@@ -76,8 +77,11 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
 def split_file(data: str, split: str) -> Path | None:
     """The file of a split: in the folder `data`, or next to the file `data`; None if there is none.
 
-    A split may name its file with or without the suffix; a slice is ignored. If `data` is a file, it is the split of
-    the same name, or else `train`, but never any other split.
+    A split may name its file with or without the suffix, which may be in any case; a slice is ignored. If `data` is a
+    file, it is the split of the same name, or else `train`, but never any other split.
+
+    Raises:
+        InputError: if several files have the name of the split.
     """
     path, split = Path(data), split_slice(split)[0]
     if path.is_dir():
@@ -90,10 +94,16 @@ def split_file(data: str, split: str) -> Path | None:
 
 
 def _named(folder: Path, split: str) -> Path | None:
-    candidates = [folder / split, *(folder / f"{split}{suffix}" for suffix in SUFFIXES)]
-    return next((file for file in candidates if file.is_file()), None)
+    named = folder / split
+    if named.is_file() or not named.parent.is_dir():
+        return named if named.is_file() else None
+    files = sorted(file for file in named.parent.iterdir() if _stem(file) == named.name and file.is_file())
+    if len(files) > 1:
+        names = " and ".join(file.name for file in files)
+        raise InputError(f"{folder}: {names} are both the split {split!r}; name one of them with its suffix")
+    return files[0] if files else None
 
 
 def _stem(path: Path) -> str:
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(s)), "")
-    return path.name.removesuffix(suffix)
+    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), "")
+    return path.name[: len(path.name) - len(suffix)]

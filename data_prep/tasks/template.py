@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row, check_unicode
+from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -60,15 +61,15 @@ class Template:
 
     def value(self, row: Row, field: str) -> str:
         """The text of one field of a row (see `render`)."""
-        value: object = row
-        for name in field.split(".") if field not in row else [field]:
-            if not isinstance(value, dict) or name not in value:
-                raise InputError(
-                    f"{row.where}: has no field {field!r} (only {', '.join(row)}); fix `{self.key}` or the row"
-                )
-            value = value[name]
-        if not isinstance(value, str | int | float):  # bool is an int and becomes True or False, as in T5's tasks
-            what = "empty (null)" if value is None else f"a {type(value).__name__}"
+        value = row.field(field)
+        if value is MISSING:
+            raise InputError(
+                f"{row.where}: has no field {field!r} (only {', '.join(row)}); fix `{self.key}` or the row"
+            )
+        finite = not isinstance(value, float) or math.isfinite(value)
+        # bool is an int and becomes True or False, as in T5's tasks.
+        if not isinstance(value, str | int | float) or not finite:
+            what = "empty (null)" if value is None else f"a {type(value).__name__}" if finite else str(value)
             raise InputError(f"{row.where}: field {field!r} is {what}, not text or a number; fix the row")
         found = check_unicode(value, row.where) if isinstance(value, str) else str(value)
         if field in self.round_to:

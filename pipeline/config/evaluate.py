@@ -19,6 +19,7 @@ class EvaluateConfig(InferenceConfig, StageConfig):
     kind: ClassVar[str] = "evaluate"
     summary: ClassVar[str] = "score prompts, the methods they are compared with, and baselines on held-out rows"
     outputs: ClassVar[tuple[str, ...]] = ("scores",)
+    code_version: ClassVar[int] = 2
 
     model: Annotated[str | None, Input("model")] = setting(
         None, "the frozen T5, if it is not where the prompts expect it; must be the same model"
@@ -27,7 +28,7 @@ class EvaluateConfig(InferenceConfig, StageConfig):
     also_on: list[TaskConfig] = setting(
         [], "domain shift: other tasks with the same labels, on which everything is scored too"
     )
-    limit: int = setting(0, "score only the first N rows; 0: all", unit="rows", ge=0)
+    limit: int = setting(0, "rows to score, spread evenly over the split; 0: all", unit="rows", ge=0)
     metrics: dict[str, list[str]] = setting(
         {}, "metrics by task (flags: TASK=A,B); default: those of the recipe's tasks, or of the prompts"
     )

@@ -94,22 +94,19 @@ def load_held_out(
     max_input_length: int,
     max_target_length: int,
     limit: int = 0,
-    spread: bool = False,
     max_output_length: int = 0,
 ) -> HeldOut:
     """Read a split of a task for scoring.
 
     Args:
-        limit, spread: as for encode_task.
+        limit: as for encode_task.
         max_output_length: maximum tokens of greedy decoding (0: none for a task with labels, `max_target_length` for
             others). Decoding stops after the longest label, since a longer output is not a label.
 
     Raises:
         InputError: if the rows do not match the task's settings.
     """
-    rows = encode_task(
-        Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit, spread=spread
-    )
+    rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
     return HeldOut(task, rows, answer_form(task, vocabulary, sentinel, max_output_length, max_target_length))
 
 
@@ -210,7 +207,6 @@ def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel
             max_input_length=c.max_input_length,
             max_target_length=c.max_target_length,
             limit=c.validation_limit,
-            spread=True,
         )
     except InputError as error:
         raise InputError(f"{error} (needed for `select: best`; or set `select: last`)") from None

@@ -28,7 +28,7 @@ from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.encode import Task, check_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
@@ -216,12 +216,14 @@ def import_prompt(
             f"{source}: has rows of width {rows_PD.size(1)}, but {path} has width {width}; give the T5 that the"
             " prompt was trained on as --model"
         )
+    vocabulary, sentinel = Vocabulary.load(path), sentinel or read_metadata(path).sentinel
+    check_labels(settings, vocabulary, max_target_length, sentinel)
     info = PromptInfo(
         base_model=str(path),
         base_model_digest=DigestCache(None).of_artifact("model", path),
-        tokenizer_digest=Vocabulary.load(path).digest,
+        tokenizer_digest=vocabulary.digest,
         task=settings,
-        sentinel=sentinel or read_metadata(path).sentinel,
+        sentinel=sentinel,
         prompt_length=len(rows_PD),
         width=width,
         max_input_length=max_input_length,

@@ -3,7 +3,7 @@
 Input lines:
 
 {"prompt": "sst2", "text": "A fine film."}              fields for the task's own template
-{"prompt": "squad", "input": "question: Who … ?"}       or the finished text
+{"prompt": "squad", "input": "question: Who … ?"}       or the finished text instead
 {"prompt": ["a", "b", "c"], "text": "A fine film."}     several prompts with the same labels vote
 
 Output lines:
@@ -20,7 +20,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.core.atomic_files import check_output, write_output
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
-from t5_pipeline.data_prep.corpora.rows import Row, check_unicode, json_rows, read_rows
+from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode, file_format, json_rows, read_rows
 from t5_pipeline.data_prep.tasks.encode import Task, encode_inputs, encode_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.ensemble import vote
@@ -196,7 +196,7 @@ def predict(
     """
     check_output(to)
     places = named_prompts(prompts, "--prompts")
-    rows = list(json_rows(sys.stdin.buffer, "stdin") if source == STANDARD else read_rows(Path(source)))
+    rows = list(_rows(source, places))
     asked = [_names(row, places) for row in rows]
     loaded = {name: Prompt.load(places[name]) for names in asked for name in names}
     tasks = {name: Task.load(prompt.info.task) for name, prompt in loaded.items()}
@@ -221,6 +221,21 @@ def predict(
     text = "".join(_line(names, [next(left) for _ in names]) for names in asked)
     write_output(to, text.encode())
     return len(rows)
+
+
+def _rows(source: str, places: Mapping[str, Path]) -> Iterator[Row]:
+    """The rows of an input file, read as in training: without a header if the only prompt's task has none."""
+    if source == STANDARD:
+        return json_rows(sys.stdin.buffer, "stdin")
+    path, named = Path(source), set(places)
+    if len(places) > 1:
+        if file_format(path) != ".parquet":
+            return read_rows(path)
+        named = {name for row in read_rows(path, (), optional=["prompt"]) for name in _names(row, places)}
+    tasks = [Task.load(Prompt.load(places[name]).info.task) for name in sorted(named)]
+    fields = dict.fromkeys(["prompt", "input", *(field for task in tasks for field in task.input_template.fields)])
+    header = len(places) > 1 or tasks[0].has_header
+    return read_rows(path, (), optional=list(fields), header=header)
 
 
 def _names(row: Row, places: Mapping[str, Path]) -> list[str]:
@@ -251,9 +266,19 @@ def _check_vote(row: Row, names: Sequence[str], tasks: Mapping[str, Task]) -> No
 
 
 def _text(row: Row, task: Task) -> str:
-    """The input text of a row: its `input` (unless that is a field of the task's template), or the filled template."""
-    if "input" not in row or "input" in task.input_template.fields:
+    """The input text of a row: the filled template, or `input` if the row has no field of the template."""
+    fields = {name: row.field(name) for name in task.input_template.fields}
+    present = {name: value for name, value in fields.items() if value is not MISSING and value is not None}
+    # A table has empty values in the columns that a row does not use.
+    blank = all(value == "" for value in present.values()) and row.get("input") not in (None, "")
+    if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
         return task.inputs(row)
+    if present and not blank:
+        absent = ", ".join(name for name in fields if name not in present)
+        raise InputError(
+            f"{row.where}: has `input` and {', '.join(present)}, but not {absent}; give all fields of the template, or"
+            " only `input`"
+        )
     if not isinstance(row["input"], str):
         raise InputError(
             f"{row.where}: `input` must be text, not {type(row['input']).__name__}; put the values in quotes"

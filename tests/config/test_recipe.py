@@ -185,7 +185,7 @@ def test_single_tasks_and_lists_of_tasks(tmp_path: Path) -> None:
     path.write_text(
         "name: tuning\n"
         "tasks:\n"
-        "  a: {data: rows, inputs: 'a {x}', targets: '{y}', labels: [no, yes], metrics: [f1, accuracy]}\n"
+        "  a: {data: rows, inputs: 'a {x}', targets: '{y}', labels: ['no', 'yes'], metrics: [f1, accuracy]}\n"
         "  b: {format: superglue/rte, data: RTE, task_prefix: true}\n"
         "stages:\n"
         "  model_tune: {model: google/t5-v1_1-small, matrix: {tasks: [a, b, [a, b]], seed: [0, 1]}}\n"

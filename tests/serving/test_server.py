@@ -165,6 +165,18 @@ def test_free_text_ends_at_the_maximum_length(place: Place, tmp_path: Path) -> N
     assert all(whole[i].startswith(short[i]) and len(short[i]) < len(whole[i]) for i in words)
 
 
+def test_the_template_is_filled_if_a_line_has_its_fields(place: Place, tmp_path: Path) -> None:
+    fields: list[dict[str, Any]] = [{"prompt": "tone", "text": "A file."}, {"prompt": "truth", "claim": {"text": "x"}}]
+    both = [{**line, "input": "something else"} for line in fields]
+    only_input = [
+        {"prompt": "tone", "text": None, "input": "tone: A file."},
+        {"prompt": "truth", "input": "is it true that x"},
+    ]
+    found = place.predict("--input", write_lines(tmp_path, fields + both + only_input))
+    for start in (2, 4):
+        same(found[start : start + 2], found[:2])
+
+
 def test_standard_input_and_output(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_lines(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
@@ -200,6 +212,7 @@ def test_prompts_are_named_by_their_directories(place: Place, tmp_path: Path) ->
         ({"prompt": "truth", "claim": {}}, "no field 'claim.text'"),
         ({"prompt": "tone", "text": None}, "field 'text' is empty (null)"),
         ({"prompt": "tone", "input": 7}, "`input` must be text, not int"),
+        ({"prompt": "topic", "input": "x", "text": "y"}, "has `input` and text, but not what; give all fields"),
         ({"prompt": "tone", "input": "\ud800"}, "half of a surrogate pair"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.rows import Row
@@ -18,6 +20,7 @@ from t5_pipeline.data_prep.tasks.encode import (
     EncodedTask,
     Task,
     TaskBatches,
+    check_labels,
     encode_inputs,
     encode_labels,
     encode_targets,
@@ -270,13 +273,53 @@ def test_superglue_and_glue_as_distributed(shared: Path, vocabulary: Vocabulary)
         assert all(task.inputs(row) and task.targets(row) for row in rows)
 
 
-def test_limit_takes_the_first_rows_or_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_limit_takes_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
     """In a file sorted by class, the first rows have one class."""
     rows = [{"text": str(i), "label": "no" if i < 50 else "yes"} for i in range(100)]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Task.load(TaskConfig(name="t", data=str(tmp_path), inputs="{text}", targets="{label}", labels=["no", "yes"]))
-    first = encode_task(task, "validation", vocabulary, 8, 8, limit=10)
-    spread = encode_task(task, "validation", vocabulary, 8, 8, limit=10, spread=True)
-    assert first.input_texts == [str(i) for i in range(10)]
+    spread = encode_task(task, "validation", vocabulary, 8, 8, limit=10)
     assert spread.input_texts == [str(i) for i in range(0, 100, 10)]
-    assert len(encode_task(task, "validation", vocabulary, 8, 8, limit=200, spread=True)) == 100
+    assert len(encode_task(task, "validation", vocabulary, 8, 8, limit=200)) == 100
+
+
+def test_a_split_with_one_class_is_a_warning(
+    tmp_path: Path, vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task.load(settings(write(tmp_path), splits={"train": "train", "sorted": "one", "one row": "train[:1]"}))
+    write(tmp_path, "one.jsonl", ROWS[::2])
+    for split in ("train", "one row"):
+        encode_task(task, split, vocabulary, 16, 8)
+    assert caplog.messages == []
+    encode_task(task, "sorted", vocabulary, 16, 8)
+    (message,) = caplog.messages
+    assert message.startswith("tasks.t: all 5 rows of split 'sorted' have the target 'good', so")
+
+
+@pytest.mark.parametrize("changed", [
+    {"labels": [False, True]},
+    {"values": {"label": {"0": True}}},
+    {"values": {"label": {False: datetime.date(2020, 1, 1)}}},
+    {"labels": ["x", None]},
+    {"labels": [datetime.date(2020, 1, 1)]},
+])  # fmt: skip
+def test_labels_and_values_that_yaml_does_not_read_as_text(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="write it in quotes"):
+        settings("rows", **changed)
+    assert settings("rows", labels=[0, 1.5]).labels == ["0", "1.5"]
+
+
+@pytest.mark.parametrize(("labels", "length", "message"), [
+    (["\U0001f600", "\U0001f621"], 8, "'\U0001f600' and '\U0001f621' have the same token ids in this vocabulary; use"),
+    (["good", "good "], 8, "'good' and 'good ' have the same token ids"),
+    (["good", "\u4f60"], 8, "'\u4f60' has characters that the vocabulary lacks; use another label"),
+    (["good", "the name of a module"], 3, r"'.+' has \d+ tokens with EOS, but max_target_length is 3; give at least \d+"),
+])  # fmt: skip
+def test_labels_that_cannot_be_learned(
+    vocabulary: Vocabulary, tmp_path: Path, labels: list[str], length: int, message: str
+) -> None:
+    task = settings(write(tmp_path), labels=labels)
+    with pytest.raises(InputError, match=rf"^tasks\.t\.labels: {message}"):
+        check_labels(task, vocabulary, length)
+    with pytest.raises(InputError, match=message):
+        encode_task(Task.load(task), "train", vocabulary, 16, length)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.splits import Slice, split_file, split_slice
 
@@ -77,3 +78,23 @@ def test_file_of_a_slice(tmp_path: Path) -> None:
     assert whole.files() == task.files()
     # Slices are settings, and settings are part of every fingerprint.
     assert whole.model_dump() != task.model_dump()
+
+
+@pytest.mark.parametrize("name", ["train.JSONL", "train.Csv", "train.csv.GZ", "train.parquet.zst"])
+def test_suffix_in_any_case(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert split_file(str(tmp_path), "train") == tmp_path / name
+    assert split_file(str(tmp_path / name), "train") == tmp_path / name
+
+
+def test_two_files_of_one_split(tmp_path: Path) -> None:
+    for name in ("train.csv", "train.jsonl", "train.v2.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"train\.csv and train\.jsonl are both the split 'train'; name one"):
+        split_file(str(tmp_path), "train[:90%]")
+    assert split_file(str(tmp_path), "train.csv") == tmp_path / "train.csv"
+    assert split_file(str(tmp_path), "train.v2") == tmp_path / "train.v2.csv"
+    assert split_file(str(tmp_path / "train.csv"), "train") == tmp_path / "train.csv"
+    assert (
+        split_file(str(tmp_path), f"../{tmp_path.name}/train.v2") == tmp_path / "../" / tmp_path.name / "train.v2.csv"
+    )
