@@ -1,8 +1,13 @@
-"""Untrusted text as it may be shown: without characters that control a terminal or the order of text."""
+"""Untrusted text as it may be shown: without characters that control a terminal or the order of text.
+
+All commands print and log through this module; nothing else in the package calls `print`.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, lone surrogates.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -26,3 +31,20 @@ def printable(text: object, keep: str = "") -> str:
 
 def _escape(character: str) -> str:
     return _SHORT.get(character, f"\\u{ord(character):04x}")
+
+
+def say(text: str, keep: str = "") -> None:
+    """Print a message to stderr."""
+    print(printable(text, keep), file=sys.stderr, flush=True)
+
+
+def show(text: object, keep: str = "") -> None:
+    """Print a result to stdout."""
+    print(printable(text, keep))
+
+
+class LogFormatter(logging.Formatter):
+    """A formatter whose messages stay on one line; tracebacks keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))

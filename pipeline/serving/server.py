@@ -35,6 +35,7 @@ from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import printable
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.corpora.rows import Row, check_unicode, json_rows, read_rows
 from t5_pipeline.data_prep.tasks.encode import Task, encode_inputs, encode_labels
@@ -221,7 +222,7 @@ def predict(
     left = iter(answers)
     text = "".join(_line(names, [next(left) for _ in names]) for names in asked)
     if to == STANDARD:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text, keep="\n"))  # escapes of JSON: the same values
     else:
         write_text(Path(to), text)
     return len(rows)
