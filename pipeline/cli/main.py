@@ -19,6 +19,7 @@ from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.paths import inside
+from t5_pipeline.core.printable import say, show
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         given = _parser().parse_args(arguments)
         return int(given.command(given))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return BAD_INPUT
     except KeyboardInterrupt:
         return 130
@@ -114,7 +115,7 @@ def _load(given: argparse.Namespace) -> tuple[Recipe, RunDir]:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from t5_pipeline.execution.runner import run, say
+    from t5_pipeline.execution.runner import run
 
     recipe, run_dir = _load(given)
     code = run(recipe, run_dir, given.first, given.last)
@@ -139,7 +140,7 @@ def _plan(given: argparse.Namespace) -> int:
 
     rate = None if given.rate is None else Rate(parse_rate(given.rate))
     recipe, run_dir = _load(given)
-    print(plan(recipe, run_dir, rate, sizes=given.sizes))
+    show(plan(recipe, run_dir, rate, sizes=given.sizes), keep="\n")
     return 0
 
 
@@ -154,7 +155,7 @@ def _status(given: argparse.Namespace) -> int:
 
     run_dir = _existing(given.run_dir)
     rows = collect(load_recipe(run_dir.path / "recipe.yaml"), run_dir)
-    print(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else as_text(rows))
+    show(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else as_text(rows), keep="\n")
     return 0
 
 
@@ -165,7 +166,7 @@ def _report(given: argparse.Namespace) -> int:
     page = given.output or inside(run_dir.path, "report.html", run_dir.path)
     write_report(run_dir.path, page)
     if str(page) != STDOUT:
-        print(page)
+        show(page)
     return 0
 
 
@@ -177,14 +178,14 @@ def _verify(given: argparse.Namespace) -> int:
     for cell in load_recipe(run_dir.path / "recipe.yaml").cells():
         manifest = run_dir.manifest(cell)
         if manifest is None:
-            print(f"{cell.label}: not finished")
+            show(f"{cell.label}: not finished")
             continue
         found = damaged_files(run_dir.cell(cell), manifest)
         mark_damaged(run_dir.cell(cell), found)
         damaged, files = damaged + len(found), files + len(manifest.files)
-        print(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}")
+        show(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}")
         for name, problem in found.items():
-            print(f"  {name} {problem}")
+            show(f"  {name} {problem}")
     if damaged:
         raise InputError(
             f"{run_dir.path}: {damaged} of {files} files are damaged; run `t5-pipeline run` to rebuild them"

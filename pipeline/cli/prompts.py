@@ -15,7 +15,7 @@ from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.config.command_line import add_settings
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.runner import say
+from t5_pipeline.core.printable import printable, say, show
 
 _PROMPTS = "prompt, prompt_tune stage, or folder of them; a prompt is named after its directory"
 _MODEL = "frozen T5: hub name, directory or stage directory"
@@ -209,7 +209,7 @@ def _list(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.exchange import summary
 
     rows = [summary(name, path) for name, path in named_prompts(given.prompts, "DIR").items()]
-    print(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else _table(rows))
+    show(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else _table(rows), keep="\n")
     return 0
 
 
@@ -225,7 +225,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     def shown(value: Any) -> str:
         return ", ".join(f"{k} {v:.3f}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
-    cells = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
+    cells = [list(rows[0]), *([printable(shown(value)) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -235,7 +235,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _show(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.exchange import description
 
-    print("\n\n".join(description(name, path) for name, path in named_prompts(given.prompts, "DIR").items()))
+    texts = [description(name, path) for name, path in named_prompts(given.prompts, "DIR").items()]
+    show("\n\n".join(texts), keep="\n")
     return 0
 
 
@@ -247,9 +248,9 @@ def _verify(given: argparse.Namespace) -> int:
     for name, path in places.items():
         found = list(problems(path, digest))
         bad += bool(found)
-        print(f"{name}: {'ok' if not found else found[0]}")
+        show(f"{name}: {'ok' if not found else found[0]}")
         for problem in found[1:]:
-            print(f"  {problem}")
+            show(f"  {problem}")
     if bad:
         raise InputError(f"{given.prompts}: {bad} of {len(places)} prompts have problems; see above")
     return 0
@@ -260,12 +261,12 @@ def _neighbours(given: argparse.Namespace) -> int:
 
     found = neighbours(named_prompts(given.prompts, "DIR"), given.model, given.top)
     if given.json:
-        print(json.dumps(found, ensure_ascii=False))
+        show(json.dumps(found, ensure_ascii=False))
         return 0
     for name, rows in found.items():
-        print(f"{name}: nearest tokens of each row, with cosines")
+        show(f"{name}: nearest tokens of each row, with cosines")
         for number, pieces in enumerate(rows, 1):
-            print(f"{number:>5}  " + "  ".join(f"{piece} {cosine:.3f}" for piece, cosine in pieces))
+            show(f"{number:>5}  " + "  ".join(f"{piece} {cosine:.3f}" for piece, cosine in pieces))
     return 0
 
 
@@ -280,7 +281,7 @@ def _export(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.exchange import export_prompts
 
     for path in export_prompts(given.prompts, given.to, given.output, given.model):
-        print(path)
+        show(path)
     return 0
 
 
@@ -297,5 +298,5 @@ def _import(given: argparse.Namespace) -> int:
         max_input_length=given.max_input_length,
         max_target_length=given.max_target_length,
     )
-    print(f"{given.output}: {prompt.info.prompt_length} rows of width {prompt.info.width} for {prompt.info.task.name}")
+    show(f"{given.output}: {prompt.info.prompt_length} rows of width {prompt.info.width} for {prompt.info.task.name}")
     return 0

@@ -15,10 +15,11 @@ from t5_pipeline.config.command_line import flag
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError
+from t5_pipeline.core.printable import say
 from t5_pipeline.core.schema import validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.execution.launcher import command, launch, stage_script
-from t5_pipeline.execution.runner import failed, say
+from t5_pipeline.execution.runner import failed
 
 
 def one_task(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
+
+from t5_pipeline.core.printable import say
 
 _PACKAGE = Path(__file__).parents[1]
 # A checkout has these folders beside the package, a wheel inside it (pyproject.toml, package-dir).
@@ -26,4 +27,4 @@ def or_packaged(path: Path) -> Path:
 
 @cache  # a launch configuration is read several times
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text)

@@ -13,6 +13,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.printable import printable
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, tokens_of
 from t5_pipeline.cost.flops import shape_of, stage_memory, step_cost
@@ -92,7 +93,7 @@ def plan(recipe: Recipe, run_dir: RunDir, rate: Rate | None = None, *, sizes: bo
     for table in (_work(rows, rate), _memory(rows), [_SAVING, *savings]):
         if len(table) > 1:
             lines += ["", *_table(table)]
-    return "\n".join([*lines, "", _NOTES])
+    return "\n".join([*map(printable, lines), "", _NOTES])
 
 
 def _statuses(decisions: list[CellStatus]) -> list[str]:

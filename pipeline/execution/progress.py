@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from t5_pipeline.core.printable import printable
+
 
 class Progress:
     """Step, loss, rate and remaining time.
@@ -37,7 +39,7 @@ class Progress:
             every: minimum seconds between lines.
             shown: False on all processes except the first.
         """
-        self.label = label
+        self.label = printable(label)
         self.total = total
         self.shown = shown
         self.unit = unit
@@ -51,7 +53,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.shown and self._console.is_terminal:
-            label, numbers_now = TextColumn("{task.description}"), TextColumn("{task.fields[now]}")
+            label, numbers_now = (
+                TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[now]")
+            )
             columns = (label, BarColumn(), MofNCompleteColumn(), numbers_now, TimeRemainingColumn())
             self._bar = Bar(*columns, console=self._console)
             self._task = self._bar.add_task(self.label, total=self.total, now="")

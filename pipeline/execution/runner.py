@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 
 from t5_pipeline.artifacts.manifest import renew_times
@@ -14,6 +13,7 @@ from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError
+from t5_pipeline.core.printable import say
 from t5_pipeline.core.schema import nearest
 from t5_pipeline.execution.launcher import command, launch
 from t5_pipeline.execution.staleness import CellStatus, check_outside, check_places, decide
@@ -115,7 +115,3 @@ def failed(name: str, code: int, message: str) -> int:
         return code
     say(f"✗ {name} failed with exit code {code}; see the traceback above")
     return code
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

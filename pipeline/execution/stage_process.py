@@ -36,6 +36,7 @@ from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, cannot_be_written
+from t5_pipeline.core.printable import LogFormatter, say, show
 from t5_pipeline.core.schema import nearest, validate
 from t5_pipeline.execution.context import C, CellRun, Stage, log
 from t5_pipeline.execution.devices import make_accelerator, set_threads
@@ -67,7 +68,7 @@ def run(
         """Print the message on one process, and leave code and message for the runner; a launcher hides the code."""
         if launch.rank == 0:
             if message:
-                print(f"error: {message}" if code == BAD_INPUT else message, file=sys.stderr, flush=True)
+                say(f"error: {message}" if code == BAD_INPUT else message)
             if report is not None and report.parent.is_dir():
                 with contextlib.suppress(OSError):
                     write_text(report, json.dumps({"code": code, "message": message}))
@@ -140,7 +141,7 @@ def _run(
         statuses = [replace(d, action="continue", reason=reason) if d.action == "done" else d for d in statuses]
     open_cells = [d for d in statuses if d.action != "done"]
     if not open_cells:
-        print(f"{name}: nothing to do, {statuses[0].reason}")
+        show(f"{name}: nothing to do, {statuses[0].reason}")
         return
     set_threads(recipe.stages[name][0].settings.threads, launch)
     accelerator = make_accelerator(open_cells[0].cell.settings, launch, run_dir.path)
@@ -299,8 +300,8 @@ def _logging(directory: Path, main_process: bool) -> Iterator[None]:
     log.propagate = False
     if main_process:
         handlers = [logging.StreamHandler(), logging.FileHandler(directory / "log.txt", encoding="utf-8")]
-        handlers[0].setFormatter(logging.Formatter("%(message)s"))
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handlers[0].setFormatter(LogFormatter("%(message)s"))
+        handlers[1].setFormatter(LogFormatter("%(asctime)s %(message)s"))
     for handler in handlers:
         log.addHandler(handler)
     try:

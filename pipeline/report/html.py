@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
+
+from t5_pipeline.core.printable import printable
 
 _VOID = frozenset({"br", "col", "hr", "meta"})
 
@@ -39,7 +42,18 @@ def text(value: str) -> Markup:
     >>> text("<script>")
     '&lt;script&gt;'
     """
-    return value if isinstance(value, Markup) else Markup(html.escape(value, quote=True))
+    return value if isinstance(value, Markup) else Markup(html.escape(printable(value, keep="\n\t"), quote=True))
+
+
+def identifier(value: str) -> str:
+    """A string as the value of `id`: letters, digits and hyphens; other characters as hexadecimal numbers.
+
+    Different strings have different identifiers.
+
+    >>> identifier("loss-a 1"), identifier("tune_<b>")
+    ('loss-a_20_1', 'tune_5f__3c_b_3e_')
+    """
+    return re.sub(r"[^A-Za-z0-9-]", lambda match: f"_{ord(match[0]):x}_", value)
 
 
 def join(parts: Iterable[Child], between: str = "") -> Markup:
@@ -53,5 +67,5 @@ def _attributes(attributes: dict[str, Attribute]) -> str:
         if value is None or value is False:
             continue
         name = name.rstrip("_").replace("_", "-")
-        found += f" {name}" if value is True else f' {name}="{html.escape(str(value), quote=True)}"'
+        found += f" {name}" if value is True else f' {name}="{text(str(value))}"'
     return found

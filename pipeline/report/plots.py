@@ -7,11 +7,11 @@ text.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,9 +19,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from t5_pipeline.core.printable import printable
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Curve
-from t5_pipeline.report.html import Markup, text
+from t5_pipeline.report.html import Markup, identifier, tag
 from t5_pipeline.report.summary import PROMPT_TUNING, TaskScores
 
 SERIES = 8
@@ -54,6 +55,7 @@ _STYLE = {
     "ytick.labelcolor": _QUIET,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.image_inline": True,
     "path.simplify": True,
@@ -112,7 +114,9 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.grid(axis="x")
-        axes.set_xlabel(f"{fmt.metric_label(task.metric)}{' in percent' if fmt.unit(task.metric) else ' × 100'}")
+        axes.set_xlabel(
+            f"{printable(fmt.metric_label(task.metric))}{' in percent' if fmt.unit(task.metric) else ' × 100'}"
+        )
         return _svg(figure, name, _describe_scores(task))
 
 
@@ -187,7 +191,7 @@ def mean(curves: Sequence[Curve]) -> Curve:
 
 
 def _drawing(name: str) -> AbstractContextManager[None]:
-    return matplotlib.rc_context({**_STYLE, "svg.hashsalt": name})
+    return matplotlib.rc_context({**_STYLE, "svg.hashsalt": identifier(name)})
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
@@ -203,9 +207,9 @@ def _series(index: int | None) -> str:
 def _above(axes: Axes, row: int, label: str, amount: str, colour: str) -> None:
     """Write a strip's label at the left and its value at the right, above its line."""
     place = axes.get_yaxis_transform()
-    shown = fmt.truncate(label, 44)
+    shown = printable(fmt.truncate(label, 44))
     common: dict[str, Any] = {"transform": place, "va": "center", "bbox": _HALO}
-    axes.text(0, row - 0.36, shown, ha="left", parse_math=False, **common)
+    axes.text(0, row - 0.36, shown, ha="left", **common)
     axes.text(1, row - 0.36, amount, ha="right", weight="bold", color=colour, **common)
 
 
@@ -241,17 +245,32 @@ def _svg(figure: Figure, name: str, description: str) -> Markup:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
-    drawn = buffer.getvalue()
-    inside = drawn[drawn.index(">", drawn.index("<svg")) + 1 :]
-    box = re.search(r'viewBox="([^"]+)"', drawn)
-    assert box is not None
-    for pattern in (r"<metadata>.*?</metadata>", r"<defs>\s*<style.*?</style>\s*</defs>", r"<!--.*?-->"):
-        inside = re.sub(pattern, "", inside, flags=re.DOTALL)
-    inside = re.sub(r'\bid="', f'id="{name}-', inside)
-    inside = re.sub(r"url\(#", f"url(#{name}-", inside)
-    inside = re.sub(r'xlink:href="#', f'href="#{name}-', inside)
-    inside = inside.replace("'DejaVu Sans'", "var(--sans)")
-    for colour, variable in _VARIABLES.items():
-        inside = inside.replace(colour, f"var({variable})")
-    opening = f'<svg class="plot" viewBox="{box[1]}" role="img" aria-label="{text(description)}">'
-    return Markup(opening + re.sub(r"\n\s*", "\n", inside).strip())
+    drawn = ElementTree.fromstring(buffer.getvalue())
+    inside = [_element(child, identifier(name)) for child in drawn]
+    return tag("svg", *inside, class_="plot", viewBox=drawn.get("viewBox"), role="img", aria_label=description)
+
+
+def _element(drawn: ElementTree.Element, prefix: str) -> Markup | None:
+    """An element of matplotlib's SVG, its attributes and texts written by `tag`; None for metadata and style sheets."""
+    name = _local(drawn.tag)
+    if name in ("metadata", "style"):
+        return None
+    attributes = {}
+    for key, value in drawn.attrib.items():
+        key = _local(key)
+        if key == "id":
+            value = f"{prefix}-{value}"
+        elif key == "href":
+            value = f"#{prefix}-{value.removeprefix('#')}"
+        else:
+            value = value.replace("url(#", f"url(#{prefix}-").replace("'DejaVu Sans'", "var(--sans)")
+            for colour, variable in _VARIABLES.items():
+                value = value.replace(colour, f"var({variable})")
+        attributes[key] = value
+    words = drawn.text if name == "text" or name == "tspan" else None
+    return tag(name, words, *[_element(child, prefix) for child in drawn], **attributes)
+
+
+def _local(name: str) -> str:
+    """The name without its XML namespace."""
+    return name.rpartition("}")[2]

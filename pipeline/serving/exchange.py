@@ -27,6 +27,7 @@ from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import printable
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import Task, check_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -279,7 +280,7 @@ def description(name: str, path: Path) -> str:
         "vocabulary": f"digest {info.tokenizer_digest[:12]}",
         "scores": ", ".join(f"{metric} {value:.4f}" for metric, value in info.scores.items()) or "none recorded",
     }
-    return "\n".join([name, *(f"  {key:<11}{value}" for key, value in facts.items())])
+    return "\n".join([printable(name), *(f"  {key:<11}{printable(value)}" for key, value in facts.items())])
 
 
 def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:

@@ -34,6 +34,7 @@ from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.core.atomic_files import check_output, write_output
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import printable
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode, file_format, json_rows, read_rows
 from t5_pipeline.data_prep.tasks.encode import Task, encode_inputs, encode_labels
@@ -219,7 +220,8 @@ def predict(
             )
     left = iter(answers)
     text = "".join(_line(names, [next(left) for _ in names]) for names in asked)
-    write_output(to, text.encode())
+    # On a terminal, control characters are written as escapes of JSON: the same values.
+    write_output(to, (printable(text, keep="\n") if to == STANDARD else text).encode())
     return len(rows)
 
 

@@ -1,0 +1,50 @@
+"""Untrusted text as it may be shown: without characters that control a terminal or the order of text.
+
+All commands print and log through this module; nothing else in the package calls `print`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, lone surrogates.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def printable(text: object, keep: str = "") -> str:
+    """The text with control characters as JSON escapes, on one line.
+
+    Everything that comes from a file, a flag or an environment variable passes through here before it is printed,
+    logged or written to the report.
+
+    Args:
+        keep: control characters that stay, such as the line breaks of a table.
+
+    >>> printable("rte\\x1b[2J\\n\\u202e"), printable("größe 大 👍")
+    ('rte\\\\u001b[2J\\\\n\\\\u202e', 'größe 大 👍')
+    """
+    return _CONTROL.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), str(text))
+
+
+def _escape(character: str) -> str:
+    return _SHORT.get(character, f"\\u{ord(character):04x}")
+
+
+def say(text: str, keep: str = "") -> None:
+    """Print a message to stderr."""
+    print(printable(text, keep), file=sys.stderr, flush=True)
+
+
+def show(text: object, keep: str = "") -> None:
+    """Print a result to stdout."""
+    print(printable(text, keep))
+
+
+class LogFormatter(logging.Formatter):
+    """A formatter whose messages stay on one line; tracebacks keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
