@@ -19,6 +19,7 @@ class EvaluateConfig(InferenceConfig, StageConfig):
     kind: ClassVar[str] = "evaluate"
     summary: ClassVar[str] = "score prompts, the methods they are compared with, and baselines on held-out rows"
     outputs: ClassVar[tuple[str, ...]] = ("scores",)
+    code_version: ClassVar[int] = 2
 
     model: Annotated[str | None, Input("model")] = setting(
         None, "the frozen T5, if it is not where the prompts expect it; must be the same model"
