@@ -85,8 +85,8 @@ class StageConfig(Config):
         """The tasks that the published artifact solves."""
         return []
 
-    def selects_by(self) -> dict[str, str]:
-        """Task → metric that selects the published checkpoint or candidate; empty if nothing is selected."""
+    def selects_by(self) -> dict[str, list[str]]:
+        """Task → metrics whose average selects the published checkpoint or candidate; empty if nothing is selected."""
         return {}
 
     def together_with(self, other: StageConfig) -> bool:
