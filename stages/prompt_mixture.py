@@ -52,7 +52,9 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     def optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         logits_K, rows_RD = parameters
         rate = c.weight_learning_rate / c.learning_rate
-        return mixture_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, logits_K, c.weight_decay, rate)
+        return mixture_optimizer(
+            c.optimizer, rows_RD, bank.row_prompt_R, logits_K, c.weight_decay, rate, c.optimizer_step_offset
+        )
 
     def publish(step: int, result: TrainingResult) -> None:
         best, learned = result.best(), result.weights()

@@ -99,7 +99,9 @@ class Trainer:
         self.validation = validation
         self.cells = cells
         self.unit = "examples" if isinstance(c, LearningConfig) else "tokens"
-        make_optimizer = optimizer or partial(model_optimizer, c.optimizer, weight_decay=c.weight_decay)
+        make_optimizer = optimizer or partial(
+            model_optimizer, c.optimizer, weight_decay=c.weight_decay, step_offset=c.optimizer_step_offset
+        )
         self.state = TrainState(make_engine(launch, accelerator, model, make_optimizer, c.precision), selection)
         self.schedule = learning_rate(
             c.schedule,
