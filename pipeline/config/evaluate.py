@@ -30,7 +30,7 @@ class EvaluateConfig(InferenceConfig, StageConfig):
     )
     limit: int = setting(0, "score only the first N rows; 0: all", unit="rows", ge=0)
     metrics: dict[str, list[str]] = setting(
-        {}, "metrics by task (as flags: TASK=A,B); default: those of the recipe's tasks, or of the prompts"
+        {}, "metrics by task (flags: TASK=A,B); default: those of the recipe's tasks, or of the prompts"
     )
     max_output_length: int = setting(64, "maximum length of greedy outputs", unit="tokens", gt=0)
     baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")

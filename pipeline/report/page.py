@@ -7,7 +7,7 @@ from pathlib import Path
 
 from t5_pipeline.config.adaptation import SpanCorruptConfig
 from t5_pipeline.config.prepare import PrepareConfig
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run, collect
@@ -124,7 +124,7 @@ def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
         settings = run.task(task.task)
         kinds = f", {len(settings.labels)} labels" if settings and settings.labels else ""
         pairs.setdefault("Task", []).append(f"{task.task}{kinds}, {fmt.plural(task.examples, f'{task.split} row')}")
-    tuned = [result for result in run.cells() if isinstance(result.settings, PromptTuneConfig) and result.manifest]
+    tuned = [result for result in run.cells() if isinstance(result.settings, SoftPromptConfig) and result.manifest]
     if tuned:
         lengths = sorted({prompt.prompt_length for prompt in run.prompts})
         of = f", each of {fmt.enumeration([fmt.count(length) for length in lengths], 'or')} tokens" if lengths else ""

@@ -102,7 +102,11 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Raise InputError if `path` exists, unless it is an empty directory."""
+    """Protect existing files; an empty directory may be replaced.
+
+    Raises:
+        InputError: if `path` exists.
+    """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise InputError(f"--output: {path} already exists; choose another path, or remove it")
 

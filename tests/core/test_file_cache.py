@@ -136,7 +136,7 @@ def test_random_reads_stay_within_the_limit(store: Store, cache: Path, fetched: 
     for k in np.random.default_rng(0).integers(0, 6, 200).tolist():
         assert arrays[k].read(3, 5).tolist() == [1000 * k + 3, 1000 * k + 4]
         assert held(cache) <= 4_000
-        mapped = {one.place for one in arrays if one._array is not None and one.place.is_file()}
+        mapped = {array.path for array in arrays if array._array is not None and array.path.is_file()}
         assert len(mapped) <= 2
         # Evicted files are eventually unmapped, or their space would not be freed.
         assert sum(one._array is not None for one in arrays) <= 3

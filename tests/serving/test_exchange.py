@@ -156,7 +156,7 @@ def test_import_of_an_official_prompt(world: Path, shared: Path, tmp_path: Path)
     """T5 1.1 Base's width; of the T5 itself only the width is real."""
     source = shared / "data" / "t5" / "official_prompts" / "rte.npy"
     if not source.is_file():
-        pytest.skip("../shared/data/t5/official_prompts is not there")
+        pytest.skip("../shared/data/t5/official_prompts does not exist")
     write_t5(tmp_path / "base", 768, ModelMetadata())
     said = bring(world, source, "npy", tmp_path / "rte", model=tmp_path / "base")
     assert said.code == 0, said.err

@@ -85,11 +85,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 LINES: list[dict[str, Any]] = [
     {"prompt": "topic", "text": "Return the number of lines.", "what": 3},
-    {"prompt": "tone", "text": "A file that is not there."},
+    {"prompt": "tone", "text": "A file that does not exist."},
     {"prompt": "gap", "text": "the name of"},
     {"prompt": "truth", "claim": {"text": "a list is sorted?"}},
     {"prompt": "words", "text": "Parse the arguments, one after another, until there are none."},
-    {"prompt": "tone", "input": "tone: A file that is not there."},
+    {"prompt": "tone", "input": "tone: A file that does not exist."},
     {"prompt": "gap", "input": ""},
     {"prompt": "topic", "text": "Open it. " * 12, "what": "files"},
     {"prompt": "truth", "claim": {"text": "x"}, "label": "ignored"},
@@ -147,9 +147,9 @@ def expected(place: Place, name: str, text: str) -> dict[str, Any]:
 
 def test_answers_are_those_of_ordinary_forward_passes(place: Place, tmp_path: Path) -> None:
     texts = [
-        "Return the number of lines. about 3", "tone: A file that is not there.", "gap: the name of",
+        "Return the number of lines. about 3", "tone: A file that does not exist.", "gap: the name of",
         "is it true that a list is sorted?", "words: Parse the arguments, one after another, until there are none.",
-        "tone: A file that is not there.", "", "Open it. " * 12 + " about files", "is it true that x", "words: End.",
+        "tone: A file that does not exist.", "", "Open it. " * 12 + " about files", "is it true that x", "words: End.",
     ]  # fmt: skip
     answers = place.predict("--input", write_lines(tmp_path))
     same(answers, [expected(place, line["prompt"], text) for line, text in zip(LINES, texts, strict=True)])
@@ -176,7 +176,7 @@ def test_standard_input_and_output(place: Place, tmp_path: Path, monkeypatch: py
 
 def test_a_single_prompt_is_optional_in_lines(place: Place, tmp_path: Path) -> None:
     one = Place(place.model, place.prompts / "tone", place.loaded, place.vocabulary)
-    (tmp_path / "rows.csv").write_text("id,text\n1,A file that is not there.\n")
+    (tmp_path / "rows.csv").write_text("id,text\n1,A file that does not exist.\n")
     assert one.predict("--input", tmp_path / "rows.csv")[0]["prompt"] == "tone"
     named = [line for line in LINES if line["prompt"] == "tone"]
     same(one.predict("--input", tmp_path / "rows.csv"), place.predict("--input", write_lines(tmp_path, named[:1])))

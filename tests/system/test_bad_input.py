@@ -72,7 +72,7 @@ ROWS = {
     "a label that is not in the task": (
         {"text": "x", "label": "file"}, r"\S+train.jsonl:2: target 'file' is not a label of about \(files, numbers\); .*",
     ),
-    "a field that is no text": ({"text": None, "label": "files"}, r"\S+train.jsonl:2: field 'text' is empty \(null\), .*"),
+    "a field that is not text": ({"text": None, "label": "files"}, r"\S+train.jsonl:2: field 'text' is empty \(null\), .*"),
 }  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def test_missing_inputs(tiny: Tiny, unchanged: Callable[[], None]) -> None:
     [
         (
             ["--model", "x", "--toekns", "y", "--output-dir", "o"],
-            r"lm_adapt.py: unrecognized arguments: --toekns y \(--help .*",
+            r"lm_adapt.py: unrecognized arguments: --toekns y; --help .*",
         ),
         (["--model", "x", "--output-dir", "o"], r"--tokens: is required; give a value"),
         (["--model", "x", "--tokens", "y"], r"lm_adapt.py: give either --recipe FILE, or the stage's settings and .*"),

@@ -28,7 +28,7 @@ RECIPES = {
         "  sentinel: {model: pretrain,", "  sentinel: {model: evaluate,",
         r"\S+tiny.yaml:LINE: stages.sentinel.model: stage `evaluate` comes later in the recipe; .*",
     ),
-    "a task that is not there": (
+    "an unknown task": (
         "    task: about\n", "    task: abuot\n",
         r"\S+tiny.yaml:LINE: stages.prompt_tune.task: there is no task `abuot` under `tasks:`; did you mean `about`\?",
     ),

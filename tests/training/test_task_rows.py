@@ -26,7 +26,7 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
         TaskConfig(name=name, data="x", inputs="{a}", targets="{b}", labels=["c", "d"], metrics=["accuracy"])
         for name in ("first", "second")
     )
-    source = ModelSource("m", "0", cast(Any, None), ModelMetadata("targets"))
+    source = ModelSource("m", "0", cast(Any, None), ModelMetadata(sentinel="targets"))
     c = PromptTuneConfig(model="m", task=first, max_input_length=32, max_target_length=8)
     rows = task_rows.training_rows([first, second, first.model_copy()], source, c)
     assert [task.name for task in rows] == ["first", "second", "first"]
