@@ -4,7 +4,7 @@
 
 Several tasks are mixed in proportion to their training rows, or equally; their inputs must differ (by a `task_prefix`,
 as in T5's own mixtures). The best checkpoint on the validation rows is published, by the mean over the tasks of each
-one's first metric.
+one's average of metrics.
 
 In:  "model" (a T5), tasks
 Out: "model" (the tuned T5, with the tasks it answers), one for each cell
@@ -26,6 +26,7 @@ from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.modeling.prompt_bank import BareT5
 from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import batch_losses, target_loss
 from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.task_rows import training_rows
@@ -42,7 +43,7 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
         hidden_BTD = t5.predict(batch.inputs_BS, batch.targets_BT)
         return batch_losses(target_loss(t5, hidden_BTD, batch.targets_BT, c), batch.weights_B, batch.prompt_B)
 
-    def score(t5: T5, **rows_and_device: Any) -> list[dict[str, float]]:
+    def score(t5: T5, **rows_and_device: Any) -> list[Measured]:
         return [score_model(BareT5(t5), **rows_and_device)]
 
     def publish(step: int, result: TrainingResult) -> None:

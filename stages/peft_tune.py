@@ -25,6 +25,7 @@ from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.peft import AdapterInfo, PeftT5
+from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import batch_losses, token_loss
 from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.task_rows import training_rows
@@ -40,7 +41,7 @@ def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
         loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
-    def score(model: PeftT5, **rows_and_device: Any) -> list[dict[str, float]]:
+    def score(model: PeftT5, **rows_and_device: Any) -> list[Measured]:
         return [score_model(model, **rows_and_device)]
 
     @torch.no_grad()

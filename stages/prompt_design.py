@@ -51,7 +51,7 @@ def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
 def best_on_validation(
     stage: Stage[PromptDesignConfig], candidates: list[TextPrompt], vocabulary: Vocabulary
 ) -> TextPrompt:
-    """The candidate with the highest score by the task's first metric; of equal ones the first."""
+    """The candidate with the highest average of the task's metrics, then the lowest loss; of equal ones the first."""
     c, device = stage.config, stage.accelerator.device
     t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
     model = BareT5(t5).to(device)
@@ -61,10 +61,11 @@ def best_on_validation(
     scored = []
     for prompt in candidates:
         inputs = prompt.encode(split.rows.input_texts, vocabulary)
-        scores = score_model(model, [split.with_inputs(inputs)], device, c.precision)
-        scored.append(prompt.model_copy(update={"scores": scores}))
+        measured = score_model(model, [split.with_inputs(inputs)], device, c.precision)
+        scores = measured.scores
+        scored.append((measured.score, -measured.loss, prompt.model_copy(update={"scores": scores})))
         log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
-    return max(scored, key=lambda prompt: next(iter(prompt.scores.values())))
+    return max(scored, key=lambda found: found[:2])[2]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ Run: accelerate launch stages/prompt_mixture.py --model runs/adapted --task task
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from t5_pipeline.methods.mixture import Mixture, MixtureWeights, mixture_optimiz
 from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.task_rows import training_rows
 from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
@@ -49,7 +52,9 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     def optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         logits_K, rows_RD = parameters
         rate = c.weight_learning_rate / c.learning_rate
-        return mixture_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, logits_K, c.weight_decay, rate)
+        return mixture_optimizer(
+            c.optimizer, rows_RD, bank.row_prompt_R, logits_K, c.weight_decay, rate, c.optimizer_step_offset
+        )
 
     def publish(step: int, result: TrainingResult) -> None:
         best, learned = result.best(), result.weights()
@@ -69,14 +74,16 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     train_stage(stage, trainer, publish)
 
 
-def score(
-    model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device, precision: str
-) -> list[dict[str, float]]:
-    """Metrics of the mixture's answers on the validation rows of its task."""
+def score(model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
+    """Validation of the mixture's answers on the validation rows of its task."""
     prompted, weights, (split,) = model.model, model.weights, splits
     assert isinstance(prompted, PromptedT5)
-    outputs = mixture_answers(prompted, range(len(weights)), weights, split, device=device, precision=precision)
-    return [split.metrics(outputs.texts)]
+    answer = partial(mixture_answers, prompted, range(len(weights)), weights, split, device=device, precision=precision)
+    outputs = answer()
+    log_p = outputs.scores
+    if not split.task.labels:
+        log_p = answer(forms=[replace(form, max_length=0) for form in split.forms_with_targets()]).scores
+    return [split.measured(outputs.texts, log_p)]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ Bools = npt.NDArray[np.bool_]
 def noise_counts(length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
     """(hidden tokens n, spans s) of a segment: T' = max(T, 2), n = round(T'ρ) within 1..T'−1, s = max(1, round(n/μ)).
 
-    Halves are rounded to even. s is at most T'−n, because spans need kept tokens between them.
+    Products and quotients are float32, as in TensorFlow, which decides some halves: 29 of 190 tokens are hidden, since
+    0.15 · 190 is slightly more than 28.5. Halves are rounded to even. s is at most T'−n, because spans need kept tokens
+    between them.
 
     >>> noise_counts(568)
     (85, 28)
@@ -37,8 +39,12 @@ def noise_counts(length: int, noise_density: float = 0.15, mean_span_length: flo
     (1, 1)
     """
     length = max(length, 2)
-    noise = min(max(round(length * noise_density), 1), length - 1)
-    return noise, min(max(1, round(noise / mean_span_length)), noise, length - noise)
+    noise = min(max(_rounded(np.float32(length) * np.float32(noise_density)), 1), length - 1)
+    return noise, min(max(1, _rounded(np.float32(noise) / np.float32(mean_span_length))), noise, length - noise)
+
+
+def _rounded(x: np.float32) -> int:
+    return int(np.round(x))
 
 
 def tokens_length(input_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:

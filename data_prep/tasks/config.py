@@ -60,7 +60,7 @@ class TaskConfig(Config):
     holds: str | None = setting(
         None, "field that says if the target is true; false rows are not trained on (metric referent)"
     )
-    metrics: list[str] = setting(["accuracy"], "metrics to compute; the first one ranks prompts")
+    metrics: list[str] = setting(["accuracy"], "metrics to compute; their average selects checkpoints")
 
     @model_validator(mode="before")
     @classmethod

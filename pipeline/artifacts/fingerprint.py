@@ -30,7 +30,7 @@ def parts(
     names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
     if settings.schedule_depends_on_steps():
         names.append("steps")
-    # Metrics are excluded because evaluate has its own setting for them, except the one that selects a checkpoint.
+    # Metrics are excluded because evaluate has its own setting for them, except those that select a checkpoint.
     dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
     sources = {**settings.data(), **settings.task_sources(), **(data or {})}
     chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}

@@ -50,6 +50,7 @@ class SpanCorruptConfig(LanguageModelConfig):
     """T5's own pretraining objective (Raffel et al. 2020, §3.1.4)."""
 
     kind: ClassVar[str] = "span_corrupt"
+    code_version: ClassVar[int] = 2
     summary: ClassVar[str] = "pretrain a T5 on span corruption, from random weights or from a checkpoint"
 
     model: Annotated[str | None, Input("model")] = setting(

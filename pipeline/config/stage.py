@@ -85,8 +85,8 @@ class StageConfig(Config):
         """The tasks that the published artifact solves."""
         return []
 
-    def selects_by(self) -> dict[str, str]:
-        """Task → metric that selects the published checkpoint or candidate; empty if nothing is selected."""
+    def selects_by(self) -> dict[str, list[str]]:
+        """Task → metrics whose average selects the published checkpoint or candidate; empty if nothing is selected."""
         return {}
 
     def together_with(self, other: StageConfig) -> bool:
@@ -144,9 +144,19 @@ class OptimizerConfig(Config):
     step_offset: int = setting(
         0, "steps the model has been trained for already (T5 1.1: 1,000,000)", unit="steps", ge=0
     )
+    optimizer_step_offset: int = setting(
+        0, "steps that Adafactor's β₂ counts before the first (official prompt tuning: 1,100,000)", unit="steps", ge=0
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay per step, not scaled by the learning rate", ge=0)
     z_loss: float = setting(1e-4, "weight of (log Z)² in the loss", ge=0)
     dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
+
+    @field_validator("optimizer_step_offset")
+    @classmethod
+    def offset_is_used(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("optimizer") != "adafactor":
+            raise ValueError("applies to `optimizer: adafactor`; remove one of the two")
+        return value
 
     @field_validator("warmup_steps", mode="before")
     @classmethod

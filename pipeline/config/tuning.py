@@ -38,8 +38,10 @@ class OneTaskConfig(TaskStageConfig):
 class LearningConfig(TrainingConfig, TaskStageConfig):
     """Settings of every stage that learns a task from its training rows."""
 
+    code_version: ClassVar[int] = 2
+
     select: Literal["best", "last"] = setting(
-        "best", "checkpoint to publish: best validation score by the task's first metric, or last"
+        "best", "checkpoint to publish: best average of the task's metrics on validation, or last"
     )
     validate_every: int = setting(1000, "steps between validations (select: best)", unit="steps", gt=0)
     patience: int = setting(
@@ -52,8 +54,8 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
             raise ValueError("`patience` needs validation scores; set `select: best`")
         return self
 
-    def selects_by(self) -> dict[str, str]:
-        return {task.name: task.metrics[0] for task in self.made_for()} if self.select == "best" else {}
+    def selects_by(self) -> dict[str, list[str]]:
+        return {task.name: sorted(task.metrics) for task in self.made_for()} if self.select == "best" else {}
 
     def example_lengths(self) -> list[tuple[int, int]]:
         return [(self.max_input_length, self.longest_target())]
@@ -207,6 +209,7 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
     kind: ClassVar[str] = "prompt_design"
     summary: ClassVar[str] = "choose a text prompt for a frozen T5, zero- or few-shot, without training"
     outputs: ClassVar[tuple[str, ...]] = ("text_prompt",)
+    code_version: ClassVar[int] = 2
     scored_as: ClassVar[tuple[str, str] | None] = (
         "text_prompts",
         "text prompts: a prompt_design stage, or a directory",
@@ -236,5 +239,5 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
             raise ValueError(f"{value!r} must contain {{target}} exactly once")
         return value
 
-    def selects_by(self) -> dict[str, str]:
-        return {self.task.name: self.task.metrics[0]} if len(self.templates) > 1 else {}
+    def selects_by(self) -> dict[str, list[str]]:
+        return {self.task.name: sorted(self.task.metrics)} if len(self.templates) > 1 else {}

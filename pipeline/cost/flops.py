@@ -143,7 +143,7 @@ def training_footprint(
             accumulates=len(parts) > 1,
             keeps_best=selects,
             scoring=replace(microbatch, rows=SCORED_EXAMPLES) if selects else None,
-            label_tokens=_LABEL_TOKENS * max(labels) if labels and all(labels) else 0,
+            label_tokens=_LABEL_TOKENS * max(labels) if labels and all(labels) else settings.longest_example()[1],
         )
 
     return max(

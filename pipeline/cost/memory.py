@@ -55,7 +55,7 @@ class TrainingFootprint:
         accumulates: whether a step has several microbatches (gradient accumulation).
         keeps_best: whether a copy of the best weights is kept until the end (`select: best`).
         scoring: the batch in which validation rows are scored; None without scores.
-        label_tokens: tokens of all labels of a task; 0 for greedy decoding.
+        label_tokens: target tokens scored for an example: all labels of a task, or the target of free text.
     """
 
     microbatch: Microbatch

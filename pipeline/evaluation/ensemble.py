@@ -118,12 +118,14 @@ def mixture_answers(
     precision: str,
     batch_size: int = SCORED_EXAMPLES,
     on_batch: Callable[[int], None] = lambda examples: None,
+    forms: Sequence[AnswerForm] | None = None,
 ) -> Outputs:
     """Answers of a mixture to a split, each input once per prompt in mixed batches.
 
     Args:
         prompts: the mixture's prompts in the model's bank.
         on_batch: receives the number of examples after each batch.
+        forms: form of each row's answer; None: the split's.
     """
     inputs = split.rows.inputs
 
@@ -140,4 +142,4 @@ def mixture_answers(
         )
         return [found.part(k * len(inputs), (k + 1) * len(inputs)) for k in range(len(prompts))]
 
-    return answer_mixture(answer, weights, [split.form] * len(split))
+    return answer_mixture(answer, weights, forms or [split.form] * len(split))

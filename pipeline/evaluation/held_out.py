@@ -15,11 +15,12 @@ from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, encode_labels, encode_task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.metrics import confusion, illegal_share, score
+from t5_pipeline.evaluation.metrics import confusion, illegal_share, score, task_average
 from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
+from t5_pipeline.training.best_checkpoint import Measured
 
 FIRST_SAMPLES, MORE_SAMPLES = 20, 5
 
@@ -40,7 +41,7 @@ class HeldOut:
         return replace(self, rows=self.rows.with_inputs(inputs))
 
     def metrics(self, texts: Sequence[str]) -> dict[str, float]:
-        """The task's metrics of answers in the order of the rows; the first one ranks candidates."""
+        """The task's metrics of answers in the order of the rows."""
         rows = self.rows
         return score(
             self.task.metrics,
@@ -51,6 +52,28 @@ class HeldOut:
             groups=rows.groups,
             holds=rows.holds,
         )
+
+    def forms_with_targets(self) -> list[AnswerForm]:
+        """The form of each row's answer, with the log p of the target also for free text."""
+        if self.task.labels:
+            return [self.form] * len(self)
+        return [
+            replace(self.form, labels=[text], label_ids=[ids.tolist()])
+            for text, ids in zip(self.rows.target_texts, self.rows.targets, strict=True)
+        ]
+
+    def measured(self, texts: Sequence[str], log_p: Sequence[Sequence[float]]) -> Measured:
+        """The validation that these answers give.
+
+        Args:
+            log_p: `Outputs.scores` of answers in `forms_with_targets`. Targets that do not hold are not in the loss.
+        """
+        metrics, rows = self.metrics(texts), self.rows
+        index = [0] * len(self) if rows.label_index is None else rows.label_index.tolist()
+        true = [i for i in range(len(self)) if rows.holds is None or rows.holds[i]]
+        tokens = sum(len(rows.targets[i]) for i in true)
+        loss = -sum(log_p[i][index[i]] for i in true) / tokens if tokens else 0.0
+        return Measured(metrics, task_average(metrics), loss)
 
     def right(self, texts: Sequence[str]) -> list[bool]:
         """Whether each answer equals its target or another acceptable answer."""
@@ -119,12 +142,14 @@ def answer_all(
     precision: str,
     batch_size: int = SCORED_EXAMPLES,
     on_batch: Callable[[int], None] = lambda examples: None,
+    targets: bool = False,
 ) -> list[Outputs]:
     """Each prompt's answers to its own rows, in mixed batches.
 
     Args:
         prompts: prompts in the model's bank; or all None, for answers without a prompt.
         splits: rows of each prompt.
+        targets: whether `scores` of free text are the log p of its target (`HeldOut.forms_with_targets`).
         on_batch: receives the number of examples after each batch.
     """
     asked = [prompt for prompt, rows in zip(prompts, splits, strict=True) for _ in range(len(rows))]
@@ -132,38 +157,38 @@ def answer_all(
         model,
         None if None in prompts else [prompt for prompt in asked if prompt is not None],
         [ids for rows in splits for ids in rows.rows.inputs],
-        [rows.form for rows in splits for _ in range(len(rows))],
+        [form for rows in splits for form in (rows.forms_with_targets() if targets else [rows.form] * len(rows))],
         batch_size=batch_size,
         device=device,
         precision=precision,
         on_batch=on_batch,
     )
     ends = list(itertools.accumulate((len(rows) for rows in splits), initial=0))
-    return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
+    parts = [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
+    return [
+        part if rows.task.labels else replace(part, texts=part.free) for rows, part in zip(splits, parts, strict=True)
+    ]
 
 
-def score_prompts(
-    model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: str
-) -> list[dict[str, float]]:
-    """Metrics of each prompt of a bank on its own rows."""
-    outputs = answer_all(model, range(len(splits)), splits, device=device, precision=precision)
-    return [rows.metrics(found.texts) for rows, found in zip(splits, outputs, strict=True)]
+def score_prompts(model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
+    """Validation of each prompt of a bank on its own rows."""
+    outputs = answer_all(model, range(len(splits)), splits, device=device, precision=precision, targets=True)
+    return [rows.measured(found.texts, found.scores) for rows, found in zip(splits, outputs, strict=True)]
 
 
-def score_model(
-    model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: str
-) -> dict[str, float]:
-    """Metrics of a model without a prompt; for several tasks the mean of their first metrics, and all metrics."""
-    outputs = answer_all(model, [None] * len(splits), splits, device=device, precision=precision)
-    found = [rows.metrics(of_task.texts) for rows, of_task in zip(splits, outputs, strict=True)]
+def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: str) -> Measured:
+    """Validation of a model without a prompt; for several tasks the mean of their averages, and all metrics."""
+    outputs = answer_all(model, [None] * len(splits), splits, device=device, precision=precision, targets=True)
+    found = [rows.measured(of_task.texts, of_task.scores) for rows, of_task in zip(splits, outputs, strict=True)]
     if len(found) == 1:
         return found[0]
     each = {
         f"{rows.task.name} {name}": value
-        for rows, metrics in zip(splits, found, strict=True)
-        for name, value in metrics.items()
+        for rows, measured in zip(splits, found, strict=True)
+        for name, value in measured.scores.items()
     }
-    return {"mean": sum(next(iter(metrics.values())) for metrics in found) / len(found), **each}
+    mean = sum(measured.score for measured in found) / len(found)
+    return Measured({"mean": mean, **each}, mean, sum(measured.loss for measured in found) / len(found))
 
 
 def answer_form(

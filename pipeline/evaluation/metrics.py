@@ -107,18 +107,22 @@ def referent(predictions: Texts, targets: Texts, holds: Sequence[bool]) -> float
     """Share of rows for which "the prediction names the target" agrees with `holds` (WSC, by word subset).
 
     As in T5's code (t5/data/postprocessors.py, wsc_simple): ignoring case and determiners, the words of one text must
-    be a subset of the other's, and both or neither must have an apostrophe ("Bob" does not name "Bob's hat").
+    be a subset of the other's, and both or neither must have an apostrophe ("Bob" does not name "Bob's hat"). A
+    prediction without words is wrong whatever `holds` says.
 
-    >>> referent(["The pony", "pony", ""], ["pony", "the boy", "boy"], [True, False, True])
+    >>> referent(["The pony", "pony", "a this"], ["pony", "the boy", "boy"], [True, False, False])
     0.6666666666666666
     """
-    return _mean([_names(p, t) == h for p, t, h in zip(predictions, targets, holds, strict=True)])
+    return _mean([_names(p, t) is bool(h) for p, t, h in zip(predictions, targets, holds, strict=True)])
 
 
-def _names(prediction: str, target: str) -> bool:
-    # A text without words left becomes the empty word, which is not a subset of any other text's words.
-    p, t = ({w for w in text.lower().split() if w not in _DETERMINERS} or {""} for text in (prediction, target))
-    return any("'" in w for w in p) == any("'" in w for w in t) and (p <= t or t <= p)
+def _names(prediction: str, target: str) -> bool | None:
+    """Whether the prediction names the target; None if it has no words, so that it agrees with neither answer."""
+    p, t = ({w for w in text.lower().split() if w not in _DETERMINERS} for text in (prediction, target))
+    if not p:
+        return None
+    # A target without words becomes the empty word, which no prediction names.
+    return any("'" in w for w in p) == any("'" in w for w in t) and (p <= t or (t or {""}) <= p)
 
 
 def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> float:

@@ -1,4 +1,4 @@
-"""Checkpoint selection for the stages that learn a task: scores on the validation split, by the task's own metrics."""
+"""Checkpoint selection for the stages that learn a task, by the average of its metrics on the validation split."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.evaluation.held_out import validation_rows
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.loaded import ModelSource
-from t5_pipeline.training.best_checkpoint import Scores, Selection
+from t5_pipeline.training.best_checkpoint import Measured, Selection
 
 
 def select_best(
     stage: Stage[Any],
     source: ModelSource,
     tasks: Sequence[TaskConfig],
-    score: Callable[..., list[Scores]],
+    score: Callable[..., list[Measured]],
     *,
     cells: Sequence[str] = ("",),
     kept: Callable[[Any, int], Mapping[str, Tensor]] | None = None,
@@ -28,7 +28,7 @@ def select_best(
     """Choose the published checkpoint by validation scores; None with `select: last`.
 
     Args:
-        score: (model, splits=validation rows of each task, device=, precision=) → scores of each cell.
+        score: (model, splits=validation rows of each task, device=, precision=) → validation of each cell.
         cells, kept: as in `Selection`.
 
     Raises:

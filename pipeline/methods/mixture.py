@@ -136,13 +136,20 @@ class MixtureWeights(nn.Module):
 
 
 def mixture_optimizer(
-    name: str, rows_RD: Tensor, row_prompt_R: Tensor, logits_K: Tensor, weight_decay: float, rate_of_logits: float
+    name: str,
+    rows_RD: Tensor,
+    row_prompt_R: Tensor,
+    logits_K: Tensor,
+    weight_decay: float,
+    rate_of_logits: float,
+    step_offset: int = 0,
 ) -> torch.optim.Optimizer:
     """The optimizer of a prompt bank, with the logits in a parameter group of their own, without weight decay.
 
     Args:
         rate_of_logits: learning rate of the logits, as a multiple of the prompts'.
+        step_offset: steps that Adafactor's β₂ counts before the first.
     """
-    optimizer = prompt_optimizer(name, rows_RD, row_prompt_R, weight_decay)
+    optimizer = prompt_optimizer(name, rows_RD, row_prompt_R, weight_decay, step_offset)
     optimizer.add_param_group({"params": [logits_K], "weight_decay": 0.0, RATE_SCALE: rate_of_logits})
     return optimizer

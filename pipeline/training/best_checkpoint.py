@@ -1,13 +1,16 @@
-"""Checkpoint selection: the best step by a task's metric on its validation split (Lester et al. 2021, §3.1).
+"""Checkpoint selection: the best step by the average of a task's metrics on its validation split.
 
 Each cell is scored every `every` steps. The best weights so far are kept on the CPU and saved in the checkpoints, so a
-resumed run makes the same choice. Of equal scores the earlier step wins.
+resumed run makes the same choice. Of equal scores the one with the lower validation loss wins, then the later step.
+
+Source: Lester et al. 2021, §3.1 ("the average of metrics for datasets evaluated with multiple metrics").
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,17 +26,35 @@ Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The validation of one cell.
+
+    Attributes:
+        scores: every metric, as published.
+        score: their average, which decides. Larger is better.
+        loss: mean loss of the targets, which breaks ties.
+    """
+
+    scores: Scores
+    score: float
+    loss: float = math.inf
+
+    def beats(self, other: Measured) -> bool:
+        """Whether it replaces an earlier one: a higher score, or an equal score and no higher loss."""
+        return self.score > other.score or (self.score == other.score and not self.loss > other.loss)
+
+
+@dataclass(frozen=True)
 class Best:
-    """The best step of a cell: step, validation scores, and this process's shards of the kept tensors."""
+    """The best step of a cell: step, its validation, and this process's shards of the kept tensors."""
 
     step: int
-    scores: Scores
+    measured: Measured
     shards: list[TensorShard] = field(default_factory=list)
 
     @property
-    def score(self) -> float:
-        """The first metric, which decides. Larger is better."""
-        return next(iter(self.scores.values()))
+    def scores(self) -> Scores:
+        return self.measured.scores
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -51,19 +72,18 @@ class Selection:
 
     Args:
         cells: names of the cells in metrics.jsonl.
-        measure: (model) → validation metrics of each cell, the deciding one first. Called in evaluation mode on every
-            process.
+        measure: (model) → validation of each cell. Called in evaluation mode on every process.
         kept: (model, index of a cell) → the tensors to keep of it, whole; None keeps all trained parameters, each
             process its own shards.
         every: steps between measurements.
-        patience: early stopping: measurements in a row without a better score after which a cell accepts no later
+        patience: early stopping: measurements in a row without a higher score after which a cell accepts no later
             step; 0 never stops.
     """
 
     def __init__(
         self,
         cells: Sequence[str],
-        measure: Callable[[Any], list[Scores]],
+        measure: Callable[[Any], list[Measured]],
         kept: Callable[[Any, int], Mapping[str, Tensor]] | None,
         *,
         every: int,
@@ -75,7 +95,7 @@ class Selection:
         self.every = every
         self.patience = patience
         self._best: list[Best | None] = [None] * len(cells)
-        self._without_better = [0] * len(cells)
+        self._without_higher = [0] * len(cells)
 
     def due(self, step: int) -> bool:
         """Whether this step is measured; independent of the total number of steps."""
@@ -84,28 +104,32 @@ class Selection:
     @property
     def exhausted(self) -> bool:
         """True once the patience of every cell has run out."""
-        return self.patience > 0 and all(count >= self.patience for count in self._without_better)
+        return self.patience > 0 and all(count >= self.patience for count in self._without_higher)
 
     @torch.no_grad()
-    def update(self, step: int, engine: Engine) -> dict[str, Scores]:
-        """Measure, keep what is better than before, and return the scores of each cell."""
+    def update(self, step: int, engine: Engine) -> dict[str, Measured]:
+        """Measure, keep what is better than before, and return the validation of each cell."""
         measured = self._measured(engine)
-        for index, scores in enumerate(measured):
+        for index, now in enumerate(measured):
             before = self._best[index]
-            if self.patience and self._without_better[index] >= self.patience:
+            if self.patience and self._without_higher[index] >= self.patience:
                 continue
-            if before is None or Best(step, scores).score > before.score:
-                self._best[index] = self._snapshot(index, step, scores, engine)
-                self._without_better[index] = 0
+            if before is None or now.score > before.measured.score:
+                self._without_higher[index] = 0
             else:
-                self._without_better[index] += 1
+                self._without_higher[index] += 1
+            self._best[index] = self._better(before, index, step, now, engine)
         return dict(zip(self.cells, measured, strict=True))
 
-    def _measured(self, engine: Engine) -> list[Scores]:
-        """The scores of rank 0, broadcast so that all ranks make the same choice."""
-        measured: list[Scores] = engine.call(self.measure)
-        shared = iter(engine.group.broadcast_list([score for scores in measured for score in scores.values()]))
-        return [{name: next(shared) for name in scores} for scores in measured]
+    def _measured(self, engine: Engine) -> list[Measured]:
+        """The validation of rank 0, broadcast so that all ranks make the same choice."""
+        measured: list[Measured] = engine.call(self.measure)
+        numbers = [number for each in measured for number in (each.score, each.loss, *each.scores.values())]
+        shared = iter(engine.group.broadcast_list(numbers))
+        return [
+            Measured(score=next(shared), loss=next(shared), scores={name: next(shared) for name in each.scores})
+            for each in measured
+        ]
 
     @torch.no_grad()
     def finalize(self, step: int, engine: Engine) -> list[Best]:
@@ -116,14 +140,15 @@ class Selection:
         """
         best = list(self._best)
         if not self.due(step) and not self.exhausted:
-            for index, scores in enumerate(self._measured(engine)):
-                before = best[index]
-                if before is None or Best(step, scores).score > before.score:
-                    best[index] = self._snapshot(index, step, scores, engine)
+            for index, now in enumerate(self._measured(engine)):
+                best[index] = self._better(best[index], index, step, now, engine)
         return [found for found in best if found is not None]
 
-    def _snapshot(self, index: int, step: int, scores: Scores, engine: Engine) -> Best:
-        return Best(step, scores, [shard.copied() for shard in self._kept(index, engine)])
+    def _better(self, before: Best | None, index: int, step: int, now: Measured, engine: Engine) -> Best:
+        """The best step so far or this one, with a copy of its tensors."""
+        if before is not None and not now.beats(before.measured):
+            return before
+        return Best(step, now, [shard.copied() for shard in self._kept(index, engine)])
 
     def _kept(self, index: int, engine: Engine) -> list[TensorShard]:
         """The tensors to keep of a cell, as they are now."""
@@ -142,14 +167,14 @@ class Selection:
 
     def scalars(self) -> list[dict[str, Any] | None]:
         return [
-            None if best is None else {"step": best.step, "scores": best.scores, "without_better": count}
-            for best, count in zip(self._best, self._without_better, strict=True)
+            None if best is None else {"step": best.step, **asdict(best.measured), "without_higher": count}
+            for best, count in zip(self._best, self._without_higher, strict=True)
         ]
 
     def load(self, saved: SavedTensors, scalars: Sequence[Mapping[str, Any] | None], engine: Engine) -> None:
         """Restore what `shards()` and `scalars()` returned, whichever engine saved it."""
         for index, found in enumerate(scalars):
-            self._without_better[index] = 0 if found is None else int(found["without_better"])
+            self._without_higher[index] = 0 if found is None else int(found["without_higher"])
             self._best[index] = None
             if found is not None:
                 name = f"{SELECTION}{index}/"
@@ -157,4 +182,5 @@ class Selection:
                     replace(shard, values_N=saved.read(name + shard.name, shard.start, shard.stop))
                     for shard in self._kept(index, engine)
                 ]
-                self._best[index] = Best(found["step"], dict(found["scores"]), mine)
+                measured = Measured(dict(found["scores"]), found["score"], found["loss"])
+                self._best[index] = Best(found["step"], measured, mine)

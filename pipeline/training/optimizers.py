@@ -22,7 +22,7 @@ from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
 class Adafactor(torch.optim.Optimizer):
     """Adafactor (Shazeer and Stern 2018) without momentum, with T5X's rules. At the t-th step (t = 1, 2, …):
 
-        β₂ = 1 − t^−0.8
+        β₂ = 1 − (t + step_offset)^−0.8
         v  ← β₂·v + (1 − β₂)·(g² + ε₁)        factored: v_ij ≈ r_i·c_j / mean(r), of row and column means
         u  = g / √v
         u  ← u / max(1, RMS(u) / clipping)
@@ -33,6 +33,9 @@ class Adafactor(torch.optim.Optimizer):
 
     A group with `segments` contains one prompt bank: a parameter [R, D] and the prompt index of each row, int64 [R]. It
     is not factored, and both RMS are taken per prompt, so each prompt moves as if it were alone.
+
+    v starts at 0 whatever `step_offset` is. With a large offset it grows so slowly that nearly every u is clipped, to
+    RMS 1: official prompt tuning restores the step of the model (1,100,000) but not its moments.
 
     State of a parameter: `mean_square` of its shape, or `row` and `column`, and the 0-d `step`.
     """
@@ -47,6 +50,7 @@ class Adafactor(torch.optim.Optimizer):
         min_dim_to_factor: int | None = FACTORED_FROM,
         clipping: float = 1.0,
         beta2_exponent: float = 0.8,
+        step_offset: int = 0,
         epsilon1: float = 1e-30,
         epsilon2: float = 1e-3,
     ) -> None:
@@ -57,6 +61,7 @@ class Adafactor(torch.optim.Optimizer):
             "min_dim_to_factor": min_dim_to_factor,
             "clipping": clipping,
             "beta2_exponent": beta2_exponent,
+            "step_offset": step_offset,
             "epsilon1": epsilon1,
             "epsilon2": epsilon2,
             "segments": None,
@@ -145,7 +150,7 @@ class Adafactor(torch.optim.Optimizer):
         """Count the step and return its β₂. `step` is on the CPU, so reading it does not synchronize with the GPU."""
         steps = [self.state[p]["step"] for p in params]
         torch._foreach_add_(steps, 1)
-        return [1.0 - step.item() ** -group["beta2_exponent"] for step in steps]
+        return [1.0 - (step.item() + group["step_offset"]) ** -group["beta2_exponent"] for step in steps]
 
     @staticmethod
     def _apply(group: dict[str, Any], params: list[Tensor], updates: list[Tensor]) -> None:
@@ -202,17 +207,23 @@ class AdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
-def model_optimizer(name: str, parameters: Iterable[Tensor], weight_decay: float = 0.0) -> torch.optim.Optimizer:
-    """The optimizer for the weights of a whole T5: T5X's Adafactor (factored, scaled by the parameter), or AdamW."""
+def model_optimizer(
+    name: str, parameters: Iterable[Tensor], weight_decay: float = 0.0, step_offset: int = 0
+) -> torch.optim.Optimizer:
+    """The optimizer for the weights of a whole T5: T5X's Adafactor (factored, scaled by the parameter), or AdamW.
+
+    Args:
+        step_offset: steps that Adafactor's β₂ counts before the first.
+    """
     if name == "adafactor":
-        return Adafactor(parameters, weight_decay=weight_decay)
+        return Adafactor(parameters, weight_decay=weight_decay, step_offset=step_offset)
     if name == "adamw":
         return AdamW(parameters, weight_decay=weight_decay)
     raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
 
 
 def prompt_optimizer(
-    name: str, rows_RD: Tensor, row_prompt_R: Tensor, weight_decay: float = 0.0
+    name: str, rows_RD: Tensor, row_prompt_R: Tensor, weight_decay: float = 0.0, step_offset: int = 0
 ) -> torch.optim.Optimizer:
     """The optimizer for a bank of prompts: Adafactor unfactored, unscaled, clipped per prompt (§3.1), or AdamW.
 
@@ -220,7 +231,7 @@ def prompt_optimizer(
     """
     if name == "adafactor":
         group = {"params": [rows_RD], "segments": row_prompt_R}
-        return Adafactor([group], weight_decay=weight_decay, parameter_scaling=False)
+        return Adafactor([group], weight_decay=weight_decay, parameter_scaling=False, step_offset=step_offset)
     return model_optimizer(name, [rows_RD], weight_decay=weight_decay)
 
 

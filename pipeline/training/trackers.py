@@ -27,7 +27,7 @@ def trackers(stage: Stage[Any], directory: Path) -> Iterator[Track | None]:
     def track(row: Mapping[str, Any]) -> None:
         split = row.get("split", "train")
         flat = {f"{split}/{name}": value for name, value in row.items() if isinstance(value, (int, float))}
-        flat |= {f"{split}/loss/{cell}": value for cell, value in row.get("losses", {}).items()}
+        flat |= {f"{split}/loss/{cell}".rstrip("/"): value for cell, value in row.get("losses", {}).items()}
         for cell, scores in row.get("scores", {}).items():
             flat |= {f"{split}/{metric}/{cell}".rstrip("/"): value for metric, value in scores.items()}
         accelerator.log(flat, step=row["step"])

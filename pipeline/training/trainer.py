@@ -6,6 +6,7 @@ resumed from its newest checkpoint therefore ends, on the same processes, with t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.modeling.prompt_bank import PromptBank
-from t5_pipeline.training.best_checkpoint import SELECTION, Best, Selection
+from t5_pipeline.training.best_checkpoint import SELECTION, Best, Measured, Selection
 from t5_pipeline.training.checkpoints.format import Checkpoint
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.distributed import MakeOptimizer, make_engine
@@ -98,7 +99,9 @@ class Trainer:
         self.validation = validation
         self.cells = cells
         self.unit = "examples" if isinstance(c, LearningConfig) else "tokens"
-        make_optimizer = optimizer or partial(model_optimizer, c.optimizer, weight_decay=c.weight_decay)
+        make_optimizer = optimizer or partial(
+            model_optimizer, c.optimizer, weight_decay=c.weight_decay, step_offset=c.optimizer_step_offset
+        )
         self.state = TrainState(make_engine(launch, accelerator, model, make_optimizer, c.precision), selection)
         self.schedule = learning_rate(
             c.schedule,
@@ -243,13 +246,22 @@ class Trainer:
     def validate_and_select(self) -> None:
         """Score every cell on its validation rows, log the scores, and keep what is better than before.
 
-        The score of this step's checkpoint is the mean over the cells of each one's first metric.
+        The score of this step's checkpoint is the mean over the cells of each one's average of metrics.
         """
         selection = self.state.selection
         assert selection is not None
-        row = self._measure(lambda state: {"scores": selection.update(state.step, state.engine)})
-        firsts = [next(iter(scores.values())) for scores in row["scores"].values()]
-        self._score = sum(firsts) / len(firsts)
+
+        def measure(state: TrainState) -> Mapping[str, Any]:
+            measured = selection.update(state.step, state.engine)
+            averages.extend(each.score for each in measured.values())
+            return {
+                "scores": {cell: each.scores for cell, each in measured.items()},
+                "losses": {cell: each.loss for cell, each in measured.items()},
+            }
+
+        averages: list[float] = []
+        self._measure(measure)
+        self._score = sum(averages) / len(averages)
 
     def _measure(self, measure: Callable[[TrainState], Mapping[str, Any]]) -> Mapping[str, Any]:
         with self.state.stats.paused():
@@ -298,7 +310,7 @@ class TrainingResult:
 
     def best(self, index: int = 0) -> Best:
         """The published step of cell `index`: its best one, or without a selection the last, without scores."""
-        return self.selected[index] if self.selected else Best(self.checkpoint.step, {})
+        return self.selected[index] if self.selected else Best(self.checkpoint.step, Measured({}, -math.inf))
 
     def weights(self, index: int = 0) -> dict[str, Tensor]:
         """All trained parameters as published by cell `index`, whole, whichever engine wrote the checkpoint."""

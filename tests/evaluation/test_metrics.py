@@ -172,14 +172,21 @@ def test_multirc() -> None:
     ("Bob", "Bob's hat", False),  # only one has an apostrophe
     ("Bob's bike", "bike of Bob", False),
     ("bob's bike", "Bob's", True),
-    ("the", "bunny", False),  # no words remain
-    ("", "bunny", False),
 ])  # fmt: skip
 def test_referent_by_word_subset(prediction: str, target: str, named: bool) -> None:
     """T5's wsc_simple: right if naming the target agrees with `holds`."""
     for holds in (True, False):
         assert score(["referent"], [prediction], [target], holds=[holds]) == {"referent": float(named == holds)}
         assert referent([f"the {prediction.upper()}"], [target], [holds]) == float(named == holds)
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "a this", "THE"])
+def test_a_referent_without_words_is_never_correct(empty: str) -> None:
+    """T5's wsc_simple gives −1, so that an empty answer does not match the false rows."""
+    holds = [True, False, False, True, False]
+    targets = ["pony", "the boy", "Bob's hat", "the", ""]
+    assert referent([empty] * 5, targets, holds) == 0.0
+    assert referent(["cat"] * 5, targets, holds) == 0.6
 
 
 def test_metrics_by_name() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.evaluation.metrics import task_average
 from t5_pipeline.methods.soft_prompt import Prompt
 from tests.tiny_run import Outcome, Tiny, refused, stage
 
@@ -31,9 +32,11 @@ def tune(finished: Tiny, task: Path, output: Path, *more: object) -> Outcome:
     return stage("prompt_tune", "--model", model, *prompt, *COMMON, *more, "--output-dir", output)
 
 
-def validations(directory: Path) -> dict[int, float]:
+def validations(directory: Path) -> dict[int, tuple[dict[str, float], float]]:
+    """Metrics and loss of each validated step."""
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["scores"][""]["accuracy"] for row in rows if row.get("split") == "validation"}
+    measured = [row for row in rows if row.get("split") == "validation"]
+    return {row["step"]: (row["scores"][""], row["losses"][""]) for row in measured}
 
 
 def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp_path: Path) -> None:
@@ -41,8 +44,10 @@ def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp
     measured = validations(tmp_path / "best")
     assert list(measured) == [2, 4, 6, 8, 10]
     best = Prompt.load(tmp_path / "best" / "prompt")
-    assert best.info.step == min(measured, key=lambda step: (-measured[step], step))
-    assert best.info.scores["accuracy"] == measured[best.info.step]
+    order = {step: (task_average(scores), -loss, step) for step, (scores, loss) in measured.items()}
+    assert best.info.step == max(order, key=order.__getitem__)
+    assert set(best.info.scores) == {"accuracy", "macro_f1"}
+    assert best.info.scores == measured[best.info.step][0]
 
     # Its rows equal those of a run that ends there.
     assert tune(finished, task, tmp_path / "short", "--steps", best.info.step, "--select", "last").code == 0
@@ -60,7 +65,7 @@ def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp
 def test_early_stopping_ends_the_run_and_leaves_it_up_to_date(finished: Tiny, task: Path, tmp_path: Path) -> None:
     ended = tune(finished, task, tmp_path / "early", "--steps", 40, "--patience", 2)
     assert ended.code == 0, ended.err
-    measured = list(validations(tmp_path / "early").values())
+    measured = [task_average(scores) for scores, _ in validations(tmp_path / "early").values()]
     assert len(measured) < 20
     assert max(measured[:-2]) >= max(measured[-2:])
     again = tune(finished, task, tmp_path / "early", "--steps", 40, "--patience", 2)

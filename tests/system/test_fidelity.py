@@ -70,6 +70,7 @@ def test_defaults_of_prompt_tuning() -> None:
     assert (c.batch_size, c.steps) == (32, 30_000)
     assert (c.optimizer, c.schedule, c.learning_rate, c.warmup_steps) == ("adafactor", "constant", 0.3, 0)
     assert (c.weight_decay, c.z_loss, c.dropout) == (1e-5, 1e-4, 0.1)
+    assert c.optimizer_step_offset == 0
     assert (c.max_input_length, c.precision) == (512, "bf16")
 
 
@@ -89,6 +90,7 @@ def test_the_papers_recipe_compares_its_snapshots() -> None:
     assert steps == {10_000, 50_000, None}
     assert others == {"google/t5-v1_1-base", "sentinel", "lm_adapt"}
     assert {cell.settings.seed for cell in cells} == {0, 1, 2}
+    assert {cell.settings.optimizer_step_offset for cell in cells} == {1_100_000}
     for cell in cells:  # the hub's class labels read as their names, so nothing is left to translate
         assert isinstance(cell.settings, PromptTuneConfig)
         assert (cell.settings.task.values, cell.settings.task.labels) == ({}, ["negative", "positive"])

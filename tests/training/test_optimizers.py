@@ -114,6 +114,44 @@ def test_updates_in_chunks_are_bit_identical(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_beta2_counts_from_the_step_offset(scaled: bool) -> None:
+    start = np.random.default_rng(0).normal(size=(130, 140))
+    reference = Reference(start, scaled=scaled, decay=0.0, min_dim=128)
+    reference.t = 1_100_000
+    p = nn.Parameter(torch.tensor(start))
+    optimizer = Adafactor([p], parameter_scaling=scaled, step_offset=1_100_000)
+    for step, g in enumerate(gradients((130, 140), 20, 0)):
+        set_learning_rate(optimizer, rate(step))
+        p.grad = torch.tensor(g)
+        optimizer.step()
+        reference.step(g, rate(step))
+    np.testing.assert_allclose(p.detach().numpy(), reference.w, rtol=0, atol=1e-9)
+
+
+def test_updates_have_the_rms_of_the_rate_at_the_official_offset() -> None:
+    """Prompt tuning in T5X starts at step 1,100,000 with v = 0: every update is clipped to RMS lr."""
+
+    def update_rms(step_offset: int) -> Array:
+        rng = np.random.default_rng(0)
+        rows_RD = nn.Parameter(torch.zeros(100, 64))
+        optimizer = prompt_optimizer("adafactor", rows_RD, torch.zeros(100, dtype=torch.long), step_offset=step_offset)
+        set_learning_rate(optimizer, 0.3)
+        found = []
+        for _ in range(300):
+            before = rows_RD.detach().clone()
+            scale = 10.0 ** rng.uniform(-1, 1)  # the gradient's norm varies from step to step, as in training
+            rows_RD.grad = torch.tensor(rng.normal(size=(100, 64)) * scale, dtype=torch.float32)
+            optimizer.step()
+            found.append(float((rows_RD.detach() - before).square().mean().sqrt()) / 0.3)
+        return np.array(found)
+
+    # A step above this RMS would not be clipped; float32 rows lose a few digits of each difference.
+    np.testing.assert_allclose(update_rms(1_100_000)[:50], 1.0, rtol=1e-4)
+    assert np.mean(np.abs(update_rms(1_100_000) - 1) < 1e-3) > 0.9
+    assert 0.3 < update_rms(0)[20:].mean() < 0.8
+
+
 LENGTHS = [1, 20, 5, 150, 1, 64]
 
 

@@ -55,6 +55,26 @@ def test_a_hundred_sentinels_suffice_up_to_input_length_1809(token_list: Any) ->
         SpanCorruption(token_list([5]), 0, 64, vocabulary_size=32_000, sentinels=0)
 
 
+FLOAT32_LENGTHS = [190, 350, 390, 670, 710, 750, 790, 830, *range(1310, 1671, 40)]
+
+
+def test_counts_are_rounded_in_float32_as_in_tensorflow() -> None:
+    """TensorFlow multiplies in float32: half a token becomes a little more, and 28.5 rounds to 29."""
+    assert noise_counts(190) == (29, 10)
+    assert noise_counts(710)[0] == 107
+    differ = [length for length in range(4, 2000) if noise_counts(length)[0] != round(length * 0.15)]
+    assert differ == FLOAT32_LENGTHS
+    assert all(noise_counts(length)[0] == round(length * 0.15) + 1 for length in differ)
+
+
+@pytest.mark.parametrize("input_length", [172, 316, 604])
+def test_targets_fit_where_float32_masks_one_token_more(token_list: Any, input_length: int) -> None:
+    objective = SpanCorruption(token_list([3000]), 0, input_length, vocabulary_size=32_100)
+    assert objective.segment in FLOAT32_LENGTHS
+    for inputs, targets in objective.examples(0, range(3000 // objective.segment)):
+        assert (len(inputs), len(targets)) == (input_length, objective.target_length)
+
+
 @given(length=st.integers(1, 300), density=st.floats(0.01, 0.9), span=st.floats(1, 10), seed=st.integers(0, 99))
 def test_mask_has_the_given_numbers_of_tokens_and_spans(length: int, density: float, span: float, seed: int) -> None:
     mask = noise_mask(seed, 0, np.arange(5), length, density, span)
