@@ -23,18 +23,12 @@ import sentencepiece
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import with_rounded_scores
+from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 
-SENTINELS = 100
-_ROW_MULTIPLE = 128
 # Fixed, because the result of training depends on the number of threads.
 _TRAINING_THREADS = 1
 _LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longer than 4,192
 _MODEL_FILE = "spiece.model"
-
-
-def embedding_rows(size: int) -> int:
-    """Rows of an embedding for `size` ids: the next multiple of 128."""
-    return -(-size // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
 class NoModelFile(InputError):

@@ -103,7 +103,7 @@ class EvaluateConfig(InferenceConfig, StageConfig):
         for name in self.metrics:
             if makers and name not in tasks:
                 raise InputError(
-                    f"{where(('metrics', name))}: nothing here is of the task `{name}`; {nearest(name, tasks)}"
+                    f"{where(('metrics', name))}: the task `{name}` is not evaluated here; {nearest(name, tasks)}"
                 )
         metrics = {name: self.scored(task, where(("metrics", name))).metrics for name, task in tasks.items()}
         return self.model_copy(update={"metrics": {**self.metrics, **metrics}})

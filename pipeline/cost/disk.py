@@ -10,7 +10,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.cost.flops import training_footprint
 from t5_pipeline.cost.memory import moments_bytes
-from t5_pipeline.data_prep.tokenizer.vocabulary import SENTINELS
+from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 from t5_pipeline.modeling.config import T5Config
 
 _FP32 = 4

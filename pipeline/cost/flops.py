@@ -25,7 +25,7 @@ from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConf
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
-from t5_pipeline.data_prep.tokenizer.vocabulary import SENTINELS, embedding_rows
+from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 from t5_pipeline.modeling.config import PRESETS, T5Config
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 

@@ -8,6 +8,7 @@ from t5_pipeline.config import recipe as recipes
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.command_line import parse
 from t5_pipeline.config.recipe import Recipe
+from t5_pipeline.config.registry import STAGES
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Located, read_yaml
 from t5_pipeline.execution import stage_process
@@ -24,7 +25,7 @@ SECOND = "  longer: {uses: lm_adapt, model: /m, tokens: prepare, steps: 8}\n"
 def resolved(path: Path, *flags: str) -> tuple[Recipe, str]:
     """The recipe and the name of the stage for a command line of lm_adapt."""
     given = parse(LMAdaptConfig, "lm_adapt.py", ["--recipe", str(path), *flags])
-    recipe, _, name = stage_process._recipe(LMAdaptConfig, given)
+    recipe, _, name = stage_process._recipe(LMAdaptConfig, given, STAGES)
     return recipe, name
 
 

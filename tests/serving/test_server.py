@@ -235,7 +235,7 @@ def _no_rows(model: Path, prompts: Path) -> None:
     [
         (_other_weights, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
         (_fewer_sentinels, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
-        (_no_rows, "prompt.safetensors: not there"),
+        (_no_rows, "prompt.safetensors: does not exist"),
     ],
 )
 def test_prompts_of_another_model_are_rejected(

@@ -96,4 +96,4 @@ def test_a_prompt_starts_from_another_tasks_prompt(finished: Tiny, tmp_path: Pat
     assert torch.equal(start(finished, tmp_path / "second", 4, *flags), rows_of(tmp_path / "first"))
     ended = tune(finished, tmp_path / "longer", 7, *flags, "--steps", 1)
     assert ended.code == 2
-    assert "that prompt has 4 rows of width 32, but 7 rows of width 32 are to be trained" in ended.err
+    assert "has 4 rows of width 32, but the new prompt has 7 rows of width 32; set prompt_length to 4" in ended.err

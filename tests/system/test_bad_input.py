@@ -36,7 +36,7 @@ def tell(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Callable
             '{"text": "fine"}\n{"body": "x"}\n',
             r"\S+corpus.jsonl:2: has no field 'text' \(only body\); set `text_field`",
         ),
-        ('{"text": "fine"}\n{"text": \n', r"\S+corpus.jsonl:2: not JSON \(.*\)"),
+        ('{"text": "fine"}\n{"text": \n', r"\S+corpus.jsonl:2: not JSON \(.*\); fix the line"),
         (
             '{"text": "Hello world."}\n',
             r"vocabulary_size: the corpus is too small for 300 pieces; set it to at most \d+",
@@ -137,7 +137,7 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
     unchanged()
     refused(
         stage("sentinel", "--model", model, "--threads", 1, "--output-dir", tmp_path / "out"),
-        r"\S+: the vocabulary has 1,300 ids and the model 512 embedding rows; use the vocabulary that the model was trained with",
+        r"\S+: has 512 embedding rows, but the vocabulary has 1,300 ids; use the vocabulary that the model was trained with",
     )
     unchanged()
 
@@ -222,7 +222,7 @@ def test_archived_results_are_restored_after_bad_input(
     unchanged()
 
     task.write_text(settings.replace(f"{tiny.data}/rows", f"{tmp_path}/train.jsonl"))
-    said = r"\S+train.jsonl:1: target 'none' is not a label of about \(files, numbers\)"
+    said = r"\S+train.jsonl:1: target 'none' is not a label of about \(files, numbers\); fix the row"
     by_recipe = ("--recipe", tiny.recipe, "--run-dir", tiny.run)
     refused(stage("prompt_tune", *by_recipe, "--set", f"prompt_tune.task={task}"), said)
     refused(stage("prompt_tune", *flags, "--overwrite"), said)
@@ -274,7 +274,7 @@ def test_missing_inputs(tiny: Tiny, unchanged: Callable[[], None]) -> None:
         ),
         (
             ["--model", "x", "--tokens", "/no/y", "--output-dir", "o"],
-            r"lm_adapt.tokens: /no/y does not exist; give the .*",
+            r"lm_adapt.tokens: /no/y does not exist; check the path",
         ),
         (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: is not a stage of kind lm_adapt in \S+; .*"),
         (
