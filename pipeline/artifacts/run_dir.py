@@ -35,7 +35,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside, refuse_links_out
 
 _STATE = ".state"
-# What stages write beside their outputs.
+# Files and directories of stages beside their outputs.
 _WORKING = (
     "steps", "checkpoints", "trackers", "vocabulary", "tokens.partial", "metrics.jsonl", "nonfinite.jsonl", "log.txt",
 )  # fmt: skip
@@ -51,7 +51,7 @@ class RunDir:
     """The directory of one pipeline run.
 
     Raises:
-        InputError: if a place in it that is asked for is a link that leads out of it.
+        InputError: if a place in it is a link that leads out of it.
     """
 
     def __init__(self, path: Path) -> None:

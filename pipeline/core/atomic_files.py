@@ -112,7 +112,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary directory with `fill(directory)`, then move it to `path`, replacing what was there."""
+    """Fill a temporary directory with `fill(directory)`, then move it to `path`, replacing an existing directory."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -123,7 +123,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def move_directory(source: Path, path: Path) -> None:
-    """Move a complete directory to `path`, replacing the directory that was there.
+    """Move a complete directory to `path`, replacing an existing directory.
 
     After an interruption it is at one of the two.
     """
