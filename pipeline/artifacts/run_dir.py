@@ -23,7 +23,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from t5_pipeline.config.recipe import Cell
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside, refuse_links_out
+from t5_pipeline.core.printable import say
 
 _STATE = ".state"
 # Files and directories of stages beside their outputs.
@@ -237,11 +237,9 @@ def lock(path: Path, directory: Path) -> Iterator[Callable[[], None]]:
         except OSError as error:
             raise InputError(f"cannot write {directory} ({error.strerror}); choose another directory") from None
         if unsupported is not None:
-            print(
+            say(
                 f"warning: {directory}: the file system does not support locks ({unsupported.strerror});"
-                " do not start a second run in this directory",
-                file=sys.stderr,
-                flush=True,
+                " do not start a second run in this directory"
             )
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
         os.ftruncate(descriptor, 0)

@@ -48,7 +48,9 @@ def test_new_run(finished: Tiny, tmp_path: Path) -> None:
         ("seed=4", ["run       prepare  seed: 3 → 4"]),
         (
             "tasks.about.metrics=[accuracy]",
-            ["run       evaluate  metrics.about: ['accuracy', 'macro_f1'] → ['accuracy']"],
+            [
+                "run       prompt_tune [model=lm_adapt,seed=0]  selected by.about: ['accuracy', 'macro_f1'] → ['accuracy']"
+            ],
         ),
     ],
 )

@@ -7,7 +7,7 @@ from tests.tiny_run import Tiny, scores, stage
 
 def test_changed_metrics_rerun_only_evaluate(tiny: Tiny) -> None:
     before = tiny.digests()
-    tiny.edit("    metrics: [accuracy, macro_f1]\n", "    metrics: [accuracy, mcc]\n")
+    tiny.edit("  evaluate: {", "  evaluate: {metrics: {about: [accuracy, mcc]}, ")
     assert [line.split()[:2] for line in tiny.plan() if not line.startswith("done")] == [["run", "evaluate"]]
     done = tiny.start()
     assert done.code == 0, done.err

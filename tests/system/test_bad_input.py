@@ -36,7 +36,7 @@ def tell(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Callable
             '{"text": "fine"}\n{"body": "x"}\n',
             r"\S+corpus.jsonl:2: has no field 'text' \(only body\); set `text_field`",
         ),
-        ('{"text": "fine"}\n{"text": \n', r"\S+corpus.jsonl:2: not JSON \(.*\); fix the line"),
+        ('{"text": "fine"}\n{"text": \n', r"\S+corpus.jsonl:2: not JSON \(.*\); write one object per line"),
         (
             '{"text": "Hello world."}\n',
             r"vocabulary_size: the corpus is too small for 300 pieces; set it to at most \d+",

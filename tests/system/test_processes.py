@@ -59,7 +59,7 @@ def test_a_launch_that_silently_starts_one_process_is_rejected(
     launched = accelerate_launch(tmp_path / "one.yaml", "lm_adapt", *by_hand(finished, tmp_path / "out"))
     assert launched.code != 0
     (said,) = [line for line in launched.err.splitlines() if line.startswith("error: ")]
-    assert "accelerate started one process where its configuration asks for several" in said
+    assert "accelerate started one process, but its configuration asks for several" in said
     assert "accelerate_configs/cpu_ddp.yaml" in said
     assert listing(tmp_path) == before
 

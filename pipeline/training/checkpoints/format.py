@@ -190,9 +190,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = _json(path)
     except (OSError, ValueError) as error:
-        raise Damaged(f"cannot read {path} ({error!r})") from error
+        raise Damaged(f"{path}: cannot be read ({error!r})") from error
     if not isinstance(content, dict):
-        raise Damaged(f"cannot read {path} (not a JSON object)")
+        raise Damaged(f"{path}: is not a JSON object")
     return content
 
 
