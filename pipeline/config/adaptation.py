@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import model_validator
 
-from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.modeling.config import T5Config
 
@@ -27,7 +27,7 @@ class T5Sizes(Config):
 
 
 @defaults(learning_rate=1.0, schedule="rsqrt", warmup_steps=None)
-class LanguageModelConfig(LogitsConfig, ExecutionConfig, TrainingConfig):
+class LanguageModelConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, TrainingConfig):
     """Settings that span corruption and LM adaptation share."""
 
     outputs: ClassVar[tuple[str, ...]] = ("model",)
@@ -65,6 +65,8 @@ class SpanCorruptConfig(LanguageModelConfig):
     def one_start(self) -> SpanCorruptConfig:
         if (self.model is None) == (self.init is None):
             raise ValueError("give either `model` (a T5 to continue from) or `init` (sizes of a new T5)")
+        if self.init is not None and self.optimizer_state == "checkpoint":
+            raise ValueError("`optimizer_state: checkpoint` needs `model`, because a new T5 has none; remove it")
         return self
 
     def example_lengths(self) -> list[tuple[int, int]]:

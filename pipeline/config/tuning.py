@@ -6,7 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from t5_pipeline.config.stage import ExecutionConfig, InferenceConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import (
+    ExecutionConfig,
+    InferenceConfig,
+    LogitsConfig,
+    StageConfig,
+    TrainingConfig,
+    WholeModelConfig,
+)
 from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
@@ -150,7 +157,7 @@ class PromptMixtureConfig(SoftPromptConfig):
 
 
 @defaults(batch_size=128)
-class ModelTuneConfig(LogitsConfig, ExecutionConfig, LearningConfig):
+class ModelTuneConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, LearningConfig):
     """Model tuning, the paper's upper baseline: train every weight of the T5 on one or several tasks."""
 
     kind: ClassVar[str] = "model_tune"

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
+from t5_pipeline.modeling.t5x import SecondMoments
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -78,6 +79,23 @@ class Adafactor(torch.optim.Optimizer):
         bank_RD = group["params"][0]
         group["segments"] = group["segments"].to(bank_RD.device)
         group["numbers"] = torch.bincount(group["segments"]).to(bank_RD.dtype) * bank_RD.shape[1]
+
+    def restore(self, moments: Iterable[SecondMoments], step: int) -> None:
+        """Continue from the state after `step` steps of T5X's Adafactor.
+
+        Args:
+            moments: those of each parameter, in order.
+        """
+        rules = [(p, group["min_dim_to_factor"]) for group in self.param_groups for p in group["params"]]
+        for (p, min_dim_to_factor), found in zip(rules, moments, strict=True):
+            dims = factored_dims(tuple(p.shape), min_dim_to_factor)
+            if dims is not None and found.whole is None:
+                means = {"row": found.by_axis[dims[0]], "column": found.by_axis[dims[1]]}
+            elif dims is None and found.whole is not None:
+                means = {"mean_square": found.whole}
+            else:
+                raise ValueError(f"the moments of a parameter of shape {list(p.shape)} are factored by another rule")
+            self.state[p] = {"step": torch.tensor(step), **{key: mean.to(p.device) for key, mean in means.items()}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
