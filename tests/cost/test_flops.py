@@ -70,9 +70,8 @@ def test_step_of_each_kind() -> None:
     assert adapted.tokens == 16 * 64
     assert tuned is not None
     assert (tuned.tokens, tuned.flops) == (4 * (70 + 10), 2 * 4 * forward_flops(shape, 70, 10))
-    mixed = step_cost(
-        PromptMixtureConfig(**prompt(batch_size=4).model_dump(exclude={"logits_precision"}), components=3), shape
-    )
+    of_prompts = {"logits_precision", "factor_long_prompts"}
+    mixed = step_cost(PromptMixtureConfig(**prompt(batch_size=4).model_dump(exclude=of_prompts), components=3), shape)
     assert mixed is not None
     assert mixed.flops == 3 * tuned.flops
     peft = PeftTuneConfig(model="m", task=LABELS, method="prefix_tuning")
