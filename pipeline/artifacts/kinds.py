@@ -114,17 +114,16 @@ def _t5x_files(directory: Path) -> list[Path]:
 
 
 def _foreign_model(path: Path) -> str | None:
-    """What a path is that contains a model in a format that is not read, and what to do; None for any other path."""
+    """Description of a model in a format that is not read, and a remedy; None for any other path."""
     if path.is_file():
         return (
             "is a file; give the directory of a model (a T5X checkpoint in a single file is not read; save it again as"
             " a directory)"
         )
-    index = path / "checkpoint"  # T5X's tree, or TensorFlow's text
-    try:
-        listed = index.is_file() and index.open("rb").read(21) == b"model_checkpoint_path"
-    except OSError as error:
-        raise InputError(f"cannot read {index} ({error.strerror})") from error
+    listed = False
+    if (path / "checkpoint").is_file():  # T5X's tree, or TensorFlow's text
+        with (path / "checkpoint").open("rb") as file:
+            listed = file.read(21) == b"model_checkpoint_path"
     if listed or any(path.glob("model.ckpt-*.index")):
         return (
             "is a Mesh TensorFlow checkpoint, which is not read; give its T5X or transformers version (T5X's"

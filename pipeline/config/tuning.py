@@ -127,7 +127,7 @@ class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     scored_as: ClassVar[tuple[str, str] | None] = ("prompts", "soft prompts: a prompt_tune stage, or a directory")
 
     factor_long_prompts: bool = setting(
-        False, "factor Adafactor's second moments of prompts of 128 rows and more, as the official code does"
+        False, "factor Adafactor's moments of prompts of 128 rows and more (the official code)"
     )
 
     # Settings that may differ between prompts trained in one batch on one frozen T5.

@@ -114,7 +114,7 @@ class SecondMoments:
     """Adafactor's running means of squared gradients for one parameter, in fp32 and with our axes.
 
     Attributes:
-        whole: of each element; None if they are factored.
+        whole: one for each element; None if they are factored.
         by_axis: if they are factored, axis → means over the other axis.
     """
 
