@@ -12,10 +12,10 @@ from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows, mixture_answers
+from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows
 from t5_pipeline.evaluation.held_out import HeldOut, answer_all, load_held_out
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
-from t5_pipeline.evaluation.predict import Outputs
+from t5_pipeline.evaluation.predict import Outputs, answer_mixture
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.load import load_t5
@@ -102,8 +102,8 @@ class Evaluator:
         # There may be many fine-tuned models, and this baseline is the same for all of them.
         known = any((row["task"], row["method"]) == (task.name, "majority class") for row in earlier)
         if task.labels and not (first.fine_tuned and known):
-            majority = Outputs([most_frequent(Task.load(task))] * len(split))
-            rows.append(about | {"method": "majority class", "trained": 0} | split.scored(majority))
+            majority = [most_frequent(Task.load(task))] * len(split)
+            rows.append(about | {"method": "majority class", "trained": 0} | split.scored_texts(majority))
         return rows
 
     def answers(self, task: TaskConfig, candidates: Sequence[Candidate]) -> list[Answer]:
@@ -132,6 +132,7 @@ class Evaluator:
                 sentinel=candidate.sentinel,
                 max_input_length=lengths[0],
                 max_target_length=lengths[1],
+                scoring=self.c.scoring,
                 limit=self.c.limit,
                 max_output_length=self.c.max_output_length,
             )
@@ -144,7 +145,9 @@ class Evaluator:
 
     def _answer(self, candidate: Candidate, split: HeldOut) -> Outputs:
         if candidate.weights:
-            return mixture_answers(self.model, self.places[id(candidate)], candidate.weights, split, **self.answering)
+            assert isinstance(self.model, PromptedT5)
+            forms, places = [split.form] * len(split), self.places[id(candidate)]
+            return answer_mixture(self.model, places, candidate.weights, split.rows.inputs, forms, **self.answering)
         if candidate.load_model is not None:
             model = candidate.load_model(self.path).to(self.answering["device"])
             return answer_all(model, [None], [split], **self.answering)[0]

@@ -1,6 +1,8 @@
-"""Answers of a T5 in batches of mixed prompts: labels by scoring, free text by greedy decoding.
+"""Answers of a T5 in batches of mixed prompts: labels by scoring, texts by greedy decoding, from one encoder pass.
 
-B batch, P prompt length, S input length, L labels, N all inputs
+A mixture of prompts (Qin and Eisner 2021) answers like one model, p(y | x) = Σ_k w_k p(y | [P_k; x]).
+
+B inputs of a batch, K prompts of a mixture, R = K·B rows, S input length, L labels, N all inputs
 """
 
 from __future__ import annotations
@@ -29,14 +31,12 @@ class AnswerForm:
         decode: text of output ids, without the sentinel.
         labels, label_ids: for classification, the labels and their target ids as in training.
         max_length: maximum tokens of greedy decoding; 0 for none, if there are labels.
-        encode: target ids of texts as in training; needed only by mixtures.
     """
 
     decode: Callable[[Sequence[int]], str]
     labels: Sequence[str] = ()
     label_ids: Sequence[Sequence[int]] = ()
     max_length: int = 0
-    encode: Callable[[Sequence[str]], Sequence[Sequence[int]]] = lambda texts: []
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Outputs:
     """A model's answers, in the order of the inputs.
 
     Attributes:
-        texts: the answers to score: the likeliest label, or the decoded text.
-        free: greedy outputs, which need not be labels (see `illegal_share`).
+        texts: the likeliest label, or the decoded text if there are no labels.
+        decoded: the greedily decoded text, which need not be a label; empty without decoding.
         scores: log p of each label; empty for free text.
     """
 
     texts: list[str] = field(default_factory=list)
-    free: list[str] = field(default_factory=list)
+    decoded: list[str] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
 
     def part(self, begin: int, end: int) -> Outputs:
         """The outputs of inputs `begin` to `end`."""
-        return Outputs(self.texts[begin:end], self.free[begin:end], self.scores[begin:end])
+        return Outputs(self.texts[begin:end], self.decoded[begin:end], self.scores[begin:end])
 
 
 @torch.no_grad()
@@ -82,31 +82,81 @@ def answer_each(
         on_batch: receives the number of examples after each batch.
     """
     model.eval()
-    N = len(inputs)
-    outputs = Outputs([""] * N, [""] * N, [[] for _ in range(N)])
-    prompt_lengths = [0] * N
+    outputs = _empty(len(inputs))
+    prompt_lengths = [0] * len(inputs)
     if prompts is not None:
         assert isinstance(model, PromptedT5)
         prompt_lengths = [model.bank.lengths[prompt] for prompt in prompts]
     for rows, inputs_BS in _batches(inputs, prompt_lengths, batch_size):
         prompt_B = None if prompts is None else torch.tensor([prompts[row] for row in rows])
-        here = [forms[row] for row in rows]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            encoded, mask = model.encode(prompt_B, inputs_BS.to(device))
-            for places in _grouped([form.max_length > 0 for form in here], but=False):
-                longest = max(here[place].max_length for place in places)
-                decoded_BT = greedy(model, *_chosen(encoded, mask, places), longest).tolist()
-                for place, ids in zip(places, decoded_BT, strict=True):
-                    text = here[place].decode(ids[: here[place].max_length])
-                    outputs.free[rows[place]] = outputs.texts[rows[place]] = text
-            for places in _grouped([len(form.label_ids) for form in here], but=0):
-                sets = [here[place].label_ids for place in places]
-                scores_BL = score_label_sets(model, *_chosen(encoded, mask, places), sets).cpu()
-                for place, scores_L in zip(places, scores_BL, strict=True):
-                    outputs.texts[rows[place]] = here[place].labels[int(scores_L.argmax())]
-                    outputs.scores[rows[place]] = scores_L.tolist()
+            _answer(model, *model.encode(prompt_B, inputs_BS.to(device)), rows, forms, outputs)
         on_batch(len(rows))
     return outputs
+
+
+@torch.no_grad()
+def answer_mixture(
+    model: PromptedT5,
+    prompts: Sequence[int],
+    weights: Sequence[float],
+    inputs: Sequence[Ids],
+    forms: Sequence[AnswerForm],
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    on_batch: Callable[[int], None] = lambda examples: None,
+) -> Outputs:
+    """Answer each input with a mixture of prompts: labels and decoded tokens are those of p(y) = Σ_k w_k p_k(y).
+
+    Args:
+        prompts, weights: the mixture's prompts in the bank, and their weights.
+        inputs, forms, on_batch: as for `answer_each`.
+        batch_size: inputs read by all prompts together, so that a batch has `batch_size` rows.
+    """
+    model.eval()
+    outputs, K = _empty(len(inputs)), len(prompts)
+    log_w_K = torch.tensor(weights, dtype=torch.float32, device=device).log()
+    for rows, inputs_BS in _batches(inputs, [0] * len(inputs), max(1, batch_size // K)):
+        prompt_R = torch.tensor(prompts).repeat_interleave(len(rows))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            encoded, mask = model.encode(prompt_R, inputs_BS.repeat(K, 1).to(device))
+            _answer(model, encoded, mask, rows, forms, outputs, log_w_K)
+        on_batch(len(rows))
+    return outputs
+
+
+def _empty(N: int) -> Outputs:
+    return Outputs([""] * N, [""] * N, [[] for _ in range(N)])
+
+
+def _answer(
+    model: ReadingModel,
+    encoded: Tensor,
+    mask: Tensor | None,
+    rows: Sequence[int],
+    forms: Sequence[AnswerForm],
+    outputs: Outputs,
+    log_w_K: Tensor | None = None,
+) -> None:
+    """Answer the inputs `rows` from the encoder's output, with a mixture once per prompt, and record the answers."""
+    here = [forms[row] for row in rows]
+    K = 1 if log_w_K is None else len(log_w_K)
+    for places in _grouped([form.max_length > 0 for form in here], but=False):
+        longest = max(here[place].max_length for place in places)
+        decoded_BT = greedy(model, *_chosen(encoded, mask, places, K), longest, log_w_K=log_w_K).tolist()
+        for place, ids in zip(places, decoded_BT, strict=True):
+            text = here[place].decode(ids[: here[place].max_length])
+            outputs.decoded[rows[place]] = outputs.texts[rows[place]] = text
+    for places in _grouped([len(form.label_ids) for form in here], but=0):
+        sets = [here[place].label_ids for place in places]
+        scores_BL = score_label_sets(model, *_chosen(encoded, mask, places, K), sets * K)
+        if log_w_K is not None:
+            scores_BL = (log_w_K.view(K, 1, 1) + scores_BL.view(K, len(places), -1)).logsumexp(dim=0)
+        for place, scores_L in zip(places, scores_BL.cpu(), strict=True):
+            outputs.texts[rows[place]] = here[place].labels[int(scores_L.argmax())]
+            outputs.scores[rows[place]] = scores_L.tolist()
 
 
 def _grouped(kinds: Sequence[int], but: int) -> list[list[int]]:
@@ -118,11 +168,12 @@ def _grouped(kinds: Sequence[int], but: int) -> list[list[int]]:
     return [[p for p, k in enumerate(kinds) if k == kind] for kind in dict.fromkeys(kinds) if kind != but]
 
 
-def _chosen(encoded: Tensor, mask: Tensor | None, places: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Encoder output and mask of some rows of a batch."""
-    if len(places) == encoded.size(0):
+def _chosen(encoded: Tensor, mask: Tensor | None, places: Sequence[int], K: int) -> tuple[Tensor, Tensor | None]:
+    """Encoder output and mask of some inputs of a batch, which K prompts read."""
+    B = encoded.size(0) // K
+    if len(places) == B:
         return encoded, mask
-    chosen = torch.tensor(places, device=encoded.device)
+    chosen = torch.tensor([k * B + place for k in range(K) for place in places], device=encoded.device)
     return encoded[chosen], None if mask is None else mask[chosen]
 
 

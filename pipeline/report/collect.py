@@ -18,7 +18,7 @@ from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import Scoring, StageConfig, TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import PRESETS, T5Config
@@ -43,6 +43,9 @@ class Score(BaseModel):
         variant: difference from other rows of the same method, as text.
         trained_on: task of the training data, if it is not `task`.
         trained: number of trained parameters.
+        metrics: scores of the answers that `scoring` names.
+        by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
+        illegal: share of decoded texts that are not a label.
         neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.
     """
 
@@ -61,6 +64,8 @@ class Score(BaseModel):
     split: str
     examples: int
     metrics: dict[str, float]
+    scoring: Scoring | None = None
+    by_scoring: dict[Scoring, dict[str, float]] | None = None
     illegal: float | None = None
     illegal_by_label: list[int] | None = None
     labels: list[str] | None = None

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from t5_pipeline.config.stage import Scoring
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run, Sample, Score
 
@@ -61,6 +62,17 @@ class ScoreLine:
 
     def spread(self, metric: str) -> Spread | None:
         values = tuple(row.metrics[metric] for row in self.rows if metric in row.metrics)
+        return Spread(values) if values else None
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """Answers that the scores count; None for free text and the majority class."""
+        return self.rows[0].scoring
+
+    def spread_by(self, scoring: Scoring, metric: str) -> Spread | None:
+        """Scores of the decoded texts or of the likeliest labels; None if they were not recorded."""
+        found = [row.by_scoring[scoring] for row in self.rows if row.by_scoring and scoring in row.by_scoring]
+        values = tuple(metrics[metric] for metrics in found if metric in metrics)
         return Spread(values) if values else None
 
     @property
@@ -320,6 +332,8 @@ def _traits(row: Score) -> dict[str, str | None]:
         found["prompt_length"] = str(row.prompt_length)
     if row.prompt_init is not None:
         found["prompt_init"] = row.prompt_init
+    if row.scoring is not None:
+        found["scored_by"] = row.scoring
     return found
 
 

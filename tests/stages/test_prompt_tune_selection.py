@@ -62,6 +62,18 @@ def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp
     assert digests[0] == digests[1]
 
 
+def test_scoring_chooses_the_answers_that_are_validated(finished: Tiny, task: Path, tmp_path: Path) -> None:
+    """The tiny T5 generates no labels: 0 by decoded text, on the same trajectory."""
+    found = {}
+    for scoring in ("decode", "likelihood"):
+        assert tune(finished, task, tmp_path / scoring, "--steps", 2, "--scoring", scoring).code == 0
+        ((scores, loss),) = validations(tmp_path / scoring).values()
+        assert Prompt.load(tmp_path / scoring / "prompt").info.scores == scores
+        found[scoring] = scores["accuracy"], loss
+    assert found["decode"][0] == 0 < found["likelihood"][0]
+    assert found["decode"][1] == found["likelihood"][1]
+
+
 def test_early_stopping_ends_the_run_and_leaves_it_up_to_date(finished: Tiny, task: Path, tmp_path: Path) -> None:
     ended = tune(finished, task, tmp_path / "early", "--steps", 40, "--patience", 2)
     assert ended.code == 0, ended.err

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from t5_pipeline.config.stage import Scoring
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.plots import SERIES, score_plot
 from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, PROMPT_TUNING, ScoreLine, TaskScores
+
+SCORINGS: dict[Scoring, str] = {"decode": "decoded text", "likelihood": "label likelihood"}
+"""Names of the two ways to score a task with labels."""
 
 EXAMPLES = 3
 """Number of right and of wrong examples shown per task."""
@@ -39,12 +43,13 @@ def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
     lines = [*task.tuned, *task.others, *task.untuned]
     illegal = any(line.illegal is not None for line in lines)
     trained = any(line.trained for line in lines)
-    free = " Illegal: percentage of greedily decoded outputs that are not a label." if illegal else ""
+    beside = [scoring for scoring in SCORINGS if any(line.scoring not in (None, scoring) for line in lines)]
     scale = "" if fmt.SHARES.issuperset(task.metrics) else " Correlations are times 100."
     seeds = max((len(line.rows) for line in lines), default=0)
     spread = " Mean ± sample standard deviation over the seeds." if seeds > 1 else ""
     what = f"{fmt.sentence_case(task.split)} split of {task.task}, {fmt.plural(task.examples, 'row')}."
-    caption = what + spread + scale + free
+    free = " Illegal: percentage of decoded texts that are not a label." if illegal else ""
+    caption = what + spread + scale + _scoring_note(lines) + free
     metrics = [tag("th", fmt.metric_label(m) + fmt.unit(m), scope="col", class_="n") for m in task.metrics]
     head = tag(
         "tr",
@@ -52,6 +57,7 @@ def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
         tag("th", "Method", scope="col"),
         *metrics,
         tag("th", "vs majority, points", scope="col", class_="n"),
+        *[tag("th", f"by {SCORINGS[scoring]}{fmt.unit(task.metric)}", scope="col", class_="n") for scoring in beside],
         tag("th", "Illegal\u00a0%", scope="col", class_="n") if illegal else None,
         tag("th", "Trained parameters", scope="col", class_="n") if trained else None,
         tag("th", "Seeds", scope="col", class_="n"),
@@ -59,14 +65,30 @@ def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
     groups = []
     for model in dict.fromkeys(line.model for line in lines):
         rows = [line for line in lines if line.model == model]
-        groups.append(tag("tbody", *[_score_row(task, line, rows, series, illegal, trained) for line in rows]))
+        groups.append(tag("tbody", *[_score_row(task, line, rows, series, beside, illegal, trained) for line in rows]))
     if task.majority:
-        groups.append(tag("tbody", _score_row(task, task.majority, [task.majority], series, illegal, trained)))
+        groups.append(tag("tbody", _score_row(task, task.majority, [task.majority], series, beside, illegal, trained)))
     return table(caption, tag("thead", head), *groups, class_="scores")
 
 
+def _scoring_note(lines: list[ScoreLine]) -> str:
+    """Which answers the scores of a task with labels compare with the targets; nothing for free text."""
+    note = ""
+    if any(line.scoring == "decode" for line in lines):
+        note += " Decoded texts are scored: one that is not a label is wrong. Label likelihood: the likeliest label."
+    if any(line.scoring == "likelihood" for line in lines):
+        note += " The likeliest labels are scored. Decoded text: one that is not a label is wrong."
+    return note
+
+
 def _score_row(
-    task: TaskScores, line: ScoreLine, group: list[ScoreLine], series: dict[str, int], illegal: bool, trained: bool
+    task: TaskScores,
+    line: ScoreLine,
+    group: list[ScoreLine],
+    series: dict[str, int],
+    beside: list[Scoring],
+    illegal: bool,
+    trained: bool,
 ) -> Markup:
     path = None
     if line is group[0]:
@@ -76,6 +98,7 @@ def _score_row(
     for metric in task.metrics:
         spread = line.spread(metric)
         scores.append(tag("td", spread.text if spread else "–", class_="n"))
+    others = [line.spread_by(scoring, task.metric) for scoring in beside]
     difference = None if line.method == MAJORITY else task.difference(line)
     share = line.illegal
     seeds = "–" if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
@@ -85,6 +108,7 @@ def _score_row(
         tag("td", line.title),
         *scores,
         tag("td", "–" if difference is None else fmt.points(difference), class_="n"),
+        *[tag("td", spread.text if spread else "–", class_="n") for spread in others],
         tag("td", "–" if share is None else fmt.times_100(share), class_="n") if illegal else None,
         tag("td", "–" if line.trained is None else fmt.approximate(line.trained), class_="n") if trained else None,
         tag("td", seeds, class_="n"),
@@ -95,25 +119,31 @@ def _score_row(
 def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
     """Confusion matrices of each model's best prompts and of the best of each other method."""
     parts = []
+    drawn: list[ScoreLine] = []
     for task in tasks:
         lines = [*task.compared(), *task.best_of_each_method()]
+        drawn += lines
         matrices = [_confusion(line, series) for line in lines if line.confusion and line.labels]
         if matrices:
             parts += [_title(task, tasks), tag("div", *matrices, class_="matrices")]
     if not parts:
         return None
-    note = (
-        "Rows: true label and number of its examples. Columns: predicted label. Percent of the row over all seeds."
-        " Free: percent of these examples for which unconstrained greedy decoding did not produce a label."
-    )
+    note = "Rows: true label and number of its examples. Columns: answer. Percent of the row over all seeds."
+    if any(_decodes_apart(line) for line in drawn):
+        note += " Free: percent of these examples for which the decoded text is not a label."
     return section("confusion", "Confusion matrices", tag("p", note, class_="note"), *parts)
+
+
+def _decodes_apart(line: ScoreLine) -> bool:
+    """Whether illegal outputs need a column: with decoded texts as answers they are in the matrix already."""
+    return line.illegal_by_label is not None and line.scoring != "decode"
 
 
 def _confusion(line: ScoreLine, series: dict[str, int]) -> Markup:
     counts = line.confusion or []
     labels = line.labels
     columns = [*labels, *(["illegal"] if any(sum(row[len(labels) :]) for row in counts) else [])]
-    free = line.illegal_by_label
+    free = line.illegal_by_label if _decodes_apart(line) else None
     rows = []
     for number, (label, row) in enumerate(zip(labels, counts, strict=False)):
         whole = sum(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import write_report
 from t5_pipeline.report.sections.overview import overview_section, task_mean
+from t5_pipeline.report.sections.scores import scores_section
 from t5_pipeline.report.summary import TaskScores, method_comparison, summarise
 from tests.report.conftest import LABELS, RunBuilder
 
@@ -32,7 +34,7 @@ class Compared(RunBuilder):
                 metrics = {"accuracy": accuracy, "macro_f1": accuracy - 0.1}
                 rows.append({**rows[0], "method": method, "model": "lm_adapt", "cell": f"seed={seed}", "seed": seed,
                              "prompt_length": None, "prompt_init": None, "metrics": metrics, "illegal": 0.25,
-                             "illegal_by_label": [40, 6, 3], **more})  # fmt: skip
+                             "illegal_by_label": [40, 6, 3], "scoring": "likelihood", **more})  # fmt: skip
         near = [[["▁email", 0.9], ["▁the", 0.5]]] + [[["▁of", 0.4], ["▁a", 0.3]]] * 3
         rows = [row | {"neighbours": near} if row["method"] == "prompt tuning" else row for row in rows]
         second = [{**row, "task": "second", "metrics": {"f1": row["metrics"]["accuracy"] / 2}} for row in rows
@@ -63,6 +65,17 @@ def test_each_method_has_a_line_over_its_seeds(tasks: dict[str, TaskScores]) -> 
     assert spread is not None
     assert spread.text == "72.0 ± 2.8"
     assert lines["Model tuning"].illegal_by_label == [80, 12, 6]
+
+
+def test_the_other_way_of_scoring_is_beside_the_score(tasks: dict[str, TaskScores]) -> None:
+    table = str(scores_section([tasks["package"]], {}))
+    assert re.findall(r"<th[^>]*>(by [^<]*)</th>", table) == ["by decoded text\u00a0%", "by label likelihood\u00a0%"]
+    page = text_of(table).replace("\u00a0", " ")
+    # Mean of 60, 64, 68; of 61, 66, 71 by likelihood; of 0, 2 and 4 % illegal.
+    assert "Prompt tuning 64.0 ± 4.0 59.0 ± 4.0 +24.0 64.0 ± 4.0 66.0 ± 5.0 2.0" in page
+    assert "one that is not a label is wrong" in page
+    only = replace(tasks["package"], others=[])
+    assert "by decoded text" not in str(scores_section([only], {}))
 
 
 def test_method_comparison(tasks: dict[str, TaskScores]) -> None:
