@@ -20,11 +20,11 @@ def test_changed_metrics_rerun_only_evaluate(tiny: Tiny) -> None:
 def test_both_ways_of_scoring_are_recorded(finished: Tiny, tmp_path: Path) -> None:
     """`scoring` chooses the metrics, confusion and samples; the rest of a row stays the same."""
     cell = "model=lm_adapt,seed=0"
-    flags = ("--precision", "fp32", "--limit", 8, "--threads", 1, "--scoring", "likelihood")
+    flags = ("--precision", "fp32", "--limit", 8, "--threads", 1)
     done = stage("evaluate", "--prompts", finished.run / "prompt_tune" / cell, *flags, "--output-dir", tmp_path / "x")
     assert done.code == 0, done.err
-    (likeliest,) = [row for row in scores(tmp_path / "x") if row["method"] == "prompt tuning"]
-    (decoded,) = [row for row in scores(finished.run / "evaluate") if row.get("cell") == cell]
+    (decoded,) = [row for row in scores(tmp_path / "x") if row["method"] == "prompt tuning"]
+    (likeliest,) = [row for row in scores(finished.run / "evaluate") if row.get("cell") == cell]
     labels = set(decoded["labels"])
     for row, scoring in ((decoded, "decode"), (likeliest, "likelihood")):
         assert (row["scoring"], row["metrics"]) == (scoring, row["by_scoring"][scoring])

@@ -14,7 +14,7 @@ from tests.tiny_run import Outcome, Tiny, refused, stage
 
 COMMON = (
     "--batch-size", 4, "--max-input-length", 32, "--precision", "fp32", "--threads", 1, "--validate-every", 2,
-    "--validation-limit", 12, "--checkpoint-every", 3,
+    "--validation-limit", 12, "--checkpoint-every", 3, "--scoring", "likelihood",
 )  # fmt: skip
 
 
