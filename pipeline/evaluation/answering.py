@@ -134,7 +134,7 @@ class Answerer:
 
 
 def _group(candidate: Candidate | None) -> object:
-    """What candidates have in common whose inputs are answered in the same batches."""
+    """A key that is equal for candidates whose inputs share batches."""
     if candidate is None or not (candidate.weights or candidate.load_model is not None or candidate.prompts):
         return "no prompt"
     return "prompt" if candidate.is_single_prompt else id(candidate)

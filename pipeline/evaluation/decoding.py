@@ -156,7 +156,7 @@ def beam_search(
         hidden_R1D = model.decode(next_BK.view(B * K, 1), encoded_BSD, mask_BS, cache)
         log_p_BKV = model.logits(hidden_R1D).squeeze(1).float().log_softmax(dim=-1).view(B, K, -1)
         V = log_p_BKV.size(-1)
-        # At most K of these end, so that K can go on.
+        # At most K of these end, so that K can continue.
         total_BN, place_BN = (running_BK.unsqueeze(-1) + log_p_BKV).flatten(1).topk(2 * K)
         beam_BN, token_BN = place_BN // V, place_BN % V
         longer_BNT = torch.cat([_rows(texts_BKT, beam_BN), token_BN.unsqueeze(-1)], dim=-1)
