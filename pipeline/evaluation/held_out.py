@@ -93,10 +93,14 @@ class HeldOut:
                 "illegal": illegal_share(outputs.decoded, labels),
                 "illegal_by_label": self._illegal_by_label(outputs.decoded),
             }
+            for line, text in zip(found["predictions"], outputs.decoded, strict=True):
+                line["decoded"] = text
+            for line, scores in zip(found["predictions"], outputs.scores, strict=False):  # a vote has none
+                line["scores"] = {label: round(score, 6) for label, score in zip(labels, scores, strict=True)}
         return found
 
     def scored_texts(self, texts: Sequence[str]) -> dict[str, Any]:
-        """The entries of a row of scores.json that follow from the answers: metrics, confusion, samples."""
+        """The entries of a row of scores.json that follow from the answers: metrics, confusion, texts."""
         labels, targets = self.task.labels, self.rows.target_texts
         return {
             "metrics": self.metrics(texts),
@@ -109,6 +113,11 @@ class HeldOut:
             "samples": [
                 {"input": self.rows.input_texts[i], "target": targets[i], "output": texts[i]}
                 for i in self._shown(self.right(texts))
+            ],
+            # Each row's answer, as a line of predictions.jsonl.
+            "predictions": [
+                {"row": i + 1, "input": self.rows.input_texts[i], "target": targets[i], "output": texts[i]}
+                for i in range(len(self))
             ],
         }
 
