@@ -1,6 +1,6 @@
 """Decoding: greedy, by sampling, and by beam search; with one prompt or with a mixture of prompts.
 
-B inputs, M prompts of a mixture, E = M·B rows of the encoder, K beams, R texts being decoded, Q = M·R rows of the decoder,
+B inputs, M prompts of a mixture, E = M·B rows of the encoder, K beams, R = K·B texts, Q = M·R rows of the decoder,
 S encoder length (prompt included), T decoded length, D d_model, V vocabulary rows, N = 2·K continuations of an input
 """
 

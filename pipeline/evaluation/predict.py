@@ -113,7 +113,7 @@ def answer_each(
 
 @torch.no_grad()
 def answer_mixture(
-    model: PromptedT5,
+    model: ReadingModel,
     prompts: Sequence[int],
     weights: Sequence[float],
     inputs: Sequence[Ids],
