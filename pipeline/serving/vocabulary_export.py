@@ -189,7 +189,7 @@ def write_tokenizer(directory: Path, vocabulary: Vocabulary, tokens: Iterable[Pr
 
 
 def index(prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptTokens], digest: str) -> dict[str, Any]:
-    """What a client must know: each prompt's alias, ids, template, labels and lengths."""
+    """The content of prompts.json: each prompt's alias, ids, template, labels and lengths, for clients."""
     return {
         "format": 1,
         "base_model_digest": digest,
