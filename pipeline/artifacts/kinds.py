@@ -55,6 +55,20 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     raise InputError(f"{where}: {location} does not exist; check the path")
 
 
+def locate_one(kind: str, location: str, where: str) -> Path:
+    """The directory of the only artifact at a path, as `locate` finds it.
+
+    Raises:
+        InputError: if there is no such artifact, or several.
+    """
+    found = locate(kind, location, where)
+    if len(found) > 1:
+        named = ", ".join(str(path.parent if path.name == kind else path) for path in found[:8])
+        named += ", …" if len(found) > 8 else ""
+        raise InputError(f"{where}: {location} contains {len(found)} {kind.replace('_', ' ')}s; choose one of {named}")
+    return found[0]
+
+
 def _within(folder: Path, kind: str) -> list[Path]:
     """Artifacts of a folder in the order of their names: FOLDER/NAME, or FOLDER/NAME/KIND as stages publish them."""
     places = [[child, child / kind] for child in sorted(folder.glob("[!.]*"))]

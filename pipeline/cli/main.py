@@ -9,12 +9,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.prompts import add_commands
-from t5_pipeline.config.command_line import add_set
+from t5_pipeline.config.command_line import Parser, add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
 from t5_pipeline.core.errors import BAD_INPUT, InputError
@@ -36,15 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser, also for subcommands, that reports errors as `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message} (see --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="t5-pipeline",
         description="LM-adapt a T5, freeze it, and learn each task as a soft prompt (Lester et al. 2021).",
         epilog="Stages can also be run one by one: accelerate launch stages/lm_adapt.py --help",
@@ -54,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", help="run the stages that are not up to date and write the report", allow_abbrev=False
+        "run", help="run all stages that are not up to date, then write the report", allow_abbrev=False
     )
     _recipe_arguments(run)
     run.add_argument(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import named_prompts
+from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.command_line import add_settings
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
@@ -98,12 +98,12 @@ def _add_tune(tune: argparse.ArgumentParser) -> None:
     task.add_argument(
         "--targets", required=True, metavar="TEMPLATE", help="target text, with {field} for fields of a row"
     )
-    task.add_argument("--labels", metavar="A,B", help="all possible targets (default: free text)")
+    task.add_argument("--labels", nargs="+", metavar="A,B", help="all possible targets (default: free text)")
     task.add_argument(
         "--validation", type=Path, metavar="FILE", help="rows to select the checkpoint by (default: publish the last)"
     )
     task.add_argument(
-        "--metrics", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
+        "--metrics", nargs="+", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
     )
     task.add_argument("--name", help="name of the task (default: the name of --output-dir)")
     run = tune.add_argument_group("execution")
@@ -138,13 +138,13 @@ def _tune(given: argparse.Namespace) -> int:
     return tune(task, settings, given.output_dir, given.launch, *more)
 
 
-def _listed(text: str | None) -> list[str] | None:
-    """Comma-separated names as a list.
+def _listed(words: list[str] | None) -> list[str] | None:
+    """Names between commas or in several arguments as a list; a name may contain spaces.
 
-    >>> _listed("negative, positive")
-    ['negative', 'positive']
+    >>> _listed(["not entailment, entailment"]), _listed(["negative,", "positive"]), _listed(["negative", "positive"])
+    (['not entailment', 'entailment'], ['negative', 'positive'], ['negative', 'positive'])
     """
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    return None if words is None else [part.strip() for part in ",".join(words).split(",") if part.strip()]
 
 
 # ----------------------------------------------------------------------------------------------------------- prompts
@@ -271,10 +271,7 @@ def _neighbours(given: argparse.Namespace) -> int:
 
 
 def _model_path(location: str) -> Path:
-    from t5_pipeline.artifacts.kinds import locate
-
-    (path,) = locate("model", location, "--model")
-    return path
+    return locate_one("model", location, "--model")
 
 
 def _export(given: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.errors import InputError, write_error
 
 STDOUT = "-"
 
@@ -101,7 +101,7 @@ def write_output(output: str | Path, content: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise cannot_be_written(output, error) from error
+        raise write_error(output, error) from error
 
 
 def _is_stream(path: Path) -> bool:

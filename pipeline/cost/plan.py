@@ -19,7 +19,7 @@ from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_byt
 from t5_pipeline.cost.flops import shape_of, stage_memory, step_cost
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes
 from t5_pipeline.cost.throughput import seconds_of_a_step
-from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs, wanted_steps
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, jobs, wanted_steps
 from t5_pipeline.modeling.config import SIZES, T5Config
 
 _FP32 = 4
@@ -75,9 +75,9 @@ def plan(recipe: Recipe, run_dir: RunDir, rate: Rate | None = None, *, sizes: bo
         InputError: if an input outside the run does not exist, or a launch configuration is wrong.
     """
     check_outside(recipe.cells())
-    decisions = decide(recipe, run_dir)
+    decisions = cell_statuses(recipe, run_dir)
     lines = [f"{recipe.path} → {run_dir.path}", "", *_statuses(decisions)]
-    todo = sum(d.action != "done" for d in decisions)
+    todo = sum(not d.up_to_date for d in decisions)
     lines += ["", f"{todo} of {len(decisions)} cells to run" if todo else "nothing to do"]
     rows: list[StageCost] = []
     savings: list[Row] = []
@@ -100,7 +100,8 @@ def _statuses(decisions: list[CellStatus]) -> list[str]:
     lines = []
     width = max(len(d.cell.label) for d in decisions)
     for decision in decisions:
-        line = f"{decision.action:8}  {decision.cell.label.ljust(width)}  {decision.reason}"
+        reason = "" if decision.up_to_date else decision.reason
+        line = f"{decision.action:10}  {decision.cell.label.ljust(width)}  {reason}".rstrip()
         settings = decision.cell.settings
         if (
             isinstance(settings, TrainingConfig)
@@ -188,7 +189,7 @@ def _add_training(
 
 def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
     """Steps that a job does not repeat: all if it is done, those of its newest checkpoint if it resumes."""
-    if all(d.action == "done" for d in group):
+    if all(d.up_to_date for d in group):
         return steps
     if any(d.action == "run" for d in group):
         return 0

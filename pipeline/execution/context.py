@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from t5_pipeline.artifacts import manifest as manifests
-from t5_pipeline.artifacts.kinds import artifact_digest, locate
+from t5_pipeline.artifacts.kinds import artifact_digest, locate_one
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
-from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.paths import inside
 from t5_pipeline.execution.staleness import CellStatus
 
@@ -200,7 +200,7 @@ class Stage(Generic[C]):
             if run_dir.path.resolve() != self.run_dir.path.resolve():
                 found = replace(found, digest=digests.of_artifact("model", found.path))
         else:
-            (path,) = locate("model", name, f"the T5 of {prompt.path}")
+            path = locate_one("model", name, f"the T5 of {prompt.path}")
             found = Artifact(name, path, digests.of_artifact("model", path))
         if found.digest != digest:
             raise InputError(
@@ -252,7 +252,7 @@ def _write(place: Path, content: Callable[[Path], None]) -> None:
     except Exception as error:
         # Libraries written in Rust report a full disk by exceptions of their own.
         if isinstance(error, OSError) or "(os error " in str(error):
-            raise cannot_be_written(place, error) from error
+            raise write_error(place, error) from error
         raise
 
 

@@ -11,7 +11,7 @@ from t5_pipeline.artifacts.run_dir import RunDir, is_locked, read_job
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.printable import printable
-from t5_pipeline.execution.staleness import decide
+from t5_pipeline.execution.staleness import cell_statuses
 
 
 def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
@@ -22,11 +22,11 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
         for path in run_dir.path.glob("*/jobs/*/job.json")
         for cell_id in read_job(path.parent)
     }
-    for status in decide(recipe, run_dir):
+    for status in cell_statuses(recipe, run_dir):
         cell = status.cell
         manifest = run_dir.manifest(cell)
-        state = {"done": "done", "run": "to run", "continue": "to continue"}[status.action]
-        if status.action != "done" and is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage):
+        state = {"run": "to run", "continue": "to continue"}.get(status.action, status.action)
+        if not status.up_to_date and is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage):
             state = "running"
         last = _last_line(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
         losses = last.get("losses") or {}
@@ -60,7 +60,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
                 f"{row['loss']:.3f}" if isinstance(row["loss"], float) else "",
                 f"{row['seconds']:,.0f}" if row["seconds"] is not None else "",
                 f"{_ago(time.time() - row['updated'])} ago" if row["updated"] else "",
-                "" if row["state"] == "done" else row["reason"],
+                "" if row["state"] == "up to date" else row["reason"],
             ]
         )
     table = [[printable(text) for text in line] for line in table]

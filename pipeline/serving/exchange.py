@@ -23,7 +23,7 @@ from torch import Tensor
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate, named_prompts
+from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
 from t5_pipeline.core.errors import InputError
@@ -210,7 +210,7 @@ def import_prompt(
         raise InputError(f"{source}: contains non-finite numbers; download or train the prompt again")
     settings = load_task(Path(task))
     Task.load(settings)
-    (path,) = locate("model", model, "--model")
+    path = locate_one("model", model, "--model")
     width = read_shape(locate_model(path)).d_model
     if rows_PD.size(1) != width:
         raise InputError(
@@ -289,7 +289,7 @@ def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, l
     Raises:
         InputError: if a prompt was trained on another T5.
     """
-    (path,) = locate("model", model, "--model")
+    path = locate_one("model", model, "--model")
     digest = DigestCache(None).of_artifact("model", path)
     pieces, embedding_VD = Vocabulary.load(path).names(), load_t5(path).shared.weight
     found = {}

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate, named_prompts
+from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.core.atomic_files import check_output, write_output
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
@@ -91,7 +91,7 @@ class Server:
         Raises:
             InputError: if a prompt was trained on another T5 or with another vocabulary.
         """
-        (path,) = locate("model", location, "--model")
+        path = locate_one("model", location, "--model")
         digest = DigestCache(None).of_artifact("model", path)
         vocabulary: Vocabulary | None = None
         for name, prompt in prompts.items():

@@ -67,10 +67,15 @@ def test_default_run_dir(finished: Tiny, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ([], "t5-pipeline: the following arguments are required: COMMAND"),
-        (["rum"], "t5-pipeline: argument COMMAND: invalid choice: 'rum'"),
+        (["rum"], "t5-pipeline: COMMAND: there is no `rum`; did you mean `run`?"),
+        (["prompts", "lst"], "t5-pipeline prompts: COMMAND: there is no `lst`; did you mean `list`?"),
+        (
+            ["plan", "x.yaml", "--rate", "400"],
+            "--rate 400: means 400 FLOP/s, slower than any device; did you mean 400T?",
+        ),
         (["run"], "t5-pipeline run: the following arguments are required: RECIPE"),
-        (["run", "x.yaml", "--runs"], "t5-pipeline: unrecognized arguments: --runs"),
-        (["run", "x.yaml", "--run", "y"], "t5-pipeline: unrecognized arguments: --run y"),
+        (["run", "x.yaml", "--runs"], "t5-pipeline run: unknown flag --runs; --help lists the flags"),
+        (["run", "x.yaml", "--run", "y"], "t5-pipeline run: unknown flag --run; did you mean `--run-dir`?"),
         (["run", "x.yaml"], "cannot read x.yaml (No such file or directory); give the path of a YAML file"),
         (
             ["status", "nowhere"],
@@ -108,6 +113,12 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     assert "lm_adapt: 16 files\n  model/model.safetensors is damaged (block 0 of 1)\n" in found.out
 
 
+def test_a_folder_of_several_models(finished: Tiny) -> None:
+    ended = t5_pipeline("prompts", "verify", finished.run / "prompt_tune", "--model", finished.run)
+    places = ", ".join(str(finished.run / stage) for stage in ("lm_adapt", "pretrain", "sentinel"))
+    assert ended.err == f"error: --model: {finished.run} contains 3 models; choose one of {places}\n"
+
+
 def test_verify_of_an_unfinished_run(tiny: Tiny) -> None:
     (tiny.run / "evaluate" / "manifest.json").unlink()
     said = t5_pipeline("verify", tiny.run)
@@ -127,7 +138,7 @@ def test_report_writes_only_its_page(finished: Tiny, tmp_path: Path) -> None:
 
 def test_status_as_json(finished: Tiny) -> None:
     rows = json.loads(t5_pipeline("status", finished.run, "--json").out)
-    assert {row["state"] for row in rows} == {"done"}
+    assert {row["state"] for row in rows} == {"up to date"}
     assert len(rows) == 11
 
 

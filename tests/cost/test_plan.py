@@ -23,7 +23,7 @@ def test_finished_run(finished: Tiny) -> None:
     before = listing(finished.run)
     text = planned(finished)
     assert "\nnothing to do\n" in text
-    assert text.count("\ndone  ") == 11
+    assert text.count("\nup to date  ") == 11
     assert listing(finished.run) == before
 
 

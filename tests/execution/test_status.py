@@ -18,7 +18,7 @@ def test_a_finished_run(finished: Tiny) -> None:
     before = listing(finished.run)
     found = rows(finished)
     assert len(found) == 11
-    assert {row["state"] for row in found.values()} == {"done"}
+    assert {row["state"] for row in found.values()} == {"up to date"}
     adapted = found["lm_adapt"]
     assert (adapted["step"], adapted["steps"], adapted["kind"]) == (8, 8, "lm_adapt")
     assert 0 < adapted["loss"] < 20
@@ -57,5 +57,5 @@ def test_a_table(finished: Tiny) -> None:
     assert table[0].split() == ["stage", "state", "step", "loss", "seconds", "last", "line", "why"]
     assert len(table) == 12
     (line,) = (line for line in table if line.startswith("lm_adapt "))
-    assert line.split()[1:5] == ["done", "8", "/", "8"]
-    assert "prompt_tune [model=lm_adapt@4,seed=1]  done" in as_text(list(rows(finished).values()))
+    assert line.split()[1:7] == ["up", "to", "date", "8", "/", "8"]
+    assert "prompt_tune [model=lm_adapt@4,seed=1]  up to date" in as_text(list(rows(finished).values()))
