@@ -16,6 +16,7 @@ from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.config.command_line import Parser, add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say, show
@@ -175,7 +176,8 @@ def _verify(given: argparse.Namespace) -> int:
         found = damaged_files(run_dir.cell(cell), manifest)
         mark_damaged(run_dir.cell(cell), found)
         damaged, files = damaged + len(found), files + len(manifest.files)
-        show(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}")
+        digests = ", ".join(f"{kind} {short_digest(output.digest)}" for kind, output in manifest.outputs.items())
+        show(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}; {digests}")
         for name, problem in found.items():
             show(f"  {name} {problem}")
     if damaged:

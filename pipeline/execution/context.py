@@ -16,6 +16,7 @@ from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.paths import inside
 from t5_pipeline.execution.staleness import CellStatus
@@ -204,8 +205,8 @@ class Stage(Generic[C]):
             found = Artifact(name, path, digests.of_artifact("model", path))
         if found.digest != digest:
             raise InputError(
-                f"{prompt.path}: was not trained on {found.path} (its T5 has digest {digest[:12]}, this one"
-                f" {found.digest[:12]}); give its T5 with --model"
+                f"{prompt.path}: was not trained on {found.path} (its T5 has digest {short_digest(digest)}, this"
+                f" one {short_digest(found.digest)}); give its T5 with --model"
             )
         return found
 

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.core.atomic_files import check_output, write_output
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
 from t5_pipeline.core.schema import Sentinel
@@ -100,7 +101,8 @@ class Server:
                 named = path if path.is_dir() else f"{path} (a hub model, as there is no such directory)"
                 raise InputError(
                     f"{begin}prompt `{name}` was trained on another T5 than {named} ({info.base_model}, digest"
-                    f" {info.base_model_digest[:12]}, not {digest[:12]}); give the right one as --model"
+                    f" {short_digest(info.base_model_digest)}, not {short_digest(digest)}); give the right one as"
+                    " --model"
                 )
             vocabulary = vocabulary or Vocabulary.load(path)
             if info.tokenizer_digest != vocabulary.digest:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.core.checksums import short_digest
 from tests.tiny_run import COMMAND, ROOT, Outcome, Tiny, command, listing, t5_pipeline
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "sentencepiece", "matplotlib", "pyarrow")
@@ -97,7 +98,11 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     """Even with unchanged size and modification time, which are all that `run` compares."""
     whole = t5_pipeline("verify", tiny.run)
     assert (whole.code, whole.err) == (0, "")
-    assert "lm_adapt: 16 files, all intact" in whole.out.splitlines()
+    digest = short_digest(tiny.manifests()["lm_adapt"].outputs["model"].digest)
+    assert f"lm_adapt: 16 files, all intact; model {digest}" in whole.out.splitlines()
+    assert digest in next(line for line in t5_pipeline("status", tiny.run).out.splitlines() if "lm_adapt " in line)
+    assert digest in t5_pipeline("prompts", "list", tiny.run / "prompt_tune").out
+    assert f"digest: `{digest}`" in (tiny.run / "lm_adapt" / "model" / "README.md").read_text()
 
     file = tiny.run / "lm_adapt" / "model" / "model.safetensors"
     times, content = file.stat(), bytearray(file.read_bytes())
@@ -110,7 +115,7 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     assert found.code == 2
     files = sum(len(manifest.files) for manifest in tiny.manifests().values())
     assert found.err == f"error: {tiny.run}: 1 of {files} files are damaged; run `t5-pipeline run` to rebuild them\n"
-    assert "lm_adapt: 16 files\n  model/model.safetensors is damaged (block 0 of 1)\n" in found.out
+    assert f"lm_adapt: 16 files; model {digest}\n  model/model.safetensors is damaged (block 0 of 1)\n" in found.out
 
 
 def test_a_folder_of_several_models(finished: Tiny) -> None:
