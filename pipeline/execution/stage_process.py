@@ -40,7 +40,7 @@ from t5_pipeline.core.printable import LogFormatter, say, show
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import make_accelerator, set_threads
+from t5_pipeline.execution.devices import make_accelerator, set_threads, slow_precision
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ def _run_job(
         stage = Stage(cells, directory, run_dir, flags.resume_from, launch, accelerator)
         with _logging(directory, main_process):
             log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
+            if slow := slow_precision(group[0].cell.settings, accelerator.device.type):
+                log.warning("%s: %s", stage.name, slow)
             _warn_of_other_versions(cells)
             body(stage)
             for cell in cells:
