@@ -118,6 +118,12 @@ def _run(given: argparse.Namespace) -> int:
 
         write_report(run_dir.path, page)
         say(f"✓ report: {page}")
+    if code == 0:
+        from t5_pipeline.report.collect import collect
+        from t5_pipeline.report.terminal import results_table
+
+        for line in results_table(collect(run_dir.path)):
+            show(line)
     return code
 
 

@@ -15,7 +15,8 @@ from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.command_line import add_settings
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.printable import printable, say, show
+from t5_pipeline.core.printable import say, show
+from t5_pipeline.core.tables import aligned
 
 _PROMPTS = "prompt, prompt_tune stage, or folder of them; a prompt is named after its directory"
 _MODEL = "frozen T5: hub name, directory or stage directory"
@@ -225,11 +226,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     def shown(value: Any) -> str:
         return ", ".join(f"{k} {v:.3f}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
-    cells = [list(rows[0]), *([printable(shown(value)) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+    return "\n".join(aligned([list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]))
 
 
 def _show(given: argparse.Namespace) -> int:

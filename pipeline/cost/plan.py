@@ -14,6 +14,7 @@ from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.printable import printable
+from t5_pipeline.core.tables import aligned
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, tokens_of
 from t5_pipeline.cost.flops import shape_of, stage_memory, step_cost
@@ -92,7 +93,7 @@ def plan(recipe: Recipe, run_dir: RunDir, rate: Rate | None = None, *, sizes: bo
             savings += _saving(recipe, run_dir, of_stage[0], SIZES[size] if size else None, label)
     for table in (_work(rows, rate), _memory(rows), [_SAVING, *savings]):
         if len(table) > 1:
-            lines += ["", *_table(table)]
+            lines += ["", *aligned(table, right=True)]
     return "\n".join([*map(printable, lines), "", _NOTES])
 
 
@@ -254,17 +255,6 @@ def _memory(rows: list[StageCost]) -> list[Row]:
             name = row.name + (f", {row.at_once} at once" if row.at_once > 1 else "")
             table.append((name, *map(size_text, sizes), devices_text(row.launch)))
     return table
-
-
-def _table(rows: list[Row]) -> list[str]:
-    """Lines with the first column aligned left, the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def devices_text(launch: LaunchConfig) -> str:

@@ -11,7 +11,7 @@ from t5_pipeline.artifacts.run_dir import RunDir, is_locked, read_job
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.checksums import short_digest
-from t5_pipeline.core.printable import printable
+from t5_pipeline.core.tables import aligned
 from t5_pipeline.execution.staleness import cell_statuses
 
 
@@ -73,11 +73,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
                 "" if row["state"] == "up to date" else row["reason"],
             ]
         )
-    table = [[printable(text) for text in line] for line in table]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table
-    )
+    return "\n".join(aligned(table))
 
 
 def _ago(seconds: float) -> str:
