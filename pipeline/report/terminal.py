@@ -33,8 +33,9 @@ def results_table(run: Run) -> list[str]:
         left = [result for result in job.cells if result.manifest and _key(result) not in scored]
         if left and (left[0].settings.made_for() or (not run.scores and isinstance(left[0].settings, TrainingConfig))):
             tasks = dict.fromkeys(task.name for result in left for task in result.settings.made_for())
-            name = fmt.sentence_case(job.kind.replace("_", " "))
-            rows.append((name, left[0].frozen or _UNKNOWN, ", ".join(tasks) or _UNKNOWN, _UNKNOWN, *_cost(run, left)))
+            rows.append(
+                (job.kind, left[0].frozen or _UNKNOWN, ", ".join(tasks) or _UNKNOWN, _UNKNOWN, *_cost(run, left))
+            )
     return aligned([_HEADER, *rows]) if rows else []
 
 
