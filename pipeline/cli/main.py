@@ -70,6 +70,10 @@ def _parser() -> Parser:
         action="store_true",
         help="show the cost for every size of T5 1.1, Small to XXL, instead of the recipe's",
     )
+    plan.add_argument(
+        "--memory", metavar="SIZE", help="say whether each stage fits in the memory of one device, such as 80G"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(command=_plan)
 
     status = commands.add_parser("status", help="show the progress of a run", allow_abbrev=False)
@@ -134,12 +138,16 @@ def _is_older(page: Path, run_dir: RunDir) -> bool:
 
 
 def _plan(given: argparse.Namespace) -> int:
+    from t5_pipeline.cost.fits import parse_memory
     from t5_pipeline.cost.plan import Rate, plan
+    from t5_pipeline.cost.plan_text import as_json, as_text
     from t5_pipeline.cost.throughput import parse_rate
 
     rate = None if given.rate is None else Rate(parse_rate(given.rate))
+    memory = None if given.memory is None else parse_memory(given.memory)
     recipe, run_dir = _load(given)
-    show(plan(recipe, run_dir, rate, sizes=given.sizes), keep="\n")
+    made = plan(recipe, run_dir, rate, sizes=given.sizes, memory=memory)
+    show(json.dumps(as_json(made), indent=1, ensure_ascii=False) if given.json else as_text(made, rate), keep="\n")
     return 0
 
 
