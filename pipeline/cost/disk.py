@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def tokens_of(settings: PrepareConfig) -> int | None:
     """Approximate tokens of a corpus that has not been read; None if nothing is known of its size."""
     known = _KNOWN.get((settings.corpus, settings.config)) if settings.split == "train" else None
     size = known or text_bytes(Path(settings.corpus), settings.text_field)
-    return None if size is None else round(size / BYTES_PER_TOKEN)
+    if size is None:
+        return settings.max_tokens or None
+    return min(round(size / BYTES_PER_TOKEN), settings.max_tokens or sys.maxsize)
 
 
 def text_bytes(corpus: Path, field: str) -> int | None:
