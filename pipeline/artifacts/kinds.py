@@ -37,6 +37,8 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     if kind == "tokens" and is_url(location):
         return [local_tokens(location, where)]
     path, name = Path(location), marker(kind)
+    if kind == "model" and (foreign := _foreign_model(path)):
+        raise InputError(f"{where}: {location} {foreign}")
     if (path / name).is_file() or (kind == "model" and t5x_files(path)):
         return [path]
     if (path / kind / name).is_file():
@@ -100,6 +102,25 @@ def check_data(location: str, where: str) -> None:
     a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
     if a_path and not path.exists():
         raise InputError(f"{where}: {location} does not exist; check the path")
+
+
+def _foreign_model(path: Path) -> str | None:
+    """Description of a model in a format that is not read, and a remedy; None for any other path."""
+    if path.is_file():
+        return (
+            "is a file; give the directory of a model (a T5X checkpoint in a single file is not read; save it again as"
+            " a directory)"
+        )
+    listed = False
+    if (path / "checkpoint").is_file():  # T5X's tree, or TensorFlow's text
+        with (path / "checkpoint").open("rb") as file:
+            listed = file.read(21) == b"model_checkpoint_path"
+    if listed or any(path.glob("model.ckpt-*.index")):
+        return (
+            "is a Mesh TensorFlow checkpoint, which is not read; give its T5X or transformers version (T5X's"
+            " convert_tf_checkpoint.py converts it)"
+        )
+    return None
 
 
 def artifact_digest(kind: str, path: Path) -> str:
