@@ -237,8 +237,8 @@ class Engine:
         where = self.model if self.model.is_dir() else f"{self.model} (a hub model, as there is no such directory)"
         if digest and one.digest != digest:
             return (
-                f"prompt `{name}` was trained on another T5 than {where} ({one.model}, digest {short_digest(one.digest)},"
-                f" not {short_digest(digest)}); give the right one as --model"
+                f"prompt `{name}` was trained on another T5 than {where} ({one.model}, digest"
+                f" {short_digest(one.digest)}, not {short_digest(digest)}); give the right one as --model"
             )
         vocabulary, width = self._sizes
         if one.tokenizer_digest not in (None, vocabulary):
