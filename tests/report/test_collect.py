@@ -26,7 +26,7 @@ def test_finished_run(finished) -> None:
     ]
     tuning = [job for job in run.jobs if job.stage == "prompt_tune"]
     assert [[result.cell.axes["seed"] for result in job.cells] for job in tuning] == [[0, 1, 2]] * 4
-    assert set(tuning[1].train) == {f"model=lm_adapt,seed={seed}" for seed in range(3)}
+    assert set(tuning[1].log.train) == {f"model=lm_adapt,seed={seed}" for seed in range(3)}
     assert tuning[0].seconds == 45.0 * 5
     assert len(run.scores) == 4 * (3 + 1 + 1)
 
@@ -37,9 +37,9 @@ def test_curves_are_those_of_the_metrics_files(finished) -> None:
     rows = [json.loads(line) for line in lines[:-1]]
     assert lines[-1] == '{"step": 99'  # what a kill leaves
     train = [row for row in rows if "split" not in row]
-    assert job.train[""].steps == [row["step"] for row in train]
-    assert job.train[""].losses == [row["loss"] for row in train]
-    assert job.validation[""].losses == [row["loss"] for row in rows if row.get("split") == "validation"]
+    assert job.log.train[""].steps == [row["step"] for row in train]
+    assert job.log.train[""].values == [row["loss"] for row in train]
+    assert job.log.validation[""].values == [row["loss"] for row in rows if row.get("split") == "validation"]
 
 
 def test_sizes_come_from_the_published_files(finished) -> None:

@@ -11,7 +11,8 @@ import pytest
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import write_report
 from t5_pipeline.report.sections.overview import overview_section, task_mean
-from t5_pipeline.report.summary import TaskScores, method_comparison, summarise
+from t5_pipeline.report.sentences import method_comparison
+from t5_pipeline.report.summary import TaskScores, summarise
 from tests.report.conftest import LABELS, RunBuilder
 
 OTHERS = {
