@@ -1,4 +1,4 @@
-"""What a stage runs on: command, commit, hardware and versions, recorded in manifests and shown in the report."""
+"""Command, commit, hardware and versions of a stage, recorded in manifests and shown in the report."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Plots of the report: strips of scores, and charts with linear or logarithmic axes and error bars.
 
-Colours are told apart by readers with any colour vision (tests/report/test_style.py); lines are labelled directly.
+Colours are distinct for readers with any colour vision (tests/report/test_plots.py); lines are labelled directly.
 """
 
 from __future__ import annotations

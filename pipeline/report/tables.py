@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from t5_pipeline.core.printable import printable
+from t5_pipeline.report.format import sentence_case
 from t5_pipeline.report.html import Markup, join, tag
 
 Value = str | int | float | None
@@ -106,7 +107,7 @@ def plain_table(
         )
         for row in shown
     ]
-    columns = zip(sheet.columns, numeric, strict=True)
+    columns = zip(map(sentence_case, sheet.columns), numeric, strict=True)
     return table(caption, head(columns), tag("tbody", *body), class_=class_, sheet=sheet if links else None)
 
 

@@ -1,4 +1,4 @@
-"""What a stage ran on, as its manifest records it."""
+"""Command, commit and hardware in manifests."""
 
 from __future__ import annotations
 

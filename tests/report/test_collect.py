@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,8 +110,19 @@ def test_results_of_another_input_are_stale(finished) -> None:
     assert stale == {("lm_adapt", None), ("sentinel", None), ("prompt_tune", "span_corrupt")}
 
 
-def test_damaged_scores_are_named(finished) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"task": None},
+        {"confusion": [[1, 2], [3]]},
+        {"confusion": [[1, 2, -3]] * 3},
+        {"illegal_by_label": [1]},
+        {"metrics": {"accuracy": float("nan")}},
+        {"examples": -1},
+    ],
+)
+def test_damaged_scores_are_named(finished, damage: dict[str, Any]) -> None:
     path = finished.run_dir.path / "evaluate/scores/scores.json"
-    path.write_text('{"rows": [{"task": "package"}]}')
+    path.write_text(json.dumps({"rows": [{**finished.score_rows()[0], **damage}]}))
     with pytest.raises(InputError, match=r"scores\.json: is damaged"):
         collect(finished.run_dir.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render, write_report
 
@@ -95,6 +97,86 @@ def test_confusion_table(page: Page) -> None:
         ["email 60", "17", "67", "17"],
         ["logging 60", "8", "25", "67"],
     ]
+
+
+def of_labels(finished, number: int) -> Page:
+    """The page of a run whose task has this many labels."""
+    path = finished.run_dir.path / "evaluate/scores/scores.json"
+    labels = [f"label {i}" for i in range(number)]
+    counts = [[8 if i == j else int(j == (i + 1) % number) for j in range(number)] for i in range(number)]
+    rows = [
+        {**row, "labels": labels, "confusion": counts if row["method"] == "prompt tuning" else None}
+        for row in finished.score_rows()
+    ]
+    path.write_text(json.dumps({"rows": rows, "seconds": 0.0}))
+    return Page(render(collect(finished.run_dir.path)))
+
+
+@pytest.mark.parametrize(("number", "wide"), [(4, False), (5, True), (20, True)])
+def test_matrices_of_many_labels_take_the_full_width(finished, number: int, wide: bool) -> None:
+    page = of_labels(finished, number)
+    assert ("class", "matrices wide" if wide else "matrices") in page.attributes
+    assert page.table("LM adaptation @40 steps")[1][:3] == ["label 0 9", "89", "11"]
+
+
+def test_matrices_too_large_to_draw_become_lists(finished) -> None:
+    rows = of_labels(finished, 21).table("LM adaptation @40 steps: the 12 most frequent confusions of 21 labels")
+    assert rows[:2] == [
+        ["True label", "Predicted label", "Rows per seed", "% of the true label"],
+        ["label 0", "label 1", "1.0", "11"],
+    ]
+
+
+def test_contents_lists_every_section(page: Page, finished) -> None:
+    html = render(collect(finished.run_dir.path))
+    listed = re.findall(r'<li><a href="#([a-z]+)">', html)
+    assert listed == re.findall(r'<section id="([a-z]+)"', html)
+    assert len(listed) == 8
+
+
+def test_validation_scores_mark_the_published_steps(finished) -> None:
+    for directory in (finished.run_dir.path / "prompt_tune/jobs").iterdir():
+        cells = json.loads((directory / "job.json").read_text())["cells"]
+        rows = [
+            {"step": step, "split": "validation", "scores": {cell: {"accuracy": step / 100} for cell in cells}}
+            for step in (10, 20, 30)
+        ]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = render(collect(finished.run_dir.path))
+    assert "Rings: the published steps (10, 20 and 30)." in html
+    (plot,) = re.findall(r'aria-label="Validation scores of prompt_tune on package: ([^"]*)"', html)
+    assert "LM adaptation @40 steps 10.00 at step 10 to 30.00 at step 30" in plot
+
+
+def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page: Page, finished) -> None:
+    rows = [
+        json.loads(line) for line in (finished.run_dir.path / "lm_adapt/metrics.jsonl").read_text().splitlines()[:-1]
+    ]
+    losses = [row["loss"] for row in rows if row.get("split") == "validation"]
+    shown = page.table("Held-out text.")[1:]
+    assert [row[0] for row in shown] == ["lm_adapt", "lm_adapt"]
+    assert [float(row[3].replace(",", "")) for row in shown] == [
+        pytest.approx(math.exp(loss), rel=0.01) for loss in (losses[0], losses[-1])
+    ]
+
+
+def test_damaged_lines_of_logs_are_reported(finished) -> None:
+    with (finished.run_dir.path / "lm_adapt/metrics.jsonl").open("a") as file:
+        file.write("\n[]\n")
+    assert "lm_adapt: 2 lines of metrics.jsonl" in Page(render(collect(finished.run_dir.path))).text
+
+
+def test_reproduce_shows_machine_commands_and_recipe(finished) -> None:
+    directory = finished.run_dir.path / "lm_adapt"
+    manifest = manifests.read(directory)
+    assert manifest is not None
+    environment = {"command": "lm_adapt.py --recipe 'a b.yaml'", "commit": "0123abc", "processor": "One CPU, 2 cores"}
+    manifest.model_copy(update={"environment": environment}).save(directory)
+    text = Page(render(collect(finished.run_dir.path))).text
+    assert "t5-pipeline run recipe.yaml" in text
+    assert "Commit0123abcProcessorOne CPU, 2 cores" in text
+    assert "lm_adapt.py --recipe 'a b.yaml'" in text
+    assert (finished.run_dir.path / "recipe.yaml").read_text() in text
 
 
 def test_stages_section(page: Page) -> None:

@@ -13,8 +13,7 @@ WIDE = 5
 """Labels from which on a matrix takes the full width of the page."""
 LARGEST = 20
 """Labels up to which a matrix is drawn; of larger ones the most frequent confusions are listed."""
-_UPRIGHT = 60
-"""Characters of all labels that fit side by side; longer ones are written upright."""
+LISTED = 12
 
 
 def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Section | None:
@@ -35,8 +34,8 @@ def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Sectio
 
 def _matrices(lines: list[ScoreLine], series: dict[str, int]) -> Markup:
     size = len(lines[0].labels)
-    draw = _list if size > LARGEST else _matrix
-    return tag("div", *[draw(line, series) for line in lines], class_="matrices wide" if size >= WIDE else "matrices")
+    draw, wide = (_list if size > LARGEST else _matrix), WIDE <= size <= LARGEST
+    return tag("div", *[draw(line, series) for line in lines], class_="matrices wide" if wide else "matrices")
 
 
 def _matrix(line: ScoreLine, series: dict[str, int]) -> Markup:
@@ -53,11 +52,13 @@ def _matrix(line: ScoreLine, series: dict[str, int]) -> Markup:
         if free is not None:
             cells.append(tag("td", f"{100 * free[number] / whole:.0f}" if whole else "–", class_="free"))
         rows.append(tag("tr", *cells))
-    upright = sum(map(len, columns)) > _UPRIGHT
+    # Characters of the longest word that fits above a column.
+    fits = (100 if len(labels) >= WIDE else 32) // len(columns)
+    upright = any(len(word) > fits for label in columns for word in label.split())
     head = tag(
         "tr",
         tag("td", "true ↓", class_="corner"),
-        *[tag("th", tag("span", label), scope="col") for label in columns],
+        *[tag("th", tag("span", fmt.truncate(label, 40)), scope="col") for label in columns],
         tag("th", tag("span", "free"), scope="col", class_="free") if free is not None else None,
         class_="upright" if upright else None,
     )
@@ -68,13 +69,13 @@ def _list(line: ScoreLine, series: dict[str, int]) -> Markup:
     """The most frequent confusions of a matrix that is too large to draw."""
     counts, labels = line.confusion or [], [*line.labels, "illegal"]
     wrong = [(given, i, j) for i, row in enumerate(counts) for j, given in enumerate(row) if given and i != j]
-    most = sorted(wrong, key=lambda found: (-found[0], *found[1:]))[:LARGEST]
+    most = sorted(wrong, key=lambda found: (-found[0], *found[1:]))[:LISTED]
     rows: list[list[Value]] = []
     shown = []
     for given, i, j in most:
         each, share = given / len(line.rows), given / sum(counts[i])
         rows.append([labels[i], labels[j], each, share])
-        shown.append([labels[i], labels[j], f"{each:,.4g}", f"{100 * share:.0f}"])
+        shown.append([labels[i], labels[j], f"{each:,.1f}", f"{100 * share:.0f}"])
     sheet = Sheet("", ["true label", "predicted label", "rows per seed", "% of the true label"], rows)
     caption = join([_who(line, series), f": the {len(rows)} most frequent confusions of {len(line.labels)} labels"])
     return plain_table(caption, sheet, shown, links=False)

@@ -1,4 +1,4 @@
-"""What a reader must know before the results: incomplete stages, damaged logs."""
+"""Notes above the results: incomplete stages, damaged logs."""
 
 from __future__ import annotations
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.html import Markup, join, tag
+from t5_pipeline.report.html import Child, Markup, join, tag
 from t5_pipeline.report.intervals import METHOD
 from t5_pipeline.report.layout import Section, figure, section, swatch
 from t5_pipeline.report.plots import score_plot
 from t5_pipeline.report.sentences import constant_note
 from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, PROMPT_TUNING, ScoreLine, TaskScores
 from t5_pipeline.report.tables import Sheet, Value, table
+
+Columns = dict[str, Callable[[ScoreLine], Child]]
 
 EXAMPLES = 3
 """Number of right and of wrong examples shown per task."""
@@ -44,25 +49,41 @@ def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
 
 def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
     lines = [*task.tuned, *task.others, *task.untuned]
-    illegal = any(line.illegal is not None for line in lines)
-    trained = any(line.trained for line in lines)
-    head = tag(
-        "tr",
-        tag("th", "Frozen T5", scope="col"),
-        tag("th", "Method", scope="col"),
-        *[tag("th", fmt.metric_label(m) + fmt.unit(m), scope="col", class_="n") for m in task.metrics],
-        tag("th", "vs majority, points", scope="col", class_="n"),
-        tag("th", "Illegal\u00a0%", scope="col", class_="n") if illegal else None,
-        tag("th", "Trained parameters", scope="col", class_="n") if trained else None,
-        tag("th", "Seeds", scope="col", class_="n"),
-    )
+    columns = _columns(task, lines)
+    titles = [tag("th", title, scope="col", class_="n") for title in columns]
+    head = tag("tr", tag("th", "Frozen T5", scope="col"), tag("th", "Method", scope="col"), *titles)
     groups = []
     for model in dict.fromkeys(line.model for line in lines):
         rows = [line for line in lines if line.model == model]
-        groups.append(tag("tbody", *[_score_row(task, line, rows, series, illegal, trained) for line in rows]))
+        groups.append(tag("tbody", *[_score_row(line, rows, columns, series) for line in rows]))
     if task.majority:
-        groups.append(tag("tbody", _score_row(task, task.majority, [task.majority], series, illegal, trained)))
+        groups.append(tag("tbody", _score_row(task.majority, [task.majority], columns, series)))
+    illegal = any(line.illegal is not None for line in lines)
     return table(_caption(task, illegal), tag("thead", head), *groups, class_="scores", sheet=score_sheet(task))
+
+
+def _columns(task: TaskScores, lines: list[ScoreLine]) -> Columns:
+    """Columns of numbers: title, and what a line shows there; None is a dash."""
+
+    def difference(line: ScoreLine) -> str | None:
+        found = None if line.method == MAJORITY else task.difference(line)
+        return None if found is None else fmt.points(found)
+
+    columns: Columns = {fmt.metric_label(m) + fmt.unit(m): partial(_score, metric=m) for m in task.metrics}
+    columns["vs majority, points"] = difference
+    if any(line.illegal is not None for line in lines):
+        columns["Illegal\u00a0%"] = lambda line: None if line.illegal is None else fmt.times_100(line.illegal)
+    if any(line.trained for line in lines):
+        columns["Trained parameters"] = lambda line: None if line.trained is None else fmt.approximate(line.trained)
+    columns["Seeds"] = lambda line: None if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
+    return columns
+
+
+def _score(line: ScoreLine, metric: str) -> Child:
+    spread, interval = line.spread(metric), None if line.method == MAJORITY else line.interval(metric)
+    if spread is None or interval is None:
+        return spread.text if spread else None
+    return join([spread.text, " ", tag("small", fmt.interval(*interval))])
 
 
 def _caption(task: TaskScores, illegal: bool) -> str:
@@ -71,7 +92,7 @@ def _caption(task: TaskScores, illegal: bool) -> str:
     if max((len(line.rows) for line in lines), default=0) > 1:
         parts.append("Mean ± sample standard deviation over the seeds.")
     if any(line.interval(metric) for line in lines for metric in task.metrics):
-        parts.append("Small: 95% interval over the rows.")
+        parts.append("Below it: 95% interval over the rows.")
     if not fmt.SHARES.issuperset(task.metrics):
         parts.append("Correlations are times 100.")
     if illegal:
@@ -114,33 +135,20 @@ def score_sheet(task: TaskScores) -> Sheet:
     )
 
 
-def _score_row(
-    task: TaskScores, line: ScoreLine, group: list[ScoreLine], series: dict[str, int], illegal: bool, trained: bool
-) -> Markup:
+def _score_row(line: ScoreLine, group: list[ScoreLine], columns: Columns, series: dict[str, int]) -> Markup:
     path = None
     if line is group[0]:
         name = join([swatch(series.get(line.model or "")), line.path]) if line.path else Markup("")
         path = tag("th", name, scope="rowgroup", rowspan=len(group) if len(group) > 1 else None)
-    difference = None if line.method == MAJORITY else task.difference(line)
-    share, note = line.illegal, None if line.method == MAJORITY else constant_note(line)
-    seeds = "–" if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
+    note = None if line.method == MAJORITY else constant_note(line)
+    cells = [(title, shown(line)) for title, shown in columns.items()]
     return tag(
         "tr",
         path,
         tag("td", line.title, join([" ", tag("small", note, class_="warn")]) if note else None),
-        *[_score_cell(line, metric) for metric in task.metrics],
-        tag("td", "–" if difference is None else fmt.points(difference), class_="n"),
-        tag("td", "–" if share is None else fmt.times_100(share), class_="n") if illegal else None,
-        tag("td", "–" if line.trained is None else fmt.approximate(line.trained), class_="n") if trained else None,
-        tag("td", seeds, class_="n"),
+        *[tag("td", "–" if text is None else text, class_="n", data_column=title) for title, text in cells],
         class_={PROMPT_TUNING: "tuned", NO_PROMPT: "untuned", MAJORITY: "majority"}.get(line.method, "other"),
     )
-
-
-def _score_cell(line: ScoreLine, metric: str) -> Markup:
-    spread, interval = line.spread(metric), None if line.method == MAJORITY else line.interval(metric)
-    ends = join([" ", tag("small", fmt.interval(*interval))]) if interval else None
-    return tag("td", spread.text if spread else "–", ends, class_="n")
 
 
 def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Section | None:

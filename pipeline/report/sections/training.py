@@ -103,13 +103,12 @@ def perplexity_section(run: Run) -> Section | None:
         return None
     columns = ["stage", "after step", "loss in nats per token", "perplexity"]
     shown = [[str(row[0]), f"{row[1]:,}", f"{row[2]:.3f}", f"{row[3]:,.1f}"] for row in rows]
-    caption = (
-        "Held-out text, as a prefix LM: the loss of target tokens, and its exponential. Comparable between models that"
-        " share a vocabulary."
+    note = (
+        "Loss of the target tokens of held-out text, and its exponential. Comparable between models that share a"
+        " vocabulary and objective."
     )
-    return section(
-        "perplexity", "Perplexity on held-out text", plain_table(caption, Sheet("perplexity", columns, rows), shown)
-    )
+    shown_table = plain_table("Held-out text.", Sheet("perplexity", columns, rows), shown)
+    return section("perplexity", "Perplexity on held-out text", tag("p", note, class_="note"), shown_table)
 
 
 def _task_jobs(run: Run) -> dict[str, list[Job]]:
