@@ -65,7 +65,8 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
         weights = learned["logits_K"].double().softmax(dim=0).tolist()
         trained = sum(tensor.numel() for tensor in learned.values())
         stage.cells[0].facts.update(parameters=t5.shape.parameters, trained=trained, best_step=best.step)
-        stage.publish("mixture", Mixture(prompts, weights, best.step, best.scores).save, step=step)
+        mixture = Mixture(prompts, weights, best.step, best.scores)
+        stage.publish("mixture", mixture.save, step=step, chosen=result.chosen())
 
     selection = select_best(stage, loaded, [c.task], score)
     trainer = Trainer(
@@ -78,11 +79,12 @@ def score(model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device
     """Validation of the mixture's answers on the validation rows of its task."""
     prompted, weights, (split,) = model.model, model.weights, splits
     assert isinstance(prompted, PromptedT5)
-    answer = partial(mixture_answers, prompted, range(len(weights)), weights, split, device=device, precision=precision)
-    outputs = answer()
+    answer = partial(mixture_answers, prompted, range(len(weights)), weights, split.rows.inputs)
+    outputs = answer([split.form] * len(split), device=device, precision=precision)
     log_p = outputs.scores
     if not split.task.labels:
-        log_p = answer(forms=[replace(form, max_length=0) for form in split.forms_with_targets()]).scores
+        scored = [replace(form, max_length=0) for form in split.forms_with_targets()]
+        log_p = answer(scored, device=device, precision=precision).scores
     return [split.measured(outputs.texts, log_p)]
 
 
