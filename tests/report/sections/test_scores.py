@@ -13,7 +13,8 @@ from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import write_report
 from t5_pipeline.report.sections.overview import overview_section, task_mean
 from t5_pipeline.report.sections.scores import scores_section
-from t5_pipeline.report.summary import TaskScores, method_comparison, summarise
+from t5_pipeline.report.sentences import method_comparison
+from t5_pipeline.report.summary import TaskScores, summarise
 from tests.report.conftest import LABELS, RunBuilder
 
 OTHERS = {
@@ -68,14 +69,17 @@ def test_each_method_has_a_line_over_its_seeds(tasks: dict[str, TaskScores]) -> 
 
 
 def test_the_other_way_of_scoring_is_beside_the_score(tasks: dict[str, TaskScores]) -> None:
-    table = str(scores_section([tasks["package"]], {}))
-    assert re.findall(r"<th[^>]*>(by [^<]*)</th>", table) == ["by decoded text\u00a0%", "by label likelihood\u00a0%"]
-    page = text_of(table).replace("\u00a0", " ")
-    # Mean of 60, 64, 68; of 61, 66, 71 by likelihood; of 0, 2 and 4 % illegal.
-    assert "Prompt tuning 64.0 ± 4.0 59.0 ± 4.0 +24.0 64.0 ± 4.0 66.0 ± 5.0 2.0" in page
-    assert "one that is not a label is wrong" in page
+    table = str(scores_section([tasks["package"]], {}).markup)
+    ways = ["By decoded text\u00a0%", "By label likelihood\u00a0%"]
+    assert re.findall(r"<th[^>]*>(By [^<]*)</th>", table) == ways
+    row = next(part for part in table.split("<tr")[1:] if "Prompt tuning" in part and "64.0" in part)
+    cells = dict(re.findall(r'data-column="([^"]*)">([^<]*)<', row))
+    # Accuracies of 60, 64 and 68; by likelihood 61, 66 and 71.
+    assert [cells[way] for way in ways] == ["64.0 ± 4.0", "66.0 ± 5.0"]
+    assert cells["Illegal\u00a0%"] == "2.0"
+    assert "one that is not a label is wrong" in table
     only = replace(tasks["package"], others=[])
-    assert "by decoded text" not in str(scores_section([only], {}))
+    assert "By decoded text" not in str(scores_section([only], {}).markup)
 
 
 def test_method_comparison(tasks: dict[str, TaskScores]) -> None:
