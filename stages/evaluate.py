@@ -53,7 +53,9 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
                 rows.append(row)
 
     def write(directory: Path) -> None:
-        text = json.dumps({"rows": rows, "seconds": round(stage.seconds, 1)}, indent=1, ensure_ascii=False)
+        data = [counts.model_dump() for counts in stage.cells[0].rows]
+        content = {"rows": rows, "data": data, "seconds": round(stage.seconds, 1)}
+        text = json.dumps(content, indent=1, ensure_ascii=False)
         (directory / "scores.json").write_text(text, encoding="utf-8")
 
     stage.cells[0].facts.update(solutions=len(candidates), models=len(models))

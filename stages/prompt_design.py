@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from t5_pipeline.config.tuning import PromptDesignConfig
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log

@@ -10,7 +10,7 @@ import torch
 
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows, mixture_answers
 from t5_pipeline.evaluation.held_out import HeldOut, answer_all, load_held_out
@@ -43,7 +43,7 @@ class Evaluator:
         Raises:
             InputError: if the T5 is not where the candidates expect it, or is another one.
         """
-        self.c, self.candidates = stage.config, candidates
+        self.stage, self.c, self.candidates = stage, stage.config, candidates
         self.answering = {
             "device": stage.accelerator.device,
             "precision": self.c.precision,
@@ -135,12 +135,15 @@ class Evaluator:
                 limit=self.c.limit,
                 max_output_length=self.c.max_output_length,
             )
+            self.stage.record_rows([self._splits[key].rows.counts])
         return self._splits[key]
 
     def _as_read(self, split: HeldOut, candidate: Candidate) -> HeldOut:
         if candidate.encode is None:
             return split
-        return split.with_inputs(candidate.encode(split.rows.input_texts, self.vocabulary))
+        worded = split.with_inputs(candidate.encode(split.rows.input_texts, self.vocabulary))
+        self.stage.record_rows([worded.rows.counts])
+        return worded
 
     def _answer(self, candidate: Candidate, split: HeldOut) -> Outputs:
         if candidate.weights:

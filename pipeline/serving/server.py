@@ -36,8 +36,12 @@ from t5_pipeline.core.atomic_files import check_output, write_output
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
 from t5_pipeline.core.schema import Sentinel
-from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode, file_format, json_rows, read_rows
-from t5_pipeline.data_prep.tasks.encode import Task, encode_inputs, encode_labels
+from t5_pipeline.data_prep.corpora.files import file_format
+from t5_pipeline.data_prep.corpora.json_rows import json_rows
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
+from t5_pipeline.data_prep.corpora.rows import read_rows
+from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.ensemble import vote
 from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
@@ -144,7 +148,7 @@ class Server:
             info = self.prompts[name].info
             texts = [questions[i][1] for i in mine]
             encoded = encode_inputs(texts, self.vocabulary, info.max_input_length, info.sentinel)
-            for i, ids_S in zip(mine, encoded, strict=True):
+            for i, ids_S in zip(mine, encoded.ids, strict=True):
                 ids[i] = ids_S
             labels = info.task.labels or []
             label_ids = [label.tolist() for label in encode_labels(labels, self.vocabulary, info.sentinel)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.evaluation.held_out import HeldOut, score_model, score_prompts
 from t5_pipeline.evaluation.predict import AnswerForm
@@ -30,6 +31,7 @@ def split(targets: list[str], *, labels: bool, metrics: list[str], holds: list[b
     rows = EncodedTask(
         "t", [np.array(row, np.int32) for row in INPUTS], ids, ["" for _ in INPUTS], texts, names,
         np.array([names.index(target) for target in targets]) if names else None, holds=holds,
+        counts=RowCounts(task="t", split="test", read=len(targets), used=len(targets)),
     )  # fmt: skip
     task = TaskConfig(name="t", data="d", inputs="{a}", targets="{b}", labels=names, metrics=metrics)
     form = AnswerForm(decode, names or [], list(LABELS.values()) if labels else [], 0 if labels else 4)  # type: ignore[arg-type]
