@@ -12,6 +12,7 @@ from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run, collect
 from t5_pipeline.report.html import Markup, join, tag
+from t5_pipeline.report.sections.data import data_section
 from t5_pipeline.report.sections.nearest_tokens import neighbours_section
 from t5_pipeline.report.sections.overview import overview_section
 from t5_pipeline.report.sections.run import (
@@ -56,6 +57,7 @@ def render(run: Run) -> str:
         neighbours_section(tasks),
         losses_section(run, paths, series),
         sizes_section(run, paths),
+        data_section(run),
         stages_section(run),
         provenance_section(run),
     ]
