@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
@@ -255,16 +255,14 @@ def _weights(path: Path, text_field: str) -> list[tuple[int, int | None]]:
     """(bytes, number of bytes or rows at which to cut; None: uncut) of a file, for Parquet of each row group."""
     if file_format(path) == ".parquet":
         with parquet_file(path, [text_field]) as file:
+            paths = [file.schema.column(i).path for i in range(file.metadata.num_columns)]
+            # pyarrow ends the process if it looks at the metadata of a damaged column.
+            columns = [i for i, name in enumerate(paths) if name.split(".")[0] == text_field]
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            return [(_column_bytes(group, text_field), group.num_rows) for group in groups]
+            return [(sum(g.column(i).total_uncompressed_size for i in columns), g.num_rows) for g in groups]
     size = path.stat().st_size
     whole = compression(path) or file_format(path) == ".txt" or (file_format(path) == ".json" and is_json_list(path))
     return [(size, None if whole else size)]
-
-
-def _column_bytes(group: Any, name: str) -> int:
-    columns = [group.column(i) for i in range(group.num_columns)]
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
 
 
 def _is_corpus_file(file: Path, root: Path) -> bool:
