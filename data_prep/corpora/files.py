@@ -10,6 +10,7 @@ from pathlib import Path
 from t5_pipeline.core.errors import InputError
 
 COMPRESSIONS = (".gz", ".zst")
+_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 _BLOCK = 2**20  # bytes
 
 
@@ -43,12 +44,21 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield from _zstd_blocks(path)
             return
         with gzip.open(path, "rb") if compression(path) == ".gz" else path.open("rb") as file:
+            if not compression(path):
+                _check_plain(path, file.read(4))
+                file.seek(0)
             while block := file.read(_BLOCK):
                 yield block
     except (OSError, EOFError, zlib.error, ZstdError) as error:
         raise InputError(
             f"cannot read {path} ({error}); check that the file is intact and has the right suffix"
         ) from None
+
+
+def _check_plain(path: Path, first: bytes) -> None:
+    for suffix, magic in _MAGIC.items():
+        if first.startswith(magic):
+            raise InputError(f"{path}: is compressed; add {suffix} to its name")
 
 
 def _zstd_blocks(path: Path) -> Iterator[bytes]:

@@ -13,6 +13,9 @@ from t5_pipeline.data_prep.corpora.files import blocks, decode, lines, read_text
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate
 
 
+_MOST_DIGITS = 4300  # as for Python's int
+
+
 def json_file(path: Path) -> Iterator[Row]:
     """Rows of a .json file: a list of objects, or JSON lines."""
     return _json_list(path) if is_json_list(path) else json_rows(lines(path), path)
@@ -42,7 +45,13 @@ def json_row(line: bytes, source: Path | str, number: int) -> Row:
 
 def _parse_json(text: str) -> Any:
     """Parse JSON in which no object has the same field twice."""
-    return json.loads(text, object_pairs_hook=_object)
+    return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
