@@ -12,7 +12,6 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.files import blocks, decode, lines, read_text
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate
 
-
 _MOST_DIGITS = 4300  # as for Python's int
 
 
