@@ -83,7 +83,7 @@ class Truncated(BaseModel):
 
 
 class RowCounts(BaseModel):
-    """What became of the rows of a split.
+    """Counts of the rows of a split: read, dropped, used, truncated.
 
     Attributes:
         read: number of rows in the split.
@@ -133,7 +133,7 @@ class RowCounts(BaseModel):
 
     @property
     def warning(self) -> str | None:
-        """What makes training on these rows, or scores on them, say little; None if nothing does."""
+        """Reason why training on these rows, or scores on them, say little; None if there is none."""
         if self.only_target is None:
             return None
         return (

@@ -51,7 +51,7 @@ class EncodedTask:
         answers: acceptable answers of each row, if the task has them; for scoring, as are the next two.
         groups: group of each row, if the task has groups.
         holds: whether the target of each row is true, if the task says so.
-        counts: what became of the rows of the split.
+        counts: counts of the rows: read, dropped, truncated.
     """
 
     name: str

@@ -93,7 +93,7 @@ class Task:
         return rows
 
     def counts(self, split: str, rows: Rows, targets: Sequence[str] = ()) -> RowCounts:
-        """What became of the rows of a split, before they are encoded.
+        """Counts of the rows of a split, before they are encoded.
 
         Args:
             targets: the targets of the rows, to find out whether all are the same.

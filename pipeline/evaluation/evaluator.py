@@ -147,7 +147,7 @@ def write_scores(directory: Path, rows: Sequence[Row], data: Sequence[RowCounts]
 
     Args:
         rows: rows of scores.json, with their predictions.
-        data: what became of the rows of each split.
+        data: counts of the rows of each split.
         seconds: time of the evaluation.
     """
     with (directory / "predictions.jsonl").open("w", encoding="utf-8") as file:

@@ -148,7 +148,7 @@ class Stage(Generic[C]):
         return self.cells[0].inputs(name)
 
     def record_rows(self, counts: Sequence[RowCounts]) -> None:
-        """Log and record what became of the rows of each cell's task, or of all tasks of the only cell."""
+        """Log and record the counts of each cell's rows, or of all tasks of the only cell."""
         cells = self.cells if len(counts) == len(self.cells) else self.cells * len(counts)
         for cell, found in zip(cells, counts, strict=True):
             if not any(found in other.rows for other in self.cells):

@@ -1,4 +1,4 @@
-"""Section on the rows of tasks: read, dropped, truncated; and on the documents of the corpus that were skipped."""
+"""Section on the rows of tasks: read, dropped, truncated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from t5_pipeline.report.sections.scores import section, table
 
 
 def data_section(run: Run) -> Markup | None:
-    """What became of the rows of each task and split; warnings about them."""
+    """Counts of the rows of each task and split; warnings about them."""
     found: dict[str, tuple[RowCounts, dict[str, None]]] = {}
     for manifest in run.manifests():
         for counts in manifest.rows:
