@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,9 @@ from t5_pipeline.data_prep.tasks.encode import EncodedTask, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.loaded import ModelSource
+
+log = logging.getLogger("t5-pipeline")
+_FEW = 10  # distinct targets that are probably classes
 
 
 def training_rows(stage: Stage[Any], source: ModelSource, tasks: Sequence[TaskConfig]) -> list[EncodedTask]:
@@ -28,6 +33,19 @@ def training_rows(stage: Stage[Any], source: ModelSource, tasks: Sequence[TaskCo
             encoded[key] = encode_task(
                 Task.load(task), "train", source.vocabulary, *lengths, source.sentinel, training=True
             )
+            _hint_at_labels(encoded[key])
     found = [encoded[task.model_dump_json()] for task in tasks]
     stage.record_rows([rows.counts for rows in found])
     return found
+
+
+def _hint_at_labels(task: EncodedTask) -> None:
+    """Log that a task without labels is probably a classification: few distinct targets, each several times."""
+    if task.labels is not None or task.answers is not None:
+        return
+    found = sorted(set(task.target_texts))
+    if len(found) <= min(_FEW, len(task.target_texts) // 5):
+        log.warning(
+            "tasks.%s: the %s training rows have only %d different targets; if these are classes, set `labels`"
+            " (flag: --labels %s)", task.name, f"{len(task.target_texts):,}", len(found), shlex.quote(",".join(found)),
+        )  # fmt: skip
