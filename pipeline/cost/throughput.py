@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.execution.metrics_log import read_rows
 
 MEASURED = "measured"
 _SLOWEST = 1e6
@@ -41,13 +41,8 @@ def seconds_of_a_step(directory: Path) -> float | None:
 
     Includes everything between steps: checkpoints, validation and restarts.
     """
-    last = None
-    try:
-        with (directory / "metrics.jsonl").open("rb") as lines:
-            for line in lines:
-                if b'"elapsed_s"' in line and line.endswith(b"\n"):
-                    last = line
-    except OSError:
-        return None
-    row = json.loads(last) if last else {}
-    return row["elapsed_s"] / row["step"] if row.get("step") else None
+    seconds = None
+    for row in read_rows(directory / "metrics.jsonl"):
+        if row and row.step and row.elapsed_s:
+            seconds = row.elapsed_s / row.step
+    return seconds
