@@ -37,7 +37,7 @@ from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
 def model_tune(stage: Stage[ModelTuneConfig]) -> None:
     c, model = stage.config, stage.load_model()
     parameters = model.t5.shape.parameters
-    rows = training_rows(c.tasks, model, c)
+    rows = training_rows(stage, model, c.tasks)
     batches = MixedTaskBatches(rows, c.batch_size, c.seed, c.mixing, c.mixing_limit)
 
     def loss_fn(t5: T5, batch: TensorBatch) -> Tensor:
@@ -66,7 +66,8 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
         )
         facts = {"parameters": parameters, "trained": parameters, "best_step": best.step, "scores": best.scores}
         stage.cells[0].facts.update(facts)
-        stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
+        chosen = result.chosen()
+        stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step, chosen=chosen)
 
     selection, optimizer = select_best(stage, model, c.tasks, score), pretraining_optimizer(stage, model.t5)
     trainer = Trainer(

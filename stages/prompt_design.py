@@ -15,10 +15,11 @@ from __future__ import annotations
 import torch
 
 from t5_pipeline.config.tuning import PromptDesignConfig
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
+from t5_pipeline.execution.progress import scores_text
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
 from t5_pipeline.modeling.load import load_t5
@@ -28,7 +29,7 @@ from t5_pipeline.modeling.prompt_bank import BareT5
 def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
     c, source = stage.config, stage.model_source()
     task = Task.load(c.task)
-    rows = [(task.inputs(row), task.targets(row)) for row in task.rows("train", training=True)] if c.shots else []
+    rows = demonstration_rows(stage, task) if c.shots else []
 
     candidates = [
         TextPrompt(
@@ -48,6 +49,14 @@ def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
     stage.publish("text_prompt", best.save)
 
 
+def demonstration_rows(stage: Stage[PromptDesignConfig], task: Task) -> list[tuple[str, str]]:
+    """Input and target of the training rows."""
+    rows = task.rows("train", training=True)
+    texts = [(task.inputs(row), task.targets(row)) for row in rows]
+    stage.record_rows([task.counts("train", rows, [target for _, target in texts])])
+    return texts
+
+
 def best_on_validation(
     stage: Stage[PromptDesignConfig], candidates: list[TextPrompt], vocabulary: Vocabulary
 ) -> TextPrompt:
@@ -57,14 +66,17 @@ def best_on_validation(
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
     sentinel = candidates[0].sentinel
-    split = load_held_out(c.task, "validation", vocabulary, sentinel=sentinel, limit=c.validation_limit, **lengths)
+    split = load_held_out(
+        c.task, "validation", vocabulary, sentinel=sentinel, scoring=c.scoring, limit=c.validation_limit, **lengths
+    )
     scored = []
     for prompt in candidates:
-        inputs = prompt.encode(split.rows.input_texts, vocabulary)
-        measured = score_model(model, [split.with_inputs(inputs)], device, c.precision)
+        worded = split.with_inputs(prompt.encode(split.rows.input_texts, vocabulary))
+        stage.record_rows([worded.rows.counts])
+        measured = score_model(model, [worded], device, c.precision)
         scores = measured.scores
         scored.append((measured.score, -measured.loss, prompt.model_copy(update={"scores": scores})))
-        log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
+        log.info("%s: %r: %s", stage.name, prompt.template, scores_text(scores))
     return max(scored, key=lambda found: found[:2])[2]
 
 

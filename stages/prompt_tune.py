@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PromptTuneConfig
-from t5_pipeline.data_prep.tasks.encode import TaskBatches
+from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import score_prompts
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import CellRun, Stage
@@ -45,7 +45,7 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
 
     tasks = [cell.config.task for cell in cells]
     batches = TaskBatches(
-        training_rows(tasks, loaded, c),
+        training_rows(stage, loaded, tasks),
         [cell.config.batch_size for cell in cells],
         [cell.config.seed for cell in cells],
         c.loss,
@@ -66,8 +66,10 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
         for index, (cell, rows_PD) in enumerate(zip(cells, result.prompts(bank), strict=True)):
             best = result.best(index)
             info = PromptInfo.tuned(cell.config, **loaded.identity, width=width, step=best.step, scores=best.scores)
-            stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell)
-            cell.facts.update(parameters=loaded.t5.shape.parameters, trained=rows_PD.numel())
+            chosen = result.chosen(index)
+            stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell, chosen=chosen)
+            size = loaded.t5.shape.parameters
+            cell.facts.update(parameters=size, trained=rows_PD.numel(), best_step=best.step)
 
     ids = [cell.id for cell in cells]
     selection = select_best(stage, loaded, tasks, score_prompts, cells=ids, kept=prompt_rows)

@@ -1,23 +1,18 @@
-"""Artifacts that stages pass to one another: the file that marks each kind, its location and its digest.
-
-A model's digest covers its tensors (name, dtype, shape, bytes) in the order of their names, so sharding, model cards
-and file names do not change it. Torch-free: safetensors files are read by their own header.
-"""
+"""Artifacts that stages pass to one another: the file that marks each kind, its location and its digest. Torch-free."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
+from t5_pipeline.core.records import read_json
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.digest import model_digest, t5x_files
 
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
@@ -44,7 +39,7 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     path, name = Path(location), marker(kind)
     if kind == "model" and (foreign := _foreign_model(path)):
         raise InputError(f"{where}: {location} {foreign}")
-    if (path / name).is_file() or (kind == "model" and _t5x_files(path)):
+    if (path / name).is_file() or (kind == "model" and t5x_files(path)):
         return [path]
     if (path / kind / name).is_file():
         return [path / kind]
@@ -57,6 +52,20 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     raise InputError(f"{where}: {location} does not exist; check the path")
 
 
+def locate_one(kind: str, location: str, where: str) -> Path:
+    """The directory of the only artifact at a path, as `locate` finds it.
+
+    Raises:
+        InputError: if there is no such artifact, or several.
+    """
+    found = locate(kind, location, where)
+    if len(found) > 1:
+        named = ", ".join(str(path.parent if path.name == kind else path) for path in found[:8])
+        named += ", …" if len(found) > 8 else ""
+        raise InputError(f"{where}: {location} contains {len(found)} {kind.replace('_', ' ')}s; choose one of {named}")
+    return found[0]
+
+
 def _within(folder: Path, kind: str) -> list[Path]:
     """Artifacts of a folder in the order of their names: FOLDER/NAME, or FOLDER/NAME/KIND as stages publish them."""
     places = [[child, child / kind] for child in sorted(folder.glob("[!.]*"))]
@@ -65,19 +74,46 @@ def _within(folder: Path, kind: str) -> list[Path]:
 
 
 def named_prompts(location: str, where: str) -> dict[str, Path]:
-    """The prompts at a location by the name of their directory, or of its parent if it is called `prompt`.
+    """The prompts at a location by their names (see `named_artifacts`)."""
+    return {name: path for name, (_, path) in named_artifacts(("prompt",), location, where).items()}
+
+
+def named_artifacts(kinds: Sequence[str], location: str, where: str) -> dict[str, tuple[str, Path]]:
+    """Kind and directory of the artifacts at a location, as `locate` finds them, by their names.
+
+    An artifact is named after its directory, or after the parent of a directory that a stage published (`prompt`). Of
+    the models in a folder, only fine-tuned ones are taken.
 
     Args:
+        kinds: kinds to look for; a directory that could be of several is the first of them.
         where: setting that names the location, for errors.
 
     Raises:
         InputError: if there is none.
     """
-    found = {}
-    for path in locate("prompt", location, where):
+    folder = Path(location)
+    found = _marked(kinds, folder)
+    if not found:
+        inner = [pair for child in sorted(folder.glob("[!.]*")) for pair in _marked(kinds, child)]
+        found = [(kind, path) for kind, path in inner if kind != "model" or _is_fine_tuned(path)]
+    if not found:
+        locate(kinds[0], location, where)  # raises the error
+    names = {}
+    for kind, path in found:
         full = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its own name; resolve() would follow it)
-        found[full.parent.name if full.name == "prompt" else full.name] = path
-    return found
+        names[full.parent.name if full.name == kind else full.name] = (kind, path)
+    return names
+
+
+def _marked(kinds: Sequence[str], place: Path) -> list[tuple[str, Path]]:
+    """The artifact in a directory, or else what a stage published in it: one or none."""
+    pairs = [(kind, place) for kind in kinds] + [(kind, place / kind) for kind in kinds]
+    return [(kind, path) for kind, path in pairs if (path / marker(kind)).is_file()][:1]
+
+
+def _is_fine_tuned(model: Path) -> bool:
+    metadata = model / "t5_pipeline.json"
+    return metadata.is_file() and bool(read_json(metadata).get("tasks"))
 
 
 def check_data(location: str, where: str) -> None:
@@ -93,24 +129,6 @@ def check_data(location: str, where: str) -> None:
     a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
     if a_path and not path.exists():
         raise InputError(f"{where}: {location} does not exist; check the path")
-
-
-def weights_digest(directory: Path) -> str:
-    """Digest of a model's weights: of its safetensors tensors, or of the files of a T5X checkpoint.
-
-    Raises:
-        InputError: if the directory contains neither, or a damaged file.
-    """
-    t5x = [] if any(directory.glob("*.safetensors")) else _t5x_files(directory)
-    if t5x:
-        return json_digest([[path.relative_to(directory).as_posix(), file_digest(path)] for path in t5x])
-    return tensors_digest(directory)
-
-
-def _t5x_files(directory: Path) -> list[Path]:
-    """Files of the T5X checkpoint that a directory is or contains."""
-    is_t5x = (directory / "checkpoint").is_file() or any(directory.glob("checkpoint_*/checkpoint"))
-    return sorted(path for path in directory.rglob("*") if path.is_file()) if is_t5x else []
 
 
 def _foreign_model(path: Path) -> str | None:
@@ -153,48 +171,15 @@ def _prompt_digest(path: Path) -> str:
 
 
 def _described(kind: str, path: Path) -> dict[str, Any]:
-    described = _json(path / marker(kind))
+    described = read_json(path / marker(kind))
     described.pop("scores", None)
     return described
 
 
-def _model_digest(path: Path) -> str:
-    metadata = path / "t5_pipeline.json"
-    vocabulary, tokenizer = path / "spiece.model", path / "tokenizer_config.json"
-    return json_digest(
-        {
-            "tensors": weights_digest(path),
-            "shape": _shape(path),
-            "sentinel": _json(metadata)["sentinel"] if metadata.exists() else "none",
-            "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
-            "extra ids": _json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
-        }
-    )
-
-
 # The kinds whose digest is not that of a method's artifact.
 _DIGESTS: dict[str, Callable[[Path], str]] = {
-    "model": _model_digest,
+    "model": model_digest,
     "prompt": _prompt_digest,
-    "tokens": lambda path: str(_json(path / "tokens.json")["digest"]),
+    "tokens": lambda path: str(read_json(path / "tokens.json")["digest"]),
     "scores": lambda path: file_digest(path / "scores.json"),
 }
-
-
-def _shape(path: Path) -> dict[str, Any] | None:
-    """The entries of config.json that decide how the tensors are used, thus without dropout."""
-    config = path / "config.json"
-    if not config.exists():
-        return None
-    shape = asdict(T5Config.from_config(_json(config), str(config)))
-    del shape["dropout_rate"]
-    return shape
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise InputError(
-            f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"
-        ) from None

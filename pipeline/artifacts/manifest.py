@@ -13,6 +13,7 @@ from pydantic import Field
 from t5_pipeline.core.checksums import block_sha256
 from t5_pipeline.core.paths import below, inside
 from t5_pipeline.core.records import Record
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 
 NAME = "manifest.json"
 STARTED = "started.json"
@@ -40,7 +41,11 @@ class FileRecord(Record):
 
 
 class Started(Record):
-    """A cell that was started: its checkpoints belong to these settings and inputs only."""
+    """A cell that was started: its checkpoints belong to these settings and inputs only.
+
+    Attributes:
+        environment: command, commit and hardware, as text.
+    """
 
     file_name: ClassVar[str] = STARTED
     what: ClassVar[str] = "the directory of a cell"
@@ -56,11 +61,12 @@ class Started(Record):
     settings: dict[str, Any]
     inputs: dict[str, list[InputRecord]] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
     started: str
 
 
 class Manifest(Started):
-    """A finished cell: its settings and inputs, its outputs, and the checksums of its files."""
+    """A finished cell: its settings and inputs, its outputs, the checksums of its files, and the rows that it read."""
 
     file_name: ClassVar[str] = NAME
 
@@ -69,6 +75,7 @@ class Manifest(Started):
     outputs: dict[str, OutputRecord]
     files: dict[str, FileRecord]
     facts: dict[str, Any] = Field(default_factory=dict)
+    rows: list[RowCounts] = Field(default_factory=list)
     finished: str
     seconds: float
 

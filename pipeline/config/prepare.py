@@ -17,7 +17,7 @@ class PrepareConfig(StageConfig):
     outputs: ClassVar[tuple[str, ...]] = ("tokens",)
     repairs_output: ClassVar[bool] = True
     # 2: a shard is a chunk of the corpus, and validation documents are drawn by their position.
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     # Files: .txt, .jsonl (each also .gz or .zst) or .parquet. stdlib-docs: the documentation that ships with Python.
     corpus: Annotated[str, Data()] = setting(
@@ -37,6 +37,10 @@ class PrepareConfig(StageConfig):
         [], "drop documents that contain a validation or test input of these tasks"
     )
     validation_fraction: float = setting(0.01, "fraction of the documents held out for validation", ge=0, lt=1)
+    max_documents: int = setting(0, "documents to write, from the start of the corpus; 0: all", unit="documents", ge=0)
+    max_tokens: int = setting(
+        0, "most tokens to write, in whole documents from the start of the corpus; 0: all", unit="tokens", ge=0
+    )
     # .txt and compressed files are not split, hub data sets use their own files, and a small corpus makes smaller
     # shards, so that every core has work.
     shard_bytes: int = setting(

@@ -1,6 +1,7 @@
 """Exceptions by which a command ends early on purpose.
 
-Exit codes (docs/command_line.md): 0 success, 2 bad input, 130/143 interrupted after saving a checkpoint.
+Exit codes (docs/command_line.md): 0 success, 1 some rows without an answer, 2 bad input, 130/143 interrupted after
+saving a checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import signal
 
 BAD_INPUT = 2
+SOME_FAILED = 1  # `predict` answered, but not every row
 
 
 class InputError(Exception):
@@ -20,10 +22,10 @@ class InputError(Exception):
     """
 
 
-def cannot_be_written(place: object, error: BaseException) -> InputError:
+def write_error(place: object, error: BaseException) -> InputError:
     """The InputError for a failed write, with advice that depends on the reason.
 
-    >>> print(cannot_be_written("run/model", OSError(errno.ENOSPC, "No space left on device")))
+    >>> print(write_error("run/model", OSError(errno.ENOSPC, "No space left on device")))
     cannot write run/model (No space left on device); free some space and run again
     """
     number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 from tests.tiny_run import Tiny, scores, stage
 
 
 def test_changed_metrics_rerun_only_evaluate(tiny: Tiny) -> None:
     before = tiny.digests()
     tiny.edit("  evaluate: {", "  evaluate: {metrics: {about: [accuracy, mcc]}, ")
-    assert [line.split()[:2] for line in tiny.plan() if not line.startswith("done")] == [["run", "evaluate"]]
+    assert [line.split()[:2] for line in tiny.plan() if not line.startswith("up to date")] == [["run", "evaluate"]]
     done = tiny.start()
     assert done.code == 0, done.err
     assert {tuple(row["metrics"]) for row in scores(tiny.run / "evaluate")} == {("accuracy", "mcc")}
     assert tiny.digests() == before
+
+
+def test_both_ways_of_scoring_are_recorded(finished: Tiny, tmp_path: Path) -> None:
+    """`scoring` chooses the metrics, confusion and samples; the rest of a row stays the same."""
+    cell = "model=lm_adapt,seed=0"
+    flags = ("--precision", "fp32", "--limit", 8, "--threads", 1)
+    done = stage("evaluate", "--prompts", finished.run / "prompt_tune" / cell, *flags, "--output-dir", tmp_path / "x")
+    assert done.code == 0, done.err
+    (decoded,) = [row for row in scores(tmp_path / "x") if row["method"] == "prompt tuning"]
+    (likeliest,) = [row for row in scores(finished.run / "evaluate") if row.get("cell") == cell]
+    labels = set(decoded["labels"])
+    for row, scoring in ((decoded, "decode"), (likeliest, "likelihood")):
+        assert (row["scoring"], row["metrics"]) == (scoring, row["by_scoring"][scoring])
+        assert row["by_scoring"] == decoded["by_scoring"]
+        illegal = sum(counts[-1] for counts in row["confusion"])
+        assert illegal == (sum(row["illegal_by_label"]) if scoring == "decode" else 0)
+        assert row["illegal"] == sum(row["illegal_by_label"]) / 8 == decoded["illegal"]
+    assert sum(sample["output"] not in labels for sample in decoded["samples"]) == decoded["illegal"] * 8
+    assert {sample["output"] for sample in likeliest["samples"]} <= labels
 
 
 def test_metrics_flag_names_task(tiny: Tiny) -> None:
@@ -21,5 +45,13 @@ def test_metrics_flag_names_task(tiny: Tiny) -> None:
     done = stage("evaluate", *prompts, "--metrics", "about=mcc,f1", "--output-dir", output)
     assert done.code == 0, done.err
     assert {tuple(row["metrics"]) for row in scores(output)} == {("mcc", "f1")}
+    data = json.loads((output / "scores" / "scores.json").read_text())["data"]
+    (counts,) = [RowCounts.model_validate(row) for row in data]
+    manifest = manifests.read(output)
+    assert manifest is not None
+    assert manifest.rows == [counts]
+    assert (counts.split, counts.used) == ("test", 4)
+    assert counts.dropped == {"over the limit": counts.read - 4}
+    assert f"evaluate: {counts}" in done.err
     refused = stage("evaluate", *prompts, "--metrics", "f1", "--output-dir", output)
     assert (refused.code, refused.err.count("\n")) == (2, 1)

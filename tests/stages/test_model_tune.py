@@ -11,15 +11,17 @@ from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
 from t5_pipeline.artifacts.kinds import artifact_digest
-from t5_pipeline.core.checksums import tensors_digest
+from t5_pipeline.artifacts.manifest import read
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task, encode_task
+from t5_pipeline.data_prep.tasks.encode import encode_task
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.training.optimizers import model_optimizer
 from tests.system.test_processes import CPU_DDP, accelerate_launch
-from tests.tiny_run import Outcome, Tiny, refused, scores, stage
+from tests.tiny_run import Outcome, Tiny, refused, scores, stage, t5_pipeline
 
 
 @pytest.fixture
@@ -87,7 +89,9 @@ def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path
     assert [of["task"]["name"] for of in metadata.tasks] == ["about", "name"]
     assert metadata.lineage[-1]["stage"] == "model_tune"
     card = (model / "README.md").read_text()
-    assert tensors_digest(model) in card
+    manifest = read(tmp_path / "two")
+    assert manifest is not None
+    assert f"digest: `{short_digest(manifest.outputs['model'].digest)}`" in card
     assert "Fine-tuned on the tasks about, name." in card
     assert "| lm_adapt | 8 | prefix_lm |" in card
     loaded = T5ForConditionalGeneration.from_pretrained(model)
@@ -101,6 +105,19 @@ def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path
         ("about", "majority class"), ("about", "model tuning"), ("name", "model tuning")
     ]  # fmt: skip
     assert {row["variant"] for row in rows if row["method"] == "model tuning"} == {"on 2 tasks"}
+
+    lines = (tmp_path / "scores" / "scores" / "predictions.jsonl").read_text().splitlines()
+    mine = [line for line in map(json.loads, lines) if line["method"] == "model tuning"]
+    asked = [{"prompt": f"two:{line['task']}", "input": line["input"]} for line in mine]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    said = t5_pipeline("predict", "--prompts", tmp_path / "two", "--input", tmp_path / "asked.jsonl", "--precision", "fp32",
+                       "--threads", 1, "--max-output-length", 8)  # fmt: skip
+    assert said.code == 0, said.err
+    for line, answer in zip(mine, map(json.loads, said.out.splitlines()), strict=True):
+        if line["task"] == "about":
+            assert answer["scores"] == pytest.approx(line["scores"], abs=1e-4)
+        else:
+            assert answer["output"] == line["output"]
 
 
 def test_more_steps_and_another_world_size(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:
