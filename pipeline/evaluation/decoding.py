@@ -6,7 +6,7 @@ continuations of an input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,14 +55,16 @@ class Decoding:
         """
         if self.beams > 1:
             return beam_search(model, encoded_BSD, mask_BS, max_length, self.beams, self.length_penalty)
-        if not self.temperature:
-            return greedy(model, encoded_BSD, mask_BS, max_length)
+        return token_by_token(model, encoded_BSD, mask_BS, max_length, self.chooser(numbers_B))
+
+    def chooser(self, numbers_B: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
+        """The next tokens [B] from logits [B, V] and the number of tokens so far; not for beam search."""
 
         def draw(logits_BV: Tensor, position: int) -> Tensor:
             drawn_B = torch.from_numpy(uniform(bits(self.seed, _STREAM, list(numbers_B), position)))
             return sampled(logits_BV, drawn_B.to(logits_BV.device), self.temperature, self.top_p)
 
-        return token_by_token(model, encoded_BSD, mask_BS, max_length, draw)
+        return draw if self.temperature else lambda logits_BV, _: logits_BV.argmax(dim=-1)
 
 
 def greedy(model: ReadingModel, encoded_BSD: Tensor, mask_BS: Tensor | None, max_length: int, eos: int = 1) -> Tensor:
@@ -77,7 +79,6 @@ def greedy(model: ReadingModel, encoded_BSD: Tensor, mask_BS: Tensor | None, max
     return token_by_token(model, encoded_BSD, mask_BS, max_length, lambda logits_BV, _: logits_BV.argmax(dim=-1), eos)
 
 
-@torch.no_grad()
 def token_by_token(
     model: ReadingModel,
     encoded_BSD: Tensor,
@@ -87,17 +88,34 @@ def token_by_token(
     eos: int = 1,
 ) -> Tensor:
     """Like `greedy`, with the next tokens [B] given by `choose(logits_BV, position)`."""
+    decoded = list(tokens(model, encoded_BSD, mask_BS, max_length, choose, eos))
+    batch = encoded_BSD.size(0)
+    return (
+        torch.stack(decoded, dim=1) if decoded else torch.zeros(batch, 0, dtype=torch.long, device=encoded_BSD.device)
+    )
+
+
+def tokens(
+    model: ReadingModel,
+    encoded_BSD: Tensor,
+    mask_BS: Tensor | None,
+    max_length: int,
+    choose: Callable[[Tensor, int], Tensor],
+    eos: int = 1,
+) -> Iterator[Tensor]:
+    """The tokens [B] of `token_by_token` as they are decoded."""
     cache = DecoderCache()
     batch = encoded_BSD.size(0)
     next_B = torch.full((batch,), START, device=encoded_BSD.device)
     done_B = torch.zeros(batch, dtype=torch.bool, device=encoded_BSD.device)
-    decoded: list[Tensor] = []
-    while len(decoded) < max_length and not done_B.all():
-        hidden_B1D = model.decode(next_B.unsqueeze(1), encoded_BSD, mask_BS, cache)
-        next_B = choose(model.logits(hidden_B1D).squeeze(1), len(decoded)).masked_fill(done_B, 0)
+    for position in range(max_length):
+        if bool(done_B.all()):
+            return
+        with torch.no_grad():
+            hidden_B1D = model.decode(next_B.unsqueeze(1), encoded_BSD, mask_BS, cache)
+            next_B = choose(model.logits(hidden_B1D).squeeze(1), position).masked_fill(done_B, 0)
         done_B = done_B | (next_B == eos)
-        decoded.append(next_B)
-    return torch.stack(decoded, dim=1) if decoded else next_B.new_zeros(batch, 0)
+        yield next_B
 
 
 def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float) -> Tensor:
