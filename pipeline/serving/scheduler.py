@@ -198,6 +198,10 @@ class Scheduler:
         return self._thread.is_alive()
 
     @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
     def waiting(self) -> int:
         return len(self._waiting)
 
