@@ -14,6 +14,7 @@ from typing import NoReturn
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.prompts import add_commands
+from t5_pipeline.cli.serve import add_serve
 from t5_pipeline.config.command_line import add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
 
     add_commands(commands)
+    add_serve(commands)
     return parser
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +12,7 @@ import torch
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.rows import Row
-from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
-from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.load import init_t5
-from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.prompt_store import OtherModel, PromptStore
 from t5_pipeline.serving.scheduler import Draining, Job, Limits, QueueFull, Sampling, Scheduler, TooLong
@@ -92,7 +86,8 @@ def test_samples_depend_on_the_seed_only(store: PromptStore, scheduler: Schedule
             for i in range(beside + 1)
         ]
         scheduler.submit(jobs)
-        return [job.done.result(30).text for job in jobs][0]
+        texts = [job.done.result(30).text for job in jobs]
+        return texts[0]
 
     assert sample(1, 0) == sample(1, 4)
     assert len({sample(seed, 0) for seed in range(5)}) > 1

@@ -89,7 +89,10 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         content = files("t5_pipeline.serving.http").joinpath("page.html").read_text(encoding="utf-8")
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
+            " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
         return HTMLResponse(content, headers={"Content-Security-Policy": policy})
 
     @app.get("/health")
@@ -118,9 +121,14 @@ def _add_routes(app: FastAPI, server: Server) -> None:
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> ModelCard:
-        """One prompt, or the base model."""
+        """One prompt with the vocabulary token nearest to each of its rows, or the base model."""
         prompt = server.prompt(name)
-        return server.models()[0] if prompt is None else server.card(prompt)
+        if prompt is None:
+            return server.models()[0]
+        found = server.card(prompt)
+        assert found.card is not None
+        found.card["nearest"] = await asyncio.to_thread(server.nearest, prompt)
+        return found
 
     @app.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Any:

@@ -15,6 +15,7 @@ from fastapi import Request
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.data_prep.corpora.rows import Row
+from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.serving.http.errors import Refused
 from t5_pipeline.serving.http.metrics import Metrics
 from t5_pipeline.serving.http.schemas import Fields, ModelCard, Usage
@@ -149,6 +150,12 @@ class Server:
             "scores": info.scores,
         }
         return ModelCard(id=prompt.name, created=self.started, parent=self.options.model_name, card=card)
+
+    def nearest(self, prompt: ServedPrompt) -> list[str]:
+        """The vocabulary token nearest to each row of a prompt."""
+        embedding_VD = self.scheduler.t5.shared.weight
+        nearest = nearest_pieces(prompt.rows_PD, embedding_VD, self.store.vocabulary.names(), 1)
+        return [piece for ((piece, _),) in nearest]
 
     def models(self) -> list[ModelCard]:
         base = ModelCard(id=self.options.model_name, created=self.started)
