@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.cli.serve import add_serve
 from t5_pipeline.config.command_line import add_set
@@ -99,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
 
     add_commands(commands)
+<<<<<<< HEAD
     add_serve(commands)
+=======
+    add_export(commands)
+>>>>>>> main
     return parser
 
 
