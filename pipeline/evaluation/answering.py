@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.decoding import Decoding, tokens
-from t5_pipeline.evaluation.ensemble import mixture_answers
-from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each
+from t5_pipeline.evaluation.decoding import Continuations, Decoding, tokens
+from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each, answer_mixture
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
@@ -127,23 +126,18 @@ class Answerer:
             prompt_B = torch.tensor([self._places[id(candidate)][0]])
         model.eval()
         ids_BS = torch.from_numpy(asked.ids.astype("int64"))[None].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            encoded, mask = model.encode(prompt_B, ids_BS)
         ids: list[int] = []
-        following = tokens(model, encoded, mask, asked.form.max_length, decoding.chooser([asked.number]))
-        while True:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                token_B = next(following, None)
-            if token_B is None:
-                return
-            ids.append(int(token_B))
-            yield asked.form.decode(ids)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            texts = Continuations(model, *model.encode(prompt_B, ids_BS))
+            for token_B in tokens(texts, asked.form.max_length, decoding.chooser([asked.number])):
+                ids.append(int(token_B))
+                yield asked.form.decode(ids)
 
     def _by_candidate(self, asked: Sequence[Asked]) -> Callable[..., Outputs]:
         """The function that answers a group, for its inputs and forms."""
         first = asked[0].candidate
         if first is not None and first.weights:
-            return partial(mixture_answers, self.model, self._places[id(first)], first.weights)
+            return partial(answer_mixture, self.model, self._places[id(first)], first.weights)
         if first is not None and first.load_model is not None:
             return partial(answer_each, self._model_of(first), None)
         if first is not None and first.prompts:
