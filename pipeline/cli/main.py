@@ -97,8 +97,8 @@ def _parser() -> Parser:
     verify.set_defaults(command=_verify)
 
     add_commands(commands)
-from t5_pipeline.cli.serve import add_serve
-from t5_pipeline.config.command_line import Parser, add_set
+    add_export(commands)
+    add_serve(commands)
     return parser
 
 
