@@ -59,7 +59,7 @@ def cache_bytes() -> int:
 
 def read_small(url: str, where: str) -> bytes | None:
     """Content of a small file; None if it does not exist."""
-    with _reasons(url, where):
+    with read_errors(url, where):
         try:
             with _open(url) as file:
                 return bytes(file.read())
@@ -74,7 +74,7 @@ def _open(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def _reasons(url: str, where: str) -> Iterator[None]:
+def read_errors(url: str, where: str) -> Iterator[None]:
     """Turn the exceptions of fsspec and its stores into InputErrors of one line."""
     try:
         yield
@@ -146,7 +146,7 @@ class FileCache:
 
     def _fetch(self, url: str, size: int, blocks: Sequence[str] | None, temporary: Path) -> None:
         read = number = 0
-        with _reasons(url, "tokens"), temporary.open("r+b") as to:
+        with read_errors(url, "tokens"), temporary.open("r+b") as to:
             try:
                 with _open(url) as file:
                     while block := _whole_block(file):
