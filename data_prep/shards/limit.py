@@ -23,7 +23,7 @@ class Limit:
         )
 
     def after(self, documents: int, tokens: int) -> Limit:
-        """What is left of the limit.
+        """The rest of the limit.
 
         >>> Limit(tokens=100).after(documents=3, tokens=70)
         Limit(documents=None, tokens=30)

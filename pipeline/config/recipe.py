@@ -313,7 +313,7 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
 
 
 def _unknown_path(path: tuple[str, ...], stages: Mapping[str, Any]) -> str:
-    """What is wrong with an override that begins with neither a stage nor a key of the recipe."""
+    """The problem of an override that begins with neither a stage nor a key of the recipe."""
     kinds = {name: entry.get("uses", name) for name, entry in stages.items() if isinstance(entry, dict)}
     having = [name for name, kind in kinds.items() if kind in STAGES and path[0] in STAGES[kind].model_fields]
     if len(path) == 1 and having:

@@ -132,7 +132,7 @@ def message_of(problem: Any) -> str:
 
 
 def _hint(kind: str, given: Any, context: Mapping[str, Any]) -> str:
-    """What was probably meant: the nearest choice, or a list instead of one text."""
+    """The probable meaning of a wrong value: the nearest choice, or a list instead of one text."""
     if kind == "literal_error" and (meant := close_to(str(given), re.findall(r"'([^']*)'", context["expected"]))):
         return f"; did you mean `{meant}`?"
     if kind == "list_type" and isinstance(given, str):

@@ -1,4 +1,4 @@
-"""What `t5-pipeline plan` finds: stale cells with reasons, and the cost of each stage. Runs and writes nothing."""
+"""The plan of a run: stale cells with reasons, and the cost of each stage. Runs and writes nothing."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from t5_pipeline.report.collect import collect
+from t5_pipeline.report.format import duration
 from t5_pipeline.report.terminal import results_table
 
 
@@ -23,7 +24,7 @@ def test_every_line_of_the_scores_has_its_step_bytes_and_time(finished) -> None:
     size = sum(file.stat().st_size for file in directory.iterdir())
     seconds = next(m for m in collect(finished.run_dir.path).manifests() if m.stage == "prompt_tune").seconds
     assert prompts[:4] == ["package", "accuracy 64.0 ± 4.0", "10, 20, 30", f"{size:,}"]
-    assert float(prompts[4].removesuffix(" s")) == seconds
+    assert prompts[4] == duration(seconds)
     assert by_name["Majority class", "–"] == ["package", "accuracy 40.0", "–", "–", "–"]
 
 
