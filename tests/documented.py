@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
-_PROGRAMS = ("t5-pipeline", "mkdir", "ln", "cat", "echo", "printf", "python -", "grep", "wc", "shuf", "cp")
+_PROGRAMS = ("t5-pipeline", "mkdir", "ln", "cat", "echo", "printf", "python -", "grep", "wc", "cp")
 _PRINTED = '{"prompt"'
 
 
