@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from t5_pipeline.evaluation.decoding import START
-from t5_pipeline.modeling.layers import DecoderCache, KeysValues
-from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.modeling.layers import CrossAttentionLayer, DecoderCache, KeysValues
+from t5_pipeline.modeling.t5 import T5, DecoderBlock
 
 Owner = TypeVar("Owner")
 Choose = Callable[[Tensor, int], int]
@@ -96,7 +96,8 @@ class RunningBatch(Generic[Owner]):
             assert layer.encoded is not None
             keys, values = layer.own
             layer.own = F.pad(keys, (0, 0, 0, 0, 0, 0, 0, B)), F.pad(values, (0, 0, 0, 0, 0, 0, 0, B))
-            added = block.layer[1].EncDecAttention.keys_values(encoded_BSD)
+            _, cross_attention, _ = cast(DecoderBlock, block).layer
+            added = cast(CrossAttentionLayer, cross_attention).EncDecAttention.keys_values(encoded_BSD)
             layer.encoded = _joined(layer.encoded, added, longest)
 
     @torch.no_grad()

@@ -231,7 +231,7 @@ class Scheduler:
         """
         limit = self.limits.input_tokens if prompt is None else prompt.info.max_input_length
         sentinel = "none" if prompt is None else prompt.info.sentinel
-        (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel)
+        (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel).ids
         if len(ids_S) > limit:
             raise TooLong(len(ids_S), limit)
         longest = max_tokens or (128 if prompt is None else prompt.info.max_target_length)
