@@ -287,7 +287,8 @@ def _warn_about_cuts(answers: Sequence[Answer]) -> None:
     cut = [answer.cut for answer in answers if answer.cut]
     if cut:
         warnings.warn(
-            f"{len(cut)} of {len(answers)} inputs were longer than in training and were cut, by up to {max(cut):,} tokens",
+            f"{len(cut)} of {len(answers)} inputs were longer than in training and were cut, by up to"
+            f" {max(cut):,} tokens",
             stacklevel=3,
         )
 
