@@ -30,10 +30,11 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
     model = stage.load_model(text.vocabulary)
 
+    pad, eos = model.vocabulary.pad, model.vocabulary.eos
     rows = (c.segment_length, c.segment_length) if c.packing else None
-    batches = LMBatches(objective_of(c, text), c.batch_size, c.seed, rows)
-    unseen = objective_of(c, held_out)
-    validation = LMBatches(unseen, c.batch_size, c.seed, rows) if unseen.count(0) else None
+    batches = LMBatches(objective_of(c, text, eos), c.batch_size, c.seed, rows, pad)
+    unseen = objective_of(c, held_out, eos)
+    validation = LMBatches(unseen, c.batch_size, c.seed, rows, pad) if unseen.count(0) else None
 
     def publish(step: int, result: TrainingResult) -> None:
         metadata = model.metadata.with_stage(
@@ -44,17 +45,17 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
     train_language_model(stage, model.t5, batches, validation, publish)
 
 
-def objective_of(c: LMAdaptConfig, tokens: TokenShards) -> Objective:
+def objective_of(c: LMAdaptConfig, tokens: TokenShards, eos: int) -> Objective:
     """The objective that turns text into examples."""
     match c.objective:
         case "prefix_lm":
-            return PrefixLM(tokens, c.seed, c.segment_length, c.prefix_density)
+            return PrefixLM(tokens, c.seed, c.segment_length, c.prefix_density, eos)
         case "lm":
-            return LM(tokens, c.seed, c.segment_length)
+            return LM(tokens, c.seed, c.segment_length, eos)
         case "full_lm":
-            return FullLM(tokens, c.seed, c.segment_length)
+            return FullLM(tokens, c.seed, c.segment_length, eos)
         case "packed_pairs":
-            return PackedPairs(tokens, c.seed, c.segment_length)
+            return PackedPairs(tokens, c.seed, c.segment_length, eos)
 
 
 if __name__ == "__main__":

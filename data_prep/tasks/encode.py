@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.normal_form import as_listed, normal_form
 from t5_pipeline.core.schema import Sentinel
+from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.documents import hub_rows
 from t5_pipeline.data_prep.corpora.rows import Row
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, task_rows
@@ -52,7 +54,7 @@ class Task:
             InputError: if a template is invalid, or labels, `values` or `round_to` do not fit.
         """
         labels = settings.labels
-        if labels is not None and (not labels or len(set(labels)) < len(labels)):
+        if labels is not None and (not labels or len(set(map(normal_form, labels))) < len(labels)):
             raise InputError(f"tasks.{settings.name}.labels: {labels} is empty or has duplicates; list each label once")
         inputs, targets = (
             Template(text, f"tasks.{settings.name}.{key}", settings.values, settings.round_to)
@@ -150,13 +152,15 @@ class Task:
         return self.input_template.render(row)
 
     def targets(self, row: Row) -> str:
-        """The target text of a row.
+        """The target text of a row; if it is a label in another Unicode normal form, the label.
 
         Raises:
             InputError: if it is not one of the task's labels; names the row.
         """
         target = self.target_template.render(row)
         if self.labels is not None and target not in self.labels:
+            if (label := as_listed(target, self.labels)) in self.labels:
+                return label
             raise InputError(
                 f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row"
             )
@@ -211,7 +215,7 @@ class Task:
             for row in self.rows(split, inputs_only=True)
             for field in self.input_template.fields
         }
-        return sorted(text for text in texts if len(text.split()) >= at_least)
+        return sorted(text for text in texts if count_words(text) >= at_least)
 
 
 # ------------------------------------------------------------------------------------------------------------- ids
@@ -232,6 +236,7 @@ class EncodedTask:
         answers: acceptable answers of each row, if the task has them; for scoring, as are the next two.
         groups: group of each row, if the task has groups.
         holds: whether the target of each row is true, if the task says so.
+        pad: id of padding in the vocabulary.
     """
 
     name: str
@@ -244,6 +249,7 @@ class EncodedTask:
     answers: list[list[str]] | None = None
     groups: list[str] | None = None
     holds: list[bool] | None = None
+    pad: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -300,6 +306,7 @@ def encode_task(
         _complete([task.answers(row) for row in rows]),
         _complete([task.group(row) for row in rows]),
         _complete([task.holds(row) for row in rows]),
+        vocabulary.pad,
     )
 
 
@@ -417,7 +424,7 @@ class TaskBatches:
             weights.append(np.full(size, 1.0 if self.loss == "sum" else 1 / max(1, tokens)))
             ids.append(index)
         prompts = np.repeat(np.arange(len(self.tasks)), self.batch_sizes)
-        return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids))
+        return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids), self.tasks[0].pad)
 
     def ids(self, step: int) -> list[int]:
         """`ids_B` of the batch."""

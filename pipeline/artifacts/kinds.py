@@ -17,6 +17,7 @@ from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
+from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
 
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
@@ -160,14 +161,18 @@ _DIGESTS: dict[str, Callable[[Path], str]] = {
 }
 
 
+# Without dropout and what the tensors show. Special ids count only if they are not T5's.
+_NOT_USE = ("dropout_rate", "special", "unscaled")
+
+
 def _shape(path: Path) -> dict[str, Any] | None:
     """The entries of config.json that decide how the tensors are used, thus without dropout."""
     config = path / "config.json"
     if not config.exists():
         return None
-    shape = asdict(T5Config.from_config(_json(config), str(config)))
-    del shape["dropout_rate"]
-    return shape
+    shape = T5Config.from_config(_json(config), str(config))
+    later = {"special": asdict(shape.special)} if shape.special != T5_TOKENS else {}
+    return {key: value for key, value in asdict(shape).items() if key not in _NOT_USE} | later
 
 
 def _json(path: Path) -> dict[str, Any]:

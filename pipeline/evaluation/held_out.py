@@ -11,6 +11,7 @@ import torch
 
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.normal_form import as_listed, normal_form
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, encode_labels, encode_task
@@ -78,7 +79,7 @@ class HeldOut:
     def right(self, texts: Sequence[str]) -> list[bool]:
         """Whether each answer equals its target or another acceptable answer."""
         wanted = self.rows.answers or [[target] for target in self.rows.target_texts]
-        return [text in answers for text, answers in zip(texts, wanted, strict=True)]
+        return [normal_form(text) in map(normal_form, answers) for text, answers in zip(texts, wanted, strict=True)]
 
     def scored(self, outputs: Outputs) -> dict[str, Any]:
         """The entries of a row of scores.json: metrics, illegal outputs, confusion, samples."""
@@ -200,7 +201,7 @@ def answer_form(
         return [ids.tolist() for ids in encode_labels(texts, vocabulary, sentinel)]
 
     def decode(ids: Sequence[int]) -> str:
-        return vocabulary.decode(vocabulary.strip_sentinel(ids, sentinel))
+        return as_listed(vocabulary.decode(vocabulary.strip_sentinel(ids, sentinel)), labels)
 
     labels = task.labels or []
     label_ids = encode(labels)

@@ -126,7 +126,9 @@ class MixtureWeights(nn.Module):
         prompt_N = torch.arange(K).repeat_interleave(B)
         targets_NT = targets_BT.repeat(K, 1)
         of_tokens = token_loss_reference if reference else token_loss
-        loss_NT = of_tokens(self.model(prompt_N, inputs_BS.repeat(K, 1), targets_NT), targets_NT, z_loss)
+        loss_NT = of_tokens(
+            self.model(prompt_N, inputs_BS.repeat(K, 1), targets_NT), targets_NT, z_loss, self.model.special.pad
+        )
         return mixture_loss(loss_NT.view(K, B, -1), self.logits_K, weights_B)
 
     @property
