@@ -24,6 +24,15 @@ def message(model: bytes, field: int) -> dict[int, int | bytes]:
     return {}
 
 
+def meaning(model: bytes) -> list[object]:
+    """The entries of the model that decide its ids: pieces with scores, and the rules of the normaliser."""
+    pieces = [
+        tuple(v for _, v, _ in _fields(p))[:2] for n, p, _ in _fields(model) if n == PIECES and isinstance(p, bytes)
+    ]
+    rules = message(model, NORMALIZER)
+    return [pieces, *(rules.get(number, default) for number, default in ((2, b""), (3, 1), (4, 1), (5, 1)))]
+
+
 def with_rounded_scores(model: bytes) -> bytes:
     """The model with the scores of its pieces rounded to multiples of 1/256.
 

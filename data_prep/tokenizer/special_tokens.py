@@ -189,6 +189,8 @@ def _added_tokens(contents: Mapping[str, Any], files: Mapping[str, Path]) -> dic
         name = token.get("content") if isinstance(token, dict) else token
         pairs.append((str(name), int(number) if str(number).isdigit() else number, "tokenizer_config.json"))
     pairs += [(str(name), i, "added_tokens.json") for name, i in contents.get("added_tokens.json", {}).items()]
+    for token in contents.get("tokenizer.json", {}).get("added_tokens") or []:
+        pairs.append((str(token["content"]), token["id"], "tokenizer.json"))
     found: dict[str, tuple[int, str]] = {}
     for name, i, file in pairs:
         where = str(files[file])

@@ -22,7 +22,8 @@ import sentencepiece
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
-from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import with_rounded_scores
+from t5_pipeline.data_prep.tokenizer.rebuilt_model import TOKENIZER, rebuilt_model
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import meaning, with_rounded_scores
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 from t5_pipeline.data_prep.tokenizer.special_tokens import (
     CONFIG_FILES,
@@ -89,10 +90,11 @@ class Vocabulary:
 
     @classmethod
     def load(cls, location: str | Path) -> Vocabulary:
-        """Load a spiece.model file, a tokenizer or model directory that contains one, or a hub name.
+        """Load a spiece.model file, the directory of a tokenizer or model, or a hub name.
 
         Special ids come from the files beside it (Layout.find); without those there are 100 sentinels, as in T5. Text
-        is never read with a tokenizer.json, because it may differ from SentencePiece.
+        is never read with a tokenizer.json, because it may differ from SentencePiece; without a spiece.model, one is
+        rebuilt from it.
 
         Raises:
             NoModelFile: if a hub model has no spiece.model.
@@ -100,15 +102,18 @@ class Vocabulary:
         """
         path = Path(location)
         if path.is_dir():
-            if not (path / MODEL_FILE).is_file():
-                raise InputError(
-                    f"{path}: contains no {MODEL_FILE}, which transformers 5 does not save; copy that of the T5 it was"
-                    " trained from into it"
-                )
             files = {name: path / name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()}
-            return cls._read(path / MODEL_FILE, files, str(path / MODEL_FILE))
+            if (path / MODEL_FILE).is_file():
+                return cls._read((path / MODEL_FILE).read_bytes(), files, str(path / MODEL_FILE))
+            model = rebuilt_model(path)
+            if model is None:
+                raise InputError(
+                    f"{path}: contains no {MODEL_FILE} and no {TOKENIZER} of a T5; copy the {MODEL_FILE} of the T5 that"
+                    " it was trained from into it"
+                )
+            return cls._read(model, {**files, TOKENIZER: path / TOKENIZER}, str(path / TOKENIZER))
         if path.is_file():
-            return cls._read(path, {}, str(path))
+            return cls._read(path.read_bytes(), {}, str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
@@ -116,8 +121,7 @@ class Vocabulary:
         return cls._from_hub(str(location))
 
     @classmethod
-    def _read(cls, path: Path, files: Mapping[str, Path], where: str) -> Vocabulary:
-        model = path.read_bytes()
+    def _read(cls, model: bytes, files: Mapping[str, Path], where: str) -> Vocabulary:
         return cls(model, Layout.find(_loaded(model, where), files, where), where)
 
     @classmethod
@@ -146,7 +150,7 @@ class Vocabulary:
         for file in (*TOKENIZER_FILES, *CONFIG_FILES):
             with contextlib.suppress(HfHubHTTPError, EntryNotFoundError, OSError):
                 files[file] = Path(hf_hub_download(name, file))
-        return cls._read(model, files, f"{name}/{MODEL_FILE}")
+        return cls._read(model.read_bytes(), files, f"{name}/{MODEL_FILE}")
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> Vocabulary:
@@ -196,7 +200,7 @@ class Vocabulary:
             if least is not None:
                 raise InputError(
                     f"vocabulary_size: {size:,} pieces are too few for the characters of the corpus;"
-                    f" set it to at least {int(least[1]):,}"
+                    f" set it to {int(least[1]):,} or more"
                 ) from None
             raise InputError(
                 f"vocabulary_size: cannot train {size:,} pieces on this corpus ({str(error).strip()}); enlarge it"
@@ -278,13 +282,13 @@ class Vocabulary:
                 f"{model}: has {rows:,} embedding rows, but the vocabulary has {self.size:,} ids;"
                 " use the vocabulary that the model was trained with"
             )
-        if Path(model).is_dir() and not (Path(model) / MODEL_FILE).is_file():
+        if Path(model).is_dir() and not any((Path(model) / name).is_file() for name in (MODEL_FILE, TOKENIZER)):
             return
         try:
             own = Vocabulary.load(model)
         except NoModelFile:  # a hub model without a vocabulary
             return
-        if own.model != self.model:
+        if own.model != self.model and meaning(own.model) != meaning(self.model):
             raise InputError(
                 f"{model}: the text was tokenised with another vocabulary than {Path(model) / MODEL_FILE};"
                 f" prepare it again with `vocabulary: {model}`"

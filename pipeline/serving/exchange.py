@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from t5_pipeline.artifacts.kinds import locate, named_prompts
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.printable import printable
+from t5_pipeline.core.printable import printable, say
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import Task, check_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -37,8 +36,6 @@ from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import load_t5, locate_model
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.modeling.safetensors_dir import read_shape
-
-log = logging.getLogger("t5-pipeline")
 
 PEFT_ROWS = "prompt_embeddings"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -208,10 +205,10 @@ def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
             " as --model"
         )
     if recorded is None and named not in (None, "", model, str(path)):
-        log.warning(
-            "%s: was trained on %s (base_model_name_or_path), and --model is %s; answers are only right if both are the"
-            " same T5", adapter / PEFT_CONFIG, named, model,
-        )  # fmt: skip
+        say(
+            f"{adapter / PEFT_CONFIG}: was trained on {named} (base_model_name_or_path), and --model is {model}; their"
+            " answers agree only if both are the same T5"
+        )
 
 
 READERS: Mapping[str, Callable[[Path], Tensor]] = {"peft": read_peft, "npy": read_npy}

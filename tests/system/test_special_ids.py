@@ -114,7 +114,7 @@ def test_prompts_and_answers(models: tuple[T5, T5]) -> None:
         hidden_BTD = prompted.predict(batch.prompt_B, batch.inputs_BS, batch.targets_BT)
         loss_BT = model_loss(prompted, hidden_BTD, batch.targets_BT, 0.0, "fp32", False)
         mixed = TensorBatch.of(MixedTaskBatches([task(to)], 5, 0).at(0))
-        mixture = MixtureWeights(prompted, 2)(mixed.inputs_BS, mixed.targets_BT, mixed.weights_B, 0.0)
+        mixture = MixtureWeights(prompted, 2, int(to[0]))(mixed.inputs_BS, mixed.targets_BT, mixed.weights_B, 0.0)
         labels = [to[[5, 1]].tolist(), to[[6, 7, 1]].tolist()]
         form = AnswerForm(lambda ids, back=back: " ".join(str(back[i]) for i in ids), ["a", "b"], labels, 6)  # type: ignore[misc]
         inputs = task(to).inputs

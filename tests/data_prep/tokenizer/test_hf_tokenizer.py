@@ -178,7 +178,7 @@ NORMALIZERS: dict[str, dict[str, Any]] = {
     "nfkc_cf": {"normalization_rule_name": "nfkc_cf"},
     "nmt_nfkc_cf": {"normalization_rule_name": "nmt_nfkc_cf"},
     "identity": {"normalization_rule_name": "identity"},
-    "byte_fallback": {"byte_fallback": True, "character_coverage": 0.9, "vocab_size": 500},
+    "byte_fallback": {"byte_fallback": True, "character_coverage": 0.98, "vocab_size": 500},
     "user symbols": {"user_defined_symbols": ["<sep>", "[NLU]", "<extra_id_0>"]},
     "user symbol that is normalised": {"user_defined_symbols": ["①"]},
     "pieces over several words": {"split_by_whitespace": False},

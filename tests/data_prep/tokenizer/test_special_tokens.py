@@ -131,6 +131,27 @@ def test_own_sentinels_and_more_above(texts: list[str], tmp_path: Path) -> None:
     assert Vocabulary.load(directory(tmp_path, model, tokenizer_config={"extra_ids": 0})).sentinels == 8
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_tokenizer_of_transformers_5_without_a_spiece_model(
+    vocabulary: Vocabulary, texts: list[str], tmp_path: Path
+) -> None:
+    from transformers import T5Tokenizer
+
+    (tmp_path / "t5").mkdir()
+    directory(tmp_path / "t5", vocabulary.model, tokenizer_config={"extra_ids": 100})
+    saved = tmp_path / "saved"
+    T5Tokenizer.from_pretrained(tmp_path / "t5").save_pretrained(saved)
+    assert not (saved / "spiece.model").exists()
+    found = Vocabulary.load(saved)
+    assert (found.special, found.sentinel_ids) == (vocabulary.special, vocabulary.sentinel_ids)
+    assert found.encode_batch(texts) == vocabulary.encode_batch(texts)
+    vocabulary.check_fits(1152, saved)
+    with pytest.raises(InputError, match="with another vocabulary"):
+        Vocabulary.train(texts[::7], 1000).check_fits(1152, saved)
+    found.save(tmp_path / "published")
+    assert Vocabulary.load(tmp_path / "published").digest == found.digest
+
+
 def test_files_of_transformers(vocabulary: Vocabulary, tmp_path: Path) -> None:
     """added_tokens_decoder lists T5's own control tokens and sentinels, as transformers 4 saves it."""
     decoder = {"0": {"content": "<pad>"}, "1": {"content": "</s>"}, "2": {"content": "<unk>"}}
