@@ -38,7 +38,7 @@ def span_corrupt(stage: Stage[SpanCorruptConfig]) -> None:
             eos=vocabulary.eos,
         )
         rows = (c.input_length, objective.target_length) if c.packing else None
-        return LMBatches(objective, c.batch_size, c.seed, rows, vocabulary.pad)
+        return LMBatches(objective, c.batch_size, c.seed, rows, pad=vocabulary.pad)
 
     def publish(step: int, result: TrainingResult) -> None:
         metadata = model.metadata.with_stage(

@@ -170,7 +170,7 @@ def _unspanned(literal: str, pieces: sentencepiece.SentencePieceProcessor) -> in
     texts = [
         pieces.id_to_piece(i)
         for i in range(pieces.get_piece_size())
-        if not pieces.is_control(i) and not pieces.is_unknown(i)
+        if not pieces.is_control(i) and not pieces.is_unknown(i) and not pieces.is_byte(i)
     ]
     return next((at for at in cuts if not any(_spans(piece, literal[:at], literal[at:]) for piece in texts)), None)
 
