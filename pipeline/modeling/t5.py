@@ -239,7 +239,7 @@ class T5(nn.Module):
 
         Args:
             segments: for packed rows, the example of each position of inputs [B, S] and targets [B, T] (1, 2, …; 0 for
-                padding). Examples do not see one another, and the decoder of each starts anew.
+                padding). Examples do not see one another, and the decoder of each starts with `special.start`.
         """
         if segments is None:
             mask = token_mask(inputs_BS, self.special.pad)

@@ -99,7 +99,7 @@ DISAGREE: dict[str, tuple[dict[str, Any], str]] = {
         r"generation_config\.json: decoder_start_token_id is 2, but config\.json says 0",
     ),
     "name of eos": ({"tokenizer_config": {"eos_token": "<pad>"}}, r"eos_token is '<pad>' \(id 0\), but \S+ has '</s>' \(id 1\)"),
-    "name that is no piece": ({"tokenizer_config": {"pad_token": "[PAD]"}}, r"pad_token '\[PAD\]' is not a piece of"),
+    "name of another piece": ({"tokenizer_config": {"pad_token": "[PAD]"}}, r"pad_token '\[PAD\]' is not a piece of"),
     "added token": ({"added_tokens": {"</s>": 7}}, r"added_tokens\.json: </s> is id 7, but \S+ says 1"),
     "two files": (
         {"added_tokens": {"<x>": 1101}, "tokenizer_config": {"added_tokens_decoder": {"1100": {"content": "<x>"}}}},
