@@ -20,6 +20,7 @@ from benchmarks import (
     prepare,
     prompt_memory,
     prompt_tuning,
+    vocabulary_export,
 )
 from benchmarks.machine import Clock, described
 from t5_pipeline.execution.malloc import keep_freed_memory
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "memory": memory,
     "checkpoints": checkpoints,
     "prepare": prepare,
+    "vocabulary_export": vocabulary_export,
 }
 
 

@@ -40,7 +40,7 @@ _LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longe
 
 
 class NoModelFile(InputError):
-    """A model on the hub without a spiece.model."""
+    """A model, in a directory or on the hub, without a spiece.model."""
 
 
 class Vocabulary:
@@ -97,7 +97,7 @@ class Vocabulary:
         rebuilt from it.
 
         Raises:
-            NoModelFile: if a hub model has no spiece.model.
+            NoModelFile: if a directory or a hub model has no spiece.model.
             InputError: if the vocabulary cannot be loaded for another reason.
         """
         path = Path(location)
@@ -107,7 +107,7 @@ class Vocabulary:
                 return cls._read((path / MODEL_FILE).read_bytes(), files, str(path / MODEL_FILE))
             model = rebuilt_model(path)
             if model is None:
-                raise InputError(
+                raise NoModelFile(
                     f"{path}: contains no {MODEL_FILE} and no {TOKENIZER} of a T5; copy the {MODEL_FILE} of the T5 that"
                     " it was trained from into it"
                 )
@@ -282,11 +282,9 @@ class Vocabulary:
                 f"{model}: has {rows:,} embedding rows, but the vocabulary has {self.size:,} ids;"
                 " use the vocabulary that the model was trained with"
             )
-        if Path(model).is_dir() and not any((Path(model) / name).is_file() for name in (MODEL_FILE, TOKENIZER)):
-            return
         try:
             own = Vocabulary.load(model)
-        except NoModelFile:  # a hub model without a vocabulary
+        except NoModelFile:  # a T5X checkpoint, or a hub model without a vocabulary
             return
         if own.model != self.model and meaning(own.model) != meaning(self.model):
             raise InputError(
