@@ -1,11 +1,11 @@
 """Evaluation on held-out rows: prompts, the methods they are compared with, and baselines.
 
-    classification   ŷ = argmax over labels of log p(label | [P; X]), summed over the label's tokens
-    otherwise        greedy decoding
+    decode       ŷ = the greedily decoded text of [P; X]; one that is not a label (illegal) is wrong
+    likelihood   ŷ = argmax over labels of log p(label | [P; X]), summed over the label's tokens
 
-Prompts of a task are answered in the same batches, each input once with each prompt; those that differ only in their
-seed also vote. Baselines: the most frequent class of the training rows, and the same frozen T5 without a prompt. The
-share of illegal outputs is that of greedy decoding, which may generate a text that is not a label.
+`scoring` names the one that counts; for tasks with labels the other and the share of illegal outputs are recorded
+beside it. Prompts of a task are answered in the same batches, each input once with each prompt; those that differ only
+in their seed also vote. Baselines: the most frequent class of the training rows, and the frozen T5 without a prompt.
 
 In:  "prompt", "model" (fine-tuned), "mixture", "text_prompt", "adapter": any of them, each with its T5
 Out: "scores" (scores.json: one row per task, model, method and seed; predictions.jsonl: all answers of each)
@@ -23,7 +23,7 @@ from t5_pipeline.config.registry import STAGES
 from t5_pipeline.evaluation.evaluator import Evaluator, write_scores
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
-from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.progress import Progress, scores_text
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.base import Method, check_also_on
 from t5_pipeline.methods.registry import METHODS
@@ -47,7 +47,7 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
             for row in evaluator.rows(rows):
                 name, found = row.get("cell") or row["method"], row["metrics"]
                 metrics.write({"step": bar.done, "cell": name, "task": row["task"], "method": row["method"], **found})
-                log.info("%s  %s  %s", row["task"], name, "  ".join(f"{m} {v:.3f}" for m, v in found.items()))
+                log.info("%s: %s, %s: %s", stage.name, row["task"], name, scores_text(found))
                 rows.append(row)
 
     stage.cells[0].facts.update(solutions=len(candidates), models=len(models))

@@ -19,6 +19,7 @@ from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
+from t5_pipeline.execution.progress import scores_text
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
 from t5_pipeline.modeling.load import load_t5
@@ -57,14 +58,16 @@ def best_on_validation(
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
     sentinel = candidates[0].sentinel
-    split = load_held_out(c.task, "validation", vocabulary, sentinel=sentinel, limit=c.validation_limit, **lengths)
+    split = load_held_out(
+        c.task, "validation", vocabulary, sentinel=sentinel, scoring=c.scoring, limit=c.validation_limit, **lengths
+    )
     scored = []
     for prompt in candidates:
         inputs = prompt.encode(split.rows.input_texts, vocabulary)
         measured = score_model(model, [split.with_inputs(inputs)], device, c.precision)
         scores = measured.scores
         scored.append((measured.score, -measured.loss, prompt.model_copy(update={"scores": scores})))
-        log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
+        log.info("%s: %r: %s", stage.name, prompt.template, scores_text(scores))
     return max(scored, key=lambda found: found[:2])[2]
 
 

@@ -66,8 +66,10 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
         for index, (cell, rows_PD) in enumerate(zip(cells, result.prompts(bank), strict=True)):
             best = result.best(index)
             info = PromptInfo.tuned(cell.config, **loaded.identity, width=width, step=best.step, scores=best.scores)
-            stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell)
-            cell.facts.update(parameters=loaded.t5.shape.parameters, trained=rows_PD.numel())
+            chosen = result.chosen(index)
+            stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell, chosen=chosen)
+            size = loaded.t5.shape.parameters
+            cell.facts.update(parameters=size, trained=rows_PD.numel(), best_step=best.step)
 
     ids = [cell.id for cell in cells]
     selection = select_best(stage, loaded, tasks, score_prompts, cells=ids, kept=prompt_rows)

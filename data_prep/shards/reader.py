@@ -50,6 +50,7 @@ class TokenShards:
         self.split = split
         self.description: dict[str, Any] = summary["corpus"]
         self.dropped: dict[str, int] = summary["dropped"]
+        self.left_out: dict[str, int] = summary.get("left_out", {})
         self.digest: str = summary["digest"]
         self.documents: int = summary["documents"][split]
         self.tokens: int = summary["tokens"][split]

@@ -63,6 +63,20 @@ class Record(BaseModel):
         write_text(Path(directory) / self.file_name, text + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that a stage published.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise InputError(
+            f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"
+        ) from None
+
+
 def _first_problem(error: ValidationError) -> str:
     """The first problem that pydantic found: `seed: is missing`."""
     problem = error.errors(include_url=False)[0]

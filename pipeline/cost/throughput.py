@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.execution.metrics_log import read_rows
 
 MEASURED = "measured"
+_SLOWEST = 1e6
 _PREFIXES = {"": 1.0, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
 
@@ -30,6 +31,8 @@ def parse_rate(text: str) -> float | None:
         value = 0.0
     if value <= 0:
         raise InputError(f"--rate {text}: is not a rate; give the FLOP/s of one device, such as 400T, or {MEASURED}")
+    if value < _SLOWEST:
+        raise InputError(f"--rate {text}: means {value:,g} FLOP/s, slower than any device; did you mean {value:g}T?")
     return value
 
 
@@ -38,13 +41,8 @@ def seconds_of_a_step(directory: Path) -> float | None:
 
     Includes everything between steps: checkpoints, validation and restarts.
     """
-    last = None
-    try:
-        with (directory / "metrics.jsonl").open("rb") as lines:
-            for line in lines:
-                if b'"elapsed_s"' in line and line.endswith(b"\n"):
-                    last = line
-    except OSError:
-        return None
-    row = json.loads(last) if last else {}
-    return row["elapsed_s"] / row["step"] if row.get("step") else None
+    seconds = None
+    for row in read_rows(directory / "metrics.jsonl"):
+        if row and row.step and row.elapsed_s:
+            seconds = row.elapsed_s / row.step
+    return seconds

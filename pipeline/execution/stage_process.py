@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import importlib.metadata
 import json
 import logging
-import platform
 import resource
 import shutil
 import signal
@@ -35,17 +33,17 @@ from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
-from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, cannot_be_written
+from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, write_error
 from t5_pipeline.core.printable import LogFormatter, say, show
-from t5_pipeline.core.schema import nearest, validate
+from t5_pipeline.core.schema import validate
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import make_accelerator, set_threads
-from t5_pipeline.execution.staleness import CellStatus, check_outside, check_places, decide, jobs
+from t5_pipeline.execution.devices import make_accelerator, set_threads, slow_precision
+from t5_pipeline.execution.environment import environment, versions
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_PACKAGES = ("t5-pipeline", "torch", "numpy", "accelerate", "transformers", "sentencepiece", "safetensors")
 
 
 def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
@@ -88,7 +86,7 @@ def run(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         where = error.filename or (report.parent.parent if report else "the disk")
-        return leave(BAD_INPUT, str(cannot_be_written(where, error)))
+        return leave(BAD_INPUT, str(write_error(where, error)))
     except KeyboardInterrupt:
         return leave(128 + signal.SIGINT, "stopped by SIGINT; run the same command to resume")
 
@@ -134,12 +132,12 @@ def _run(
 ) -> None:
     check_outside(recipe.stages[name])
     check_places(recipe.stages[name], run_dir)
-    statuses = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
+    statuses = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage == name]
     _refuse_missing_inputs(statuses, run_dir)
     if flags.resume_from is not None:
         reason = f"back to step {flags.resume_from:,}"
-        statuses = [replace(d, action="continue", reason=reason) if d.action == "done" else d for d in statuses]
-    open_cells = [d for d in statuses if d.action != "done"]
+        statuses = [replace(d, action="continue", reason=reason) if d.up_to_date else d for d in statuses]
+    open_cells = [d for d in statuses if not d.up_to_date]
     if not open_cells:
         show(f"{name}: nothing to do, {statuses[0].reason}")
         return
@@ -149,7 +147,7 @@ def _run(
     created = Rollback(*([run_dir.path, run_dir.path / name] if main_process else []))
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
     with guard if main_process else contextlib.nullcontext(lambda: None) as lock_again, created:
-        groups = [group for group in jobs(statuses, run_dir) if any(d.action != "done" for d in group)]
+        groups = [group for group in jobs(statuses, run_dir) if any(not d.up_to_date for d in group)]
         accelerator.wait_for_everyone()
         for number, group in enumerate(groups, 1):
             stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator, lock_again)
@@ -184,7 +182,7 @@ def _run_job(
                 else:
                     for left in cell.directory.glob(f".{manifests.STARTED}.*.tmp"):
                         left.unlink()
-                    Started(**_described(cell)).save(cell.directory)
+                    Started(**_described(cell, launch)).save(cell.directory)
             directory.mkdir(parents=True, exist_ok=True)
             if group[0].cell.axes:
                 sweep(directory)
@@ -193,11 +191,13 @@ def _run_job(
         stage = Stage(cells, directory, run_dir, flags.resume_from, launch, accelerator)
         with _logging(directory, main_process):
             log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
+            if slow := slow_precision(group[0].cell.settings, accelerator.device.type):
+                log.warning("%s: %s", stage.name, slow)
             _warn_of_other_versions(cells)
             body(stage)
             for cell in cells:
                 if main_process:
-                    _finish(cell, time.monotonic() - began)
+                    _finish(cell, launch, time.monotonic() - began)
             log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
     accelerator.wait_for_everyone()
     return stage.stopped_by
@@ -238,7 +238,7 @@ def _clear_stale_outputs(cell: CellRun[C], flags: Flags, run_dir: RunDir, create
     log.warning("%s: results with other settings were moved to %s", cell.status.cell.label, to)
 
 
-def _described(cell: CellRun[C]) -> dict[str, Any]:
+def _described(cell: CellRun[C], launch: LaunchContext) -> dict[str, Any]:
     status = cell.status
     assert status.fingerprint is not None
     return {
@@ -250,11 +250,12 @@ def _described(cell: CellRun[C]) -> dict[str, Any]:
         "settings": cell.config.model_dump(mode="json"),
         "inputs": status.inputs,
         "versions": versions(),
+        "environment": environment(launch),
         "started": cell.started,
     }
 
 
-def _finish(cell: CellRun[C], seconds: float) -> None:
+def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float) -> None:
     """Write the manifest, which marks the cell as finished."""
     before = manifests.read(cell.directory)
     existing = manifests.read_started(cell.directory)
@@ -267,7 +268,7 @@ def _finish(cell: CellRun[C], seconds: float) -> None:
     outputs = {**(before.outputs if before else {}), **cell.outputs}
     places = [record.path for record in (*outputs.values(), *steps.values())]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    described = _described(cell)
+    described = _described(cell, launch)
     described["started"] = existing.started if existing else cell.started
     manifest = Manifest(
         **described,
@@ -310,15 +311,6 @@ def _logging(directory: Path, main_process: bool) -> Iterator[None]:
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _now() -> str:

@@ -36,7 +36,7 @@ class PromptInfo(Record):
 
     format: Literal[1] = 1
     base_model: str = Field(description="name or path of the T5 that the prompt was trained on")
-    base_model_digest: str = Field(description="digest of that T5's tensors")
+    base_model_digest: str = Field(description="digest of that T5")
     tokenizer_digest: str = Field(description="digest of the vocabulary")
     task: TaskConfig = Field(description="the task: its templates, labels and metrics")
     sentinel: Sentinel = Field(description="use of extra_id_0: none, before targets, or also after inputs")

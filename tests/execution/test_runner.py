@@ -25,17 +25,17 @@ CELLS = [
 
 
 def done(lines: list[str]) -> list[str]:
-    return [line.split("  ")[1].strip() for line in lines if line.startswith("done")]
+    return [line.split("  ")[1].strip() for line in lines if line.startswith("up to date")]
 
 
 def todo(lines: list[str]) -> dict[str, str]:
     """Cell → reason, in the output of `plan`."""
-    return {cell.strip(): why.strip() for act, cell, why in map(_parts, lines) if act != "done"}
+    return {cell: why for act, cell, why in map(_parts, lines) if act != "up to date"}
 
 
 def _parts(line: str) -> tuple[str, str, str]:
-    action, cell, why = (part for part in line.split("  ") if part.strip())
-    return action, cell, why
+    action, cell, *why = (part.strip() for part in line.split("  ") if part.strip())
+    return action, cell, "".join(why)
 
 
 def test_a_whole_run(finished: Tiny) -> None:
@@ -102,7 +102,7 @@ def test_a_changed_setting_reruns_its_stage_and_dependents(tiny: Tiny) -> None:
 def test_only_a_new_cell_runs(tiny: Tiny) -> None:
     tiny.edit("seed: [0, 1]", "seed: [0, 1, 2]")
     tiny.edit("model: [lm_adapt@4, lm_adapt, sentinel]", "model: [lm_adapt@4]")
-    tiny.edit("  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1}\n", "")
+    tiny.edit("  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1, scoring: likelihood}\n", "")
     assert todo(tiny.plan()) == {"prompt_tune [model=lm_adapt@4,seed=2]": "not run yet"}
     before = listing(tiny.run)
     said = tiny.start()

@@ -122,7 +122,7 @@ def test_prompts_and_answers(models: tuple[T5, T5]) -> None:
             prompted, [0, 1, 0, 1, 0, 1, 0, 1, 0], inputs, [form] * 9,
             batch_size=4, device=torch.device("cpu"), precision="fp32",
         )  # fmt: skip
-        found.append((loss_BT.sum(1), mixture, torch.tensor(outputs.scores), outputs.free))
+        found.append((loss_BT.sum(1), mixture, torch.tensor(outputs.scores), outputs.decoded))
     for one, other in zip(found[0][:3], found[1][:3], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert found[0][3] == found[1][3]
