@@ -137,7 +137,7 @@ def answer_mixture(
     outputs, ways = Outputs.none(len(inputs)), (decoding or Decoding(), numbers or range(len(inputs)))
     M = len(prompts)
     log_w_M = torch.tensor(weights, dtype=torch.float32, device=device).log()
-    for rows, inputs_BS in _batches(inputs, [0] * len(inputs), max(1, batch_size // M)):
+    for rows, inputs_BS in _batches(inputs, [0] * len(inputs), max(1, batch_size // M), model.special.pad):
         prompt_E = torch.tensor(prompts).repeat_interleave(len(rows))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             encoded, mask = model.encode(prompt_E, inputs_BS.repeat(M, 1).to(device))

@@ -14,7 +14,9 @@ from t5_pipeline.data_prep.objectives.packed_pairs import PackedPairs
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.batches import LMBatches
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, TaskBatches
+from t5_pipeline.data_prep.tasks.batches import TaskBatches
+from t5_pipeline.data_prep.tasks.counts import RowCounts
+from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.evaluation.predict import AnswerForm, answer_each
@@ -100,7 +102,17 @@ def test_language_modelling(models: tuple[T5, T5], name: str, packed: bool) -> N
 def task(to: np.ndarray) -> EncodedTask:
     rng = np.random.default_rng(2)
     inputs, targets = ([to[[*rng.integers(3, 60, rng.integers(1, most)), 1]] for _ in range(9)] for most in (20, 5))
-    return EncodedTask("t", inputs, targets, [], [], None, None, pad=int(to[0]))
+    return EncodedTask(
+        "t",
+        inputs,
+        targets,
+        [],
+        [],
+        None,
+        None,
+        counts=RowCounts(task="t", split="train", read=9, used=9),
+        pad=int(to[0]),
+    )
 
 
 def test_prompts_and_answers(models: tuple[T5, T5]) -> None:
