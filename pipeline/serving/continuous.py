@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import START
 from t5_pipeline.modeling.layers import CrossAttentionLayer, DecoderCache, KeysValues
 from t5_pipeline.modeling.t5 import T5, DecoderBlock
 
@@ -52,8 +51,8 @@ class RunningBatch(Generic[Owner]):
     0
     """
 
-    def __init__(self, t5: T5, eos: int = 1) -> None:
-        self.t5, self.eos = t5, eos
+    def __init__(self, t5: T5) -> None:
+        self.t5, self.eos = t5, t5.special.eos
         self.texts: list[Text[Owner]] = []
         self._cache = DecoderCache()
         self._encoded_RSD = torch.empty(0)
@@ -72,7 +71,7 @@ class RunningBatch(Generic[Owner]):
         """
         B, S, _ = encoded_BSD.shape
         mask_BS = encoded_BSD.new_ones(B, S, dtype=torch.bool) if mask_BS is None else mask_BS
-        next_B = torch.full((B,), START, device=encoded_BSD.device)
+        next_B = torch.full((B,), self.t5.special.start, device=encoded_BSD.device)
         if not self.texts:
             self._cache = DecoderCache()
             self._encoded_RSD, self._mask_RS, self._next_R = encoded_BSD, mask_BS, next_B
