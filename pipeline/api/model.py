@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.cli.tune import one_task, tune
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.label_scoring import probabilities
 from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.serving.engine import Engine, Question
+from t5_pipeline.serving.engine import Answer, Engine, Question
 from t5_pipeline.serving.exchange import refuse_to_replace
 
 Input = str | Mapping[str, Any]
@@ -79,7 +80,7 @@ class PromptedModel:
     """A frozen T5 in memory, and its prompts; made by `load`.
 
     Inputs with different prompts share batches. Answers do not depend on what else is in a batch, up to floating-point
-    rounding.
+    rounding. Inputs that are longer than in training are cut, with a warning.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -112,7 +113,9 @@ class PromptedModel:
             if not self._engine.prompts[question.names[0]].task.labels:
                 raise InputError(f"prompt `{question.names[0]}` has no labels; use generate()")
         singles = [Question((name,), (text,)) for q in questions for name, text in zip(q.names, q.texts, strict=True)]
-        each = iter(self._engine.answer(singles, batch_size=batch_size))
+        alone = self._engine.answer(singles, batch_size=batch_size)
+        _warn_about_cuts(alone)
+        each = iter(alone)
         voted = iter(self._engine.answer([q for q in questions if len(q.names) > 1], batch_size=batch_size))
         found = []
         for question in questions:
@@ -138,12 +141,14 @@ class PromptedModel:
         """Answer inputs with text: decoded for free text, the likeliest label for classification.
 
         Args:
-            inputs, prompt, batch_size: as for `classify`.
+            inputs: as for `classify`.
+            prompt: as for `classify`.
             max_tokens: maximum tokens of free text; 0: the maximum target length in training.
             beams: number of beams; 1 for none.
             temperature: above 0, tokens are sampled from softmax(logits / temperature).
             top_p: sampling: only from the likeliest tokens that together have at least this probability.
             seed: sampling: with the position of an input in `inputs`, it decides the draws.
+            batch_size: inputs per batch.
 
         Raises:
             InputError: if a prompt is unknown, prompts cannot vote, or an input lacks fields.
@@ -152,6 +157,7 @@ class PromptedModel:
         answers = self._engine.answer(
             self._questions(inputs, prompt), batch_size=batch_size, max_output_length=max_tokens, decoding=decoding
         )
+        _warn_about_cuts(answers)
         return [answer.output for answer in answers]
 
     def stream(
@@ -224,7 +230,8 @@ class PromptedModel:
             name: name of the prompt and its task.
             labels: all possible targets; None for free text.
             validation: examples to select the checkpoint by; None publishes the last step.
-            inputs, targets: templates for rows; pairs have the fields `text` and `target`.
+            inputs: template of the input text; pairs have the field `text`.
+            targets: template of the target text; pairs have the field `target`.
             output_dir: directory of the stage, from which an interrupted call resumes (default: a temporary one).
             settings: settings of prompt_tune, such as `steps`, `prompt_length`, `learning_rate`.
 
@@ -274,6 +281,16 @@ class PromptedModel:
         if name not in self._engine.prompts:
             raise InputError(f"there is no prompt `{name}`; prompts: {', '.join(self.prompts) or 'none'}")
         return self._tuned.get(name) or Prompt.load(self._engine.prompts[name].artifact.path)
+
+
+def _warn_about_cuts(answers: Sequence[Answer]) -> None:
+    cut = [answer.cut for answer in answers if answer.cut]
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(answers)} inputs were longer than in training and were cut, by up to"
+            f" {max(cut):,} tokens",
+            stacklevel=3,
+        )
 
 
 def _line(row: tuple[str, str] | Mapping[str, Any]) -> str:

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import START
-from t5_pipeline.modeling.layers import DecoderCache, KeysValues
-from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.modeling.layers import CrossAttentionLayer, DecoderCache, KeysValues
+from t5_pipeline.modeling.t5 import T5, DecoderBlock
 
 Owner = TypeVar("Owner")
 Choose = Callable[[Tensor, int], int]
@@ -52,8 +51,8 @@ class RunningBatch(Generic[Owner]):
     0
     """
 
-    def __init__(self, t5: T5, eos: int = 1) -> None:
-        self.t5, self.eos = t5, eos
+    def __init__(self, t5: T5) -> None:
+        self.t5, self.eos = t5, t5.special.eos
         self.texts: list[Text[Owner]] = []
         self._cache = DecoderCache()
         self._encoded_RSD = torch.empty(0)
@@ -72,7 +71,7 @@ class RunningBatch(Generic[Owner]):
         """
         B, S, _ = encoded_BSD.shape
         mask_BS = encoded_BSD.new_ones(B, S, dtype=torch.bool) if mask_BS is None else mask_BS
-        next_B = torch.full((B,), START, device=encoded_BSD.device)
+        next_B = torch.full((B,), self.t5.special.start, device=encoded_BSD.device)
         if not self.texts:
             self._cache = DecoderCache()
             self._encoded_RSD, self._mask_RS, self._next_R = encoded_BSD, mask_BS, next_B
@@ -96,7 +95,8 @@ class RunningBatch(Generic[Owner]):
             assert layer.encoded is not None
             keys, values = layer.own
             layer.own = F.pad(keys, (0, 0, 0, 0, 0, 0, 0, B)), F.pad(values, (0, 0, 0, 0, 0, 0, 0, B))
-            added = block.layer[1].EncDecAttention.keys_values(encoded_BSD)
+            _, cross_attention, _ = cast(DecoderBlock, block).layer
+            added = cast(CrossAttentionLayer, cross_attention).EncDecAttention.keys_values(encoded_BSD)
             layer.encoded = _joined(layer.encoded, added, longest)
 
     @torch.no_grad()

@@ -213,7 +213,7 @@ class Engine:
         if len(question.names) > 1 or one.task.labels or one.weights or decoding.beams > 1:
             raise InputError(f"`{'+'.join(question.names)}`: cannot be streamed; ask for the whole answer")
         answerer = self._answerer(self._t5_of(one))
-        (asked,) = self._asked([(question, 0)], answerer.vocabulary, max_output_length)
+        (asked,), _ = self._asked([(question, 0)], answerer.vocabulary, max_output_length)
         return answerer.stream(asked, decoding)
 
     def add(self, name: str, kind: str, path: Path) -> None:

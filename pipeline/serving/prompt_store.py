@@ -20,7 +20,8 @@ from t5_pipeline.artifacts.kinds import artifact_digest, locate_one, named_promp
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
-from t5_pipeline.data_prep.tasks.encode import Task, encode_labels
+from t5_pipeline.data_prep.tasks.encode import encode_labels
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.model_dir import read_metadata

@@ -169,7 +169,7 @@ class Scheduler:
         self.device = next(t5.parameters()).device
         self.counts = Counts()
         self._bare = BareT5(self.t5)
-        self._running: RunningBatch[Job] = RunningBatch(self.t5, vocabulary.eos)
+        self._running: RunningBatch[Job] = RunningBatch(self.t5)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._draining = self._stopped = False
@@ -231,7 +231,7 @@ class Scheduler:
         """
         limit = self.limits.input_tokens if prompt is None else prompt.info.max_input_length
         sentinel = "none" if prompt is None else prompt.info.sentinel
-        (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel)
+        (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel).ids
         if len(ids_S) > limit:
             raise TooLong(len(ids_S), limit)
         longest = max_tokens or (128 if prompt is None else prompt.info.max_target_length)
@@ -304,7 +304,7 @@ class Scheduler:
                 self._decode()
             except Exception as error:
                 self._fail([text.owner for text in self._running.texts], error)
-                self._running = RunningBatch(self.t5, self.vocabulary.eos)
+                self._running = RunningBatch(self.t5)
 
     def _dropped(self, job: Job) -> bool:
         if job.cancelled.is_set():

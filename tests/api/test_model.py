@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import t5_pipeline
-from t5_pipeline.data_prep.corpora.rows import Row
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
 from tests.serving.served_world import TEXTS, write_prompt, write_world
 
@@ -117,3 +117,10 @@ def test_a_prompt_is_added_and_replaced(world: Path) -> None:
     assert t5.classify([{"text": "x"}], prompt="labels") != before
     with pytest.raises(t5_pipeline.InputError, match="trained on another T5"):
         t5.add("bad", write_prompt(world, "foreign", 1, base_model_digest="f" * 64))
+
+
+def test_inputs_that_are_cut_are_reported(t5: t5_pipeline.PromptedModel) -> None:
+    with pytest.warns(UserWarning, match="1 of 2 inputs were longer than in training and were cut, by up to"):
+        t5.classify([{"text": "x"}, {"text": "word " * 90}], prompt="labels")
+    with pytest.warns(UserWarning, match="1 of 1 inputs"):
+        t5.generate(["word " * 90], prompt="free")

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.serving.served_world import write_prompt, write_world
 from tests.tiny_run import ROOT
 
 
+@pytest.mark.filterwarnings("ignore:.* were longer than in training")  # the tiny vocabulary has longer encodings
 def test_every_cell_runs(tmp_path: Path) -> None:
     world = write_world(tmp_path)
     for seed in range(3):

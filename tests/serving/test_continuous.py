@@ -73,7 +73,8 @@ def test_leaving_changes_no_other_text(t5: T5) -> None:
 
 @torch.no_grad()
 def test_memory_shrinks_when_long_texts_leave(t5: T5) -> None:
-    batch: RunningBatch[int] = RunningBatch(t5, eos=-1)
+    batch: RunningBatch[int] = RunningBatch(t5)
+    batch.eos = -1  # none ends early
     for length, most in ((12, 3), (2, 9)):
         batch.join([Text(length, most)], t5.encode(t5.embed(torch.full((1, length), 5)), None), None)
     for _ in range(4):

@@ -11,7 +11,7 @@ import torch
 
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.prompt_store import OtherModel, PromptStore

@@ -14,7 +14,7 @@ from fastapi import Request
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
-from t5_pipeline.data_prep.corpora.rows import Row
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.serving.http.errors import Refused
 from t5_pipeline.serving.http.metrics import Metrics
@@ -109,10 +109,11 @@ class Server:
     async def results(self, request: Request, jobs: Sequence[Job]) -> list[Result]:
         """Wait for jobs; cancel them if the client goes away or the time is over."""
         self.submit(jobs)
-        waiting = asyncio.gather(*(asyncio.wrap_future(job.done) for job in jobs))
-        gone = asyncio.create_task(_gone(request))
+        waiting = asyncio.ensure_future(asyncio.gather(*(asyncio.wrap_future(job.done) for job in jobs)))
+        gone = asyncio.ensure_future(_gone(request))
         try:
-            done, _ = await asyncio.wait({waiting, gone}, timeout=self.options.timeout, return_when="FIRST_COMPLETED")
+            both: set[asyncio.Future[Any]] = {waiting, gone}
+            done, _ = await asyncio.wait(both, timeout=self.options.timeout, return_when="FIRST_COMPLETED")
             if waiting in done:
                 return list(waiting.result())
             if gone in done:

@@ -19,7 +19,7 @@ import pytest
 import torch
 import uvicorn
 
-from t5_pipeline.data_prep.corpora.rows import Row
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.http.app import create_app
 from t5_pipeline.serving.http.server import Options
