@@ -20,6 +20,7 @@ from benchmarks import (
     prepare,
     prompt_memory,
     prompt_tuning,
+    serving,
     vocabulary_export,
 )
 from benchmarks.machine import Clock, described
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "checkpoints": checkpoints,
     "prepare": prepare,
     "vocabulary_export": vocabulary_export,
+    "serving": serving,
 }
 
 

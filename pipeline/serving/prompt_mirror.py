@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -40,8 +41,8 @@ class Mirror:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._temporary = tempfile.TemporaryDirectory(prefix="t5-pipeline-prompts-")
-        self.directory = Path(self._temporary.name)
+        self.directory = Path(tempfile.mkdtemp(prefix="t5-pipeline-prompts-"))
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self._taken: dict[str, _Listed] = {}
         self._seen: Mapping[str, _Listed] | None = None
 

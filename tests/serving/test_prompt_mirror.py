@@ -43,6 +43,7 @@ def world(tmp_path: Path) -> Iterator[Path]:
     upload(world, "long", "long/prompt")
     yield world
     Shared.store.clear()
+    Shared.reachable = True
 
 
 def upload(world: Path, name: str, to: str = "", files: tuple[str, ...] = ("prompt.safetensors", "prompt.json")) -> None:
@@ -71,8 +72,8 @@ def test_prompts_of_a_url_are_added_replaced_and_removed(world: Path, capsys: py
     assert store.look(directory) == []  # the files changed since the last look
     assert store.look(directory)[0].startswith("added prompt `labels-2`")
 
+    fsspec.filesystem("shared").rm("shared://bucket/prompts/long", recursive=True)
     Shared.reachable = False
-    fsspec.filesystem("shared").rm("/bucket/prompts/long", recursive=True)
     assert store.look(directory) == store.look(directory) == []
     Shared.reachable = True
     assert len(store) == 4
