@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,10 @@ from t5_pipeline.core.errors import InputError
 
 COMPRESSIONS = (".gz", ".zst")
 _BLOCK = 2**20  # bytes
+LONGEST_LINE = 2**26  # bytes
+_ZSTD_BLOCK = 2**13  # compressed bytes; 4 of them can expand to 128 KiB
+_LARGEST_WHOLE = 2**31  # bytes that are read as a whole
+_MOST_EXPANSION = 200  # of a compressed file; text rarely exceeds 20
 # One CSV field may contain a whole article.
 _LONGEST_CSV_FIELD = 2**31 - 1
 _TSV_VALUE = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)(\t|\r\n|\r|\n|\Z)')
@@ -70,7 +75,7 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: if a byte is not UTF-8; names its line.
     """
-    return _decode(b"".join(_blocks(path)), path, 1)
+    return _decode(_whole(path), path, 1)
 
 
 def read_rows(
@@ -121,17 +126,42 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
+    most = path.stat().st_size * _MOST_EXPANSION + 64 * _BLOCK if compression(path) else sys.maxsize
     try:
-        if compression(path) == ".zst":
-            yield from _zstd_blocks(path)
-            return
-        with gzip.open(path, "rb") if compression(path) == ".gz" else path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                yield block
+        for block in _expanded(path):
+            most -= len(block)
+            if most < 0:
+                raise InputError(
+                    f"{path}: expands to more than {_MOST_EXPANSION} times its size; decompress it yourself"
+                )
+            yield block
     except (OSError, EOFError, zlib.error, ZstdError) as error:
         raise InputError(
             f"cannot read {path} ({error}); check that the file is intact and has the right suffix"
         ) from None
+
+
+def _whole(path: Path) -> bytes:
+    """The decompressed content of a file.
+
+    Raises:
+        InputError: if it is too large.
+    """
+    content = bytearray()
+    for block in _blocks(path):
+        if len(content) + len(block) > _LARGEST_WHOLE:
+            raise InputError(f"{path}: has more than {_LARGEST_WHOLE:,} bytes of text; divide it, or use .jsonl")
+        content += block
+    return bytes(content)
+
+
+def _expanded(path: Path) -> Iterator[bytes]:
+    if compression(path) == ".zst":
+        yield from _zstd_blocks(path)
+        return
+    with gzip.open(path, "rb") if compression(path) == ".gz" else path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
 
 
 def _zstd_blocks(path: Path) -> Iterator[bytes]:
@@ -141,7 +171,7 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
     decompressor = ZstdDecompressor()
     frame = None
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_ZSTD_BLOCK):
             while block:
                 frame = frame or decompressor.decompressobj()
                 yield frame.decompress(block)
@@ -157,8 +187,15 @@ def lines(path: Path) -> Iterator[bytes]:
     for block in _blocks(path):
         *whole, rest = (rest + block).split(b"\n")
         yield from whole
+        _check_line(rest, path)
     if rest:
         yield rest
+
+
+def _check_line(line: bytes, path: Path) -> bytes:
+    if len(line) > LONGEST_LINE:
+        raise InputError(f"{path}: has a line of more than {LONGEST_LINE:,} bytes; divide it")
+    return line
 
 
 def _decode(data: bytes, path: Path | str, first_line: int) -> str:
@@ -239,9 +276,10 @@ def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, 
     with path.open("rb") as file:
         if start:
             file.seek(start - 1)
-            file.readline()  # skip the rest of the previous line, or only its newline
+            while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+                pass  # skip the rest of the previous line, or only its newline
         at = file.tell()
-        while (stop is None or at < stop) and (line := file.readline()):
+        while (stop is None or at < stop) and (line := _check_line(file.readline(LONGEST_LINE + 1), path)):
             yield at, line.rstrip(b"\n")
             at += len(line)
 
@@ -392,7 +430,7 @@ def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
-    source = io.BytesIO(b"".join(_blocks(path))) if compression(path) else path
+    source = io.BytesIO(_whole(path)) if compression(path) else path
     try:
         file = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import with_rounded_scores
@@ -28,7 +28,9 @@ from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 # Fixed, because the result of training depends on the number of threads.
 _TRAINING_THREADS = 1
 _LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longer than 4,192
+_MAX_SENTINELS = 100_000
 _MODEL_FILE = "spiece.model"
+_MAX_MODEL = 2**28  # bytes
 
 
 class NoModelFile(InputError):
@@ -90,10 +92,12 @@ class Vocabulary:
                     f"{path}: contains no {_MODEL_FILE}; give the directory of a T5 tokenizer or a spiece.model file"
                 )
             return cls(
-                (path / _MODEL_FILE).read_bytes(), _extra_ids(path / "tokenizer_config.json"), str(path / _MODEL_FILE)
+                read_file(path / _MODEL_FILE, _MAX_MODEL),
+                _extra_ids(path / "tokenizer_config.json"),
+                str(path / _MODEL_FILE),
             )
         if path.is_file():
-            return cls(path.read_bytes(), SENTINELS, str(path))
+            return cls(read_file(path, _MAX_MODEL), SENTINELS, str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
@@ -126,7 +130,7 @@ class Vocabulary:
             config: Path | None = Path(hf_hub_download(name, "tokenizer_config.json"))
         except (HfHubHTTPError, EntryNotFoundError, OSError):
             config = None
-        return cls(model.read_bytes(), _extra_ids(config), f"{name}/{_MODEL_FILE}")
+        return cls(read_file(model, _MAX_MODEL), _extra_ids(config), f"{name}/{_MODEL_FILE}")
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, sentinels: int = SENTINELS) -> Vocabulary:
@@ -280,12 +284,12 @@ def _extra_ids(config: Path | None) -> int:
     if config is None or not config.is_file():
         return SENTINELS
     try:
-        content: Any = json.loads(config.read_text(encoding="utf-8"))
+        content: Any = read_json(config)
         extra_ids = content.get("extra_ids", SENTINELS)
     except (ValueError, AttributeError):
         raise InputError(f"{config}: is not a JSON object; fix it or give the spiece.model file") from None
-    if not isinstance(extra_ids, int) or extra_ids < 0:
-        raise InputError(f"{config}: `extra_ids` is {extra_ids!r}, not a number of sentinels; fix it")
+    if type(extra_ids) is not int or not 0 <= extra_ids < _MAX_SENTINELS:
+        raise InputError(f"{config}: `extra_ids` is {extra_ids!r:.50}, not a number of sentinels; fix it")
     return extra_ids
 
 

@@ -6,19 +6,21 @@ and file names do not change it. Torch-free: safetensors files are read by their
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
 from t5_pipeline.modeling.config import T5Config
 
+_LARGEST_SMALL = 2**28  # bytes of a vocabulary or of scores
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
 
@@ -88,6 +90,8 @@ def check_data(location: str, where: str) -> None:
         InputError: if it does not exist.
     """
     path = Path(location)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{where}: {location} is neither a file nor a directory; check the path")
     a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
     if a_path and not path.exists():
         raise InputError(f"{where}: {location} does not exist; check the path")
@@ -117,7 +121,10 @@ def artifact_digest(kind: str, path: Path) -> str:
     Raises:
         InputError: if the directory is not such an artifact.
     """
-    return _DIGESTS[kind](path) if kind in _DIGESTS else _record_digest(kind, path)
+    try:
+        return _DIGESTS[kind](path) if kind in _DIGESTS else _record_digest(kind, path)
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: is damaged (an entry of a JSON file); run its stage again to rebuild it") from None
 
 
 def _record_digest(kind: str, path: Path) -> str:
@@ -145,10 +152,14 @@ def _model_digest(path: Path) -> str:
             "tensors": weights_digest(path),
             "shape": _shape(path),
             "sentinel": _json(metadata)["sentinel"] if metadata.exists() else "none",
-            "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
+            "vocabulary": _small_digest(vocabulary) if vocabulary.exists() else None,
             "extra ids": _json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
         }
     )
+
+
+def _small_digest(path: Path) -> str:
+    return hashlib.sha256(read_file(path, _LARGEST_SMALL)).hexdigest()
 
 
 # The kinds whose digest is not that of a method's artifact.
@@ -156,7 +167,7 @@ _DIGESTS: dict[str, Callable[[Path], str]] = {
     "model": _model_digest,
     "prompt": _prompt_digest,
     "tokens": lambda path: str(_json(path / "tokens.json")["digest"]),
-    "scores": lambda path: file_digest(path / "scores.json"),
+    "scores": lambda path: _small_digest(path / "scores.json"),
 }
 
 
@@ -172,7 +183,7 @@ def _shape(path: Path) -> dict[str, Any] | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError):
         raise InputError(
             f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"

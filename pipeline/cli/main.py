@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +18,7 @@ from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.config.command_line import add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
+from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say, show
@@ -25,8 +27,9 @@ from t5_pipeline.core.printable import say, show
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (docs/command_line.md)."""
     try:
-        given = _parser().parse_args(arguments)
-        return int(given.command(given))
+        with boundary():
+            given = _parser().parse_args(arguments)
+            return int(given.command(given))
     except InputError as error:
         say(f"error: {error}")
         return BAD_INPUT
@@ -118,14 +121,28 @@ def _run(given: argparse.Namespace) -> int:
     from t5_pipeline.execution.runner import run
 
     recipe, run_dir = _load(given)
+    page = _page(run_dir)
     code = run(recipe, run_dir, given.first, given.last)
-    page = inside(run_dir.path, "report.html", run_dir.path)
     if code == 0 and _is_older(page, run_dir):
         from t5_pipeline.report.page import write_report
 
         write_report(run_dir.path, page)
         say(f"✓ report: {page}")
     return code
+
+
+def _page(run_dir: RunDir) -> Path:
+    """The report of a run.
+
+    Raises:
+        InputError: if there is a file of that name that is not a report.
+    """
+    from t5_pipeline.report.page import is_report
+
+    page = inside(run_dir.path, "report.html", run_dir.path)
+    if os.path.lexists(page) and not is_report(page):
+        raise InputError(f"{page}: already exists and was not written by this program; move it away")
+    return page
 
 
 def _is_older(page: Path, run_dir: RunDir) -> bool:
@@ -163,7 +180,7 @@ def _report(given: argparse.Namespace) -> int:
     from t5_pipeline.report.page import write_report
 
     run_dir = _existing(given.run_dir)
-    page = given.output or inside(run_dir.path, "report.html", run_dir.path)
+    page = given.output or _page(run_dir)
     write_report(run_dir.path, page)
     if str(page) != STDOUT:
         show(page)
@@ -172,18 +189,20 @@ def _report(given: argparse.Namespace) -> int:
 
 def _verify(given: argparse.Namespace) -> int:
     from t5_pipeline.artifacts.manifest import damaged_files, mark_damaged
+    from t5_pipeline.artifacts.working import damaged_unfinished
 
     run_dir = _existing(given.run_dir)
     damaged = files = 0
     for cell in load_recipe(run_dir.path / "recipe.yaml").cells():
-        manifest = run_dir.manifest(cell)
+        place, manifest = run_dir.cell(cell), run_dir.manifest(cell)
         if manifest is None:
-            show(f"{cell.label}: not finished")
-            continue
-        found = damaged_files(run_dir.cell(cell), manifest)
-        mark_damaged(run_dir.cell(cell), found)
-        damaged, files = damaged + len(found), files + len(manifest.files)
-        show(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}")
+            found, count = damaged_unfinished(place)
+            show(f"{cell.label}: not finished, {count} files{'' if found or not count else ', all intact'}")
+        else:
+            found, count = damaged_files(place, manifest), len(manifest.files)
+            mark_damaged(place, found)
+            show(f"{cell.label}: {count} files{'' if found else ', all intact'}")
+        damaged, files = damaged + len(found), files + count
         for name, problem in found.items():
             show(f"  {name} {problem}")
     if damaged:

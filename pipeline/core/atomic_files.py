@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.printable import finish_stdout, show_bytes
 
 STDOUT = "-"
 
@@ -65,7 +65,7 @@ def check_output(output: str | Path) -> None:
     if str(output) == STDOUT:
         return
     if path.exists() and not path.is_file():
-        fits = _is_stream(path) and os.access(path, os.W_OK)
+        fits = is_stream(path) and os.access(path, os.W_OK)
     else:
         folder = Path(os.path.realpath(path)).parent
         fits = folder.is_dir() and os.access(folder, os.W_OK)
@@ -87,13 +87,9 @@ def write_output(output: str | Path, content: bytes) -> None:
     check_output(output)
     try:
         if str(output) == STDOUT:
-            sys.stdout.flush()
-            if hasattr(sys.stdout, "buffer"):
-                sys.stdout.buffer.write(content)
-                sys.stdout.buffer.flush()
-            else:  # replaced by a stream of text, as in a notebook
-                sys.stdout.write(content.decode())
-        elif _is_stream(Path(output)):
+            show_bytes(content)
+            finish_stdout()
+        elif is_stream(Path(output)):
             with Path(output).open("wb") as stream:
                 stream.write(content)
         else:
@@ -104,7 +100,8 @@ def write_output(output: str | Path, content: bytes) -> None:
         raise cannot_be_written(output, error) from error
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
+    """Whether a path is a character device or a FIFO."""
     if not path.exists():
         return False
     mode = path.stat().st_mode

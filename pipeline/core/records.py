@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.bounded import MAX_JSON, read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import message_of
 
@@ -39,7 +40,7 @@ class Record(BaseModel):
         """
         path = Path(directory) / cls.file_name
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_file(path, MAX_JSON))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{path}: does not exist, so {directory} is not {cls.what}; check the path") from None
         except OSError as error:

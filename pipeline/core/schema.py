@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from t5_pipeline.core.errors import InputError
+
+_LONGEST_VALUE = 200  # characters of a value in an error
 
 Model = TypeVar("Model", bound=BaseModel)
 Role = Literal["trajectory", "extent", "runtime"]
@@ -52,7 +54,23 @@ class Data:
 class Config(BaseModel):
     """Base of all settings: immutable, unknown keys are errors, only numbers given as text are converted."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def number_is_not_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python and pydantic take True for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def number_has_64_bits(cls, value: Any) -> Any:
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError("must be less than 2^63")
+        return value
 
 
 def defaults(**values: Any) -> Callable[[type[Model]], type[Model]]:
@@ -137,7 +155,15 @@ def message_of(problem: Any) -> str:
     """Pydantic's message for one problem, in lower case, with the value that was given."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return message if problem["type"] == "value_error" else f"{message}, not {problem['input']!r}"
+    return message if problem["type"] == "value_error" else f"{message}, not {_shortened(problem['input'])}"
+
+
+def _shortened(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with thousands of digits
+        return "a very large number"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

@@ -7,7 +7,6 @@ assumed to be as long as the settings allow, so their figures are upper bounds.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
@@ -53,7 +53,7 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Config | None:
         return shape_of(recipe, run_dir, next((c for c in makers if c.id == ref.cell), makers[0]))
     config = Path(str(ref.path)) / "config.json"
     if config.is_file():
-        return T5Config.from_config(json.loads(config.read_text(encoding="utf-8")), str(config))
+        return T5Config.from_config(read_json(config), str(config))
     return PRESETS.get(str(ref.path))
 
 

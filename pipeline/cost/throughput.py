@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.execution.metrics_log import Row, read_rows
 
 MEASURED = "measured"
 _PREFIXES = {"": 1.0, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -38,13 +38,7 @@ def seconds_of_a_step(directory: Path) -> float | None:
 
     Includes everything between steps: checkpoints, validation and restarts.
     """
-    last = None
-    try:
-        with (directory / "metrics.jsonl").open("rb") as lines:
-            for line in lines:
-                if b'"elapsed_s"' in line and line.endswith(b"\n"):
-                    last = line
-    except OSError:
-        return None
-    row = json.loads(last) if last else {}
+    row: Row = {}
+    for row_or_other in read_rows(directory / "metrics.jsonl"):
+        row = row_or_other if "elapsed_s" in row_or_other else row
     return row["elapsed_s"] / row["step"] if row.get("step") else None

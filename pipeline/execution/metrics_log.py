@@ -7,17 +7,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.atomic_files import fsync_file
+from t5_pipeline.core.bounded import open_file, parse_json
 from t5_pipeline.core.errors import InputError
 
 Row = Mapping[str, Any]
+_LONGEST_ROW = 2**22  # bytes; rows have one loss per prompt
 log = logging.getLogger("t5-pipeline")
 
 
@@ -89,10 +92,26 @@ class MetricsLog:
         self.close()
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a row; None if the line is damaged or incomplete."""
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file; damaged and incomplete lines are skipped, and a file that cannot be read has none."""
+    with contextlib.suppress(OSError), open_file(path) as lines:
+        while (line := lines.readline(_LONGEST_ROW)) and line.endswith(b"\n"):
+            row = parse_row(line)
+            if row is not None:
+                yield row
+
+
+def parse_row(line: bytes) -> Row | None:
+    """The row of a line; None if the line is damaged or incomplete."""
     try:
-        step = json.loads(line)["step"] if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        row: Any = parse_json(line) if line.endswith(b"\n") else None
+        numbers = [row["step"], row.get("loss", 0), row.get("elapsed_s", 0), *(row.get("losses") or {}).values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return step if type(step) is int else None
+    valid = type(row["step"]) is int and all(type(number) in (int, float) for number in numbers)
+    return row if valid else None
+
+
+def _step_of(line: bytes) -> int | None:
+    row = parse_row(line)
+    return None if row is None else int(row["step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -87,8 +88,9 @@ class Progress:
             started_at, first = self._started
             if self.total is not None and first < step < self.total:
                 parts.append(f"{duration((now - started_at) / (step - first) * (self.total - step))} left")
-            self._console.file.write("  ".join(parts) + "\n")
-            self._console.file.flush()
+            with contextlib.suppress(OSError):  # a full or closed stderr must not stop training
+                self._console.file.write("  ".join(parts) + "\n")
+                self._console.file.flush()
 
 
 def numbers(row: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 from t5_pipeline.artifacts.run_dir import RunDir, is_locked, read_job
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.printable import printable
+from t5_pipeline.execution.metrics_log import parse_row
 from t5_pipeline.execution.staleness import decide
 
 
@@ -80,16 +81,13 @@ def _ago(seconds: float) -> str:
 def _last_line(path: Path) -> dict[str, Any]:
     """The last complete training row of a metrics file, with the file's modification time as `updated`."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.seek(max(0, path.stat().st_size - 65_536))
-            lines = file.read().splitlines()
+            lines = file.read().splitlines(keepends=True)
     except OSError:
         return {}
     for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row.get("split", "train") == "train":
+        row = parse_row(line)
+        if row is not None and row.get("split", "train") == "train":
             return {**row, "updated": path.stat().st_mtime}
     return {}
