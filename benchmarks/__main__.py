@@ -21,6 +21,7 @@ from benchmarks import (
     prepare,
     prompt_memory,
     prompt_tuning,
+    vocabulary_export,
 )
 from benchmarks.machine import Clock, described
 from t5_pipeline.execution.malloc import keep_freed_memory
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "checkpoints": checkpoints,
     "prepare": prepare,
     "agreement": agreement,
+    "vocabulary_export": vocabulary_export,
 }
 
 

@@ -18,6 +18,7 @@ from t5_pipeline.data_prep.objectives.language_model import LM, FullLM
 from t5_pipeline.data_prep.objectives.packed_pairs import PackedPairs
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.sampling.batches import LMBatches
+from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.data_prep.shards.reader import TokenShards
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
@@ -30,10 +31,9 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
     model = stage.load_model(text.vocabulary)
 
-    rows = (c.segment_length, c.segment_length) if c.packing else None
-    batches = LMBatches(objective_of(c, text), c.batch_size, c.seed, rows)
+    batches = batches_of(c, objective_of(c, text))
     unseen = objective_of(c, held_out)
-    validation = LMBatches(unseen, c.batch_size, c.seed, rows) if unseen.count(0) else None
+    validation = batches_of(c, unseen) if unseen.count(0) else None
 
     def publish(step: int, result: TrainingResult) -> None:
         metadata = model.metadata.with_stage(
@@ -55,6 +55,15 @@ def objective_of(c: LMAdaptConfig, tokens: TokenShards) -> Objective:
             return FullLM(tokens, c.seed, c.segment_length)
         case "packed_pairs":
             return PackedPairs(tokens, c.seed, c.segment_length)
+
+
+def batches_of(c: LMAdaptConfig, objective: Objective) -> LMBatches:
+    """The batch of each step, counted in examples or in the rows into which T5 packs them."""
+    widths = (c.segment_length, c.segment_length)
+    rows = None
+    if c.batch_unit == "rows" and isinstance(objective, PrefixLM):
+        rows = PackedRows(objective, c.seed, widths)
+    return LMBatches(objective, c.batch_size, c.seed, widths if c.packing else None, rows)
 
 
 if __name__ == "__main__":

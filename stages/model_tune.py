@@ -29,6 +29,7 @@ from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import batch_losses, target_loss
 from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.pretraining_state import pretraining_optimizer
 from t5_pipeline.training.task_rows import training_rows
 from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
 
@@ -67,10 +68,11 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
         stage.cells[0].facts.update(facts)
         stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
 
-    selection = select_best(stage, model, c.tasks, score)
-    train_stage(
-        stage, Trainer(c, stage.launch, stage.accelerator, model.t5, batches, loss_fn, selection=selection), publish
+    selection, optimizer = select_best(stage, model, c.tasks, score), pretraining_optimizer(stage, model.t5)
+    trainer = Trainer(
+        c, stage.launch, stage.accelerator, model.t5, batches, loss_fn, optimizer=optimizer, selection=selection
     )
+    train_stage(stage, trainer, publish)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
 
     def optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         (rows_RD,) = parameters
-        return prompt_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, c.weight_decay, c.optimizer_step_offset)
+        decay, offset = c.weight_decay, c.optimizer_step_offset
+        return prompt_optimizer(c.optimizer, rows_RD, bank.row_prompt_R, decay, offset, c.factor_long_prompts)
 
     def publish(step: int, result: TrainingResult) -> None:
         width = loaded.t5.shape.d_model

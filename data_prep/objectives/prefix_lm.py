@@ -18,7 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.documents import GROUP, DocumentGroups, Documents, Example, Ints, with_eos
+from t5_pipeline.data_prep.objectives.documents import (
+    GROUP,
+    DocumentGroups,
+    Documents,
+    Example,
+    Ints,
+    locate,
+    with_eos,
+)
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
 
 
@@ -34,7 +42,8 @@ def segment_counts(lengths_N: npt.ArrayLike, segment: int) -> Ints:
 def shortest_prefix(lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
     """The shortest prefix: m = min(M, max(1, round((1−2ρ)·M))) with M = ℓ−1, rounding halves to even.
 
-    At ρ = 0.5 it is 1 (0 for ℓ = 1); it grows as ρ falls.
+    At ρ = 0.5 it is 1 (0 for ℓ = 1); it grows as ρ falls. The product is float32, as in TensorFlow, which decides some
+    halves.
 
     Args:
         lengths_B: ℓ, tokens of each segment.
@@ -51,7 +60,8 @@ def shortest_prefix(lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
     if not 0 < density <= 0.5:
         raise InputError(f"density: {density} is not above 0 and at most 0.5; use 0.5 as in the paper")
     most = np.asarray(lengths_B, dtype=np.int64) - 1
-    return np.minimum(most, np.maximum(1, np.rint((1 - 2 * density) * most).astype(np.int64)))
+    shortest = np.rint(np.float32(1 - 2 * density) * most.astype(np.float32)).astype(np.int64)
+    return np.minimum(most, np.maximum(1, shortest))
 
 
 def prefix_lengths(bits_B: npt.NDArray[np.uint64], lengths_B: npt.ArrayLike, density: float = 0.5) -> Ints:
@@ -111,19 +121,18 @@ class PrefixLM:
         """Examples of this pass over the documents."""
         return self._groups.count(epoch)
 
+    def lengths(self, epoch: int, index_N: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """Ids of the inputs and of the targets at each index in [0, count(epoch)); reads no tokens."""
+        index_B = np.asarray(index_N, dtype=np.int64)
+        lengths_B = self._segments(epoch, index_B)[2]
+        prefix_B = self._prefixes(epoch, index_B, lengths_B)
+        return prefix_B + 1, lengths_B - prefix_B + 1
+
     def examples(self, epoch: int, index_N: npt.ArrayLike) -> list[Example]:
         """(inputs, targets) at each index in [0, count(epoch)): int32 ids, 1 to L each, EOS last."""
         index_B = np.asarray(index_N, dtype=np.int64)
-        group_B, segment_B = self._groups.locate(epoch, index_B)
-        group_U, row_B = np.unique(group_B, return_inverse=True)
-        chunk_starts_UD, chunk_lengths_UD = self._groups.chunks(epoch, group_U)
-        ends_UD = np.cumsum(segment_counts(chunk_lengths_UD, self.segment), axis=1)
-        place_B = (ends_UD[row_B] <= segment_B[:, None]).sum(axis=1)
-        document_B = group_B * GROUP + place_B
-        offset_B = (segment_B - np.where(place_B > 0, ends_UD[row_B, place_B - 1], 0)) * self.segment
-        lengths_B = np.minimum(self.segment, chunk_lengths_UD[row_B, place_B] - offset_B)
-        start_B = chunk_starts_UD[row_B, place_B] + offset_B
-        prefix_B = prefix_lengths(bits(self.seed, "prefix_lm/prefix", epoch, index_B), lengths_B, self.density)
+        document_B, start_B, lengths_B = self._segments(epoch, index_B)
+        prefix_B = self._prefixes(epoch, index_B, lengths_B)
         examples = []
         for document, start, prefix, length in zip(
             document_B.tolist(), start_B.tolist(), prefix_B.tolist(), lengths_B.tolist(), strict=True
@@ -133,3 +142,22 @@ class PrefixLM:
                 (with_eos(t[:prefix], self.eos, self.segment + 1), with_eos(t[prefix:], self.eos, self.segment + 1))
             )
         return examples
+
+    def _segments(self, epoch: int, index_B: Ints) -> tuple[Ints, Ints, Ints]:
+        """(document, first token in it, number of tokens) of each segment."""
+        group_B, segment_B = self._groups.locate(epoch, index_B)
+        group_U, row_B = np.unique(group_B, return_inverse=True)
+        chunk_starts_N, chunk_lengths_N = (of_UD.reshape(-1) for of_UD in self._groups.chunks(epoch, group_U))
+        ends_N = np.cumsum(segment_counts(chunk_lengths_N, self.segment))  # over the documents of these groups
+        before_U = np.append(0, ends_N[GROUP - 1 :: GROUP])[:-1]
+        place_B, number_B = locate(ends_N, before_U[row_B] + segment_B)
+        offset_B = number_B * self.segment
+        document_B = group_U[place_B // GROUP] * GROUP + place_B % GROUP
+        return (
+            document_B,
+            chunk_starts_N[place_B] + offset_B,
+            np.minimum(self.segment, chunk_lengths_N[place_B] - offset_B),
+        )
+
+    def _prefixes(self, epoch: int, index_B: Ints, lengths_B: Ints) -> Ints:
+        return prefix_lengths(bits(self.seed, "prefix_lm/prefix", epoch, index_B), lengths_B, self.density)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.objectives.documents import Example, Objective
 from t5_pipeline.data_prep.sampling.microbatching import CPU, GPU, min_padding_microbatches
+from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.data_prep.sampling.packing import first_fit
 from t5_pipeline.data_prep.sampling.permutation import Permutation
 
@@ -193,52 +194,62 @@ class LMBatches:
 
     Args:
         objective: the source of examples.
-        batch_size: N, examples per step.
+        batch_size: N, examples per step; with `rows`, rows per step.
         seed: seed of the orders.
         pack_to: (input, target) width of packed rows; None gives every example its own row. Packing changes neither the
             examples of a step nor their weights, so the loss is the same.
+        rows: the rows that a step counts and an epoch permutes, instead of examples. Their examples are packed again
+            with those of the whole batch, which needs fewer rows.
 
     Raises:
         InputError: if there is no example.
     """
 
     def __init__(
-        self, objective: Objective, batch_size: int, seed: int, pack_to: tuple[int, int] | None = None
+        self,
+        objective: Objective,
+        batch_size: int,
+        seed: int,
+        pack_to: tuple[int, int] | None = None,
+        rows: PackedRows | None = None,
     ) -> None:
         self.objective = objective
         self.batch_size = batch_size
         self.seed = seed
         self.pack_to = pack_to
+        self.rows = rows
         self._starts = [0]  # first position of each epoch so far
+        self._first_ids = [0]  # id of its first example
         if objective.count(0) == 0:
             raise InputError("tokens: the shards contain too little text for one example; prepare a larger corpus")
 
     def at(self, step: int) -> Batch:
-        """The global batch of `step` (0, 1, …): `batch_size` examples, weights 1/(target tokens of the batch)."""
+        """The global batch of `step` (0, 1, …): weights 1/(target tokens of the batch)."""
         examples: list[Example] = []
         ids: list[int] = []
-        for epoch, start, index_N in self._places(step):
+        for epoch, first_id, index_N in self._places(step):
             examples += self.objective.examples(epoch, index_N)
-            ids += (start + index_N).tolist()
+            ids += (first_id + index_N).tolist()
         return collate_packed(examples, ids, self.pack_to) if self.pack_to else collate(examples, ids_B=ids)
 
     def ids(self, step: int) -> list[int]:
         """An id of each example of the batch that is unique over all epochs."""
-        return [number for _, start, index_N in self._places(step) for number in (start + index_N).tolist()]
+        return [number for _, first_id, index_N in self._places(step) for number in (first_id + index_N).tolist()]
 
     def _places(self, step: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
-        """The examples of a step by epoch: (epoch, its first position, indices of its examples)."""
+        """The examples of a step by epoch: (epoch, id of its first example, indices of the step's examples)."""
         position, stop = step * self.batch_size, (step + 1) * self.batch_size
         while position < stop:
-            epoch, start, count = self._epoch_of(position)
-            until = min(stop, start + count)
-            order = Permutation(count, self.seed, f"epoch {epoch}")
-            yield epoch, start, order(np.arange(position - start, until - start))
+            epoch = self._epoch_of(position)
+            start, end = self._starts[epoch : epoch + 2]
+            until = min(stop, end)
+            index_N = Permutation(end - start, self.seed, f"epoch {epoch}")(np.arange(position - start, until - start))
+            yield epoch, self._first_ids[epoch], self.rows.examples_of(epoch, index_N) if self.rows else index_N
             position = until
 
-    def _epoch_of(self, position: int) -> tuple[int, int, int]:
-        """(epoch, its first position, its number of examples)."""
+    def _epoch_of(self, position: int) -> int:
         while self._starts[-1] <= position:
-            self._starts.append(self._starts[-1] + self.objective.count(len(self._starts) - 1))
-        epoch = bisect_right(self._starts, position) - 1
-        return epoch, self._starts[epoch], self._starts[epoch + 1] - self._starts[epoch]
+            epoch = len(self._starts) - 1
+            self._starts.append(self._starts[-1] + (self.rows or self.objective).count(epoch))
+            self._first_ids.append(self._first_ids[-1] + self.objective.count(epoch))
+        return bisect_right(self._starts, position) - 1

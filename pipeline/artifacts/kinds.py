@@ -44,6 +44,8 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     if kind == "tokens" and is_url(location):
         return [local_tokens(location, where)]
     path, name = Path(location), marker(kind)
+    if kind == "model" and (foreign := _foreign_model(path)):
+        raise InputError(f"{where}: {location} {foreign}")
     if (path / name).is_file() or (kind == "model" and _t5x_files(path)):
         return [path]
     if (path / kind / name).is_file():
@@ -113,6 +115,25 @@ def _t5x_files(directory: Path) -> list[Path]:
     """Files of the T5X checkpoint that a directory is or contains."""
     is_t5x = (directory / "checkpoint").is_file() or any(directory.glob("checkpoint_*/checkpoint"))
     return sorted(path for path in directory.rglob("*") if path.is_file()) if is_t5x else []
+
+
+def _foreign_model(path: Path) -> str | None:
+    """Description of a model in a format that is not read, and a remedy; None for any other path."""
+    if path.is_file():
+        return (
+            "is a file; give the directory of a model (a T5X checkpoint in a single file is not read; save it again as"
+            " a directory)"
+        )
+    listed = False
+    if (path / "checkpoint").is_file():  # T5X's tree, or TensorFlow's text
+        with (path / "checkpoint").open("rb") as file:
+            listed = file.read(21) == b"model_checkpoint_path"
+    if listed or any(path.glob("model.ckpt-*.index")):
+        return (
+            "is a Mesh TensorFlow checkpoint, which is not read; give its T5X or transformers version (T5X's"
+            " convert_tf_checkpoint.py converts it)"
+        )
+    return None
 
 
 def artifact_digest(kind: str, path: Path) -> str:

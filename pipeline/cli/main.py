@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.config.command_line import add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
 
     add_commands(commands)
+    add_export(commands)
     return parser
 
 

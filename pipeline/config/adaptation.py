@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import model_validator
 
-from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.modeling.config import T5Config
 
@@ -27,7 +27,7 @@ class T5Sizes(Config):
 
 
 @defaults(learning_rate=1.0, schedule="rsqrt", warmup_steps=None)
-class LanguageModelConfig(LogitsConfig, ExecutionConfig, TrainingConfig):
+class LanguageModelConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, TrainingConfig):
     """Settings that span corruption and LM adaptation share."""
 
     outputs: ClassVar[tuple[str, ...]] = ("model",)
@@ -65,6 +65,8 @@ class SpanCorruptConfig(LanguageModelConfig):
     def one_start(self) -> SpanCorruptConfig:
         if (self.model is None) == (self.init is None):
             raise ValueError("give either `model` (a T5 to continue from) or `init` (sizes of a new T5)")
+        if self.init is not None and self.optimizer_state == "checkpoint":
+            raise ValueError("`optimizer_state: checkpoint` needs `model`, because a new T5 has none; remove it")
         return self
 
     def example_lengths(self) -> list[tuple[int, int]]:
@@ -83,6 +85,7 @@ class LMAdaptConfig(LanguageModelConfig):
     """LM adaptation (Lester et al. 2021, §2.2)."""
 
     kind: ClassVar[str] = "lm_adapt"
+    code_version: ClassVar[int] = 2
     summary: ClassVar[str] = "continue training a T5 on natural text as a prefix LM"
 
     model: Annotated[str, Input("model")] = setting(..., "T5 to adapt: hub name, directory or stage")
@@ -96,6 +99,19 @@ class LMAdaptConfig(LanguageModelConfig):
         0.5, "prefix_lm: 0.5 draws every prefix length alike (the paper); less favours long ones", gt=0, le=0.5
     )
     segment_length: int = setting(512, "maximum tokens of an input and of a target, with EOS", unit="tokens", gt=2)
+    # T5 packs examples into rows of segment_length + segment_length positions; the paper's batch is 2,048 of them.
+    batch_unit: Literal["examples", "rows"] = setting(
+        "examples", "what batch_size counts: examples, or rows of several, as T5 packs them (the paper)"
+    )
+
+    @model_validator(mode="after")
+    def rows_have_a_prefix(self) -> LMAdaptConfig:
+        if self.batch_unit == "rows" and self.objective != "prefix_lm":
+            raise ValueError(
+                f"`batch_unit: rows` applies to `objective: prefix_lm`, whose examples differ in length, not"
+                f" {self.objective}; remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def density_has_a_prefix(self) -> LMAdaptConfig:

@@ -179,6 +179,23 @@ class OptimizerConfig(Config):
         return self.schedule == "linear"
 
 
+class WholeModelConfig(Config):
+    """Group: the optimizer of a stage that trains every weight of a T5."""
+
+    optimizer_state: Literal["fresh", "checkpoint"] = setting(
+        "fresh", "Adafactor's moments and step: from 0, or as in a T5X checkpoint (the paper)"
+    )
+
+    @field_validator("optimizer_state")
+    @classmethod
+    def state_is_of_adafactor(cls, value: str, info: ValidationInfo) -> str:
+        if value == "checkpoint" and info.data.get("optimizer") != "adafactor":
+            raise ValueError("needs `optimizer: adafactor`; change one of the two")
+        if value == "checkpoint" and info.data.get("optimizer_step_offset"):
+            raise ValueError("takes the step from the checkpoint; remove `optimizer_step_offset`")
+        return value
+
+
 class CheckpointConfig(Config):
     """Group: checkpoints of a training stage."""
 

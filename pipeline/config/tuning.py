@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
-from t5_pipeline.config.stage import ExecutionConfig, InferenceConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import (
+    ExecutionConfig,
+    InferenceConfig,
+    LogitsConfig,
+    StageConfig,
+    TrainingConfig,
+    WholeModelConfig,
+)
 from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
@@ -119,10 +126,21 @@ class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     outputs: ClassVar[tuple[str, ...]] = ("prompt",)
     scored_as: ClassVar[tuple[str, str] | None] = ("prompts", "soft prompts: a prompt_tune stage, or a directory")
 
+    factor_long_prompts: bool = setting(
+        False, "factor Adafactor's moments of prompts of 128 rows and more (the official code)"
+    )
+
     # Settings that may differ between prompts trained in one batch on one frozen T5.
     per_prompt: ClassVar[frozenset[str]] = frozenset(
         ("seed", "task", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels", "init_population")
     ) | {"batch_size"}
+
+    @field_validator("factor_long_prompts")
+    @classmethod
+    def adafactor_factors(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("optimizer") != "adafactor":
+            raise ValueError("applies to `optimizer: adafactor`; remove one of the two")
+        return value
 
     def together_with(self, other: StageConfig) -> bool:
         shared = set(type(self).model_fields) - self.per_prompt
@@ -150,7 +168,7 @@ class PromptMixtureConfig(SoftPromptConfig):
 
 
 @defaults(batch_size=128)
-class ModelTuneConfig(LogitsConfig, ExecutionConfig, LearningConfig):
+class ModelTuneConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, LearningConfig):
     """Model tuning, the paper's upper baseline: train every weight of the T5 on one or several tasks."""
 
     kind: ClassVar[str] = "model_tune"

@@ -2,7 +2,7 @@
 
 A checkpoint folder contains a msgpack tree, `checkpoint`, with the small arrays, and one zarr (version 2) folder of
 chunks for each large array. Kernels are [in, out] in T5X and [out, in] in torch; relative biases are [heads, buckets]
-in T5X and [buckets, heads] here. Optimizer state is not read.
+in T5X and [buckets, heads] here. It may also contain Adafactor's second moments and step.
 
 Shapes: V vocabulary rows, D d_model, H heads, K head width, F d_ff.
 """
@@ -28,8 +28,8 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.config import T5Config
 
 TREE = "checkpoint"
-PREFIX = "target."  # of the model's arrays, not the optimizer's
-NDARRAY = 1  # flax's msgpack extension: (shape, dtype, bytes)
+WEIGHTS, MOMENTS = "target", "state.param_states"  # parts of the tree, and prefixes of its zarr folders
+ARRAYS = (1, 3)  # flax's msgpack extensions for arrays and NumPy scalars: (shape, dtype, bytes)
 
 Leaf = np.ndarray | Path  # an array of the tree, or a zarr folder
 
@@ -106,11 +106,61 @@ def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
         named = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise InputError(f"{checkpoint}: arrays do not fit a T5 of these sizes ({named}); fetch the checkpoint again")
     for name, array in expected.items():
-        leaf = leaves[name]
-        values = torch.from_numpy(
-            _as_fp32(read_zarr(leaf) if isinstance(leaf, Path) else leaf, f"{checkpoint}: {name}")
-        )
+        values = torch.from_numpy(_read(leaves[name], f"{checkpoint}: {name}"))
         yield array.ours, values.T.contiguous() if array.transposed else values
+
+
+@dataclass(frozen=True)
+class SecondMoments:
+    """Adafactor's running means of squared gradients for one parameter, in fp32 and with our axes.
+
+    Attributes:
+        whole: one for each element; None if they are factored.
+        by_axis: if they are factored, axis → means over the other axis.
+    """
+
+    whole: Tensor | None
+    by_axis: dict[int, Tensor]
+
+
+def t5x_moments(checkpoint: Path, shape: T5Config) -> tuple[int, dict[str, SecondMoments]]:
+    """Adafactor's step and second moments in a T5X checkpoint, by our names. Momentum is not read.
+
+    T5X factors a matrix if its shorter side is at least 128: `v_row` are the means over the longer axis (of equal ones
+    the last), `v_col` those over the shorter.
+
+    Raises:
+        InputError: if the checkpoint contains none, or some of another shape.
+    """
+    leaves = _leaves(checkpoint, MOMENTS)
+    step = _root(checkpoint).get("state", {}).get("step")
+
+    def read(name: str, wanted: tuple[int, ...]) -> Tensor:
+        leaf = leaves.get(name)
+        if leaf is None or _leaf_shape(leaf) != wanted:
+            found = "no" if leaf is None else f"{list(_leaf_shape(leaf))} instead of {list(wanted)} as"
+            raise InputError(
+                f"{checkpoint}: contains {found} Adafactor state {name}; set `optimizer_state: fresh` to start without"
+            )
+        return torch.from_numpy(_read(leaf, f"{checkpoint}: {name}"))
+
+    def moments(name: str, array: _Array) -> SecondMoments:
+        v = leaves.get(f"{name}.v")
+        if v is None or _leaf_shape(v) == array.shape or len(array.shape) < 2:
+            whole = read(f"{name}.v", array.shape)
+            return SecondMoments(whole.T.contiguous() if array.transposed else whole, {})
+        shorter = 0 if array.shape[0] <= array.shape[1] else 1
+        return SecondMoments(
+            None,
+            {
+                1 - axis if array.transposed else axis: read(f"{name}.{statistic}", (array.shape[axis],))
+                for statistic, axis in (("v_row", shorter), ("v_col", 1 - shorter))
+            },
+        )
+
+    if not leaves or step is None:
+        raise InputError(f"{checkpoint}: contains no state of Adafactor; set `optimizer_state: fresh` to start without")
+    return int(np.asarray(step)), {array.ours: moments(name, array) for name, array in _expected(shape).items()}
 
 
 @dataclass(frozen=True)
@@ -170,20 +220,26 @@ def _expected(s: T5Config) -> dict[str, _Array]:
     return arrays
 
 
-def _leaves(checkpoint: Path) -> dict[str, Leaf]:
-    """Dotted name → array or zarr folder, for all arrays of the tree and all folders beside it."""
+def _root(checkpoint: Path) -> Mapping[str, Any]:
+    """The tree, with the small arrays as NumPy arrays."""
     path = checkpoint / TREE
     try:
         with open_file(path) as file:
             content = file.read()
         tree = msgpack.unpackb(content, strict_map_key=False, ext_hook=_array_from_ext)
-        target = tree["optimizer"]["target"] if "optimizer" in tree else tree["target"]
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
-        raise InputError(
-            f"{path}: is not the msgpack tree of a T5X checkpoint ({type(error).__name__}: {error}); fetch it again"
-        ) from error
+        root = tree.get("optimizer", tree)
+        if isinstance(root[WEIGHTS], Mapping):
+            return dict(root)
+        reason = f"{WEIGHTS} is a {type(root[WEIGHTS]).__name__}"
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise InputError(f"{path}: is not the msgpack tree of a T5X checkpoint ({reason}); fetch it again")
+
+
+def _leaves(checkpoint: Path, part: str = WEIGHTS) -> dict[str, Leaf]:
+    """Dotted name → array or zarr folder, for all arrays of a part of the tree and all folders beside it."""
     leaves: dict[str, Leaf] = {
-        folder.name.removeprefix(PREFIX): folder for folder in checkpoint.glob(f"{PREFIX}*") if folder.is_dir()
+        folder.name.removeprefix(f"{part}."): folder for folder in checkpoint.glob(f"{part}.*") if folder.is_dir()
     }
 
     def walk(node: Any, name: str) -> None:
@@ -194,12 +250,19 @@ def _leaves(checkpoint: Path) -> dict[str, Leaf]:
                 walk(child, f"{name}.{key}" if name else str(key))
         # Other nodes only refer to zarr folders, which are found by their names.
 
-    walk(target, "")
+    node: Any = _root(checkpoint)
+    for key in part.split("."):
+        node = node.get(key, {}) if isinstance(node, Mapping) else {}
+    walk(node, "")
     return leaves
 
 
+def _read(leaf: Leaf, where: str) -> np.ndarray:
+    return _as_fp32(read_zarr(leaf) if isinstance(leaf, Path) else leaf, where)
+
+
 def _array_from_ext(code: int, data: bytes) -> object:
-    if code != NDARRAY:
+    if code not in ARRAYS:
         return msgpack.ExtType(code, data)
     shape, dtype, buffer = msgpack.unpackb(data)
     return _from_bytes(buffer, dtype).reshape(shape)
@@ -243,7 +306,7 @@ def read_zarr(folder: Path) -> np.ndarray:
     order, dtype = layout["order"], layout["dtype"]
     separator = layout.get("dimension_separator", ".")
     size = math.prod(chunk) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
-    if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > len(list(folder.iterdir())):
+    if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > len(list(folder.rglob("*"))):
         raise InputError(f"{folder}: has fewer chunks than its metadata say; fetch the checkpoint again")
     array = np.empty(shape, np.float32 if dtype == "bfloat16" else dtype)
     for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):

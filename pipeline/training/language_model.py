@@ -13,6 +13,7 @@ from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loss import batch_losses, model_loss, target_loss
 from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, TensorBatch, rank_microbatches
+from t5_pipeline.training.pretraining_state import pretraining_optimizer
 from t5_pipeline.training.state import TrainState
 from t5_pipeline.training.trainer import Trainer, TrainingResult, Validation, train_stage
 
@@ -41,10 +42,17 @@ def train_language_model(
         held_out = [validation.at(index) for index in range(c.validation_batches)]
         return {"loss": held_out_loss(state, held_out, c.microbatch_size, "loss" in c.reference_ops)}
 
-    measured = None if validation is None else Validation(measure, c.validate_every)
-    train_stage(
-        stage, Trainer(c, stage.launch, stage.accelerator, model, batches, loss_fn, validation=measured), publish
+    trainer = Trainer(
+        c,
+        stage.launch,
+        stage.accelerator,
+        model,
+        batches,
+        loss_fn,
+        optimizer=pretraining_optimizer(stage, model),
+        validation=None if validation is None else Validation(measure, c.validate_every),
     )
+    train_stage(stage, trainer, publish)
 
 
 def held_out_loss(

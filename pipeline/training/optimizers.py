@@ -4,7 +4,7 @@ Neither torch's nor transformers' Adafactor will do: torch's caps the rate at 1/
 always scales by the parameter; transformers' factors every matrix, prompts too. In both, decay is multiplied by the
 rate. Here, as in the code of Lester et al. 2021 (T5X), a step subtracts `weight_decay` of a weight at any rate.
 
-R rows of a prompt bank, D d_model, C prompts in the bank
+R rows of a prompt bank, D d_model, C prompts in the bank; F, K those of factored prompts
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
+from t5_pipeline.modeling.t5x import SecondMoments
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -31,13 +32,14 @@ class Adafactor(torch.optim.Optimizer):
     A parameter is factored over its two largest dimensions if the smaller of them is at least `min_dim_to_factor`
     (None: nothing is). The rate of a step is `group["lr"]` at that time.
 
-    A group with `segments` contains one prompt bank: a parameter [R, D] and the prompt index of each row, int64 [R]. It
-    is not factored, and both RMS are taken per prompt, so each prompt moves as if it were alone.
+    A group with `segments` contains one prompt bank: a parameter [R, D] and the prompt index of each row, int64 [R].
+    Factoring, means and both RMS are those of each prompt, so it moves as if it were alone.
 
     v starts at 0 whatever `step_offset` is. With a large offset it grows so slowly that nearly every u is clipped, to
     RMS 1: official prompt tuning restores the step of the model (1,100,000) but not its moments.
 
-    State of a parameter: `mean_square` of its shape, or `row` and `column`, and the 0-d `step`.
+    State of a parameter: `mean_square` of its shape, or `row` and `column`, and the 0-d `step`. A bank has all of them,
+    `mean_square` [R−F, D] of its other prompts and `row` [F], `column` [K, D] of its factored ones.
     """
 
     def __init__(
@@ -76,8 +78,33 @@ class Adafactor(torch.optim.Optimizer):
         if len(group["params"]) != 1 or group["params"][0].shape[:-1] != group["segments"].shape:
             raise ValueError("a group with `segments` needs one parameter [R, D] and the prompt of each row, int64 [R]")
         bank_RD = group["params"][0]
-        group["segments"] = group["segments"].to(bank_RD.device)
-        group["numbers"] = torch.bincount(group["segments"]).to(bank_RD.dtype) * bank_RD.shape[1]
+        segments_R = group["segments"] = group["segments"].to(bank_RD.device)
+        lengths_C = torch.bincount(segments_R)
+        group["numbers"] = lengths_C.to(bank_RD.dtype) * bank_RD.shape[1]
+        dims = [factored_dims((length, bank_RD.shape[1]), group["min_dim_to_factor"]) for length in lengths_C.tolist()]
+        factored_C = torch.tensor([found is not None for found in dims], device=bank_RD.device)
+        group["factored"] = None
+        if factored_C.any():
+            factored_R = factored_C[segments_R]
+            segments_F = (factored_C.cumsum(0) - 1)[segments_R[factored_R]]
+            group["factored"] = (factored_R, segments_F, lengths_C[factored_C].to(bank_RD.dtype))
+
+    def restore(self, moments: Iterable[SecondMoments], step: int) -> None:
+        """Continue from the state after `step` steps of T5X's Adafactor.
+
+        Args:
+            moments: those of each parameter, in order.
+        """
+        rules = [(p, group["min_dim_to_factor"]) for group in self.param_groups for p in group["params"]]
+        for (p, min_dim_to_factor), found in zip(rules, moments, strict=True):
+            dims = factored_dims(tuple(p.shape), min_dim_to_factor)
+            if dims is not None and found.whole is None:
+                means = {"row": found.by_axis[dims[0]], "column": found.by_axis[dims[1]]}
+            elif dims is None and found.whole is not None:
+                means = {"mean_square": found.whole}
+            else:
+                raise ValueError(f"the moments of a parameter of shape {list(p.shape)} are factored by another rule")
+            self.state[p] = {"step": torch.tensor(step), **{key: mean.to(p.device) for key, mean in means.items()}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -96,12 +123,40 @@ class Adafactor(torch.optim.Optimizer):
         return loss
 
     def _step_bank(self, group: dict[str, Any], bank_RD: Tensor) -> None:
-        [update_RD] = self._whole_directions(group, [bank_RD])
+        if group["factored"] is None:
+            [update_RD] = self._whole_directions(group, [bank_RD])
+        else:
+            update_RD = self._bank_directions(group, bank_RD, *group["factored"])
         scale_C = group["lr"] / (self._rms_per_prompt(group, update_RD) / group["clipping"]).clamp(min=1.0)
         if group["parameter_scaling"]:
             scale_C *= self._rms_per_prompt(group, bank_RD).clamp(min=group["epsilon2"])
         update_RD *= scale_C[group["segments"]].unsqueeze(1)
         bank_RD.mul_(1.0 - group["weight_decay"]).sub_(update_RD)
+
+    def _bank_directions(
+        self, group: dict[str, Any], bank_RD: Tensor, factored_R: Tensor, segments_F: Tensor, lengths_K: Tensor
+    ) -> Tensor:
+        """g / √v of a bank with factored prompts; `segments_F` are the rows' indices among these."""
+        [gradient_RD], [square_RD] = _gradients_and_squares(group, [bank_RD])
+        square_FD, square_WD = square_RD[factored_R], square_RD[~factored_R]
+
+        def of_prompts(x_F: Tensor) -> Tensor:
+            """The mean over the rows of each factored prompt."""
+            sums_K = x_F.new_zeros(len(lengths_K), *x_F.shape[1:]).index_add_(0, segments_F, x_F)
+            return sums_K / lengths_K.view(-1, *[1] * (x_F.ndim - 1))
+
+        keys, news = ("mean_square", "row", "column"), [square_WD, square_FD.mean(dim=1), of_prompts(square_FD)]
+        if not self.state[bank_RD]:
+            zeros = {key: torch.zeros_like(new) for key, new in zip(keys, news, strict=True)}
+            self.state[bank_RD] = {"step": torch.tensor(0), **zeros}
+        means = [self.state[bank_RD][key] for key in keys]
+        _average_in(means, news, self._next_beta2s(group, [bank_RD]) * 3)
+        mean_WD, row_F, column_KD = means
+        row_factors_F1 = (row_F / of_prompts(row_F)[segments_F]).rsqrt_().unsqueeze(1)
+        update_RD = torch.empty_like(bank_RD)
+        update_RD[~factored_R] = gradient_RD[~factored_R] / mean_WD.sqrt()
+        update_RD[factored_R] = gradient_RD[factored_R] * row_factors_F1 * column_KD.rsqrt()[segments_F]
+        return update_RD
 
     @staticmethod
     def _rms_per_prompt(group: dict[str, Any], x_RD: Tensor) -> Tensor:
@@ -223,14 +278,23 @@ def model_optimizer(
 
 
 def prompt_optimizer(
-    name: str, rows_RD: Tensor, row_prompt_R: Tensor, weight_decay: float = 0.0, step_offset: int = 0
+    name: str,
+    rows_RD: Tensor,
+    row_prompt_R: Tensor,
+    weight_decay: float = 0.0,
+    step_offset: int = 0,
+    factored: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer for a bank of prompts: Adafactor unfactored, unscaled, clipped per prompt (§3.1), or AdamW.
+    """The optimizer for a bank of prompts: Adafactor unscaled, clipped per prompt (§3.1), or AdamW.
 
     Optimizer state: one number for each of the p·d of a prompt with Adafactor, two with AdamW.
+
+    Args:
+        factored: factor the prompts of at least 128 rows, p + d numbers each.
     """
     if name == "adafactor":
-        group = {"params": [rows_RD], "segments": row_prompt_R}
+        smallest = FACTORED_FROM if factored else None
+        group = {"params": [rows_RD], "segments": row_prompt_R, "min_dim_to_factor": smallest}
         return Adafactor([group], weight_decay=weight_decay, parameter_scaling=False, step_offset=step_offset)
     return model_optimizer(name, [rows_RD], weight_decay=weight_decay)
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
-from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.artifacts.kinds import artifact_digest, locate
+from t5_pipeline.core.errors import InputError
 
 
 def model(directory: Path, **metadata: str) -> Path:
@@ -27,3 +29,16 @@ def test_a_model_card_does_not_change_a_model_digest(tmp_path: Path) -> None:
     plain, described = model(tmp_path / "plain"), model(tmp_path / "described")
     (described / "README.md").write_text("a card")
     assert artifact_digest("model", plain) == artifact_digest("model", described)
+
+
+def test_models_in_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for name in ("listed", "alone"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "listed/checkpoint").write_text('model_checkpoint_path: "model.ckpt-1000000"\n')
+    (tmp_path / "alone/model.ckpt-1000000.index").write_bytes(b"")
+    for name in ("listed", "alone"):
+        with pytest.raises(InputError, match=f"model: .*{name} is a Mesh TensorFlow checkpoint, which is not read"):
+            locate("model", str(tmp_path / name), "model")
+    (tmp_path / "checkpoint_1000").write_bytes(b"\x82")
+    with pytest.raises(InputError, match="checkpoint_1000 is a file; give the directory of a model"):
+        locate("model", str(tmp_path / "checkpoint_1000"), "model")

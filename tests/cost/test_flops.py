@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from t5_pipeline.cost.flops import (
     step_cost,
     training_footprint,
 )
+from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
+from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.modeling import layers
 from t5_pipeline.modeling.attention import attention_reference
 from t5_pipeline.modeling.config import SIZES, T5Config
@@ -67,9 +70,8 @@ def test_step_of_each_kind() -> None:
     assert adapted.tokens == 16 * 64
     assert tuned is not None
     assert (tuned.tokens, tuned.flops) == (4 * (70 + 10), 2 * 4 * forward_flops(shape, 70, 10))
-    mixed = step_cost(
-        PromptMixtureConfig(**prompt(batch_size=4).model_dump(exclude={"logits_precision"}), components=3), shape
-    )
+    of_prompts = {"logits_precision", "factor_long_prompts"}
+    mixed = step_cost(PromptMixtureConfig(**prompt(batch_size=4).model_dump(exclude=of_prompts), components=3), shape)
     assert mixed is not None
     assert mixed.flops == 3 * tuned.flops
     peft = PeftTuneConfig(model="m", task=LABELS, method="prefix_tuning")
@@ -91,6 +93,20 @@ def test_prefix_lm_lengths_add_up() -> None:
     assert {inputs + targets for inputs, targets in lm().example_lengths()} == {64}
     assert min(inputs for inputs, _ in lm(prefix_density=0.25).example_lengths()) > 32
     assert lm(objective="lm").example_lengths() == [(1, 64)]
+
+
+def test_tokens_of_a_step_equal_those_of_its_packed_rows() -> None:
+    """Of text longer than an example; rows of shorter documents contain more."""
+
+    class Long:
+        lengths_N = np.full(40, 20 * 63)
+
+    objective = PrefixLM(Long(), 0, 64)  # type: ignore[arg-type]
+    rows = PackedRows(objective, 0, (64, 64))
+    inputs, targets = objective.lengths(0, rows.examples_of(0, np.arange(300)))
+    adapted = step_cost(lm(batch_size=300, batch_unit="rows"), SIZES["small"])
+    assert adapted is not None
+    assert adapted.tokens == pytest.approx(inputs.sum() + targets.sum(), rel=0.03)
 
 
 def test_microbatches_with_long_inputs_have_short_targets() -> None:

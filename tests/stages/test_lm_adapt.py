@@ -22,11 +22,14 @@ def adapt(tiny: Tiny, output: Path, *more: object) -> Outcome:
     return stage("lm_adapt", *inputs, *FLAGS, *more)
 
 
-@pytest.mark.parametrize("objective", ["prefix_lm", "lm", "full_lm", "packed_pairs"])
-def test_packing_does_not_change_training(finished: Tiny, tmp_path: Path, objective: str) -> None:
+@pytest.mark.parametrize(
+    ("objective", "unit"),
+    [("prefix_lm", "examples"), ("prefix_lm", "rows"), *((o, "examples") for o in ("lm", "full_lm", "packed_pairs"))],
+)
+def test_packing_does_not_change_training(finished: Tiny, tmp_path: Path, objective: str, unit: str) -> None:
     rows, weights = [], []
     for packing in ("packing", "no-packing"):
-        ended = adapt(finished, tmp_path / packing, "--objective", objective, f"--{packing}")
+        ended = adapt(finished, tmp_path / packing, "--objective", objective, "--batch-unit", unit, f"--{packing}")
         assert ended.code == 0, ended.err
         assert read_metadata(tmp_path / packing / "model").lineage[-1]["objective"] == objective
         rows.append([row["loss"] for row in metrics(tmp_path / packing)])
@@ -65,6 +68,8 @@ def test_another_objective_in_a_recipe_makes_the_stage_stale(tiny: Tiny) -> None
         (("--prefix-density", 0.7), "--prefix-density: input should be less than or equal to 0.5"),
         (("--prefix-density", 0), "--prefix-density: input should be greater than 0"),
         (("--prefix-density", 0.3, "--objective", "lm"), "`prefix_density` applies to `objective: prefix_lm`"),
+        (("--batch-unit", "rows", "--objective", "lm"), "`batch_unit: rows` applies to `objective: prefix_lm`"),
+        (("--optimizer-state", "checkpoint"), "contains no state of Adafactor, only T5X checkpoints do"),
         (("--objective", "prefix"), "--objective: invalid choice: 'prefix'"),
         (("--objective", "packed_pairs", "--segment-length", 1_000_000), "too little text for one example"),
     ],

@@ -83,6 +83,13 @@ def test_defaults_of_model_tuning() -> None:
     assert (c.mixing, c.mixing_limit) == ("proportional", 2**19)
 
 
+def test_the_papers_recipe_counts_packed_rows() -> None:
+    c = load_recipe(RECIPE).stages["lm_adapt"][0].settings
+    assert isinstance(c, LMAdaptConfig)
+    assert (c.objective, c.batch_unit, c.batch_size, c.segment_length) == ("prefix_lm", "rows", 2048, 512)
+    assert c.batch_size * c.segment_length == 2**20
+
+
 def test_the_papers_recipe_compares_its_snapshots() -> None:
     cells = load_recipe(RECIPE).stages["prompt_tune"]
     steps = {cell.inputs["model"].step for cell in cells if cell.inputs["model"].stage == "lm_adapt"}

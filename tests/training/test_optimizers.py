@@ -152,22 +152,25 @@ def test_updates_have_the_rms_of_the_rate_at_the_official_offset() -> None:
     assert 0.3 < update_rms(0)[20:].mean() < 0.8
 
 
-LENGTHS = [1, 20, 5, 150, 1, 64]
+LENGTHS = [1, 20, 5, 150, 1, 64, 128]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_every_prompt_of_a_bank_moves_as_if_it_were_alone(dtype: torch.dtype, tolerance: float, scaled: bool) -> None:
-    """150×130 alone would be factored under T5X's rule; prompts never are."""
+@pytest.mark.parametrize("factored", [False, True])
+def test_every_prompt_of_a_bank_moves_as_if_it_were_alone(
+    dtype: torch.dtype, tolerance: float, scaled: bool, factored: bool
+) -> None:
+    """T5X's rule factors 150×130 and 128×130; without `factored` no prompt is."""
+    min_dim = 128 if factored else None
     d_model, decay = 130, 1e-5
     rng = np.random.default_rng(1)
     starts = [rng.normal(size=(length, d_model)) * 10.0 ** (i - 2) for i, length in enumerate(LENGTHS)]
-    references = [Reference(start, scaled=scaled, decay=decay, min_dim=np.inf) for start in starts]
+    references = [Reference(start, scaled=scaled, decay=decay, min_dim=min_dim or np.inf) for start in starts]
     rows_RD = nn.Parameter(torch.tensor(np.concatenate(starts), dtype=dtype))
     row_prompt_R = torch.tensor(np.repeat(np.arange(len(LENGTHS)), LENGTHS))
-    optimizer = Adafactor(
-        [{"params": [rows_RD], "segments": row_prompt_R}], weight_decay=decay, parameter_scaling=scaled
-    )
+    group = {"params": [rows_RD], "segments": row_prompt_R, "min_dim_to_factor": min_dim}
+    optimizer = Adafactor([group], weight_decay=decay, parameter_scaling=scaled)
     streams = [gradients(start.shape, 80, seed) for seed, start in enumerate(starts)]
     for step, gs in enumerate(zip(*streams, strict=True)):
         set_learning_rate(optimizer, rate(step))
@@ -180,19 +183,19 @@ def test_every_prompt_of_a_bank_moves_as_if_it_were_alone(dtype: torch.dtype, to
         np.testing.assert_allclose(found, reference.w, rtol=0, atol=tolerance * max(1, abs(reference.w).max()))
 
 
-def test_a_prompt_in_a_bank_is_bit_identical_to_the_prompt_alone() -> None:
+@pytest.mark.parametrize(("d_model", "factored"), [(16, False), (128, True)])
+def test_a_prompt_in_a_bank_is_bit_identical_to_the_prompt_alone(d_model: int, factored: bool) -> None:
     def run(lengths: list[int], streams: list[list[Array]]) -> list[torch.Tensor]:
-        rows_RD = nn.Parameter(torch.ones(sum(lengths), 16))
-        optimizer = prompt_optimizer(
-            "adafactor", rows_RD, torch.repeat_interleave(torch.tensor(lengths)), weight_decay=1e-5
-        )
+        rows_RD = nn.Parameter(torch.ones(sum(lengths), d_model))
+        row_prompt_R = torch.repeat_interleave(torch.tensor(lengths))
+        optimizer = prompt_optimizer("adafactor", rows_RD, row_prompt_R, weight_decay=1e-5, factored=factored)
         for gs in zip(*streams, strict=True):
             set_learning_rate(optimizer, 0.3)
             rows_RD.grad = torch.tensor(np.concatenate(gs), dtype=torch.float32)
             optimizer.step()
         return list(rows_RD.detach().split(lengths))
 
-    streams = [list(gradients((length, 16), 30, seed)) for seed, length in enumerate(LENGTHS)]
+    streams = [list(gradients((length, d_model), 30, seed)) for seed, length in enumerate(LENGTHS)]
     for prompt, in_bank in enumerate(run(LENGTHS, streams)):
         assert torch.equal(in_bank, run([LENGTHS[prompt]], [streams[prompt]])[0])
 
@@ -206,6 +209,16 @@ def test_prompt_optimizers_keep_one_or_two_numbers_for_each_of_a_prompt() -> Non
         optimizer.step()
         state = [value for value in optimizer.state[rows_RD].values() if value.ndim]
         assert sum(value.numel() for value in state) == numbers * rows_RD.numel()
+
+
+def test_a_long_prompt_is_factored_on_request() -> None:
+    rows_RD = nn.Parameter(torch.ones(sum(LENGTHS), 128))
+    optimizer = prompt_optimizer("adafactor", rows_RD, torch.repeat_interleave(torch.tensor(LENGTHS)), factored=True)
+    rows_RD.grad = torch.ones_like(rows_RD)
+    optimizer.step()
+    others = sum(length for length in LENGTHS if length < 128)
+    sizes = {key: value.numel() for key, value in optimizer.state[rows_RD].items()}
+    assert sizes == {"step": 1, "mean_square": others * 128, "row": 150 + 128, "column": 2 * 128}
 
 
 def test_a_matrix_of_a_model_is_factored() -> None:

@@ -25,6 +25,8 @@ def test_no_token_is_lost_or_duplicated(
     tokens = token_list(lengths)
     objective = PrefixLM(tokens, seed, segment_length)
     examples = objective.examples(epoch, np.arange(objective.count(epoch)))
+    measured = objective.lengths(epoch, np.arange(objective.count(epoch)))
+    assert [(len(x), len(y)) for x, y in examples] == list(zip(*(side.tolist() for side in measured), strict=True))
     assert all(inputs[-1] == 1 and targets[-1] == 1 for inputs, targets in examples)
     assert all(1 <= len(side) <= segment_length for example in examples for side in example)
     # Documents in order, in segments of L−1 tokens; only the last of a document may be shorter.
@@ -94,7 +96,10 @@ def test_shortest_prefix_formula() -> None:
     for density in (0.05, 0.1, 0.25, 0.3, 0.45, 0.5):
         for length in range(1, 200):
             most = length - 1
-            assert shortest_prefix([length], density)[0] == min(most, max(1, round((1 - 2 * density) * most)))
+            product = float(np.float32(1 - 2 * density) * np.float32(most))
+            assert shortest_prefix([length], density)[0] == min(most, max(1, round(product)))
+    # tf.round of float32 products; in float64 these three are on the other side of a half.
+    assert [int(shortest_prefix(length, rho)) for length, rho in ((46, 0.15), (16, 0.35), (36, 0.45))] == [32, 4, 4]
 
 
 @pytest.mark.parametrize("density", [0.51, 1.0, 0.0, -0.1])

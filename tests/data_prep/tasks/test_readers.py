@@ -71,6 +71,9 @@ def test_record_trains_on_each_answer_and_scores_each_query_once(tmp_path: Path,
     encoded = encode_task(task, "train", vocabulary, 64, 16)
     assert (len(encoded), encoded.answers, encoded.groups) == (1, [["Charles", "Zoe"]], None)
     assert len(encode_task(task, "train", vocabulary, 64, 16, training=True)) == 2
+    (query,) = RECORD["qas"]
+    write(tmp_path / "train.jsonl", [RECORD, {**RECORD, "qas": [{**query, "answers": []}]}])
+    assert len(task.rows("train")) == 1
 
 
 def test_wsc_marks_the_pronoun_and_trains_on_true_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
