@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
 from t5_pipeline.data_prep.shards.reader import TokenShards
@@ -197,7 +198,8 @@ def _read_tokens(directory: Path) -> None:
 def _outcome(call: Callable[[], object]) -> Outcome:
     """A function as a command."""
     try:
-        call()
+        with boundary():
+            call()
     except InputError as error:
         return Outcome(2, "", f"error: {error}\n")
     return Outcome(0, "", "")
