@@ -8,21 +8,19 @@ seed also vote. Baselines: the most frequent class of the training rows, and the
 share of illegal outputs is that of greedy decoding, which may generate a text that is not a label.
 
 In:  "prompt", "model" (fine-tuned), "mixture", "text_prompt", "adapter": any of them, each with its T5
-Out: "scores" (scores.json: one row per task, model, method and seed)
+Out: "scores" (scores.json: one row per task, model, method and seed; predictions.jsonl: all answers of each)
 Run: accelerate launch stages/evaluate.py --prompts runs/sst2 --output-dir runs/sst2-scores
  or: accelerate launch stages/evaluate.py --recipe recipes/demo.yaml
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.evaluation.evaluator import Evaluator
+from t5_pipeline.evaluation.evaluator import Evaluator, write_scores
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
@@ -52,12 +50,8 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
                 log.info("%s  %s  %s", row["task"], name, "  ".join(f"{m} {v:.3f}" for m, v in found.items()))
                 rows.append(row)
 
-    def write(directory: Path) -> None:
-        text = json.dumps({"rows": rows, "seconds": round(stage.seconds, 1)}, indent=1, ensure_ascii=False)
-        (directory / "scores.json").write_text(text, encoding="utf-8")
-
     stage.cells[0].facts.update(solutions=len(candidates), models=len(models))
-    stage.publish("scores", write)
+    stage.publish("scores", lambda directory: write_scores(directory, rows, stage.seconds))
 
 
 if __name__ == "__main__":

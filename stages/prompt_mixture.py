@@ -78,11 +78,12 @@ def score(model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device
     """Validation of the mixture's answers on the validation rows of its task."""
     prompted, weights, (split,) = model.model, model.weights, splits
     assert isinstance(prompted, PromptedT5)
-    answer = partial(mixture_answers, prompted, range(len(weights)), weights, split, device=device, precision=precision)
-    outputs = answer()
+    answer = partial(mixture_answers, prompted, range(len(weights)), weights, split.rows.inputs)
+    outputs = answer([split.form] * len(split), device=device, precision=precision)
     log_p = outputs.scores
     if not split.task.labels:
-        log_p = answer(forms=[replace(form, max_length=0) for form in split.forms_with_targets()]).scores
+        scored = [replace(form, max_length=0) for form in split.forms_with_targets()]
+        log_p = answer(scored, device=device, precision=precision).scores
     return [split.measured(outputs.texts, log_p)]
 
 

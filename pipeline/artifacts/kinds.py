@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,20 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     raise InputError(f"{where}: {location} does not exist; check the path")
 
 
+def locate_one(kind: str, location: str, where: str) -> Path:
+    """The directory of the only artifact at a path, as `locate` finds it.
+
+    Raises:
+        InputError: if there is no such artifact, or several.
+    """
+    found = locate(kind, location, where)
+    if len(found) > 1:
+        named = ", ".join(str(path.parent if path.name == kind else path) for path in found[:8])
+        named += ", …" if len(found) > 8 else ""
+        raise InputError(f"{where}: {location} contains {len(found)} {kind.replace('_', ' ')}s; choose one of {named}")
+    return found[0]
+
+
 def _within(folder: Path, kind: str) -> list[Path]:
     """Artifacts of a folder in the order of their names: FOLDER/NAME, or FOLDER/NAME/KIND as stages publish them."""
     places = [[child, child / kind] for child in sorted(folder.glob("[!.]*"))]
@@ -67,19 +81,46 @@ def _within(folder: Path, kind: str) -> list[Path]:
 
 
 def named_prompts(location: str, where: str) -> dict[str, Path]:
-    """The prompts at a location by the name of their directory, or of its parent if it is called `prompt`.
+    """The prompts at a location by their names (see `named_artifacts`)."""
+    return {name: path for name, (_, path) in named_artifacts(("prompt",), location, where).items()}
+
+
+def named_artifacts(kinds: Sequence[str], location: str, where: str) -> dict[str, tuple[str, Path]]:
+    """Kind and directory of the artifacts at a location, as `locate` finds them, by their names.
+
+    An artifact is named after its directory, or after the parent of a directory that a stage published (`prompt`). Of
+    the models in a folder, only fine-tuned ones are taken.
 
     Args:
+        kinds: kinds to look for; a directory that could be of several is the first of them.
         where: setting that names the location, for errors.
 
     Raises:
         InputError: if there is none.
     """
-    found = {}
-    for path in locate("prompt", location, where):
+    folder = Path(location)
+    found = _marked(kinds, folder)
+    if not found:
+        inner = [pair for child in sorted(folder.glob("[!.]*")) for pair in _marked(kinds, child)]
+        found = [(kind, path) for kind, path in inner if kind != "model" or _is_fine_tuned(path)]
+    if not found:
+        locate(kinds[0], location, where)  # raises the error
+    names = {}
+    for kind, path in found:
         full = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its own name; resolve() would follow it)
-        found[full.parent.name if full.name == "prompt" else full.name] = path
-    return found
+        names[full.parent.name if full.name == kind else full.name] = (kind, path)
+    return names
+
+
+def _marked(kinds: Sequence[str], place: Path) -> list[tuple[str, Path]]:
+    """The artifact in a directory, or else what a stage published in it: one or none."""
+    pairs = [(kind, place) for kind in kinds] + [(kind, place / kind) for kind in kinds]
+    return [(kind, path) for kind, path in pairs if (path / marker(kind)).is_file()][:1]
+
+
+def _is_fine_tuned(model: Path) -> bool:
+    metadata = model / "t5_pipeline.json"
+    return metadata.is_file() and bool(_json(metadata).get("tasks"))
 
 
 def check_data(location: str, where: str) -> None:

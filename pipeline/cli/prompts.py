@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.config.command_line import add_settings
 from t5_pipeline.config.tuning import PromptTuneConfig
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.atomic_files import STDOUT, check_output
+from t5_pipeline.core.errors import SOME_FAILED, InputError
 from t5_pipeline.core.printable import printable, say, show
 
 _PROMPTS = "prompt, prompt_tune stage, or folder of them; a prompt is named after its directory"
+_SOLUTIONS = "prompt, mixture, text prompt, adapter or fine-tuned T5; or a stage or folder of them"
 _MODEL = "frozen T5: hub name, directory or stage directory"
 
 
@@ -36,10 +39,10 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.description = (
         'Read one JSON object per line: "prompt" (a name; optional with a single prompt) and the fields of its task, or'
         ' "input" with the finished text. Write one JSON line for each, in order: "output", and for classification'
-        ' "scores", the log-likelihood of each label.'
+        ' "scores", the log-likelihood of each label; or "line" and "error" for a row that cannot be answered.'
     )
-    predict.add_argument("--model", required=True, metavar="M", help=_MODEL)
-    predict.add_argument("--prompts", required=True, metavar="DIR", help=_PROMPTS)
+    predict.add_argument("--model", metavar="M", help=f"{_MODEL}; not needed for fine-tuned T5s")
+    predict.add_argument("--prompts", required=True, metavar="DIR", help=_SOLUTIONS)
     predict.add_argument("--input", default="-", metavar="FILE", help="input file (default: -, standard input)")
     predict.add_argument("--output", default="-", metavar="FILE", help="output file (default: -, standard output)")
     predict.add_argument(
@@ -48,37 +51,78 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16", help="precision of matrix products (default: bf16)"
     )
-    predict.add_argument(
-        "--max-output-length",
-        type=_positive,
-        default=0,
-        metavar="N",
-        help="maximum tokens of free text (default: target length in training)",
+    predict.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (default: all cores)")
+    text = predict.add_argument_group("free text (default: greedy decoding)")
+    text.add_argument(
+        "--max-output-length", type=_positive, default=0, metavar="N",
+        help="maximum tokens (default: target length in training)",
+    )  # fmt: skip
+    text.add_argument("--beams", type=_positive, default=1, metavar="N", help="beam search with N beams")
+    text.add_argument(
+        "--length-penalty", type=float, default=1.0, metavar="X",
+        help="beams: divide log p by the number of tokens to the power of X (default: 1)",
+    )  # fmt: skip
+    text.add_argument(
+        "--temperature", type=_above_zero, metavar="X", help="sample at this temperature (default with --top-p: 1)"
+    )
+    text.add_argument(
+        "--top-p", type=_probability, metavar="P", help="sample from the likeliest tokens with this total probability"
+    )
+    text.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the samples; each row has its own draws (default: 0)"
     )
     predict.set_defaults(command=_predict)
 
 
 def _predict(given: argparse.Namespace) -> int:
-    from t5_pipeline.serving.server import predict
+    sampling = given.temperature is not None or given.top_p is not None
+    if sampling and given.beams > 1:
+        raise InputError("--beams: cannot be combined with --temperature or --top-p; choose beam search or sampling")
 
-    answered = predict(
-        given.model,
-        given.prompts,
-        given.input,
-        given.output,
-        batch_size=given.batch_size,
-        precision=given.precision,
-        max_output_length=given.max_output_length,
-    )
-    if given.output != "-":
-        say(f"✓ wrote {answered:,} answers to {given.output}")
-    return 0
+    from t5_pipeline.config.launch import LaunchContext
+    from t5_pipeline.evaluation.decoding import Decoding
+    from t5_pipeline.execution.devices import set_threads
+    from t5_pipeline.serving.engine import Engine
+    from t5_pipeline.serving.predict import Predict
+
+    check_output(given.output)
+    set_threads(given.threads, LaunchContext())
+    temperature = (given.temperature or 1.0) if sampling else 0.0
+    decoding = Decoding(given.beams, given.length_penalty, temperature, given.top_p or 1.0, given.seed)
+    predict = Predict(given.batch_size, given.max_output_length, decoding)
+    counts = predict(Engine.load(given.model, given.prompts, precision=given.precision), given.input, given.output)
+    if given.output != STDOUT:
+        say(f"✓ wrote {counts.rows - counts.bad:,} answers to {given.output}")
+    if counts.bad:
+        say(f'{counts.bad:,} of {counts.rows:,} rows have no answer; their output lines contain "line" and "error"')
+    return SOME_FAILED if counts.bad else 0
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer from 1, not {text!r}")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
+
+
+def _probability(text: str) -> float:
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 # -------------------------------------------------------------------------------------------------------------- tune

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from t5_pipeline.core.errors import InputError, cannot_be_written
 from t5_pipeline.core.printable import finish_stdout, show_bytes
@@ -84,20 +88,68 @@ def write_output(output: str | Path, content: bytes) -> None:
     Raises:
         InputError: if it is a directory or cannot be written.
     """
+    with open_output(output) as write:
+        write(content)
+
+
+@contextlib.contextmanager
+def open_output(output: str | Path, partial: Path | None = None, keep: int = 0) -> Iterator[Callable[[bytes], None]]:
+    """Write what a command was asked for with `--output` piece by piece, as `write_output` does at once.
+
+    A piece is out, or safe on disk, when the call returns. A file is replaced when the block ends; until then it grows
+    under another name.
+
+    Args:
+        partial: the other name; this file stays if the block raises an exception (default: a temporary file).
+        keep: bytes at the beginning of an existing `partial` to continue after.
+
+    Raises:
+        InputError: if the output cannot be written, or another process writes `partial`.
+    """
     check_output(output)
     try:
         if str(output) == STDOUT:
-            show_bytes(content)
-            finish_stdout()
+            yield _write_stdout
         elif is_stream(Path(output)):
-            with Path(output).open("wb") as stream:
-                stream.write(content)
+            with Path(output).open("wb", buffering=0) as stream:
+                yield stream.write  # type: ignore[misc]
         else:
-            write_bytes(Path(os.path.realpath(output)), content)
+            path = Path(os.path.realpath(output))
+            temporary = partial or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                with temporary.open("ab") as file:
+                    _lock(file, output)
+                    file.truncate(keep)
+                    yield functools.partial(_append, file)
+                temporary.rename(path)
+                fsync_directory(path.parent)
+            finally:
+                if temporary.exists() and (partial is None or not temporary.stat().st_size):
+                    temporary.unlink()
     except BrokenPipeError:
         raise
     except OSError as error:
         raise cannot_be_written(output, error) from error
+
+
+def _lock(file: IO[bytes], output: str | Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"--output: another process is writing {output}; wait for it, or choose another file"
+        ) from None
+
+
+def _append(file: IO[bytes], content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _write_stdout(content: bytes) -> None:
+    show_bytes(content)
+    finish_stdout()
 
 
 def is_stream(path: Path) -> bool:

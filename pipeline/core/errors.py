@@ -1,6 +1,7 @@
 """Exceptions by which a command ends early on purpose.
 
-Exit codes (docs/command_line.md): 0 success, 2 bad input, 130/143 interrupted after saving a checkpoint.
+Exit codes (docs/command_line.md): 0 success, 1 some rows without an answer, 2 bad input, 130/143 interrupted after
+saving a checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import signal
 
 BAD_INPUT = 2
+SOME_FAILED = 1  # `predict` answered, but not every row
 
 
 class InputError(Exception):

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.held_out import HeldOut
-from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
+from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 
@@ -112,22 +113,25 @@ def mixture_answers(
     model: ReadingModel,
     prompts: Sequence[int],
     weights: Sequence[float],
-    split: HeldOut,
+    inputs: Sequence[Ids],
+    forms: Sequence[AnswerForm],
     *,
     device: torch.device,
     precision: str,
     batch_size: int = SCORED_EXAMPLES,
+    decoding: Decoding | None = None,
+    numbers: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda examples: None,
-    forms: Sequence[AnswerForm] | None = None,
 ) -> Outputs:
-    """Answers of a mixture to a split, each input once per prompt in mixed batches.
+    """Answers of a mixture, each input once per prompt in mixed batches.
 
     Args:
         prompts: the mixture's prompts in the model's bank.
+        inputs, forms: ids of each input, and form of its answer.
+        decoding, numbers: as for `answer_each`.
         on_batch: receives the number of examples after each batch.
-        forms: form of each row's answer; None: the split's.
     """
-    inputs = split.rows.inputs
+    numbers = range(len(inputs)) if numbers is None else numbers
 
     def answer(forms: Sequence[AnswerForm]) -> list[Outputs]:
         found = answer_each(
@@ -138,8 +142,10 @@ def mixture_answers(
             batch_size=batch_size,
             device=device,
             precision=precision,
+            decoding=decoding,
+            numbers=[number for _ in prompts for number in numbers],
             on_batch=on_batch,
         )
         return [found.part(k * len(inputs), (k + 1) * len(inputs)) for k in range(len(prompts))]
 
-    return answer_mixture(answer, weights, forms or [split.form] * len(split))
+    return answer_mixture(answer, weights, forms)

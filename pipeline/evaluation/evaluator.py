@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import Task
-from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows, mixture_answers
-from t5_pipeline.evaluation.held_out import HeldOut, answer_all, load_held_out
+from t5_pipeline.evaluation.answering import Answerer, Asked
+from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows
+from t5_pipeline.evaluation.held_out import HeldOut, load_held_out
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.execution.context import Stage
-from t5_pipeline.methods.base import Candidate, ReadingModel
-from t5_pipeline.modeling.load import load_t5
-from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
+from t5_pipeline.methods.base import Candidate
 
 Row = dict[str, Any]
-"""A row of scores.json."""
+"""A row of scores.json, and its predictions."""
+
+_NAMES = ("task", "model", "method", "variant", "cell", "trained_on")
 
 
 class Evaluator:
@@ -30,7 +31,6 @@ class Evaluator:
 
     Attributes:
         name: name of the T5 in scores.json.
-        model: the T5 with the prompts of all candidates in one bank.
     """
 
     def __init__(
@@ -44,27 +44,11 @@ class Evaluator:
             InputError: if the T5 is not where the candidates expect it, or is another one.
         """
         self.c, self.candidates = stage.config, candidates
-        self.answering = {
-            "device": stage.accelerator.device,
-            "precision": self.c.precision,
-            "batch_size": self.c.batch_size,
-            "on_batch": on_batch,
-        }
         first = candidates[0]
         source = first.artifact if first.fine_tuned else stage.model_of(first.artifact, first.model, first.digest)
         self.name = first.model if first.fine_tuned else source.name
-        self.path = source.path
-        self.t5 = load_t5(self.path, torch.bfloat16 if self.c.precision == "bf16" else torch.float32)
-        self.vocabulary = Vocabulary.load(self.path)
-        prompts = [rows_PD for candidate in candidates for rows_PD in candidate.prompts]
-        model = PromptedT5(self.t5, PromptBank(prompts)) if prompts else BareT5(self.t5)
-        self.model: ReadingModel = model.to(stage.accelerator.device)
-        # Each candidate's prompts in the bank.
-        self.places: dict[int, range] = {}
-        begin = 0
-        for candidate in candidates:
-            self.places[id(candidate)] = range(begin, begin + len(candidate.prompts))
-            begin += len(candidate.prompts)
+        self.answerer = Answerer(source.path, candidates, self.c.precision, stage.accelerator.device)
+        self.on_batch = on_batch
         self._splits: dict[tuple[str, str, int, int], HeldOut] = {}
 
     def rows(self, earlier: Iterable[Row]) -> list[Row]:
@@ -98,7 +82,7 @@ class Evaluator:
         split = self.split(task, first)
         about = {"examples": len(split)}
         if not first.fine_tuned:
-            rows.append(about | {"method": "no prompt", "trained": 0} | split.scored(self._bare(split)))
+            rows.append(about | {"method": "no prompt", "trained": 0} | split.scored(*self._asked([(None, split)])))
         # There may be many fine-tuned models, and this baseline is the same for all of them.
         known = any((row["task"], row["method"]) == (task.name, "majority class") for row in earlier)
         if task.labels and not (first.fine_tuned and known):
@@ -108,17 +92,16 @@ class Evaluator:
 
     def answers(self, task: TaskConfig, candidates: Sequence[Candidate]) -> list[Answer]:
         """Each candidate's answers to a task; single prompts share batches."""
-        splits = {id(one): self._as_read(self.split(task, one), one) for one in candidates}
-        single = [one for one in candidates if one.is_single_prompt]
-        found: dict[int, Outputs] = {}
-        if single:
-            places = [self.places[id(one)][0] for one in single]
-            shared = answer_all(self.model, places, [splits[id(one)] for one in single], **self.answering)
-            found = {id(one): outputs for one, outputs in zip(single, shared, strict=True)}
-        for one in candidates:
-            if not one.is_single_prompt:
-                found[id(one)] = self._answer(one, splits[id(one)])
-        return [(one, splits[id(one)], found[id(one)]) for one in candidates]
+        splits = [self._as_read(self.split(task, one), one) for one in candidates]
+        outputs = self._asked(list(zip(candidates, splits, strict=True)))
+        return list(zip(candidates, splits, outputs, strict=True))
+
+    def _asked(self, pairs: Sequence[tuple[Candidate | None, HeldOut]]) -> list[Outputs]:
+        """Each candidate's answers to its rows; None is the T5 without a prompt."""
+        asked = [Asked(one, ids, split.form) for one, split in pairs for ids in split.rows.inputs]
+        outputs = self.answerer.answer(asked, self.c.batch_size, on_batch=self.on_batch)
+        ends = list(itertools.accumulate((len(split) for _, split in pairs), initial=0))
+        return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
 
     def split(self, task: TaskConfig, candidate: Candidate) -> HeldOut:
         """The rows of a task with a candidate's sentinels and lengths, loaded once for all that agree in these."""
@@ -128,7 +111,7 @@ class Evaluator:
             self._splits[key] = load_held_out(
                 task,
                 self.c.split,
-                self.vocabulary,
+                self.answerer.vocabulary,
                 sentinel=candidate.sentinel,
                 max_input_length=lengths[0],
                 max_target_length=lengths[1],
@@ -140,18 +123,7 @@ class Evaluator:
     def _as_read(self, split: HeldOut, candidate: Candidate) -> HeldOut:
         if candidate.encode is None:
             return split
-        return split.with_inputs(candidate.encode(split.rows.input_texts, self.vocabulary))
-
-    def _answer(self, candidate: Candidate, split: HeldOut) -> Outputs:
-        if candidate.weights:
-            return mixture_answers(self.model, self.places[id(candidate)], candidate.weights, split, **self.answering)
-        if candidate.load_model is not None:
-            model = candidate.load_model(self.path).to(self.answering["device"])
-            return answer_all(model, [None], [split], **self.answering)[0]
-        return self._bare(split)
-
-    def _bare(self, split: HeldOut) -> Outputs:
-        return answer_all(self.model, [None], [split], **self.answering)[0]
+        return split.with_inputs(candidate.encode(split.rows.input_texts, self.answerer.vocabulary))
 
     def _row(self, task: TaskConfig, candidate: Candidate, split: HeldOut, outputs: Outputs) -> Row:
         row = {"method": candidate.method, **candidate.about}
@@ -159,9 +131,27 @@ class Evaluator:
         if candidate.task.name != task.name:
             row["trained_on"] = candidate.task.name
         elif candidate.is_single_prompt and self.c.neighbours:
-            pieces = self.vocabulary.names()
-            row["neighbours"] = nearest_pieces(candidate.prompts[0], self.t5.shared.weight, pieces, self.c.neighbours)
+            pieces = self.answerer.vocabulary.names()
+            row["neighbours"] = nearest_pieces(
+                candidate.prompts[0], self.answerer.t5.shared.weight, pieces, self.c.neighbours
+            )
         return row | split.scored(outputs)
+
+
+def write_scores(directory: Path, rows: Sequence[Row], seconds: float) -> None:
+    """Write scores.json, and predictions.jsonl: what each method answered to each row.
+
+    Args:
+        rows: rows of scores.json, with their predictions.
+        seconds: time of the evaluation.
+    """
+    with (directory / "predictions.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            about = {name: row[name] for name in _NAMES if row.get(name) is not None}
+            file.writelines(json.dumps(about | line, ensure_ascii=False) + "\n" for line in row["predictions"])
+    scored = [{name: value for name, value in row.items() if name != "predictions"} for row in rows]
+    text = json.dumps({"rows": scored, "seconds": round(seconds, 1)}, indent=1, ensure_ascii=False)
+    (directory / "scores.json").write_text(text, encoding="utf-8")
 
 
 def most_frequent(task: Task) -> str:

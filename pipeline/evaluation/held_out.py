@@ -81,7 +81,7 @@ class HeldOut:
         return [text in answers for text, answers in zip(texts, wanted, strict=True)]
 
     def scored(self, outputs: Outputs) -> dict[str, Any]:
-        """The entries of a row of scores.json: metrics, illegal outputs, confusion, samples."""
+        """The entries of a row of scores.json: metrics, illegal outputs, confusion, samples; and all predictions."""
         labels, texts, targets = self.task.labels, outputs.texts, self.rows.target_texts
         legal = bool(labels and outputs.free)
         return {
@@ -94,7 +94,21 @@ class HeldOut:
                 {"input": self.rows.input_texts[i], "target": targets[i], "output": texts[i]}
                 for i in self._shown(self.right(texts))
             ],
+            "predictions": self._predictions(outputs),
         }
+
+    def _predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
+        """Each row's answer, as a line of predictions.jsonl."""
+        rows, labels = self.rows, self.task.labels or []
+        lines: list[dict[str, Any]] = [
+            {"row": i + 1, "input": rows.input_texts[i], "target": rows.target_texts[i], "output": outputs.texts[i]}
+            for i in range(len(self))
+        ]
+        for line, text in zip(lines, outputs.free if labels else [], strict=False):
+            line["decoded"] = text
+        for line, scores in zip(lines, outputs.scores if labels else [], strict=False):
+            line["scores"] = {label: round(score, 6) for label, score in zip(labels, scores, strict=True)}
+        return lines
 
     def _illegal_by_label(self, free: Sequence[str]) -> list[int]:
         """Number of greedy outputs that are not a label, by true label."""

@@ -1,4 +1,4 @@
-"""Answers of a T5 in batches of mixed prompts: labels by scoring, free text by greedy decoding.
+"""Answers of a T5 in batches of mixed prompts: labels by scoring, free text by decoding.
 
 B batch, P prompt length, S input length, L labels, N all inputs
 """
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import greedy
+from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.label_scoring import score_label_sets
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.prompt_bank import PromptedT5
@@ -28,7 +28,7 @@ class AnswerForm:
     Attributes:
         decode: text of output ids, without the sentinel.
         labels, label_ids: for classification, the labels and their target ids as in training.
-        max_length: maximum tokens of greedy decoding; 0 for none, if there are labels.
+        max_length: maximum tokens of decoding; 0 for none, if there are labels.
         encode: target ids of texts as in training; needed only by mixtures.
     """
 
@@ -45,7 +45,7 @@ class Outputs:
 
     Attributes:
         texts: the answers to score: the likeliest label, or the decoded text.
-        free: greedy outputs, which need not be labels (see `illegal_share`).
+        free: decoded outputs, which need not be labels (see `illegal_share`).
         scores: log p of each label; empty for free text.
     """
 
@@ -56,6 +56,13 @@ class Outputs:
     def part(self, begin: int, end: int) -> Outputs:
         """The outputs of inputs `begin` to `end`."""
         return Outputs(self.texts[begin:end], self.free[begin:end], self.scores[begin:end])
+
+    def put(self, places: Sequence[int], outputs: Outputs) -> None:
+        """Replace the outputs of some inputs."""
+        for name in ("texts", "free", "scores"):
+            mine, theirs = getattr(self, name), getattr(outputs, name)
+            for place, one in zip(places, theirs, strict=False):  # parts without scores or decoded texts are empty
+                mine[place] = one
 
 
 @torch.no_grad()
@@ -68,21 +75,26 @@ def answer_each(
     batch_size: int,
     device: torch.device,
     precision: str,
+    decoding: Decoding | None = None,
+    numbers: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda examples: None,
 ) -> Outputs:
     """Answer each input with its own prompt and in its own form, in mixed batches.
 
-    The encoder runs once per batch; label scoring and greedy decoding both read its output. Answers do not depend on
-    batch composition, up to floating-point rounding.
+    The encoder runs once per batch; label scoring and decoding both read its output. Answers do not depend on batch
+    composition, up to floating-point rounding.
 
     Args:
         prompts: each input's prompt in the bank; None for the T5 without a prompt.
         inputs: token ids of each input, with EOS.
         forms: form of each input's answer.
+        decoding: the way to decode (default: greedily).
+        numbers: number of each input, which its samples depend on (default: its place in `inputs`).
         on_batch: receives the number of examples after each batch.
     """
     model.eval()
     N = len(inputs)
+    decoding, numbers = decoding or Decoding(), range(N) if numbers is None else numbers
     outputs = Outputs([""] * N, [""] * N, [[] for _ in range(N)])
     prompt_lengths = [0] * N
     if prompts is not None:
@@ -93,10 +105,13 @@ def answer_each(
         here = [forms[row] for row in rows]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             encoded, mask = model.encode(prompt_B, inputs_BS.to(device))
-            for places in _grouped([form.max_length > 0 for form in here], but=False):
+            # Beam search depends on the maximum length; otherwise a longer text begins with the shorter one.
+            lengths = [form.max_length if decoding.beams > 1 else form.max_length > 0 for form in here]
+            for places in _grouped(lengths, but=0):
                 longest = max(here[place].max_length for place in places)
-                decoded_BT = greedy(model, *_chosen(encoded, mask, places), longest).tolist()
-                for place, ids in zip(places, decoded_BT, strict=True):
+                of_batch = [numbers[rows[place]] for place in places]
+                decoded_BT = decoding.decode(model, *_chosen(encoded, mask, places), longest, of_batch)
+                for place, ids in zip(places, decoded_BT.tolist(), strict=True):
                     text = here[place].decode(ids[: here[place].max_length])
                     outputs.free[rows[place]] = outputs.texts[rows[place]] = text
             for places in _grouped([len(form.label_ids) for form in here], but=0):

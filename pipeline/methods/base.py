@@ -15,6 +15,7 @@ from torch import Tensor
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.modeling.layers import DecoderCache
@@ -48,6 +49,7 @@ class TaskRecord(Protocol):
     task: TaskConfig
     base_model: str
     base_model_digest: str
+    tokenizer_digest: str
     sentinel: Sentinel
     max_input_length: int
     max_target_length: int
@@ -67,6 +69,7 @@ class Candidate:
         load_model: makes the model that answers instead of the shared T5, from the T5's directory.
         fine_tuned: the artifact itself is the T5 that answers.
         vote_group: candidates of a group differ only in their seed, and vote; None for no vote.
+        tokenizer_digest: digest of the vocabulary that it was trained with; None for a fine-tuned T5's own.
     """
 
     method: str
@@ -84,19 +87,26 @@ class Candidate:
     load_model: Callable[[Path], ReadingModel] | None = None
     fine_tuned: bool = False
     vote_group: str | None = None
+    tokenizer_digest: str | None = None
 
     @classmethod
     def of(cls, method: str, artifact: Artifact, record: TaskRecord, about: dict[str, Any], **more: Any) -> Candidate:
         """The candidate of an artifact's record; `more` are the remaining attributes."""
         return cls(
             method, artifact, record.task, record.base_model, record.base_model_digest, record.sentinel,
-            record.max_input_length, record.max_target_length, about, **more,
+            record.max_input_length, record.max_target_length, about, tokenizer_digest=record.tokenizer_digest, **more,
         )  # fmt: skip
 
     @property
     def is_single_prompt(self) -> bool:
         """Whether it is one soft prompt; these are answered in shared batches."""
         return len(self.prompts) == 1 and not self.weights
+
+    def read(self, texts: Sequence[str], vocabulary: Vocabulary) -> list[NDArray[np.int32]]:
+        """Ids of input texts of its task."""
+        if self.encode is not None:
+            return self.encode(texts, vocabulary)
+        return encode_inputs(texts, vocabulary, self.max_input_length, self.sentinel)
 
     def scored_on(self, own: TaskConfig, also_on: Iterable[TaskConfig]) -> list[TaskConfig]:
         """Its own task, and those of `also_on` with the same labels (domain shift)."""

@@ -143,6 +143,15 @@ class DecoderCache:
     def layer(self, index: int) -> LayerCache:
         return self.layers.setdefault(index, LayerCache())
 
+    def select(self, rows_R: Tensor) -> None:
+        """Continue from these decoder rows, each of which belongs to the same input as the row that it replaces."""
+        for layer in self.layers.values():
+            if layer.own is not None:
+                keys, values = layer.own
+                layer.own = keys[rows_R], values[rows_R]
+        if self.ids is not None:
+            self.ids = self.ids[rows_R]
+
 
 class Attention(nn.Module):
     """Projections around `attend`, and in the first block of a stack the table of relative position biases.

@@ -1,12 +1,16 @@
-"""Greedy decoding with the real T5, against the plain forward pass."""
+"""Decoding with the real T5: against the plain forward pass, and against transformers' `generate`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import T5ForConditionalGeneration
 
-from t5_pipeline.evaluation.decoding import greedy
+from t5_pipeline.evaluation.decoding import Decoding, beam_search, greedy, sampled
+from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
 
@@ -29,3 +33,58 @@ def test_rows_end_at_eos(model: PromptedT5) -> None:
         end = free.index(eos) + 1 if eos in free else 8
         assert row == (free[:end] + [0] * 8)[: len(row)]
     assert greedy(model, encoded, mask, max_length=0).shape == (3, 0)
+
+
+def test_beam_search_is_that_of_transformers(model: PromptedT5, tmp_path: Path) -> None:
+    """For several numbers of beams and length penalties, with an end that is generated often."""
+    save_t5(model.t5, tmp_path)
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    free_BT = greedy(model, *model.encode(None, INPUTS_BS), max_length=8, eos=-1)
+    eos, found = int(free_BT[0, 2]), set()
+    for beams in (2, 3, 5):
+        for length_penalty in (0.0, 1.0, -1.5, 3.0):
+            mine = beam_search(model, *model.encode(None, INPUTS_BS), 8, beams, length_penalty, eos)
+            expected = theirs.generate(
+                INPUTS_BS, attention_mask=INPUTS_BS != 0, max_new_tokens=8, num_beams=beams, do_sample=False,
+                length_penalty=length_penalty, eos_token_id=eos, pad_token_id=0,
+            )[:, 1:]  # fmt: skip
+            for row, other in zip(mine.tolist(), expected.tolist(), strict=True):
+                text = other[: other.index(eos) + 1] if eos in other else other  # it pads with eos here
+                assert row == (text + [0] * 8)[:8], (beams, length_penalty)
+            found |= {tuple(row) for row in mine.tolist()}
+    assert len(found) > 4, "the texts differ between settings"
+    assert any(0 in row for row in found), "some texts end early"
+
+
+def test_one_row_decodes_as_in_a_batch(model: PromptedT5) -> None:
+    """Beams and samples of an input do not depend on the other inputs, nor on its place among them."""
+    for way in (Decoding(beams=3), Decoding(temperature=1.5, top_p=0.9, seed=4)):
+        together = way.decode(model, *model.encode(PROMPT_B, INPUTS_BS), 6, [5, 0, 11])
+        for row, number in ((2, 11), (0, 5)):
+            encoded, mask = model.encode(PROMPT_B[row : row + 1], INPUTS_BS[row : row + 1])
+            alone = way.decode(model, encoded, mask, 6, [number])
+            assert together[row, : alone.size(1)].tolist() == alone[0].tolist()
+
+
+def test_samples_depend_on_seed_and_number(model: PromptedT5) -> None:
+    encoded, mask = model.encode(PROMPT_B[:1].repeat(40), INPUTS_BS[:1].repeat(40, 1))
+    drawn = {
+        seed: Decoding(temperature=1.0, seed=seed).decode(model, encoded, mask, 3, range(40)).tolist()
+        for seed in (0, 1)
+    }
+    assert drawn[0] != drawn[1]
+    assert len(set(map(tuple, drawn[0]))) > 1
+    nearly_greedy = Decoding(temperature=1.0, top_p=1e-6).decode(model, encoded, mask, 3, range(40))
+    assert torch.equal(nearly_greedy, greedy(model, encoded, mask, 3))
+
+
+def test_tokens_are_sampled_by_their_probabilities() -> None:
+    """Numbers spread evenly over [0, 1) give every token its share, as a softmax at the temperature gives it."""
+    logits_V = torch.tensor([1.0, -2.0, 0.3, 2.0, 0.3])
+    drawn_N = (torch.arange(20_000) + 0.5) / 20_000
+    for temperature, top_p in ((1.0, 1.0), (2.0, 1.0), (1.0, 0.7)):
+        p_V = (logits_V / temperature).softmax(0)
+        if top_p < 1:  # the likeliest two have 0.78 together, the likeliest alone 0.57
+            p_V = p_V.where(p_V >= p_V.sort().values[-2], torch.tensor(0.0))
+        counts_V = sampled(logits_V.expand(20_000, 5), drawn_N, temperature, top_p).bincount(minlength=5)
+        assert torch.allclose(counts_V / 20_000, p_V / p_V.sum(), atol=2e-4)

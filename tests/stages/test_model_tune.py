@@ -19,7 +19,7 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.training.optimizers import model_optimizer
 from tests.system.test_processes import CPU_DDP, accelerate_launch
-from tests.tiny_run import Outcome, Tiny, refused, scores, stage
+from tests.tiny_run import Outcome, Tiny, refused, scores, stage, t5_pipeline
 
 
 @pytest.fixture
@@ -101,6 +101,19 @@ def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path
         ("about", "majority class"), ("about", "model tuning"), ("name", "model tuning")
     ]  # fmt: skip
     assert {row["variant"] for row in rows if row["method"] == "model tuning"} == {"on 2 tasks"}
+
+    lines = (tmp_path / "scores" / "scores" / "predictions.jsonl").read_text().splitlines()
+    mine = [line for line in map(json.loads, lines) if line["method"] == "model tuning"]
+    asked = [{"prompt": f"two:{line['task']}", "input": line["input"]} for line in mine]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    said = t5_pipeline("predict", "--prompts", tmp_path / "two", "--input", tmp_path / "asked.jsonl", "--precision", "fp32",
+                       "--threads", 1, "--max-output-length", 8)  # fmt: skip
+    assert said.code == 0, said.err
+    for line, answer in zip(mine, map(json.loads, said.out.splitlines()), strict=True):
+        if line["task"] == "about":
+            assert answer["scores"] == pytest.approx(line["scores"], abs=1e-4)
+        else:
+            assert answer["output"] == line["output"]
 
 
 def test_more_steps_and_another_world_size(finished: Tiny, tasks: list[Path], tmp_path: Path) -> None:

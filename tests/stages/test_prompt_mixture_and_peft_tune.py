@@ -16,7 +16,7 @@ from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.methods.mixture import Mixture
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.methods.text_prompt import TextPrompt
-from tests.tiny_run import Tiny, refused, scores, stage
+from tests.tiny_run import Tiny, refused, scores, stage, t5_pipeline
 
 TRAINED = (
     "--steps", 4, "--batch-size", 4, "--max-input-length", 32, "--max-target-length", 8, "--validate-every", 2,
@@ -118,9 +118,34 @@ def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tm
     for row in rows:
         shifted = row["task"] == "short" and row["method"] not in ("no prompt", "majority class")
         assert row.get("trained_on") == ("about" if shifted else None)
+    lines = [json.loads(line) for line in (tmp_path / "scores/scores/predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 9 * len(rows), "every method answers every row"
+    for row, begin in zip(rows, range(0, len(lines), 9), strict=True):
+        mine = lines[begin : begin + 9]
+        assert {(line["task"], line["method"], line.get("cell")) for line in mine} == {
+            (row["task"], row["method"], row.get("cell"))
+        }
+        assert [line["row"] for line in mine] == list(range(1, 10))
+        right = [line["output"] == line["target"] for line in mine]
+        assert sum(right) / 9 == pytest.approx(row["metrics"]["accuracy"])
     neighbours = by_method["prompt tuning"]["neighbours"]
     assert [len(row) for row in neighbours] == [5] * 4
     assert "neighbours" not in by_method["ensemble"]
+
+    for method in ("mixture", "words", "prefix"):
+        (prompts / method).symlink_to(place / method)
+    cells = {"prompt mixture": "mixture", "prompt design": "words", "prefix tuning": "prefix", "prompt tuning": "seed0"}
+    mine = [line for line in lines if line["task"] == "about" and line["method"] in cells]
+    asked = [{"prompt": cells[line["method"]], "input": line["input"]} for line in mine]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    said = t5_pipeline("predict", "--model", finished.run / "lm_adapt", "--prompts", prompts, "--precision", "fp32",
+                       "--threads", 1, "--input", tmp_path / "asked.jsonl", "--batch-size", 4)  # fmt: skip
+    assert said.code == 0, said.err
+    found = [json.loads(line) for line in said.out.splitlines()]
+    seeds = [line for line in mine if line["method"] == "prompt tuning"]
+    for line, answer in zip(mine, found, strict=True):
+        if line not in seeds[9:]:  # those of the other seed
+            assert answer["scores"] == pytest.approx(line["scores"], abs=1e-4), line["method"]
 
 
 def test_an_ensemble_is_the_majority_vote_of_its_prompts(finished: Tiny, place: Path, tmp_path: Path) -> None:

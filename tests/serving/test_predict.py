@@ -1,14 +1,19 @@
-"""Many prompts on one frozen T5 in mixed batches; answers equal those of single prompts."""
+"""Many prompts on one frozen T5 in mixed batches, as a stream of lines; answers equal those of single prompts."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import select
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,7 +22,6 @@ import yaml
 
 from t5_pipeline.artifacts.kinds import artifact_digest, locate, named_prompts
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import read_rows
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
@@ -25,8 +29,8 @@ from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, load_t5
 from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from t5_pipeline.serving.server import Server
-from tests.tiny_run import CORPUS, Tiny, documentation, scores, t5_pipeline, write_rows
+from t5_pipeline.serving.engine import Engine
+from tests.tiny_run import CORPUS, Outcome, Tiny, command, documentation, t5_pipeline, write_rows
 
 # name: rows, sentinel variant, labels, template. Two label sets of two, which are scored together, and one of three.
 PROMPTS: dict[str, tuple[int, Any, list[str] | None, str]] = {
@@ -47,10 +51,15 @@ class Place:
     loaded: dict[str, Prompt]
     vocabulary: Vocabulary
 
+    def given(self, *arguments: object) -> list[object]:
+        given = ("--model", self.model, "--prompts", self.prompts, "--precision", "fp32", "--threads", 1)
+        return ["predict", *given, *arguments]
+
+    def run(self, *arguments: object) -> Outcome:
+        return t5_pipeline(*self.given(*arguments))
+
     def predict(self, *arguments: object) -> list[dict[str, Any]]:
-        said = t5_pipeline(
-            "predict", "--model", self.model, "--prompts", self.prompts, "--precision", "fp32", *arguments
-        )
+        said = self.run(*arguments)
         assert said.code == 0, said.err
         return [json.loads(line) for line in said.out.splitlines()]
 
@@ -216,17 +225,49 @@ def test_prompts_are_named_by_their_directories(place: Place, tmp_path: Path) ->
         ({"prompt": "tone", "input": "\ud800"}, "half of a surrogate pair"),
     ],
 )  # fmt: skip
-def test_errors_cite_the_line_and_nothing_is_written(
+def test_a_row_without_an_answer_has_its_line_and_the_reason(
     place: Place, tmp_path: Path, line: dict[str, Any], words: str
 ) -> None:
-    source = write_lines(tmp_path, [LINES[0], LINES[1], line])
-    to = tmp_path / "out.jsonl"
-    said = t5_pipeline("predict", "--model", place.model, "--prompts", place.prompts, "--input", source, "--output", to)
+    source = write_lines(tmp_path, [LINES[0], line, LINES[1]])
+    source.write_text("\n" + source.read_text())
+    said = place.run("--input", source)
+    assert said.code == 1
+    assert said.err.splitlines()[-1].startswith("1 of 3 rows have no answer")
+    first, bad, last = [json.loads(line) for line in said.out.splitlines()]
+    assert [first["prompt"], last["prompt"]] == ["topic", "tone"]
+    assert bad["line"] == 3
+    assert bad["error"].startswith(words) or words in bad["error"]
+    assert str(source) not in bad["error"]
+
+
+def test_lines_that_are_not_json_objects(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = json.dumps(LINES[1]).encode()
+    content = b"\n".join([b"{oops", good, b'"text"', b'{"text": "\xff"}', good])
+    (tmp_path / "in.jsonl").write_bytes(content)
+    said = place.run("--input", tmp_path / "in.jsonl")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert (said.code, place.run().out) == (1, said.out)
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [row.get("line") for row in rows] == [1, None, 3, 4, None]
+    assert "not JSON" in rows[0]["error"]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("rows.txt", "A fine film.\n", "has no rows below its header line"),
+    ("rows.tsv", "text\n", "has no rows below its header line"),
+    ("rows.txt", "A fine film.\nA dull one.\n", "none of its columns (A fine film.) is `input` or a field of a prompt"),
+    ("rows.csv", 'prompt,text\ntone,"A fine\n', "rows.csv:2: not CSV"),
+    ("rows.xlsx", "PK", ".xlsx is not a known format of rows"),
+])  # fmt: skip
+def test_files_that_cannot_be_read_are_rejected(
+    place: Place, tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    said = place.run("--input", tmp_path / name, "--output", tmp_path / "out.jsonl")
     assert said.code == 2
     assert words in said.err
-    assert f"{source}:3: " in said.err
     assert said.err.count("\n") == 1
-    assert not to.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def _other_weights(model: Path, prompts: Path) -> None:
@@ -246,8 +287,8 @@ def _no_rows(model: Path, prompts: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_other_weights, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
-        (_fewer_sentinels, "mixed.jsonl:2: prompt `tone` was trained on another T5"),
+        (_other_weights, "prompt `gap` was trained on another T5"),
+        (_fewer_sentinels, "prompt `gap` was trained on another T5"),
         (_no_rows, "prompt.safetensors: does not exist"),
     ],
 )
@@ -275,6 +316,9 @@ def test_unused_prompts_may_belong_to_another_model(place: Place, tmp_path: Path
     asked = [line for line in LINES if line["prompt"] != "gap"]
     other = Place(place.model, tmp_path / "prompts", place.loaded, place.vocabulary)
     assert len(other.predict("--input", write_lines(tmp_path, asked))) == len(asked)
+    said = other.run("--input", write_lines(tmp_path, [{"prompt": "gap", "input": "x"}]))
+    assert said.code == 1
+    assert "prompt `gap` was trained on another T5" in said.out
 
 
 @pytest.mark.parametrize(("flags", "words"), [
@@ -285,38 +329,101 @@ def test_unused_prompts_may_belong_to_another_model(place: Place, tmp_path: Path
     (["--model", "runs/nowhere"], "than runs/nowhere (a hub model, as there is no such directory)"),
 ])  # fmt: skip
 def test_missing_paths(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
-    given = ["--model", place.model, "--prompts", place.prompts, "--input", write_lines(tmp_path), *flags]
-    said = t5_pipeline("predict", *given)
+    said = place.run("--input", write_lines(tmp_path), *flags)
     assert said.code == 2
     assert words in said.err
 
 
-def test_rows_of_another_width_are_refused(place: Place) -> None:
+def test_rows_of_another_width_are_refused(place: Place, tmp_path: Path) -> None:
     info = place.loaded["tone"].info.model_copy(update={"width": 16})
+    Prompt(torch.ones(3, 16), info).save(tmp_path / "tone")
     with pytest.raises(InputError, match=r"has rows of width 16, but .* has width 32"):
-        Server.load(str(place.model), {"tone": Prompt(torch.ones(3, 16), info)})
+        Engine.load(str(place.model), str(tmp_path))
 
 
 def test_predict_scores_as_evaluate_does(finished: Tiny, tmp_path: Path) -> None:
-    """The same prompts on the same rows: the confusion that `evaluate` counted, from what `predict` answered."""
-    cells = {row["cell"]: row for row in scores(finished.run / "evaluate") if row["method"] == "prompt tuning"}
-    rows = [dict(row) for row in read_rows(finished.data / "rows" / "test.jsonl")]
-    rows = [rows[i * len(rows) // 8] for i in range(8)]  # as `limit: 8` spreads them
+    """The same prompts on the same rows: the log p of every label."""
+    file = finished.run / "evaluate" / "scores" / "predictions.jsonl"
+    lines = [line for line in map(json.loads, file.read_text().splitlines()) if line["method"] == "prompt tuning"]
+    assert len(lines) == 6 * 8
     for model in ("lm_adapt", "sentinel"):
-        lines = [{"prompt": cell, **row} for cell in cells if cell.startswith(f"model={model},") for row in rows]
-        assert len(lines) == 16
-        said = t5_pipeline(
-            "predict", "--model", finished.run / model, "--prompts", finished.run / "prompt_tune", "--precision", "fp32",
-            "--input", write_lines(tmp_path, lines), "--batch-size", 5,
-        )  # fmt: skip
-        answers = [json.loads(line) for line in said.out.splitlines()]
-        for cell in {line["prompt"] for line in lines}:
-            labels = cells[cell]["labels"]
-            counted = [[0] * (len(labels) + 1) for _ in labels]
-            for line, found in zip(lines, answers, strict=True):
-                if line["prompt"] == cell:
-                    counted[labels.index(line["label"])][labels.index(found["output"])] += 1
-            assert counted == cells[cell]["confusion"]
+        mine = [line for line in lines if line["cell"].startswith(f"model={model},")]
+        source = write_lines(tmp_path, [{"prompt": line["cell"], "input": line["input"]} for line in mine])
+        there = Place(
+            finished.run / model, finished.run / "prompt_tune", {}, Vocabulary.load(finished.run / model / "model")
+        )
+        answers = there.predict("--input", source, "--batch-size", 5)
+        assert len(answers) == 16
+        for line, answer in zip(mine, answers, strict=True):
+            assert answer["scores"] == pytest.approx(line["scores"], abs=1e-4)
+            assert answer["output"] == max(answer["scores"], key=answer["scores"].__getitem__)
+
+
+# ---------------------------------------------------------------------------------------------- streams and resuming
+
+
+def test_answers_arrive_while_input_is_still_coming(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    stdin = os.fdopen(reading)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    os.mkfifo(tmp_path / "out")
+    answers = os.open(tmp_path / "out", os.O_RDWR)
+    ended: list[Outcome] = []
+    thread = Thread(target=lambda: ended.append(place.run("--output", tmp_path / "out")), daemon=True)
+    thread.start()
+    with os.fdopen(writing, "wb") as lines:
+        for line in LINES[:3]:
+            lines.write(json.dumps(line).encode() + b"\n")
+            lines.flush()
+            assert select.select([answers], [], [], 60)[0], "no answer before the next line"
+            assert json.loads(os.read(answers, 65536))["prompt"] == line["prompt"]
+    thread.join(60)
+    stdin.close()
+    os.close(answers)
+    assert ended[0].code == 0
+
+
+def test_a_killed_command_resumes_with_the_same_bytes(place: Place, tmp_path: Path) -> None:
+    source = write_lines(
+        tmp_path, [{**line, "prompt": line.get("prompt", "")} for line in LINES] * 60 + [{"text": "no"}]
+    )
+    flags = ("--input", source, "--batch-size", 1, "--temperature", 2, "--output")
+    assert place.run(*flags, tmp_path / "whole.jsonl").code == 1
+    killed = subprocess.Popen(command(*place.given(*flags, tmp_path / "out.jsonl")), stderr=subprocess.DEVNULL)
+    while not (partial := list(tmp_path.glob("out.jsonl.*.partial"))) or partial[0].read_bytes().count(b"\n") < 32:
+        assert killed.poll() is None
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "out.jsonl").exists()
+    with partial[0].open("ab") as file:
+        file.write(b'{"prompt": "to')
+    resumed = place.run(*flags, tmp_path / "out.jsonl")
+    assert resumed.code == 1
+    assert "resuming after " in resumed.err
+    assert "1 of 601 rows have no answer" in resumed.err
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_beams_and_samples_do_not_depend_on_batches(place: Place, tmp_path: Path) -> None:
+    text = [line for line in LINES if line["prompt"] in ("gap", "words")] * 3
+    source = write_lines(tmp_path, text)
+    found = {}
+    for name, flags in {
+        "greedy": (), "beams": ("--beams", 4, "--length-penalty", 3),
+        "seed 0": ("--temperature", 1.5), "seed 1": ("--temperature", 1.5, "--seed", 1), "top p": ("--top-p", 0.5),
+    }.items():  # fmt: skip
+        found[name] = [row["output"] for row in place.predict("--input", source, *flags)]
+        again = [row["output"] for row in place.predict("--input", source, *flags, "--batch-size", 5)]
+        assert found[name] == again
+    assert len(set(map(tuple, found.values()))) == len(found)
+    assert found["greedy"][:4] == found["greedy"][4:8]
+    assert found["seed 0"][:4] != found["seed 0"][4:8], "equal rows have their own draws"
+    refused = place.run("--input", source, "--beams", 4, "--top-p", 0.5)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
 
 
 def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
@@ -394,11 +501,9 @@ def test_prompts_of_the_same_labels_vote(place: Place, tmp_path: Path) -> None:
         assert (line["prompt"], line["output"]) == (voters, max(set(own), key=own.count))
 
     write_rows(tmp_path / "other.jsonl", [{"prompt": ["tone", "truth"], "text": "x", "claim": {"text": "y"}}])
-    said = t5_pipeline(
-        "predict", "--model", place.model, "--prompts", tmp_path / "prompts", "--input", tmp_path / "other.jsonl"
-    )
-    assert said.code == 2
-    assert "other.jsonl:1: prompts `tone` and `truth` have different labels and cannot vote" in said.err
+    said = there.run("--input", tmp_path / "other.jsonl")
+    assert said.code == 1
+    assert "prompts `tone` and `truth` have different labels and cannot vote" in said.out
 
 
 def test_neighbours_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:

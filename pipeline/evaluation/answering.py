@@ -1,0 +1,140 @@
+"""One T5 in memory, and the answers of all candidates that use it, in shared batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.ensemble import mixture_answers
+from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each
+from t5_pipeline.methods.base import Candidate, ReadingModel
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An input to answer.
+
+    Attributes:
+        candidate: answers it; None for the T5 without a prompt.
+        ids: its token ids, with EOS.
+        form: form of the answer.
+        number: what samples depend on, besides the seed.
+    """
+
+    candidate: Candidate | None
+    ids: Ids
+    form: AnswerForm
+    number: int = 0
+
+
+class Answerer:
+    """A T5 and the candidates that answer with it.
+
+    Attributes:
+        t5: the T5.
+        vocabulary: its vocabulary.
+        model: the T5 with the prompts of all candidates in one bank.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        candidates: Sequence[Candidate],
+        precision: str,
+        device: torch.device,
+        keep_models: bool = False,
+    ) -> None:
+        """
+        Args:
+            path: directory of the T5, or its name on the hub.
+            precision: "bf16" or "fp32".
+            keep_models: keep models that answer instead of the T5 (adapters) in memory after their first answer.
+
+        Raises:
+            InputError: if the T5 cannot be loaded.
+        """
+        self.path, self.precision, self.device, self.keep_models = path, precision, device, keep_models
+        self.t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.vocabulary = Vocabulary.load(path)
+        prompts = [rows_PD for candidate in candidates for rows_PD in candidate.prompts]
+        model = PromptedT5(self.t5, PromptBank(prompts)) if prompts else BareT5(self.t5)
+        self.model: ReadingModel = model.to(device)
+        # Each candidate's prompts in the bank.
+        self._places: dict[int, range] = {}
+        begin = 0
+        for candidate in candidates:
+            self._places[id(candidate)] = range(begin, begin + len(candidate.prompts))
+            begin += len(candidate.prompts)
+        self._loaded: dict[int, ReadingModel] = {}
+
+    def answer(
+        self,
+        asked: Sequence[Asked],
+        batch_size: int,
+        decoding: Decoding | None = None,
+        on_batch: Callable[[int], None] = lambda examples: None,
+    ) -> Outputs:
+        """The answers, in order; each is that of its candidate alone, up to floating-point rounding.
+
+        Single prompts share batches; so do candidates that read the T5 without a prompt.
+
+        Args:
+            batch_size: examples per batch.
+            decoding: the way to decode free text (default: greedily).
+            on_batch: receives the number of examples after each batch.
+        """
+        N = len(asked)
+        outputs = Outputs([""] * N, [""] * N, [[] for _ in range(N)])
+        groups: dict[object, list[int]] = {}
+        for i, one in enumerate(asked):
+            groups.setdefault(_group(one.candidate), []).append(i)
+        for places in groups.values():
+            mine = [asked[i] for i in places]
+            answer = self._by_candidate(mine)
+            found = answer(
+                [one.ids for one in mine],
+                [one.form for one in mine],
+                device=self.device,
+                precision=self.precision,
+                batch_size=batch_size,
+                decoding=decoding,
+                numbers=[one.number for one in mine],
+                on_batch=on_batch,
+            )
+            outputs.put(places, found)
+        return outputs
+
+    def _by_candidate(self, asked: Sequence[Asked]) -> Callable[..., Outputs]:
+        """The function that answers a group, for its inputs and forms."""
+        first = asked[0].candidate
+        if first is not None and first.weights:
+            return partial(mixture_answers, self.model, self._places[id(first)], first.weights)
+        if first is not None and first.load_model is not None:
+            return partial(answer_each, self._model_of(first), None)
+        if first is not None and first.prompts:
+            places = [self._places[id(one.candidate)][0] for one in asked]
+            return partial(answer_each, self.model, places)
+        return partial(answer_each, self.model, None)
+
+    def _model_of(self, candidate: Candidate) -> ReadingModel:
+        """The model that answers instead of the T5."""
+        assert candidate.load_model is not None
+        model = self._loaded.get(id(candidate)) or candidate.load_model(self.path).to(self.device)
+        if self.keep_models:
+            self._loaded[id(candidate)] = model
+        return model
+
+
+def _group(candidate: Candidate | None) -> object:
+    """A key that is equal for candidates whose inputs share batches."""
+    if candidate is None or not (candidate.weights or candidate.load_model is not None or candidate.prompts):
+        return "no prompt"
+    return "prompt" if candidate.is_single_prompt else id(candidate)

@@ -1,0 +1,290 @@
+"""Answers for many tasks on one frozen T5, with different prompts mixed in the same batches.
+
+    engine = Engine.load("runs/demo/lm_adapt", "prompts")
+    questions = [engine.question([name], Row({"text": text}, f"text {i}")) for i, (name, text) in enumerate(asked)]
+    answers = engine.answer(questions)
+
+A prompt is any solution of a task that evaluate can score: a soft prompt, a mixture, a text prompt, an adapter of PEFT,
+or a fine-tuned T5, which answers with its own weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.artifacts.kinds import locate_one, named_artifacts
+from t5_pipeline.core.checksums import json_digest
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode
+from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.answering import Answerer, Asked
+from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.ensemble import vote
+from t5_pipeline.evaluation.held_out import answer_form
+from t5_pipeline.evaluation.predict import Outputs
+from t5_pipeline.execution.context import Artifact
+from t5_pipeline.methods.base import Candidate
+from t5_pipeline.methods.registry import METHODS
+from t5_pipeline.modeling.load import locate_model
+from t5_pipeline.modeling.safetensors_dir import read_shape
+
+
+@dataclass(frozen=True)
+class Question:
+    """A checked input.
+
+    Attributes:
+        names: the prompt that answers it, or several that vote.
+        texts: input text of each prompt.
+        number: what samples depend on, besides the seed.
+    """
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+        output: the likeliest label, or the decoded text.
+        scores: log p of each label; None for free text and votes.
+        votes: number of prompts with each answer; None for a single prompt.
+    """
+
+    output: str
+    scores: dict[str, float] | None = None
+    votes: dict[str, int] | None = None
+
+
+class Engine:
+    """A frozen T5 and its prompts. T5s are loaded at the first answer that needs them.
+
+    Attributes:
+        prompts: name → solution.
+        refused: name → reason, for prompts of other T5s.
+        digest: digest of the T5, of the prompts and of their names.
+    """
+
+    def __init__(
+        self,
+        model: Path | None,
+        prompts: Mapping[str, Candidate],
+        *,
+        digest: str = "",
+        precision: str = "fp32",
+        device: torch.device | None = None,
+    ) -> None:
+        """
+        Args:
+            model: the T5 that all prompts were trained on; may be None if all of them are fine-tuned T5s.
+            digest: digest of the T5.
+            device: default: the first GPU if there is one, otherwise the CPU.
+        """
+        self.model, self.precision = model, precision
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        reasons = {name: self._problem(name, one, digest) for name, one in prompts.items()}
+        self.refused = {name: reason for name, reason in reasons.items() if reason is not None}
+        self.prompts = {name: one for name, one in prompts.items() if name not in self.refused}
+        self.digest = json_digest([digest, [[name, one.artifact.digest] for name, one in prompts.items()]])
+        self._tasks = {name: Task.load(one.task) for name, one in self.prompts.items()}
+        self._answerers: dict[Path, Answerer] = {}
+
+    @classmethod
+    def load(
+        cls, model: str | None, prompts: str, *, precision: str = "bf16", device: torch.device | None = None
+    ) -> Engine:
+        """The prompts at a location, by the names of their directories, and their T5.
+
+        A T5 that was fine-tuned on several tasks gives one prompt for each: NAME:TASK.
+
+        Args:
+            model: a model directory, a stage's directory, or the name of a hub model.
+            prompts: a prompt, the directory of a stage, or a folder of these.
+
+        Raises:
+            InputError: if there are no prompts, one of them is damaged, or all are of other T5s.
+        """
+        digests, found = DigestCache(None), {}
+        for name, (kind, path) in named_artifacts(tuple(METHODS), prompts, "--prompts").items():
+            candidates = list(METHODS[kind](Artifact(str(path), path, "")))
+            artifact = Artifact(str(path), path, digests.of_artifact(kind, path))
+            for one in candidates:
+                own = name if len(candidates) == 1 else f"{name}:{one.task.name}"
+                found[own] = replace(one, artifact=artifact)
+        t5 = None if model is None else locate_one("model", model, "--model")
+        digest = "" if t5 is None else digests.of_artifact("model", t5)
+        engine = cls(t5, found, digest=digest, precision=precision, device=device)
+        if not engine.prompts:
+            raise InputError(next(iter(engine.refused.values())))
+        return engine
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that the templates of the prompts use."""
+        return list(dict.fromkeys(name for task in self._tasks.values() for name in task.input_template.fields))
+
+    @property
+    def has_header(self) -> bool:
+        """Whether CSV and TSV files name their columns; the templates of a single prompt may number them."""
+        return len(self.prompts) > 1 or all(task.has_header for task in self._tasks.values())
+
+    def question(self, names: Sequence[str], row: Row, number: int = 0) -> Question:
+        """A question to one prompt, or to several with the same labels that vote.
+
+        Args:
+            row: the fields of the task's template, or `input`, the finished text; `row.where` is named in errors.
+            number: what samples depend on, besides the seed.
+
+        Raises:
+            InputError: if a prompt is unknown or of another T5, prompts cannot vote, or the row lacks fields.
+        """
+        for name in names:
+            if not isinstance(name, str) or name not in self.prompts:
+                raise InputError(f"{row.where}: {self._unknown(name)}")
+            if self._tasks[name].labels != self._tasks[names[0]].labels:
+                raise InputError(
+                    f"{row.where}: prompts `{names[0]}` and `{name}` have different labels and cannot vote; use"
+                    " separate lines"
+                )
+        return Question(tuple(names), tuple(_text(row, self._tasks[name]) for name in names), number)
+
+    def answer(
+        self,
+        questions: Sequence[Question],
+        *,
+        batch_size: int = 64,
+        max_output_length: int = 0,
+        decoding: Decoding | None = None,
+        on_batch: Callable[[int], None] = lambda examples: None,
+    ) -> list[Answer]:
+        """Answer questions in order, in mixed batches; each answer is that of its prompt alone, up to rounding.
+
+        Args:
+            batch_size: examples per batch.
+            max_output_length: maximum tokens of free text; 0: the maximum target length in training.
+            decoding: the way to decode free text (default: greedily).
+            on_batch: called after each batch with its number of examples.
+        """
+        parts = [(q, k) for q in questions for k in range(len(q.names))]
+        outputs = Outputs([""] * len(parts), [""] * len(parts), [[] for _ in parts])
+        of_t5: dict[Path, list[int]] = {}
+        for i, (q, k) in enumerate(parts):
+            of_t5.setdefault(self._t5_of(self.prompts[q.names[k]]), []).append(i)
+        for path, places in of_t5.items():
+            answerer = self._answerer(path)
+            asked = self._asked([parts[i] for i in places], answerer.vocabulary, max_output_length)
+            outputs.put(places, answerer.answer(asked, batch_size, decoding, on_batch))
+        answers, begin = [], 0
+        for q in questions:
+            answers.append(self._answer(q, outputs.part(begin, begin + len(q.names))))
+            begin += len(q.names)
+        return answers
+
+    def _asked(
+        self, parts: Sequence[tuple[Question, int]], vocabulary: Vocabulary, max_output_length: int
+    ) -> list[Asked]:
+        """The inputs as ids, with the form of their answers."""
+        of_name: dict[str, list[int]] = {}
+        for i, (q, k) in enumerate(parts):
+            of_name.setdefault(q.names[k], []).append(i)
+        asked: dict[int, Asked] = {}
+        for name, places in of_name.items():
+            one = self.prompts[name]
+            longest = 0 if one.task.labels else max_output_length
+            form = answer_form(one.task, vocabulary, one.sentinel, longest, one.max_target_length)
+            inputs = one.read([parts[i][0].texts[parts[i][1]] for i in places], vocabulary)
+            asked |= {i: Asked(one, ids, form, parts[i][0].number) for i, ids in zip(places, inputs, strict=True)}
+        return [asked[i] for i in range(len(parts))]
+
+    def _answer(self, question: Question, outputs: Outputs) -> Answer:
+        labels = self._tasks[question.names[0]].labels or []
+        if len(question.names) > 1:
+            each = [outputs.part(k, k + 1) for k in range(len(question.names))]
+            return Answer(vote(each, labels).texts[0], votes=dict(Counter(outputs.texts).most_common()))
+        scores = dict(zip(labels, outputs.scores[0], strict=True)) if labels else None
+        return Answer(outputs.texts[0], scores)
+
+    def _t5_of(self, one: Candidate) -> Path:
+        if one.fine_tuned:
+            return one.artifact.path
+        assert self.model is not None
+        return self.model
+
+    def _answerer(self, path: Path) -> Answerer:
+        if path not in self._answerers:
+            mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
+            self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
+        return self._answerers[path]
+
+    def _problem(self, name: str, one: Candidate, digest: str) -> str | None:
+        """Why the T5 cannot answer with a prompt."""
+        if one.fine_tuned:
+            return None
+        if self.model is None:
+            return f"prompt `{name}` needs its T5 ({one.model}); give it as --model"
+        where = self.model if self.model.is_dir() else f"{self.model} (a hub model, as there is no such directory)"
+        if digest and one.digest != digest:
+            return (
+                f"prompt `{name}` was trained on another T5 than {where} ({one.model}, digest {one.digest[:12]}, not"
+                f" {digest[:12]}); give the right one as --model"
+            )
+        vocabulary, width = self._sizes
+        if one.tokenizer_digest not in (None, vocabulary):
+            return (
+                f"prompt `{name}` was trained with another vocabulary than that of {self.model}; restore the model's"
+                " original spiece.model and tokenizer_config.json"
+            )
+        if any(rows_PD.size(1) != width for rows_PD in one.prompts):
+            return (
+                f"prompt `{name}` has rows of width {one.prompts[0].size(1)}, but {self.model} has width {width}; give"
+                " the T5 that it was trained on as --model"
+            )
+        return None
+
+    @cached_property
+    def _sizes(self) -> tuple[str, int]:
+        """Digest of the T5's vocabulary, and its width; the digest of a hub model is only that of its name."""
+        assert self.model is not None
+        return Vocabulary.load(self.model).digest, read_shape(locate_model(self.model)).d_model
+
+    def _unknown(self, name: object) -> str:
+        if isinstance(name, str) and name in self.refused:
+            return self.refused[name]
+        close = difflib.get_close_matches(str(name), self.prompts, n=1)
+        return (
+            f"there is no prompt {name!r}; {f'did you mean `{close[0]}`? ' if close else ''}prompts (named after their"
+            f" directories): {', '.join(self.prompts)}"
+        )
+
+
+def _text(row: Row, task: Task) -> str:
+    """The input text of a row: the filled template, or `input` if the row has no field of the template."""
+    fields = {name: row.field(name) for name in task.input_template.fields}
+    present = {name: value for name, value in fields.items() if value is not MISSING and value is not None}
+    # A table has empty values in the columns that a row does not use.
+    blank = all(value == "" for value in present.values()) and row.get("input") not in (None, "")
+    if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
+        return task.inputs(row)
+    if present and not blank:
+        absent = ", ".join(name for name in fields if name not in present)
+        raise InputError(
+            f"{row.where}: has `input` and {', '.join(present)}, but not {absent}; give all fields of the template, or"
+            " only `input`"
+        )
+    if not isinstance(row["input"], str):
+        raise InputError(
+            f"{row.where}: `input` must be text, not {type(row['input']).__name__}; put the values in quotes"
+        )
+    return check_unicode(row["input"], row.where)

@@ -1,0 +1,282 @@
+"""`t5-pipeline predict`: a stream of rows to a stream of answers, in the same order.
+
+Input lines:
+
+{"prompt": "sst2", "text": "A fine film."}              fields for the task's own template
+{"prompt": "squad", "input": "question: Who … ?"}       or the finished text instead
+{"prompt": ["a", "b", "c"], "text": "A fine film."}     several prompts with the same labels vote
+
+Output lines:
+
+{"prompt": "sst2", "output": "positive", "scores": {"negative": -4.1, "positive": -0.3}}
+{"prompt": "squad", "output": "Ada Lovelace"}
+{"prompt": ["a", "b", "c"], "output": "positive", "votes": {"positive": 2, "negative": 1}}
+{"line": 4, "error": "there is no prompt 'ss2'; did you mean `sst2`? …"}
+
+Rows are answered in windows of several batches, which are sorted by length. The windows of a file are always the same,
+so that the answers of a resumed command are bit-identical. Rows from standard input are answered as they arrive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+
+import torch
+
+from t5_pipeline import __version__
+from t5_pipeline.core.atomic_files import STDOUT, check_output, open_output
+from t5_pipeline.core.checksums import file_digest, json_digest
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import printable, say
+from t5_pipeline.data_prep.corpora.rows import Row, file_format, json_row, lines, read_rows
+from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.execution.progress import Progress
+from t5_pipeline.serving.engine import Answer, Engine, Question
+
+STDIN = "-"
+WINDOW = 16
+"""Batches of a window."""
+WAIT = 0.05
+"""Seconds that a row from standard input waits, at most, for others to share its batch."""
+
+_ERROR = '{"line": '
+"""Beginning of the output line of a row that cannot be answered."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be answered: its line, element or row number (from 1), and the reason."""
+
+    line: int
+    error: str
+
+    @classmethod
+    def of(cls, error: InputError, where: str) -> BadRow:
+        """The row at `where`, such as "data/new.jsonl:7", which the error names too."""
+        found = re.search(r"\d+$", where)
+        return cls(int(found[0]) if found else 0, str(error).removeprefix(f"{where}: "))
+
+
+@dataclass
+class Counts:
+    """Rows with an output line, those of them without an answer, and those that an earlier command had answered."""
+
+    rows: int = 0
+    bad: int = 0
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Settings of a prediction, besides its rows."""
+
+    batch_size: int = 64
+    max_output_length: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+
+    def __call__(self, engine: Engine, source: str, to: str) -> Counts:
+        """Answer every row of a file or of standard input with one JSON line.
+
+        Args:
+            source: JSONL, JSON, CSV, TSV or Parquet file, or "-" for JSON lines from standard input.
+            to: output file, which appears when it is complete, or "-" for standard output.
+
+        Raises:
+            InputError: if the input cannot be read or has no rows, or the output cannot be written. A row that cannot
+                be answered is not an error: its output line says why.
+        """
+        check_output(to)
+        size, counts, kept, partial = WINDOW * self.batch_size, Counts(), 0, None
+        if source == STDIN:
+            windows, total = _arriving(_json_lines(sys.stdin.buffer, "stdin"), size), None
+        else:
+            path = Path(source)
+            total = _check(path, engine)
+            if to != STDOUT:
+                partial = self._partial(engine, path, Path(to))
+                counts, kept = _answered(partial, size)
+            windows = _in_windows(itertools.islice(_rows(path, engine), counts.rows, None), size)
+        if counts.resumed:
+            say(f"resuming after {counts.rows:,} of {total:,} rows")
+        try:
+            with open_output(to, partial, kept) as write, Progress("predict", total, unit="row") as progress:
+                began = time.monotonic()
+                for window in windows:
+                    text, bad = self._window(engine, window, counts, progress, began)
+                    # On a terminal, control characters are written as escapes of JSON: the same values.
+                    write((printable(text, keep="\n") if to == STDOUT else text).encode())
+                    counts.rows, counts.bad = counts.rows + len(window), counts.bad + bad
+        except KeyboardInterrupt:
+            if partial is not None:
+                say(f"stopped after {counts.rows:,} of {total:,} rows; run the same command to resume")
+            raise
+        return counts
+
+    def _window(
+        self, engine: Engine, window: Sequence[Row | BadRow], counts: Counts, progress: Progress, began: float
+    ) -> tuple[str, int]:
+        """Output lines of a window, and how many of them are errors."""
+        asked: list[Question | BadRow] = []
+        for number, row in enumerate(window, counts.rows):
+            try:
+                asked.append(row if isinstance(row, BadRow) else _question(engine, row, number))
+            except InputError as error:
+                assert isinstance(row, Row)
+                asked.append(BadRow.of(error, row.where))
+        done = 0
+
+        def advance(examples: int) -> None:
+            nonlocal done
+            done = min(done + examples, len(window))  # a row of several prompts is several examples
+            rows = counts.rows + done
+            progress.update(rows, {"examples_per_second": (rows - counts.resumed) / (time.monotonic() - began)})
+
+        answers = iter(
+            engine.answer(
+                [one for one in asked if isinstance(one, Question)],
+                batch_size=self.batch_size,
+                max_output_length=self.max_output_length,
+                decoding=self.decoding,
+                on_batch=advance,
+            )
+        )
+        text = "".join(_error(one) if isinstance(one, BadRow) else _line(one, next(answers)) for one in asked)
+        return text, sum(isinstance(one, BadRow) for one in asked)
+
+    def _partial(self, engine: Engine, source: Path, to: Path) -> Path:
+        """The file in which the answers grow; its name covers all that they depend on."""
+        fingerprint = json_digest({
+            "input": file_digest(source), "prompts": engine.digest, "precision": engine.precision,
+            "device": engine.device.type, "threads": torch.get_num_threads(), "settings": asdict(self),
+            "versions": [__version__, torch.__version__],
+        })  # fmt: skip
+        target = to.resolve()
+        return target.with_name(f"{target.name}.{fingerprint[:12]}.partial")
+
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+
+def _check(path: Path, engine: Engine) -> int:
+    """The number of rows of a file.
+
+    Raises:
+        InputError: if the file cannot be read, or is a table without rows or without a column that a prompt uses.
+    """
+    rows = _rows(path, engine)
+    first = next(rows, None)
+    if file_format(path) not in (".jsonl", ".json"):
+        header = engine.has_header and file_format(path) != ".parquet"
+        if first is None:
+            raise InputError(f"{path}: has no rows{' below its header line' if header else ''}; check the file")
+        named = {name.partition(".")[0] for name in engine.fields} | {*engine.fields, "input"}
+        if isinstance(first, Row) and not named.intersection(first):
+            columns = f" ({', '.join(list(first)[:8])})" if first else ""
+            raise InputError(
+                f"{path}: none of its columns{columns} is `input` or a field of a prompt ({', '.join(engine.fields)});"
+                f" {'name the columns in the first line' if header else 'rename its columns'}"
+            )
+    return sum(1 for _ in rows) + (first is not None)
+
+
+def _rows(path: Path, engine: Engine) -> Iterator[Row | BadRow]:
+    """The rows of a file, read as in training; a bad line of JSON does not end them."""
+    if file_format(path) == ".jsonl":
+        return _json_lines(lines(path), path)
+    columns = dict.fromkeys(["prompt", "input", *engine.fields])
+    return read_rows(path, (), optional=list(columns), header=engine.has_header)
+
+
+def _json_lines(found: Iterator[bytes], source: Path | str) -> Iterator[Row | BadRow]:
+    for number, line in enumerate(found, 1):
+        if line.strip():
+            try:
+                yield json_row(line, source, number)
+            except InputError as error:
+                yield BadRow.of(error, f"{source}:{number}")
+
+
+def _in_windows(rows: Iterator[Row | BadRow], size: int) -> Iterator[list[Row | BadRow]]:
+    while window := list(itertools.islice(rows, size)):
+        yield window
+
+
+def _arriving(rows: Iterator[Row | BadRow], size: int) -> Iterator[list[Row | BadRow]]:
+    """Windows of the rows that have arrived: at most `size`, at least one, whose wait is bounded."""
+    arrived: Queue[Row | BadRow | BaseException | None] = Queue(size)
+
+    def read() -> None:
+        try:
+            for row in rows:
+                arrived.put(row)
+            arrived.put(None)
+        except BaseException as error:
+            arrived.put(error)
+
+    Thread(target=read, daemon=True).start()
+    ended = False
+    while not ended:
+        window: list[Row | BadRow] = []
+        until = float("inf")
+        while len(window) < size:
+            try:
+                row = arrived.get(timeout=None if not window else max(0.0, until - time.monotonic()))
+            except Empty:
+                break
+            if row is None:
+                ended = True
+                break
+            if isinstance(row, BaseException):
+                raise row
+            window.append(row)
+            until = min(until, time.monotonic() + WAIT)
+        if window:
+            yield window
+
+
+def _question(engine: Engine, row: Row, number: int) -> Question:
+    """The question of a row, which names its prompt or prompts unless there is only one."""
+    known = [*engine.prompts, *engine.refused]
+    if "prompt" not in row and len(known) > 1:
+        raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {", ".join(engine.prompts)}')
+    named = row.get("prompt", known[0])
+    return engine.question(named if isinstance(named, list) and named else [named], row, number)
+
+
+# ----------------------------------------------------------------------------------------------------------- answers
+
+
+def _answered(partial: Path, size: int) -> tuple[Counts, int]:
+    """The whole windows in a partial output: their rows, and their bytes."""
+    counts, kept, rows, bad, at = Counts(), 0, 0, 0, 0
+    if partial.exists():
+        with partial.open("rb") as file:
+            for line in file:
+                rows, bad, at = rows + 1, bad + line.startswith(_ERROR.encode()), at + len(line)
+                if rows % size == 0 and line.endswith(b"\n"):
+                    counts, kept = Counts(rows, bad, rows), at
+    return counts, kept
+
+
+def _error(row: BadRow) -> str:
+    return json.dumps({"line": row.line, "error": row.error}, ensure_ascii=False) + "\n"
+
+
+def _line(question: Question, answer: Answer) -> str:
+    names = list(question.names)
+    line: dict[str, Any] = {"prompt": names if len(names) > 1 else names[0], "output": answer.output}
+    if answer.votes is not None:
+        line["votes"] = answer.votes
+    if answer.scores is not None:
+        line["scores"] = {label: round(score, 6) for label, score in answer.scores.items()}
+    return json.dumps(line, ensure_ascii=False) + "\n"
