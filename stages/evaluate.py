@@ -23,7 +23,7 @@ from t5_pipeline.config.registry import STAGES
 from t5_pipeline.evaluation.evaluator import Evaluator, write_scores
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
-from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.progress import Progress, scores_text
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.base import Method, check_also_on
 from t5_pipeline.methods.registry import METHODS
@@ -47,7 +47,7 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
             for row in evaluator.rows(rows):
                 name, found = row.get("cell") or row["method"], row["metrics"]
                 metrics.write({"step": bar.done, "cell": name, "task": row["task"], "method": row["method"], **found})
-                log.info("%s  %s  %s", row["task"], name, "  ".join(f"{m} {v:.3f}" for m, v in found.items()))
+                log.info("%s: %s, %s: %s", stage.name, row["task"], name, scores_text(found))
                 rows.append(row)
 
     stage.cells[0].facts.update(solutions=len(candidates), models=len(models))

@@ -66,7 +66,8 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
         )
         facts = {"parameters": parameters, "trained": parameters, "best_step": best.step, "scores": best.scores}
         stage.cells[0].facts.update(facts)
-        stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
+        chosen = result.chosen()
+        stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step, chosen=chosen)
 
     selection, optimizer = select_best(stage, model, c.tasks, score), pretraining_optimizer(stage, model.t5)
     trainer = Trainer(

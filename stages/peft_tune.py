@@ -63,7 +63,7 @@ def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
             scores=best.scores,
         )
         stage.cells[0].facts.update(trained=numbers, best_step=best.step)
-        stage.publish("adapter", partial(model.save, info=info), step=step)
+        stage.publish("adapter", partial(model.save, info=info), step=step, chosen=result.chosen())
 
     selection = select_best(stage, source, [c.task], score)
     train_stage(

@@ -23,6 +23,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.data_prep.corpora.documents import Chunk, corpus_chunks, first_texts
+from t5_pipeline.data_prep.shards.limit import Limit
 from t5_pipeline.data_prep.shards.local_workers import encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
 from t5_pipeline.data_prep.shards.writer import Counts, Workers, write_tokens
@@ -56,6 +57,7 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
             validation_fraction=c.validation_fraction,
             seed=c.seed,
             decontaminate=held_out,
+            limit=Limit(c.max_documents or None, c.max_tokens or None),
             description={"corpus": c.corpus, "config": c.config, "split": c.split},
             workers=workers,
             on_progress=report,
@@ -64,6 +66,10 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
 
     dropped = "".join(f", {count:,} dropped: {reason}" for reason, count in tokens.dropped.items())
     log.info("%s: %s documents, %s tokens%s", stage.name, f"{tokens.documents:,}", f"{tokens.tokens:,}", dropped)
+    if left := tokens.left_out:
+        text = "{documents:,} documents of the last chunk and {chunks:,} of {of_chunks:,} chunks".format(**left)
+        log.warning("%s: left out because of max_documents or max_tokens: %s", stage.name, text)
+        stage.cells[0].facts.update(left_out=text)
     stage.cells[0].facts.update(
         documents=tokens.documents, tokens=tokens.tokens, vocabulary=vocabulary.size, dropped=tokens.dropped
     )

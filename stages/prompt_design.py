@@ -19,6 +19,7 @@ from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
+from t5_pipeline.execution.progress import scores_text
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
 from t5_pipeline.modeling.load import load_t5
@@ -64,7 +65,7 @@ def best_on_validation(
         measured = score_model(model, [split.with_inputs(inputs)], device, c.precision)
         scores = measured.scores
         scored.append((measured.score, -measured.loss, prompt.model_copy(update={"scores": scores})))
-        log.info("%s: %r %s", stage.name, prompt.template, {name: round(value, 4) for name, value in scores.items()})
+        log.info("%s: %r: %s", stage.name, prompt.template, scores_text(scores))
     return max(scored, key=lambda found: found[:2])[2]
 
 

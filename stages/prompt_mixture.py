@@ -65,7 +65,8 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
         weights = learned["logits_K"].double().softmax(dim=0).tolist()
         trained = sum(tensor.numel() for tensor in learned.values())
         stage.cells[0].facts.update(parameters=t5.shape.parameters, trained=trained, best_step=best.step)
-        stage.publish("mixture", Mixture(prompts, weights, best.step, best.scores).save, step=step)
+        mixture = Mixture(prompts, weights, best.step, best.scores)
+        stage.publish("mixture", mixture.save, step=step, chosen=result.chosen())
 
     selection = select_best(stage, loaded, [c.task], score)
     trainer = Trainer(

@@ -66,7 +66,8 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
         for index, (cell, rows_PD) in enumerate(zip(cells, result.prompts(bank), strict=True)):
             best = result.best(index)
             info = PromptInfo.tuned(cell.config, **loaded.identity, width=width, step=best.step, scores=best.scores)
-            stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell)
+            chosen = result.chosen(index)
+            stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell, chosen=chosen)
             cell.facts.update(parameters=loaded.t5.shape.parameters, trained=rows_PD.numel())
 
     ids = [cell.id for cell in cells]

@@ -56,6 +56,7 @@ class TokenShards:
         directory = self.directory
         self.description: dict[str, Any] = summary["corpus"]
         self.dropped: dict[str, int] = summary["dropped"]
+        self.left_out: dict[str, int] = summary.get("left_out", {})
         self.digest: str = summary["digest"]
         self.documents: int = summary["documents"][split]
         self.tokens: int = summary["tokens"][split]

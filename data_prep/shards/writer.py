@@ -17,7 +17,7 @@ import uuid
 from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
+from t5_pipeline.data_prep.shards.limit import NO_LIMIT, Limit
 from t5_pipeline.data_prep.shards.reader import FORMAT, SPLITS, Split, TokenShards
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
@@ -108,6 +109,7 @@ class Encoding:
     validation_fraction: float
     decontamination: Decontamination
     settings: dict[str, Any]
+    limit: Limit = NO_LIMIT
 
     def shard(self, number: int, chunk: Chunk, threads: int = 1) -> Iterator[ShardProgress | ShardDone]:
         """Encode a chunk on `threads` threads and publish it as shard `number`.
@@ -125,9 +127,12 @@ class Encoding:
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             splits = {split: stack.enter_context(_SplitWriter(temporary, split, vocabulary)) for split in SPLITS}
-            read, counts = 0, Counts()
+            read, counts, left_out = 0, Counts(), 0
             for batch in _batches(chunk.documents()):
                 read += len(batch)
+                if left_out:
+                    left_out += len(batch)
+                    continue
                 kept: dict[Split, list[npt.NDArray[np.int32]]] = {split: [] for split in SPLITS}
                 encoded = vocabulary.encode_arrays([document.text for document in batch], threads)
                 for document, ids, split in zip(batch, encoded, self._splits_of(batch), strict=True):
@@ -138,6 +143,9 @@ class Encoding:
                         if self.decontamination.found_in(document.text)
                         else None
                     )
+                    if left_out or not self.limit.admits(counts.documents + 1, counts.tokens + len(ids)):
+                        left_out += 1
+                        continue
                     if reason is not None:
                         counts.dropped[reason] += 1
                         continue
@@ -154,6 +162,7 @@ class Encoding:
                 **{split: splits[split].close() for split in SPLITS},
                 "dropped": dict(sorted(counts.dropped.items())),
                 "blocks": {file: checksums.block_sha256(temporary / file) for file in _FILES},
+                **({"left_out": left_out} if left_out else {}),
             }
             checked = {**record, "sha256": checksums.json_digest(record)}
             write_text(temporary / "shard.json", json.dumps(checked, indent=1, ensure_ascii=False) + "\n")
@@ -244,6 +253,7 @@ def write_tokens(
     validation_fraction: float = 0.01,
     seed: int = 0,
     decontaminate: Iterable[str] = (),
+    limit: Limit = NO_LIMIT,
     description: dict[str, Any] | None = None,
     workers: Workers = encode_serially,
     on_progress: Callable[[Counts], None] | None = None,
@@ -260,6 +270,8 @@ def write_tokens(
             the corpus); the document at position 0 is always in the training split.
         seed: seed of the validation draws.
         decontaminate: texts that must not occur; documents that contain one are dropped (corpora.decontamination).
+        limit: the most documents and tokens to write, from the start of the corpus; what is left out is recorded in
+            tokens.json.
         description: the corpus and how it was read, for tokens.json.
         workers: who encodes the chunks; the result does not depend on it.
         on_progress: called on every event of the workers, at least every few seconds.
@@ -284,17 +296,25 @@ def write_tokens(
             repr(sorted((n, sorted(runs)) for n, runs in decontamination.runs.items())).encode()
         ).hexdigest(),
         "corpus": description or {},
+        **({"limit": asdict(limit)} if limit else {}),
     }
     encoding = Encoding(
         directory, vocabulary.model, vocabulary.sentinels, seed, validation_fraction, decontamination, settings
     )
     records = _finished_shards(directory, settings, chunks)
     written: set[int] = set()
+    whole = len(chunks)
     while True:
         todo = {number: chunk for number, chunk in enumerate(chunks) if number not in records}
-        for number, record in _write_shards(encoding, todo, workers, records, on_progress):
-            records[number] = record
-            written.add(number)
+        if limit.ends_in(map(records.get, range(len(chunks)))) is None:
+            with contextlib.closing(_write_shards(encoding, todo, workers, records, on_progress)) as finished:
+                for number, record in finished:
+                    records[number] = record
+                    written.add(number)
+                    if limit and limit.ends_in(map(records.get, range(len(chunks)))) is not None:
+                        break
+        if limit:
+            chunks = _within_limit(encoding, limit, chunks, records)
         summary = _summary(vocabulary, settings, [records[number] for number in range(len(chunks))])
         _check_not_empty(description, summary, sum(record["read"] for record in records.values()))
         summary["digest"], damaged = _digest(directory, summary)
@@ -305,10 +325,35 @@ def write_tokens(
         for number in damaged:
             shutil.rmtree(directory / _shard_name(number))
             del records[number]
+    if len(chunks) < whole or records[whole - 1].get("left_out"):
+        documents = records[len(chunks) - 1].get("left_out", 0)
+        summary["left_out"] = {"documents": documents, "chunks": whole - len(chunks), "of_chunks": whole}
     _remove_leftovers(directory)
     vocabulary.save(directory / "tokenizer")
     write_text(directory / "tokens.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return TokenShards(directory, "train")
+
+
+def _within_limit(
+    encoding: Encoding, limit: Limit, chunks: Sequence[Chunk], records: dict[int, Record]
+) -> Sequence[Chunk]:
+    """The chunks up to the one in which the limit is reached. Its shard is cut, later ones are removed."""
+    last = limit.ends_in(map(records.get, range(len(chunks))))
+    if last is None:
+        return chunks
+    for path in encoding.directory.glob("shard-?????*"):
+        if path.suffix != ".tmp" and int(path.name.removeprefix("shard-")) > last:
+            shutil.rmtree(path)
+            records.pop(int(path.name.removeprefix("shard-")), None)
+    before = sum((Counts.of(records[number]) for number in range(last)), Counts())
+    total = before + Counts.of(records[last])
+    if not limit.admits(total.documents, total.tokens):
+        shutil.rmtree(encoding.directory / _shard_name(last))
+        cut = replace(encoding, limit=limit.after(before.documents, before.tokens))
+        for event in cut.shard(last, chunks[last]):
+            if isinstance(event, ShardDone):
+                records[last] = event.record
+    return chunks[: last + 1]
 
 
 def _write_shards(
@@ -317,7 +362,7 @@ def _write_shards(
     workers: Workers,
     records: dict[int, Record],
     on_progress: Callable[[Counts], None] | None,
-) -> Iterator[tuple[int, Record]]:
+) -> Generator[tuple[int, Record], None, None]:
     """(number, record) of each shard in the order of completion."""
     if not todo:
         return

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from t5_pipeline.core.schema import Config, Data, nearest, setting
+from t5_pipeline.core.schema import Config, Data, setting
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.formats import FORMATS, expanded, task_name
 from t5_pipeline.data_prep.tasks.splits import split_file, split_slice
 
@@ -83,6 +84,14 @@ class TaskConfig(Config):
         if isinstance(value, list):
             return [_text(item) for item in value]
         return value if value is None else _text(value)
+
+    @field_validator("labels")
+    @classmethod
+    def separated(cls, value: list[str] | None) -> list[str] | None:
+        """A single label that looks like several is a list without commas."""
+        if value is not None and len(value) == 1 and len(words := value[0].replace(",", " ").split()) > 1:
+            raise ValueError(f"has the single label `{value[0]}`; put commas between labels: {', '.join(words)}")
+        return value
 
     @field_validator("splits")
     @classmethod

@@ -1,26 +1,19 @@
-"""Artifacts that stages pass to one another: the file that marks each kind, its location and its digest.
-
-A model's digest covers its tensors (name, dtype, shape, bytes) in the order of their names, so sharding, model cards
-and file names do not change it. Torch-free: safetensors files are read by their own header.
-"""
+"""Artifacts that stages pass to one another: the file that marks each kind, its location and its digest. Torch-free."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
+from t5_pipeline.core.records import read_json
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.digest import model_digest, t5x_files
 
-_LARGEST_SMALL = 2**28  # bytes of a vocabulary or of scores
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
 
@@ -46,7 +39,7 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     path, name = Path(location), marker(kind)
     if kind == "model" and (foreign := _foreign_model(path)):
         raise InputError(f"{where}: {location} {foreign}")
-    if (path / name).is_file() or (kind == "model" and _t5x_files(path)):
+    if (path / name).is_file() or (kind == "model" and t5x_files(path)):
         return [path]
     if (path / kind / name).is_file():
         return [path / kind]
@@ -120,7 +113,7 @@ def _marked(kinds: Sequence[str], place: Path) -> list[tuple[str, Path]]:
 
 def _is_fine_tuned(model: Path) -> bool:
     metadata = model / "t5_pipeline.json"
-    return metadata.is_file() and bool(_json(metadata).get("tasks"))
+    return metadata.is_file() and bool(read_json(metadata).get("tasks"))
 
 
 def check_data(location: str, where: str) -> None:
@@ -138,24 +131,6 @@ def check_data(location: str, where: str) -> None:
     a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
     if a_path and not path.exists():
         raise InputError(f"{where}: {location} does not exist; check the path")
-
-
-def weights_digest(directory: Path) -> str:
-    """Digest of a model's weights: of its safetensors tensors, or of the files of a T5X checkpoint.
-
-    Raises:
-        InputError: if the directory contains neither, or a damaged file.
-    """
-    t5x = [] if any(directory.glob("*.safetensors")) else _t5x_files(directory)
-    if t5x:
-        return json_digest([[path.relative_to(directory).as_posix(), file_digest(path)] for path in t5x])
-    return tensors_digest(directory)
-
-
-def _t5x_files(directory: Path) -> list[Path]:
-    """Files of the T5X checkpoint that a directory is or contains."""
-    is_t5x = (directory / "checkpoint").is_file() or any(directory.glob("checkpoint_*/checkpoint"))
-    return sorted(path for path in directory.rglob("*") if path.is_file()) if is_t5x else []
 
 
 def _foreign_model(path: Path) -> str | None:
@@ -201,52 +176,15 @@ def _prompt_digest(path: Path) -> str:
 
 
 def _described(kind: str, path: Path) -> dict[str, Any]:
-    described = _json(path / marker(kind))
+    described = read_json(path / marker(kind))
     described.pop("scores", None)
     return described
 
 
-def _model_digest(path: Path) -> str:
-    metadata = path / "t5_pipeline.json"
-    vocabulary, tokenizer = path / "spiece.model", path / "tokenizer_config.json"
-    return json_digest(
-        {
-            "tensors": weights_digest(path),
-            "shape": _shape(path),
-            "sentinel": _json(metadata)["sentinel"] if metadata.exists() else "none",
-            "vocabulary": _small_digest(vocabulary) if vocabulary.exists() else None,
-            "extra ids": _json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
-        }
-    )
-
-
-def _small_digest(path: Path) -> str:
-    return hashlib.sha256(read_file(path, _LARGEST_SMALL)).hexdigest()
-
-
 # The kinds whose digest is not that of a method's artifact.
 _DIGESTS: dict[str, Callable[[Path], str]] = {
-    "model": _model_digest,
+    "model": model_digest,
     "prompt": _prompt_digest,
-    "tokens": lambda path: str(_json(path / "tokens.json")["digest"]),
-    "scores": lambda path: _small_digest(path / "scores.json"),
+    "tokens": lambda path: str(read_json(path / "tokens.json")["digest"]),
+    "scores": lambda path: file_digest(path / "scores.json"),
 }
-
-
-def _shape(path: Path) -> dict[str, Any] | None:
-    """The entries of config.json that decide how the tensors are used, thus without dropout."""
-    config = path / "config.json"
-    if not config.exists():
-        return None
-    shape = asdict(T5Config.from_config(_json(config), str(config)))
-    del shape["dropout_rate"]
-    return shape
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path))
-    except (OSError, ValueError, TypeError):
-        raise InputError(
-            f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"
-        ) from None

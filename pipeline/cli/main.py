@@ -10,16 +10,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
-from t5_pipeline.config.command_line import add_set
+from t5_pipeline.config.command_line import Parser, add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
 from t5_pipeline.core.boundary import boundary
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say, show
@@ -40,15 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser, also for subcommands, that reports errors as `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message} (see --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="t5-pipeline",
         description="LM-adapt a T5, freeze it, and learn each task as a soft prompt (Lester et al. 2021).",
         epilog="Stages can also be run one by one: accelerate launch stages/lm_adapt.py --help",
@@ -58,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", help="run the stages that are not up to date and write the report", allow_abbrev=False
+        "run", help="run all stages that are not up to date, then write the report", allow_abbrev=False
     )
     _recipe_arguments(run)
     run.add_argument(
@@ -81,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show the cost for every size of T5 1.1, Small to XXL, instead of the recipe's",
     )
+    plan.add_argument(
+        "--memory", metavar="SIZE", help="say whether each stage fits in the memory of one device, such as 80G"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(command=_plan)
 
     status = commands.add_parser("status", help="show the progress of a run", allow_abbrev=False)
@@ -130,6 +127,12 @@ def _run(given: argparse.Namespace) -> int:
 
         write_report(run_dir.path, page)
         say(f"✓ report: {page}")
+    if code == 0:
+        from t5_pipeline.report.collect import collect
+        from t5_pipeline.report.terminal import results_table
+
+        for line in results_table(collect(run_dir.path)):
+            show(line)
     return code
 
 
@@ -154,12 +157,16 @@ def _is_older(page: Path, run_dir: RunDir) -> bool:
 
 
 def _plan(given: argparse.Namespace) -> int:
+    from t5_pipeline.cost.fits import parse_memory
     from t5_pipeline.cost.plan import Rate, plan
+    from t5_pipeline.cost.plan_text import as_json, as_text
     from t5_pipeline.cost.throughput import parse_rate
 
     rate = None if given.rate is None else Rate(parse_rate(given.rate))
+    memory = None if given.memory is None else parse_memory(given.memory)
     recipe, run_dir = _load(given)
-    show(plan(recipe, run_dir, rate, sizes=given.sizes), keep="\n")
+    made = plan(recipe, run_dir, rate, sizes=given.sizes, memory=memory)
+    show(json.dumps(as_json(made), indent=1, ensure_ascii=False) if given.json else as_text(made, rate), keep="\n")
     return 0
 
 
@@ -198,13 +205,14 @@ def _verify(given: argparse.Namespace) -> int:
     for cell in load_recipe(run_dir.path / "recipe.yaml").cells():
         place, manifest = run_dir.cell(cell), run_dir.manifest(cell)
         if manifest is None:
-            found, count = damaged_unfinished(place)
-            show(f"{cell.label}: not finished, {count} files{'' if found or not count else ', all intact'}")
+            found, count, digests = *damaged_unfinished(place), ""
+            state = "not finished, "
         else:
-            found, count = damaged_files(place, manifest), len(manifest.files)
+            found, count, state = damaged_files(place, manifest), len(manifest.files), ""
+            digests = "; " + ", ".join(f"{kind} {short_digest(o.digest)}" for kind, o in manifest.outputs.items())
             mark_damaged(place, found)
-            show(f"{cell.label}: {count} files{'' if found else ', all intact'}")
         damaged, files = damaged + len(found), files + count
+        show(f"{cell.label}: {state}{count} files{'' if found or not count else ', all intact'}{digests}")
         for name, problem in found.items():
             show(f"  {name} {problem}")
     if damaged:

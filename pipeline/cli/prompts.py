@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import named_prompts
+from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.command_line import add_settings
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output
 from t5_pipeline.core.errors import SOME_FAILED, InputError
-from t5_pipeline.core.printable import printable, say, show
+from t5_pipeline.core.printable import say, show
+from t5_pipeline.core.tables import aligned
 
 _PROMPTS = "prompt, prompt_tune stage, or folder of them; a prompt is named after its directory"
 _SOLUTIONS = "prompt, mixture, text prompt, adapter or fine-tuned T5; or a stage or folder of them"
@@ -142,12 +143,12 @@ def _add_tune(tune: argparse.ArgumentParser) -> None:
     task.add_argument(
         "--targets", required=True, metavar="TEMPLATE", help="target text, with {field} for fields of a row"
     )
-    task.add_argument("--labels", metavar="A,B", help="all possible targets (default: free text)")
+    task.add_argument("--labels", nargs="+", metavar="A,B", help="all possible targets (default: free text)")
     task.add_argument(
         "--validation", type=Path, metavar="FILE", help="rows to select the checkpoint by (default: publish the last)"
     )
     task.add_argument(
-        "--metrics", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
+        "--metrics", nargs="+", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
     )
     task.add_argument("--name", help="name of the task (default: the name of --output-dir)")
     run = tune.add_argument_group("execution")
@@ -182,13 +183,13 @@ def _tune(given: argparse.Namespace) -> int:
     return tune(task, settings, given.output_dir, given.launch, *more)
 
 
-def _listed(text: str | None) -> list[str] | None:
-    """Comma-separated names as a list.
+def _listed(words: list[str] | None) -> list[str] | None:
+    """Names between commas or in several arguments as a list; a name may contain spaces.
 
-    >>> _listed("negative, positive")
-    ['negative', 'positive']
+    >>> _listed(["not entailment, entailment"]), _listed(["negative,", "positive"]), _listed(["negative", "positive"])
+    (['not entailment', 'entailment'], ['negative', 'positive'], ['negative', 'positive'])
     """
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    return None if words is None else [part.strip() for part in ",".join(words).split(",") if part.strip()]
 
 
 # ----------------------------------------------------------------------------------------------------------- prompts
@@ -269,11 +270,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     def shown(value: Any) -> str:
         return ", ".join(f"{k} {v:.3f}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
-    cells = [list(rows[0]), *([printable(shown(value)) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+    return "\n".join(aligned([list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]))
 
 
 def _show(given: argparse.Namespace) -> int:
@@ -315,10 +312,7 @@ def _neighbours(given: argparse.Namespace) -> int:
 
 
 def _model_path(location: str) -> Path:
-    from t5_pipeline.artifacts.kinds import locate
-
-    (path,) = locate("model", location, "--model")
-    return path
+    return locate_one("model", location, "--model")
 
 
 def _export(given: argparse.Namespace) -> int:

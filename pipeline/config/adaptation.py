@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.modeling.config import T5Config
+
+# Hub models whose steps of training are known (Lester et al. 2021, §2.2).
+_TRAINED = ((r"google/t5-v1_1-\w+", 1_000_000), (r"google/t5-\w+-lm-adapt", 1_100_000))
 
 
 class T5Sizes(Config):
@@ -46,6 +51,25 @@ class LanguageModelConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, Train
         return shape.parameters
 
 
+def known_steps(model: Any) -> int:
+    """Steps that a T5 is known to have been trained for; 0 if nothing is known.
+
+    Args:
+        model: hub name, or a T5X checkpoint, which has its step in its name.
+
+    >>> known_steps("google/t5-v1_1-base"), known_steps("t5x/base/checkpoint_1100000"), known_steps("lm_adapt")
+    (1000000, 1100000, 0)
+    """
+    name = str(model or "").rstrip("/")
+    for pattern, steps in _TRAINED:
+        if re.fullmatch(pattern, name):
+            return steps
+    inside = [path.parent.name for path in Path(name).glob("checkpoint_*/checkpoint")] if name else []
+    last = inside[0] if len(inside) == 1 else name.rpartition("/")[2]
+    found = re.fullmatch(r"checkpoint_(\d+)", last)
+    return int(found[1]) if found else 0
+
+
 class SpanCorruptConfig(LanguageModelConfig):
     """T5's own pretraining objective (Raffel et al. 2020, §3.1.4)."""
 
@@ -80,7 +104,7 @@ class SpanCorruptConfig(LanguageModelConfig):
         return [(self.input_length, targets)]
 
 
-@defaults(steps=100_000, batch_size=2048, step_offset=1_000_000)
+@defaults(steps=100_000, batch_size=2048, step_offset=None)
 class LMAdaptConfig(LanguageModelConfig):
     """LM adaptation (Lester et al. 2021, §2.2)."""
 
@@ -112,6 +136,13 @@ class LMAdaptConfig(LanguageModelConfig):
                 f" {self.objective}; remove one of the two"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def steps_of_the_model(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("step_offset") is None:
+            return {**values, "step_offset": known_steps(values.get("model"))}
+        return values
 
     @model_validator(mode="after")
     def density_has_a_prefix(self) -> LMAdaptConfig:

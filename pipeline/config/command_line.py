@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -16,9 +18,10 @@ from t5_pipeline.config.recipe import Override, parse_override
 from t5_pipeline.config.references import load_task
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-_FROM_FILE = ", as YAML files (name, data, inputs, targets, labels, metrics)"
+_TASK_FILE = "; each a YAML file with the keys name, data, inputs, targets, labels, metrics"
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,44 @@ class Flags:
     values: dict[str, Any]
 
 
-def parser(cls: type[StageConfig], program: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser, also for subcommands, whose errors are `InputError`s that suggest what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message.removeprefix('argument ')}; --help lists the flags")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Report a misspelt flag before what is missing because of it."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            flag_name = word.partition("=")[0]
+            if word == "--" or (self._subparsers is not None and not word.startswith("-")):
+                break  # what follows belongs to the command
+            if re.match("--?[a-zA-Z]", word) and " " not in word and flag_name not in self._option_string_actions:
+                hint = nearest(flag_name, self._option_string_actions, "--help lists the flags")
+                raise InputError(f"{self.prog}: unknown flag {flag_name}; {hint}")
+        return super().parse_known_args(words, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Check one of several choices, among them the name of a command."""
+        if action.choices is not None and value not in action.choices:
+            place = "/".join(action.option_strings) or str(action.metavar)
+            hint = nearest(str(value), map(str, action.choices))
+            several = action.nargs == "*" and "," in str(value)
+            hint = "separate several values with spaces" if several else hint
+            raise InputError(f"{self.prog}: {place}: there is no `{value}`; {hint}")
+
+
+def parser(cls: type[StageConfig], program: str) -> Parser:
     """A parser with a flag for every setting of a stage, with its meaning, unit and default."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=program,
         description=f"{cls.summary[0].upper()}{cls.summary[1:]}.",
         epilog="Give --recipe, or the settings and --output-dir. Flags override the recipe's settings.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )
-    run = made.add_argument_group("how to run")
+    run = made.add_argument_group("execution")
     run.add_argument("--recipe", type=Path, metavar="FILE", help="recipe with the settings")
     run.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the only one of this kind)")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="run directory of the recipe (default: runs/RECIPE)")
@@ -89,17 +120,7 @@ def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
         InputError: if a flag is unknown, or flags exclude each other.
         SystemExit: after --help.
     """
-    made = parser(cls, program)
-    made.exit_on_error = False
-
-    def fail(message: str) -> None:
-        raise InputError(f"{program}: {message}; --help lists the flags")
-
-    made.error = fail  # type: ignore[method-assign,assignment]
-    try:
-        given = vars(made.parse_args(arguments))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{program}: {error}; --help lists the flags") from None
+    given = vars(parser(cls, program).parse_args(arguments))
     values: dict[str, Any] = {}
     for name, _ in _fields(cls):
         if (value := given[name]) is not None:
@@ -153,7 +174,7 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
             field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
         )
         default = f"default: {'none' if value in (None, [], {}) else value}"
-    description = (field.description or "") + (_FROM_FILE if TaskConfig in types else "")
+    description = (field.description or "") + (_TASK_FILE if TaskConfig in types else "")
     text = f"{description}{unit} ({default})".replace("%", "%%")
     choices = [
         a

@@ -9,7 +9,8 @@ from pydantic import create_model, field_validator, model_validator
 
 from t5_pipeline.config.stage import InferenceConfig, StageConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.schema import Input, nearest, setting, validate
+from t5_pipeline.core.schema import Input, setting, validate
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig, check_metric_names
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Located, read_yaml
 from t5_pipeline.core.packaged import or_packaged
-from t5_pipeline.core.schema import nearest
+from t5_pipeline.core.suggestions import nearest
 
 Engine = Literal["one", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 

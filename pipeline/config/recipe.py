@@ -33,7 +33,8 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located, parse_value, read_yaml
 from t5_pipeline.core.packaged import or_packaged
 from t5_pipeline.core.paths import check_file_name
-from t5_pipeline.core.schema import nearest, validate
+from t5_pipeline.core.schema import validate
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 RESERVED = ("superseded",)  # used in run directories
@@ -306,7 +307,9 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
     for override in overrides:
         path, where = override.path, f"{override.flag} {'.'.join(override.path)}"
         if path[0] not in (*_RECIPE_KEYS, *stages):
-            raise InputError(f"{where}: there is no stage `{path[0]}`; {nearest(path[0], [*stages, *_RECIPE_KEYS])}")
+            raise InputError(f"{where}: {_unknown_path(path, stages)}")
+        if path[0] == "tasks" and len(path) > 2 and path[1] not in (tasks := data.get("tasks") or {}):
+            raise InputError(f"{where}: there is no task `{path[1]}`; {nearest(path[1], tasks)}")
         is_stage = path[0] not in _RECIPE_KEYS
         target = stages if is_stage else data
         for key in path[:-1]:
@@ -319,6 +322,15 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
         if is_stage and len(path) == 2 and isinstance(target.get("matrix"), dict):
             target["matrix"].pop(path[1], None)
         located.overridden[("stages", *path) if is_stage else path] = override.flag
+
+
+def _unknown_path(path: tuple[str, ...], stages: Mapping[str, Any]) -> str:
+    """The problem of an override that begins with neither a stage nor a key of the recipe."""
+    kinds = {name: entry.get("uses", name) for name, entry in stages.items() if isinstance(entry, dict)}
+    having = [name for name, kind in kinds.items() if kind in STAGES and path[0] in STAGES[kind].model_fields]
+    if len(path) == 1 and having:
+        return f"is a setting of {', '.join(having)}; name the stage, as in {having[-1]}.{path[0]}=VALUE"
+    return f"there is no stage `{path[0]}`; {nearest(path[0], [*stages, *_RECIPE_KEYS])}"
 
 
 def _short(value: Any) -> str:

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import read_yaml
-from t5_pipeline.core.schema import nearest, validate
+from t5_pipeline.core.schema import validate
+from t5_pipeline.core.suggestions import close_to, nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.modeling.config import PRESETS
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ def parse_ref(
     target, step = (head, step_text) if at and step_text.isdigit() else (value, None)
     stage, _, cell = target.partition("/")
     if stage not in all_stages:
+        meant = None if Path(value).exists() or value in PRESETS else close_to(stage, all_stages, cutoff=0.8)
+        if meant is not None and not (cell and artifact == "model"):  # ORGANIZATION/NAME on the hub
+            raise InputError(f"{where()}: {value} is neither a stage nor a path; did you mean `{meant}`?")
         return InputRef(path=value)
     if stage not in earlier:
         raise InputError(f"{where()}: stage `{stage}` comes later in the recipe; use an earlier stage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,6 +14,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
 Precision = Literal["fp32", "bf16"]
+_SMALL_RATE = 1e-4
 RSQRT_WARMUP = 10_000  # T5's own number of warm-up steps
 
 
@@ -142,7 +144,7 @@ class OptimizerConfig(Config):
         ge=0,
     )
     step_offset: int = setting(
-        0, "steps the model has been trained for already (T5 1.1: 1,000,000)", unit="steps", ge=0
+        0, "earlier steps of the T5, for rsqrt; none: those known of T5 1.1 and of T5X, else 0", unit="steps", ge=0
     )
     optimizer_step_offset: int = setting(
         0, "steps that Adafactor's β₂ counts before the first (official prompt tuning: 1,100,000)", unit="steps", ge=0
@@ -177,6 +179,16 @@ class OptimizerConfig(Config):
 
     def schedule_depends_on_steps(self) -> bool:
         return self.schedule == "linear"
+
+    def rate_problem(self) -> str | None:
+        """Why the learning rate is too small to train with; None if `step_offset` does not make it so."""
+        rate = self.learning_rate / math.sqrt(max(self.step_offset, 1))
+        if self.schedule != "rsqrt" or self.step_offset <= self.warmup_steps or rate >= _SMALL_RATE:
+            return None
+        return (
+            f"`step_offset: {self.step_offset:,}` makes the learning rate {rate:.1e}, below {_SMALL_RATE:g}; raise"
+            " `learning_rate`, or set `step_offset: 0`"
+        )
 
 
 class WholeModelConfig(Config):

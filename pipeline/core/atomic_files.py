@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.printable import finish_stdout, show_bytes
 
 STDOUT = "-"
@@ -129,7 +129,7 @@ def open_output(output: str | Path, partial: Path | None = None, keep: int = 0) 
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise cannot_be_written(output, error) from error
+        raise write_error(output, error) from error
 
 
 def _lock(file: IO[bytes], output: str | Path) -> None:

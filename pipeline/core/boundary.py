@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Iterator
 
-from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.printable import finish_stdout
 
 _OPEN_FILES = 256  # a stage with its libraries, data and checkpoints
@@ -84,7 +84,7 @@ def input_error(error: BaseException) -> InputError | None:
     if not isinstance(error, OSError) and number is None:
         return None
     if number in _WRITING:
-        return cannot_be_written(place or "to the disk", error)
+        return write_error(place or "to the disk", error)
     reason = getattr(error, "strerror", None) or text
     return InputError(
         f"cannot use {place or 'a file'} ({reason}); {_REMEDIES.get(number or 0, 'fix this and run again')}"

@@ -28,6 +28,15 @@ def block_sha256(path: Path) -> list[str]:
     return found
 
 
+def short_digest(digest: str) -> str:
+    """A digest as it is shown: its first 12 characters. The digest of a hub model is its name, which is not cut.
+
+    >>> short_digest("hub:google/t5-v1_1-base"), short_digest("0123456789abcdef")
+    ('hub:google/t5-v1_1-base', '0123456789ab')
+    """
+    return digest if ":" in digest else digest[:12]
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file."""
     with open_file(path) as file:

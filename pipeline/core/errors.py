@@ -22,10 +22,10 @@ class InputError(Exception):
     """
 
 
-def cannot_be_written(place: object, error: BaseException) -> InputError:
+def write_error(place: object, error: BaseException) -> InputError:
     """The InputError for a failed write, with advice that depends on the reason.
 
-    >>> print(cannot_be_written("run/model", OSError(errno.ENOSPC, "No space left on device")))
+    >>> print(write_error("run/model", OSError(errno.ENOSPC, "No space left on device")))
     cannot write run/model (No space left on device); free some space and run again
     """
     number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from t5_pipeline.core.errors import cannot_be_written
+from t5_pipeline.core.errors import write_error
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, lone surrogates.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -81,7 +81,7 @@ def _stdout() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
-        raise cannot_be_written("the standard output", error) from error
+        raise write_error("the standard output", error) from error
 
 
 class LogFormatter(logging.Formatter):

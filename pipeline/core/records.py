@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from t5_pipeline.core import bounded
 from t5_pipeline.core.atomic_files import write_text
-from t5_pipeline.core.bounded import MAX_JSON, read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import message_of
 
@@ -40,7 +40,7 @@ class Record(BaseModel):
         """
         path = Path(directory) / cls.file_name
         try:
-            return cls.model_validate_json(read_file(path, MAX_JSON))
+            return cls.model_validate_json(bounded.read_file(path, bounded.MAX_JSON))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{path}: does not exist, so {directory} is not {cls.what}; check the path") from None
         except OSError as error:
@@ -62,6 +62,20 @@ class Record(BaseModel):
         Path(directory).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.content(), indent=self.indent, ensure_ascii=False)
         write_text(Path(directory) / self.file_name, text + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that a stage published.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    try:
+        return dict(bounded.read_json(path))
+    except (OSError, ValueError, TypeError):
+        raise InputError(
+            f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"
+        ) from None
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -9,14 +9,15 @@ Fingerprints follow from the role:
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.suggestions import close_to, nearest
 
 _LONGEST_VALUE = 200  # characters of a value in an error
 
@@ -110,19 +111,6 @@ def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Ba
                 )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name.
-
-    >>> nearest("steeps", ["steps", "seed"])
-    'did you mean `steps`?'
-    >>> nearest("x", ["steps", "seed"])
-    'choose one of seed, steps'
-    """
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean `{close[0]}`?" if close else f"choose one of {', '.join(known)}"
-
-
 def validate(cls: type[Model], values: Mapping[str, Any], where: Callable[[tuple[str | int, ...]], str]) -> Model:
     """Validate plain values as settings of class `cls`.
 
@@ -155,7 +143,10 @@ def message_of(problem: Any) -> str:
     """Pydantic's message for one problem, in lower case, with the value that was given."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return message if problem["type"] == "value_error" else f"{message}, not {_shortened(problem['input'])}"
+    if problem["type"] == "value_error":
+        return message
+    given = problem["input"]
+    return f"{message}, not {_shortened(given)}{_hint(problem['type'], given, problem.get('ctx', {}))}"
 
 
 def _shortened(value: Any) -> str:
@@ -164,6 +155,15 @@ def _shortened(value: Any) -> str:
     except ValueError:  # an integer with thousands of digits
         return "a very large number"
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def _hint(kind: str, given: Any, context: Mapping[str, Any]) -> str:
+    """The probable meaning of a wrong value: the nearest choice, or a list instead of one text."""
+    if kind == "literal_error" and (meant := close_to(str(given), re.findall(r"'([^']*)'", context["expected"]))):
+        return f"; did you mean `{meant}`?"
+    if kind == "list_type" and isinstance(given, str):
+        return f"; write a list: [{', '.join(given.replace(',', ' ').split())}]"
+    return ""
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

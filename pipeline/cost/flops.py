@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from t5_pipeline.artifacts.kinds import locate, locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
@@ -21,7 +21,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
-from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.records import read_json
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
@@ -51,15 +51,19 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Config | None:
     if ref.stage is not None:
         makers = recipe.stages[ref.stage]
         return shape_of(recipe, run_dir, next((c for c in makers if c.id == ref.cell), makers[0]))
-    config = Path(str(ref.path)) / "config.json"
+    place = locate_one("model", str(ref.path), f"{cell.stage}.model")
+    config = place / "config.json"
     if config.is_file():
         return T5Config.from_config(read_json(config), str(config))
-    return PRESETS.get(str(ref.path))
+    return PRESETS.get(str(place))
 
 
 def _rows(recipe: Recipe, tokens: InputRef) -> int:
     """Embedding rows of a new model."""
-    prepare = None if tokens.stage is None else recipe.stages[tokens.stage][0].settings
+    if tokens.stage is None:
+        (place,) = locate("tokens", str(tokens.path), "tokens")
+        return int(read_json(place / "tokens.json")["rows"])
+    prepare = recipe.stages[tokens.stage][0].settings
     if not isinstance(prepare, PrepareConfig) or prepare.vocabulary:
         return T5Config().vocab_size
     return embedding_rows(prepare.vocabulary_size + SENTINELS)

@@ -9,6 +9,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.metrics_log import Row, read_rows
 
 MEASURED = "measured"
+_SLOWEST = 1e6
 _PREFIXES = {"": 1.0, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
 
@@ -30,6 +31,8 @@ def parse_rate(text: str) -> float | None:
         value = 0.0
     if value <= 0:
         raise InputError(f"--rate {text}: is not a rate; give the FLOP/s of one device, such as 400T, or {MEASURED}")
+    if value < _SLOWEST:
+        raise InputError(f"--rate {text}: means {value:,g} FLOP/s, slower than any device; did you mean {value:g}T?")
     return value
 
 

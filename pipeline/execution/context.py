@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts import working
-from t5_pipeline.artifacts.kinds import artifact_digest, locate
+from t5_pipeline.artifacts.kinds import artifact_digest, locate_one
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.config.recipe import Cell
 from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
-from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.paths import inside
 from t5_pipeline.execution.staleness import CellStatus
 
@@ -134,7 +136,7 @@ class Stage(Generic[C]):
         self.accelerator = accelerator
         self.stopped_by = 0
         self._began = time.monotonic()
-        self.name = cells[0].status.cell.label if len(cells) == 1 else f"{cells[0].status.cell.stage} × {len(cells)}"
+        self.name = _name([cell.status.cell for cell in cells])
 
     @property
     def seconds(self) -> float:
@@ -220,12 +222,12 @@ class Stage(Generic[C]):
             if run_dir.path.resolve() != self.run_dir.path.resolve():
                 found = replace(found, digest=digests.of_artifact("model", found.path))
         else:
-            (path,) = locate("model", name, f"the T5 of {prompt.path}")
+            path = locate_one("model", name, f"the T5 of {prompt.path}")
             found = Artifact(name, path, digests.of_artifact("model", path))
         if found.digest != digest:
             raise InputError(
-                f"{prompt.path}: was not trained on {found.path} (its T5 has digest {digest[:12]}, this one"
-                f" {found.digest[:12]}); give its T5 with --model"
+                f"{prompt.path}: was not trained on {found.path} (its T5 has digest {short_digest(digest)}, this"
+                f" one {short_digest(found.digest)}); give its T5 with --model"
             )
         return found
 
@@ -236,6 +238,7 @@ class Stage(Generic[C]):
         *,
         step: int | None = None,
         cell: CellRun[C] | None = None,
+        chosen: str = "",
     ) -> None:
         """Publish an artifact atomically. Every process must call it.
 
@@ -245,6 +248,7 @@ class Stage(Generic[C]):
                 directory of this stage, which is moved.
             step: training step of the artifact.
             cell: cell of the artifact; the first one by default.
+            chosen: for the log, the step that was chosen and why; default: `step`.
         """
         cell = cell or self.cells[0]
         final = step is None or not isinstance(self.config, TrainingConfig) or step == self.config.steps
@@ -266,7 +270,17 @@ class Stage(Generic[C]):
         else:
             assert step is not None
             cell.steps[step] = record
-        log.info("%s: published %s%s", self.name, output, "" if step is None else f" of step {step:,}")
+        of = chosen or (f"step {step:,}" if step is not None else "")
+        log.info("%s: published %s%s", cell.status.cell.label, output, f" of {of}" if of else "")
+
+
+def _name(cells: list[Cell]) -> str:
+    """Name of a job in the log: its only cell, or what its cells have in common: `prompt_tune [model=lm_adapt] × 3`."""
+    first = cells[0]
+    if len(cells) == 1:
+        return first.label
+    common = {axis: value for axis, value in first.axes.items() if all(cell.axes.get(axis) == value for cell in cells)}
+    return f"{replace(first, axes=common).label} × {len(cells)}"
 
 
 def _write(place: Path, content: Callable[[Path], None]) -> None:
@@ -275,7 +289,7 @@ def _write(place: Path, content: Callable[[Path], None]) -> None:
     except Exception as error:
         # Libraries written in Rust report a full disk by exceptions of their own.
         if isinstance(error, OSError) or "(os error " in str(error):
-            raise cannot_be_written(place, error) from error
+            raise write_error(place, error) from error
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from t5_pipeline.execution.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
 
 
 def set_threads(asked: int, launch: LaunchContext) -> None:
@@ -27,6 +30,20 @@ def set_threads(asked: int, launch: LaunchContext) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(asked or max(1, cores // launch.local_processes))
     keep_freed_memory()
+
+
+def slow_precision(settings: StageConfig, device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """A warning if the stage computes in bf16 on a CPU without bf16 instructions; None if not, or if unknown.
+
+    Args:
+        device: type of the device: cpu, cuda, …
+    """
+    if device != "cpu" or getattr(settings, "precision", "fp32") != "bf16" or not cpuinfo.is_file():
+        return None
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+    if found is None or not _BF16.isdisjoint(found[1].split()):
+        return None
+    return "this CPU has no bf16 instructions, so bf16 is many times slower than fp32; set `precision: fp32`"
 
 
 def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Path) -> Accelerator:

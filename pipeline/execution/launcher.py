@@ -23,6 +23,8 @@ from t5_pipeline.core.printable import say
 
 _ORPHANS_EXIT_S = 60.0
 
+_LAUNCHER = "t5_pipeline.execution.accelerate_launch"
+
 
 def stage_script(kind: str) -> Path:
     """The script of a stage kind, as it is installed."""
@@ -46,7 +48,7 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
             f"{launch}: num_machines: is {machines}, but a run starts processes on this machine only; start the stage"
             " on every machine with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
         )
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), script, *arguments]
+    return [sys.executable, "-m", _LAUNCHER, "--config_file", str(path), script, *arguments]
 
 
 def launch(kind: str, configuration: str | None, arguments: list[str], exit_file: Path) -> tuple[int, str]:
@@ -143,6 +145,6 @@ def ranks(pid: int, script: str) -> list[int]:
         for process in [top, *top.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 line = process.cmdline()
-                if any(Path(word).name == script for word in line) and "accelerate.commands.launch" not in line:
+                if any(Path(word).name == script for word in line) and _LAUNCHER not in line:
                     found.append(process.pid)
     return found

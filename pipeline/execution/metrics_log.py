@@ -57,7 +57,7 @@ class MetricsLog:
         """
         damaged, later = [], False
         kept = self.path.with_name(f".{self.path.name}.kept.tmp")
-        with self.path.open("rb") as lines, kept.open("wb") as file:
+        with open_file(self.path) as lines, kept.open("wb") as file:
             for line in lines:
                 of = _step_of(line)
                 if of is None and line.endswith(b"\n"):

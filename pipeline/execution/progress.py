@@ -54,12 +54,13 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.shown and self._console.is_terminal:
-            label, numbers_now = (
-                TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[now]")
+            label, *numbers_now = (
+                TextColumn(f"{{task.{field}}}", markup=False)
+                for field in ("description", "fields[now]", "fields[validation]")
             )
-            columns = (label, BarColumn(), MofNCompleteColumn(), numbers_now, TimeRemainingColumn())
+            columns = (label, BarColumn(), MofNCompleteColumn(), *numbers_now, TimeRemainingColumn())
             self._bar = Bar(*columns, console=self._console)
-            self._task = self._bar.add_task(self.label, total=self.total, now="")
+            self._task = self._bar.add_task(self.label, total=self.total, now="", validation="")
             self._bar.start()
         return self
 
@@ -70,6 +71,15 @@ class Progress:
     def advance(self, by: int, row: Mapping[str, Any]) -> None:
         """Report `by` more finished steps."""
         self.update(self.done + by, row)
+
+    def validated(self, step: int, row: Mapping[str, Any]) -> None:
+        """Report a validation after `step` steps, with its row of metrics.jsonl."""
+        text = validation_text(row)
+        if self._bar is not None:
+            self._bar.update(self._task, validation=text)
+        elif self.shown:
+            of = "" if self.total is None else f"/{self.total:,}"
+            self._write(f"{self.label}  {self.unit} {step:,}{of}  {text}")
 
     def update(self, step: int, row: Mapping[str, Any] | None = None) -> None:
         """Report `step` finished steps, with the newest row of metrics.jsonl if there is one."""
@@ -88,23 +98,60 @@ class Progress:
             started_at, first = self._started
             if self.total is not None and first < step < self.total:
                 parts.append(f"{duration((now - started_at) / (step - first) * (self.total - step))} left")
-            with contextlib.suppress(OSError):  # a full or closed stderr must not stop training
-                self._console.file.write("  ".join(parts) + "\n")
-                self._console.file.flush()
+            self._write("  ".join(parts))
+
+    def _write(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # a full or closed stderr must not stop training
+            self._console.file.write(line + "\n")
+            self._console.file.flush()
 
 
 def numbers(row: Mapping[str, Any]) -> list[str]:
-    """Loss and rate of a metrics row, as text.
+    """Loss, effective learning rate and throughput of a metrics row, as text.
 
-    >>> numbers({"step": 10, "loss": 3.21412, "tokens_per_second": 6120.4})
-    ['loss 3.214', '6,120 tokens/s']
+    >>> numbers({"step": 10, "loss": 3.21412, "learning_rate": 0.00095346, "tokens_per_second": 6120.4})
+    ['loss 3.214', 'learning rate 0.000953', '6,120 tokens/s']
     """
     shown = [f"loss {row['loss']:.3f}"] if "loss" in row else []
+    if "learning_rate" in row:
+        shown.append(f"learning rate {row['learning_rate']:.3g}")
     for unit in ("tokens", "examples"):
         rate = row.get(f"{unit}_per_second")
         if rate is not None:
             shown.append(f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.1f} {unit}/s")
     return shown
+
+
+def validation_text(row: Mapping[str, Any]) -> str:
+    """The loss or the scores of a validation; of several cells the mean, and the lowest and highest.
+
+    >>> validation_text({"loss": 3.21412})
+    'validation loss 3.214'
+    >>> validation_text({"scores": {"seed=0": {"accuracy": 0.80}, "seed=1": {"accuracy": 0.867}}})
+    'validation accuracy 83.4 (2 cells: 80.0 to 86.7)'
+    """
+    if "loss" in row:
+        return f"validation loss {row['loss']:.3f}"
+    found: dict[str, list[float]] = {}
+    for scores in row.get("scores", {}).values():
+        for metric, value in scores.items():
+            found.setdefault(metric, []).append(value)
+    shown = []
+    for metric, values in found.items():
+        text = scores_text({metric: sum(values) / len(values)})
+        if len(values) > 1:
+            text += f" ({len(values)} cells: {100 * min(values):.1f} to {100 * max(values):.1f})"
+        shown.append(text)
+    return f"validation {', '.join(shown)}"
+
+
+def scores_text(scores: Mapping[str, float]) -> str:
+    """Metrics times 100, as in the report.
+
+    >>> scores_text({"accuracy": 0.8667, "macro_f1": 0.85})
+    'accuracy 86.7, macro_f1 85.0'
+    """
+    return ", ".join(f"{metric} {100 * value:.1f}" for metric, value in scores.items())
 
 
 def duration(seconds: float) -> str:

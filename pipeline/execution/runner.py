@@ -14,9 +14,9 @@ from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.printable import say
-from t5_pipeline.core.schema import nearest
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.launcher import command, launch
-from t5_pipeline.execution.staleness import CellStatus, check_outside, check_places, decide
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places
 
 
 def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | None = None) -> int:
@@ -40,7 +40,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
         command(recipe.kind(name), configuration, [])
         if configuration is not None:
             recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
-    decide(recipe, run_dir)
+    cell_statuses(recipe, run_dir)
     recipe_file, text = run_dir.path / "recipe.yaml", recipe.text()
     same = recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == text
     if os.path.lexists(recipe_file) and not same and not run_dir.state.is_dir():
@@ -54,7 +54,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             write_text(recipe_file, text)
         ran = 0
         for name in names:
-            todo = [d for d in decide(recipe, run_dir) if d.cell.stage == name and d.action != "done"]
+            todo = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage == name and not d.up_to_date]
             if not todo:
                 continue
             ran += 1
@@ -67,12 +67,12 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
                 created.undo()
             if code != 0:
                 return failed(name, code, message)
-        left = [d for d in decide(recipe, run_dir) if d.cell.stage in names]
+        left = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage in names]
         for status in left:
             manifest = run_dir.manifest(status.cell)
-            if status.action == "done" and manifest is not None:
+            if status.up_to_date and manifest is not None:
                 renew_times(run_dir.cell(status.cell), manifest)
-        if not ran and all(d.action == "done" for d in left):
+        if not ran and all(d.up_to_date for d in left):
             say(f"nothing to do: all {len(names)} stages in {run_dir.path} are up to date")
         else:
             say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")

@@ -37,10 +37,11 @@ from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted
 from t5_pipeline.core.printable import LogFormatter, say, show
-from t5_pipeline.core.schema import nearest, validate
+from t5_pipeline.core.schema import validate
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import make_accelerator, set_threads
-from t5_pipeline.execution.staleness import CellStatus, check_outside, check_places, decide, jobs
+from t5_pipeline.execution.devices import make_accelerator, set_threads, slow_precision
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -130,12 +131,12 @@ def _run(
 ) -> None:
     check_outside(recipe.stages[name])
     check_places(recipe.stages[name], run_dir)
-    statuses = [d for d in decide(recipe, run_dir) if d.cell.stage == name]
+    statuses = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage == name]
     _refuse_missing_inputs(statuses, run_dir)
     if flags.resume_from is not None:
         reason = f"back to step {flags.resume_from:,}"
-        statuses = [replace(d, action="continue", reason=reason) if d.action == "done" else d for d in statuses]
-    open_cells = [d for d in statuses if d.action != "done"]
+        statuses = [replace(d, action="continue", reason=reason) if d.up_to_date else d for d in statuses]
+    open_cells = [d for d in statuses if not d.up_to_date]
     if not open_cells:
         show(f"{name}: nothing to do, {statuses[0].reason}")
         return
@@ -145,7 +146,7 @@ def _run(
     created = Rollback(*([run_dir.path, run_dir.path / name] if main_process else []))
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
     with guard if main_process else contextlib.nullcontext(lambda: None) as lock_again, created:
-        groups = [group for group in jobs(statuses, run_dir) if any(d.action != "done" for d in group)]
+        groups = [group for group in jobs(statuses, run_dir) if any(not d.up_to_date for d in group)]
         accelerator.wait_for_everyone()
         for number, group in enumerate(groups, 1):
             stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator, lock_again)
@@ -189,6 +190,8 @@ def _run_job(
         stage = Stage(cells, directory, run_dir, flags.resume_from, launch, accelerator)
         with _logging(directory, main_process):
             log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
+            if slow := slow_precision(group[0].cell.settings, accelerator.device.type):
+                log.warning("%s: %s", stage.name, slow)
             _warn_of_other_versions(cells)
             body(stage)
             for cell in cells:

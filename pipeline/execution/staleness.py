@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
-from t5_pipeline.artifacts.kinds import check_data, locate
+from t5_pipeline.artifacts.kinds import check_data, locate, locate_one
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe
@@ -16,7 +16,7 @@ from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.errors import InputError
 
-Action = Literal["done", "run", "continue"]
+Action = Literal["up to date", "run", "continue"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,16 @@ class CellStatus:
     steps_wanted: list[int] = field(default_factory=list)
     replaces: str | None = None
 
+    @property
+    def up_to_date(self) -> bool:
+        return self.action == "up to date"
 
-def decide(recipe: Recipe, run_dir: RunDir) -> list[CellStatus]:
+
+def cell_statuses(recipe: Recipe, run_dir: RunDir) -> list[CellStatus]:
     """The status of each cell, in the recipe's order."""
     found: dict[tuple[str, str], CellStatus] = {}
     for cell in recipe.cells():
-        found[cell.stage, cell.id] = _decide(recipe, run_dir, cell, found)
+        found[cell.stage, cell.id] = _status_of(recipe, run_dir, cell, found)
     return list(found.values())
 
 
@@ -58,11 +62,8 @@ def check_outside(cells: Iterable[Cell]) -> None:
             check_data(location, f"{cell.stage}.{name}")
         for name, ref in cell.inputs.items():
             if ref.path is not None:
-                where = f"{cell.stage}.{name}"
-                found = locate(cell.settings.inputs()[name], ref.path, where)
-                if len(found) > 1 and not cell.settings.takes_many(name):
-                    kind = cell.settings.inputs()[name].replace("_", " ")
-                    raise InputError(f"{where}: {ref.path} contains {len(found)} {kind}s; choose one, as in {found[0]}")
+                find = locate if cell.settings.takes_many(name) else locate_one
+                find(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
 
 
 def check_places(cells: Iterable[Cell], run_dir: RunDir) -> None:
@@ -85,9 +86,9 @@ def check_places(cells: Iterable[Cell], run_dir: RunDir) -> None:
         run_dir.refuse_links_out(cell.stage, cell.settings.outputs)
 
 
-def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> CellStatus:
+def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> CellStatus:
     waiting = sorted(
-        {ref.stage for ref in cell.inputs.values() for d in _makers(ref, earlier) if d.action != "done" and ref.stage}
+        {ref.stage for ref in cell.inputs.values() for d in _makers(ref, earlier) if not d.up_to_date and ref.stage}
     )
     manifest, started = run_dir.manifest(cell), run_dir.started(cell)
     if waiting:
@@ -113,7 +114,7 @@ def _decide(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str
         missing = [step for step in wanted if not _published(manifest, step)]
         changed = changed_files(run_dir.cell(cell), manifest)
         if not missing and not changed:
-            return replace(status, action="done", reason="up to date")
+            return replace(status, action="up to date", reason="up to date")
         if not changed:
             return replace(status, action="continue", reason=_more_steps(manifest, missing), steps_wanted=missing)
         reason = "; ".join(f"{name} {problem}" for name, problem in list(changed.items())[:3])
@@ -200,8 +201,8 @@ def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
     for status in cells:
         if status.cell.id not in left:
             continue
-        done = status.action == "done"
-        group = [d for d in left.values() if d is status or ((d.action == "done") == done and _together(status, d))]
+        done = status.up_to_date
+        group = [d for d in left.values() if d is status or (d.up_to_date == done and _together(status, d))]
         for member in group:
             del left[member.cell.id]
         found.append(group)

@@ -10,25 +10,33 @@ from t5_pipeline.artifacts.run_dir import RunDir, is_locked, read_job
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.bounded import open_file
-from t5_pipeline.core.printable import printable
+from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.tables import aligned
 from t5_pipeline.execution.metrics_log import parse_row
-from t5_pipeline.execution.staleness import decide
+from t5_pipeline.execution.staleness import cell_statuses
 
 
 def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
-    """Rows with the keys stage, cell, kind, state, reason, step, steps, loss, seconds and updated (Unix time)."""
+    """Rows with the keys stage, cell, kind, state, reason, step, steps, loss, seconds, updated (Unix time) and digest.
+
+    While a run is active, cells that have not been started are queued.
+    """
     rows = []
+    active = is_locked(run_dir.state / "lock", run_dir.path)
     jobs = {
         (path.parent.parent.parent.name, cell_id): path.parent
         for path in run_dir.path.glob("*/jobs/*/job.json")
         for cell_id in read_job(path.parent)
     }
-    for status in decide(recipe, run_dir):
+    for status in cell_statuses(recipe, run_dir):
         cell = status.cell
         manifest = run_dir.manifest(cell)
-        state = {"done": "done", "run": "to run", "continue": "to continue"}[status.action]
-        if status.action != "done" and is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage):
-            state = "running"
+        state = {"run": "to run", "continue": "to continue"}.get(status.action, status.action)
+        if not status.up_to_date:
+            started = run_dir.started(cell)
+            begun = started is not None and started.fingerprint == status.fingerprint
+            running = is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage)
+            state = "running" if running and begun else "queued" if running or active else state
         last = _last_line(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
         losses = last.get("losses") or {}
         rows.append(
@@ -43,6 +51,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "loss": losses.get(cell.id, last.get("loss")),
                 "seconds": manifest.seconds if manifest else None,
                 "updated": last.get("updated"),
+                "digest": next((o.digest for o in manifest.outputs.values()), None) if manifest else None,
             }
         )
     return rows
@@ -50,7 +59,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
 
 def as_text(rows: list[dict[str, Any]]) -> str:
     """The rows as a table."""
-    table = [["stage", "state", "step", "loss", "seconds", "last line", "why"]]
+    table = [["stage", "state", "step", "loss", "seconds", "last line", "digest", "why"]]
     for row in rows:
         of = f"{row['step'] or 0:,} / {row['steps']:,}" if row["steps"] is not None else ""
         table.append(
@@ -61,14 +70,11 @@ def as_text(rows: list[dict[str, Any]]) -> str:
                 f"{row['loss']:.3f}" if isinstance(row["loss"], float) else "",
                 f"{row['seconds']:,.0f}" if row["seconds"] is not None else "",
                 f"{_ago(time.time() - row['updated'])} ago" if row["updated"] else "",
-                "" if row["state"] == "done" else row["reason"],
+                short_digest(row["digest"] or ""),
+                "" if row["state"] == "up to date" else row["reason"],
             ]
         )
-    table = [[printable(text) for text in line] for line in table]
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table
-    )
+    return "\n".join(aligned(table))
 
 
 def _ago(seconds: float) -> str:

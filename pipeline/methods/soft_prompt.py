@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, float32
 
 from t5_pipeline.config.tuning import SoftPromptConfig
+from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
@@ -36,7 +37,7 @@ class PromptInfo(Record):
 
     format: Literal[1] = 1
     base_model: str = Field(description="name or path of the T5 that the prompt was trained on")
-    base_model_digest: str = Field(description="digest of that T5's tensors")
+    base_model_digest: str = Field(description="digest of that T5")
     tokenizer_digest: str = Field(description="digest of the vocabulary")
     task: TaskConfig = Field(description="the task: its templates, labels and metrics")
     sentinel: Sentinel = Field(description="use of extra_id_0: none, before targets, or also after inputs")
@@ -81,6 +82,7 @@ class Prompt:
         """
         info, path = PromptInfo.load(directory), Path(directory) / WEIGHTS
         try:
+            open_file(path).close()  # safetensors would wait for the other end of a FIFO
             tensors = load_file(path)
         except FileNotFoundError:
             raise InputError(f"{path}: does not exist, so {directory} is not a prompt; check the path") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from t5_pipeline.core.checksums import short_digest
+
 _CARD = """\
 ---
 library_name: transformers
@@ -20,7 +22,7 @@ tags: [t5]
 |---|---|---|---|
 {stages}
 
-- digest of its tensors (sha256 over name, dtype, shape and bytes): `{digest}`
+- digest: `{digest}`, as in `t5-pipeline status` and `prompts list`
 - sentinel: {sentinel}
 
 It loads in transformers:
@@ -43,7 +45,7 @@ def model_card(metadata: Mapping[str, Any], parameters: int, digest: str) -> str
 
     Args:
         metadata: the content of t5_pipeline.json.
-        digest: sha256 of the model's tensors.
+        digest: the model's digest, as it is shown.
     """
     tasks = metadata.get("tasks", [])
     tuned = ", ".join(str(entry["task"]["name"]) for entry in tasks)
@@ -52,7 +54,7 @@ def model_card(metadata: Mapping[str, Any], parameters: int, digest: str) -> str
     rows = []
     for stage in metadata["lineage"]:
         training = stage.get("objective") or ", ".join(stage.get("tasks", [])) or stage.get("variant", "–")
-        tokens = f"tokens `{stage['tokens'][:12]}`" if "tokens" in stage else None
+        tokens = f"tokens `{short_digest(stage['tokens'])}`" if "tokens" in stage else None
         data = ", ".join(filter(None, [stage.get("corpus"), tokens]))
         steps = f"{stage['step']:,}" if "step" in stage else "–"
         rows.append(f"| {stage['stage']} | {steps} | {training} | {data or '–'} |")

@@ -18,9 +18,10 @@ from pydantic import Field
 from torch import Tensor
 
 from t5_pipeline.core.atomic_files import write_text
-from t5_pipeline.core.checksums import tensors_digest
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
+from t5_pipeline.modeling.digest import model_digest
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.model_card import model_card
 from t5_pipeline.modeling.t5 import T5
@@ -90,5 +91,5 @@ def write_model(
     save_t5(model, directory, tensors)
     vocabulary.save(directory)
     metadata.save(directory)
-    card = model_card(metadata.content(), model.shape.parameters, tensors_digest(directory))
+    card = model_card(metadata.content(), model.shape.parameters, short_digest(model_digest(directory)))
     write_text(directory / "README.md", card)

@@ -10,7 +10,6 @@ or a fine-tuned T5, which answers with its own weights.
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +20,9 @@ import torch
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one, named_artifacts
-from t5_pipeline.core.checksums import json_digest
+from t5_pipeline.core.checksums import json_digest, short_digest
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.suggestions import close_to
 from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode
 from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -237,8 +237,8 @@ class Engine:
         where = self.model if self.model.is_dir() else f"{self.model} (a hub model, as there is no such directory)"
         if digest and one.digest != digest:
             return (
-                f"prompt `{name}` was trained on another T5 than {where} ({one.model}, digest {one.digest[:12]}, not"
-                f" {digest[:12]}); give the right one as --model"
+                f"prompt `{name}` was trained on another T5 than {where} ({one.model}, digest"
+                f" {short_digest(one.digest)}, not {short_digest(digest)}); give the right one as --model"
             )
         vocabulary, width = self._sizes
         if one.tokenizer_digest not in (None, vocabulary):
@@ -262,9 +262,9 @@ class Engine:
     def _unknown(self, name: object) -> str:
         if isinstance(name, str) and name in self.refused:
             return self.refused[name]
-        close = difflib.get_close_matches(str(name), self.prompts, n=1)
+        meant = close_to(str(name), self.prompts)
         return (
-            f"there is no prompt {name!r}; {f'did you mean `{close[0]}`? ' if close else ''}prompts (named after their"
+            f"there is no prompt {name!r}; {f'did you mean `{meant}`? ' if meant else ''}prompts (named after their"
             f" directories): {', '.join(self.prompts)}"
         )
 

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate, named_prompts
+from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core import bounded
 from t5_pipeline.core.atomic_files import STDOUT, is_stream, write_directory, write_output
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
 from t5_pipeline.core.schema import Sentinel
@@ -215,7 +216,7 @@ def import_prompt(
         raise InputError(f"{source}: contains non-finite numbers; download or train the prompt again")
     settings = load_task(Path(task))
     Task.load(settings)
-    (path,) = locate("model", model, "--model")
+    path = locate_one("model", model, "--model")
     width = read_shape(locate_model(path)).d_model
     if rows_PD.size(1) != width:
         raise InputError(
@@ -260,7 +261,7 @@ def summary(name: str, path: Path) -> dict[str, Any]:
         "step": info.step,
         "seed": info.seed,
         "model": info.base_model,
-        "digest": info.base_model_digest[:12],
+        "digest": short_digest(info.base_model_digest),
         "scores": info.scores,
     }
 
@@ -281,8 +282,8 @@ def description(name: str, path: Path) -> str:
         "sentinel": info.sentinel,
         "lengths": f"{info.max_input_length} input tokens without the prompt, {info.max_target_length} target tokens",
         "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
-        "model": f"{info.base_model} (digest {info.base_model_digest[:12]})",
-        "vocabulary": f"digest {info.tokenizer_digest[:12]}",
+        "model": f"{info.base_model} (digest {short_digest(info.base_model_digest)})",
+        "vocabulary": f"digest {short_digest(info.tokenizer_digest)}",
         "scores": ", ".join(f"{metric} {value:.4f}" for metric, value in info.scores.items()) or "none recorded",
     }
     return "\n".join([printable(name), *(f"  {key:<11}{printable(value)}" for key, value in facts.items())])
@@ -294,7 +295,7 @@ def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, l
     Raises:
         InputError: if a prompt was trained on another T5.
     """
-    (path,) = locate("model", model, "--model")
+    path = locate_one("model", model, "--model")
     digest = DigestCache(None).of_artifact("model", path)
     pieces, embedding_VD = Vocabulary.load(path).names(), load_t5(path).shared.weight
     found = {}
@@ -324,6 +325,6 @@ def problems(path: Path, model: str | None = None) -> Iterator[str]:
         yield from (f"{path.parent / name}: {problem}" for name, problem in damaged.items())
     if model is not None and info.base_model_digest != model:
         yield (
-            f"{path}: was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]}, not"
-            f" {model[:12]})"
+            f"{path}: was trained on another T5 ({info.base_model}, digest {short_digest(info.base_model_digest)},"
+            f" not {short_digest(model)})"
         )

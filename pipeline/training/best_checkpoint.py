@@ -139,10 +139,17 @@ class Selection:
         run later is not affected.
         """
         best = list(self._best)
-        if not self.due(step) and not self.exhausted:
+        if self._validates_last(step):
             for index, now in enumerate(self._measured(engine)):
                 best[index] = self._better(best[index], index, step, now, engine)
         return [found for found in best if found is not None]
+
+    def validations(self, step: int) -> int:
+        """Number of validations, once training has ended after `step` steps."""
+        return step // self.every + self._validates_last(step)
+
+    def _validates_last(self, step: int) -> bool:
+        return not self.due(step) and not self.exhausted
 
     def _better(self, before: Best | None, index: int, step: int, now: Measured, engine: Engine) -> Best:
         """The best step so far or this one, with a copy of its tensors."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Sequence
 
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, encode_task
 from t5_pipeline.modeling.loaded import ModelSource
+
+log = logging.getLogger("t5-pipeline")
+_FEW = 10  # distinct targets that are probably classes
 
 
 def training_rows(tasks: Sequence[TaskConfig], source: ModelSource, c: LearningConfig) -> list[EncodedTask]:
@@ -20,4 +25,17 @@ def training_rows(tasks: Sequence[TaskConfig], source: ModelSource, c: LearningC
             encoded[key] = encode_task(
                 Task.load(task), "train", source.vocabulary, *lengths, source.sentinel, training=True
             )
+            _hint_at_labels(encoded[key])
     return [encoded[task.model_dump_json()] for task in tasks]
+
+
+def _hint_at_labels(task: EncodedTask) -> None:
+    """Log that a task without labels is probably a classification: few distinct targets, each several times."""
+    if task.labels is not None or task.answers is not None:
+        return
+    found = sorted(set(task.target_texts))
+    if len(found) <= min(_FEW, len(task.target_texts) // 5):
+        log.warning(
+            "tasks.%s: the %s training rows have only %d different targets; if these are classes, set `labels`"
+            " (flag: --labels %s)", task.name, f"{len(task.target_texts):,}", len(found), shlex.quote(",".join(found)),
+        )  # fmt: skip

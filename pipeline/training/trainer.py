@@ -21,9 +21,9 @@ from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import Interrupted
-from t5_pipeline.execution.context import Stage
+from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
-from t5_pipeline.execution.progress import Progress
+from t5_pipeline.execution.progress import Progress, scores_text
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.modeling.prompt_bank import PromptBank
 from t5_pipeline.training.best_checkpoint import SELECTION, Best, Measured, Selection
@@ -269,6 +269,7 @@ class Trainer:
             self.state.engine.set_training(False)
             row = measure(self.state)
             self._log({"split": "validation", **row})
+            self.progress.validated(self.state.step, row)
             self.state.engine.set_training(True)
         return row
 
@@ -293,24 +294,38 @@ class Trainer:
 
     def result(self) -> TrainingResult:
         """The result of the last step that was saved, in evaluation mode."""
-        state = self.state
+        state, selection = self.state, self.state.selection
         state.engine.set_training(False)
         checkpoint = self.checkpoints.at(state.step)
-        return TrainingResult(
-            checkpoint, [] if state.selection is None else state.selection.finalize(state.step, state.engine)
-        )
+        if selection is None:
+            return TrainingResult(checkpoint, [])
+        best = selection.finalize(state.step, state.engine)
+        return TrainingResult(checkpoint, best, selection.validations(state.step))
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The checkpoint of a step and, with a selection, the best of each cell (otherwise `selected` is empty)."""
+    """The checkpoint of a step and, with a selection, the best of each cell (otherwise `selected` is empty).
+
+    Attributes:
+        validations: number of steps among which the best was chosen.
+    """
 
     checkpoint: Checkpoint
     selected: list[Best]
+    validations: int = 0
 
     def best(self, index: int = 0) -> Best:
         """The published step of cell `index`: its best one, or without a selection the last, without scores."""
         return self.selected[index] if self.selected else Best(self.checkpoint.step, Measured({}, -math.inf))
+
+    def chosen(self, index: int = 0) -> str:
+        """The published step of cell `index`, as text: `step 150, accuracy 86.7, best of 8 validations`."""
+        best = self.best(index)
+        if not self.selected:
+            return f"step {best.step:,}"
+        of = f"best of {self.validations} validations" if self.validations > 1 else "the only validation"
+        return f"step {best.step:,}, {scores_text(best.scores)}, {of}"
 
     def weights(self, index: int = 0) -> dict[str, Tensor]:
         """All trained parameters as published by cell `index`, whole, whichever engine wrote the checkpoint."""
@@ -332,6 +347,8 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
         publish: called on every process with (step, result), once the checkpoint of the step is on disk.
     """
     pending = stage.steps_pending()
+    if problem := trainer.config.rate_problem():
+        log.warning("%s: %s", stage.name, problem)
     with StopSignal(stage.launch) as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
         start = stage.resume_from
         if start is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.core.checksums import short_digest
 from tests.tiny_run import COMMAND, ROOT, Outcome, Tiny, command, listing, t5_pipeline
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "sentencepiece", "matplotlib", "pyarrow")
@@ -67,10 +68,15 @@ def test_default_run_dir(finished: Tiny, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ([], "t5-pipeline: the following arguments are required: COMMAND"),
-        (["rum"], "t5-pipeline: argument COMMAND: invalid choice: 'rum'"),
+        (["rum"], "t5-pipeline: COMMAND: there is no `rum`; did you mean `run`?"),
+        (["prompts", "lst"], "t5-pipeline prompts: COMMAND: there is no `lst`; did you mean `list`?"),
+        (
+            ["plan", "x.yaml", "--rate", "400"],
+            "--rate 400: means 400 FLOP/s, slower than any device; did you mean 400T?",
+        ),
         (["run"], "t5-pipeline run: the following arguments are required: RECIPE"),
-        (["run", "x.yaml", "--runs"], "t5-pipeline: unrecognized arguments: --runs"),
-        (["run", "x.yaml", "--run", "y"], "t5-pipeline: unrecognized arguments: --run y"),
+        (["run", "x.yaml", "--runs"], "t5-pipeline run: unknown flag --runs; --help lists the flags"),
+        (["run", "x.yaml", "--run", "y"], "t5-pipeline run: unknown flag --run; did you mean `--run-dir`?"),
         (["run", "x.yaml"], "cannot read x.yaml (No such file or directory); give the path of a YAML file"),
         (
             ["status", "nowhere"],
@@ -92,7 +98,11 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     """Even with unchanged size and modification time, which are all that `run` compares."""
     whole = t5_pipeline("verify", tiny.run)
     assert (whole.code, whole.err) == (0, "")
-    assert "lm_adapt: 16 files, all intact" in whole.out.splitlines()
+    digest = short_digest(tiny.manifests()["lm_adapt"].outputs["model"].digest)
+    assert f"lm_adapt: 16 files, all intact; model {digest}" in whole.out.splitlines()
+    assert digest in next(line for line in t5_pipeline("status", tiny.run).out.splitlines() if "lm_adapt " in line)
+    assert digest in t5_pipeline("prompts", "list", tiny.run / "prompt_tune").out
+    assert f"digest: `{digest}`" in (tiny.run / "lm_adapt" / "model" / "README.md").read_text()
 
     file = tiny.run / "lm_adapt" / "model" / "model.safetensors"
     times, content = file.stat(), bytearray(file.read_bytes())
@@ -105,7 +115,13 @@ def test_verify_finds_a_flipped_byte(tiny: Tiny) -> None:
     assert found.code == 2
     files = sum(len(manifest.files) for manifest in tiny.manifests().values())
     assert found.err == f"error: {tiny.run}: 1 of {files} files are damaged; run `t5-pipeline run` to rebuild them\n"
-    assert "lm_adapt: 16 files\n  model/model.safetensors is damaged (block 0 of 1)\n" in found.out
+    assert f"lm_adapt: 16 files; model {digest}\n  model/model.safetensors is damaged (block 0 of 1)\n" in found.out
+
+
+def test_a_folder_of_several_models(finished: Tiny) -> None:
+    ended = t5_pipeline("prompts", "verify", finished.run / "prompt_tune", "--model", finished.run)
+    places = ", ".join(str(finished.run / stage) for stage in ("lm_adapt", "pretrain", "sentinel"))
+    assert ended.err == f"error: --model: {finished.run} contains 3 models; choose one of {places}\n"
 
 
 def test_verify_of_an_unfinished_run(tiny: Tiny) -> None:
@@ -127,7 +143,7 @@ def test_report_writes_only_its_page(finished: Tiny, tmp_path: Path) -> None:
 
 def test_status_as_json(finished: Tiny) -> None:
     rows = json.loads(t5_pipeline("status", finished.run, "--json").out)
-    assert {row["state"] for row in rows} == {"done"}
+    assert {row["state"] for row in rows} == {"up to date"}
     assert len(rows) == 11
 
 

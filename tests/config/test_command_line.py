@@ -63,11 +63,15 @@ def test_a_task_is_read_from_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--modle", "a", "--output-dir", "o"], "unrecognized arguments: --modle a"),
+        (["--modle", "a", "--output-dir", "o"], "lm_adapt.py: unknown flag --modle; did you mean `--model`?"),
+        (["--lr=0.1"], "lm_adapt.py: unknown flag --lr; did you mean `--learning-rate`?"),
+        (["--xyzzy"], "lm_adapt.py: unknown flag --xyzzy; --help lists the flags"),
         (["--model", "a"], "give either --recipe FILE"),
         (["--recipe", "r.yaml", "--output-dir", "o"], "give either --recipe FILE"),
         (["--output-dir", "o", "--stage", "s"], "--stage, --run-dir and --set need --recipe"),
-        (["--output-dir", "o", "--schedule", "steep"], "invalid choice: 'steep'"),
+        (["--output-dir", "o", "--schedule", "steep"], "--schedule: there is no `steep`; choose one of constant,"),
+        (["--output-dir", "o", "--schedule", "rsqr"], "--schedule: there is no `rsqr`; did you mean `rsqrt`?"),
+        (["--reference-ops", "attention,norm"], "there is no `attention,norm`; separate several values with spaces"),
     ],
 )
 def test_a_wrong_command_line_is_a_one_line_error(arguments: list[str], message: str) -> None:

@@ -91,6 +91,10 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("init: {d_model: 64}", "init: {d_modle: 64}", "small.yaml:14: stages.pretrain.init.d_modle: unknown key; did you mean `d_model`?"),
         ("uses: span_corrupt", "uses: span_corupt", "small.yaml:13: stages.pretrain.uses: there is no stage kind `span_corupt`; did you mean `span_corrupt`?"),
         ("    model: pretrain\n", "    model: evaluate\n", "small.yaml:18: stages.lm_adapt.model: stage `evaluate` comes later"),
+        ("    model: pretrain\n", "    model: pretrian\n", "small.yaml:18: stages.lm_adapt.model: pretrian is neither a stage nor a path; did you mean `pretrain`?"),
+        ("    model: pretrain\n", "    model: pretrain\n    optimizer: adafctor\n", "input should be 'adafactor' or 'adamw', not 'adafctor'; did you mean `adafactor`?"),
+        ("    labels: [good, bad]", "    labels: good, bad", "small.yaml:8: tasks.tone.labels: input should be a valid list, not 'good, bad'; write a list: [good, bad]"),
+        ("    labels: [good, bad]", "    labels: [good bad]", "small.yaml:8: tasks.tone.labels: has the single label `good bad`; put commas between labels: good, bad"),
         ("    model: pretrain\n", "    model: prepare\n", "small.yaml:18: stages.lm_adapt.model: needs a model, but stage `prepare` publishes tokens"),
         ("    task: tone", "    task: tune", "small.yaml:22: stages.prompt_tune.task: there is no task `tune` under `tasks:`; did you mean `tone`?"),
         ("      seed: [0, 1]", "      seed: [0, 0]", "contains the cell model=pretrain,seed=0 twice"),
@@ -166,6 +170,11 @@ def test_default_warmup_depends_on_the_schedule(recipe: Path) -> None:
     [
         ("lm_adapt.stepz=3", "--set: stages.lm_adapt.stepz: unknown key; did you mean `steps`?"),
         ("lm_adapted.steps=3", "--set lm_adapted.steps: there is no stage `lm_adapted`; did you mean `lm_adapt`?"),
+        (
+            "steps=3",
+            "--set steps: is a setting of pretrain, lm_adapt, prompt_tune; name the stage, as in prompt_tune.steps=VALUE",
+        ),
+        ("tasks.tune.metrics=[f1]", "--set tasks.tune.metrics: there is no task `tune`; did you mean `tone`?"),
         ("lm_adapt.steps", "--set lm_adapt.steps: is not an override; write it as stage.key=value"),
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import OptimizerConfig, StageConfig
@@ -88,6 +90,29 @@ def test_settings_without_effect_do_not_exist(cls: type[StageConfig], key: str) 
 def test_warmup_depends_on_the_schedule(schedule: str, given: int | None, steps: int) -> None:
     settings = OptimizerConfig(steps=10, schedule=schedule, warmup_steps=given)  # type: ignore[arg-type]
     assert settings.warmup_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "steps"),
+    [("google/t5-v1_1-xl", None, 1_000_000), ("google/t5-xl-lm-adapt", None, 1_100_000), ("pretrain", None, 0),
+     ("google/t5-v1_1-xl", 0, 0), ("pretrain", 7, 7), ("t5-small", None, 0), ("T5X", None, 1_000_000)],
+)  # fmt: skip
+def test_step_offset_is_known_of_t5_1_1_and_of_t5x(model: str, given: int | None, steps: int, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_1000000").mkdir()
+    (tmp_path / "checkpoint_1000000" / "checkpoint").touch()
+    model = str(tmp_path) if model == "T5X" else model
+    settings = LMAdaptConfig(model=model, tokens="tokens", **({} if given is None else {"step_offset": given}))
+    assert settings.step_offset == steps
+    assert settings.rate_problem() is None
+
+
+def test_a_step_offset_that_leaves_no_learning_rate() -> None:
+    settings = LMAdaptConfig(model="google/t5-v1_1-xl", tokens="tokens", learning_rate=0.03)
+    assert settings.rate_problem() == (
+        "`step_offset: 1,000,000` makes the learning rate 3.0e-05, below 0.0001; raise `learning_rate`, or set"
+        " `step_offset: 0`"
+    )
+    assert settings.model_copy(update={"schedule": "linear"}).rate_problem() is None
 
 
 def test_linear_warmup_ends_before_the_last_step() -> None:

@@ -65,7 +65,7 @@ def test_error_about_hostile_recipe_is_one_plain_line(tmp_path: Path, capsys: py
 
 def test_tables_have_one_line_per_row() -> None:
     row = {"stage": HOSTILE, "cell": HOSTILE, "state": "to run", "step": None, "steps": None, "loss": None}
-    text = as_text([{**row, "seconds": None, "updated": None, "reason": HOSTILE}] * 2)
+    text = as_text([{**row, "seconds": None, "updated": None, "digest": None, "reason": HOSTILE}] * 2)
     assert is_plain(text)
     assert len(text.splitlines()) == 3
     text = _table([{"name": HOSTILE, "scores": {HOSTILE: 0.5}}])

@@ -13,7 +13,7 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.stage import TrainingConfig
-from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, text_bytes
+from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, text_bytes, tokens_of
 from t5_pipeline.cost.flops import shape_of
 from tests.tiny_run import Tiny
 
@@ -57,6 +57,13 @@ def test_text_bytes_without_reading(tmp_path: Path) -> None:
     assert text_bytes(tmp_path, "text") == 1000 + 14 + parquet
     assert text_bytes(tmp_path / "c.parquet", "body") is None
     with gzip.open(tmp_path / "d.jsonl.gz", "wt") as file:
-        file.write("{}")
-    assert text_bytes(tmp_path, "text") is None
+        file.writelines(f'{{"text": "{text}"}}\n' for text in texts)
+    (tmp_path / "notes.md").write_text("not read by prepare")
+    assert text_bytes(tmp_path, "text") == 1014 + parquet + round(2.6 * (tmp_path / "d.jsonl.gz").stat().st_size)
     assert text_bytes(tmp_path / "none", "text") is None
+
+
+@pytest.mark.parametrize(("corpus", "config", "tokens"), [("allenai/c4", "en", 175e9), ("some/corpus", "en", None)])
+def test_tokens_of_a_corpus_on_the_hub(corpus: str, config: str, tokens: float | None) -> None:
+    found = tokens_of(PrepareConfig(corpus=corpus, config=config))
+    assert found == (None if tokens is None else pytest.approx(tokens, rel=0.01))

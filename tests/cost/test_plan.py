@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import load_recipe, parse_override
+from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.cost.plan import Rate, plan
+from t5_pipeline.cost.plan import Rate
+from t5_pipeline.cost.plan import plan as plan_of
+from t5_pipeline.cost.plan_text import as_text
 from tests.tiny_run import ROOT, Tiny, listing, refused, stage, t5_pipeline
+
+
+def plan(recipe: Recipe, run_dir: RunDir, rate: Rate | None = None, **more: Any) -> str:
+    return as_text(plan_of(recipe, run_dir, rate, **more), rate)
 
 
 def planned(tiny: Tiny, *overrides: str) -> str:
@@ -23,7 +31,7 @@ def test_finished_run(finished: Tiny) -> None:
     before = listing(finished.run)
     text = planned(finished)
     assert "\nnothing to do\n" in text
-    assert text.count("\ndone  ") == 11
+    assert text.count("\nup to date  ") == 11
     assert listing(finished.run) == before
 
 
@@ -130,6 +138,38 @@ def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
     assert saving["prompt_tune, xxl"]["saving"] == "27,186 ×"
     _heading_with_paths, *lines = plan(recipe, RunDir(tmp_path / "run"), Rate(4e14), sizes=True).splitlines()
     assert max(map(len, lines)) <= 120
+
+
+def test_a_model_at_a_path_is_found_as_run_finds_it(finished: Tiny) -> None:
+    work, _, _ = tables(planned(finished, f"prompt_tune.model={finished.run / 'lm_adapt'}"))
+    assert work["prompt_tune × 2"]["parameters"] == work["lm_adapt"]["parameters"]
+
+
+def test_whether_a_stage_fits(tmp_path: Path) -> None:
+    sets = ["launch=accelerate_configs/gpu.yaml", "lm_adapt.optimizer=adamw"]
+    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", map(parse_override, sets))
+
+    def lines(memory: int) -> list[str]:
+        text = plan(recipe, RunDir(tmp_path / "run"), memory=memory)
+        return [line for line in text.splitlines() if re.match(r"lm_adapt: |prompt_tune × \d+: ", line)]
+
+    assert [line.split("fits")[1][:2] for line in lines(80 * 2**30)] == [" (", " ("]
+    small = lines(8 * 2**30)
+    assert re.fullmatch(
+        r"lm_adapt: does not fit \([\d.]+ GiB of 8.0 GiB\); would fit with microbatch_size: \d+", small[0]
+    )
+    assert lines(2**20)[1].endswith("; use a larger device, or a smaller batch or model")
+
+
+def test_json(finished: Tiny) -> None:
+    said = t5_pipeline("plan", finished.recipe, "--run-dir", finished.run, "--json", "--memory", "1T")
+    found = json.loads(said.out)
+    assert {cell["action"] for cell in found["cells"]} == {"up to date"}
+    by_name = {row["name"]: row for row in found["stages"]}
+    assert by_name["lm_adapt"]["parameters"] == finished.manifests()["sentinel"].facts["parameters"]
+    assert by_name["lm_adapt"]["fit"]["has"] == 2**40
+    assert by_name["prepare"]["memory"] is None
+    refused(t5_pipeline("plan", finished.recipe, "--memory", "80"), r"--memory 80: means 80 bytes; did you mean 80G\?")
 
 
 def test_unsupported_launch_configuration(finished: Tiny, tmp_path: Path) -> None:

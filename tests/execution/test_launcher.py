@@ -29,7 +29,7 @@ def test_command_is_plain_python_or_accelerate_launch() -> None:
     assert command("lm_adapt", None, ["--steps", "5"]) == [sys.executable, script, "--steps", "5"]
     configuration = str(ROOT / "accelerate_configs" / "ddp.yaml")
     launched = command("lm_adapt", configuration, ["--steps", "5"])
-    assert launched[1:3] == ["-m", "accelerate.commands.launch"]
+    assert launched[1:3] == ["-m", "t5_pipeline.execution.accelerate_launch"]
     assert launched[3:] == ["--config_file", configuration, script, "--steps", "5"]
     with pytest.raises(InputError, match=r"none\.yaml: does not exist; check the path"):
         command("lm_adapt", "none.yaml", [])
@@ -59,7 +59,7 @@ def test_the_next_run_waits_for_the_ranks_of_a_killed_runner(
 def test_exit_code_and_message_of_two_processes_are_reported(
     tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """accelerate itself exits with 1."""
+    """Without a traceback of accelerate."""
     before = signals()
     flags = ["--recipe", str(tiny.recipe), "--run-dir", str(tiny.run), "--steps", "10", "--resume-from", "7"]
     code, message = launch(
@@ -67,7 +67,10 @@ def test_exit_code_and_message_of_two_processes_are_reported(
     )
     assert code == 2
     assert message.endswith("no checkpoint of step 7; there are: 6, 8")
-    assert capfd.readouterr().err.count(f"error: {message}\n") == 1
+    said = capfd.readouterr().err
+    assert said.count(f"error: {message}\n") == 1
+    assert said.splitlines()[-1] == f"error: {message}", "more was printed after the error"
+    assert "Traceback" not in said
     assert signals() == before
 
 
@@ -87,7 +90,7 @@ ranks = [subprocess.Popen([sys.executable, {str(script)!r}], stdin=sys.stdin) fo
 print(*(rank.pid for rank in ranks), flush=True)
 [rank.wait() for rank in ranks]
 """
-    words = [sys.executable, "-c", launcher, "accelerate.commands.launch", str(script)]
+    words = [sys.executable, "-c", launcher, "t5_pipeline.execution.accelerate_launch", str(script)]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

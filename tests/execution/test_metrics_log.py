@@ -56,11 +56,15 @@ def test_a_log_contains_the_first_and_last_rows_and_some_between() -> None:
     stream = io.StringIO()
     with Progress("lm_adapt", 100, stream=stream, every=3600) as progress:
         for step in range(1, 101):
-            progress.update(step, {"loss": 3.2141, "tokens_per_second": 6120.4} if step % 10 == 0 else None)
-    first, last = stream.getvalue().splitlines()
-    assert first.startswith("lm_adapt  step 10/100  loss 3.214  6,120 tokens/s  ")
+            row = {"loss": 3.2141, "learning_rate": 0.001, "tokens_per_second": 6120.4}
+            progress.update(step, row if step % 10 == 0 else None)
+            if step == 50:
+                progress.validated(step, {"scores": {"": {"accuracy": 0.8667}}})
+    first, validated, last = stream.getvalue().splitlines()
+    assert first.startswith("lm_adapt  step 10/100  loss 3.214  learning rate 0.001  6,120 tokens/s  ")
     assert first.endswith("left")
-    assert last == "lm_adapt  step 100/100  loss 3.214  6,120 tokens/s"
+    assert validated == "lm_adapt  step 50/100  validation accuracy 86.7"
+    assert last == "lm_adapt  step 100/100  loss 3.214  learning rate 0.001  6,120 tokens/s"
 
 
 def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,11 +74,13 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     with Progress("prompt_tune", 50, stream=stream) as progress:
         progress.update(25, {"loss": 0.5, "examples_per_second": 31.25})
+        progress.validated(25, {"loss": 0.625})
         progress.update(50)
     shown = stream.getvalue()
     assert "prompt_tune" in shown
     assert "50/50" in shown
     assert "loss 0.500  31.2 examples/s" in shown
+    assert "validation loss 0.625" in shown
 
 
 def test_damaged_lines_are_moved_aside(tmp_path: Path) -> None:

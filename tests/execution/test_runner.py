@@ -25,17 +25,17 @@ CELLS = [
 
 
 def done(lines: list[str]) -> list[str]:
-    return [line.split("  ")[1].strip() for line in lines if line.startswith("done")]
+    return [line.split("  ")[1].strip() for line in lines if line.startswith("up to date")]
 
 
 def todo(lines: list[str]) -> dict[str, str]:
     """Cell → reason, in the output of `plan`."""
-    return {cell.strip(): why.strip() for act, cell, why in map(_parts, lines) if act != "done"}
+    return {cell: why for act, cell, why in map(_parts, lines) if act != "up to date"}
 
 
 def _parts(line: str) -> tuple[str, str, str]:
-    action, cell, why = (part for part in line.split("  ") if part.strip())
-    return action, cell, why
+    action, cell, *why = (part.strip() for part in line.split("  ") if part.strip())
+    return action, cell, "".join(why)
 
 
 def test_a_whole_run(finished: Tiny) -> None:

@@ -12,7 +12,7 @@ from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.recipe import load_recipe, parse_override
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.staleness import CellStatus, check_outside, decide, jobs
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, jobs
 
 RECIPE = """\
 name: small
@@ -40,8 +40,10 @@ class Run:
         self.recipe.write_text(RECIPE.replace("DATA", str(data)))
         self.dir = RunDir(path / "run")
 
-    def decide(self, *overrides: str) -> dict[str, CellStatus]:
-        return {d.cell.label: d for d in decide(load_recipe(self.recipe, map(parse_override, overrides)), self.dir)}
+    def statuses(self, *overrides: str) -> dict[str, CellStatus]:
+        return {
+            d.cell.label: d for d in cell_statuses(load_recipe(self.recipe, map(parse_override, overrides)), self.dir)
+        }
 
     def make(self, decision: CellStatus, finished: bool = True) -> None:
         """Publish something whose digest depends on what the cell was made from."""
@@ -75,12 +77,12 @@ class Run:
 
     def make_all(self, *overrides: str) -> None:
         for _ in range(5):
-            for decision in self.decide(*overrides).values():
-                if decision.fingerprint is not None and decision.action != "done":
+            for decision in self.statuses(*overrides).values():
+                if decision.fingerprint is not None and decision.action != "up to date":
                     self.make(decision)
 
     def todo(self, *overrides: str) -> dict[str, str]:
-        return {label: d.reason for label, d in self.decide(*overrides).items() if d.action != "done"}
+        return {label: d.reason for label, d in self.statuses(*overrides).items() if d.action != "up to date"}
 
 
 @pytest.fixture
@@ -115,38 +117,38 @@ def test_runtime_settings_do_not_make_cells_stale(run: Run, override: str) -> No
 
 def test_more_steps_resume_and_fewer_are_recomputed(run: Run) -> None:
     run.make_all()
-    decision = run.decide("lm_adapt.steps=30")["lm_adapt"]
+    decision = run.statuses("lm_adapt.steps=30")["lm_adapt"]
     assert (decision.action, decision.reason, decision.steps_wanted) == (
         "continue",
         "has 20 of 30 steps",
         [30],
     )
-    decision = run.decide("lm_adapt.steps=15")["lm_adapt"]
+    decision = run.statuses("lm_adapt.steps=15")["lm_adapt"]
     assert (decision.action, decision.steps_wanted) == ("continue", [15])
     # The step that others use still exists, so they are up to date.
-    run.make(run.decide("lm_adapt.steps=30")["lm_adapt"])
+    run.make(run.statuses("lm_adapt.steps=30")["lm_adapt"])
     assert run.todo("lm_adapt.steps=30") == {}
 
 
 def test_fewer_steps_use_a_kept_step(run: Run) -> None:
     before = ("lm_adapt.keep_steps=[15]", "prompt_tune.model=lm_adapt")
     run.make_all(*before)
-    decision = run.decide(*before, "lm_adapt.steps=15")["prompt_tune [seed=0]"]
-    kept = run.dir.manifest(run.decide()["lm_adapt"].cell).steps_published[15]  # type: ignore[union-attr]
+    decision = run.statuses(*before, "lm_adapt.steps=15")["prompt_tune [seed=0]"]
+    kept = run.dir.manifest(run.statuses()["lm_adapt"].cell).steps_published[15]  # type: ignore[union-attr]
     assert decision.inputs["model"][0].digest == kept.digest
     assert decision.reason == "input model changed"
 
 
 def test_steps_are_part_of_the_fingerprint_if_the_schedule_depends_on_them(run: Run) -> None:
     run.make_all("pretrain.schedule=linear")
-    decision = run.decide("pretrain.schedule=linear", "pretrain.steps=11")["pretrain"]
+    decision = run.statuses("pretrain.schedule=linear", "pretrain.steps=11")["pretrain"]
     assert (decision.action, decision.reason) == ("run", "steps: 10 → 11")
     assert decision.replaces is not None
 
 
 def test_a_step_that_was_not_kept(run: Run) -> None:
     run.make_all()
-    decision = run.decide("prompt_tune.model=lm_adapt@5")["lm_adapt"]
+    decision = run.statuses("prompt_tune.model=lm_adapt@5")["lm_adapt"]
     assert (decision.action, decision.reason, decision.steps_wanted) == ("continue", "step 5 was not kept", [5])
 
 
@@ -171,24 +173,24 @@ def test_a_missing_or_changed_output_is_rebuilt(run: Run) -> None:
     run.make_all()
     file = run.dir.path / "lm_adapt" / "model" / "file"
     file.write_text("other")
-    assert run.decide()["lm_adapt"].reason == "model/file was changed"
+    assert run.statuses()["lm_adapt"].reason == "model/file was changed"
     file.unlink()
-    assert run.decide()["lm_adapt"].reason == "model/file is missing"
+    assert run.statuses()["lm_adapt"].reason == "model/file is missing"
 
 
 def test_a_started_cell_resumes(run: Run) -> None:
-    run.make(run.decide()["prepare"])
-    run.make(run.decide()["pretrain"], finished=False)
-    decision = run.decide()["pretrain"]
+    run.make(run.statuses()["prepare"])
+    run.make(run.statuses()["pretrain"], finished=False)
+    decision = run.statuses()["pretrain"]
     assert (decision.action, decision.reason) == ("continue", "was started but did not finish")
-    decision = run.decide("pretrain.learning_rate=2")["pretrain"]
-    assert (decision.action, decision.replaces) == ("run", run.decide()["pretrain"].fingerprint)
+    decision = run.statuses("pretrain.learning_rate=2")["pretrain"]
+    assert (decision.action, decision.replaces) == ("run", run.statuses()["pretrain"].fingerprint)
 
 
 def test_prompts_on_one_frozen_model_form_one_job(run: Run) -> None:
     run.make_all()
     run.recipe.write_text(run.recipe.read_text().replace("steps: 5", "steps: 6"))
-    decisions = [d for d in run.decide().values() if d.cell.stage == "prompt_tune"]
+    decisions = [d for d in run.statuses().values() if d.cell.stage == "prompt_tune"]
     groups = [[d.cell.id for d in group] for group in jobs(decisions, run.dir)]
     assert groups == [
         ["model=pretrain,seed=0", "model=pretrain,seed=1"], ["model=lm_adapt@10,seed=0", "model=lm_adapt@10,seed=1"],
@@ -202,6 +204,6 @@ def test_a_folder_of_prompts_is_an_error_where_one_is_required(run: Run) -> None
         (folder / name / "prompt.json").write_text("{}")
     overrides = ["prompt_tune.prompt_init=prompt", f"prompt_tune.init_prompt={folder}"]
     with pytest.raises(
-        InputError, match=r"^prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one, as in \S+/a$"
+        InputError, match=r"^prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one of \S+/a, \S+/b$"
     ):
         check_outside(load_recipe(run.recipe, map(parse_override, overrides)).cells())

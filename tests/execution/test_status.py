@@ -18,7 +18,7 @@ def test_a_finished_run(finished: Tiny) -> None:
     before = listing(finished.run)
     found = rows(finished)
     assert len(found) == 11
-    assert {row["state"] for row in found.values()} == {"done"}
+    assert {row["state"] for row in found.values()} == {"up to date"}
     adapted = found["lm_adapt"]
     assert (adapted["step"], adapted["steps"], adapted["kind"]) == (8, 8, "lm_adapt")
     assert 0 < adapted["loss"] < 20
@@ -40,9 +40,11 @@ def test_states_of_an_unfinished_run(tiny: Tiny) -> None:
     )
     assert (found["sentinel"]["state"], found["sentinel"]["reason"]) == ("to run", "not run yet")
     assert found["evaluate"]["reason"] == "depends on prompt_tune"
-    with lock(tiny.run / ".state" / "lm_adapt.lock", tiny.run):
+    with lock(tiny.run / ".state" / "lm_adapt.lock", tiny.run / "lm_adapt"):
         assert rows(tiny)["lm_adapt"]["state"] == "running"
         assert rows(tiny)["sentinel"]["state"] == "to run"
+    with lock(tiny.run / ".state" / "lock", tiny.run):
+        assert {row["state"] for row in rows(tiny).values()} == {"up to date", "queued"}
     assert rows(tiny)["lm_adapt"]["state"] == "to continue"
 
 
@@ -54,8 +56,8 @@ def test_a_torn_last_line_is_ignored(tiny: Tiny) -> None:
 
 def test_a_table(finished: Tiny) -> None:
     table = t5_pipeline("status", finished.run).out.splitlines()
-    assert table[0].split() == ["stage", "state", "step", "loss", "seconds", "last", "line", "why"]
+    assert table[0].split() == ["stage", "state", "step", "loss", "seconds", "last", "line", "digest", "why"]
     assert len(table) == 12
     (line,) = (line for line in table if line.startswith("lm_adapt "))
-    assert line.split()[1:5] == ["done", "8", "/", "8"]
-    assert "prompt_tune [model=lm_adapt@4,seed=1]  done" in as_text(list(rows(finished).values()))
+    assert line.split()[1:7] == ["up", "to", "date", "8", "/", "8"]
+    assert "prompt_tune [model=lm_adapt@4,seed=1]  up to date" in as_text(list(rows(finished).values()))

@@ -28,6 +28,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel, setting
 from t5_pipeline.cost.plan import plan
+from t5_pipeline.cost.plan_text import as_text
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import Task, encode_task
 from t5_pipeline.execution.context import Artifact, Stage
@@ -152,7 +153,7 @@ def run_stages(recipe: Path) -> list[str]:
 def test_toy_method_runs_from_prepare_to_report(recipe: Path) -> None:
     run_dir = RunDir(recipe.parent / "run")
     parsed = load_recipe(recipe, kinds=KINDS)
-    (planned,) = [line for line in plan(parsed, run_dir).splitlines() if line.startswith("bias_tune ×")]
+    (planned,) = [line for line in as_text(plan(parsed, run_dir)).splitlines() if line.startswith("bias_tune ×")]
     assert "512" in planned.split(), "a bias for each embedding row of the tiny vocabulary"
 
     run_stages(recipe)

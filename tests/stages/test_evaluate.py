@@ -8,7 +8,7 @@ from tests.tiny_run import Tiny, scores, stage
 def test_changed_metrics_rerun_only_evaluate(tiny: Tiny) -> None:
     before = tiny.digests()
     tiny.edit("  evaluate: {", "  evaluate: {metrics: {about: [accuracy, mcc]}, ")
-    assert [line.split()[:2] for line in tiny.plan() if not line.startswith("done")] == [["run", "evaluate"]]
+    assert [line.split()[:2] for line in tiny.plan() if not line.startswith("up to date")] == [["run", "evaluate"]]
     done = tiny.start()
     assert done.code == 0, done.err
     assert {tuple(row["metrics"]) for row in scores(tiny.run / "evaluate")} == {("accuracy", "mcc")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,12 @@ def test_a_smaller_density_lengthens_the_prefix(finished: Tiny, tmp_path: Path) 
 
 
 def plan_of_lm_adapt(tiny: Tiny) -> str:
-    (line,) = (line for line in tiny.plan() if line.split()[1] == "lm_adapt")
+    (line,) = (line for line in tiny.plan() if re.match(r".{12}lm_adapt( |$)", line))
     return line
 
 
 def test_another_objective_in_a_recipe_makes_the_stage_stale(tiny: Tiny) -> None:
-    assert plan_of_lm_adapt(tiny).startswith("done")
+    assert plan_of_lm_adapt(tiny).startswith("up to date")
     tiny.edit("    segment_length: 48\n", "    segment_length: 48\n    objective: full_lm\n    packing: false\n")
     line = plan_of_lm_adapt(tiny)
     assert line.startswith("run")

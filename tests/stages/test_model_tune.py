@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
 from t5_pipeline.artifacts.kinds import artifact_digest
-from t5_pipeline.core.checksums import tensors_digest
+from t5_pipeline.artifacts.manifest import read
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import Task, encode_task
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
@@ -87,7 +88,9 @@ def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path
     assert [of["task"]["name"] for of in metadata.tasks] == ["about", "name"]
     assert metadata.lineage[-1]["stage"] == "model_tune"
     card = (model / "README.md").read_text()
-    assert tensors_digest(model) in card
+    manifest = read(tmp_path / "two")
+    assert manifest is not None
+    assert f"digest: `{short_digest(manifest.outputs['model'].digest)}`" in card
     assert "Fine-tuned on the tasks about, name." in card
     assert "| lm_adapt | 8 | prefix_lm |" in card
     loaded = T5ForConditionalGeneration.from_pretrained(model)

@@ -48,6 +48,22 @@ def test_all_cores(flags: list[object], tmp_path: Path, expected: str) -> None:
     assert "nothing to do" in again.out
 
 
+def test_a_limit_is_the_same_in_several_processes(flags: list[object], tmp_path: Path) -> None:
+    digests = set()
+    for threads in (1, 3):
+        place = tmp_path / str(threads)
+        made = stage("prepare", *flags, "--max-documents", 100, "--threads", threads, "--output-dir", place)
+        assert made.code == 0, made.err
+        digests.add(digest(place))
+        manifest = read(place)
+        assert manifest is not None
+        assert manifest.facts["documents"] <= 100 < manifest.facts["documents"] + 20  # the others are for validation
+        left_out = manifest.facts["left_out"]
+        assert re.fullmatch(r"\d+ documents of the last chunk and [1-9]\d* of \d+ chunks", left_out)
+        assert f"prepare: left out because of max_documents or max_tokens: {left_out}\n" in made.err
+    assert len(digests) == 1
+
+
 def command(process: psutil.Process) -> str:
     """Its command line; empty if it has exited."""
     try:

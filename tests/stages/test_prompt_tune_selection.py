@@ -9,6 +9,7 @@ import pytest
 
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.evaluation.metrics import task_average
+from t5_pipeline.execution.progress import scores_text, validation_text
 from t5_pipeline.methods.soft_prompt import Prompt
 from tests.tiny_run import Outcome, Tiny, refused, stage
 
@@ -40,7 +41,8 @@ def validations(directory: Path) -> dict[int, tuple[dict[str, float], float]]:
 
 
 def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp_path: Path) -> None:
-    assert tune(finished, task, tmp_path / "best", "--steps", 10).code == 0
+    said = tune(finished, task, tmp_path / "best", "--steps", 10)
+    assert said.code == 0
     measured = validations(tmp_path / "best")
     assert list(measured) == [2, 4, 6, 8, 10]
     best = Prompt.load(tmp_path / "best" / "prompt")
@@ -48,6 +50,10 @@ def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp
     assert best.info.step == max(order, key=order.__getitem__)
     assert set(best.info.scores) == {"accuracy", "macro_f1"}
     assert best.info.scores == measured[best.info.step][0]
+    log = (tmp_path / "best" / "log.txt").read_text()
+    chosen = f"step {best.info.step}, {scores_text(best.info.scores)}, best of 5 validations"
+    assert f" prompt_tune: published prompt of {chosen}\n" in log
+    assert f"prompt_tune  step 4/10  {validation_text({'scores': {'': measured[4][0]}})}\n" in said.err
 
     # Its rows equal those of a run that ends there.
     assert tune(finished, task, tmp_path / "short", "--steps", best.info.step, "--select", "last").code == 0

@@ -19,7 +19,7 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
 
     def encode(task: Any, split: str, *more: Any, **named: Any) -> object:
         calls.append((task.name, split, *more[1:], named))
-        return SimpleNamespace(name=task.name)
+        return SimpleNamespace(name=task.name, labels=task.labels)
 
     monkeypatch.setattr(task_rows, "encode_task", encode)
     first, second = (
@@ -32,3 +32,19 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
     assert [task.name for task in rows] == ["first", "second", "first"]
     assert rows[0] is rows[2]
     assert calls == [(name, "train", 32, 8, "targets", {"training": True}) for name in ("first", "second")]
+
+
+@pytest.mark.parametrize(("targets", "hint"), [(["bad", "so so"], True), ([str(i) for i in range(20)], False)])
+def test_few_targets_without_labels_are_probably_classes(
+    targets: list[str], hint: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = SimpleNamespace(name="tone", labels=None, answers=None, target_texts=targets * (100 // len(targets)))
+    monkeypatch.setattr(task_rows, "encode_task", lambda *_, **__: found)
+    task = TaskConfig(name="tone", data="x", inputs="{a}", targets="{b}", metrics=["exact_match"])
+    c = PromptTuneConfig(model="m", task=task, prompt_init="vocabulary")
+    task_rows.training_rows([task], ModelSource("m", "0", cast(Any, None), ModelMetadata()), c)
+    said = (
+        "tasks.tone: the 100 training rows have only 2 different targets; if these are classes, set `labels`"
+        " (flag: --labels 'bad,so so')"
+    )
+    assert [record.getMessage() for record in caplog.records] == [said] * hint

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.atomic_files import move_directory, sweep
-from t5_pipeline.core.errors import InputError, cannot_be_written
+from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.training.checkpoints.format import (
     Checkpoint,
     Damaged,
@@ -144,7 +144,7 @@ class Checkpoints:
             try:
                 do()
             except Exception as error:  # of any kind: the other processes wait for the collective
-                failure = failure or str(cannot_be_written(final, error))
+                failure = failure or str(write_error(final, error))
             return control_group.all_reduce_max(int(bool(failure))) == 0
 
         def begin() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document
+from t5_pipeline.data_prep.shards.limit import Limit
 from t5_pipeline.data_prep.shards.reader import TokenShards
 from t5_pipeline.data_prep.shards.writer import CONTAMINATED, EMPTY, Counts, write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -183,3 +184,38 @@ def test_wide_ids() -> None:
 
     assert _dtype(65_536) == np.dtype("<u2")
     assert _dtype(65_537) == np.dtype("<u4")
+
+
+@pytest.mark.parametrize(
+    "limit", [Limit(documents=450), Limit(tokens=5000), Limit(documents=200), Limit(documents=300, tokens=10**9)]
+)
+def test_a_limit_takes_the_first_documents_whatever_the_shards(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, limit: Limit
+) -> None:
+    """`documents` is cut at 200 per shard, so a limit falls inside a shard or at its end."""
+    lengths = np.cumsum([len(vocabulary.encode(document.text)) for document in documents])
+    count = min(limit.documents or 10**9, int(np.searchsorted(lengths, limit.tokens or 10**9, side="right")))
+    assert 0 < count < len(documents)
+    first = write_tokens(cut(documents[:count], 1000), vocabulary, tmp_path / "first", validation_fraction=0.1)
+    for size in (200, 1000):
+        place = tmp_path / str(size)
+        found = write_tokens(cut(documents, size), vocabulary, place, validation_fraction=0.1, limit=limit)
+        assert found.digest == first.digest
+        chunks = len(cut(documents, size))
+        shards = len(list(place.glob("shard-*")))
+        in_last = min(size * shards, len(documents)) - count
+        assert found.left_out == {"documents": in_last, "chunks": chunks - shards, "of_chunks": chunks}
+        before = {path: path.stat().st_mtime_ns for path in place.rglob("*.tokens")}
+        assert (
+            write_tokens(cut(documents, size), vocabulary, place, validation_fraction=0.1, limit=limit).digest
+            == first.digest
+        )
+        assert {path: path.stat().st_mtime_ns for path in place.rglob("*.tokens")} == before
+    assert first.left_out == {}
+
+
+def test_a_limit_that_the_corpus_does_not_reach(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    found = write_tokens(cut(documents, 300), vocabulary, tmp_path, limit=Limit(documents=5000))
+    assert (found.documents + TokenShards.open(tmp_path, "validation").documents, found.left_out) == (1000, {})

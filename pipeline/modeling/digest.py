@@ -1,0 +1,67 @@
+"""The digest of a model, by which prompts, manifests and model cards name it.
+
+It covers the tensors (name, dtype, shape, bytes) in the order of their names, the entries of config.json that decide
+how they are used, the sentinel variant and the vocabulary. Sharding, model cards and file names do not change it.
+Torch-free: safetensors files are read by their own header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.core.bounded import read_file
+from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
+from t5_pipeline.core.records import read_json
+from t5_pipeline.modeling.config import T5Config
+
+_LARGEST_VOCABULARY = 2**28  # bytes
+
+
+def model_digest(directory: Path) -> str:
+    """Digest of a model's directory.
+
+    Raises:
+        InputError: if it contains no weights, or a damaged file.
+    """
+    metadata = directory / "t5_pipeline.json"
+    vocabulary, tokenizer = directory / "spiece.model", directory / "tokenizer_config.json"
+    return json_digest(
+        {
+            "tensors": _weights_digest(directory),
+            "shape": _shape(directory),
+            "sentinel": read_json(metadata)["sentinel"] if metadata.exists() else "none",
+            "vocabulary": _vocabulary_digest(vocabulary) if vocabulary.exists() else None,
+            "extra ids": read_json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
+        }
+    )
+
+
+def _vocabulary_digest(path: Path) -> str:
+    return hashlib.sha256(read_file(path, _LARGEST_VOCABULARY)).hexdigest()
+
+
+def t5x_files(directory: Path) -> list[Path]:
+    """Files of the T5X checkpoint that a directory is or contains."""
+    is_t5x = (directory / "checkpoint").is_file() or any(directory.glob("checkpoint_*/checkpoint"))
+    return sorted(path for path in directory.rglob("*") if path.is_file()) if is_t5x else []
+
+
+def _weights_digest(directory: Path) -> str:
+    """Digest of the safetensors tensors, or of the files of a T5X checkpoint."""
+    t5x = [] if any(directory.glob("*.safetensors")) else t5x_files(directory)
+    if t5x:
+        return json_digest([[path.relative_to(directory).as_posix(), file_digest(path)] for path in t5x])
+    return tensors_digest(directory)
+
+
+def _shape(directory: Path) -> dict[str, Any] | None:
+    """The entries of config.json that decide how the tensors are used, thus without dropout."""
+    config = directory / "config.json"
+    if not config.exists():
+        return None
+    shape = asdict(T5Config.from_config(read_json(config), str(config)))
+    del shape["dropout_rate"]
+    return shape

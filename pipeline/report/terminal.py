@@ -1,0 +1,68 @@
+"""The table that ends a run: what each method reaches, and what it costs. The report's own aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.core.tables import aligned
+from t5_pipeline.report import format as fmt
+from t5_pipeline.report.collect import CellResult, Job, Run, Score
+from t5_pipeline.report.summary import summarise
+
+_HEADER = ("method", "T5", "task", "score", "step", "bytes", "time")
+_UNKNOWN = "–"
+
+
+def results_table(run: Run) -> list[str]:
+    """One line for each method on each task: mean score and spread over seeds, published steps, bytes, training time.
+
+    Cells that were trained but not scored are listed without a score; empty if nothing was trained or scored.
+    """
+    rows: list[Sequence[str]] = []
+    scored: set[tuple[str, str]] = set()
+    for task in summarise(run):
+        baselines = [*task.untuned, *([task.majority] if task.majority else [])]
+        for line in [*task.tuned, *task.others, *baselines]:
+            made = [] if line in baselines else [result for row in line.rows for result in _made(run, row)]
+            scored |= {_key(result) for result in made}
+            spread = line.spread(task.metric)
+            score = _UNKNOWN if spread is None else f"{task.metric} {spread.text}"
+            rows.append((line.title, line.path or _UNKNOWN, task.task, score, *_cost(run, made)))
+    for job in run.jobs:
+        left = [result for result in job.cells if result.manifest and _key(result) not in scored]
+        if left and (left[0].settings.made_for() or (not run.scores and isinstance(left[0].settings, TrainingConfig))):
+            tasks = dict.fromkeys(task.name for result in left for task in result.settings.made_for())
+            rows.append(
+                (job.kind, left[0].frozen or _UNKNOWN, ", ".join(tasks) or _UNKNOWN, _UNKNOWN, *_cost(run, left))
+            )
+    return aligned([_HEADER, *rows]) if rows else []
+
+
+def _made(run: Run, row: Score) -> Iterable[CellResult]:
+    """The cells whose artifact has this row of scores."""
+    for result in run.cells():
+        manifest, tasks = result.manifest, [task.name for task in result.settings.made_for()]
+        if manifest is None or result.settings.scored_as is None or result.cell.id != (row.cell or ""):
+            continue
+        trained = manifest.facts.get("trained", row.trained)
+        if (row.trained_on or row.task) in tasks and trained == row.trained:
+            yield result
+
+
+def _key(result: CellResult) -> tuple[str, str]:
+    return result.cell.stage, result.cell.id
+
+
+def _cost(run: Run, results: Sequence[CellResult]) -> tuple[str, str, str]:
+    """Published steps, bytes of one artifact, and the time of the jobs, which train their cells together."""
+    manifests = [result.manifest for result in results if result.manifest]
+    if not manifests:
+        return _UNKNOWN, _UNKNOWN, _UNKNOWN
+    steps = sorted({step for m in manifests if (step := m.facts.get("best_step", m.step)) is not None})
+    shown = ", ".join(f"{step:,}" for step in steps) if len(steps) < 4 else f"{steps[0]:,} to {steps[-1]:,}"
+    places = tuple(f"{output.path}/" for output in manifests[0].outputs.values())
+    size = sum(file.size for name, file in manifests[0].files.items() if name.startswith(places))
+    keys = {_key(result) for result in results}
+    jobs: list[Job] = [job for job in run.jobs if any(_key(result) in keys for result in job.cells)]
+    return shown or _UNKNOWN, f"{size:,}", fmt.duration(sum(job.seconds or 0.0 for job in jobs))
