@@ -5,17 +5,15 @@ Shares of a rate refer to a rate measured in the same run with the same clock.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from t5_pipeline.execution.stage_process import versions
+from t5_pipeline.execution.environment import processor, versions
 from t5_pipeline.modeling.config import T5Config
 
 SQUARES = (512, 1024, 2048, 4096)
@@ -23,14 +21,8 @@ SQUARES = (512, 1024, 2048, 4096)
 
 def described() -> dict[str, Any]:
     """Processor, threads and versions."""
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
     return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": len(names),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "clock": Clock.now.__name__,
         "versions": versions() | {"peft": _version("peft")},

@@ -1,11 +1,11 @@
 """Evaluation on held-out rows: prompts, the methods they are compared with, and baselines.
 
-    classification   ŷ = argmax over labels of log p(label | [P; X]), summed over the label's tokens
-    otherwise        greedy decoding
+    decode       ŷ = the greedily decoded text of [P; X]; one that is not a label (illegal) is wrong
+    likelihood   ŷ = argmax over labels of log p(label | [P; X]), summed over the label's tokens
 
-Prompts of a task are answered in the same batches, each input once with each prompt; those that differ only in their
-seed also vote. Baselines: the most frequent class of the training rows, and the same frozen T5 without a prompt. The
-share of illegal outputs is that of greedy decoding, which may generate a text that is not a label.
+`scoring` names the one that counts; for tasks with labels the other and the share of illegal outputs are recorded
+beside it. Prompts of a task are answered in the same batches, each input once with each prompt; those that differ only
+in their seed also vote. Baselines: the most frequent class of the training rows, and the frozen T5 without a prompt.
 
 In:  "prompt", "model" (fine-tuned), "mixture", "text_prompt", "adapter": any of them, each with its T5
 Out: "scores" (scores.json: one row per task, model, method and seed; predictions.jsonl: all answers of each)

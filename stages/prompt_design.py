@@ -58,7 +58,9 @@ def best_on_validation(
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
     sentinel = candidates[0].sentinel
-    split = load_held_out(c.task, "validation", vocabulary, sentinel=sentinel, limit=c.validation_limit, **lengths)
+    split = load_held_out(
+        c.task, "validation", vocabulary, sentinel=sentinel, scoring=c.scoring, limit=c.validation_limit, **lengths
+    )
     scored = []
     for prompt in candidates:
         inputs = prompt.encode(split.rows.input_texts, vocabulary)

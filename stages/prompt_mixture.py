@@ -12,16 +12,13 @@ Run: accelerate launch stages/prompt_mixture.py --model runs/adapted --task task
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PromptMixtureConfig
 from t5_pipeline.data_prep.tasks.encode import TaskBatches
-from t5_pipeline.evaluation.ensemble import mixture_answers
-from t5_pipeline.evaluation.held_out import HeldOut
+from t5_pipeline.evaluation.held_out import HeldOut, score_mixture
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
@@ -77,15 +74,9 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
 
 def score(model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
     """Validation of the mixture's answers on the validation rows of its task."""
-    prompted, weights, (split,) = model.model, model.weights, splits
+    prompted, (split,) = model.model, splits
     assert isinstance(prompted, PromptedT5)
-    answer = partial(mixture_answers, prompted, range(len(weights)), weights, split.rows.inputs)
-    outputs = answer([split.form] * len(split), device=device, precision=precision)
-    log_p = outputs.scores
-    if not split.task.labels:
-        scored = [replace(form, max_length=0) for form in split.forms_with_targets()]
-        log_p = answer(scored, device=device, precision=precision).scores
-    return [split.measured(outputs.texts, log_p)]
+    return [score_mixture(prompted, model.weights, split, device, precision)]
 
 
 if __name__ == "__main__":

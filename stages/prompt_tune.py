@@ -68,7 +68,8 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
             info = PromptInfo.tuned(cell.config, **loaded.identity, width=width, step=best.step, scores=best.scores)
             chosen = result.chosen(index)
             stage.publish("prompt", Prompt(rows_PD, info).save, step=step, cell=cell, chosen=chosen)
-            cell.facts.update(parameters=loaded.t5.shape.parameters, trained=rows_PD.numel())
+            size = loaded.t5.shape.parameters
+            cell.facts.update(parameters=size, trained=rows_PD.numel(), best_step=best.step)
 
     ids = [cell.id for cell in cells]
     selection = select_best(stage, loaded, tasks, score_prompts, cells=ids, kept=prompt_rows)

@@ -1,5 +1,7 @@
 """A complete tiny pipeline: documentation of a few modules, a T5 with 40,000 weights, a few steps.
 
+Its scores are by label likelihood, because such a T5 generates no labels.
+
 prepare → pretrain → lm_adapt (with its step 4) and sentinel → prompt_tune (2 seeds on each) → evaluate
 """
 
@@ -102,7 +104,7 @@ stages:
     matrix:
       model: [lm_adapt@4, lm_adapt, sentinel]
       seed: [0, 1]
-  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1}
+  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1, scoring: likelihood}
 """
 
 

@@ -41,7 +41,11 @@ class FileRecord(Record):
 
 
 class Started(Record):
-    """A cell that was started: its checkpoints belong to these settings and inputs only."""
+    """A cell that was started: its checkpoints belong to these settings and inputs only.
+
+    Attributes:
+        environment: command, commit and hardware, as text.
+    """
 
     file_name: ClassVar[str] = STARTED
     what: ClassVar[str] = "the directory of a cell"
@@ -57,6 +61,7 @@ class Started(Record):
     settings: dict[str, Any]
     inputs: dict[str, list[InputRecord]] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
     started: str
 
 

@@ -92,6 +92,8 @@ def tune(
     if "validation" in task.splits:
         scores = output.with_name(f"{output.name}-scores")
         evaluate = ["--prompts", str(output), "--split", "validation", "--output-dir", str(scores)]
+        if "scoring" in settings:
+            evaluate += ["--scoring", c.scoring]
         script = stage_script("evaluate")
         script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
         say("To score it on its validation rows:")

@@ -7,20 +7,20 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import create_model, field_validator, model_validator
 
-from t5_pipeline.config.stage import InferenceConfig, StageConfig
+from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Input, setting, validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig, check_metric_names
 
 
-class EvaluateConfig(InferenceConfig, StageConfig):
-    """Scores on held-out rows. `scoring` adds an input for each method."""
+class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
+    """Scores on held-out rows. `for_methods` adds an input for each method."""
 
     kind: ClassVar[str] = "evaluate"
     summary: ClassVar[str] = "score prompts, the methods they are compared with, and baselines on held-out rows"
     outputs: ClassVar[tuple[str, ...]] = ("scores",)
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     model: Annotated[str | None, Input("model")] = setting(
         None, "the frozen T5, if it is not where the prompts expect it; must be the same model"
@@ -33,13 +33,15 @@ class EvaluateConfig(InferenceConfig, StageConfig):
     metrics: dict[str, list[str]] = setting(
         {}, "metrics by task (flags: TASK=A,B); default: those of the recipe's tasks, or of the prompts"
     )
-    max_output_length: int = setting(64, "maximum length of greedy outputs", unit="tokens", gt=0)
+    max_output_length: int = setting(
+        64, "maximum length of decoded free text; with labels: the longest label + 1", unit="tokens", gt=0
+    )
     baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")
     ensembles: bool = setting(True, "also score the majority vote of prompts that differ only in their seed")
     neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)
 
     @classmethod
-    def scoring(cls, methods: Iterable[type[StageConfig]]) -> type[EvaluateConfig]:
+    def for_methods(cls, methods: Iterable[type[StageConfig]]) -> type[EvaluateConfig]:
         """The settings with one input for each method, in their order.
 
         Args:

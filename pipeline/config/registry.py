@@ -26,7 +26,7 @@ METHOD_STAGES = (PromptTuneConfig, ModelTuneConfig, PromptMixtureConfig, PromptD
 def stage_kinds(*methods: type[StageConfig]) -> dict[str, type[StageConfig]]:
     """The settings of each kind of stage, with evaluate scoring these methods."""
     classes: list[type[StageConfig]] = [PrepareConfig, SpanCorruptConfig, LMAdaptConfig, SentinelConfig, *methods]
-    return {cls.kind: cls for cls in (*classes, EvaluateConfig.scoring(methods))}
+    return {cls.kind: cls for cls in (*classes, EvaluateConfig.for_methods(methods))}
 
 
 STAGES = stage_kinds(*METHOD_STAGES)

@@ -14,6 +14,8 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
 Precision = Literal["fp32", "bf16"]
+Scoring = Literal["decode", "likelihood"]
+"""Answer to a task with labels: the decoded text (T5, the paper), or the label with the highest likelihood."""
 _SMALL_RATE = 1e-4
 RSQRT_WARMUP = 10_000  # T5's own number of warm-up steps
 
@@ -239,6 +241,12 @@ class PrecisionConfig(Config):
     """Group: precision of a T5's arithmetic."""
 
     precision: Precision = setting("bf16", "precision of matrix products; trained weights and optimizer stay fp32")
+
+
+class ScoringConfig(Config):
+    """Group: the answers that are compared with targets, in evaluation and in the selection of checkpoints."""
+
+    scoring: Scoring = setting("decode", "answer if there are labels: decoded text (the paper), or likeliest label")
 
 
 class InferenceConfig(PrecisionConfig):

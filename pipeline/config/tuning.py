@@ -10,6 +10,7 @@ from t5_pipeline.config.stage import (
     ExecutionConfig,
     InferenceConfig,
     LogitsConfig,
+    ScoringConfig,
     StageConfig,
     TrainingConfig,
     WholeModelConfig,
@@ -19,7 +20,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
 
-class TaskStageConfig(StageConfig):
+class TaskStageConfig(ScoringConfig, StageConfig):
     """Settings of every stage that solves a task with a T5, trained or not."""
 
     model: Annotated[str, Input("model")] = setting(..., "base T5: hub name, directory or stage")
@@ -45,7 +46,7 @@ class OneTaskConfig(TaskStageConfig):
 class LearningConfig(TrainingConfig, TaskStageConfig):
     """Settings of every stage that learns a task from its training rows."""
 
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     select: Literal["best", "last"] = setting(
         "best", "checkpoint to publish: best average of the task's metrics on validation, or last"
@@ -227,7 +228,7 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
     kind: ClassVar[str] = "prompt_design"
     summary: ClassVar[str] = "choose a text prompt for a frozen T5, zero- or few-shot, without training"
     outputs: ClassVar[tuple[str, ...]] = ("text_prompt",)
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
     scored_as: ClassVar[tuple[str, str] | None] = (
         "text_prompts",
         "text prompts: a prompt_design stage, or a directory",

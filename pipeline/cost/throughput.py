@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.metrics_log import Row, read_rows
+from t5_pipeline.execution.metrics_log import read_rows
 
 MEASURED = "measured"
 _SLOWEST = 1e6
@@ -41,7 +41,8 @@ def seconds_of_a_step(directory: Path) -> float | None:
 
     Includes everything between steps: checkpoints, validation and restarts.
     """
-    row: Row = {}
-    for row_or_other in read_rows(directory / "metrics.jsonl"):
-        row = row_or_other if "elapsed_s" in row_or_other else row
-    return row["elapsed_s"] / row["step"] if row.get("step") else None
+    seconds = None
+    for row in read_rows(directory / "metrics.jsonl"):
+        if row and row.step and row.elapsed_s:
+            seconds = row.elapsed_s / row.step
+    return seconds

@@ -11,8 +11,7 @@ import torch
 
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.ensemble import mixture_answers
-from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each
+from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each, answer_mixture
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
@@ -116,7 +115,7 @@ class Answerer:
         """The function that answers a group, for its inputs and forms."""
         first = asked[0].candidate
         if first is not None and first.weights:
-            return partial(mixture_answers, self.model, self._places[id(first)], first.weights)
+            return partial(answer_mixture, self.model, self._places[id(first)], first.weights)
         if first is not None and first.load_model is not None:
             return partial(answer_each, self._model_of(first), None)
         if first is not None and first.prompts:

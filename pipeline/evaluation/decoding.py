@@ -1,7 +1,7 @@
-"""Decoding of free text: greedy, by sampling, and by beam search.
+"""Decoding: greedy, by sampling, and by beam search; with one prompt or with a mixture of prompts.
 
-B batch, K beams, S encoder length (prompt included), T decoded length, D d_model, V vocabulary rows, N = 2·K
-continuations of an input
+B inputs, M prompts of a mixture, E = M·B rows of the encoder, K beams, R = K·B texts, Q = M·R rows of the decoder,
+S encoder length (prompt included), T decoded length, D d_model, V vocabulary rows, N = 2·K continuations of an input
 """
 
 from __future__ import annotations
@@ -39,65 +39,97 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
 
-    def decode(
-        self,
-        model: ReadingModel,
-        encoded_BSD: Tensor,
-        mask_BS: Tensor | None,
-        max_length: int,
-        numbers_B: Sequence[int],
-    ) -> Tensor:
+    def decode(self, texts: Continuations, max_length: int, numbers_B: Sequence[int]) -> Tensor:
         """Ids [B, T], T ≤ max_length, as `greedy` returns them.
 
         Args:
-            encoded_BSD, mask_BS: output of the model's `encode`.
             numbers_B: number of each input, which its draws depend on; its place in the batch has no influence.
         """
         if self.beams > 1:
-            return beam_search(model, encoded_BSD, mask_BS, max_length, self.beams, self.length_penalty)
+            return beam_search(texts, max_length, self.beams, self.length_penalty)
         if not self.temperature:
-            return greedy(model, encoded_BSD, mask_BS, max_length)
+            return greedy(texts, max_length)
 
         def draw(logits_BV: Tensor, position: int) -> Tensor:
             drawn_B = torch.from_numpy(uniform(bits(self.seed, _STREAM, list(numbers_B), position)))
             return sampled(logits_BV, drawn_B.to(logits_BV.device), self.temperature, self.top_p)
 
-        return token_by_token(model, encoded_BSD, mask_BS, max_length, draw)
+        return token_by_token(texts, max_length, draw)
 
 
-def greedy(model: ReadingModel, encoded_BSD: Tensor, mask_BS: Tensor | None, max_length: int, eos: int = 1) -> Tensor:
-    """The likeliest next token, repeatedly, until every row has its `eos` or `max_length` tokens.
+class Continuations:
+    """Texts that a model decodes, at first all empty: they grow by a token at each call of `longer`.
 
-    Args:
-        encoded_BSD, mask_BS: output of the model's `encode`.
+    A mixture of prompts decodes like one model, p(y | x) = Σ_m w_m p(y | [P_m; x]).
+    """
+
+    def __init__(
+        self, model: ReadingModel, encoded_ESD: Tensor, mask_ES: Tensor | None, log_w_M: Tensor | None = None
+    ) -> None:
+        """
+        Args:
+            encoded_ESD, mask_ES: output of the model's `encode`; row m·B + b is input b read with prompt m.
+            log_w_M: log weights of a mixture; None for a single prompt.
+        """
+        self.model, self.encoded_ESD, self.mask_ES = model, encoded_ESD, mask_ES
+        self.prompts = 1 if log_w_M is None else len(log_w_M)
+        self.inputs = encoded_ESD.size(0) // self.prompts
+        self.device = encoded_ESD.device
+        self._cache = DecoderCache()
+        self._log_w_M11 = None if log_w_M is None else log_w_M.view(-1, 1, 1)
+        self._log_p_MRV: Tensor | None = None  # log w_m p_m of each text with each next token
+
+    def longer(self, token_R: Tensor) -> Tensor:
+        """Append a token to each text.
+
+        Args:
+            token_R: R = K·B tokens (at first START); texts i·K … i·K+K−1 are those of input i.
+
+        Returns:
+            Logits [R, V] of the next token.
+        """
+        hidden_Q1D = self.model.decode(
+            token_R.repeat(self.prompts).unsqueeze(1), self.encoded_ESD, self.mask_ES, self._cache
+        )
+        logits_QV = self.model.logits(hidden_Q1D).squeeze(1)
+        if self._log_w_M11 is None:
+            return logits_QV
+        log_p_M1 = self._log_w_M11
+        if self._log_p_MRV is not None:
+            log_p_M1 = self._log_p_MRV.gather(2, token_R.view(1, -1, 1).expand(self.prompts, -1, 1))
+        self._log_p_MRV = log_p_M1 + logits_QV.float().log_softmax(dim=-1).view(self.prompts, len(token_R), -1)
+        return self._log_p_MRV.logsumexp(dim=0)
+
+    def select(self, rows_R: Tensor) -> None:
+        """Continue from these texts, each of the same input as the text that it replaces."""
+        begin_M1 = torch.arange(self.prompts, device=rows_R.device).unsqueeze(1) * len(rows_R)
+        self._cache.select((begin_M1 + rows_R).flatten())
+        if self._log_p_MRV is not None:
+            self._log_p_MRV = self._log_p_MRV[:, rows_R]
+
+
+def greedy(texts: Continuations, max_length: int, eos: int = 1) -> Tensor:
+    """The likeliest next token, repeatedly, until every text has its `eos` or `max_length` tokens.
 
     Returns:
         Ids [B, T], T ≤ max_length: each row up to its `eos` (if it was generated), then zeros.
     """
-    return token_by_token(model, encoded_BSD, mask_BS, max_length, lambda logits_BV, _: logits_BV.argmax(dim=-1), eos)
+    return token_by_token(texts, max_length, lambda logits_BV, _: logits_BV.argmax(dim=-1), eos)
 
 
 @torch.no_grad()
 def token_by_token(
-    model: ReadingModel,
-    encoded_BSD: Tensor,
-    mask_BS: Tensor | None,
-    max_length: int,
-    choose: Callable[[Tensor, int], Tensor],
-    eos: int = 1,
+    texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor], eos: int = 1
 ) -> Tensor:
     """Like `greedy`, with the next tokens [B] given by `choose(logits_BV, position)`."""
-    cache = DecoderCache()
-    batch = encoded_BSD.size(0)
-    next_B = torch.full((batch,), START, device=encoded_BSD.device)
-    done_B = torch.zeros(batch, dtype=torch.bool, device=encoded_BSD.device)
+    next_B = torch.full((texts.inputs,), START, device=texts.device)
+    done_B = torch.zeros(texts.inputs, dtype=torch.bool, device=texts.device)
     decoded: list[Tensor] = []
     while len(decoded) < max_length and not done_B.all():
-        hidden_B1D = model.decode(next_B.unsqueeze(1), encoded_BSD, mask_BS, cache)
-        next_B = choose(model.logits(hidden_B1D).squeeze(1), len(decoded)).masked_fill(done_B, 0)
+        next_B = choose(texts.longer(next_B), len(decoded)).masked_fill(done_B, 0)
         done_B = done_B | (next_B == eos)
         decoded.append(next_B)
-    return torch.stack(decoded, dim=1) if decoded else next_B.new_zeros(batch, 0)
+    return torch.stack(decoded, dim=1) if decoded else next_B.new_zeros(texts.inputs, 0)
 
 
 def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -121,29 +153,17 @@ def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float
 
 
 @torch.no_grad()
-def beam_search(
-    model: ReadingModel,
-    encoded_BSD: Tensor,
-    mask_BS: Tensor | None,
-    max_length: int,
-    beams: int,
-    length_penalty: float = 1.0,
-    eos: int = 1,
-) -> Tensor:
+def beam_search(texts: Continuations, max_length: int, beams: int, length_penalty: float = 1.0, eos: int = 1) -> Tensor:
     """The best text that beam search finds, with the rules of transformers' `generate(num_beams=…)`.
 
     A text's score is its log p divided by its number of tokens (with `eos`) to the power of `length_penalty`. An input
     ends when it has `beams` finished texts, and its best unfinished one, scored at its present length, is not better
     than the worst of them.
 
-    Args:
-        encoded_BSD, mask_BS: output of the model's `encode`.
-
     Returns:
         Ids [B, T] of each input's best text, T = max_length, as `greedy` returns them.
     """
-    B, K, device = encoded_BSD.size(0), beams, encoded_BSD.device
-    cache = DecoderCache()
+    B, K, device = texts.inputs, beams, texts.device
     first_B1 = torch.arange(B, device=device).unsqueeze(1) * K
     next_BK = torch.full((B, K), START, device=device)
     # The beams are equal at first: only one of them counts.
@@ -153,8 +173,7 @@ def beam_search(
     finished_BKT = torch.zeros(B, K, max_length, dtype=torch.long, device=device)
     open_B1 = torch.ones(B, 1, dtype=torch.bool, device=device)
     for length in range(1, max_length + 1):
-        hidden_R1D = model.decode(next_BK.view(B * K, 1), encoded_BSD, mask_BS, cache)
-        log_p_BKV = model.logits(hidden_R1D).squeeze(1).float().log_softmax(dim=-1).view(B, K, -1)
+        log_p_BKV = texts.longer(next_BK.flatten()).float().log_softmax(dim=-1).view(B, K, -1)
         V = log_p_BKV.size(-1)
         # At most K of these end, so that K can continue.
         total_BN, place_BN = (running_BK.unsqueeze(-1) + log_p_BKV).flatten(1).topk(2 * K)
@@ -170,7 +189,7 @@ def beam_search(
 
         running_BK, kept_BK = total_BN.masked_fill(ends_BN, -torch.inf).topk(K)
         texts_BKT, next_BK = _rows(longer_BNT, kept_BK), token_BN.gather(1, kept_BK)
-        cache.select((first_B1 + beam_BN.gather(1, kept_BK)).flatten())
+        texts.select((first_B1 + beam_BN.gather(1, kept_BK)).flatten())
         worst_B1 = best_BK[:, -1:]  # −∞ until K are finished
         open_B1 = open_B1 & ((worst_B1 == -torch.inf) | (running_BK[:, :1] / length**length_penalty > worst_B1))
         if not open_B1.any():

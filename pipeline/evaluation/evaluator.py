@@ -86,8 +86,8 @@ class Evaluator:
         # There may be many fine-tuned models, and this baseline is the same for all of them.
         known = any((row["task"], row["method"]) == (task.name, "majority class") for row in earlier)
         if task.labels and not (first.fine_tuned and known):
-            majority = Outputs([most_frequent(Task.load(task))] * len(split))
-            rows.append(about | {"method": "majority class", "trained": 0} | split.scored(majority))
+            majority = [most_frequent(Task.load(task))] * len(split)
+            rows.append(about | {"method": "majority class", "trained": 0} | split.scored_texts(majority))
         return rows
 
     def answers(self, task: TaskConfig, candidates: Sequence[Candidate]) -> list[Answer]:
@@ -115,6 +115,7 @@ class Evaluator:
                 sentinel=candidate.sentinel,
                 max_input_length=lengths[0],
                 max_target_length=lengths[1],
+                scoring=self.c.scoring,
                 limit=self.c.limit,
                 max_output_length=self.c.max_output_length,
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
@@ -16,7 +17,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, encode_labels, encode_task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.metrics import confusion, illegal_share, score, task_average
-from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each
+from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each, answer_mixture
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
@@ -27,11 +28,12 @@ FIRST_SAMPLES, MORE_SAMPLES = 20, 5
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows of one split of a task as one T5 reads them."""
+    """The rows of one split of a task as one T5 reads them, and the answers that are scored."""
 
     task: TaskConfig
     rows: EncodedTask
     form: AnswerForm
+    scoring: Scoring = "decode"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,21 +56,21 @@ class HeldOut:
         )
 
     def forms_with_targets(self) -> list[AnswerForm]:
-        """The form of each row's answer, with the log p of the target also for free text."""
+        """The form of each row's answer for `measured`: the log p of the target also for free text."""
         if self.task.labels:
-            return [self.form] * len(self)
+            return [self.form if self.scoring == "decode" else replace(self.form, max_length=0)] * len(self)
         return [
             replace(self.form, labels=[text], label_ids=[ids.tolist()])
             for text, ids in zip(self.rows.target_texts, self.rows.targets, strict=True)
         ]
 
-    def measured(self, texts: Sequence[str], log_p: Sequence[Sequence[float]]) -> Measured:
-        """The validation that these answers give.
+    def answers(self, outputs: Outputs) -> list[str]:
+        """The answers that are compared with the targets."""
+        return outputs.texts if self.task.labels and self.scoring == "likelihood" else outputs.decoded
 
-        Args:
-            log_p: `Outputs.scores` of answers in `forms_with_targets`. Targets that do not hold are not in the loss.
-        """
-        metrics, rows = self.metrics(texts), self.rows
+    def measured(self, outputs: Outputs) -> Measured:
+        """The validation that outputs in `forms_with_targets` give. Targets that do not hold are not in the loss."""
+        metrics, rows, log_p = self.metrics(self.answers(outputs)), self.rows, outputs.scores
         index = [0] * len(self) if rows.label_index is None else rows.label_index.tolist()
         true = [i for i in range(len(self)) if rows.holds is None or rows.holds[i]]
         tokens = sum(len(rows.targets[i]) for i in true)
@@ -81,39 +83,48 @@ class HeldOut:
         return [text in answers for text, answers in zip(texts, wanted, strict=True)]
 
     def scored(self, outputs: Outputs) -> dict[str, Any]:
-        """The entries of a row of scores.json: metrics, illegal outputs, confusion, samples; and all predictions."""
-        labels, texts, targets = self.task.labels, outputs.texts, self.rows.target_texts
-        legal = bool(labels and outputs.free)
+        """The entries of a row of scores.json; with labels also both ways of scoring and the illegal outputs."""
+        labels, found = self.task.labels, self.scored_texts(self.answers(outputs))
+        if labels:
+            by_scoring = {"decode": self.metrics(outputs.decoded), "likelihood": self.metrics(outputs.texts)}
+            found |= {
+                "scoring": self.scoring,
+                "by_scoring": by_scoring,
+                "illegal": illegal_share(outputs.decoded, labels),
+                "illegal_by_label": self._illegal_by_label(outputs.decoded),
+            }
+            for line, text in zip(found["predictions"], outputs.decoded, strict=True):
+                line["decoded"] = text
+            for line, scores in zip(found["predictions"], outputs.scores, strict=False):  # a vote has none
+                line["scores"] = {label: round(score, 6) for label, score in zip(labels, scores, strict=True)}
+        return found
+
+    def scored_texts(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The entries of a row of scores.json that follow from the answers: metrics, confusion, texts."""
+        labels, targets = self.task.labels, self.rows.target_texts
         return {
             "metrics": self.metrics(texts),
-            "illegal": illegal_share(outputs.free, labels or []) if legal else None,
-            "illegal_by_label": self._illegal_by_label(outputs.free) if legal else None,
+            "scoring": None,
+            "by_scoring": None,
+            "illegal": None,
+            "illegal_by_label": None,
             "labels": labels,
             "confusion": confusion(texts, targets, labels).tolist() if labels else None,
             "samples": [
                 {"input": self.rows.input_texts[i], "target": targets[i], "output": texts[i]}
                 for i in self._shown(self.right(texts))
             ],
-            "predictions": self._predictions(outputs),
+            # Each row's answer, as a line of predictions.jsonl.
+            "predictions": [
+                {"row": i + 1, "input": self.rows.input_texts[i], "target": targets[i], "output": texts[i]}
+                for i in range(len(self))
+            ],
         }
 
-    def _predictions(self, outputs: Outputs) -> list[dict[str, Any]]:
-        """Each row's answer, as a line of predictions.jsonl."""
-        rows, labels = self.rows, self.task.labels or []
-        lines: list[dict[str, Any]] = [
-            {"row": i + 1, "input": rows.input_texts[i], "target": rows.target_texts[i], "output": outputs.texts[i]}
-            for i in range(len(self))
-        ]
-        for line, text in zip(lines, outputs.free if labels else [], strict=False):
-            line["decoded"] = text
-        for line, scores in zip(lines, outputs.scores if labels else [], strict=False):
-            line["scores"] = {label: round(score, 6) for label, score in zip(labels, scores, strict=True)}
-        return lines
-
-    def _illegal_by_label(self, free: Sequence[str]) -> list[int]:
-        """Number of greedy outputs that are not a label, by true label."""
+    def _illegal_by_label(self, decoded: Sequence[str]) -> list[int]:
+        """Number of decoded texts that are not a label, by true label."""
         labels = self.task.labels or []
-        none = [t for t, output in zip(self.rows.target_texts, free, strict=True) if output not in set(labels)]
+        none = [t for t, output in zip(self.rows.target_texts, decoded, strict=True) if output not in set(labels)]
         return [none.count(label) for label in labels]
 
     def _shown(self, right: Sequence[bool]) -> list[int]:
@@ -130,6 +141,7 @@ def load_held_out(
     sentinel: Sentinel,
     max_input_length: int,
     max_target_length: int,
+    scoring: Scoring,
     limit: int = 0,
     max_output_length: int = 0,
 ) -> HeldOut:
@@ -137,14 +149,14 @@ def load_held_out(
 
     Args:
         limit: as for encode_task.
-        max_output_length: maximum tokens of greedy decoding (0: none for a task with labels, `max_target_length` for
-            others). Decoding stops after the longest label, since a longer output is not a label.
+        max_output_length: maximum tokens of free text (0: `max_target_length`).
 
     Raises:
         InputError: if the rows do not match the task's settings.
     """
     rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
-    return HeldOut(task, rows, answer_form(task, vocabulary, sentinel, max_output_length, max_target_length))
+    form = answer_form(task, vocabulary, sentinel, max_output_length or max_target_length)
+    return HeldOut(task, rows, form, scoring)
 
 
 def answer_all(
@@ -163,7 +175,7 @@ def answer_all(
     Args:
         prompts: prompts in the model's bank; or all None, for answers without a prompt.
         splits: rows of each prompt.
-        targets: whether `scores` of free text are the log p of its target (`HeldOut.forms_with_targets`).
+        targets: whether the answers are for `HeldOut.measured`, with the log p of the targets of free text.
         on_batch: receives the number of examples after each batch.
     """
     asked = [prompt for prompt, rows in zip(prompts, splits, strict=True) for _ in range(len(rows))]
@@ -178,22 +190,30 @@ def answer_all(
         on_batch=on_batch,
     )
     ends = list(itertools.accumulate((len(rows) for rows in splits), initial=0))
-    parts = [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
-    return [
-        part if rows.task.labels else replace(part, texts=part.free) for rows, part in zip(splits, parts, strict=True)
-    ]
+    return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
 def score_prompts(model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
     """Validation of each prompt of a bank on its own rows."""
     outputs = answer_all(model, range(len(splits)), splits, device=device, precision=precision, targets=True)
-    return [rows.measured(found.texts, found.scores) for rows, found in zip(splits, outputs, strict=True)]
+    return [rows.measured(found) for rows, found in zip(splits, outputs, strict=True)]
+
+
+def score_mixture(
+    model: PromptedT5, weights: Sequence[float], split: HeldOut, device: torch.device, precision: str
+) -> Measured:
+    """Validation of a mixture of all prompts of a bank."""
+    outputs = answer_mixture(
+        model, range(len(weights)), weights, split.rows.inputs, split.forms_with_targets(),
+        batch_size=SCORED_EXAMPLES, device=device, precision=precision,
+    )  # fmt: skip
+    return split.measured(outputs)
 
 
 def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: str) -> Measured:
     """Validation of a model without a prompt; for several tasks the mean of their averages, and all metrics."""
     outputs = answer_all(model, [None] * len(splits), splits, device=device, precision=precision, targets=True)
-    found = [rows.measured(of_task.texts, of_task.scores) for rows, of_task in zip(splits, outputs, strict=True)]
+    found = [rows.measured(of_task) for rows, of_task in zip(splits, outputs, strict=True)]
     if len(found) == 1:
         return found[0]
     each = {
@@ -205,25 +225,29 @@ def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.de
     return Measured({"mean": mean, **each}, mean, sum(measured.loss for measured in found) / len(found))
 
 
-def answer_form(
-    task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, max_output_length: int, max_target_length: int
-) -> AnswerForm:
-    """The form of a task's answers; for the lengths see `load_held_out`."""
+def answer_form(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, max_output_length: int) -> AnswerForm:
+    """The form of a task's answers.
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        return [ids.tolist() for ids in encode_labels(texts, vocabulary, sentinel)]
+    With labels, decoding stops one token after the longest label, because a longer output is not a label.
 
-    def decode(ids: Sequence[int]) -> str:
+    Args:
+        max_output_length: maximum tokens of free text.
+    """
+    labels = task.labels or []
+    label_ids = [ids.tolist() for ids in encode_labels(labels, vocabulary, sentinel)]
+
+    def text(ids: Sequence[int]) -> str:
         return vocabulary.decode(vocabulary.strip_sentinel(ids, sentinel))
 
-    labels = task.labels or []
-    label_ids = encode(labels)
-    longest = max_output_length
-    if labels:
-        longest = min(longest, max(map(len, label_ids)) + 1)
-    elif not longest:
-        longest = max_target_length
-    return AnswerForm(decode, labels, label_ids, longest, encode)
+    # A vocabulary that normalises text does not return every label as it is written.
+    written = {text(ids): label for label, ids in zip(labels, label_ids, strict=True)}
+
+    def decode(ids: Sequence[int]) -> str:
+        found = text(ids)
+        return written.get(found, found)
+
+    longest = max(map(len, label_ids)) + 1 if labels else max_output_length
+    return AnswerForm(decode, labels, label_ids, longest)
 
 
 def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, c: LearningConfig) -> HeldOut:
@@ -245,6 +269,7 @@ def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel
             sentinel=sentinel,
             max_input_length=c.max_input_length,
             max_target_length=c.max_target_length,
+            scoring=c.scoring,
             limit=c.validation_limit,
         )
     except InputError as error:

@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from t5_pipeline.data_prep.tasks.config import METRICS
 Texts = Sequence[str]
 # Free-text tasks may have several acceptable answers per row: the best one counts.
 Answers = Sequence[str | Sequence[str]]
+Counts = NDArray[Any]
+Values = NDArray[np.float64]
 
 
 def accuracy(predictions: Texts, targets: Texts) -> float:
@@ -47,17 +50,9 @@ def confusion(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.i
     return counts
 
 
-def label_f1s(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.float64]:
-    """F1 = 2·hits / (predicted + true) of every label; 0 for a label that was neither predicted nor true."""
-    counts = confusion(predictions, targets, labels)
-    hits = np.diag(counts)
-    either = counts.sum(axis=0)[:-1] + counts.sum(axis=1)
-    return 2 * hits / np.maximum(either, 1)
-
-
 def macro_f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
-    """Mean of the F1 of every label (CB in SuperGLUE)."""
-    return float(label_f1s(predictions, targets, labels).mean())
+    """Mean of the F1 of every label (CB in SuperGLUE); 0 for a label that was neither predicted nor true."""
+    return float(_macro_f1(confusion(predictions, targets, labels)))
 
 
 def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
@@ -69,21 +64,49 @@ def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
     >>> f1(["True", "maybe", "True"], ["True", "False", "False"], ["False", "True"])
     0.5
     """
-    counts = confusion(predictions, targets, labels)
-    hits = counts[-1, -2]
-    wrongly_positive = counts[:-1, -2:].sum()
-    return float(2 * hits / max(hits + wrongly_positive + counts[-1].sum(), 1))
+    return float(_f1(confusion(predictions, targets, labels)))
 
 
 def mcc(predictions: Texts, targets: Texts, labels: Texts) -> float:
     """Matthews correlation (CoLA), for any number of classes; illegal predictions are a class of their own."""
-    counts = confusion(predictions, targets, labels).astype(np.float64)
-    true = np.append(counts.sum(axis=1), 0.0)
-    predicted = counts.sum(axis=0)
-    total = counts.sum()
-    covariance = np.trace(counts[:, :-1]) * total - true @ predicted
-    spread = np.sqrt((total**2 - predicted @ predicted) * (total**2 - true @ true))
-    return float(covariance / spread) if spread else 0.0
+    return float(_mcc(confusion(predictions, targets, labels)))
+
+
+def _accuracy(counts: Counts) -> Values:
+    return _hits(counts).sum(axis=-1) / np.maximum(counts.sum(axis=(-2, -1)), 1)
+
+
+def _macro_f1(counts: Counts) -> Values:
+    either = counts.sum(axis=-2)[..., :-1] + counts.sum(axis=-1)
+    return (2 * _hits(counts) / np.maximum(either, 1)).mean(axis=-1)
+
+
+def _f1(counts: Counts) -> Values:
+    hits = counts[..., -1, -2]
+    wrongly_positive = counts[..., :-1, -2:].sum(axis=(-2, -1))
+    return 2 * hits / np.maximum(hits + wrongly_positive + counts[..., -1, :].sum(axis=-1), 1)
+
+
+def _mcc(counts: Counts) -> Values:
+    counts = counts.astype(np.float64)
+    true, predicted, total = counts.sum(axis=-1), counts.sum(axis=-2), counts.sum(axis=(-2, -1))
+    covariance = _hits(counts).sum(axis=-1) * total - (true * predicted[..., :-1]).sum(axis=-1)
+    spread = np.sqrt((total**2 - (predicted**2).sum(axis=-1)) * (total**2 - (true**2).sum(axis=-1)))
+    return np.where(spread > 0, covariance / np.where(spread > 0, spread, 1.0), 0.0)
+
+
+def _hits(counts: Counts) -> Counts:
+    """Right predictions of each label."""
+    return np.diagonal(counts, axis1=-2, axis2=-1)
+
+
+OF_COUNTS: dict[str, Callable[[Counts], Values]] = {
+    "accuracy": _accuracy,
+    "macro_f1": _macro_f1,
+    "f1": _f1,
+    "mcc": _mcc,
+}
+"""Metrics of confusion matrices [..., true label, predicted label or illegal]."""
 
 
 def normalise_answer(text: str) -> str:

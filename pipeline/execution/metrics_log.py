@@ -7,21 +7,82 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import io
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from t5_pipeline.core.atomic_files import fsync_file
-from t5_pipeline.core.bounded import open_file, parse_json
+from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 
 Row = Mapping[str, Any]
-_LONGEST_ROW = 2**22  # bytes; rows have one loss per prompt
+Number = Annotated[FiniteFloat, Field(gt=-1e100, lt=1e100)]
+LINE_LIMIT = 1 << 24
+"""Bytes of the longest line that is read; longer lines are damaged."""
+_MOST_RESTS = 64  # blocks of a longer line that are skipped; the rest of the file is then not read
+
 log = logging.getLogger("t5-pipeline")
+
+
+class LoggedRow(BaseModel):
+    """A line of metrics.jsonl as it is read. Other keys of a line are ignored.
+
+    Attributes:
+        losses: by id of the cell, if several cells train together.
+        scores: metrics by id of the cell, of a validation.
+        elapsed_s: seconds of training so far, over all restarts.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    step: int = Field(ge=0, lt=2**53)
+    split: str = "train"
+    loss: Number | None = None
+    losses: dict[str, Number] = {}
+    scores: dict[str, dict[str, Number]] = {}
+    elapsed_s: Number | None = None
+
+
+def read_row(line: bytes) -> LoggedRow | None:
+    """The row of a line; None if the line is damaged or incomplete.
+
+    >>> read_row(b'{"step": 10, "loss": 5.1}\\n').loss
+    5.1
+    >>> read_row(b'{"step": 10, "loss": "5.1"}\\n'), read_row(b'{"step": 10, "lo')
+    (None, None)
+    """
+    try:
+        return LoggedRow.model_validate_json(line) if line.endswith(b"\n") else None
+    except (ValidationError, RecursionError):
+        return None
+
+
+def read_rows(path: Path) -> Iterator[LoggedRow | None]:
+    """Rows of a file in order, None for a damaged line; nothing if there is no file that can be read.
+
+    An incomplete last line, which a kill leaves behind, is not counted.
+    """
+    try:
+        file = path.open("rb") if path.is_file() else io.BytesIO()
+    except OSError:
+        return
+    with file:
+        while line := file.readline(LINE_LIMIT):
+            if line.endswith(b"\n"):
+                yield read_row(line)
+            elif len(line) == LINE_LIMIT:
+                yield None
+                rests = itertools.islice(iter(functools.partial(file.readline, LINE_LIMIT), b""), _MOST_RESTS)
+                if not any(rest.endswith(b"\n") for rest in rests):
+                    return
 
 
 class MetricsLog:
@@ -59,10 +120,10 @@ class MetricsLog:
         kept = self.path.with_name(f".{self.path.name}.kept.tmp")
         with open_file(self.path) as lines, kept.open("wb") as file:
             for line in lines:
-                of = _step_of(line)
-                if of is None and line.endswith(b"\n"):
+                row = read_row(line)
+                if row is None and line.endswith(b"\n"):
                     damaged.append(line)
-                elif of is None or of > step:
+                elif row is None or row.step > step:
                     later = True
                 else:
                     file.write(line)
@@ -90,28 +151,3 @@ class MetricsLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file; damaged and incomplete lines are skipped, and a file that cannot be read has none."""
-    with contextlib.suppress(OSError), open_file(path) as lines:
-        while (line := lines.readline(_LONGEST_ROW)) and line.endswith(b"\n"):
-            row = parse_row(line)
-            if row is not None:
-                yield row
-
-
-def parse_row(line: bytes) -> Row | None:
-    """The row of a line; None if the line is damaged or incomplete."""
-    try:
-        row: Any = parse_json(line) if line.endswith(b"\n") else None
-        numbers = [row["step"], row.get("loss", 0), row.get("elapsed_s", 0), *(row.get("losses") or {}).values()]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    valid = type(row["step"]) is int and all(type(number) in (int, float) for number in numbers)
-    return row if valid else None
-
-
-def _step_of(line: bytes) -> int | None:
-    row = parse_row(line)
-    return None if row is None else int(row["step"])

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import logging
-import platform
 import resource
 import shutil
 import signal
@@ -41,12 +39,11 @@ from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
 from t5_pipeline.execution.devices import make_accelerator, set_threads, slow_precision
+from t5_pipeline.execution.environment import environment, versions
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_PACKAGES = ("t5-pipeline", "torch", "numpy", "accelerate", "transformers", "sentencepiece", "safetensors")
 
 
 def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
@@ -181,7 +178,7 @@ def _run_job(
                 else:
                     for left in cell.directory.glob(f".{manifests.STARTED}.*.tmp"):
                         left.unlink()
-                    Started(**_described(cell)).save(cell.directory)
+                    Started(**_described(cell, launch)).save(cell.directory)
             directory.mkdir(parents=True, exist_ok=True)
             if group[0].cell.axes:
                 sweep(directory)
@@ -196,7 +193,7 @@ def _run_job(
             body(stage)
             for cell in cells:
                 if main_process:
-                    _finish(cell, time.monotonic() - began)
+                    _finish(cell, launch, time.monotonic() - began)
             log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
     accelerator.wait_for_everyone()
     return stage.stopped_by
@@ -239,7 +236,7 @@ def _clear_stale_outputs(cell: CellRun[C], flags: Flags, run_dir: RunDir, create
     log.warning("%s: results with other settings were moved to %s", cell.status.cell.label, to)
 
 
-def _described(cell: CellRun[C]) -> dict[str, Any]:
+def _described(cell: CellRun[C], launch: LaunchContext) -> dict[str, Any]:
     status = cell.status
     assert status.fingerprint is not None
     return {
@@ -251,11 +248,12 @@ def _described(cell: CellRun[C]) -> dict[str, Any]:
         "settings": cell.config.model_dump(mode="json"),
         "inputs": status.inputs,
         "versions": versions(),
+        "environment": environment(launch),
         "started": cell.started,
     }
 
 
-def _finish(cell: CellRun[C], seconds: float) -> None:
+def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float) -> None:
     """Write the manifest, which marks the cell as finished."""
     before = manifests.read(cell.directory)
     existing = manifests.read_started(cell.directory)
@@ -268,7 +266,7 @@ def _finish(cell: CellRun[C], seconds: float) -> None:
     outputs = {**(before.outputs if before else {}), **cell.outputs}
     places = [record.path for record in (*outputs.values(), *steps.values())]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    described = _described(cell)
+    described = _described(cell, launch)
     described["started"] = existing.started if existing else cell.started
     manifest = Manifest(
         **described,
@@ -311,15 +309,6 @@ def _logging(directory: Path, main_process: bool) -> Iterator[None]:
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.tables import aligned
-from t5_pipeline.execution.metrics_log import parse_row
+from t5_pipeline.execution.metrics_log import LoggedRow, read_row
 from t5_pipeline.execution.staleness import cell_statuses
 
 
@@ -37,8 +38,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
             begun = started is not None and started.fingerprint == status.fingerprint
             running = is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage)
             state = "running" if running and begun else "queued" if running or active else state
-        last = _last_line(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
-        losses = last.get("losses") or {}
+        last, updated = _last_row(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
         rows.append(
             {
                 "stage": cell.stage,
@@ -46,11 +46,11 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "kind": cell.settings.kind,
                 "state": state,
                 "reason": status.reason,
-                "step": last.get("step"),
+                "step": last.step if last else None,
                 "steps": cell.settings.steps if isinstance(cell.settings, TrainingConfig) else None,
-                "loss": losses.get(cell.id, last.get("loss")),
+                "loss": last.losses.get(cell.id, last.loss) if last else None,
                 "seconds": manifest.seconds if manifest else None,
-                "updated": last.get("updated"),
+                "updated": updated,
                 "digest": next((o.digest for o in manifest.outputs.values()), None) if manifest else None,
             }
         )
@@ -84,16 +84,15 @@ def _ago(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _last_line(path: Path) -> dict[str, Any]:
-    """The last complete training row of a metrics file, with the file's modification time as `updated`."""
+def _last_row(path: Path) -> tuple[LoggedRow | None, float | None]:
+    """The last complete training row of a metrics file, and the file's modification time."""
     try:
         with open_file(path) as file:
+            updated = os.fstat(file.fileno()).st_mtime
             file.seek(max(0, path.stat().st_size - 65_536))
             lines = file.read().splitlines(keepends=True)
     except OSError:
-        return {}
-    for line in reversed(lines):
-        row = parse_row(line)
-        if row is not None and row.get("split", "train") == "train":
-            return {**row, "updated": path.stat().st_mtime}
-    return {}
+        return None, None
+    rows = (row for line in reversed(lines) if (row := read_row(line)) and row.split == "train")
+    last = next(rows, None)
+    return last, updated if last else None

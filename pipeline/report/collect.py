@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
 
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import Scoring, StageConfig, TrainingConfig
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.execution.metrics_log import read_rows
 from t5_pipeline.modeling.config import PRESETS, T5Config
+from t5_pipeline.report.curves import JobLog, read_log
 
 State = Literal["up to date", "stale", "unfinished", "not started"]
 
@@ -42,8 +42,12 @@ class Score(BaseModel):
 
     Attributes:
         variant: difference from other rows of the same method, as text.
+        confusion: counts [true label][predicted label]; a last column counts answers that are not a label.
         trained_on: task of the training data, if it is not `task`.
         trained: number of trained parameters.
+        metrics: scores of the answers that `scoring` names.
+        by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
+        illegal: share of decoded texts that are not a label.
         neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.
     """
 
@@ -60,22 +64,40 @@ class Score(BaseModel):
     trained_on: str | None = None
     trained: int | None = None
     split: str
-    examples: int
-    metrics: dict[str, float]
-    illegal: float | None = None
+    examples: int = Field(ge=0)
+    metrics: dict[str, FiniteFloat]
+    scoring: Scoring | None = None
+    by_scoring: dict[Scoring, dict[str, FiniteFloat]] | None = None
+    illegal: FiniteFloat | None = None
     illegal_by_label: list[int] | None = None
     labels: list[str] | None = None
-    confusion: list[list[int]] | None = None
+    confusion: list[list[NonNegativeInt]] | None = None
     samples: list[Sample] = []
     neighbours: list[list[tuple[str, float]]] | None = None
 
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        size = len(self.labels or [])
+        matrix, illegal = self.confusion, self.illegal_by_label
+        if (
+            self.labels
+            and matrix
+            and (len(matrix), {len(row) for row in matrix})
+            not in (
+                (size, {size}),
+                (size, {size + 1}),
+            )
+        ):
+            raise ValueError(f"confusion is not a matrix of {size} labels")
+        if self.labels and illegal and len(illegal) != size:
+            raise ValueError(f"illegal_by_label has not {size} numbers")
+        return self
 
-@dataclass(frozen=True)
-class Curve:
-    """Losses by step."""
-
-    steps: list[int]
-    losses: list[float]
+    def counts(self) -> list[list[int]] | None:
+        """The confusion matrix with its last column; None without labels or rows."""
+        if not self.labels or not self.confusion or not any(map(sum, self.confusion)):
+            return None
+        return [row + [0] * (len(self.labels) + 1 - len(row)) for row in self.confusion]
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,12 @@ class CellResult:
         return self.settings.steps if isinstance(self.settings, TrainingConfig) else None
 
     @property
+    def chosen(self) -> int | None:
+        """Step that validation scores chose for publication; None if none did."""
+        found = self.manifest.facts.get("best_step") if self.manifest else None
+        return found if type(found) is int else None
+
+    @property
     def frozen(self) -> str | None:
         """Base T5 of a stage that solves a task, named as in the scores; None for other stages."""
         ref = self.cell.inputs.get("model")
@@ -107,13 +135,12 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Job:
-    """Cells that one process made together, with its logged losses by cell id ("" without a matrix)."""
+    """Cells that one process made together, with what it logged."""
 
     stage: str
     kind: str
     cells: list[CellResult]
-    train: dict[str, Curve]
-    validation: dict[str, Curve]
+    log: JobLog
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -149,6 +176,7 @@ class Run:
     """Everything that the report shows."""
 
     recipe: Recipe
+    recipe_text: str
     jobs: list[Job]
     scores: list[Score] = field(default_factory=list)
     models: dict[str, ModelSize] = field(default_factory=dict)
@@ -186,7 +214,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     recipe = load_recipe(path / "recipe.yaml", kinds=kinds)
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
-    run = Run(recipe, jobs)
+    run = Run(recipe, (path / "recipe.yaml").read_text(encoding="utf-8"), jobs)
     for result in run.cells():
         if result.manifest is not None:
             run.scores.extend(_scores(run_dir.cell(result.cell), result.manifest))
@@ -207,16 +235,16 @@ def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], M
     logs = {cell.id: _log_directory(run_dir, cell, manifests[cell.stage, cell.id]) for cell in cells}
     for directory in dict.fromkeys(logs.values()):
         together = [cell for cell in cells if logs[cell.id] == directory]
-        train, validation = _curves(directory / "metrics.jsonl") if directory else ({}, {})
+        log = read_log(directory / "metrics.jsonl") if directory else JobLog()
         results = []
         for cell in together:
             manifest = manifests[cell.stage, cell.id]
             started = manifest is not None or run_dir.started(cell) is not None
-            curve = train.get(cell.id, train.get("", Curve([], [])))
-            last = curve.steps[-1] if curve.steps else None
+            curve = log.train.get(cell.id, log.train.get(""))
+            last = curve.steps[-1] if curve else None
             state = _state(cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
             results.append(CellResult(cell, state, manifest, manifest.step if manifest else last))
-        yield Job(cells[0].stage, cells[0].settings.kind, results, train, validation)
+        yield Job(cells[0].stage, cells[0].settings.kind, results, log)
 
 
 def _log_directory(run_dir: RunDir, cell: Cell, manifest: Manifest | None) -> Path | None:
@@ -248,19 +276,6 @@ def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Mani
             if (published or maker.outputs[artifact]).digest != record.digest:
                 return "stale"
     return "up to date"
-
-
-def _curves(path: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
-    """Training and validation losses by cell."""
-    found: tuple[dict[str, Curve], dict[str, Curve]] = ({}, {})
-    for row in read_rows(path):
-        curves = found[row.get("split", "train") != "train"]
-        losses = row.get("losses") or ({"": row["loss"]} if "loss" in row else {})
-        for cell_id, loss in losses.items():
-            curve = curves.setdefault(cell_id, Curve([], []))
-            curve.steps.append(int(row["step"]))
-            curve.losses.append(float(loss))
-    return found
 
 
 def _scores(directory: Path, manifest: Manifest) -> list[Score]:

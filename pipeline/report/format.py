@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MINUS = "−"
@@ -68,6 +68,15 @@ def points(difference: float) -> str:
     """
     rounded = round(100 * difference, 1)
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", MINUS)
+
+
+def interval(low: float, high: float) -> str:
+    """The ends of an interval, times 100.
+
+    >>> interval(0.5121, 0.6), interval(-0.1, 0.2)
+    ('51.2 to 60.0', '−10.0 to 20.0')
+    """
+    return f"{times_100(low)} to {times_100(high)}"
 
 
 def count(number: int) -> str:
@@ -191,3 +200,14 @@ def value(found: Any, name: str = "") -> str:
     if isinstance(found, (list, tuple)):
         return " · ".join(value(inner) for inner in found) or "none"
     return str(found)
+
+
+def axes(cells: Sequence[Mapping[str, Any]]) -> str:
+    """The values of each axis of a matrix.
+
+    >>> axes([{"model": "lm_adapt", "seed": 0}, {"model": "lm_adapt", "seed": 1}])
+    'model lm_adapt, seed 0 · 1'
+    """
+    names = dict.fromkeys(name for cell in cells for name in cell)
+    values = {name: dict.fromkeys(value(cell[name]) for cell in cells if name in cell) for name in names}
+    return ", ".join(f"{name.replace('_', ' ')} {' · '.join(found)}" for name, found in values.items())

@@ -12,17 +12,17 @@ from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run, collect
 from t5_pipeline.report.html import Markup, join, tag
+from t5_pipeline.report.layout import contents
+from t5_pipeline.report.sections.confusion import confusion_section
 from t5_pipeline.report.sections.nearest_tokens import neighbours_section
+from t5_pipeline.report.sections.notes import notes
 from t5_pipeline.report.sections.overview import overview_section
-from t5_pipeline.report.sections.run import (
-    losses_section,
-    provenance_section,
-    sizes_section,
-    stages_section,
-    unfinished_note,
-)
-from t5_pipeline.report.sections.scores import confusion_section, examples_section, score_figure, scores_section
-from t5_pipeline.report.summary import TaskScores, headline, method_comparison, model_comparison, path_names, summarise
+from t5_pipeline.report.sections.reproduce import reproduce_section
+from t5_pipeline.report.sections.run import sizes_section, stages_section
+from t5_pipeline.report.sections.scores import examples_section, score_figure, scores_section
+from t5_pipeline.report.sections.training import losses_section, perplexity_section, validation_section
+from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
+from t5_pipeline.report.summary import TaskScores, path_names, summarise
 
 _SIGNATURE = "Written by t5-pipeline from the run directory."
 # Keeps browsers from fetching anything even when online.
@@ -49,17 +49,20 @@ def render(run: Run) -> str:
     paths = path_names(run)
     series = {model: number for number, model in enumerate(paths)}
     tasks = summarise(run)
-    sections = [
+    found = [
         overview_section(run, tasks),
         scores_section(tasks, series) if tasks else None,
         confusion_section(tasks, series),
         examples_section(tasks, series),
         neighbours_section(tasks),
+        validation_section(run, paths, series),
         losses_section(run, paths, series),
+        perplexity_section(run),
         sizes_section(run, paths),
         stages_section(run),
-        provenance_section(run),
+        reproduce_section(run),
     ]
+    sections = [part for part in found if part is not None]
     style = resources.files("t5_pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
     head = tag(
         "head",
@@ -70,7 +73,9 @@ def render(run: Run) -> str:
         tag("title", f"{run.recipe.name}: prompt tuning report"),
         tag("style", Markup(style)),
     )
-    body = tag("body", tag("main", _header(run, tasks, series), unfinished_note(run), *sections), _footer())
+    parts = [part.markup for part in sections]
+    main = tag("main", _header(run, tasks, series), *notes(run), contents(sections), *parts)
+    body = tag("body", main, _footer())
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -79,10 +84,10 @@ def _header(run: Run, tasks: list[TaskScores], series: dict[str, int]) -> Markup
     for number, task in enumerate(tasks):
         sentence = headline(task)
         if sentence is not None:
-            comparisons = [text for text in (model_comparison(task), method_comparison(task)) if text]
+            more = (interval_sentence(task), model_comparison(task), method_comparison(task))
             sentences = [
                 tag("p", sentence, class_="headline"),
-                *[tag("p", text, class_="comparison") for text in comparisons],
+                *[tag("p", text, class_="comparison") for text in more if text],
             ]
             results.append(
                 tag("div", tag("div", *sentences), score_figure(task, series, f"score-{number}"), class_="result")

@@ -1,4 +1,4 @@
-"""Aggregated scores: mean and spread over seeds, difference from the majority class, results as sentences."""
+"""Aggregated scores: mean and spread over seeds, intervals over rows, difference from the majority class."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from t5_pipeline.config.stage import Scoring
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run, Sample, Score
+from t5_pipeline.report.constant_answers import Constant, constant_answer
+from t5_pipeline.report.intervals import Interval, mean_interval, row_interval
 
 PROMPT_TUNING = "prompt tuning"
 NO_PROMPT = "no prompt"
@@ -63,6 +66,26 @@ class ScoreLine:
         values = tuple(row.metrics[metric] for row in self.rows if metric in row.metrics)
         return Spread(values) if values else None
 
+    def interval(self, metric: str) -> Interval | None:
+        """95% interval over the test rows; None if unknown."""
+        return mean_interval([row_interval(row, metric) for row in self.rows])
+
+    @property
+    def constants(self) -> list[Constant | None]:
+        """For each seed, the answer that it always gives; None if it distinguishes inputs."""
+        return [constant_answer(row) for row in self.rows]
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """Answers that the scores count; None for free text and the majority class."""
+        return self.rows[0].scoring
+
+    def spread_by(self, scoring: Scoring, metric: str) -> Spread | None:
+        """Scores of the decoded texts or of the likeliest labels; None if they were not recorded."""
+        found = [row.by_scoring[scoring] for row in self.rows if row.by_scoring and scoring in row.by_scoring]
+        values = tuple(metrics[metric] for metrics in found if metric in metrics)
+        return Spread(values) if values else None
+
     @property
     def path_in_sentence(self) -> str:
         """`LM adaptation`, `span corruption`; paths and names are unchanged."""
@@ -78,7 +101,7 @@ class ScoreLine:
     @property
     def confusion(self) -> list[list[int]] | None:
         """True × predicted counts over all seeds."""
-        found = [row.confusion for row in self.rows if row.confusion]
+        found = [counts for row in self.rows if row.labels == self.labels and (counts := row.counts())]
         if not found:
             return None
         return [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*found, strict=True)]
@@ -86,7 +109,7 @@ class ScoreLine:
     @property
     def illegal_by_label(self) -> list[int] | None:
         """For each true label, number of unconstrained outputs that are not a label, over all seeds."""
-        found = [row.illegal_by_label for row in self.rows if row.illegal_by_label is not None]
+        found = [row.illegal_by_label for row in self.rows if row.labels == self.labels and row.illegal_by_label]
         return [sum(counts) for counts in zip(*found, strict=True)] if found else None
 
     @property
@@ -213,76 +236,6 @@ def _stage_of(model: str) -> tuple[str, int | None]:
     return (head, int(step)) if at and step.isdigit() else (model, None)
 
 
-def headline(task: TaskScores) -> str | None:
-    """The result of a task in one sentence; None if no prompt has been scored."""
-    ranked = task.ranked()
-    if not ranked:
-        return None
-    best = ranked[0]
-    spread = best.spread(task.metric)
-    assert spread is not None
-    reached = fmt.with_metric(task.metric, spread.text.replace(" ", "\u00a0"))
-    lengths = sorted({row.prompt_length for row in best.rows if row.prompt_length is not None})
-    of = f" of {fmt.enumeration([fmt.count(length) for length in lengths])} tokens" if lengths else ""
-    sentence = f"With {best.path_in_sentence}, prompts{of} reach {reached} on {task.task}"
-    difference = task.difference(best)
-    if difference is not None and task.majority is not None:
-        sentence += f", {_relative(difference)} the majority class ({_score(task.majority, task.metric)})"
-    return sentence + "."
-
-
-def model_comparison(task: TaskScores) -> str | None:
-    """Compare the other models with the best one; None if there is only one."""
-    ranked = task.ranked()
-    if len(ranked) < 2:
-        return None
-    best, *others = ranked
-    reached = best.spread(task.metric)
-    parts = []
-    for line in others:
-        spread = line.spread(task.metric)
-        assert reached is not None
-        assert spread is not None
-        gap = reached.mean - spread.mean
-        noise = (reached.deviation or 0.0) + (spread.deviation or 0.0)
-        behind = fmt.points(gap).lstrip("+")
-        distance = "the same" if behind == "0.0" else f"{behind} points less"
-        if 0 < gap <= noise and behind != "0.0":
-            distance += " (within the spread of the seeds)"
-        parts.append(f"{line.path_in_sentence}: {_score(line, task.metric)}, {distance}")
-    seeds = max(len(line.rows) for line in ranked)
-    over = f" Means ± standard deviation over {seeds} seeds." if seeds > 1 else ""
-    return f"{fmt.sentence_case('; '.join(parts))}.{over}"
-
-
-def method_comparison(task: TaskScores) -> str | None:
-    """Compare the other methods with the best prompts; None if there are none."""
-    ranked, others = task.ranked(), [line for line in task.best_of_each_method() if line.spread(task.metric)]
-    if not others:
-        return None
-    parts = []
-    for line in others:
-        part = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
-        spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
-        if spread is not None and best is not None:
-            part += f", {_relative(spread.mean - best.mean, level='the same')}"
-        parts.append(part)
-    return f"For comparison: {'; '.join(parts)}."
-
-
-def _score(line: ScoreLine, metric: str) -> str:
-    spread = line.spread(metric)
-    assert spread is not None
-    return spread.text.replace(" ", "\u00a0") + fmt.unit(metric)
-
-
-def _relative(difference: float, level: str = "level with") -> str:
-    amount = fmt.points(difference).lstrip("+" + fmt.MINUS)
-    if amount == "0.0":
-        return level
-    return f"{amount} points {'above' if difference > 0 else 'below'}"
-
-
 def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:
     """Drop repeated baselines, which several evaluate stages may have scored."""
     found: dict[str | None, Score] = {}
@@ -320,6 +273,8 @@ def _traits(row: Score) -> dict[str, str | None]:
         found["prompt_length"] = str(row.prompt_length)
     if row.prompt_init is not None:
         found["prompt_init"] = row.prompt_init
+    if row.scoring is not None:
+        found["scored_by"] = row.scoring
     return found
 
 

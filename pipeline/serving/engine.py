@@ -202,8 +202,9 @@ class Engine:
         asked: dict[int, Asked] = {}
         for name, places in of_name.items():
             one = self.prompts[name]
-            longest = 0 if one.task.labels else max_output_length
-            form = answer_form(one.task, vocabulary, one.sentinel, longest, one.max_target_length)
+            form = answer_form(one.task, vocabulary, one.sentinel, max_output_length or one.max_target_length)
+            if one.task.labels:  # an answer is a label, so nothing is decoded
+                form = replace(form, max_length=0)
             inputs = one.read([parts[i][0].texts[parts[i][1]] for i in places], vocabulary)
             asked |= {i: Asked(one, ids, form, parts[i][0].number) for i, ids in zip(places, inputs, strict=True)}
         return [asked[i] for i in range(len(parts))]

@@ -31,3 +31,9 @@ def test_log_with_an_incomplete_last_line(tmp_path: Path) -> None:
     )
     assert seconds_of_a_step(tmp_path) == 2.5
     assert seconds_of_a_step(tmp_path / "none") is None
+
+
+def test_log_with_rows_of_the_wrong_type(tmp_path: Path) -> None:
+    rows = ['{"step": 20, "elapsed_s": 50}', "[]", '{"step": "20", "elapsed_s": 9}', '{"step": 30, "elapsed_s": {}}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    assert seconds_of_a_step(tmp_path) == 2.5

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
-from t5_pipeline.evaluation.decoding import Decoding, beam_search, greedy, sampled
+from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, greedy, sampled
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
@@ -17,7 +17,7 @@ from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
 
 @pytest.mark.parametrize("prompt_B", [PROMPT_B, None], ids=["prompts", "no prompt"])
 def test_greedy_matches_argmax_of_forward_pass(model: PromptedT5, prompt_B: Tensor | None) -> None:
-    ids_BT = greedy(model, *model.encode(prompt_B, INPUTS_BS), max_length=7, eos=-1)
+    ids_BT = greedy(Continuations(model, *model.encode(prompt_B, INPUTS_BS)), max_length=7, eos=-1)
     assert ids_BT.shape == (3, 7)
     with torch.no_grad():
         logits_BTV = model(prompt_B, INPUTS_BS, ids_BT)
@@ -26,24 +26,24 @@ def test_greedy_matches_argmax_of_forward_pass(model: PromptedT5, prompt_B: Tens
 
 def test_rows_end_at_eos(model: PromptedT5) -> None:
     encoded, mask = model.encode(PROMPT_B, INPUTS_BS)
-    free_BT = greedy(model, encoded, mask, max_length=8, eos=-1)
+    free_BT = greedy(Continuations(model, encoded, mask), max_length=8, eos=-1)
     eos = int(free_BT[0, 2])
-    ids_BT = greedy(model, encoded, mask, max_length=8, eos=eos)
+    ids_BT = greedy(Continuations(model, encoded, mask), max_length=8, eos=eos)
     for free, row in zip(free_BT.tolist(), ids_BT.tolist(), strict=True):
         end = free.index(eos) + 1 if eos in free else 8
         assert row == (free[:end] + [0] * 8)[: len(row)]
-    assert greedy(model, encoded, mask, max_length=0).shape == (3, 0)
+    assert greedy(Continuations(model, encoded, mask), max_length=0).shape == (3, 0)
 
 
 def test_beam_search_is_that_of_transformers(model: PromptedT5, tmp_path: Path) -> None:
     """For several numbers of beams and length penalties, with an end that is generated often."""
     save_t5(model.t5, tmp_path)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
-    free_BT = greedy(model, *model.encode(None, INPUTS_BS), max_length=8, eos=-1)
+    free_BT = greedy(Continuations(model, *model.encode(None, INPUTS_BS)), max_length=8, eos=-1)
     eos, found = int(free_BT[0, 2]), set()
     for beams in (2, 3, 5):
         for length_penalty in (0.0, 1.0, -1.5, 3.0):
-            mine = beam_search(model, *model.encode(None, INPUTS_BS), 8, beams, length_penalty, eos)
+            mine = beam_search(Continuations(model, *model.encode(None, INPUTS_BS)), 8, beams, length_penalty, eos)
             expected = theirs.generate(
                 INPUTS_BS, attention_mask=INPUTS_BS != 0, max_new_tokens=8, num_beams=beams, do_sample=False,
                 length_penalty=length_penalty, eos_token_id=eos, pad_token_id=0,
@@ -59,23 +59,23 @@ def test_beam_search_is_that_of_transformers(model: PromptedT5, tmp_path: Path) 
 def test_one_row_decodes_as_in_a_batch(model: PromptedT5) -> None:
     """Beams and samples of an input do not depend on the other inputs, nor on its place among them."""
     for way in (Decoding(beams=3), Decoding(temperature=1.5, top_p=0.9, seed=4)):
-        together = way.decode(model, *model.encode(PROMPT_B, INPUTS_BS), 6, [5, 0, 11])
+        together = way.decode(Continuations(model, *model.encode(PROMPT_B, INPUTS_BS)), 6, [5, 0, 11])
         for row, number in ((2, 11), (0, 5)):
             encoded, mask = model.encode(PROMPT_B[row : row + 1], INPUTS_BS[row : row + 1])
-            alone = way.decode(model, encoded, mask, 6, [number])
+            alone = way.decode(Continuations(model, encoded, mask), 6, [number])
             assert together[row, : alone.size(1)].tolist() == alone[0].tolist()
 
 
 def test_samples_depend_on_seed_and_number(model: PromptedT5) -> None:
     encoded, mask = model.encode(PROMPT_B[:1].repeat(40), INPUTS_BS[:1].repeat(40, 1))
     drawn = {
-        seed: Decoding(temperature=1.0, seed=seed).decode(model, encoded, mask, 3, range(40)).tolist()
+        seed: Decoding(temperature=1.0, seed=seed).decode(Continuations(model, encoded, mask), 3, range(40)).tolist()
         for seed in (0, 1)
     }
     assert drawn[0] != drawn[1]
     assert len(set(map(tuple, drawn[0]))) > 1
-    nearly_greedy = Decoding(temperature=1.0, top_p=1e-6).decode(model, encoded, mask, 3, range(40))
-    assert torch.equal(nearly_greedy, greedy(model, encoded, mask, 3))
+    nearly_greedy = Decoding(temperature=1.0, top_p=1e-6).decode(Continuations(model, encoded, mask), 3, range(40))
+    assert torch.equal(nearly_greedy, greedy(Continuations(model, encoded, mask), 3))
 
 
 def test_tokens_are_sampled_by_their_probabilities() -> None:
@@ -88,3 +88,26 @@ def test_tokens_are_sampled_by_their_probabilities() -> None:
             p_V = p_V.where(p_V >= p_V.sort().values[-2], torch.tensor(0.0))
         counts_V = sampled(logits_V.expand(20_000, 5), drawn_N, temperature, top_p).bincount(minlength=5)
         assert torch.allclose(counts_V / 20_000, p_V / p_V.sum(), atol=2e-4)
+
+
+@torch.no_grad()
+def test_a_mixture_decodes_from_the_mixed_probabilities(model: PromptedT5) -> None:
+    """Each token is the likeliest one under Σ_m w_m p_m(tokens so far, token), from plain forward passes."""
+    weights = torch.tensor([0.3, 0.7])
+    encoded, mask = model.encode(torch.tensor([0, 1]).repeat_interleave(3), INPUTS_BS.repeat(2, 1))
+    ids_BT = greedy(Continuations(model, encoded, mask, weights.log()), max_length=5, eos=-1)
+    assert ids_BT.shape == (3, 5)
+    log_p_MBTV = torch.stack([model(torch.full((3,), m), INPUTS_BS, ids_BT) for m in (0, 1)]).log_softmax(-1)
+    chosen_MBT = log_p_MBTV.gather(3, ids_BT.expand(2, 3, 5).unsqueeze(3)).squeeze(3)
+    before_MBT = chosen_MBT.cumsum(2) - chosen_MBT
+    p_BTV = torch.einsum("m,mbtv->btv", weights, (before_MBT.unsqueeze(3) + log_p_MBTV).exp())
+    assert torch.equal(p_BTV.argmax(-1), ids_BT)
+
+
+@torch.no_grad()
+def test_a_mixture_with_one_weight_decodes_like_that_prompt(model: PromptedT5) -> None:
+    encoded, mask = model.encode(torch.tensor([0, 1]).repeat_interleave(3), INPUTS_BS.repeat(2, 1))
+    for way in (Decoding(), Decoding(beams=3), Decoding(temperature=1.5, top_p=0.9, seed=4)):
+        mixed = way.decode(Continuations(model, encoded, mask, torch.tensor([0.0, 1.0]).log()), 6, range(3))
+        of_one = Continuations(model, *model.encode(torch.ones(3, dtype=torch.long), INPUTS_BS))
+        assert torch.equal(mixed, way.decode(of_one, 6, range(3)))

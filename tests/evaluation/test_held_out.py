@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from t5_pipeline.config.stage import Scoring
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
-from t5_pipeline.evaluation.held_out import HeldOut, score_model, score_prompts
-from t5_pipeline.evaluation.predict import AnswerForm
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.held_out import HeldOut, answer_all, answer_form, score_model, score_prompts
+from t5_pipeline.evaluation.predict import AnswerForm, Outputs
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptedT5
+from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import token_loss
+from tests.tiny_run import CORPUS, documentation
 
 CPU = torch.device("cpu")
 LABELS = {"no": [9, 1], "yes": [12, 30, 1], "maybe": [8, 1]}
@@ -19,21 +23,29 @@ INPUTS = [[5, 9, 33, 1], [7, 1], [40, 41, 42, 43, 44, 1], [3, 4, 1]]
 
 
 def decode(ids: list[int]) -> str:
-    return " ".join(map(str, ids))
+    """The label with these ids, or the ids."""
+    ends = ids[: ids.index(1) + 1] if 1 in ids else ids
+    return next((label for label, of_label in LABELS.items() if of_label == ends), " ".join(map(str, ends)))
 
 
-def split(targets: list[str], *, labels: bool, metrics: list[str], holds: list[bool] | None = None) -> HeldOut:
+def split(
+    targets: list[str],
+    *,
+    labels: bool,
+    metrics: list[str],
+    holds: list[bool] | None = None,
+    scoring: Scoring = "decode",
+) -> HeldOut:
     """Rows whose targets are labels, or the same ids as free text."""
     names = list(LABELS) if labels else None
     ids = [np.array(LABELS[target], np.int32) for target in targets]
-    texts = targets if labels else [decode(LABELS[target]) for target in targets]
     rows = EncodedTask(
-        "t", [np.array(row, np.int32) for row in INPUTS], ids, ["" for _ in INPUTS], texts, names,
+        "t", [np.array(row, np.int32) for row in INPUTS], ids, ["" for _ in INPUTS], targets, names,
         np.array([names.index(target) for target in targets]) if names else None, holds=holds,
     )  # fmt: skip
     task = TaskConfig(name="t", data="d", inputs="{a}", targets="{b}", labels=names, metrics=metrics)
-    form = AnswerForm(decode, names or [], list(LABELS.values()) if labels else [], 0 if labels else 4)  # type: ignore[arg-type]
-    return HeldOut(task, rows, form)
+    form = AnswerForm(decode, names or [], list(LABELS.values()) if labels else [], 4)  # type: ignore[arg-type]
+    return HeldOut(task, rows, form, scoring)
 
 
 def loss_of(model: PromptedT5, prompt: int, rows: HeldOut, counted: list[int]) -> float:
@@ -74,16 +86,19 @@ def test_free_text_is_scored_by_what_is_decoded(model: PromptedT5) -> None:
 def test_the_average_of_the_metrics_decides() -> None:
     """CB: a step with the higher average is better even if the first metric is lower."""
     rows = split(["yes", "no", "no", "no"], labels=True, metrics=["accuracy", "macro_f1"])
-    log_p = [[-1.0] * 3] * 4
-    majority = rows.measured(["no"] * 4, log_p)
-    balanced = rows.measured(["yes", "yes", "no", "maybe"], log_p)
+
+    def outputs(*texts: str) -> Outputs:
+        return Outputs([], list(texts), [[-1.0] * 3] * 4)
+
+    majority = rows.measured(outputs("no", "no", "no", "no"))
+    balanced = rows.measured(outputs("yes", "yes", "no", "maybe"))
     assert majority.scores == {"accuracy": 0.75, "macro_f1": pytest.approx(6 / 7 / 3)}
     assert balanced.scores == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 1 / 2) / 3)}
     assert (majority.score, balanced.score) == pytest.approx((0.517857, 0.444444), rel=1e-4)
     assert majority.beats(balanced)
     assert not balanced.beats(majority)
     two = split(["yes", "no", "no", "no"], labels=True, metrics=["macro_f1", "accuracy"])
-    assert two.measured(["no"] * 4, log_p).score == pytest.approx(majority.score)
+    assert two.measured(outputs("no", "no", "no", "no")).score == pytest.approx(majority.score)
     assert balanced.scores["macro_f1"] > majority.scores["macro_f1"]  # the first metric alone would choose the other
 
 
@@ -94,3 +109,88 @@ def test_several_tasks_count_alike(model: PromptedT5) -> None:
     assert found.scores["mean"] == found.score == pytest.approx(one.score)
     assert one.score == pytest.approx(sum(one.scores.values()) / 2)
     assert found.loss == pytest.approx(one.loss)
+
+
+# --------------------------------------------------------------------------------------------------------- scoring
+
+
+def answers(model: PromptedT5) -> Outputs:
+    """Answers of the T5 without a prompt to INPUTS, decoded and by likelihood."""
+    rows = split(TARGETS, labels=True, metrics=["accuracy"])
+    return answer_all(BareT5(model.t5), [None], [rows], device=CPU, precision="fp32")[0]
+
+
+def both(model: PromptedT5, targets: list[str]) -> tuple[Measured, Measured]:
+    """The validation of the T5 without a prompt by decoded text, and by likelihood."""
+    ways: tuple[Scoring, Scoring] = ("decode", "likelihood")
+    splits = [split(targets, labels=True, metrics=["accuracy", "macro_f1"], scoring=way) for way in ways]
+    decoded, likeliest = (score_model(BareT5(model.t5), [rows], CPU, "fp32") for rows in splits)
+    return decoded, likeliest
+
+
+def learn(model: PromptedT5, targets: list[str], steps: int = 20) -> None:
+    """Train every weight of the T5 to answer INPUTS like this."""
+    inputs_BS, targets_BT = (
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True)
+        for rows in (INPUTS, [LABELS[target] for target in targets])
+    )
+    t5 = model.t5.requires_grad_(True)
+    optimizer = torch.optim.AdamW(t5.parameters(), lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        token_loss(t5(inputs_BS, targets_BT), targets_BT, 0.0).sum().backward()
+        optimizer.step()
+
+
+def test_an_illegal_output_is_wrong_by_decoding_only(model: PromptedT5) -> None:
+    """An untrained T5 generates no label, but one label is always the likeliest."""
+    targets = answers(model).texts
+    decoded, likeliest = both(model, targets)
+    assert (decoded.score, likeliest.scores["accuracy"]) == (0.0, 1.0)
+    assert decoded.loss == likeliest.loss
+    row = split(targets, labels=True, metrics=["accuracy"]).scored(answers(model))
+    assert (row["metrics"], row["illegal"]) == ({"accuracy": 0.0}, 1.0)
+    assert row["by_scoring"] == {"decode": {"accuracy": 0.0}, "likelihood": {"accuracy": 1.0}}
+    assert sum(map(sum, row["confusion"])) == sum(counts[-1] for counts in row["confusion"]) == 4
+    assert not {sample["output"] for sample in row["samples"]} & set(LABELS)
+    other = split(targets, labels=True, metrics=["accuracy"], scoring="likelihood").scored(answers(model))
+    assert (other["metrics"], other["illegal"]) == ({"accuracy": 1.0}, 1.0)
+
+
+def test_selection_differs_where_decoding_and_likelihood_disagree(model: PromptedT5) -> None:
+    """The untrained T5 is best by likelihood; after it learned to say one label, it is best by decoded text."""
+    likeliest = answers(model).texts
+    assert "yes" not in likeliest
+    # One row that the trained T5 gets right, three that only the likelihood of the untrained T5 gets right.
+    targets = ["yes", *likeliest[1:]]
+    before = both(model, targets)
+    learn(model, ["yes"] * 4)
+    after = both(model, targets)
+    assert answers(model).decoded == ["yes"] * 4
+    assert after[0].beats(before[0])
+    assert not after[1].beats(before[1])
+
+
+def test_both_scores_agree_if_every_output_is_the_likeliest_label(model: PromptedT5) -> None:
+    learn(model, TARGETS)
+    found = answers(model)
+    assert found.decoded == found.texts == TARGETS
+    for targets in (TARGETS, ["yes", "yes", "no", "no"]):
+        decoded, likeliest = both(model, targets)
+        assert decoded == likeliest
+        row = split(targets, labels=True, metrics=["accuracy", "mcc"]).scored(found)
+        assert row["metrics"] == row["by_scoring"]["decode"] == row["by_scoring"]["likelihood"]
+        assert row["illegal"] == 0.0
+
+
+def test_labels_are_decoded_as_they_are_written() -> None:
+    """A vocabulary removes double spaces; decoding stops one token after the longest label."""
+    vocabulary = Vocabulary.train((text for module in CORPUS[:8] for _, text in documentation(module)), 300)
+    task = TaskConfig(name="t", data="d", inputs="{a}", targets="{b}", labels=["a  file", "numbers"])
+    for sentinel in ("none", "targets"):
+        form = answer_form(task, vocabulary, sentinel, 64)
+        assert form.max_length == max(map(len, form.label_ids)) + 1
+        assert [form.decode([*ids, 0]) for ids in form.label_ids] == task.labels
+        assert form.decode([*vocabulary.encode("a file"), *vocabulary.encode("s"), 1]) not in (task.labels or ())
+    free = task.model_copy(update={"labels": None})
+    assert answer_form(free, vocabulary, "none", 64).max_length == 64

@@ -102,7 +102,7 @@ def test_a_changed_setting_reruns_its_stage_and_dependents(tiny: Tiny) -> None:
 def test_only_a_new_cell_runs(tiny: Tiny) -> None:
     tiny.edit("seed: [0, 1]", "seed: [0, 1, 2]")
     tiny.edit("model: [lm_adapt@4, lm_adapt, sentinel]", "model: [lm_adapt@4]")
-    tiny.edit("  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1}\n", "")
+    tiny.edit("  evaluate: {prompts: prompt_tune, limit: 8, precision: fp32, threads: 1, scoring: likelihood}\n", "")
     assert todo(tiny.plan()) == {"prompt_tune [model=lm_adapt@4,seed=2]": "not run yet"}
     before = listing(tiny.run)
     said = tiny.start()

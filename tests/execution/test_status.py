@@ -48,9 +48,9 @@ def test_states_of_an_unfinished_run(tiny: Tiny) -> None:
     assert rows(tiny)["lm_adapt"]["state"] == "to continue"
 
 
-def test_a_torn_last_line_is_ignored(tiny: Tiny) -> None:
+def test_damaged_lines_are_ignored(tiny: Tiny) -> None:
     with (tiny.run / "lm_adapt" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "lo')
+        file.write('[]\n{"step": 9, "loss": "x"}\n{"step": 9, "lo')
     assert rows(tiny)["lm_adapt"]["step"] == 8
 
 

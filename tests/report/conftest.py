@@ -151,6 +151,11 @@ class RunBuilder:
                         "prompt_length": 4,
                         "prompt_init": "class_labels",
                         "metrics": {"accuracy": accuracy, "macro_f1": accuracy - 0.05},
+                        "scoring": "decode",
+                        "by_scoring": {
+                            "decode": {"accuracy": accuracy},
+                            "likelihood": {"accuracy": accuracy + 0.01 * (seed + 1)},
+                        },
                         "illegal": 0.02 * seed,
                         "confusion": [[50, 20, 10], [10, 40, 10], [5, 15, 40]],
                         "samples": [
@@ -169,6 +174,8 @@ class RunBuilder:
                     "method": "no prompt",
                     "model": model,
                     "metrics": {"accuracy": NO_PROMPT[model], "macro_f1": 0.03},
+                    "scoring": "decode",
+                    "by_scoring": {"decode": {"accuracy": NO_PROMPT[model]}, "likelihood": {"accuracy": 0.35}},
                     "illegal": 0.8,
                 }
             )

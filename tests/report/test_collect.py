@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_finished_run(finished) -> None:
     ]
     tuning = [job for job in run.jobs if job.stage == "prompt_tune"]
     assert [[result.cell.axes["seed"] for result in job.cells] for job in tuning] == [[0, 1, 2]] * 4
-    assert set(tuning[1].train) == {f"model=lm_adapt,seed={seed}" for seed in range(3)}
+    assert set(tuning[1].log.train) == {f"model=lm_adapt,seed={seed}" for seed in range(3)}
     assert tuning[0].seconds == 45.0 * 5
     assert len(run.scores) == 4 * (3 + 1 + 1)
 
@@ -37,9 +38,9 @@ def test_curves_are_those_of_the_metrics_files(finished) -> None:
     rows = [json.loads(line) for line in lines[:-1]]
     assert lines[-1] == '{"step": 99'  # what a kill leaves
     train = [row for row in rows if "split" not in row]
-    assert job.train[""].steps == [row["step"] for row in train]
-    assert job.train[""].losses == [row["loss"] for row in train]
-    assert job.validation[""].losses == [row["loss"] for row in rows if row.get("split") == "validation"]
+    assert job.log.train[""].steps == [row["step"] for row in train]
+    assert job.log.train[""].values == [row["loss"] for row in train]
+    assert job.log.validation[""].values == [row["loss"] for row in rows if row.get("split") == "validation"]
 
 
 def test_sizes_come_from_the_published_files(finished) -> None:
@@ -109,8 +110,19 @@ def test_results_of_another_input_are_stale(finished) -> None:
     assert stale == {("lm_adapt", None), ("sentinel", None), ("prompt_tune", "span_corrupt")}
 
 
-def test_damaged_scores_are_named(finished) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"task": None},
+        {"confusion": [[1, 2], [3]]},
+        {"confusion": [[1, 2, -3]] * 3},
+        {"illegal_by_label": [1]},
+        {"metrics": {"accuracy": float("nan")}},
+        {"examples": -1},
+    ],
+)
+def test_damaged_scores_are_named(finished, damage: dict[str, Any]) -> None:
     path = finished.run_dir.path / "evaluate/scores/scores.json"
-    path.write_text('{"rows": [{"task": "package"}]}')
+    path.write_text(json.dumps({"rows": [{**finished.score_rows()[0], **damage}]}))
     with pytest.raises(InputError, match=r"scores\.json: is damaged"):
         collect(finished.run_dir.path)

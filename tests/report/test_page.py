@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import matplotlib
 import pytest
 
-from t5_pipeline.report.collect import Curve, collect
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render, write_report
-from t5_pipeline.report.plots import PlotLine, loss_plot, mean, thinned
 
 VOID = {"meta", "br", "col", "hr"}
 
@@ -74,17 +74,54 @@ def page(finished) -> Page:
 
 
 def test_score_table(page: Page) -> None:
+    """Wilson intervals of 200 rows below the accuracies; the made-up confusion matrices do not fit the macro F1."""
+    metrics = ["Accuracy\u00a0%", "Macro F1\u00a0%"]
     assert page.table("Test split of package, 200 rows.") == [
-        ["Frozen T5", "Method", "Accuracy\u00a0%", "Macro F1\u00a0%", "vs majority, points", "Illegal\u00a0%", "Seeds"],
-        ["LM adaptation @20 steps", "Prompt tuning", "52.0 ± 2.0", "47.0 ± 2.0", "+12.0", "2.0", "3"],
-        ["No prompt", "10.0", "3.0", "−30.0", "80.0", "–"],
-        ["LM adaptation @40 steps", "Prompt tuning", "64.0 ± 4.0", "59.0 ± 4.0", "+24.0", "2.0", "3"],
-        ["No prompt", "12.5", "3.0", "−27.5", "80.0", "–"],
-        ["Span corruption", "Prompt tuning", "40.0 ± 1.0", "35.0 ± 1.0", "0.0", "2.0", "3"],
-        ["No prompt", "0.0", "3.0", "−40.0", "80.0", "–"],
-        ["Span corruption + sentinel", "Prompt tuning", "50.0 ± 5.0", "45.0 ± 5.0", "+10.0", "2.0", "3"],
-        ["No prompt", "5.0", "3.0", "−35.0", "80.0", "–"],
-        ["", "Majority class", "40.0", "19.0", "–", "–", "–"],
+        [
+            "Frozen T5",
+            "Method",
+            *metrics,
+            "vs majority, points",
+            "By label likelihood\u00a0%",
+            "Illegal\u00a0%",
+            "Seeds",
+        ],
+        [
+            "LM adaptation @20 steps",
+            "Prompt tuning",
+            "52.0 ± 2.0 45.1 to 58.8",
+            "47.0 ± 2.0",
+            "+12.0",
+            "54.0 ± 3.0",
+            "2.0",
+            "3",
+        ],
+        ["No prompt", "10.0 6.6 to 14.9", "3.0", "−30.0", "35.0", "80.0", "–"],
+        [
+            "LM adaptation @40 steps",
+            "Prompt tuning",
+            "64.0 ± 4.0 57.2 to 70.3",
+            "59.0 ± 4.0",
+            "+24.0",
+            "66.0 ± 5.0",
+            "2.0",
+            "3",
+        ],
+        ["No prompt", "12.5 8.6 to 17.8", "3.0", "−27.5", "35.0", "80.0", "–"],
+        ["Span corruption", "Prompt tuning", "40.0 ± 1.0 33.5 to 46.9", "35.0 ± 1.0", "0.0", "42.0 ± 0.0", "2.0", "3"],
+        ["No prompt", "0.0 0.0 to 1.9", "3.0", "−40.0", "35.0", "80.0", "–"],
+        [
+            "Span corruption + sentinel",
+            "Prompt tuning",
+            "50.0 ± 5.0 43.2 to 56.8",
+            "45.0 ± 5.0",
+            "+10.0",
+            "52.0 ± 6.0",
+            "2.0",
+            "3",
+        ],
+        ["No prompt", "5.0 2.7 to 9.0", "3.0", "−35.0", "35.0", "80.0", "–"],
+        ["", "Majority class", "40.0", "19.0", "–", "–", "–", "–"],
     ]
 
 
@@ -95,6 +132,86 @@ def test_confusion_table(page: Page) -> None:
         ["email 60", "17", "67", "17"],
         ["logging 60", "8", "25", "67"],
     ]
+
+
+def of_labels(finished, number: int) -> Page:
+    """The page of a run whose task has this many labels."""
+    path = finished.run_dir.path / "evaluate/scores/scores.json"
+    labels = [f"label {i}" for i in range(number)]
+    counts = [[8 if i == j else int(j == (i + 1) % number) for j in range(number)] for i in range(number)]
+    rows = [
+        {**row, "labels": labels, "confusion": counts if row["method"] == "prompt tuning" else None}
+        for row in finished.score_rows()
+    ]
+    path.write_text(json.dumps({"rows": rows, "seconds": 0.0}))
+    return Page(render(collect(finished.run_dir.path)))
+
+
+@pytest.mark.parametrize(("number", "wide"), [(4, False), (5, True), (20, True)])
+def test_matrices_of_many_labels_take_the_full_width(finished, number: int, wide: bool) -> None:
+    page = of_labels(finished, number)
+    assert ("class", "matrices wide" if wide else "matrices") in page.attributes
+    assert page.table("LM adaptation @40 steps")[1][:3] == ["label 0 9", "89", "11"]
+
+
+def test_matrices_too_large_to_draw_become_lists(finished) -> None:
+    rows = of_labels(finished, 21).table("LM adaptation @40 steps: the 12 most frequent confusions of 21 labels")
+    assert rows[:2] == [
+        ["True label", "Predicted label", "Rows per seed", "% of the true label"],
+        ["label 0", "label 1", "1.0", "11"],
+    ]
+
+
+def test_contents_lists_every_section(page: Page, finished) -> None:
+    html = render(collect(finished.run_dir.path))
+    listed = re.findall(r'<li><a href="#([a-z]+)">', html)
+    assert listed == re.findall(r'<section id="([a-z]+)"', html)
+    assert len(listed) == 8
+
+
+def test_validation_scores_mark_the_published_steps(finished) -> None:
+    for directory in (finished.run_dir.path / "prompt_tune/jobs").iterdir():
+        cells = json.loads((directory / "job.json").read_text())["cells"]
+        rows = [
+            {"step": step, "split": "validation", "scores": {cell: {"accuracy": step / 100} for cell in cells}}
+            for step in (10, 20, 30)
+        ]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = render(collect(finished.run_dir.path))
+    assert "Rings: the published steps (10, 20 and 30)." in html
+    (plot,) = re.findall(r'aria-label="Validation scores of prompt_tune on package: ([^"]*)"', html)
+    assert "LM adaptation @40 steps 10.00 at step 10 to 30.00 at step 30" in plot
+
+
+def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page: Page, finished) -> None:
+    rows = [
+        json.loads(line) for line in (finished.run_dir.path / "lm_adapt/metrics.jsonl").read_text().splitlines()[:-1]
+    ]
+    losses = [row["loss"] for row in rows if row.get("split") == "validation"]
+    shown = page.table("Held-out text.")[1:]
+    assert [row[0] for row in shown] == ["lm_adapt", "lm_adapt"]
+    assert [float(row[3].replace(",", "")) for row in shown] == [
+        pytest.approx(math.exp(loss), rel=0.01) for loss in (losses[0], losses[-1])
+    ]
+
+
+def test_damaged_lines_of_logs_are_reported(finished) -> None:
+    with (finished.run_dir.path / "lm_adapt/metrics.jsonl").open("a") as file:
+        file.write("\n[]\n")
+    assert "lm_adapt: 2 lines of metrics.jsonl" in Page(render(collect(finished.run_dir.path))).text
+
+
+def test_reproduce_shows_machine_commands_and_recipe(finished) -> None:
+    directory = finished.run_dir.path / "lm_adapt"
+    manifest = manifests.read(directory)
+    assert manifest is not None
+    environment = {"command": "lm_adapt.py --recipe 'a b.yaml'", "commit": "0123abc", "processor": "One CPU, 2 cores"}
+    manifest.model_copy(update={"environment": environment}).save(directory)
+    text = Page(render(collect(finished.run_dir.path))).text
+    assert "t5-pipeline run recipe.yaml" in text
+    assert "Commit0123abcProcessorOne CPU, 2 cores" in text
+    assert "lm_adapt.py --recipe 'a b.yaml'" in text
+    assert (finished.run_dir.path / "recipe.yaml").read_text() in text
 
 
 def test_stages_section(page: Page) -> None:
@@ -137,7 +254,8 @@ def test_report_loads_nothing_from_elsewhere(finished) -> None:
     html = render(collect(finished.run_dir.path))
     assert not re.search(r"(https?:)?//[a-z]", html)
     assert not re.search(r"<(script|link|img|iframe|object|embed|base)\b|@import|@font-face", html)
-    assert all(target.startswith("#") for target in re.findall(r'\b(?:href|src)="([^"]*)"', html))
+    targets = re.findall(r'\b(?:href|src)="([^"]*)"', html)
+    assert all(target.startswith(("#", "data:text/", "data:application/yaml")) for target in targets)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in Page(html).attributes
 
@@ -170,7 +288,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
     ids = set(page.ids)
     for name, value in page.attributes:
         if name == "href" or name == "aria-labelledby":
-            assert value.removeprefix("#") in ids
+            assert value.startswith("data:") or value.removeprefix("#") in ids
         for target in re.findall(r"url\(#([^)]*)\)", value):
             assert target in ids
 
@@ -179,7 +297,10 @@ def test_plots_have_a_description_and_colours_from_the_page(finished) -> None:
     html = render(collect(finished.run_dir.path))
     plots = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]+)"[^>]*>(.*?)</svg>', html, re.DOTALL)
     assert len(plots) == 1 + 2 + 1 + 1  # scores, two language models, prompts, sizes
-    assert "LM adaptation @40 steps 64.0 ± 4.0 (seeds: 60.0, 64.0, 68.0)" in plots[0][0]
+    assert (
+        "LM adaptation @40 steps 64.0 ± 4.0 (seeds: 60.0, 64.0, 68.0; 95% interval over rows: 57.2 to 70.3)"
+        in plots[0][0]
+    )
     assert "majority class 40.0" in plots[0][0]
     for _, drawn in plots:
         assert "var(--" in drawn
@@ -214,24 +335,6 @@ def test_recipe_with_few_stages(builder, tmp_path: Path) -> None:
     page = Page(render(collect(few.run_dir.path)))
     assert "text only" in page.text
     assert page.table("Processes")[1][0] == "prepare"
-
-
-def test_long_curves_are_thinned() -> None:
-    long = Curve(list(range(1, 10_001)), [float(step) for step in range(1, 10_001)])
-    short = thinned(long)
-    assert len(short.steps) <= 240
-    assert short.steps[-1] == 10_000
-    assert short.losses[0] == pytest.approx(21.5)  # the mean of steps 1 to 42
-
-
-def test_mean_of_curves_covers_shared_steps() -> None:
-    assert mean([Curve([1, 2, 3], [1.0, 2.0, 3.0]), Curve([2, 3], [4.0, 5.0])]) == Curve([2, 3], [3.0, 4.0])
-
-
-def test_plots_do_not_change_matplotlib_settings() -> None:
-    before = dict(matplotlib.rcParams)
-    loss_plot([PlotLine(Curve([1, 2], [2.0, 1.0]), 0)], 2, "x", "a loss")
-    assert dict(matplotlib.rcParams) == before
 
 
 def test_report_needs_no_torch() -> None:

@@ -31,7 +31,7 @@ PAYLOADS = [
 ELEMENTS = {
     *(["html", "head", "meta", "title", "style", "body", "main", "header", "footer", "section", "article", "aside", "div", "p", "h1", "h2", "h3", "h4", "span", "b", "em", "small"]),
     *(["code", "nav", "a", "ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "figure", "figcaption", "blockquote", "br"]),
-    *(["details", "summary", "svg", "g", "path", "text", "tspan", "defs", "use", "clippath", "rect"]),
+    *(["details", "summary", "pre", "svg", "g", "path", "text", "tspan", "defs", "use", "clippath", "rect"]),
 }  # fmt: skip
 # Fields that the program itself writes, or that decide which part of the page a row is in.
 CONSTANT = {"started", "finished", "state", "kind"}
@@ -64,8 +64,8 @@ def hostile_run(run: Run, payload: str) -> Run:
     changed: Run = hostile(run, payload)
     for job, original in zip(changed.jobs, run.jobs, strict=True):
         for cell, known in zip(job.cells, original.cells, strict=True):
-            if known.cell.id in original.train:
-                job.train[cell.cell.id] = original.train[known.cell.id]
+            if known.cell.id in original.log.train:
+                job.log.train[cell.cell.id] = original.log.train[known.cell.id]
     return changed
 
 
@@ -86,7 +86,9 @@ class Elements(HTMLParser):
             assert not name.startswith("on"), self.get_starttag_text()
             assert name not in ("src", "srcset", "action"), self.get_starttag_text()
             if name in ("href", "xlink:href"):
-                assert (value or "").startswith("#"), self.get_starttag_text()
+                assert re.match(
+                    r"#|data:(text/(csv|markdown)|application/yaml);charset=utf-8;base64,[\w+/=]*$", value or ""
+                )
             if name == "id":
                 assert re.fullmatch(r"[A-Za-z0-9_.-]+", value or ""), self.get_starttag_text()
                 self.ids.append(value or "")
@@ -119,7 +121,7 @@ def test_every_payload_reaches_the_page(run: Run) -> None:
     """The strings of each section are replaced: otherwise the test above would check nothing."""
     html = render(hostile_run(run, "PROBE"))
     parts = re.findall(r"<section.*?</section>|<svg.*?</svg>", html, re.DOTALL)
-    assert len(parts) == 5 + 3
+    assert len(parts) == 8 + 1  # the scores are also drawn above the sections
     assert all("PROBE" in part for part in parts if "Prompt of 4 tokens" not in part)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from t5_pipeline.report.collect import collect
-from t5_pipeline.report.summary import TaskScores, headline, model_comparison, path_names, summarise
+from t5_pipeline.report.sentences import headline, model_comparison
+from t5_pipeline.report.summary import TaskScores, path_names, summarise
 
 
 def of_rows(finished: Any, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[TaskScores]:
@@ -30,7 +31,7 @@ def test_mean_spread_and_difference(finished) -> None:
     assert spread.text == "64.0 ± 4.0"
     assert task.difference(line) == pytest.approx(0.24)
     assert line.illegal == pytest.approx(0.02)
-    assert line.confusion == [[150, 60, 30], [30, 120, 30], [15, 45, 120]]
+    assert line.confusion == [[150, 60, 30, 0], [30, 120, 30, 0], [15, 45, 120, 0]]
     assert task.majority is not None
     assert task.majority.spread("accuracy").text == "40.0"
 

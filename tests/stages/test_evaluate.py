@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.tiny_run import Tiny, scores, stage
 
 
@@ -13,6 +15,25 @@ def test_changed_metrics_rerun_only_evaluate(tiny: Tiny) -> None:
     assert done.code == 0, done.err
     assert {tuple(row["metrics"]) for row in scores(tiny.run / "evaluate")} == {("accuracy", "mcc")}
     assert tiny.digests() == before
+
+
+def test_both_ways_of_scoring_are_recorded(finished: Tiny, tmp_path: Path) -> None:
+    """`scoring` chooses the metrics, confusion and samples; the rest of a row stays the same."""
+    cell = "model=lm_adapt,seed=0"
+    flags = ("--precision", "fp32", "--limit", 8, "--threads", 1)
+    done = stage("evaluate", "--prompts", finished.run / "prompt_tune" / cell, *flags, "--output-dir", tmp_path / "x")
+    assert done.code == 0, done.err
+    (decoded,) = [row for row in scores(tmp_path / "x") if row["method"] == "prompt tuning"]
+    (likeliest,) = [row for row in scores(finished.run / "evaluate") if row.get("cell") == cell]
+    labels = set(decoded["labels"])
+    for row, scoring in ((decoded, "decode"), (likeliest, "likelihood")):
+        assert (row["scoring"], row["metrics"]) == (scoring, row["by_scoring"][scoring])
+        assert row["by_scoring"] == decoded["by_scoring"]
+        illegal = sum(counts[-1] for counts in row["confusion"])
+        assert illegal == (sum(row["illegal_by_label"]) if scoring == "decode" else 0)
+        assert row["illegal"] == sum(row["illegal_by_label"]) / 8 == decoded["illegal"]
+    assert sum(sample["output"] not in labels for sample in decoded["samples"]) == decoded["illegal"] * 8
+    assert {sample["output"] for sample in likeliest["samples"]} <= labels
 
 
 def test_metrics_flag_names_task(tiny: Tiny) -> None:

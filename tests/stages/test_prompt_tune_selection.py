@@ -15,7 +15,7 @@ from tests.tiny_run import Outcome, Tiny, refused, stage
 
 COMMON = (
     "--batch-size", 4, "--max-input-length", 32, "--precision", "fp32", "--threads", 1, "--validate-every", 2,
-    "--validation-limit", 12, "--checkpoint-every", 3,
+    "--validation-limit", 12, "--checkpoint-every", 3, "--scoring", "likelihood",
 )  # fmt: skip
 
 
@@ -66,6 +66,18 @@ def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp
         assert tune(finished, task, tmp_path / "parts", "--steps", steps).code == 0
     digests = [artifact_digest("prompt", tmp_path / name / "prompt") for name in ("best", "parts")]
     assert digests[0] == digests[1]
+
+
+def test_scoring_chooses_the_answers_that_are_validated(finished: Tiny, task: Path, tmp_path: Path) -> None:
+    """The tiny T5 generates no labels: 0 by decoded text, on the same trajectory."""
+    found = {}
+    for scoring in ("decode", "likelihood"):
+        assert tune(finished, task, tmp_path / scoring, "--steps", 2, "--scoring", scoring).code == 0
+        ((scores, loss),) = validations(tmp_path / scoring).values()
+        assert Prompt.load(tmp_path / scoring / "prompt").info.scores == scores
+        found[scoring] = scores["accuracy"], loss
+    assert found["decode"][0] == 0 < found["likelihood"][0]
+    assert found["decode"][1] == found["likelihood"][1]
 
 
 def test_early_stopping_ends_the_run_and_leaves_it_up_to_date(finished: Tiny, task: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_tuning_and_scoring_follow_the_artifact(
     assert prompt.info.sentinel == variant
     ended = stage(
         "evaluate", "--prompts", tmp_path / "prompt", "--limit", 6, "--precision", "fp32", "--threads", 1,
-        "--output-dir", tmp_path / "scores",
+        "--scoring", "likelihood", "--output-dir", tmp_path / "scores",
     )  # fmt: skip
     assert ended.code == 0, ended.err
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from t5_pipeline.report.html import Markup, tag
-from t5_pipeline.report.sections.scores import section, table
+from t5_pipeline.report.layout import Section, section
 from t5_pipeline.report.summary import TaskScores
+from t5_pipeline.report.tables import table
 
 ROWS = 8
 """Number of prompt rows shown, spread evenly."""
 
 
-def neighbours_section(tasks: list[TaskScores]) -> Markup | None:
+def neighbours_section(tasks: list[TaskScores]) -> Section | None:
     """Nearest vocabulary tokens to rows of the best prompt of each task."""
     parts: list[Markup | None] = []
     for task in tasks:

@@ -8,12 +8,13 @@ from t5_pipeline.data_prep.tasks.formats import SUPERGLUE
 from t5_pipeline.evaluation.metrics import task_average
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
-from t5_pipeline.report.html import Markup, tag
-from t5_pipeline.report.sections.scores import section, table
+from t5_pipeline.report.html import tag
+from t5_pipeline.report.layout import Section, section
 from t5_pipeline.report.summary import ScoreLine, TaskScores, in_table_order
+from t5_pipeline.report.tables import table
 
 
-def overview_section(run: Run, tasks: list[TaskScores]) -> Markup | None:
+def overview_section(run: Run, tasks: list[TaskScores]) -> Section | None:
     """Table of the best line of each method (columns) on each task (rows); None for a single task."""
     # Tasks that nothing was trained for do not count in a mean over tasks.
     own = [task for task in tasks if any(not line.rows[0].trained_on for line in [*task.tuned, *task.others])]

@@ -1,4 +1,4 @@
-"""Sections on the run: losses, sizes, stages with settings and durations, digests."""
+"""Sections on the run: sizes, and stages with durations, settings and facts."""
 
 from __future__ import annotations
 
@@ -8,89 +8,15 @@ from typing import Any
 from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.config.adaptation import T5Sizes
 from t5_pipeline.config.stage import StageConfig
-from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.collect import CellResult, Curve, Job, Run
+from t5_pipeline.report.collect import CellResult, Job, Run
 from t5_pipeline.report.html import Markup, join, tag
-from t5_pipeline.report.plots import PlotLine, loss_plot, mean, size_plot, thinned
-from t5_pipeline.report.sections.scores import figure, section, swatch, table
-
-Series = dict[str, int]
-TUNING = PromptTuneConfig.kind
+from t5_pipeline.report.layout import Section, figure, section
+from t5_pipeline.report.plots import size_plot
+from t5_pipeline.report.tables import table
 
 
-def losses_section(run: Run, paths: dict[str, str], series: Series) -> Markup | None:
-    """Loss curves: a plot per stage that trains a T5, and per task and variant one with all models."""
-    figures = [
-        _model_losses(job, series, f"loss-{n}")
-        for n, job in enumerate(run.jobs)
-        if "" in job.train and not _about_a_task(job)
-    ]
-    by_stage: dict[str, list[Job]] = {}
-    for job in run.jobs:
-        if job.train and _about_a_task(job):
-            by_stage.setdefault(job.stage, []).append(job)
-    for stage, jobs in by_stage.items():
-        figures += _prompt_losses(stage, jobs, paths, series)
-    return section("losses", "Loss curves", tag("div", *figures, class_="plots")) if figures else None
-
-
-def _model_losses(job: Job, series: Series, name: str) -> Markup:
-    train, validation = thinned(job.train[""]), job.validation.get("")
-    colour = next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
-    lines = [PlotLine(train, colour, light=validation is not None)]
-    legend: list[Markup | str | None] = [tag("b", job.stage), f", {job.cells[0].settings.summary}. "]
-    description = f"Training loss of {job.stage}: {_ends(train)}."
-    if validation is not None:
-        lines.append(PlotLine(validation, colour, dots=True))
-        legend.append("Light: training. Dots: validation.")
-        description += f" Validation loss: {_ends(validation)}."
-    steps = max([*train.steps, *(validation.steps if validation else [])])
-    return figure(loss_plot(lines, steps, name, description), join(legend))
-
-
-def _prompt_losses(stage: str, jobs: list[Job], paths: dict[str, str], series: Series) -> list[Markup]:
-    panels: dict[tuple[str, str], dict[str, list[Curve]]] = {}
-    for job in jobs:
-        for result in job.cells:
-            curve = job.train.get(result.cell.id, job.train.get(""))
-            if curve is not None:
-                panels.setdefault(_panel(result), {}).setdefault(result.frozen or "", []).append(thinned(curve))
-    figures = []
-    for number, ((task, variant), groups) in enumerate(panels.items()):
-        order = sorted(groups, key=lambda model: series.get(model, len(series)))
-        light = [PlotLine(curve, series.get(model), light=True) for model in order for curve in groups[model]]
-        means = {model: mean(groups[model]) for model in order}
-        bold = [PlotLine(curve, series.get(model)) for model, curve in means.items() if curve.steps]
-        description = "; ".join(f"{paths.get(m, m)} {_ends(curve)}" for m, curve in means.items() if curve.steps)
-        keys = join((join([swatch(series.get(m)), paths.get(m, m)]) for m in order), " \u2002")
-        what = "prompts for" if jobs[0].kind == TUNING else "on"
-        title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean. "
-        steps = max(curve.steps[-1] for curves in groups.values() for curve in curves)
-        plot = loss_plot(
-            [*light, *bold], steps, f"loss-{stage}-{number}", f"Losses of {stage} on {task}: {description}."
-        )
-        figures.append(figure(plot, join([tag("b", stage), title, tag("span", keys, class_="keys")])))
-    return figures
-
-
-def _about_a_task(job: Job) -> bool:
-    return any(result.settings.made_for() for result in job.cells)
-
-
-def _panel(result: CellResult) -> tuple[str, str]:
-    """Key of the plot a cell belongs to: its task, and its axes except model and seed."""
-    settings = result.settings
-    task = " and ".join(task.name for task in settings.made_for())
-    axes = {name: value for name, value in result.cell.axes.items() if name not in ("model", "seed", "task", "tasks")}
-    return task, ", ".join(f"{name.replace('_', ' ')} {fmt.value(value)}" for name, value in axes.items())
-
-
-def _ends(curve: Curve) -> str:
-    return f"{curve.losses[0]:.2f} at step {curve.steps[0]:,} to {curve.losses[-1]:.2f} at step {curve.steps[-1]:,}"
-
-
-def sizes_section(run: Run, paths: dict[str, str]) -> Markup | None:
+def sizes_section(run: Run, paths: dict[str, str]) -> Section | None:
     """Sizes of the prompts and of their T5."""
     if not run.prompts or not run.models:
         return None
@@ -120,43 +46,15 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Markup | None:
     return section("sizes", "Prompt and model", tag("div", text, figure(plot, caption), class_="beside"))
 
 
-def unfinished_note(run: Run) -> Markup | None:
-    """Note on cells that are stale, unfinished or not started; None if there are none."""
-    meanings = {
-        "unfinished": "started but not finished",
-        "not started": "not started",
-        "stale": "stale: made with other settings, other inputs or fewer steps than the recipe specifies now",
-    }
-    items = []
-    for state, meaning in meanings.items():
-        names = []
-        for stage, cells in _by_stage(result for result in run.cells() if result.state == state).items():
-            of = len(run.recipe.stages[stage])
-            at = ""
-            if state == "unfinished" and cells[0].steps:
-                at = f" at step {max(result.step or 0 for result in cells):,} of {cells[0].steps:,}"
-            names.append(f"{stage}{at}" + (f" ({len(cells)} of {of} cells)" if of > 1 else ""))
-        if names:
-            items.append(tag("li", tag("b", fmt.sentence_case(meaning)), ": ", ", ".join(names)))
-    if not items:
-        return None
-    return tag(
-        "aside",
-        tag("p", "This run is not complete. The report covers what exists so far."),
-        tag("ul", *items),
-        class_="unfinished",
-        aria_label="Stages that are not finished",
-    )
-
-
-def _by_stage(results: Iterable[CellResult]) -> dict[str, list[CellResult]]:
+def by_stage(results: Iterable[CellResult]) -> dict[str, list[CellResult]]:
+    """Cells grouped by their stage."""
     found: dict[str, list[CellResult]] = {}
     for result in results:
         found.setdefault(result.cell.stage, []).append(result)
     return found
 
 
-def stages_section(run: Run) -> Markup | None:
+def stages_section(run: Run) -> Section | None:
     """Table of the processes that ran, then each stage's settings and facts."""
     jobs = [job for job in run.jobs if job.manifests]
     if not jobs:
@@ -177,20 +75,14 @@ def stages_section(run: Run) -> Markup | None:
     timeline = table(caption, tag("thead", head), body, tag("tfoot", total), class_="stages")
     cards = [
         _stage_card(stage, results)
-        for stage, results in _by_stage(p for j in jobs for p in j.cells if p.manifest).items()
+        for stage, results in by_stage(p for j in jobs for p in j.cells if p.manifest).items()
     ]
-    versions: dict[str, dict[str, None]] = {}
-    for manifest in run.manifests():
-        for package, version in manifest.versions.items():
-            versions.setdefault(package, {})[version] = None
-    made_with = " · ".join(f"{package} {' and '.join(found)}" for package, found in versions.items())
     return section(
         "stages",
         "Stages",
         timeline,
         tag("p", "Settings that differ from their defaults, and facts recorded by each stage.", class_="note"),
         tag("div", *cards, class_="cards"),
-        tag("p", "Made with ", made_with, ".", class_="note") if made_with else None,
     )
 
 
@@ -201,7 +93,7 @@ def _job_row(job: Job, longest: float) -> Markup:
     ended = max(fmt.parse_time(manifest.finished) for manifest in manifests)
     name: Markup | str = job.stage
     if len(manifests) > 1 or manifests[0].cell:
-        axes = _axes_text([manifest.cell for manifest in manifests])
+        axes = fmt.axes([manifest.cell for manifest in manifests])
         name = join([job.stage, " ", tag("small", axes)])
     share = (job.seconds or 0.0) / longest
     return tag(
@@ -217,13 +109,6 @@ def _job_row(job: Job, longest: float) -> Markup:
 
 def _total(jobs: list[Job]) -> str:
     return fmt.duration(sum(job.seconds or 0.0 for job in jobs))
-
-
-def _axes_text(cells: list[dict[str, Any]]) -> str:
-    """`model lm_adapt, seed 0 · 1 · 2`: the values of each axis of a matrix."""
-    names = dict.fromkeys(name for cell in cells for name in cell)
-    values = {n: dict.fromkeys(fmt.value(cell[n]) for cell in cells if n in cell) for n in names}
-    return ", ".join(f"{name.replace('_', ' ')} {' · '.join(found)}" for name, found in values.items())
 
 
 def _stage_card(stage: str, results: list[CellResult]) -> Markup:
@@ -283,24 +168,3 @@ def _facts(manifests: list[Manifest]) -> dict[str, str]:
         elif all(isinstance(value, (int, float)) for value in values):
             found[fmt.fact_label(name)] = f"{fmt.value(min(values), name)} to {fmt.value(max(values), name)}"
     return found
-
-
-def provenance_section(run: Run) -> Markup | None:
-    """Digests of everything that was published."""
-    rows = []
-    for manifest in run.manifests():
-        name = manifest.stage + (f" {_axes_text([manifest.cell])}" if manifest.cell else "")
-        kept = {f"{out} @{step:,}": record for step, record in manifest.steps_published.items() for out in ("model",)}
-        for output, record in {**kept, **manifest.outputs}.items():
-            code = tag("code", record.digest)
-            rows.append(tag("tr", tag("th", name, scope="row"), tag("td", output), tag("td", code)))
-    if not rows:
-        return None
-    head = tag("tr", *[tag("th", title, scope="col") for title in ("Stage", "Output", "SHA-256 of its contents")])
-    shown = table(
-        "Equal digests mean equal tensors, however they are stored in files.",
-        tag("thead", head),
-        tag("tbody", *rows),
-        class_="digests",
-    )
-    return section("provenance", "Provenance", tag("details", tag("summary", fmt.plural(len(rows), "digest")), shown))

@@ -1,25 +1,41 @@
-"""Sections on results: score tables, confusion matrices, examples."""
+"""Sections on results: score tables and examples."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+from t5_pipeline.config.stage import Scoring
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.html import Markup, join, tag
-from t5_pipeline.report.plots import SERIES, score_plot
+from t5_pipeline.report.html import Child, Markup, join, tag
+from t5_pipeline.report.intervals import METHOD
+from t5_pipeline.report.layout import Section, figure, section, swatch
+from t5_pipeline.report.plots import score_plot
+from t5_pipeline.report.sentences import constant_note
 from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, PROMPT_TUNING, ScoreLine, TaskScores
+from t5_pipeline.report.tables import Sheet, Value, table
+
+Columns = dict[str, Callable[[ScoreLine], Child]]
+
+SCORINGS: dict[Scoring, str] = {"decode": "decoded text", "likelihood": "label likelihood"}
+"""Names of the two ways to score a task with labels."""
 
 EXAMPLES = 3
 """Number of right and of wrong examples shown per task."""
 
 
-def scores_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup:
+def scores_section(tasks: list[TaskScores], series: dict[str, int]) -> Section:
     """Score table of each task."""
-    parts = []
+    parts: list[Markup | None] = []
     for task in tasks:
-        parts += [_title(task, tasks), _score_table(task, series)]
+        parts += [task_title(task, tasks), _score_table(task, series)]
+    lines = [line for task in tasks for line in [*task.tuned, *task.others]]
+    if any(line.interval(metric) for line in lines for metric in line.rows[0].metrics):
+        parts.append(tag("p", METHOD, class_="note"))
     return section("scores", "Scores by model", *parts)
 
 
-def _title(task: TaskScores, tasks: list[TaskScores]) -> Markup | None:
+def task_title(task: TaskScores, tasks: list[TaskScores]) -> Markup | None:
     """Heading of a task if there are several."""
     splits = {other.split for other in tasks if other.task == task.task}
     return tag("h3", task.task + (f", {task.split}" if len(splits) > 1 else "")) if len(tasks) > 1 else None
@@ -27,7 +43,7 @@ def _title(task: TaskScores, tasks: list[TaskScores]) -> Markup | None:
 
 def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
     """Plot of a task's scores with its legend."""
-    legend = "Dots: seeds. Bar: their mean."
+    legend = "Dots: seeds. Bar: their mean. Whiskers: 95% interval over the rows."
     if task.untuned:
         legend += " Hollow: the same frozen T5 without a prompt."
     if task.majority:
@@ -37,111 +53,129 @@ def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
 
 def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
     lines = [*task.tuned, *task.others, *task.untuned]
-    illegal = any(line.illegal is not None for line in lines)
-    trained = any(line.trained for line in lines)
-    free = " Illegal: percentage of greedily decoded outputs that are not a label." if illegal else ""
-    scale = "" if fmt.SHARES.issuperset(task.metrics) else " Correlations are times 100."
-    seeds = max((len(line.rows) for line in lines), default=0)
-    spread = " Mean ± sample standard deviation over the seeds." if seeds > 1 else ""
-    what = f"{fmt.sentence_case(task.split)} split of {task.task}, {fmt.plural(task.examples, 'row')}."
-    caption = what + spread + scale + free
-    metrics = [tag("th", fmt.metric_label(m) + fmt.unit(m), scope="col", class_="n") for m in task.metrics]
-    head = tag(
-        "tr",
-        tag("th", "Frozen T5", scope="col"),
-        tag("th", "Method", scope="col"),
-        *metrics,
-        tag("th", "vs majority, points", scope="col", class_="n"),
-        tag("th", "Illegal\u00a0%", scope="col", class_="n") if illegal else None,
-        tag("th", "Trained parameters", scope="col", class_="n") if trained else None,
-        tag("th", "Seeds", scope="col", class_="n"),
-    )
+    columns = _columns(task, lines)
+    titles = [tag("th", title, scope="col", class_="n") for title in columns]
+    head = tag("tr", tag("th", "Frozen T5", scope="col"), tag("th", "Method", scope="col"), *titles)
     groups = []
     for model in dict.fromkeys(line.model for line in lines):
         rows = [line for line in lines if line.model == model]
-        groups.append(tag("tbody", *[_score_row(task, line, rows, series, illegal, trained) for line in rows]))
+        groups.append(tag("tbody", *[_score_row(line, rows, columns, series) for line in rows]))
     if task.majority:
-        groups.append(tag("tbody", _score_row(task, task.majority, [task.majority], series, illegal, trained)))
-    return table(caption, tag("thead", head), *groups, class_="scores")
+        groups.append(tag("tbody", _score_row(task.majority, [task.majority], columns, series)))
+    illegal = any(line.illegal is not None for line in lines)
+    return table(_caption(task, illegal), tag("thead", head), *groups, class_="scores", sheet=score_sheet(task))
 
 
-def _score_row(
-    task: TaskScores, line: ScoreLine, group: list[ScoreLine], series: dict[str, int], illegal: bool, trained: bool
-) -> Markup:
+def _columns(task: TaskScores, lines: list[ScoreLine]) -> Columns:
+    """Columns of numbers: title, and what a line shows there; None is a dash."""
+
+    def difference(line: ScoreLine) -> str | None:
+        found = None if line.method == MAJORITY else task.difference(line)
+        return None if found is None else fmt.points(found)
+
+    columns: Columns = {fmt.metric_label(m) + fmt.unit(m): partial(_score, metric=m) for m in task.metrics}
+    columns["vs majority, points"] = difference
+    for scoring, name in SCORINGS.items():
+        if any(line.scoring not in (None, scoring) for line in lines):
+            columns[f"By {name}{fmt.unit(task.metric)}"] = partial(_score_by, scoring=scoring, metric=task.metric)
+    if any(line.illegal is not None for line in lines):
+        columns["Illegal\u00a0%"] = lambda line: None if line.illegal is None else fmt.times_100(line.illegal)
+    if any(line.trained for line in lines):
+        columns["Trained parameters"] = lambda line: None if line.trained is None else fmt.approximate(line.trained)
+    columns["Seeds"] = lambda line: None if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
+    return columns
+
+
+def _score(line: ScoreLine, metric: str) -> Child:
+    spread, interval = line.spread(metric), None if line.method == MAJORITY else line.interval(metric)
+    if spread is None or interval is None:
+        return spread.text if spread else None
+    return join([spread.text, " ", tag("small", fmt.interval(*interval))])
+
+
+def _score_by(line: ScoreLine, scoring: Scoring, metric: str) -> str | None:
+    spread = line.spread_by(scoring, metric)
+    return spread.text if spread else None
+
+
+def _caption(task: TaskScores, illegal: bool) -> str:
+    lines = [*task.tuned, *task.others, *task.untuned]
+    parts = [f"{fmt.sentence_case(task.split)} split of {task.task}, {fmt.plural(task.examples, 'row')}."]
+    if max((len(line.rows) for line in lines), default=0) > 1:
+        parts.append("Mean ± sample standard deviation over the seeds.")
+    if any(line.interval(metric) for line in lines for metric in task.metrics):
+        parts.append("Below it: 95% interval over the rows.")
+    if not fmt.SHARES.issuperset(task.metrics):
+        parts.append("Correlations are times 100.")
+    if any(line.scoring == "decode" for line in lines):
+        parts.append(
+            "Decoded texts are scored: one that is not a label is wrong. By label likelihood: likeliest label."
+        )
+    if any(line.scoring == "likelihood" for line in lines):
+        parts.append("The likeliest labels are scored. By decoded text: one that is not a label is wrong.")
+    if illegal:
+        parts.append("Illegal: percentage of decoded texts that are not a label.")
+    return " ".join(parts)
+
+
+def score_sheet(task: TaskScores) -> Sheet:
+    """The scores of a task: one row per line and metric."""
+    rows: list[dict[str, Value]] = []
+    for line in [*task.tuned, *task.others, *task.untuned, *([task.majority] if task.majority else [])]:
+        for metric in task.metrics:
+            spread, interval = line.spread(metric), line.interval(metric)
+            if spread is None:
+                continue
+            rows.append(
+                {
+                    "task": task.task,
+                    "split": task.split,
+                    "rows": task.examples,
+                    "frozen T5": line.model,
+                    "made by": line.path,
+                    "method": line.method,
+                    "variant": line.variant,
+                    "metric": metric,
+                    "mean": spread.mean,
+                    "standard deviation over seeds": spread.deviation,
+                    "95% interval over rows, low": interval.low if interval else None,
+                    "95% interval over rows, high": interval.high if interval else None,
+                    "difference from majority class": task.difference(line, metric),
+                    "seeds": len(line.rows),
+                    "values by seed": " ".join(f"{value:.6g}" for value in spread.values),
+                    **{f"by {name}": _mean_by(line, scoring, metric) for scoring, name in SCORINGS.items()},
+                    "illegal": line.illegal,
+                    "trained parameters": line.trained,
+                    "note": constant_note(line),
+                }
+            )
+    return Sheet(
+        f"scores-{task.task}-{task.split}", list(rows[0]) if rows else [], [list(row.values()) for row in rows]
+    )
+
+
+def _mean_by(line: ScoreLine, scoring: Scoring, metric: str) -> float | None:
+    spread = line.spread_by(scoring, metric)
+    return spread.mean if spread else None
+
+
+def _score_row(line: ScoreLine, group: list[ScoreLine], columns: Columns, series: dict[str, int]) -> Markup:
     path = None
     if line is group[0]:
         name = join([swatch(series.get(line.model or "")), line.path]) if line.path else Markup("")
         path = tag("th", name, scope="rowgroup", rowspan=len(group) if len(group) > 1 else None)
-    scores = []
-    for metric in task.metrics:
-        spread = line.spread(metric)
-        scores.append(tag("td", spread.text if spread else "–", class_="n"))
-    difference = None if line.method == MAJORITY else task.difference(line)
-    share = line.illegal
-    seeds = "–" if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
+    note = None if line.method == MAJORITY else constant_note(line)
+    cells = [(title, shown(line)) for title, shown in columns.items()]
     return tag(
         "tr",
         path,
-        tag("td", line.title),
-        *scores,
-        tag("td", "–" if difference is None else fmt.points(difference), class_="n"),
-        tag("td", "–" if share is None else fmt.times_100(share), class_="n") if illegal else None,
-        tag("td", "–" if line.trained is None else fmt.approximate(line.trained), class_="n") if trained else None,
-        tag("td", seeds, class_="n"),
+        tag("td", line.title, join([" ", tag("small", note, class_="warn")]) if note else None),
+        *[tag("td", "–" if text is None else text, class_="n", data_column=title) for title, text in cells],
         class_={PROMPT_TUNING: "tuned", NO_PROMPT: "untuned", MAJORITY: "majority"}.get(line.method, "other"),
     )
 
 
-def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
-    """Confusion matrices of each model's best prompts and of the best of each other method."""
-    parts = []
-    for task in tasks:
-        lines = [*task.compared(), *task.best_of_each_method()]
-        matrices = [_confusion(line, series) for line in lines if line.confusion and line.labels]
-        if matrices:
-            parts += [_title(task, tasks), tag("div", *matrices, class_="matrices")]
-    if not parts:
-        return None
-    note = (
-        "Rows: true label and number of its examples. Columns: predicted label. Percent of the row over all seeds."
-        " Free: percent of these examples for which unconstrained greedy decoding did not produce a label."
-    )
-    return section("confusion", "Confusion matrices", tag("p", note, class_="note"), *parts)
-
-
-def _confusion(line: ScoreLine, series: dict[str, int]) -> Markup:
-    counts = line.confusion or []
-    labels = line.labels
-    columns = [*labels, *(["illegal"] if any(sum(row[len(labels) :]) for row in counts) else [])]
-    free = line.illegal_by_label
-    rows = []
-    for number, (label, row) in enumerate(zip(labels, counts, strict=False)):
-        whole = sum(row)
-        rows_each = tag("small", fmt.count(whole // len(line.rows)))
-        cells = [tag("th", join([label, rows_each], " "), scope="row")]
-        for predicted, given in zip(columns, row, strict=False):
-            share = given / whole if whole else 0.0
-            right = "right" if predicted == label else None
-            cells.append(tag("td", f"{100 * share:.0f}", class_=right, style=f"--share:{share:.3f}"))
-        if free is not None:
-            cells.append(tag("td", f"{100 * free[number] / whole:.0f}" if whole else "–", class_="free"))
-        rows.append(tag("tr", *cells))
-    head = tag(
-        "tr",
-        tag("td", "true ↓", class_="corner"),
-        *[tag("th", label, scope="col") for label in columns],
-        tag("th", "free", scope="col", class_="free") if free is not None else None,
-    )
-    who = line.path or ""
-    if line.method != PROMPT_TUNING:
-        who = f"{line.title} ({who})" if who else line.title
-    elif line.variant:
-        who += f", {line.variant}"
-    name = join([swatch(series.get(line.model or "")), who])
-    return table(name, tag("thead", head), tag("tbody", *rows), class_="confusion")
-
-
-def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup | None:
+def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Section | None:
     """Examples with the output of each model's best prompts."""
     parts = []
     for task in tasks:
@@ -156,7 +190,7 @@ def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Markup 
             cards = [_example(text, [*task.compared(), *task.best_of_each_method()], series) for text in inputs]
             heading = tag("h4", f"{title} with {best.path_in_sentence}, {first}")
             columns.append(tag("div", heading, *(cards or [tag("p", "none among the stored examples", class_="note")])))
-        parts += [_title(task, tasks), tag("div", *columns, class_="examples")]
+        parts += [task_title(task, tasks), tag("div", *columns, class_="examples")]
     return section("examples", "Examples", *parts) if parts else None
 
 
@@ -181,26 +215,3 @@ def _example(text: str, lines: list[ScoreLine], series: dict[str, int]) -> Marku
         tag("ul", *outcomes),
         class_="example",
     )
-
-
-def section(anchor: str, title: str, *children: Markup | None) -> Markup:
-    return tag(
-        "section", tag("h2", title, id=f"{anchor}-title"), *children, id=anchor, aria_labelledby=f"{anchor}-title"
-    )
-
-
-def table(caption: str, *rows: Markup, class_: str = "") -> Markup:
-    """A table with its own horizontal scrolling on narrow screens."""
-    inside = tag("table", tag("caption", caption), *rows, class_=class_ or None)
-    return tag("div", inside, class_="scroll", tabindex=0, role="group", aria_label="table")
-
-
-def figure(plot: Markup, caption: str) -> Markup:
-    return tag("figure", plot, tag("figcaption", caption))
-
-
-def swatch(series: int | None) -> Markup | None:
-    """The colour of a model, shown beside its name."""
-    if series is None:
-        return None
-    return tag("span", class_="swatch", style=f"--c:var(--series-{series % SERIES})", aria_hidden="true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import write_report
 from t5_pipeline.report.sections.overview import overview_section, task_mean
-from t5_pipeline.report.summary import TaskScores, method_comparison, summarise
+from t5_pipeline.report.sections.scores import scores_section
+from t5_pipeline.report.sentences import method_comparison
+from t5_pipeline.report.summary import TaskScores, summarise
 from tests.report.conftest import LABELS, RunBuilder
 
 OTHERS = {
@@ -32,7 +35,7 @@ class Compared(RunBuilder):
                 metrics = {"accuracy": accuracy, "macro_f1": accuracy - 0.1}
                 rows.append({**rows[0], "method": method, "model": "lm_adapt", "cell": f"seed={seed}", "seed": seed,
                              "prompt_length": None, "prompt_init": None, "metrics": metrics, "illegal": 0.25,
-                             "illegal_by_label": [40, 6, 3], **more})  # fmt: skip
+                             "illegal_by_label": [40, 6, 3], "scoring": "likelihood", **more})  # fmt: skip
         near = [[["▁email", 0.9], ["▁the", 0.5]]] + [[["▁of", 0.4], ["▁a", 0.3]]] * 3
         rows = [row | {"neighbours": near} if row["method"] == "prompt tuning" else row for row in rows]
         second = [{**row, "task": "second", "metrics": {"f1": row["metrics"]["accuracy"] / 2}} for row in rows
@@ -63,6 +66,20 @@ def test_each_method_has_a_line_over_its_seeds(tasks: dict[str, TaskScores]) -> 
     assert spread is not None
     assert spread.text == "72.0 ± 2.8"
     assert lines["Model tuning"].illegal_by_label == [80, 12, 6]
+
+
+def test_the_other_way_of_scoring_is_beside_the_score(tasks: dict[str, TaskScores]) -> None:
+    table = str(scores_section([tasks["package"]], {}).markup)
+    ways = ["By decoded text\u00a0%", "By label likelihood\u00a0%"]
+    assert re.findall(r"<th[^>]*>(By [^<]*)</th>", table) == ways
+    row = next(part for part in table.split("<tr")[1:] if "Prompt tuning" in part and "64.0" in part)
+    cells = dict(re.findall(r'data-column="([^"]*)">([^<]*)<', row))
+    # Accuracies of 60, 64 and 68; by likelihood 61, 66 and 71.
+    assert [cells[way] for way in ways] == ["64.0 ± 4.0", "66.0 ± 5.0"]
+    assert cells["Illegal\u00a0%"] == "2.0"
+    assert "one that is not a label is wrong" in table
+    only = replace(tasks["package"], others=[])
+    assert "By decoded text" not in str(scores_section([only], {}).markup)
 
 
 def test_method_comparison(tasks: dict[str, TaskScores]) -> None:

@@ -1,0 +1,81 @@
+"""Curves of a job, read from its metrics.jsonl: losses and validation scores by step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from t5_pipeline.execution.metrics_log import read_rows
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values by step."""
+
+    steps: list[int]
+    values: list[float]
+
+    def add(self, step: int, value: float) -> None:
+        self.steps.append(step)
+        self.values.append(value)
+
+
+Curves = dict[str, Curve]
+
+
+@dataclass(frozen=True)
+class JobLog:
+    """Curves of a job by id of the cell ("" if there is one cell without an id).
+
+    Attributes:
+        train: loss.
+        validation: loss.
+        scores: average of the task's metrics, which chooses the published step.
+        damaged: number of lines that could not be read.
+    """
+
+    train: Curves = field(default_factory=dict)
+    validation: Curves = field(default_factory=dict)
+    scores: Curves = field(default_factory=dict)
+    damaged: int = 0
+
+
+def read_log(path: Path) -> JobLog:
+    """The curves in a metrics.jsonl; damaged lines are counted and left out."""
+    train: Curves = {}
+    validation: Curves = {}
+    scores: Curves = {}
+    damaged = 0
+    for row in read_rows(path):
+        if row is None:
+            damaged += 1
+            continue
+        losses = row.losses or ({"": row.loss} if row.loss is not None else {})
+        for cell, loss in losses.items():
+            (train if row.split == "train" else validation).setdefault(cell, Curve([], [])).add(row.step, loss)
+        for cell, metrics in row.scores.items():
+            if metrics:
+                scores.setdefault(cell, Curve([], [])).add(row.step, statistics.fmean(metrics.values()))
+    return JobLog(train, validation, scores, damaged)
+
+
+def thinned(curve: Curve, points: int = 240) -> Curve:
+    """A curve reduced to the means of at most `points` equal stretches.
+
+    >>> thinned(Curve([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0]), points=2)
+    Curve(steps=[2, 4], values=[2.0, 6.0])
+    """
+    if len(curve.steps) <= points:
+        return curve
+    width = -(-len(curve.steps) // points)
+    runs = [slice(i, i + width) for i in range(0, len(curve.steps), width)]
+    return Curve([curve.steps[run][-1] for run in runs], [statistics.fmean(curve.values[run]) for run in runs])
+
+
+def mean(curves: Sequence[Curve]) -> Curve:
+    """Mean of several curves at the steps they share."""
+    shared = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
+    by_step = [dict(zip(curve.steps, curve.values, strict=True)) for curve in curves]
+    return Curve(shared, [sum(values[step] for values in by_step) / len(by_step) for step in shared])

@@ -1,0 +1,89 @@
+"""95% intervals over test rows: what another sample of rows might have given the same prompt.
+
+    share of rows (accuracy, exact match)          Wilson's score interval
+    F1, macro F1, Matthews correlation             percentile bootstrap of the confusion matrix
+
+The spread over seeds is another quantity: what another training run might have given on the same rows. The interval of
+several seeds is the mean of their lower and of their upper ends. That is exact if the seeds fail on the same rows, and
+too wide otherwise.
+
+Source: Wilson 1927; Efron & Tibshirani 1993, ch. 13.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from t5_pipeline.evaluation.metrics import OF_COUNTS
+from t5_pipeline.report.collect import Score
+
+DRAWS = 1_000
+METHOD = (
+    "± is the spread over seeds: what another training run might give on the same rows. The 95% interval over rows is"
+    " what another sample of test rows might give: Wilson's score interval for shares of rows, the percentile bootstrap"
+    f" of the confusion matrix ({DRAWS:,} draws) for F1 and Matthews correlation; with several seeds, the mean of their"
+    " lower and of their upper ends."
+)
+_Z = statistics.NormalDist().inv_cdf(0.975)
+_SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
+
+
+class Interval(NamedTuple):
+    """The ends of an interval, on the scale of the metric."""
+
+    low: float
+    high: float
+
+
+def wilson(share: float, rows: int) -> Interval:
+    """Interval of a share of `rows` independent rows.
+
+    >>> [round(end, 3) for end in wilson(0.5, 100)], [round(end, 3) for end in wilson(1.0, 20)]
+    ([0.404, 0.596], [0.839, 1.0])
+    """
+    centre = share + _Z**2 / (2 * rows)
+    half = _Z * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
+    scale = 1 + _Z**2 / rows
+    return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+
+
+def bootstrap(metric: str, confusion: Sequence[Sequence[int]]) -> Interval:
+    """Interval of a metric of `OF_COUNTS`, from resampled rows of a confusion matrix [labels, labels + 1]."""
+    counts_LP = np.asarray(confusion)
+    there = np.flatnonzero(counts_LP)
+    rows = int(counts_LP.sum())
+    shares = counts_LP.flat[there] / rows
+    drawn = np.zeros((DRAWS, counts_LP.size), np.int64)
+    drawn[:, there] = np.random.default_rng(0).multinomial(rows, shares, size=DRAWS)
+    low, high = np.quantile(OF_COUNTS[metric](drawn.reshape(DRAWS, *counts_LP.shape)), [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def row_interval(score: Score, metric: str) -> Interval | None:
+    """Interval over the rows of one score; None if the score does not contain what it needs.
+
+    A confusion matrix is used only if the metric computed from it is the recorded one.
+    """
+    value = score.metrics.get(metric)
+    if value is None or score.examples <= 0:
+        return None
+    if metric in _SHARES_OF_ROWS:
+        return wilson(value, score.examples) if 0 <= value <= 1 else None
+    counts = score.counts()
+    if metric not in OF_COUNTS or counts is None:
+        return None
+    recorded = math.isclose(float(OF_COUNTS[metric](np.asarray(counts))), value, abs_tol=1e-6)
+    return bootstrap(metric, counts) if recorded else None
+
+
+def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
+    """Mean of the lower and of the upper ends; None if one of the intervals is unknown."""
+    known = [interval for interval in intervals if interval is not None]
+    if not known or len(known) < len(intervals):
+        return None
+    return Interval(statistics.fmean(i.low for i in known), statistics.fmean(i.high for i in known))

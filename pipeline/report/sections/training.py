@@ -1,0 +1,178 @@
+"""Sections on training: losses, perplexity on held-out text, validation scores and the step they chose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from t5_pipeline.config.adaptation import LMAdaptConfig
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.report import format as fmt
+from t5_pipeline.report.collect import CellResult, Job, Run
+from t5_pipeline.report.curves import Curve, Curves, mean, thinned
+from t5_pipeline.report.html import Markup, join, tag
+from t5_pipeline.report.layout import Section, figure, section
+from t5_pipeline.report.plots import Axis, Line, chart
+from t5_pipeline.report.tables import Sheet, Value, plain_table
+
+Series = dict[str, int]
+Panels = dict[tuple[str, str], dict[str, list[tuple[CellResult, Curve]]]]
+"""Curves of the cells of a stage, by (task, variant) and frozen model."""
+
+
+def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section | None:
+    """Loss curves: a plot per stage that trains a T5, and per task and variant one with all models."""
+    figures = [
+        _model_losses(job, series, f"loss-{n}")
+        for n, job in enumerate(run.jobs)
+        if "" in job.log.train and not _about_a_task(job)
+    ]
+    for stage, jobs in _task_jobs(run).items():
+        for number, ((task, variant), groups) in enumerate(_panels(jobs, lambda job: job.log.train).items()):
+            what = "prompts for" if jobs[0].kind == PromptTuneConfig.kind else "on"
+            title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean."
+            lines = _lines(groups, paths, series)
+            ends = "; ".join(f"{line.label} {_ends(line)}" for line in lines if line.label)
+            plot = chart(
+                lines,
+                _steps(lines),
+                Axis("Loss per target token"),
+                f"loss-{stage}-{number}",
+                f"Losses of {stage} on {task}: {ends}.",
+            )
+            figures.append(figure(plot, join([tag("b", stage), title])))
+    return section("losses", "Loss curves", tag("div", *figures, class_="plots")) if figures else None
+
+
+def _model_losses(job: Job, series: Series, name: str) -> Markup:
+    train, validation = thinned(job.log.train[""]), job.log.validation.get("")
+    colour = next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
+    lines = [Line(train.steps, train.values, colour, light=validation is not None)]
+    legend: list[Markup | str | None] = [tag("b", job.stage), f", {job.cells[0].settings.summary}. "]
+    description = f"Training loss of {job.stage}: {_ends(lines[0])}."
+    if validation is not None:
+        lines.append(Line(validation.steps, validation.values, colour, dots=True))
+        legend.append("Light: training. Dots: validation.")
+        description += f" Validation loss: {_ends(lines[1])}."
+    return figure(chart(lines, _steps(lines), Axis("Loss per target token"), name, description), join(legend))
+
+
+def validation_section(run: Run, paths: dict[str, str], series: Series) -> Section | None:
+    """Validation scores by step, with the published step of each seed marked."""
+    figures = []
+    for stage, jobs in _task_jobs(run).items():
+        for number, ((task, variant), groups) in enumerate(_panels(jobs, lambda job: job.log.scores).items()):
+            lines = _lines(groups, paths, series, scale=100.0, dots=True)
+            chosen = [result.chosen for cells in groups.values() for result, _ in cells if result.chosen is not None]
+            steps = [fmt.count(step) for step in sorted(set(chosen))]
+            title = f", {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean."
+            if steps:
+                title += f" Rings: the published steps ({fmt.enumeration(steps)})."
+            ends = "; ".join(f"{line.label} {_ends(line)}" for line in lines if line.label)
+            plot = chart(
+                lines,
+                _steps(lines),
+                Axis("Validation score × 100"),
+                f"validation-{stage}-{number}",
+                f"Validation scores of {stage} on {task}: {ends}. Published steps: {', '.join(steps) or 'unknown'}.",
+            )
+            figures.append(figure(plot, join([tag("b", stage), title])))
+    if not figures:
+        return None
+    note = (
+        "Average of the task's metrics on its validation rows. The step with the best average is published; of equal"
+        " ones the one with the lower validation loss, then the later step."
+    )
+    return section(
+        "validation",
+        "Validation and the published step",
+        tag("p", note, class_="note"),
+        tag("div", *figures, class_="plots"),
+    )
+
+
+def perplexity_section(run: Run) -> Section | None:
+    """Perplexity on held-out text before and after LM adaptation."""
+    rows: list[list[Value]] = []
+    for job in run.jobs:
+        curve = job.log.validation.get("")
+        if isinstance(job.cells[0].settings, LMAdaptConfig) and curve is not None and len(curve.steps) > 1:
+            for step, loss in ((curve.steps[0], curve.values[0]), (curve.steps[-1], curve.values[-1])):
+                rows.append([job.stage, step, loss, math.exp(min(loss, 700.0))])
+    if not rows:
+        return None
+    columns = ["stage", "after step", "loss in nats per token", "perplexity"]
+    shown = [[str(row[0]), f"{row[1]:,}", f"{row[2]:.3f}", f"{row[3]:,.1f}"] for row in rows]
+    note = (
+        "Loss of the target tokens of held-out text, and its exponential. Comparable between models that share a"
+        " vocabulary and objective."
+    )
+    shown_table = plain_table("Held-out text.", Sheet("perplexity", columns, rows), shown)
+    return section("perplexity", "Perplexity on held-out text", tag("p", note, class_="note"), shown_table)
+
+
+def _task_jobs(run: Run) -> dict[str, list[Job]]:
+    """Jobs that train on a task, by stage."""
+    found: dict[str, list[Job]] = {}
+    for job in run.jobs:
+        if _about_a_task(job):
+            found.setdefault(job.stage, []).append(job)
+    return found
+
+
+def _about_a_task(job: Job) -> bool:
+    return any(result.settings.made_for() for result in job.cells)
+
+
+def _panels(jobs: list[Job], curves_of: Callable[[Job], Curves]) -> Panels:
+    panels: Panels = {}
+    for job in jobs:
+        curves = curves_of(job)
+        for result in job.cells:
+            curve = curves.get(result.cell.id, curves.get(""))
+            if curve is not None:
+                panels.setdefault(_panel(result), {}).setdefault(result.frozen or "", []).append((result, curve))
+    return panels
+
+
+def _panel(result: CellResult) -> tuple[str, str]:
+    """Key of the plot a cell belongs to: its task, and its axes except model and seed."""
+    settings = result.settings
+    task = " and ".join(task.name for task in settings.made_for())
+    axes = {name: value for name, value in result.cell.axes.items() if name not in ("model", "seed", "task", "tasks")}
+    return task, ", ".join(f"{name.replace('_', ' ')} {fmt.value(value)}" for name, value in axes.items())
+
+
+def _lines(
+    groups: dict[str, list[tuple[CellResult, Curve]]],
+    paths: dict[str, str],
+    series: Series,
+    scale: float = 1.0,
+    dots: bool = False,
+) -> list[Line]:
+    """A light line for each seed, and a bold one for the mean of each model, labelled if there are several models."""
+    light, bold = [], []
+    for model in _in_order(groups, series):
+        short = [(result, thinned(curve)) for result, curve in groups[model]]
+        for result, curve in short:
+            marked = [curve.steps.index(result.chosen)] if dots and result.chosen in curve.steps else []
+            values = [scale * value for value in curve.values]
+            light.append(Line(curve.steps, values, series.get(model), light=True, dots=dots, marked=marked))
+        average = mean([curve for _, curve in short])
+        if average.steps:
+            values = [scale * value for value in average.values]
+            bold.append(Line(average.steps, values, series.get(model), label=paths.get(model, model)))
+    return [*bold, *light] if dots else [*light, *bold]
+
+
+def _in_order(groups: dict[str, list[tuple[CellResult, Curve]]], series: Series) -> list[str]:
+    return sorted(groups, key=lambda model: series.get(model, len(series)))
+
+
+def _steps(lines: list[Line]) -> Axis:
+    last = max(step for line in lines for step in line.x)
+    return Axis("Step", low=0, high=max(last, 1))
+
+
+def _ends(line: Line) -> str:
+    return f"{line.y[0]:.2f} at step {line.x[0]:,} to {line.y[-1]:.2f} at step {line.x[-1]:,}"

@@ -1,0 +1,122 @@
+"""Results as sentences."""
+
+from __future__ import annotations
+
+from t5_pipeline.report import format as fmt
+from t5_pipeline.report.summary import ScoreLine, TaskScores
+
+
+def headline(task: TaskScores) -> str | None:
+    """The result of a task in one sentence; None if no prompt has been scored.
+
+    Prompts that give one answer to all inputs are described as such, whatever their score.
+    """
+    ranked = task.ranked()
+    if not ranked:
+        return None
+    best = ranked[0]
+    spread = best.spread(task.metric)
+    assert spread is not None
+    reached = fmt.with_metric(task.metric, spread.text.replace(" ", "\u00a0"))
+    lengths = sorted({row.prompt_length for row in best.rows if row.prompt_length is not None})
+    of = f" of {fmt.enumeration([fmt.count(length) for length in lengths])} tokens" if lengths else ""
+    note, constant = constant_note(best), all(best.constants)
+    if constant:
+        prompts = "every prompt" if len(best.rows) > 1 else "the prompt"
+        sentence = f"With {best.path_in_sentence}, {prompts}{of} gives {note} of {task.task}: {reached}"
+    else:
+        sentence = f"With {best.path_in_sentence}, prompts{of} reach {reached} on {task.task}"
+    difference = task.difference(best)
+    if difference is not None and task.majority is not None:
+        sentence += f", {_relative(difference)} the majority class ({_score(task.majority, task.metric)})"
+        if _within(best, task) and not constant and fmt.points(difference) != "0.0":
+            sentence += ", a difference within the 95% interval over the test rows"
+    return f"{sentence}." + (f" {fmt.sentence_case(note)}." if note and not constant else "")
+
+
+def interval_sentence(task: TaskScores) -> str | None:
+    """The interval over test rows of the best prompts; None if unknown."""
+    ranked = task.ranked()
+    interval = ranked[0].interval(task.metric) if ranked else None
+    if interval is None:
+        return None
+    of = fmt.plural(task.examples, f"{task.split} row")
+    return f"95% interval over {of}: {fmt.interval(*interval)}{fmt.unit(task.metric)}."
+
+
+def constant_note(line: ScoreLine) -> str | None:
+    """Which seeds give one answer to all inputs, and which answer; None if none does.
+
+    `one answer to all inputs (“yes”)`, `1 of 3 seeds gives one answer to all inputs (“yes”)`
+    """
+    found = [constant for constant in line.constants if constant is not None]
+    if not found:
+        return None
+    answers = dict.fromkeys(f"“{fmt.truncate(one.answer, 40)}”" for one in found)
+    inputs = "all inputs" if all(one.always for one in found) else "nearly all inputs"
+    note = f"one answer to {inputs} ({', '.join(answers)})"
+    if len(found) == len(line.rows):
+        return note
+    return f"{len(found)} of {len(line.rows)} seeds {'gives' if len(found) == 1 else 'give'} {note}"
+
+
+def _within(line: ScoreLine, task: TaskScores) -> bool:
+    """Whether the majority class scores within the interval over rows of a line."""
+    interval = line.interval(task.metric)
+    baseline = task.majority.spread(task.metric) if task.majority else None
+    return interval is not None and baseline is not None and interval.low <= baseline.mean <= interval.high
+
+
+def model_comparison(task: TaskScores) -> str | None:
+    """Compare the other models with the best one; None if there is only one."""
+    ranked = task.ranked()
+    if len(ranked) < 2:
+        return None
+    best, *others = ranked
+    reached = best.spread(task.metric)
+    parts = []
+    for line in others:
+        spread = line.spread(task.metric)
+        assert reached is not None
+        assert spread is not None
+        gap = reached.mean - spread.mean
+        noise = (reached.deviation or 0.0) + (spread.deviation or 0.0)
+        behind = fmt.points(gap).lstrip("+")
+        distance = "the same" if behind == "0.0" else f"{behind} points less"
+        if 0 < gap <= noise and behind != "0.0":
+            distance += " (within the spread of the seeds)"
+        note = constant_note(line)
+        parts.append(
+            f"{line.path_in_sentence}: {_score(line, task.metric)}, {distance}" + (f" ({note})" if note else "")
+        )
+    seeds = max(len(line.rows) for line in ranked)
+    over = f" Means ± standard deviation over {seeds} seeds." if seeds > 1 else ""
+    return f"{fmt.sentence_case('; '.join(parts))}.{over}"
+
+
+def method_comparison(task: TaskScores) -> str | None:
+    """Compare the other methods with the best prompts; None if there are none."""
+    ranked, others = task.ranked(), [line for line in task.best_of_each_method() if line.spread(task.metric)]
+    if not others:
+        return None
+    parts = []
+    for line in others:
+        part = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
+        spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
+        if spread is not None and best is not None:
+            part += f", {_relative(spread.mean - best.mean, level='the same')}"
+        parts.append(part)
+    return f"For comparison: {'; '.join(parts)}."
+
+
+def _score(line: ScoreLine, metric: str) -> str:
+    spread = line.spread(metric)
+    assert spread is not None
+    return spread.text.replace(" ", "\u00a0") + fmt.unit(metric)
+
+
+def _relative(difference: float, level: str = "level with") -> str:
+    amount = fmt.points(difference).lstrip("+" + fmt.MINUS)
+    if amount == "0.0":
+        return level
+    return f"{amount} points {'above' if difference > 0 else 'below'}"

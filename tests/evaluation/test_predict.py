@@ -1,0 +1,40 @@
+"""Answers of mixtures of prompts with the real T5, against those of each prompt alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from t5_pipeline.evaluation.predict import AnswerForm, answer_each, answer_mixture
+from t5_pipeline.modeling.prompt_bank import PromptedT5
+
+INPUTS = [np.array(ids, np.int32) for ids in ([5, 9, 33, 1], [7, 1], [40, 41, 42, 43, 44, 1])]
+FORM = AnswerForm(str, ["no", "yes", "maybe"], [[9, 1], [12, 30, 1], [8, 1]], max_length=4)
+RUN: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32"}
+
+
+def test_a_mixture_is_the_weighted_sum_of_probabilities(model: PromptedT5) -> None:
+    forms = [FORM, AnswerForm(str, max_length=3), FORM]
+    alone = [answer_each(model, [k] * 3, INPUTS, forms, batch_size=8, **RUN).scores for k in (0, 1)]
+    for batch_size in (1, 4, 64):
+        seen: list[int] = []
+        mixed = answer_mixture(
+            model, [0, 1], [0.3, 0.7], INPUTS, forms, batch_size=batch_size, on_batch=seen.append, **RUN
+        )
+        assert sum(seen) == 3
+        assert mixed.scores[1] == []
+        assert mixed.texts[1] == mixed.decoded[1]
+        for i in (0, 2):
+            expected = 0.3 * np.exp(alone[0][i]) + 0.7 * np.exp(alone[1][i])
+            assert np.exp(mixed.scores[i]) == pytest.approx(expected, rel=1e-4)
+            assert mixed.texts[i] == FORM.labels[int(expected.argmax())]
+
+
+def test_a_mixture_with_one_weight_equals_that_prompt(model: PromptedT5) -> None:
+    mixed = answer_mixture(model, [0, 1], [0.0, 1.0], INPUTS, [FORM] * 3, batch_size=8, **RUN)
+    alone = answer_each(model, [1] * 3, INPUTS, [FORM] * 3, batch_size=8, **RUN)
+    assert (mixed.texts, mixed.decoded) == (alone.texts, alone.decoded)
+    assert np.array(mixed.scores) == pytest.approx(np.array(alone.scores), rel=1e-4)

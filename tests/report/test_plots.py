@@ -1,0 +1,79 @@
+"""Charts with logarithmic axes, error bars and labels; colours for every reader."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from importlib import resources
+
+import matplotlib
+import numpy as np
+import pytest
+
+from t5_pipeline.report.plots import Axis, Line, chart
+
+
+def drawn(*lines: Line, x: Axis | None = None) -> str:
+    return str(chart(lines, x or Axis("Prompt length"), Axis("Score"), "figure", "scores by length"))
+
+
+def test_a_chart_has_a_log_axis_error_bars_labels_and_rings() -> None:
+    lengths, scores = [1, 10, 100], [50, 60, 70]
+    axis = Axis("Prompt length", log=True, ticks=lengths)
+    errors = [(y - 3, y + 2) for y in scores]
+    figure = drawn(Line(lengths, scores, 0, errors, label="LM <adapted>", dots=True, marked=[2]), x=axis)
+    plain = drawn(Line(lengths, scores, 0), x=axis)
+    assert re.findall(r">(1|10|100)</text>", figure) == ["1", "10", "100"]
+    assert "LM &lt;adapted&gt;" in figure
+    assert figure.count("<use") - plain.count("<use") >= 3 + 2 * 3 + 1  # dots, caps of the error bars, a ring
+    left, middle, right = (float(x) for x in re.findall(r'x="([\d.]+)"[^>]*>10*</text>', plain))
+    assert middle - left == pytest.approx(right - middle, rel=0.01)
+
+
+def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
+    figure = drawn(*[Line([1, 2], [1.0, 2.0 + i / 1000], i, label=f"model {i}") for i in range(5)])
+    heights = sorted(float(y) for y in re.findall(r' y="([\d.]+)"[^>]*>model \d', figure))
+    assert len(heights) == 5
+    assert min(b - a for a, b in itertools.pairwise(heights)) >= 9  # of text that is 8.5 high
+
+
+def test_charts_do_not_change_matplotlib_settings() -> None:
+    before = dict(matplotlib.rcParams)
+    drawn(Line([1, 2], [2.0, 1.0], 0))
+    assert dict(matplotlib.rcParams) == before
+
+
+# Machado, Oliveira & Fernandes 2009: what a dichromat sees, on linear RGB.
+VISION = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "full": np.eye(3).tolist(),
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.clip(to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1.0, 1.089], 1e-6, None))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2], ids=["light", "dark", "print"])
+def test_colours_are_readable_and_distinct_for_every_reader(mode: int) -> None:
+    style = resources.files("t5_pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
+    block = style.split(":root {")[mode + 1].split("}")[0]
+    colours = re.findall(r"--series-\d: (#\w+);", block)
+    paper = re.findall(r"--paper: (#\w+);", block)[0].replace("#fff;", "#ffffff;")
+    paper = "#ffffff" if paper == "#fff" else paper
+    assert len(colours) == 8
+    for colour in colours:
+        light, dark = sorted((float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (colour, paper)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+    for kind, matrix in VISION.items():
+        seen = [lab(np.array(matrix) @ linear(colour)) for colour in colours[:4]]
+        for one, two in itertools.combinations(range(4), 2):
+            assert np.linalg.norm(seen[one] - seen[two]) > 11, (kind, colours[one], colours[two])
