@@ -51,7 +51,7 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
                 rows.append(row)
 
     stage.cells[0].facts.update(solutions=len(candidates), models=len(models))
-    stage.publish("scores", lambda directory: write_scores(directory, rows, stage.seconds))
+    stage.publish("scores", lambda directory: write_scores(directory, rows, stage.cells[0].rows, stage.seconds))
 
 
 if __name__ == "__main__":

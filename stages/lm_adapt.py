@@ -41,7 +41,7 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
         )
         stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
 
-    train_language_model(stage, model.t5, batches, validation, publish)
+    train_language_model(stage, model.t5, batches, validation, publish, text.vocabulary.piece_bytes())
 
 
 def objective_of(c: LMAdaptConfig, tokens: TokenShards) -> Objective:

@@ -37,7 +37,7 @@ from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
 def model_tune(stage: Stage[ModelTuneConfig]) -> None:
     c, model = stage.config, stage.load_model()
     parameters = model.t5.shape.parameters
-    rows = training_rows(c.tasks, model, c)
+    rows = training_rows(stage, model, c.tasks)
     batches = MixedTaskBatches(rows, c.batch_size, c.seed, c.mixing, c.mixing_limit)
 
     def loss_fn(t5: T5, batch: TensorBatch) -> Tensor:

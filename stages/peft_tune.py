@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PeftTuneConfig
-from t5_pipeline.data_prep.tasks.encode import TaskBatches
+from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import score_model
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
@@ -35,7 +35,7 @@ from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
 def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
     c, source = stage.config, stage.model_source()
     model = PeftT5.start(stage.input("model").path, c.method, c.virtual_tokens, c.hidden_size, c.dropout, c.seed)
-    batches = TaskBatches(training_rows([c.task], source, c), [c.batch_size], [c.seed])
+    batches = TaskBatches(training_rows(stage, source, [c.task]), [c.batch_size], [c.seed])
 
     def loss_fn(model: PeftT5, batch: TensorBatch) -> Tensor:
         loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)

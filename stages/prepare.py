@@ -22,12 +22,13 @@ from t5_pipeline.artifacts import working
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import Interrupted
-from t5_pipeline.data_prep.corpora.documents import Chunk, corpus_chunks, first_texts
+from t5_pipeline.data_prep.corpora.documents import Chunk, corpus_chunks, first_texts, skipped_files
+from t5_pipeline.data_prep.corpora.row import listed
 from t5_pipeline.data_prep.shards.limit import Limit
 from t5_pipeline.data_prep.shards.local_workers import encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
 from t5_pipeline.data_prep.shards.writer import Counts, Workers, write_tokens
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
@@ -39,6 +40,9 @@ from t5_pipeline.execution.stage_process import main
 def prepare(stage: Stage[PrepareConfig]) -> None:
     c = stage.config
     held_out = [text for task in c.decontaminate for text in Task.load(task).held_out_texts()]
+    if skipped := skipped_files(c.corpus):
+        log.warning("%s: skipped files in %s (%s): %s", stage.name, c.corpus, f"{len(skipped):,}", listed(skipped))
+        stage.cells[0].facts.update(skipped_files=listed(skipped))
     chunks = corpus_chunks(c.corpus, text_field=c.text_field, config=c.config, split=c.split, chunk_bytes=c.shard_bytes)
     vocabulary = Vocabulary.load(c.vocabulary) if c.vocabulary else trained_vocabulary(stage, chunks, held_out)
 

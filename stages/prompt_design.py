@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from t5_pipeline.config.tuning import PromptDesignConfig
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
@@ -29,7 +29,7 @@ from t5_pipeline.modeling.prompt_bank import BareT5
 def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
     c, source = stage.config, stage.model_source()
     task = Task.load(c.task)
-    rows = [(task.inputs(row), task.targets(row)) for row in task.rows("train", training=True)] if c.shots else []
+    rows = demonstration_rows(stage, task) if c.shots else []
 
     candidates = [
         TextPrompt(
@@ -49,6 +49,14 @@ def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
     stage.publish("text_prompt", best.save)
 
 
+def demonstration_rows(stage: Stage[PromptDesignConfig], task: Task) -> list[tuple[str, str]]:
+    """Input and target of the training rows."""
+    rows = task.rows("train", training=True)
+    texts = [(task.inputs(row), task.targets(row)) for row in rows]
+    stage.record_rows([task.counts("train", rows, [target for _, target in texts])])
+    return texts
+
+
 def best_on_validation(
     stage: Stage[PromptDesignConfig], candidates: list[TextPrompt], vocabulary: Vocabulary
 ) -> TextPrompt:
@@ -63,8 +71,9 @@ def best_on_validation(
     )
     scored = []
     for prompt in candidates:
-        inputs = prompt.encode(split.rows.input_texts, vocabulary)
-        measured = score_model(model, [split.with_inputs(inputs)], device, c.precision)
+        worded = split.with_inputs(prompt.encode(split.rows.input_texts, vocabulary))
+        stage.record_rows([worded.rows.counts])
+        measured = score_model(model, [worded], device, c.precision)
         scores = measured.scores
         scored.append((measured.score, -measured.loss, prompt.model_copy(update={"scores": scores})))
         log.info("%s: %r: %s", stage.name, prompt.template, scores_text(scores))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PromptMixtureConfig
-from t5_pipeline.data_prep.tasks.encode import TaskBatches
+from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import HeldOut, score_mixture
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
@@ -40,7 +40,7 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
     model = MixtureWeights(PromptedT5(t5, bank), c.components)
-    batches = TaskBatches(training_rows([c.task], loaded, c), [c.batch_size], [c.seed], c.loss)
+    batches = TaskBatches(training_rows(stage, loaded, [c.task]), [c.batch_size], [c.seed], c.loss)
 
     def loss_fn(model: MixtureWeights, batch: TensorBatch) -> Tensor:
         loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss, "loss" in c.reference_ops)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PromptTuneConfig
-from t5_pipeline.data_prep.tasks.encode import TaskBatches
+from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import score_prompts
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import CellRun, Stage
@@ -45,7 +45,7 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
 
     tasks = [cell.config.task for cell in cells]
     batches = TaskBatches(
-        training_rows(tasks, loaded, c),
+        training_rows(stage, loaded, tasks),
         [cell.config.batch_size for cell in cells],
         [cell.config.seed for cell in cells],
         c.loss,

@@ -1,39 +1,36 @@
 """Corpora as documents, divided into chunks that can be read independently.
 
 The division depends only on the files and on `chunk_bytes`. Concatenated in the order of their paths, the files form a
-byte range, which is cut every `chunk_bytes`; a document belongs to the chunk in which it begins. .jsonl files are cut
-by bytes and .parquet files by rows (sizes from the metadata); .txt and compressed files are never cut. A hub data set
-is divided into the shards of `datasets`, usually its files.
+byte range, which is cut every `chunk_bytes`; a document belongs to the chunk in which it begins. JSON lines are cut by
+bytes and .parquet files by rows (sizes from the metadata); .txt files, JSON lists and compressed files are never cut. A
+hub data set is divided into the shards of `datasets`, usually its files.
 
 Only the current document is in memory.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
-from t5_pipeline.data_prep.corpora.rows import (
+from t5_pipeline.data_prep.corpora.files import (
     COMPRESSIONS,
-    Row,
-    check_unicode,
     compression,
     file_format,
-    json_row,
     line_number,
     lines,
     lines_from,
-    one_line,
-    parquet_file,
-    parquet_rows,
     read_text,
 )
+from t5_pipeline.data_prep.corpora.hub import hub_shards, shard_rows
+from t5_pipeline.data_prep.corpora.json_rows import is_json_list, json_file, json_row
+from t5_pipeline.data_prep.corpora.parquet import parquet_file, parquet_rows
+from t5_pipeline.data_prep.corpora.row import Row, check_unicode, listed
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, documents
 
 CHUNK_BYTES = 2**28
@@ -42,7 +39,8 @@ _MIN_CHUNKS = 64
 _MIN_CHUNK_BYTES = 2**22
 _POSITIONS_PER_FILE = 2**40
 
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+_KNOWN = f"{', '.join(_SUFFIXES)} (all but the last also as .gz or .zst)"
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,9 @@ def corpus_chunks(
     """The chunks of a corpus, in order; each document is in exactly one.
 
     Args:
-        location: a .txt (one document), .jsonl or .parquet file (one document per row), the first two also as .gz or
-            .zst; a folder of these, read in the order of their paths; "stdlib-docs"; or a `datasets` hub name.
+        location: a .txt file (one document), a .jsonl, .ndjson, .json or .parquet file (one document per row), all but
+            the last also as .gz or .zst; a folder of these, read in the order of their paths; "stdlib-docs"; or a
+            `datasets` hub name. Other files of a folder are skipped (see `skipped_files`).
         text_field: the field of a row that contains the text.
         config: configuration of a hub data set.
         split: split of a hub data set.
@@ -106,16 +105,11 @@ def corpus_chunks(
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if _is_corpus_file(f, path))
         if not files:
-            raise InputError(
-                f"corpus {path}: contains no {', '.join(_SUFFIXES)} file (the first two also as .gz or .zst);"
-                " check the path"
-            )
+            raise InputError(f"corpus {path}: contains no {_KNOWN} file; check the path")
         return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, chunk_bytes)
     if path.is_file():
         if not _is_corpus_file(path, path.parent):
-            raise InputError(
-                f"corpus {path}: has an unknown suffix; use {', '.join(_SUFFIXES)} (the first two also as .gz or .zst)"
-            )
+            raise InputError(f"corpus {path}: has an unknown suffix; use {_KNOWN}")
         return _cut(path.parent, [path.name], text_field, chunk_bytes)
     if (
         path.suffix.lower() in (*_SUFFIXES, *COMPRESSIONS)
@@ -125,6 +119,16 @@ def corpus_chunks(
         raise InputError(f"corpus {location} does not exist; check the path")
     shards = hub_shards(str(location), config, split)
     return [HubShard(str(location), config, split, text_field, index, shards) for index in range(shards)]
+
+
+def skipped_files(location: str | Path) -> list[str]:
+    """Files and linked folders of a corpus folder that `corpus_chunks` does not read, except hidden ones."""
+    path = Path(location)
+    if not path.is_dir():
+        return []
+    found = [file for file in sorted(path.rglob("*")) if file.is_symlink() or file.is_file()]
+    names = [file.relative_to(path) for file in found if not _is_corpus_file(file, path)]
+    return [name.as_posix() for name in names if not _is_hidden(name)]
 
 
 def first_texts(chunks: Iterable[Chunk], characters: int, *, without: Iterable[str], corpus: str) -> Iterator[str]:
@@ -150,7 +154,7 @@ def first_texts(chunks: Iterable[Chunk], characters: int, *, without: Iterable[s
 
 @dataclass(frozen=True)
 class FileSpan:
-    """The documents of a file that begin at `start` … `stop`−1, in bytes (.jsonl) or rows (.parquet); None: all."""
+    """The documents of a file that begin at `start` … `stop`−1, in bytes (JSON lines) or rows (.parquet); None: all."""
 
     file: int
     name: str
@@ -186,6 +190,9 @@ class FileChunk:
                 yield 0, read_text(path)
             case ".parquet":
                 for at, row in parquet_rows(path, [self.text_field], span.start, span.stop or 0):
+                    yield at, text_of(row, self.text_field)
+            case ".json" if is_json_list(path):
+                for at, row in enumerate(json_file(path)):
                     yield at, text_of(row, self.text_field)
             case _ if compression(path):
                 for number, line in enumerate(lines(path), 1):
@@ -248,21 +255,24 @@ def _weights(path: Path, text_field: str) -> list[tuple[int, int | None]]:
     """(bytes, number of bytes or rows at which to cut; None: uncut) of a file, for Parquet of each row group."""
     if file_format(path) == ".parquet":
         with parquet_file(path, [text_field]) as file:
+            paths = [file.schema.column(i).path for i in range(file.metadata.num_columns)]
+            # pyarrow ends the process if it looks at the metadata of a damaged column.
+            columns = [i for i, name in enumerate(paths) if name.split(".")[0] == text_field]
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            return [(_column_bytes(group, text_field), group.num_rows) for group in groups]
+            return [(sum(g.column(i).total_uncompressed_size for i in columns), g.num_rows) for g in groups]
     size = path.stat().st_size
-    return [(size, None if compression(path) or file_format(path) == ".txt" else size)]
-
-
-def _column_bytes(group: Any, name: str) -> int:
-    columns = [group.column(i) for i in range(group.num_columns)]
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
+    whole = compression(path) or file_format(path) == ".txt" or (file_format(path) == ".json" and is_json_list(path))
+    return [(size, None if whole else size)]
 
 
 def _is_corpus_file(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
     compressed_table = file_format(file) == ".parquet" and compression(file)
-    return file.is_file() and not hidden and file_format(file) in _SUFFIXES and not compressed_table
+    known = file_format(file) in _SUFFIXES and not compressed_table
+    return file.is_file() and known and not _is_hidden(file.relative_to(root))
+
+
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
 
 
 def text_of(row: Row, text_field: str) -> str:
@@ -272,7 +282,7 @@ def text_of(row: Row, text_field: str) -> str:
         InputError: if it has none.
     """
     if text_field not in row:
-        raise InputError(f"{row.where}: has no field {text_field!r} (only {', '.join(row)}); set `text_field`")
+        raise InputError(f"{row.where}: has no field {text_field!r} (only {listed(row)}); set `text_field`")
     text = row[text_field]
     if not isinstance(text, str):
         raise InputError(
@@ -310,57 +320,7 @@ class HubShard:
         return f"{self.split} {self.index + 1} of {self.of}"
 
     def documents(self) -> Iterator[Document]:
-        shard = _stream(self.location, self.config, self.split).shard(num_shards=self.of, index=self.index)
-        where = f"{self.location}/{self.split}, shard {self.index + 1} of {self.of}"
-        for number, fields in enumerate(_fetched(shard, where)):
-            row = Row(fields, f"{where}: row {number + 1}")
+        for number, row in enumerate(
+            shard_rows(self.location, self.config, self.split, self.text_field, self.index, self.of)
+        ):
             yield Document(text_of(row, self.text_field), self.index * _POSITIONS_PER_FILE + number)
-
-
-def hub_shards(name: str, config: str | None, split: str) -> int:
-    """The number of shards from which `datasets` streams a split of a hub data set."""
-    return int(_stream(name, config, split).num_shards)
-
-
-def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
-    """Rows of a split of a `datasets` hub data set, streamed, with class labels as their names."""
-    stream = _stream(name, config, split)
-    from datasets import ClassLabel
-
-    names = {
-        column: feature.names for column, feature in (stream.features or {}).items() if isinstance(feature, ClassLabel)
-    }
-
-    def read() -> Iterator[Row]:
-        for number, fields in enumerate(_fetched(stream, f"{name}/{split}"), 1):
-            labelled = {c: names[c][fields[c]] for c in names if isinstance(fields.get(c), int) and fields[c] >= 0}
-            yield Row({**fields, **labelled}, f"{name}/{split}: row {number}")
-
-    return read()
-
-
-# Cached, so that the hub lists the files of a data set once per process, not once per shard.
-@functools.lru_cache(maxsize=4)
-def _stream(name: str, config: str | None, split: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # the hub, the network and loading scripts raise anything
-        raise InputError(
-            f"{name}: does not exist here, and cannot be read from the hub (config {config}, split {split}):"
-            f" {one_line(error)}; check the path, or the name of the data set"
-        ) from None
-
-
-def _fetched(stream: Any, where: str) -> Iterator[dict[str, Any]]:
-    """The rows of a stream, with network errors and damaged files reported in one line."""
-    rows = iter(stream)
-    while True:
-        try:
-            fields = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # as above; `datasets` has already retried
-            raise InputError(f"{where}: cannot read it ({one_line(error)}); run the same command to resume") from None
-        yield fields

@@ -15,7 +15,7 @@ import sentencepiece
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk
-from t5_pipeline.data_prep.corpora.rows import one_line
+from t5_pipeline.data_prep.corpora.files import one_line
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, available_cores, killed_too_often
 from t5_pipeline.data_prep.shards.writer import Encoding, Events, ShardDone
 

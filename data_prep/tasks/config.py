@@ -7,12 +7,19 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import (
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from t5_pipeline.core.schema import Config, Data, setting
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.formats import FORMATS, expanded, task_name
-from t5_pipeline.data_prep.tasks.splits import split_file, split_slice
+from t5_pipeline.data_prep.tasks.readers import PASSAGES, Reader
+from t5_pipeline.data_prep.tasks.splits import split_file, split_slice, stem
 
 METRICS = {
     **dict.fromkeys(("accuracy", "exact_match", "token_f1", "pearson", "spearman"), ""),
@@ -42,12 +49,12 @@ class TaskConfig(Config):
     config: str | None = setting(
         None, "configuration of a hub data set; `format` then uses the hub's field and split names"
     )
-    reader: Literal["rows", "multirc", "record", "wsc", "squad", "qqp"] = setting(
+    reader: Reader = setting(
         "rows", "rows: one example per row; the others read the files of these benchmarks as distributed"
     )
     splits: dict[str, str] = setting(
         {"train": "train", "validation": "validation", "test": "test"},
-        "split → file name inside `data` or hub split, optionally sliced as in train[:90%]",
+        "split → file name inside `data` or hub split, optionally sliced: train[:90%, shuffled]",
     )
     inputs: str = setting(..., "template of the input, with {field} for the fields of a row")
     targets: str = setting(..., "template of the target, with {field} for the fields of a row")
@@ -56,6 +63,9 @@ class TaskConfig(Config):
     )
     round_to: dict[str, float] = setting({}, "numeric fields to round to multiples: {score: 0.2} turns 3.75 into 3.8")
     labels: list[str] | None = setting(None, "all possible targets of a classification task; none for free text")
+    nulls: Literal["error", "drop"] = setting(
+        "error", "rows with null in a field that the task uses (CSV, TSV: empty): error, or drop and count them"
+    )
     answers: str | None = setting(None, "field that lists all acceptable answers; a metric takes the best match")
     group: str | None = setting(None, "field that identifies rows of one group (metric group_accuracy)")
     holds: str | None = setting(
@@ -99,6 +109,33 @@ class TaskConfig(Config):
         for split in value.values():
             split_slice(split)
         return value
+
+    @model_validator(mode="after")
+    def check_orders(self) -> TaskConfig:
+        """Slices of a file must not overlap because they take its rows in different orders."""
+        orders: dict[str, str] = {}
+        for split in self.splits.values():
+            name, part = split_slice(split)
+            if part is None:
+                continue
+            if part.order == "stratified" and (not self.labels or self.reader in PASSAGES):
+                needed = "a task with `labels`" if not self.labels else "a reader without passages"
+                raise ValueError(f"`{split}`: a stratified slice needs {needed}; use `shuffled`")
+            order = f"{part.order}={part.seed}"
+            if orders.setdefault(stem(name), order) != order:
+                raise ValueError(
+                    f"`{split}`: the slices of {name} take its rows in different orders and can overlap; give all the"
+                    " same order and seed"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_new_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings at defaults that mean what happened before they existed, so that digests stay."""
+        dumped: dict[str, Any] = handler(self)
+        if dumped.get("nulls") == "error":
+            del dumped["nulls"]
+        return dumped
 
     @field_validator("round_to")
     @classmethod

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from t5_pipeline.data_prep.objectives.documents import Example, cache_recent
 from t5_pipeline.data_prep.sampling.batches import Batch, collate
 from t5_pipeline.data_prep.sampling.permutation import Permutation
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, pass_orders, rows_at
+from t5_pipeline.data_prep.tasks.batches import pass_orders, rows_at
+from t5_pipeline.data_prep.tasks.encode import EncodedTask
 
 CYCLE = 2**14  # slots; every task has at least one
 

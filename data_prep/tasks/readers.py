@@ -8,78 +8,117 @@ T5 puts spaces around punctuation, and this reader leaves the text unchanged.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row, file_format, read_json, read_rows
+from t5_pipeline.data_prep.corpora.files import file_format
+from t5_pipeline.data_prep.corpora.json_rows import read_json
+from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.data_prep.corpora.rows import read_rows
 from t5_pipeline.data_prep.tasks.splits import Slice
 
 Reader = Literal["rows", "multirc", "record", "wsc", "squad", "qqp"]
+
+PASSAGES = {"multirc": "paragraph", "record": "passage", "squad": "context"}
+"""The field with the passage, of readers whose rows can share one."""
 
 _TAG = re.compile(r"</?b>")
 _HIGHLIGHT_AFTER_END = re.compile(r"([.?!\"'])\n@highlight\n")
 _HIGHLIGHT = "\n@highlight\n"
 
 
-def read_task(
-    path: Path, reader: Reader, part: Slice | None, *, columns: Sequence[str], header: bool, training: bool
-) -> list[Row]:
-    """The rows of a file.
+@dataclass(frozen=True)
+class Dropped:
+    """A question that is not used, and why."""
+
+    reason: str
+
+
+Question = dict[str, Any] | Dropped
+
+
+def used_columns(reader: Reader, fields: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The columns that a reader needs, and those that it uses if there are any.
 
     Args:
-        path: the file.
-        reader: its format.
-        part: see `flatten`.
-        columns: Parquet only: the columns that the task uses, if each row of the file is one of its rows.
-        header: CSV and TSV only: the first line names the columns.
-        training: see `flatten`.
+        fields: the fields of its rows that the task uses.
+    """
+    return ((), _COLUMNS[reader]) if reader in _COLUMNS else (fields, ())
+
+
+def file_rows(
+    path: Path,
+    reader: Reader,
+    columns: Sequence[str],
+    optional: Sequence[str],
+    *,
+    header: bool,
+    skipped: Counter[str],
+) -> Iterator[Row]:
+    """The rows of a file as distributed.
+
+    Args:
+        columns, optional, header: as for `read_rows`.
+        skipped: counts the lines of QQP that are skipped, by reason.
 
     Raises:
         InputError: if the file or a row is malformed; names the row.
     """
     if reader == "squad" and file_format(path) == ".json":
-        return flatten(_paragraphs(path), reader, part, training=training)
+        return _paragraphs(path)
     # QQP's files contain truncated lines, which T5's data set and the hub's also leave out.
-    whole = reader != "qqp"
-    optional = _COLUMNS.get(reader, ())
-    needed = () if optional else columns
-    rows = read_rows(path, needed, optional=optional, header=header, whole=whole)
-    return flatten(rows, reader, part, training=training)
+    skipped_lines = skipped if reader == "qqp" else None
+    return read_rows(path, columns, optional=optional, header=header, skipped=skipped_lines)
 
 
-def flatten(rows: Iterable[Row], reader: Reader, part: Slice | None, *, training: bool) -> list[Row]:
+def flatten(
+    rows: Iterable[Row],
+    reader: Reader,
+    part: Slice | None,
+    dropped: Counter[str],
+    *,
+    training: bool,
+    stratum: Callable[[Row], str],
+) -> list[Row]:
     """Flatten rows as distributed by a benchmark or the hub to one row per question.
 
     Args:
         rows: the distributed rows.
         reader: their format.
         part: slice of passages, or of rows if there are no passages; None for all.
+        dropped: counts the questions that are not used, by reason.
         training: yield one row per answer if a question has several (ReCoRD), not one with all of them.
+        stratum: the class of a row, for stratified slices.
 
     Raises:
         InputError: if a row does not have the benchmark's format; names the row.
     """
     passages = _by_passage(rows, reader)
     if part is not None:
-        passages = passages[part.of(len(passages))]
+        strata = [stratum(row) for (row,) in passages] if part.order == "stratified" else None
+        passages = [passages[i] for i in part.of(len(passages), strata)]
     questions = _QUESTIONS.get(reader)
-    found = []
+    found: list[Row] = []
     for row in (row for passage in passages for row in passage):
         try:
-            found += [row] if questions is None else [Row(fields, row.where) for fields in questions(row, training)]
+            of_row = [row] if questions is None else list(questions(row, training))
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise InputError(
                 f"{row.where}: does not have the {reader} format ({type(error).__name__}: {error});"
                 " fix the file or use `reader: rows`"
             ) from None
+        dropped.update(question.reason for question in of_row if isinstance(question, Dropped))
+        found += [q if q is row else Row(q, row.where) for q in of_row if not isinstance(q, Dropped)]
     return found
 
 
 def _by_passage(rows: Iterable[Row], reader: Reader) -> list[list[Row]]:
     """Group the hub's rows by passage; each row of a nested file is a group of its own."""
-    name = {"multirc": "paragraph", "record": "passage", "squad": "context"}.get(reader, "")
+    name = PASSAGES.get(reader, "")
     passages: dict[str | int, list[Row]] = {}
     for number, row in enumerate(rows):
         text = row.get(name) if name else None
@@ -104,7 +143,7 @@ def _choice(paragraph: str, question: Any, answer: str, labelled: Any, question_
     return {**bare, "label": labelled.get("label"), "question_id": question_id}  # SuperGLUE's test rows have no label
 
 
-def _record(row: Row, training: bool) -> Iterator[dict[str, Any]]:
+def _record(row: Row, training: bool) -> Iterator[Question]:
     """passage with entities → queries: entities and answers deduplicated and sorted, as in T5's data set."""
     if isinstance(row["passage"], str):
         text, entities = row["passage"], row["entities"]
@@ -119,6 +158,8 @@ def _record(row: Row, training: bool) -> Iterator[dict[str, Any]]:
         shared = {"query": query, "entities": ", ".join(sorted(set(entities))), "passage": passage, "answers": answers}
         for answer in answers if training else answers[:1]:
             yield {**shared, "answer": answer}
+        if not answers:
+            yield Dropped("without an answer")
 
 
 def _wsc(row: Row, training: bool) -> Iterator[dict[str, Any]]:
@@ -175,13 +216,15 @@ def _paragraphs(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: is not SQuAD's JSON (data → paragraphs → qas); use `reader: rows`") from None
 
 
-def _squad(row: Row, training: bool) -> Iterator[dict[str, Any]]:
-    """One row per question; unanswerable questions (SQuAD 2) are skipped, because the format has no target for them."""
+def _squad(row: Row, training: bool) -> Iterator[Question]:
+    """One row per question; unanswerable questions (SQuAD 2) are dropped, because the format has no target for them."""
     for question in row.get("qas", [row]):
         given = question["answers"]
         texts = given["text"] if isinstance(given, dict) else [answer["text"] for answer in given]
         answers = list(dict.fromkeys(texts))
-        if answers:
+        if not answers:
+            yield Dropped("without an answer")
+        else:
             yield {
                 "id": question["id"],
                 "question": question["question"],
@@ -191,7 +234,7 @@ def _squad(row: Row, training: bool) -> Iterator[dict[str, Any]]:
             }
 
 
-_QUESTIONS: dict[str, Callable[[Row, bool], Iterable[dict[str, Any]]]] = {
+_QUESTIONS: dict[str, Callable[[Row, bool], Iterable[Question]]] = {
     "multirc": _multirc,
     "record": _record,
     "wsc": _wsc,

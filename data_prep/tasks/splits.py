@@ -3,36 +3,86 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.sampling.permutation import Permutation
 
 SUFFIXES = tuple(
     f".{kind}{compression}"
-    for kind in ("jsonl", "json", "csv", "tsv", "parquet")
+    for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet")
     for compression in ("", ".gz", ".zst")
 )
 
 _BOUND = re.compile(r"-?\d+%?")
+_ORDER = re.compile(r"(shuffled|stratified)(?:\s*=\s*(\d{1,9}))?")
+
+
+Order = Literal["file", "shuffled", "stratified"]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A range of a file's rows (or passages, if it has them), written `[:90%]` or `[-500:]`.
+    """A range of a file's rows (or passages, if it has them): `[:90%]`, `[-500:]`, `[:90%, shuffled]`.
 
-    >>> Slice("10%", "").of(25)
-    slice(3, 25, None)
-    >>> Slice("", "-5").of(25)
-    slice(0, 20, None)
+    Attributes:
+        begin, end: bounds, as numbers or percentages; empty for the first or last row.
+        order: the order of the rows in which the range is taken. In the order `stratified`, every range contains each
+            class in proportion to its rows.
+        seed: seed of the orders `shuffled` and `stratified`.
     """
 
     begin: str
     end: str
+    order: Order = "file"
+    seed: int = 0
 
-    def of(self, rows: int) -> slice:
-        """The range of `rows` rows. Percentages are rounded to the nearest row, halves up."""
+    def of(self, rows: int, strata: Sequence[str] | None = None) -> list[int]:
+        """The rows of the slice, in the order of the file.
+
+        Args:
+            rows: number of rows in the file.
+            strata: the class of each row, for the order `stratified`.
+
+        >>> Slice("", "-5").of(8)
+        [0, 1, 2]
+        >>> sorted(Slice("", "50%", "shuffled").of(8) + Slice("50%", "", "shuffled").of(8))
+        [0, 1, 2, 3, 4, 5, 6, 7]
+        >>> strata = ["no", "no", "no", "no", "yes", "yes"]
+        >>> [strata[i] for i in Slice("", "50%", "stratified").of(6, strata)]
+        ['no', 'no', 'yes']
+        """
+        chosen = self._order(rows, strata)[self.range_of(rows)]
+        return sorted(chosen.tolist())
+
+    def range_of(self, rows: int) -> slice:
+        """The range of `rows` rows in the order. Percentages are rounded to the nearest row, halves up.
+
+        >>> Slice("10%", "").range_of(25)
+        slice(3, 25, None)
+        """
         return slice(self._at(self.begin, rows, 0), self._at(self.end, rows, rows))
+
+    def _order(self, rows: int, strata: Sequence[str] | None) -> npt.NDArray[np.int64]:
+        order = np.arange(rows)
+        if self.order == "file" or not rows:
+            return order
+        shuffled = Permutation(rows, self.seed, "slice")(order)
+        if self.order == "shuffled":
+            return shuffled
+        assert strata is not None
+        # Row k of a class of n rows is placed at (k + ½)/n of the way, so that the classes are mixed evenly.
+        _, class_R = np.unique(np.asarray(strata)[shuffled], return_inverse=True)
+        place_R = np.empty(rows)
+        for number, count in enumerate(np.bincount(class_R)):
+            place_R[class_R == number] = (np.arange(count) + 0.5) / count
+        return shuffled[np.argsort(place_R, kind="stable")]
 
     @staticmethod
     def _at(bound: str, rows: int, missing: int) -> int:
@@ -48,7 +98,9 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
     """The name of a split without its slice, and the slice.
 
     >>> split_slice("train[:90%]")
-    ('train', Slice(begin='', end='90%'))
+    ('train', Slice(begin='', end='90%', order='file', seed=0))
+    >>> split_slice("train[90%:, shuffled=1]")
+    ('train', Slice(begin='90%', end='', order='shuffled', seed=1))
 
     Raises:
         ValueError: if the slice is malformed.
@@ -56,7 +108,8 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
     if "[" not in split or not split.endswith("]"):
         return split, None
     name, _, inside = split[:-1].rpartition("[")
-    begin, colon, end = (part.strip() for part in inside.partition(":"))
+    bounds, comma, ordered = inside.partition(",")
+    begin, colon, end = (part.strip() for part in bounds.partition(":"))
     if not name:
         raise ValueError(f"`{split}` has no split name; write one before the slice, as in train{split}")
     if not colon:
@@ -71,7 +124,15 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
     )
     if comparable and int(begin.strip("%")) >= int(end.strip("%")):
         raise ValueError(f"`{split}`: {begin}:{end} contains no row; swap or change the bounds")
-    return name, Slice(begin, end)
+    order = _ORDER.fullmatch(ordered.strip())
+    if comma and not order:
+        raise ValueError(
+            f"`{split}`: {ordered.strip()!r} is not an order of rows; write {name}[{bounds}, shuffled] or"
+            f" {name}[{bounds}, stratified], with another seed as in shuffled=1"
+        )
+    if order is None:
+        return name, Slice(begin, end)
+    return name, Slice(begin, end, cast(Order, order[1]), int(order[2] or 0))
 
 
 def split_file(data: str, split: str) -> Path | None:
@@ -88,7 +149,7 @@ def split_file(data: str, split: str) -> Path | None:
         return _named(path, split)
     if not path.is_file():
         return None
-    if split in (path.name, _stem(path)):
+    if split in (path.name, stem(path.name)):
         return path
     return _named(path.parent, split) or (path if split == "train" else None)
 
@@ -97,13 +158,18 @@ def _named(folder: Path, split: str) -> Path | None:
     named = folder / split
     if named.is_file() or not named.parent.is_dir():
         return named if named.is_file() else None
-    files = sorted(file for file in named.parent.iterdir() if _stem(file) == named.name and file.is_file())
+    files = sorted(file for file in named.parent.iterdir() if stem(file.name) == named.name and file.is_file())
     if len(files) > 1:
         names = " and ".join(file.name for file in files)
         raise InputError(f"{folder}: {names} are both the split {split!r}; name one of them with its suffix")
     return files[0] if files else None
 
 
-def _stem(path: Path) -> str:
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), "")
-    return path.name[: len(path.name) - len(suffix)]
+def stem(name: str) -> str:
+    """The name of a file without the suffixes of its format and compression.
+
+    >>> stem("train.v2.CSV.gz")
+    'train.v2'
+    """
+    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]

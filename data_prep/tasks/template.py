@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, listed
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -63,9 +63,7 @@ class Template:
         """The text of one field of a row (see `render`)."""
         value = row.field(field)
         if value is MISSING:
-            raise InputError(
-                f"{row.where}: has no field {field!r} (only {', '.join(row)}); fix `{self.key}` or the row"
-            )
+            raise InputError(f"{row.where}: has no field {field!r} (only {listed(row)}); fix `{self.key}` or the row")
         finite = not isinstance(value, float) or math.isfinite(value)
         # bool is an int and becomes True or False, as in T5's tasks.
         if not isinstance(value, str | int | float) or not finite:

@@ -204,6 +204,16 @@ class Vocabulary:
         pieces = [str(self.pieces.id_to_piece(i)) for i in range(self.pieces.get_piece_size())]
         return pieces + [f"<extra_id_{self.size - 1 - i}>" for i in range(len(pieces), self.size)]
 
+    def piece_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of the text of every id, after normalisation; 0 for ids that are not text."""
+        found = np.zeros(self.size, np.int64)
+        for i in range(self.pieces.get_piece_size()):
+            if self.pieces.is_byte(i):
+                found[i] = 1
+            elif not (self.pieces.is_control(i) or self.pieces.is_unknown(i) or self.pieces.is_unused(i)):
+                found[i] = len(str(self.pieces.id_to_piece(i)).replace("\u2581", " ").encode())
+        return found
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without EOS."""
         ids: list[int] = self.pieces.encode(text)

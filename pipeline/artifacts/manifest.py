@@ -14,6 +14,7 @@ from pydantic import Field
 from t5_pipeline.core.checksums import block_sha256
 from t5_pipeline.core.paths import below, inside
 from t5_pipeline.core.records import Record
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 
 NAME = "manifest.json"
 STARTED = "started.json"
@@ -66,7 +67,7 @@ class Started(Record):
 
 
 class Manifest(Started):
-    """A finished cell: its settings and inputs, its outputs, and the checksums of its files."""
+    """A finished cell: its settings and inputs, its outputs, the checksums of its files, and the rows that it read."""
 
     file_name: ClassVar[str] = NAME
 
@@ -75,6 +76,7 @@ class Manifest(Started):
     outputs: dict[str, OutputRecord]
     files: dict[str, FileRecord]
     facts: dict[str, Any] = Field(default_factory=dict)
+    rows: list[RowCounts] = Field(default_factory=list)
     finished: str
     seconds: float
 

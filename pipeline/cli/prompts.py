@@ -135,7 +135,11 @@ def _add_tune(tune: argparse.ArgumentParser) -> None:
     tune.description = "Freeze a T5 and learn one task as a soft prompt, as prompt_tune does from a recipe."
     task = tune.add_argument_group("task")
     task.add_argument(
-        "--train", required=True, type=Path, metavar="FILE", help="training rows: JSONL, JSON, CSV, TSV or Parquet"
+        "--train",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="training rows: a file, or a slice of it as in rows.tsv[:90%%, stratified]",
     )
     task.add_argument(
         "--inputs", required=True, metavar="TEMPLATE", help="input text, with {field} for fields of a row"
@@ -145,7 +149,10 @@ def _add_tune(tune: argparse.ArgumentParser) -> None:
     )
     task.add_argument("--labels", nargs="+", metavar="A,B", help="all possible targets (default: free text)")
     task.add_argument(
-        "--validation", type=Path, metavar="FILE", help="rows to select the checkpoint by (default: publish the last)"
+        "--validation",
+        type=Path,
+        metavar="FILE",
+        help="rows to select the checkpoint by, also a slice (default: publish the last)",
     )
     task.add_argument(
         "--metrics", nargs="+", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"

@@ -18,6 +18,7 @@ from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.printable import say
 from t5_pipeline.core.schema import validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.splits import split_slice
 from t5_pipeline.execution.launcher import command, launch, stage_script
 from t5_pipeline.execution.runner import failed
 
@@ -31,22 +32,32 @@ def one_task(
     metrics: Sequence[str] | None,
     validation: Path | None,
 ) -> TaskConfig:
-    """A task with its rows in one or two files.
+    """A task with its rows in one or two files, or in slices of them.
 
     Raises:
         InputError: if a file does not exist or a setting is invalid.
     """
-    splits = {"train": train.name}
-    for flag_name, file in (("--train", train), ("--validation", validation)):
-        if file is not None and not file.is_file():
-            raise InputError(f"{flag_name}: {file} does not exist; give a .jsonl, .json, .csv, .tsv or .parquet file")
+    data, part = _file_and_slice("--train", train)
+    splits = {"train": data.name + part}
     if validation is not None:
-        splits["validation"] = os.path.relpath(validation, train.parent)
+        file, part = _file_and_slice("--validation", validation)
+        splits["validation"] = os.path.relpath(file, data.parent) + part
     values: dict[str, Any] = {
-        "name": name, "data": str(train), "splits": splits, "inputs": inputs, "targets": targets, "labels": labels,
+        "name": name, "data": str(data), "splits": splits, "inputs": inputs, "targets": targets, "labels": labels,
         "metrics": metrics or (["accuracy"] if labels else ["exact_match", "token_f1"]),
     }  # fmt: skip
-    return validate(TaskConfig, values, lambda loc: flag(".".join(map(str, loc))))
+    return validate(TaskConfig, values, lambda loc: flag(".".join(map(str, loc))) if loc else "--train")
+
+
+def _file_and_slice(where: str, given: Path) -> tuple[Path, str]:
+    """The file and the slice of a flag such as `--train "rows.tsv[:90%, shuffled]"`."""
+    try:
+        name = str(given) if given.is_file() else split_slice(str(given))[0]
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    if not Path(name).is_file():
+        raise InputError(f"{where}: {name} does not exist; give a .jsonl, .json, .csv, .tsv or .parquet file")
+    return Path(name), str(given)[len(name) :]
 
 
 def tune(

@@ -17,7 +17,7 @@ class PrepareConfig(StageConfig):
     outputs: ClassVar[tuple[str, ...]] = ("tokens",)
     repairs_output: ClassVar[bool] = True
     # 2: a shard is a chunk of the corpus, and validation documents are drawn by their position.
-    code_version: ClassVar[int] = 2
+    code_version: ClassVar[int] = 3
 
     # Files: .txt, .jsonl (each also .gz or .zst) or .parquet. stdlib-docs: the documentation that ships with Python.
     corpus: Annotated[str, Data()] = setting(

@@ -11,7 +11,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.cost.flops import training_footprint
 from t5_pipeline.cost.memory import moments_bytes
-from t5_pipeline.data_prep.corpora.rows import compression, file_format
+from t5_pipeline.data_prep.corpora.files import compression, file_format
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 from t5_pipeline.modeling.config import T5Config
 

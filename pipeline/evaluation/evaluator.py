@@ -11,7 +11,8 @@ from typing import Any
 
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.counts import RowCounts
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows
 from t5_pipeline.evaluation.held_out import HeldOut, load_held_out
@@ -43,7 +44,7 @@ class Evaluator:
         Raises:
             InputError: if the T5 is not where the candidates expect it, or is another one.
         """
-        self.c, self.candidates = stage.config, candidates
+        self.stage, self.c, self.candidates = stage, stage.config, candidates
         first = candidates[0]
         source = first.artifact if first.fine_tuned else stage.model_of(first.artifact, first.model, first.digest)
         self.name = first.model if first.fine_tuned else source.name
@@ -119,12 +120,15 @@ class Evaluator:
                 limit=self.c.limit,
                 max_output_length=self.c.max_output_length,
             )
+            self.stage.record_rows([self._splits[key].rows.counts])
         return self._splits[key]
 
     def _as_read(self, split: HeldOut, candidate: Candidate) -> HeldOut:
         if candidate.encode is None:
             return split
-        return split.with_inputs(candidate.encode(split.rows.input_texts, self.answerer.vocabulary))
+        worded = split.with_inputs(candidate.encode(split.rows.input_texts, self.answerer.vocabulary))
+        self.stage.record_rows([worded.rows.counts])
+        return worded
 
     def _row(self, task: TaskConfig, candidate: Candidate, split: HeldOut, outputs: Outputs) -> Row:
         row = {"method": candidate.method, **candidate.about}
@@ -139,11 +143,12 @@ class Evaluator:
         return row | split.scored(outputs)
 
 
-def write_scores(directory: Path, rows: Sequence[Row], seconds: float) -> None:
+def write_scores(directory: Path, rows: Sequence[Row], data: Sequence[RowCounts], seconds: float) -> None:
     """Write scores.json, and predictions.jsonl: what each method answered to each row.
 
     Args:
         rows: rows of scores.json, with their predictions.
+        data: counts of the rows of each split.
         seconds: time of the evaluation.
     """
     with (directory / "predictions.jsonl").open("w", encoding="utf-8") as file:
@@ -151,7 +156,8 @@ def write_scores(directory: Path, rows: Sequence[Row], seconds: float) -> None:
             about = {name: row[name] for name in _NAMES if row.get(name) is not None}
             file.writelines(json.dumps(about | line, ensure_ascii=False) + "\n" for line in row["predictions"])
     scored = [{name: value for name, value in row.items() if name != "predictions"} for row in rows]
-    text = json.dumps({"rows": scored, "seconds": round(seconds, 1)}, indent=1, ensure_ascii=False)
+    content = {"rows": scored, "data": [counts.model_dump() for counts in data], "seconds": round(seconds, 1)}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
     (directory / "scores.json").write_text(text, encoding="utf-8")
 
 

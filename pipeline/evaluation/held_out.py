@@ -14,10 +14,11 @@ from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, encode_labels, encode_task
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.metrics import confusion, illegal_share, score, task_average
-from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each, answer_mixture
+from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each, answer_mixture
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
@@ -38,7 +39,7 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def with_inputs(self, inputs: list[Ids]) -> HeldOut:
+    def with_inputs(self, inputs: EncodedTexts) -> HeldOut:
         """The same rows with other input ids."""
         return replace(self, rows=self.rows.with_inputs(inputs))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.evaluation.held_out import validation_rows
+from t5_pipeline.evaluation.held_out import HeldOut, validation_rows
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.training.best_checkpoint import Measured, Selection
@@ -37,6 +37,11 @@ def select_best(
     c: LearningConfig = stage.config
     if c.select == "last":
         return None
-    splits = [validation_rows(task, source.vocabulary, source.sentinel, c) for task in tasks]
+    read: dict[str, HeldOut] = {}
+    for task in tasks:
+        if task.model_dump_json() not in read:
+            read[task.model_dump_json()] = validation_rows(task, source.vocabulary, source.sentinel, c)
+    splits = [read[task.model_dump_json()] for task in tasks]
+    stage.record_rows([split.rows.counts for split in splits])
     measure = partial(score, splits=splits, device=stage.accelerator.device, precision=c.precision)
     return Selection(cells, measure, kept, every=c.validate_every, patience=c.patience)

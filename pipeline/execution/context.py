@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -21,6 +21,7 @@ from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.paths import inside
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.execution.staleness import CellStatus
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class CellRun(Generic[C]):
     steps: dict[int, OutputRecord] = field(default_factory=dict)
     step: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    rows: list[RowCounts] = field(default_factory=list)
     verified: set[Path] = field(default_factory=set)
 
     @property
@@ -166,6 +168,17 @@ class Stage(Generic[C]):
 
     def inputs(self, name: str) -> list[Artifact]:
         return self.cells[0].inputs(name)
+
+    def record_rows(self, counts: Sequence[RowCounts]) -> None:
+        """Log and record the counts of each cell's rows, or of all tasks of the only cell."""
+        cells = self.cells if len(counts) == len(self.cells) else self.cells * len(counts)
+        for cell, found in zip(cells, counts, strict=True):
+            if not any(found in other.rows for other in self.cells):
+                log.info("%s: %s", self.name, found)
+                if found.warning:
+                    log.warning("%s", found.warning)
+            if found not in cell.rows:
+                cell.rows.append(found)
 
     def model_source(self) -> ModelSource:
         """Vocabulary, metadata and origin of the input "model", without its weights."""

@@ -1,7 +1,7 @@
 """metrics.jsonl: one JSON object per line, ordered by step.
 
 {"step": 10, "loss": 5.1, "learning_rate": 0.01, "tokens_per_second": 6120.0, …}
-{"step": 10, "split": "validation", "loss": 5.3}
+{"step": 10, "split": "validation", "loss": 5.3, "bits_per_byte": 2.1}
 {"step": 10, "loss": 0.6, "losses": {"seed=0": 0.5, "seed=1": 0.7}, "examples_per_second": 31.0, …}
 """
 
@@ -39,6 +39,7 @@ class LoggedRow(BaseModel):
         losses: by id of the cell, if several cells train together.
         scores: metrics by id of the cell, of a validation.
         elapsed_s: seconds of training so far, over all restarts.
+        bits_per_byte: of held-out text.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -49,6 +50,7 @@ class LoggedRow(BaseModel):
     losses: dict[str, Number] = {}
     scores: dict[str, dict[str, Number]] = {}
     elapsed_s: Number | None = None
+    bits_per_byte: Number | None = None
 
 
 def read_row(line: bytes) -> LoggedRow | None:

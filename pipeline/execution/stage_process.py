@@ -275,6 +275,7 @@ def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float) -> None:
         outputs=outputs,
         files=manifests.record_files(cell.directory, places),
         facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
+        rows=cell.rows or (before.rows if before else []),
         finished=_now(),
         seconds=round(seconds + (before.seconds if before else 0.0), 1),
     )

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import encode_inputs
+from t5_pipeline.data_prep.tasks.encode import EncodedTexts, encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.modeling.layers import DecoderCache
@@ -65,7 +63,7 @@ class Candidate:
         about: further entries of its rows, for example {"seed": 0, "trained": 51200}.
         prompts: soft prompts [P, D] for the bank of the shared T5; empty for none.
         weights: one per prompt, to mix their answers; empty for a single prompt.
-        encode: input ids of texts, instead of the task's own.
+        encode: encodes input texts, instead of the task's own template.
         load_model: makes the model that answers instead of the shared T5, from the T5's directory.
         fine_tuned: the artifact itself is the T5 that answers.
         vote_group: candidates of a group differ only in their seed, and vote; None for no vote.
@@ -83,7 +81,7 @@ class Candidate:
     about: dict[str, Any] = field(default_factory=dict)
     prompts: list[Tensor] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    encode: Callable[[Sequence[str], Vocabulary], list[NDArray[np.int32]]] | None = None
+    encode: Callable[[Sequence[str], Vocabulary], EncodedTexts] | None = None
     load_model: Callable[[Path], ReadingModel] | None = None
     fine_tuned: bool = False
     vote_group: str | None = None
@@ -102,7 +100,7 @@ class Candidate:
         """Whether it is one soft prompt; these are answered in shared batches."""
         return len(self.prompts) == 1 and not self.weights
 
-    def read(self, texts: Sequence[str], vocabulary: Vocabulary) -> list[NDArray[np.int32]]:
+    def read(self, texts: Sequence[str], vocabulary: Vocabulary) -> EncodedTexts:
         """Ids of input texts of its task."""
         if self.encode is not None:
             return self.encode(texts, vocabulary)

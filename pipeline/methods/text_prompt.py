@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import encode_inputs
+from t5_pipeline.data_prep.tasks.encode import EncodedTexts, encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
@@ -54,17 +53,18 @@ class TextPrompt(Record):
         )
         return self.separator.join([*demonstrations, self.template.replace("{input}", text)])
 
-    def encode(self, texts: Sequence[str], vocabulary: Vocabulary) -> list[npt.NDArray[np.int32]]:
+    def encode(self, texts: Sequence[str], vocabulary: Vocabulary) -> EncodedTexts:
         """Ids of inputs; demonstrations are dropped (first ones first) before an input is truncated."""
-        found = encode_inputs([self.word(text) for text in texts], vocabulary, 2**31, self.sentinel)
+        found = encode_inputs([self.word(text) for text in texts], vocabulary, 2**31, self.sentinel).ids
+        whole = list(map(len, found))
         for i, text in enumerate(texts):
             shown = len(self.demonstrations)
             while len(found[i]) > self.max_input_length and shown:
                 shown -= 1
-                (found[i],) = encode_inputs([self.word(text, shown)], vocabulary, 2**31, self.sentinel)
+                (found[i],) = encode_inputs([self.word(text, shown)], vocabulary, 2**31, self.sentinel).ids
             if len(found[i]) > self.max_input_length:
-                (found[i],) = encode_inputs([self.word(text, 0)], vocabulary, self.max_input_length, self.sentinel)
-        return found
+                (found[i],) = encode_inputs([self.word(text, 0)], vocabulary, self.max_input_length, self.sentinel).ids
+        return EncodedTexts(found, [before - len(ids) for before, ids in zip(whole, found, strict=True)])
 
 
 def candidates(artifact: Artifact) -> Iterator[Candidate]:

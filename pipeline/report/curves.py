@@ -33,12 +33,14 @@ class JobLog:
         train: loss.
         validation: loss.
         scores: average of the task's metrics, which chooses the published step.
+        bits_per_byte: of held-out text, after LM adaptation so far.
         damaged: number of lines that could not be read.
     """
 
     train: Curves = field(default_factory=dict)
     validation: Curves = field(default_factory=dict)
     scores: Curves = field(default_factory=dict)
+    bits_per_byte: Curve = field(default_factory=lambda: Curve([], []))
     damaged: int = 0
 
 
@@ -47,6 +49,7 @@ def read_log(path: Path) -> JobLog:
     train: Curves = {}
     validation: Curves = {}
     scores: Curves = {}
+    bits = Curve([], [])
     damaged = 0
     for row in read_rows(path):
         if row is None:
@@ -55,10 +58,12 @@ def read_log(path: Path) -> JobLog:
         losses = row.losses or ({"": row.loss} if row.loss is not None else {})
         for cell, loss in losses.items():
             (train if row.split == "train" else validation).setdefault(cell, Curve([], [])).add(row.step, loss)
+        if row.bits_per_byte is not None:
+            bits.add(row.step, row.bits_per_byte)
         for cell, metrics in row.scores.items():
             if metrics:
                 scores.setdefault(cell, Curve([], [])).add(row.step, statistics.fmean(metrics.values()))
-    return JobLog(train, validation, scores, damaged)
+    return JobLog(train, validation, scores, bits, damaged)
 
 
 def thinned(curve: Curve, points: int = 240) -> Curve:

@@ -14,6 +14,7 @@ from t5_pipeline.report.collect import Run, collect
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
 from t5_pipeline.report.sections.confusion import confusion_section
+from t5_pipeline.report.sections.data import data_section
 from t5_pipeline.report.sections.nearest_tokens import neighbours_section
 from t5_pipeline.report.sections.notes import notes
 from t5_pipeline.report.sections.overview import overview_section
@@ -59,6 +60,7 @@ def render(run: Run) -> str:
         losses_section(run, paths, series),
         perplexity_section(run),
         sizes_section(run, paths),
+        data_section(run),
         stages_section(run),
         reproduce_section(run),
     ]

@@ -23,8 +23,8 @@ from t5_pipeline.artifacts.kinds import locate_one, named_artifacts
 from t5_pipeline.core.checksums import json_digest, short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to
-from t5_pipeline.data_prep.corpora.rows import MISSING, Row, check_unicode
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.decoding import Decoding
@@ -61,11 +61,13 @@ class Answer:
         output: the likeliest label, or the decoded text.
         scores: log p of each label; None for free text and votes.
         votes: number of prompts with each answer; None for a single prompt.
+        cut: tokens that were cut from the input, because it is longer than those in training (the most of all prompts).
     """
 
     output: str
     scores: dict[str, float] | None = None
     votes: dict[str, int] | None = None
+    cut: int = 0
 
 
 class Engine:
@@ -180,34 +182,39 @@ class Engine:
         parts = [(q, k) for q in questions for k in range(len(q.names))]
         outputs = Outputs([""] * len(parts), [""] * len(parts), [[] for _ in parts])
         of_t5: dict[Path, list[int]] = {}
+        cut: dict[int, int] = {}
         for i, (q, k) in enumerate(parts):
             of_t5.setdefault(self._t5_of(self.prompts[q.names[k]]), []).append(i)
         for path, places in of_t5.items():
             answerer = self._answerer(path)
-            asked = self._asked([parts[i] for i in places], answerer.vocabulary, max_output_length)
+            asked, lost = self._asked([parts[i] for i in places], answerer.vocabulary, max_output_length)
             outputs.put(places, answerer.answer(asked, batch_size, decoding, on_batch))
+            cut |= dict(zip(places, lost, strict=True))
         answers, begin = [], 0
         for q in questions:
-            answers.append(self._answer(q, outputs.part(begin, begin + len(q.names))))
+            answer = self._answer(q, outputs.part(begin, begin + len(q.names)))
+            answers.append(replace(answer, cut=max(cut[begin + k] for k in range(len(q.names)))))
             begin += len(q.names)
         return answers
 
     def _asked(
         self, parts: Sequence[tuple[Question, int]], vocabulary: Vocabulary, max_output_length: int
-    ) -> list[Asked]:
-        """The inputs as ids, with the form of their answers."""
+    ) -> tuple[list[Asked], list[int]]:
+        """The inputs as ids, with the form of their answers; and the tokens that were cut from each."""
         of_name: dict[str, list[int]] = {}
         for i, (q, k) in enumerate(parts):
             of_name.setdefault(q.names[k], []).append(i)
-        asked: dict[int, Asked] = {}
+        asked: dict[int, tuple[Asked, int]] = {}
         for name, places in of_name.items():
             one = self.prompts[name]
             form = answer_form(one.task, vocabulary, one.sentinel, max_output_length or one.max_target_length)
             if one.task.labels:  # an answer is a label, so nothing is decoded
                 form = replace(form, max_length=0)
             inputs = one.read([parts[i][0].texts[parts[i][1]] for i in places], vocabulary)
-            asked |= {i: Asked(one, ids, form, parts[i][0].number) for i, ids in zip(places, inputs, strict=True)}
-        return [asked[i] for i in range(len(parts))]
+            for i, ids, cut in zip(places, inputs.ids, inputs.cut, strict=True):
+                asked[i] = Asked(one, ids, form, parts[i][0].number), cut
+        found = [asked[i] for i in range(len(parts))]
+        return [one for one, _ in found], [cut for _, cut in found]
 
     def _answer(self, question: Question, outputs: Outputs) -> Answer:
         labels = self._tasks[question.names[0]].labels or []

@@ -31,7 +31,8 @@ from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
 from t5_pipeline.core.schema import Sentinel
-from t5_pipeline.data_prep.tasks.encode import Task, check_labels
+from t5_pipeline.data_prep.tasks.encode import check_labels
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo

@@ -38,7 +38,11 @@ from t5_pipeline.core.atomic_files import STDOUT, check_output, open_output
 from t5_pipeline.core.checksums import file_digest, json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable, say
-from t5_pipeline.data_prep.corpora.rows import Row, file_format, json_row, lines, read_rows
+from t5_pipeline.data_prep.corpora.files import file_format, lines
+from t5_pipeline.data_prep.corpora.json_rows import json_row
+from t5_pipeline.data_prep.corpora.row import Row, listed
+from t5_pipeline.data_prep.corpora.rows import read_rows
+from t5_pipeline.data_prep.tasks.counts import Truncated
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.serving.engine import Answer, Engine, Question
@@ -69,11 +73,19 @@ class BadRow:
 
 @dataclass
 class Counts:
-    """Rows with an output line, those of them without an answer, and those that an earlier command had answered."""
+    """Rows of a prediction.
+
+    Attributes:
+        rows: number of rows with an output line.
+        bad: number of these without an answer.
+        resumed: number of these that an earlier command had answered.
+        cut: tokens that this command cut from each input that was too long.
+    """
 
     rows: int = 0
     bad: int = 0
     resumed: int = 0
+    cut: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,8 @@ class Predict:
                     # On a terminal, control characters are written as escapes of JSON: the same values.
                     write((printable(text, keep="\n") if to == STDOUT else text).encode())
                     counts.rows, counts.bad = counts.rows + len(window), counts.bad + bad
+            if counts.cut:
+                say(f"predict: {counts.rows - counts.resumed:,} rows; inputs truncated: {Truncated.of(counts.cut)}")
         except KeyboardInterrupt:
             if partial is not None:
                 say(f"stopped after {counts.rows:,} of {total:,} rows; run the same command to resume")
@@ -141,16 +155,16 @@ class Predict:
             rows = counts.rows + done
             progress.update(rows, {"examples_per_second": (rows - counts.resumed) / (time.monotonic() - began)})
 
-        answers = iter(
-            engine.answer(
-                [one for one in asked if isinstance(one, Question)],
-                batch_size=self.batch_size,
-                max_output_length=self.max_output_length,
-                decoding=self.decoding,
-                on_batch=advance,
-            )
+        answers = engine.answer(
+            [one for one in asked if isinstance(one, Question)],
+            batch_size=self.batch_size,
+            max_output_length=self.max_output_length,
+            decoding=self.decoding,
+            on_batch=advance,
         )
-        text = "".join(_error(one) if isinstance(one, BadRow) else _line(one, next(answers)) for one in asked)
+        counts.cut += [answer.cut for answer in answers if answer.cut]
+        left = iter(answers)
+        text = "".join(_error(one) if isinstance(one, BadRow) else _line(one, next(left)) for one in asked)
         return text, sum(isinstance(one, BadRow) for one in asked)
 
     def _partial(self, engine: Engine, source: Path, to: Path) -> Path:
@@ -175,13 +189,13 @@ def _check(path: Path, engine: Engine) -> int:
     """
     rows = _rows(path, engine)
     first = next(rows, None)
-    if file_format(path) not in (".jsonl", ".json"):
+    if file_format(path) not in (".jsonl", ".ndjson", ".json"):
         header = engine.has_header and file_format(path) != ".parquet"
         if first is None:
             raise InputError(f"{path}: has no rows{' below its header line' if header else ''}; check the file")
         named = {name.partition(".")[0] for name in engine.fields} | {*engine.fields, "input"}
         if isinstance(first, Row) and not named.intersection(first):
-            columns = f" ({', '.join(list(first)[:8])})" if first else ""
+            columns = f" ({listed(first, most=8)})" if first else ""
             raise InputError(
                 f"{path}: none of its columns{columns} is `input` or a field of a prompt ({', '.join(engine.fields)});"
                 f" {'name the columns in the first line' if header else 'rename its columns'}"
@@ -191,7 +205,7 @@ def _check(path: Path, engine: Engine) -> int:
 
 def _rows(path: Path, engine: Engine) -> Iterator[Row | BadRow]:
     """The rows of a file, read as in training; a bad line of JSON does not end them."""
-    if file_format(path) == ".jsonl":
+    if file_format(path) in (".jsonl", ".ndjson"):
         return _json_lines(lines(path), path)
     columns = dict.fromkeys(["prompt", "input", *engine.fields])
     return read_rows(path, (), optional=list(columns), header=engine.has_header)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from t5_pipeline.config.adaptation import LanguageModelConfig
@@ -24,12 +27,14 @@ def train_language_model(
     batches: BatchSource,
     validation: BatchSource | None,
     publish: Callable[[int, TrainingResult], None],
+    bytes_V: NDArray[np.int64] | None = None,
 ) -> None:
     """Train every weight of a T5 on every target token.
 
     Args:
         validation: held-out batches; the loss is measured on the first `validation_batches` of them.
         publish: called with (step, result) for every step to be published.
+        bytes_V: bytes of text of every id, if the targets are text; held-out bits per byte are then measured too.
     """
     c: LanguageModelConfig = stage.config
 
@@ -40,7 +45,8 @@ def train_language_model(
     def measure(state: TrainState) -> dict[str, float]:
         assert validation is not None
         held_out = [validation.at(index) for index in range(c.validation_batches)]
-        return {"loss": held_out_loss(state, held_out, c.microbatch_size, "loss" in c.reference_ops)}
+        loss = held_out_loss(state, held_out, c.microbatch_size, "loss" in c.reference_ops)
+        return {"loss": loss} | ({} if bytes_V is None else {"bits_per_byte": bits_per_byte(loss, held_out, bytes_V)})
 
     trainer = Trainer(
         c,
@@ -53,6 +59,17 @@ def train_language_model(
         validation=None if validation is None else Validation(measure, c.validate_every),
     )
     train_stage(stage, trainer, publish)
+
+
+def bits_per_byte(loss: float, batches: Sequence[ArrayBatch], bytes_V: NDArray[np.int64]) -> float:
+    """A mean loss per target token in bits per byte of the targets' text, which does not depend on the vocabulary.
+
+    Args:
+        loss: in nats.
+        bytes_V: bytes of text of every id.
+    """
+    ids = np.concatenate([batch.targets_BT[batch.weights_B > 0].ravel() for batch in batches])
+    return loss / math.log(2) * np.count_nonzero(ids) / max(int(bytes_V[ids].sum()), 1)
 
 
 def held_out_loss(

@@ -5,18 +5,26 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, Task, encode_task
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, encode_task
+from t5_pipeline.data_prep.tasks.task import Task
+from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.loaded import ModelSource
 
 log = logging.getLogger("t5-pipeline")
 _FEW = 10  # distinct targets that are probably classes
 
 
-def training_rows(tasks: Sequence[TaskConfig], source: ModelSource, c: LearningConfig) -> list[EncodedTask]:
-    """The training split of each task as ids; a task that occurs several times is encoded once."""
+def training_rows(stage: Stage[Any], source: ModelSource, tasks: Sequence[TaskConfig]) -> list[EncodedTask]:
+    """The training split of each task as ids; a task that occurs several times is encoded once.
+
+    Args:
+        tasks: the task of each cell, or all tasks of the only cell.
+    """
+    c: LearningConfig = stage.config
     encoded: dict[str, EncodedTask] = {}
     for task in tasks:
         key = task.model_dump_json()
@@ -26,7 +34,9 @@ def training_rows(tasks: Sequence[TaskConfig], source: ModelSource, c: LearningC
                 Task.load(task), "train", source.vocabulary, *lengths, source.sentinel, training=True
             )
             _hint_at_labels(encoded[key])
-    return [encoded[task.model_dump_json()] for task in tasks]
+    found = [encoded[task.model_dump_json()] for task in tasks]
+    stage.record_rows([rows.counts for rows in found])
+    return found
 
 
 def _hint_at_labels(task: EncodedTask) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import HeldOut, answer_all, answer_form, score_model, score_prompts
@@ -42,6 +43,7 @@ def split(
     rows = EncodedTask(
         "t", [np.array(row, np.int32) for row in INPUTS], ids, ["" for _ in INPUTS], targets, names,
         np.array([names.index(target) for target in targets]) if names else None, holds=holds,
+        counts=RowCounts(task="t", split="test", read=len(targets), used=len(targets)),
     )  # fmt: skip
     task = TaskConfig(name="t", data="d", inputs="{a}", targets="{b}", labels=names, metrics=metrics)
     form = AnswerForm(decode, names or [], list(LABELS.values()) if labels else [], 4)  # type: ignore[arg-type]

@@ -30,7 +30,8 @@ from t5_pipeline.core.schema import Sentinel, setting
 from t5_pipeline.cost.plan import plan
 from t5_pipeline.cost.plan_text import as_text
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task, encode_task
+from t5_pipeline.data_prep.tasks.encode import encode_task
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.execution.context import Artifact, Stage
 from t5_pipeline.execution.stage_process import run
 from t5_pipeline.methods.base import Candidate

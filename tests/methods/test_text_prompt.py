@@ -53,11 +53,11 @@ def test_demonstrations_are_dropped_before_input_is_truncated(finished: Tiny) ->
 
     whole, one, none = (prompt().word("an input", shown) for shown in (2, 1, 0))
     for text in (whole, one, none):
-        (ids,) = prompt(max_input_length=length(text)).encode(["an input"], vocabulary)
+        (ids,) = prompt(max_input_length=length(text)).encode(["an input"], vocabulary).ids
         assert ids.tolist() == [*vocabulary.encode(text), 1]
-    (cut,) = prompt(max_input_length=length(none) - 2).encode(["an input"], vocabulary)
+    (cut,) = prompt(max_input_length=length(none) - 2).encode(["an input"], vocabulary).ids
     assert cut.tolist() == [*vocabulary.encode(none)[:-2], 1]
-    (both,) = prompt(sentinel="both").encode(["an input"], vocabulary)
+    (both,) = prompt(sentinel="both").encode(["an input"], vocabulary).ids
     assert both.tolist()[-2:] == [vocabulary.sentinel(0), 1]
 
 

@@ -212,7 +212,7 @@ class RunBuilder:
                 row["losses"] = {cell: loss + w for cell, w in zip(cells, wobble, strict=True)}
             rows.append(row)
             if not cells and step % (every * 10) == 0:
-                rows.append({"step": step, "split": "validation", "loss": loss + 0.1})
+                rows.append({"step": step, "split": "validation", "loss": loss + 0.1, "bits_per_byte": loss / 2})
         path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99')
 
     def _job(self, cells: list[Cell], model: str) -> None:

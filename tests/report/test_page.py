@@ -187,9 +187,11 @@ def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page:
     rows = [
         json.loads(line) for line in (finished.run_dir.path / "lm_adapt/metrics.jsonl").read_text().splitlines()[:-1]
     ]
-    losses = [row["loss"] for row in rows if row.get("split") == "validation"]
+    validated = [row for row in rows if row.get("split") == "validation"]
+    losses = [row["loss"] for row in validated]
     shown = page.table("Held-out text.")[1:]
     assert [row[0] for row in shown] == ["lm_adapt", "lm_adapt"]
+    assert [row[4] for row in shown] == ["–", f"{validated[-1]['bits_per_byte']:.3f}"]
     assert [float(row[3].replace(",", "")) for row in shown] == [
         pytest.approx(math.exp(loss), rel=0.01) for loss in (losses[0], losses[-1])
     ]

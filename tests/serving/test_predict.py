@@ -23,6 +23,7 @@ import yaml
 from t5_pipeline.artifacts.kinds import artifact_digest, locate, named_prompts
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.counts import Truncated
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.config import T5Config
@@ -160,7 +161,13 @@ def test_answers_are_those_of_ordinary_forward_passes(place: Place, tmp_path: Pa
         "is it true that a list is sorted?", "words: Parse the arguments, one after another, until there are none.",
         "tone: A file that does not exist.", "", "Open it. " * 12 + " about files", "is it true that x", "words: End.",
     ]  # fmt: skip
-    answers = place.predict("--input", write_lines(tmp_path))
+    said = place.run("--input", write_lines(tmp_path))
+    assert said.code == 0, said.err
+    rooms = [24 - 1 - (PROMPTS[line["prompt"]][1] == "both") for line in LINES]
+    cut = Truncated.of(len(place.vocabulary.encode(t)) - room for t, room in zip(texts, rooms, strict=True))
+    assert f"predict: 10 rows; inputs truncated: {cut}\n" in said.err
+    assert cut.texts > 1
+    answers = [json.loads(line) for line in said.out.splitlines()]
     same(answers, [expected(place, line["prompt"], text) for line, text in zip(LINES, texts, strict=True)])
     assert answers[1] == answers[5], "fields and ready text read the same"
     assert len({row["output"] for row in answers}) > 4, "the answers are worth comparing"

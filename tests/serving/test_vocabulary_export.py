@@ -60,7 +60,7 @@ class World:
         return to, export(str(self.directory / "model"), str(self.directory / "prompts"), form, str(to))
 
     def inputs(self, name: str, text: str) -> list[int]:
-        (ids,) = encode_inputs([text], self.vocabulary, 64, "none")
+        (ids,) = encode_inputs([text], self.vocabulary, 64, "none").ids
         return list(map(int, ids))
 
     @torch.no_grad()

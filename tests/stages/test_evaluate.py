@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 from tests.tiny_run import Tiny, scores, stage
 
 
@@ -42,5 +45,13 @@ def test_metrics_flag_names_task(tiny: Tiny) -> None:
     done = stage("evaluate", *prompts, "--metrics", "about=mcc,f1", "--output-dir", output)
     assert done.code == 0, done.err
     assert {tuple(row["metrics"]) for row in scores(output)} == {("mcc", "f1")}
+    data = json.loads((output / "scores" / "scores.json").read_text())["data"]
+    (counts,) = [RowCounts.model_validate(row) for row in data]
+    manifest = manifests.read(output)
+    assert manifest is not None
+    assert manifest.rows == [counts]
+    assert (counts.split, counts.used) == ("test", 4)
+    assert counts.dropped == {"over the limit": counts.read - 4}
+    assert f"evaluate: {counts}" in done.err
     refused = stage("evaluate", *prompts, "--metrics", "f1", "--output-dir", output)
     assert (refused.code, refused.err.count("\n")) == (2, 1)

@@ -14,8 +14,9 @@ from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.artifacts.manifest import read
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task, encode_task
+from t5_pipeline.data_prep.tasks.encode import encode_task
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.training.optimizers import model_optimizer

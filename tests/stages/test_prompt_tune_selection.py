@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.evaluation.metrics import task_average
 from t5_pipeline.execution.progress import scores_text, validation_text
@@ -50,10 +51,16 @@ def test_the_best_step_is_published_and_recorded(finished: Tiny, task: Path, tmp
     assert best.info.step == max(order, key=order.__getitem__)
     assert set(best.info.scores) == {"accuracy", "macro_f1"}
     assert best.info.scores == measured[best.info.step][0]
+    manifest = manifests.read(tmp_path / "best")
+    assert manifest is not None
+    assert [(rows.split, rows.read > 12, rows.used <= 12) for rows in manifest.rows] == [
+        ("train", True, False), ("validation", True, True)
+    ]  # fmt: skip
     log = (tmp_path / "best" / "log.txt").read_text()
     chosen = f"step {best.info.step}, {scores_text(best.info.scores)}, best of 5 validations"
     assert f" prompt_tune: published prompt of {chosen}\n" in log
     assert f"prompt_tune  step 4/10  {validation_text({'scores': {'': measured[4][0]}})}\n" in said.err
+    assert f": {manifest.rows[1]}\n" in log
 
     # Its rows equal those of a run that ends there.
     assert tune(finished, task, tmp_path / "short", "--steps", best.info.step, "--select", "last").code == 0

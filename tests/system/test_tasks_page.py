@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from t5_pipeline.data_prep.tasks.config import METRICS, TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tasks.formats import FORMATS
+from t5_pipeline.data_prep.tasks.task import Task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"(?:^    .*\n)+", PAGE, re.MULTILINE)]

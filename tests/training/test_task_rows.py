@@ -19,7 +19,7 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
 
     def encode(task: Any, split: str, *more: Any, **named: Any) -> object:
         calls.append((task.name, split, *more[1:], named))
-        return SimpleNamespace(name=task.name, labels=task.labels)
+        return SimpleNamespace(name=task.name, labels=task.labels, counts=f"counts of {task.name}")
 
     monkeypatch.setattr(task_rows, "encode_task", encode)
     first, second = (
@@ -28,9 +28,12 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
     )
     source = ModelSource("m", "0", cast(Any, None), ModelMetadata(sentinel="targets"))
     c = PromptTuneConfig(model="m", task=first, max_input_length=32, max_target_length=8)
-    rows = task_rows.training_rows([first, second, first.model_copy()], source, c)
+    recorded: list[Any] = []
+    stage = cast(Any, SimpleNamespace(config=c, record_rows=recorded.extend))
+    rows = task_rows.training_rows(stage, source, [first, second, first.model_copy()])
     assert [task.name for task in rows] == ["first", "second", "first"]
     assert rows[0] is rows[2]
+    assert recorded == [f"counts of {name}" for name in ("first", "second", "first")]
     assert calls == [(name, "train", 32, 8, "targets", {"training": True}) for name in ("first", "second")]
 
 
@@ -38,11 +41,14 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
 def test_few_targets_without_labels_are_probably_classes(
     targets: list[str], hint: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = SimpleNamespace(name="tone", labels=None, answers=None, target_texts=targets * (100 // len(targets)))
+    found = SimpleNamespace(
+        name="tone", labels=None, answers=None, counts=None, target_texts=targets * (100 // len(targets))
+    )
     monkeypatch.setattr(task_rows, "encode_task", lambda *_, **__: found)
     task = TaskConfig(name="tone", data="x", inputs="{a}", targets="{b}", metrics=["exact_match"])
     c = PromptTuneConfig(model="m", task=task, prompt_init="vocabulary")
-    task_rows.training_rows([task], ModelSource("m", "0", cast(Any, None), ModelMetadata()), c)
+    stage = cast(Any, SimpleNamespace(config=c, record_rows=lambda counts: None))
+    task_rows.training_rows(stage, ModelSource("m", "0", cast(Any, None), ModelMetadata()), [task])
     said = (
         "tasks.tone: the 100 training rows have only 2 different targets; if these are classes, set `labels`"
         " (flag: --labels 'bad,so so')"

@@ -1,10 +1,11 @@
-"""Notes above the results: incomplete stages, damaged logs."""
+"""Notes above the results: incomplete stages, splits with one class, damaged logs."""
 
 from __future__ import annotations
 
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, tag
+from t5_pipeline.report.sections.data import row_counts
 from t5_pipeline.report.sections.run import by_stage
 
 _MEANINGS = {
@@ -26,8 +27,10 @@ def notes(run: Run) -> list[Markup]:
         for job in run.jobs
         if job.log.damaged
     ]
+    warnings = dict.fromkeys(counts.warning for _, counts in row_counts(run) if counts.warning)
     return [
         *_note("This run is not complete. The report covers what exists so far.", incomplete),
+        *_note("Some splits say little.", [tag("li", warning) for warning in warnings]),
         *_note("Some logs are damaged. The curves leave out lines that could not be read.", damaged),
     ]
 

@@ -97,15 +97,19 @@ def perplexity_section(run: Run) -> Section | None:
     for job in run.jobs:
         curve = job.log.validation.get("")
         if isinstance(job.cells[0].settings, LMAdaptConfig) and curve is not None and len(curve.steps) > 1:
+            bits = dict(zip(job.log.bits_per_byte.steps, job.log.bits_per_byte.values, strict=True))
             for step, loss in ((curve.steps[0], curve.values[0]), (curve.steps[-1], curve.values[-1])):
-                rows.append([job.stage, step, loss, math.exp(min(loss, 700.0))])
+                rows.append([job.stage, step, loss, math.exp(min(loss, 700.0)), bits.get(step)])
     if not rows:
         return None
-    columns = ["stage", "after step", "loss in nats per token", "perplexity"]
-    shown = [[str(row[0]), f"{row[1]:,}", f"{row[2]:.3f}", f"{row[3]:,.1f}"] for row in rows]
+    columns = ["stage", "after step", "loss in nats per token", "perplexity", "bits per byte"]
+    shown = [
+        [str(row[0]), f"{row[1]:,}", f"{row[2]:.3f}", f"{row[3]:,.1f}", "–" if row[4] is None else f"{row[4]:.3f}"]
+        for row in rows
+    ]
     note = (
-        "Loss of the target tokens of held-out text, and its exponential. Comparable between models that share a"
-        " vocabulary and objective."
+        "Loss of the target tokens of held-out text, its exponential, and the same in bits per byte of that text."
+        " The first two depend on the vocabulary, all on the objective."
     )
     shown_table = plain_table("Held-out text.", Sheet("perplexity", columns, rows), shown)
     return section("perplexity", "Perplexity on held-out text", tag("p", note, class_="note"), shown_table)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import HubShard, corpus_chunks, hub_rows, hub_shards, read_corpus
+from t5_pipeline.data_prep.corpora.documents import HubShard, corpus_chunks, read_corpus, skipped_files
+from t5_pipeline.data_prep.corpora.hub import hub_rows, hub_shards
 
 
 def write_corpus(folder: Path) -> None:
@@ -33,6 +36,32 @@ def test_folder_of_all_formats(tmp_path: Path) -> None:
     assert [d.text for d in documents] == ["A whole\nfile.", "three", "one", "two", "vier €", "five", "six"]
     assert [divmod(d.position, 2**40) for d in documents] == [(0, 0), (1, 0), (2, 0), (2, 16), (3, 0), (4, 0), (4, 1)]
     assert documents == list(read_corpus(str(tmp_path)))
+
+
+def test_c4_as_distributed(tmp_path: Path) -> None:
+    rows = [{"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "u"} for text in ("one", "two")]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "c4-train.00000-of-01024.json.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "plain.json").write_bytes(lines)
+    (tmp_path / "q.ndjson").write_bytes(lines)
+    (tmp_path / "r list.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "s list.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    documents = list(read_corpus(tmp_path))
+    assert [d.text for d in documents] == ["one", "two"] * 5
+    assert [d.position % 2**40 for d in documents] == [0, 1, 0, len(lines) // 2, 0, len(lines) // 2, 0, 1, 0, 1]
+    assert documents == [d for chunk in corpus_chunks(tmp_path, chunk_bytes=10) for d in chunk.documents()]
+    assert skipped_files(tmp_path) == []
+
+
+def test_skipped_files(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    for name in ("e.CSV", "b/f.parquet.gz", "g.jsonl.bz2", "B.JSONL.GZ"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "linked").symlink_to(tmp_path.parent, target_is_directory=True)
+    (tmp_path / "absent.txt").symlink_to("nothing.txt")
+    skipped = ["README.md", "absent.txt", "b/f.parquet.gz", "e.CSV", "g.jsonl.bz2", "linked"]
+    assert skipped_files(tmp_path) == skipped
+    assert skipped_files(tmp_path / "a.txt") == skipped_files("org/name") == []
 
 
 def test_single_file(tmp_path: Path) -> None:
@@ -163,12 +192,16 @@ def hub_like(tmp_path: Path) -> Path:
     """A data set laid out as on the hub: Parquet files by split."""
     folder = tmp_path / "set"
     (folder / "data").mkdir(parents=True)
+
+    def when(rows: int) -> pa.Array:
+        return pa.array([2**60] * rows, pa.timestamp("ms"))
+
     for shard in range(3):
         rows = [f"text {shard}.{i}" for i in range(4)]
-        pq.write_table(
-            pa.table({"text": rows, "id": range(4)}), folder / "data" / f"train-0000{shard}-of-00003.parquet"
-        )
-    pq.write_table(pa.table({"text": ["aside"], "id": [0]}), folder / "data" / "validation-00000-of-00001.parquet")
+        table = pa.table({"text": rows, "id": range(4), "when": when(4), "meta": [{"id": 7}] * 4})
+        pq.write_table(table, folder / "data" / f"train-0000{shard}-of-00003.parquet")
+    table = pa.table({"text": ["aside"], "id": [0], "when": when(1), "meta": [{"id": 7}]})
+    pq.write_table(table, folder / "data" / "validation-00000-of-00001.parquet")
     return folder
 
 
@@ -181,9 +214,22 @@ def test_hub_shards(hub_like: Path) -> None:
         f"text {shard}.{i}" for shard in range(3) for i in range(4)
     ]
     assert [divmod(d.position, 2**40) for d in chunks[2].documents()] == [(2, i) for i in range(4)]
-    assert [row["text"] for row in hub_rows(str(hub_like), None, "validation")] == ["aside"]
-    with pytest.raises(InputError, match=r"set/train, shard 1 of 3: row 1: has no field 'body' \(only text, id\)"):
+    with pytest.raises(InputError, match=r"set/train: has no column 'body'; choose one of text, id, when"):
         list(HubShard(str(hub_like), None, "train", "body", 0, of).documents())
+
+
+def test_only_used_columns_of_a_hub_data_set_are_decoded(hub_like: Path) -> None:
+    """The dates of the data set are out of Python's range."""
+
+    def read(*columns: str, optional: Sequence[str] = ()) -> list[dict[str, Any]]:
+        return [dict(row) for row in hub_rows(str(hub_like), None, "validation", columns, optional)]
+
+    assert read("text", "meta.id") == [{"text": "aside", "meta": {"id": 7}}]
+    assert read("text", optional=["id", "label"]) == [{"text": "aside", "id": 0}]
+    with pytest.raises(InputError, match=r"set/validation: has no column 'title'; choose one of text, id"):
+        read("text", "title")
+    with pytest.raises(InputError, match=r"set/validation: cannot read it \("):
+        read("when")
 
 
 def test_damaged_file_of_a_hub_data_set(hub_like: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task
+from t5_pipeline.data_prep.tasks.task import Task
 
 
 def task_of(format_: str, data: Path | str, **more: Any) -> Task:

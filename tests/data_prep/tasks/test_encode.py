@@ -1,103 +1,25 @@
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.counts import Truncated
 from t5_pipeline.data_prep.tasks.encode import (
-    EncodedTask,
-    Task,
-    TaskBatches,
     check_labels,
     encode_inputs,
     encode_labels,
     encode_targets,
     encode_task,
 )
-from t5_pipeline.data_prep.tasks.template import Template
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-
-ROWS = [{"text": f"the name of module {i} is returned", "label": ("good", "bad")[i % 2]} for i in range(10)]
-
-
-def settings(data: Path | str, **changed: Any) -> TaskConfig:
-    fields: dict[str, Any] = {"name": "t", "data": str(data), "inputs": "sentence: {text}", "targets": "{label}"}
-    return TaskConfig(**{**fields, "labels": ["good", "bad"], **changed})
-
-
-def write(folder: Path, name: str = "train.jsonl", rows: list[dict[str, Any]] | None = None) -> Path:
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in (ROWS if rows is None else rows)))
-    return path
-
-
-def test_rows_of_a_folder_a_file_and_a_named_split(tmp_path: Path) -> None:
-    path = write(tmp_path)
-    write(tmp_path, "val.jsonl", ROWS[:3])
-    assert Task.load(settings(tmp_path)).rows("train") == ROWS
-    assert Task.load(settings(path)).rows("train") == ROWS
-    task = Task.load(settings(tmp_path, splits={"train": "train.jsonl", "validation": "val.jsonl"}))
-    assert task.rows("validation") == ROWS[:3]
-    assert task.rows("validation")[1].where == f"{tmp_path}/val.jsonl:2"
-
-
-def test_data_file_is_never_used_for_a_split_without_file(tmp_path: Path) -> None:
-    path = write(tmp_path, "reviews.jsonl")
-    task = Task.load(settings(path, splits={"train": "train", "own": "reviews", "held": "held", "far": "../far.jsonl"}))
-    assert task.rows("train") == task.rows("own") == ROWS
-    with pytest.raises(
-        InputError,
-        match=r"tasks\.t\.splits: \S+/reviews\.jsonl contains one split only, .* for 'held' next to it; name",
-    ):
-        task.rows("held")
-    write(tmp_path, "held.jsonl", ROWS[:2])
-    write(tmp_path, "train.jsonl", ROWS[:3])
-    assert task.rows("held") == ROWS[:2]
-    assert task.rows("train") == ROWS[:3]
-    write(tmp_path.parent, "far.jsonl", ROWS[:4])
-    assert task.rows("far") == ROWS[:4]
-
-
-def test_other_formats(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
-    (tmp_path / "validation.tsv").write_text("text\tlabel\nfine\tgood\n")
-    (tmp_path / "test.json").write_text(json.dumps(ROWS))
-    task = Task.load(settings(tmp_path))
-    assert task.rows("train") == ROWS
-    assert task.rows("validation") == [{"text": "fine", "label": "good"}]
-    assert task.rows("test") == ROWS
-
-
-def test_table_without_header(tmp_path: Path) -> None:
-    (tmp_path / "train.tsv").write_text("gj04\t1\t\tFine.\ngj04\t0\t*\tNot.\n")
-    task = Task.load(settings(tmp_path, inputs="cola sentence: {3}", targets="{1}", labels=["0", "1"]))
-    assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
-        ("cola sentence: Fine.", "1"),
-        ("cola sentence: Not.", "0"),
-    ]
-
-
-def test_templates() -> None:
-    row = Row({"a": "x {b}", "n": 3, "yes": True, "in": {"ner": "deep"}, "dotted.name": "flat"}, "f:1")
-    assert Template("{a}|{n}|{yes}|{in.ner}|{dotted.name}|{{a}}", "k").render(row) == "x {b}|3|True|deep|flat|{a}"
-
-
-@pytest.mark.parametrize("text", ["{", "a } b", "{}", "{a}{", "no field", "{{a}}"])
-def test_invalid_templates(text: str) -> None:
-    with pytest.raises(InputError, match=r"tasks\.t\.inputs"):
-        Task.load(settings("x", inputs=text))
+from tests.data_prep.tasks.small_task import ROWS, settings, write
 
 
 @pytest.mark.parametrize(
@@ -120,18 +42,6 @@ def test_bad_rows(tmp_path: Path, vocabulary: Vocabulary, row: dict[str, Any], m
         encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 64, 8)
 
 
-def test_values_replace_field_values(tmp_path: Path) -> None:
-    """GLUE and SuperGLUE number their labels; YAML parses 0, true and "0" differently."""
-    rows = [{"text": "fine", "label": 1, "in": {"deep": True}}, {"text": "dull", "label": "0", "in": {"deep": False}}]
-    write(tmp_path, rows=rows)
-    values = {"label": {0: "bad", 1: "good"}, "in.deep": {True: "yes", False: "no"}}
-    task = Task.load(settings(tmp_path, inputs="{text} {in.deep}", values=values))
-    assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
-        ("fine yes", "good"),
-        ("dull no", "bad"),
-    ]
-
-
 def test_unknown_value_is_reported_with_row_and_key(tmp_path: Path, vocabulary: Vocabulary) -> None:
     write(tmp_path, rows=[{"text": "a", "label": 0}, {"text": "b", "label": -1}])
     task = Task.load(settings(tmp_path, values={"label": {0: "bad", 1: "good"}}))
@@ -143,24 +53,6 @@ def test_unknown_value_is_reported_with_row_and_key(tmp_path: Path, vocabulary: 
         Task.load(settings(tmp_path, values={"lable": {0: "bad"}}))
 
 
-def test_missing_data(tmp_path: Path) -> None:
-    write(tmp_path)
-    for data, split, message in [
-        (tmp_path / "absent", "train", "does not exist"),
-        ("absent/rows.jsonl", "train", "does not exist"),
-        (tmp_path, "test", r"contains no file for 'test'; it contains train\.jsonl"),
-        (tmp_path, "dev", "has no 'dev'; add it or choose one of train, validation, test"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            Task.load(settings(data)).rows(split)
-    write(tmp_path, "test.jsonl", [])
-    with pytest.raises(InputError, match="has no rows"):
-        Task.load(settings(tmp_path)).rows("test")
-    for labels in ([], ["a", "a"]):
-        with pytest.raises(InputError, match="labels"):
-            Task.load(settings(tmp_path, labels=labels))
-
-
 def test_built_in_task(vocabulary: Vocabulary) -> None:
     task = Task.load(
         settings("stdlib-kinds", inputs="{text}", targets="{kind}", labels=["class", "function", "method"])
@@ -170,18 +62,6 @@ def test_built_in_task(vocabulary: Vocabulary) -> None:
     assert set(np.bincount(encoded.label_index).tolist()) == {len(encoded) // 3}
     with pytest.raises(InputError, match="stdlib-kinds has no 'dev'"):
         Task.load(settings("stdlib-kinds", splits={"dev": "dev"})).rows("dev")
-
-
-def test_held_out_texts(tmp_path: Path) -> None:
-    rows = [
-        {"text": "a text of five words", "question": "why not this one then", "label": "good"},
-        {**ROWS[0], "question": "no"},
-    ]
-    write(tmp_path, "validation.jsonl", rows)
-    task = Task.load(
-        settings(tmp_path, inputs="q: {question} t: {text}", splits={"train": "train", "validation": "validation"})
-    )
-    assert task.held_out_texts() == sorted(["a text of five words", "why not this one then", ROWS[0]["text"]])
 
 
 def test_encoding(tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -203,74 +83,18 @@ def test_truncation_before_eos(vocabulary: Vocabulary) -> None:
     ids = vocabulary.encode(text)
     s = vocabulary.sentinel(0)
     assert len(ids) > 6
-    assert encode_inputs([text], vocabulary, 5)[0].tolist() == [*ids[:4], 1]
-    assert encode_inputs([text], vocabulary, 5, "targets")[0].tolist() == [*ids[:4], 1]
-    assert encode_inputs([text], vocabulary, 5, "both")[0].tolist() == [*ids[:3], s, 1]
-    assert encode_targets([text], vocabulary, 5)[0].tolist() == [*ids[:4], 1]
+    assert encode_inputs([text], vocabulary, 5).ids[0].tolist() == [*ids[:4], 1]
+    assert encode_inputs([text], vocabulary, 5, "targets").ids[0].tolist() == [*ids[:4], 1]
+    assert encode_inputs([text], vocabulary, 5, "both").ids[0].tolist() == [*ids[:3], s, 1]
+    assert encode_targets([text], vocabulary, 5).ids[0].tolist() == [*ids[:4], 1]
     for sentinel in ("targets", "both"):
-        assert encode_targets([text], vocabulary, 5, sentinel)[0].tolist() == [s, *ids[:3], 1]  # type: ignore[arg-type]
+        assert encode_targets([text], vocabulary, 5, sentinel).ids[0].tolist() == [s, *ids[:3], 1]  # type: ignore[arg-type]
         assert encode_labels([text], vocabulary, sentinel)[0].tolist() == [s, *ids, 1]  # type: ignore[arg-type]
     assert encode_labels([text], vocabulary)[0].tolist() == [*ids, 1]
     with pytest.raises(InputError, match="no room for EOS and the sentinel; give at least 2"):
         encode_targets([text], vocabulary, 1, "both")
     with pytest.raises(InputError, match="no <extra_id_0>"):
         encode_targets([text], vocabulary.with_sentinels(0), 9, "targets")
-
-
-def encoded(rows: int, name: str = "t") -> EncodedTask:
-    inputs = [np.array([2 + i, 1], dtype=np.int32) for i in range(rows)]
-    targets = [np.array([*[9] * (i % 5), 1], dtype=np.int32) for i in range(rows)]
-    return EncodedTask(name, inputs, targets, [""] * rows, [""] * rows, None, None)
-
-
-def test_rows_of_a_prompt_do_not_depend_on_other_prompts() -> None:
-    tasks = [encoded(10), encoded(23), encoded(4)]
-    together = TaskBatches(tasks, [4, 3, 9], [0, 1, 2])
-    for step in (0, 1, 7, 100):
-        union = together.at(step)
-        assert union.prompt_B.tolist() == [0] * 4 + [1] * 3 + [2] * 9
-        for c, (task, size) in enumerate(zip(tasks, (4, 3, 9), strict=True)):
-            single = TaskBatches([task], [size], [c]).at(step)
-            part = union.rows(np.flatnonzero(union.prompt_B == c))
-            assert part.ids_B.tolist() == single.ids_B.tolist()
-            assert part.targets_BT.tolist() == single.targets_BT.tolist()
-            assert part.weights_B.tolist() == single.weights_B.tolist()
-
-
-@given(rows=st.integers(1, 30), size=st.integers(1, 12), seed=st.integers(0, 50))
-def test_every_pass_contains_each_example_once(rows: int, size: int, seed: int) -> None:
-    batches = TaskBatches([encoded(rows)], [size], [seed])
-    ids = np.concatenate([batches.at(step).ids_B for step in range(-(-3 * rows // size))])
-    for k in range(3):
-        assert sorted(ids[k * rows : (k + 1) * rows].tolist()) == list(range(rows))
-
-
-def test_weights() -> None:
-    mean = TaskBatches([encoded(10), encoded(10)], [4, 6], [0, 0]).at(3)
-    for c in (0, 1):
-        part = mean.rows(np.flatnonzero(mean.prompt_B == c))
-        np.testing.assert_allclose(part.weights_B, 1 / part.target_tokens, rtol=1e-6)
-    total = TaskBatches([encoded(10), encoded(10)], [4, 6], [0, 0], loss="sum").at(3)
-    assert set(total.weights_B.tolist()) == {1.0}
-    with pytest.raises(ValueError, match="one each per prompt"):
-        TaskBatches([encoded(3)], [4], [0, 1])
-
-
-def test_superglue_and_glue_as_distributed(shared: Path, vocabulary: Vocabulary) -> None:
-    tasks = shared / "data" / "tasks"
-    cases = [
-        ("superglue/BoolQ", "boolq passage: {passage} question: {question}", "{label}", ["False", "True"], "val.jsonl", 3270),
-        ("superglue/RTE", "rte hypothesis: {hypothesis} premise: {premise}", "{label}", ["entailment", "not_entailment"], "val.jsonl", 277),
-        ("superglue/WSC", "wsc: {text}", "{target.span1_text}", None, "val.jsonl", 104),
-        ("glue/CoLA", "cola sentence: {3}", "{1}", ["0", "1"], "in_domain_dev.tsv", 527),
-        ("glue/MRPC", "mrpc sentence1: {#1 String} sentence2: {#2 String}", "{Quality}", ["0", "1"], "msr_paraphrase_test.txt", 1725),
-        ("textcls/subj", "{text}", "{label}", ["objective", "subjective"], "test", 1000),
-    ]  # fmt: skip
-    for data, inputs, targets, labels, split, count in cases:
-        task = Task.load(settings(tasks / data, inputs=inputs, targets=targets, labels=labels, splits={"test": split}))
-        rows = task.rows("test")
-        assert len(rows) == count
-        assert all(task.inputs(row) and task.targets(row) for row in rows)
 
 
 def test_limit_takes_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -283,30 +107,35 @@ def test_limit_takes_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None
     assert len(encode_task(task, "validation", vocabulary, 8, 8, limit=200)) == 100
 
 
-def test_a_split_with_one_class_is_a_warning(
-    tmp_path: Path, vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    rows = [*ROWS, {"text": None, "label": "good"}, {"text": "a", "label": None}, {"text": "b", "label": None}]
+    write(tmp_path, rows=rows)
+    task = Task.load(settings(tmp_path, nulls="drop"))
+    lengths = [len(vocabulary.encode(task.input_template.text.replace("{text}", row["text"]))) + 1 for row in ROWS]
+    counts = encode_task(task, "train", vocabulary, min(lengths) - 2, 8, limit=6).counts
+    assert (counts.read, counts.used) == (13, 6)
+    assert counts.dropped == {"without text": 1, "without label": 2, "over the limit": 4}
+    cut = [lengths[i * 10 // 6] - (min(lengths) - 2) for i in range(6)]
+    assert counts.inputs == Truncated.of(cut)
+    assert counts.targets == Truncated()
+    assert str(counts) == (
+        "t, train: 13 rows, 7 dropped (1 without text, 2 without label, 4 over the limit); inputs truncated:"
+        f" 6 (by {counts.inputs.median} tokens in the median, {max(cut)} at most), targets truncated: 0"
+    )
+    free = Task.load(settings(tmp_path, nulls="drop", targets="{text}", labels=None))
+    assert encode_task(free, "train", vocabulary, 64, 3).counts.targets.texts == 10
+    with pytest.raises(InputError, match=r"train\.jsonl:11: field 'text' is empty \(null\)"):
+        encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 64, 8)
+
+
+def test_a_split_with_one_class_is_a_warning(tmp_path: Path, vocabulary: Vocabulary) -> None:
     task = Task.load(settings(write(tmp_path), splits={"train": "train", "sorted": "one", "one row": "train[:1]"}))
     write(tmp_path, "one.jsonl", ROWS[::2])
     for split in ("train", "one row"):
-        encode_task(task, split, vocabulary, 16, 8)
-    assert caplog.messages == []
-    encode_task(task, "sorted", vocabulary, 16, 8)
-    (message,) = caplog.messages
+        assert encode_task(task, split, vocabulary, 16, 8).counts.warning is None
+    message = encode_task(task, "sorted", vocabulary, 16, 8).counts.warning
+    assert message is not None
     assert message.startswith("tasks.t: all 5 rows of split 'sorted' have the target 'good', so")
-
-
-@pytest.mark.parametrize("changed", [
-    {"labels": [False, True]},
-    {"values": {"label": {"0": True}}},
-    {"values": {"label": {False: datetime.date(2020, 1, 1)}}},
-    {"labels": ["x", None]},
-    {"labels": [datetime.date(2020, 1, 1)]},
-])  # fmt: skip
-def test_labels_and_values_that_yaml_does_not_read_as_text(changed: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="write it in quotes"):
-        settings("rows", **changed)
-    assert settings("rows", labels=[0, 1.5]).labels == ["0", "1.5"]
 
 
 @pytest.mark.parametrize(("labels", "length", "message"), [

@@ -10,8 +10,8 @@ import pytest
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task
 from t5_pipeline.data_prep.tasks.formats import FORMATS, GLUE, SUPERGLUE
+from t5_pipeline.data_prep.tasks.task import Task
 
 # The metrics of GLUE and SuperGLUE (Wang et al. 2019), by our names.
 OFFICIAL = {

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.data_prep.tasks.mixture import CYCLE, MixedTaskBatches, mixing_counts
 
@@ -15,7 +16,16 @@ from t5_pipeline.data_prep.tasks.mixture import CYCLE, MixedTaskBatches, mixing_
 def task(rows: int, first: int) -> EncodedTask:
     """Rows identified by their only input token."""
     ids = [np.array([first + i, 1], dtype=np.int32) for i in range(rows)]
-    return EncodedTask("t", ids, ids, [""] * rows, [""] * rows, None, None)
+    return EncodedTask(
+        "t",
+        ids,
+        ids,
+        [""] * rows,
+        [""] * rows,
+        None,
+        None,
+        counts=RowCounts(task="t", split="train", read=rows, used=rows),
+    )
 
 
 @given(rows=st.lists(st.integers(1, 10**7), min_size=1, max_size=12), limit=st.integers(1, 10**6))

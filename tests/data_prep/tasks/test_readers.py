@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.rows import Row
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import Task, encode_task
+from t5_pipeline.data_prep.tasks.encode import encode_task
 from t5_pipeline.data_prep.tasks.formats import FORMATS, SUPERGLUE
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from tests.data_prep.tasks.published import MULTIRC, READS, RECORD, SQUAD_PARAGRAPH, WSC, task_of, write
 
@@ -117,7 +118,9 @@ def test_squad_slices_paragraphs_not_questions(tmp_path: Path) -> None:
     squad(tmp_path)
     splits = {"train": "all.json[:70%]", "validation": "all[70%:]", "test": "all[-2:]"}
     task = task_of("squad", tmp_path, splits=splits)
-    assert [row["id"] for row in task.rows("train")] == list("0123456")
+    rows = task.rows("train")
+    assert [row["id"] for row in rows] == list("0123456")
+    assert rows.dropped == {"without an answer": 7}
     assert [task.answers(row) for row in task.rows("validation")] == [
         [f"Ada{n} Lovelace", f"Ada{n}"] for n in (7, 8, 9)
     ]
@@ -135,11 +138,12 @@ def test_slices_of_hub_rows_count_passages(
     """Three questions about each of four passages; only the network is replaced."""
     asked = []
 
-    def hub_rows(data: str, config: str | None, split: str) -> Iterator[Row]:
+    def hub_rows(data: str, config: str | None, split: str, columns: Any, optional: Any) -> Iterator[Row]:
         asked.append((data, config, split))
+        assert passage in optional
         return (Row({**row, passage: f"p{n // 3}"}, f"row {n}") for n in range(12))
 
-    monkeypatch.setattr("t5_pipeline.data_prep.tasks.encode.hub_rows", hub_rows)
+    monkeypatch.setattr("t5_pipeline.data_prep.tasks.task.hub_rows", hub_rows)
     splits = {"train": "train[:30%]", "validation": "train[30%:]"}
     task = task_of(name, "org/set", config="c", splits=splits)
     read = [[r[passage] for r in task.rows(split)] for split in splits]
@@ -199,7 +203,8 @@ def test_malformed_squad_json(tmp_path: Path, content: str) -> None:
 
 def test_only_qqp_skips_truncated_lines(tmp_path: Path) -> None:
     (tmp_path / "dev.tsv").write_text(READS["glue/qqp"][1])
-    assert len(task_of("glue/qqp", tmp_path).rows("validation")) == 1
+    rows = task_of("glue/qqp", tmp_path).rows("validation")
+    assert (len(rows), rows.dropped) == (1, {"too few columns": 2})
     with pytest.raises(InputError, match=r"dev\.tsv:2: has 4 fields, not 6"):
         task_of("glue/qqp", tmp_path, reader="rows").rows("validation")
 

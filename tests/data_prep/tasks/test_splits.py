@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.splits import Slice, split_file, split_slice
+from t5_pipeline.data_prep.tasks.task import Task
 
 
 @given(rows=st.integers(0, 300), cut=st.integers(0, 100))
@@ -19,21 +26,68 @@ def test_complementary_slices_cover_all_rows(rows: int, cut: int) -> None:
     first, second = split_slice(f"train[:{cut}%]")[1], split_slice(f"train[{cut}%:]")[1]
     assert first is not None
     assert second is not None
-    everything = list(range(rows))
-    assert everything[first.of(rows)] + everything[second.of(rows)] == everything
+    assert first.of(rows) + second.of(rows) == list(range(rows))
 
 
 @given(rows=st.integers(0, 50), begin=st.integers(-60, 60), end=st.integers(-60, 60))
 def test_numbers_slice_as_in_python(rows: int, begin: int, end: int) -> None:
-    everything = list(range(rows))
-    assert everything[Slice(str(begin), str(end)).of(rows)] == everything[begin:end]
+    assert Slice(str(begin), str(end)).of(rows) == list(range(rows))[begin:end]
 
 
 @given(rows=st.integers(0, 10_000), percent=st.integers(0, 100))
 def test_percentage_is_rounded_to_the_nearest_row(rows: int, percent: int) -> None:
-    size = Slice("", f"{percent}%").of(rows).stop
+    size = Slice("", f"{percent}%").range_of(rows).stop
     assert abs(size * 100 - percent * rows) <= 50
-    assert Slice(f"-{percent}%", "").of(rows).start in (rows - size, rows - size + 1)  # halves round up from below, too
+    assert Slice(f"-{percent}%", "").range_of(rows).start in (
+        rows - size,
+        rows - size + 1,
+    )  # halves round up from below, too
+
+
+@given(
+    rows=st.lists(st.sampled_from("aaaaabbc"), max_size=80),
+    cuts=st.lists(st.integers(0, 100), min_size=1, max_size=3).map(sorted),
+    order=st.sampled_from(["shuffled", "stratified"]),
+    seed=st.integers(0, 3),
+)
+def test_slices_of_one_order_share_no_row(rows: list[str], cuts: list[int], order: Any, seed: int) -> None:
+    """Adjacent slices contain every row once, in the order of the file; stratified ones every class in proportion."""
+    bounds = ["", *(f"{cut}%" for cut in cuts), ""]
+    parts = [Slice(*pair, order, seed).of(len(rows), rows) for pair in itertools.pairwise(bounds)]
+    assert sorted(i for part in parts for i in part) == list(range(len(rows)))
+    assert all(part == sorted(part) for part in parts)
+    for part in parts if order == "stratified" else ():
+        for label, count in Counter(rows).items():
+            found = sum(rows[i] == label for i in part)
+            assert abs(found - count * len(part) / len(rows)) <= len(set(rows)) / 2 + 1
+
+
+def test_orders_depend_on_the_seed_and_mix_sorted_files(tmp_path: Path) -> None:
+    rows = [{"a": str(i), "b": "no" if i < 80 else "yes"} for i in range(100)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read(split: str) -> list[Row]:
+        fields: dict[str, Any] = {"inputs": "{a}", "targets": "{b}", "labels": ["no", "yes"], "splits": {"s": split}}
+        return Task.load(TaskConfig(name="t", data=str(tmp_path), **fields)).rows("s")
+
+    for order in ("shuffled", "stratified"):
+        assert read(f"all[:50%, {order}]") == read(f"all[:50%,{order} = 0]") != read(f"all[:50%, {order}=1]")
+    assert Counter(row["b"] for row in read("all[90%:]")) == {"yes": 10}
+    assert Counter(row["b"] for row in read("all[90%:, stratified]")) == {"no": 8, "yes": 2}
+    assert len({row["b"] for row in read("all[90%:, shuffled]")}) == 2
+    assert read("all[90%:, shuffled]") == [rows[i] for i in Slice("90%", "", "shuffled").of(100)]
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"splits": {"train": "x[:90%, stratified]"}, "labels": None}, "needs a task with `labels`; use `shuffled`"),
+    ({"splits": {"train": "x[:9, stratified]"}, "reader": "multirc"}, "needs a reader without passages; use `shuffled`"),
+    ({"splits": {"train": "x[:90%, shuffled]", "test": "x[90%:]"}}, "the slices of x take its rows in different orders"),
+    ({"splits": {"train": "x[:90%, shuffled]", "test": "x.csv[90%:, shuffled=1]"}}, "slices of x.csv take its rows in"),
+])  # fmt: skip
+def test_slices_that_cannot_be_taken_or_can_overlap(changed: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {"name": "t", "data": "d", "inputs": "{a}", "targets": "{b}", "labels": ["no", "yes"]}
+    with pytest.raises(ValidationError, match=message):
+        TaskConfig(**{**fields, **changed})
 
 
 @pytest.mark.parametrize(("split", "name", "part"), [
@@ -42,6 +96,8 @@ def test_percentage_is_rounded_to_the_nearest_row(rows: int, percent: int) -> No
     ("val[ : 100 ]", "val", Slice("", "100")),
     ("train[-500:]", "train", Slice("-500", "")),
     ("train[10%:500]", "train", Slice("10%", "500")),
+    ("train[:90%, shuffled]", "train", Slice("", "90%", "shuffled")),
+    ("train[90%: , stratified = 12]", "train", Slice("90%", "", "stratified", 12)),
     ("a[1].jsonl", "a[1].jsonl", None),
 ])  # fmt: skip
 def test_split_name_and_slice(split: str, name: str, part: Slice | None) -> None:
@@ -57,6 +113,10 @@ def test_split_name_and_slice(split: str, name: str, part: Slice | None) -> None
     ("train[90%:80%]", "90%:80% contains no row"),
     ("train[100:100]", "100:100 contains no row"),
     ("[:90%]", "has no split name"),
+    ("train[:90%, shufled]", "'shufled' is not an order of rows; write train.:90%, shuffled. or"),
+    ("train[:90%,]", "'' is not an order of rows"),
+    ("train[shuffled]", "has no range of rows; write train"),
+    ("train[:90%, shuffled=-1]", "'shuffled=-1' is not an order"),
 ])  # fmt: skip
 def test_invalid_slices(split: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

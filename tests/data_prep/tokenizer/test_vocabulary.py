@@ -57,6 +57,13 @@ def test_no_text_encodes_to_a_control_id(vocabulary: Vocabulary, text: str) -> N
     assert max(ids, default=2) < vocabulary.size - vocabulary.sentinels
 
 
+def test_bytes_of_ids_add_up_to_the_text(vocabulary: Vocabulary) -> None:
+    text = "The quick brown fox"
+    bytes_V = vocabulary.piece_bytes()
+    assert bytes_V[vocabulary.encode(text)].sum() == len(text) + 1  # SentencePiece puts a space in front
+    assert bytes_V[[vocabulary.pad, vocabulary.eos, vocabulary.unk, vocabulary.sentinel(0)]].tolist() == [0, 0, 0, 0]
+
+
 def test_decode(vocabulary: Vocabulary) -> None:
     words = "the name of the module"
     ids = vocabulary.encode(words)

@@ -1,0 +1,57 @@
+"""One row of a file with its location, and checks of its names and texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from t5_pipeline.core.errors import InputError
+
+MISSING = object()
+"""The value of a field that a row does not have."""
+
+
+class Row(dict[str, Any]):
+    """The fields of one row, and its location for errors, such as "data/train.jsonl:7"."""
+
+    def __init__(self, fields: dict[str, Any], where: str) -> None:
+        super().__init__(fields)
+        self.where = where
+
+    def field(self, name: str) -> object:
+        """The value of a field, or of a field in a nested object ("meta.title"); MISSING if there is none."""
+        value: object = self
+        for key in [name] if name in self else name.split("."):
+            if not isinstance(value, dict) or key not in value:
+                return MISSING
+            value = value[key]
+        return value
+
+
+def check_unicode(text: str, where: str) -> str:
+    """Return `text`.
+
+    Raises:
+        InputError: if it contains half of a surrogate pair, which JSON allows but is not a character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: character {error.start} is half of a surrogate pair; fix the text") from None
+    return text
+
+
+def first_duplicate(names: Iterable[str]) -> str | None:
+    """The first name that occurs twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def listed(names: Iterable[object], most: int = 20, characters: int = 40) -> str:
+    """Names for an error message, without the end of a long list or name.
+
+    >>> listed(["text", "label"]), listed(range(30), most=2), listed(["a long name"], characters=6)
+    ('text, label', '0, 1 and 28 more', 'a long…')
+    """
+    shown = [name if len(name) <= characters else f"{name[:characters]}…" for name in map(str, names)]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

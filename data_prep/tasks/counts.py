@@ -1,0 +1,142 @@
+"""Rows of a split, and how many of them were read, dropped and truncated.
+
+`RowCounts` is what stages log, what manifests and scores.json record, and what the report shows.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from t5_pipeline.data_prep.corpora.row import Row
+
+
+class Rows(list[Row]):
+    """The usable rows of a split.
+
+    Attributes:
+        dropped: number of other rows by the reason why they are not used.
+    """
+
+    def __init__(self, rows: Iterable[Row], dropped: Mapping[str, int] | None = None) -> None:
+        super().__init__(rows)
+        self.dropped: Counter[str] = Counter(dropped or {})
+
+
+def is_null(value: object) -> bool:
+    """Whether a value is JSON's or Parquet's null, or not a number, as pandas writes missing values."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def without_nulls(rows: Iterable[Row], fields: Sequence[str], dropped: Counter[str], empty: bool) -> list[Row]:
+    """Rows without a null in one of `fields`; counts the others in `dropped`.
+
+    Args:
+        empty: an empty text is a null, because a CSV or TSV file cannot tell them apart.
+    """
+    found = []
+    for row in rows:
+        values = {field: row.field(field) for field in fields}
+        null = next((f for f, value in values.items() if is_null(value) or (empty and value == "")), None)
+        if null is None:
+            found.append(row)
+        else:
+            dropped[f"without {null}"] += 1
+    return found
+
+
+class Truncated(BaseModel):
+    """Texts that were longer than their maximum length.
+
+    Attributes:
+        texts: number of truncated texts.
+        median: median of the tokens cut from each of them.
+        most: maximum of the tokens cut from each of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    texts: int = 0
+    median: int = 0
+    most: int = 0
+
+    @classmethod
+    def of(cls, cut: Iterable[int]) -> Truncated:
+        """
+        Args:
+            cut: tokens cut from each text.
+
+        >>> Truncated.of([0, 3, 0, 9, 30])
+        Truncated(texts=3, median=9, most=30)
+        """
+        lost = [tokens for tokens in cut if tokens > 0]
+        return cls(texts=len(lost), median=round(statistics.median(lost)), most=max(lost)) if lost else cls()
+
+    def __str__(self) -> str:
+        if not self.texts:
+            return "0"
+        return f"{self.texts:,} (by {self.median:,} tokens in the median, {self.most:,} at most)"
+
+
+class RowCounts(BaseModel):
+    """Counts of the rows of a split: read, dropped, used, truncated.
+
+    Attributes:
+        read: number of rows in the split.
+        dropped: number of rows that are not used, by reason.
+        used: number of examples; a question with several answers can be several.
+        inputs, targets: those that were truncated to `max_input_length` and `max_target_length` tokens.
+        only_target: the target of all examples, if they have the same one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    split: str
+    read: int
+    dropped: dict[str, int] = {}
+    used: int
+    max_input_length: int | None = None
+    max_target_length: int | None = None
+    inputs: Truncated = Truncated()
+    targets: Truncated = Truncated()
+    only_target: str | None = None
+
+    @classmethod
+    def of(cls, task: str, split: str, rows: Rows, targets: Sequence[str]) -> RowCounts:
+        """The counts of rows before they are encoded.
+
+        Args:
+            targets: the targets of the rows; empty if they do not matter.
+        """
+        dropped = sum(rows.dropped.values())
+        return cls(
+            task=task,
+            split=split,
+            read=len(rows) + dropped,
+            dropped=dict(rows.dropped),
+            used=len(rows),
+            only_target=targets[0] if len(targets) > 1 and len(set(targets)) == 1 else None,
+        )
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+        dropped = f"{sum(self.dropped.values()):,} dropped" + (f" ({reasons})" if reasons else "")
+        return (
+            f"{self.task}, {self.split}: {self.read:,} rows, {dropped};"
+            f" inputs truncated: {self.inputs}, targets truncated: {self.targets}"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """Reason why training on these rows, or scores on them, say little; None if there is none."""
+        if self.only_target is None:
+            return None
+        return (
+            f"tasks.{self.task}: all {self.used:,} rows of split {self.split!r} have the target {self.only_target!r},"
+            " so training and scores say little; check the file, or use a `shuffled` slice"
+        )

@@ -1,0 +1,218 @@
+"""A task: its rows and their texts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.files import file_format
+from t5_pipeline.data_prep.corpora.hub import hub_rows
+from t5_pipeline.data_prep.corpora.row import Row, listed
+from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, task_rows
+from t5_pipeline.data_prep.corpora.tables import TABLES
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.counts import RowCounts, Rows, is_null, without_nulls
+from t5_pipeline.data_prep.tasks.readers import file_rows, flatten, used_columns
+from t5_pipeline.data_prep.tasks.splits import split_file, split_slice
+from t5_pipeline.data_prep.tasks.template import Template
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its rows and their texts."""
+
+    settings: TaskConfig
+    input_template: Template
+    target_template: Template
+
+    @classmethod
+    def load(cls, settings: TaskConfig) -> Task:
+        """Check the templates of a task without reading its rows.
+
+        Raises:
+            InputError: if a template is invalid, or labels, `values` or `round_to` do not fit.
+        """
+        labels = settings.labels
+        if labels is not None and (not labels or len(set(labels)) < len(labels)):
+            raise InputError(f"tasks.{settings.name}.labels: {labels} is empty or has duplicates; list each label once")
+        inputs, targets = (
+            Template(text, f"tasks.{settings.name}.{key}", settings.values, settings.round_to)
+            for key, text in (("inputs", settings.inputs), ("targets", settings.targets))
+        )
+        fields = [*inputs.fields, *targets.fields]
+        for key, named in (("values", settings.values), ("round_to", settings.round_to)):
+            for field in named:
+                if field not in fields:
+                    raise InputError(
+                        f"tasks.{settings.name}.{key}: no template contains {field!r}; use one of {', '.join(fields)}"
+                    )
+        return cls(settings, inputs, targets)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def labels(self) -> list[str] | None:
+        return self.settings.labels
+
+    @property
+    def has_header(self) -> bool:
+        """Whether CSV and TSV files name their columns; templates that number them imply files that do not."""
+        return not all(field.isdigit() for field in self.input_template.fields + self.target_template.fields)
+
+    def rows(self, split: str, training: bool = False, inputs_only: bool = False) -> Rows:
+        """The usable rows of a split.
+
+        Args:
+            split: a key of the task's `splits`.
+            training: the rows to train on: one per answer if a question has several (ReCoRD), and only rows whose
+                target is true (WSC).
+            inputs_only: only fields of the input are needed; others of a Parquet file or a hub data set are not read.
+
+        Raises:
+            InputError: if there is no such split, or it has no usable rows.
+        """
+        splits = self.settings.splits
+        if split not in splits:
+            raise InputError(f"tasks.{self.name}.splits: has no {split!r}; add it or choose one of {', '.join(splits)}")
+        rows = self._read(splits[split], training, inputs_only)
+        if training and self.settings.holds is not None:
+            true = [row for row in rows if self.holds(row)]
+            rows = Rows(true, rows.dropped + Counter({"with a false target": len(rows) - len(true)}))
+        if not rows:
+            counts = self.counts(split, rows)
+            why = f" ({counts})" if counts.read else ""
+            raise InputError(
+                f"tasks.{self.name}: split {split!r} ({self.settings.data}, {splits[split]}) has no rows{why}; check it"
+            )
+        return rows
+
+    def counts(self, split: str, rows: Rows, targets: Sequence[str] = ()) -> RowCounts:
+        """Counts of the rows of a split, before they are encoded.
+
+        Args:
+            targets: the targets of the rows, to find out whether all are the same.
+        """
+        return RowCounts.of(self.name, split, rows, targets if len(self.labels or ()) > 1 else ())
+
+    def _read(self, split: str, training: bool, inputs_only: bool) -> Rows:
+        c, (name, part) = self.settings, split_slice(split)
+        fields = self.input_template.fields if inputs_only else self._fields()
+        by_target = part is not None and part.order == "stratified"
+        columns, optional = used_columns(c.reader, [*fields, *(self.target_template.fields if by_target else ())])
+        file, dropped = split_file(c.data, split), Counter[str]()
+        if file is None:
+            rows = self._read_elsewhere(name, columns, optional)
+        else:
+            rows = file_rows(file, c.reader, columns, optional, header=self.has_header, skipped=dropped)
+        found = flatten(rows, c.reader, part, dropped, training=training, stratum=self._stratum)
+        if c.nulls == "drop":
+            found = without_nulls(found, fields, dropped, empty=file is not None and file_format(file) in TABLES)
+        return Rows(found, dropped)
+
+    def _stratum(self, row: Row) -> str:
+        """The target of a row, for stratified slices; empty if the row has none and is dropped later."""
+        if self.settings.nulls == "drop" and any(is_null(row.field(f)) for f in self.target_template.fields):
+            return ""
+        return self.targets(row)
+
+    def _fields(self) -> list[str]:
+        """The fields of a row that the task uses."""
+        c = self.settings
+        others = [name for name in (c.answers, c.group, c.holds) if name is not None]
+        return list(dict.fromkeys([*self.input_template.fields, *self.target_template.fields, *others]))
+
+    def _read_elsewhere(self, split: str, columns: Sequence[str], optional: Sequence[str]) -> Iterable[Row]:
+        """Rows that are built in or on the hub."""
+        data = self.settings.data
+        if data == STDLIB_KINDS:
+            try:
+                fields = task_rows(split)
+            except KeyError:
+                raise InputError(
+                    f"tasks.{self.name}.splits: {data} has no {split!r}; use train, validation or test"
+                ) from None
+            return [Row(dict(row), f"{data}/{split}:{row['name']}") for row in fields]
+        path = Path(data)
+        if path.is_file():
+            raise InputError(
+                f"tasks.{self.name}.splits: {data} contains one split only, and there is no file for {split!r} next to"
+                " it; name one or remove the split"
+            )
+        if path.is_dir():
+            files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"
+            raise InputError(f"tasks.{self.name}.splits: {data} contains no file for {split!r}; it contains {files}")
+        if path.suffix or path.is_absolute() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data):
+            raise InputError(f"tasks.{self.name}.data: {data} does not exist; check the path")
+        return hub_rows(data, self.settings.config, split, columns, optional)
+
+    def inputs(self, row: Row) -> str:
+        """The input text of a row."""
+        return self.input_template.render(row)
+
+    def targets(self, row: Row) -> str:
+        """The target text of a row.
+
+        Raises:
+            InputError: if it is not one of the task's labels; names the row.
+        """
+        target = self.target_template.render(row)
+        if self.labels is not None and target not in self.labels:
+            raise InputError(
+                f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row"
+            )
+        return target
+
+    def answers(self, row: Row) -> list[str] | None:
+        """All acceptable answers of a row; None if the task has no `answers` field."""
+        if self.settings.answers is None:
+            return None
+        found = row.get(self.settings.answers)
+        if not isinstance(found, list) or not found:
+            raise InputError(
+                f"{row.where}: field {self.settings.answers!r} is {found!r}, not a list of answers;"
+                f" fix `tasks.{self.name}.answers` or the row"
+            )
+        return [str(answer) for answer in found]
+
+    def group(self, row: Row) -> str | None:
+        """The group of a row; None if the task has no `group` field."""
+        name = self.settings.group
+        return None if name is None else str(self._field(row, name, "group"))
+
+    def holds(self, row: Row) -> bool | None:
+        """Whether the target of a row is true; None if the task has no `holds` field."""
+        if self.settings.holds is None:
+            return None
+        value = self._field(row, self.settings.holds, "holds")
+        if str(value).lower() not in ("true", "false", "0", "1"):
+            raise InputError(
+                f"{row.where}: field {self.settings.holds!r} is {value!r}, not true or false;"
+                f" fix `tasks.{self.name}.holds` or the row"
+            )
+        return str(value).lower() in ("true", "1")
+
+    def _field(self, row: Row, name: str, key: str) -> object:
+        if name not in row:
+            raise InputError(f"{row.where}: has no field {name!r} (only {listed(row)}); fix `tasks.{self.name}.{key}`")
+        return row[name]
+
+    def held_out_texts(self, splits: Iterable[str] = ("validation", "test"), at_least: int = 5) -> list[str]:
+        """The texts that must not occur in a corpus: input fields of at least `at_least` words.
+
+        Fields are returned one by one, because no corpus contains the template's own words. Shorter fields ("Yes.")
+        occur in many documents without any contamination. Splits that the task does not have are skipped.
+        """
+        texts = {
+            self.input_template.value(row, field)
+            for split in splits
+            if split in self.settings.splits
+            for row in self.rows(split, inputs_only=True)
+            for field in self.input_template.fields
+        }
+        return sorted(text for text in texts if len(text.split()) >= at_least)

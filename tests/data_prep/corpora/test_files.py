@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.files import read_text
+from t5_pipeline.data_prep.corpora.rows import read_rows
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "msr.txt"
+    path.write_bytes("\ufeffQuality\t#1 String\n1\tx\n".encode())
+    assert [dict(row) for row in read_rows(path)] == [{"Quality": "1", "#1 String": "x"}]
+    path = tmp_path / "bom.jsonl"
+    path.write_bytes('\ufeff{"text": "x"}\n'.encode())
+    assert [dict(row) for row in read_rows(path)] == [{"text": "x"}]
+
+
+def test_consecutive_zstandard_frames(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(zstandard.compress(b'{"a": 1}\n{"a"') + zstandard.compress(b": 2}\n"))
+    assert [row["a"] for row in read_rows(path)] == [1, 2]
+
+
+def test_read_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\nnot \xe9 fine\n")
+    with pytest.raises(InputError, match=r"a\.txt:2: byte 0xe9 is not UTF-8"):
+        read_text(path)
+    with pytest.raises(InputError, match="does not exist"):
+        read_text(tmp_path / "absent.txt")

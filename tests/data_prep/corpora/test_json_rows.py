@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from t5_pipeline.data_prep.corpora.rows import read_rows
+
+
+def test_blank_lines_are_skipped_but_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"a": 1}\n\n{"a": 2}\n')
+    assert [row.where for row in read_rows(path)] == [f"{path}:2", f"{path}:4"]
+
+
+def test_json_lines_named_json(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('\ufeff{"a": 1}\n\n{"a": 2}\n', encoding="utf-8")
+    assert [(row["a"], row.where) for row in read_rows(path)] == [(1, f"{path}:1"), (2, f"{path}:3")]

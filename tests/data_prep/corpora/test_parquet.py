@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.rows import read_rows
+
+ROWS = [{"text": 'first, "quoted"', "label": "a"}, {"text": "second\tline é", "label": "b"}]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+    rows = list(read_rows(path))
+    assert [dict(row) for row in rows] == ROWS
+    assert rows[1].where == f"{path}: row 2"
+    assert [dict(row) for row in read_rows(path, ["label"])] == [{"label": "a"}, {"label": "b"}]
+    with pytest.raises(InputError, match=r"rows\.parquet: has no column 'body'; choose one of text, label"):
+        list(read_rows(path, ["body"]))
+
+
+def test_parquet_columns_that_are_not_needed_are_not_decoded(tmp_path: Path) -> None:
+    texts = pa.array(["a", "b"])
+    invalid = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"x\xff")]
+    )
+    zone = pa.array([0, 1], pa.timestamp("us", "Nowhere/Unknown"))
+    nested = pa.StructArray.from_arrays([texts, invalid], ["title", "body"])
+    table = pa.table([texts, invalid, zone, nested], ["text", "raw", "when", "meta"])
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path)
+    wanted = [{"text": "a", "meta": {"title": "a"}}, {"text": "b", "meta": {"title": "b"}}]
+    assert [dict(row) for row in read_rows(path, ["text", "meta.title"])] == wanted
+    assert [dict(row) for row in read_rows(path, (), optional=["text", "other"])] == [{"text": "a"}, {"text": "b"}]
+    assert [dict(row) for row in read_rows(path, (), optional=["other"])] == [{}, {}]
+    with pytest.raises(InputError, match=r"rows\.parquet: row 2: cannot read column 'raw' \('utf-8' codec"):
+        list(read_rows(path, ["text", "raw"]))
+    with pytest.raises(InputError, match=r"rows\.parquet: row 1: cannot read column 'when' \("):
+        list(read_rows(path, ["when"]))
+
+
+def test_parquet_values_out_of_range(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    when = pa.array([0, 2**60], pa.timestamp("ms"))
+    pq.write_table(pa.table([when], ["when"]), path)
+    with pytest.raises(InputError, match=r"rows\.parquet: row 2: cannot read column 'when' \("):
+        list(read_rows(path))
+    pq.write_table(pa.table([pa.array([datetime.date(2020, 1, 1)])], ["day"]), path)
+    assert [row["day"].year for row in read_rows(path)] == [2020]
+
+
+def test_parquet_damaged_page(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    texts = [f"text {i}" for i in range(600)]
+    pq.write_table(
+        pa.table([texts], ["text"]), path, row_group_size=300, compression="none", use_dictionary=False,
+        write_page_checksum=True,
+    )  # fmt: skip
+    content = bytearray(path.read_bytes())
+    at = content.index(b"text 450")
+    content[at : at + 4] = b"tExt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"rows\.parquet: row \d+: cannot read the rows from here on \(") as error:
+        list(read_rows(path))
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_columns_of_the_same_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"]), pa.array([1])], ["text", "text", "label"]), path)
+    for columns in (["text"], None):
+        with pytest.raises(InputError, match=r"rows\.parquet: two columns are named 'text'; rename one"):
+            list(read_rows(path, columns))
+    assert [dict(row) for row in read_rows(path, ["label"])] == [{"label": 1}]

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.data_prep.tasks.task import Task
+from t5_pipeline.data_prep.tasks.template import Template
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from tests.data_prep.tasks.small_task import ROWS, settings, write
+
+
+def test_rows_of_a_folder_a_file_and_a_named_split(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    write(tmp_path, "val.jsonl", ROWS[:3])
+    assert Task.load(settings(tmp_path)).rows("train") == ROWS
+    assert Task.load(settings(path)).rows("train") == ROWS
+    task = Task.load(settings(tmp_path, splits={"train": "train.jsonl", "validation": "val.jsonl"}))
+    assert task.rows("validation") == ROWS[:3]
+    assert task.rows("validation")[1].where == f"{tmp_path}/val.jsonl:2"
+
+
+def test_data_file_is_never_used_for_a_split_without_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "reviews.jsonl")
+    task = Task.load(settings(path, splits={"train": "train", "own": "reviews", "held": "held", "far": "../far.jsonl"}))
+    assert task.rows("train") == task.rows("own") == ROWS
+    with pytest.raises(
+        InputError,
+        match=r"tasks\.t\.splits: \S+/reviews\.jsonl contains one split only, .* for 'held' next to it; name",
+    ):
+        task.rows("held")
+    write(tmp_path, "held.jsonl", ROWS[:2])
+    write(tmp_path, "train.jsonl", ROWS[:3])
+    assert task.rows("held") == ROWS[:2]
+    assert task.rows("train") == ROWS[:3]
+    write(tmp_path.parent, "far.jsonl", ROWS[:4])
+    assert task.rows("far") == ROWS[:4]
+
+
+def test_other_formats(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "train.parquet")
+    (tmp_path / "validation.tsv").write_text("text\tlabel\nfine\tgood\n")
+    (tmp_path / "test.json").write_text(json.dumps(ROWS))
+    task = Task.load(settings(tmp_path))
+    assert task.rows("train") == ROWS
+    assert task.rows("validation") == [{"text": "fine", "label": "good"}]
+    assert task.rows("test") == ROWS
+
+
+def test_table_without_header(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("gj04\t1\t\tFine.\ngj04\t0\t*\tNot.\n")
+    task = Task.load(settings(tmp_path, inputs="cola sentence: {3}", targets="{1}", labels=["0", "1"]))
+    assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
+        ("cola sentence: Fine.", "1"),
+        ("cola sentence: Not.", "0"),
+    ]
+
+
+def test_templates() -> None:
+    row = Row({"a": "x {b}", "n": 3, "yes": True, "in": {"ner": "deep"}, "dotted.name": "flat"}, "f:1")
+    assert Template("{a}|{n}|{yes}|{in.ner}|{dotted.name}|{{a}}", "k").render(row) == "x {b}|3|True|deep|flat|{a}"
+
+
+@pytest.mark.parametrize("text", ["{", "a } b", "{}", "{a}{", "no field", "{{a}}"])
+def test_invalid_templates(text: str) -> None:
+    with pytest.raises(InputError, match=r"tasks\.t\.inputs"):
+        Task.load(settings("x", inputs=text))
+
+
+def test_values_replace_field_values(tmp_path: Path) -> None:
+    """GLUE and SuperGLUE number their labels; YAML parses 0, true and "0" differently."""
+    rows = [{"text": "fine", "label": 1, "in": {"deep": True}}, {"text": "dull", "label": "0", "in": {"deep": False}}]
+    write(tmp_path, rows=rows)
+    values = {"label": {0: "bad", 1: "good"}, "in.deep": {True: "yes", False: "no"}}
+    task = Task.load(settings(tmp_path, inputs="{text} {in.deep}", values=values))
+    assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
+        ("fine yes", "good"),
+        ("dull no", "bad"),
+    ]
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    write(tmp_path)
+    for data, split, message in [
+        (tmp_path / "absent", "train", "does not exist"),
+        ("absent/rows.jsonl", "train", "does not exist"),
+        (tmp_path, "test", r"contains no file for 'test'; it contains train\.jsonl"),
+        (tmp_path, "dev", "has no 'dev'; add it or choose one of train, validation, test"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Task.load(settings(data)).rows(split)
+    write(tmp_path, "test.jsonl", [])
+    with pytest.raises(InputError, match="has no rows"):
+        Task.load(settings(tmp_path)).rows("test")
+    for labels in ([], ["a", "a"]):
+        with pytest.raises(InputError, match="labels"):
+            Task.load(settings(tmp_path, labels=labels))
+
+
+def test_held_out_texts(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a text of five words", "question": "why not this one then", "label": "good"},
+        {**ROWS[0], "question": "no"},
+    ]
+    write(tmp_path, "validation.jsonl", rows)
+    task = Task.load(
+        settings(tmp_path, inputs="q: {question} t: {text}", splits={"train": "train", "validation": "validation"})
+    )
+    assert task.held_out_texts() == sorted(["a text of five words", "why not this one then", ROWS[0]["text"]])
+
+
+def test_superglue_and_glue_as_distributed(shared: Path, vocabulary: Vocabulary) -> None:
+    tasks = shared / "data" / "tasks"
+    cases = [
+        ("superglue/BoolQ", "boolq passage: {passage} question: {question}", "{label}", ["False", "True"], "val.jsonl", 3270),
+        ("superglue/RTE", "rte hypothesis: {hypothesis} premise: {premise}", "{label}", ["entailment", "not_entailment"], "val.jsonl", 277),
+        ("superglue/WSC", "wsc: {text}", "{target.span1_text}", None, "val.jsonl", 104),
+        ("glue/CoLA", "cola sentence: {3}", "{1}", ["0", "1"], "in_domain_dev.tsv", 527),
+        ("glue/MRPC", "mrpc sentence1: {#1 String} sentence2: {#2 String}", "{Quality}", ["0", "1"], "msr_paraphrase_test.txt", 1725),
+        ("textcls/subj", "{text}", "{label}", ["objective", "subjective"], "test", 1000),
+    ]  # fmt: skip
+    for data, inputs, targets, labels, split, count in cases:
+        task = Task.load(settings(tasks / data, inputs=inputs, targets=targets, labels=labels, splits={"test": split}))
+        rows = task.rows("test")
+        assert len(rows) == count
+        assert all(task.inputs(row) and task.targets(row) for row in rows)
