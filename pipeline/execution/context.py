@@ -21,6 +21,7 @@ from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.paths import inside
+from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.execution.staleness import CellStatus
 
@@ -102,7 +103,7 @@ class CellRun(Generic[C]):
         known = {*(manifest.files if manifest else ()), *(begun.get(place) or ())}
         if not torn and (others := manifests.unknown_files(self.directory, place, known)):
             to = self.run_dir.set_aside(path)
-            log.warning("%s: contains %s, which is not of this program; moved to %s", path, others[0], to)
+            say(f"warning: {path}: contains {others[0]}, which is not of this program; moved to {to}")
         working.begin(self.directory, place)
 
     def input(self, name: str) -> Artifact:
