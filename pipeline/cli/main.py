@@ -15,6 +15,7 @@ from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
+from t5_pipeline.cli.serve import add_serve
 from t5_pipeline.config.command_line import Parser, add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
@@ -100,6 +101,7 @@ def _parser() -> Parser:
 
     add_commands(commands)
     add_export(commands)
+    add_serve(commands)
     return parser
 
 
