@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    agreement,
     checkpoints,
     label_scoring,
     lm_adaptation,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "memory": memory,
     "checkpoints": checkpoints,
     "prepare": prepare,
+    "agreement": agreement,
     "vocabulary_export": vocabulary_export,
     "serving": serving,
 }

@@ -37,7 +37,7 @@ class Classification:
 
     Attributes:
         label: the likeliest label, or the one that most prompts vote for.
-        probabilities: of each label relative to the others; for a vote the mean over the prompts.
+        probabilities: probability of each label relative to the others; for a vote the mean over the prompts.
         votes: number of prompts with each answer; None for a single prompt.
     """
 

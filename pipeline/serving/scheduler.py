@@ -315,7 +315,7 @@ class Scheduler:
         return False
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
-        """Report an error to its jobs; the server goes on with the others."""
+        """Report an error to its jobs; the server continues with the others."""
         self.counts.failed += len(jobs)
         for job in jobs:
             if not job.done.done():

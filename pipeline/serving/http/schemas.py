@@ -133,7 +133,7 @@ class Classification(BaseModel):
     """The answer to one input.
 
     Attributes:
-        probabilities: of each label, relative to the other labels; for a vote the mean over the prompts.
+        probabilities: probability of each label, relative to the other labels; for a vote the mean over the prompts.
         log_likelihoods: log p of each label as the whole output; None for a vote.
         votes: number of prompts with each answer; None for a single prompt.
     """

@@ -1,4 +1,4 @@
-"""What the routes of the HTTP server share: options, prompts by name, jobs and their results."""
+"""State shared by the routes of the HTTP server: options, prompts by name, jobs and their results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass
 class Server:
-    """What the routes share."""
+    """State shared by the routes."""
 
     scheduler: Scheduler
     store: PromptStore
