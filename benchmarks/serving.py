@@ -9,8 +9,8 @@ in its own process, with its clients here.
     ours, one prompt       all requests have the same prompt
     ours, 1,000 prompts    each request has a random one of 1,000 prompts in memory
     server, mixed          as the first, over HTTP
-    PEFT                   16 prompt-tuning adapters; `set_adapter` and `generate` for all waiting requests of the adapter
-                           of the oldest one
+    PEFT                   16 prompt-tuning adapters; `set_adapter` and `generate` for all waiting requests of the
+                           oldest one's adapter
     transformers           `generate` with one prompt only (as vocabulary: no adapter, no switching)
     CTranslate2            16 prompts as vocabulary (`t5-pipeline export`), in fp32 and int8
 
@@ -24,27 +24,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import queue
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.serving_peers import (
+    BATCH,
+    PROMPTS,
+    ROWS,
+    TOKENS,
+    WINDOW,
+    Ask,
+    Request,
+    ctranslate2,
+    peft,
+    transformers,
+)
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.data_prep.corpora.stdlib_docs import documents
-from t5_pipeline.data_prep.sampling.batches import padded
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
@@ -56,18 +64,7 @@ from t5_pipeline.serving.prompt_store import PromptStore
 from t5_pipeline.serving.scheduler import Limits, Scheduler
 from t5_pipeline.serving.vocabulary_export import export
 
-PROMPTS, MANY, ROWS, TOKENS = 16, 1000, 20, 8
-CLIENTS, BATCH, WINDOW = 64, 32, 0.002
-LONGEST = 256
-
-
-@dataclass(frozen=True)
-class Request:
-    prompt: int
-    text: str
-
-
-Ask = Callable[[Request], Awaitable[str]]
+MANY, CLIENTS, LONGEST = 1000, 64, 256
 
 
 # -------------------------------------------------------------------------------------------------------------- clients
@@ -146,126 +143,6 @@ def server(model: Path, prompts: Path) -> Iterator[Ask]:
             process.wait()
 
 
-class Batcher:
-    """A thread that answers waiting requests in batches: a server as one writes it around a library.
-
-    Args:
-        answer: answers requests of one batch.
-        group: requests with different values cannot share a batch.
-    """
-
-    def __init__(self, answer: Callable[[list[Request]], list[str]], group: Callable[[Request], int]) -> None:
-        self.answer, self.group = answer, group
-        self.waiting: queue.SimpleQueue[tuple[Request, Future[str]] | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run)
-        self.thread.start()
-
-    async def ask(self, request: Request) -> str:
-        future: Future[str] = Future()
-        self.waiting.put((request, future))
-        return await asyncio.wrap_future(future)
-
-    def close(self) -> None:
-        self.waiting.put(None)
-        self.thread.join()
-
-    def _run(self) -> None:
-        held: list[tuple[Request, Future[str]]] = []
-        while True:
-            if not held:
-                if (first := self.waiting.get()) is None:
-                    return
-                held.append(first)
-                time.sleep(WINDOW)
-            while not self.waiting.empty():
-                if (more := self.waiting.get()) is None:
-                    return
-                held.append(more)
-            oldest = self.group(held[0][0])
-            taken = [pair for pair in held if self.group(pair[0]) == oldest][:BATCH]
-            chosen = {id(future) for _, future in taken}
-            held = [pair for pair in held if id(pair[1]) not in chosen]
-            for (_, future), text in zip(taken, self.answer([request for request, _ in taken]), strict=True):
-                future.set_result(text)
-
-
-@contextlib.contextmanager
-def peft(model: Path, adapters: Path, vocabulary: Vocabulary) -> Iterator[Ask]:
-    from peft import PeftModel
-    from transformers import T5ForConditionalGeneration
-
-    t5 = T5ForConditionalGeneration.from_pretrained(model)
-    prompted = PeftModel.from_pretrained(t5, adapters / "p00", adapter_name="p00")
-    for index in range(1, PROMPTS):
-        prompted.load_adapter(adapters / f"p{index:02}", adapter_name=f"p{index:02}")
-    prompted.eval()
-
-    @torch.no_grad()
-    def answer(requests: list[Request]) -> list[str]:
-        prompted.set_adapter(f"p{requests[0].prompt % PROMPTS:02}")
-        return _generated(prompted, vocabulary, _ids(vocabulary, requests))
-
-    batcher = Batcher(answer, lambda request: request.prompt % PROMPTS)
-    yield batcher.ask
-    batcher.close()
-
-
-@contextlib.contextmanager
-def transformers(exported: Path, vocabulary: Vocabulary, first: Sequence[int]) -> Iterator[Ask]:
-    from transformers import T5ForConditionalGeneration
-
-    t5 = T5ForConditionalGeneration.from_pretrained(exported).eval()
-
-    @torch.no_grad()
-    def answer(requests: list[Request]) -> list[str]:
-        ids = _ids(vocabulary, requests)
-        rows = [range(first[request.prompt % PROMPTS], first[request.prompt % PROMPTS] + ROWS) for request in requests]
-        return _generated(t5, vocabulary, [[*row, *own] for row, own in zip(rows, ids, strict=True)])
-
-    batcher = Batcher(answer, lambda _: 0)
-    yield batcher.ask
-    batcher.close()
-
-
-@contextlib.contextmanager
-def ctranslate2(exported: Path, vocabulary: Vocabulary, first: Sequence[int], kind: str) -> Iterator[Ask]:
-    import ctranslate2
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(exported)
-    translator = ctranslate2.Translator(str(exported), compute_type=kind, intra_threads=torch.get_num_threads())
-    names = [
-        tokenizer.convert_ids_to_tokens(list(range(first[prompt], first[prompt] + ROWS))) for prompt in range(PROMPTS)
-    ]
-    pieces = tokenizer.convert_ids_to_tokens(list(range(vocabulary.size)))
-    number = {piece: i for i, piece in enumerate(pieces)}
-
-    def answer(requests: list[Request]) -> list[str]:
-        ids = _ids(vocabulary, requests)
-        sources = [
-            [*names[request.prompt % PROMPTS], *(pieces[i] for i in own)]
-            for request, own in zip(requests, ids, strict=True)
-        ]
-        found = translator.translate_batch(sources, beam_size=1, max_decoding_length=TOKENS)
-        return [vocabulary.decode([number[piece] for piece in one.hypotheses[0]]) for one in found]
-
-    batcher = Batcher(answer, lambda _: 0)
-    yield batcher.ask
-    batcher.close()
-
-
-def _ids(vocabulary: Vocabulary, requests: Sequence[Request]) -> list[list[int]]:
-    return [[*ids, vocabulary.eos] for ids in vocabulary.encode_batch([request.text for request in requests])]
-
-
-def _generated(model: Any, vocabulary: Vocabulary, ids: Sequence[Sequence[int]]) -> list[str]:
-    ids_BS = torch.tensor(padded([np.array(own) for own in ids], 0)).long()
-    found = model.generate(
-        input_ids=ids_BS, attention_mask=(ids_BS != 0).long(), max_new_tokens=TOKENS, do_sample=False
-    )
-    return [vocabulary.decode([i for i in row[1:] if i > 1]) for row in found.tolist()]
-
-
 # ------------------------------------------------------------------------------------------------------------------ run
 
 
@@ -284,11 +161,13 @@ def write_world(directory: Path, data: Path, shape: T5Config) -> tuple[Vocabular
     write_model(directory / "model", t5, vocabulary, ModelMetadata())
     digest = artifact_digest("model", directory / "model")
     for index in range(PROMPTS):
-        task = TaskConfig(name=f"t{index}", data="none.jsonl", inputs="{text}", targets="{answer}", metrics=["exact_match"])
+        task = TaskConfig(
+            name=f"t{index}", data="none.jsonl", inputs="{text}", targets="{answer}", metrics=["exact_match"]
+        )
         info = PromptInfo(
-            base_model="model", base_model_digest=digest, tokenizer_digest=vocabulary.digest, task=task, sentinel="none",
-            prompt_length=ROWS, width=shape.d_model, max_input_length=LONGEST, max_target_length=TOKENS,
-            prompt_init="uniform", seed=index, step=0,
+            base_model="model", base_model_digest=digest, tokenizer_digest=vocabulary.digest, task=task,
+            sentinel="none", prompt_length=ROWS, width=shape.d_model, max_input_length=LONGEST,
+            max_target_length=TOKENS, prompt_init="uniform", seed=index, step=0,
         )  # fmt: skip
         rows_PD = torch.randn(ROWS, shape.d_model, generator=torch.Generator().manual_seed(index))
         Prompt(rows_PD, info).save(directory / "prompts" / f"p{index:02}")

@@ -58,7 +58,8 @@ def here(model: PromptedT5, inputs: Inputs) -> Scores:
     scores = np.zeros((len(inputs.ids), len(inputs.labels)))
     for rows in inputs.batches():
         encoded, mask = model.encode(
-            torch.tensor([inputs.prompt[i] for i in rows]), torch.tensor(padded([np.array(inputs.ids[i]) for i in rows], 0))
+            torch.tensor([inputs.prompt[i] for i in rows]),
+            torch.tensor(padded([np.array(inputs.ids[i]) for i in rows], 0)),
         )
         scores[rows] = score_labels(model, encoded, mask, inputs.labels).numpy()
     return scores

@@ -54,9 +54,7 @@ class Mirror:
         """
         listed = self._list()
         seen = listed if self._seen is None else self._seen  # the first time, all prompts are taken at once
-        changed = {
-            name: prompt for name, prompt in listed.items() if self._taken.get(name) != prompt == seen.get(name)
-        }
+        changed = {name: prompt for name, prompt in listed.items() if self._taken.get(name) != prompt == seen.get(name)}
         fetched = {name: self._fetch(prompt) for name, prompt in changed.items()}
         after = self._list() if fetched else {}
         for name, version in fetched.items():
@@ -126,4 +124,3 @@ class Mirror:
         before = link.resolve()
         link.unlink()
         shutil.rmtree(before)
-

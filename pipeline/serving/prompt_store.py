@@ -2,7 +2,7 @@
 
 A request refers to an immutable `ServedPrompt`, so replacing a prompt never changes an answer that is being computed. A
 watched directory is compared with what was loaded by the names, sizes and times of its files; a prompt that is being
-copied, and so cannot be read yet, is read again at the next look. A URL is mirrored to a local directory (prompt_mirror).
+copied, and so cannot be read yet, is read again at the next look. A URL is mirrored (prompt_mirror.py).
 """
 
 from __future__ import annotations

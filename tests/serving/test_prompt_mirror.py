@@ -46,7 +46,9 @@ def world(tmp_path: Path) -> Iterator[Path]:
     Shared.reachable = True
 
 
-def upload(world: Path, name: str, to: str = "", files: tuple[str, ...] = ("prompt.safetensors", "prompt.json")) -> None:
+def upload(
+    world: Path, name: str, to: str = "", files: tuple[str, ...] = ("prompt.safetensors", "prompt.json")
+) -> None:
     for file in files:
         with fsspec.open(f"shared://bucket/prompts/{to or name}/{file}", "wb") as out:
             out.write((world / "prompts" / name / file).read_bytes())
@@ -87,7 +89,9 @@ def test_a_url_of_one_prompt_and_wrong_urls(world: Path) -> None:
     store = PromptStore.of(str(world / "model"), torch.zeros(1))
     store.load(f"file://{world}/prompts/free")
     assert list(store.all()) == ["free"]
-    with pytest.raises(InputError, match=r"^--prompts: shared://bucket/nothing contains no prompt.json; check the URL$"):
+    with pytest.raises(
+        InputError, match=r"^--prompts: shared://bucket/nothing contains no prompt.json; check the URL$"
+    ):
         store.load("shared://bucket/nothing")
     with pytest.raises(InputError, match=r"^--prompts: .*nosuch://x.*"):
         store.load("nosuch://x")
