@@ -32,6 +32,7 @@ from t5_pipeline.data_prep.corpora.documents import Chunk, Document
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.data_prep.shards.limit import NO_LIMIT, Limit
 from t5_pipeline.data_prep.shards.reader import FORMAT, SPLITS, Split, TokenShards
+from t5_pipeline.data_prep.tokenizer.special_tokens import Layout
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 _BATCH_DOCUMENTS = 512  # encoded at a time
@@ -103,7 +104,7 @@ class Encoding:
 
     directory: Path
     model: bytes
-    sentinels: int
+    layout: Layout
     seed: int
     validation_fraction: float
     decontamination: Decontamination
@@ -119,7 +120,7 @@ class Encoding:
         Raises:
             InputError: if a document cannot be read.
         """
-        vocabulary = _vocabulary(self.model, self.sentinels)
+        vocabulary = _vocabulary(self.model, self.layout)
         path = self.directory / _shard_name(number)
         temporary = self.directory / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"
         temporary.mkdir()
@@ -180,8 +181,8 @@ class Encoding:
 
 # Loading a SentencePiece model is slow compared with encoding a small chunk.
 @functools.lru_cache(maxsize=1)
-def _vocabulary(model: bytes, sentinels: int) -> Vocabulary:
-    return Vocabulary(model, sentinels)
+def _vocabulary(model: bytes, layout: Layout) -> Vocabulary:
+    return Vocabulary(model, layout)
 
 
 class _SplitWriter:
@@ -290,14 +291,12 @@ def write_tokens(
         "vocabulary": vocabulary.digest,
         "validation_fraction": validation_fraction,
         "seed": seed,
-        "keep_out": hashlib.sha256(
-            repr(sorted((n, sorted(runs)) for n, runs in decontamination.runs.items())).encode()
-        ).hexdigest(),
+        "keep_out": decontamination.digest,
         "corpus": description or {},
         **({"limit": asdict(limit)} if limit else {}),
     }
     encoding = Encoding(
-        directory, vocabulary.model, vocabulary.sentinels, seed, validation_fraction, decontamination, settings
+        directory, vocabulary.model, vocabulary.layout, seed, validation_fraction, decontamination, settings
     )
     records = _finished_shards(directory, settings, chunks)
     written: set[int] = set()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import START
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_LOGITS_ROWS
 
@@ -41,7 +40,7 @@ def score_label_sets(
     targets_RT = torch.tensor(padded, device=device)
     lengths_R1 = torch.tensor([[len(label)] for of_input in labels for label in of_input], device=device)
     real_RT = torch.arange(longest, device=device) < lengths_R1
-    inputs_RT = torch.cat([torch.full_like(targets_RT[:, :1], START), targets_RT[:, :-1]], dim=1)
+    inputs_RT = torch.cat([torch.full_like(targets_RT[:, :1], model.special.start), targets_RT[:, :-1]], dim=1)
 
     hidden_RTD = model.decode(inputs_RT, encoded_BSD, mask_BS)
     hidden_ND, token_N = hidden_RTD[real_RT], targets_RT[real_RT]

@@ -7,7 +7,9 @@ a model does not depend on which library saved it. Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +21,8 @@ from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.t5x import find_t5x, t5x_shape, t5x_tensors
 
+log = logging.getLogger("t5-pipeline")
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -29,16 +33,39 @@ UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 def read_shape(directory: Path) -> T5Config:
     """Sizes of a model, from its config.json or the arrays of a T5X checkpoint.
 
+    `tie_word_embeddings: true` with `scale_decoder_outputs: false` has two meanings: transformers 5 writes it for every
+    T5 1.1, and for one that it ties. The weights decide: without an output matrix the T5 is tied and not scaled.
+
     Raises:
         InputError: if the directory contains neither.
     """
     path = directory / "config.json"
     if path.is_file():
-        return T5Config.from_config(_read_json(path), where=str(path))
+        config = _read_json(path)
+        shape = T5Config.from_config(config, where=str(path))
+        if not shape.tied and config.get("tie_word_embeddings") is True and not _has_output_matrix(directory):
+            log.warning(
+                "%s: the output matrix is tied to the embedding and its inputs are not scaled, as in a new T5 1.1 of"
+                " transformers 5; a pretrained T5 1.1 loses its own matrix when transformers resizes the embedding",
+                directory,
+            )
+            return replace(shape, tied=True, unscaled=True)
+        return shape
     checkpoint = find_t5x(directory)
     if checkpoint is not None:
         return t5x_shape(checkpoint)
     raise InputError(f"{directory}: contains neither config.json nor a T5X checkpoint; give the directory of a model")
+
+
+def _has_output_matrix(directory: Path) -> bool:
+    """Whether `lm_head.weight` is among the weights; True if they cannot be read, which is reported elsewhere."""
+    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
+        return "lm_head.weight" in _read_json(directory / INDEX).get("weight_map", {})
+    try:
+        with safe_open(directory / WEIGHTS, framework="pt") as opened:
+            return "lm_head.weight" in opened.keys()  # noqa: SIM118 (an opened file is not a dict)
+    except (OSError, SafetensorError):
+        return True
 
 
 def weight_files(directory: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.printable import printable
+from t5_pipeline.core.printable import printable, say
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import check_labels
 from t5_pipeline.data_prep.tasks.task import Task
@@ -41,6 +41,7 @@ from t5_pipeline.modeling.safetensors_dir import read_shape
 
 PEFT_ROWS = "prompt_embeddings"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+BASE = "base_model_digest"  # in the metadata of adapters exported here
 
 
 # --------------------------------------------------------------------------------------------------------- export
@@ -73,7 +74,7 @@ def write_peft(prompt: Prompt, directory: Path, base_model: str | None = None) -
         "prompt_tuning_init": "RANDOM",
     }
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({PEFT_ROWS: prompt.rows_PD}, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
+    save_file({PEFT_ROWS: prompt.rows_PD}, directory / PEFT_WEIGHTS, {"format": "pt", BASE: info.base_model_digest})
     (directory / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -146,7 +147,7 @@ def read_peft(directory: Path) -> Tensor:
     Raises:
         InputError: if there is no adapter, it is of another method, or its weights are pickled.
     """
-    directory = directory.parent if directory.name in (PEFT_WEIGHTS, PEFT_CONFIG) else directory
+    directory = _adapter_directory(directory)
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
     try:
         config = dict(json.loads(config_path.read_text(encoding="utf-8")))
@@ -181,6 +182,38 @@ def read_peft(directory: Path) -> Tensor:
             " of one adapter"
         )
     return rows_RD[:p].float().contiguous()
+
+
+def _adapter_directory(path: Path) -> Path:
+    """The directory of an adapter, of which `path` may be a file."""
+    return path.parent if path.name in (PEFT_WEIGHTS, PEFT_CONFIG) else path
+
+
+def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
+    """Compare the T5 of an adapter with the given one; warns if only the names can be compared and differ.
+
+    Args:
+        adapter: directory of the adapter.
+        model: the given T5, as on the command line.
+        path: its directory.
+        digest: its digest.
+
+    Raises:
+        InputError: if the adapter records another digest.
+    """
+    named = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
+        recorded = (opened.metadata() or {}).get(BASE)
+    if recorded not in (None, digest):
+        raise InputError(
+            f"{adapter}: was trained on another T5 ({named}, digest {recorded[:12]}, not {digest[:12]}); give that one"
+            " as --model"
+        )
+    if recorded is None and named not in (None, "", model, str(path)):
+        say(
+            f"{adapter / PEFT_CONFIG}: was trained on {named} (base_model_name_or_path), and --model is {model}; their"
+            " answers agree only if both are the same T5"
+        )
 
 
 READERS: Mapping[str, Callable[[Path], Tensor]] = {"peft": read_peft, "npy": read_npy}
@@ -222,11 +255,14 @@ def import_prompt(
             f"{source}: has rows of width {rows_PD.size(1)}, but {path} has width {width}; give the T5 that the"
             " prompt was trained on as --model"
         )
+    digest = DigestCache(None).of_artifact("model", path)
+    if form == "peft":
+        check_base(_adapter_directory(Path(source)), model, path, digest)
     vocabulary, sentinel = Vocabulary.load(path), sentinel or read_metadata(path).sentinel
     check_labels(settings, vocabulary, max_target_length, sentinel)
     info = PromptInfo(
         base_model=str(path),
-        base_model_digest=DigestCache(None).of_artifact("model", path),
+        base_model_digest=digest,
         tokenizer_digest=vocabulary.digest,
         task=settings,
         sentinel=sentinel,
