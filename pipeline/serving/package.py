@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import yaml
 from pydantic import Field
@@ -31,7 +31,7 @@ from t5_pipeline.methods.soft_prompt import WEIGHTS, Prompt, PromptInfo
 from t5_pipeline.serving.exchange import PEFT_CONFIG, PEFT_WEIGHTS, facts_of, read_peft, write_peft
 
 CARD = "README.md"
-_CHECKED = (WEIGHTS, PEFT_WEIGHTS, PEFT_CONFIG, PromptInfo.file_name)
+_Checked = Literal["prompt.safetensors", "adapter_model.safetensors", "adapter_config.json", "prompt.json"]
 
 
 class Checksums(Record):
@@ -43,7 +43,7 @@ class Checksums(Record):
 
     format: Literal[1] = 1
     digest: str = Field(description="digest of the prompt")
-    files: dict[Literal["prompt.safetensors", "adapter_model.safetensors", "adapter_config.json", "prompt.json"], str]
+    files: dict[_Checked, str]
 
 
 FILES = (CARD, WEIGHTS, PEFT_WEIGHTS, PEFT_CONFIG, Checksums.file_name, PromptInfo.file_name)
@@ -72,7 +72,7 @@ def write_package(source: Path, directory: Path, tested: str | None = None) -> s
         shutil.copyfile(source / CARD, directory / CARD)
     else:
         write_text(directory / CARD, card(prompt, digest, tested))
-    Checksums(digest=digest, files={name: file_digest(directory / name) for name in _CHECKED}).save(directory)
+    Checksums(digest=digest, files={name: file_digest(directory / name) for name in get_args(_Checked)}).save(directory)
     return digest
 
 
