@@ -311,7 +311,7 @@ def description(name: str, path: Path) -> str:
 
 
 def facts_of(prompt: Prompt) -> dict[str, str]:
-    """What one must know to use a prompt, by name."""
+    """Facts about a prompt for its users, by name."""
     info, task = prompt.info, prompt.info.task
     return {
         "task": f"{task.name}, from {task.data}",
