@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.files import blocks, compression, one_line
+from t5_pipeline.data_prep.corpora.files import compression, one_line, whole
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
 
 
@@ -34,7 +34,7 @@ def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
-    source = io.BytesIO(b"".join(blocks(path))) if compression(path) else path
+    source = io.BytesIO(whole(path)) if compression(path) else path
     try:
         file = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:

@@ -8,12 +8,12 @@ So the rebuilt model gives the ids of the T5's own spiece.model, on text that tr
 from __future__ import annotations
 
 import base64
-import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, PIECES, TRAINER, UNIGRAM
 
@@ -85,7 +85,7 @@ def _bytes(field: int, value: bytes) -> bytes:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if isinstance(content, dict):
             return content
     except ValueError:

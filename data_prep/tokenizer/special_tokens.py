@@ -6,7 +6,6 @@ files disagree, the model would read other ids than it was trained with, so that
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,11 @@ from typing import Any
 
 import sentencepiece
 
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
+
+_MOST_SENTINELS = 100_000
 
 MODEL_FILE = "spiece.model"
 TOKENIZER_FILES = ("tokenizer_config.json", "added_tokens.json")
@@ -130,8 +132,8 @@ def _above(
     """The names of the ids above the pieces."""
     count = pieces.get_piece_size()
     extra_ids = settings.get("extra_ids")
-    if extra_ids is not None and (type(extra_ids) is not int or extra_ids < 0):
-        raise InputError(f"{config_at}: `extra_ids` is {extra_ids!r}, not a number of sentinels; fix it")
+    if extra_ids is not None and (type(extra_ids) is not int or not 0 <= extra_ids < _MOST_SENTINELS):
+        raise InputError(f"{config_at}: `extra_ids` is {extra_ids!r:.50}, not a number of sentinels; fix it")
     if own and extra_ids:
         raise InputError(
             f"{config_at}: `extra_ids` is {extra_ids}, but {where} contains {len(own)} sentinels itself"
@@ -251,7 +253,7 @@ def _agreeing(special: SpecialTokens, config: Mapping[str, Any], path: str, wher
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if isinstance(content, dict):
             return content
     except ValueError:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
 from t5_pipeline.data_prep.tokenizer.rebuilt_model import TOKENIZER, rebuilt_model
@@ -37,6 +38,7 @@ from t5_pipeline.data_prep.tokenizer.special_tokens import (
 # Fixed, because the result of training depends on the number of threads.
 _TRAINING_THREADS = 1
 _LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longer than 4,192
+_MAX_MODEL = 2**28  # bytes
 
 
 class NoModelFile(InputError):
@@ -104,7 +106,7 @@ class Vocabulary:
         if path.is_dir():
             files = {name: path / name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()}
             if (path / MODEL_FILE).is_file():
-                return cls._read((path / MODEL_FILE).read_bytes(), files, str(path / MODEL_FILE))
+                return cls._read(read_file(path / MODEL_FILE, _MAX_MODEL), files, str(path / MODEL_FILE))
             model = rebuilt_model(path)
             if model is None:
                 raise NoModelFile(
@@ -113,7 +115,7 @@ class Vocabulary:
                 )
             return cls._read(model, {**files, TOKENIZER: path / TOKENIZER}, str(path / TOKENIZER))
         if path.is_file():
-            return cls._read(path.read_bytes(), {}, str(path))
+            return cls._read(read_file(path, _MAX_MODEL), {}, str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
@@ -150,7 +152,7 @@ class Vocabulary:
         for file in (*TOKENIZER_FILES, *CONFIG_FILES):
             with contextlib.suppress(HfHubHTTPError, EntryNotFoundError, OSError):
                 files[file] = Path(hf_hub_download(name, file))
-        return cls._read(model.read_bytes(), files, f"{name}/{MODEL_FILE}")
+        return cls._read(read_file(model, _MAX_MODEL), files, f"{name}/{MODEL_FILE}")
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> Vocabulary:

@@ -6,7 +6,7 @@ S encoder length (prompt included), T decoded length, D d_model, V vocabulary ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +46,16 @@ class Decoding:
         """
         if self.beams > 1:
             return beam_search(texts, max_length, self.beams, self.length_penalty)
-        if not self.temperature:
-            return greedy(texts, max_length)
+        return token_by_token(texts, max_length, self.chooser(numbers_B))
+
+    def chooser(self, numbers_B: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
+        """The next tokens [B] from logits [B, V] and the number of tokens so far; not for beam search."""
 
         def draw(logits_BV: Tensor, position: int) -> Tensor:
             drawn_B = torch.from_numpy(uniform(bits(self.seed, _STREAM, list(numbers_B), position)))
             return sampled(logits_BV, drawn_B.to(logits_BV.device), self.temperature, self.top_p)
 
-        return token_by_token(texts, max_length, draw)
+        return draw if self.temperature else lambda logits_BV, _: logits_BV.argmax(dim=-1)
 
 
 class Continuations:
@@ -120,15 +122,21 @@ def greedy(texts: Continuations, max_length: int) -> Tensor:
 @torch.no_grad()
 def token_by_token(texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Like `greedy`, with the next tokens [B] given by `choose(logits_BV, position)`."""
+    decoded = list(tokens(texts, max_length, choose))
+    return torch.stack(decoded, dim=1) if decoded else torch.zeros(texts.inputs, 0, dtype=torch.long)
+
+
+def tokens(texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
+    """The tokens [B] of `token_by_token` as they are decoded."""
     special = texts.special
     next_B = torch.full((texts.inputs,), special.start, device=texts.device)
     done_B = torch.zeros(texts.inputs, dtype=torch.bool, device=texts.device)
-    decoded: list[Tensor] = []
-    while len(decoded) < max_length and not done_B.all():
-        next_B = choose(texts.longer(next_B), len(decoded)).masked_fill(done_B, special.pad)
+    for position in range(max_length):
+        if bool(done_B.all()):
+            return
+        next_B = choose(texts.longer(next_B), position).masked_fill(done_B, special.pad)
         done_B = done_B | (next_B == special.eos)
-        decoded.append(next_B)
-    return torch.stack(decoded, dim=1) if decoded else next_B.new_zeros(texts.inputs, 0)
+        yield next_B
 
 
 def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -5,7 +5,8 @@ B batch, L labels, R = L·B decoder rows, S encoder length (prompt included), T 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,3 +61,15 @@ def _log_p(model: ReadingModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:
     logits_nV = model.logits(hidden_nD.unsqueeze(1)).squeeze(1).float()
     # Faster on a CPU than logsumexp.
     return logits_nV.log_softmax(dim=1).gather(1, token_n.unsqueeze(1)).squeeze(1)
+
+
+def probabilities(scores: Mapping[str, float]) -> dict[str, float]:
+    """Probabilities of labels relative to one another, from their log p.
+
+    >>> probabilities({"a": -1.0, "b": -1.0})
+    {'a': 0.5, 'b': 0.5}
+    """
+    greatest = max(scores.values())
+    weights = {label: math.exp(score - greatest) for label, score in scores.items()}
+    total = sum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}

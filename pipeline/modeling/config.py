@@ -79,9 +79,17 @@ class T5Config:
         def size(key: str, default: int | None = None) -> int:
             value = config.get(key)
             value = default if value is None else value
-            if type(value) is not int or value <= 0:
-                raise InputError(f"{where}: {key} is {value!r}; must be a whole number above 0; fix the file")
+            if type(value) is not int or not 0 < value < 2**31:
+                raise InputError(
+                    f"{where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31; fix the file"
+                )
             return value
+
+        def number(key: str, default: float) -> float:
+            value = config.get(key, default)
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise InputError(f"{where}: {key} is {value!r:.50}; must be a number from 0 to 1; fix the file")
+            return float(value)
 
         projection = str(config.get("feed_forward_proj", "relu"))
         gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
@@ -106,8 +114,8 @@ class T5Config:
             gated=gated,
             activation=activation,
             tied=config.get("tie_word_embeddings") is not False and config.get("scale_decoder_outputs") is not False,
-            dropout_rate=float(config.get("dropout_rate", 0.1)),
-            layer_norm_epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
+            dropout_rate=number("dropout_rate", 0.1),
+            layer_norm_epsilon=number("layer_norm_epsilon", 1e-6),
             special=SpecialTokens.of_config(config, where),
         )
 

@@ -6,7 +6,6 @@ a model does not depend on which library saved it. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from t5_pipeline.core.bounded import read_json, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import T5Config
@@ -77,7 +77,10 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
-        names = _read_json(directory / INDEX).get("weight_map", {}).values()
+        weight_map = _read_json(directory / INDEX).get("weight_map")
+        names = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{directory / INDEX}: `weight_map` does not map names to files; fetch the model again")
         files = [directory / below(name, directory / INDEX) for name in sorted(set(names))]
         for file in files:
             if not file.is_file():
@@ -109,7 +112,9 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
         {"lm_head.weight"} if shape.tied else set()
     )
     embedding: tuple[str, Tensor] | None = None
-    for file in weight_files(directory):
+    files = weight_files(directory)
+    _check_layers(shape, files, directory / "config.json")
+    for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (an opened file is not a dict)
@@ -130,10 +135,21 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
             raise InputError(f"{file}: is damaged ({error}); fetch or write it again") from error
 
 
+def _check_layers(shape: T5Config, files: list[Path], config: Path) -> None:
+    """Compare a config with the headers of the tensors, before a T5 of its size is built.
+
+    Raises:
+        InputError: if it has more layers than there are tensors.
+    """
+    tensors, layers = sum(len(tensor_entries(file)) for file in files), shape.num_layers + shape.num_decoder_layers
+    if layers > tensors:
+        raise InputError(f"{config}: has {layers:,} layers, but there are {tensors:,} tensors; fetch the model again")
+
+
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}); fetch the model again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: contains a {type(content).__name__} instead of a JSON object; fetch the model again")

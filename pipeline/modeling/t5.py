@@ -257,11 +257,14 @@ class T5(nn.Module):
 
 
 def _causal(decoder_ids_RT: Tensor, cache: DecoderCache | None) -> Tensor:
-    """Mask [1, T, past + T]: each position sees itself and earlier ones."""
+    """Mask [1 or R, T, past + T]: each position sees itself and earlier ones of its row."""
     T = decoder_ids_RT.size(1)
     earlier = None if cache is None else cache.layer(0).own
     past = 0 if earlier is None else earlier[0].size(2)
-    return torch.ones(1, T, past + T, dtype=torch.bool, device=decoder_ids_RT.device).tril(past)
+    causal = torch.ones(1, T, past + T, dtype=torch.bool, device=decoder_ids_RT.device).tril(past)
+    if cache is None or cache.real_RT is None:
+        return causal
+    return causal & F.pad(cache.real_RT, (0, T), value=True)[:, None]
 
 
 def token_mask(ids_BS: Tensor, pad: int = 0) -> Tensor | None:

@@ -25,7 +25,8 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.references import load_task
-from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
+from t5_pipeline.core import bounded
+from t5_pipeline.core.atomic_files import STDOUT, is_stream, write_directory, write_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable, say
@@ -91,12 +92,15 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
     suffix = ".npy" if form == "npy" else ""
     if len(prompts) == 1:
         to = {name: Path(output) for name in prompts}
-        if suffix and output != STDOUT and Path(output).suffix != suffix:
+        if suffix and output != STDOUT and not is_stream(Path(output)) and Path(output).suffix != suffix:
             raise InputError(f"--output: {output} does not end in .npy; name the output file, or give - for stdout")
     else:
         to = {name: Path(output) / f"{name}{suffix}" for name in prompts}
+    if form == "peft" and output == STDOUT:
+        raise InputError("--output: a PEFT adapter is a directory; give its path, not -")
     for path in to.values():
-        refuse_to_replace(path)
+        if form != "npy" or not (str(path) == STDOUT or is_stream(path)):
+            refuse_to_replace(path)
     for name, prompt in prompts.items():
         to[name].parent.mkdir(parents=True, exist_ok=True)
         if form == "npy":
@@ -115,7 +119,7 @@ def refuse_to_replace(path: Path, where: str = "--output") -> None:
     Raises:
         InputError: if `path` exists.
     """
-    if os.path.lexists(path) and not path.is_fifo() and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{where}: {path} already exists; choose another path, or remove it")
 
 
@@ -129,14 +133,13 @@ def read_npy(path: Path) -> Tensor:
         InputError: if the file is not a plain array of floating-point rows.
     """
     try:
-        with path.open("rb") as file:
-            rows_PD = np.load(file, allow_pickle=False)
+        rows_PD = bounded.read_npy(path)
     except FileNotFoundError:
         raise InputError(f"{path}: does not exist; check the path") from None
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: is not a plain .npy array ({error}); pickled objects are not read") from None
-    if not isinstance(rows_PD, np.ndarray) or rows_PD.ndim != 2 or rows_PD.dtype.kind != "f" or 0 in rows_PD.shape:
-        found = f"{rows_PD.dtype} {list(rows_PD.shape)}" if isinstance(rows_PD, np.ndarray) else "several arrays"
+    if rows_PD.ndim != 2 or rows_PD.dtype.kind != "f" or 0 in rows_PD.shape:
+        found = f"{rows_PD.dtype} {list(rows_PD.shape)}"
         raise InputError(f"{path}: contains {found}; give the rows of one prompt, floating point [P, D]")
     return torch.from_numpy(rows_PD.astype(np.float32))
 
@@ -150,7 +153,7 @@ def read_peft(directory: Path) -> Tensor:
     directory = _adapter_directory(directory)
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
     try:
-        config = dict(json.loads(config_path.read_text(encoding="utf-8")))
+        config = dict(bounded.read_json(config_path))
     except OSError:
         raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
     except (ValueError, TypeError):
@@ -242,6 +245,8 @@ def import_prompt(
     Raises:
         InputError: if a file cannot be read, or the rows do not fit the model.
     """
+    if output == STDOUT:
+        raise InputError("--output: a prompt is a directory; give its path, not -")
     refuse_to_replace(Path(output))
     rows_PD = READERS[form](Path(source))
     if not bool(rows_PD.isfinite().all()):
