@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from t5_pipeline.artifacts.kinds import marker
-from t5_pipeline.core.file_cache import read_errors
+from t5_pipeline.core.file_cache import remote_errors
 
 _SUFFIXES = (".json", ".safetensors")  # the files that a prompt is read from
 _DEEPEST = 3  # NAME/prompt/FILE
@@ -71,7 +71,7 @@ class Mirror:
     def _list(self) -> dict[str, _Listed]:
         import fsspec
 
-        with read_errors(self.url, "--prompts"):
+        with remote_errors(self.url, "--prompts"):
             store, root = fsspec.url_to_fs(self.url)
             store.invalidate_cache()
             try:
@@ -101,7 +101,7 @@ class Mirror:
         import fsspec
 
         version = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
-        with read_errors(self.url, "--prompts"):
+        with remote_errors(self.url, "--prompts"):
             store, _ = fsspec.url_to_fs(self.url)
             for name, path in prompt.files.items():
                 try:
