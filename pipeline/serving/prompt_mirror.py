@@ -50,7 +50,7 @@ class Mirror:
         """Bring the copy up to date.
 
         Raises:
-            InputError: if the store cannot be read; the copy stays as it was.
+            InputError: if the store cannot be read; the copy is then unchanged.
         """
         listed = self._list()
         seen = listed if self._seen is None else self._seen  # the first time, all prompts are taken at once
