@@ -21,7 +21,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-_TASK_FILE = "; YAML with the keys name, data, inputs, targets, labels, metrics"
+_TASK_FILE = "; YAML keys: name, data, inputs, targets, labels, metrics"
 
 
 @dataclass(frozen=True)
