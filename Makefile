@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test soak check types format bench wheel clean
+.PHONY: demo test soak check types format bench wheel docs clean
 
 demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
@@ -39,8 +39,13 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 	T5_PIPELINE_WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest tests/system/test_wheel.py
 
+# The documentation as a site, with all links checked.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # torch first and in its pinned version: a bare `torch` may download gigabytes of CUDA that a CPU does not need.
 $(READY): pyproject.toml constraints.txt

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    agreement,
     checkpoints,
     label_scoring,
     lm_adaptation,
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "memory": memory,
     "checkpoints": checkpoints,
     "prepare": prepare,
+    "agreement": agreement,
     "vocabulary_export": vocabulary_export,
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.machine import paired, seconds
 from benchmarks.prompt_tuning import encoded, prompted
-from t5_pipeline.data_prep.sampling.batches import pad
+from t5_pipeline.data_prep.sampling.batches import padded
 from t5_pipeline.evaluation.label_scoring import score_labels
 from t5_pipeline.modeling.config import SIZES
 from t5_pipeline.modeling.load import init_t5
@@ -50,7 +50,7 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
         inputs = [rng.integers(3, 32_000, n) for n in rng.lognormal(np.log(130), 0.5, 512).astype(int).clip(20, 512)]
     inputs = sorted(inputs, key=len)  # as pipeline/evaluation/predict.py batches them
     middle = len(inputs) // 2
-    inputs_BS = torch.from_numpy(pad(inputs[middle : middle + BATCH])).long()
+    inputs_BS = torch.from_numpy(padded(inputs[middle : middle + BATCH], 0)).long()
     labels = [[*rng.integers(3, 32_000, 1 + k % 3).tolist(), 1] for k in range(max(COUNTS))]
     rows = []
     for count in COUNTS:

@@ -18,7 +18,8 @@ import torch
 
 from benchmarks.machine import paired, seconds
 from t5_pipeline.data_prep.sampling.batches import pad
-from t5_pipeline.data_prep.tasks.encode import Task, encode_inputs, encode_labels
+from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
+from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.label_scoring import score_labels
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -38,7 +39,7 @@ class Inputs:
         info = prompts[0].info
         task = Task.load(info.task)
         texts = [task.inputs(row) for row in task.rows("test")]
-        self.ids = [ids.tolist() for ids in encode_inputs(texts, vocabulary, info.max_input_length, info.sentinel)]
+        self.ids = [ids.tolist() for ids in encode_inputs(texts, vocabulary, info.max_input_length, info.sentinel).ids]
         self.prompt = [i % len(prompts) for i in range(len(texts))]
         self.labels = [ids.tolist() for ids in encode_labels(info.task.labels or [], vocabulary, info.sentinel)]
 

@@ -31,9 +31,10 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
     model = stage.load_model(text.vocabulary)
 
-    batches = batches_of(c, objective_of(c, text))
-    unseen = objective_of(c, held_out)
-    validation = batches_of(c, unseen) if unseen.count(0) else None
+    special = model.vocabulary.special
+    batches = batches_of(c, objective_of(c, text, special.eos), special.pad)
+    unseen = objective_of(c, held_out, special.eos)
+    validation = batches_of(c, unseen, special.pad) if unseen.count(0) else None
 
     def publish(step: int, result: TrainingResult) -> None:
         metadata = model.metadata.with_stage(
@@ -44,26 +45,26 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
     train_language_model(stage, model.t5, batches, validation, publish, text.vocabulary.piece_bytes())
 
 
-def objective_of(c: LMAdaptConfig, tokens: TokenShards) -> Objective:
+def objective_of(c: LMAdaptConfig, tokens: TokenShards, eos: int) -> Objective:
     """The objective that turns text into examples."""
     match c.objective:
         case "prefix_lm":
-            return PrefixLM(tokens, c.seed, c.segment_length, c.prefix_density)
+            return PrefixLM(tokens, c.seed, c.segment_length, c.prefix_density, eos)
         case "lm":
-            return LM(tokens, c.seed, c.segment_length)
+            return LM(tokens, c.seed, c.segment_length, eos)
         case "full_lm":
-            return FullLM(tokens, c.seed, c.segment_length)
+            return FullLM(tokens, c.seed, c.segment_length, eos)
         case "packed_pairs":
-            return PackedPairs(tokens, c.seed, c.segment_length)
+            return PackedPairs(tokens, c.seed, c.segment_length, eos)
 
 
-def batches_of(c: LMAdaptConfig, objective: Objective) -> LMBatches:
+def batches_of(c: LMAdaptConfig, objective: Objective, pad: int) -> LMBatches:
     """The batch of each step, counted in examples or in the rows into which T5 packs them."""
     widths = (c.segment_length, c.segment_length)
     rows = None
     if c.batch_unit == "rows" and isinstance(objective, PrefixLM):
         rows = PackedRows(objective, c.seed, widths)
-    return LMBatches(objective, c.batch_size, c.seed, widths if c.packing else None, rows)
+    return LMBatches(objective, c.batch_size, c.seed, widths if c.packing else None, rows, pad)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
     batches = TaskBatches(training_rows(stage, source, [c.task]), [c.batch_size], [c.seed])
 
     def loss_fn(model: PeftT5, batch: TensorBatch) -> Tensor:
-        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss)
+        loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss, model.special.pad)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
     def score(model: PeftT5, **rows_and_device: Any) -> list[Measured]:

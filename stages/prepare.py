@@ -18,6 +18,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
+from t5_pipeline.artifacts import working
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import Interrupted
@@ -45,7 +46,7 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
     chunks = corpus_chunks(c.corpus, text_field=c.text_field, config=c.config, split=c.split, chunk_bytes=c.shard_bytes)
     vocabulary = Vocabulary.load(c.vocabulary) if c.vocabulary else trained_vocabulary(stage, chunks, held_out)
 
-    partial, published = stage.directory / "tokens.partial", stage.directory / "tokens"
+    partial, published = stage.directory / working.PARTIAL_TOKENS, stage.directory / "tokens"
     if published.is_dir() and not partial.is_dir():
         published.rename(partial)  # a previous run was stopped before it wrote the manifest; keep its shards
     workers: Workers = functools.partial(encode_locally, cores=c.threads)
@@ -82,10 +83,13 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
 def trained_vocabulary(stage: Stage[PrepareConfig], chunks: list[Chunk], held_out: list[str]) -> Vocabulary:
     """The vocabulary trained on the start of the decontaminated corpus, by this run or a previous one."""
     c, directory = stage.config, stage.directory / "vocabulary"
-    if not directory.is_dir():
+    if not working.is_intact(stage.directory, "vocabulary"):
         log.info("%s: training a vocabulary of %s pieces", stage.name, f"{c.vocabulary_size:,}")
         texts = first_texts(chunks, c.vocabulary_characters, without=held_out, corpus=c.corpus)
-        write_directory(directory, Vocabulary.train(texts, c.vocabulary_size).save)
+        trained = Vocabulary.train(texts, c.vocabulary_size)
+        stage.cells[0].claim("vocabulary")
+        write_directory(directory, trained.save)
+        working.complete(stage.directory, "vocabulary")
     return Vocabulary.load(directory)
 
 

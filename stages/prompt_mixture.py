@@ -39,7 +39,7 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     bank = PromptBank([initial_rows(t5, vocabulary, c, c.seed + k, start) for k in range(c.components)])
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
-    model = MixtureWeights(PromptedT5(t5, bank), c.components)
+    model = MixtureWeights(PromptedT5(t5, bank), c.components, t5.special.pad)
     batches = TaskBatches(training_rows(stage, loaded, [c.task]), [c.batch_size], [c.seed], c.loss)
 
     def loss_fn(model: MixtureWeights, batch: TensorBatch) -> Tensor:

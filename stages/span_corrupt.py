@@ -34,11 +34,11 @@ def span_corrupt(stage: Stage[SpanCorruptConfig]) -> None:
             c.input_length,
             c.noise_density,
             c.mean_span_length,
-            vocabulary_size=vocabulary.size,
-            sentinels=vocabulary.sentinels,
+            sentinel_ids=vocabulary.sentinel_ids,
+            eos=vocabulary.eos,
         )
         rows = (c.input_length, objective.target_length) if c.packing else None
-        return LMBatches(objective, c.batch_size, c.seed, rows)
+        return LMBatches(objective, c.batch_size, c.seed, rows, pad=vocabulary.pad)
 
     def publish(step: int, result: TrainingResult) -> None:
         metadata = model.metadata.with_stage(

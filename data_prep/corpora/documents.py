@@ -11,7 +11,7 @@ Only the current document is in memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +29,7 @@ from t5_pipeline.data_prep.corpora.files import (
 )
 from t5_pipeline.data_prep.corpora.hub import hub_shards, shard_rows
 from t5_pipeline.data_prep.corpora.json_rows import is_json_list, json_file, json_row
-from t5_pipeline.data_prep.corpora.parquet import parquet_file, parquet_rows
+from t5_pipeline.data_prep.corpora.parquet import column_bytes, parquet_rows
 from t5_pipeline.data_prep.corpora.row import Row, check_unicode, listed
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, documents
 
@@ -103,12 +103,12 @@ def corpus_chunks(
         return [StdlibPages()]
     path = Path(location)
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if _is_corpus_file(f, path))
+        files = corpus_files(path)
         if not files:
             raise InputError(f"corpus {path}: contains no {_KNOWN} file; check the path")
         return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, chunk_bytes)
     if path.is_file():
-        if not _is_corpus_file(path, path.parent):
+        if not corpus_files(path):
             raise InputError(f"corpus {path}: has an unknown suffix; use {_KNOWN}")
         return _cut(path.parent, [path.name], text_field, chunk_bytes)
     if (
@@ -119,6 +119,12 @@ def corpus_chunks(
         raise InputError(f"corpus {location} does not exist; check the path")
     shards = hub_shards(str(location), config, split)
     return [HubShard(str(location), config, split, text_field, index, shards) for index in range(shards)]
+
+
+def corpus_files(path: Path) -> list[Path]:
+    """The files that a corpus folder or file consists of, in order; empty if there is none."""
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    return [file for file in found if _is_corpus_file(file, path.parent if path.is_file() else path)]
 
 
 def skipped_files(location: str | Path) -> list[str]:
@@ -251,15 +257,10 @@ def _ranges(begin: int, weight: int, units: int, size: int) -> Iterator[tuple[in
             yield chunk, start, stop
 
 
-def _weights(path: Path, text_field: str) -> list[tuple[int, int | None]]:
+def _weights(path: Path, text_field: str) -> Sequence[tuple[int, int | None]]:
     """(bytes, number of bytes or rows at which to cut; None: uncut) of a file, for Parquet of each row group."""
     if file_format(path) == ".parquet":
-        with parquet_file(path, [text_field]) as file:
-            paths = [file.schema.column(i).path for i in range(file.metadata.num_columns)]
-            # pyarrow ends the process if it looks at the metadata of a damaged column.
-            columns = [i for i, name in enumerate(paths) if name.split(".")[0] == text_field]
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            return [(sum(g.column(i).total_uncompressed_size for i in columns), g.num_rows) for g in groups]
+        return column_bytes(path, text_field)
     size = path.stat().st_size
     whole = compression(path) or file_format(path) == ".txt" or (file_format(path) == ".json" and is_json_list(path))
     return [(size, None if whole else size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from t5_pipeline.core.errors import InputError
 COMPRESSIONS = (".gz", ".zst")
 _MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 _BLOCK = 2**20  # bytes
+LONGEST_LINE = 2**26  # bytes
+_ZSTD_BLOCK = 2**13  # compressed bytes; 4 of them can expand to 128 KiB
+_LARGEST_WHOLE = 2**31  # bytes that are read as a whole
+_MOST_EXPANSION = 200  # of a compressed file; text rarely exceeds 20
 
 
 def compression(path: Path) -> str:
@@ -39,20 +44,31 @@ def blocks(path: Path) -> Iterator[bytes]:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
+    most = path.stat().st_size * _MOST_EXPANSION + 64 * _BLOCK if compression(path) else sys.maxsize
     try:
-        if compression(path) == ".zst":
-            yield from _zstd_blocks(path)
-            return
-        with gzip.open(path, "rb") if compression(path) == ".gz" else path.open("rb") as file:
-            if not compression(path):
-                _check_plain(path, file.read(4))
-                file.seek(0)
-            while block := file.read(_BLOCK):
-                yield block
+        for block in _expanded(path):
+            most -= len(block)
+            if most < 0:
+                raise InputError(
+                    f"{path}: expands to more than {_MOST_EXPANSION} times its size; decompress it yourself"
+                )
+            yield block
     except (OSError, EOFError, zlib.error, ZstdError) as error:
         raise InputError(
             f"cannot read {path} ({error}); check that the file is intact and has the right suffix"
         ) from None
+
+
+def _expanded(path: Path) -> Iterator[bytes]:
+    if compression(path) == ".zst":
+        yield from _zstd_blocks(path)
+        return
+    with gzip.open(path, "rb") if compression(path) == ".gz" else path.open("rb") as file:
+        if not compression(path):
+            _check_plain(path, file.read(4))
+            file.seek(0)
+        while block := file.read(_BLOCK):
+            yield block
 
 
 def _check_plain(path: Path, first: bytes) -> None:
@@ -68,7 +84,7 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
     decompressor = ZstdDecompressor()
     frame = None
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_ZSTD_BLOCK):
             while block:
                 frame = frame or decompressor.decompressobj()
                 yield frame.decompress(block)
@@ -78,13 +94,27 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
         raise EOFError("truncated zstd frame")
 
 
+def whole(path: Path) -> bytes:
+    """The decompressed content of a file.
+
+    Raises:
+        InputError: if it is too large.
+    """
+    content = bytearray()
+    for block in blocks(path):
+        if len(content) + len(block) > _LARGEST_WHOLE:
+            raise InputError(f"{path}: has more than {_LARGEST_WHOLE:,} bytes of text; divide it, or use .jsonl")
+        content += block
+    return bytes(content)
+
+
 def read_text(path: Path) -> str:
     """The content of a UTF-8 file.
 
     Raises:
         InputError: if a byte is not UTF-8; names its line.
     """
-    return decode(b"".join(blocks(path)), path, 1)
+    return decode(whole(path), path, 1)
 
 
 def decode(data: bytes, path: Path | str, first_line: int) -> str:
@@ -106,10 +136,17 @@ def lines(path: Path) -> Iterator[bytes]:
     """The lines of a plain or compressed file."""
     rest = b""
     for block in blocks(path):
-        *whole, rest = (rest + block).split(b"\n")
-        yield from whole
+        *complete, rest = (rest + block).split(b"\n")
+        yield from complete
+        _check_line(rest, path)
     if rest:
         yield rest
+
+
+def _check_line(line: bytes, path: Path) -> bytes:
+    if len(line) > LONGEST_LINE:
+        raise InputError(f"{path}: has a line of more than {LONGEST_LINE:,} bytes; divide it")
+    return line
 
 
 def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -120,9 +157,10 @@ def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, 
     with path.open("rb") as file:
         if start:
             file.seek(start - 1)
-            file.readline()  # skip the rest of the previous line, or only its newline
+            while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
+                pass  # skip the rest of the previous line, or only its newline
         at = file.tell()
-        while (stop is None or at < stop) and (line := file.readline()):
+        while (stop is None or at < stop) and (line := _check_line(file.readline(LONGEST_LINE + 1), path)):
             yield at, line.rstrip(b"\n")
             at += len(line)
 

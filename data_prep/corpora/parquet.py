@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.files import blocks, compression, one_line
+from t5_pipeline.data_prep.corpora.files import compression, one_line, whole
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
 
 
@@ -34,7 +34,7 @@ def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
 
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
-    source = io.BytesIO(b"".join(blocks(path))) if compression(path) else path
+    source = io.BytesIO(whole(path)) if compression(path) else path
     try:
         file = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
@@ -49,6 +49,16 @@ def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
         if duplicate is not None:
             raise InputError(f"{path}: two columns are named {duplicate!r}; rename one")
         yield file
+
+
+def column_bytes(path: Path, column: str) -> list[tuple[int, int]]:
+    """(uncompressed bytes of a column, rows) of each row group of a Parquet file, from its metadata."""
+    with parquet_file(path, [column]) as file:
+        paths = [file.schema.column(i).path for i in range(file.metadata.num_columns)]
+        # pyarrow ends the process if it looks at the metadata of a damaged column.
+        leaves = [i for i, name in enumerate(paths) if name.split(".")[0] == column]
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        return [(sum(g.column(i).total_uncompressed_size for i in leaves), g.num_rows) for g in groups]
 
 
 def _parquet_names(file: Any) -> list[str]:

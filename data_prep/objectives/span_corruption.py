@@ -15,6 +15,8 @@ Source: Raffel et al. 2020, §3.1.4; `span_corruption` of T5's code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -122,19 +124,21 @@ def _run_lengths(starts: Bools, parts: int) -> Ints:
     return np.diff(places, axis=1, append=starts.shape[1])
 
 
-def replace_spans(tokens_RT: npt.NDArray[np.int32], mask_RT: Bools, first_sentinel: int) -> npt.NDArray[np.int32]:
-    """Replace each run of masked tokens by one sentinel, counting down from `first_sentinel`.
+def replace_spans(
+    tokens_RT: npt.NDArray[np.int32], mask_RT: Bools, sentinel_ids: Sequence[int]
+) -> npt.NDArray[np.int32]:
+    """Replace run j of masked tokens by the id of sentinel j.
 
     All rows must have the same numbers of masked tokens and runs. The mask gives inputs, its complement targets.
 
     >>> tokens, mask = np.array([[5, 6, 7, 8]], dtype=np.int32), np.array([[False, True, True, False]])
-    >>> replace_spans(tokens, mask, 99).tolist(), replace_spans(tokens, ~mask, 99).tolist()
+    >>> replace_spans(tokens, mask, [99, 98]).tolist(), replace_spans(tokens, ~mask, [99, 98]).tolist()
     ([[5, 99, 8]], [[99, 6, 7, 98]])
     """
     starts = mask_RT.copy()
     starts[:, 1:] &= ~mask_RT[:, :-1]
-    sentinels = first_sentinel + 1 - np.cumsum(starts, axis=1, dtype=np.int32)
-    replaced = np.where(starts, sentinels, tokens_RT).astype(np.int32)
+    run_RT = np.maximum(np.cumsum(starts, axis=1) - 1, 0)
+    replaced = np.where(starts, np.asarray(sentinel_ids, dtype=np.int32)[run_RT], tokens_RT).astype(np.int32)
     return replaced[starts | ~mask_RT].reshape(len(tokens_RT), -1)
 
 
@@ -147,8 +151,7 @@ class SpanCorruption:
         input_length: maximum length of inputs, with EOS.
         noise_density: ρ, fraction of hidden tokens.
         mean_span_length: μ, mean tokens per hidden span.
-        vocabulary_size: pieces and sentinels (Vocabulary.size); sentinel j is vocabulary_size − 1 − j.
-        sentinels: number of sentinels.
+        sentinel_ids: ids of the sentinels, extra_id_0 first.
         eos: id of EOS.
 
     Raises:
@@ -159,7 +162,7 @@ class SpanCorruption:
     >>> class One:
     ...     lengths_N = np.array([4])
     ...     def document(self, i): return np.array([10, 11, 12, 13])
-    >>> objective = SpanCorruption(One(), seed=0, input_length=16, vocabulary_size=100)
+    >>> objective = SpanCorruption(One(), seed=0, input_length=16, sentinel_ids=[99, 98])
     >>> [(inputs, targets)] = objective.examples(epoch=0, index_N=[0])
     >>> inputs.tolist()[0], inputs.tolist()[-2:], targets.tolist()[0], targets.tolist()[-1]
     (10, [99, 1], 99, 1)
@@ -173,26 +176,25 @@ class SpanCorruption:
         noise_density: float = 0.15,
         mean_span_length: float = 3.0,
         *,
-        vocabulary_size: int,
-        sentinels: int = 100,
+        sentinel_ids: Sequence[int],
         eos: int = 1,
     ) -> None:
         self.segment, self.target_length = tokens_length(input_length, noise_density, mean_span_length)
         _, spans = noise_counts(self.segment, noise_density, mean_span_length)
-        if spans > sentinels:
+        if spans > len(sentinel_ids):
             shorter, added = (
                 "reduce input_length or increase mean_span_length",
                 "add 100 by the `sentinel` stage or `prepare`",
             )
             raise InputError(
-                f"input_length: {input_length} needs up to {spans} sentinels, and the vocabulary has {sentinels};"
-                f" {shorter if sentinels else added}"
+                f"input_length: {input_length} needs up to {spans} sentinels, and the vocabulary has"
+                f" {len(sentinel_ids)}; {shorter if sentinel_ids else added}"
             )
         self.seed = seed
         self.input_length = input_length
         self.noise_density = noise_density
         self.mean_span_length = mean_span_length
-        self.first_sentinel = vocabulary_size - 1
+        self.sentinel_ids = sentinel_ids
         self.eos = eos
         self.concatenated = ConcatenatedDocuments(tokens, seed, self.segment)
 
@@ -210,8 +212,8 @@ class SpanCorruption:
             rows = np.flatnonzero(lengths_B == length)
             tokens_RT = np.stack([segments[row] for row in rows]).astype(np.int32)
             mask_RT = noise_mask(self.seed, epoch, index_B[rows], length, self.noise_density, self.mean_span_length)
-            inputs = _append(replace_spans(tokens_RT, mask_RT, self.first_sentinel), self.eos)
-            targets = _append(replace_spans(tokens_RT, ~mask_RT, self.first_sentinel), self.eos)
+            inputs = _append(replace_spans(tokens_RT, mask_RT, self.sentinel_ids), self.eos)
+            targets = _append(replace_spans(tokens_RT, ~mask_RT, self.sentinel_ids), self.eos)
             for row, x, y in zip(rows.tolist(), inputs, targets, strict=True):
                 examples[row] = (x, y)
         return [example for example in examples if example is not None]

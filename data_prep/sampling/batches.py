@@ -28,16 +28,17 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded with 0 to a common width, a multiple of 8.
+    """Examples padded to a common width, a multiple of 8.
 
     Attributes:
         inputs_BS: ids of the inputs with EOS, int32.
-        targets_BT: ids of the targets with EOS, int32; 0 is padding and not trained on.
+        targets_BT: ids of the targets with EOS, int32; padding is not trained on.
         weights_B: loss weight of each target token of a row, float32; the loss is Σ_B weights·Σ_T token loss.
         prompt_B: index of the row's prompt in the prompt bank, int32; 0 without prompts.
         ids_B: unique id of the example (in a packed row: of its first one) in its source, int64.
         segments: for packed rows, the number (1, 2, …; 0 for padding) of the example at each position of inputs_BS and
             targets_BT, int32; None if each row is one example.
+        pad: id of padding.
     """
 
     inputs_BS: Ints
@@ -46,6 +47,7 @@ class Batch:
     prompt_B: Ints
     ids_B: npt.NDArray[np.int64]
     segments: tuple[Ints, Ints] | None = None
+    pad: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs_BS)
@@ -53,31 +55,33 @@ class Batch:
     @property
     def input_tokens(self) -> int:
         """Number of input ids, without padding."""
-        return int(np.count_nonzero(self.inputs_BS))
+        return int(np.count_nonzero(self.inputs_BS != self.pad))
 
     @property
     def target_tokens(self) -> int:
         """Number of target ids, without padding."""
-        return int(np.count_nonzero(self.targets_BT))
+        return int(np.count_nonzero(self.targets_BT != self.pad))
 
     def rows(self, index: npt.ArrayLike) -> Batch:
         """These rows in this order, trimmed to the longest of them. They keep their weights in the whole batch."""
         chosen = np.asarray(index, dtype=np.int64)
         segments = None
         if self.segments is not None:
-            segments = _trimmed(self.segments[0][chosen]), _trimmed(self.segments[1][chosen])
+            segments = _trimmed(self.segments[0][chosen], 0), _trimmed(self.segments[1][chosen], 0)
         return Batch(
-            _trimmed(self.inputs_BS[chosen]),
-            _trimmed(self.targets_BT[chosen]),
+            _trimmed(self.inputs_BS[chosen], self.pad),
+            _trimmed(self.targets_BT[chosen], self.pad),
             self.weights_B[chosen],
             self.prompt_B[chosen],
             self.ids_B[chosen],
             segments,
+            self.pad,
         )
 
     def by_length(self) -> npt.NDArray[np.int64]:
         """The indices of the rows, sorted by input length, target length and index."""
-        return np.lexsort((_lengths(self.targets_BT), _lengths(self.inputs_BS))).astype(np.int64)
+        lengths = (_lengths(self.targets_BT, self.pad), _lengths(self.inputs_BS, self.pad))
+        return np.lexsort(lengths).astype(np.int64)
 
     def microbatches(self, size: int, device: str = "cpu") -> list[Batch]:
         """Split into parts of rows of similar length, to save padding. Only the order of sums over rows depends on it.
@@ -92,7 +96,8 @@ class Batch:
         if size:
             return [self.rows(order[start : start + size]) for start in range(0, len(self), size)]
         inputs_N, targets_N = (
-            [_width(int(length)) for length in _lengths(ids)[order]] for ids in (self.inputs_BS, self.targets_BT)
+            [_width(int(length)) for length in _lengths(ids, self.pad)[order]]
+            for ids in (self.inputs_BS, self.targets_BT)
         )
         return [
             self.rows(order[begin:end])
@@ -113,8 +118,11 @@ def collate(
     weights_B: npt.ArrayLike | None = None,
     prompt_B: npt.ArrayLike | None = None,
     ids_B: npt.ArrayLike | None = None,
+    pad: int = 0,
 ) -> Batch:
-    """Make a batch of (inputs, targets). By default each token weighs 1/(target tokens of the batch), a mean.
+    """Make a batch of (inputs, targets), padded with the id `pad`.
+
+    By default each token weighs 1/(target tokens of the batch), a mean.
 
     >>> batch = collate([(np.array([5, 1]), np.array([6, 7, 1])), (np.array([1]), np.array([8, 1]))])
     >>> batch.inputs_BS.tolist()
@@ -123,19 +131,19 @@ def collate(
     [0.20000000298023224, 0.20000000298023224]
     """
     size = len(examples)
-    targets_BT = pad([targets for _, targets in examples])
     if weights_B is None:
-        weights_B = np.full(size, 1 / max(1, int(np.count_nonzero(targets_BT))))
+        weights_B = np.full(size, 1 / max(1, sum(len(targets) for _, targets in examples)))
     return Batch(
-        pad([inputs for inputs, _ in examples]),
-        targets_BT,
+        padded([inputs for inputs, _ in examples], pad),
+        padded([targets for _, targets in examples], pad),
         np.asarray(weights_B, dtype=np.float32),
         np.zeros(size, dtype=np.int32) if prompt_B is None else np.asarray(prompt_B, dtype=np.int32),
         np.arange(size, dtype=np.int64) if ids_B is None else np.asarray(ids_B, dtype=np.int64),
+        pad=pad,
     )
 
 
-def collate_packed(examples: Sequence[Example], ids_N: npt.ArrayLike, widths: tuple[int, int]) -> Batch:
+def collate_packed(examples: Sequence[Example], ids_N: npt.ArrayLike, widths: tuple[int, int], pad: int = 0) -> Batch:
     """Make a batch of packed rows: several examples per row of at most `widths` (inputs, targets) positions.
 
     Each token weighs 1/(target tokens of the batch), so the loss is the same sum as without packing, in another order.
@@ -152,23 +160,23 @@ def collate_packed(examples: Sequence[Example], ids_N: npt.ArrayLike, widths: tu
     lengths_N2 = np.array([(len(inputs), len(targets)) for inputs, targets in examples], dtype=np.int64).reshape(-1, 2)
     row_N = first_fit(lengths_N2[:, 0], lengths_N2[:, 1], widths)
     if int(row_N.max(initial=0)) + 1 > _MAX_PACKED_ROWS * len(examples):
-        return collate(examples, ids_B=ids_N)
+        return collate(examples, ids_B=ids_N, pad=pad)
     members = np.split(np.argsort(row_N, kind="stable"), np.cumsum(np.bincount(row_N))[:-1])
     joined, numbered = [], []
     for side in (0, 1):
         joined.append([np.concatenate([examples[i][side] for i in row.tolist()]) for row in members])
-        numbered.append(pad([np.repeat(np.arange(1, len(row) + 1), lengths_N2[row, side]) for row in members]))
+        numbered.append(padded([np.repeat(np.arange(1, len(row) + 1), lengths_N2[row, side]) for row in members], 0))
     ids = np.asarray(ids_N, dtype=np.int64)[[row[0] for row in members]]
     return replace(
-        collate(list(zip(*joined, strict=True)), ids_B=ids),
+        collate(list(zip(*joined, strict=True)), ids_B=ids, pad=pad),
         segments=(numbered[0], numbered[1]),
     )
 
 
-def pad(sequences: Sequence[npt.NDArray[Any]]) -> Ints:
-    """Pad sequences of ids with 0 to rows of a common width, a multiple of 8, int32."""
+def padded(sequences: Sequence[npt.NDArray[Any]], pad: int) -> Ints:
+    """Pad sequences of ids with `pad` to rows of a common width, a multiple of 8, int32."""
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    rows = np.zeros((len(sequences), _width(int(lengths.max(initial=1)))), dtype=np.int32)
+    rows = np.full((len(sequences), _width(int(lengths.max(initial=1)))), pad, dtype=np.int32)
     if len(sequences):
         rows[np.arange(rows.shape[1])[None, :] < lengths[:, None]] = np.concatenate(sequences)
     return rows
@@ -178,12 +186,12 @@ def _width(longest: int) -> int:
     return max(1, -(-longest // _WIDTH_MULTIPLE)) * _WIDTH_MULTIPLE
 
 
-def _lengths(ids: Ints) -> npt.NDArray[np.int64]:
-    return np.count_nonzero(ids, axis=1)
+def _lengths(ids: Ints, pad: int) -> npt.NDArray[np.int64]:
+    return np.count_nonzero(ids != pad, axis=1)
 
 
-def _trimmed(ids: Ints) -> Ints:
-    return np.ascontiguousarray(ids[:, : min(ids.shape[1], _width(int(_lengths(ids).max(initial=1))))])
+def _trimmed(ids: Ints, pad: int) -> Ints:
+    return np.ascontiguousarray(ids[:, : min(ids.shape[1], _width(int(_lengths(ids, pad).max(initial=1))))])
 
 
 class LMBatches:
@@ -198,6 +206,7 @@ class LMBatches:
         seed: seed of the orders.
         pack_to: (input, target) width of packed rows; None gives every example its own row. Packing changes neither the
             examples of a step nor their weights, so the loss is the same.
+        pad: id of padding.
         rows: the rows that a step counts and an epoch permutes, instead of examples. Their examples are packed again
             with those of the whole batch, which needs fewer rows.
 
@@ -212,11 +221,13 @@ class LMBatches:
         seed: int,
         pack_to: tuple[int, int] | None = None,
         rows: PackedRows | None = None,
+        pad: int = 0,
     ) -> None:
         self.objective = objective
         self.batch_size = batch_size
         self.seed = seed
         self.pack_to = pack_to
+        self.pad = pad
         self.rows = rows
         self._starts = [0]  # first position of each epoch so far
         self._first_ids = [0]  # id of its first example
@@ -230,7 +241,9 @@ class LMBatches:
         for epoch, first_id, index_N in self._places(step):
             examples += self.objective.examples(epoch, index_N)
             ids += (first_id + index_N).tolist()
-        return collate_packed(examples, ids, self.pack_to) if self.pack_to else collate(examples, ids_B=ids)
+        if self.pack_to:
+            return collate_packed(examples, ids, self.pack_to, self.pad)
+        return collate(examples, ids_B=ids, pad=self.pad)
 
     def ids(self, step: int) -> list[int]:
         """An id of each example of the batch that is unique over all epochs."""

@@ -15,7 +15,6 @@ Suffixes: N documents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,6 +22,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
 from t5_pipeline.data_prep.shards.checked_array import CheckedArray
@@ -45,9 +45,15 @@ class TokenShards:
     """
 
     def __init__(self, directory: Path, split: Split) -> None:
-        summary = _summary(directory)
         self.directory = directory
         self.split = split
+        try:
+            self._read(_summary(directory), split)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(f"{directory / 'tokens.json'}: is damaged; run `prepare` again to rebuild it") from None
+
+    def _read(self, summary: dict[str, Any], split: Split) -> None:
+        directory = self.directory
         self.description: dict[str, Any] = summary["corpus"]
         self.dropped: dict[str, int] = summary["dropped"]
         self.left_out: dict[str, int] = summary.get("left_out", {})
@@ -55,7 +61,7 @@ class TokenShards:
         self.documents: int = summary["documents"][split]
         self.tokens: int = summary["tokens"][split]
         self._vocabulary_digest: str = summary["vocabulary"]
-        dtype = np.dtype(summary["dtype"])
+        dtype = {name: np.dtype(name) for name in ("<u2", "<u4")}[summary["dtype"]]
         open_array = _remote_arrays(summary["remote"]) if "remote" in summary else _local_arrays(directory)
         self._shards = [
             _Shard(open_array, below(s["file"], directory / "tokens.json"), split, s, dtype) for s in summary["shards"]
@@ -175,7 +181,7 @@ def _summary(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{directory}: contains no tokens.json; give a directory that `prepare` wrote")
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
         written_as = summary["format"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is damaged; run `prepare` again to rebuild it") from None

@@ -26,12 +26,14 @@ import numpy.typing as npt
 
 from t5_pipeline.core import checksums
 from t5_pipeline.core.atomic_files import fsync_directory, write_text
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.data_prep.shards.limit import NO_LIMIT, Limit
 from t5_pipeline.data_prep.shards.reader import FORMAT, SPLITS, Split, TokenShards
+from t5_pipeline.data_prep.tokenizer.special_tokens import Layout
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 _BATCH_DOCUMENTS = 512  # encoded at a time
@@ -103,7 +105,7 @@ class Encoding:
 
     directory: Path
     model: bytes
-    sentinels: int
+    layout: Layout
     seed: int
     validation_fraction: float
     decontamination: Decontamination
@@ -119,7 +121,7 @@ class Encoding:
         Raises:
             InputError: if a document cannot be read.
         """
-        vocabulary = _vocabulary(self.model, self.sentinels)
+        vocabulary = _vocabulary(self.model, self.layout)
         path = self.directory / _shard_name(number)
         temporary = self.directory / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"
         temporary.mkdir()
@@ -163,7 +165,8 @@ class Encoding:
                 "blocks": {file: checksums.block_sha256(temporary / file) for file in _FILES},
                 **({"left_out": left_out} if left_out else {}),
             }
-            write_text(temporary / "shard.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            checked = {**record, "sha256": checksums.json_digest(record)}
+            write_text(temporary / "shard.json", json.dumps(checked, indent=1, ensure_ascii=False) + "\n")
             with contextlib.suppress(OSError):  # another worker published the same bytes first
                 temporary.rename(path)
             fsync_directory(self.directory)
@@ -180,8 +183,8 @@ class Encoding:
 
 # Loading a SentencePiece model is slow compared with encoding a small chunk.
 @functools.lru_cache(maxsize=1)
-def _vocabulary(model: bytes, sentinels: int) -> Vocabulary:
-    return Vocabulary(model, sentinels)
+def _vocabulary(model: bytes, layout: Layout) -> Vocabulary:
+    return Vocabulary(model, layout)
 
 
 class _SplitWriter:
@@ -290,14 +293,12 @@ def write_tokens(
         "vocabulary": vocabulary.digest,
         "validation_fraction": validation_fraction,
         "seed": seed,
-        "keep_out": hashlib.sha256(
-            repr(sorted((n, sorted(runs)) for n, runs in decontamination.runs.items())).encode()
-        ).hexdigest(),
+        "keep_out": decontamination.digest,
         "corpus": description or {},
         **({"limit": asdict(limit)} if limit else {}),
     }
     encoding = Encoding(
-        directory, vocabulary.model, vocabulary.sentinels, seed, validation_fraction, decontamination, settings
+        directory, vocabulary.model, vocabulary.layout, seed, validation_fraction, decontamination, settings
     )
     records = _finished_shards(directory, settings, chunks)
     written: set[int] = set()
@@ -390,10 +391,13 @@ def _shard_name(number: int) -> str:
 
 
 def _finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence[Chunk]) -> dict[int, Record]:
-    """The records of existing shards by number."""
+    """The records of existing shards by number; shards with a damaged record are removed, to be written again."""
     found: dict[int, Record] = {}
     for path in sorted(directory.glob("shard-?????*/shard.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = _record(path)
+        if record is None:
+            shutil.rmtree(path.parent)
+            continue
         number = int(path.parent.name.removeprefix("shard-"))
         changed = [
             "decontaminate" if key == "keep_out" else key
@@ -408,6 +412,32 @@ def _finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence
             )
         found[number] = record
     return found
+
+
+def _record(path: Path) -> Record | None:
+    """The content of a shard.json; None if it is damaged. Early versions wrote no checksum."""
+    try:
+        record: Record = read_json(path)
+        written = record.pop("sha256", None)
+        return record if written in (None, checksums.json_digest(record)) else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def damaged_shards(directory: Path) -> dict[str, str]:
+    """Files of finished shards that differ from what was written, and how. Reads every file."""
+    damaged = {}
+    for path in sorted(directory.glob("shard-?????*/shard.json")):
+        record = _record(path)
+        files = {} if record is None else record["blocks"]
+        wrong = [name for name, blocks in files.items() if _blocks_of(path.with_name(name)) != blocks]
+        for name in wrong if record is not None else [path.name]:
+            damaged[f"{path.parent.name}/{name}"] = "is damaged"
+    return damaged
+
+
+def _blocks_of(path: Path) -> list[str] | None:
+    return checksums.block_sha256(path) if path.is_file() else None
 
 
 def _summary(vocabulary: Vocabulary, settings: dict[str, Any], records: list[Record]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class TaskBatches:
             weights.append(np.full(size, 1.0 if self.loss == "sum" else 1 / max(1, tokens)))
             ids.append(index)
         prompts = np.repeat(np.arange(len(self.tasks)), self.batch_sizes)
-        return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids))
+        return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids), self.tasks[0].pad)
 
     def ids(self, step: int) -> list[int]:
         """`ids_B` of the batch."""

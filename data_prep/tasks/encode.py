@@ -52,6 +52,7 @@ class EncodedTask:
         groups: group of each row, if the task has groups.
         holds: whether the target of each row is true, if the task says so.
         counts: counts of the rows: read, dropped, truncated.
+        pad: id of padding in the vocabulary.
     """
 
     name: str
@@ -65,6 +66,7 @@ class EncodedTask:
     groups: list[str] | None = None
     holds: list[bool] | None = None
     counts: RowCounts = field(kw_only=True)
+    pad: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -127,6 +129,7 @@ def encode_task(
         _complete([task.group(row) for row in rows]),
         _complete([task.holds(row) for row in rows]),
         counts=task.counts(split, rows, target_texts).model_copy(update=truncated),
+        pad=vocabulary.pad,
     )
 
 

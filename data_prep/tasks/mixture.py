@@ -78,7 +78,7 @@ class MixedTaskBatches:
             row = int(rows_at(place, len(self.tasks[task]), self._orders[task])[0])
             examples.append((self.tasks[task].inputs[row], self.tasks[task].targets[row]))
             ids.append(int(begin[task]) + row)
-        return collate(examples, ids_B=ids)
+        return collate(examples, ids_B=ids, pad=self.tasks[0].pad)
 
     def ids(self, step: int) -> list[int]:
         """`ids_B` of the batch."""

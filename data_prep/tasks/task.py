@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.normal_form import as_listed, normal_form
+from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
 from t5_pipeline.data_prep.corpora.hub import hub_rows
 from t5_pipeline.data_prep.corpora.row import Row, listed
@@ -37,7 +39,7 @@ class Task:
             InputError: if a template is invalid, or labels, `values` or `round_to` do not fit.
         """
         labels = settings.labels
-        if labels is not None and (not labels or len(set(labels)) < len(labels)):
+        if labels is not None and (not labels or len(set(map(normal_form, labels))) < len(labels)):
             raise InputError(f"tasks.{settings.name}.labels: {labels} is empty or has duplicates; list each label once")
         inputs, targets = (
             Template(text, f"tasks.{settings.name}.{key}", settings.values, settings.round_to)
@@ -156,13 +158,15 @@ class Task:
         return self.input_template.render(row)
 
     def targets(self, row: Row) -> str:
-        """The target text of a row.
+        """The target text of a row; if it is a label in another Unicode normal form, the label.
 
         Raises:
             InputError: if it is not one of the task's labels; names the row.
         """
         target = self.target_template.render(row)
         if self.labels is not None and target not in self.labels:
+            if (label := as_listed(target, self.labels)) in self.labels:
+                return label
             raise InputError(
                 f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row"
             )
@@ -215,4 +219,4 @@ class Task:
             for row in self.rows(split, inputs_only=True)
             for field in self.input_template.fields
         }
-        return sorted(text for text in texts if len(text.split()) >= at_least)
+        return sorted(text for text in texts if count_words(text) >= at_least)

@@ -24,68 +24,139 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, TRAINER, UNIGRAM, message
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 
 _SPACE = "▁"
 
 
-def write_fast_tokenizer(
-    directory: Path, pieces: sentencepiece.SentencePieceProcessor, model: bytes, sentinels: int
-) -> None:
-    """Write tokenizer.json and tokenizer_config.json of a SentencePiece unigram model with `sentinels` extra ids.
+class Vocabulary(Protocol):
+    """Pieces, special ids and names of a SentencePiece vocabulary."""
+
+    model: bytes
+    pieces: sentencepiece.SentencePieceProcessor
+    special: SpecialTokens
+    sentinel_ids: tuple[int, ...]
+
+    def names(self) -> list[str]: ...
+
+
+def write_fast_tokenizer(directory: Path, vocabulary: Vocabulary) -> None:
+    """Write tokenizer.json and tokenizer_config.json of a SentencePiece unigram model into an existing directory.
 
     Raises:
-        InputError: if it is not a unigram model.
+        InputError: if transformers cannot give the ids of this model.
     """
-    trainer = message(model, TRAINER)
-    if trainer.get(3, UNIGRAM) != UNIGRAM:
-        raise InputError("vocabulary: is not a unigram model as T5's; use T5's vocabulary or let `prepare` train one")
-    unk, eos, pad = (pieces.id_to_piece(i) for i in (pieces.unk_id(), pieces.eos_id(), 0))
-    extra = [f"<extra_id_{j}>" for j in range(sentinels)]
-    control = [
-        pieces.id_to_piece(i) for i in range(pieces.get_piece_size()) if pieces.is_control(i) or pieces.is_unknown(i)
-    ]
-
-    vocab = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
-    vocab += [(name, 0.0) for name in reversed(extra)]
-    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=pieces.unk_id(), byte_fallback=bool(trainer.get(35, 0))))
-    charsmap = message(model, NORMALIZER).get(2, b"")
-    assert isinstance(charsmap, bytes)
-    tokenizer.normalizer = normalizers.Sequence(
-        ([normalizers.NFC(), normalizers.Precompiled(charsmap)] if charsmap else [])
-        + [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
-    )
-    words = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True)
-    cuts = [
-        pre_tokenizers.Split(Regex(f"{re.escape(literal[:at])}(?={re.escape(literal[at:])})"), "merged_with_previous")
-        for literal in [*control, "<extra_id_"]
-        if (at := _unspanned(literal, pieces)) is not None
-    ]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, *cuts])
-    tokenizer.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=["$A", eos], pair=["$A", eos, "$B", eos], special_tokens=[(eos, pieces.eos_id())]
-    )
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in [*control, *extra]])
+    names, special, pieces = vocabulary.names(), vocabulary.special, vocabulary.pieces
+    sentinels = [names[i] for i in vocabulary.sentinel_ids]
+    tokenizer = _tokenizer(pieces, vocabulary.model, names, special.eos, sentinels)
+    _check_agrees(tokenizer, pieces, special.eos)
     tokenizer.save(str(directory / "tokenizer.json"))
 
     # The generic class, because transformers' T5Tokenizer would replace the normaliser and the word splitting.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": eos,
-        "unk_token": unk,
-        "pad_token": pad,
-        "extra_ids": sentinels,
-        "additional_special_tokens": extra,
+        "eos_token": names[special.eos],
+        "unk_token": names[pieces.unk_id()],
+        "pad_token": names[special.pad],
+        "extra_ids": len(names) - pieces.get_piece_size(),
+        "additional_special_tokens": sentinels,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _tokenizer(
+    pieces: sentencepiece.SentencePieceProcessor, model: bytes, names: list[str], eos: int, sentinels: list[str]
+) -> Tokenizer:
+    trainer, rules = message(model, TRAINER), message(model, NORMALIZER)
+    count = pieces.get_piece_size()
+    if trainer.get(3, UNIGRAM) != UNIGRAM:
+        raise InputError("vocabulary: is not a unigram model as T5's; use T5's vocabulary or let `prepare` train one")
+    if trainer.get(24, 0) or not rules.get(5, 1) or any(map(pieces.is_unused, range(count))):
+        raise InputError(
+            "vocabulary: transformers has no tokenizer for a model with treat_whitespace_as_suffix, without"
+            " escape_whitespaces or with unused pieces; train it without them"
+        )
+    byte_fallback = bool(trainer.get(35, 0))
+    control = [names[i] for i in range(count) if pieces.is_control(i) or pieces.is_unknown(i)]
+    vocab = [(name, pieces.get_score(i) if i < count else 0.0) for i, name in enumerate(names)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=pieces.unk_id(), byte_fallback=byte_fallback))
+
+    charsmap = rules.get(2, b"")
+    assert isinstance(charsmap, bytes)
+    steps = [normalizers.NFC(), normalizers.Precompiled(charsmap)] if charsmap else []
+    if rules.get(4, 1):
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
+    prefix = bool(rules.get(3, 1))
+    if prefix:
+        steps.append(normalizers.Prepend(" "))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    # Where a piece contains a space that is not its first character, words cannot be segmented one by one.
+    by_words = not any(_SPACE in name[1:] for name in names[:count])
+    words = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=by_words)
+    literals = [*control, *(["<extra_id_"] if count < len(names) else []), *(["<0x"] if byte_fallback else [])]
+    cuts = [
+        pre_tokenizers.Split(Regex(f"{re.escape(literal[:at])}(?={re.escape(literal[at:])})"), "merged_with_previous")
+        for literal in literals
+        if (at := _unspanned(literal, pieces)) is not None
+    ]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, *cuts])
+    decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always" if prefix else "never", split=by_words)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoder]) if byte_fallback else decoder
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", names[eos]], pair=["$A", names[eos], "$B", names[eos]], special_tokens=[(names[eos], eos)]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in dict.fromkeys([*control, *sentinels])])
+    return tokenizer
+
+
+# Text of several scripts with the cases in which normalisers differ: spaces at the ends and in rows, letters of two
+# forms, capitals, control strings.
+_PROBES = (
+    "The warm bread, and 3 old rivers.",
+    "  two  spaces ",
+    "ÉCOLE Straße ÇA ﬁne ①",
+    "cafe\u0301 café",
+    "Привет, мир! Γειά σου",
+    "春天来了。 こんにちは",
+    "नमस्ते मर्हबा سلام שלום",
+    "สวัสดี 안녕 하세요",
+    "tab\tline\nnext\u00a0x\u3000y",
+    "a</s>b <extra_id_0> <pad>",
+    "▁ under",
+    "🙂 👍🏽",
+)
+
+
+def _check_agrees(tokenizer: Tokenizer, pieces: sentencepiece.SentencePieceProcessor, eos: int) -> None:
+    own = [
+        pieces.id_to_piece(i).replace(_SPACE, " ")
+        for i in range(pieces.get_piece_size())
+        if _is_user_defined(pieces, i)
+    ]
+    tokenizer.encode_special_tokens = True
+    for text in [*_PROBES, *(f"a {symbol}b{symbol} c" for symbol in own[:100])]:
+        found, right = tokenizer.encode(text).ids, [*pieces.encode(text), eos]
+        if found != right:
+            raise InputError(
+                f"vocabulary: transformers would read {text!r} as ids {found} instead of SentencePiece's {right}; train"
+                " the vocabulary with T5's normalisation (nmt_nfkc) or let `prepare` train one"
+            )
+    tokenizer.encode_special_tokens = False
+
+
+def _is_user_defined(pieces: sentencepiece.SentencePieceProcessor, i: int) -> bool:
+    return pieces.get_score(i) == 0.0 and not (
+        pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i) or pieces.is_unused(i)
+    )
 
 
 def _unspanned(literal: str, pieces: sentencepiece.SentencePieceProcessor) -> int | None:
@@ -99,7 +170,7 @@ def _unspanned(literal: str, pieces: sentencepiece.SentencePieceProcessor) -> in
     texts = [
         pieces.id_to_piece(i)
         for i in range(pieces.get_piece_size())
-        if not pieces.is_control(i) and not pieces.is_unknown(i)
+        if not pieces.is_control(i) and not pieces.is_unknown(i) and not pieces.is_byte(i)
     ]
     return next((at for at in cuts if not any(_spans(piece, literal[:at], literal[at:]) for piece in texts)), None)
 

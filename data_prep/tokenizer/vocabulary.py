@@ -1,71 +1,89 @@
 """Text to ids and back, with SentencePiece, on whose ids the paper's results depend.
 
-The SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then the sentinels with extra_id_0 highest: sentinel j
-is `size − 1 − j` (32,099 − j for T5). The embedding has `rows` ≥ `size` rows, a multiple of 128. Control strings in a
+The SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then, unless they are pieces themselves, the sentinels:
+in T5 with extra_id_0 highest, 32,099. The embedding has `rows` ≥ `size` rows, a multiple of 128. Control strings in a
 text ("</s>", "<extra_id_0>") are encoded as text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
-from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import with_rounded_scores
+from t5_pipeline.data_prep.tokenizer.rebuilt_model import TOKENIZER, rebuilt_model
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import meaning, with_rounded_scores
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
+from t5_pipeline.data_prep.tokenizer.special_tokens import (
+    CONFIG_FILES,
+    MODEL_FILE,
+    TOKENIZER_FILES,
+    Layout,
+    sentinel_name,
+    sentinels_of,
+)
 
 # Fixed, because the result of training depends on the number of threads.
 _TRAINING_THREADS = 1
 _LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longer than 4,192
-_MODEL_FILE = "spiece.model"
+_MAX_MODEL = 2**28  # bytes
 
 
 class NoModelFile(InputError):
-    """A model on the hub without a spiece.model."""
+    """A model, in a directory or on the hub, without a spiece.model."""
 
 
 class Vocabulary:
-    """A SentencePiece model with `sentinels` extra ids above its pieces.
+    """A SentencePiece model and the ids above its pieces.
 
     Args:
         model: the bytes of a spiece.model.
-        sentinels: number of sentinels.
+        layout: meaning of the ids (default: T5's, with 100 sentinels unless the model contains its own).
         where: its location, for errors.
+
+    Attributes:
+        special: ids of padding, EOS and the decoder's start.
+        sentinel_ids: id of <extra_id_j> at index j.
 
     Raises:
         InputError: if T5 cannot use it.
     """
 
-    pad = 0
-
-    def __init__(self, model: bytes, sentinels: int = SENTINELS, where: str = "vocabulary") -> None:
-        try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, ValueError):
-            raise InputError(f"{where}: is not a SentencePiece model; give a spiece.model file") from None
-        if self.pieces.pad_id() != 0 or self.pieces.eos_id() != 1 or self.pieces.unk_id() < 0:
-            raise InputError(
-                f"{where}: has pad {self.pieces.pad_id()}, eos {self.pieces.eos_id()} and unk {self.pieces.unk_id()};"
-                " T5 needs pad 0, eos 1 and an unk; use T5's vocabulary or let `prepare` train one"
-            )
+    def __init__(self, model: bytes, layout: Layout | None = None, where: str = "vocabulary") -> None:
+        self.pieces = _loaded(model, where)
         self.model = model
-        self.sentinels = sentinels
-        self.eos: int = self.pieces.eos_id()
+        self.layout = layout or Layout.find(self.pieces, {}, where)
+        self.special = self.layout.special
+        self.pad, self.eos = self.special.pad, self.special.eos
         self.unk: int = self.pieces.unk_id()
-        self.size: int = self.pieces.get_piece_size() + sentinels
+        count = self.pieces.get_piece_size()
+        self.size: int = count + len(self.layout.above)
         self.rows: int = embedding_rows(self.size)
-        self.digest: str = hashlib.sha256(model + f"\nsentinels {sentinels}".encode()).hexdigest()
+        above = {name: count + k for k, name in enumerate(self.layout.above)}
+        self.sentinel_ids: tuple[int, ...] = sentinels_of(self.pieces) or tuple(
+            above[sentinel_name(j)] for j in range(len(above))
+        )
+        self._sentinel_number = {i: j for j, i in enumerate(self.sentinel_ids)}
+        in_t5 = self.layout.above == Layout.of_t5(len(above), self.special).above
+        described = f"\nsentinels {len(above)}" if in_t5 else f"\nsentinels {' '.join(above)}"
+        self.digest: str = hashlib.sha256(model + described.encode()).hexdigest()
+
+    @property
+    def sentinels(self) -> int:
+        """Number of sentinels."""
+        return len(self.sentinel_ids)
 
     def __repr__(self) -> str:
         return f"Vocabulary({self.pieces.get_piece_size():,} pieces, {self.sentinels} sentinels)"
@@ -74,31 +92,39 @@ class Vocabulary:
 
     @classmethod
     def load(cls, location: str | Path) -> Vocabulary:
-        """Load a spiece.model file, a tokenizer or model directory that contains one, or a hub name.
+        """Load a spiece.model file, the directory of a tokenizer or model, or a hub name.
 
-        There are 100 sentinels, as in T5, unless the directory's tokenizer_config.json has another `extra_ids`. A
-        tokenizer.json is never read, because it may differ from SentencePiece.
+        Special ids come from the files beside it (Layout.find); without those there are 100 sentinels, as in T5. Text
+        is never read with a tokenizer.json, because it may differ from SentencePiece; without a spiece.model, one is
+        rebuilt from it.
 
         Raises:
-            NoModelFile: if a hub model has no spiece.model.
+            NoModelFile: if a directory or a hub model has no spiece.model.
             InputError: if the vocabulary cannot be loaded for another reason.
         """
         path = Path(location)
         if path.is_dir():
-            if not (path / _MODEL_FILE).is_file():
-                raise InputError(
-                    f"{path}: contains no {_MODEL_FILE}; give the directory of a T5 tokenizer or a spiece.model file"
+            files = {name: path / name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()}
+            if (path / MODEL_FILE).is_file():
+                return cls._read(read_file(path / MODEL_FILE, _MAX_MODEL), files, str(path / MODEL_FILE))
+            model = rebuilt_model(path)
+            if model is None:
+                raise NoModelFile(
+                    f"{path}: contains no {MODEL_FILE} and no {TOKENIZER} of a T5; copy the {MODEL_FILE} of the T5 that"
+                    " it was trained from into it"
                 )
-            return cls(
-                (path / _MODEL_FILE).read_bytes(), _extra_ids(path / "tokenizer_config.json"), str(path / _MODEL_FILE)
-            )
+            return cls._read(model, {**files, TOKENIZER: path / TOKENIZER}, str(path / TOKENIZER))
         if path.is_file():
-            return cls(path.read_bytes(), SENTINELS, str(path))
+            return cls._read(read_file(path, _MAX_MODEL), {}, str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
             )
         return cls._from_hub(str(location))
+
+    @classmethod
+    def _read(cls, model: bytes, files: Mapping[str, Path], where: str) -> Vocabulary:
+        return cls(model, Layout.find(_loaded(model, where), files, where), where)
 
     @classmethod
     def _from_hub(cls, name: str) -> Vocabulary:
@@ -111,25 +137,25 @@ class Vocabulary:
         )
 
         try:
-            model = Path(hf_hub_download(name, _MODEL_FILE))
+            model = Path(hf_hub_download(name, MODEL_FILE))
         except RemoteEntryNotFoundError:
             raise NoModelFile(
-                f"vocabulary {name}: has no {_MODEL_FILE} on the hub; name a T5 that has one, or give the file"
+                f"vocabulary {name}: has no {MODEL_FILE} on the hub; name a T5 that has one, or give the file"
             ) from None
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"vocabulary {name} does not exist, and cannot read {name}/{_MODEL_FILE} from the hub ({reason});"
+                f"vocabulary {name} does not exist, and cannot read {name}/{MODEL_FILE} from the hub ({reason});"
                 " check the name"
             ) from None
-        try:
-            config: Path | None = Path(hf_hub_download(name, "tokenizer_config.json"))
-        except (HfHubHTTPError, EntryNotFoundError, OSError):
-            config = None
-        return cls(model.read_bytes(), _extra_ids(config), f"{name}/{_MODEL_FILE}")
+        files = {}
+        for file in (*TOKENIZER_FILES, *CONFIG_FILES):
+            with contextlib.suppress(HfHubHTTPError, EntryNotFoundError, OSError):
+                files[file] = Path(hf_hub_download(name, file))
+        return cls._read(read_file(model, _MAX_MODEL), files, f"{name}/{MODEL_FILE}")
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int, sentinels: int = SENTINELS) -> Vocabulary:
+    def train(cls, texts: Iterable[str], size: int) -> Vocabulary:
         """Train a unigram vocabulary of `size` pieces (without sentinels), deterministically.
 
         As in T5: nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos. Scores are multiples of 1/256,
@@ -176,29 +202,34 @@ class Vocabulary:
             if least is not None:
                 raise InputError(
                     f"vocabulary_size: {size:,} pieces are too few for the characters of the corpus;"
-                    f" set it to at least {int(least[1]):,}"
+                    f" set it to {int(least[1]):,} or more"
                 ) from None
             raise InputError(
                 f"vocabulary_size: cannot train {size:,} pieces on this corpus ({str(error).strip()}); enlarge it"
             ) from None
-        return cls(with_rounded_scores(trained.getvalue()), sentinels, "trained vocabulary")
+        return cls(with_rounded_scores(trained.getvalue()), where="trained vocabulary")
 
     def with_sentinels(self, sentinels: int = SENTINELS) -> Vocabulary:
-        """The same pieces with `sentinels` sentinels."""
-        return self if sentinels == self.sentinels else Vocabulary(self.model, sentinels)
+        """The same pieces with T5's `sentinels` sentinels above them."""
+        layout = Layout.of_t5(sentinels, self.special)
+        return self if layout == self.layout else Vocabulary(self.model, layout)
+
+    def with_start(self, start: int) -> Vocabulary:
+        """The same ids for a T5 whose decoder starts with another id."""
+        layout = replace(self.layout, special=replace(self.special, start=start))
+        return self if layout == self.layout else Vocabulary(self.model, layout)
 
     # ----------------------------------------------------------------------------------------------------- text and ids
 
     def sentinel(self, j: int) -> int:
-        """The id of <extra_id_j>, counted from the top of the vocabulary, not of the padded embedding rows."""
+        """The id of <extra_id_j>."""
         if not 0 <= j < self.sentinels:
             raise InputError(f"vocabulary: has {self.sentinels} sentinels, so no <extra_id_{j}>; use one with more")
-        return self.size - 1 - j
+        return self.sentinel_ids[j]
 
     def names(self) -> list[str]:
         """The name of every id: `▁the`, `<extra_id_0>`."""
-        pieces = [str(self.pieces.id_to_piece(i)) for i in range(self.pieces.get_piece_size())]
-        return pieces + [f"<extra_id_{self.size - 1 - i}>" for i in range(len(pieces), self.size)]
+        return [str(self.pieces.id_to_piece(i)) for i in range(self.pieces.get_piece_size())] + [*self.layout.above]
 
     def piece_bytes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes of the text of every id, after normalisation; 0 for ids that are not text."""
@@ -232,13 +263,12 @@ class Vocabulary:
         """
         parts: list[str] = []
         run: list[int] = []
-        pieces = self.pieces.get_piece_size()
         for i in map(int, ids):
-            if pieces <= i < self.size:
-                parts += [self.pieces.decode(run), f"<extra_id_{self.size - 1 - i}>"]
+            if i in self._sentinel_number:
+                parts += [self.pieces.decode(run), sentinel_name(self._sentinel_number[i])]
                 run = []
             elif i not in (self.pad, self.eos):
-                run.append(i if 0 <= i < pieces else self.unk)
+                run.append(i if 0 <= i < self.pieces.get_piece_size() else self.unk)
         return " ".join(part for part in [*parts, self.pieces.decode(run)] if part)
 
     def strip_sentinel(self, ids: Sequence[int], sentinel: str = "targets") -> Sequence[int]:
@@ -264,15 +294,13 @@ class Vocabulary:
                 f"{model}: has {rows:,} embedding rows, but the vocabulary has {self.size:,} ids;"
                 " use the vocabulary that the model was trained with"
             )
-        if Path(model).is_dir() and not (Path(model) / _MODEL_FILE).is_file():
-            return
         try:
             own = Vocabulary.load(model)
-        except NoModelFile:  # a hub model without a vocabulary
+        except NoModelFile:  # a T5X checkpoint, or a hub model without a vocabulary
             return
-        if own.model != self.model:
+        if own.model != self.model and meaning(own.model) != meaning(self.model):
             raise InputError(
-                f"{model}: the text was tokenised with another vocabulary than {Path(model) / _MODEL_FILE};"
+                f"{model}: the text was tokenised with another vocabulary than {Path(model) / MODEL_FILE};"
                 f" prepare it again with `vocabulary: {model}`"
             )
 
@@ -282,25 +310,19 @@ class Vocabulary:
         """Write spiece.model and, for transformers, tokenizer.json and tokenizer_config.json that agree with it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / _MODEL_FILE).write_bytes(self.model)
-        write_fast_tokenizer(directory, self.pieces, self.model, self.sentinels)
+        (directory / MODEL_FILE).write_bytes(self.model)
+        write_fast_tokenizer(directory, self)
 
 
-def _extra_ids(config: Path | None) -> int:
-    if config is None or not config.is_file():
-        return SENTINELS
+def _loaded(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
     try:
-        content: Any = json.loads(config.read_text(encoding="utf-8"))
-        extra_ids = content.get("extra_ids", SENTINELS)
-    except (ValueError, AttributeError):
-        raise InputError(f"{config}: is not a JSON object; fix it or give the spiece.model file") from None
-    if not isinstance(extra_ids, int) or extra_ids < 0:
-        raise InputError(f"{config}: `extra_ids` is {extra_ids!r}, not a number of sentinels; fix it")
-    return extra_ids
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, ValueError):
+        raise InputError(f"{where}: is not a SentencePiece model; give a spiece.model file") from None
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of the texts; long ones, which the trainer would skip, are split between words."""
+    """The lines of the texts; long ones, which the trainer would skip, are split between words or within long words."""
     for text in texts:
         for line in text.splitlines():
             if len(line) * 4 <= _LONGEST_SENTENCE or len(line.encode()) <= _LONGEST_SENTENCE:
@@ -309,7 +331,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 continue
             part: list[str] = []
             used = 0
-            for word in line.split():
+            for word in _short_words(line):
                 if used + len(word.encode()) + 1 > _LONGEST_SENTENCE and part:
                     yield " ".join(part)
                     part, used = [], 0
@@ -317,3 +339,13 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 used += len(word.encode()) + 1
             if part:
                 yield " ".join(part)
+
+
+def _short_words(line: str) -> Iterator[str]:
+    """The words of a line; those too long for a sentence, as in scripts without spaces, in parts that are not."""
+    for word in line.split():
+        if len(word) * 4 < _LONGEST_SENTENCE or len(word.encode()) < _LONGEST_SENTENCE:
+            yield word
+        else:
+            most = (_LONGEST_SENTENCE - 1) // 4  # characters
+            yield from (word[start : start + most] for start in range(0, len(word), most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import file_digest, json_digest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -21,11 +23,10 @@ class DigestCache:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.entries: dict[str, list[Any]] = {}
-        if path is not None and path.exists():
-            try:
-                self.entries = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                self.entries = {}
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                entries = read_json(path)
+                self.entries = entries if isinstance(entries, dict) else {}
 
     def of_data(self, location: str) -> str:
         """Digest of a corpus: its files' contents, a hub data set's name, or Python's version for the built-in one."""
@@ -62,10 +63,11 @@ class DigestCache:
         stamp = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         key = str(path.resolve())
         known = self.entries.get(key)
-        if known is not None and known[0] == stamp:
+        if isinstance(known, list) and len(known) == 2 and known[0] == stamp:
             return str(known[1])
         digest = str(compute())
         self.entries[key] = [stamp, digest]
         if self.path is not None and self.path.parent.is_dir():
-            write_text(self.path, json.dumps(self.entries))
+            with contextlib.suppress(OSError):  # a cache; `plan` also works on a full or read-only disk
+                write_text(self.path, json.dumps(self.entries))
         return digest

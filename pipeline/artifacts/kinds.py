@@ -126,6 +126,8 @@ def check_data(location: str, where: str) -> None:
         InputError: if it does not exist.
     """
     path = Path(location)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{where}: {location} is neither a file nor a directory; check the path")
     a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
     if a_path and not path.exists():
         raise InputError(f"{where}: {location} does not exist; check the path")
@@ -156,7 +158,10 @@ def artifact_digest(kind: str, path: Path) -> str:
     Raises:
         InputError: if the directory is not such an artifact.
     """
-    return _DIGESTS[kind](path) if kind in _DIGESTS else _record_digest(kind, path)
+    try:
+        return _DIGESTS[kind](path) if kind in _DIGESTS else _record_digest(kind, path)
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: is damaged (an entry of a JSON file); run its stage again to rebuild it") from None
 
 
 def _record_digest(kind: str, path: Path) -> str:
@@ -167,7 +172,8 @@ def _record_digest(kind: str, path: Path) -> str:
 
 
 def _prompt_digest(path: Path) -> str:
-    return json_digest({"described": _described("prompt", path), "rows": tensors_digest(path)})
+    """The digest of the record without scores and of the rows; a package contains the rows for PEFT, too."""
+    return json_digest({"described": _described("prompt", path), "rows": tensors_digest(path, "prompt.safetensors")})
 
 
 def _described(kind: str, path: Path) -> dict[str, Any]:

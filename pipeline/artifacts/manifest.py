@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -126,13 +127,19 @@ def changed_files(directory: Path, manifest: Manifest) -> dict[str, str]:
     for name, record in manifest.files.items():
         try:
             stat = (directory / name).stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             changed[name] = "is missing"
             continue
-        same_bytes = stat.st_mtime_ns == record.mtime_ns or block_sha256(directory / name) == record.blocks
-        if stat.st_size != record.size or not same_bytes:
+        same = stat.st_size == record.size and S_ISREG(stat.st_mode)
+        if not same or (stat.st_mtime_ns != record.mtime_ns and block_sha256(directory / name) != record.blocks):
             changed[name] = "was changed"
     return changed
+
+
+def unknown_files(directory: Path, place: str, known: Iterable[str]) -> list[str]:
+    """Files below `place` that are not among the `known` ones; all names are relative to `directory`."""
+    files = [path for path in (directory / place).rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted({path.relative_to(directory).as_posix() for path in files} - set(known))
 
 
 def renew_times(directory: Path, manifest: Manifest) -> None:
@@ -151,13 +158,19 @@ def damaged_files(directory: Path, manifest: Manifest, below: str = "") -> dict[
     Args:
         below: path of one output within the directory; only its files are read.
     """
+    files = {name: of for name, of in manifest.files.items() if not below or name.startswith(below + "/")}
+    return damaged_records(directory, files)
+
+
+def damaged_records(directory: Path, files: Mapping[str, FileRecord]) -> dict[str, str]:
+    """Files whose bytes differ from their records, and how. Reads every file."""
     damaged = {}
-    for name, record in manifest.files.items():
+    for name, record in files.items():
         path = directory / name
-        if below and not name.startswith(below + "/"):
-            continue
-        if not path.exists():
+        if not path.is_file():
             damaged[name] = "is missing"
+        elif path.stat().st_size > record.size:
+            damaged[name] = "is damaged (longer than it was)"
         elif (found := block_sha256(path)) != record.blocks:
             block = next((i for i, (a, b) in enumerate(zip(found, record.blocks, strict=False)) if a != b), len(found))
             damaged[name] = f"is damaged (block {block} of {len(record.blocks)})"

@@ -4,6 +4,7 @@ RUN/recipe.yaml                     the recipe with its overrides
 RUN/report.html
 RUN/STAGE/                          a stage without a matrix is one cell
     started.json  manifest.json     written when the cell starts and when it finishes
+    working.json                    checksums of results before the manifest
     metrics.jsonl  log.txt
     checkpoints/                    for resuming
     model/ tokens/ scores/          its outputs
@@ -19,16 +20,17 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import json
 import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from t5_pipeline.artifacts import working
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.manifest import Manifest, Started, read, read_started
 from t5_pipeline.config.recipe import Cell
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside, refuse_links_out
@@ -39,7 +41,7 @@ _STATE = ".state"
 _WORKING = (
     "steps", "checkpoints", "trackers", "vocabulary", "tokens.partial", "metrics.jsonl", "nonfinite.jsonl", "log.txt",
 )  # fmt: skip
-_BOOKKEEPING = ("recipe.yaml", "started.json", "job.json", "log.txt")  # written before the first result
+_BOOKKEEPING = ("recipe.yaml", "started.json", "working.json", "job.json", "log.txt")  # written before the first result
 
 
 def step_name(step: int) -> str:
@@ -56,6 +58,10 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: the name of a run directory must be UTF-8; choose another directory") from None
         self.state = inside(path, _STATE, path)
         self.digests = DigestCache(self.state / "digests.json")
 
@@ -67,27 +73,43 @@ class RunDir:
         return [stage, "superseded", _STATE]
 
     def refuse_foreign(self, cell: Cell) -> None:
-        """Check that a cell which was never started replaces nothing.
+        """Check that a cell replaces only what it made.
 
         Raises:
-            InputError: if something that the cell would write exists.
+            InputError: if something else is where the cell would write.
         """
-        place = self.cell(cell)
-        if self.started(cell) is None and self.manifest(cell) is None:
-            for name in (*cell.settings.outputs, *_WORKING):
-                if os.path.lexists(place / name):
-                    raise InputError(
-                        f"{place / name}: already exists and has no manifest of this program;"
-                        " choose another directory, or move it away"
-                    )
+        place, manifest = self.cell(cell), self.manifest(cell)
+        names = list(cell.settings.outputs)
+        if self.started(cell) is None and manifest is None:
+            names += _WORKING
+        made = {*working.results(place), *(manifest.outputs if manifest else ())}
+        for name in names:
+            if name not in made and os.path.lexists(place / name):
+                raise InputError(
+                    f"{place / name}: already exists and has no manifest of this program;"
+                    " choose another directory, or move it away"
+                )
+
+    def set_aside(self, place: Path) -> Path:
+        """Rename a directory that a result is about to replace, and return its new path."""
+        to = _unused(place.with_name(f"{place.name}.superseded"))
+        place.rename(to)
+        return to
 
     def refuse_links_out(self, stage: str, outputs: Sequence[str]) -> None:
-        """Check that a stage changes nothing outside this directory.
+        """Check that a stage changes nothing outside this directory, and can rename what it writes.
 
         Raises:
-            InputError: if a symbolic link leads out of it.
+            InputError: if a symbolic link leads out of it, or a part of it is on another file system.
         """
-        refuse_links_out(self.path, self.written_by(stage, outputs))
+        names = self.written_by(stage, outputs)
+        refuse_links_out(self.path, names)
+        for place in (self.path / name for name in names):
+            if place.is_dir() and place.stat().st_dev != self.path.stat().st_dev:
+                raise InputError(
+                    f"{place}: is on another file system than {self.path}, so results cannot be renamed;"
+                    " mount the whole run directory instead"
+                )
 
     def manifest(self, cell: Cell) -> Manifest | None:
         return read(self.cell(cell))
@@ -216,7 +238,7 @@ def lock(path: Path, directory: Path) -> Iterator[Callable[[], None]]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = path.read_text(errors="replace")[:1000].strip() if path.is_file() else ""
+                holder = _beginning(path) if path.is_file() else ""
                 raise InputError(
                     f"{directory}: is in use by {holder or 'another process'}; wait for it, or choose another directory"
                 ) from None
@@ -247,6 +269,11 @@ def lock(path: Path, directory: Path) -> Iterator[Callable[[], None]]:
         yield hold_directory
 
 
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(1000).decode(errors="replace").strip()
+
+
 def is_locked(*places: Path) -> bool:
     """Whether a living process holds the lock of one of these files and directories."""
     for place in places:
@@ -265,6 +292,6 @@ def read_job(directory: Path) -> dict[str, str]:
     """Cells of a job, id → fingerprint; empty if it was never started."""
     path = directory / "job.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["cells"])
-    except (OSError, ValueError, KeyError):
+        return {str(cell): str(fingerprint) for cell, fingerprint in read_json(path)["cells"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
+from t5_pipeline.cli.serve import add_serve
 from t5_pipeline.config.command_line import Parser, add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
+from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.paths import inside
@@ -26,8 +29,9 @@ from t5_pipeline.core.printable import say, show
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (docs/command_line.md)."""
     try:
-        given = _parser().parse_args(arguments)
-        return int(given.command(given))
+        with boundary():
+            given = _parser().parse_args(arguments)
+            return int(given.command(given))
     except InputError as error:
         say(f"error: {error}")
         return BAD_INPUT
@@ -97,6 +101,7 @@ def _parser() -> Parser:
 
     add_commands(commands)
     add_export(commands)
+    add_serve(commands)
     return parser
 
 
@@ -117,8 +122,8 @@ def _run(given: argparse.Namespace) -> int:
     from t5_pipeline.execution.runner import run
 
     recipe, run_dir = _load(given)
+    page = _page(run_dir)
     code = run(recipe, run_dir, given.first, given.last)
-    page = inside(run_dir.path, "report.html", run_dir.path)
     if code == 0 and _is_older(page, run_dir):
         from t5_pipeline.report.page import write_report
 
@@ -131,6 +136,20 @@ def _run(given: argparse.Namespace) -> int:
         for line in results_table(collect(run_dir.path)):
             show(line)
     return code
+
+
+def _page(run_dir: RunDir) -> Path:
+    """The report of a run.
+
+    Raises:
+        InputError: if there is a file of that name that is not a report.
+    """
+    from t5_pipeline.report.page import is_report
+
+    page = inside(run_dir.path, "report.html", run_dir.path)
+    if os.path.lexists(page) and not is_report(page):
+        raise InputError(f"{page}: already exists and was not written by this program; move it away")
+    return page
 
 
 def _is_older(page: Path, run_dir: RunDir) -> bool:
@@ -172,7 +191,7 @@ def _report(given: argparse.Namespace) -> int:
     from t5_pipeline.report.page import write_report
 
     run_dir = _existing(given.run_dir)
-    page = given.output or inside(run_dir.path, "report.html", run_dir.path)
+    page = given.output or _page(run_dir)
     write_report(run_dir.path, page)
     if str(page) != STDOUT:
         show(page)
@@ -181,19 +200,21 @@ def _report(given: argparse.Namespace) -> int:
 
 def _verify(given: argparse.Namespace) -> int:
     from t5_pipeline.artifacts.manifest import damaged_files, mark_damaged
+    from t5_pipeline.artifacts.working import damaged_unfinished
 
     run_dir = _existing(given.run_dir)
     damaged = files = 0
     for cell in load_recipe(run_dir.path / "recipe.yaml").cells():
-        manifest = run_dir.manifest(cell)
+        place, manifest = run_dir.cell(cell), run_dir.manifest(cell)
         if manifest is None:
-            show(f"{cell.label}: not finished")
-            continue
-        found = damaged_files(run_dir.cell(cell), manifest)
-        mark_damaged(run_dir.cell(cell), found)
-        damaged, files = damaged + len(found), files + len(manifest.files)
-        digests = ", ".join(f"{kind} {short_digest(output.digest)}" for kind, output in manifest.outputs.items())
-        show(f"{cell.label}: {len(manifest.files)} files{'' if found else ', all intact'}; {digests}")
+            found, count, digests = *damaged_unfinished(place), ""
+            state = "not finished, "
+        else:
+            found, count, state = damaged_files(place, manifest), len(manifest.files), ""
+            digests = "; " + ", ".join(f"{kind} {short_digest(o.digest)}" for kind, o in manifest.outputs.items())
+            mark_damaged(place, found)
+        damaged, files = damaged + len(found), files + count
+        show(f"{cell.label}: {state}{count} files{'' if found or not count else ', all intact'}{digests}")
         for name, problem in found.items():
             show(f"  {name} {problem}")
     if damaged:

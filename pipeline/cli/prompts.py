@@ -16,6 +16,7 @@ from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.command_line import add_settings
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import SOME_FAILED, InputError
 from t5_pipeline.core.printable import say, show
 from t5_pipeline.core.tables import aligned
@@ -29,7 +30,9 @@ def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `t5-pipeline`."""
     _add_predict(commands.add_parser("predict", help="predict with many prompts on one frozen T5", allow_abbrev=False))
     _add_tune(commands.add_parser("tune", help="learn one task as a soft prompt, without a recipe", allow_abbrev=False))
-    prompts = commands.add_parser("prompts", help="inspect prompts, import and export PEFT or .npy", allow_abbrev=False)
+    prompts = commands.add_parser(
+        "prompts", help="inspect, push and pull prompts; import and export PEFT or .npy", allow_abbrev=False
+    )
     _add_prompts(prompts.add_subparsers(required=True, metavar="COMMAND"))
 
 
@@ -256,6 +259,20 @@ def _add_prompts(commands: Any) -> None:
     )
     load.set_defaults(command=_import)
 
+    push = commands.add_parser(
+        "push", help="send a prompt as a package to the hub, a URL or a directory", allow_abbrev=False
+    )
+    push.add_argument("prompt", metavar="PROMPT", help="prompt or prompt_tune stage")
+    push.add_argument("to", metavar="TO", help="user/name on the hub, a URL such as s3://bucket/name, or a directory")
+    push.set_defaults(command=_push)
+
+    pull = commands.add_parser(
+        "pull", help="fetch a package, check it, and write it to a directory", allow_abbrev=False
+    )
+    pull.add_argument("source", metavar="FROM", help="user/name on the hub, a URL, or a directory")
+    pull.add_argument("directory", type=Path, metavar="DIR", help="directory of the prompt")
+    pull.set_defaults(command=_pull)
+
 
 def _list(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.exchange import summary
@@ -344,4 +361,20 @@ def _import(given: argparse.Namespace) -> int:
         max_target_length=given.max_target_length,
     )
     show(f"{given.output}: {prompt.info.prompt_length} rows of width {prompt.info.width} for {prompt.info.task.name}")
+    return 0
+
+
+def _push(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.transfer import push
+
+    digest = push(locate_one("prompt", given.prompt, "PROMPT"), given.to)
+    show(f"{given.to}: digest {short_digest(digest)}")
+    return 0
+
+
+def _pull(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.transfer import pull
+
+    digest = pull(given.source, given.directory)
+    show(f"{given.directory}: digest {short_digest(digest)}")
     return 0

@@ -19,12 +19,12 @@ _TRAINED = ((r"google/t5-v1_1-\w+", 1_000_000), (r"google/t5-\w+-lm-adapt", 1_10
 class T5Sizes(Config):
     """Sizes of a randomly initialised T5 (`init`); the defaults are those of T5 1.1 Small."""
 
-    d_model: int = setting(512, "width of the residual stream", gt=0)
-    d_kv: int = setting(64, "width of one attention head", gt=0)
-    d_ff: int = setting(1024, "inner width of the feed-forward layers", gt=0)
-    num_layers: int = setting(8, "encoder layers", gt=0)
-    num_decoder_layers: int = setting(8, "decoder layers", gt=0)
-    num_heads: int = setting(6, "attention heads", gt=0)
+    d_model: int = setting(512, "width of the residual stream", gt=0, le=2**20)
+    d_kv: int = setting(64, "width of one attention head", gt=0, le=2**20)
+    d_ff: int = setting(1024, "inner width of the feed-forward layers", gt=0, le=2**20)
+    num_layers: int = setting(8, "encoder layers", gt=0, le=1000)
+    num_decoder_layers: int = setting(8, "decoder layers", gt=0, le=1000)
+    num_heads: int = setting(6, "attention heads", gt=0, le=2**20)
     relative_attention_num_buckets: int = setting(32, "buckets of the relative position bias", gt=1)
     relative_attention_max_distance: int = setting(
         128, "distance from which all positions share one bucket", unit="tokens", gt=1

@@ -28,7 +28,7 @@ _ZERO_DEFAULT = 2  # accelerate's
 _SEVERAL = ("MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_HPU")
 _TYPES = ("NO", *_SEVERAL, "DEEPSPEED", "FSDP")
 
-# Set by the runner for a stage: its process id, and what the launch configuration asks for.
+# Set by the runner for a stage: a file that it locks while it lives, and what the launch configuration asks for.
 _RUNNER = "T5_PIPELINE_RUNNER"
 _ENGINE, _PROCESSES, _DEVICE = "T5_PIPELINE_ENGINE", "T5_PIPELINE_PROCESSES", "T5_PIPELINE_DEVICE"
 
@@ -58,15 +58,16 @@ offload_parameters=False, reshard=True)
     reshard: bool = True
 
 
-def runner_environment(asked: LaunchConfig | None) -> dict[str, str]:
+def runner_environment(lock: Path, asked: LaunchConfig | None) -> dict[str, str]:
     """Environment variables for a stage that this process launches; `LaunchContext` reads them.
 
     Args:
+        lock: a file that this process locks while it lives.
         asked: the launch configuration; None for plain Python on one process, whatever its device.
     """
     engine, processes = (asked.engine, asked.processes) if asked else ("one", 1)
     device = "" if asked is None else "cpu" if asked.cpu else "gpu"
-    return {_RUNNER: str(os.getpid()), _ENGINE: engine, _PROCESSES: str(processes), _DEVICE: device}
+    return {_RUNNER: str(lock.absolute()), _ENGINE: engine, _PROCESSES: str(processes), _DEVICE: device}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class LaunchContext:
         rank, processes: rank and world size.
         local_processes: processes on this machine.
         parent: process id of the launcher or runner; None if a person started this process.
+        runner: file that the runner locks while it lives; None if there is no runner.
         device: the device that the launch configuration asks for; None if it does not matter.
         reshard, offload: FSDP2's settings.
         error: why no stage can run under this launch; None if one can.
@@ -88,6 +90,7 @@ class LaunchContext:
     processes: int = 1
     local_processes: int = 1
     parent: int | None = None
+    runner: Path | None = None
     device: Literal["cpu", "gpu"] | None = None
     reshard: bool = True
     offload: bool = False
@@ -119,6 +122,7 @@ class LaunchContext:
             processes=processes,
             local_processes=int(found.get("LOCAL_WORLD_SIZE", "1")),
             parent=os.getppid() if launched else None,
+            runner=Path(found[_RUNNER]) if _RUNNER in found else None,
             device="cpu" if device == "cpu" else "gpu" if device == "gpu" else None,
             reshard=found.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true",
             offload=found.get("FSDP_OFFLOAD_PARAMS", "false") == "true",

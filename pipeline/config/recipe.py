@@ -16,6 +16,8 @@ artifact. `launch:` is the path of an accelerate configuration for the stage.
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +30,7 @@ from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.located_yaml import Key, Located, read_yaml
+from t5_pipeline.core.located_yaml import Key, Located, parse_value, read_yaml
 from t5_pipeline.core.packaged import or_packaged
 from t5_pipeline.core.paths import check_file_name
 from t5_pipeline.core.schema import validate
@@ -36,6 +38,8 @@ from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 RESERVED = ("superseded",)  # used in run directories
+MAX_CELLS = 1_000  # of a stage
+MAX_CELL_NAME = 200  # bytes; file systems allow 255, and temporary files get longer names
 _STAGE_KEYS = ("uses", "matrix", "launch")
 _RECIPE_KEYS = ("name", "seed", "tasks", "stages", "launch")
 
@@ -65,8 +69,8 @@ def parse_override(text: str) -> Override:
     if not equals or not all(keys):
         raise InputError(f"--set {text}: is not an override; write it as stage.key=value")
     try:
-        return Override(keys, yaml.safe_load(value))
-    except yaml.YAMLError:
+        return Override(keys, parse_value(value, f"--set {path}"))
+    except InputError:
         return Override(keys, value)
 
 
@@ -174,8 +178,8 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
             raise InputError(f"{located.where((key,))}: is required in a recipe ({_KIND_WORDS[kind]})")
     check_file_name(data["name"], located.where(("name",)))
     seed = data.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InputError(f"{located.where(('seed',))}: must be a whole number of at least 0, not {seed!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(f"{located.where(('seed',))}: must be a whole number from 0 to 2^63 − 1; change it")
     _check_launch(located, ("launch",), data.get("launch"))
     tasks = _tasks(located, {} if data.get("tasks") is None else data["tasks"])
     stages: dict[str, list[Cell]] = {}
@@ -250,6 +254,10 @@ def _cells(
             raise InputError(f"{located.where((*at, 'matrix', axis))}: unknown key; {nearest(axis, cls.model_fields)}")
         if axis in values:
             raise InputError(f"{located.where((*at, axis))}: is also in `matrix:`; keep one of the two")
+    if (count := math.prod(map(len, matrix.values()))) > MAX_CELLS:
+        raise InputError(
+            f"{located.where((*at, 'matrix'))}: makes {count:,} cells; a stage may have {MAX_CELLS:,}, so split it"
+        )
     cells = []
     for combination in itertools.product(*matrix.values()):
         axes = dict(zip(matrix, combination, strict=True))
@@ -275,11 +283,15 @@ def _cells(
         }
         makers = [cell.settings for ref in inputs.values() for cell in earlier.get(ref.stage or "", [])]
         cells.append(Cell(name, axes, settings.resolved(makers, where), inputs))
-    ids = [cell.id for cell in cells]
-    for cell_id in ids:
-        if ids.count(cell_id) > 1:
+    for cell_id, times in Counter(cell.id for cell in cells).items():
+        if times > 1:
             raise InputError(
                 f"{located.where((*at, 'matrix'))}: contains the cell {cell_id} twice; remove the repeated value"
+            )
+        if len(cell_id.encode()) > MAX_CELL_NAME:
+            raise InputError(
+                f"{located.where((*at, 'matrix'))}: the name of the cell {cell_id[:60]}… is longer than"
+                f" {MAX_CELL_NAME} bytes; use fewer axes or shorter values"
             )
     return cells
 

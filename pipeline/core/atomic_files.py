@@ -8,13 +8,13 @@ import functools
 import os
 import shutil
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from t5_pipeline.core.errors import InputError, write_error
+from t5_pipeline.core.printable import finish_stdout, show_bytes
 
 STDOUT = "-"
 
@@ -69,7 +69,7 @@ def check_output(output: str | Path) -> None:
     if str(output) == STDOUT:
         return
     if path.exists() and not path.is_file():
-        fits = _is_stream(path) and os.access(path, os.W_OK)
+        fits = is_stream(path) and os.access(path, os.W_OK)
     else:
         folder = Path(os.path.realpath(path)).parent
         fits = folder.is_dir() and os.access(folder, os.W_OK)
@@ -110,7 +110,7 @@ def open_output(output: str | Path, partial: Path | None = None, keep: int = 0) 
     try:
         if str(output) == STDOUT:
             yield _write_stdout
-        elif _is_stream(Path(output)):
+        elif is_stream(Path(output)):
             with Path(output).open("wb", buffering=0) as stream:
                 yield stream.write  # type: ignore[misc]
         else:
@@ -148,15 +148,12 @@ def _append(file: IO[bytes], content: bytes) -> None:
 
 
 def _write_stdout(content: bytes) -> None:
-    sys.stdout.flush()
-    if hasattr(sys.stdout, "buffer"):
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-    else:  # replaced by a stream of text, as in a notebook
-        sys.stdout.write(content.decode())
+    show_bytes(content)
+    finish_stdout()
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
+    """Whether a path is a character device or a FIFO."""
     if not path.exists():
         return False
     mode = path.stat().st_mode

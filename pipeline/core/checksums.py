@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.core.bounded import open_file, tensor_entries
 from t5_pipeline.core.errors import InputError
 
 BLOCK = 16 * 2**20
@@ -21,7 +22,7 @@ BLOCK = 16 * 2**20
 def block_sha256(path: Path) -> list[str]:
     """sha256 of each 16 MiB block of a file."""
     found = []
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(BLOCK):
             found.append(hashlib.sha256(chunk).hexdigest())
     return found
@@ -38,7 +39,7 @@ def short_digest(digest: str) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -52,41 +53,26 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def tensors_digest(directory: Path) -> str:
+def tensors_digest(directory: Path, pattern: str = "*.safetensors") -> str:
     """Digest of all tensors in the safetensors files of a directory, independent of their distribution over files.
+
+    Args:
+        pattern: names of the files.
 
     Raises:
         InputError: if there is no safetensors file, or one is damaged.
     """
-    files = sorted(directory.glob("*.safetensors"))
+    files = sorted(directory.glob(pattern))
     if not files:
         raise InputError(f"{directory}: contains no .safetensors file; give the directory of a model")
-    tensors = {name: (path, entry) for path in files for name, entry in _header(path).items()}
+    tensors = {name: (path, entry) for path in files for name, entry in tensor_entries(path).items()}
     digest = hashlib.sha256()
     for name in sorted(tensors):
         path, entry = tensors[name]
-        digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
-        begin, end = entry["data_offsets"]
-        for chunk in _read(path, entry["start"] + begin, entry["start"] + end):
+        digest.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
+        for chunk in _read(path, entry.begin, entry.end):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """Tensor entries of a safetensors file; `start` is the offset of its data."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(length))
-        entries.pop("__metadata__", None)
-        for entry in entries.values():
-            entry["start"] = 8 + length
-            if entry["start"] + entry["data_offsets"][1] > size:
-                raise ValueError("cut short")
-        return dict(entries)
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
-        raise InputError(f"{path}: is damaged or not a safetensors file; fetch or publish it again") from None
 
 
 def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""YAML with the line number of every key, for error messages."""
+"""YAML with the line number of every key, for error messages, and with bounded time and memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 
 import yaml
 
+from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
+
+MAX_BYTES = 2**18
+MAX_NODES = 50_000  # with repetitions by aliases
+_TYPES = ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge")
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in _TYPES}
+_INTEGER, _LONGEST_INTEGER = "tag:yaml.org,2002:int", 100
 
 Key = tuple[str | int, ...]
 
@@ -38,39 +45,83 @@ def read_yaml(path: Path) -> Located:
     """Read one YAML file.
 
     Raises:
-        InputError: if the file is missing, is not YAML, or contains a key twice.
+        InputError: if the file is missing, is too large, is not YAML, or contains a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}); give the path of a YAML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file") from None
+    lines: dict[Key, int] = {}
+    return Located(path, _parse(text, path, lines), lines)
+
+
+def parse_value(text: str, where: str) -> Any:
+    """Parse a value that was given on the command line.
+
+    Raises:
+        InputError: as `read_yaml`.
+    """
+    return _parse(text, where, {})
+
+
+def _parse(text: str, where: Path | str, lines: dict[Key, int]) -> Any:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[Key, int] = {}
-        if node is not None:
-            _collect_lines(path, node, (), lines)
-        return Located(path, yaml.safe_load(text), lines)
+        if node is None:
+            return None
+        _Nodes(where, lines).walk(node, (), ())
+        return yaml.SafeLoader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}:{line}: is not valid YAML ({error.problem}); fix the file") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix the file") from None
+        raise InputError(f"{where}:{line}: is not valid YAML ({error.problem}); fix the file") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise InputError(f"{where}: is not valid YAML ({' '.join(str(error).split())}); fix the file") from None
+    except RecursionError:
+        raise InputError(f"{where}: is nested too deeply; fix the file") from None
 
 
-def _collect_lines(path: Path, node: yaml.Node, key: Key, lines: dict[Key, int]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            inner = (*key, str(name.value))
-            if inner in lines:
-                raise InputError(
-                    f"{path}:{name.start_mark.line + 1}: {'.'.join(map(str, inner))}: duplicate key; it is"
-                    f" also on line {lines[inner]}; remove one"
-                )
-            lines[inner] = name.start_mark.line + 1
-            _collect_lines(path, value, inner, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*key, index)] = value.start_mark.line + 1
-            _collect_lines(path, value, (*key, index), lines)
+class _Nodes:
+    """Checks a tree of nodes and collects the lines of its keys."""
+
+    def __init__(self, where: Path | str, lines: dict[Key, int]) -> None:
+        self.where = where
+        self.lines = lines
+        self.left = MAX_NODES
+
+    def walk(self, node: yaml.Node, key: Key, outer: tuple[yaml.Node, ...]) -> None:
+        self.left -= 1
+        place = f"{self.where}:{node.start_mark.line + 1}"
+        if self.left < 0:
+            raise InputError(f"{place}: more than {MAX_NODES:,} values (aliases count each time); shorten the file")
+        if any(node is other for other in outer):
+            raise InputError(f"{place}: {_name(key)}: contains itself by an alias; remove it")
+        if node.tag not in _TAGS:
+            raise InputError(f"{place}: {_name(key)}: the tag {node.tag} is not supported; remove it")
+        if node.tag == _INTEGER and len(node.value) > _LONGEST_INTEGER:
+            raise InputError(f"{place}: {_name(key)}: is a number of {len(node.value):,} digits; change it")
+        outer = (*outer, node)
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                if not isinstance(name, yaml.ScalarNode):
+                    raise InputError(f"{place}: {_name(key)}: has a key that is not text; fix it")
+                self.walk(name, (*key, name.value), outer)
+                self._add((*key, name.value), name)
+                self.walk(value, (*key, name.value), outer)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self.lines[(*key, index)] = value.start_mark.line + 1
+                self.walk(value, (*key, index), outer)
+
+    def _add(self, key: Key, node: yaml.Node) -> None:
+        line = node.start_mark.line + 1
+        if key in self.lines:
+            raise InputError(
+                f"{self.where}:{line}: {_name(key)}: duplicate key; it is also on line {self.lines[key]}; remove one"
+            )
+        self.lines[key] = line
+
+
+def _name(key: Key) -> str:
+    return ".".join(map(str, key)) or "the file"

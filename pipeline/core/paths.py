@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -54,15 +55,19 @@ def refuse_links_out(root: Path, names: Iterable[str]) -> None:
     """Check that writing and deleting below `root/NAME` changes nothing outside `root`.
 
     Raises:
-        InputError: if one of the names, or a file or directory below it, is a link that leads out of `root`.
+        InputError: if one of the names, or a file or directory below it, is a link that leads out of `root`, or is
+            something else than a file or directory, at which a stage could wait forever.
     """
     for name in names:
         top = inside(root, name, root)
         for place, folders, files in os.walk(top):
             for entry in (*folders, *files):
                 path = Path(place, entry)
-                if path.is_symlink():
+                mode = path.lstat().st_mode
+                if stat.S_ISLNK(mode):
                     inside(root, str(path.relative_to(root)), root)
+                elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise InputError(f"{path}: is neither a file nor a directory; remove it")
 
 
 def check_file_name(name: str, where: object, reserved: Iterable[str] = ()) -> None:

@@ -5,9 +5,14 @@ All commands print and log through this module; nothing else in the package call
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import sys
+from collections.abc import Iterator
+
+from t5_pipeline.core.errors import write_error
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, lone surrogates.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -34,13 +39,49 @@ def _escape(character: str) -> str:
 
 
 def say(text: str, keep: str = "") -> None:
-    """Print a message to stderr."""
-    print(printable(text, keep), file=sys.stderr, flush=True)
+    """Print a message to stderr. A message that cannot be printed is dropped, because it must not stop a stage."""
+    with contextlib.suppress(OSError):
+        print(printable(text, keep), file=sys.stderr, flush=True)
 
 
 def show(text: object, keep: str = "") -> None:
-    """Print a result to stdout."""
-    print(printable(text, keep))
+    """Print a result to stdout.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    with _stdout():
+        print(printable(text, keep))
+
+
+def show_bytes(content: bytes) -> None:
+    """Write a file to stdout. Raises the errors of `show`."""
+    with _stdout():
+        if hasattr(sys.stdout, "buffer"):
+            sys.stdout.flush()
+            sys.stdout.buffer.write(content)
+        else:  # replaced by a stream of text, as in a notebook
+            sys.stdout.write(content.decode())
+
+
+def finish_stdout() -> None:
+    """Flush stdout. Raises the errors of `show`."""
+    with _stdout():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _stdout() -> Iterator[None]:
+    """After an error stdout is dropped, because Python would try to write the rest of it again when it exits."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise write_error("the standard output", error) from error
 
 
 class LogFormatter(logging.Formatter):

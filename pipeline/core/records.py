@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from t5_pipeline.core import bounded
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import message_of
@@ -39,7 +40,7 @@ class Record(BaseModel):
         """
         path = Path(directory) / cls.file_name
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(bounded.read_file(path, bounded.MAX_JSON))
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{path}: does not exist, so {directory} is not {cls.what}; check the path") from None
         except OSError as error:
@@ -70,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: if it is missing or damaged.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(bounded.read_json(path))
     except (OSError, ValueError, TypeError):
         raise InputError(
             f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"

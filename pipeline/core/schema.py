@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to, nearest
+
+_LONGEST_VALUE = 200  # characters of a value in an error
 
 Model = TypeVar("Model", bound=BaseModel)
 Role = Literal["trajectory", "extent", "runtime"]
@@ -53,7 +55,23 @@ class Data:
 class Config(BaseModel):
     """Base of all settings: immutable, unknown keys are errors, only numbers given as text are converted."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def number_is_not_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python and pydantic take True for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def number_has_64_bits(cls, value: Any) -> Any:
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError("must be less than 2^63")
+        return value
 
 
 def defaults(**values: Any) -> Callable[[type[Model]], type[Model]]:
@@ -128,7 +146,15 @@ def message_of(problem: Any) -> str:
     if problem["type"] == "value_error":
         return message
     given = problem["input"]
-    return f"{message}, not {given!r}{_hint(problem['type'], given, problem.get('ctx', {}))}"
+    return f"{message}, not {_shortened(given)}{_hint(problem['type'], given, problem.get('ctx', {}))}"
+
+
+def _shortened(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with thousands of digits
+        return "a very large number"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def _hint(kind: str, given: Any, context: Mapping[str, Any]) -> str:

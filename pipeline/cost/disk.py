@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.flops import training_footprint
 from t5_pipeline.cost.memory import moments_bytes
+from t5_pipeline.data_prep.corpora.documents import corpus_files
 from t5_pipeline.data_prep.corpora.files import compression, file_format
+from t5_pipeline.data_prep.corpora.parquet import column_bytes
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 from t5_pipeline.modeling.config import T5Config
 
@@ -62,25 +66,17 @@ def tokens_of(settings: PrepareConfig) -> int | None:
 
 
 def text_bytes(corpus: Path, field: str) -> int | None:
-    """Bytes of text in a file or below a folder: file sizes of .txt and .jsonl, column sizes of Parquet.
+    """Bytes of text in the files of a corpus: column sizes of Parquet, file sizes of others.
 
     Compressed files are assumed to be compressed as well as English text is. None if there is no text.
     """
-    files = [corpus] if corpus.is_file() else sorted(path for path in corpus.rglob("*") if path.is_file())
-    return sum(_text_bytes(file, field) for file in files) or None
+    return sum(_text_bytes(file, field) for file in corpus_files(corpus)) or None
 
 
 def _text_bytes(file: Path, field: str) -> int:
-    """Bytes of text in a file; 0 if `prepare` does not read it."""
-    if file.name.startswith("."):
-        return 0
-    if file_format(file) in (".txt", ".jsonl"):
+    """Bytes of text in a file; 0 if `prepare` cannot read it."""
+    if file_format(file) != ".parquet":
         return round(file.stat().st_size * _COMPRESSED.get(compression(file), 1))
-    if file_format(file) != ".parquet" or compression(file):
-        return 0
-    import pyarrow.parquet as pq
-
-    found = pq.read_metadata(file)
-    groups = [found.row_group(i) for i in range(found.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(found.num_columns)]
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
+    with contextlib.suppress(InputError):
+        return sum(size for size, _ in column_bytes(file, field))
+    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, tokens_of
 from t5_pipeline.cost.fits import Fit, fit
@@ -199,11 +199,12 @@ def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
 def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int | None]:
     """Tokens and bytes of the shards, estimated if they do not exist yet."""
     try:
-        counts = json.loads((directory / "tokens.json").read_text(encoding="utf-8"))["tokens"].values()
-    except OSError:
+        counts = read_json(directory / "tokens.json")["tokens"].values()
+        size = sum(counts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         tokens = tokens_of(settings)
         return tokens, None if tokens is None else shards_bytes(tokens, settings)
-    return sum(counts), sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return size, sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Config | None, name: str) -> Saving | None:

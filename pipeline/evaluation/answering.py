@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.decoding import Continuations, Decoding, tokens
 from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each, answer_mixture
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.load import load_t5
@@ -63,16 +63,20 @@ class Answerer:
         self.path, self.precision, self.device, self.keep_models = path, precision, device, keep_models
         self.t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.vocabulary = Vocabulary.load(path)
+        self._loaded: dict[int, ReadingModel] = {}
+        self.use(candidates)
+
+    def use(self, candidates: Sequence[Candidate]) -> None:
+        """Answer with other candidates from now on."""
         prompts = [rows_PD for candidate in candidates for rows_PD in candidate.prompts]
         model = PromptedT5(self.t5, PromptBank(prompts)) if prompts else BareT5(self.t5)
-        self.model: ReadingModel = model.to(device)
+        self.model: ReadingModel = model.to(self.device)
         # Each candidate's prompts in the bank.
         self._places: dict[int, range] = {}
         begin = 0
         for candidate in candidates:
             self._places[id(candidate)] = range(begin, begin + len(candidate.prompts))
             begin += len(candidate.prompts)
-        self._loaded: dict[int, ReadingModel] = {}
 
     def answer(
         self,
@@ -110,6 +114,24 @@ class Answerer:
             )
             outputs.put(places, found)
         return outputs
+
+    @torch.no_grad()
+    def stream(self, asked: Asked, decoding: Decoding) -> Iterator[str]:
+        """The text of one answer after each of its tokens; only for a single prompt or none, without beams."""
+        model, prompt_B = self.model, None
+        candidate = asked.candidate
+        if candidate is not None and candidate.load_model is not None:
+            model = self._model_of(candidate)
+        elif candidate is not None and candidate.prompts:
+            prompt_B = torch.tensor([self._places[id(candidate)][0]])
+        model.eval()
+        ids_BS = torch.from_numpy(asked.ids.astype("int64"))[None].to(self.device)
+        ids: list[int] = []
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            texts = Continuations(model, *model.encode(prompt_B, ids_BS))
+            for token_B in tokens(texts, asked.form.max_length, decoding.chooser([asked.number])):
+                ids.append(int(token_B))
+                yield asked.form.decode(ids)
 
     def _by_candidate(self, asked: Sequence[Asked]) -> Callable[..., Outputs]:
         """The function that answers a group, for its inputs and forms."""

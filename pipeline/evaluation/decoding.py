@@ -6,7 +6,7 @@ S encoder length (prompt included), T decoded length, D d_model, V vocabulary ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.layers import DecoderCache
 
-START = 0  # T5's decoder begins with the padding id
 _STREAM = "predict/sampling"
 
 
@@ -47,14 +46,16 @@ class Decoding:
         """
         if self.beams > 1:
             return beam_search(texts, max_length, self.beams, self.length_penalty)
-        if not self.temperature:
-            return greedy(texts, max_length)
+        return token_by_token(texts, max_length, self.chooser(numbers_B))
+
+    def chooser(self, numbers_B: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
+        """The next tokens [B] from logits [B, V] and the number of tokens so far; not for beam search."""
 
         def draw(logits_BV: Tensor, position: int) -> Tensor:
             drawn_B = torch.from_numpy(uniform(bits(self.seed, _STREAM, list(numbers_B), position)))
             return sampled(logits_BV, drawn_B.to(logits_BV.device), self.temperature, self.top_p)
 
-        return token_by_token(texts, max_length, draw)
+        return draw if self.temperature else lambda logits_BV, _: logits_BV.argmax(dim=-1)
 
 
 class Continuations:
@@ -75,6 +76,7 @@ class Continuations:
         self.prompts = 1 if log_w_M is None else len(log_w_M)
         self.inputs = encoded_ESD.size(0) // self.prompts
         self.device = encoded_ESD.device
+        self.special = model.special
         self._cache = DecoderCache()
         self._log_w_M11 = None if log_w_M is None else log_w_M.view(-1, 1, 1)
         self._log_p_MRV: Tensor | None = None  # log w_m p_m of each text with each next token
@@ -83,7 +85,7 @@ class Continuations:
         """Append a token to each text.
 
         Args:
-            token_R: R = K·B tokens (at first START); texts i·K … i·K+K−1 are those of input i.
+            token_R: R = K·B tokens (at first the decoder's start); texts i·K … i·K+K−1 are those of input i.
 
         Returns:
             Logits [R, V] of the next token.
@@ -108,28 +110,33 @@ class Continuations:
             self._log_p_MRV = self._log_p_MRV[:, rows_R]
 
 
-def greedy(texts: Continuations, max_length: int, eos: int = 1) -> Tensor:
-    """The likeliest next token, repeatedly, until every text has its `eos` or `max_length` tokens.
+def greedy(texts: Continuations, max_length: int) -> Tensor:
+    """The likeliest next token, repeatedly, until every text has its EOS or `max_length` tokens.
 
     Returns:
-        Ids [B, T], T ≤ max_length: each row up to its `eos` (if it was generated), then zeros.
+        Ids [B, T], T ≤ max_length: each row up to its EOS (if it was generated), then padding.
     """
-    return token_by_token(texts, max_length, lambda logits_BV, _: logits_BV.argmax(dim=-1), eos)
+    return token_by_token(texts, max_length, lambda logits_BV, _: logits_BV.argmax(dim=-1))
 
 
 @torch.no_grad()
-def token_by_token(
-    texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor], eos: int = 1
-) -> Tensor:
+def token_by_token(texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Like `greedy`, with the next tokens [B] given by `choose(logits_BV, position)`."""
-    next_B = torch.full((texts.inputs,), START, device=texts.device)
+    decoded = list(tokens(texts, max_length, choose))
+    return torch.stack(decoded, dim=1) if decoded else torch.zeros(texts.inputs, 0, dtype=torch.long)
+
+
+def tokens(texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
+    """The tokens [B] of `token_by_token` as they are decoded."""
+    special = texts.special
+    next_B = torch.full((texts.inputs,), special.start, device=texts.device)
     done_B = torch.zeros(texts.inputs, dtype=torch.bool, device=texts.device)
-    decoded: list[Tensor] = []
-    while len(decoded) < max_length and not done_B.all():
-        next_B = choose(texts.longer(next_B), len(decoded)).masked_fill(done_B, 0)
-        done_B = done_B | (next_B == eos)
-        decoded.append(next_B)
-    return torch.stack(decoded, dim=1) if decoded else next_B.new_zeros(texts.inputs, 0)
+    for position in range(max_length):
+        if bool(done_B.all()):
+            return
+        next_B = choose(texts.longer(next_B), position).masked_fill(done_B, special.pad)
+        done_B = done_B | (next_B == special.eos)
+        yield next_B
 
 
 def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -153,24 +160,24 @@ def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float
 
 
 @torch.no_grad()
-def beam_search(texts: Continuations, max_length: int, beams: int, length_penalty: float = 1.0, eos: int = 1) -> Tensor:
+def beam_search(texts: Continuations, max_length: int, beams: int, length_penalty: float = 1.0) -> Tensor:
     """The best text that beam search finds, with the rules of transformers' `generate(num_beams=…)`.
 
-    A text's score is its log p divided by its number of tokens (with `eos`) to the power of `length_penalty`. An input
+    A text's score is its log p divided by its number of tokens (with EOS) to the power of `length_penalty`. An input
     ends when it has `beams` finished texts, and its best unfinished one, scored at its present length, is not better
     than the worst of them.
 
     Returns:
         Ids [B, T] of each input's best text, T = max_length, as `greedy` returns them.
     """
-    B, K, device = texts.inputs, beams, texts.device
+    B, K, device, special = texts.inputs, beams, texts.device, texts.special
     first_B1 = torch.arange(B, device=device).unsqueeze(1) * K
-    next_BK = torch.full((B, K), START, device=device)
+    next_BK = torch.full((B, K), special.start, device=device)
     # The beams are equal at first: only one of them counts.
     running_BK = torch.full((B, K), -torch.inf, device=device).index_fill(1, torch.tensor([0], device=device), 0.0)
     texts_BKT = torch.zeros(B, K, 0, dtype=torch.long, device=device)
     best_BK = torch.full((B, K), -torch.inf, device=device)
-    finished_BKT = torch.zeros(B, K, max_length, dtype=torch.long, device=device)
+    finished_BKT = torch.full((B, K, max_length), special.pad, device=device)
     open_B1 = torch.ones(B, 1, dtype=torch.bool, device=device)
     for length in range(1, max_length + 1):
         log_p_BKV = texts.longer(next_BK.flatten()).float().log_softmax(dim=-1).view(B, K, -1)
@@ -179,12 +186,12 @@ def beam_search(texts: Continuations, max_length: int, beams: int, length_penalt
         total_BN, place_BN = (running_BK.unsqueeze(-1) + log_p_BKV).flatten(1).topk(2 * K)
         beam_BN, token_BN = place_BN // V, place_BN % V
         longer_BNT = torch.cat([_rows(texts_BKT, beam_BN), token_BN.unsqueeze(-1)], dim=-1)
-        ends_BN = (token_BN == eos) | (length == max_length)
+        ends_BN = (token_BN == special.eos) | (length == max_length)
 
         counts_BN = ends_BN & open_B1 & (torch.arange(2 * K, device=device) < K)
         score_BN = (total_BN / length**length_penalty).masked_fill(~counts_BN, -torch.inf)
         best_BK, kept_BK = torch.cat([best_BK, score_BN], dim=1).topk(K)
-        padded_BNT = F.pad(longer_BNT, (0, max_length - length))
+        padded_BNT = F.pad(longer_BNT, (0, max_length - length), value=special.pad)
         finished_BKT = _rows(torch.cat([finished_BKT, padded_BNT], dim=1), kept_BK)
 
         running_BK, kept_BK = total_BN.masked_fill(ends_BN, -torch.inf).topk(K)

@@ -12,6 +12,7 @@ import torch
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
@@ -81,7 +82,7 @@ class HeldOut:
     def right(self, texts: Sequence[str]) -> list[bool]:
         """Whether each answer equals its target or another acceptable answer."""
         wanted = self.rows.answers or [[target] for target in self.rows.target_texts]
-        return [text in answers for text, answers in zip(texts, wanted, strict=True)]
+        return [normal_form(text) in map(normal_form, answers) for text, answers in zip(texts, wanted, strict=True)]
 
     def scored(self, outputs: Outputs) -> dict[str, Any]:
         """The entries of a row of scores.json; with labels also both ways of scoring and the illegal outputs."""

@@ -5,12 +5,12 @@ B batch, L labels, R = L·B decoder rows, S encoder length (prompt included), T 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import START
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_LOGITS_ROWS
 
@@ -41,7 +41,7 @@ def score_label_sets(
     targets_RT = torch.tensor(padded, device=device)
     lengths_R1 = torch.tensor([[len(label)] for of_input in labels for label in of_input], device=device)
     real_RT = torch.arange(longest, device=device) < lengths_R1
-    inputs_RT = torch.cat([torch.full_like(targets_RT[:, :1], START), targets_RT[:, :-1]], dim=1)
+    inputs_RT = torch.cat([torch.full_like(targets_RT[:, :1], model.special.start), targets_RT[:, :-1]], dim=1)
 
     hidden_RTD = model.decode(inputs_RT, encoded_BSD, mask_BS)
     hidden_ND, token_N = hidden_RTD[real_RT], targets_RT[real_RT]
@@ -61,3 +61,15 @@ def _log_p(model: ReadingModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:
     logits_nV = model.logits(hidden_nD.unsqueeze(1)).squeeze(1).float()
     # Faster on a CPU than logsumexp.
     return logits_nV.log_softmax(dim=1).gather(1, token_n.unsqueeze(1)).squeeze(1)
+
+
+def probabilities(scores: Mapping[str, float]) -> dict[str, float]:
+    """Probabilities of labels relative to one another, from their log p.
+
+    >>> probabilities({"a": -1.0, "b": -1.0})
+    {'a': 0.5, 'b': 0.5}
+    """
+    greatest = max(scores.values())
+    weights = {label: math.exp(score - greatest) for label, score in scores.items()}
+    total = sum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}

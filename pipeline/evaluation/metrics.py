@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.data_prep.tasks.config import METRICS
 
 Texts = Sequence[str]
@@ -214,6 +215,8 @@ def score(
 ) -> dict[str, float]:
     """The named metrics (`METRICS` of data_prep/tasks/config.py, whose needs a `TaskConfig` has checked).
 
+    Texts are compared in one Unicode normal form.
+
     Args:
         labels: all labels (f1, macro_f1, mcc).
         answers: all acceptable answers of each row, if there are more than its target (exact_match, token_f1).
@@ -223,6 +226,9 @@ def score(
     >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
     {'accuracy': 0.5, 'f1': 0.6666666666666666}
     """
+    predictions, targets = list(map(normal_form, predictions)), list(map(normal_form, targets))
+    labels = labels and list(map(normal_form, labels))
+    answers = answers and [list(map(normal_form, of_row)) for of_row in answers]
     needs = {"": (), "labels": (labels,), "group": (groups,), "holds": (holds,)}
     return {
         name: _COMPUTE[name](predictions, (name in _OF_ANSWERS and answers) or targets, *needs[METRICS[name]])

@@ -103,7 +103,7 @@ def answer_each(
     if prompts is not None:
         assert isinstance(model, PromptedT5)
         prompt_lengths = [model.bank.lengths[prompt] for prompt in prompts]
-    for rows, inputs_BS in _batches(inputs, prompt_lengths, batch_size):
+    for rows, inputs_BS in _batches(inputs, prompt_lengths, batch_size, model.special.pad):
         prompt_B = None if prompts is None else torch.tensor([prompts[row] for row in rows])
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             _answer(model, *model.encode(prompt_B, inputs_BS.to(device)), rows, forms, ways, outputs)
@@ -137,7 +137,7 @@ def answer_mixture(
     outputs, ways = Outputs.none(len(inputs)), (decoding or Decoding(), numbers or range(len(inputs)))
     M = len(prompts)
     log_w_M = torch.tensor(weights, dtype=torch.float32, device=device).log()
-    for rows, inputs_BS in _batches(inputs, [0] * len(inputs), max(1, batch_size // M)):
+    for rows, inputs_BS in _batches(inputs, [0] * len(inputs), max(1, batch_size // M), model.special.pad):
         prompt_E = torch.tensor(prompts).repeat_interleave(len(rows))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             encoded, mask = model.encode(prompt_E, inputs_BS.repeat(M, 1).to(device))
@@ -198,13 +198,13 @@ def _chosen(encoded: Tensor, mask: Tensor | None, places: Sequence[int], M: int)
 
 
 def _batches(
-    inputs: Sequence[Ids], prompt_lengths: Sequence[int], size: int
+    inputs: Sequence[Ids], prompt_lengths: Sequence[int], size: int, pad: int
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Batches of similar prompt and input lengths: the indices of their rows, and zero-padded ids [B, S]."""
+    """Batches of similar prompt and input lengths: the indices of their rows, and padded ids [B, S]."""
     order = sorted(range(len(inputs)), key=lambda i: (prompt_lengths[i], len(inputs[i]), i))
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        padded_BS = np.zeros((len(rows), max(len(inputs[i]) for i in rows)), dtype=np.int64)
+        padded_BS = np.full((len(rows), max(len(inputs[i]) for i in rows)), pad, dtype=np.int64)
         for place, row in enumerate(rows):
             padded_BS[place, : len(inputs[row])] = inputs[row]
         yield rows, torch.from_numpy(padded_BS)

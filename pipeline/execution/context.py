@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts import working
 from t5_pipeline.artifacts.kinds import artifact_digest, locate_one
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
@@ -20,6 +21,7 @@ from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.paths import inside
+from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.execution.staleness import CellStatus
 
@@ -79,11 +81,30 @@ class CellRun(Generic[C]):
         return found
 
     def steps_on_disk(self) -> dict[int, str]:
-        """Paths of requested intermediate steps that are published already, though perhaps not in the manifest yet."""
+        """Paths of requested intermediate steps that are published and intact, in the manifest or not yet."""
         output = self.config.outputs[0]
         places = {step: f"steps/{step_name(step)}/{output}" for step in self.status.steps_wanted}
         last = getattr(self.config, "steps", None)
-        return {step: place for step, place in places.items() if step != last and (self.directory / place).is_dir()}
+        return {step: place for step, place in places.items() if step != last and self._is_published(place)}
+
+    def _is_published(self, place: str) -> bool:
+        path, manifest = self.directory / place, manifests.read(self.directory)
+        if path not in self.verified and path.is_dir():
+            known = manifest is not None and any(place == output.path for output in manifest.all_outputs())
+            if known or working.is_intact(self.directory, place):
+                self.verified.add(path)
+        return path in self.verified
+
+    def claim(self, place: str) -> None:
+        """Prepare to write a result: rename a directory with files of others, and name the result in working.json."""
+        path, manifest = self.directory / place, manifests.read(self.directory)
+        begun, published = working.results(self.directory), manifest.all_outputs() if manifest else []
+        torn = begun.get(place, {}) is None and not any(place == output.path for output in published)
+        known = {*(manifest.files if manifest else ()), *(begun.get(place) or ())}
+        if not torn and (others := manifests.unknown_files(self.directory, place, known)):
+            to = self.run_dir.set_aside(path)
+            say(f"warning: {path}: contains {others[0]}, which is not of this program; moved to {to}")
+        working.begin(self.directory, place)
 
     def input(self, name: str) -> Artifact:
         found = self.inputs(name)
@@ -248,10 +269,13 @@ class Stage(Generic[C]):
         place = output if final else f"steps/{step_name(step or 0)}/{output}"
         if self.is_main:
             (cell.directory / place).parent.mkdir(parents=True, exist_ok=True)
+            cell.claim(place)
             if isinstance(content, Path):
                 move_directory(content, cell.directory / place)
             else:
                 _write(cell.directory / place, content)
+            if not final:
+                working.complete(cell.directory, place)
         self.accelerator.wait_for_everyone()
         record = OutputRecord(path=place, digest=artifact_digest(output, cell.directory / place))
         if final:

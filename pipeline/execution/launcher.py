@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from t5_pipeline.artifacts.run_dir import is_locked
 from t5_pipeline.config.launch import read_launch_config, runner_environment
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.packaged import SHIPPED, or_packaged
+from t5_pipeline.core.printable import say
+
+_ORPHANS_EXIT_S = 60.0
 
 _LAUNCHER = "t5_pipeline.execution.accelerate_launch"
 
@@ -59,8 +65,8 @@ def launch(kind: str, configuration: str | None, arguments: list[str], exit_file
     """
     exit_file.unlink(missing_ok=True)
     asked = None if configuration is None else read_launch_config(configuration)
-    environment = {**os.environ, **runner_environment(asked)}
-    with _recorded_signals() as received:
+    with _alive(exit_file) as lock, _recorded_signals() as received:
+        environment = {**os.environ, **runner_environment(lock, asked)}
         process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
         script, forwarded = stage_script(kind).name, False
         while (code := _wait(process)) is None:
@@ -71,13 +77,39 @@ def launch(kind: str, configuration: str | None, arguments: list[str], exit_file
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, received[0])
     message = ""
-    with contextlib.suppress(OSError, ValueError):
-        left: dict[str, Any] = json.loads(exit_file.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        left: dict[str, Any] = read_json(exit_file)
         code, message = int(left["code"]), str(left["message"])
     if code == 0 and received:
         name = signal.Signals(received[0]).name
         return 128 + received[0], f"finished, then stopped by {name}; run the same command to resume"
     return (128 - code if code < 0 else code), message
+
+
+@contextlib.contextmanager
+def _alive(exit_file: Path) -> Iterator[Path]:
+    """Hold the lock of a new file, by which the ranks know that this process lives; yields the file.
+
+    If the file of an earlier runner is left and the stage is still locked, waits for its ranks to save and exit.
+    """
+    prefix = f"{exit_file.stem}.runner."
+    left = [path for path in exit_file.parent.iterdir() if path.name.startswith(prefix)]
+    stage_lock, deadline = exit_file.with_suffix(".lock"), time.monotonic() + _ORPHANS_EXIT_S
+    if left and is_locked(stage_lock):
+        say(f"waiting for the processes of {exit_file.stem} whose runner was killed; they save and exit")
+        while is_locked(stage_lock) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    for path in left:
+        path.unlink(missing_ok=True)
+    file = exit_file.with_name(f"{prefix}{os.getpid()}")
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # the file system does not support locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:

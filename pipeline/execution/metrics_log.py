@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import json
 import logging
 import os
@@ -18,12 +20,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from t5_pipeline.core.atomic_files import fsync_file
+from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 
 Row = Mapping[str, Any]
 Number = Annotated[FiniteFloat, Field(gt=-1e100, lt=1e100)]
 LINE_LIMIT = 1 << 24
 """Bytes of the longest line that is read; longer lines are damaged."""
+_MOST_RESTS = 64  # blocks of a longer line that are skipped; the rest of the file is then not read
 
 log = logging.getLogger("t5-pipeline")
 
@@ -78,8 +82,9 @@ def read_rows(path: Path) -> Iterator[LoggedRow | None]:
                 yield read_row(line)
             elif len(line) == LINE_LIMIT:
                 yield None
-                while (rest := file.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
-                    pass
+                rests = itertools.islice(iter(functools.partial(file.readline, LINE_LIMIT), b""), _MOST_RESTS)
+                if not any(rest.endswith(b"\n") for rest in rests):
+                    return
 
 
 class MetricsLog:
@@ -115,7 +120,7 @@ class MetricsLog:
         """
         damaged, later = [], False
         kept = self.path.with_name(f".{self.path.name}.kept.tmp")
-        with self.path.open("rb") as lines, kept.open("wb") as file:
+        with open_file(self.path) as lines, kept.open("wb") as file:
             for line in lines:
                 row = read_row(line)
                 if row is None and line.endswith(b"\n"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -100,8 +101,9 @@ class Progress:
             self._write("  ".join(parts))
 
     def _write(self, line: str) -> None:
-        self._console.file.write(line + "\n")
-        self._console.file.flush()
+        with contextlib.suppress(OSError):  # a full or closed stderr must not stop training
+            self._console.file.write(line + "\n")
+            self._console.file.flush()
 
 
 def numbers(row: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import json
 import logging
 import resource
@@ -33,7 +32,8 @@ from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
-from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, write_error
+from t5_pipeline.core.boundary import boundary
+from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted
 from t5_pipeline.core.printable import LogFormatter, say, show
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
@@ -73,20 +73,16 @@ def run(
         return code
 
     try:
-        flags = parse(cls, program, arguments)
-        recipe, run_dir, name = _recipe(cls, flags, kinds)
-        report = run_dir.state / f"{name}.exit"
-        _run(body, flags, recipe, run_dir, name, launch)
+        with boundary():
+            flags = parse(cls, program, arguments)
+            recipe, run_dir, name = _recipe(cls, flags, kinds)
+            report = run_dir.state / f"{name}.exit"
+            _run(body, flags, recipe, run_dir, name, launch)
         return leave(0, "")
     except InputError as error:
         return leave(BAD_INPUT, str(error))
     except Interrupted as error:
         return leave(error.exit_code, str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        where = error.filename or (report.parent.parent if report else "the disk")
-        return leave(BAD_INPUT, str(write_error(where, error)))
     except KeyboardInterrupt:
         return leave(128 + signal.SIGINT, "stopped by SIGINT; run the same command to resume")
 
@@ -223,8 +219,10 @@ def _clear_stale_outputs(cell: CellRun[C], flags: Flags, run_dir: RunDir, create
         before = manifests.read(cell.directory)
         if before is not None and not cell.config.repairs_output:
             for name in manifests.changed_files(cell.directory, before):
-                place = next(o.path for o in before.all_outputs() if name.startswith(o.path + "/"))
-                shutil.rmtree(cell.directory / place, ignore_errors=True)
+                place = next((o.path for o in before.all_outputs() if name.startswith(o.path + "/")), None)
+                if place is not None:
+                    cell.claim(place)
+                    shutil.rmtree(cell.directory / place, ignore_errors=True)
         return
     existing = manifests.read(cell.directory) or manifests.read_started(cell.directory)
     assert existing is not None

@@ -10,6 +10,7 @@ from typing import Any
 from t5_pipeline.artifacts.run_dir import RunDir, is_locked, read_job
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.execution.metrics_log import LoggedRow, read_row
@@ -86,7 +87,7 @@ def _ago(seconds: float) -> str:
 def _last_row(path: Path) -> tuple[LoggedRow | None, float | None]:
     """The last complete training row of a metrics file, and the file's modification time."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             updated = os.fstat(file.fileno()).st_mtime
             file.seek(max(0, path.stat().st_size - 65_536))
             lines = file.read().splitlines(keepends=True)

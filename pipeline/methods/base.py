@@ -14,6 +14,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTexts, encode_inputs
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.modeling.layers import DecoderCache
@@ -24,6 +25,10 @@ class ReadingModel(Protocol):
 
     B batch, R decoder rows (B, or L·B for L labels), S encoder length, T decoder length, D d_model, V vocabulary rows
     """
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of padding, EOS and the decoder's first input."""
 
     def eval(self) -> Any: ...
 

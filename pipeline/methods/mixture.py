@@ -108,14 +108,16 @@ def mixture_loss(loss_KBT: Tensor, logits_K: Tensor, weights_B: Tensor) -> Tenso
 class MixtureWeights(nn.Module):
     """A prompted model and the logits of its prompts' weights, which start equal."""
 
-    def __init__(self, model: nn.Module, prompts: int) -> None:
+    def __init__(self, model: nn.Module, prompts: int, pad: int = 0) -> None:
         """
         Args:
             model: gives logits [B, T, V] for (prompt_B, inputs_BS, targets_BT).
             prompts: number of prompts, K.
+            pad: id of padding.
         """
         super().__init__()
         self.model = model
+        self.pad = pad
         self.logits_K = nn.Parameter(torch.zeros(prompts))
 
     def forward(
@@ -126,7 +128,7 @@ class MixtureWeights(nn.Module):
         prompt_N = torch.arange(K).repeat_interleave(B)
         targets_NT = targets_BT.repeat(K, 1)
         of_tokens = token_loss_reference if reference else token_loss
-        loss_NT = of_tokens(self.model(prompt_N, inputs_BS.repeat(K, 1), targets_NT), targets_NT, z_loss)
+        loss_NT = of_tokens(self.model(prompt_N, inputs_BS.repeat(K, 1), targets_NT), targets_NT, z_loss, self.pad)
         return mixture_loss(loss_NT.view(K, B, -1), self.logits_K, weights_B)
 
     @property

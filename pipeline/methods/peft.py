@@ -26,11 +26,12 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
-from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.layers import DecoderCache
-from t5_pipeline.modeling.load import check_untied
+from t5_pipeline.modeling.load import check_untied, locate_model
+from t5_pipeline.modeling.safetensors_dir import read_shape
 from t5_pipeline.modeling.t5 import shift_right
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -133,6 +134,10 @@ class PeftT5(nn.Module):
         info.save(directory)
 
     @property
+    def special(self) -> SpecialTokens:
+        return SpecialTokens.of_config(self.adapted.get_base_model().config.to_dict(), "the adapted T5")
+
+    @property
     def trained(self) -> dict[str, Tensor]:
         """Every trained tensor by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -140,12 +145,12 @@ class PeftT5(nn.Module):
     def forward(self, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
         """fp32 logits [B, T, V] for each target token."""
         encoded, mask = self.encode(None, inputs_BS)
-        return self.decode(shift_right(targets_BT), encoded, mask).float()
+        return self.decode(shift_right(targets_BT, start=self.special.start), encoded, mask).float()
 
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encoder output and its mask."""
         assert prompt_B is None
-        t5, mask = self.adapted.get_base_model(), inputs_BS != 0
+        t5, mask = self.adapted.get_base_model(), inputs_BS != self.special.pad
         embedded = t5.get_input_embeddings()(inputs_BS)
         if self.method == "p_tuning":
             prompt = self.adapted.get_prompt(len(inputs_BS)).to(embedded.dtype)
@@ -207,6 +212,6 @@ def _transformers_t5(model: str | Path, dropout: float) -> Any:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{model}: cannot be loaded by transformers ({reason}); check the directory") from None
-    tied = T5Config.from_config(t5.config.to_dict(), str(model)).tied
+    tied = read_shape(locate_model(model)).tied
     check_untied(() if tied else ("shared.weight", "lm_head.weight"), t5)
     return t5.requires_grad_(False)

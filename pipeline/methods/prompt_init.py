@@ -18,17 +18,16 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.t5 import T5
 
-POPULATION = 5000
-"""Number of likeliest pieces to draw rows from: a SentencePiece vocabulary lists them first."""
+POPULATION = range(5000)
+"""Ids of the likeliest pieces, to draw rows from: a SentencePiece vocabulary lists them first."""
 
 
 class Tokenizer(Protocol):
-    """A vocabulary of `size` ids, of which the last `sentinels` are sentinels."""
+    """A vocabulary of `size` ids."""
 
-    @property
-    def size(self) -> int: ...
-    @property
-    def sentinels(self) -> int: ...
+    size: int
+    sentinel_ids: tuple[int, ...]
+
     def encode(self, text: str) -> list[int]: ...
 
 
@@ -40,7 +39,9 @@ def initial_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, seed: int, t
         trained: directory of the prompt to start from (`prompt_init: prompt`).
     """
     table_VD, length = t5.shared.weight, c.prompt_length
-    population = min(c.init_population, tokenizer.size - tokenizer.sentinels)  # without sentinels and padding rows
+    # Without sentinels and padding rows.
+    sentinels = set(tokenizer.sentinel_ids)
+    population = [i for i in range(tokenizer.size) if i not in sentinels][: c.init_population]
     match c.prompt_init:
         case "uniform":
             return uniform(length, t5.shape.d_model, seed)
@@ -68,24 +69,28 @@ def uniform_code(length: int, width: int, seed: int) -> Tensor:
     return torch.rand(length, width, generator=_generator(seed)) * 0.5
 
 
-def vocabulary(embedding_VD: Tensor, length: int, seed: int, population: int = POPULATION) -> Tensor:
-    """Rows drawn from the first `population` rows of the embedding.
+def vocabulary(embedding_VD: Tensor, length: int, seed: int, population: Sequence[int] = POPULATION) -> Tensor:
+    """Rows of the embedding whose ids are drawn from `population`.
 
     Without replacement if there are enough of them, otherwise with replacement, as in the official code.
 
     >>> sorted(vocabulary(torch.arange(4.0)[:, None], length=4, seed=0)[:, 0].tolist())
     [0.0, 1.0, 2.0, 3.0]
     """
-    population = min(population, len(embedding_VD))
-    if length <= population:
-        chosen_P = torch.randperm(population, generator=_generator(seed))[:length]
+    ids = torch.tensor([i for i in population if i < len(embedding_VD)])
+    if length <= len(ids):
+        chosen_P = torch.randperm(len(ids), generator=_generator(seed))[:length]
     else:
-        chosen_P = torch.randint(population, (length,), generator=_generator(seed))
-    return _rows(embedding_VD, chosen_P)
+        chosen_P = torch.randint(len(ids), (length,), generator=_generator(seed))
+    return _rows(embedding_VD, ids[chosen_P])
 
 
 def class_labels(
-    embedding_VD: Tensor, label_ids: Sequence[Sequence[int]], length: int, seed: int, population: int = POPULATION
+    embedding_VD: Tensor,
+    label_ids: Sequence[Sequence[int]],
+    length: int,
+    seed: int,
+    population: Sequence[int] = POPULATION,
 ) -> Tensor:
     """One row per label, the mean embedding of its pieces (without EOS); the remaining rows from the vocabulary.
 
@@ -106,7 +111,9 @@ def class_labels(
     return _filled(torch.stack(means), embedding_VD, length, seed, population)
 
 
-def from_ids(embedding_VD: Tensor, ids: Sequence[int], length: int, seed: int, population: int = POPULATION) -> Tensor:
+def from_ids(
+    embedding_VD: Tensor, ids: Sequence[int], length: int, seed: int, population: Sequence[int] = POPULATION
+) -> Tensor:
     """The embeddings of a text's pieces in order, cut to `length`; the remaining rows from the vocabulary.
 
     >>> from_ids(torch.arange(9.0)[:, None], [7, 5, 3], length=2, seed=0)[:, 0].tolist()
@@ -131,7 +138,7 @@ def from_prompt(rows_PD: Tensor, length: int, width: int, where: str = "init_pro
     return rows_PD.detach().float().cpu().clone()
 
 
-def _filled(first_rows: Tensor, embedding_VD: Tensor, length: int, seed: int, population: int) -> Tensor:
+def _filled(first_rows: Tensor, embedding_VD: Tensor, length: int, seed: int, population: Sequence[int]) -> Tensor:
     rest = length - len(first_rows)
     return first_rows if rest == 0 else torch.cat([first_rows, vocabulary(embedding_VD, rest, seed, population)])
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, float32
 
 from t5_pipeline.config.tuning import SoftPromptConfig
+from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
@@ -81,6 +82,7 @@ class Prompt:
         """
         info, path = PromptInfo.load(directory), Path(directory) / WEIGHTS
         try:
+            open_file(path).close()  # safetensors would wait for the other end of a FIFO
             tensors = load_file(path)
         except FileNotFoundError:
             raise InputError(f"{path}: does not exist, so {directory} is not a prompt; check the path") from None

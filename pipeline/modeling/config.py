@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS, SpecialTokens
 
 ACTIVATIONS = ("relu", "gelu_new", "silu")
 
@@ -37,8 +38,10 @@ class T5Config:
     gated: bool = True
     activation: str = "gelu_new"
     tied: bool = False  # tied models also scale decoder outputs by d_model^−½; untied ones do not
+    unscaled: bool = False  # tied, but decoder outputs are not scaled: a new T5 1.1 of transformers 5
     dropout_rate: float = 0.1
     layer_norm_epsilon: float = 1e-6
+    special: SpecialTokens = T5_TOKENS
 
     @property
     def parameters(self) -> int:
@@ -76,9 +79,17 @@ class T5Config:
         def size(key: str, default: int | None = None) -> int:
             value = config.get(key)
             value = default if value is None else value
-            if type(value) is not int or value <= 0:
-                raise InputError(f"{where}: {key} is {value!r}; must be a whole number above 0; fix the file")
+            if type(value) is not int or not 0 < value < 2**31:
+                raise InputError(
+                    f"{where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31; fix the file"
+                )
             return value
+
+        def number(key: str, default: float) -> float:
+            value = config.get(key, default)
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise InputError(f"{where}: {key} is {value!r:.50}; must be a number from 0 to 1; fix the file")
+            return float(value)
 
         projection = str(config.get("feed_forward_proj", "relu"))
         gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
@@ -103,8 +114,9 @@ class T5Config:
             gated=gated,
             activation=activation,
             tied=config.get("tie_word_embeddings") is not False and config.get("scale_decoder_outputs") is not False,
-            dropout_rate=float(config.get("dropout_rate", 0.1)),
-            layer_norm_epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
+            dropout_rate=number("dropout_rate", 0.1),
+            layer_norm_epsilon=number("layer_norm_epsilon", 1e-6),
+            special=SpecialTokens.of_config(config, where),
         )
 
     def to_config(self) -> dict[str, Any]:
@@ -126,15 +138,13 @@ class T5Config:
             "is_gated_act": self.gated,
             "dense_act_fn": self.activation,
             "tie_word_embeddings": self.tied,
-            "scale_decoder_outputs": self.tied,
+            "scale_decoder_outputs": self.tied and not self.unscaled,
             "dropout_rate": self.dropout_rate,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "initializer_factor": 1.0,
             "is_encoder_decoder": True,
             "use_cache": True,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-            "decoder_start_token_id": 0,
+            **self.special.to_config(),
         }
 
 

@@ -7,13 +7,18 @@ Torch-free: safetensors files are read by their own header.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.records import read_json
+from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
+
+_LARGEST_VOCABULARY = 2**28  # bytes
 
 
 def model_digest(directory: Path) -> str:
@@ -29,10 +34,14 @@ def model_digest(directory: Path) -> str:
             "tensors": _weights_digest(directory),
             "shape": _shape(directory),
             "sentinel": read_json(metadata)["sentinel"] if metadata.exists() else "none",
-            "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
+            "vocabulary": _vocabulary_digest(vocabulary) if vocabulary.exists() else None,
             "extra ids": read_json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
         }
     )
+
+
+def _vocabulary_digest(path: Path) -> str:
+    return hashlib.sha256(read_file(path, _LARGEST_VOCABULARY)).hexdigest()
 
 
 def t5x_files(directory: Path) -> list[Path]:
@@ -49,11 +58,15 @@ def _weights_digest(directory: Path) -> str:
     return tensors_digest(directory)
 
 
+# Without dropout and what the tensors show. Special ids count only if they are not T5's.
+_NOT_USE = ("dropout_rate", "special", "unscaled")
+
+
 def _shape(directory: Path) -> dict[str, Any] | None:
     """The entries of config.json that decide how the tensors are used, thus without dropout."""
     config = directory / "config.json"
     if not config.exists():
         return None
-    shape = asdict(T5Config.from_config(read_json(config), str(config)))
-    del shape["dropout_rate"]
-    return shape
+    shape = T5Config.from_config(read_json(config), str(config))
+    later = {"special": asdict(shape.special)} if shape.special != T5_TOKENS else {}
+    return {key: value for key, value in asdict(shape).items() if key not in _NOT_USE} | later

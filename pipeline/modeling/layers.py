@@ -135,10 +135,12 @@ class DecoderCache:
 
     Attributes:
         ids: the decoder's inputs so far, for a model that reads all of them again.
+        real_RT: True at cached positions that belong to their row, bool [R, T]; None if all do.
     """
 
     layers: dict[int, LayerCache] = field(default_factory=dict)
     ids: Tensor | None = None
+    real_RT: Tensor | None = None
 
     def layer(self, index: int) -> LayerCache:
         return self.layers.setdefault(index, LayerCache())

@@ -131,9 +131,7 @@ def save_t5(
     state = model.state_dict() if tensors is None else tensors
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     _write_json(directory / "config.json", model.shape.to_config())
-    _write_json(
-        directory / "generation_config.json", {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-    )
+    _write_json(directory / "generation_config.json", model.shape.special.to_config())
     split = split_torch_state_dict_into_shards(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )

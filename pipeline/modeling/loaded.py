@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.config import T5Config
@@ -62,12 +63,18 @@ class LoadedT5(ModelSource):
         t5 = load_t5(path)
         vocabulary = vocabulary or Vocabulary.load(path)
         vocabulary.check_fits(t5.shape.vocab_size, path)
+        vocabulary = vocabulary.with_start(t5.special.start)
+        if vocabulary.special != t5.special:
+            raise InputError(
+                f"{path}: pads with id {t5.special.pad} and ends texts with {t5.special.eos}, but the vocabulary has"
+                f" {vocabulary.pad} and {vocabulary.eos}; use the vocabulary that the model was trained with"
+            )
         return cls(name, digest, vocabulary, read_metadata(path), t5)
 
     @classmethod
     def init(cls, sizes: Mapping[str, Any], vocabulary: Vocabulary, seed: int) -> LoadedT5:
         """A new T5 for a vocabulary; `sizes` are the other fields of T5Config."""
-        t5 = init_t5(T5Config(vocab_size=vocabulary.rows, **sizes), seed)
+        t5 = init_t5(T5Config(vocab_size=vocabulary.rows, special=vocabulary.special, **sizes), seed)
         return cls("", None, vocabulary, ModelMetadata(), t5)
 
     def save(self, directory: Path, metadata: ModelMetadata, tensors: Mapping[str, Tensor] | None = None) -> None:

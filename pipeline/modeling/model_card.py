@@ -31,6 +31,9 @@ It loads in transformers:
     model = T5ForConditionalGeneration.from_pretrained("this directory")
     tokenizer = AutoTokenizer.from_pretrained("this directory")
 
+The tokenizer reads `<extra_id_0>` and `</s>` in a text as text. For the id of a sentinel use
+`tokenizer.convert_tokens_to_ids("<extra_id_0>")`, or read the text with `tokenizer(text, split_special_tokens=False)`.
+
 Made by t5-pipeline; `t5_pipeline.json` contains the same for programs.
 """
 _SENTINELS = {

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.modeling.layers import DecoderCache
 from t5_pipeline.modeling.t5 import T5, shift_right, token_mask, unless_full
 
@@ -87,10 +88,14 @@ class BareT5(nn.Module):
         super().__init__()
         self.t5 = t5
 
+    @property
+    def special(self) -> SpecialTokens:
+        return self.t5.special
+
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
         """The encoder's output [B, S, D] and its mask (None if nothing is padded); `prompt_B` must be None."""
         assert prompt_B is None
-        mask = token_mask(inputs_BS)
+        mask = token_mask(inputs_BS, self.special.pad)
         return self.t5.encode(self.t5.embed(inputs_BS), mask), mask
 
     def decode(
@@ -132,13 +137,13 @@ class PromptedT5(BareT5):
         embedded_BSD = self.t5.embed(inputs_BS)
         prompts_BPD, prompt_mask_BP = self.bank.gather(prompt_B)
         embedded = torch.cat([prompts_BPD.to(embedded_BSD.dtype), embedded_BSD], dim=1)
-        mask = unless_full(torch.cat([prompt_mask_BP, inputs_BS != 0], dim=1))
+        mask = unless_full(torch.cat([prompt_mask_BP, inputs_BS != self.special.pad], dim=1))
         return self.t5.encode(embedded, mask), mask
 
     def predict(self, prompt_B: Tensor | None, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
         """The decoder's output [B, T, D] that predicts each target token."""
         encoded, mask = self.encode(prompt_B, inputs_BS)
-        return self.decode(shift_right(targets_BT), encoded, mask)
+        return self.decode(shift_right(targets_BT, start=self.special.start), encoded, mask)
 
     def forward(self, prompt_B: Tensor | None, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
         """fp32 logits [B, T, V] that predict each target token."""

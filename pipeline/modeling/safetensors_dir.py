@@ -6,18 +6,22 @@ a model does not depend on which library saved it. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from t5_pipeline.core.bounded import read_json, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.t5x import find_t5x, t5x_shape, t5x_tensors
+
+log = logging.getLogger("t5-pipeline")
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,16 +33,39 @@ UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 def read_shape(directory: Path) -> T5Config:
     """Sizes of a model, from its config.json or the arrays of a T5X checkpoint.
 
+    `tie_word_embeddings: true` with `scale_decoder_outputs: false` has two meanings: transformers 5 writes it for every
+    T5 1.1, and for one that it ties. The weights decide: without an output matrix the T5 is tied and not scaled.
+
     Raises:
         InputError: if the directory contains neither.
     """
     path = directory / "config.json"
     if path.is_file():
-        return T5Config.from_config(_read_json(path), where=str(path))
+        config = _read_json(path)
+        shape = T5Config.from_config(config, where=str(path))
+        if not shape.tied and config.get("tie_word_embeddings") is True and not _has_output_matrix(directory):
+            log.warning(
+                "%s: the output matrix is tied to the embedding and its inputs are not scaled, as in a new T5 1.1 of"
+                " transformers 5; a pretrained T5 1.1 loses its own matrix when transformers resizes the embedding",
+                directory,
+            )
+            return replace(shape, tied=True, unscaled=True)
+        return shape
     checkpoint = find_t5x(directory)
     if checkpoint is not None:
         return t5x_shape(checkpoint)
     raise InputError(f"{directory}: contains neither config.json nor a T5X checkpoint; give the directory of a model")
+
+
+def _has_output_matrix(directory: Path) -> bool:
+    """Whether `lm_head.weight` is among the weights; True if they cannot be read, which is reported elsewhere."""
+    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
+        return "lm_head.weight" in _read_json(directory / INDEX).get("weight_map", {})
+    try:
+        with safe_open(directory / WEIGHTS, framework="pt") as opened:
+            return "lm_head.weight" in opened.keys()  # noqa: SIM118 (an opened file is not a dict)
+    except (OSError, SafetensorError):
+        return True
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -50,7 +77,10 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
-        names = _read_json(directory / INDEX).get("weight_map", {}).values()
+        weight_map = _read_json(directory / INDEX).get("weight_map")
+        names = weight_map.values() if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{directory / INDEX}: `weight_map` does not map names to files; fetch the model again")
         files = [directory / below(name, directory / INDEX) for name in sorted(set(names))]
         for file in files:
             if not file.is_file():
@@ -82,7 +112,9 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
         {"lm_head.weight"} if shape.tied else set()
     )
     embedding: tuple[str, Tensor] | None = None
-    for file in weight_files(directory):
+    files = weight_files(directory)
+    _check_layers(shape, files, directory / "config.json")
+    for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (an opened file is not a dict)
@@ -103,10 +135,21 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
             raise InputError(f"{file}: is damaged ({error}); fetch or write it again") from error
 
 
+def _check_layers(shape: T5Config, files: list[Path], config: Path) -> None:
+    """Compare a config with the headers of the tensors, before a T5 of its size is built.
+
+    Raises:
+        InputError: if it has more layers than there are tensors.
+    """
+    tensors, layers = sum(len(tensor_entries(file)) for file in files), shape.num_layers + shape.num_decoder_layers
+    if layers > tensors:
+        raise InputError(f"{config}: has {layers:,} layers, but there are {tensors:,} tensors; fetch the model again")
+
+
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}); fetch the model again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: contains a {type(content).__name__} instead of a JSON object; fetch the model again")

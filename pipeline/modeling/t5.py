@@ -11,7 +11,7 @@ them to the bias it is given and passes the sum to the other blocks. So a block 
 own forward pass, which sharding engines rely on.
 
 Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D d_model, V vocabulary rows.
-Token 0 is padding, and the decoder's first input.
+The ids of padding and of the decoder's first input are those of `shape.special`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.modeling.attention import in_bf16_on_cpu, mask_bias
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.layers import (
@@ -156,6 +157,10 @@ class T5(nn.Module):
         if not shape.tied:
             self.lm_head = OutputHead(shape.d_model, shape.vocab_size, bias=False)
 
+    @property
+    def special(self) -> SpecialTokens:
+        return self.shape.special
+
     def set_dropout(self, rate: float) -> None:
         """Set the dropout rate; `shape.dropout_rate` stays the one the model was published with."""
         for module in self.modules():
@@ -225,7 +230,8 @@ class T5(nn.Module):
     def before_logits(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The two factors of the logits of decoder outputs: [B, T, D], and the output matrix [V, D]."""
         if self.shape.tied:
-            return hidden_BTD * self.shape.d_model**-0.5, self.shared.weight
+            scale = 1.0 if self.shape.unscaled else self.shape.d_model**-0.5
+            return hidden_BTD * scale, self.shared.weight
         return hidden_BTD, self.lm_head.weight
 
     def predict(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -233,16 +239,16 @@ class T5(nn.Module):
 
         Args:
             segments: for packed rows, the example of each position of inputs [B, S] and targets [B, T] (1, 2, …; 0 for
-                padding). Examples do not see one another, and the decoder of each starts from 0.
+                padding). Examples do not see one another, and the decoder of each starts with `special.start`.
         """
         if segments is None:
-            mask = token_mask(inputs_BS)
+            mask = token_mask(inputs_BS, self.special.pad)
             encoded_BSD = self.encode(self.embed(inputs_BS), mask)
-            return self.decode(shift_right(targets_BT), encoded_BSD, mask)
+            return self.decode(shift_right(targets_BT, start=self.special.start), encoded_BSD, mask)
         in_BS, out_BT = segments
         encoded_BSD = self.encode(self.embed(inputs_BS), in_BS[:, :, None] == in_BS[:, None, :])
         cross_mask_BTS = out_BT[:, :, None] == in_BS[:, None, :]
-        decoder_ids_BT = shift_right(targets_BT, out_BT)
+        decoder_ids_BT = shift_right(targets_BT, out_BT, self.special.start)
         return self.decode(decoder_ids_BT, encoded_BSD, cross_mask_BTS, segments_RT=out_BT)
 
     def forward(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -251,22 +257,25 @@ class T5(nn.Module):
 
 
 def _causal(decoder_ids_RT: Tensor, cache: DecoderCache | None) -> Tensor:
-    """Mask [1, T, past + T]: each position sees itself and earlier ones."""
+    """Mask [1 or R, T, past + T]: each position sees itself and earlier ones of its row."""
     T = decoder_ids_RT.size(1)
     earlier = None if cache is None else cache.layer(0).own
     past = 0 if earlier is None else earlier[0].size(2)
-    return torch.ones(1, T, past + T, dtype=torch.bool, device=decoder_ids_RT.device).tril(past)
+    causal = torch.ones(1, T, past + T, dtype=torch.bool, device=decoder_ids_RT.device).tril(past)
+    if cache is None or cache.real_RT is None:
+        return causal
+    return causal & F.pad(cache.real_RT, (0, T), value=True)[:, None]
 
 
-def token_mask(ids_BS: Tensor) -> Tensor | None:
-    """True at tokens, False at padding (0); on a CPU, None if nothing is padded.
+def token_mask(ids_BS: Tensor, pad: int = 0) -> Tensor | None:
+    """True at tokens, False at padding; on a CPU, None if nothing is padded.
 
     On other devices the mask is always returned, because checking it would make the host wait for the device.
 
     >>> token_mask(torch.tensor([[5, 1, 0]])).tolist(), token_mask(torch.tensor([[5, 1]]))
     ([[True, True, False]], None)
     """
-    return unless_full(ids_BS != 0)
+    return unless_full(ids_BS != pad)
 
 
 def unless_full(mask_BS: Tensor) -> Tensor | None:
@@ -276,13 +285,13 @@ def unless_full(mask_BS: Tensor) -> Tensor | None:
     return mask_BS
 
 
-def shift_right(targets_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-    """The decoder's inputs: the targets one position later, 0 at the start of each row (and segment).
+def shift_right(targets_BT: Tensor, segments_BT: Tensor | None = None, start: int = 0) -> Tensor:
+    """The decoder's inputs: the targets one position later, `start` first in each row (and segment).
 
     >>> shift_right(torch.tensor([[7, 8, 1, 9, 1]]), torch.tensor([[1, 1, 1, 2, 2]])).tolist()
     [[0, 7, 8, 0, 9]]
     """
-    shifted_BT = F.pad(targets_BT[:, :-1], (1, 0))
+    shifted_BT = F.pad(targets_BT[:, :-1], (1, 0), value=start)
     if segments_BT is None:
         return shifted_BT
-    return shifted_BT.masked_fill(segments_BT != F.pad(segments_BT[:, :-1], (1, 0)), 0)
+    return shifted_BT.masked_fill(segments_BT != F.pad(segments_BT[:, :-1], (1, 0)), start)

@@ -10,7 +10,7 @@ Shapes: V vocabulary rows, D d_model, H heads, K head width, F d_ff.
 from __future__ import annotations
 
 import itertools
-import json
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from t5_pipeline.core.bounded import open_file, read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.config import T5Config
 
@@ -223,7 +224,9 @@ def _root(checkpoint: Path) -> Mapping[str, Any]:
     """The tree, with the small arrays as NumPy arrays."""
     path = checkpoint / TREE
     try:
-        tree = msgpack.unpackb(path.read_bytes(), strict_map_key=False, ext_hook=_array_from_ext)
+        with open_file(path) as file:
+            content = file.read()
+        tree = msgpack.unpackb(content, strict_map_key=False, ext_hook=_array_from_ext)
         root = tree.get("optimizer", tree)
         if isinstance(root[WEIGHTS], Mapping):
             return dict(root)
@@ -279,7 +282,7 @@ def _leaf_shape(leaf: Leaf) -> tuple[int, ...]:
 def _zarr_layout(folder: Path) -> dict[str, Any]:
     path = folder / ".zarray"
     try:
-        layout = json.loads(path.read_text())
+        layout = read_json(path)
         compressor = layout["compressor"] and layout["compressor"]["id"]
         readable = layout["zarr_format"] == 2 and not layout["filters"] and compressor in ("gzip", "zlib", None)
         floats = layout["dtype"] == "bfloat16" or np.dtype(layout["dtype"]).kind == "f"
@@ -302,7 +305,9 @@ def read_zarr(folder: Path) -> np.ndarray:
     shape, chunk = tuple(layout["shape"]), tuple(layout["chunks"])
     order, dtype = layout["order"], layout["dtype"]
     separator = layout.get("dimension_separator", ".")
-    size = int(np.prod(chunk)) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+    size = math.prod(chunk) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+    if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > len(list(folder.rglob("*"))):
+        raise InputError(f"{folder}: has fewer chunks than its metadata say; fetch the checkpoint again")
     array = np.empty(shape, np.float32 if dtype == "bfloat16" else dtype)
     for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
         path = folder / (separator.join(map(str, index)) or "0")
@@ -317,7 +322,8 @@ def read_zarr(folder: Path) -> np.ndarray:
 
 def _chunk_bytes(path: Path, compressed: bool, size: int) -> bytes:
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read()
         if compressed:
             # Limited to one byte more than expected, so that a damaged or hostile chunk cannot fill the memory.
             data = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(data, size + 1)

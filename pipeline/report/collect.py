@@ -5,7 +5,6 @@ Unfinished runs are read as far as they go.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import Scoring, StageConfig, TrainingConfig
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import PRESETS, T5Config
@@ -283,7 +283,7 @@ def _scores(directory: Path, manifest: Manifest) -> list[Score]:
         return []
     path = directory / manifest.outputs["scores"].path / "scores.json"
     try:
-        return [Score.model_validate(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        return [Score.model_validate(row) for row in read_json(path)["rows"]]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError) as error:
@@ -308,7 +308,7 @@ def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
 def _model_size(name: str, directory: Path) -> ModelSize | None:
     shape: T5Config | None
     try:
-        shape = T5Config.from_config(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+        shape = T5Config.from_config(read_json(directory / "config.json"))
     except (OSError, ValueError, KeyError, TypeError, InputError):
         shape = PRESETS.get(str(directory))
     if shape is None:

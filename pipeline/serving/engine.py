@@ -11,7 +11,7 @@ or a fine-tuned T5, which answers with its own weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +94,7 @@ class Engine:
             digest: digest of the T5.
             device: default: the first GPU if there is one, otherwise the CPU.
         """
-        self.model, self.precision = model, precision
+        self.model, self.precision, self._digest = model, precision, digest
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         reasons = {name: self._problem(name, one, digest) for name, one in prompts.items()}
         self.refused = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -196,6 +196,44 @@ class Engine:
             answers.append(replace(answer, cut=max(cut[begin + k] for k in range(len(q.names)))))
             begin += len(q.names)
         return answers
+
+    def stream(
+        self, question: Question, *, max_output_length: int = 0, decoding: Decoding | None = None
+    ) -> Iterator[str]:
+        """The text of one answer so far, after each of its tokens.
+
+        Args:
+            question: a question to one prompt that decodes free text.
+
+        Raises:
+            InputError: for a vote, labels, a mixture or beam search, whose texts do not grow token by token.
+        """
+        name, decoding = question.names[0], decoding or Decoding()
+        one = self.prompts[name]
+        if len(question.names) > 1 or one.task.labels or one.weights or decoding.beams > 1:
+            raise InputError(f"`{'+'.join(question.names)}`: cannot be streamed; ask for the whole answer")
+        answerer = self._answerer(self._t5_of(one))
+        (asked,), _ = self._asked([(question, 0)], answerer.vocabulary, max_output_length)
+        return answerer.stream(asked, decoding)
+
+    def add(self, name: str, kind: str, path: Path) -> None:
+        """Add a solution of a task from its directory, or replace the one of its name.
+
+        Args:
+            kind: a key of METHODS, such as "prompt".
+
+        Raises:
+            InputError: if it is damaged, or of another T5.
+        """
+        (one,) = METHODS[kind](Artifact(str(path), path, ""))
+        one = replace(one, artifact=Artifact(str(path), path, DigestCache(None).of_artifact(kind, path)))
+        problem = self._problem(name, one, self._digest)
+        if problem is not None:
+            raise InputError(problem)
+        self.prompts[name], self._tasks[name] = one, Task.load(one.task)
+        t5 = self._t5_of(one)
+        if t5 in self._answerers:
+            self._answerers[t5].use([other for other in self.prompts.values() if self._t5_of(other) == t5])
 
     def _asked(
         self, parts: Sequence[tuple[Question, int]], vocabulary: Vocabulary, max_output_length: int

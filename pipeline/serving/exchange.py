@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,10 +25,11 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.references import load_task
-from t5_pipeline.core.atomic_files import STDOUT, write_directory, write_output
+from t5_pipeline.core import bounded
+from t5_pipeline.core.atomic_files import STDOUT, is_stream, write_directory, write_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.printable import printable
+from t5_pipeline.core.printable import printable, say
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import check_labels
 from t5_pipeline.data_prep.tasks.task import Task
@@ -41,6 +42,7 @@ from t5_pipeline.modeling.safetensors_dir import read_shape
 
 PEFT_ROWS = "prompt_embeddings"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+BASE = "base_model_digest"  # in the metadata of adapters exported here
 
 
 # --------------------------------------------------------------------------------------------------------- export
@@ -73,7 +75,7 @@ def write_peft(prompt: Prompt, directory: Path, base_model: str | None = None) -
         "prompt_tuning_init": "RANDOM",
     }
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({PEFT_ROWS: prompt.rows_PD}, directory / PEFT_WEIGHTS, metadata={"format": "pt"})
+    save_file({PEFT_ROWS: prompt.rows_PD}, directory / PEFT_WEIGHTS, {"format": "pt", BASE: info.base_model_digest})
     (directory / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -90,12 +92,15 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
     suffix = ".npy" if form == "npy" else ""
     if len(prompts) == 1:
         to = {name: Path(output) for name in prompts}
-        if suffix and output != STDOUT and Path(output).suffix != suffix:
+        if suffix and output != STDOUT and not is_stream(Path(output)) and Path(output).suffix != suffix:
             raise InputError(f"--output: {output} does not end in .npy; name the output file, or give - for stdout")
     else:
         to = {name: Path(output) / f"{name}{suffix}" for name in prompts}
+    if form == "peft" and output == STDOUT:
+        raise InputError("--output: a PEFT adapter is a directory; give its path, not -")
     for path in to.values():
-        refuse_to_replace(path)
+        if form != "npy" or not (str(path) == STDOUT or is_stream(path)):
+            refuse_to_replace(path)
     for name, prompt in prompts.items():
         to[name].parent.mkdir(parents=True, exist_ok=True)
         if form == "npy":
@@ -105,14 +110,17 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
     return list(to.values())
 
 
-def refuse_to_replace(path: Path) -> None:
+def refuse_to_replace(path: Path, where: str = "--output") -> None:
     """Protect existing files; an empty directory may be replaced.
+
+    Args:
+        where: setting that names the path, for errors.
 
     Raises:
         InputError: if `path` exists.
     """
-    if os.path.lexists(path) and not path.is_fifo() and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--output: {path} already exists; choose another path, or remove it")
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{where}: {path} already exists; choose another path, or remove it")
 
 
 # ---------------------------------------------------------------------------------------------------------- import
@@ -125,14 +133,13 @@ def read_npy(path: Path) -> Tensor:
         InputError: if the file is not a plain array of floating-point rows.
     """
     try:
-        with path.open("rb") as file:
-            rows_PD = np.load(file, allow_pickle=False)
+        rows_PD = bounded.read_npy(path)
     except FileNotFoundError:
         raise InputError(f"{path}: does not exist; check the path") from None
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path}: is not a plain .npy array ({error}); pickled objects are not read") from None
-    if not isinstance(rows_PD, np.ndarray) or rows_PD.ndim != 2 or rows_PD.dtype.kind != "f" or 0 in rows_PD.shape:
-        found = f"{rows_PD.dtype} {list(rows_PD.shape)}" if isinstance(rows_PD, np.ndarray) else "several arrays"
+    if rows_PD.ndim != 2 or rows_PD.dtype.kind != "f" or 0 in rows_PD.shape:
+        found = f"{rows_PD.dtype} {list(rows_PD.shape)}"
         raise InputError(f"{path}: contains {found}; give the rows of one prompt, floating point [P, D]")
     return torch.from_numpy(rows_PD.astype(np.float32))
 
@@ -143,10 +150,10 @@ def read_peft(directory: Path) -> Tensor:
     Raises:
         InputError: if there is no adapter, it is of another method, or its weights are pickled.
     """
-    directory = directory.parent if directory.name in (PEFT_WEIGHTS, PEFT_CONFIG) else directory
+    directory = _adapter_directory(directory)
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
     try:
-        config = dict(json.loads(config_path.read_text(encoding="utf-8")))
+        config = dict(bounded.read_json(config_path))
     except OSError:
         raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
     except (ValueError, TypeError):
@@ -180,6 +187,38 @@ def read_peft(directory: Path) -> Tensor:
     return rows_RD[:p].float().contiguous()
 
 
+def _adapter_directory(path: Path) -> Path:
+    """The directory of an adapter, of which `path` may be a file."""
+    return path.parent if path.name in (PEFT_WEIGHTS, PEFT_CONFIG) else path
+
+
+def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
+    """Compare the T5 of an adapter with the given one; warns if only the names can be compared and differ.
+
+    Args:
+        adapter: directory of the adapter.
+        model: the given T5, as on the command line.
+        path: its directory.
+        digest: its digest.
+
+    Raises:
+        InputError: if the adapter records another digest.
+    """
+    named = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
+        recorded = (opened.metadata() or {}).get(BASE)
+    if recorded not in (None, digest):
+        raise InputError(
+            f"{adapter}: was trained on another T5 ({named}, digest {recorded[:12]}, not {digest[:12]}); give that one"
+            " as --model"
+        )
+    if recorded is None and named not in (None, "", model, str(path)):
+        say(
+            f"{adapter / PEFT_CONFIG}: was trained on {named} (base_model_name_or_path), and --model is {model}; their"
+            " answers agree only if both are the same T5"
+        )
+
+
 READERS: Mapping[str, Callable[[Path], Tensor]] = {"peft": read_peft, "npy": read_npy}
 
 
@@ -206,6 +245,8 @@ def import_prompt(
     Raises:
         InputError: if a file cannot be read, or the rows do not fit the model.
     """
+    if output == STDOUT:
+        raise InputError("--output: a prompt is a directory; give its path, not -")
     refuse_to_replace(Path(output))
     rows_PD = READERS[form](Path(source))
     if not bool(rows_PD.isfinite().all()):
@@ -219,11 +260,14 @@ def import_prompt(
             f"{source}: has rows of width {rows_PD.size(1)}, but {path} has width {width}; give the T5 that the"
             " prompt was trained on as --model"
         )
+    digest = DigestCache(None).of_artifact("model", path)
+    if form == "peft":
+        check_base(_adapter_directory(Path(source)), model, path, digest)
     vocabulary, sentinel = Vocabulary.load(path), sentinel or read_metadata(path).sentinel
     check_labels(settings, vocabulary, max_target_length, sentinel)
     info = PromptInfo(
         base_model=str(path),
-        base_model_digest=DigestCache(None).of_artifact("model", path),
+        base_model_digest=digest,
         tokenizer_digest=vocabulary.digest,
         task=settings,
         sentinel=sentinel,
@@ -265,16 +309,21 @@ def summary(name: str, path: Path) -> dict[str, Any]:
 def description(name: str, path: Path) -> str:
     """The metadata of a prompt and the norms of its rows, as text."""
     prompt = Prompt.load(path)
-    info, task = prompt.info, prompt.info.task
     norm_P = prompt.rows_PD.norm(dim=1)
-    facts = {
-        "directory": str(path),
+    norms = f"mean {norm_P.mean():.4g}, from {norm_P.min():.4g} to {norm_P.max():.4g}"
+    facts = {"directory": str(path), **facts_of(prompt), "row norms": norms}
+    return "\n".join([printable(name), *(f"  {key:<11}{printable(value)}" for key, value in facts.items())])
+
+
+def facts_of(prompt: Prompt) -> dict[str, str]:
+    """Facts about a prompt for its users, by name."""
+    info, task = prompt.info, prompt.info.task
+    return {
         "task": f"{task.name}, from {task.data}",
         "inputs": task.inputs,
         "targets": task.targets,
         "labels": ", ".join(task.labels) if task.labels else "none (free text)",
         "prompt": f"{info.prompt_length} rows × {info.width} = {prompt.rows_PD.numel():,} numbers",
-        "row norms": f"mean {norm_P.mean():.4g}, from {norm_P.min():.4g} to {norm_P.max():.4g}",
         "sentinel": info.sentinel,
         "lengths": f"{info.max_input_length} input tokens without the prompt, {info.max_target_length} target tokens",
         "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
@@ -282,7 +331,6 @@ def description(name: str, path: Path) -> str:
         "vocabulary": f"digest {short_digest(info.tokenizer_digest)}",
         "scores": ", ".join(f"{metric} {value:.4f}" for metric, value in info.scores.items()) or "none recorded",
     }
-    return "\n".join([printable(name), *(f"  {key:<11}{printable(value)}" for key, value in facts.items())])
 
 
 def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:

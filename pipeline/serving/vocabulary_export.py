@@ -162,7 +162,7 @@ def lowest_ids(t5: T5, output_VD: Tensor, prompts: Sequence[Prompt], inputs: int
     t5.eval()
     for rows_PD in [ids_BS.new_zeros(0, t5.shape.d_model).float(), *(prompt.rows_PD for prompt in prompts[:16])]:
         embedded_BSD = torch.cat([rows_PD.expand(inputs, -1, -1), t5.embed(ids_BS)], dim=1)
-        hidden_BTD = t5.decode(shift_right(targets_BT), t5.encode(embedded_BSD, None), None)
+        hidden_BTD = t5.decode(shift_right(targets_BT, start=t5.special.start), t5.encode(embedded_BSD, None), None)
         total_V += (hidden_BTD @ output_VD.T).log_softmax(-1).mean((0, 1))
     return total_V.topk(min(_LOWEST, len(output_VD)), largest=False).indices
 

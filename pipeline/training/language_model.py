@@ -80,7 +80,7 @@ def held_out_loss(
     def sums_of(model: T5, batch: TensorBatch) -> Tensor:
         hidden_BTD = model.predict(batch.inputs_BS, batch.targets_BT, batch.segments)
         loss_BT = model_loss(model, hidden_BTD, batch.targets_BT, 0.0, "fp32", reference)
-        counted_BT = (batch.targets_BT != 0) & (batch.weights_B > 0)[:, None]
+        counted_BT = (batch.targets_BT != model.special.pad) & (batch.weights_B > 0)[:, None]
         return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
 
     sums = torch.zeros(2, dtype=torch.float64, device=state.device)

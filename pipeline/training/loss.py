@@ -12,11 +12,9 @@ from torch import Tensor
 
 from t5_pipeline.modeling.limits import LOSS_ROWS
 
-PAD = 0
 
-
-def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
-    """−log p(target) + z_loss·(log Z)² of every token, in nats, [B, T] fp32; 0 where the target is padding (0).
+def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0, pad: int = 0) -> Tensor:
+    """−log p(target) + z_loss·(log Z)² of every token, in nats, [B, T] fp32; 0 where the target is padding.
 
     log Z = log Σ exp(logits): the second term keeps it near 0, as in T5X (1e-4 there).
 
@@ -24,38 +22,38 @@ def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> T
     >>> token_loss(logits_BTV, torch.tensor([[2, 0]]))
     tensor([[0.5514, 0.0000]])
     """
-    loss_BT: Tensor = _TokenLoss.apply(logits_BTV.float(), targets_BT.long(), z_loss)
+    loss_BT: Tensor = _TokenLoss.apply(logits_BTV.float(), targets_BT.long(), z_loss, pad)
     return loss_BT
 
 
-def token_loss_reference(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0) -> Tensor:
+def token_loss_reference(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0, pad: int = 0) -> Tensor:
     """Reference for `token_loss`: its formula as written. Autograd keeps several tensors of the logits' size."""
     logits_BTV = logits_BTV.float()
     log_z_BT = logits_BTV.logsumexp(dim=-1)
     target_BT = logits_BTV.gather(-1, targets_BT.long().unsqueeze(-1)).squeeze(-1)
     loss_BT = log_z_BT - target_BT + z_loss * log_z_BT.square()
-    return torch.where(targets_BT != PAD, loss_BT, 0.0)
+    return torch.where(targets_BT != pad, loss_BT, 0.0)
 
 
 class _TokenLoss(torch.autograd.Function):
     """The loss with an explicit gradient, ∂/∂logits = softmax·(1 + 2·z_loss·log Z) − onehot, to save time."""
 
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, z_loss: float) -> Tensor:
+    def forward(ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, z_loss: float, pad: int) -> Tensor:
         log_z_BT = logits_BTV.logsumexp(dim=-1)
         target_BT = logits_BTV.gather(-1, targets_BT.unsqueeze(-1)).squeeze(-1)
         ctx.save_for_backward(logits_BTV, targets_BT, log_z_BT)
-        ctx.z_loss = z_loss
-        return torch.where(targets_BT != PAD, log_z_BT - target_BT + z_loss * log_z_BT.square(), 0.0)
+        ctx.z_loss, ctx.pad = z_loss, pad
+        return torch.where(targets_BT != pad, log_z_BT - target_BT + z_loss * log_z_BT.square(), 0.0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits_BTV, targets_BT, log_z_BT = ctx.saved_tensors
-        gradient_BT = torch.where(targets_BT != PAD, gradients[0], 0.0)
+        gradient_BT = torch.where(targets_BT != ctx.pad, gradients[0], 0.0)
         gradient_BTV = torch.sub(logits_BTV, log_z_BT.unsqueeze(-1)).exp_()
         gradient_BTV.mul_((gradient_BT * (1 + 2 * ctx.z_loss * log_z_BT)).unsqueeze(-1))
         gradient_BTV.scatter_add_(-1, targets_BT.unsqueeze(-1), -gradient_BT.unsqueeze(-1))
-        return gradient_BTV, None, None
+        return gradient_BTV, None, None, None
 
 
 def output_loss(
@@ -64,6 +62,7 @@ def output_loss(
     targets_BT: Tensor,
     z_loss: float = 0.0,
     precision: Literal["fp32", "bf16"] = "bf16",
+    pad: int = 0,
 ) -> Tensor:
     """`token_loss` [B, T], fp32, of the logits hidden·weightᵀ, without storing all of them at once.
 
@@ -74,7 +73,7 @@ def output_loss(
         precision: of the product. bf16 leaves `hidden_BTD` in its dtype: if that is bf16, the factors and each logit
             are rounded, but not the sum (a TPU rounds the factors even of T5X's fp32 product). fp32 rounds nothing.
     """
-    real_BT = targets_BT != PAD
+    real_BT = targets_BT != pad
     on_cpu = hidden_BTD.device.type == "cpu"
     with torch.autocast(hidden_BTD.device.type, enabled=False):
         hidden_ND = hidden_BTD[real_BT] if on_cpu else hidden_BTD.flatten(0, 1)
@@ -96,9 +95,9 @@ def model_loss(
 ) -> Tensor:
     """Loss [B, T] of a model's decoder outputs: `output_loss`, or with `reference` its definition on fp32 logits."""
     if reference:
-        return token_loss_reference(model.logits(hidden_BTD), targets_BT, z_loss)
+        return token_loss_reference(model.logits(hidden_BTD), targets_BT, z_loss, model.special.pad)
     hidden_BTD, weight_VD = model.before_logits(hidden_BTD)
-    return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision)
+    return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision, model.special.pad)
 
 
 def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: Any) -> Tensor:

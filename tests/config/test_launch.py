@@ -13,6 +13,8 @@ from t5_pipeline.config.launch import LaunchConfig, LaunchContext, read_launch_c
 from t5_pipeline.core.errors import InputError
 from tests.tiny_run import ROOT
 
+LOCK = Path("/run/.state/lm_adapt.runner.1")
+
 
 def written(directory: Path, **keys: Any) -> Path:
     path = directory / "launch.yaml"
@@ -150,8 +152,11 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
             LaunchContext("fsdp2", parent=os.getppid(), reshard=False),
         ),
-        (runner_environment(LaunchConfig(cpu=True)), LaunchContext(parent=os.getppid(), device="cpu")),
-        (runner_environment(None), LaunchContext(parent=os.getppid())),
+        (
+            runner_environment(LOCK, LaunchConfig(cpu=True)),
+            LaunchContext(parent=os.getppid(), runner=LOCK, device="cpu"),
+        ),
+        (runner_environment(LOCK, None), LaunchContext(parent=os.getppid(), runner=LOCK)),
     ],
 )
 def test_a_launch_context_follows_the_environment(
@@ -168,8 +173,8 @@ def test_a_launch_context_follows_the_environment(
         (DEEPSPEED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0 is not supported"),
         ({"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 1 is not supported; set 2"),
         ({"MASTER_ADDR": "x", "ACCELERATE_DYNAMO_MODE": "y"}, "accelerate started one process"),
-        (runner_environment(LaunchConfig("ddp", 4)), "expected 4 processes (ddp) but got 1 process (one)"),
-        (runner_environment(None) | {"WORLD_SIZE": "2"}, "expected 1 process (one) but got 2 processes (ddp)"),
+        (runner_environment(LOCK, LaunchConfig("ddp", 4)), "expected 4 processes (ddp) but got 1 process (one)"),
+        (runner_environment(LOCK, None) | {"WORLD_SIZE": "2"}, "expected 1 process (one) but got 2 processes (ddp)"),
     ],
 )
 def test_a_launch_that_cannot_be_used_has_an_error(

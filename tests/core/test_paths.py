@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ def test_links_are_followed_before_the_check(tmp_path: Path) -> None:
             inside(run, path, "x")
     with pytest.raises(InputError, match="is a link that leads out of"):
         refuse_links_out(run, ["stage"])
+    (run / "fifo").mkdir()
+    os.mkfifo(run / "fifo" / "log.txt")
+    with pytest.raises(InputError, match=r"log\.txt: is neither a file nor a directory; remove it"):
+        refuse_links_out(run, ["fifo"])
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "/abs", "a\\b", "a\nb", "\x1b[31m", "x" * (MAX_NAME + 1), "superseded"])

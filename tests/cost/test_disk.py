@@ -49,7 +49,7 @@ def test_shards(finished: Tiny) -> None:
 
 def test_text_bytes_without_reading(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * 1000)
-    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
+    (tmp_path / "b.json").write_text('{"text": "b"}\n')
     texts = [f"text number {i} " * 20 for i in range(100)]
     pq.write_table(pa.table({"text": texts, "title": texts}), tmp_path / "c.parquet")
     parquet = text_bytes(tmp_path / "c.parquet", "text")

@@ -84,7 +84,7 @@ def test_span_corruption_lengths_equal_those_of_the_objective(length: int) -> No
     class Nothing:
         lengths_N = torch.zeros(0).numpy()
 
-    objective = SpanCorruption(Nothing(), 0, length, vocabulary_size=32_100, sentinels=100)  # type: ignore[arg-type]
+    objective = SpanCorruption(Nothing(), 0, length, sentinel_ids=range(32_099, 31_999, -1))  # type: ignore[arg-type]
     c = SpanCorruptConfig(model="m", tokens="t", steps=1, input_length=length)
     assert c.example_lengths() == [(length, objective.target_length)]
 

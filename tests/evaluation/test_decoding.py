@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,41 +10,56 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, greedy, sampled
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
 
 
+def use(monkeypatch: pytest.MonkeyPatch, model: PromptedT5, special: SpecialTokens) -> None:
+    monkeypatch.setattr(model.t5, "shape", replace(model.t5.shape, special=special))
+
+
 @pytest.mark.parametrize("prompt_B", [PROMPT_B, None], ids=["prompts", "no prompt"])
-def test_greedy_matches_argmax_of_forward_pass(model: PromptedT5, prompt_B: Tensor | None) -> None:
-    ids_BT = greedy(Continuations(model, *model.encode(prompt_B, INPUTS_BS)), max_length=7, eos=-1)
+@pytest.mark.parametrize("start", [0, 5])
+def test_greedy_matches_argmax_of_forward_pass(
+    model: PromptedT5, prompt_B: Tensor | None, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, model, SpecialTokens(eos=-1, start=start))
+    ids_BT = greedy(Continuations(model, *model.encode(prompt_B, INPUTS_BS)), max_length=7)
     assert ids_BT.shape == (3, 7)
     with torch.no_grad():
         logits_BTV = model(prompt_B, INPUTS_BS, ids_BT)
     assert torch.equal(logits_BTV.argmax(-1), ids_BT)
 
 
-def test_rows_end_at_eos(model: PromptedT5) -> None:
+def test_rows_end_at_eos(model: PromptedT5, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, mask = model.encode(PROMPT_B, INPUTS_BS)
-    free_BT = greedy(Continuations(model, encoded, mask), max_length=8, eos=-1)
+    use(monkeypatch, model, SpecialTokens(eos=-1))
+    free_BT = greedy(Continuations(model, encoded, mask), max_length=8)
     eos = int(free_BT[0, 2])
-    ids_BT = greedy(Continuations(model, encoded, mask), max_length=8, eos=eos)
+    use(monkeypatch, model, SpecialTokens(pad=7, eos=eos))
+    ids_BT = greedy(Continuations(model, encoded, mask), max_length=8)
     for free, row in zip(free_BT.tolist(), ids_BT.tolist(), strict=True):
         end = free.index(eos) + 1 if eos in free else 8
-        assert row == (free[:end] + [0] * 8)[: len(row)]
+        assert row == (free[:end] + [7] * 8)[: len(row)]
     assert greedy(Continuations(model, encoded, mask), max_length=0).shape == (3, 0)
 
 
-def test_beam_search_is_that_of_transformers(model: PromptedT5, tmp_path: Path) -> None:
+def test_beam_search_is_that_of_transformers(
+    model: PromptedT5, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For several numbers of beams and length penalties, with an end that is generated often."""
     save_t5(model.t5, tmp_path)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
-    free_BT = greedy(Continuations(model, *model.encode(None, INPUTS_BS)), max_length=8, eos=-1)
+    use(monkeypatch, model, SpecialTokens(eos=-1))
+    free_BT = greedy(Continuations(model, *model.encode(None, INPUTS_BS)), max_length=8)
     eos, found = int(free_BT[0, 2]), set()
+    use(monkeypatch, model, SpecialTokens(eos=eos))
     for beams in (2, 3, 5):
         for length_penalty in (0.0, 1.0, -1.5, 3.0):
-            mine = beam_search(Continuations(model, *model.encode(None, INPUTS_BS)), 8, beams, length_penalty, eos)
+            mine = beam_search(Continuations(model, *model.encode(None, INPUTS_BS)), 8, beams, length_penalty)
             expected = theirs.generate(
                 INPUTS_BS, attention_mask=INPUTS_BS != 0, max_new_tokens=8, num_beams=beams, do_sample=False,
                 length_penalty=length_penalty, eos_token_id=eos, pad_token_id=0,
@@ -91,11 +107,12 @@ def test_tokens_are_sampled_by_their_probabilities() -> None:
 
 
 @torch.no_grad()
-def test_a_mixture_decodes_from_the_mixed_probabilities(model: PromptedT5) -> None:
+def test_a_mixture_decodes_from_the_mixed_probabilities(model: PromptedT5, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each token is the likeliest one under Σ_m w_m p_m(tokens so far, token), from plain forward passes."""
+    use(monkeypatch, model, SpecialTokens(eos=-1))
     weights = torch.tensor([0.3, 0.7])
     encoded, mask = model.encode(torch.tensor([0, 1]).repeat_interleave(3), INPUTS_BS.repeat(2, 1))
-    ids_BT = greedy(Continuations(model, encoded, mask, weights.log()), max_length=5, eos=-1)
+    ids_BT = greedy(Continuations(model, encoded, mask, weights.log()), max_length=5)
     assert ids_BT.shape == (3, 5)
     log_p_MBTV = torch.stack([model(torch.full((3,), m), INPUTS_BS, ids_BT) for m in (0, 1)]).log_softmax(-1)
     chosen_MBT = log_p_MBTV.gather(3, ids_BT.expand(2, 3, 5).unsqueeze(3)).squeeze(3)

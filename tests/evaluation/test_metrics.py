@@ -189,6 +189,13 @@ def test_a_referent_without_words_is_never_correct(empty: str) -> None:
     assert referent(["cat"] * 5, targets, holds) == 0.6
 
 
+def test_texts_are_compared_in_one_normal_form() -> None:
+    one, other = "cafe\u0301", "caf\u00e9"
+    assert score(["accuracy"], [one], [other])["accuracy"] == 1
+    assert score(["macro_f1"], [one, "x"], [other, "x"], labels=[one, "x"])["macro_f1"] == 1
+    assert score(["exact_match"], [one], ["y"], answers=[[other, "y"]])["exact_match"] == 1
+
+
 def test_metrics_by_name() -> None:
     found = score(["accuracy", "macro_f1", "exact_match"], ["a", "b"], ["a", "a"], ["a", "b"])
     assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "exact_match": 0.5}

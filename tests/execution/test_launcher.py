@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from t5_pipeline.artifacts.run_dir import is_locked, lock
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.launcher import command, launch, ranks, stage_script
+from t5_pipeline.execution.launcher import _alive, command, launch, ranks, stage_script
 from tests.tiny_run import ROOT, Tiny
 
 
@@ -33,6 +35,25 @@ def test_command_is_plain_python_or_accelerate_launch() -> None:
         command("lm_adapt", "none.yaml", [])
     with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, but a run .*slurm\.sbatch"):
         command("lm_adapt", str(ROOT / "accelerate_configs" / "multi_node.yaml"), [])
+
+
+def test_the_next_run_waits_for_the_ranks_of_a_killed_runner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_file = tmp_path / "lm_adapt.exit"
+    (tmp_path / "lm_adapt.runner.1").touch()
+    orphan = lock(tmp_path / "lm_adapt.lock", tmp_path / "lm_adapt")
+    orphan.__enter__()
+    leaving = threading.Timer(0.5, orphan.__exit__, (None, None, None))
+    leaving.start()
+    with _alive(exit_file) as file:
+        assert not leaving.is_alive()
+        assert is_locked(file)
+    leaving.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lm_adapt", "lm_adapt.lock"]
+    assert (
+        capsys.readouterr().err == "waiting for the processes of lm_adapt whose runner was killed; they save and exit\n"
+    )
 
 
 def test_exit_code_and_message_of_two_processes_are_reported(

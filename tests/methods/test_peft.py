@@ -84,9 +84,10 @@ def again_heads(model: Path) -> int:
 @pytest.mark.parametrize("method", ["prefix_tuning", "p_tuning"])
 def test_incremental_decoding_matches_full_pass(model: Path, method: PeftMethod) -> None:
     adapted = PeftT5.start(model, method, 3, 0, 0.0, seed=1).eval()
+    adapted.adapted.get_base_model().config.eos_token_id = 63
     with torch.no_grad():
         encoded, mask = adapted.encode(None, INPUTS)
-        found = greedy(Continuations(adapted, encoded, mask), 5, eos=63)
+        found = greedy(Continuations(adapted, encoded, mask), 5)
         ids = torch.zeros(2, 1, dtype=torch.long)
         for _ in range(found.size(1)):
             step = adapted.decode(ids, encoded, mask)[:, -1].argmax(-1)

@@ -25,12 +25,12 @@ def test_uniform_ranges(name: str, low: float, length: int) -> None:
 
 
 def test_vocabulary_samples_population_without_replacement() -> None:
-    ids = initialisers.vocabulary(EMBEDDING, 10, seed=0, population=10)[:, 0]
+    ids = initialisers.vocabulary(EMBEDDING, 10, seed=0, population=range(10))[:, 0]
     assert sorted(ids.tolist()) == list(range(10))
-    few = initialisers.vocabulary(EMBEDDING, 5, seed=0, population=10)[:, 0]
+    few = initialisers.vocabulary(EMBEDDING, 5, seed=0, population=range(10))[:, 0]
     assert len(set(few.tolist())) == 5
     assert few.max() < 10
-    assert few.tolist() != initialisers.vocabulary(EMBEDDING, 5, seed=1, population=10)[:, 0].tolist()
+    assert few.tolist() != initialisers.vocabulary(EMBEDDING, 5, seed=1, population=range(10))[:, 0].tolist()
 
 
 def test_prompt_longer_than_population_repeats_rows() -> None:
@@ -47,7 +47,7 @@ def test_vocabulary_copies_rows_to_fp32() -> None:
 
 
 def test_class_labels_then_vocabulary() -> None:
-    rows = initialisers.class_labels(EMBEDDING, [[10], [20, 30]], 6, seed=5, population=8)[:, 0]
+    rows = initialisers.class_labels(EMBEDDING, [[10], [20, 30]], 6, seed=5, population=range(8))[:, 0]
     assert rows[:2].tolist() == [10.0, 25.0]
     assert len(set(rows[2:].tolist())) == 4
     assert rows[2:].max() < 8
@@ -60,7 +60,7 @@ def test_more_labels_than_rows_warns() -> None:
 
 
 def test_text_in_order_then_vocabulary() -> None:
-    rows = initialisers.from_ids(EMBEDDING, [7, 9, 7], 5, seed=0, population=6)[:, 0]
+    rows = initialisers.from_ids(EMBEDDING, [7, 9, 7], 5, seed=0, population=range(6))[:, 0]
     assert rows[:3].tolist() == [7.0, 9.0, 7.0]
     assert rows[3:].max() < 6
     assert initialisers.from_ids(EMBEDDING, [7, 9, 8], 2, seed=0)[:, 0].tolist() == [7.0, 9.0]

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import check_untied, grow_vocabulary, init_t5, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5
@@ -31,18 +32,48 @@ def test_round_trip_is_bit_identical(model: T5, tmp_path: Path) -> None:
     assert all(p.requires_grad and p.dtype == torch.float32 for p in loaded.parameters())
 
 
-def test_transformers_loads_published_models(model: T5, tmp_path: Path) -> None:
+@pytest.mark.parametrize("special", [SpecialTokens(), SpecialTokens(pad=0, eos=7, start=5)], ids=["T5", "other ids"])
+def test_transformers_loads_published_models(shape: T5Config, special: SpecialTokens, tmp_path: Path) -> None:
     from transformers import T5ForConditionalGeneration
 
+    model = init_t5(dataclasses.replace(shape, special=special), seed=1).eval()
     save_t5(model, tmp_path)
+    assert load_t5(tmp_path).shape == model.shape
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     assert (theirs.lm_head.weight is theirs.shared.weight) is model.shape.tied
     inputs, targets = token_rows([5, 9], seed=4), token_rows([4, 6], seed=5)
     logits = theirs(input_ids=inputs, attention_mask=(inputs != 0).long(), labels=targets).logits
     torch.testing.assert_close(model(inputs, targets), logits, atol=1e-5, rtol=1e-5)
-    assert theirs.generation_config.decoder_start_token_id == 0
+    for config in (theirs.config, theirs.generation_config):
+        assert SpecialTokens(config.pad_token_id, config.eos_token_id, config.decoder_start_token_id) == special
     generated = theirs.generate(inputs, max_new_tokens=3, do_sample=False)
-    assert generated[:, 0].tolist() == [0, 0]
+    assert generated[:, 0].tolist() == [special.start] * 2
+
+
+def test_new_t5_1_1_of_transformers_5(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tied and not scaled, although its config.json is that of every T5 1.1."""
+    from transformers import T5Config as TheirConfig
+    from transformers import T5ForConditionalGeneration
+
+    theirs = T5ForConditionalGeneration(
+        TheirConfig(
+            vocab_size=96, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False, decoder_start_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    ours = load_t5(tmp_path / "theirs").eval()
+    assert (ours.shape.tied, ours.shape.unscaled) == (True, True)
+    assert "tied to the embedding" in caplog.text
+    inputs, targets = token_rows([5, 9], seed=4), token_rows([4, 6], seed=5)
+    logits = theirs(input_ids=inputs, attention_mask=(inputs != 0).long(), labels=targets).logits
+    torch.testing.assert_close(ours(inputs, targets), logits, atol=1e-5, rtol=1e-5)
+    save_t5(ours, tmp_path / "ours")
+    assert load_t5(tmp_path / "ours").shape == ours.shape
+    again = T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(
+        again(input_ids=inputs, labels=targets).logits, theirs(input_ids=inputs, labels=targets).logits
+    )
 
 
 def test_loads_models_of_transformers(model: T5, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -221,6 +222,22 @@ def _config(**changes: object) -> Callable[[Path], None]:
 def _only_bin(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({"prompt_embeddings": torch.ones(P, D)}, adapter / "adapter_model.bin")
+
+
+def test_an_adapter_of_another_t5(world: Path, tmp_path: Path) -> None:
+    """Adapters exported here record the digest of their T5; of others only the name can be compared."""
+    shutil.copytree(world / "model", tmp_path / "another")
+    table = load_file(tmp_path / "another" / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in table.items()}, tmp_path / "another" / "model.safetensors")
+    adapter = tmp_path / "adapter"
+    t5_pipeline("prompts", "export", world / "prompts" / "one", "--to", "peft", "--output", adapter)
+    said = bring(world, adapter, "peft", tmp_path / "a", model=tmp_path / "another")
+    assert said.code == 2
+    assert re.search(r"adapter: was trained on another T5 \(\S+, digest \w{12}, not \w{12}\); give that one", said.err)
+    save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
+    said = bring(world, adapter, "peft", tmp_path / "a", model=tmp_path / "another")
+    assert said.code == 0
+    assert "was trained on" in said.err
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -181,6 +181,25 @@ def test_hub_data_set(flags: list[object], finished: Tiny, tmp_path: Path, monke
     assert digest(tmp_path / "out") == digest(tmp_path / "files")
 
 
+@pytest.mark.parametrize("name", ["vocabulary/spiece.model", "tokens/shard-00001/shard.json"])
+def test_damage_to_an_unfinished_prepare(finished: Tiny, tiny: Tiny, name: str) -> None:
+    """`verify` finds it, and following its advice gives the digest of an undisturbed run."""
+    place = tiny.run / "prepare"
+    (place / "manifest.json").unlink()
+    (place / "tokens").rename(place / "tokens.partial")  # as a run that was stopped has it
+    name = name.replace("tokens/", "tokens.partial/")
+    content = bytearray((place / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (place / name).write_bytes(content)
+    said = t5_pipeline("verify", tiny.run)
+    assert said.code == 2
+    assert f"  {name} is damaged" in said.out
+    assert "run `t5-pipeline run` to rebuild them" in said.err
+    assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prepare").code == 0
+    assert tiny.digests() == finished.digests()
+    assert t5_pipeline("verify", tiny.run).code == 0
+
+
 def test_damaged_shard_is_rebuilt_and_training_resumes(finished: Tiny, tiny: Tiny) -> None:
     """Following the error message of training repairs it and re-encodes one shard."""
     (damaged, *_) = [p for p in sorted((tiny.run / "prepare" / "tokens").glob("shard-*")) if p.name != "shard-00000"]

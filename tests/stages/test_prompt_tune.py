@@ -94,10 +94,10 @@ def test_a_prompt_in_a_shared_batch_equals_the_prompt_alone(mixed: Tiny, tmp_pat
 
 
 def test_each_task_is_scored_in_its_own_way(mixed: Tiny, tmp_path: Path) -> None:
-    """Labels by label scoring, free text by greedy decoding."""
+    """Labels by their likelihood, as asked for, and free text by greedy decoding."""
     tune(mixed)
     flags = ("--prompts", mixed.run / "prompt_tune", "--limit", 5, "--threads", 1, "--precision", "fp32")
-    ended = stage("evaluate", *flags, "--output-dir", tmp_path / "scores")
+    ended = stage("evaluate", *flags, "--scoring", "likelihood", "--output-dir", tmp_path / "scores")
     assert ended.code == 0, ended.err
     rows = scores(tmp_path / "scores")
     assert len(rows) == 8 + 3  # beside the prompts: no prompt on each task, the majority class on the one with labels

@@ -159,7 +159,7 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
         ),
         (
             lambda model: (model / "spiece.model").unlink(),
-            r"\S+: contains no spiece.model; give the directory of a T5 tokenizer or .*",
+            r"\S+: contains no spiece.model and no tokenizer.json of a T5; copy the spiece.model of .*",
         ),
         (lambda model: (model / "config.json").write_text("{}"), r"\S+config.json: .*"),
     ],

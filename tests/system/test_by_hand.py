@@ -73,7 +73,7 @@ def test_from_text_to_scores_without_a_recipe(finished: Tiny, tmp_path: Path, ab
     assert json.loads((prompt / "prompt" / "prompt.json").read_text())["base_model"] == str(
         adapted / "steps/000004/model"
     )
-    flags = ("--limit", 8, "--precision", "fp32", "--threads", 1)
+    flags = ("--limit", 8, "--precision", "fp32", "--threads", 1, "--scoring", "likelihood")
     assert (
         stage("evaluate", "--prompts", finished.run / "prompt_tune", *flags, "--output-dir", tmp_path / "scores").code
         == 0

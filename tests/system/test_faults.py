@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.core.errors import InputError
 from tests.tiny_run import Outcome, Tiny, listing, metrics, refused, stage, t5_pipeline
 
 
@@ -86,8 +88,37 @@ def test_a_read_only_disk(finished: Tiny, small_disk: Path) -> None:
         t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=4"),
         rf"cannot write {tiny.run} \(Read-only file system\); choose another directory",
     )
+    for command in (("status", tiny.run), ("verify", tiny.run), ("plan", tiny.recipe, "--run-dir", tiny.run)):
+        assert t5_pipeline(*command).code == 0
+    page = tiny.run / "report.html"
+    refused(t5_pipeline("report", tiny.run), rf"cannot (use|write) {page.parent}\S* \(Read-only file system\); .*")
+
+
+@pytest.mark.parametrize("without", ["blocks", "inodes"])
+def test_commands_on_a_full_disk(finished: Tiny, small_disk: Path, without: str) -> None:
+    tiny = finished.copy(small_disk)
+    (tiny.run / ".state" / "digests.json").unlink()
+    prompt = next((tiny.run / "prompt_tune").glob("model=lm_adapt,*/prompt"))
+    if without == "blocks":
+        (small_disk / "other files").write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+    else:
+        used = os.statvfs(small_disk)
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={used.f_files - used.f_ffree}", small_disk], check=True)
     assert t5_pipeline("status", tiny.run).code == 0
-    assert t5_pipeline("verify", tiny.run).code == 0
+    assert t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run).code == 0
+    said = r"cannot write \S+ \(.*No space left on device.*\); free some space and run again"
+    refused(t5_pipeline("report", tiny.run), said)
+    for form, name in (("npy", "a.npy"), ("peft", "adapter")):
+        refused(t5_pipeline("prompts", "export", prompt, "--to", form, "--output", small_disk / name), said)
+    before = listing(tiny.run)
+    run = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=4")
+    assert (run.code, "Traceback" in run.err) == (2, False), run
+    assert {name for name, of in listing(tiny.run).items() if before.get(name) != of} <= {str(tiny.run)}
+
+
+def test_a_part_of_a_run_on_another_file_system(tmp_path: Path, small_disk: Path) -> None:
+    with pytest.raises(InputError, match=r"disk: is on another file system than .*; mount the whole run directory"):
+        RunDir(tmp_path).refuse_links_out("disk", [])
 
 
 # -------------------------------------------------------------------------------------------------------------- bits

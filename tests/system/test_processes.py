@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -74,9 +75,10 @@ def test_configurations_are_complete(path: Path) -> None:
     assert loaded.num_processes >= 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_two_processes_under_the_runner_stop_and_resume(tiny: Tiny, signum: signal.Signals) -> None:
-    """The runner passes SIGTERM to every rank, past accelerate; SIGKILL of one rank ends the other."""
+@pytest.mark.parametrize("what", ["SIGTERM", "a rank killed", "the runner killed"])
+def test_two_processes_under_the_runner_stop_and_resume(tiny: Tiny, what: str) -> None:
+    """The runner passes SIGTERM to every rank, past accelerate. A rank that is killed ends the other. When the runner is
+    killed, accelerate lives on, but the ranks save and exit."""
     steps = ("--set", f"lm_adapt.launch={CPU_DDP}", "--set", "lm_adapt.checkpoint_every=20", "--until", "lm_adapt")
     words = command("run", tiny.recipe, "--run-dir", tiny.run, *steps, "--set", "lm_adapt.steps=100000")
     running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -85,12 +87,20 @@ def test_two_processes_under_the_runner_stop_and_resume(tiny: Tiny, signum: sign
         time.sleep(0.01)
     both = ranks(running.pid, "lm_adapt.py")
     assert len(both) == 2
-    os.kill(running.pid if signum == signal.SIGTERM else both[1], signum)
+    before = newest_checkpoint(tiny)
+    processes = [psutil.Process(rank) for rank in both]
+    os.kill(
+        both[1] if what == "a rank killed" else running.pid, signal.SIGTERM if what == "SIGTERM" else signal.SIGKILL
+    )
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     _, said = running.communicate(timeout=60)
-    assert not [rank for rank in both if psutil.pid_exists(rank)]
     newest = newest_checkpoint(tiny)
-    if signum == signal.SIGTERM:
-        assert running.returncode == 128 + signum, said
+    if what == "the runner killed":
+        assert newest > before
+        left = json.loads((tiny.run / ".state" / "lm_adapt.exit").read_text())
+        assert left["message"].startswith(f"stopped by SIGTERM after step {newest:,}, which is saved")
+    elif what == "SIGTERM":
+        assert running.returncode == 128 + signal.SIGTERM, said
         assert f"■ lm_adapt: stopped by SIGTERM after step {newest:,}, which is saved; run the same command" in said
     else:
         assert running.returncode not in (0, 2), said

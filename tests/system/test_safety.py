@@ -254,6 +254,45 @@ def test_a_foreign_directory_is_not_replaced(tiny: Tiny, victim: Path, more: tup
     assert tree(tiny.run) == before
 
 
+def test_a_foreign_directory_in_a_started_cell_is_not_replaced(tiny: Tiny, victim: Path) -> None:
+    """The stage was stopped before it wrote its model."""
+    cell = tiny.run / "sentinel"
+    for name in ("manifest.json", "working.json"):
+        (cell / name).unlink()
+    shutil.rmtree(cell / "model")
+    shutil.copytree(victim / "model", cell / "model")
+    before = tree(tiny.run)
+    said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run)
+    assert said.code == 2, said
+    assert f"{cell / 'model'}: already exists" in said.err
+    assert tree(tiny.run) == before
+
+
+def test_files_of_others_in_a_result_are_moved_not_deleted(tiny: Tiny) -> None:
+    """Beside a damaged model that is rebuilt, and beside one that more steps replace."""
+    (tiny.run / "sentinel" / "model" / "thesis.txt").write_text("years of work")
+    (tiny.run / "sentinel" / "model" / "model.safetensors").unlink()
+    (tiny.run / "lm_adapt" / "model" / "thesis.txt").write_text("years of work")
+    here = ("--recipe", tiny.recipe, "--run-dir", tiny.run)
+    for said in (stage("sentinel", *here), stage("lm_adapt", *here, "--steps", 9)):
+        assert said.code == 0, said
+        assert "thesis.txt, which is not of this program; moved to" in said.err
+    for name in ("sentinel", "lm_adapt"):
+        assert (tiny.run / name / "model.superseded" / "thesis.txt").read_text() == "years of work"
+        assert not (tiny.run / name / "model" / "thesis.txt").exists()
+
+
+def test_a_foreign_report_is_not_replaced(tiny: Tiny) -> None:
+    page = tiny.run / "report.html"
+    page.write_text("<p>mine")
+    for command in (("run", tiny.recipe, "--run-dir", tiny.run), ("report", tiny.run)):
+        said = t5_pipeline(*command)
+        assert (said.code, said.err) == (
+            2, f"error: {page}: already exists and was not written by this program; move it away\n"
+        )  # fmt: skip
+    assert page.read_text() == "<p>mine"
+
+
 def test_other_files_in_an_output_directory_are_kept(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "out" / ".cache.tmp").mkdir(parents=True)
     for name in ("notes.txt", ".cache.tmp/x"):

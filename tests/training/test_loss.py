@@ -44,7 +44,7 @@ def test_explicit_gradient_equals_the_reference() -> None:
         assert plain.grad is not None
         assert torch.allclose(ours.grad, plain.grad, rtol=1e-5, atol=1e-7)
     exact = logits_BTV.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda logits: _TokenLoss.apply(logits, targets_BT, 0.3), exact)
+    assert torch.autograd.gradcheck(lambda logits: _TokenLoss.apply(logits, targets_BT, 0.3, 0), exact)
 
 
 def test_padding_has_no_gradient() -> None:

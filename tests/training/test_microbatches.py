@@ -48,7 +48,7 @@ class Documents:
 def batches(objective: str, packed: bool) -> LMBatches:
     if objective == "prefix_lm":
         return LMBatches(PrefixLM(Documents(), 3, 32), 16, 5, (32, 32) if packed else None)
-    source = SpanCorruption(Documents(), 3, 24, vocabulary_size=120, sentinels=20)
+    source = SpanCorruption(Documents(), 3, 24, sentinel_ids=range(119, 99, -1))
     # Wider than the longest example, as nearly all segments have their full length.
     return LMBatches(source, 16, 5, (100, 50) if packed else None)
 

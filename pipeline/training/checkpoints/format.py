@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t5_pipeline.core.atomic_files import fsync_file
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import block_sha256, json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.training.checkpoints.tensor_shards import TensorShard
@@ -54,7 +55,7 @@ class Checkpoint:
         """Tensor → (start, stop, file, key in the file) of its shards, by start."""
         found: dict[str, list[tuple[int, int, str, str]]] = {}
         for file in self.files:
-            for key, (name, start, numel, _, _) in _json(self.path / file)["pieces"].items():
+            for key, (name, start, numel, _, _) in read_json(self.path / file)["pieces"].items():
                 found.setdefault(name, []).append((start, start + numel, Path(file).stem + ".safetensors", key))
         for shards in found.values():
             shards.sort()
@@ -65,7 +66,7 @@ class Checkpoint:
         return {
             name: (tuple(shape), dtype)
             for file in self.files
-            for name, _, _, shape, dtype in _json(self.path / file)["pieces"].values()
+            for name, _, _, shape, dtype in read_json(self.path / file)["pieces"].values()
         }
 
     def names(self, prefix: str = "") -> list[str]:
@@ -144,7 +145,7 @@ def read_score(path: Path) -> float | None:
 def write_state(folder: Path, state: Mapping[str, Any], world: int) -> None:
     """Write state.json, after the shards of all processes."""
     names = [f"rank-{rank:05d}.json" for rank in range(world)]
-    files = {name: json_digest(_json(folder / name)) for name in names}
+    files = {name: json_digest(read_json(folder / name)) for name in names}
     whole = {"format": FORMAT, **state, "files": files}
     _write_json(folder / STATE, whole | {"sha256": json_digest(whole)})
 
@@ -188,16 +189,12 @@ def _checked(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = _json(path)
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise Damaged(f"{path}: cannot be read ({error!r})") from error
     if not isinstance(content, dict):
         raise Damaged(f"{path}: is not a JSON object")
     return content
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import gzip
+import os
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.files import read_text
+from t5_pipeline.data_prep.corpora.files import LONGEST_LINE, lines, lines_from, read_text
 from t5_pipeline.data_prep.corpora.rows import read_rows
 
 
@@ -32,3 +34,27 @@ def test_read_text(tmp_path: Path) -> None:
         read_text(path)
     with pytest.raises(InputError, match="does not exist"):
         read_text(tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_bombs(tmp_path: Path, suffix: str) -> None:
+    """120 MB of zeros in a few KB."""
+    path = tmp_path / f"a.jsonl{suffix}"
+    zeros = b"\0" * 120_000_000
+    path.write_bytes(gzip.compress(zeros) if suffix == ".gz" else zstandard.compress(zeros))
+    with pytest.raises(InputError, match=r"expands to more than 200 times its size|has a line of more than"):
+        list(lines(path))
+    with pytest.raises(InputError, match=r"expands to more than 200 times its size"):
+        read_text(path)
+
+
+def test_an_endless_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    for read in (lambda: list(lines(path)), lambda: list(lines_from(path, 0, None))):
+        with pytest.raises(InputError, match=f"has a line of more than {LONGEST_LINE:,} bytes; divide it"):
+            read()
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    with pytest.raises(InputError, match="does not exist"):
+        list(lines(tmp_path / "fifo.jsonl"))

@@ -23,6 +23,7 @@ from t5_pipeline.data_prep.objectives.span_corruption import (
 from t5_pipeline.data_prep.sampling.counter_rng import bits
 
 SIZE = 10**9  # vocabulary size; all sentinels are above every token of `token_list`
+SENTINEL_IDS = range(SIZE - 1, SIZE - 101, -1)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +47,13 @@ def test_tokens_length_is_the_largest_that_fits(input_length: int, density: floa
 
 
 def test_a_hundred_sentinels_suffice_up_to_input_length_1809(token_list: Any) -> None:
-    SpanCorruption(token_list([5]), 0, 1809, vocabulary_size=32_100)
+    SpanCorruption(token_list([5]), 0, 1809, sentinel_ids=range(32_099, 31_999, -1))
     with pytest.raises(InputError, match=r"input_length: 1810 needs up to 101 sentinels, and the vocabulary has 100"):
-        SpanCorruption(token_list([5]), 0, 1810, vocabulary_size=32_100)
+        SpanCorruption(token_list([5]), 0, 1810, sentinel_ids=range(32_099, 31_999, -1))
     with pytest.raises(
         InputError, match=r"needs up to \d+ sentinels, and the vocabulary has 0; add 100 by the `sentinel` stage"
     ):
-        SpanCorruption(token_list([5]), 0, 64, vocabulary_size=32_000, sentinels=0)
+        SpanCorruption(token_list([5]), 0, 64, sentinel_ids=[])
 
 
 FLOAT32_LENGTHS = [190, 350, 390, 670, 710, 750, 790, 830, *range(1310, 1671, 40)]
@@ -69,7 +70,7 @@ def test_counts_are_rounded_in_float32_as_in_tensorflow() -> None:
 
 @pytest.mark.parametrize("input_length", [172, 316, 604])
 def test_targets_fit_where_float32_masks_one_token_more(token_list: Any, input_length: int) -> None:
-    objective = SpanCorruption(token_list([3000]), 0, input_length, vocabulary_size=32_100)
+    objective = SpanCorruption(token_list([3000]), 0, input_length, sentinel_ids=range(32_099, 31_999, -1))
     assert objective.segment in FLOAT32_LENGTHS
     for inputs, targets in objective.examples(0, range(3000 // objective.segment)):
         assert (len(inputs), len(targets)) == (input_length, objective.target_length)
@@ -141,7 +142,7 @@ def test_no_token_is_lost_or_duplicated(
     token_list: Any, lengths: list[int], input_length: int, seed: int, epoch: int
 ) -> None:
     tokens = token_list(lengths)
-    objective = SpanCorruption(tokens, seed, input_length, vocabulary_size=SIZE)
+    objective = SpanCorruption(tokens, seed, input_length, sentinel_ids=SENTINEL_IDS)
     examples = objective.examples(epoch, np.arange(objective.count(epoch)))
     restored = [restore(x.tolist(), y.tolist(), SIZE - 1, 100) for x, y in examples]
     stream = [t for i in range(len(lengths)) for t in tokens.document(i).tolist()]
@@ -162,17 +163,17 @@ def test_no_token_is_lost_or_duplicated(
 
 
 def test_full_segments_fill_inputs_and_targets(token_list: Any) -> None:
-    objective = SpanCorruption(token_list([1137]), 0, 512, vocabulary_size=32_100)
+    objective = SpanCorruption(token_list([1137]), 0, 512, sentinel_ids=range(32_099, 31_999, -1))
     (x, y), (x_2, _), _ = objective.examples(0, [0, 1, 2])
     assert (len(x), len(y), len(x_2)) == (512, 114, 512)
 
 
 def test_examples_depend_only_on_seed_epoch_and_index(token_list: Any) -> None:
     lengths = [50, 3, 0, 200, 41] * 40
-    objective = SpanCorruption(token_list(lengths), 7, 24, vocabulary_size=SIZE)
+    objective = SpanCorruption(token_list(lengths), 7, 24, sentinel_ids=SENTINEL_IDS)
     index = np.array([5, 0, 17, 5, objective.count(2) - 1])
     for i, (x, y) in zip(index, objective.examples(2, index), strict=True):
-        [(x_alone, y_alone)] = SpanCorruption(token_list(lengths), 7, 24, vocabulary_size=SIZE).examples(2, [i])
+        [(x_alone, y_alone)] = SpanCorruption(token_list(lengths), 7, 24, sentinel_ids=SENTINEL_IDS).examples(2, [i])
         assert x.tolist() == x_alone.tolist()
         assert y.tolist() == y_alone.tolist()
 
@@ -181,7 +182,9 @@ def test_epochs_and_seeds_hide_other_tokens(token_list: Any) -> None:
     inputs = [
         [
             x.tolist()
-            for x, _ in SpanCorruption(token_list([5000]), seed, 64, vocabulary_size=SIZE).examples(epoch, [0, 1, 2])
+            for x, _ in SpanCorruption(token_list([5000]), seed, 64, sentinel_ids=SENTINEL_IDS).examples(
+                epoch, [0, 1, 2]
+            )
         ]
         for seed, epoch in [(0, 0), (0, 1), (1, 0)]
     ]
@@ -190,7 +193,7 @@ def test_epochs_and_seeds_hide_other_tokens(token_list: Any) -> None:
 
 def test_one_token(token_list: Any) -> None:
     """T = 1 uses T' = 2 and a truncated mask, so nothing is hidden."""
-    [(x, y)] = SpanCorruption(token_list([1]), 0, 16, vocabulary_size=100).examples(0, [0])
+    [(x, y)] = SpanCorruption(token_list([1]), 0, 16, sentinel_ids=[99]).examples(0, [0])
     assert x.tolist() == [3, 1]
     assert y.tolist() == [99, 1]
 
@@ -198,9 +201,9 @@ def test_one_token(token_list: Any) -> None:
 def test_replace_spans_from_the_first_token() -> None:
     tokens = np.array([[1, 2, 3, 4, 5]], dtype=np.int32)
     mask = np.array([[True, False, True, True, False]])
-    assert replace_spans(tokens, mask, 50).tolist() == [[50, 2, 49, 5]]
+    assert replace_spans(tokens, mask, [50, 49]).tolist() == [[50, 2, 49, 5]]
 
 
 def test_no_documents(token_list: Any) -> None:
-    assert SpanCorruption(token_list([]), 0, vocabulary_size=32_100).count(0) == 0
-    assert SpanCorruption(token_list([0]), 0, vocabulary_size=32_100).count(0) == 0
+    assert SpanCorruption(token_list([]), 0, sentinel_ids=range(32_099, 31_999, -1)).count(0) == 0
+    assert SpanCorruption(token_list([0]), 0, sentinel_ids=range(32_099, 31_999, -1)).count(0) == 0

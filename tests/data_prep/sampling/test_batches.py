@@ -12,7 +12,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.objectives.documents import CHUNK
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
-from t5_pipeline.data_prep.sampling.batches import Batch, LMBatches, collate, pad
+from t5_pipeline.data_prep.sampling.batches import Batch, LMBatches, collate, padded
 
 
 def examples(lengths: list[tuple[int, int]]) -> Batch:
@@ -97,7 +97,7 @@ def test_rows_are_trimmed_and_keep_their_weights() -> None:
 
 
 def test_pad_without_sequences() -> None:
-    assert pad([]).shape == (0, 8)
+    assert padded([], 0).shape == (0, 8)
 
 
 @pytest.mark.parametrize("objective", ["prefix_lm", "span_corruption"])
@@ -105,7 +105,7 @@ def test_every_epoch_contains_each_example_once(token_list: Any, objective: str)
     tokens = token_list([30, 5, 0, 77, 12])
     make = {
         "prefix_lm": lambda: PrefixLM(tokens, 1, 9),
-        "span_corruption": lambda: SpanCorruption(tokens, 1, 9, vocabulary_size=10**9),
+        "span_corruption": lambda: SpanCorruption(tokens, 1, 9, sentinel_ids=range(10**9 - 1, 10**9 - 101, -1)),
     }[objective]
     source = make()
     count = source.count(0)

@@ -92,7 +92,7 @@ def test_packing_keeps_the_examples_of_a_step(token_list: Any, objective: str) -
         source: Any = PrefixLM(tokens, 1, 40)
         widths = (40, 40)
     else:
-        source = SpanCorruption(tokens, 1, 40, vocabulary_size=10**9)
+        source = SpanCorruption(tokens, 1, 40, sentinel_ids=range(10**9 - 1, 10**9 - 101, -1))
         widths = (80, 4 * source.target_length)
     plain, packed = LMBatches(source, 24, 2), LMBatches(source, 24, 2, widths)
     for step in (0, 3, 17, 500):

@@ -61,6 +61,14 @@ def test_table_without_header(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_in_another_normal_form(tmp_path: Path) -> None:
+    write(tmp_path, "train.jsonl", [{"text": "x", "label": "cafe\u0301"}])
+    task = Task.load(settings(tmp_path, labels=["caf\u00e9", "bar"]))
+    assert [task.targets(row) for row in task.rows("train")] == ["caf\u00e9"]
+    with pytest.raises(InputError, match=r"tasks\.t\.labels: .* has duplicates"):
+        Task.load(settings(tmp_path, labels=["caf\u00e9", "cafe\u0301"]))
+
+
 def test_templates() -> None:
     row = Row({"a": "x {b}", "n": 3, "yes": True, "in": {"ner": "deep"}, "dotted.name": "flat"}, "f:1")
     assert Template("{a}|{n}|{yes}|{in.ner}|{dotted.name}|{{a}}", "k").render(row) == "x {b}|3|True|deep|flat|{a}"

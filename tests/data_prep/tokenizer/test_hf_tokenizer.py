@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.stdlib_docs import Page
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import _spans, _unspanned
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import with_rounded_scores
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 TRICKY = [
@@ -150,13 +151,65 @@ def test_split_offset_of_a_literal(vocabulary: Vocabulary) -> None:
         assert len("▁a") + len(left) in lengths, (left, right, whole)
 
 
-def test_other_models_are_rejected(texts: list[str], tmp_path: Path) -> None:
+SCRIPTS = {
+    "English": "The warm bread, and 3 old rivers; he said: don't go.",
+    "French": "Le garçon a mangé une crème brûlée très sucrée à l'été.",
+    "Russian": "Привет, мир! Сегодня идёт дождь, а завтра будет солнце.",
+    "Greek": "Καλημέρα σας, τι κάνετε σήμερα;",
+    "Hebrew": "שלום עולם, מה שלומך היום?",
+    "Arabic": "مرحبا بالعالم، كيف حالك اليوم؟",
+    "Hindi": "यह किताब बहुत अच्छी है और मुझे पसंद है।",
+    "Thai": "เมื่อวานนี้ฉันไปตลาดกับแม่และซื้อผลไม้",
+    "Chinese": "春天来了，公园里的花都开了。",
+    "Japanese": "むかしむかし、あるところにおじいさんがいました。",
+    "Korean": "나는 오늘 학교에 갔다.",
+    "spaces": "  two  spaces, \ttabs\nand  lines \u3000",
+    "forms": "ÉCOLE Straße ﬁne ① ｆｕｌｌ cafe\u0301",
+    "emoji": "🙂 👍🏽 yes",
+    "literals": "a</s>b <pad> <extra_id_0> <0x41>",
+}
+
+NORMALIZERS: dict[str, dict[str, Any]] = {
+    "as T5": {},
+    "no dummy prefix": {"add_dummy_prefix": False},
+    "extra whitespace": {"remove_extra_whitespaces": False},
+    "neither": {"add_dummy_prefix": False, "remove_extra_whitespaces": False},
+    "nfkc": {"normalization_rule_name": "nfkc"},
+    "nfkc_cf": {"normalization_rule_name": "nfkc_cf"},
+    "nmt_nfkc_cf": {"normalization_rule_name": "nmt_nfkc_cf"},
+    "identity": {"normalization_rule_name": "identity"},
+    "byte_fallback": {"byte_fallback": True, "character_coverage": 0.98, "vocab_size": 500},
+    "user symbols": {"user_defined_symbols": ["<sep>", "[NLU]", "<extra_id_0>"]},
+    "user symbol that is normalised": {"user_defined_symbols": ["①"]},
+    "pieces over several words": {"split_by_whitespace": False},
+    "whitespace pieces": {"allow_whitespace_only_pieces": True, "remove_extra_whitespaces": False},
+    "suffix": {"treat_whitespace_as_suffix": True},
+    "bpe": {"model_type": "bpe"},
+}
+REJECTED = {"user symbol that is normalised", "suffix", "bpe"}
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_every_normalizer_agrees_or_is_rejected(name: str, tmp_path: Path) -> None:
     import io
 
     model = io.BytesIO()
+    settings = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "vocab_size": 330, "hard_vocab_limit": False}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts[:500]), model_writer=model, vocab_size=300, model_type="bpe",
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        sentence_iterator=iter([*SCRIPTS.values()] * 3), model_writer=model, minloglevel=2, num_threads=1,
+        **(settings | NORMALIZERS[name]),
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"^vocabulary: is not a unigram model"):
-        Vocabulary(model.getvalue()).save(tmp_path)
+    vocabulary = Vocabulary(with_rounded_scores(model.getvalue()))
+    if name in REJECTED:
+        with pytest.raises(InputError, match=r"^vocabulary: [^\n]+$"):
+            vocabulary.save(tmp_path)
+        return
+    vocabulary.save(tmp_path)
+    fast = load(tmp_path)
+    texts = [*SCRIPTS.values(), *(a + b for a in SCRIPTS.values() for b in SCRIPTS.values())]
+    texts += ["", " ", "a <sep> b<sep>c", "[NLU] x", "<sep>", "x<extra_id_0>y"]
+    found = fast(texts).input_ids
+    wrong = [t for t, ids in zip(texts, found, strict=True) if ids != [*vocabulary.encode(t), vocabulary.eos]]
+    assert wrong == []
+    for text in ("the old river said", "Привет, мир!"):
+        assert fast.decode(vocabulary.encode(text)) == vocabulary.decode(vocabulary.encode(text))

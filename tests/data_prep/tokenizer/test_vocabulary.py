@@ -166,8 +166,20 @@ def test_long_lines_are_split_for_training() -> None:
     assert Vocabulary.train([words], 60).unk not in Vocabulary.train([words], 60).encode("word1")
 
 
+def test_text_without_spaces_is_trained_on() -> None:
+    """A document without a space in 4,192 bytes would be skipped as one long word."""
+    signs = [chr(0x4E00 + i) for i in range(200)]
+    documents = ["".join(signs[(i * j) % 200] for i in range(2000)) for j in (1, 3, 7)]
+    vocabulary = Vocabulary.train([*documents, "the cat sat on a mat " * 20], 219)
+    assert all(vocabulary.unk not in vocabulary.encode(sign) for sign in signs)
+    with pytest.raises(
+        InputError, match=r"40 pieces are too few for the characters of the corpus; set it to 2\d\d or more"
+    ):
+        Vocabulary.train(documents, 40)
+
+
 @pytest.mark.parametrize(
-    ("size", "message"), [(100_000, r"set it to at most [\d,]+$"), (20, r"set it to at least [\d,]+$")]
+    ("size", "message"), [(100_000, r"set it to at most [\d,]+$"), (20, r"set it to [\d,]+ or more$")]
 )
 def test_vocabulary_size_out_of_range(texts: list[str], size: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -220,15 +232,8 @@ def test_vocabulary_that_t5_cannot_use(texts: list[str]) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts[:500]), model_writer=model, vocab_size=300, minloglevel=2
     )
-    with pytest.raises(InputError, match="T5 needs pad 0"):
+    with pytest.raises(InputError, match=r"has pad -1, eos 2 and unk 0 \(−1: none\); T5 needs all three"):
         Vocabulary(model.getvalue())
-    other_eos = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts[:500]), model_writer=other_eos, vocab_size=300, minloglevel=2,
-        pad_id=0, eos_id=2, unk_id=1, bos_id=-1,
-    )  # fmt: skip
-    with pytest.raises(InputError, match="has pad 0, eos 2 and unk 1; T5 needs pad 0, eos 1"):
-        Vocabulary(other_eos.getvalue())
 
 
 def test_config_is_json(vocabulary: Vocabulary, tmp_path: Path) -> None:

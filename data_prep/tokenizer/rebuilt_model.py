@@ -1,0 +1,93 @@
+"""A SentencePiece model rebuilt from a T5's tokenizer.json, which is all that transformers 5 saves.
+
+tokenizer.json contains the pieces with their scores and the compiled normaliser; the other rules are those of every T5.
+So the rebuilt model gives the ids of the T5's own spiece.model, on text that transformers itself may read differently
+(hf_tokenizer).
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, PIECES, TRAINER, UNIGRAM
+
+TOKENIZER = "tokenizer.json"
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
+_CLASSES = ("T5Tokenizer", "T5TokenizerFast")
+
+
+def rebuilt_model(directory: Path) -> bytes | None:
+    """The bytes of a spiece.model; None if the directory has no tokenizer.json of a T5.
+
+    Raises:
+        InputError: if a file is damaged.
+    """
+    path, config = directory / TOKENIZER, directory / "tokenizer_config.json"
+    if not path.is_file() or not config.is_file():
+        return None
+    settings, content = _json(config), _json(path)
+    model, charsmap = content.get("model") or {}, _charsmap(content.get("normalizer") or {})
+    if settings.get("tokenizer_class") not in _CLASSES or model.get("type") != "Unigram" or charsmap is None:
+        return None
+    pad, eos = (_name(settings.get(key)) for key in ("pad_token", "eos_token"))
+    byte_fallback = bool(model.get("byte_fallback"))
+    vocab = [(str(piece), float(score)) for piece, score in model["vocab"]]
+    while vocab and vocab[-1][0].startswith("<extra_id_"):
+        vocab.pop()
+    unk = int(model["unk_id"])
+    proto = bytearray()
+    for i, (piece, score) in enumerate(vocab):
+        kind = _UNKNOWN if i == unk else _CONTROL if piece in (pad, eos) else _NORMAL
+        if byte_fallback and len(piece) == 6 and piece.startswith("<0x"):
+            kind = _BYTE
+        proto += _bytes(PIECES, _bytes(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
+    # 40 to 43: ids of unk, bos, eos and pad; 45, 47, 48: names of unk, eos and pad.
+    ids = {piece: i for i, (piece, _) in enumerate(vocab)}
+    trainer = _number(3, UNIGRAM) + _number(4, len(vocab)) + _number(35, int(byte_fallback)) + _number(40, unk)
+    trainer += _number(41, -1) + _number(42, ids.get(eos, -1)) + _number(43, ids.get(pad, -1))
+    trainer += _bytes(45, vocab[unk][0].encode()) + _bytes(47, eos.encode()) + _bytes(48, pad.encode())
+    proto += _bytes(TRAINER, trainer) + _bytes(NORMALIZER, _bytes(1, b"nmt_nfkc") + _bytes(2, charsmap))
+    return bytes(proto)
+
+
+def _charsmap(normalizer: dict[str, Any]) -> bytes | None:
+    """The compiled normaliser; None if there is none."""
+    steps: Iterator[dict[str, Any]] = iter(normalizer.get("normalizers") or [normalizer])
+    return next((base64.b64decode(s["precompiled_charsmap"]) for s in steps if s.get("type") == "Precompiled"), None)
+
+
+def _name(token: Any) -> str:
+    return str(token.get("content") if isinstance(token, dict) else token)
+
+
+def _varint(value: int) -> bytes:
+    value &= 2**64 - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise InputError(f"{path}: is not a JSON object; save the tokenizer again")

@@ -1,0 +1,298 @@
+"""A frozen T5 with prompts, for use in Python."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.artifacts.kinds import locate_one
+from t5_pipeline.cli.tune import one_task, tune
+from t5_pipeline.core.atomic_files import write_directory
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.label_scoring import probabilities
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.serving.engine import Answer, Engine, Question
+from t5_pipeline.serving.exchange import refuse_to_replace
+
+Input = str | Mapping[str, Any]
+"""A finished input text, or the fields for the template of the prompt."""
+
+Names = str | Sequence[str | Sequence[str]] | None
+"""The prompt of all inputs ("a"; "a+b+c" votes), or a list with one for each input; None if there is only one."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The label of an input.
+
+    Attributes:
+        label: the likeliest label, or the one that most prompts vote for.
+        probabilities: probability of each label relative to the others; for a vote the mean over the prompts.
+        votes: number of prompts with each answer; None for a single prompt.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    votes: dict[str, int] | None = None
+
+
+def load(
+    model: str | Path,
+    prompts: str | Path | None = None,
+    *,
+    precision: str = "fp32",
+    device: str | torch.device | None = None,
+) -> PromptedModel:
+    """Load a frozen T5 and prompts.
+
+    Args:
+        model: a model directory, a stage's directory, or the name of a hub model.
+        prompts: a prompt, the directory of a stage, or a folder of these; a prompt is named after its directory. None
+            for no prompts yet.
+        precision: "fp32" or "bf16", of weights and matrix products.
+        device: default: the first GPU if there is one, otherwise the CPU.
+
+    Raises:
+        InputError: if the model does not exist, or a prompt is damaged or of another T5.
+    """
+    where = None if device is None else torch.device(device)
+    if prompts is None:
+        path = locate_one("model", str(model), "model")
+        digest = DigestCache(None).of_artifact("model", path)
+        return PromptedModel(Engine(path, {}, digest=digest, precision=precision, device=where))
+    engine = Engine.load(str(model), str(prompts), precision=precision, device=where)
+    for reason in engine.refused.values():
+        raise InputError(reason)
+    return PromptedModel(engine)
+
+
+class PromptedModel:
+    """A frozen T5 in memory, and its prompts; made by `load`.
+
+    Inputs with different prompts share batches. Answers do not depend on what else is in a batch, up to floating-point
+    rounding. Inputs that are longer than in training are cut, with a warning.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tuned: dict[str, Prompt] = {}  # their directories may be temporary
+
+    def __repr__(self) -> str:
+        return f"PromptedModel({self._engine.model}, prompts: {', '.join(self.prompts) or 'none'})"
+
+    @property
+    def prompts(self) -> list[str]:
+        """Names of the prompts."""
+        return list(self._engine.prompts)
+
+    # --------------------------------------------------------------------------------------------------------- answers
+
+    def classify(self, inputs: Sequence[Input], prompt: Names = None, *, batch_size: int = 64) -> list[Classification]:
+        """Classify inputs by the probability of each label.
+
+        Args:
+            inputs: texts, or fields for the template of the prompt.
+            prompt: names, as described at `Names`.
+            batch_size: inputs per batch.
+
+        Raises:
+            InputError: if a prompt is unknown or has no labels, prompts cannot vote, or an input lacks fields.
+        """
+        questions = self._questions(inputs, prompt)
+        for question in questions:
+            if not self._engine.prompts[question.names[0]].task.labels:
+                raise InputError(f"prompt `{question.names[0]}` has no labels; use generate()")
+        singles = [Question((name,), (text,)) for q in questions for name, text in zip(q.names, q.texts, strict=True)]
+        alone = self._engine.answer(singles, batch_size=batch_size)
+        _warn_about_cuts(alone)
+        each = iter(alone)
+        voted = iter(self._engine.answer([q for q in questions if len(q.names) > 1], batch_size=batch_size))
+        found = []
+        for question in questions:
+            answers = [next(each) for _ in question.names]
+            shares = [probabilities(answer.scores or {}) for answer in answers]
+            mean = {label: sum(share[label] for share in shares) / len(shares) for label in shares[0]}
+            vote = next(voted) if len(answers) > 1 else answers[0]
+            found.append(Classification(vote.output, mean, vote.votes))
+        return found
+
+    def generate(
+        self,
+        inputs: Sequence[Input],
+        prompt: Names = None,
+        *,
+        max_tokens: int = 0,
+        beams: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """Answer inputs with text: decoded for free text, the likeliest label for classification.
+
+        Args:
+            inputs: as for `classify`.
+            prompt: as for `classify`.
+            max_tokens: maximum tokens of free text; 0: the maximum target length in training.
+            beams: number of beams; 1 for none.
+            temperature: above 0, tokens are sampled from softmax(logits / temperature).
+            top_p: sampling: only from the likeliest tokens that together have at least this probability.
+            seed: sampling: with the position of an input in `inputs`, it decides the draws.
+            batch_size: inputs per batch.
+
+        Raises:
+            InputError: if a prompt is unknown, prompts cannot vote, or an input lacks fields.
+        """
+        decoding = Decoding(beams=beams, temperature=temperature, top_p=top_p, seed=seed)
+        answers = self._engine.answer(
+            self._questions(inputs, prompt), batch_size=batch_size, max_output_length=max_tokens, decoding=decoding
+        )
+        _warn_about_cuts(answers)
+        return [answer.output for answer in answers]
+
+    def stream(
+        self,
+        input: Input,
+        prompt: str | None = None,
+        *,
+        max_tokens: int = 0,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The text of an answer in pieces, as it is decoded; together they are the text that `generate` returns.
+
+        Raises:
+            InputError: as `generate`, and if the prompt has labels.
+        """
+        (question,) = self._questions([input], prompt)
+        decoding = Decoding(temperature=temperature, top_p=top_p, seed=seed)
+        sent, text = "", ""
+        for text in self._engine.stream(question, max_output_length=max_tokens, decoding=decoding):
+            # The last characters may still change with the next token.
+            ready = text[:-1].rstrip()
+            if ready.startswith(sent) and ready != sent:
+                yield ready[len(sent) :]
+                sent = ready
+        if text != sent:
+            yield text[len(sent) :]
+
+    def _questions(self, inputs: Sequence[Input], prompt: Names) -> list[Question]:
+        if isinstance(inputs, (str, Mapping)):
+            raise InputError("inputs must be a list; put the single input in brackets")
+        return [
+            self._engine.question(
+                names, Row({"input": one} if isinstance(one, str) else dict(one), f"inputs[{i}]"), number=i
+            )
+            for i, (one, names) in enumerate(zip(inputs, self._names(prompt, len(inputs)), strict=True))
+        ]
+
+    def _names(self, prompt: Names, inputs: int) -> list[list[str]]:
+        """The voting prompts of each input."""
+        if prompt is None:
+            if len(self.prompts) != 1:
+                raise InputError(f"name a prompt, one of: {', '.join(self.prompts) or 'none is loaded'}")
+            prompt = self.prompts[0]
+        if isinstance(prompt, str):
+            return [prompt.split("+")] * inputs
+        if len(prompt) != inputs:
+            raise InputError(f"{len(prompt)} prompts for {inputs} inputs; give one name, or one for each input")
+        return [names.split("+") if isinstance(names, str) else list(names) for names in prompt]
+
+    # --------------------------------------------------------------------------------------------------------- prompts
+
+    def tune(
+        self,
+        examples: Sequence[tuple[str, str] | Mapping[str, Any]],
+        *,
+        name: str,
+        labels: Sequence[str] | None = None,
+        validation: Sequence[tuple[str, str] | Mapping[str, Any]] | None = None,
+        inputs: str = "{text}",
+        targets: str = "{target}",
+        output_dir: str | Path | None = None,
+        **settings: Any,
+    ) -> Prompt:
+        """Learn a task as a soft prompt, in a process of its own, and add it under `name`.
+
+        Args:
+            examples: pairs of input and target text, or rows for the two templates.
+            name: name of the prompt and its task.
+            labels: all possible targets; None for free text.
+            validation: examples to select the checkpoint by; None publishes the last step.
+            inputs: template of the input text; pairs have the field `text`.
+            targets: template of the target text; pairs have the field `target`.
+            output_dir: directory of the stage, from which an interrupted call resumes (default: a temporary one).
+            settings: settings of prompt_tune, such as `steps`, `prompt_length`, `learning_rate`.
+
+        Returns:
+            The prompt; `save` takes its name.
+
+        Raises:
+            InputError: if an example or a setting is invalid, or training failed.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            place = Path(output_dir or scratch)
+            data = place / "examples"
+            data.mkdir(parents=True, exist_ok=True)
+            files = {"train": examples, "validation": validation}
+            paths = {split: data / f"{split}.jsonl" for split, rows in files.items() if rows is not None}
+            for split, path in paths.items():
+                path.write_text("".join(_line(row) for row in files[split] or ()), encoding="utf-8")
+            task = one_task(name, paths["train"], inputs, targets, labels, None, paths.get("validation"))
+            code = tune(task, {"model": str(self._engine.model), **settings}, place / name)
+            if code != 0:
+                raise InputError(f"tune: training of `{name}` failed with exit code {code}; the log above says why")
+            self._engine.add(name, "prompt", place / name / "prompt")
+            self._tuned[name] = Prompt.load(place / name / "prompt")
+            return self._tuned[name]
+
+    def add(self, name: str, path: str | Path) -> None:
+        """Add a prompt from its directory, or replace the one of this name.
+
+        Raises:
+            InputError: if it is damaged, or of another T5.
+        """
+        self._engine.add(name, "prompt", locate_one("prompt", str(path), "path"))
+        self._tuned.pop(name, None)
+
+    def save(self, name: str, directory: str | Path) -> None:
+        """Write a prompt to a new directory, which `load`, `predict` and `serve` read.
+
+        Raises:
+            InputError: if the prompt is unknown or the directory exists.
+        """
+        prompt = self._prompt(name)
+        refuse_to_replace(Path(directory))
+        Path(directory).absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_directory(Path(directory), prompt.save)
+
+    def _prompt(self, name: str) -> Prompt:
+        if name not in self._engine.prompts:
+            raise InputError(f"there is no prompt `{name}`; prompts: {', '.join(self.prompts) or 'none'}")
+        return self._tuned.get(name) or Prompt.load(self._engine.prompts[name].artifact.path)
+
+
+def _warn_about_cuts(answers: Sequence[Answer]) -> None:
+    cut = [answer.cut for answer in answers if answer.cut]
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(answers)} inputs were longer than in training and were cut, by up to"
+            f" {max(cut):,} tokens",
+            stacklevel=3,
+        )
+
+
+def _line(row: tuple[str, str] | Mapping[str, Any]) -> str:
+    fields = dict(row) if isinstance(row, Mapping) else {"text": row[0], "target": row[1]}
+    return json.dumps(fields, ensure_ascii=False) + "\n"

@@ -1,0 +1,86 @@
+"""The command `t5-pipeline serve`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import say
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def add_serve(commands: Any) -> None:
+    """Add the command to the subparsers of `t5-pipeline`."""
+    serve = commands.add_parser("serve", help="serve prompts over HTTP, for OpenAI clients", allow_abbrev=False)
+    serve.description = (
+        "Serve a frozen T5 with any number of prompts: every prompt is a model of an OpenAI-compatible server. Requests"
+        " for different prompts share batches. The page at / tries them out."
+    )
+    serve.add_argument("--model", required=True, metavar="M", help="frozen T5: hub name, directory or stage directory")
+    serve.add_argument(
+        "--prompts", required=True, metavar="DIR", help="prompt, prompt_tune stage, or folder of prompts, watched"
+    )
+    serve.add_argument("--name", metavar="NAME", help="name of the T5 without a prompt (default: base)", default="base")
+    address = serve.add_argument_group("address and access")
+    address.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address (default: 127.0.0.1)")
+    address.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000; 0: any free one)")
+    address.add_argument("--keys", type=Path, metavar="FILE", help="file of API keys, one a line (default: no keys)")
+    address.add_argument(
+        "--allow-changes", action="store_true", help="let requests add and remove prompts of --prompts"
+    )
+    limits = serve.add_argument_group("limits")
+    limits.add_argument("--max-batch", type=_positive, default=32, metavar="N", help="inputs per batch (default: 32)")
+    limits.add_argument(
+        "--max-waiting", type=_positive, default=1024, metavar="N", help="inputs in the queue (default: 1024)"
+    )
+    limits.add_argument(
+        "--max-input-length", type=_positive, default=512, metavar="N",
+        help="input tokens without a prompt (default: 512); prompts have their own",
+    )  # fmt: skip
+    limits.add_argument(
+        "--max-output-length", type=_positive, default=512, metavar="N", help="tokens of an answer (default: 512)"
+    )
+    limits.add_argument(
+        "--max-body", type=_positive, default=1 << 20, metavar="BYTES", help="size of a request (default: 1 MiB)"
+    )
+    limits.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for a request (default: 60)")
+    execution = serve.add_argument_group("execution")
+    execution.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of matrix products (default: fp32)"
+    )
+    execution.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    serve.set_defaults(command=_serve)
+
+
+def _serve(given: argparse.Namespace) -> int:
+    keys = _keys(given.keys)
+    if not keys and given.host not in LOOPBACK:
+        say(f"warning: everyone who reaches {given.host} can use this server; give --keys FILE")
+    try:
+        from t5_pipeline.serving.http.run import run
+    except ImportError as error:
+        raise InputError(
+            f"serve needs {error.name}, which is not installed; pip install 't5-pipeline[serve]'"
+        ) from None
+    return run(given, keys)
+
+
+def _keys(path: Path | None) -> frozenset[str]:
+    if path is None:
+        return frozenset()
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--keys: cannot read {path} ({error}); give a text file with one key a line") from None
+    if not lines:
+        raise InputError(f"--keys: {path} contains no key; write one key a line")
+    return frozenset(lines)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1, not {text!r}")
+    return int(text)

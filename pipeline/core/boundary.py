@@ -1,0 +1,108 @@
+"""The boundary of every command: errors of the operating system end it with one line and exit code 2.
+
+Also prepares what a command needs of its process: a standard output that accepts any text, and enough open files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import resource
+import sys
+from collections.abc import Iterator
+
+from t5_pipeline.core.errors import InputError, write_error
+from t5_pipeline.core.printable import finish_stdout
+
+_OPEN_FILES = 256  # a stage with its libraries, data and checkpoints
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "move the file that is in the way, or choose another path",
+    errno.EISDIR: "move the directory that is in the way, or choose another path",
+    errno.EEXIST: "move what is in the way, or choose another path",
+    errno.ENOTEMPTY: "move the directory that is in the way, or choose another path",
+    errno.EACCES: "fix the permissions or choose another path",
+    errno.EPERM: "fix the permissions or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "remove the loop of symbolic links",
+    errno.EXDEV: "keep the whole run on one file system",
+    errno.EMFILE: "raise the number of open files with `ulimit -n 1024`",
+    errno.ENFILE: "close other programs and run again",
+    errno.ENOMEM: "free some memory and run again",
+    errno.EFBIG: "check that this is the right file",
+    errno.EIO: "check the disk and run again",
+}
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Unable to allocate")
+
+
+@contextlib.contextmanager
+def boundary() -> Iterator[None]:
+    """The context of a command.
+
+    Raises:
+        InputError: in place of errors of the operating system.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    _allow_open_files()
+    try:
+        yield
+        finish_stdout()
+    except SystemExit:  # after --help
+        finish_stdout()
+        raise
+    except Exception as error:
+        found = input_error(error)
+        if found is None or isinstance(error, BrokenPipeError):
+            raise
+        raise found from error
+
+
+def input_error(error: BaseException) -> InputError | None:
+    """The InputError for an error of the operating system; None for any other error.
+
+    >>> print(input_error(OSError(errno.EISDIR, "Is a directory", "run/model")))
+    cannot use run/model (Is a directory); move the directory that is in the way, or choose another path
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return InputError(f"out of memory ({text or 'no details'}); free some memory, or lower the batch size")
+    if isinstance(error, UnicodeEncodeError):
+        return _not_utf8(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in text:
+        number = errno.EMFILE
+    elif found := re.search(r"\(os error (\d+)\)", text):  # libraries written in Rust
+        number = int(found[1])
+    place = getattr(error, "filename", None)
+    if isinstance(place, bytes):
+        place = os.fsdecode(place)
+    if not isinstance(error, OSError) and number is None:
+        return None
+    if number in _WRITING:
+        return write_error(place or "to the disk", error)
+    reason = getattr(error, "strerror", None) or text
+    return InputError(
+        f"cannot use {place or 'a file'} ({reason}); {_REMEDIES.get(number or 0, 'fix this and run again')}"
+    )
+
+
+def _not_utf8(error: UnicodeEncodeError) -> InputError | None:
+    """For names of files that are not UTF-8, which Python represents by surrogates."""
+    if not re.search(r"[\ud800-\udfff]", error.object):
+        return None
+    begin = max(error.start - 40, 0)
+    return InputError(f"{error.object[begin : error.end + 40]}: is not UTF-8; rename the file, or fix the text")
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _OPEN_FILES:
+        return
+    if hard != resource.RLIM_INFINITY and hard < _OPEN_FILES:
+        raise InputError(f"only {hard} files may be open at a time; raise the limit with `ulimit -n 1024`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI-style completions, classification, prompts, metrics and the page."""

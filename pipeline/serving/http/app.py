@@ -1,0 +1,213 @@
+"""The HTTP server: a FastAPI application around a scheduler and a store of prompts.
+
+Routes never read a path from a request except `POST /v1/prompts`, whose path must be inside the directory of prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, StreamingResponse
+
+from t5_pipeline import __version__
+from t5_pipeline.core.printable import say
+from t5_pipeline.evaluation.ensemble import vote
+from t5_pipeline.evaluation.label_scoring import probabilities
+from t5_pipeline.evaluation.predict import Outputs
+from t5_pipeline.serving.http.errors import Refused, add_error_handlers
+from t5_pipeline.serving.http.guard import Guard
+from t5_pipeline.serving.http.metrics import CONTENT_TYPE
+from t5_pipeline.serving.http.schemas import (
+    Choice,
+    Classification,
+    ClassifyRequest,
+    ClassifyResponse,
+    Completion,
+    CompletionRequest,
+    ErrorResponse,
+    LoadAdapterRequest,
+    ModelCard,
+    ModelList,
+    PromptRequest,
+    UnloadAdapterRequest,
+)
+from t5_pipeline.serving.http.server import Options, Server
+from t5_pipeline.serving.http.streaming import Events
+from t5_pipeline.serving.prompt_store import PromptStore
+from t5_pipeline.serving.scheduler import Job, Result, Sampling, Scheduler
+
+
+def create_app(scheduler: Scheduler, store: PromptStore, options: Options) -> FastAPI:
+    """The application; it starts the scheduler, and finishes all accepted jobs when it is shut down."""
+    server = Server(scheduler, store, options)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        scheduler.start()
+        watching = asyncio.create_task(_watch(server))
+        yield
+        watching.cancel()
+        await asyncio.to_thread(scheduler.close)
+
+    app = FastAPI(
+        title="t5-pipeline",
+        version=__version__,
+        summary="Many tasks on one frozen T5: every prompt is a model.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={code: {"model": ErrorResponse} for code in (400, 401, 404, 413, 429)},
+    )
+    app.state.server = server
+    app.add_middleware(Guard, server=server)
+    add_error_handlers(app)
+    _add_routes(app, server)
+    return app
+
+
+async def _watch(server: Server) -> None:
+    options = server.options
+    while options.watch_seconds and options.prompts is not None:
+        await asyncio.sleep(options.watch_seconds)
+        try:
+            for line in await asyncio.to_thread(server.store.look, str(options.prompts)):
+                say(line)
+        except Exception as error:  # the next look may succeed
+            say(f"warning: {options.prompts}: cannot be read ({error})")
+
+
+# --------------------------------------------------------------------------------------------------------------- routes
+
+
+def _add_routes(app: FastAPI, server: Server) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> HTMLResponse:
+        content = files("t5_pipeline.serving.http").joinpath("page.html").read_text(encoding="utf-8")
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
+            " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process answers and its scheduler runs."""
+        if not server.scheduler.alive:
+            raise Refused(503, "the scheduler has stopped")
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, Any]:
+        """The server accepts requests."""
+        if not server.scheduler.alive or server.scheduler.draining:
+            raise Refused(503, "the server is shutting down", code="shutting_down")
+        return {"status": "ready", "prompts": len(server.store)}
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(server.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/models")
+    async def models() -> ModelList:
+        """The base model and all prompts, with their cards."""
+        return ModelList(data=server.models())
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> ModelCard:
+        """One prompt with the vocabulary token nearest to each of its rows, or the base model."""
+        prompt = server.prompt(name)
+        if prompt is None:
+            return server.models()[0]
+        found = server.card(prompt)
+        assert found.card is not None
+        found.card["nearest"] = await asyncio.to_thread(server.nearest, prompt)
+        return found
+
+    @app.post("/v1/completions", response_model=Completion)
+    async def completions(body: CompletionRequest, request: Request) -> Any:
+        """Answer texts, each with its own prompt; `stream` sends server-sent events."""
+        param = "prompt" if body.prompt is not None else "fields"
+        sampling = [Sampling(body.temperature, body.top_p, body.seed + i) for i in range(len(body.items))]
+        jobs = [
+            server.job(name, item, param, max_tokens=body.max_tokens or 0, sampling=one)
+            for name, item, one in zip(body.names, body.items, sampling, strict=True)
+        ]
+        whole = Completion(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model or "", choices=[])
+        if body.stream:
+            events = Events(
+                server, whole, jobs, include_usage=bool(body.stream_options and body.stream_options.include_usage)
+            )
+            return StreamingResponse(
+                events.run(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            )
+        results = await server.results(request, jobs)
+        whole.choices = [
+            Choice(index=i, text=result.text, finish_reason=result.finish)  # type: ignore[arg-type]
+            for i, result in enumerate(results)
+        ]
+        whole.usage = server.usage(results)
+        return whole
+
+    @app.post("/v1/classify")
+    async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
+        """Exact probabilities of the labels; several prompts vote."""
+        param = "prompt" if body.prompt is not None else "fields"
+        jobs: list[Job] = []
+        for voters, item in zip(body.voters, body.items, strict=True):
+            mine = [server.job(name, item, param) for name in voters]
+            for job, name in zip(mine, voters, strict=True):
+                if not job.labels:
+                    raise Refused(400, f"`{name}` has no labels; use /v1/completions", param="model")
+                if list(job.labels) != list(mine[0].labels):
+                    raise Refused(
+                        400, f"`{voters[0]}` and `{name}` have different labels and cannot vote", param="model"
+                    )
+            jobs += mine
+        results = iter(await server.results(request, jobs))
+        each = [[next(results) for _ in voters] for voters in body.voters]
+        usage = server.usage([result for group in each for result in group])
+        return ClassifyResponse(data=[_classification(group) for group in each], usage=usage)
+
+    @app.post("/v1/prompts", status_code=201, responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}})
+    async def add_prompt(body: PromptRequest) -> ModelCard:
+        """Add or replace a prompt from the server's directory of prompts."""
+        prompt = await asyncio.to_thread(server.add, body.name, body.path)
+        return server.card(prompt)
+
+    @app.delete("/v1/prompts/{name}", status_code=204, responses={403: {"model": ErrorResponse}})
+    async def remove_prompt(name: str) -> None:
+        """Remove a prompt; requests that were accepted are still answered."""
+        server.remove(name)
+
+    @app.post("/v1/load_lora_adapter", responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}})
+    async def load_adapter(body: LoadAdapterRequest) -> ModelCard:
+        """`POST /v1/prompts` under vLLM's name."""
+        prompt = await asyncio.to_thread(server.add, body.lora_name, body.lora_path)
+        return server.card(prompt)
+
+    @app.post("/v1/unload_lora_adapter", responses={403: {"model": ErrorResponse}})
+    async def unload_adapter(body: UnloadAdapterRequest) -> dict[str, str]:
+        """`DELETE /v1/prompts/NAME` under vLLM's name."""
+        server.remove(body.lora_name)
+        return {"status": "ok"}
+
+
+def _classification(results: Sequence[Result]) -> Classification:
+    """The label of one prompt, or of the vote of several, as `predict` has it."""
+    each = [probabilities(result.scores) for result in results]
+    mean = {label: sum(p[label] for p in each) / len(each) for label in each[0]}
+    if len(results) == 1:
+        scores = {label: round(value, 6) for label, value in results[0].scores.items()}
+        return Classification(label=results[0].text, probabilities=mean, log_likelihoods=scores)
+    outputs = [Outputs([result.text], [], [list(result.scores.values())]) for result in results]
+    votes = dict(Counter(result.text for result in results).most_common())
+    return Classification(label=vote(outputs, list(mean)).texts[0], probabilities=mean, votes=votes)

@@ -1,0 +1,83 @@
+"""ASGI middleware of the HTTP server: API keys, the size of bodies, and request metrics."""
+
+from __future__ import annotations
+
+import hmac
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from t5_pipeline.serving.http.errors import Refused
+from t5_pipeline.serving.http.server import Server
+
+OPEN_ROUTES = ("/", "/health", "/ready")  # without a key
+
+
+class Guard:
+    """ASGI middleware: API keys, the size of bodies, and metrics."""
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self.app, self.server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        headers = {key.decode("latin-1").lower(): value for key, value in scope["headers"]}
+        problem = self._problem(scope["path"], headers)
+        try:
+            if problem is not None:
+                await _discard(receive)
+                await problem.response()(scope, receive, counted)
+            else:
+                await self.app(scope, _Limited(receive, self.server.options.body_bytes), counted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.server.metrics.requests.labels(route, f"{status // 100}xx").inc()
+            self.server.metrics.latency.labels(route).observe(time.monotonic() - began)
+
+    def _problem(self, path: str, headers: dict[str, bytes]) -> Refused | None:
+        options = self.server.options
+        if options.keys and path not in OPEN_ROUTES:
+            given = headers.get("authorization", b"").decode("latin-1").removeprefix("Bearer ").encode()
+            if not any(hmac.compare_digest(given, key.encode()) for key in options.keys):
+                return Refused(
+                    401, "the API key is missing or wrong; send `Authorization: Bearer KEY`", code="invalid_api_key"
+                )
+        length = headers.get("content-length", b"0")
+        if not length.isdigit() or int(length) > options.body_bytes:
+            return Refused(413, f"the body is larger than {options.body_bytes:,} bytes; send fewer inputs")
+        return None
+
+
+async def _discard(receive: Receive, at_most: int = 16 << 20) -> None:
+    """Read the rest of a body, so that its sender can receive the answer."""
+    read = 0
+    while read < at_most:
+        message = await receive()
+        read += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
+
+
+class _Limited:
+    """`receive` that ends a request whose body grows beyond a limit (bodies without a length)."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self.receive, self.left = receive, limit
+
+    async def __call__(self) -> Message:
+        message = await self.receive()
+        self.left -= len(message.get("body", b""))
+        if self.left < 0:
+            raise HTTPException(413, "the body is too large; send fewer inputs")
+        return message

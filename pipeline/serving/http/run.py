@@ -1,0 +1,77 @@
+"""Start the HTTP server with uvicorn."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import say
+from t5_pipeline.serving.http.app import create_app
+from t5_pipeline.serving.http.server import Options
+from t5_pipeline.serving.prompt_store import PromptStore
+from t5_pipeline.serving.scheduler import Limits, Scheduler
+
+
+def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
+    """Load the T5 and its prompts and serve until SIGTERM or SIGINT.
+
+    Accepted requests are answered before it returns 0.
+
+    Args:
+        given: the flags of `t5-pipeline serve`.
+        keys: accepted API keys; empty for none.
+
+    Raises:
+        InputError: if the model or a prompt cannot be loaded, or the address cannot be used.
+    """
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    with _listen(given.host, given.port) as listening:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
+        store = PromptStore.of(given.model, torch.empty(0, dtype=dtype, device=device))
+        store.load(given.prompts)
+        if given.name in store:
+            raise InputError(f"--name: {given.name} is also a prompt; choose another name for the T5 without a prompt")
+        limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
+        scheduler = Scheduler.load(
+            str(store.model), store.vocabulary, limits=limits, precision=given.precision, device=device
+        )
+        options = Options(
+            model_name=given.name,
+            keys=keys,
+            prompts=Path(given.prompts),
+            allow_changes=given.allow_changes,
+            body_bytes=given.max_body,
+            timeout=given.timeout,
+        )
+        app = create_app(scheduler, store, options)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + 1)
+        host, port = listening.getsockname()[:2]
+        say(f"serving {len(store)} prompts at http://{host}:{port} (OpenAI clients: base_url http://{host}:{port}/v1)")
+        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn shuts down, and then raises the signal again
+            signal.signal(number, lambda *_: None)
+        uvicorn.Server(config).run(sockets=[listening])
+        return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, opened before the model is loaded so that a wrong address fails at once."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise InputError(f"--host: {host} is not an address of this machine ({error}); choose another one") from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise InputError(f"--host, --port: cannot listen at {host}:{port} ({error}); choose another address") from None
+    return listening

@@ -1,0 +1,178 @@
+"""Requests and responses of the HTTP server.
+
+Completions follow OpenAI's API, with two extensions: `fields`, which fills the template of a prompt, and `models`, one
+prompt per input. A field that this server does not support is an error that names it, never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fields = dict[str, Any]
+MOST_INPUTS = 1024
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+
+
+class Inputs(Strict):
+    """One or more inputs: ready texts (`prompt`), or fields for the template of the prompt.
+
+    Attributes:
+        model: name of a prompt; the base model's name means no prompt. "a+b+c" votes, for classification.
+        models: one name per input, instead of `model`.
+    """
+
+    model: str | None = Field(default=None, description="name of a prompt, or of the base model for none")
+    models: list[str] | None = Field(default=None, max_length=MOST_INPUTS, description="one name per input")
+    prompt: str | list[str] | None = Field(default=None, description="input text, or a list of them")
+    fields: Fields | list[Fields] | None = Field(
+        default=None, description="fields for the template of the prompt, or a list of them"
+    )
+    user: str | None = Field(default=None, description="accepted and not used")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Inputs:
+        if (self.prompt is None) == (self.fields is None):
+            raise ValueError("give either `prompt` or `fields`")
+        if (self.model is None) == (self.models is None):
+            raise ValueError("give either `model` or `models`")
+        if not 1 <= len(self.items) <= MOST_INPUTS:
+            raise ValueError(f"give 1 to {MOST_INPUTS} inputs")
+        if self.models is not None and len(self.models) != len(self.items):
+            raise ValueError(f"`models` has {len(self.models)} names for {len(self.items)} inputs")
+        return self
+
+    @property
+    def items(self) -> list[str | Fields]:
+        """The inputs as a list."""
+        given = self.prompt if self.prompt is not None else self.fields
+        return list(given) if isinstance(given, list) else [given or ""]
+
+    @property
+    def names(self) -> list[str]:
+        """The prompt of each input."""
+        return self.models if self.models is not None else [self.model or ""] * len(self.items)
+
+
+class CompletionRequest(Inputs):
+    """The body of `POST /v1/completions`."""
+
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000, description="default: target length in training")
+    temperature: float = Field(default=0.0, ge=0, le=100, description="0: greedy decoding")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    n: Literal[1] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+
+class ClassifyRequest(Inputs):
+    """The body of `POST /v1/classify`; a model can also be a list of prompts that vote."""
+
+    model: str | list[str] | None = None  # type: ignore[assignment]
+    models: list[str | list[str]] | None = Field(default=None, max_length=MOST_INPUTS)  # type: ignore[assignment]
+
+    @property
+    def voters(self) -> list[list[str]]:
+        """The prompts of each input: one, or several that vote."""
+        given = self.models if self.models is not None else [self.model or ""] * len(self.items)
+        return [names if isinstance(names, list) else names.split("+") for names in given]
+
+
+class PromptRequest(Strict):
+    """The body of `POST /v1/prompts`."""
+
+    name: str = Field(pattern=r"^[\w.=,-]{1,200}$", description="name of the prompt")
+    path: str = Field(max_length=1000, description="directory below the server's directory of prompts")
+
+
+class LoadAdapterRequest(BaseModel):
+    """The body of vLLM's `POST /v1/load_lora_adapter`."""
+
+    lora_name: str
+    lora_path: str
+
+
+class UnloadAdapterRequest(BaseModel):
+    """The body of vLLM's `POST /v1/unload_lora_adapter`."""
+
+    lora_name: str
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class Classification(BaseModel):
+    """The answer to one input.
+
+    Attributes:
+        probabilities: probability of each label, relative to the other labels; for a vote the mean over the prompts.
+        log_likelihoods: log p of each label as the whole output; None for a vote.
+        votes: number of prompts with each answer; None for a single prompt.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    log_likelihoods: dict[str, float] | None = None
+    votes: dict[str, int] | None = None
+
+
+class ClassifyResponse(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Classification]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """An entry of `GET /v1/models`; `card` describes a prompt."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "t5-pipeline"
+    parent: str | None = None
+    card: dict[str, Any] | None = None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    digests: dict[str, str] | None = None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail

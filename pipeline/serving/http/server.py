@@ -1,0 +1,195 @@
+"""State shared by the routes of the HTTP server: options, prompts by name, jobs and their results."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.paths import inside
+from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
+from t5_pipeline.serving.http.errors import Refused
+from t5_pipeline.serving.http.metrics import Metrics
+from t5_pipeline.serving.http.schemas import Fields, ModelCard, Usage
+from t5_pipeline.serving.prompt_store import OtherModel, PromptStore, ServedPrompt
+from t5_pipeline.serving.scheduler import Draining, Job, QueueFull, Result, Scheduler, TooLong
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the server.
+
+    Attributes:
+        model_name: name of the base model in requests and answers.
+        keys: accepted API keys; empty accepts all requests.
+        prompts: directory that is watched, and from which `POST /v1/prompts` may load.
+        allow_changes: whether requests may add and remove prompts.
+        watch_seconds: seconds between looks at the directory; 0 for none.
+        body_bytes: maximum size of a request's body.
+        timeout: maximum seconds for a request.
+    """
+
+    model_name: str
+    keys: frozenset[str] = frozenset()
+    prompts: Path | None = None
+    allow_changes: bool = False
+    watch_seconds: float = 1.0
+    body_bytes: int = 1 << 20
+    timeout: float = 60.0
+
+
+@dataclass
+class Server:
+    """State shared by the routes."""
+
+    scheduler: Scheduler
+    store: PromptStore
+    options: Options
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.scheduler, self.store)
+
+    # --------------------------------------------------------------------------------------------------------- prompts
+
+    def prompt(self, name: str, param: str = "model") -> ServedPrompt | None:
+        """The prompt of a name; None for the base model.
+
+        Raises:
+            Refused: if there is none.
+        """
+        if name == self.options.model_name:
+            return None
+        found = self.store.get(name)
+        if found is None:
+            raise Refused(
+                404, f"there is no prompt `{name}`; GET /v1/models lists them", param=param, code="model_not_found"
+            )
+        return found
+
+    def text(self, prompt: ServedPrompt | None, item: str | Fields) -> str:
+        """The input text of a ready text or of fields."""
+        if isinstance(item, str):
+            return item
+        if prompt is None:
+            raise Refused(
+                400, "`fields` need a prompt with a template; give `prompt` for the base model", param="fields"
+            )
+        try:
+            return prompt.task.inputs(Row(item, "fields"))
+        except InputError as error:
+            raise Refused(400, str(error), param="fields") from error
+
+    def job(self, name: str, item: str | Fields, param: str = "prompt", **more: Any) -> Job:
+        prompt = self.prompt(name)
+        try:
+            return self.scheduler.job(prompt, self.text(prompt, item), **more)
+        except TooLong as error:
+            raise Refused(413, f"{param}: {error}; shorten it", param=param, code="context_length_exceeded") from error
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        try:
+            self.scheduler.submit(jobs)
+        except QueueFull as error:
+            wait = str(math.ceil(error.retry_after))
+            raise Refused(
+                429, "the queue is full; try again", code="queue_full", headers={"Retry-After": wait}
+            ) from error
+        except Draining as error:
+            raise Refused(503, str(error), code="shutting_down") from error
+
+    async def results(self, request: Request, jobs: Sequence[Job]) -> list[Result]:
+        """Wait for jobs; cancel them if the client goes away or the time is over."""
+        self.submit(jobs)
+        waiting = asyncio.ensure_future(asyncio.gather(*(asyncio.wrap_future(job.done) for job in jobs)))
+        gone = asyncio.ensure_future(_gone(request))
+        try:
+            both: set[asyncio.Future[Any]] = {waiting, gone}
+            done, _ = await asyncio.wait(both, timeout=self.options.timeout, return_when="FIRST_COMPLETED")
+            if waiting in done:
+                return list(waiting.result())
+            if gone in done:
+                raise Refused(499, "the client closed the connection")
+            raise Refused(504, f"no answer within {self.options.timeout:g} seconds", code="timeout")
+        finally:
+            gone.cancel()
+            for job in jobs:
+                if not job.done.done():
+                    job.cancelled.set()
+            if not waiting.done():
+                waiting.cancel()
+
+    def usage(self, results: Sequence[Result]) -> Usage:
+        read, written = sum(r.input_tokens for r in results), sum(r.output_tokens for r in results)
+        return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+    def card(self, prompt: ServedPrompt) -> ModelCard:
+        info = prompt.info
+        card = {
+            "task": info.task.name,
+            "inputs": info.task.inputs,
+            "fields": prompt.task.input_template.fields,
+            "labels": info.task.labels,
+            "rows": info.prompt_length,
+            "bytes": info.prompt_length * info.width * 4,
+            "digest": prompt.digest,
+            "base_model": info.base_model,
+            "base_model_digest": info.base_model_digest,
+            "max_input_length": info.max_input_length,
+            "max_target_length": info.max_target_length,
+            "sentinel": info.sentinel,
+            "step": info.step,
+            "seed": info.seed,
+            "scores": info.scores,
+        }
+        return ModelCard(id=prompt.name, created=self.started, parent=self.options.model_name, card=card)
+
+    def nearest(self, prompt: ServedPrompt) -> list[str]:
+        """The vocabulary token nearest to each row of a prompt."""
+        embedding_VD = self.scheduler.t5.shared.weight
+        nearest = nearest_pieces(prompt.rows_PD, embedding_VD, self.store.vocabulary.names(), 1)
+        return [piece for ((piece, _),) in nearest]
+
+    def models(self) -> list[ModelCard]:
+        base = ModelCard(id=self.options.model_name, created=self.started)
+        return [base, *(self.card(prompt) for prompt in self.store.all().values())]
+
+    def add(self, name: str, path: str) -> ServedPrompt:
+        """Load a prompt from the directory of prompts."""
+        root = self.options.prompts
+        if not self.options.allow_changes or root is None:
+            raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
+        if name == self.options.model_name:
+            raise Refused(400, f"`{name}` is the base model; choose another name", param="name")
+        try:
+            place = inside(root, path, "path")
+            if not (place / "prompt.json").is_file() and (place / "prompt" / "prompt.json").is_file():
+                place = place / "prompt"
+            prompt = self.store.read(name, place)
+        except OtherModel as error:
+            digests = {"prompt": error.of_prompt, "server": error.of_server}
+            raise Refused(409, str(error), param="path", code="other_model", digests=digests) from error
+        except InputError as error:
+            raise Refused(400, str(error), param="path") from error
+        self.store.add(prompt)
+        return prompt
+
+    def remove(self, name: str) -> None:
+        if not self.options.allow_changes:
+            raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
+        if not self.store.remove(name):
+            raise Refused(404, f"there is no prompt `{name}`", code="model_not_found")
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,74 @@
+"""Completions as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+
+from t5_pipeline.serving.http.schemas import Completion
+from t5_pipeline.serving.http.server import Server
+from t5_pipeline.serving.scheduler import Job, Result
+
+
+class Events:
+    """Server-sent events of a completion: text as it is decoded, then the reasons why it ended, then [DONE]."""
+
+    def __init__(self, server: Server, whole: Completion, jobs: Sequence[Job], *, include_usage: bool) -> None:
+        self.server, self.whole, self.jobs, self.include_usage = server, whole, jobs, include_usage
+        self.queue: asyncio.Queue[tuple[int, list[int] | None]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(index: int, ids: list[int] | None) -> None:
+            loop.call_soon_threadsafe(self.queue.put_nowait, (index, ids))
+
+        def ended(index: int, _: Future[Result]) -> None:
+            put(index, None)
+
+        for index, job in enumerate(jobs):
+            job.on_token = partial(put, index)
+            job.done.add_done_callback(partial(ended, index))
+        server.submit(jobs)
+
+    async def run(self) -> AsyncIterator[str]:
+        """The events; jobs are cancelled if the client goes away or the time is over."""
+        sent = [""] * len(self.jobs)
+        left, until = len(self.jobs), time.monotonic() + self.server.options.timeout
+        try:
+            while left:
+                index, ids = await asyncio.wait_for(self.queue.get(), until - time.monotonic())
+                job = self.jobs[index]
+                if ids is not None:
+                    text = self.server.scheduler.text(job, ids)
+                    # The last piece may still change ("�", a space), so a text is sent when the next token is there.
+                    text = text[: len(text) - 1].rstrip()
+                    if text.startswith(sent[index]) and text != sent[index]:
+                        yield self._event(index, text[len(sent[index]) :])
+                        sent[index] = text
+                    continue
+                result = job.done.result()
+                yield self._event(index, result.text[len(sent[index]) :], result.finish)
+                left -= 1
+            if self.include_usage:
+                self.whole.usage = self.server.usage([job.done.result() for job in self.jobs])
+                yield f"data: {json.dumps(self.whole.model_dump())}\n\n"
+            yield "data: [DONE]\n\n"
+        except TimeoutError:
+            yield self._error(f"no answer within {self.server.options.timeout:g} seconds")
+        except Exception as error:
+            yield self._error(str(error))
+        finally:
+            for job in self.jobs:
+                if not job.done.done():
+                    job.cancelled.set()
+
+    def _event(self, index: int, text: str, finish: str | None = None) -> str:
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+        event = {**self.whole.model_dump(exclude={"usage"}), "choices": [choice]}
+        return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+    def _error(self, message: str) -> str:
+        return f"data: {json.dumps({'error': {'message': message, 'type': 'server_error'}})}\n\n"

@@ -1,0 +1,210 @@
+"""The prompts of a server: loaded from directories, and added, replaced and removed while it serves.
+
+A request refers to an immutable `ServedPrompt`, so replacing a prompt never changes an answer that is being computed. A
+watched directory is compared with what was loaded by the names, sizes and times of its files; a prompt that is being
+copied, and so cannot be read yet, is read again at the next look.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from t5_pipeline.artifacts.digest_cache import DigestCache
+from t5_pipeline.artifacts.kinds import artifact_digest, locate_one, named_prompts
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import say
+from t5_pipeline.data_prep.tasks.encode import encode_labels
+from t5_pipeline.data_prep.tasks.task import Task
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+from t5_pipeline.modeling.model_dir import read_metadata
+
+
+class OtherModel(InputError):
+    """A prompt of another T5.
+
+    Attributes:
+        of_prompt, of_server: digests of the two T5s.
+    """
+
+    def __init__(self, message: str, of_prompt: str, of_server: str) -> None:
+        super().__init__(message)
+        self.of_prompt, self.of_server = of_prompt, of_server
+
+
+@dataclass(frozen=True)
+class ServedPrompt:
+    """A prompt in memory.
+
+    Attributes:
+        rows_PD: its rows, in the dtype of the T5's embedding.
+        label_ids: target ids of each label, as in training; empty for free text.
+    """
+
+    name: str
+    digest: str
+    path: Path
+    rows_PD: Tensor
+    info: PromptInfo
+    task: Task
+    label_ids: list[list[int]]
+
+    @property
+    def labels(self) -> list[str]:
+        return self.info.task.labels or []
+
+
+@dataclass
+class PromptStore:
+    """Prompts by name.
+
+    Attributes:
+        model: directory of the T5.
+        digest: digest of the T5 that all prompts must have been trained on.
+        like: a tensor with the device and dtype of the rows.
+    """
+
+    model: Path
+    vocabulary: Vocabulary
+    digest: str
+    like: Tensor
+    _prompts: dict[str, ServedPrompt] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _watched: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    _unreadable: dict[str, tuple[object, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str, like: Tensor) -> PromptStore:
+        """An empty store for a T5: a directory, a stage's directory or a hub name."""
+        path = locate_one("model", model, "--model")
+        read_metadata(path)
+        return cls(path, Vocabulary.load(path), DigestCache(None).of_artifact("model", path), like)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._prompts
+
+    def get(self, name: str) -> ServedPrompt | None:
+        return self._prompts.get(name)
+
+    def all(self) -> Mapping[str, ServedPrompt]:
+        """A copy of the present prompts, by name in alphabetical order."""
+        return dict(sorted(self._prompts.items()))
+
+    def read(self, name: str, path: Path) -> ServedPrompt:
+        """Load a prompt without adding it.
+
+        Raises:
+            OtherModel: if it was trained on another T5.
+            InputError: if it is damaged, or was trained with another vocabulary.
+        """
+        prompt = Prompt.load(path)
+        info = prompt.info
+        if info.base_model_digest != self.digest:
+            raise OtherModel(
+                f"prompt `{name}` was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]},"
+                f" not {self.digest[:12]}); serve it with that T5",
+                info.base_model_digest,
+                self.digest,
+            )
+        if info.tokenizer_digest != self.vocabulary.digest:
+            raise OtherModel(
+                f"prompt `{name}` was trained with another vocabulary; restore the model's original spiece.model",
+                info.tokenizer_digest,
+                self.vocabulary.digest,
+            )
+        labels = encode_labels(info.task.labels or [], self.vocabulary, info.sentinel)
+        return ServedPrompt(
+            name,
+            artifact_digest("prompt", path),
+            path,
+            prompt.rows_PD.to(self.like),
+            info,
+            Task.load(info.task),
+            [ids.tolist() for ids in labels],
+        )
+
+    def add(self, prompt: ServedPrompt) -> ServedPrompt | None:
+        """Add a prompt, or replace the one of its name, atomically.
+
+        Returns:
+            The replaced prompt.
+        """
+        with self._lock:
+            before = self._prompts.get(prompt.name)
+            self._prompts = {**self._prompts, prompt.name: prompt}
+            return before
+
+    def remove(self, name: str) -> bool:
+        """Remove a prompt; False if there is none of this name."""
+        with self._lock:
+            if name not in self._prompts:
+                return False
+            self._prompts = {other: prompt for other, prompt in self._prompts.items() if other != name}
+            return True
+
+    def load(self, location: str) -> None:
+        """Add all prompts at a location.
+
+        Raises:
+            InputError: if one of them cannot be served.
+        """
+        for name, path in named_prompts(location, "--prompts").items():
+            self.add(self.read(name, path))
+            self._watched[name] = _signature(path)
+
+    def look(self, directory: str) -> list[str]:
+        """Bring the store up to date with a watched directory.
+
+        Prompts that were added otherwise stay. A prompt that cannot be read keeps its previous version and is reported
+        once.
+
+        Returns:
+            One line for each change.
+        """
+        try:
+            found = named_prompts(directory, "--prompts")
+        except InputError:  # empty, or being replaced
+            found = {}
+        changes = []
+        for name, path in found.items():
+            signature = _signature(path)
+            if self._watched.get(name) == signature or self._unreadable.get(name) == signature:
+                continue
+            try:
+                prompt = self.read(name, path)
+            except InputError as error:
+                self._unreadable[name] = signature
+                say(f"warning: {error}")
+                continue
+            if _signature(path) != signature:  # still being written
+                continue
+            before = self.add(prompt)
+            self._watched[name] = signature
+            self._unreadable.pop(name, None)
+            changes.append(f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})")
+        for name in [name for name in self._watched if name not in found]:
+            del self._watched[name]
+            if self.remove(name):
+                changes.append(f"removed prompt `{name}`")
+        return changes
+
+
+def _signature(path: Path) -> tuple[object, ...]:
+    """Names, sizes, times and inodes of the files of a prompt."""
+    parts: list[object] = []
+    try:
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            state = entry.stat()
+            parts.append((entry.name, state.st_size, state.st_mtime_ns, state.st_ino))
+    except OSError:
+        return ()
+    return tuple(parts)

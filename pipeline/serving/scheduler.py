@@ -1,0 +1,414 @@
+"""The scheduler of a server: one thread that owns the T5 and answers jobs of any mix of prompts.
+
+Each turn of its loop
+
+    1. takes waiting jobs, up to a batch; if nothing runs, it waits a few milliseconds for more of them
+    2. encodes them in groups of similar total length (prompt and input)
+    3. scores the labels of classification jobs, which are finished with that
+    4. lets generation jobs join the running batch (continuous.py), and decodes one token of every text in it
+
+So neither a long answer nor a full queue of classification delays the others by more than a turn. Answers do not depend
+on what else is in a batch, up to floating-point rounding.
+
+B jobs of a group, P prompt length, S input length, N = P + S total length, D d_model, L labels
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
+from t5_pipeline.data_prep.tasks.encode import encode_inputs
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.decoding import sampled
+from t5_pipeline.evaluation.label_scoring import score_label_sets
+from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.prompt_bank import BareT5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.serving.continuous import RunningBatch, Text
+from t5_pipeline.serving.prompt_store import ServedPrompt
+
+_STREAM = "serve/sampling"
+
+
+class QueueFull(Exception):
+    """More jobs are waiting than the server accepts.
+
+    Attributes:
+        retry_after: seconds until the queue has probably been worked off.
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+class TooLong(Exception):
+    """An input does not fit; it is never cut silently.
+
+    Attributes:
+        tokens, limit: its tokens with EOS, and the maximum.
+    """
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(f"the input has {tokens:,} tokens, but at most {limit:,} fit")
+        self.tokens, self.limit = tokens, limit
+
+
+class Draining(Exception):
+    """The server is shutting down and accepts no more jobs."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server.
+
+    Attributes:
+        batch: maximum jobs that are encoded in one turn, and texts in the running batch.
+        waiting: maximum jobs in the queue.
+        input_tokens: maximum input tokens without a prompt, with EOS; prompts have their own.
+        output_tokens: maximum tokens of an answer.
+        window: seconds to wait for more jobs when nothing runs.
+    """
+
+    batch: int = 32
+    waiting: int = 1024
+    input_tokens: int = 512
+    output_tokens: int = 512
+    window: float = 0.002
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The way to decode free text; greedily at temperature 0."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer of a job.
+
+    Attributes:
+        text: the likeliest label, or the decoded text.
+        scores: log p of each label; empty for free text.
+        input_tokens: with the rows of the prompt.
+        output_tokens: with EOS; 0 for a label.
+        finish: "stop" (EOS or a label), or "length".
+    """
+
+    text: str
+    scores: dict[str, float]
+    input_tokens: int
+    output_tokens: int
+    finish: str
+
+
+@dataclass
+class Job:
+    """An input to answer.
+
+    Attributes:
+        prompt: None for the T5 without a prompt.
+        ids: token ids of the input, with EOS.
+        max_length: maximum tokens of free text.
+        labels, label_ids: the labels to score; empty to decode free text.
+        on_token: called in the scheduler's thread with the ids so far after each token of free text.
+        done: the result.
+        cancelled: set to free the job's place.
+    """
+
+    prompt: ServedPrompt | None
+    ids: list[int]
+    max_length: int = 0
+    labels: Sequence[str] = ()
+    label_ids: Sequence[Sequence[int]] = ()
+    sampling: Sampling = Sampling()
+    on_token: Callable[[list[int]], None] | None = None
+    done: Future[Result] = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def total_length(self) -> int:
+        return len(self.ids) + (0 if self.prompt is None else self.prompt.info.prompt_length)
+
+
+@dataclass
+class Counts:
+    """Totals since the start, for /metrics and `Retry-After`."""
+
+    jobs: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    busy_seconds: float = 0.0
+    queue_seconds: float = 0.0
+
+
+class Scheduler:
+    """A T5 in memory and the thread that runs it."""
+
+    def __init__(
+        self, t5: T5, vocabulary: Vocabulary, *, limits: Limits | None = None, precision: str = "fp32"
+    ) -> None:
+        self.t5 = t5.eval().requires_grad_(False)
+        self.vocabulary, self.precision, self.limits = vocabulary, precision, limits or Limits()
+        self.device = next(t5.parameters()).device
+        self.counts = Counts()
+        self._bare = BareT5(self.t5)
+        self._running: RunningBatch[Job] = RunningBatch(self.t5)
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._draining = self._stopped = False
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        vocabulary: Vocabulary,
+        *,
+        limits: Limits | None = None,
+        precision: str = "fp32",
+        device: torch.device | None = None,
+    ) -> Scheduler:
+        """Load a T5 from a directory or the hub."""
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32).to(device)
+        return cls(t5, vocabulary, limits=limits, precision=precision)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    # ------------------------------------------------------------------------------------------------------ submission
+
+    def job(
+        self,
+        prompt: ServedPrompt | None,
+        text: str,
+        *,
+        max_tokens: int = 0,
+        sampling: Sampling | None = None,
+        on_token: Callable[[list[int]], None] | None = None,
+    ) -> Job:
+        """A job for a finished input text.
+
+        Args:
+            prompt: None for the T5 without a prompt.
+            max_tokens: maximum tokens of free text (0: the maximum target length in training, or 128 without a prompt).
+
+        Raises:
+            TooLong: if the input has more tokens than the prompt was trained with, or than the server accepts.
+        """
+        limit = self.limits.input_tokens if prompt is None else prompt.info.max_input_length
+        sentinel = "none" if prompt is None else prompt.info.sentinel
+        (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel).ids
+        if len(ids_S) > limit:
+            raise TooLong(len(ids_S), limit)
+        longest = max_tokens or (128 if prompt is None else prompt.info.max_target_length)
+        longest = min(longest, self.limits.output_tokens)
+        labels, label_ids = ([], []) if prompt is None else (prompt.labels, prompt.label_ids)
+        return Job(prompt, ids_S.tolist(), longest, labels, label_ids, sampling or Sampling(), on_token)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs; their results arrive in `job.done`.
+
+        Raises:
+            QueueFull: if they do not all fit; then none of them is queued.
+            Draining: if the server is shutting down.
+        """
+        with self._changed:
+            if self._draining:
+                raise Draining("the server is shutting down")
+            if len(self._waiting) + len(jobs) > self.limits.waiting:
+                raise QueueFull(self._seconds_to_drain())
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def _seconds_to_drain(self) -> float:
+        rate = self.counts.jobs / self.counts.busy_seconds if self.counts.busy_seconds else 0.0
+        return max(1.0, len(self._waiting) / rate) if rate else 1.0
+
+    def close(self, drain: bool = True) -> None:
+        """Stop the thread, after all accepted jobs are done unless `drain` is false."""
+        with self._changed:
+            self._draining = True
+            self._stopped = not drain
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # ------------------------------------------------------------------------------------------------------------ loop
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._running and not self._draining:
+                    self._changed.wait()
+                if self._stopped or (self._draining and not self._waiting and not self._running):
+                    self._abandon()
+                    return
+                if not self._running and self.limits.window and not self._draining:
+                    until = time.monotonic() + self.limits.window
+                    while len(self._waiting) < self.limits.batch and (left := until - time.monotonic()) > 0:
+                        self._changed.wait(left)
+                room = self.limits.batch - len(self._running)
+                taken = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            began = time.monotonic()
+            self._turn(taken)
+            self.counts.busy_seconds += time.monotonic() - began
+
+    def _abandon(self) -> None:
+        for job in [*self._waiting, *(text.owner for text in self._running.texts)]:
+            job.done.set_exception(Draining("the server was stopped"))
+        self._waiting.clear()
+
+    def _turn(self, taken: Sequence[Job]) -> None:
+        jobs = [job for job in taken if not self._dropped(job)]
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            for group in _groups(jobs):
+                try:
+                    self._begin(group)
+                except Exception as error:
+                    self._fail(group, error)
+            try:
+                self._decode()
+            except Exception as error:
+                self._fail([text.owner for text in self._running.texts], error)
+                self._running = RunningBatch(self.t5)
+
+    def _dropped(self, job: Job) -> bool:
+        if job.cancelled.is_set():
+            self.counts.cancelled += 1
+            job.done.cancel()
+            return True
+        self.counts.queue_seconds += time.monotonic() - job.arrived
+        return False
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        """Report an error to its jobs; the server continues with the others."""
+        self.counts.failed += len(jobs)
+        for job in jobs:
+            if not job.done.done():
+                job.done.set_exception(error)
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Encode jobs, score those with labels, and let the others join the running batch."""
+        encoded_BND, mask_BN = self._encode(jobs)
+        by_labels: dict[int, list[int]] = {}
+        for row, job in enumerate(jobs):
+            by_labels.setdefault(len(job.label_ids), []).append(row)
+        for labels, rows in by_labels.items():
+            rows_b = torch.tensor(rows, device=self.device)
+            encoded_bND, mask_bN = encoded_BND[rows_b], None if mask_BN is None else mask_BN[rows_b]
+            some = [jobs[row] for row in rows]
+            if labels:
+                scores_bL = score_label_sets(self._bare, encoded_bND, mask_bN, [job.label_ids for job in some])
+                for job, scores in zip(some, scores_bL.tolist(), strict=True):
+                    best = max(range(labels), key=scores.__getitem__)
+                    self._finish(job, job.labels[best], dict(zip(job.labels, scores, strict=True)), 0, "stop")
+            else:
+                texts = [Text(job, job.max_length, _choose(job.sampling)) for job in some]
+                self._running.join(texts, encoded_bND, mask_bN)
+
+    def _encode(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor | None]:
+        """The encoder's output [B, N, D] over [P; X], with padding on the right, and its mask."""
+        lengths = [job.total_length for job in jobs]
+        longest = max(lengths)
+        width = self.t5.shape.d_model
+        embedded_BND = torch.zeros(len(jobs), longest, width, dtype=self.t5.shared.weight.dtype, device=self.device)
+        for row, job in enumerate(jobs):
+            begin = 0
+            if job.prompt is not None:
+                begin = job.prompt.info.prompt_length
+                embedded_BND[row, :begin] = job.prompt.rows_PD
+            ids_S = torch.tensor(job.ids, device=self.device)
+            embedded_BND[row, begin : begin + len(job.ids)] = self.t5.embed(ids_S)
+        mask_BN = None
+        if min(lengths) < longest:
+            lengths_B1 = torch.tensor(lengths, device=self.device).unsqueeze(1)
+            mask_BN = torch.arange(longest, device=self.device) < lengths_B1
+        return self.t5.encode(embedded_BND, mask_BN), mask_BN
+
+    def _decode(self) -> None:
+        """One token of every text."""
+        kept = [row for row, text in enumerate(self._running.texts) if not text.owner.cancelled.is_set()]
+        for text in self._running.texts:
+            if text.owner.cancelled.is_set():
+                self.counts.cancelled += 1
+                text.owner.done.cancel()
+        self._running.keep(kept)
+        present = list(self._running.texts)
+        ended = self._running.step()
+        for text in present:
+            if text.owner.on_token is not None:
+                text.owner.on_token(list(text.ids))
+        for text in ended:
+            finish = "stop" if text.ids[-1] == self.vocabulary.eos else "length"
+            self._finish(text.owner, self.text(text.owner, text.ids), {}, len(text.ids), finish)
+
+    def text(self, job: Job, ids: Sequence[int]) -> str:
+        """The text of output ids, without the sentinel that begins it if the prompt was trained with one."""
+        sentinel = "none" if job.prompt is None else job.prompt.info.sentinel
+        return self.vocabulary.decode(self.vocabulary.strip_sentinel(ids, sentinel))
+
+    def _finish(self, job: Job, text: str, scores: dict[str, float], tokens: int, finish: str) -> None:
+        self.counts.jobs += 1
+        self.counts.input_tokens += job.total_length
+        self.counts.output_tokens += tokens
+        if not job.done.cancelled():
+            job.done.set_result(Result(text, scores, job.total_length, tokens, finish))
+
+
+def _choose(sampling: Sampling) -> Callable[[Tensor, int], int] | None:
+    return partial(_draw, sampling) if sampling.temperature else None
+
+
+def _draw(sampling: Sampling, logits_V: Tensor, position: int) -> int:
+    """A sample that depends on the seed and the position only, not on the batch."""
+    drawn_1 = torch.from_numpy(uniform(bits(sampling.seed, _STREAM, [0], position))).to(logits_V.device)
+    return int(sampled(logits_V[None], drawn_1, sampling.temperature, sampling.top_p))
+
+
+def _groups(jobs: Sequence[Job], waste: float = 0.25) -> list[list[Job]]:
+    """Jobs in groups of similar total length: at most `waste` of a group's positions are padding."""
+    groups: list[list[Job]] = []
+    taken = 0
+    for job in sorted(jobs, key=lambda job: -job.total_length):
+        longest = groups[-1][0].total_length if groups else 0
+        if groups and taken + job.total_length >= (1 - waste) * longest * (len(groups[-1]) + 1):
+            groups[-1].append(job)
+            taken += job.total_length
+        else:
+            groups.append([job])
+            taken = job.total_length
+    return groups

@@ -1,0 +1,126 @@
+"""The Python API."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import t5_pipeline
+from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.serving.engine import Engine
+from tests.serving.served_world import TEXTS, write_prompt, write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("api"))
+
+
+@pytest.fixture(scope="module")
+def t5(world: Path) -> t5_pipeline.PromptedModel:
+    return t5_pipeline.load(world / "model", world / "prompts")
+
+
+@pytest.fixture(scope="module")
+def engine(world: Path) -> Engine:
+    return Engine.load(str(world / "model"), str(world / "prompts"), precision="fp32")
+
+
+def answer(engine: Engine, name: str, text: str) -> str:
+    return engine.answer([engine.question([name], Row({"text": text}, "t"))])[0].output
+
+
+def test_public_names_are_few_and_import_no_torch_until_used() -> None:
+    assert t5_pipeline.__all__ == ["Classification", "InputError", "PromptedModel", "__version__", "load"]
+    code = "import sys, t5_pipeline; assert 'torch' not in sys.modules; t5_pipeline.load; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        t5_pipeline.lode  # noqa: B018
+
+
+def test_classify_and_generate_equal_predict(t5: t5_pipeline.PromptedModel, engine: Engine) -> None:
+    """One prompt for all inputs, one for each, and ready texts next to fields."""
+    assert t5.prompts == ["free", "labels", "labels-2", "long"]
+    found = t5.classify([{"text": text} for text in TEXTS], prompt="labels")
+    assert [one.label for one in found] == [answer(engine, "labels", text) for text in TEXTS]
+    assert all(sum(one.probabilities.values()) == pytest.approx(1) for one in found)
+    names = ["labels", "free", "labels-2", "long"]
+    assert t5.generate([{"text": text} for text in TEXTS], prompt=names) == [
+        answer(engine, name, text) for name, text in zip(names, TEXTS, strict=True)
+    ]
+    assert t5.classify(["say: x"], prompt="labels") == t5.classify([{"text": "x"}], prompt="labels")
+
+
+def test_votes(t5: t5_pipeline.PromptedModel) -> None:
+    for names in ("labels+labels-2", [["labels", "labels-2"]]):
+        (vote,) = t5.classify([{"text": "x"}], prompt=names)
+        one, two = (t5.classify([{"text": "x"}], prompt=name)[0] for name in ("labels", "labels-2"))
+        assert vote.votes is not None
+        assert sum(vote.votes.values()) == 2
+        assert vote.probabilities["a"] == pytest.approx((one.probabilities["a"] + two.probabilities["a"]) / 2)
+
+
+def test_stream_gives_the_text_of_generate(t5: t5_pipeline.PromptedModel) -> None:
+    for text in TEXTS:
+        pieces = list(t5.stream({"text": text}, "long"))
+        assert ["".join(pieces)] == t5.generate([{"text": text}], "long")
+        sampled = "".join(t5.stream({"text": text}, "long", temperature=2.0, seed=3))
+        assert [sampled] == t5.generate([{"text": text}], "long", temperature=2.0, seed=3)
+    with pytest.raises(t5_pipeline.InputError, match="cannot be streamed"):
+        list(t5.stream({"text": "x"}, "labels"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "prompt", "message"),
+    [
+        (["x"], None, "name a prompt, one of: free, labels"),
+        (["x"], "lables", "did you mean `labels`"),
+        (["x"], "free", "has no labels; use generate"),
+        ([{"txt": "x"}], "labels", r"inputs\[0\]: has no field 'text'"),
+        (["x", "y"], ["labels"], "1 prompts for 2 inputs"),
+        ("x", "labels", "put the single input in brackets"),
+        (["x"], "labels+free", "different labels"),
+    ],
+)
+def test_wrong_inputs(t5: t5_pipeline.PromptedModel, inputs: list[str], prompt: str, message: str) -> None:
+    with pytest.raises(t5_pipeline.InputError, match=message):
+        t5.classify(inputs, prompt)
+
+
+def test_tune_adds_a_prompt_that_can_be_saved_and_loaded(world: Path, tmp_path: Path) -> None:
+    t5 = t5_pipeline.load(world / "model")
+    assert t5.prompts == []
+    examples = [(f"sum of {i}", "numbers") for i in range(8)] + [(f"path {i}", "files") for i in range(8)]
+    prompt = t5.tune(
+        examples, name="about", labels=["files", "numbers"], inputs="about: {text}", steps=2, prompt_length=3,
+        batch_size=4, max_input_length=16, precision="fp32",
+    )  # fmt: skip
+    assert prompt.rows_PD.shape == (3, 32)
+    before = t5.classify([{"text": "sum of 3"}, {"text": "path"}])
+    t5.save("about", tmp_path / "saved" / "about")
+    with pytest.raises(t5_pipeline.InputError, match="already exists"):
+        t5.save("about", tmp_path / "saved" / "about")
+    again = t5_pipeline.load(world / "model", tmp_path / "saved")
+    assert again.classify([{"text": "sum of 3"}, {"text": "path"}]) == before
+    assert torch.equal(prompt.rows_PD, t5.tune(examples, name="again", labels=["files", "numbers"],
+        inputs="about: {text}", steps=2, prompt_length=3, batch_size=4, max_input_length=16, precision="fp32").rows_PD)  # fmt: skip
+
+
+def test_a_prompt_is_added_and_replaced(world: Path) -> None:
+    t5 = t5_pipeline.load(world / "model", world / "prompts")
+    before = t5.classify([{"text": "x"}], prompt="labels")
+    t5.add("labels", write_prompt(world, "elsewhere", 88))
+    assert t5.classify([{"text": "x"}], prompt="labels") != before
+    with pytest.raises(t5_pipeline.InputError, match="trained on another T5"):
+        t5.add("bad", write_prompt(world, "foreign", 1, base_model_digest="f" * 64))
+
+
+def test_inputs_that_are_cut_are_reported(t5: t5_pipeline.PromptedModel) -> None:
+    with pytest.warns(UserWarning, match="1 of 2 inputs were longer than in training and were cut, by up to"):
+        t5.classify([{"text": "x"}, {"text": "word " * 90}], prompt="labels")
+    with pytest.warns(UserWarning, match="1 of 1 inputs"):
+        t5.generate(["word " * 90], prompt="free")

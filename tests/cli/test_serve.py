@@ -1,0 +1,89 @@
+"""`t5-pipeline serve` as a process, and its flags."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.serving.served_world import write_prompt, write_world
+from tests.tiny_run import refused, t5_pipeline
+
+
+def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
+    world = write_world(tmp_path)
+    given = [
+        "serve",
+        "--model",
+        str(world / "model"),
+        "--prompts",
+        str(world / "prompts"),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "t5_pipeline.cli.main", *given],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert url is not None, line
+        assert "serving 4 prompts" in line
+
+        def get(path: str) -> str:
+            return str(urllib.request.urlopen(url[0] + path, timeout=60).read().decode())
+
+        def ask(seed: int) -> int:
+            body = {"model": "long", "prompt": "x", "temperature": 50.0, "max_tokens": 400, "seed": seed}
+            request = urllib.request.Request(
+                f"{url[0]}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return len(json.loads(answer.read())["choices"])
+
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                get("/ready")
+                break
+            except OSError:
+                time.sleep(0.05)
+        with ThreadPoolExecutor(24) as pool:
+            asked = [pool.submit(ask, seed) for seed in range(24)]
+            while time.monotonic() < until:
+                state = dict(
+                    re.findall(r"^(vllm:num_requests_\w+|vllm:request_success_total) ([\d.]+)$", get("/metrics"), re.M)
+                )
+                if sum(map(float, state.values())) >= 24:
+                    break
+            process.send_signal(signal.SIGTERM)
+            assert [one.result() for one in asked] == [1] * 24
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_flags_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
+    world = write_world(tmp_path)
+    given = ["serve", "--model", world / "model", "--prompts", world / "prompts"]
+    refused(t5_pipeline(*given, "--keys", tmp_path / "absent"), r"--keys: cannot read .*absent .*one key a line")
+    (tmp_path / "keys").write_text("\n")
+    refused(t5_pipeline(*given, "--keys", tmp_path / "keys"), r"--keys: .*keys contains no key; write one key a line")
+    refused(
+        t5_pipeline(*given, "--host", "192.0.2.1", "--keys", world / "model/config.json"),
+        r"--host, --port: cannot listen at 192\.0\.2\.1:8000 .*",
+    )
+    refused(t5_pipeline(*given, "--name", "free", "--port", "0"), r"--name: free is also a prompt; .*")
+    write_prompt(world, "foreign", 1, base_model_digest="f" * 64)
+    refused(t5_pipeline(*given, "--port", "0"), r"prompt `foreign` was trained on another T5 .*")

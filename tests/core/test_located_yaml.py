@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import read_yaml
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "a.yaml").write_bytes(text.encode("latin-1"))
+    return tmp_path / "a.yaml"
+
+
+def test_values_and_lines(tmp_path: Path) -> None:
+    located = read_yaml(written(tmp_path, "a: &x {b: 1}\nc:\n- *x\n- {<<: *x, d: 2020-01-02}\n"))
+    assert located.data == {"a": {"b": 1}, "c": [{"b": 1}, {"b": 1, "d": datetime.date(2020, 1, 2)}]}
+    assert located.where(("c", 1)).endswith("a.yaml:4: c.1")
+    assert located.where(("c", 1, "e")).endswith("a.yaml:4: c.1.e")
+    assert read_yaml(written(tmp_path, "")).data is None
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        (BOMB, r"more than 50,000 values \(aliases count each time\); shorten the file"),
+        ("m0: &m0 {k: v}\n" + "".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}]}}\n" for i in range(1, 9)),
+         r"more than 50,000 values"),
+        ("a: &a [*a]", r"a.yaml:1: a\.0: contains itself by an alias; remove it"),
+        ("a: &a {b: *a}", r"a.yaml:1: a\.b: contains itself by an alias; remove it"),
+        ("[" * 1_000, r"is nested too deeply; fix the file"),
+        ("a:\n  b: !!binary aGk=", r"a.yaml:2: a\.b: the tag tag:yaml.org,2002:binary is not supported; remove it"),
+        ("a: !!set {b}", r"a.yaml:1: a: the tag \S+set is not supported"),
+        ("a: 2020-13-45", r"is not valid YAML \(month must be in 1..12\)"),
+        ("a: " + "9" * 5_000, r"a.yaml:1: a: is a number of 5,000 digits"),
+        ("a: 0x" + "f" * 5_000, r"a.yaml:1: a: is a number of 5,002 digits"),
+        ("? [a]\n: b", r"has a key that is not text"),
+        ("a: !!int x", r"is not valid YAML"),
+        ("a: 1\nb: 2\na: 3", r"a.yaml:3: a: duplicate key; it is also on line 1; remove one"),
+        ("a: \xff", r"is not UTF-8 text \(byte 3\)"),
+        ("#" * 2**18 + "#", r"cannot read \S+ \(More than 262,144 bytes\)"),
+    ],
+)  # fmt: skip
+def test_hostile_files(tmp_path: Path, text: str, pattern: str) -> None:
+    with pytest.raises(InputError, match=pattern) as raised:
+        read_yaml(written(tmp_path, text))
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,85 @@
+"""Texts that join and leave a running batch get the tokens that they get alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from t5_pipeline.evaluation.decoding import Continuations, greedy
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.prompt_bank import BareT5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.serving.continuous import RunningBatch, Text
+
+LENGTHS = [3, 9, 1, 6, 4, 12, 2, 5]
+MOST = [4, 12, 1, 7, 3, 9, 12, 2]
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def t5(request: pytest.FixtureRequest) -> T5:
+    # A scaled head makes the texts end at different lengths.
+    shape = T5Config(vocab_size=128, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=3, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=6, tied=request.param == "tied")  # fmt: skip
+    return init_t5(shape, seed=2).eval()
+
+
+def inputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 128, (1, length), generator=generator) for length in LENGTHS]
+
+
+@torch.no_grad()
+def alone(t5: T5, ids_1S: Tensor, most: int) -> list[int]:
+    ids = greedy(Continuations(BareT5(t5), t5.encode(t5.embed(ids_1S), None), None), most)[0].tolist()
+    return ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("schedule", [[0] * 8, [0, 0, 1, 1, 2, 5, 6, 20], [0, 3, 3, 3, 4, 4, 4, 9]])
+def test_texts_that_join_at_any_step_equal_texts_alone(t5: T5, schedule: list[int]) -> None:
+    batch: RunningBatch[int] = RunningBatch(t5)
+    found: dict[int, list[int]] = {}
+    for step in range(60):
+        joining = [i for i, at in enumerate(schedule) if at == step]
+        if joining:
+            longest = max(LENGTHS[i] for i in joining)
+            ids_BS = torch.zeros(len(joining), longest, dtype=torch.long)
+            for row, i in enumerate(joining):
+                ids_BS[row, : LENGTHS[i]] = inputs()[i]
+            mask = ids_BS != 0
+            batch.join([Text(i, MOST[i]) for i in joining], t5.encode(t5.embed(ids_BS), mask), mask)
+        for text in batch.step():
+            found[text.owner] = text.ids
+    assert found == {i: alone(t5, ids_1S, MOST[i]) for i, ids_1S in enumerate(inputs())}
+    assert len(batch) == 0
+
+
+@torch.no_grad()
+def test_leaving_changes_no_other_text(t5: T5) -> None:
+    batch: RunningBatch[int] = RunningBatch(t5)
+    for i in (1, 3, 5):
+        batch.join([Text(i, MOST[i])], t5.encode(t5.embed(inputs()[i]), None), None)
+        batch.step()
+    batch.keep([row for row, text in enumerate(batch.texts) if text.owner != 3])
+    found = {}
+    while len(batch):
+        found |= {text.owner: text.ids for text in batch.step()}
+    for i in found:
+        assert found[i] == alone(t5, inputs()[i], MOST[i])
+    assert 3 not in found
+
+
+@torch.no_grad()
+def test_memory_shrinks_when_long_texts_leave(t5: T5) -> None:
+    batch: RunningBatch[int] = RunningBatch(t5)
+    batch.eos = -1  # none ends early
+    for length, most in ((12, 3), (2, 9)):
+        batch.join([Text(length, most)], t5.encode(t5.embed(torch.full((1, length), 5)), None), None)
+    for _ in range(4):
+        batch.step()
+    assert batch._encoded_RSD.shape[:2] == (1, 2)
+    keys, _ = batch._cache.layer(0).encoded or (None, None)
+    assert keys is not None
+    assert keys.shape[:3] == (1, 4, 2)

@@ -1,0 +1,164 @@
+"""The scheduler: answers of mixed jobs, cancellation, full queues and shutdown."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.serving.engine import Engine
+from t5_pipeline.serving.prompt_store import OtherModel, PromptStore
+from t5_pipeline.serving.scheduler import Draining, Job, Limits, QueueFull, Sampling, Scheduler, TooLong
+from tests.serving.served_world import TEXTS, WIDTH, info, write_prompt, write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture
+def store(world: Path) -> PromptStore:
+    made = PromptStore.of(str(world / "model"), torch.zeros(1))
+    made.load(str(world / "prompts"))
+    return made
+
+
+@pytest.fixture
+def scheduler(store: PromptStore) -> Iterator[Scheduler]:
+    made = Scheduler.load(str(store.model), store.vocabulary, limits=Limits(batch=5, waiting=200))
+    made.start()
+    yield made
+    made.close(drain=False)
+
+
+def test_answers_equal_those_of_predict(world: Path, store: PromptStore, scheduler: Scheduler) -> None:
+    """Sixty jobs of four prompts at once, in any batches, against the engine of `predict`, one input at a time."""
+    engine = Engine.load(str(world / "model"), str(world / "prompts"), precision="fp32")
+    asked = [(name, text) for text in TEXTS for name in engine.prompts] * 4
+    jobs = [
+        scheduler.job(store.all()[name], store.all()[name].task.inputs(Row({"text": text}, "t")))
+        for name, text in asked
+    ]
+    scheduler.submit(jobs)
+    for (name, text), job in zip(asked, jobs, strict=True):
+        (expected,) = engine.answer([engine.question([name], Row({"text": text}, "t"))])
+        found = job.done.result(60)
+        assert found.text == expected.output, (name, text)
+        assert found.scores == pytest.approx(expected.scores or {}, abs=1e-4)
+
+
+def test_a_long_answer_does_not_delay_later_jobs(store: PromptStore, scheduler: Scheduler) -> None:
+    started, order = threading.Event(), []
+    ids_seen: list[int] = []
+
+    def on_token(ids: list[int]) -> None:
+        ids_seen.append(len(ids))
+        started.set()
+
+    long = scheduler.job(store.get("long"), "x", max_tokens=40, on_token=on_token)
+    # Sampling at a high temperature hardly ever ends early.
+    long.sampling = Sampling(temperature=50.0, seed=1)
+    long.done.add_done_callback(lambda _: order.append("long"))
+    scheduler.submit([long])
+    assert started.wait(30)
+    short = scheduler.job(store.get("labels"), "say: x")
+    short.done.add_done_callback(lambda _: order.append("short"))
+    scheduler.submit([short])
+    short.done.result(30)
+    result = long.done.result(30)
+    if result.output_tokens > 20:
+        assert order == ["short", "long"]
+    assert ids_seen == list(range(1, result.output_tokens + 1))
+
+
+def test_samples_depend_on_the_seed_only(store: PromptStore, scheduler: Scheduler) -> None:
+    def sample(seed: int, beside: int) -> str:
+        jobs = [
+            scheduler.job(store.get("long"), "x", sampling=Sampling(1.5, 0.9, seed + 100 * i))
+            for i in range(beside + 1)
+        ]
+        scheduler.submit(jobs)
+        texts = [job.done.result(30).text for job in jobs]
+        return texts[0]
+
+    assert sample(1, 0) == sample(1, 4)
+    assert len({sample(seed, 0) for seed in range(5)}) > 1
+
+
+def test_a_cancelled_job_frees_its_place(store: PromptStore, scheduler: Scheduler) -> None:
+    seen = threading.Event()
+    job = scheduler.job(store.get("long"), "x", sampling=Sampling(50.0), on_token=lambda _: seen.set())
+    scheduler.submit([job])
+    assert seen.wait(30)
+    job.cancelled.set()
+    scheduler.submit([other := scheduler.job(store.get("labels"), "say: x")])
+    other.done.result(30)
+    assert scheduler.running == 0
+    assert job.done.cancelled() or job.done.done()
+
+
+def test_a_full_queue_and_a_long_input_are_refused(store: PromptStore, scheduler: Scheduler) -> None:
+    with pytest.raises(TooLong, match=r"has \d+ tokens, but at most 48 fit") as refused:
+        scheduler.job(store.get("labels"), "word " * 60)
+    assert refused.value.limit == 48
+    jobs = [scheduler.job(store.get("labels"), "say: x") for _ in range(201)]
+    with pytest.raises(QueueFull) as full:
+        scheduler.submit(jobs)
+    assert full.value.retry_after >= 1
+    assert not any(job.done.done() for job in jobs)
+
+
+def test_closing_finishes_accepted_jobs(store: PromptStore, scheduler: Scheduler) -> None:
+    jobs = [scheduler.job(store.get(name), "say: x") for name in ("labels", "free", "long") for _ in range(6)]
+    scheduler.submit(jobs)
+    scheduler.close()
+    assert all(job.done.result(0) for job in jobs)
+    with pytest.raises(Draining):
+        scheduler.submit([scheduler.job(store.get("free"), "x")])
+
+
+def test_an_error_of_one_job_does_not_stop_the_others(store: PromptStore, scheduler: Scheduler) -> None:
+    bad = Job(store.get("free"), [10**9], 5)  # no such row of the embedding
+    scheduler.submit([bad])
+    with pytest.raises(IndexError):
+        bad.done.result(30)
+    scheduler.submit([good := scheduler.job(store.get("free"), "x")])
+    assert good.done.result(30).input_tokens > 2
+    assert scheduler.counts.failed == 1
+
+
+def test_watched_prompts_are_added_replaced_and_removed(tmp_path: Path) -> None:
+    world = write_world(tmp_path)
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    directory = str(world / "prompts")
+    assert len(store.look(directory)) == 4
+    assert store.look(directory) == []
+    before = store.get("labels")
+    write_prompt(world, "labels", 77)
+    assert store.look(directory)[0].startswith("replaced prompt `labels` (digest ")
+    assert before is not None
+    assert store.all()["labels"].digest == artifact_digest("prompt", world / "prompts/labels") != before.digest
+    (world / "prompts/free/prompt.safetensors").write_bytes(b"half of it")
+    assert store.look(directory) == []  # the previous version stays
+    assert "free" in store
+    for path in (world / "prompts/long").iterdir():
+        path.unlink()
+    (world / "prompts/long").rmdir()
+    assert store.look(directory) == ["removed prompt `long`"]
+
+
+def test_a_prompt_of_another_t5_is_refused_with_both_digests(world: Path, store: PromptStore, tmp_path: Path) -> None:
+    path = tmp_path / "foreign"
+    Prompt(torch.ones(3, WIDTH), info(world, store.vocabulary, 3, base_model_digest="f" * 64)).save(path)
+    with pytest.raises(OtherModel) as refused:
+        store.read("foreign", path)
+    assert (refused.value.of_prompt, refused.value.of_server) == ("f" * 64, store.digest)
+    assert isinstance(refused.value, InputError)

@@ -1,0 +1,86 @@
+"""The commands of README and tutorial run as printed, after `make demo`; here with fewer steps, on a tiny pipeline."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.documented import SECTIONS, blocks, run_in_shell, shell_commands
+from tests.tiny_run import ROOT, Tiny, t5_pipeline
+
+FEWER = ((r"(steps:?) \d+", r"\1 2"), (r"validate_every: \d+", "validate_every: 1"))
+
+
+def run_all(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Run the commands of a page in a directory; returns the printed blocks of the page with what was printed here.
+
+    `t5-pipeline` runs in this process, all others in a shell.
+    """
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    printed, pairs = "", []
+    for block in blocks((ROOT / name).read_text(encoding="utf-8"), *SECTIONS.get(name, ())):
+        if block.is_printed:
+            pairs.append((block.text, printed))
+            continue
+        for command, document in shell_commands(block.text):
+            for pattern, fewer in FEWER:
+                command, document = re.sub(pattern, fewer, command), re.sub(pattern, fewer, document)
+            *before, last = re.split(r" \|\s+(?=t5-pipeline )", command)
+            if not last.startswith("t5-pipeline "):
+                printed = run_in_shell(command, document, directory)
+                continue
+            given = run_in_shell(before[0], document, directory) if before else document
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+            words = shlex.split(last, comments=True)[1:]
+            said = t5_pipeline(*words, *(["--threads", "1"] if words[0] == "predict" else []))
+            assert said.code == 0, f"{command}\n{said.err}"
+            printed = said.out
+    return pairs
+
+
+@pytest.fixture
+def place(finished: Tiny, tmp_path: Path) -> Path:
+    """A directory in which a small demo is finished."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(finished.run)
+    return tmp_path
+
+
+def test_readme(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = run_all("README.md", place, monkeypatch)
+    assert len(pairs) == 1, "one command prints its answers"
+    for there, here in pairs:
+        rows, mine = ([json.loads(line) for line in text.splitlines()] for text in (there, here))
+        assert [(row["prompt"], list(row)) for row in rows] == [(row["prompt"], list(row)) for row in mine]
+    assert (place / "runs" / "tone" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_printed_answers_are_those_of_a_run(name: str) -> None:
+    """`python -m tests.documented` writes them; a template without numbers is not accepted."""
+    page = (ROOT / name).read_text(encoding="utf-8")
+    printed = [block.text for block in blocks(page, *SECTIONS.get(name, ())) if block.is_printed]
+    rows = [json.loads(line) for text in printed for line in text.splitlines()]
+    assert rows
+    for row in rows:
+        found = row.get("scores") or row["votes"]
+        assert row["output"] == max(found, key=found.__getitem__)
+        assert len(set(found.values())) == len(found)
+
+
+def test_tutorial(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = run_all("docs/tutorial.md", place, monkeypatch)
+    assert [len(there.splitlines()) for there, _ in pairs] == [len(here.splitlines()) for _, here in pairs]
+    answers = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
+    assert [set(row["scores"]) for row in answers] == [{"file", "number", "string"}] * 2
+    scores = json.loads((place / "runs/questions/evaluate/scores/scores.json").read_text())["rows"]
+    assert {row["examples"] for row in scores} == {36}, "15% of 240 rows"
+    counts = next(row["confusion"] for row in scores if row["method"] == "prompt tuning")
+    assert [sum(row) for row in counts] == [12, 12, 12], "stratified"
