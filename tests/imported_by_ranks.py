@@ -1,4 +1,4 @@
-"""What ranks import, imported once before they are forked (tests/forked_launch.py). Nothing here may start a thread."""
+"""Modules that ranks import, imported once before they are forked (tests/forked_launch.py). None may start a thread."""
 
 # ruff: noqa: F401
 
