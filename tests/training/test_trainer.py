@@ -158,7 +158,7 @@ def test_another_model_or_other_settings_are_refused(small_run: ModuleType, tmp_
         state.load(3, Saved({**tensors, "model/stranger": torch.ones(2)}), state.scalars())
 
 
-LAUNCH = ("--multi_gpu", "--gpu_ids", "-1,-1", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+LAUNCH = ("--multi_gpu", "--gpu_ids=-1,-1", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
 
 
 def test_two_processes_train_like_one(small_run: ModuleType, tmp_path: Path) -> None:
