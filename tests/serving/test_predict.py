@@ -445,7 +445,7 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
     ]  # fmt: skip
     said = t5_pipeline(*given, "--vote")
     assert said.code == 0, said.err
-    assert "train: 16 rows, train.jsonl[:80%, stratified=0]" in said.err
+    assert "train: 13 rows, train.jsonl[:80%, stratified=0]" in said.err
     assert "letters: scores × 100 on 2 test rows\n" in said.out
     assert [line.split()[0] for line in said.out.splitlines()[2:7]] == ["seed", "seed", "majority", "no", "majority"]
     assert '    {"prompt": ["letters-4", "letters-5"]}\n' in said.out
