@@ -28,7 +28,11 @@ _MODEL = "frozen T5: hub name, directory or stage directory"
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `t5-pipeline`."""
-    _add_predict(commands.add_parser("predict", help="predict with many prompts on one frozen T5", allow_abbrev=False))
+    _add_predict(
+        commands.add_parser(
+            "predict", help="answer rows of many tasks with prompts on one frozen T5", allow_abbrev=False
+        )
+    )
     add_tune(commands)
     prompts = commands.add_parser(
         "prompts", help="inspect, push and pull prompts; import and export PEFT or .npy", allow_abbrev=False
@@ -129,7 +133,7 @@ def _number(text: str) -> float:
 def _add_prompts(commands: Any) -> None:
     listed = commands.add_parser("list", help="list prompts", allow_abbrev=False)
     listed.add_argument("prompts", metavar="DIR", help=_PROMPTS)
-    listed.add_argument("--json", action="store_true", help="as JSON")
+    listed.add_argument("--json", action="store_true", help="print JSON")
     listed.set_defaults(command=_list)
 
     show = commands.add_parser("show", help="show the templates, sizes and origin of prompts", allow_abbrev=False)
@@ -145,7 +149,7 @@ def _add_prompts(commands: Any) -> None:
     near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; the one the prompts were trained on")
     near.add_argument("--top", type=positive, default=5, metavar="K", help="tokens per row (default: 5)")
-    near.add_argument("--json", action="store_true", help="as JSON")
+    near.add_argument("--json", action="store_true", help="print JSON")
     near.set_defaults(command=_neighbours)
 
     export = commands.add_parser("export", help="export prompts to PEFT or .npy", allow_abbrev=False)
