@@ -247,5 +247,7 @@ def _write_package(run_dir: RunDir, prompt: Path, place: Path, tested: str | Non
         move_directory(made, place)
 
 
-def _content(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+def _content(package: Path) -> list[bytes | None]:
+    """The files of which the rest of a package is made; safetensors writes metadata in an arbitrary order."""
+    paths = [package / name for name in ("prompt.safetensors", "prompt.json", "README.md")]
+    return [path.read_bytes() if path.is_file() else None for path in paths]
