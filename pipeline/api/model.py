@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import warnings
@@ -23,6 +24,8 @@ from t5_pipeline.evaluation.label_scoring import probabilities
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Answer, Engine, Question
 from t5_pipeline.serving.exchange import refuse_to_replace
+from t5_pipeline.serving.package import write_package
+from t5_pipeline.serving.transfer import push
 
 Input = str | Mapping[str, Any]
 """A finished input text, or the fields for the template of the prompt."""
@@ -232,7 +235,7 @@ class PromptedModel:
             validation: examples to select the checkpoint by; None publishes the last step.
             inputs: template of the input text; pairs have the field `text`.
             targets: template of the target text; pairs have the field `target`.
-            output_dir: directory of the stage, from which an interrupted call resumes (default: a temporary one).
+            output_dir: folder for the run, from which an interrupted call resumes (default: a temporary one).
             settings: settings of prompt_tune, such as `steps`, `prompt_length`, `learning_rate`.
 
         Returns:
@@ -267,20 +270,43 @@ class PromptedModel:
         self._tuned.pop(name, None)
 
     def save(self, name: str, directory: str | Path) -> None:
-        """Write a prompt to a new directory, which `load`, `predict` and `serve` read.
+        """Write a prompt as a package to a new directory, which `load`, `predict`, `serve` and PEFT read.
 
         Raises:
             InputError: if the prompt is unknown or the directory exists.
         """
-        prompt = self._prompt(name)
-        refuse_to_replace(Path(directory))
-        Path(directory).absolute().parent.mkdir(parents=True, exist_ok=True)
-        write_directory(Path(directory), prompt.save)
+        with self._source(name) as source:
+            refuse_to_replace(Path(directory), "directory")
+            Path(directory).absolute().parent.mkdir(parents=True, exist_ok=True)
+            write_directory(Path(directory), lambda place: write_package(source, place))
 
-    def _prompt(self, name: str) -> Prompt:
+    def push(self, name: str, to: str) -> str:
+        """Send a prompt as a package to the Hugging Face hub, a URL or a directory.
+
+        Args:
+            name: name of the prompt.
+            to: `user/name` on the hub, a URL that fsspec supports, or a path.
+
+        Returns:
+            The digest of the prompt.
+
+        Raises:
+            InputError: if the prompt is unknown, something else is at `to`, or it cannot be written.
+        """
+        with self._source(name) as source:
+            return push(source, to)
+
+    @contextlib.contextmanager
+    def _source(self, name: str) -> Iterator[Path]:
+        """A directory with a prompt."""
         if name not in self._engine.prompts:
             raise InputError(f"there is no prompt `{name}`; prompts: {', '.join(self.prompts) or 'none'}")
-        return self._tuned.get(name) or Prompt.load(self._engine.prompts[name].artifact.path)
+        if name not in self._tuned:
+            yield self._engine.prompts[name].artifact.path
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            self._tuned[name].save(scratch)
+            yield Path(scratch)
 
 
 def _warn_about_cuts(answers: Sequence[Answer]) -> None:

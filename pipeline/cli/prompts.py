@@ -13,8 +13,8 @@ from typing import Any
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
-from t5_pipeline.config.command_line import add_settings
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.cli.tune_flags import add_tune
+from t5_pipeline.config.command_line import positive
 from t5_pipeline.core.atomic_files import STDOUT, check_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import SOME_FAILED, InputError
@@ -33,7 +33,7 @@ def add_commands(commands: Any) -> None:
             "predict", help="answer rows of many tasks with prompts on one frozen T5", allow_abbrev=False
         )
     )
-    _add_tune(commands.add_parser("tune", help="learn one task as a soft prompt, without a recipe", allow_abbrev=False))
+    add_tune(commands)
     prompts = commands.add_parser(
         "prompts", help="inspect, push and pull prompts; import and export PEFT or .npy", allow_abbrev=False
     )
@@ -54,18 +54,18 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--input", default="-", metavar="FILE", help="input file (default: -, standard input)")
     predict.add_argument("--output", default="-", metavar="FILE", help="output file (default: -, standard output)")
     predict.add_argument(
-        "--batch-size", type=_positive, default=64, metavar="N", help="examples per batch (default: 64)"
+        "--batch-size", type=positive, default=64, metavar="N", help="examples per batch (default: 64)"
     )
     predict.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16", help="precision of matrix products (default: bf16)"
     )
-    predict.add_argument("--threads", type=_positive, default=0, metavar="N", help="CPU threads (default: all cores)")
+    predict.add_argument("--threads", type=positive, default=0, metavar="N", help="CPU threads (default: all cores)")
     text = predict.add_argument_group("free text (default: greedy decoding)")
     text.add_argument(
-        "--max-output-length", type=_positive, default=0, metavar="N",
+        "--max-output-length", type=positive, default=0, metavar="N",
         help="maximum tokens (default: target length in training)",
     )  # fmt: skip
-    text.add_argument("--beams", type=_positive, default=1, metavar="N", help="beam search with N beams")
+    text.add_argument("--beams", type=positive, default=1, metavar="N", help="beam search with N beams")
     text.add_argument(
         "--length-penalty", type=float, default=1.0, metavar="X",
         help="beams: divide log p by the number of tokens to the power of X (default: 1)",
@@ -106,12 +106,6 @@ def _predict(given: argparse.Namespace) -> int:
     return SOME_FAILED if counts.bad else 0
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1, not {text!r}")
-    return int(text)
-
-
 def _above_zero(text: str) -> float:
     number = _number(text)
     if not 0 < number < math.inf:
@@ -131,79 +125,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-# -------------------------------------------------------------------------------------------------------------- tune
-
-_TUNE_OWN = ("task",)
-
-
-def _add_tune(tune: argparse.ArgumentParser) -> None:
-    tune.description = "Freeze a T5 and learn one task as a soft prompt, as prompt_tune does from a recipe."
-    task = tune.add_argument_group("task")
-    task.add_argument(
-        "--train",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="training rows: a file, or a slice of it as in rows.tsv[:90%%, stratified]",
-    )
-    task.add_argument(
-        "--inputs", required=True, metavar="TEMPLATE", help="input text, with {field} for fields of a row"
-    )
-    task.add_argument(
-        "--targets", required=True, metavar="TEMPLATE", help="target text, with {field} for fields of a row"
-    )
-    task.add_argument("--labels", nargs="+", metavar="A,B", help="all possible targets (default: free text)")
-    task.add_argument(
-        "--validation",
-        type=Path,
-        metavar="FILE",
-        help="rows to select the checkpoint by, also a slice (default: publish the last)",
-    )
-    task.add_argument(
-        "--metrics", nargs="+", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
-    )
-    task.add_argument("--name", help="name of the task (default: the name of --output-dir)")
-    run = tune.add_argument_group("execution")
-    run.add_argument(
-        "--output-dir", required=True, type=Path, metavar="DIR", help="directory for the prompt and its checkpoints"
-    )
-    run.add_argument("--launch", metavar="FILE", help="accelerate configuration (default: one process)")
-    run.add_argument("--overwrite", action="store_true", help="move results with other settings out of --output-dir")
-    run.add_argument(
-        "--resume-from", metavar="STEP", help="resume from the checkpoint of this step (default: the newest)"
-    )
-    add_settings(tune, PromptTuneConfig, but=_TUNE_OWN)
-    tune.set_defaults(command=_tune)
-
-
-def _tune(given: argparse.Namespace) -> int:
-    from t5_pipeline.cli.tune import one_task, tune
-
-    task = one_task(
-        given.name or given.output_dir.absolute().name,
-        given.train,
-        given.inputs,
-        given.targets,
-        _listed(given.labels),
-        _listed(given.metrics),
-        given.validation,
-    )
-    names = set(PromptTuneConfig.model_fields) - set(_TUNE_OWN)
-    settings = {name: value for name, value in vars(given).items() if name in names and value is not None}
-    more = ["--overwrite"] if given.overwrite else []
-    more += ["--resume-from", given.resume_from] if given.resume_from else []
-    return tune(task, settings, given.output_dir, given.launch, *more)
-
-
-def _listed(words: list[str] | None) -> list[str] | None:
-    """Names between commas or in several arguments as a list; a name may contain spaces.
-
-    >>> _listed(["not entailment, entailment"]), _listed(["negative,", "positive"]), _listed(["negative", "positive"])
-    (['not entailment', 'entailment'], ['negative', 'positive'], ['negative', 'positive'])
-    """
-    return None if words is None else [part.strip() for part in ",".join(words).split(",") if part.strip()]
 
 
 # ----------------------------------------------------------------------------------------------------------- prompts
@@ -227,7 +148,7 @@ def _add_prompts(commands: Any) -> None:
     near = commands.add_parser("neighbours", help="show the vocabulary tokens nearest to each row", allow_abbrev=False)
     near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; the one the prompts were trained on")
-    near.add_argument("--top", type=_positive, default=5, metavar="K", help="tokens per row (default: 5)")
+    near.add_argument("--top", type=positive, default=5, metavar="K", help="tokens per row (default: 5)")
     near.add_argument("--json", action="store_true", help="print JSON")
     near.set_defaults(command=_neighbours)
 
@@ -256,10 +177,10 @@ def _add_prompts(commands: Any) -> None:
         help="position of extra_id_0 in training (default: as the model expects)",
     )
     load.add_argument(
-        "--max-input-length", type=_positive, default=512, metavar="N", help="maximum input tokens (default: 512)"
+        "--max-input-length", type=positive, default=512, metavar="N", help="maximum input tokens (default: 512)"
     )
     load.add_argument(
-        "--max-target-length", type=_positive, default=128, metavar="N", help="maximum target tokens (default: 128)"
+        "--max-target-length", type=positive, default=128, metavar="N", help="maximum target tokens (default: 128)"
     )
     load.set_defaults(command=_import)
 

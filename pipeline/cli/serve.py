@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.config.command_line import positive
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say
 
@@ -33,26 +34,26 @@ def add_serve(commands: Any) -> None:
         "--allow-changes", action="store_true", help="let requests add and remove prompts of --prompts"
     )
     limits = serve.add_argument_group("limits")
-    limits.add_argument("--max-batch", type=_positive, default=32, metavar="N", help="inputs per batch (default: 32)")
+    limits.add_argument("--max-batch", type=positive, default=32, metavar="N", help="inputs per batch (default: 32)")
     limits.add_argument(
-        "--max-waiting", type=_positive, default=1024, metavar="N", help="inputs in the queue (default: 1024)"
+        "--max-waiting", type=positive, default=1024, metavar="N", help="inputs in the queue (default: 1024)"
     )
     limits.add_argument(
-        "--max-input-length", type=_positive, default=512, metavar="N",
+        "--max-input-length", type=positive, default=512, metavar="N",
         help="input tokens without a prompt (default: 512); prompts have their own",
     )  # fmt: skip
     limits.add_argument(
-        "--max-output-length", type=_positive, default=512, metavar="N", help="tokens of an answer (default: 512)"
+        "--max-output-length", type=positive, default=512, metavar="N", help="tokens of an answer (default: 512)"
     )
     limits.add_argument(
-        "--max-body", type=_positive, default=1 << 20, metavar="BYTES", help="size of a request (default: 1 MiB)"
+        "--max-body", type=positive, default=1 << 20, metavar="BYTES", help="size of a request (default: 1 MiB)"
     )
     limits.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for a request (default: 60)")
     execution = serve.add_argument_group("execution")
     execution.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of matrix products (default: fp32)"
     )
-    execution.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    execution.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
     serve.set_defaults(command=_serve)
 
 
@@ -79,9 +80,3 @@ def _keys(path: Path | None) -> frozenset[str]:
     if not lines:
         raise InputError(f"--keys: {path} contains no key; write one key a line")
     return frozenset(lines)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1, not {text!r}")
-    return int(text)

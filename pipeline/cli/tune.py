@@ -1,26 +1,40 @@
-"""`t5-pipeline tune`: describe one task and run the prompt_tune stage on it, without a recipe."""
+"""`t5-pipeline tune`: from a file of examples to a tested prompt.
+
+The flags become a recipe with the stages prompt_tune, one cell for each seed, and evaluate. The runner runs it in
+--output-dir, which is therefore a run directory: the same command resumes, and status, report and verify read it. The
+best seed by validation is published as a package in `prompt/`, or all of them in `prompts/` for voting.
+"""
 
 from __future__ import annotations
 
 import os
-import shlex
+import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from t5_pipeline.artifacts.run_dir import OutputDir, Rollback
+from t5_pipeline.artifacts.kinds import locate_one
+from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.command_line import flag
+from t5_pipeline.config.recipe import Recipe, load_recipe, parse_recipe, read_recipe
 from t5_pipeline.config.tuning import PromptTuneConfig
-from t5_pipeline.core.atomic_files import write_text
-from t5_pipeline.core.errors import BAD_INPUT, InputError
-from t5_pipeline.core.printable import say
+from t5_pipeline.core.atomic_files import move_directory
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import Key, Located
+from t5_pipeline.core.records import read_json
 from t5_pipeline.core.schema import validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.splits import split_slice
-from t5_pipeline.execution.launcher import command, launch, stage_script
-from t5_pipeline.execution.runner import failed
+from t5_pipeline.data_prep.tasks.task import Task
+from t5_pipeline.execution.launcher import command
+from t5_pipeline.execution.runner import run
+from t5_pipeline.report.collect import collect
+from t5_pipeline.report.tuned import score_on_test
+
+TUNE, EVALUATE = "prompt_tune", "evaluate"
+_ALSO_OF_EVALUATE = ("scoring", "precision", "threads")
+_FEWEST = 8  # rows of which each tenth has at least one
 
 
 def one_task(
@@ -31,17 +45,19 @@ def one_task(
     labels: Sequence[str] | None,
     metrics: Sequence[str] | None,
     validation: Path | None,
+    test: Path | None = None,
 ) -> TaskConfig:
-    """A task with its rows in one or two files, or in slices of them.
+    """A task with its rows in one or several files, or in slices of them.
 
     Raises:
         InputError: if a file does not exist or a setting is invalid.
     """
     data, part = _file_and_slice("--train", train)
     splits = {"train": data.name + part}
-    if validation is not None:
-        file, part = _file_and_slice("--validation", validation)
-        splits["validation"] = os.path.relpath(file, data.parent) + part
+    for split, given in (("validation", validation), ("test", test)):
+        if given is not None:
+            file, part = _file_and_slice(flag(split), given)
+            splits[split] = os.path.relpath(file, data.parent) + part
     values: dict[str, Any] = {
         "name": name, "data": str(data), "splits": splits, "inputs": inputs, "targets": targets, "labels": labels,
         "metrics": metrics or (["accuracy"] if labels else ["exact_match", "token_f1"]),
@@ -60,64 +76,178 @@ def _file_and_slice(where: str, given: Path) -> tuple[Path, str]:
     return Path(name), str(given)[len(name) :]
 
 
+def hold_out(task: TaskConfig, seed: int, select: str = "best") -> TaskConfig:
+    """The task with a tenth of its training rows for each of validation and test that it lacks.
+
+    Slices are stratified if there are labels, and shuffled otherwise. With validation rows of its own the task gets no
+    test rows: all training rows are trained on, as given.
+
+    Args:
+        seed: seed of the split.
+        select: the setting of prompt_tune; `last` needs no validation rows.
+
+    Raises:
+        InputError: if the training rows are a slice already, or too few.
+    """
+    if "validation" in task.splits:
+        return task
+    lacking = [split for split in ("validation", "test") if split not in task.splits]
+    if select == "last":
+        lacking.remove("validation")
+    train, part = split_slice(task.splits["train"])
+    if not lacking or (part is not None and select == "last"):
+        return task
+    if part is not None:
+        raise InputError("--train: a slice is not divided again; give --validation, too, or the whole file")
+    if (rows := len(Task.load(task).rows("train"))) < _FEWEST:
+        raise InputError(f"--train: {rows} rows are too few to hold some out; give more, or --validation and --test")
+    order = f"{'stratified' if task.labels else 'shuffled'}={seed}"
+    first = 100 - 10 * len(lacking)
+    splits = {**task.splits, "train": f"{train}[:{first}%, {order}]"}
+    for begin, split in zip(range(first, 100, 10), lacking, strict=True):
+        splits[split] = f"{train}[{begin}%:{begin + 10}%, {order}]"
+    return validate(TaskConfig, {**task.model_dump(), "splits": splits}, lambda loc: "--train")
+
+
+def checked(task: TaskConfig, settings: Mapping[str, Any], configuration: str | None) -> dict[str, Any]:
+    """The settings of prompt_tune with the defaults for this task, checked before anything is read or written.
+
+    Raises:
+        InputError: if one is invalid; names the flag.
+    """
+    settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
+    c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: flag(".".join(map(str, loc))))
+    locate_one("model", c.model, "--model")
+    command(TUNE, configuration, [])
+    return settings
+
+
 def tune(
-    task: TaskConfig, settings: Mapping[str, Any], output: Path, configuration: str | None = None, *more: str
+    task: TaskConfig,
+    settings: Mapping[str, Any],
+    output: Path,
+    configuration: str | None = None,
+    *,
+    seeds: int = 1,
+    vote: bool = False,
+    tested: str | None = None,
 ) -> int:
-    """Learn a task as a soft prompt in a separate process.
+    """Learn a task as a soft prompt in separate processes, and publish it as a package in `output/prompt`.
 
     Args:
         settings: settings of prompt_tune, including `model`; the default of `prompt_init` is `vocabulary` for a task
-            without labels.
-        output: the stage's `--output-dir`.
+            without labels, and that of `select` is `last` for a task without validation rows.
+        output: the run directory.
         configuration: an accelerate configuration file; None for one process.
-        more: further flags of the stage script: --overwrite, --resume-from.
+        seeds: number of prompts, with the seeds from `seed` on; they train in one batch.
+        vote: publish all of them in `output/prompts`, instead of the best.
+        tested: split to score on; None for no scores.
 
     Returns:
-        The stage's exit code.
+        The exit code of the stage that ended the run.
 
     Raises:
-        InputError: if a setting is invalid; nothing is written.
+        InputError: if a setting is invalid, or the directory contains something else; nothing is written.
     """
-    if "validation" not in task.splits and "select" not in settings:
-        say("no --validation rows: the prompt of the last step is published")
+    if "validation" not in task.splits:
         settings = {"select": "last", **settings}
-    settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
-    c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: flag(".".join(map(str, loc))))
-    command(c.kind, configuration, [])
-    place, created = OutputDir(output), Rollback(output)
-    try:
-        place.state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output-dir: cannot write {output} ({error.strerror}); choose another directory") from None
-    task_file = place.state / "task.yaml"
-    write_text(task_file, yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    arguments = [*_as_flags(settings), "--task", str(task_file), "--output-dir", str(output), *more]
-    code, message = launch(c.kind, configuration, arguments, place.state / f"{c.kind}.exit")
-    if code == BAD_INPUT:
-        created.undo()
-    if code != 0:
-        return failed("tune", code, message)
-    say(f"✓ wrote the prompt of {task.name} to {output / 'prompt'}. To predict with it, one JSON line per input:")
-    predict = ["t5-pipeline", "predict", "--model", c.model, "--prompts", str(output)]
-    say(f"    {shlex.join([*predict, '--input', 'new.jsonl', '--output', 'out.jsonl'])}")
-    if "validation" in task.splits:
-        scores = output.with_name(f"{output.name}-scores")
-        evaluate = ["--prompts", str(output), "--split", "validation", "--output-dir", str(scores)]
-        if "scoring" in settings:
-            evaluate += ["--scoring", c.scoring]
-        script = stage_script("evaluate")
-        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-        say("To score it on its validation rows:")
-        say(f"    {shlex.join(['python', str(script), *evaluate])}")
-    return 0
+    settings = checked(task, settings, configuration)
+    recipe = _recipe(task, settings, output, configuration, seeds, tested)
+    _refuse_other_runs(output)
+    run_dir = RunDir(output)
+    code = run(recipe, run_dir)
+    if code == 0:
+        _publish(recipe, run_dir, vote)
+    return code
 
 
-def _as_flags(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as command-line flags."""
-    found: list[str] = []
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            found.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            found += [flag(name), *map(str, value if isinstance(value, list) else [value])]
+def _recipe(
+    task: TaskConfig, settings: Mapping[str, Any], output: Path, launch: str | None, seeds: int, tested: str | None
+) -> Recipe:
+    first = int(settings.get("seed", 0))
+    own = {name: value for name, value in settings.items() if name != "seed"}
+    stages: dict[str, Any] = {TUNE: {"task": task.name, **own, "matrix": {"seed": list(range(first, first + seeds))}}}
+    if tested is not None:
+        also = {name: value for name, value in settings.items() if name in _ALSO_OF_EVALUATE}
+        stages[EVALUATE] = {"prompts": TUNE, "split": tested, **also}
+    data = {
+        "name": output.absolute().name,
+        "tasks": {task.name: task.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
+        "stages": stages,
+        **({} if launch is None else {"launch": launch}),
+    }
+    where: dict[Key, str] = {("stages", TUNE, name): flag(name) for name in own}
+    return parse_recipe(Located(output / "recipe.yaml", data, {}, {("name",): "--output-dir", **where}))
+
+
+def _refuse_other_runs(output: Path) -> None:
+    """Protect a run directory of another recipe."""
+    if not (output / "recipe.yaml").is_file():
+        return
+    stages = read_recipe(output / "recipe.yaml").data.get("stages")
+    if not isinstance(stages, dict) or TUNE not in stages or set(stages) - {TUNE, EVALUATE}:
+        raise InputError(f"--output-dir: {output} contains another run; choose another directory")
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+def _publish(recipe: Recipe, run_dir: RunDir, vote: bool) -> None:
+    """Write packages of the prompts, and move what was there before to superseded/."""
+    run = collect(run_dir.path)
+    prompts = _prompts(recipe, run_dir)
+    kept = {packages(run_dir.path, vote) / f"{recipe.name}-{cell.removeprefix('seed=')}": cell for cell in prompts}
+    kept = kept if vote else {packages(run_dir.path, vote): best_cell(run_dir.path)}
+    other = packages(run_dir.path, not vote)
+    if os.path.lexists(other):
+        run_dir.archive(other, "earlier")
+    for place, cell in kept.items():
+        _write_package(run_dir, prompts[cell], place, score_on_test(run, cell))
+
+
+def packages(output: Path, vote: bool) -> Path:
+    """Where the package of the best prompt is, or a folder with all of them."""
+    return output / ("prompts" if vote else "prompt")
+
+
+def best_cell(output: Path) -> str:
+    """The seed with the best average of the task's metrics on validation rows; of equal ones the first."""
+    recipe, run_dir = load_recipe(output / "recipe.yaml"), RunDir(output)
+
+    def average(path: Path) -> float:
+        scores = read_json(path / "prompt.json")["scores"]
+        return statistics.fmean(scores.values()) if scores else 0.0
+
+    prompts = _prompts(recipe, run_dir)
+    return max(prompts, key=lambda cell: average(prompts[cell]))
+
+
+def _prompts(recipe: Recipe, run_dir: RunDir) -> dict[str, Path]:
+    """The directory of each cell's prompt."""
+    found = {}
+    for cell in recipe.stages[TUNE]:
+        manifest = run_dir.manifest(cell)
+        assert manifest is not None
+        found[cell.id] = run_dir.cell(cell) / manifest.outputs["prompt"].path
     return found
+
+
+def _write_package(run_dir: RunDir, prompt: Path, place: Path, tested: str | None) -> None:
+    from t5_pipeline.serving.package import write_package
+
+    with tempfile.TemporaryDirectory(dir=run_dir.state, suffix=".tmp") as scratch:
+        made = Path(scratch) / place.name
+        made.mkdir()
+        write_package(prompt, made, tested)
+        if os.path.lexists(place):
+            if place.is_dir() and _content(place) == _content(made):
+                return
+            run_dir.archive(place, "earlier")
+        place.parent.mkdir(exist_ok=True)
+        move_directory(made, place)
+
+
+def _content(package: Path) -> list[bytes | None]:
+    """The files of which the rest of a package is made; safetensors writes metadata in an arbitrary order."""
+    paths = [package / name for name in ("prompt.safetensors", "prompt.json", "README.md")]
+    return [path.read_bytes() if path.is_file() else None for path in paths]

@@ -113,6 +113,17 @@ def add_settings(made: argparse.ArgumentParser, cls: type[StageConfig], but: tup
             _add(settings, name, field)
 
 
+def positive(text: str) -> int:
+    """The value of a flag that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not an integer from 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1, not {text!r}")
+    return int(text)
+
+
 def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
     """Read the command line of a stage.
 

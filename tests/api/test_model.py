@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import t5_pipeline
+from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
 from tests.serving.served_world import TEXTS, write_prompt, write_world
@@ -104,6 +105,10 @@ def test_tune_adds_a_prompt_that_can_be_saved_and_loaded(world: Path, tmp_path: 
     t5.save("about", tmp_path / "saved" / "about")
     with pytest.raises(t5_pipeline.InputError, match="already exists"):
         t5.save("about", tmp_path / "saved" / "about")
+    digest = t5.push("about", f"file://{tmp_path}/pushed/about")
+    for folder in ("saved", "pushed"):
+        assert artifact_digest("prompt", tmp_path / folder / "about") == digest
+        assert (tmp_path / folder / "about" / "adapter_model.safetensors").is_file()
     again = t5_pipeline.load(world / "model", tmp_path / "saved")
     assert again.classify([{"text": "sum of 3"}, {"text": "path"}]) == before
     assert torch.equal(prompt.rows_PD, t5.tune(examples, name="again", labels=["files", "numbers"],

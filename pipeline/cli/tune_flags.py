@@ -1,0 +1,132 @@
+"""Flags and output of `t5-pipeline tune`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from t5_pipeline.config.command_line import add_settings, positive
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.printable import say, show
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+_OWN = ("task",)
+
+
+def add_tune(commands: Any) -> None:
+    """Add the command to the subparsers of `t5-pipeline`."""
+    tune = commands.add_parser(
+        "tune", help="turn a file of examples into a tested prompt, without a recipe", allow_abbrev=False
+    )
+    tune.description = (
+        "Freeze a T5, learn one task as a soft prompt, and score it on held-out rows. Without --validation, a tenth of"
+        " the rows chooses the checkpoint and a tenth tests it. Run the same command to resume."
+    )
+    task = tune.add_argument_group("task")
+    task.add_argument(
+        "--train", required=True, type=Path, metavar="FILE",
+        help="examples: a file, or a slice of it as in rows.tsv[:90%%, stratified]",
+    )  # fmt: skip
+    task.add_argument(
+        "--inputs", required=True, metavar="TEMPLATE", help="input text, with {field} for fields of a row"
+    )
+    task.add_argument(
+        "--targets", required=True, metavar="TEMPLATE", help="target text, with {field} for fields of a row"
+    )
+    task.add_argument("--labels", nargs="+", metavar="A,B", help="all possible targets (default: free text)")
+    task.add_argument(
+        "--validation", type=Path, metavar="FILE", help="rows to select the checkpoint by (default: part of --train)"
+    )
+    task.add_argument(
+        "--test", type=Path, metavar="FILE", help="rows to score on (default: part of --train, or --validation)"
+    )
+    task.add_argument(
+        "--split-seed", type=int, default=0, metavar="N", help="seed of the rows held out of --train (default: 0)"
+    )
+    task.add_argument(
+        "--metrics", nargs="+", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
+    )
+    task.add_argument("--name", help="name of the task (default: the name of --output-dir)")
+    seeds = tune.add_argument_group("seeds")
+    seeds.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="prompts to train in one batch, from --seed on (default: 1)",
+    )
+    seeds.add_argument("--vote", action="store_true", help="keep all seeds, to vote (default: the best on validation)")
+    run = tune.add_argument_group("execution")
+    run.add_argument(
+        "--output-dir", required=True, type=Path, metavar="DIR", help="run directory, with the prompt in DIR/prompt"
+    )
+    run.add_argument("--launch", metavar="FILE", help="accelerate configuration (default: one process)")
+    add_settings(tune, PromptTuneConfig, but=_OWN)
+    tune.set_defaults(command=_tune)
+
+
+def _tune(given: argparse.Namespace) -> int:
+    from t5_pipeline.cli.tune import checked, hold_out, one_task, tune
+    from t5_pipeline.data_prep.tasks.task import Task
+
+    _check_seeds(given)
+    task = one_task(
+        given.name or given.output_dir.absolute().name,
+        given.train,
+        given.inputs,
+        given.targets,
+        _listed(given.labels),
+        _listed(given.metrics),
+        given.validation,
+        given.test,
+    )
+    names = set(PromptTuneConfig.model_fields) - set(_OWN)
+    settings = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    checked(task, settings, given.launch)
+    task = hold_out(task, given.split_seed, settings.get("select", "best"))
+    for split, place in task.splits.items():
+        rows = len(Task.load(task).rows(split, training=split == "train"))
+        say(f"{split}: {rows:,} rows, {place}")
+    tested = next((split for split in ("test", "validation") if split in task.splits), None)
+    code = tune(task, settings, given.output_dir, given.launch, seeds=given.seeds, vote=given.vote, tested=tested)
+    if code == 0:
+        _show_results(given, task)
+    return code
+
+
+def _check_seeds(given: argparse.Namespace) -> None:
+    if given.vote and given.seeds < 2:
+        raise InputError("--vote: a single prompt cannot vote; give --seeds 3, for example")
+    if given.seeds > 1 and not given.vote and given.select == "last":
+        raise InputError("--seeds: --select last gives no validation scores to choose a seed by; add --vote")
+
+
+def _show_results(given: argparse.Namespace, task: TaskConfig) -> None:
+    from t5_pipeline.cli.tune import best_cell, packages
+    from t5_pipeline.report.collect import collect
+    from t5_pipeline.report.tuned import tuned_text
+
+    place = packages(given.output_dir, given.vote)
+    for line in tuned_text(collect(given.output_dir), None if given.vote else best_cell(given.output_dir)):
+        show(line)
+    asked = ["--model", given.model, "--prompts", str(place if given.vote else given.output_dir)]
+    show("")
+    show(f"{place}: " + ("prompts that vote if a row names them all:" if given.vote else "the prompt. Next:"))
+    if given.vote:
+        show("    " + json.dumps({"prompt": sorted(path.name for path in place.iterdir())}))
+    commands = [["predict", *asked, "--input", "new.jsonl", "--output", "out.jsonl"], ["serve", *asked]]
+    for words in [*commands, ["report", str(given.output_dir)]]:
+        show(f"    {shlex.join(['t5-pipeline', *words])}")
+
+
+def _listed(words: list[str] | None) -> list[str] | None:
+    """Names between commas or in several arguments as a list; a name may contain spaces.
+
+    >>> _listed(["not entailment, entailment"]), _listed(["negative,", "positive"]), _listed(["negative", "positive"])
+    (['not entailment', 'entailment'], ['negative', 'positive'], ['negative', 'positive'])
+    """
+    return None if words is None else [part.strip() for part in ",".join(words).split(",") if part.strip()]
