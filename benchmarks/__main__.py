@@ -21,6 +21,7 @@ from benchmarks import (
     prepare,
     prompt_memory,
     prompt_tuning,
+    serving,
     vocabulary_export,
 )
 from benchmarks.machine import Clock, described
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "prepare": prepare,
     "agreement": agreement,
     "vocabulary_export": vocabulary_export,
+    "serving": serving,
 }
 
 

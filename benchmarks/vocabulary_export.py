@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import paired, seconds
-from t5_pipeline.data_prep.sampling.batches import pad
+from t5_pipeline.data_prep.sampling.batches import padded
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -58,7 +58,8 @@ def here(model: PromptedT5, inputs: Inputs) -> Scores:
     scores = np.zeros((len(inputs.ids), len(inputs.labels)))
     for rows in inputs.batches():
         encoded, mask = model.encode(
-            torch.tensor([inputs.prompt[i] for i in rows]), torch.tensor(pad([np.array(inputs.ids[i]) for i in rows]))
+            torch.tensor([inputs.prompt[i] for i in rows]),
+            torch.tensor(padded([np.array(inputs.ids[i]) for i in rows], 0)),
         )
         scores[rows] = score_labels(model, encoded, mask, inputs.labels).numpy()
     return scores
@@ -73,7 +74,7 @@ def in_transformers(directory: Path, inputs: Inputs, tokens: Sequence[PromptToke
     def score() -> Scores:
         scores = np.zeros((len(inputs.ids), len(inputs.labels)))
         for rows in inputs.batches():
-            ids_BS = torch.tensor(pad([np.array(inputs.with_rows(i, tokens)) for i in rows])).long()
+            ids_BS = torch.tensor(padded([np.array(inputs.with_rows(i, tokens)) for i in rows], 0)).long()
             encoded = model.get_encoder()(input_ids=ids_BS, attention_mask=(ids_BS != 0).long())
             for column, label in enumerate(inputs.labels):
                 decoder_ids_BT = torch.tensor([[0, *label[:-1]]]).expand(len(rows), -1)
@@ -122,7 +123,7 @@ def in_onnx(directory: Path, inputs: Inputs, tokens: Sequence[PromptTokens]) -> 
     def score() -> Scores:
         scores = np.zeros((len(inputs.ids), len(inputs.labels)))
         for rows in inputs.batches():
-            ids_BS = pad([np.array(inputs.with_rows(i, tokens)) for i in rows]).astype(np.int64)
+            ids_BS = padded([np.array(inputs.with_rows(i, tokens)) for i in rows], 0).astype(np.int64)
             mask_BS = (ids_BS != 0).astype(np.int64)
             (encoded,) = encoder.run(None, {"input_ids": ids_BS, "attention_mask": mask_BS})
             for column, label in enumerate(inputs.labels):

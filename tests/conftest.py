@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,21 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A whole tiny pipeline, run once by `t5-pipeline run` (tests/tiny_run.py). No test changes it."""
-    return make(tmp_path_factory.mktemp("tiny"))
+    """A whole tiny pipeline, run once by `t5-pipeline run` (tests/tiny_run.py). No test changes it.
+
+    Under pytest-xdist, the first worker that needs it runs it, and the others copy it.
+    """
+    place = tmp_path_factory.mktemp("tiny")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make(place)
+    with (place.parents[1] / "tiny").open("a+") as whose:
+        fcntl.flock(whose, fcntl.LOCK_EX)
+        whose.seek(0)
+        if there := whose.read():
+            return Tiny(Path(there), Path(there, "tiny.yaml"), Path(there, "run")).copy(place)
+        made = make(place)
+        whose.write(str(place))
+        return made
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ class Vocabulary:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        ids: list[list[int]] = self.pieces.encode(list(texts), num_threads=os.cpu_count() or 1)
+        ids: list[list[int]] = self.pieces.encode(list(texts), num_threads=min(os.cpu_count() or 1, len(texts) or 1))
         return ids
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[np.int32]]:

@@ -172,7 +172,8 @@ def _record_digest(kind: str, path: Path) -> str:
 
 
 def _prompt_digest(path: Path) -> str:
-    return json_digest({"described": _described("prompt", path), "rows": tensors_digest(path)})
+    """The digest of the record without scores and of the rows; a package contains the rows for PEFT, too."""
+    return json_digest({"described": _described("prompt", path), "rows": tensors_digest(path, "prompt.safetensors")})
 
 
 def _described(kind: str, path: Path) -> dict[str, Any]:

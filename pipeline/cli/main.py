@@ -1,4 +1,4 @@
-"""The `t5-pipeline` command: run, plan, status, report and verify; prompts.py adds predict, tune and prompts.
+"""The `t5-pipeline` command: run, plan, status, report and verify; other modules add the rest.
 
 Nothing here imports torch or transformers, so every command starts at once.
 """
@@ -82,21 +82,21 @@ def _parser() -> Parser:
     plan.set_defaults(command=_plan)
 
     status = commands.add_parser("status", help="show the progress of a run", allow_abbrev=False)
-    status.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    status.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
 
     report = commands.add_parser(
         "report", help="write the report, one HTML page that works offline", allow_abbrev=False
     )
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
     report.add_argument(
         "--output", type=Path, metavar="FILE", help="output file, or - for stdout (default: RUN_DIR/report.html)"
     )
     report.set_defaults(command=_report)
 
     verify = commands.add_parser("verify", help="check every published file against its checksums", allow_abbrev=False)
-    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
     verify.set_defaults(command=_verify)
 
     add_commands(commands)

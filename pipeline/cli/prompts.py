@@ -16,6 +16,7 @@ from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.command_line import add_settings
 from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import SOME_FAILED, InputError
 from t5_pipeline.core.printable import say, show
 from t5_pipeline.core.tables import aligned
@@ -27,9 +28,15 @@ _MODEL = "frozen T5: hub name, directory or stage directory"
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the subparsers of `t5-pipeline`."""
-    _add_predict(commands.add_parser("predict", help="predict with many prompts on one frozen T5", allow_abbrev=False))
+    _add_predict(
+        commands.add_parser(
+            "predict", help="answer rows of many tasks with prompts on one frozen T5", allow_abbrev=False
+        )
+    )
     _add_tune(commands.add_parser("tune", help="learn one task as a soft prompt, without a recipe", allow_abbrev=False))
-    prompts = commands.add_parser("prompts", help="inspect prompts, import and export PEFT or .npy", allow_abbrev=False)
+    prompts = commands.add_parser(
+        "prompts", help="inspect, push and pull prompts; import and export PEFT or .npy", allow_abbrev=False
+    )
     _add_prompts(prompts.add_subparsers(required=True, metavar="COMMAND"))
 
 
@@ -205,7 +212,7 @@ def _listed(words: list[str] | None) -> list[str] | None:
 def _add_prompts(commands: Any) -> None:
     listed = commands.add_parser("list", help="list prompts", allow_abbrev=False)
     listed.add_argument("prompts", metavar="DIR", help=_PROMPTS)
-    listed.add_argument("--json", action="store_true", help="as JSON")
+    listed.add_argument("--json", action="store_true", help="print JSON")
     listed.set_defaults(command=_list)
 
     show = commands.add_parser("show", help="show the templates, sizes and origin of prompts", allow_abbrev=False)
@@ -221,7 +228,7 @@ def _add_prompts(commands: Any) -> None:
     near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; the one the prompts were trained on")
     near.add_argument("--top", type=_positive, default=5, metavar="K", help="tokens per row (default: 5)")
-    near.add_argument("--json", action="store_true", help="as JSON")
+    near.add_argument("--json", action="store_true", help="print JSON")
     near.set_defaults(command=_neighbours)
 
     export = commands.add_parser("export", help="export prompts to PEFT or .npy", allow_abbrev=False)
@@ -255,6 +262,20 @@ def _add_prompts(commands: Any) -> None:
         "--max-target-length", type=_positive, default=128, metavar="N", help="maximum target tokens (default: 128)"
     )
     load.set_defaults(command=_import)
+
+    push = commands.add_parser(
+        "push", help="send a prompt as a package to the hub, a URL or a directory", allow_abbrev=False
+    )
+    push.add_argument("prompt", metavar="PROMPT", help="prompt or prompt_tune stage")
+    push.add_argument("to", metavar="TO", help="user/name on the hub, a URL such as s3://bucket/name, or a directory")
+    push.set_defaults(command=_push)
+
+    pull = commands.add_parser(
+        "pull", help="fetch a package, check it, and write it to a directory", allow_abbrev=False
+    )
+    pull.add_argument("source", metavar="FROM", help="user/name on the hub, a URL, or a directory")
+    pull.add_argument("directory", type=Path, metavar="DIR", help="directory of the prompt")
+    pull.set_defaults(command=_pull)
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -344,4 +365,20 @@ def _import(given: argparse.Namespace) -> int:
         max_target_length=given.max_target_length,
     )
     show(f"{given.output}: {prompt.info.prompt_length} rows of width {prompt.info.width} for {prompt.info.task.name}")
+    return 0
+
+
+def _push(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.transfer import push
+
+    digest = push(locate_one("prompt", given.prompt, "PROMPT"), given.to)
+    show(f"{given.to}: digest {short_digest(digest)}")
+    return 0
+
+
+def _pull(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.transfer import pull
+
+    digest = pull(given.source, given.directory)
+    show(f"{given.directory}: digest {short_digest(digest)}")
     return 0

@@ -21,8 +21,9 @@ def add_serve(commands: Any) -> None:
     )
     serve.add_argument("--model", required=True, metavar="M", help="frozen T5: hub name, directory or stage directory")
     serve.add_argument(
-        "--prompts", required=True, metavar="DIR", help="prompt, prompt_tune stage, or folder of prompts, watched"
-    )
+        "--prompts", required=True, metavar="DIR",
+        help="prompt, prompt_tune stage, folder of prompts, or its URL (s3://, …); watched",
+    )  # fmt: skip
     serve.add_argument("--name", metavar="NAME", help="name of the T5 without a prompt (default: base)", default="base")
     address = serve.add_argument_group("address and access")
     address.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address (default: 127.0.0.1)")

@@ -120,7 +120,7 @@ class LMAdaptConfig(LanguageModelConfig):
     )
     # ρ: a prefix of a segment of ℓ tokens has at least about (1−2ρ)·ℓ tokens.
     prefix_density: float = setting(
-        0.5, "prefix_lm: 0.5 draws every prefix length alike (the paper); less favours long ones", gt=0, le=0.5
+        0.5, "prefix_lm: 0.5: all prefix lengths are equally likely (the paper); less favours long ones", gt=0, le=0.5
     )
     segment_length: int = setting(512, "maximum tokens of an input and of a target, with EOS", unit="tokens", gt=2)
     # T5 packs examples into rows of segment_length + segment_length positions; the paper's batch is 2,048 of them.

@@ -21,7 +21,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-_TASK_FILE = "; each a YAML file with the keys name, data, inputs, targets, labels, metrics"
+_TASK_FILE = "; YAML keys: name, data, inputs, targets, labels, metrics"
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
         value = (
             field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
         )
-        default = f"default: {'none' if value in (None, [], {}) else value}"
+        shown = "none" if value in (None, [], {}) else repr(value) if str(value).isspace() else value
+        default = f"default: {shown}"
     description = (field.description or "") + (_TASK_FILE if TaskConfig in types else "")
     text = f"{description}{unit} ({default})".replace("%", "%%")
     choices = [

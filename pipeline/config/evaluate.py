@@ -31,7 +31,7 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     )
     limit: int = setting(0, "rows to score, spread evenly over the split; 0: all", unit="rows", ge=0)
     metrics: dict[str, list[str]] = setting(
-        {}, "metrics by task (flags: TASK=A,B); default: those of the recipe's tasks, or of the prompts"
+        {}, "metrics by task (flags: TASK=A,B); none: those of the recipe's tasks, or of the prompts"
     )
     max_output_length: int = setting(
         64, "maximum length of decoded free text; with labels: the longest label + 1", unit="tokens", gt=0

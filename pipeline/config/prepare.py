@@ -39,7 +39,7 @@ class PrepareConfig(StageConfig):
     validation_fraction: float = setting(0.01, "fraction of the documents held out for validation", ge=0, lt=1)
     max_documents: int = setting(0, "documents to write, from the start of the corpus; 0: all", unit="documents", ge=0)
     max_tokens: int = setting(
-        0, "most tokens to write, in whole documents from the start of the corpus; 0: all", unit="tokens", ge=0
+        0, "maximum tokens to write, in whole documents from the start of the corpus; 0: all", unit="tokens", ge=0
     )
     # .txt and compressed files are not split, hub data sets use their own files, and a small corpus makes smaller
     # shards, so that every core has work.

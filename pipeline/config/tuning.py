@@ -25,7 +25,7 @@ class TaskStageConfig(ScoringConfig, StageConfig):
 
     model: Annotated[str, Input("model")] = setting(..., "base T5: hub name, directory or stage")
     max_input_length: int = setting(
-        512, "maximum input tokens, without a soft prompt; longer inputs are truncated", unit="tokens", gt=0
+        512, "maximum input tokens, besides a soft prompt; longer inputs are truncated", unit="tokens", gt=0
     )
     max_target_length: int = setting(128, "maximum target tokens; longer targets are truncated", unit="tokens", gt=0)
     validation_limit: int = setting(

@@ -53,13 +53,16 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def tensors_digest(directory: Path) -> str:
+def tensors_digest(directory: Path, pattern: str = "*.safetensors") -> str:
     """Digest of all tensors in the safetensors files of a directory, independent of their distribution over files.
+
+    Args:
+        pattern: names of the files.
 
     Raises:
         InputError: if there is no safetensors file, or one is damaged.
     """
-    files = sorted(directory.glob("*.safetensors"))
+    files = sorted(directory.glob(pattern))
     if not files:
         raise InputError(f"{directory}: contains no .safetensors file; give the directory of a model")
     tensors = {name: (path, entry) for path in files for name, entry in tensor_entries(path).items()}

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from t5_pipeline.core import checksums
 from t5_pipeline.core.errors import InputError
@@ -59,7 +59,7 @@ def cache_bytes() -> int:
 
 def read_small(url: str, where: str) -> bytes | None:
     """Content of a small file; None if it does not exist."""
-    with _reasons(url, where):
+    with remote_errors(url, where):
         try:
             with _open(url) as file:
                 return bytes(file.read())
@@ -74,8 +74,8 @@ def _open(url: str) -> Any:
 
 
 @contextlib.contextmanager
-def _reasons(url: str, where: str) -> Iterator[None]:
-    """Turn the exceptions of fsspec and its stores into InputErrors of one line."""
+def remote_errors(url: str, where: str, verb: Literal["read", "write"] = "read") -> Iterator[None]:
+    """Turn the exceptions of fsspec and its stores, except FileNotFoundError, into InputErrors of one line."""
     try:
         yield
     except (InputError, FileNotFoundError):
@@ -84,7 +84,7 @@ def _reasons(url: str, where: str) -> Iterator[None]:
         raise InputError(f"{where}: {url} needs a package that is not installed ({error})") from None
     except Exception as error:  # each store has its own exceptions
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{where}: cannot read {url} ({reason}); check the URL and your credentials") from None
+        raise InputError(f"{where}: cannot {verb} {url} ({reason}); check the URL and your credentials") from None
 
 
 class FileCache:
@@ -146,7 +146,7 @@ class FileCache:
 
     def _fetch(self, url: str, size: int, blocks: Sequence[str] | None, temporary: Path) -> None:
         read = number = 0
-        with _reasons(url, "tokens"), temporary.open("r+b") as to:
+        with remote_errors(url, "tokens"), temporary.open("r+b") as to:
             try:
                 with _open(url) as file:
                     while block := _whole_block(file):

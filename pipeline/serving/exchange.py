@@ -110,14 +110,17 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
     return list(to.values())
 
 
-def refuse_to_replace(path: Path) -> None:
+def refuse_to_replace(path: Path, where: str = "--output") -> None:
     """Protect existing files; an empty directory may be replaced.
+
+    Args:
+        where: setting that names the path, for errors.
 
     Raises:
         InputError: if `path` exists.
     """
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"--output: {path} already exists; choose another path, or remove it")
+        raise InputError(f"{where}: {path} already exists; choose another path, or remove it")
 
 
 # ---------------------------------------------------------------------------------------------------------- import
@@ -306,16 +309,21 @@ def summary(name: str, path: Path) -> dict[str, Any]:
 def description(name: str, path: Path) -> str:
     """The metadata of a prompt and the norms of its rows, as text."""
     prompt = Prompt.load(path)
-    info, task = prompt.info, prompt.info.task
     norm_P = prompt.rows_PD.norm(dim=1)
-    facts = {
-        "directory": str(path),
+    norms = f"mean {norm_P.mean():.4g}, from {norm_P.min():.4g} to {norm_P.max():.4g}"
+    facts = {"directory": str(path), **facts_of(prompt), "row norms": norms}
+    return "\n".join([printable(name), *(f"  {key:<11}{printable(value)}" for key, value in facts.items())])
+
+
+def facts_of(prompt: Prompt) -> dict[str, str]:
+    """Facts about a prompt for its users, by name."""
+    info, task = prompt.info, prompt.info.task
+    return {
         "task": f"{task.name}, from {task.data}",
         "inputs": task.inputs,
         "targets": task.targets,
         "labels": ", ".join(task.labels) if task.labels else "none (free text)",
         "prompt": f"{info.prompt_length} rows × {info.width} = {prompt.rows_PD.numel():,} numbers",
-        "row norms": f"mean {norm_P.mean():.4g}, from {norm_P.min():.4g} to {norm_P.max():.4g}",
         "sentinel": info.sentinel,
         "lengths": f"{info.max_input_length} input tokens without the prompt, {info.max_target_length} target tokens",
         "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
@@ -323,7 +331,6 @@ def description(name: str, path: Path) -> str:
         "vocabulary": f"digest {short_digest(info.tokenizer_digest)}",
         "scores": ", ".join(f"{metric} {value:.4f}" for metric, value in info.scores.items()) or "none recorded",
     }
-    return "\n".join([printable(name), *(f"  {key:<11}{printable(value)}" for key, value in facts.items())])
 
 
 def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:

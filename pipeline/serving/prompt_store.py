@@ -2,7 +2,7 @@
 
 A request refers to an immutable `ServedPrompt`, so replacing a prompt never changes an answer that is being computed. A
 watched directory is compared with what was loaded by the names, sizes and times of its files; a prompt that is being
-copied, and so cannot be read yet, is read again at the next look.
+copied, and so cannot be read yet, is read again at the next look. A URL is mirrored (prompt_mirror.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from torch import Tensor
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import artifact_digest, locate_one, named_prompts
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.tasks.encode import encode_labels
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.serving.prompt_mirror import Mirror
 
 
 class OtherModel(InputError):
@@ -78,6 +80,8 @@ class PromptStore:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _watched: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _unreadable: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    _mirror: Mirror | None = None
+    _unreachable: bool = False
 
     @classmethod
     def of(cls, model: str, like: Tensor) -> PromptStore:
@@ -151,15 +155,25 @@ class PromptStore:
             self._prompts = {other: prompt for other, prompt in self._prompts.items() if other != name}
             return True
 
-    def load(self, location: str) -> None:
-        """Add all prompts at a location.
+    def load(self, location: str) -> Path:
+        """Add all prompts at a location: a directory, or a URL that fsspec supports.
+
+        Returns:
+            The directory to watch: the location, or the local copy of the URL.
 
         Raises:
             InputError: if one of them cannot be served.
         """
+        if is_url(location):
+            self._mirror = Mirror(location)
+            self._mirror.update()
+            if not any(self._mirror.directory.glob("[!.]*")):
+                raise InputError(f"--prompts: {location} contains no prompt.json; check the URL")
+            location = str(self._mirror.directory)
         for name, path in named_prompts(location, "--prompts").items():
             self.add(self.read(name, path))
             self._watched[name] = _signature(path)
+        return Path(location)
 
     def look(self, directory: str) -> list[str]:
         """Bring the store up to date with a watched directory.
@@ -170,6 +184,8 @@ class PromptStore:
         Returns:
             One line for each change.
         """
+        if not self._mirrored():
+            return []
         try:
             found = named_prompts(directory, "--prompts")
         except InputError:  # empty, or being replaced
@@ -196,6 +212,20 @@ class PromptStore:
             if self.remove(name):
                 changes.append(f"removed prompt `{name}`")
         return changes
+
+    def _mirrored(self) -> bool:
+        """Update the copy of a URL; False, with one warning, while the URL cannot be read."""
+        if self._mirror is None:
+            return True
+        try:
+            self._mirror.update()
+        except InputError as error:
+            if not self._unreachable:
+                say(f"warning: {error}; the prompts in memory are still served")
+            self._unreachable = True
+            return False
+        self._unreachable = False
+        return True
 
 
 def _signature(path: Path) -> tuple[object, ...]:

@@ -171,6 +171,9 @@ def write_tokenizer(directory: Path, vocabulary: Vocabulary, tokens: Iterable[Pr
     """Write the vocabulary's tokenizer.json with one token per row and one alias per prompt.
 
     spiece.model is left out: it does not know the new tokens, and a program that read it would give other ids.
+
+    Raises:
+        InputError: if the text after an alias would have other ids than without it.
     """
     vocabulary.save(directory)
     (directory / "spiece.model").unlink()
@@ -185,6 +188,14 @@ def write_tokenizer(directory: Path, vocabulary: Vocabulary, tokens: Iterable[Pr
         tokenizer.add_tokens(added)
         if tokenizer.token_to_id(one.tokens[0]) != one.first:
             raise RuntimeError(f"{one.tokens[0]} has id {tokenizer.token_to_id(one.tokens[0])}, not {one.first}")
+    probe = "The text"
+    for one in tokens:
+        found = tokenizer.encode(f"{one.alias} {probe}", add_special_tokens=False).ids
+        if found != [*range(one.first, one.first + one.length), *vocabulary.encode(probe)]:
+            raise InputError(
+                "vocabulary: its normaliser is not T5's (nmt_nfkc), so an alias would change the ids of its text;"
+                " serve these prompts with `t5-pipeline predict`"
+            )
     tokenizer.save(str(path))
 
 

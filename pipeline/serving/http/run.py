@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import signal
 import socket
-from pathlib import Path
 
 import torch
 import uvicorn
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
 from t5_pipeline.serving.http.app import create_app
 from t5_pipeline.serving.http.server import Options
 from t5_pipeline.serving.prompt_store import PromptStore
 from t5_pipeline.serving.scheduler import Limits, Scheduler
+
+URL_SECONDS = 5.0  # between looks at a URL; each is a request to the store
 
 
 def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
@@ -36,7 +38,7 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
         store = PromptStore.of(given.model, torch.empty(0, dtype=dtype, device=device))
-        store.load(given.prompts)
+        directory = store.load(given.prompts)
         if given.name in store:
             raise InputError(f"--name: {given.name} is also a prompt; choose another name for the T5 without a prompt")
         limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
@@ -46,8 +48,9 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
         options = Options(
             model_name=given.name,
             keys=keys,
-            prompts=Path(given.prompts),
+            prompts=directory,
             allow_changes=given.allow_changes,
+            watch_seconds=URL_SECONDS if is_url(given.prompts) else Options.watch_seconds,
             body_bytes=given.max_body,
             timeout=given.timeout,
         )

@@ -1,4 +1,4 @@
-"""Gradients and moments that one rank stores for a frozen T5 with a bank of prompts. Run by `accelerate launch`.
+"""Gradients and moments that one rank stores for a frozen T5 with a bank of prompts. A script for `accelerate launch`.
 
 engine_probe.py PLACE        writes PLACE/RANK.json
 """
@@ -6,7 +6,6 @@ engine_probe.py PLACE        writes PLACE/RANK.json
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,6 @@ def main(place: Path) -> None:
     }
     (place / f"{accelerator.process_index}.json").write_text(json.dumps(found))
     accelerator.wait_for_everyone()
-    # Exit without waiting for DeepSpeed's and gloo's threads.
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":

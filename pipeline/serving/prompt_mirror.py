@@ -1,0 +1,126 @@
+"""A local copy of the prompts at a URL, for servers that share a store (s3://, gs://, hf://, file://, …).
+
+The store has the layout of a folder of prompts: URL/NAME/prompt.json and prompt.safetensors, or URL/NAME/prompt/… as
+stages publish them. Nothing is written to it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from t5_pipeline.artifacts.kinds import marker
+from t5_pipeline.core.file_cache import remote_errors
+
+_SUFFIXES = (".json", ".safetensors")  # the files that a prompt is read from
+_DEEPEST = 3  # NAME/prompt/FILE
+
+
+@dataclass
+class _Listed:
+    """A prompt in the store: its files, and their sizes, times and ETags as the store reports them."""
+
+    files: dict[str, str] = field(default_factory=dict)  # name → path in the store
+    state: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Mirror:
+    """A directory with the prompts of a URL.
+
+    Each prompt is a link to a complete version, so replacing one is atomic. A version is taken once the store has
+    listed the same files twice, and again after they were fetched: a prompt that is being uploaded waits.
+
+    Attributes:
+        url: a URL that fsspec supports.
+        directory: the local copy; deleted when the process ends.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.directory = Path(tempfile.mkdtemp(prefix="t5-pipeline-prompts-"))
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
+        self._taken: dict[str, _Listed] = {}
+        self._seen: Mapping[str, _Listed] | None = None
+
+    def update(self) -> None:
+        """Bring the copy up to date.
+
+        Raises:
+            InputError: if the store cannot be read; the copy is then unchanged.
+        """
+        listed = self._list()
+        seen = listed if self._seen is None else self._seen  # the first time, all prompts are taken at once
+        changed = {name: prompt for name, prompt in listed.items() if self._taken.get(name) != prompt == seen.get(name)}
+        fetched = {name: self._fetch(prompt) for name, prompt in changed.items()}
+        after = self._list() if fetched else {}
+        for name, version in fetched.items():
+            if after.get(name) == changed[name]:
+                self._publish(name, version)
+                self._taken[name] = changed[name]
+            else:
+                shutil.rmtree(version)
+        for name in self._taken.keys() - listed.keys():
+            self._remove(name)
+            del self._taken[name]
+        self._seen = listed
+
+    def _list(self) -> dict[str, _Listed]:
+        import fsspec
+
+        with remote_errors(self.url, "--prompts"):
+            store, root = fsspec.url_to_fs(self.url)
+            store.invalidate_cache()
+            try:
+                found = store.find(root, maxdepth=_DEEPEST, detail=True)
+            except FileNotFoundError:
+                found = {}
+        folders: dict[PurePosixPath, _Listed] = {}
+        top = PurePosixPath(root)
+        for path, details in sorted(found.items()):
+            place = PurePosixPath(path)
+            if place.suffix in _SUFFIXES and place.is_relative_to(top):
+                prompt = folders.setdefault(place.parent, _Listed())
+                prompt.files[place.name] = path
+                prompt.state += sorted((f"{place.name} {key}", str(value)) for key, value in details.items())
+        prompts: dict[str, _Listed] = {}
+        for folder, prompt in sorted(folders.items(), key=lambda pair: len(pair[0].parts)):
+            name = folder.parent.name if folder.name == "prompt" else folder.name
+            if marker("prompt") in prompt.files and not any(
+                part.startswith(".") for part in folder.relative_to(top).parts
+            ):
+                prompts.setdefault(name, prompt)
+                if folder == top:  # the URL of one prompt
+                    break
+        return prompts
+
+    def _fetch(self, prompt: _Listed) -> Path:
+        import fsspec
+
+        version = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
+        with remote_errors(self.url, "--prompts"):
+            store, _ = fsspec.url_to_fs(self.url)
+            for name, path in prompt.files.items():
+                try:
+                    store.get_file(path, str(version / name))
+                except FileNotFoundError:  # just removed; the second listing says so
+                    continue
+        return version
+
+    def _publish(self, name: str, version: Path) -> None:
+        link = self.directory / name
+        before = link.resolve() if link.is_symlink() else None
+        new = version.with_name(f"{version.name}.link")
+        new.symlink_to(version.name)
+        new.replace(link)
+        if before is not None:
+            shutil.rmtree(before)
+
+    def _remove(self, name: str) -> None:
+        link = self.directory / name
+        before = link.resolve()
+        link.unlink()
+        shutil.rmtree(before)

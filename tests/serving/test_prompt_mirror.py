@@ -1,0 +1,97 @@
+"""Prompts at a URL: mirrored, added, replaced and removed; uploads in progress and outages of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.serving.prompt_store import PromptStore
+from tests.serving.served_world import write_prompt, write_world
+
+
+class Shared(MemoryFileSystem):
+    """A store that can be out of reach."""
+
+    protocol = "shared"
+    store: dict[str, Any] = {}  # noqa: RUF012 (as in the base class)
+    pseudo_dirs = [""]  # noqa: RUF012
+    reachable = True
+
+    def find(self, *arguments: Any, **more: Any) -> Any:
+        if not Shared.reachable:
+            raise ConnectionError("no route to the store")
+        return super().find(*arguments, **more)
+
+
+fsspec.register_implementation("shared", Shared, clobber=True)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Path]:
+    """A T5 and prompts, which are also at shared://bucket/prompts (one as a stage publishes it)."""
+    world = write_world(tmp_path)
+    for name in ("labels", "free"):
+        upload(world, name)
+    upload(world, "long", "long/prompt")
+    yield world
+    Shared.store.clear()
+    Shared.reachable = True
+
+
+def upload(
+    world: Path, name: str, to: str = "", files: tuple[str, ...] = ("prompt.safetensors", "prompt.json")
+) -> None:
+    for file in files:
+        with fsspec.open(f"shared://bucket/prompts/{to or name}/{file}", "wb") as out:
+            out.write((world / "prompts" / name / file).read_bytes())
+
+
+def test_prompts_of_a_url_are_added_replaced_and_removed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = "shared://bucket/prompts"
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    directory = str(store.load(url))
+    assert list(store.all()) == ["free", "labels", "long"]
+    assert store.all()["long"].digest == artifact_digest("prompt", world / "prompts/long")
+    assert store.look(directory) == []
+
+    write_prompt(world, "labels", 77)
+    upload(world, "labels")
+    assert store.look(directory) == []  # perhaps still being uploaded
+    assert store.look(directory)[0].startswith("replaced prompt `labels` (digest ")
+    assert store.all()["labels"].digest == artifact_digest("prompt", world / "prompts/labels")
+
+    upload(world, "labels-2", files=("prompt.json",))
+    store.look(directory)
+    upload(world, "labels-2")
+    assert store.look(directory) == []  # the files changed since the last look
+    assert store.look(directory)[0].startswith("added prompt `labels-2`")
+
+    fsspec.filesystem("shared").rm("shared://bucket/prompts/long", recursive=True)
+    Shared.reachable = False
+    assert store.look(directory) == store.look(directory) == []
+    Shared.reachable = True
+    assert len(store) == 4
+    assert capsys.readouterr().err.count("no route to the store") == 1  # one warning
+    assert store.look(directory) == ["removed prompt `long`"]
+    # Nothing remains of earlier versions.
+    assert len([path for path in Path(directory).iterdir() if not path.is_symlink()]) == len(store) == 3
+
+
+def test_a_url_of_one_prompt_and_wrong_urls(world: Path) -> None:
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    store.load(f"file://{world}/prompts/free")
+    assert list(store.all()) == ["free"]
+    with pytest.raises(
+        InputError, match=r"^--prompts: shared://bucket/nothing contains no prompt.json; check the URL$"
+    ):
+        store.load("shared://bucket/nothing")
+    with pytest.raises(InputError, match=r"^--prompts: .*nosuch://x.*"):
+        store.load("nosuch://x")
