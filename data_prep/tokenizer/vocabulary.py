@@ -316,6 +316,8 @@ class Vocabulary:
 
 def _loaded(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
     try:
+        if not model:  # SentencePiece would make a processor without pieces
+            raise ValueError("empty")
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except (RuntimeError, ValueError):
         raise InputError(f"{where}: is not a SentencePiece model; give a spiece.model file") from None

@@ -222,9 +222,10 @@ def test_invalid_vocabulary_files(tmp_path: Path) -> None:
         Vocabulary.load(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         Vocabulary.load(tmp_path / "absent.model")
-    (tmp_path / "spiece.model").write_bytes(b"no model")
-    with pytest.raises(InputError, match=r"spiece\.model: is not a SentencePiece model"):
-        Vocabulary.load(tmp_path)
+    for content in (b"no model", b""):
+        (tmp_path / "spiece.model").write_bytes(content)
+        with pytest.raises(InputError, match=r"spiece\.model: is not a SentencePiece model"):
+            Vocabulary.load(tmp_path)
 
 
 def test_vocabulary_that_t5_cannot_use(texts: list[str]) -> None:
