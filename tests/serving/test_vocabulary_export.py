@@ -99,6 +99,7 @@ def test_an_alias_becomes_one_token_per_row_and_the_text_is_encoded_as_in_traini
     assert tokens["model=a,seed=0"].first == world.vocabulary.size
     for name, one in tokens.items():
         rows = list(range(one.first, one.first + one.length))
+        assert tokenizer.convert_ids_to_tokens(rows) == one.tokens
         for text in TEXTS:
             for sent in (one.alias + text, f"{one.alias} {text}"):
                 assert tokenizer(sent).input_ids == rows + world.inputs(name, text), (name, text)
