@@ -141,7 +141,7 @@ def on_rows(draw: random.Random, world: World) -> tuple[Command, list[Path]]:
     if suffix in (".csv", ".tsv"):
         mark = "," if suffix == ".csv" else "\t"
         text = mark.join(["text", "label"]) + "\n" + f'"a ""b"" c"{mark}files\n' * 3
-    content = gzip.compress(text.encode()) if suffix.endswith(".gz") else text.encode()
+    content = gzip.compress(text.encode(), mtime=0) if suffix.endswith(".gz") else text.encode()
     path.write_bytes(damage_bytes(draw, content) if draw.random() < 0.7 else content)
     task = {"name": "t", "data": str(path), "splits": {"train": path.name}, "inputs": "{text}", "targets": "{label}"}
     return lambda: _outcome(lambda: _read_rows(Task.load(TaskConfig.model_validate(task)))), [path]

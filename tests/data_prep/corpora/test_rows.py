@@ -66,7 +66,7 @@ def test_formats_and_compressions(tmp_path: Path, kind: str, upper: bool, compre
         ("a.json", b'[{"a": ' + b"[" * 100_000, r"a\.json: cannot read the file \(maximum recursion"),
         ("a.json", b'{"a": ' + b"[" * 100_000, r"a\.json:1: cannot read the line \(maximum recursion"),
         ("a.jsonl", b'{"a": ' + b"1" * 5000 + b"}", r"a\.jsonl:1: cannot read the line \(a number has 5,000 digits\)"),
-        ("a.csv", gzip.compress(b"a,b\n1,2\n"), r"a\.csv: is compressed; add \.gz to its name"),
+        ("a.csv", gzip.compress(b"a,b\n1,2\n", mtime=0), r"a\.csv: is compressed; add \.gz to its name"),
         ("a.jsonl", zstandard.compress(b"{}"), r"a\.jsonl: is compressed; add \.zst to its name"),
         ("a.jsonl.gz", b"not gzip", r"^cannot read \S+a\.jsonl\.gz \("),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], r"^cannot read \S+a\.jsonl\.gz \("),
