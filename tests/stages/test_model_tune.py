@@ -20,8 +20,7 @@ from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.training.optimizers import model_optimizer
-from tests.forked_launch import forked_stage
-from tests.system.test_processes import CPU_DDP
+from tests.system.test_processes import CPU_DDP, accelerate_launch
 from tests.tiny_run import Outcome, Tiny, refused, scores, stage, t5_pipeline
 
 
@@ -128,7 +127,7 @@ def test_more_steps_and_another_world_size(finished: Tiny, tasks: list[Path], tm
     digests = [artifact_digest("model", tmp_path / name / "model") for name in ("parts", "whole")]
     assert digests[0] == digests[1]
 
-    launched = forked_stage(
+    launched = accelerate_launch(
         CPU_DDP, "model_tune", *arguments(finished, tasks[:1], tmp_path / "ddp", "--steps", 6, "--select", "last")
     )
     assert launched.code == 0, launched.err
