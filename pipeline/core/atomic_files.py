@@ -161,12 +161,21 @@ def is_stream(path: Path) -> bool:
 
 
 def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fill a temporary directory with `fill(directory)`, then move it to `path`, replacing an existing directory."""
+    """Fill a temporary directory with `fill(directory)`, then move it to `path`, replacing an existing directory.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         fill(temporary)
         move_directory(temporary, path)
+    except Exception as error:
+        # Libraries written in Rust report a full disk by exceptions of their own.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            raise write_error(path, error) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

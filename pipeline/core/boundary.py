@@ -55,9 +55,11 @@ def boundary() -> Iterator[None]:
     except SystemExit:  # after --help
         finish_stdout()
         raise
+    except (InputError, BrokenPipeError):
+        raise
     except Exception as error:
         found = input_error(error)
-        if found is None or isinstance(error, BrokenPipeError):
+        if found is None:
             raise
         raise found from error
 

@@ -19,7 +19,7 @@ from t5_pipeline.config.recipe import Cell
 from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.checksums import short_digest
-from t5_pipeline.core.errors import InputError, write_error
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.tasks.counts import RowCounts
@@ -273,7 +273,7 @@ class Stage(Generic[C]):
             if isinstance(content, Path):
                 move_directory(content, cell.directory / place)
             else:
-                _write(cell.directory / place, content)
+                write_directory(cell.directory / place, content)
             if not final:
                 working.complete(cell.directory, place)
         self.accelerator.wait_for_everyone()
@@ -295,16 +295,6 @@ def _name(cells: list[Cell]) -> str:
         return first.label
     common = {axis: value for axis, value in first.axes.items() if all(cell.axes.get(axis) == value for cell in cells)}
     return f"{replace(first, axes=common).label} × {len(cells)}"
-
-
-def _write(place: Path, content: Callable[[Path], None]) -> None:
-    try:
-        write_directory(place, content)
-    except Exception as error:
-        # Libraries written in Rust report a full disk by exceptions of their own.
-        if isinstance(error, OSError) or "(os error " in str(error):
-            raise write_error(place, error) from error
-        raise
 
 
 def _verify(artifact: Artifact) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 
 import pytest
@@ -34,6 +35,12 @@ def test_one_line_for_errors_of_the_system(error: Exception, line: str) -> None:
     with pytest.raises(InputError) as raised, boundary():
         raise error
     assert str(raised.value) == line
+
+
+def test_a_line_is_not_put_into_another_one() -> None:
+    line = "cannot write run/model (an error (os error 28)); free some space and run again"
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"), boundary():
+        raise InputError(line)
 
 
 def test_names_that_are_not_utf8() -> None:
