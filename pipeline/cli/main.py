@@ -144,7 +144,7 @@ def _page(run_dir: RunDir) -> Path:
     Raises:
         InputError: if there is a file of that name that is not a report.
     """
-    from t5_pipeline.report.page import is_report
+    from t5_pipeline.report.signature import is_report
 
     page = inside(run_dir.path, "report.html", run_dir.path)
     if os.path.lexists(page) and not is_report(page):
@@ -198,6 +198,15 @@ def _report(given: argparse.Namespace) -> int:
     return 0
 
 
+def _checked(count: int, found: object) -> str:
+    """The number of checked files.
+
+    >>> _checked(3, {}), _checked(3, {"a": "is damaged"}), _checked(0, {})
+    ('3 files, all intact', '3 files', '')
+    """
+    return f"{count} files{'' if found else ', all intact'}" if count else ""
+
+
 def _verify(given: argparse.Namespace) -> int:
     from t5_pipeline.artifacts.manifest import damaged_files, mark_damaged
     from t5_pipeline.artifacts.working import damaged_unfinished
@@ -208,13 +217,13 @@ def _verify(given: argparse.Namespace) -> int:
         place, manifest = run_dir.cell(cell), run_dir.manifest(cell)
         if manifest is None:
             found, count, digests = *damaged_unfinished(place), ""
-            state = "not finished, "
+            state = "not finished" + (", " if count else "")
         else:
             found, count, state = damaged_files(place, manifest), len(manifest.files), ""
             digests = "; " + ", ".join(f"{kind} {short_digest(o.digest)}" for kind, o in manifest.outputs.items())
             mark_damaged(place, found)
         damaged, files = damaged + len(found), files + count
-        show(f"{cell.label}: {state}{count} files{'' if found or not count else ', all intact'}{digests}")
+        show(f"{cell.label}: {state}{_checked(count, found)}{digests}")
         for name, problem in found.items():
             show(f"  {name} {problem}")
     if damaged:

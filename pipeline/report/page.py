@@ -23,9 +23,9 @@ from t5_pipeline.report.sections.run import sizes_section, stages_section
 from t5_pipeline.report.sections.scores import examples_section, score_figure, scores_section
 from t5_pipeline.report.sections.training import losses_section, perplexity_section, validation_section
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
+from t5_pipeline.report.signature import SIGNATURE
 from t5_pipeline.report.summary import TaskScores, path_names, summarise
 
-_SIGNATURE = "Written by t5-pipeline from the run directory."
 # Keeps browsers from fetching anything even when online.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -152,13 +152,4 @@ def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
 
 
 def _footer() -> Markup:
-    return tag("footer", tag("p", f"{_SIGNATURE} Works offline."))
-
-
-def is_report(path: Path) -> bool:
-    """Whether a file is a report that this program wrote."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 200))
-        return _SIGNATURE.encode() in file.read()
+    return tag("footer", tag("p", f"{SIGNATURE} Works offline."))

@@ -46,6 +46,7 @@ class Text(Generic[Owner]):
 class RunningBatch(Generic[Owner]):
     """The texts that a T5 is decoding.
 
+    >>> from t5_pipeline.modeling.config import T5Config
     >>> batch: RunningBatch[str] = RunningBatch(T5(T5Config(vocab_size=128)))
     >>> len(batch)
     0

@@ -62,7 +62,7 @@ def test_a_folder_without_text(
     unchanged()
     refused(
         tell("prepare", "prepare", "--corpus", tmp_path / "empty"),
-        r"corpus \S+/empty: contains no .txt, .jsonl, .parquet file .*",
+        r"corpus \S+/empty: contains no \.txt, \.jsonl, .*",
     )
     unchanged()
 
