@@ -256,7 +256,9 @@ def refused(said: Outcome, pattern: str) -> None:
     lines = [
         line
         for line in said.err.splitlines()
-        if not re.search(r" \(cpu\)$|: training a vocabulary|were moved to|no bf16 instructions|  step \d+/", line)
+        if not re.search(
+            r" \(cpu\)$|: training a vocabulary|were moved to|no bf16 instructions|  step \d+/| rows, \d+ dropped", line
+        )
     ]
     assert len(lines) == 1, said.err
     assert re.fullmatch("error: " + pattern, lines[0]), lines[0]
