@@ -60,8 +60,9 @@ from t5_pipeline.modeling.config import SIZES, T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
 from t5_pipeline.serving.exchange import export_prompts
+from t5_pipeline.serving.jobs import Limits
 from t5_pipeline.serving.prompt_store import PromptStore
-from t5_pipeline.serving.scheduler import Limits, Scheduler
+from t5_pipeline.serving.scheduler import Scheduler
 from t5_pipeline.serving.vocabulary_export import export
 
 MANY, CLIENTS, LONGEST = 1000, 64, 256

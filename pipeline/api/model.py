@@ -25,6 +25,7 @@ from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Answer, Engine, Question
 from t5_pipeline.serving.exchange import refuse_to_replace
 from t5_pipeline.serving.package import write_package
+from t5_pipeline.serving.pieces import Pieces
 from t5_pipeline.serving.transfer import push
 
 Input = str | Mapping[str, Any]
@@ -180,15 +181,12 @@ class PromptedModel:
         """
         (question,) = self._questions([input], prompt)
         decoding = Decoding(temperature=temperature, top_p=top_p, seed=seed)
-        sent, text = "", ""
+        pieces, text = Pieces(), ""
         for text in self._engine.stream(question, max_output_length=max_tokens, decoding=decoding):
-            # The last characters may still change with the next token.
-            ready = text[:-1].rstrip()
-            if ready.startswith(sent) and ready != sent:
-                yield ready[len(sent) :]
-                sent = ready
-        if text != sent:
-            yield text[len(sent) :]
+            if new := pieces.grown(text):
+                yield new
+        if new := pieces.rest(text):
+            yield new
 
     def _questions(self, inputs: Sequence[Input], prompt: Names) -> list[Question]:
         if isinstance(inputs, (str, Mapping)):

@@ -19,130 +19,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from functools import partial
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.decoding import sampled
+from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.label_scoring import score_label_sets
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.serving.continuous import RunningBatch, Text
+from t5_pipeline.serving.jobs import Draining, Job, Limits, QueueFull, Result, TooLong
 from t5_pipeline.serving.prompt_store import ServedPrompt
-
-_STREAM = "serve/sampling"
-
-
-class QueueFull(Exception):
-    """More jobs are waiting than the server accepts.
-
-    Attributes:
-        retry_after: seconds until the queue has probably been worked off.
-    """
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("the queue is full")
-        self.retry_after = retry_after
-
-
-class TooLong(Exception):
-    """An input does not fit; it is never cut silently.
-
-    Attributes:
-        tokens, limit: its tokens with EOS, and the maximum.
-    """
-
-    def __init__(self, tokens: int, limit: int) -> None:
-        super().__init__(f"the input has {tokens:,} tokens, but at most {limit:,} fit")
-        self.tokens, self.limit = tokens, limit
-
-
-class Draining(Exception):
-    """The server is shutting down and accepts no more jobs."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a server.
-
-    Attributes:
-        batch: maximum jobs that are encoded in one turn, and texts in the running batch.
-        waiting: maximum jobs in the queue.
-        input_tokens: maximum input tokens without a prompt, with EOS; prompts have their own.
-        output_tokens: maximum tokens of an answer.
-        window: seconds to wait for more jobs when nothing runs.
-    """
-
-    batch: int = 32
-    waiting: int = 1024
-    input_tokens: int = 512
-    output_tokens: int = 512
-    window: float = 0.002
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The way to decode free text; greedily at temperature 0."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Result:
-    """The answer of a job.
-
-    Attributes:
-        text: the likeliest label, or the decoded text.
-        scores: log p of each label; empty for free text.
-        input_tokens: with the rows of the prompt.
-        output_tokens: with EOS; 0 for a label.
-        finish: "stop" (EOS or a label), or "length".
-    """
-
-    text: str
-    scores: dict[str, float]
-    input_tokens: int
-    output_tokens: int
-    finish: str
-
-
-@dataclass
-class Job:
-    """An input to answer.
-
-    Attributes:
-        prompt: None for the T5 without a prompt.
-        ids: token ids of the input, with EOS.
-        max_length: maximum tokens of free text.
-        labels, label_ids: the labels to score; empty to decode free text.
-        on_token: called in the scheduler's thread with the ids so far after each token of free text.
-        done: the result.
-        cancelled: set to free the job's place.
-    """
-
-    prompt: ServedPrompt | None
-    ids: list[int]
-    max_length: int = 0
-    labels: Sequence[str] = ()
-    label_ids: Sequence[Sequence[int]] = ()
-    sampling: Sampling = Sampling()
-    on_token: Callable[[list[int]], None] | None = None
-    done: Future[Result] = field(default_factory=Future)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    arrived: float = field(default_factory=time.monotonic)
-
-    @property
-    def total_length(self) -> int:
-        return len(self.ids) + (0 if self.prompt is None else self.prompt.info.prompt_length)
 
 
 @dataclass
@@ -217,7 +109,8 @@ class Scheduler:
         text: str,
         *,
         max_tokens: int = 0,
-        sampling: Sampling | None = None,
+        decoding: Decoding | None = None,
+        number: int = 0,
         on_token: Callable[[list[int]], None] | None = None,
     ) -> Job:
         """A job for a finished input text.
@@ -225,6 +118,7 @@ class Scheduler:
         Args:
             prompt: None for the T5 without a prompt.
             max_tokens: maximum tokens of free text (0: the maximum target length in training, or 128 without a prompt).
+            decoding, number, on_token: as of `Job` (default: greedily).
 
         Raises:
             TooLong: if the input has more tokens than the prompt was trained with, or than the server accepts.
@@ -237,7 +131,7 @@ class Scheduler:
         longest = max_tokens or (128 if prompt is None else prompt.info.max_target_length)
         longest = min(longest, self.limits.output_tokens)
         labels, label_ids = ([], []) if prompt is None else (prompt.labels, prompt.label_ids)
-        return Job(prompt, ids_S.tolist(), longest, labels, label_ids, sampling or Sampling(), on_token)
+        return Job(prompt, ids_S.tolist(), longest, labels, label_ids, decoding or Decoding(), number, on_token)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; their results arrive in `job.done`.
@@ -281,15 +175,30 @@ class Scheduler:
                     until = time.monotonic() + self.limits.window
                     while len(self._waiting) < self.limits.batch and (left := until - time.monotonic()) > 0:
                         self._changed.wait(left)
-                room = self.limits.batch - len(self._running)
-                taken = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+                taken = self._take()
             began = time.monotonic()
             self._turn(taken)
             self.counts.busy_seconds += time.monotonic() - began
 
+    def _take(self) -> list[Job]:
+        """The next jobs in the order of their arrival; free text waits for a place in the running batch."""
+        taken: list[Job] = []
+        later: list[Job] = []
+        room = self.limits.batch - len(self._running)
+        while self._waiting and len(taken) < self.limits.batch:
+            job = self._waiting.popleft()
+            if job.label_ids or room > 0:
+                room -= not job.label_ids
+                taken.append(job)
+            else:
+                later.append(job)
+        self._waiting.extendleft(reversed(later))
+        return taken
+
     def _abandon(self) -> None:
         for job in [*self._waiting, *(text.owner for text in self._running.texts)]:
-            job.done.set_exception(Draining("the server was stopped"))
+            if not job.done.done():
+                job.done.set_exception(Draining("the server was stopped"))
         self._waiting.clear()
 
     def _turn(self, taken: Sequence[Job]) -> None:
@@ -307,12 +216,19 @@ class Scheduler:
                 self._running = RunningBatch(self.t5)
 
     def _dropped(self, job: Job) -> bool:
-        if job.cancelled.is_set():
+        # From here on a waiting client cannot cancel `done` itself, so the scheduler always resolves it.
+        if not job.done.set_running_or_notify_cancel():
             self.counts.cancelled += 1
-            job.done.cancel()
+            return True
+        if job.cancelled.is_set():
+            self._cancel(job)
             return True
         self.counts.queue_seconds += time.monotonic() - job.arrived
         return False
+
+    def _cancel(self, job: Job) -> None:
+        self.counts.cancelled += 1
+        job.done.set_exception(CancelledError())
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         """Report an error to its jobs; the server continues with the others."""
@@ -337,7 +253,7 @@ class Scheduler:
                     best = max(range(labels), key=scores.__getitem__)
                     self._finish(job, job.labels[best], dict(zip(job.labels, scores, strict=True)), 0, "stop")
             else:
-                texts = [Text(job, job.max_length, _choose(job.sampling)) for job in some]
+                texts = [Text(job, job.max_length, job.choose if job.decoding.temperature else None) for job in some]
                 self._running.join(texts, encoded_bND, mask_bN)
 
     def _encode(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor | None]:
@@ -361,12 +277,12 @@ class Scheduler:
 
     def _decode(self) -> None:
         """One token of every text."""
-        kept = [row for row, text in enumerate(self._running.texts) if not text.owner.cancelled.is_set()]
-        for text in self._running.texts:
-            if text.owner.cancelled.is_set():
-                self.counts.cancelled += 1
-                text.owner.done.cancel()
-        self._running.keep(kept)
+        # Read once: a client may go away at any moment.
+        gone = [text.owner.cancelled.is_set() for text in self._running.texts]
+        for text, is_gone in zip(self._running.texts, gone, strict=True):
+            if is_gone:
+                self._cancel(text.owner)
+        self._running.keep([row for row, is_gone in enumerate(gone) if not is_gone])
         present = list(self._running.texts)
         ended = self._running.step()
         for text in present:
@@ -385,18 +301,7 @@ class Scheduler:
         self.counts.jobs += 1
         self.counts.input_tokens += job.total_length
         self.counts.output_tokens += tokens
-        if not job.done.cancelled():
-            job.done.set_result(Result(text, scores, job.total_length, tokens, finish))
-
-
-def _choose(sampling: Sampling) -> Callable[[Tensor, int], int] | None:
-    return partial(_draw, sampling) if sampling.temperature else None
-
-
-def _draw(sampling: Sampling, logits_V: Tensor, position: int) -> int:
-    """A sample that depends on the seed and the position only, not on the batch."""
-    drawn_1 = torch.from_numpy(uniform(bits(sampling.seed, _STREAM, [0], position))).to(logits_V.device)
-    return int(sampled(logits_V[None], drawn_1, sampling.temperature, sampling.top_p))
+        job.done.set_result(Result(text, scores, job.total_length, tokens, finish))
 
 
 def _groups(jobs: Sequence[Job], waste: float = 0.25) -> list[list[Job]]:

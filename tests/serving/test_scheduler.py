@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Engine
+from t5_pipeline.serving.jobs import Draining, Job, Limits, QueueFull, TooLong
 from t5_pipeline.serving.prompt_store import OtherModel, PromptStore
-from t5_pipeline.serving.scheduler import Draining, Job, Limits, QueueFull, Sampling, Scheduler, TooLong
+from t5_pipeline.serving.scheduler import Scheduler
 from tests.serving.served_world import TEXTS, WIDTH, info, write_prompt, write_world
 
 
@@ -65,7 +68,7 @@ def test_a_long_answer_does_not_delay_later_jobs(store: PromptStore, scheduler: 
 
     long = scheduler.job(store.get("long"), "x", max_tokens=40, on_token=on_token)
     # Sampling at a high temperature hardly ever ends early.
-    long.sampling = Sampling(temperature=50.0, seed=1)
+    long.decoding = Decoding(temperature=50.0, seed=1)
     long.done.add_done_callback(lambda _: order.append("long"))
     scheduler.submit([long])
     assert started.wait(30)
@@ -82,7 +85,7 @@ def test_a_long_answer_does_not_delay_later_jobs(store: PromptStore, scheduler: 
 def test_samples_depend_on_the_seed_only(store: PromptStore, scheduler: Scheduler) -> None:
     def sample(seed: int, beside: int) -> str:
         jobs = [
-            scheduler.job(store.get("long"), "x", sampling=Sampling(1.5, 0.9, seed + 100 * i))
+            scheduler.job(store.get("long"), "x", decoding=Decoding(temperature=1.5, top_p=0.9, seed=seed), number=i)
             for i in range(beside + 1)
         ]
         scheduler.submit(jobs)
@@ -93,16 +96,43 @@ def test_samples_depend_on_the_seed_only(store: PromptStore, scheduler: Schedule
     assert len({sample(seed, 0) for seed in range(5)}) > 1
 
 
+def test_samples_equal_those_of_predict(world: Path, store: PromptStore, scheduler: Scheduler) -> None:
+    engine = Engine.load(str(world / "model"), str(world / "prompts"), precision="fp32")
+    decoding = Decoding(temperature=2.0, top_p=0.9, seed=5)
+    jobs = [scheduler.job(store.get("long"), text, decoding=decoding, number=i) for i, text in enumerate(TEXTS)]
+    scheduler.submit(jobs)
+    questions = [engine.question(["long"], Row({"text": text}, "t"), number=i) for i, text in enumerate(TEXTS)]
+    expected = [answer.output for answer in engine.answer(questions, decoding=decoding)]
+    assert [job.done.result(30).text for job in jobs] == expected
+
+
+def test_labels_are_scored_while_the_running_batch_is_full(store: PromptStore, scheduler: Scheduler) -> None:
+    """Six long texts for five places; the labels that arrive after them need no place."""
+    order: list[str] = []
+    long = [
+        scheduler.job(store.get("long"), "x", max_tokens=300, decoding=Decoding(temperature=50.0), number=i)
+        for i in range(6)
+    ]
+    for job in long:
+        job.done.add_done_callback(lambda _: order.append("long"))
+    label = scheduler.job(store.get("labels"), "say: x")
+    label.done.add_done_callback(lambda _: order.append("label"))
+    scheduler.submit([*long, label])
+    assert label.done.result(30).text
+    assert {job.done.result(60).finish for job in long} <= {"stop", "length"}
+    assert order[0] == "label"
+
+
 def test_a_cancelled_job_frees_its_place(store: PromptStore, scheduler: Scheduler) -> None:
     seen = threading.Event()
-    job = scheduler.job(store.get("long"), "x", sampling=Sampling(50.0), on_token=lambda _: seen.set())
+    job = scheduler.job(store.get("long"), "x", decoding=Decoding(temperature=50.0), on_token=lambda _: seen.set())
     scheduler.submit([job])
     assert seen.wait(30)
     job.cancelled.set()
     scheduler.submit([other := scheduler.job(store.get("labels"), "say: x")])
     other.done.result(30)
     assert scheduler.running == 0
-    assert job.done.cancelled() or job.done.done()
+    assert isinstance(job.done.exception(30), CancelledError)
 
 
 def test_a_full_queue_and_a_long_input_are_refused(store: PromptStore, scheduler: Scheduler) -> None:

@@ -19,6 +19,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 
 from t5_pipeline import __version__
 from t5_pipeline.core.printable import say
+from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import vote
 from t5_pipeline.evaluation.label_scoring import probabilities
 from t5_pipeline.evaluation.predict import Outputs
@@ -41,8 +42,9 @@ from t5_pipeline.serving.http.schemas import (
 )
 from t5_pipeline.serving.http.server import Options, Server
 from t5_pipeline.serving.http.streaming import Events
+from t5_pipeline.serving.jobs import Job, Result
 from t5_pipeline.serving.prompt_store import PromptStore
-from t5_pipeline.serving.scheduler import Job, Result, Sampling, Scheduler
+from t5_pipeline.serving.scheduler import Scheduler
 
 
 def create_app(scheduler: Scheduler, store: PromptStore, options: Options) -> FastAPI:
@@ -136,10 +138,10 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """Answer texts, each with its own prompt; `stream` sends server-sent events."""
         param = "prompt" if body.prompt is not None else "fields"
-        sampling = [Sampling(body.temperature, body.top_p, body.seed + i) for i in range(len(body.items))]
+        decoding = Decoding(temperature=body.temperature, top_p=body.top_p, seed=body.seed)
         jobs = [
-            server.job(name, item, param, max_tokens=body.max_tokens or 0, sampling=one)
-            for name, item, one in zip(body.names, body.items, sampling, strict=True)
+            server.job(name, item, param, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
+            for i, (name, item) in enumerate(zip(body.names, body.items, strict=True))
         ]
         whole = Completion(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model or "", choices=[])
         if body.stream:

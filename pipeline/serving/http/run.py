@@ -14,8 +14,9 @@ from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
 from t5_pipeline.serving.http.app import create_app
 from t5_pipeline.serving.http.server import Options
+from t5_pipeline.serving.jobs import Limits
 from t5_pipeline.serving.prompt_store import PromptStore
-from t5_pipeline.serving.scheduler import Limits, Scheduler
+from t5_pipeline.serving.scheduler import Scheduler
 
 URL_SECONDS = 5.0  # between looks at a URL; each is a request to the store
 

@@ -19,8 +19,9 @@ from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.serving.http.errors import Refused
 from t5_pipeline.serving.http.metrics import Metrics
 from t5_pipeline.serving.http.schemas import Fields, ModelCard, Usage
+from t5_pipeline.serving.jobs import Draining, Job, QueueFull, Result, TooLong
 from t5_pipeline.serving.prompt_store import OtherModel, PromptStore, ServedPrompt
-from t5_pipeline.serving.scheduler import Draining, Job, QueueFull, Result, Scheduler, TooLong
+from t5_pipeline.serving.scheduler import Scheduler
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from functools import partial
 
 from t5_pipeline.serving.http.schemas import Completion
 from t5_pipeline.serving.http.server import Server
-from t5_pipeline.serving.scheduler import Job, Result
+from t5_pipeline.serving.jobs import Job, Result
+from t5_pipeline.serving.pieces import Pieces
 
 
 class Events:
@@ -35,22 +36,18 @@ class Events:
 
     async def run(self) -> AsyncIterator[str]:
         """The events; jobs are cancelled if the client goes away or the time is over."""
-        sent = [""] * len(self.jobs)
+        pieces = [Pieces() for _ in self.jobs]
         left, until = len(self.jobs), time.monotonic() + self.server.options.timeout
         try:
             while left:
                 index, ids = await asyncio.wait_for(self.queue.get(), until - time.monotonic())
                 job = self.jobs[index]
                 if ids is not None:
-                    text = self.server.scheduler.text(job, ids)
-                    # The last piece may still change ("�", a space), so a text is sent when the next token is there.
-                    text = text[: len(text) - 1].rstrip()
-                    if text.startswith(sent[index]) and text != sent[index]:
-                        yield self._event(index, text[len(sent[index]) :])
-                        sent[index] = text
+                    if new := pieces[index].grown(self.server.scheduler.text(job, ids)):
+                        yield self._event(index, new)
                     continue
                 result = job.done.result()
-                yield self._event(index, result.text[len(sent[index]) :], result.finish)
+                yield self._event(index, pieces[index].rest(result.text), result.finish)
                 left -= 1
             if self.include_usage:
                 self.whole.usage = self.server.usage([job.done.result() for job in self.jobs])

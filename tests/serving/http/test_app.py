@@ -23,8 +23,9 @@ from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.http.app import create_app
 from t5_pipeline.serving.http.server import Options
+from t5_pipeline.serving.jobs import Limits
 from t5_pipeline.serving.prompt_store import PromptStore
-from t5_pipeline.serving.scheduler import Limits, Scheduler
+from t5_pipeline.serving.scheduler import Scheduler
 from tests.serving.served_world import TEXTS, write_prompt, write_world
 
 KEY = "a-key"
