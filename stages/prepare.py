@@ -24,10 +24,11 @@ from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.data_prep.corpora.documents import Chunk, corpus_chunks, first_texts, skipped_files
 from t5_pipeline.data_prep.corpora.row import listed
+from t5_pipeline.data_prep.shards.encoding import Counts, Workers
 from t5_pipeline.data_prep.shards.limit import Limit
 from t5_pipeline.data_prep.shards.local_workers import encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
-from t5_pipeline.data_prep.shards.writer import Counts, Workers, write_tokens
+from t5_pipeline.data_prep.shards.writer import write_tokens
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Stage, log

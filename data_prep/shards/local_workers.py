@@ -20,7 +20,7 @@ from typing import Any
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk
-from t5_pipeline.data_prep.shards.writer import Encoding, Events, ShardDone, encode_serially
+from t5_pipeline.data_prep.shards.encoding import Encoding, Events, ShardDone, encode_serially
 
 ATTEMPTS = 4  # at a shard whose worker is killed each time
 _TICK = 1.0  # seconds

@@ -16,8 +16,8 @@ import sentencepiece
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk
 from t5_pipeline.data_prep.corpora.files import one_line
+from t5_pipeline.data_prep.shards.encoding import Encoding, Events, ShardDone
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, available_cores, killed_too_often
-from t5_pipeline.data_prep.shards.writer import Encoding, Events, ShardDone
 
 LOCAL = "local"
 _TICK = 1.0  # seconds

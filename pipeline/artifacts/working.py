@@ -60,7 +60,7 @@ def is_intact(directory: Path, place: str) -> bool:
 
 def damaged_unfinished(directory: Path) -> tuple[dict[str, str], int]:
     """Files of an unfinished cell whose bytes differ from what was written, and how many files were checked."""
-    from t5_pipeline.data_prep.shards.writer import damaged_shards  # imports SentencePiece
+    from t5_pipeline.data_prep.shards.finished import damaged_shards  # imports SentencePiece
 
     files = {name: record for of in results(directory).values() if of for name, record in of.items()}
     partial = directory / PARTIAL_TOKENS

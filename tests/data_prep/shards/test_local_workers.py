@@ -20,9 +20,10 @@ import pytest
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document, FileChunk, corpus_chunks
+from t5_pipeline.data_prep.shards.encoding import Counts, Workers, encode_serially
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, encode_in_processes, encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
-from t5_pipeline.data_prep.shards.writer import Counts, Workers, encode_serially, write_tokens
+from t5_pipeline.data_prep.shards.writer import write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 SETTINGS = {"validation_fraction": 0.2, "seed": 3, "decontaminate": ["the quick brown fox"]}

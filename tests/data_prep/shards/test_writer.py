@@ -10,9 +10,10 @@ import pytest
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document
+from t5_pipeline.data_prep.shards.encoding import CONTAMINATED, EMPTY, Counts
 from t5_pipeline.data_prep.shards.limit import Limit
 from t5_pipeline.data_prep.shards.reader import TokenShards
-from t5_pipeline.data_prep.shards.writer import CONTAMINATED, EMPTY, Counts, write_tokens
+from t5_pipeline.data_prep.shards.writer import write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from tests.data_prep.shards.list_chunks import ListChunk, cut, numbered
 
@@ -180,10 +181,10 @@ def test_first_document_is_always_training_data(
 
 
 def test_wide_ids() -> None:
-    from t5_pipeline.data_prep.shards.writer import _dtype
+    from t5_pipeline.data_prep.shards.encoding import ids_dtype
 
-    assert _dtype(65_536) == np.dtype("<u2")
-    assert _dtype(65_537) == np.dtype("<u4")
+    assert ids_dtype(65_536) == np.dtype("<u2")
+    assert ids_dtype(65_537) == np.dtype("<u4")
 
 
 @pytest.mark.parametrize(
