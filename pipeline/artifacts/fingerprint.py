@@ -27,7 +27,7 @@ def parts(
         inputs: digest of each input.
         data: locations and tasks whose contents count, in addition to the stage's own.
     """
-    names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
+    names = settings.shaping()
     if settings.schedule_depends_on_steps():
         names.append("steps")
     # Metrics are excluded because evaluate has its own setting for them, except those that select a checkpoint.

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
+from t5_pipeline.config.reparametrization import ReparametrizationConfig
 from t5_pipeline.config.stage import (
     ExecutionConfig,
     InferenceConfig,
@@ -119,7 +120,7 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
         return self.prompt_length
 
 
-class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
+class PromptTuneConfig(ReparametrizationConfig, LogitsConfig, SoftPromptConfig):
     """Prompt tuning (Lester et al. 2021, §2)."""
 
     kind: ClassVar[str] = "prompt_tune"
@@ -130,18 +131,33 @@ class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     factor_long_prompts: bool = setting(
         False, "factor Adafactor's moments of prompts of 128 rows and more (the official code)"
     )
+    update_clipping: float = setting(
+        1.0, "Adafactor: largest RMS of an update, before the learning rate", neutral=True, gt=0
+    )
 
     # Settings that may differ between prompts trained in one batch on one frozen T5.
     per_prompt: ClassVar[frozenset[str]] = frozenset(
-        ("seed", "task", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels", "init_population")
-    ) | {"batch_size"}
+        ("seed", "task", "batch_size", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels",
+         "init_population", "learning_rate", "schedule", "warmup_steps", "step_offset", "weight_decay",
+         "optimizer_step_offset", "factor_long_prompts", "update_clipping", *ReparametrizationConfig.model_fields)
+    )  # fmt: skip
 
-    @field_validator("factor_long_prompts")
+    @field_validator("factor_long_prompts", "update_clipping")
     @classmethod
-    def adafactor_factors(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("optimizer") != "adafactor":
+    def adafactor_uses_it(cls, value: Any, info: ValidationInfo) -> Any:
+        changed = value != cls.model_fields[info.field_name or ""].default
+        if changed and info.data.get("optimizer") != "adafactor":
             raise ValueError("applies to `optimizer: adafactor`; remove one of the two")
         return value
+
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return self.trained_numbers(self.prompt_length, shape.d_model)
+
+    def published_parameters(self, shape: T5Config) -> int | None:
+        return self.prompt_length * shape.d_model
+
+    def computed_parameters(self, shape: T5Config) -> int:
+        return self.computed_numbers(self.prompt_length, shape.d_model)
 
     def together_with(self, other: StageConfig) -> bool:
         shared = set(type(self).model_fields) - self.per_prompt

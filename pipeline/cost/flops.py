@@ -145,7 +145,8 @@ def training_footprint(
             sum(numbers),
             settings.optimizer,
             accumulates=len(parts) > 1,
-            keeps_best=selects,
+            kept=sum(cell.published_parameters(shape) or 0 for cell in together) if selects else 0,
+            computed=sum(cell.computed_parameters(shape) for cell in together),
             scoring=replace(microbatch, rows=SCORED_EXAMPLES) if selects else None,
             label_tokens=_LABEL_TOKENS * max(labels) if labels and all(labels) else settings.longest_example()[1],
         )

@@ -214,8 +214,9 @@ def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Confi
     if not isinstance(settings, PromptTuneConfig) or shape is None:
         return None
     p, N = settings.prompt_length, shape.parameters
-    footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), p * shape.d_model, settings.optimizer)
-    prompt, model = _FP32 * footprint.numbers, _FP32 * N
+    trained = settings.trained_numbers(p, shape.d_model)
+    footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), trained, settings.optimizer)
+    prompt, model = _FP32 * p * shape.d_model, _FP32 * N
     either = [moments_bytes(shape, TrainingFootprint(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
-    to_train = (prompt + moments_bytes(shape, footprint), *(model + moments for moments in either))
+    to_train = (_FP32 * trained + moments_bytes(shape, footprint), *(model + moments for moments in either))
     return Saving(name, prompt, model, *to_train)

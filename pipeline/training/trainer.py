@@ -36,7 +36,7 @@ from t5_pipeline.training.loop import LossFn, train_step
 from t5_pipeline.training.microbatches import BatchSource, StepBatch, prefetch, step_batch
 from t5_pipeline.training.nonfinite import OnNonFinite
 from t5_pipeline.training.optimizers import model_optimizer
-from t5_pipeline.training.schedules import learning_rate
+from t5_pipeline.training.schedules import Schedule, schedule_of
 from t5_pipeline.training.state import TrainState
 from t5_pipeline.training.trackers import Track, trackers
 
@@ -77,6 +77,7 @@ class Trainer:
         selection: chooses the published checkpoint by validation metrics; default: the last step is published.
         validation: held-out loss to log; also the score of a checkpoint, unless there is a selection.
         cells: names of the losses in metrics.jsonl.
+        schedules: learning rate of each prompt of a bank; default: that of the settings.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Trainer:
         selection: Selection | None = None,
         validation: Validation | None = None,
         cells: Sequence[str] = (),
+        schedules: Sequence[Schedule] = (),
     ) -> None:
         c = self.config = config
         self.batches = batches
@@ -103,13 +105,7 @@ class Trainer:
             model_optimizer, c.optimizer, weight_decay=c.weight_decay, step_offset=c.optimizer_step_offset
         )
         self.state = TrainState(make_engine(launch, accelerator, model, make_optimizer, c.precision), selection)
-        self.schedule = learning_rate(
-            c.schedule,
-            peak=c.learning_rate,
-            warmup_steps=c.warmup_steps,
-            step_offset=c.step_offset,
-            total_steps=c.steps,
-        )
+        self.schedules = list(schedules) or [schedule_of(c)]
         self._control_group = HostCollectives(self.state.group.rank, self.state.group.world)
         self._score: float | None = None  # validation score of exactly this step
 
@@ -218,13 +214,13 @@ class Trainer:
     def _step(self, batch: StepBatch) -> None:
         c, state = self.config, self.state
         self._score = None
-        rate = self.schedule(batch.step)
+        rates = [schedule(batch.step) for schedule in self.schedules]
         train_step(
             state,
             batch,
             self.loss_fn,
             losses=max(1, len(self.cells)),
-            learning_rate=rate,
+            learning_rates=rates,
             seed=c.seed,
             skip_nonfinite=self.on_nonfinite.skips,
         )
@@ -232,7 +228,9 @@ class Trainer:
         if state.step % c.log_every == 0:
             self._synchronize()
             row = state.stats.read(self.cells, self.unit)
-            row |= {"learning_rate": rate, "elapsed_s": round(state.elapsed, 3)}
+            different = {"learning_rates": dict(zip(self.cells, rates, strict=True))} if len(set(rates)) > 1 else {}
+            row |= different or {"learning_rate": rates[0]}
+            row["elapsed_s"] = round(state.elapsed, 3)
             if state.skipped:
                 row["skipped"] = state.skipped
             self._log(row)
@@ -334,7 +332,7 @@ class TrainingResult:
 
     def prompts(self, bank: PromptBank) -> list[Tensor]:
         """The rows [P, D] that each cell of a bank publishes (with a selection that keeps `prompt_rows`)."""
-        last = bank.split(self.checkpoint.tensor(f"{MODEL}bank.rows_RD"))
+        last = bank.prompts_of(self.checkpoint.tensors(f"{MODEL}bank."))
         return [self.best(index).tensors.get("rows", rows_PD) for index, rows_PD in enumerate(last)]
 
 
