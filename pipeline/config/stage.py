@@ -334,3 +334,11 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
     def readings(self) -> int:
         """How often each input is read in a step."""
         return 1
+
+    def trained_together(self) -> list[TrainingConfig]:
+        """The settings of each prompt of a cell; of other cells its own."""
+        return [self]
+
+    def share_of_steps(self) -> float:
+        """Mean share of these that take part in a step."""
+        return 1.0

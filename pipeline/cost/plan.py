@@ -178,7 +178,7 @@ def _add_training(
             found.disk += published_bytes(settings, shape, len(wanted_steps(recipe, d.cell))) or 0
         needs = stage_memory(together, shape, found.launch)
         if needs is not None and (found.memory is None or needs.peak > found.memory.peak):
-            found.memory, found.at_once = needs, len(group)
+            found.memory, found.at_once = needs, sum(len(c.trained_together()) for c in together)
             found.fit = None if memory is None else fit(together, shape, found.launch, memory)
     found.flops, found.left = total, left / total if total else 0.0
     if rate is not None:

@@ -93,7 +93,7 @@ def test_they_start_from_the_given_rows() -> None:
     fit, *_ = np.linalg.lstsq(sampled[2:].double().numpy().T, start.double().numpy().T, rcond=None)
     np.testing.assert_allclose(few.numpy(), fit.T @ sampled[2:].double().numpy(), atol=1e-5)
     a, b = (p.detach() for p in LowRank.uniform(50, 40, rank=10, seed=1).parameters())
-    assert 0.45 < float(a.abs().max()) <= 0.5 and 0.45 < float(b.abs().max()) <= 0.5
+    assert all(0.45 < float(factor.abs().max()) <= 0.5 for factor in (a, b))
     mlp = dict(Residual(torch.zeros(1, 64), hidden=400, seed=0).named_parameters())
     for name, fan_in in (("down_HD", 64), ("down_H", 64), ("up_DH", 400), ("up_D", 400)):
         assert 0.9 < float(mlp[name].detach().abs().max()) * fan_in**0.5 <= 1, name

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from t5_pipeline.methods.soft_prompt import Prompt
 from tests.tiny_run import Tiny, metrics, stage
 
