@@ -3,8 +3,8 @@
     max over P of  log p(y | [P; X]),   P ∈ R^{p×d} learned,  X the embedded input,  every weight of the T5 frozen
 
 Prompts that share a frozen T5 train in one batch, whatever their tasks, lengths, inits, seeds, learning rates and
-reparametrizations, with the same result as alone. The best checkpoint on each task's validation rows is published; of a
-sweep, the best of its prompts.
+reparametrizations, with the same result as alone. The best checkpoint on each task's validation rows is published. A
+sweep publishes the best of its prompts.
 
 In:  "model" (a T5), a task
 Out: "prompt" (p·d numbers and how to use them), one for each cell

@@ -67,7 +67,7 @@ def winners(trials: Sequence[Trial], result: TrainingResult) -> list[int]:
 
 
 def sweep_facts(trials: Sequence[Trial], winner: int, selection: Selection | None) -> dict[str, Any]:
-    """The entry of a manifest about a sweep: its winner, and what became of each prompt; nothing without a sweep."""
+    """The entry of a manifest about a sweep: its winner, and the history of each prompt; nothing without a sweep."""
     trial = trials[winner]
     if not trial.cell.config.sweep or selection is None:
         return {}

@@ -147,7 +147,7 @@ class CellResult:
 
     @property
     def sweep(self) -> Sweep | None:
-        """What became of the prompts of a sweep; None without one, or before it has finished."""
+        """The prompts of a sweep; None without one, or before it has finished."""
         found = self.manifest.facts.get("sweep") if self.manifest else None
         try:
             return None if found is None else Sweep.model_validate(found)

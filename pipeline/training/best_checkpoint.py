@@ -126,7 +126,7 @@ class Selection:
             else:
                 self._without_higher[index] += 1
             self._best[index] = self._better(before, index, step, now, engine)
-        best = [found.measured for found in self._best if found is not None]
+        best = [(found.measured.score, found.measured.loss) for found in self._best if found is not None]
         self.dropped = [self.cells[index] for index in self.halving.drop(step, best)]
         return dict(zip([self.cells[index] for index in active], measured, strict=True))
 
@@ -193,7 +193,7 @@ class Selection:
         ]
 
     def tree(self) -> dict[str, dict[str, Any]]:
-        """What became of each cell so far: its best step, score and loss, and the rung at which it was dropped."""
+        """The history of each cell: its best step, score and loss so far, and the rung at which it was dropped."""
         return {
             cell: {key: scalars[key] for key in ("step", "score", "loss", "dropped")}
             for cell, scalars in zip(self.cells, self.scalars(), strict=True)

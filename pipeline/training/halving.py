@@ -6,18 +6,13 @@ A decision depends only on validation results, so a resumed run makes the same o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from t5_pipeline.training.best_checkpoint import Measured
 
 
 class Halving:
     """The prompts of a bank that still train.
 
-    >>> from t5_pipeline.training.best_checkpoint import Measured
     >>> halving = Halving([0, 0, 0, 1], rungs={10: 1})
-    >>> halving.drop(10, [Measured({}, score, loss=1.0) for score in (0.5, 0.9, 0.5, 0.1)])
+    >>> halving.drop(10, [(0.5, 2.0), (0.9, 2.0), (0.9, 3.0), (0.1, 2.0)])
     [0, 2]
     >>> halving.active(9), halving.active(10)
     ([0, 1, 2, 3], [1, 3])
@@ -40,16 +35,16 @@ class Halving:
         """The prompts that train on, after `step` steps, or now."""
         return [i for i, at in enumerate(self.dropped_at) if at is None or (step is not None and step < at)]
 
-    def drop(self, step: int, best: Sequence[Measured]) -> list[int]:
+    def drop(self, step: int, best: Sequence[tuple[float, float]]) -> list[int]:
         """Keep the best prompts of each group if `step` is a rung; returns the dropped ones.
 
         Args:
-            best: the best validation so far of each prompt. Of equal scores the lower loss wins, then the first prompt.
+            best: score and loss of each prompt's best validation so far. Ties go to the lower loss, then to the first.
         """
         dropped: list[int] = []
         for group in dict.fromkeys(self.groups) if step in self.rungs else ():
             members = [i for i in self.active() if self.groups[i] == group]
-            members.sort(key=lambda i: (-best[i].score, best[i].loss, i))
+            members.sort(key=lambda i: (-best[i][0], best[i][1], i))
             dropped += members[self.rungs[step] :]
         for i in dropped:
             self.dropped_at[i] = step

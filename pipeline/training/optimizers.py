@@ -316,7 +316,7 @@ def bank_optimizer(
     Args:
         parameters: those of the bank, in order.
         parts: of the bank, one for each parameter.
-        rules: of each prompt; the prompts of a part must have the same one.
+        rules: one for each prompt; the prompts of a part must have the same one.
     """
     groups: list[dict[str, Any]] = []
     for p, part in zip(parameters, parts, strict=True):
