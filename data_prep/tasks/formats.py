@@ -2,8 +2,8 @@
 
 A task with a `format` takes all missing keys from it: `{format: superglue/rte, data: RTE}` is a complete task. The
 files are those of the benchmarks; labels may be words or numbers. With a `config`, rows and splits are those of the
-hub's `super_glue`, `glue`, `squad`, `xsum`, `cnn_dailymail` and `wmt`. T5's task name before each input is left out, as in Lester et al. 2021, unless
-`task_prefix` is true.
+hub's `super_glue`, `glue`, `squad`, `xsum`, `cnn_dailymail` and `wmt`. T5's task name before each input is left out, as
+in Lester et al. 2021, unless `task_prefix` is true.
 
 Source: Raffel et al. 2020, appendix D, and T5's preprocessors.
 """

@@ -168,7 +168,8 @@ def parallel_files(data: str, split: str, fields: Sequence[str]) -> dict[str, Pa
         if len(files) > 1:
             names = " and ".join(file.name for file in files)
             raise InputError(f"{data}: {names} are both field {field!r} of the split {split!r}; remove one")
-        found.update({field: file for file in files})
+        if files:
+            found[field] = files[0]
     return found
 
 

@@ -35,7 +35,7 @@ OFFICIAL = {
     "squad": ["token_f1", "exact_match"],
     "xsum": ["rouge1", "rouge2", "rougeL"],
     "cnn_dailymail": ["rouge1", "rouge2", "rougeLsum"],
-    **dict.fromkeys(("wmt/en-de", "wmt/en-fr", "wmt/en-ro"), ["bleu", "chrf"]),
+    **{f"wmt/en-{other}": ["bleu", "chrf"] for other in ("de", "fr", "ro")},
 }
 
 

@@ -52,7 +52,7 @@ def test_as_distributed_and_from_the_hub(tmp_path: Path, name: str) -> None:
 def test_parallel_files(tmp_path: Path) -> None:
     """A file per language: line i of both is a row; only "\\n" ends a line; files may be compressed."""
     (tmp_path / "newstest.en").write_bytes("One.\u2028Still one.\r\n\nThree.\n".encode())
-    (tmp_path / "newstest.de.gz").write_bytes(gzip.compress("Eins.\nZwei.\nDrei.".encode()))
+    (tmp_path / "newstest.de.gz").write_bytes(gzip.compress(b"Eins.\nZwei.\nDrei."))
     splits = {"train": "newstest[:2]", "validation": "newstest[2:]"}
     task = task_of("wmt/en-de", tmp_path, reader="parallel", splits=splits)
     assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
