@@ -8,7 +8,7 @@ The rows of every prompt become embedding rows of new ids, so any server that ru
 A prompt's row is added to the encoder's input as it was trained, so the encoder computes the same numbers. The new ids
 also get rows in the output matrix, where they must never win: each gets the mean of the existing rows with the lowest
 logits. A mean of logits is below the greatest one whatever the input, so greedy decoding gives the outputs of the
-prompted T5, and the probabilities that the new ids take from the others are negligible (measured in docs/serving.md).
+prompted T5, and the probabilities that the new ids take from the others are negligible in a trained T5.
 An original T5, whose output matrix is the embedding, gets a separate output matrix.
 
     transformers    model.safetensors, tokenizer.json, prompts.json
@@ -32,7 +32,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from torch import Tensor
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate, named_prompts
+from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import embedding_rows
@@ -85,7 +85,7 @@ def export(
     if quantization and form != "ctranslate2":
         raise InputError(f"--quantization: {form} is written in fp32; leave it out, or give --to ctranslate2")
     refuse_to_replace(Path(output))
-    (path,) = locate("model", model, "--model")
+    path = locate_one("model", model, "--model")
     digest = DigestCache(None).of_artifact("model", path)
     loaded: dict[str, Prompt] = {}
     for name, place in named_prompts(prompts, "--prompts").items():
