@@ -126,18 +126,20 @@ def _run(given: argparse.Namespace) -> int:
     recipe, run_dir = _load(given)
     page = _page(run_dir)
     code = run(recipe, run_dir, given.first, given.last)
-    if code == 0 and _is_older(page, run_dir):
+    if code != 0:
+        return code
+    from t5_pipeline.report.collect import collect
+    from t5_pipeline.report.terminal import results_table
+
+    results = collect(run_dir.path)
+    if _is_older(page, run_dir):
         from t5_pipeline.report.page import write_report
 
-        write_report(run_dir.path, page)
+        write_report(results, page)
         say(f"✓ report: {page}")
-    if code == 0:
-        from t5_pipeline.report.collect import collect
-        from t5_pipeline.report.terminal import results_table
-
-        for line in results_table(collect(run_dir.path)):
-            show(line)
-    return code
+    for line in results_table(results):
+        show(line)
+    return 0
 
 
 def _page(run_dir: RunDir) -> Path:
@@ -190,11 +192,12 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    from t5_pipeline.report.collect import collect
     from t5_pipeline.report.page import write_report
 
     run_dir = _existing(given.run_dir)
     page = given.output or _page(run_dir)
-    write_report(run_dir.path, page)
+    write_report(collect(run_dir.path), page)
     if str(page) != STDOUT:
         show(page)
     return 0

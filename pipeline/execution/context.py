@@ -83,17 +83,21 @@ class CellRun(Generic[C]):
     def steps_on_disk(self) -> dict[int, str]:
         """Paths of requested intermediate steps that are published and intact, in the manifest or not yet."""
         output = self.config.outputs[0]
-        places = {step: f"steps/{step_name(step)}/{output}" for step in self.status.steps_wanted}
         last = getattr(self.config, "steps", None)
-        return {step: place for step, place in places.items() if step != last and self._is_published(place)}
+        wanted = [step for step in self.status.steps_wanted if step != last]
+        places = {step: f"steps/{step_name(step)}/{output}" for step in wanted}
+        self._verify_published([place for place in places.values() if (self.directory / place).is_dir()])
+        return {step: place for step, place in places.items() if self.directory / place in self.verified}
 
-    def _is_published(self, place: str) -> bool:
-        path, manifest = self.directory / place, manifests.read(self.directory)
-        if path not in self.verified and path.is_dir():
-            known = manifest is not None and any(place == output.path for output in manifest.all_outputs())
-            if known or working.is_intact(self.directory, place):
-                self.verified.add(path)
-        return path in self.verified
+    def _verify_published(self, places: list[str]) -> None:
+        """Add to `verified` which of these directories are in the manifest, or published and intact."""
+        new = {place for place in places if self.directory / place not in self.verified}
+        if not new:
+            return
+        manifest = manifests.read(self.directory)
+        known = new.intersection(output.path for output in manifest.all_outputs()) if manifest else set()
+        intact = working.intact(self.directory, new - known)
+        self.verified.update(self.directory / place for place in known | intact)
 
     def claim(self, place: str) -> None:
         """Prepare to write a result: rename a directory with files of others, and name the result in working.json."""

@@ -29,9 +29,8 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
+from t5_pipeline.modeling.in_transformers import load_in_transformers
 from t5_pipeline.modeling.layers import DecoderCache
-from t5_pipeline.modeling.load import check_untied, locate_model
-from t5_pipeline.modeling.safetensors_dir import read_shape
 from t5_pipeline.modeling.t5 import shift_right
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -86,7 +85,7 @@ class PeftT5(nn.Module):
     ) -> PeftT5:
         """Start a new adapter on the T5 of a directory or hub name."""
         peft = _peft()
-        t5 = _transformers_t5(model, dropout)
+        t5 = _frozen_t5(model, dropout)
         shape = t5.config
         common = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": virtual_tokens}
         torch.manual_seed(seed)
@@ -126,7 +125,7 @@ class PeftT5(nn.Module):
                 raise InputError(f"{directory / name}: does not exist; {info.repair}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            return cls(peft.PeftModel.from_pretrained(_transformers_t5(model, 0.0), str(directory)), info.method)
+            return cls(peft.PeftModel.from_pretrained(_frozen_t5(model, 0.0), str(directory)), info.method)
 
     def save(self, directory: Path, info: AdapterInfo) -> None:
         """Write PEFT's own files, with only the tensors that inference needs, and adapter.json."""
@@ -199,19 +198,6 @@ def _peft() -> Any:
     return peft
 
 
-def _transformers_t5(model: str | Path, dropout: float) -> Any:
+def _frozen_t5(model: str | Path, dropout: float) -> Any:
     """transformers' T5, frozen, with its output matrix tied or not as its configuration says."""
-    from transformers import T5ForConditionalGeneration
-    from transformers.utils import logging
-
-    # Silences a warning that the output matrix stays untied, which is checked below.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        t5 = T5ForConditionalGeneration.from_pretrained(str(model), dropout_rate=dropout, dtype=torch.float32)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{model}: cannot be loaded by transformers ({reason}); check the directory") from None
-    tied = read_shape(locate_model(model)).tied
-    check_untied(() if tied else ("shared.weight", "lm_head.weight"), t5)
-    return t5.requires_grad_(False)
+    return load_in_transformers(model, dropout_rate=dropout, dtype=torch.float32).requires_grad_(False)

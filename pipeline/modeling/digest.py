@@ -58,8 +58,9 @@ def _weights_digest(directory: Path) -> str:
     return tensors_digest(directory)
 
 
-# Without dropout and what the tensors show. Special ids count only if they are not T5's.
-_NOT_USE = ("dropout_rate", "special", "unscaled")
+# Without dropout and what the tensors show. Special ids count only if they are not T5's, and scaled outputs only if the
+# output matrix is not the embedding.
+_NOT_USE = ("dropout_rate", "special", "scaled", "model_type")
 
 
 def _shape(directory: Path) -> dict[str, Any] | None:
@@ -68,5 +69,7 @@ def _shape(directory: Path) -> dict[str, Any] | None:
     if not config.exists():
         return None
     shape = T5Config.from_config(read_json(config), str(config))
-    later = {"special": asdict(shape.special)} if shape.special != T5_TOKENS else {}
+    later: dict[str, Any] = {"special": asdict(shape.special)} if shape.special != T5_TOKENS else {}
+    if shape.scaled and not shape.tied:
+        later["scaled"] = True
     return {key: value for key, value in asdict(shape).items() if key not in _NOT_USE} | later

@@ -33,8 +33,8 @@ UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 def read_shape(directory: Path) -> T5Config:
     """Sizes of a model, from its config.json or the arrays of a T5X checkpoint.
 
-    `tie_word_embeddings: true` with `scale_decoder_outputs: false` has two meanings: transformers 5 writes it for every
-    T5 1.1, and for one that it ties. The weights decide: without an output matrix the T5 is tied and not scaled.
+    transformers 5 writes `tie_word_embeddings: true` for every T5 1.1, mT5 and umT5, and for those that it ties. The
+    weights decide: without an output matrix the T5 is tied.
 
     Raises:
         InputError: if the directory contains neither.
@@ -45,11 +45,11 @@ def read_shape(directory: Path) -> T5Config:
         shape = T5Config.from_config(config, where=str(path))
         if not shape.tied and config.get("tie_word_embeddings") is True and not _has_output_matrix(directory):
             log.warning(
-                "%s: the output matrix is tied to the embedding and its inputs are not scaled, as in a new T5 1.1 of"
-                " transformers 5; a pretrained T5 1.1 loses its own matrix when transformers resizes the embedding",
+                "%s: the output matrix is tied to the embedding, as in a new T5 1.1 of transformers 5; a pretrained one"
+                " loses its own matrix when transformers resizes the embedding",
                 directory,
             )
-            return replace(shape, tied=True, unscaled=True)
+            return replace(shape, tied=True, scaled=None if shape.scales_outputs else False)
         return shape
     checkpoint = find_t5x(directory)
     if checkpoint is not None:
