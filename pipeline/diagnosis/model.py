@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,7 @@ from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 from t5_pipeline.data_prep.tokenizer.vocabulary import NoModelFile, Vocabulary
 from t5_pipeline.diagnosis.findings import Diagnosis
 from t5_pipeline.diagnosis.probes import SENTENCES, first_output, forward_pass, not_finite, text_loss
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import ARCHITECTURES, T5Config
 from t5_pipeline.modeling.load import load_t5, locate_model
 from t5_pipeline.modeling.model_dir import ModelMetadata, read_metadata
 from t5_pipeline.modeling.safetensors_dir import read_shape
@@ -74,14 +74,15 @@ def _has_vocabulary(directory: Path) -> bool:
 
 def _sizes(d: Diagnosis, shape: T5Config) -> None:
     feed_forward = f"{'gated ' if shape.gated else ''}{shape.activation}"
-    family = "T5 1.1" if shape.gated and (not shape.tied or shape.unscaled) else "T5"
+    name = ARCHITECTURES[shape.model_type].model_class.removesuffix("ForConditionalGeneration")
+    version = " 1.1" if shape.model_type == "t5" and shape.gated and not shape.scales_outputs else ""
     sizes = (
         f"{shape.num_layers} + {shape.num_decoder_layers} layers of width {shape.d_model:,},"
         f" {shape.num_heads} heads of {shape.d_kv}, feed-forward {shape.d_ff:,} ({feed_forward})"
     )
-    d.fact("architecture", f"{family}, {sizes}")
+    d.fact("architecture", asdict(shape), f"{name}{version}, {sizes}")
     d.fact("parameters", shape.parameters, f"{shape.parameters:,}, {shape.parameters * 4 / 2**20:,.0f} MiB in fp32")
-    scaled = shape.tied and not shape.unscaled
+    scaled = shape.scales_outputs
     matrix = "the embedding is the output matrix (tied)" if shape.tied else "separate output matrix (untied)"
     d.fact("output", {"tied": shape.tied, "scaled": scaled},
            f"{matrix}; decoder outputs are {'' if scaled else 'not '}multiplied by d_model^−½")  # fmt: skip
@@ -194,8 +195,8 @@ def _behaviour(d: Diagnosis, t5: T5, vocabulary: Vocabulary, metadata: ModelMeta
         _first_output(d, kind, metadata)
         _known_text(d, t5, vocabulary, spans=kind == "span corruption")
     found = forward_pass(t5, vocabulary)
-    d.fact("safe precisions", found.precisions, f"{', '.join(found.precisions) or 'none'}; activations up to"
-           f" {found.largest:,.0f} (fp16 ends at 65,504), log p differs by up to {found.drift:.3f} in bf16")  # fmt: skip
+    d.fact("safe precisions", found.precisions, f"{', '.join(found.precisions) or 'none'}; in bf16 log p differs by up"
+           f" to {found.drift:.3f}; activations up to {found.largest:,.0f}, and fp16 ends at 65,504")  # fmt: skip
     if found.finite and found.finite_in_bf16:
         d.passed("forward pass", "logits are finite in fp32 and bf16")
     else:
@@ -238,8 +239,8 @@ def _known_text(d: Diagnosis, t5: T5, vocabulary: Vocabulary, *, spans: bool) ->
         d.wrong(
             "text",
             f"it is sure of its predictions and wrong ({numbers}; {exchanged}): the vocabulary is another model's, or"
-            " fine-tuning made it forget text",
-            "give it the vocabulary that it was trained with",
+            " the weights are random, or fine-tuned until they forgot text",
+            "give it the vocabulary that it was trained with, or trained weights",
         )
     elif found.knows_text:
         d.passed("text", f"it predicts plain text ({numbers}; {exchanged})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.model_dir import ModelMetadata
 from tests.diagnosis.conftest import SIZES, World
+from tests.modeling.family import KINDS, Kind
 
 
 def edit_json(path: Path, **entries: object) -> None:
@@ -164,3 +166,19 @@ def test_span_corruption_and_untrained_weights(world: World, tmp_path: Path) -> 
     assert "run lm_adapt" in found(d.checks, "first output", "note").fix
     edit_json(copy / "t5_pipeline.json", sentinel="targets")
     found(diagnose(str(copy)).checks, "first output", "ok")
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_checkpoint_of_each_kind(kind: Kind, world: World, tmp_path: Path) -> None:
+    """With the tests' vocabulary, whose ids are T5's; without one for kinds with other ids, which doctor says."""
+    kind = replace(kind, config={**kind.config, "vocab_size": 256})
+    model = kind.write(tmp_path / "model")
+    if kind.special == (0, 1):
+        (model / "spiece.model").write_bytes((world.model / "spiece.model").read_bytes())
+    d = diagnose(str(model))
+    assert d.facts["architecture"][0]["model_type"] == kind.config.get("model_type", "t5")
+    assert d.facts["output"][0]["tied"] is not kind.untied
+    found(d.checks, "weights", "ok")
+    wrong = {check.name for check in d.checks if check.state == "wrong"}
+    assert wrong <= {"text"} if kind.special == (0, 1) else wrong == {"vocabulary"}  # the weights are random
+    assert ("first output" in d.facts) is (kind.special == (0, 1))
