@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.bounded import read_object
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 
@@ -96,7 +96,7 @@ class Layout:
         Raises:
             InputError: if two files disagree, a file is damaged, or a token has no counterpart in T5.
         """
-        contents = {name: _json(path) for name, path in files.items()}
+        contents = {name: read_object(path, f"fix it or give the {MODEL_FILE} file") for name, path in files.items()}
         settings = contents.get("tokenizer_config.json", {})
         config_at = str(files.get("tokenizer_config.json", where))
         own, added = sentinels_of(pieces), _added_tokens(contents, files)
@@ -259,13 +259,3 @@ def _agreeing(special: SpecialTokens, config: Mapping[str, Any], path: str, wher
                 " tokenizer that the model was trained with"
             )
     return special
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise InputError(f"{path}: is not a JSON object; fix it or give the {MODEL_FILE} file")

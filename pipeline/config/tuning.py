@@ -125,6 +125,7 @@ class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     kind: ClassVar[str] = "prompt_tune"
     summary: ClassVar[str] = "freeze a T5 and learn a task as a soft prompt"
     outputs: ClassVar[tuple[str, ...]] = ("prompt",)
+    code_version: ClassVar[int] = 4
     scored_as: ClassVar[tuple[str, str] | None] = ("prompts", "soft prompts: a prompt_tune stage, or a directory")
 
     factor_long_prompts: bool = setting(

@@ -7,18 +7,14 @@ Torch-free: safetensors files are read by their own header.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.records import read_json
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
-
-_LARGEST_VOCABULARY = 2**28  # bytes
 
 
 def model_digest(directory: Path) -> str:
@@ -34,14 +30,10 @@ def model_digest(directory: Path) -> str:
             "tensors": _weights_digest(directory),
             "shape": _shape(directory),
             "sentinel": read_json(metadata)["sentinel"] if metadata.exists() else "none",
-            "vocabulary": _vocabulary_digest(vocabulary) if vocabulary.exists() else None,
+            "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
             "extra ids": read_json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
         }
     )
-
-
-def _vocabulary_digest(path: Path) -> str:
-    return hashlib.sha256(read_file(path, _LARGEST_VOCABULARY)).hexdigest()
 
 
 def t5x_files(directory: Path) -> list[Path]:

@@ -153,11 +153,9 @@ def read_peft(directory: Path) -> Tensor:
     directory = _adapter_directory(directory)
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
     try:
-        config = dict(bounded.read_json(config_path))
+        config = bounded.read_object(config_path, "download or save the adapter again")
     except OSError:
         raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
-    except (ValueError, TypeError):
-        raise InputError(f"{config_path}: is not a JSON object; download or save the adapter again") from None
     if config.get("peft_type") != "PROMPT_TUNING":
         raise InputError(
             f"{config_path}: peft_type {config.get('peft_type')!r} is not a prompt; only PROMPT_TUNING is supported"
