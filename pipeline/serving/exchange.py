@@ -190,6 +190,13 @@ def _adapter_directory(path: Path) -> Path:
     return path.parent if path.name in (PEFT_WEIGHTS, PEFT_CONFIG) else path
 
 
+def adapter_base(adapter: Path) -> tuple[str | None, str | None]:
+    """Name and digest of the T5 that an adapter records; None for one that it does not record."""
+    named = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
+        return named, (opened.metadata() or {}).get(BASE)
+
+
 def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
     """Compare the T5 of an adapter with the given one; warns if only the names can be compared and differ.
 
@@ -202,9 +209,7 @@ def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
     Raises:
         InputError: if the adapter records another digest.
     """
-    named = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
-        recorded = (opened.metadata() or {}).get(BASE)
+    named, recorded = adapter_base(adapter)
     if recorded not in (None, digest):
         raise InputError(
             f"{adapter}: was trained on another T5 ({named}, digest {recorded[:12]}, not {digest[:12]}); give that one"
