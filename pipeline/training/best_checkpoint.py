@@ -102,6 +102,7 @@ class Selection:
         self.dropped: list[str] = []  # at the last step that was measured
         self._best: list[Best | None] = [None] * len(cells)
         self._without_higher = [0] * len(cells)
+        self._validations = [0] * len(cells)
 
     def due(self, step: int) -> bool:
         """Whether this step is measured; independent of the total number of steps."""
@@ -110,7 +111,10 @@ class Selection:
     @property
     def exhausted(self) -> bool:
         """True once the patience of every cell has run out."""
-        return self.patience > 0 and all(self._without_higher[i] >= self.patience for i in self.halving.active())
+        return all(self._is_exhausted(index) for index in self.halving.active())
+
+    def _is_exhausted(self, index: int) -> bool:
+        return 0 < self.patience <= self._without_higher[index]
 
     @torch.no_grad()
     def update(self, step: int, engine: Engine) -> dict[str, Measured]:
@@ -118,9 +122,10 @@ class Selection:
         active = self.halving.active()
         measured = self._measured(engine)
         for index, now in zip(active, measured, strict=True):
-            before = self._best[index]
-            if self.patience and self._without_higher[index] >= self.patience:
+            if self._is_exhausted(index):
                 continue
+            before = self._best[index]
+            self._validations[index] += 1
             if before is None or now.score > before.measured.score:
                 self._without_higher[index] = 0
             else:
@@ -145,22 +150,27 @@ class Selection:
     def finalize(self, step: int, engine: Engine) -> list[Best]:
         """The best of each cell at the end of training.
 
-        If the last step was not due for validation, it is scored too, but the result is not stored, so extending the
-        run later is not affected.
+        If the last step was not due for validation, it is scored too, unless patience has run out, but the result is
+        not stored, so extending the run later is not affected.
         """
         best = list(self._best)
-        if self._validates_last(step):
+        last = [index for index in self.halving.active() if self._validates_last(index, step)]
+        if last:
             for index, now in zip(self.halving.active(), self._measured(engine), strict=True):
-                best[index] = self._better(best[index], index, step, now, engine)
+                if index in last:
+                    best[index] = self._better(best[index], index, step, now, engine)
         return [found for found in best if found is not None]
 
-    def validations(self, step: int) -> int:
-        """Number of validations, once training has ended after `step` steps."""
-        rungs = sum(rung <= step and rung % self.every != 0 for rung in self.halving.rungs)
-        return step // self.every + rungs + self._validates_last(step)
+    def validations(self, step: int) -> list[int]:
+        """Number of validations that count for each cell, once training has ended after `step` steps."""
+        active = self.halving.active()
+        return [
+            count + (index in active and self._validates_last(index, step))
+            for index, count in enumerate(self._validations)
+        ]
 
-    def _validates_last(self, step: int) -> bool:
-        return not self.due(step) and not self.exhausted
+    def _validates_last(self, index: int, step: int) -> bool:
+        return not self.due(step) and not self._is_exhausted(index)
 
     def _better(self, before: Best | None, index: int, step: int, now: Measured, engine: Engine) -> Best:
         """The best step so far or this one, with a copy of its tensors."""
@@ -184,12 +194,13 @@ class Selection:
         ]
 
     def scalars(self) -> list[dict[str, Any] | None]:
-        each = zip(self._best, self._without_higher, self.halving.dropped_at, strict=True)
+        each = zip(self._best, self._without_higher, self._validations, self.halving.dropped_at, strict=True)
         return [
             None
             if best is None
-            else {"step": best.step, **asdict(best.measured), "without_higher": count, "dropped": at}
-            for best, count, at in each
+            else asdict(best.measured)
+            | {"step": best.step, "without_higher": count, "validations": validations, "dropped": at}
+            for best, count, validations, at in each
         ]
 
     def tree(self) -> dict[str, dict[str, Any]]:
@@ -204,6 +215,7 @@ class Selection:
         """Restore what `shards()` and `scalars()` returned, whichever engine saved it."""
         for index, found in enumerate(scalars):
             self._without_higher[index] = 0 if found is None else int(found["without_higher"])
+            self._validations[index] = 0 if found is None else int(found["validations"])
             self._best[index] = None
             self.halving.dropped_at[index] = None if found is None else found.get("dropped")
             if found is not None:
