@@ -25,6 +25,7 @@ from t5_pipeline.modeling.limits import attends_without_keys
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
 }
@@ -156,9 +157,10 @@ class DecoderCache:
 
 
 class Attention(nn.Module):
-    """Projections around `attend`, and in the first block of a stack the table of relative position biases.
+    """Projections around `attend`, and in the first block of a stack (or in each) the table of position biases.
 
     Attributes:
+        bias_per_layer: whether each block has its own table; if so, the bias is not passed on.
         reference: use `attention_reference` instead of the fastest implementation.
     """
 
@@ -167,6 +169,7 @@ class Attention(nn.Module):
         width = shape.num_heads * shape.d_kv
         self.heads = shape.num_heads
         self.bidirectional = bidirectional
+        self.bias_per_layer = shape.bias_per_layer
         self.reference = False
         self.max_distance = shape.relative_attention_max_distance
         self.q = nn.Linear(shape.d_model, width, bias=False)
@@ -194,7 +197,8 @@ class Attention(nn.Module):
             source: keys and values; or encoder states [B, S, D], whose keys and values are skipped for few queries.
 
         Returns:
-            The output [B, Q, D], and the bias for the next block: the given one plus the position bias.
+            The output [B, Q, D], and the bias for the next block: the given one plus the position bias, unless each
+            block has its own.
         """
         q_BHQK = self._split(self.q(x_BQD))
         if isinstance(source, Tensor):
@@ -205,11 +209,14 @@ class Attention(nn.Module):
                 return self._join(out_BHQK), bias
             source = self.keys_values(source)
         k_BHSK, v_BHSK = source
+        passed_on = bias
         if hasattr(self, "relative_attention_bias"):
             position_bias = self.position_bias(q_BHQK.size(2), k_BHSK.size(2))
             bias = (position_bias if bias is None else position_bias + bias).to(q_BHQK.dtype)
+        if not self.bias_per_layer:
+            passed_on = bias
         way = attention_reference if self.reference else attend
-        return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask)), bias
+        return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask)), passed_on
 
     def for_few(self, queries: int) -> bool:
         """Whether so few queries skip the keys and values of encoder states."""

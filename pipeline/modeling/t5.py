@@ -7,8 +7,8 @@ with y the encoder's output; scores are unscaled, and self-attention adds a lear
 
 For speed, the position bias is computed once per stack and call, masks are skipped if nothing is padded, and attention
 uses the fastest implementation (attention.py). The first block of a stack owns the table of position biases: it adds
-them to the bias it is given and passes the sum to the other blocks. So a block uses only its own parameters, inside its
-own forward pass, which sharding engines rely on.
+them to the bias it is given and passes the sum to the other blocks. In umT5 every block owns one, and passes on only
+what it was given. So a block uses only its own parameters, inside its own forward pass, which sharding engines rely on.
 
 Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D d_model, V vocabulary rows.
 The ids of padding and of the decoder's first input are those of `shape.special`.
@@ -64,7 +64,7 @@ class Block(nn.Module):
 class EncoderBlock(Block):
     def __init__(self, shape: T5Config, *, first: bool) -> None:
         super().__init__()
-        attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=True)
+        attention = SelfAttentionLayer(shape, owns_bias=first or shape.bias_per_layer, bidirectional=True)
         self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
 
     @may_recompute
@@ -77,7 +77,7 @@ class EncoderBlock(Block):
 class DecoderBlock(Block):
     def __init__(self, shape: T5Config, *, first: bool) -> None:
         super().__init__()
-        attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=False)
+        attention = SelfAttentionLayer(shape, owns_bias=first or shape.bias_per_layer, bidirectional=False)
         self.layer = nn.ModuleList([attention, CrossAttentionLayer(shape), FeedForwardLayer(shape)])
 
     @may_recompute
@@ -224,15 +224,15 @@ class T5(nn.Module):
         """fp32 logits [B, T, V] of decoder outputs."""
         if self.shape.tied:
             return fp32_logits(*self.before_logits(hidden_BTD))
-        logits_BTV: Tensor = self.lm_head(hidden_BTD)
+        logits_BTV: Tensor = self.lm_head(self._scaled(hidden_BTD))
         return logits_BTV
 
     def before_logits(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The two factors of the logits of decoder outputs: [B, T, D], and the output matrix [V, D]."""
-        if self.shape.tied:
-            scale = 1.0 if self.shape.unscaled else self.shape.d_model**-0.5
-            return hidden_BTD * scale, self.shared.weight
-        return hidden_BTD, self.lm_head.weight
+        return self._scaled(hidden_BTD), self.shared.weight if self.shape.tied else self.lm_head.weight
+
+    def _scaled(self, hidden_BTD: Tensor) -> Tensor:
+        return hidden_BTD * self.shape.output_scale if self.shape.scales_outputs else hidden_BTD
 
     def predict(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The decoder's output [B, T, D] that predicts each target token from the inputs and the earlier targets.

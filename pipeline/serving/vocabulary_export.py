@@ -38,6 +38,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import embedding_rows
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.modeling.in_transformers import load_in_transformers
 from t5_pipeline.modeling.load import assemble, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5, shift_right
 from t5_pipeline.serving.exchange import problems, refuse_to_replace
@@ -142,7 +143,7 @@ def add_rows(t5: T5, prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptT
     rows = max(embedding_rows(end), t5.shape.vocab_size)
     state = dict(t5.state_dict())
     embedding_VD = state["shared.weight"]
-    output_VD = embedding_VD * t5.shape.d_model**-0.5 if t5.shape.tied else state["lm_head.weight"]
+    output_VD = embedding_VD * t5.shape.output_scale if t5.shape.tied else state["lm_head.weight"]
     never_D = output_VD[lowest_ids(t5, output_VD[:first], list(prompts.values()))].mean(0)
     grown_VD = embedding_VD.new_zeros(rows, t5.shape.d_model)
     grown_VD[:first] = embedding_VD[:first]
@@ -150,7 +151,8 @@ def add_rows(t5: T5, prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptT
         grown_VD[one.first : one.first + one.length] = prompts[name].rows_PD
     state["shared.weight"] = grown_VD
     state["lm_head.weight"] = torch.cat([output_VD[:first], never_D.repeat(rows - first, 1)])
-    return assemble(replace(t5.shape, vocab_size=rows, tied=False), state, "the T5 with prompts as vocabulary")
+    shape = replace(t5.shape, vocab_size=rows, tied=False, scaled=None if t5.shape.tied else t5.shape.scaled)
+    return assemble(shape, state, "the T5 with prompts as vocabulary")
 
 
 def lowest_ids(t5: T5, output_VD: Tensor, prompts: Sequence[Prompt], inputs: int = 8, length: int = 24) -> Tensor:
@@ -264,14 +266,8 @@ def write_onnx(directory: Path, t5: T5, tokens: Iterable[PromptTokens], quantiza
         import onnxscript  # noqa: F401
     except ImportError:
         raise InputError("onnxscript is not installed; pip install 't5-pipeline[export]'") from None
-    from transformers import T5ForConditionalGeneration
-    from transformers.utils import logging
-
     write_transformers(directory, t5, tokens, None)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers 5 warns about every T5 with a separate output matrix
-    plain = T5ForConditionalGeneration.from_pretrained(directory, attn_implementation="eager").eval()
-    logging.set_verbosity(verbosity)
+    plain = load_in_transformers(directory, attn_implementation="eager").eval()
     for file in directory.glob("model*.safetensors*"):
         file.unlink()
     ids_BS, mask_BS = torch.tensor([[5, 6, 7, 1], [5, 1, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
