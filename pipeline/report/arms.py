@@ -68,7 +68,8 @@ def groups(arms: Iterable[Arm], *names: str) -> list[dict[Any, Arm]]:
     found: dict[Arm, dict[Hashable, Arm]] = {}
     for arm in arms:
         values = tuple(getattr(arm, name) for name in names)
-        key = replace(arm, **dict.fromkeys(names))
+        nothing: dict[str, Any] = dict.fromkeys(names)
+        key = replace(arm, **nothing)
         found.setdefault(key, {})[values[0] if len(names) == 1 else values] = arm
     return [group for group in found.values() if len(group) > 1]
 
@@ -105,7 +106,7 @@ def _arm(row: Score, bases: Mapping[str | None, Arm]) -> Arm:
 
 
 def _bases(run: Run) -> dict[str | None, Arm]:
-    """What is known of each frozen T5, by its name in the scores."""
+    """Pretraining and size of each frozen T5, by its name in the scores."""
     cells = {cell.stage: cell for cell in run.recipe.cells()}
     starts = [cell.inputs.get("model") for cell in cells.values() if cell.settings.kind == "lm_adapt"]
     adapted = {model_name(ref) for ref in starts if ref is not None}

@@ -65,7 +65,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run says about a claim.
+    """The judgement of a claim by the scores of a run.
 
     Attributes:
         difference: mean contrast over tasks, on the scale of the metrics.

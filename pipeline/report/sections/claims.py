@@ -15,7 +15,7 @@ from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.layout import Section, figure, section
 from t5_pipeline.report.plots import Axis, Line, chart
 from t5_pipeline.report.summary import PROMPT_TUNING
-from t5_pipeline.report.tables import Sheet, downloads, plain_table
+from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
 
 _METHODS = (PROMPT_TUNING, "model tuning")
 _PRETRAINING = (SPAN_CORRUPTION, SENTINEL)
@@ -26,7 +26,7 @@ def claims_section(found: Sequence[Finding]) -> Section | None:
     if not found:
         return None
     columns = ["finding", "source", "contrast", "difference", "low", "high", "verdict", "tasks", "seeds"]
-    rows = [
+    rows: list[list[Value]] = [
         [
             f.claim.text,
             f.claim.source,
