@@ -155,7 +155,7 @@ class CellResult:
             return None
 
     def curve(self, curves: Curves) -> Curve | None:
-        """This cell's curve; of a sweep, that of the published prompt."""
+        """This cell's curve; in a sweep that of the published prompt."""
         name = self.sweep.winner if self.sweep else self.cell.id
         return curves.get(name, curves.get(""))
 
