@@ -6,12 +6,18 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from t5_pipeline.training.state import TrainState
+from t5_pipeline.training.distributed.collectives import ProcessGroup
 
 log = logging.getLogger("t5-pipeline")
+
+
+class ProbedState(Protocol):
+    """The part of a training run's state that early stopping needs."""
+
+    step: int
+    group: ProcessGroup
 
 
 @dataclass
@@ -19,13 +25,14 @@ class Probing:
     """A measurement before the first step and then every `every` steps, which changes nothing in the training.
 
     Attributes:
-        measure: the fields of its row in metrics.jsonl, `score` among them (larger is better). Called on every rank.
+        measure: the fields of its row in metrics.jsonl, `score` among them (larger is better). Called on every rank
+            with the state.
         patience: measurements in a row without a higher score after which training stops; 0: never.
         best: highest score so far.
         without_higher: measurements since then.
     """
 
-    measure: Callable[[TrainState], Mapping[str, Any]]
+    measure: Callable[[Any], Mapping[str, Any]]
     every: int
     patience: int = 0
     best: float = -math.inf
@@ -39,7 +46,7 @@ class Probing:
         """True once training is to stop."""
         return self.patience > 0 and self.without_higher >= self.patience
 
-    def update(self, state: TrainState) -> Mapping[str, Any]:
+    def update(self, state: ProbedState) -> Mapping[str, Any]:
         """Measure, and count the measurements without a higher score."""
         row = self.measure(state)
         if row["score"] > self.best:
