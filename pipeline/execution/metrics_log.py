@@ -38,7 +38,7 @@ class LoggedRow(BaseModel):
 
     Attributes:
         losses: by id of the cell, if several cells train together.
-        scores: metrics by id of the cell, of a validation; of a probe, by task and seed.
+        scores: metrics of a validation by id of the cell, or of a probe by task and seed.
         elapsed_s: seconds of training so far, over all restarts.
         bits_per_byte: of held-out text.
     """
