@@ -178,12 +178,18 @@ def write_tokenizer(directory: Path, vocabulary: Vocabulary, tokens: Iterable[Pr
         InputError: if the text after an alias would have other ids than without it.
     """
     vocabulary.save(directory)
-    (directory / "spiece.model").unlink()
+    (directory / "spiece.model").unlink(missing_ok=True)
     path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            "vocabulary: bytes have no tokenizer.json to which aliases could be added; serve these prompts with"
+            " `t5-pipeline serve`"
+        )
     tokenizer, tokens = Tokenizer.from_file(str(path)), list(tokens)
     # The alias is replaced in the normalised text, in which tokens with normalized=True are then found.
     aliases = [normalizers.Replace(one.alias, "".join(one.tokens)) for one in tokens]
-    tokenizer.normalizer = normalizers.Sequence([*aliases, tokenizer.normalizer])
+    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([*aliases, *own])
     for one in tokens:
         # rstrip: a space between alias and text is not part of the text.
         added = [AddedToken(token, normalized=True, special=False, rstrip=True) for token in one.tokens]
