@@ -32,6 +32,7 @@ class ByteModel:
     size = _ROWS
     pad, eos, unk = range(_FIRST)
     complete = True
+    normalizer = "none (bytes)"
     sentinel_ids = tuple(range(_ABOVE - 1, _ABOVE - 1 - SENTINELS, -1))
 
     def id_of(self, name: str) -> int | None:

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from t5_pipeline.core.bounded import read_file, read_json
+from t5_pipeline.core.bounded import read_file, read_object
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name
 
 _LARGEST = 2**28  # bytes
+_REPAIR = "save the tokenizer again"
 _NOT_IDS = ("post_processor", "truncation", "padding")
 
 
@@ -46,6 +47,7 @@ class JsonModel:
         self.size = max(ids.values(), default=-1) + 1
         described = json.loads(content)
         model = described["model"]
+        self.normalizer = str((described.get("normalizer") or {"type": "none"})["type"])
         unk = ids.get(str(model.get("unk_token")))
         self.unk: int = model.get("unk_id", -1) if unk is None else unk
         self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
@@ -124,7 +126,7 @@ def json_content(path: Path) -> bytes | None:
     Raises:
         InputError: if it is damaged.
     """
-    whole = _object(path)
+    whole = read_object(path, _REPAIR)
     return _content(whole) if isinstance(whole.get("model"), dict) else None
 
 
@@ -136,7 +138,7 @@ def bpe_content(vocabulary: Path) -> bytes:
     Raises:
         InputError: if a file is damaged.
     """
-    ids: dict[str, int] = _object(vocabulary)
+    ids: dict[str, int] = read_object(vocabulary, _REPAIR)
     merges_at = vocabulary.with_name("merges.txt")
     lines = read_file(merges_at, _LARGEST).decode().split("\n")
     try:
@@ -172,7 +174,7 @@ def _content(whole: dict[str, Any]) -> bytes:
 
 def _beside(vocabulary: Path, name: str) -> dict[str, Any]:
     path = vocabulary.with_name(name)
-    return _object(path) if path.is_file() else {}
+    return read_object(path, _REPAIR) if path.is_file() else {}
 
 
 def _each(value: Any) -> list[Any]:
@@ -181,13 +183,3 @@ def _each(value: Any) -> list[Any]:
 
 def _name(token: Any) -> str:
     return str(token.get("content") if isinstance(token, dict) else token)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise InputError(f"{path}: is not a JSON object; save the tokenizer again")

@@ -13,7 +13,7 @@ import sentencepiece
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
-from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import meaning, with_rounded_scores
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, meaning, message, with_rounded_scores
 from t5_pipeline.data_prep.tokenizer.special_tokens import MODEL_FILE, Layout, sentinel_name
 
 # Fixed, because the result of training depends on the number of threads.
@@ -46,6 +46,8 @@ class SentencePieceModel:
         self.eos: int = self.pieces.eos_id()
         self.unk: int = self.pieces.unk_id()
         self.sentinel_ids = self._sentinels()
+        name = message(content, NORMALIZER).get(1, b"")
+        self.normalizer = name.decode() if isinstance(name, bytes) and name else "identity"
 
     def _sentinels(self) -> tuple[int, ...]:
         """Ids of the sentinels that are pieces, in the order of their numbers (mT5's names begin with ▁)."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from t5_pipeline.core.bounded import read_json
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.bounded import read_object
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -61,7 +60,4 @@ def tokenizer_class(directory: Path) -> str | None:
     path = directory / CONFIG
     if not path.is_file():
         return None
-    try:
-        return str(read_json(path).get("tokenizer_class"))
-    except (ValueError, AttributeError):
-        raise InputError(f"{path}: is not a JSON object; save the tokenizer again") from None
+    return str(read_object(path, "save the tokenizer again").get("tokenizer_class"))

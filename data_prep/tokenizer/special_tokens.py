@@ -6,12 +6,13 @@ files disagree, the model would read other ids than it was trained with, so that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.bounded import read_object
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 
@@ -85,10 +86,12 @@ class Layout:
     Attributes:
         above: names of the ids above those of the text model, in the order of their ids.
         special: padding, EOS and the decoder's first id.
+        found: how the sentinels were found, for people.
     """
 
     above: tuple[str, ...]
     special: SpecialTokens
+    found: str = dataclasses.field(default="T5's own, above the pieces", compare=False)
 
     @classmethod
     def of_t5(cls, sentinels: int, special: SpecialTokens) -> Layout:
@@ -107,16 +110,17 @@ class Layout:
         Raises:
             InputError: if two files disagree, or a file is damaged.
         """
-        contents = {name: _json(path) for name, path in files.items()}
+        contents = {name: read_object(path, f"fix it or give the {MODEL_FILE} file") for name, path in files.items()}
         settings = contents.get("tokenizer_config.json", {})
         config_at = str(files.get("tokenizer_config.json", where))
         config = contents.get("config.json", {})
-        above = _above(model, settings, config_at, _added_tokens(contents, files), config.get("vocab_size"), where)
+        added = _added_tokens(contents, files)
+        above, found = _above(model, settings, config_at, added, config.get("vocab_size"), where)
         special = _special(model, above, [settings, contents.get(NAMES_FILE, {})], config, config_at, where)
         for name in CONFIG_FILES:
             if name in files:
                 special = _agreeing(special, contents[name], str(files[name]), where, decides=name == "config.json")
-        return cls(above, special)
+        return cls(above, special, found)
 
 
 def sentinel_name(j: int) -> str:
@@ -130,8 +134,8 @@ def _above(
     added: Mapping[str, tuple[int, str]],
     rows: object,
     where: str,
-) -> tuple[str, ...]:
-    """The names of the ids above those of the text model: sentinels, and tokens that someone added."""
+) -> tuple[tuple[str, ...], str]:
+    """The names of the ids above those of the text model (sentinels, added tokens), and how sentinels were found."""
     own, extra_ids = model.sentinel_ids, settings.get("extra_ids")
     if extra_ids is not None and (type(extra_ids) is not int or not 0 <= extra_ids < _MOST_SENTINELS):
         raise InputError(f"{config_at}: `extra_ids` is {extra_ids!r:.50}, not a number of sentinels; fix it")
@@ -157,13 +161,18 @@ def _above(
             f"{config_at}: `extra_ids` is {extra_ids}, but {len(numbered)} sentinels are listed as added tokens; use"
             " the files of one tokenizer"
         )
-    if not numbered and not own and not model.complete:
+    found = f"by name among the pieces of {Path(where).name}"
+    if numbered:
+        found = f"by name among the added tokens of {Path(next(iter(added.values()))[1]).name}"
+    elif not own and not model.complete:
+        found = f"`extra_ids` of {Path(config_at).name}, above the pieces"
         if extra_ids is None:
+            found = "no file lists them, so T5's 100 above the pieces"
             extra_ids = 0 if type(rows) is int and rows < model.size + SENTINELS else SENTINELS
         implied = Layout.of_t5(extra_ids, T5_TOKENS).above
         numbered = {model.size + k: name for k, name in enumerate(implied)}
     others = {i: name for i, name in named.items() if i not in numbered}
-    return _in_row(model.size, numbered, others, next(iter(added.values()), (0, where))[1], where)
+    return _in_row(model.size, numbered, others, next(iter(added.values()), (0, where))[1], where), found
 
 
 def _in_row(size: int, numbered: dict[int, str], others: dict[int, str], file: str, where: str) -> tuple[str, ...]:
@@ -267,13 +276,3 @@ def _agreeing(special: SpecialTokens, config: Mapping[str, Any], path: str, wher
                 " tokenizer that the model was trained with"
             )
     return special
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise InputError(f"{path}: is not a JSON object; fix it or give the {MODEL_FILE} file")

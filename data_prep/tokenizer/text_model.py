@@ -28,6 +28,7 @@ class TextModel(Protocol):
         content: the bytes that decide the ids, from which `opened` makes it again in another process.
         size: number of ids.
         pad, eos, unk: ids that the model itself defines; −1 for those that only other files name.
+        normalizer: name of the rules by which text is normalised, such as nmt_nfkc.
         complete: whether it names all ids of the tokenizer, so that no sentinels are added by default.
         sentinel_ids: the sentinels that are ids of the model itself, extra_id_0 first.
     """
@@ -37,6 +38,7 @@ class TextModel(Protocol):
     pad: int
     eos: int
     unk: int
+    normalizer: str
     complete: bool
     sentinel_ids: tuple[int, ...]
 

@@ -48,8 +48,10 @@ class Vocabulary:
 
     Args:
         model: the bytes of a text model, such as those of a spiece.model.
-        layout: meaning of the ids (default: T5's, with 100 sentinels unless the model contains its own).
+        layout: meaning of the ids (default: what `files` say).
         where: its location, for errors.
+        files: the files beside it, by name, as for `Layout.find`; without any, the layout is T5's, with 100 sentinels
+            unless the model contains its own.
 
     Attributes:
         text: the text model.
@@ -61,9 +63,15 @@ class Vocabulary:
         InputError: if T5 cannot use it.
     """
 
-    def __init__(self, model: bytes, layout: Layout | None = None, where: str = "vocabulary") -> None:
+    def __init__(
+        self,
+        model: bytes,
+        layout: Layout | None = None,
+        where: str = "vocabulary",
+        files: Mapping[str, Path] | None = None,
+    ) -> None:
         self.text = opened(model, where)
-        self.layout = layout or Layout.find(self.text, {}, where)
+        self.layout = layout or Layout.find(self.text, files or {}, where)
         if self.layout.above and (grown := self.text.with_tokens(self.layout.above)) is not None:
             self.text, self.layout = grown, replace(self.layout, above=())
         self.model = self.text.content
@@ -121,18 +129,14 @@ class Vocabulary:
             files = {name: path / name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()}
             if source.form == "t5":
                 files[TOKENIZER] = source.path
-            return cls._read(model, files, str(source.path))
+            return cls(model, where=str(source.path), files=files)
         if path.is_file():
-            return cls._read(read_file(path, _MAX_MODEL), {}, str(path))
+            return cls(read_file(path, _MAX_MODEL), where=str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
             )
         return cls._from_hub(str(location))
-
-    @classmethod
-    def _read(cls, model: bytes, files: Mapping[str, Path], where: str) -> Vocabulary:
-        return cls(model, Layout.find(opened(model, where), files, where), where)
 
     @classmethod
     def _from_hub(cls, name: str) -> Vocabulary:
@@ -160,7 +164,7 @@ class Vocabulary:
                 files[file] = Path(hf_hub_download(name, file))
         model = files.pop(MODEL_FILE, None)
         if model is not None:
-            return cls._read(read_file(model, _MAX_MODEL), files, f"{name}/{MODEL_FILE}")
+            return cls(read_file(model, _MAX_MODEL), where=f"{name}/{MODEL_FILE}", files=files)
         with contextlib.suppress(NoModelFile):
             if files:
                 return cls.load(next(iter(files.values())).parent)

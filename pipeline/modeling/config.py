@@ -141,14 +141,16 @@ class T5Config:
             value = default if value is None else value
             if type(value) is not int or not 0 < value < 2**31:
                 raise InputError(
-                    f"{where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31; fix the file"
+                    f"{where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31 − 1; fix the file"
                 )
             return value
 
         def number(key: str, default: float) -> float:
             value = config.get(key, default)
             if type(value) not in (int, float) or not 0 <= value < 1:
-                raise InputError(f"{where}: {key} is {value!r:.50}; must be a number from 0 to 1; fix the file")
+                raise InputError(
+                    f"{where}: {key} is {value!r:.50}; must be a number, at least 0 and below 1; fix the file"
+                )
             return float(value)
 
         def unless_false(flags: tuple[str, ...]) -> bool:

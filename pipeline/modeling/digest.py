@@ -7,19 +7,15 @@ Torch-free: safetensors files are read by their own header.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.records import read_json
 from t5_pipeline.data_prep.tokenizer.sources import BPE_FILES, source_of
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
-
-_LARGEST = 2**28  # bytes of a vocabulary
 
 
 def model_digest(directory: Path) -> str:
@@ -47,8 +43,9 @@ def _vocabulary_digest(directory: Path) -> str | None:
         return None
     if source.form == "bytes":
         return "bytes"
-    merges = [directory / BPE_FILES[1]] if source.form == "bpe" else []
-    return hashlib.sha256(b"".join(read_file(path, _LARGEST) for path in (source.path, *merges))).hexdigest()
+    if source.form == "bpe":
+        return json_digest([file_digest(directory / name) for name in BPE_FILES])
+    return file_digest(source.path)
 
 
 def t5x_files(directory: Path) -> list[Path]:
