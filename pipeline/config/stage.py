@@ -59,11 +59,6 @@ class StageConfig(Config):
         """Whether an input field may name several artifacts."""
         return any(isinstance(mark, Input) and mark.many for mark in cls.model_fields[name].metadata)
 
-    def shaping(self) -> list[str]:
-        """Names of the settings that shape the result, besides inputs and `steps`."""
-        inputs = self.inputs()
-        return [name for name in type(self).model_fields if self.role(name) == "trajectory" and name not in inputs]
-
     @classmethod
     def role(cls, name: str) -> Role:
         """Role of a setting in the result."""
@@ -71,7 +66,7 @@ class StageConfig(Config):
         return role
 
     def shaping(self) -> list[str]:
-        """Names of the settings that shape the result and are not inputs, without those at a neutral default."""
+        """Names of the settings that shape the result, besides inputs, `steps`, and those at a neutral default."""
         return [
             name
             for name, field in type(self).model_fields.items()
