@@ -213,7 +213,7 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
     ]
     if bool in types:
         group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
-    elif any(getattr(t, "__origin__", None) is dict for t in types):
+    elif Any in types:  # a mapping with values of any type
         group.add_argument(
             flag(name), dest=name, metavar="YAML", type=lambda given: parse_value(given, flag(name)), help=text
         )
