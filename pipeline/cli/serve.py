@@ -54,6 +54,9 @@ def add_serve(commands: Any) -> None:
         "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of matrix products (default: fp32)"
     )
     execution.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    execution.add_argument(
+        "--compile", action="store_true", help="torch.compile the T5; first requests wait for it (default: off)"
+    )
     serve.set_defaults(command=_serve)
 
 

@@ -29,6 +29,7 @@ from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.label_scoring import score_label_sets
+from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5
 from t5_pipeline.modeling.t5 import T5
@@ -76,10 +77,12 @@ class Scheduler:
         limits: Limits | None = None,
         precision: str = "fp32",
         device: torch.device | None = None,
+        compiled: bool = False,
     ) -> Scheduler:
         """Load a T5 from a directory or the hub."""
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32).to(device)
+        t5.set_execution(compiled=use_compiler("true" if compiled else "false", device.type))
         return cls(t5, vocabulary, limits=limits, precision=precision)
 
     def start(self) -> None:

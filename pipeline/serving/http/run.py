@@ -44,7 +44,12 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
             raise InputError(f"--name: {given.name} is also a prompt; choose another name for the T5 without a prompt")
         limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
         scheduler = Scheduler.load(
-            str(store.model), store.vocabulary, limits=limits, precision=given.precision, device=device
+            str(store.model),
+            store.vocabulary,
+            limits=limits,
+            precision=given.precision,
+            device=device,
+            compiled=given.compile,
         )
         options = Options(
             model_name=given.name,
