@@ -67,3 +67,19 @@ def test_compiled_blocks_have_the_same_gradients(model: T5, recompute: bool, cap
     # With and without padding; few target tokens skip the keys of cross-attention.
     assert 2 <= graphs <= 6
     assert caplog.text.count("compile:") == graphs
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("shape", [MODELS["gated_untied"]], ids=["gated_untied"])
+def test_flex_attention_is_part_of_the_graphs(model: T5, caplog: pytest.LogCaptureFixture) -> None:
+    """Masks of every batch are other functions, but only rows of one block and of several have graphs of their own."""
+    model.requires_grad_(False)
+    with caplog.at_level(logging.INFO, logger="t5-pipeline"):
+        for inputs, targets in [*SHAPES[:2], LATER[0], ([200, 3, 170], [180, 9, 2])]:
+            ids, answers = token_rows(inputs, seed=2), token_rows(targets, seed=3)
+            results = []
+            for compiled in (False, True):
+                model.set_execution(compiled=compiled, flex=compiled)
+                results.append(model.decode(answers, model.encode(model.embed(ids), ids != 0), ids != 0))
+            torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-4)
+    assert caplog.text.count("compile:") <= 5
