@@ -84,7 +84,7 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
 def trained_vocabulary(stage: Stage[PrepareConfig], chunks: list[Chunk], held_out: list[str]) -> Vocabulary:
     """The vocabulary trained on the start of the decontaminated corpus, by this run or a previous one."""
     c, directory = stage.config, stage.directory / "vocabulary"
-    if not working.is_intact(stage.directory, "vocabulary"):
+    if not working.intact(stage.directory, ["vocabulary"]):
         log.info("%s: training a vocabulary of %s pieces", stage.name, f"{c.vocabulary_size:,}")
         texts = first_texts(chunks, c.vocabulary_characters, without=held_out, corpus=c.corpus)
         trained = Vocabulary.train(texts, c.vocabulary_size)

@@ -129,22 +129,16 @@ class Encoding:
                 kept: dict[Split, list[npt.NDArray[np.int32]]] = {split: [] for split in SPLITS}
                 encoded = vocabulary.encode_arrays([document.text for document in batch], threads)
                 for document, ids, split in zip(batch, encoded, self._splits_of(batch), strict=True):
-                    reason = (
-                        EMPTY
-                        if not len(ids)
-                        else CONTAMINATED
-                        if self.decontamination.found_in(document.text)
-                        else None
-                    )
-                    if left_out or not self.limit.admits(counts.documents + 1, counts.tokens + len(ids)):
+                    if left_out:
                         left_out += 1
-                        continue
-                    if reason is not None:
+                    elif reason := self._reason_to_drop(document, ids):
                         counts.dropped[reason] += 1
-                        continue
-                    kept[split].append(ids)
-                    counts.documents += 1
-                    counts.tokens += len(ids)
+                    elif not self.limit.admits(counts.documents + 1, counts.tokens + len(ids)):
+                        left_out += 1
+                    else:
+                        kept[split].append(ids)
+                        counts.documents += 1
+                        counts.tokens += len(ids)
                 for split, documents in kept.items():
                     splits[split].add(documents)
                 yield ShardProgress(number, counts)
@@ -165,6 +159,11 @@ class Encoding:
             if not (path / "shard.json").is_file():
                 raise InputError(f"{path}: was removed while it was written; find out what removes it and run again")
         yield ShardDone(number, record)
+
+    def _reason_to_drop(self, document: Document, ids: npt.NDArray[np.int32]) -> str | None:
+        if not len(ids):
+            return EMPTY
+        return CONTAMINATED if self.decontamination.found_in(document.text) else None
 
     def _splits_of(self, documents: Sequence[Document]) -> list[Split]:
         positions = np.array([document.position for document in documents])

@@ -86,7 +86,7 @@ class RowCounts(BaseModel):
     """Counts of the rows of a split: read, dropped, used, truncated.
 
     Attributes:
-        read: number of rows in the split.
+        read: number of rows of the split, flattened to one for each question or answer.
         dropped: number of rows that are not used, by reason.
         used: number of examples; a question with several answers can be several.
         inputs, targets: those that were truncated to `max_input_length` and `max_target_length` tokens.

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.core.bounded import read_json
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.bounded import read_object
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, PIECES, TRAINER, UNIGRAM
 
 TOKENIZER = "tokenizer.json"
+_REPAIR = "save the tokenizer again"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _CLASSES = ("T5Tokenizer", "T5TokenizerFast")
 
@@ -31,7 +31,7 @@ def rebuilt_model(directory: Path) -> bytes | None:
     path, config = directory / TOKENIZER, directory / "tokenizer_config.json"
     if not path.is_file() or not config.is_file():
         return None
-    settings, content = _json(config), _json(path)
+    settings, content = read_object(config, _REPAIR), read_object(path, _REPAIR)
     model, charsmap = content.get("model") or {}, _charsmap(content.get("normalizer") or {})
     if settings.get("tokenizer_class") not in _CLASSES or model.get("type") != "Unigram" or charsmap is None:
         return None
@@ -81,13 +81,3 @@ def _number(field: int, value: int) -> bytes:
 
 def _bytes(field: int, value: bytes) -> bytes:
     return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise InputError(f"{path}: is not a JSON object; save the tokenizer again")

@@ -24,7 +24,7 @@ from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
 from t5_pipeline.data_prep.tokenizer.rebuilt_model import TOKENIZER, rebuilt_model
-from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import meaning, with_rounded_scores
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, meaning, message, with_rounded_scores
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 from t5_pipeline.data_prep.tokenizer.special_tokens import (
     CONFIG_FILES,
@@ -50,8 +50,10 @@ class Vocabulary:
 
     Args:
         model: the bytes of a spiece.model.
-        layout: meaning of the ids (default: T5's, with 100 sentinels unless the model contains its own).
+        layout: meaning of the ids (default: what `files` say).
         where: its location, for errors.
+        files: the files beside it, by name, as for `Layout.find`; without any, the layout is T5's, with 100 sentinels
+            unless the model contains its own.
 
     Attributes:
         special: ids of padding, EOS and the decoder's start.
@@ -61,10 +63,16 @@ class Vocabulary:
         InputError: if T5 cannot use it.
     """
 
-    def __init__(self, model: bytes, layout: Layout | None = None, where: str = "vocabulary") -> None:
+    def __init__(
+        self,
+        model: bytes,
+        layout: Layout | None = None,
+        where: str = "vocabulary",
+        files: Mapping[str, Path] | None = None,
+    ) -> None:
         self.pieces = _loaded(model, where)
         self.model = model
-        self.layout = layout or Layout.find(self.pieces, {}, where)
+        self.layout = layout or Layout.find(self.pieces, files or {}, where)
         self.special = self.layout.special
         self.pad, self.eos = self.special.pad, self.special.eos
         self.unk: int = self.pieces.unk_id()
@@ -84,6 +92,12 @@ class Vocabulary:
     def sentinels(self) -> int:
         """Number of sentinels."""
         return len(self.sentinel_ids)
+
+    @property
+    def normalizer(self) -> str:
+        """Name of the rules by which text is normalised, such as nmt_nfkc."""
+        name = message(self.model, NORMALIZER).get(1, b"")
+        return name.decode() if isinstance(name, bytes) and name else "identity"
 
     def __repr__(self) -> str:
         return f"Vocabulary({self.pieces.get_piece_size():,} pieces, {self.sentinels} sentinels)"
@@ -106,25 +120,22 @@ class Vocabulary:
         if path.is_dir():
             files = {name: path / name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()}
             if (path / MODEL_FILE).is_file():
-                return cls._read(read_file(path / MODEL_FILE, _MAX_MODEL), files, str(path / MODEL_FILE))
+                model_file = path / MODEL_FILE
+                return cls(read_file(model_file, _MAX_MODEL), where=str(model_file), files=files)
             model = rebuilt_model(path)
             if model is None:
                 raise NoModelFile(
                     f"{path}: contains no {MODEL_FILE} and no {TOKENIZER} of a T5; copy the {MODEL_FILE} of the T5 that"
                     " it was trained from into it"
                 )
-            return cls._read(model, {**files, TOKENIZER: path / TOKENIZER}, str(path / TOKENIZER))
+            return cls(model, where=str(path / TOKENIZER), files={**files, TOKENIZER: path / TOKENIZER})
         if path.is_file():
-            return cls._read(read_file(path, _MAX_MODEL), {}, str(path))
+            return cls(read_file(path, _MAX_MODEL), where=str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
             )
         return cls._from_hub(str(location))
-
-    @classmethod
-    def _read(cls, model: bytes, files: Mapping[str, Path], where: str) -> Vocabulary:
-        return cls(model, Layout.find(_loaded(model, where), files, where), where)
 
     @classmethod
     def _from_hub(cls, name: str) -> Vocabulary:
@@ -152,7 +163,7 @@ class Vocabulary:
         for file in (*TOKENIZER_FILES, *CONFIG_FILES):
             with contextlib.suppress(HfHubHTTPError, EntryNotFoundError, OSError):
                 files[file] = Path(hf_hub_download(name, file))
-        return cls._read(read_file(model, _MAX_MODEL), files, f"{name}/{MODEL_FILE}")
+        return cls(read_file(model, _MAX_MODEL), where=f"{name}/{MODEL_FILE}", files=files)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> Vocabulary:

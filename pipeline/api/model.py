@@ -20,7 +20,7 @@ from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.label_scoring import probabilities
+from t5_pipeline.evaluation.ensemble import classified
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Answer, Engine, Question
 from t5_pipeline.serving.exchange import refuse_to_replace
@@ -120,14 +120,11 @@ class PromptedModel:
         alone = self._engine.answer(singles, batch_size=batch_size)
         _warn_about_cuts(alone)
         each = iter(alone)
-        voted = iter(self._engine.answer([q for q in questions if len(q.names) > 1], batch_size=batch_size))
         found = []
         for question in questions:
             answers = [next(each) for _ in question.names]
-            shares = [probabilities(answer.scores or {}) for answer in answers]
-            mean = {label: sum(share[label] for share in shares) / len(shares) for label in shares[0]}
-            vote = next(voted) if len(answers) > 1 else answers[0]
-            found.append(Classification(vote.output, mean, vote.votes))
+            outputs, scores = [answer.output for answer in answers], [answer.scores or {} for answer in answers]
+            found.append(Classification(*classified(outputs, scores)))
         return found
 
     def generate(
@@ -182,7 +179,9 @@ class PromptedModel:
         (question,) = self._questions([input], prompt)
         decoding = Decoding(temperature=temperature, top_p=top_p, seed=seed)
         pieces, text = Pieces(), ""
-        for text in self._engine.stream(question, max_output_length=max_tokens, decoding=decoding):
+        cut, texts = self._engine.stream(question, max_output_length=max_tokens, decoding=decoding)
+        _warn_about_cuts([Answer("", cut=cut)])
+        for text in texts:
             if new := pieces.grown(text):
                 yield new
         if new := pieces.rest(text):
@@ -254,7 +253,7 @@ class PromptedModel:
             code = tune(task, {"model": str(self._engine.model), **settings}, place / name)
             if code != 0:
                 raise InputError(f"tune: training of `{name}` failed with exit code {code}; the log above says why")
-            self._engine.add(name, "prompt", place / name / "prompt")
+            self._engine.add(name, place / name / "prompt")
             self._tuned[name] = Prompt.load(place / name / "prompt")
             return self._tuned[name]
 
@@ -264,7 +263,7 @@ class PromptedModel:
         Raises:
             InputError: if it is damaged, or of another T5.
         """
-        self._engine.add(name, "prompt", locate_one("prompt", str(path), "path"))
+        self._engine.add(name, locate_one("prompt", str(path), "path"))
         self._tuned.pop(name, None)
 
     def save(self, name: str, directory: str | Path) -> None:

@@ -6,6 +6,7 @@ are added once it is complete; a result without them, or with other bytes, is ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,10 +53,10 @@ def complete(directory: Path, place: str) -> None:
     Working(results={**results(directory), place: record_files(directory, [place])}).save(directory)
 
 
-def is_intact(directory: Path, place: str) -> bool:
-    """Whether a result is complete and has the bytes that were written. Reads every file."""
-    files = results(directory).get(place)
-    return bool(files) and not damaged_records(directory, files or {})
+def intact(directory: Path, places: Iterable[str]) -> set[str]:
+    """Those of the results that are complete and have the bytes that were written. Reads every file of them."""
+    begun = results(directory)
+    return {place for place in places if (files := begun.get(place)) and not damaged_records(directory, files)}
 
 
 def damaged_unfinished(directory: Path) -> tuple[dict[str, str], int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.cli.doctor import add_doctor
 from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.cli.serve import add_serve
@@ -100,6 +101,7 @@ def _parser() -> Parser:
     verify.set_defaults(command=_verify)
 
     add_commands(commands)
+    add_doctor(commands)
     add_export(commands)
     add_serve(commands)
     return parser
@@ -124,18 +126,20 @@ def _run(given: argparse.Namespace) -> int:
     recipe, run_dir = _load(given)
     page = _page(run_dir)
     code = run(recipe, run_dir, given.first, given.last)
-    if code == 0 and _is_older(page, run_dir):
+    if code != 0:
+        return code
+    from t5_pipeline.report.collect import collect
+    from t5_pipeline.report.terminal import results_table
+
+    results = collect(run_dir.path)
+    if _is_older(page, run_dir):
         from t5_pipeline.report.page import write_report
 
-        write_report(run_dir.path, page)
+        write_report(results, page)
         say(f"✓ report: {page}")
-    if code == 0:
-        from t5_pipeline.report.collect import collect
-        from t5_pipeline.report.terminal import results_table
-
-        for line in results_table(collect(run_dir.path)):
-            show(line)
-    return code
+    for line in results_table(results):
+        show(line)
+    return 0
 
 
 def _page(run_dir: RunDir) -> Path:
@@ -188,11 +192,12 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    from t5_pipeline.report.collect import collect
     from t5_pipeline.report.page import write_report
 
     run_dir = _existing(given.run_dir)
     page = given.output or _page(run_dir)
-    write_report(run_dir.path, page)
+    write_report(collect(run_dir.path), page)
     if str(page) != STDOUT:
         show(page)
     return 0

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.cli.tune_flags import add_tune
-from t5_pipeline.config.command_line import positive
+from t5_pipeline.config.command_line import above_zero, positive
 from t5_pipeline.core.atomic_files import STDOUT, check_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import SOME_FAILED, InputError
@@ -74,7 +73,7 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
         help="beams: divide log p by the number of tokens to the power of X (default: 1)",
     )  # fmt: skip
     text.add_argument(
-        "--temperature", type=_above_zero, metavar="X", help="sample at this temperature (default with --top-p: 1)"
+        "--temperature", type=above_zero, metavar="X", help="sample at this temperature (default with --top-p: 1)"
     )
     text.add_argument(
         "--top-p", type=_probability, metavar="P", help="sample from the likeliest tokens with this total probability"
@@ -110,25 +109,11 @@ def _predict(given: argparse.Namespace) -> int:
     return SOME_FAILED if counts.bad else 0
 
 
-def _above_zero(text: str) -> float:
-    number = _number(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return number
-
-
 def _probability(text: str) -> float:
-    number = _number(text)
-    if not 0 < number <= 1:
+    number = above_zero(text)
+    if number > 1:
         raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text!r}")
     return number
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 # ----------------------------------------------------------------------------------------------------------- prompts

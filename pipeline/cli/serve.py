@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.config.command_line import positive
+from t5_pipeline.config.command_line import above_zero, positive
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say
 
@@ -48,7 +48,9 @@ def add_serve(commands: Any) -> None:
     limits.add_argument(
         "--max-body", type=positive, default=1 << 20, metavar="BYTES", help="size of a request (default: 1 MiB)"
     )
-    limits.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for a request (default: 60)")
+    limits.add_argument(
+        "--timeout", type=above_zero, default=60.0, metavar="S", help="seconds for a request (default: 60)"
+    )
     execution = serve.add_argument_group("execution")
     execution.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of matrix products (default: fp32)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,21 @@ def add_settings(made: argparse.ArgumentParser, cls: type[StageConfig], but: tup
     for name, field in _fields(cls):
         if name not in but:
             _add(settings, name, field)
+
+
+def above_zero(text: str) -> float:
+    """The value of a flag that takes a finite number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is something else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
 
 
 def positive(text: str) -> int:

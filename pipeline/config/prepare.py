@@ -16,10 +16,10 @@ class PrepareConfig(StageConfig):
     summary: ClassVar[str] = "read a corpus, train or load the vocabulary, write token shards"
     outputs: ClassVar[tuple[str, ...]] = ("tokens",)
     repairs_output: ClassVar[bool] = True
-    # 2: a shard is a chunk of the corpus, and validation documents are drawn by their position.
-    code_version: ClassVar[int] = 3
+    code_version: ClassVar[int] = 4
 
-    # Files: .txt, .jsonl (each also .gz or .zst) or .parquet. stdlib-docs: the documentation that ships with Python.
+    # Files: .txt, .jsonl, .ndjson, .json (each also .gz or .zst) or .parquet. stdlib-docs: the documentation that ships
+    # with Python.
     corpus: Annotated[str, Data()] = setting(
         ..., "text to read: `stdlib-docs`, a file or folder, or a `datasets` hub data set"
     )

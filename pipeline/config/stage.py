@@ -146,7 +146,10 @@ class OptimizerConfig(Config):
         ge=0,
     )
     step_offset: int = setting(
-        0, "earlier steps of the T5, for rsqrt; none: those known of T5 1.1 and of T5X, else 0", unit="steps", ge=0
+        0,
+        "earlier steps of the T5, for rsqrt; lm_adapt: none: those known of T5 1.1 and T5X, else 0",
+        unit="steps",
+        ge=0,
     )
     optimizer_step_offset: int = setting(
         0, "steps that Adafactor's β₂ counts before the first (official prompt tuning: 1,100,000)", unit="steps", ge=0

@@ -104,7 +104,8 @@ def open_output(output: str | Path, partial: Path | None = None, keep: int = 0) 
         keep: bytes at the beginning of an existing `partial` to continue after.
 
     Raises:
-        InputError: if the output cannot be written, or another process writes `partial`.
+        InputError: if the output cannot be written, or another process writes `partial` or has finished it since its
+            first `keep` bytes were read.
     """
     check_output(output)
     try:
@@ -113,19 +114,30 @@ def open_output(output: str | Path, partial: Path | None = None, keep: int = 0) 
         elif is_stream(Path(output)):
             with Path(output).open("wb", buffering=0) as stream:
                 yield stream.write  # type: ignore[misc]
-        else:
+        elif partial is None:
             path = Path(os.path.realpath(output))
-            temporary = partial or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
             try:
-                with temporary.open("ab") as file:
-                    _lock(file, output)
-                    file.truncate(keep)
+                with temporary.open("wb") as file:
                     yield functools.partial(_append, file)
                 temporary.rename(path)
-                fsync_directory(path.parent)
             finally:
-                if temporary.exists() and (partial is None or not temporary.stat().st_size):
-                    temporary.unlink()
+                temporary.unlink(missing_ok=True)
+            fsync_directory(path.parent)
+        else:
+            path = Path(os.path.realpath(output))
+            with partial.open("ab") as file:
+                _lock(file, output)
+                # The lock is kept until the end: whoever gets it next must see that `partial` is another file, or none.
+                try:
+                    _check_unfinished(file, partial, keep, output)
+                    file.truncate(keep)
+                    yield functools.partial(_append, file)
+                    partial.rename(path)
+                finally:
+                    if not os.fstat(file.fileno()).st_size and _is_open(file, partial):
+                        partial.unlink()
+            fsync_directory(path.parent)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -139,6 +151,22 @@ def _lock(file: IO[bytes], output: str | Path) -> None:
         raise InputError(
             f"--output: another process is writing {output}; wait for it, or choose another file"
         ) from None
+    except OSError:  # the file system does not support locks
+        return
+
+
+def _check_unfinished(file: IO[bytes], partial: Path, keep: int, output: str | Path) -> None:
+    """Check that no process renamed or removed a partial file before it was opened and locked here."""
+    if not _is_open(file, partial) or os.fstat(file.fileno()).st_size < keep:
+        raise InputError(f"--output: another process was just writing {output}; run the same command again")
+
+
+def _is_open(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file still has this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _append(file: IO[bytes], content: bytes) -> None:

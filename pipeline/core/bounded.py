@@ -77,6 +77,25 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_file(path, MAX_JSON))
 
 
+def read_object(path: Path, repair: str) -> dict[str, Any]:
+    """The object in a JSON file that this program did not write.
+
+    Args:
+        repair: what to do about a damaged file, for errors: "fetch the model again".
+
+    Raises:
+        OSError: as `read_file`.
+        InputError: if it is not a JSON object.
+    """
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}); {repair}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: contains a {type(content).__name__} instead of a JSON object; {repair}")
+    return content
+
+
 class TensorEntry(NamedTuple):
     """A tensor in a safetensors file: its dtype and shape, and the first and last byte + 1 of its data in the file."""
 

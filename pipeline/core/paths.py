@@ -52,22 +52,36 @@ def inside(root: Path, path: str, where: object) -> Path:
 
 
 def refuse_links_out(root: Path, names: Iterable[str]) -> None:
-    """Check that writing and deleting below `root/NAME` changes nothing outside `root`.
+    """Check that writing and deleting below `root/NAME` changes nothing outside `root`, and that renaming can work.
 
     Raises:
-        InputError: if one of the names, or a file or directory below it, is a link that leads out of `root`, or is
-            something else than a file or directory, at which a stage could wait forever.
+        InputError: if one of the names, or a file or directory below it, is a link that leads out of `root`, is on
+            another file system, or is something else than a file or directory, at which a stage could wait forever.
     """
     for name in names:
         top = inside(root, name, root)
+        if not top.exists():
+            continue
+        device = root.stat().st_dev
+        _refuse_mount(top, top.stat(), device, root)
         for place, folders, files in os.walk(top):
             for entry in (*folders, *files):
                 path = Path(place, entry)
-                mode = path.lstat().st_mode
-                if stat.S_ISLNK(mode):
+                found = path.lstat()
+                if stat.S_ISLNK(found.st_mode):
                     inside(root, str(path.relative_to(root)), root)
-                elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
                     raise InputError(f"{path}: is neither a file nor a directory; remove it")
+                else:
+                    _refuse_mount(path, found, device, root)
+
+
+def _refuse_mount(path: Path, found: os.stat_result, device: int, root: Path) -> None:
+    if found.st_dev != device:
+        raise InputError(
+            f"{path}: is on another file system than {root}, so results cannot be renamed;"
+            " mount the whole run directory instead"
+        )
 
 
 def check_file_name(name: str, where: object, reserved: Iterable[str] = ()) -> None:

@@ -129,8 +129,8 @@ def saved_activations(shape: T5Config, m: Microbatch) -> SavedActivations:
     decoder = B * T * (_norm(shape, m, feeds=False) + (_INDEX if trains else 0))
     decoder += 0 if m.logits == "whole" else B * T * (m.logit_bytes * D + 1)
     if trains:  # buckets of the relative positions
-        in_encoder += _INDEX * (2 * S - 1)
-        in_decoder += _INDEX * (2 * T - 1)
+        in_encoder += _INDEX * (2 * S - 1) * (L if shape.bias_per_layer else 1)
+        in_decoder += _INDEX * (2 * T - 1) * (M if shape.bias_per_layer else 1)
     if m.dropout:  # masks shared along the sequence; those of values are shared along K
         embedded = _FP32 if trains else m.e
         in_encoder += B * m.e * L * (S * H + 2 * D + shape.d_ff)
@@ -157,14 +157,17 @@ def _block_inputs(shape: T5Config, m: Microbatch) -> tuple[int, int]:
     cross = T * S if m.packed else S if m.padded else 0
 
     def bias(layers: int, length: int, rows: int) -> int:
-        """The bias of positions, and of masks that are part of it, which the first block passes to the others."""
-        return rows * H * length * length * m.e if layers else 0
+        """Bias of positions and masks, which the first block passes to the others; in umT5 each block has its own."""
+        return rows * H * length * length * m.e if layers and not shape.bias_per_layer else 0
 
-    indices = 0 if m.frozen else _INDEX  # buckets of the relative positions
-    encoder = L * B * S * D * stream + B * masked * _FP32 * m.handwritten + indices * (2 * S - 1)
+    own = shape.bias_per_layer  # computed in each block, from its mask
+    indices = 0 if m.frozen or own else _INDEX  # buckets of the relative positions
+    encoder = L * B * S * D * stream + B * masked * _FP32 * (m.handwritten or own) + indices * (2 * S - 1)
     encoder += bias(L, S, 1 if m.handwritten or not masked else B)
     decoder = M * B * T * D * stream + B * S * D * m.e * m.frozen + B * cross * _FP32 + indices * (2 * T - 1)
-    decoder += B * T * T * _FP32 * (m.packed and m.handwritten) + bias(M, T, B if m.packed and not m.handwritten else 1)
+    if own or (m.packed and m.handwritten):
+        decoder += (B if m.packed else 1) * T * T * _FP32
+    decoder += bias(M, T, B if m.packed and not m.handwritten else 1)
     return encoder, decoder
 
 
@@ -215,10 +218,10 @@ def _feed_forward(shape: T5Config, m: Microbatch) -> int:
 
 
 def _bias(shape: T5Config, m: Microbatch, length: int, layers: int, rows: int) -> int:
-    """Position bias and mask that fused attention saves, once per stack."""
+    """Position bias and mask that fused attention saves, once per stack or per layer."""
     if m.saves_scores:
         return 0
-    return min(layers, 1) * rows * shape.num_heads * length * length * m.e
+    return (layers if shape.bias_per_layer else min(layers, 1)) * rows * shape.num_heads * length * length * m.e
 
 
 def _cross_bias(shape: T5Config, m: Microbatch) -> int:

@@ -94,8 +94,7 @@ class Answerer:
             decoding: the way to decode free text (default: greedily).
             on_batch: receives the number of examples after each batch.
         """
-        N = len(asked)
-        outputs = Outputs([""] * N, [""] * N, [[] for _ in range(N)])
+        outputs = Outputs.none(len(asked))
         groups: dict[object, list[int]] = {}
         for i, one in enumerate(asked):
             groups.setdefault(_group(one.candidate), []).append(i)
@@ -126,12 +125,20 @@ class Answerer:
             prompt_B = torch.tensor([self._places[id(candidate)][0]])
         model.eval()
         ids_BS = torch.from_numpy(asked.ids.astype("int64"))[None].to(self.device)
-        ids: list[int] = []
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        # The caller's code runs between two tokens, outside of autocast.
+        with self._autocast():
             texts = Continuations(model, *model.encode(prompt_B, ids_BS))
-            for token_B in tokens(texts, asked.form.max_length, decoding.chooser([asked.number])):
-                ids.append(int(token_B))
-                yield asked.form.decode(ids)
+        following, ids = tokens(texts, asked.form.max_length, decoding.chooser([asked.number])), []
+        while True:
+            with self._autocast():
+                token_B = next(following, None)
+            if token_B is None:
+                return
+            ids.append(int(token_B))
+            yield asked.form.decode(ids)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _by_candidate(self, asked: Sequence[Asked]) -> Callable[..., Outputs]:
         """The function that answers a group, for its inputs and forms."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.evaluation.held_out import HeldOut
+from t5_pipeline.evaluation.label_scoring import probabilities
 from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.methods.base import Candidate
 
@@ -55,6 +56,26 @@ def vote(outputs: Sequence[Outputs], labels: Sequence[str] = ()) -> Outputs:
         if outputs[0].decoded:
             decoded.append(_most_frequent([one.decoded[i] for one in outputs], likelihood))
     return Outputs(texts, decoded)
+
+
+def classified(
+    texts: Sequence[str], scores: Sequence[Mapping[str, float]]
+) -> tuple[str, dict[str, float], dict[str, int] | None]:
+    """The label that prompts give an input, the probability of each label, and the votes (None for one prompt).
+
+    Args:
+        texts: each prompt's answer.
+        scores: each prompt's log p of the labels.
+
+    >>> classified(["a"], [{"a": 0.0, "b": 0.0}])
+    ('a', {'a': 0.5, 'b': 0.5}, None)
+    """
+    each = [probabilities(one) for one in scores]
+    mean = {label: sum(one[label] for one in each) / len(each) for label in each[0]}
+    if len(texts) == 1:
+        return texts[0], mean, None
+    outputs = [Outputs([text], [], [list(one.values())]) for text, one in zip(texts, scores, strict=True)]
+    return vote(outputs, list(mean)).texts[0], mean, dict(Counter(texts).most_common())
 
 
 def _most_frequent(answers: Sequence[str], likelihood: dict[str, float]) -> str:

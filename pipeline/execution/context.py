@@ -83,17 +83,21 @@ class CellRun(Generic[C]):
     def steps_on_disk(self) -> dict[int, str]:
         """Paths of requested intermediate steps that are published and intact, in the manifest or not yet."""
         output = self.config.outputs[0]
-        places = {step: f"steps/{step_name(step)}/{output}" for step in self.status.steps_wanted}
         last = getattr(self.config, "steps", None)
-        return {step: place for step, place in places.items() if step != last and self._is_published(place)}
+        wanted = [step for step in self.status.steps_wanted if step != last]
+        places = {step: f"steps/{step_name(step)}/{output}" for step in wanted}
+        self._verify_published([place for place in places.values() if (self.directory / place).is_dir()])
+        return {step: place for step, place in places.items() if self.directory / place in self.verified}
 
-    def _is_published(self, place: str) -> bool:
-        path, manifest = self.directory / place, manifests.read(self.directory)
-        if path not in self.verified and path.is_dir():
-            known = manifest is not None and any(place == output.path for output in manifest.all_outputs())
-            if known or working.is_intact(self.directory, place):
-                self.verified.add(path)
-        return path in self.verified
+    def _verify_published(self, places: list[str]) -> None:
+        """Add to `verified` which of these directories are in the manifest, or published and intact."""
+        new = {place for place in places if self.directory / place not in self.verified}
+        if not new:
+            return
+        manifest = manifests.read(self.directory)
+        known = new.intersection(output.path for output in manifest.all_outputs()) if manifest else set()
+        intact = working.intact(self.directory, new - known)
+        self.verified.update(self.directory / place for place in known | intact)
 
     def claim(self, place: str) -> None:
         """Prepare to write a result: rename a directory with files of others, and name the result in working.json."""
@@ -232,16 +236,10 @@ class Stage(Generic[C]):
         digests = self.run_dir.digests
         if getattr(self.config, "model", None) is not None:
             found = self.input("model")
-        elif prompt.manifest is not None:
-            # Paths in a manifest are relative to the prompt's own run, which may be another one.
-            cell = next(path for path in prompt.path.resolve().parents if (path / manifests.NAME).is_file())
-            run_dir = RunDir(cell.parents[1 if prompt.manifest.cell else 0])
-            found = _artifact(prompt.manifest.inputs["model"][0], run_dir)
-            if run_dir.path.resolve() != self.run_dir.path.resolve():
-                found = replace(found, digest=digests.of_artifact("model", found.path))
         else:
-            path = locate_one("model", name, f"the T5 of {prompt.path}")
-            found = Artifact(name, path, digests.of_artifact("model", path))
+            found, run_dir = recorded_model(prompt, name)
+            if run_dir is None or run_dir.path.resolve() != self.run_dir.path.resolve():
+                found = replace(found, digest=digests.of_artifact("model", found.path))
         if found.digest != digest:
             raise InputError(
                 f"{prompt.path}: was not trained on {found.path} (its T5 has digest {short_digest(digest)}, this"
@@ -290,6 +288,23 @@ class Stage(Generic[C]):
             cell.steps[step] = record
         of = chosen or (f"step {step:,}" if step is not None else "")
         log.info("%s: published %s%s", cell.status.cell.label, output, f" of {of}" if of else "")
+
+
+def recorded_model(artifact: Artifact, name: str) -> tuple[Artifact, RunDir | None]:
+    """The T5 that an artifact was trained on, and the run that made it (None: the T5 has no digest here).
+
+    Args:
+        name: name of the T5 in the artifact's own record, which counts if there is no manifest.
+
+    Raises:
+        InputError: if the T5 is missing.
+    """
+    if artifact.manifest is None:
+        return Artifact(name, locate_one("model", name, f"the T5 of {artifact.path}"), ""), None
+    # Paths in a manifest are relative to the artifact's own run, which may be another one.
+    cell = next(path for path in artifact.path.resolve().parents if (path / manifests.NAME).is_file())
+    run_dir = RunDir(cell.parents[1 if artifact.manifest.cell else 0])
+    return _artifact(artifact.manifest.inputs["model"][0], run_dir), run_dir
 
 
 def _name(cells: list[Cell]) -> str:

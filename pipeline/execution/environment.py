@@ -33,6 +33,7 @@ def environment(launch: LaunchContext) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
@@ -58,6 +59,7 @@ def commit() -> str:
     return ""
 
 
+@functools.cache
 def processor() -> str:
     """Model name of the processor, and the number of cores that this process may use."""
     name = platform.machine()
@@ -68,6 +70,7 @@ def processor() -> str:
     return f"{name}, {cores} {'core' if cores == 1 else 'cores'}"
 
 
+@functools.cache
 def _memory() -> str:
     try:
         return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB"
@@ -75,6 +78,7 @@ def _memory() -> str:
         return ""
 
 
+@functools.cache
 def _devices() -> str:
     """Names and numbers of the GPUs; empty on a CPU."""
     import torch

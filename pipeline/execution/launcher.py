@@ -63,9 +63,9 @@ def launch(kind: str, configuration: str | None, arguments: list[str], exit_file
     Returns:
         The stage's exit code, and its last message (empty if it wrote none).
     """
-    exit_file.unlink(missing_ok=True)
     asked = None if configuration is None else read_launch_config(configuration)
     with _alive(exit_file) as lock, _recorded_signals() as received:
+        exit_file.unlink(missing_ok=True)  # only now: the processes of a killed runner also write it
         environment = {**os.environ, **runner_environment(lock, asked)}
         process = subprocess.Popen(command(kind, configuration, arguments), start_new_session=True, env=environment)
         script, forwarded = stage_script(kind).name, False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import math
 import os
@@ -25,7 +24,7 @@ class StopSignal:
     receives no signals, entering does nothing.
 
     If the launcher or runner has died, the process stops as if it had received SIGTERM. The runner is not the parent of
-    a rank that a launcher started; it holds a lock while it lives.
+    a rank that a launcher started; while it lives, it keeps a file and holds its lock.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -59,8 +58,13 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         # Kept open, because the file may be removed.
-        with contextlib.suppress(OSError):
-            self._lock = os.open(self._runner, os.O_RDONLY) if self._runner is not None else None
+        if self._runner is not None:
+            try:
+                self._lock = os.open(self._runner, os.O_RDONLY)
+            except FileNotFoundError:
+                self._first = self._first or signal.SIGTERM
+            except OSError:
+                pass  # whether the runner lives is unknown
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.signal(signum, self._record) for signum in self.SIGNALS}
         return self

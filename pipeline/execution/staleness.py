@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +66,7 @@ def check_outside(cells: Iterable[Cell]) -> None:
                 find(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
 
 
-def check_places(cells: Iterable[Cell], run_dir: RunDir) -> None:
+def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:
     """Check that cells replace neither their inputs nor anything that is not theirs, before anything is launched.
 
     Raises:
@@ -83,7 +83,8 @@ def check_places(cells: Iterable[Cell], run_dir: RunDir) -> None:
                     " choose another directory for the results"
                 )
         run_dir.refuse_foreign(cell)
-        run_dir.refuse_links_out(cell.stage, cell.settings.outputs)
+    for stage, outputs in dict.fromkeys((cell.stage, tuple(cell.settings.outputs)) for cell in cells):
+        run_dir.refuse_links_out(stage, outputs)
 
 
 def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> CellStatus:

@@ -6,7 +6,8 @@
 with y the encoder's output; scores are unscaled, and self-attention adds a learned bias by relative position.
 
 The first block of a stack owns the table of position biases: it adds them to the bias it is given and passes the sum to
-the other blocks. So a block uses only its own parameters, inside its own forward pass, which sharding engines rely on.
+the other blocks. In umT5 every block owns one, and passes on only what it was given. So a block uses only its own
+parameters, inside its own forward pass, which sharding engines rely on.
 
 Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D d_model, H heads.
 """
@@ -14,7 +15,6 @@ Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -53,28 +53,38 @@ class Block(nn.Module):
     def self_attention(self) -> Attention:
         return cast(Attention, self.layer[0].SelfAttention)
 
-    def run(self, layers: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """layers(self, *arguments), inside the block's forward pass, where engines have gathered its weights.
+    def run(
+        self, layers: Callable[..., Tensor], x: Tensor, bias: Tensor | None, mask: Mask, *others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output of the layers, and the bias for the next block, to which the first has added the position bias.
+
+        Everything happens inside the block's forward pass, where engines have gathered its weights.
 
         Args:
             layers: `encoder_layers` or `decoder_layers`, whose last argument is the cache.
         """
-        body = _COMPILED[layers] if self.compiled and not isinstance(arguments[-1], LayerCache) else layers
+        attention, cache = self.self_attention, others[-1] if others else None
+        body = _COMPILED[layers] if self.compiled and cache is None else layers
+        if not attention.bias_per_layer:
+            bias = attention.with_positions(x, bias, mask, cache)
+
+        def output(x: Tensor, bias: Tensor | None, mask: Mask, *others: Any) -> Tensor:
+            own = attention.with_positions(x, bias, mask, cache) if attention.bias_per_layer else bias
+            return body(self, x, own, mask, *others)
+
         if self.recompute and torch.is_grad_enabled():
-            output: Tensor = checkpoint(partial(body, self), *arguments, use_reentrant=False)
-            return output
-        return body(self, *arguments)
+            return cast(Tensor, checkpoint(output, x, bias, mask, *others, use_reentrant=False)), bias
+        return output(x, bias, mask, *others), bias
 
 
 class EncoderBlock(Block):
     def __init__(self, shape: T5Config, *, first: bool) -> None:
         super().__init__()
-        attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=True)
+        attention = SelfAttentionLayer(shape, owns_bias=first or shape.bias_per_layer, bidirectional=True)
         self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
 
     def forward(self, x_BSD: Tensor, bias: Tensor | None, mask: Mask) -> tuple[Tensor, Tensor | None]:
-        bias = self.self_attention.with_positions(x_BSD, bias, mask)
-        return self.run(encoder_layers, x_BSD, bias, mask), bias
+        return self.run(encoder_layers, x_BSD, bias, mask)
 
 
 def encoder_layers(block: EncoderBlock, x_BSD: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
@@ -86,7 +96,7 @@ def encoder_layers(block: EncoderBlock, x_BSD: Tensor, bias: Tensor | None, mask
 class DecoderBlock(Block):
     def __init__(self, shape: T5Config, *, first: bool) -> None:
         super().__init__()
-        attention = SelfAttentionLayer(shape, owns_bias=first, bidirectional=False)
+        attention = SelfAttentionLayer(shape, owns_bias=first or shape.bias_per_layer, bidirectional=False)
         self.layer = nn.ModuleList([attention, CrossAttentionLayer(shape), FeedForwardLayer(shape)])
 
     def forward(
@@ -98,16 +108,15 @@ class DecoderBlock(Block):
         cross_bias: Tensor | None,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        bias = self.self_attention.with_positions(x_RTD, bias, mask, cache)
-        return self.run(decoder_layers, x_RTD, encoded_BSD, bias, mask, cross_bias, cache), bias
+        return self.run(decoder_layers, x_RTD, bias, mask, encoded_BSD, cross_bias, cache)
 
 
 def decoder_layers(
     block: DecoderBlock,
     x_RTD: Tensor,
-    encoded_BSD: Tensor,
     bias: Tensor | None,
     mask: Mask,
+    encoded_BSD: Tensor,
     cross_bias: Tensor | None,
     cache: LayerCache | None,
 ) -> Tensor:

@@ -1,9 +1,11 @@
 """Sizes of a T5, its config.json, and presets. No torch, so that recipes and plans load fast.
 
-A T5 comes in two variants (Raffel et al. 2020; Shazeer 2020):
+The members of the T5 family differ in a few fields (docs/models.md). The first two variants (Raffel et al. 2020;
+Shazeer 2020), and umT5 (Chung et al. 2023):
 
     T5 1.1      gated GELU feed-forward; separate output matrix; decoder outputs are not scaled
     original    ReLU feed-forward; the output matrix is the embedding; decoder outputs are scaled by d_model^−½
+    umT5        as T5 1.1, with a table of relative position biases in every layer instead of the first of each stack
 """
 
 from __future__ import annotations
@@ -15,7 +17,47 @@ from typing import Any
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS, SpecialTokens
 
-ACTIVATIONS = ("relu", "gelu_new", "silu")
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The T5s of one `model_type` of transformers.
+
+    Attributes:
+        model_class: the class that loads them.
+        bias_per_layer: every layer has its own relative position biases; otherwise the first of a stack has them.
+        tied_by: flags of config.json that say whether the output matrix is the embedding: it is unless one is false.
+            Without any, the weights alone decide.
+        scaled_by: flags that say whether decoder outputs are scaled: they are unless one is false. Without any, never.
+    """
+
+    model_class: str
+    bias_per_layer: bool
+    tied_by: tuple[str, ...]
+    scaled_by: tuple[str, ...]
+
+
+_TIE, _SCALE = "tie_word_embeddings", "scale_decoder_outputs"
+
+ARCHITECTURES = {
+    "t5": Architecture("T5ForConditionalGeneration", False, (_TIE, _SCALE), (_TIE, _SCALE)),
+    "mt5": Architecture("MT5ForConditionalGeneration", False, (), ()),
+    "umt5": Architecture("UMT5ForConditionalGeneration", True, (), (_TIE,)),
+}
+"""`model_type` of config.json → what it means. transformers 5 writes `tie_word_embeddings: true` for all of them."""
+
+# Relatives that have other layers: what each would need.
+_MISSING = {
+    "longt5": "local and transient-global attention",
+    "switch_transformers": "mixtures of experts",
+    "pix2struct": "an image encoder",
+    "pop2piano": "an audio encoder",
+    "udop": "an image encoder and layout embeddings",
+    "t5gemma": "Gemma's layers",
+    "t5gemma2": "Gemma's layers",
+    "codet5p": "a decoder of another shape than the encoder, with CodeGen's layers",
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +79,26 @@ class T5Config:
     relative_attention_max_distance: int = 128
     gated: bool = True
     activation: str = "gelu_new"
-    tied: bool = False  # tied models also scale decoder outputs by d_model^−½; untied ones do not
-    unscaled: bool = False  # tied, but decoder outputs are not scaled: a new T5 1.1 of transformers 5
+    tied: bool = False  # the output matrix is the embedding
+    scaled: bool | None = None  # decoder outputs are scaled by d_model^−½; None: if tied, as in every T5 of Google
     dropout_rate: float = 0.1
     layer_norm_epsilon: float = 1e-6
     special: SpecialTokens = T5_TOKENS
+    model_type: str = "t5"  # a key of ARCHITECTURES
+
+    @property
+    def bias_per_layer(self) -> bool:
+        """Whether every layer has its own table of relative position biases."""
+        return ARCHITECTURES[self.model_type].bias_per_layer
+
+    @property
+    def output_scale(self) -> float:
+        """Factor of decoder outputs before the output matrix."""
+        return self.d_model**-0.5 if self.scales_outputs else 1.0
+
+    @property
+    def scales_outputs(self) -> bool:
+        return self.tied if self.scaled is None else self.scaled
 
     @property
     def parameters(self) -> int:
@@ -54,15 +111,16 @@ class T5Config:
         yield (1 if self.tied else 2), self.vocab_size, D
         yield 4 * (L + 2 * M), D, E
         yield (3 if self.gated else 2) * (L + M), D, self.d_ff
-        yield 2, self.relative_attention_num_buckets, self.num_heads
+        yield (L + M if self.bias_per_layer else 2), self.relative_attention_num_buckets, self.num_heads
         yield 2 * L + 3 * M + 2, 1, D
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> T5Config:
         """Read a transformers `config.json`.
 
-        A model is untied if either flag says so: transformers 5 writes `tie_word_embeddings: true` for every T5, and
-        only `scale_decoder_outputs` is right; transformers 4 writes only the former.
+        A `t5` is untied if either flag says so: transformers 5 writes `tie_word_embeddings: true` for every T5, and
+        only `scale_decoder_outputs` is right; transformers 4 writes only the former. For the other model types, the
+        weights say whether the model is tied (safetensors_dir.read_shape); here it is not, like all published ones.
 
         Args:
             where: name of the file, for errors.
@@ -73,25 +131,32 @@ class T5Config:
         >>> T5Config.from_config(T5Config().to_config()) == T5Config()
         True
         """
-        if config.get("model_type") not in ("t5", None):
-            raise InputError(f"{where}: model_type {config['model_type']!r} is not supported; use a T5 model")
+        model_type = str(config.get("model_type") or "t5")
+        if model_type not in ARCHITECTURES:
+            raise InputError(f"{where}: model_type {model_type!r:.50} is not supported{_why_not(model_type)}")
+        architecture = ARCHITECTURES[model_type]
 
         def size(key: str, default: int | None = None) -> int:
             value = config.get(key)
             value = default if value is None else value
             if type(value) is not int or not 0 < value < 2**31:
                 raise InputError(
-                    f"{where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31; fix the file"
+                    f"{where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31 − 1; fix the file"
                 )
             return value
 
         def number(key: str, default: float) -> float:
             value = config.get(key, default)
             if type(value) not in (int, float) or not 0 <= value < 1:
-                raise InputError(f"{where}: {key} is {value!r:.50}; must be a number from 0 to 1; fix the file")
+                raise InputError(
+                    f"{where}: {key} is {value!r:.50}; must be a number, at least 0 and below 1; fix the file"
+                )
             return float(value)
 
-        projection = str(config.get("feed_forward_proj", "relu"))
+        def unless_false(flags: tuple[str, ...]) -> bool:
+            return bool(flags) and all(config.get(flag) is not False for flag in flags)
+
+        projection = str(config.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu"))
         gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
         if projection == "gated-gelu":  # T5 1.1 means the tanh approximation and calls it gelu
             activation = "gelu_new"
@@ -101,6 +166,7 @@ class T5Config:
                 f" {', '.join(ACTIVATIONS)} or gated-…"
             )
         num_layers = size("num_layers")
+        tied, scaled = unless_false(architecture.tied_by), unless_false(architecture.scaled_by)
         return cls(
             vocab_size=size("vocab_size"),
             d_model=size("d_model"),
@@ -113,18 +179,22 @@ class T5Config:
             relative_attention_max_distance=size("relative_attention_max_distance", 128),
             gated=gated,
             activation=activation,
-            tied=config.get("tie_word_embeddings") is not False and config.get("scale_decoder_outputs") is not False,
+            tied=tied,
+            scaled=None if scaled == tied else scaled,
             dropout_rate=number("dropout_rate", 0.1),
             layer_norm_epsilon=number("layer_norm_epsilon", 1e-6),
             special=SpecialTokens.of_config(config, where),
+            model_type=model_type,
         )
 
     def to_config(self) -> dict[str, Any]:
-        """A `config.json` for transformers 4 and 5: both flags say whether the model is tied."""
+        """A `config.json` for transformers 4 and 5; the flags say what they mean in this architecture."""
+        architecture = ARCHITECTURES[self.model_type]
+        means_scaled = _TIE in architecture.scaled_by and _TIE not in architecture.tied_by
         activation = "gelu" if self.gated and self.activation == "gelu_new" else self.activation
         return {
-            "architectures": ["T5ForConditionalGeneration"],
-            "model_type": "t5",
+            "architectures": [architecture.model_class],
+            "model_type": self.model_type,
             "vocab_size": self.vocab_size,
             "d_model": self.d_model,
             "d_kv": self.d_kv,
@@ -137,8 +207,8 @@ class T5Config:
             "feed_forward_proj": ("gated-" if self.gated else "") + activation,
             "is_gated_act": self.gated,
             "dense_act_fn": self.activation,
-            "tie_word_embeddings": self.tied,
-            "scale_decoder_outputs": self.tied and not self.unscaled,
+            "tie_word_embeddings": self.scales_outputs if means_scaled else self.tied,
+            "scale_decoder_outputs": self.scales_outputs,
             "dropout_rate": self.dropout_rate,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "initializer_factor": 1.0,
@@ -146,6 +216,11 @@ class T5Config:
             "use_cache": True,
             **self.special.to_config(),
         }
+
+
+def _why_not(model_type: str) -> str:
+    missing = f"; this pipeline has no {_MISSING[model_type]}" if model_type in _MISSING else ""
+    return f"{missing}; use an encoder-decoder of the T5 family: model_type {', '.join(ARCHITECTURES)} (docs/models.md)"
 
 
 def _v1_1(d_model: int, d_ff: int, layers: int, heads: int) -> T5Config:

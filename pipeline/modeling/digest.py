@@ -7,18 +7,14 @@ Torch-free: safetensors files are read by their own header.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.records import read_json
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
-
-_LARGEST_VOCABULARY = 2**28  # bytes
 
 
 def model_digest(directory: Path) -> str:
@@ -34,14 +30,10 @@ def model_digest(directory: Path) -> str:
             "tensors": _weights_digest(directory),
             "shape": _shape(directory),
             "sentinel": read_json(metadata)["sentinel"] if metadata.exists() else "none",
-            "vocabulary": _vocabulary_digest(vocabulary) if vocabulary.exists() else None,
+            "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
             "extra ids": read_json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
         }
     )
-
-
-def _vocabulary_digest(path: Path) -> str:
-    return hashlib.sha256(read_file(path, _LARGEST_VOCABULARY)).hexdigest()
 
 
 def t5x_files(directory: Path) -> list[Path]:
@@ -58,8 +50,9 @@ def _weights_digest(directory: Path) -> str:
     return tensors_digest(directory)
 
 
-# Without dropout and what the tensors show. Special ids count only if they are not T5's.
-_NOT_USE = ("dropout_rate", "special", "unscaled")
+# Without dropout and what the tensors show. Special ids count only if they are not T5's, and scaled outputs only if the
+# output matrix is not the embedding.
+_NOT_USE = ("dropout_rate", "special", "scaled", "model_type")
 
 
 def _shape(directory: Path) -> dict[str, Any] | None:
@@ -68,5 +61,7 @@ def _shape(directory: Path) -> dict[str, Any] | None:
     if not config.exists():
         return None
     shape = T5Config.from_config(read_json(config), str(config))
-    later = {"special": asdict(shape.special)} if shape.special != T5_TOKENS else {}
+    later: dict[str, Any] = {"special": asdict(shape.special)} if shape.special != T5_TOKENS else {}
+    if shape.scaled and not shape.tied:
+        later["scaled"] = True
     return {key: value for key, value in asdict(shape).items() if key not in _NOT_USE} | later

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Mask: TypeAlias = "Tensor | BlockMask | None"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
 }
@@ -165,9 +166,10 @@ class DecoderCache:
 
 
 class Attention(nn.Module):
-    """Projections around `attend`, and in the first block of a stack the table of relative position biases.
+    """Projections around `attend`, and in the first block of a stack (or in each) the table of position biases.
 
     Attributes:
+        bias_per_layer: whether each block has its own table; if so, the bias is not passed on.
         reference: use `attention_reference` instead of the fastest implementation.
     """
 
@@ -176,6 +178,7 @@ class Attention(nn.Module):
         width = shape.num_heads * shape.d_kv
         self.heads = shape.num_heads
         self.bidirectional = bidirectional
+        self.bias_per_layer = shape.bias_per_layer
         self.reference = False
         self.max_distance = shape.relative_attention_max_distance
         self.q = nn.Linear(shape.d_model, width, bias=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.modeling.config import ARCHITECTURES, T5Config
 
 _CARD = """\
 ---
@@ -27,8 +28,8 @@ tags: [t5]
 
 It loads in transformers:
 
-    from transformers import AutoTokenizer, T5ForConditionalGeneration
-    model = T5ForConditionalGeneration.from_pretrained("this directory")
+    from transformers import AutoTokenizer, {model_class}
+    model = {model_class}.from_pretrained("this directory"){after_loading}
     tokenizer = AutoTokenizer.from_pretrained("this directory")
 
 The tokenizer reads `<extra_id_0>` and `</s>` in a text as text. For the id of a sentinel use
@@ -43,7 +44,11 @@ _SENTINELS = {
 }
 
 
-def model_card(metadata: Mapping[str, Any], parameters: int, digest: str) -> str:
+_UNSCALED_UMT5 = """
+    model.config.tie_word_embeddings = False     # otherwise transformers 5 scales the outputs, as of every umT5"""
+
+
+def model_card(metadata: Mapping[str, Any], shape: T5Config, digest: str) -> str:
     """README.md with data, steps and objective of each stage.
 
     Args:
@@ -62,9 +67,11 @@ def model_card(metadata: Mapping[str, Any], parameters: int, digest: str) -> str
         steps = f"{stage['step']:,}" if "step" in stage else "–"
         rows.append(f"| {stage['stage']} | {steps} | {training} | {data or '–'} |")
     return _CARD.format(
-        parameters=parameters,
+        parameters=shape.parameters,
         kind=kind,
         stages="\n".join(rows) or "| – | – | – | – |",
         digest=digest,
         sentinel=_SENTINELS[metadata["sentinel"]],
+        model_class=ARCHITECTURES[shape.model_type].model_class,
+        after_loading=_UNSCALED_UMT5 if shape.model_type == "umt5" and not shape.scales_outputs else "",
     )

@@ -91,5 +91,5 @@ def write_model(
     save_t5(model, directory, tensors)
     vocabulary.save(directory)
     metadata.save(directory)
-    card = model_card(metadata.content(), model.shape.parameters, short_digest(model_digest(directory)))
+    card = model_card(metadata.content(), model.shape, short_digest(model_digest(directory)))
     write_text(directory / "README.md", card)

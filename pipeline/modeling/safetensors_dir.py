@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from t5_pipeline.core.bounded import read_json, tensor_entries
+from t5_pipeline.core.bounded import read_object, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import T5Config
@@ -25,6 +25,7 @@ log = logging.getLogger("t5-pipeline")
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_REPAIR = "fetch the model again"
 
 # Original T5 checkpoints carry this table, which neither Mesh-TF nor transformers ever uses.
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -33,23 +34,23 @@ UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight
 def read_shape(directory: Path) -> T5Config:
     """Sizes of a model, from its config.json or the arrays of a T5X checkpoint.
 
-    `tie_word_embeddings: true` with `scale_decoder_outputs: false` has two meanings: transformers 5 writes it for every
-    T5 1.1, and for one that it ties. The weights decide: without an output matrix the T5 is tied and not scaled.
+    transformers 5 writes `tie_word_embeddings: true` for every T5 1.1, mT5 and umT5, and for those that it ties. The
+    weights decide: without an output matrix the T5 is tied.
 
     Raises:
         InputError: if the directory contains neither.
     """
     path = directory / "config.json"
     if path.is_file():
-        config = _read_json(path)
+        config = read_object(path, _REPAIR)
         shape = T5Config.from_config(config, where=str(path))
         if not shape.tied and config.get("tie_word_embeddings") is True and not _has_output_matrix(directory):
             log.warning(
-                "%s: the output matrix is tied to the embedding and its inputs are not scaled, as in a new T5 1.1 of"
-                " transformers 5; a pretrained T5 1.1 loses its own matrix when transformers resizes the embedding",
+                "%s: the output matrix is tied to the embedding, as in a new T5 1.1 of transformers 5; a pretrained one"
+                " loses its own matrix when transformers resizes the embedding",
                 directory,
             )
-            return replace(shape, tied=True, unscaled=True)
+            return replace(shape, tied=True, scaled=None if shape.scales_outputs else False)
         return shape
     checkpoint = find_t5x(directory)
     if checkpoint is not None:
@@ -60,7 +61,7 @@ def read_shape(directory: Path) -> T5Config:
 def _has_output_matrix(directory: Path) -> bool:
     """Whether `lm_head.weight` is among the weights; True if they cannot be read, which is reported elsewhere."""
     if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
-        return "lm_head.weight" in _read_json(directory / INDEX).get("weight_map", {})
+        return "lm_head.weight" in read_object(directory / INDEX, _REPAIR).get("weight_map", {})
     try:
         with safe_open(directory / WEIGHTS, framework="pt") as opened:
             return "lm_head.weight" in opened.keys()  # noqa: SIM118 (an opened file is not a dict)
@@ -77,7 +78,7 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
-        weight_map = _read_json(directory / INDEX).get("weight_map")
+        weight_map = read_object(directory / INDEX, _REPAIR).get("weight_map")
         names = weight_map.values() if isinstance(weight_map, dict) else [None]
         if not all(isinstance(name, str) for name in names):
             raise InputError(f"{directory / INDEX}: `weight_map` does not map names to files; fetch the model again")
@@ -144,13 +145,3 @@ def _check_layers(shape: T5Config, files: list[Path], config: Path) -> None:
     tensors, layers = sum(len(tensor_entries(file)) for file in files), shape.num_layers + shape.num_decoder_layers
     if layers > tensors:
         raise InputError(f"{config}: has {layers:,} layers, but there are {tensors:,} tensors; fetch the model again")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error}); fetch the model again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: contains a {type(content).__name__} instead of a JSON object; fetch the model again")
-    return content

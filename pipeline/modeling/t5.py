@@ -112,15 +112,15 @@ class T5(nn.Module):
         """fp32 logits [B, T, V] of decoder outputs."""
         if self.shape.tied:
             return fp32_logits(*self.before_logits(hidden_BTD))
-        logits_BTV: Tensor = self.lm_head(hidden_BTD)
+        logits_BTV: Tensor = self.lm_head(self._scaled(hidden_BTD))
         return logits_BTV
 
     def before_logits(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The two factors of the logits of decoder outputs: [B, T, D], and the output matrix [V, D]."""
-        if self.shape.tied:
-            scale = 1.0 if self.shape.unscaled else self.shape.d_model**-0.5
-            return hidden_BTD * scale, self.shared.weight
-        return hidden_BTD, self.lm_head.weight
+        return self._scaled(hidden_BTD), self.shared.weight if self.shape.tied else self.lm_head.weight
+
+    def _scaled(self, hidden_BTD: Tensor) -> Tensor:
+        return hidden_BTD * self.shape.output_scale if self.shape.scales_outputs else hidden_BTD
 
     def predict(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The decoder's output [B, T, D] that predicts each target token from the inputs and the earlier targets.

@@ -59,7 +59,7 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
     Raises:
         InputError: if the arrays are not those of a T5.
     """
-    shapes = {name: _leaf_shape(leaf) for name, leaf in _leaves(checkpoint).items()}
+    shapes = {name: _leaf_shape(leaf) for name, leaf in _leaves(checkpoint, _root(checkpoint), WEIGHTS).items()}
 
     def size(name: str, axis: int) -> int:
         if len(shapes.get(name, ())) <= axis:
@@ -92,7 +92,7 @@ def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
     Raises:
         InputError: if arrays are missing, unexpected or of another shape; names all of them.
     """
-    leaves, expected = _leaves(checkpoint), _expected(shape)
+    leaves, expected = _leaves(checkpoint, _root(checkpoint), WEIGHTS), _expected(shape)
     problems = {
         "missing": sorted(expected.keys() - leaves.keys()),
         "unexpected": sorted(leaves.keys() - expected.keys()),
@@ -132,8 +132,8 @@ def t5x_moments(checkpoint: Path, shape: T5Config) -> tuple[int, dict[str, Secon
     Raises:
         InputError: if the checkpoint contains none, or some of another shape.
     """
-    leaves = _leaves(checkpoint, MOMENTS)
-    step = _root(checkpoint).get("state", {}).get("step")
+    root = _root(checkpoint)
+    leaves, step = _leaves(checkpoint, root, MOMENTS), root.get("state", {}).get("step")
 
     def read(name: str, wanted: tuple[int, ...]) -> Tensor:
         leaf = leaves.get(name)
@@ -236,7 +236,7 @@ def _root(checkpoint: Path) -> Mapping[str, Any]:
     raise InputError(f"{path}: is not the msgpack tree of a T5X checkpoint ({reason}); fetch it again")
 
 
-def _leaves(checkpoint: Path, part: str = WEIGHTS) -> dict[str, Leaf]:
+def _leaves(checkpoint: Path, root: Mapping[str, Any], part: str) -> dict[str, Leaf]:
     """Dotted name → array or zarr folder, for all arrays of a part of the tree and all folders beside it."""
     leaves: dict[str, Leaf] = {
         folder.name.removeprefix(f"{part}."): folder for folder in checkpoint.glob(f"{part}.*") if folder.is_dir()
@@ -250,7 +250,7 @@ def _leaves(checkpoint: Path, part: str = WEIGHTS) -> dict[str, Leaf]:
                 walk(child, f"{name}.{key}" if name else str(key))
         # Other nodes only refer to zarr folders, which are found by their names.
 
-    node: Any = _root(checkpoint)
+    node: Any = root
     for key in part.split("."):
         node = node.get(key, {}) if isinstance(node, Mapping) else {}
     walk(node, "")

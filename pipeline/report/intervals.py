@@ -12,6 +12,7 @@ Source: Wilson 1927; Efron & Tibshirani 1993, ch. 13.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def wilson(share: float, rows: int) -> Interval:
     return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
-def bootstrap(metric: str, confusion: Sequence[Sequence[int]]) -> Interval:
+@functools.lru_cache(maxsize=1024)
+def bootstrap(metric: str, confusion: tuple[tuple[int, ...], ...]) -> Interval:
     """Interval of a metric of `OF_COUNTS`, from resampled rows of a confusion matrix [labels, labels + 1]."""
     counts_LP = np.asarray(confusion)
     there = np.flatnonzero(counts_LP)
@@ -78,7 +80,7 @@ def row_interval(score: Score, metric: str) -> Interval | None:
     if metric not in OF_COUNTS or counts is None:
         return None
     recorded = math.isclose(float(OF_COUNTS[metric](np.asarray(counts))), value, abs_tol=1e-6)
-    return bootstrap(metric, counts) if recorded else None
+    return bootstrap(metric, tuple(map(tuple, counts))) if recorded else None
 
 
 def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:

@@ -10,7 +10,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.collect import Run, collect
+from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
 from t5_pipeline.report.sections.confusion import confusion_section
@@ -30,19 +30,19 @@ from t5_pipeline.report.summary import TaskScores, path_names, summarise
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def write_report(run_dir: Path, output: Path) -> None:
+def write_report(run: Run, output: Path) -> None:
     """Write the report of a finished or unfinished run, deterministically.
 
     Args:
         output: file, or "-" for the standard output.
 
     Raises:
-        InputError: if it is not a run directory, or a manifest or scores file in it is damaged.
+        InputError: if the output cannot be written.
     """
     if str(output) != STDOUT:
         output.parent.mkdir(parents=True, exist_ok=True)
     check_output(output)
-    write_output(output, render(collect(run_dir)).encode())
+    write_output(output, render(run).encode())
 
 
 def render(run: Run) -> str:

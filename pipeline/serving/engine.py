@@ -191,7 +191,7 @@ class Engine:
             on_batch: called after each batch with its number of examples.
         """
         parts = [(q, k) for q in questions for k in range(len(q.names))]
-        outputs = Outputs([""] * len(parts), [""] * len(parts), [[] for _ in parts])
+        outputs = Outputs.none(len(parts))
         of_t5: dict[Path, list[int]] = {}
         cut: dict[int, int] = {}
         for i, (q, k) in enumerate(parts):
@@ -210,8 +210,8 @@ class Engine:
 
     def stream(
         self, question: Question, *, max_output_length: int = 0, decoding: Decoding | None = None
-    ) -> Iterator[str]:
-        """The text of one answer so far, after each of its tokens.
+    ) -> tuple[int, Iterator[str]]:
+        """The tokens that were cut from an input, and the text of its answer so far, after each of its tokens.
 
         Args:
             question: a question to one prompt that decodes free text.
@@ -224,20 +224,17 @@ class Engine:
         if len(question.names) > 1 or one.task.labels or one.weights or decoding.beams > 1:
             raise InputError(f"`{'+'.join(question.names)}`: cannot be streamed; ask for the whole answer")
         answerer = self._answerer(self._t5_of(one))
-        (asked,), _ = self._asked([(question, 0)], answerer.vocabulary, max_output_length)
-        return answerer.stream(asked, decoding)
+        (asked,), (cut,) = self._asked([(question, 0)], answerer.vocabulary, max_output_length)
+        return cut, answerer.stream(asked, decoding)
 
-    def add(self, name: str, kind: str, path: Path) -> None:
-        """Add a solution of a task from its directory, or replace the one of its name.
-
-        Args:
-            kind: a key of METHODS, such as "prompt".
+    def add(self, name: str, path: Path) -> None:
+        """Add a soft prompt from its directory, or replace the solution of its name.
 
         Raises:
             InputError: if it is damaged, or of another T5.
         """
-        (one,) = METHODS[kind](Artifact(str(path), path, ""))
-        one = replace(one, artifact=Artifact(str(path), path, DigestCache(None).of_artifact(kind, path)))
+        (one,) = METHODS["prompt"](Artifact(str(path), path, ""))
+        one = replace(one, artifact=Artifact(str(path), path, DigestCache(None).of_artifact("prompt", path)))
         problem = self._problem(name, one, self._digest)
         if problem is not None:
             raise InputError(problem)

@@ -153,11 +153,9 @@ def read_peft(directory: Path) -> Tensor:
     directory = _adapter_directory(directory)
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
     try:
-        config = dict(bounded.read_json(config_path))
+        config = bounded.read_object(config_path, "download or save the adapter again")
     except OSError:
         raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
-    except (ValueError, TypeError):
-        raise InputError(f"{config_path}: is not a JSON object; download or save the adapter again") from None
     if config.get("peft_type") != "PROMPT_TUNING":
         raise InputError(
             f"{config_path}: peft_type {config.get('peft_type')!r} is not a prompt; only PROMPT_TUNING is supported"
@@ -192,6 +190,13 @@ def _adapter_directory(path: Path) -> Path:
     return path.parent if path.name in (PEFT_WEIGHTS, PEFT_CONFIG) else path
 
 
+def adapter_base(adapter: Path) -> tuple[str | None, str | None]:
+    """Name and digest of the T5 that an adapter records; None for one that it does not record."""
+    named = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
+        return named, (opened.metadata() or {}).get(BASE)
+
+
 def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
     """Compare the T5 of an adapter with the given one; warns if only the names can be compared and differ.
 
@@ -204,9 +209,7 @@ def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
     Raises:
         InputError: if the adapter records another digest.
     """
-    named = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
-        recorded = (opened.metadata() or {}).get(BASE)
+    named, recorded = adapter_base(adapter)
     if recorded not in (None, digest):
         raise InputError(
             f"{adapter}: was trained on another T5 ({named}, digest {recorded[:12]}, not {digest[:12]}); give that one"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from t5_pipeline.artifacts.kinds import marker
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import remote_errors
 
 _SUFFIXES = (".json", ".safetensors")  # the files that a prompt is read from
@@ -50,23 +51,34 @@ class Mirror:
         """Bring the copy up to date.
 
         Raises:
-            InputError: if the store cannot be read; the copy is then unchanged.
+            InputError: if the store or a prompt in it cannot be read; the copy of that prompt is then unchanged.
         """
         listed = self._list()
         seen = listed if self._seen is None else self._seen  # the first time, all prompts are taken at once
         changed = {name: prompt for name, prompt in listed.items() if self._taken.get(name) != prompt == seen.get(name)}
-        fetched = {name: self._fetch(prompt) for name, prompt in changed.items()}
-        after = self._list() if fetched else {}
-        for name, version in fetched.items():
-            if after.get(name) == changed[name]:
-                self._publish(name, version)
+        fetched: dict[str, Path] = {}
+        problems: list[InputError] = []
+        try:
+            for name, prompt in changed.items():
+                fetched[name] = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
+                try:
+                    self._fetch(prompt, fetched[name])
+                except InputError as error:  # one prompt must not keep the others from being updated
+                    problems.append(error)
+                    shutil.rmtree(fetched.pop(name))
+            after = self._list() if fetched else {}
+            for name in [name for name in fetched if after.get(name) == changed[name]]:
+                self._publish(name, fetched.pop(name))
                 self._taken[name] = changed[name]
-            else:
-                shutil.rmtree(version)
+        finally:
+            for version in fetched.values():
+                shutil.rmtree(version, ignore_errors=True)
         for name in self._taken.keys() - listed.keys():
             self._remove(name)
             del self._taken[name]
         self._seen = listed
+        if problems:
+            raise problems[0]
 
     def _list(self) -> dict[str, _Listed]:
         import fsspec
@@ -97,10 +109,9 @@ class Mirror:
                     break
         return prompts
 
-    def _fetch(self, prompt: _Listed) -> Path:
+    def _fetch(self, prompt: _Listed, version: Path) -> None:
         import fsspec
 
-        version = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
         with remote_errors(self.url, "--prompts"):
             store, _ = fsspec.url_to_fs(self.url)
             for name, path in prompt.files.items():
@@ -108,7 +119,6 @@ class Mirror:
                     store.get_file(path, str(version / name))
                 except FileNotFoundError:  # just removed; the second listing says so
                     continue
-        return version
 
     def _publish(self, name: str, version: Path) -> None:
         link = self.directory / name

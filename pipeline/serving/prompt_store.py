@@ -24,7 +24,8 @@ from t5_pipeline.data_prep.tasks.encode import encode_labels
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.load import locate_model
+from t5_pipeline.modeling.safetensors_dir import read_shape
 from t5_pipeline.serving.prompt_mirror import Mirror
 
 
@@ -70,12 +71,16 @@ class PromptStore:
         model: directory of the T5.
         digest: digest of the T5 that all prompts must have been trained on.
         like: a tensor with the device and dtype of the rows.
+        width: d_model of the T5.
+        reserved: a name that no prompt may have.
     """
 
     model: Path
     vocabulary: Vocabulary
     digest: str
     like: Tensor
+    width: int
+    reserved: str = ""
     _prompts: dict[str, ServedPrompt] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _watched: dict[str, tuple[object, ...]] = field(default_factory=dict)
@@ -84,11 +89,12 @@ class PromptStore:
     _unreachable: bool = False
 
     @classmethod
-    def of(cls, model: str, like: Tensor) -> PromptStore:
+    def of(cls, model: str, like: Tensor, reserved: str = "") -> PromptStore:
         """An empty store for a T5: a directory, a stage's directory or a hub name."""
         path = locate_one("model", model, "--model")
-        read_metadata(path)
-        return cls(path, Vocabulary.load(path), DigestCache(None).of_artifact("model", path), like)
+        width = read_shape(locate_model(path)).d_model
+        digest = DigestCache(None).of_artifact("model", path)
+        return cls(path, Vocabulary.load(path), digest, like, width, reserved)
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -110,8 +116,12 @@ class PromptStore:
             OtherModel: if it was trained on another T5.
             InputError: if it is damaged, or was trained with another vocabulary.
         """
+        if name == self.reserved:
+            raise InputError(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
         prompt = Prompt.load(path)
         info = prompt.info
+        if info.width != self.width:  # the digest of a hub model is only that of its name
+            raise InputError(f"prompt `{name}` has rows of width {info.width}, but the T5 has width {self.width}")
         if info.base_model_digest != self.digest:
             raise OtherModel(
                 f"prompt `{name}` was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]},"
@@ -186,9 +196,11 @@ class PromptStore:
         """
         if not self._mirrored():
             return []
+        if not Path(directory).is_dir():  # being replaced, or on a file system that is away for a moment
+            return []
         try:
             found = named_prompts(directory, "--prompts")
-        except InputError:  # empty, or being replaced
+        except InputError:  # no prompt is left
             found = {}
         changes = []
         for name, path in found.items():

@@ -25,12 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.label_scoring import score_label_sets
 from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.modeling.prompt_bank import BareT5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.serving.continuous import RunningBatch, Text
@@ -55,15 +57,27 @@ class Scheduler:
     """A T5 in memory and the thread that runs it."""
 
     def __init__(
-        self, t5: T5, vocabulary: Vocabulary, *, limits: Limits | None = None, precision: str = "fp32"
+        self,
+        t5: T5,
+        vocabulary: Vocabulary,
+        *,
+        sentinel: Sentinel = "none",
+        limits: Limits | None = None,
+        precision: str = "fp32",
     ) -> None:
+        """
+        Args:
+            sentinel: of the T5 without a prompt.
+        """
         self.t5 = t5.eval().requires_grad_(False)
         self.vocabulary, self.precision, self.limits = vocabulary, precision, limits or Limits()
         self.device = next(t5.parameters()).device
+        self.sentinel = sentinel
         self.counts = Counts()
         self._bare = BareT5(self.t5)
         self._running: RunningBatch[Job] = RunningBatch(self.t5)
-        self._waiting: deque[Job] = deque()
+        self._labels: deque[Job] = deque()  # waiting jobs with labels, which need no place in the running batch
+        self._texts: deque[Job] = deque()  # waiting jobs that decode free text
         self._changed = threading.Condition()
         self._draining = self._stopped = False
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
@@ -79,11 +93,11 @@ class Scheduler:
         device: torch.device | None = None,
         compiled: bool = False,
     ) -> Scheduler:
-        """Load a T5 from a directory or the hub."""
+        """Load a T5 from a directory or the hub; without a prompt it uses the sentinel as it was trained to."""
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32).to(device)
         t5.set_execution(compiled=use_compiler("true" if compiled else "false", device.type))
-        return cls(t5, vocabulary, limits=limits, precision=precision)
+        return cls(t5, vocabulary, sentinel=read_metadata(path).sentinel, limits=limits, precision=precision)
 
     def start(self) -> None:
         self._thread.start()
@@ -98,7 +112,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._labels) + len(self._texts)
 
     @property
     def running(self) -> int:
@@ -127,7 +141,7 @@ class Scheduler:
             TooLong: if the input has more tokens than the prompt was trained with, or than the server accepts.
         """
         limit = self.limits.input_tokens if prompt is None else prompt.info.max_input_length
-        sentinel = "none" if prompt is None else prompt.info.sentinel
+        sentinel = self.sentinel if prompt is None else prompt.info.sentinel
         (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel).ids
         if len(ids_S) > limit:
             raise TooLong(len(ids_S), limit)
@@ -146,14 +160,15 @@ class Scheduler:
         with self._changed:
             if self._draining:
                 raise Draining("the server is shutting down")
-            if len(self._waiting) + len(jobs) > self.limits.waiting:
+            if self.waiting + len(jobs) > self.limits.waiting:
                 raise QueueFull(self._seconds_to_drain())
-            self._waiting.extend(jobs)
+            for job in jobs:
+                (self._labels if job.label_ids else self._texts).append(job)
             self._changed.notify()
 
     def _seconds_to_drain(self) -> float:
         rate = self.counts.jobs / self.counts.busy_seconds if self.counts.busy_seconds else 0.0
-        return max(1.0, len(self._waiting) / rate) if rate else 1.0
+        return max(1.0, self.waiting / rate) if rate else 1.0
 
     def close(self, drain: bool = True) -> None:
         """Stop the thread, after all accepted jobs are done unless `drain` is false."""
@@ -169,14 +184,14 @@ class Scheduler:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._running and not self._draining:
+                while not self.waiting and not self._running and not self._draining:
                     self._changed.wait()
-                if self._stopped or (self._draining and not self._waiting and not self._running):
+                if self._stopped or (self._draining and not self.waiting and not self._running):
                     self._abandon()
                     return
                 if not self._running and self.limits.window and not self._draining:
                     until = time.monotonic() + self.limits.window
-                    while len(self._waiting) < self.limits.batch and (left := until - time.monotonic()) > 0:
+                    while self.waiting < self.limits.batch and (left := until - time.monotonic()) > 0:
                         self._changed.wait(left)
                 taken = self._take()
             began = time.monotonic()
@@ -184,25 +199,17 @@ class Scheduler:
             self.counts.busy_seconds += time.monotonic() - began
 
     def _take(self) -> list[Job]:
-        """The next jobs in the order of their arrival; free text waits for a place in the running batch."""
-        taken: list[Job] = []
-        later: list[Job] = []
+        """Up to a batch of jobs with labels, and free text for the places that are left in the running batch."""
         room = self.limits.batch - len(self._running)
-        while self._waiting and len(taken) < self.limits.batch:
-            job = self._waiting.popleft()
-            if job.label_ids or room > 0:
-                room -= not job.label_ids
-                taken.append(job)
-            else:
-                later.append(job)
-        self._waiting.extendleft(reversed(later))
-        return taken
+        labels = [self._labels.popleft() for _ in range(min(self.limits.batch, len(self._labels)))]
+        return labels + [self._texts.popleft() for _ in range(min(room, len(self._texts)))]
 
     def _abandon(self) -> None:
-        for job in [*self._waiting, *(text.owner for text in self._running.texts)]:
+        for job in [*self._labels, *self._texts, *(text.owner for text in self._running.texts)]:
             if not job.done.done():
                 job.done.set_exception(Draining("the server was stopped"))
-        self._waiting.clear()
+        self._labels.clear()
+        self._texts.clear()
 
     def _turn(self, taken: Sequence[Job]) -> None:
         jobs = [job for job in taken if not self._dropped(job)]
@@ -235,9 +242,9 @@ class Scheduler:
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         """Report an error to its jobs; the server continues with the others."""
-        self.counts.failed += len(jobs)
         for job in jobs:
             if not job.done.done():
+                self.counts.failed += 1
                 job.done.set_exception(error)
 
     def _begin(self, jobs: Sequence[Job]) -> None:
@@ -246,18 +253,25 @@ class Scheduler:
         by_labels: dict[int, list[int]] = {}
         for row, job in enumerate(jobs):
             by_labels.setdefault(len(job.label_ids), []).append(row)
-        for labels, rows in by_labels.items():
+        for rows in by_labels.values():
             rows_b = torch.tensor(rows, device=self.device)
             encoded_bND, mask_bN = encoded_BND[rows_b], None if mask_BN is None else mask_BN[rows_b]
             some = [jobs[row] for row in rows]
-            if labels:
-                scores_bL = score_label_sets(self._bare, encoded_bND, mask_bN, [job.label_ids for job in some])
-                for job, scores in zip(some, scores_bL.tolist(), strict=True):
-                    best = max(range(labels), key=scores.__getitem__)
-                    self._finish(job, job.labels[best], dict(zip(job.labels, scores, strict=True)), 0, "stop")
-            else:
-                texts = [Text(job, job.max_length, job.choose if job.decoding.temperature else None) for job in some]
-                self._running.join(texts, encoded_bND, mask_bN)
+            try:
+                if some[0].label_ids:
+                    self._score(some, encoded_bND, mask_bN)
+                else:
+                    choose = [job.choose if job.decoding.temperature else None for job in some]
+                    texts = [Text(job, job.max_length, one) for job, one in zip(some, choose, strict=True)]
+                    self._running.join(texts, encoded_bND, mask_bN)
+            except Exception as error:
+                self._fail(some, error)
+
+    def _score(self, jobs: Sequence[Job], encoded_bND: Tensor, mask_bN: Tensor | None) -> None:
+        scores_bL = score_label_sets(self._bare, encoded_bND, mask_bN, [job.label_ids for job in jobs])
+        for job, scores in zip(jobs, scores_bL.tolist(), strict=True):
+            best = max(range(len(scores)), key=scores.__getitem__)
+            self._finish(job, job.labels[best], dict(zip(job.labels, scores, strict=True)), 0, "stop")
 
     def _encode(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor | None]:
         """The encoder's output [B, N, D] over [P; X], with padding on the right, and its mask."""
@@ -297,7 +311,7 @@ class Scheduler:
 
     def text(self, job: Job, ids: Sequence[int]) -> str:
         """The text of output ids, without the sentinel that begins it if the prompt was trained with one."""
-        sentinel = "none" if job.prompt is None else job.prompt.info.sentinel
+        sentinel = self.sentinel if job.prompt is None else job.prompt.info.sentinel
         return self.vocabulary.decode(self.vocabulary.strip_sentinel(ids, sentinel))
 
     def _finish(self, job: Job, text: str, scores: dict[str, float], tokens: int, finish: str) -> None:

@@ -8,7 +8,7 @@ The rows of every prompt become embedding rows of new ids, so any server that ru
 A prompt's row is added to the encoder's input as it was trained, so the encoder computes the same numbers. The new ids
 also get rows in the output matrix, where they must never win: each gets the mean of the existing rows with the lowest
 logits. A mean of logits is below the greatest one whatever the input, so greedy decoding gives the outputs of the
-prompted T5, and the probabilities that the new ids take from the others are negligible (measured in docs/serving.md).
+prompted T5, and the probabilities that the new ids take from the others are negligible in a trained T5.
 An original T5, whose output matrix is the embedding, gets a separate output matrix.
 
     transformers    model.safetensors, tokenizer.json, prompts.json
@@ -32,12 +32,13 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from torch import Tensor
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate, named_prompts
+from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import embedding_rows
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.modeling.in_transformers import load_in_transformers
 from t5_pipeline.modeling.load import assemble, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5, shift_right
 from t5_pipeline.serving.exchange import problems, refuse_to_replace
@@ -84,7 +85,7 @@ def export(
     if quantization and form != "ctranslate2":
         raise InputError(f"--quantization: {form} is written in fp32; leave it out, or give --to ctranslate2")
     refuse_to_replace(Path(output))
-    (path,) = locate("model", model, "--model")
+    path = locate_one("model", model, "--model")
     digest = DigestCache(None).of_artifact("model", path)
     loaded: dict[str, Prompt] = {}
     for name, place in named_prompts(prompts, "--prompts").items():
@@ -142,7 +143,7 @@ def add_rows(t5: T5, prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptT
     rows = max(embedding_rows(end), t5.shape.vocab_size)
     state = dict(t5.state_dict())
     embedding_VD = state["shared.weight"]
-    output_VD = embedding_VD * t5.shape.d_model**-0.5 if t5.shape.tied else state["lm_head.weight"]
+    output_VD = embedding_VD * t5.shape.output_scale if t5.shape.tied else state["lm_head.weight"]
     never_D = output_VD[lowest_ids(t5, output_VD[:first], list(prompts.values()))].mean(0)
     grown_VD = embedding_VD.new_zeros(rows, t5.shape.d_model)
     grown_VD[:first] = embedding_VD[:first]
@@ -150,7 +151,8 @@ def add_rows(t5: T5, prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptT
         grown_VD[one.first : one.first + one.length] = prompts[name].rows_PD
     state["shared.weight"] = grown_VD
     state["lm_head.weight"] = torch.cat([output_VD[:first], never_D.repeat(rows - first, 1)])
-    return assemble(replace(t5.shape, vocab_size=rows, tied=False), state, "the T5 with prompts as vocabulary")
+    shape = replace(t5.shape, vocab_size=rows, tied=False, scaled=None if t5.shape.tied else t5.shape.scaled)
+    return assemble(shape, state, "the T5 with prompts as vocabulary")
 
 
 def lowest_ids(t5: T5, output_VD: Tensor, prompts: Sequence[Prompt], inputs: int = 8, length: int = 24) -> Tensor:
@@ -264,14 +266,8 @@ def write_onnx(directory: Path, t5: T5, tokens: Iterable[PromptTokens], quantiza
         import onnxscript  # noqa: F401
     except ImportError:
         raise InputError("onnxscript is not installed; pip install 't5-pipeline[export]'") from None
-    from transformers import T5ForConditionalGeneration
-    from transformers.utils import logging
-
     write_transformers(directory, t5, tokens, None)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers 5 warns about every T5 with a separate output matrix
-    plain = T5ForConditionalGeneration.from_pretrained(directory, attn_implementation="eager").eval()
-    logging.set_verbosity(verbosity)
+    plain = load_in_transformers(directory, attn_implementation="eager").eval()
     for file in directory.glob("model*.safetensors*"):
         file.unlink()
     ids_BS, mask_BS = torch.tensor([[5, 6, 7, 1], [5, 1, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])

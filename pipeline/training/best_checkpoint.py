@@ -96,6 +96,7 @@ class Selection:
         self.patience = patience
         self._best: list[Best | None] = [None] * len(cells)
         self._without_higher = [0] * len(cells)
+        self._validations = [0] * len(cells)
 
     def due(self, step: int) -> bool:
         """Whether this step is measured; independent of the total number of steps."""
@@ -104,16 +105,20 @@ class Selection:
     @property
     def exhausted(self) -> bool:
         """True once the patience of every cell has run out."""
-        return self.patience > 0 and all(count >= self.patience for count in self._without_higher)
+        return all(self._is_exhausted(index) for index in range(len(self.cells)))
+
+    def _is_exhausted(self, index: int) -> bool:
+        return 0 < self.patience <= self._without_higher[index]
 
     @torch.no_grad()
     def update(self, step: int, engine: Engine) -> dict[str, Measured]:
         """Measure, keep what is better than before, and return the validation of each cell."""
         measured = self._measured(engine)
         for index, now in enumerate(measured):
-            before = self._best[index]
-            if self.patience and self._without_higher[index] >= self.patience:
+            if self._is_exhausted(index):
                 continue
+            before = self._best[index]
+            self._validations[index] += 1
             if before is None or now.score > before.measured.score:
                 self._without_higher[index] = 0
             else:
@@ -135,21 +140,22 @@ class Selection:
     def finalize(self, step: int, engine: Engine) -> list[Best]:
         """The best of each cell at the end of training.
 
-        If the last step was not due for validation, it is scored too, but the result is not stored, so extending the
-        run later is not affected.
+        If the last step was not due for validation, it is scored too, unless patience has run out, but the result is
+        not stored, so extending the run later is not affected.
         """
         best = list(self._best)
-        if self._validates_last(step):
+        if any(last := [self._validates_last(index, step) for index in range(len(self.cells))]):
             for index, now in enumerate(self._measured(engine)):
-                best[index] = self._better(best[index], index, step, now, engine)
+                if last[index]:
+                    best[index] = self._better(best[index], index, step, now, engine)
         return [found for found in best if found is not None]
 
-    def validations(self, step: int) -> int:
-        """Number of validations, once training has ended after `step` steps."""
-        return step // self.every + self._validates_last(step)
+    def validations(self, step: int) -> list[int]:
+        """Number of validations that count for each cell, once training has ended after `step` steps."""
+        return [count + self._validates_last(index, step) for index, count in enumerate(self._validations)]
 
-    def _validates_last(self, step: int) -> bool:
-        return not self.due(step) and not self.exhausted
+    def _validates_last(self, index: int, step: int) -> bool:
+        return not self.due(step) and not self._is_exhausted(index)
 
     def _better(self, before: Best | None, index: int, step: int, now: Measured, engine: Engine) -> Best:
         """The best step so far or this one, with a copy of its tensors."""
@@ -174,14 +180,17 @@ class Selection:
 
     def scalars(self) -> list[dict[str, Any] | None]:
         return [
-            None if best is None else {"step": best.step, **asdict(best.measured), "without_higher": count}
-            for best, count in zip(self._best, self._without_higher, strict=True)
+            None
+            if best is None
+            else {"step": best.step, **asdict(best.measured), "without_higher": count, "validations": validations}
+            for best, count, validations in zip(self._best, self._without_higher, self._validations, strict=True)
         ]
 
     def load(self, saved: SavedTensors, scalars: Sequence[Mapping[str, Any] | None], engine: Engine) -> None:
         """Restore what `shards()` and `scalars()` returned, whichever engine saved it."""
         for index, found in enumerate(scalars):
             self._without_higher[index] = 0 if found is None else int(found["without_higher"])
+            self._validations[index] = 0 if found is None else int(found["validations"])
             self._best[index] = None
             if found is not None:
                 name = f"{SELECTION}{index}/"

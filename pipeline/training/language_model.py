@@ -46,7 +46,9 @@ def train_language_model(
         assert validation is not None
         held_out = [validation.at(index) for index in range(c.validation_batches)]
         loss = held_out_loss(state, held_out, c.microbatch_size, "loss" in c.reference_ops)
-        return {"loss": loss} | ({} if bytes_V is None else {"bits_per_byte": bits_per_byte(loss, held_out, bytes_V)})
+        if bytes_V is None:
+            return {"loss": loss}
+        return {"loss": loss, "bits_per_byte": bits_per_byte(loss, held_out, bytes_V, model.special.pad)}
 
     trainer = Trainer(
         c,
@@ -61,15 +63,17 @@ def train_language_model(
     train_stage(stage, trainer, publish)
 
 
-def bits_per_byte(loss: float, batches: Sequence[ArrayBatch], bytes_V: NDArray[np.int64]) -> float:
+def bits_per_byte(loss: float, batches: Sequence[ArrayBatch], bytes_V: NDArray[np.int64], pad: int) -> float:
     """A mean loss per target token in bits per byte of the targets' text, which does not depend on the vocabulary.
 
     Args:
         loss: in nats.
         bytes_V: bytes of text of every id.
+        pad: id of padding, which is not a target.
     """
-    ids = np.concatenate([batch.targets_BT[batch.weights_B > 0].ravel() for batch in batches])
-    return loss / math.log(2) * np.count_nonzero(ids) / max(int(bytes_V[ids].sum()), 1)
+    padded = np.concatenate([batch.targets_BT[batch.weights_B > 0].ravel() for batch in batches])
+    ids = padded[padded != pad]
+    return loss / math.log(2) * len(ids) / max(int(bytes_V[ids].sum()), 1)
 
 
 def held_out_loss(

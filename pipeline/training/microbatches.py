@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class ArrayBatch(Protocol):
-    """Examples as zero-padded NumPy arrays.
+    """Examples as padded NumPy arrays.
 
     Attributes:
         weights_B: weight of each row's token losses, normalised over the *global* batch.

@@ -39,7 +39,7 @@ class Adafactor(torch.optim.Optimizer):
     RMS 1: official prompt tuning restores the step of the model (1,100,000) but not its moments.
 
     State of a parameter: `mean_square` of its shape, or `row` and `column`, and the 0-d `step`. A bank has all of them,
-    `mean_square` [R−F, D] of its other prompts and `row` [F], `column` [K, D] of its factored ones.
+    `mean_square` [W, D] of its other prompts and `row` [F], `column` [K, D] of its factored ones.
     """
 
     def __init__(
@@ -85,9 +85,11 @@ class Adafactor(torch.optim.Optimizer):
         factored_C = torch.tensor([found is not None for found in dims], device=bank_RD.device)
         group["factored"] = None
         if factored_C.any():
+            # Rows by index: a boolean mask would make the GPU wait in every step.
             factored_R = factored_C[segments_R]
-            segments_F = (factored_C.cumsum(0) - 1)[segments_R[factored_R]]
-            group["factored"] = (factored_R, segments_F, lengths_C[factored_C].to(bank_RD.dtype))
+            factored_F, whole_W = factored_R.nonzero().squeeze(1), (~factored_R).nonzero().squeeze(1)
+            segments_F = (factored_C.cumsum(0) - 1)[segments_R[factored_F]]
+            group["factored"] = (factored_F, whole_W, segments_F, lengths_C[factored_C].to(bank_RD.dtype))
 
     def restore(self, moments: Iterable[SecondMoments], step: int) -> None:
         """Continue from the state after `step` steps of T5X's Adafactor.
@@ -134,11 +136,24 @@ class Adafactor(torch.optim.Optimizer):
         bank_RD.mul_(1.0 - group["weight_decay"]).sub_(update_RD)
 
     def _bank_directions(
-        self, group: dict[str, Any], bank_RD: Tensor, factored_R: Tensor, segments_F: Tensor, lengths_K: Tensor
+        self,
+        group: dict[str, Any],
+        bank_RD: Tensor,
+        factored_F: Tensor,
+        whole_W: Tensor,
+        segments_F: Tensor,
+        lengths_K: Tensor,
     ) -> Tensor:
-        """g / √v of a bank with factored prompts; `segments_F` are the rows' indices among these."""
+        """g / √v of a bank with factored prompts.
+
+        Args:
+            factored_F: rows of factored prompts.
+            whole_W: the other rows.
+            segments_F: index among the factored prompts of each row of `factored_F`.
+            lengths_K: lengths of the factored prompts.
+        """
         [gradient_RD], [square_RD] = _gradients_and_squares(group, [bank_RD])
-        square_FD, square_WD = square_RD[factored_R], square_RD[~factored_R]
+        square_FD, square_WD = square_RD[factored_F], square_RD[whole_W]
 
         def of_prompts(x_F: Tensor) -> Tensor:
             """The mean over the rows of each factored prompt."""
@@ -154,8 +169,8 @@ class Adafactor(torch.optim.Optimizer):
         mean_WD, row_F, column_KD = means
         row_factors_F1 = (row_F / of_prompts(row_F)[segments_F]).rsqrt_().unsqueeze(1)
         update_RD = torch.empty_like(bank_RD)
-        update_RD[~factored_R] = gradient_RD[~factored_R] / mean_WD.sqrt()
-        update_RD[factored_R] = gradient_RD[factored_R] * row_factors_F1 * column_KD.rsqrt()[segments_F]
+        update_RD[whole_W] = gradient_RD[whole_W] / mean_WD.sqrt()
+        update_RD[factored_F] = gradient_RD[factored_F] * row_factors_F1 * column_KD.rsqrt()[segments_F]
         return update_RD
 
     @staticmethod

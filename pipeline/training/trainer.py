@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -308,12 +308,12 @@ class TrainingResult:
     """The checkpoint of a step and, with a selection, the best of each cell (otherwise `selected` is empty).
 
     Attributes:
-        validations: number of steps among which the best was chosen.
+        validations: number of steps among which the best of each cell was chosen.
     """
 
     checkpoint: Checkpoint
     selected: list[Best]
-    validations: int = 0
+    validations: list[int] = field(default_factory=list)
 
     def best(self, index: int = 0) -> Best:
         """The published step of cell `index`: its best one, or without a selection the last, without scores."""
@@ -324,7 +324,8 @@ class TrainingResult:
         best = self.best(index)
         if not self.selected:
             return f"step {best.step:,}"
-        of = f"best of {self.validations} validations" if self.validations > 1 else "the only validation"
+        count = self.validations[index]
+        of = f"best of {count:,} validations" if count > 1 else "the only validation"
         return f"step {best.step:,}, {scores_text(best.scores)}, {of}"
 
     def weights(self, index: int = 0) -> dict[str, Tensor]:

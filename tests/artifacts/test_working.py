@@ -12,14 +12,14 @@ def test_a_result_is_trusted_only_when_it_is_complete_and_unchanged(tmp_path: Pa
     file = tmp_path / "vocabulary" / "spiece.model"
     file.parent.mkdir()
     file.write_bytes(b"pieces")
-    assert not working.is_intact(tmp_path, "vocabulary")
+    assert not working.intact(tmp_path, ["vocabulary"])
     working.begin(tmp_path, "vocabulary")
-    assert not working.is_intact(tmp_path, "vocabulary")
+    assert not working.intact(tmp_path, ["vocabulary"])
     working.complete(tmp_path, "vocabulary")
-    assert working.is_intact(tmp_path, "vocabulary")
+    assert working.intact(tmp_path, ["vocabulary"])
     assert working.damaged_unfinished(tmp_path) == ({}, 1)
     file.write_bytes(b"pieceS")
-    assert not working.is_intact(tmp_path, "vocabulary")
+    assert not working.intact(tmp_path, ["vocabulary"])
     assert working.damaged_unfinished(tmp_path)[0] == {"vocabulary/spiece.model": "is damaged (block 0 of 1)"}
     file.unlink()
     assert working.damaged_unfinished(tmp_path)[0] == {"vocabulary/spiece.model": "is missing"}

@@ -84,6 +84,6 @@ def test_flags_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
         t5_pipeline(*given, "--host", "192.0.2.1", "--keys", world / "model/config.json"),
         r"--host, --port: cannot listen at 192\.0\.2\.1:8000 .*",
     )
-    refused(t5_pipeline(*given, "--name", "free", "--port", "0"), r"--name: free is also a prompt; .*")
+    refused(t5_pipeline(*given, "--name", "free", "--port", "0"), r"`free` is the name of the T5 without a prompt; .*")
     write_prompt(world, "foreign", 1, base_model_digest="f" * 64)
     refused(t5_pipeline(*given, "--port", "0"), r"prompt `foreign` was trained on another T5 .*")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from t5_pipeline.core.atomic_files import check_output, sweep, write_directory, write_output, write_text
+from t5_pipeline.core.atomic_files import check_output, open_output, sweep, write_directory, write_output, write_text
 from t5_pipeline.core.errors import InputError
 
 
@@ -68,6 +71,53 @@ def test_output_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "file").read_text() == "old"
     with pytest.raises(InputError, match="cannot write /dev/full"):
         write_output("/dev/full", b"text")
+
+
+def test_a_second_writer_does_not_touch_the_output_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    with open_output(output, partial) as write:
+        with pytest.raises(InputError, match="another process is writing"), open_output(output, partial):
+            pass
+        assert partial.exists()
+        write(b"answers\n")
+    assert output.read_bytes() == b"answers\n"
+    # The first process finishes after the second has read `partial`, before it opens the file.
+    with pytest.raises(InputError, match=r"was just writing .*; run the same command"), open_output(output, partial, 8):
+        pass
+    assert output.read_bytes() == b"answers\n"
+    assert not partial.exists()
+    # ... and between opening and locking it.
+    partial.write_bytes(b"answers of all\n")
+    flock = fcntl.flock
+
+    def late(file: object, flags: int) -> None:
+        partial.rename(output)
+        flock(file, flags)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(InputError, match="was just writing"), open_output(output, partial, 8):
+        pass
+    assert output.read_bytes() == b"answers of all\n"
+
+
+def test_a_partial_output_stays_unless_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(file: object, flags: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    for content in (b"", b"one\n"):
+        with contextlib.suppress(KeyboardInterrupt), open_output(output, partial) as write:
+            write(content)
+            raise KeyboardInterrupt
+        assert partial.exists() == bool(content)
+    partial.write_bytes(b"one\ntor")
+    with open_output(output, partial, 4) as write:
+        write(b"two\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert output.read_bytes() == b"one\ntwo\n"
 
 
 def test_a_directory_does_not_replace_a_file_or_link(tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ def test_json_that_cannot_be_parsed(text: str) -> None:
         bounded.parse_json(text.encode("latin-1"))
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"), [("{", r"is not valid JSON \(.*\)"), ("[]", "contains a list instead of")]
+)
+def test_a_file_without_a_json_object(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=rf"^\S+a\.json: {problem}.*; fetch it again$"):
+        bounded.read_object(tmp_path / "a.json", "fetch it again")
+
+
 def tensors(path: Path, header: Any, data: bytes = b"\0" * 16) -> Path:
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -19,6 +19,9 @@ ORIGINAL = T5Config(
     vocab_size=500, d_model=48, d_kv=8, d_ff=80, num_layers=2, num_decoder_layers=3, num_heads=5,
     gated=False, activation="relu", tied=True,
 )  # fmt: skip
+UMT5 = T5Config(
+    vocab_size=500, d_model=48, d_kv=8, d_ff=80, num_layers=3, num_decoder_layers=2, num_heads=5, model_type="umt5"
+)
 
 
 def saved(shape: T5Config, m: Microbatch) -> int:
@@ -73,6 +76,14 @@ def saved(shape: T5Config, m: Microbatch) -> int:
 def test_equal_to_autograd(shape: T5Config, how: dict[str, Any], dropout: bool, bf16: bool, recompute: bool) -> None:
     m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, dropout=dropout, recompute=recompute, cpu=True, **how)
     assert saved_activations(shape, m).total == saved(shape, m)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("how", [{"prompt": 0}, {"prompt": 0, "packed": True}, {"prompt": 6}], ids=str)
+def test_biases_in_every_layer(how: dict[str, Any], bf16: bool, recompute: bool) -> None:
+    m = Microbatch(rows=3, inputs=26, targets=19, bf16=bf16, recompute=recompute, cpu=True, **how)
+    assert saved_activations(UMT5, m).total == saved(UMT5, m)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])

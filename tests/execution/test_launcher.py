@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from t5_pipeline.artifacts.run_dir import is_locked, lock
+from t5_pipeline.artifacts.run_dir import lock
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.launcher import _alive, command, launch, ranks, stage_script
+from t5_pipeline.execution.launcher import command, launch, ranks, stage_script
 from tests.tiny_run import ROOT, Tiny
 
 
@@ -38,17 +38,25 @@ def test_command_is_plain_python_or_accelerate_launch() -> None:
 
 
 def test_the_next_run_waits_for_the_ranks_of_a_killed_runner(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The message that they leave is not that of the next run."""
     exit_file = tmp_path / "lm_adapt.exit"
     (tmp_path / "lm_adapt.runner.1").touch()
     orphan = lock(tmp_path / "lm_adapt.lock", tmp_path / "lm_adapt")
     orphan.__enter__()
-    leaving = threading.Timer(0.5, orphan.__exit__, (None, None, None))
+
+    def leave() -> None:
+        exit_file.write_text('{"code": 143, "message": "stopped by SIGTERM"}')
+        orphan.__exit__(None, None, None)
+
+    leaving = threading.Timer(0.5, leave)
     leaving.start()
-    with _alive(exit_file) as file:
-        assert not leaving.is_alive()
-        assert is_locked(file)
+    monkeypatch.setattr("t5_pipeline.execution.launcher.stage_script", lambda kind: tmp_path / "lm_adapt" / "stage.py")
+    (tmp_path / "lm_adapt" / "stage.py").write_text(
+        "import os\nassert os.path.exists(os.environ['T5_PIPELINE_RUNNER'])"
+    )
+    assert launch("lm_adapt", None, [], exit_file) == (0, "")
     leaving.join()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lm_adapt", "lm_adapt.lock"]
     assert (

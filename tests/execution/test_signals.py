@@ -5,14 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.execution.signals import StopSignal
+
 ORPHAN = """
 import os, sys, time
-os.environ["T5_PIPELINE_RUNNER"] = "1"
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.execution.signals import StopSignal
 read, write = os.pipe()
 if os.fork() == 0:
-    with StopSignal(LaunchContext.from_environment()) as stop:
+    with StopSignal(LaunchContext(parent=os.getppid())) as stop:
         assert stop.signum == 0
         os.write(write, b".")
         while not stop.signum:
@@ -30,3 +32,9 @@ def test_a_stage_stops_when_its_runner_dies(tmp_path: Path) -> None:
     # The pipe ends when the last of the two processes does.
     subprocess.run([sys.executable, "-c", ORPHAN, str(signum)], check=True, stdout=subprocess.PIPE, timeout=60)
     assert signum.read_text() == str(int(signal.SIGTERM))
+
+
+def test_a_missing_file_of_the_runner_means_that_it_has_died(tmp_path: Path) -> None:
+    for name, expected in (("missing", signal.SIGTERM), (".", 0)):
+        with StopSignal(LaunchContext(runner=tmp_path / name)) as stop:
+            assert stop._first == expected

@@ -44,13 +44,13 @@ def model(shape: T5Config) -> T5:
     return init_t5(shape, seed=1).eval()
 
 
-def token_rows(lengths: list[int], seed: int, vocabulary: int = 96, eos: int = 1) -> Tensor:
-    """Random rows of these lengths, EOS last, padded with 0."""
+def token_rows(lengths: list[int], seed: int, vocabulary: int = 96, eos: int = 1, pad: int = 0) -> Tensor:
+    """Random rows of these lengths, EOS last, padded."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, vocabulary, (len(lengths), max(lengths)), generator=generator)
     for row, length in enumerate(lengths):
         ids[row, length - 1] = eos
-        ids[row, length:] = 0
+        ids[row, length:] = pad
     return ids
 
 

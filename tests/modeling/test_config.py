@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,12 @@ PAPER_COUNTS = {
 def test_parameter_counts_are_those_of_the_paper(size: str) -> None:
     assert SIZES[size].parameters == PAPER_COUNTS[size]
     assert PRESETS[f"google/t5-v1_1-{size}"] is PRESETS[f"google/t5-{size}-lm-adapt"] is SIZES[size]
+
+
+@pytest.mark.parametrize(("size", "count"), [("base", 247_586_304), ("xl", 2_849_804_288), ("xxl", 11_135_426_560)])
+def test_parameter_counts_of_pile_t5(size: str, count: int) -> None:
+    """Those of its model cards: T5 1.1 with position biases in every layer."""
+    assert replace(SIZES[size], model_type="umt5").parameters == count
 
 
 def test_parameter_counts_of_original_sizes() -> None:
@@ -57,7 +64,14 @@ def test_either_flag_unties(flags: dict[str, bool], tied: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert'"),
+        (
+            {"model_type": "bert"},
+            "model_type 'bert' is not supported; use an encoder-decoder of the T5 family: model_type t5",
+        ),
+        (
+            {"model_type": "longt5"},
+            "model_type 'longt5' is not supported; this pipeline has no local and transient-global",
+        ),
         ({"d_model": None}, "d_model is None"),
         ({"num_heads": "8"}, "num_heads is '8'"),
         ({"num_heads": 0}, "num_heads is 0"),

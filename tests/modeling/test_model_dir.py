@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.model_card import model_card
 from t5_pipeline.modeling.model_dir import ModelMetadata, read_metadata
 
@@ -37,7 +38,9 @@ def test_damaged_metadata(tmp_path: Path, content: str) -> None:
 
 def test_model_card() -> None:
     metadata = ModelMetadata().with_stage(stage="lm_adapt", step=1000, objective="prefix_lm", tokens="a" * 64)
-    card = model_card(metadata.content(), 1234, "digest")
-    assert "# A T5 of 1,234 parameters" in card
+    card = model_card(metadata.content(), T5Config(model_type="umt5"), "digest")
+    assert f"# A T5 of {T5Config(model_type='umt5').parameters:,} parameters" in card
+    assert "UMT5ForConditionalGeneration.from_pretrained" in card
+    assert "model.config.tie_word_embeddings = False" in card
     assert f"| lm_adapt | 1,000 | prefix_lm | tokens `{'a' * 12}` |" in card
     assert "- sentinel: none is expected" in card

@@ -48,7 +48,9 @@ def test_bootstrap_agrees_with_resampled_rows(metric: str) -> None:
     for _ in range(1500):
         rows = rng.integers(len(targets), size=len(targets))
         found.append(metrics.score([metric], predictions[rows].tolist(), targets[rows].tolist(), LABELS)[metric])
-    assert list(bootstrap(metric, COUNTS)) == pytest.approx(list(np.quantile(found, [0.025, 0.975])), abs=0.02)
+    assert list(bootstrap(metric, tuple(map(tuple, COUNTS)))) == pytest.approx(
+        list(np.quantile(found, [0.025, 0.975])), abs=0.02
+    )
 
 
 def test_accuracy_needs_only_the_rows_and_f1_a_matrix_that_fits() -> None:
@@ -56,7 +58,7 @@ def test_accuracy_needs_only_the_rows_and_f1_a_matrix_that_fits() -> None:
     value = metrics.macro_f1(predictions, targets, LABELS)
     fits = score(metrics={"accuracy": 0.64, "macro_f1": value, "pearson": 0.5}, confusion=COUNTS)
     assert row_interval(fits, "accuracy") == wilson(0.64, 200)
-    assert row_interval(fits, "macro_f1") == bootstrap("macro_f1", COUNTS)
+    assert row_interval(fits, "macro_f1") == bootstrap("macro_f1", tuple(map(tuple, COUNTS)))
     assert row_interval(fits, "pearson") is None
     assert row_interval(score(metrics={"macro_f1": value + 0.01}, confusion=COUNTS), "macro_f1") is None
     assert row_interval(score(metrics={"macro_f1": value}), "macro_f1") is None

@@ -280,8 +280,8 @@ def test_hostile_names_are_escaped(finished) -> None:
 
 
 def test_report_is_deterministic(finished, tmp_path: Path) -> None:
-    write_report(finished.run_dir.path, tmp_path / "a.html")
-    write_report(finished.run_dir.path, tmp_path / "deep" / "b.html")
+    write_report(collect(finished.run_dir.path), tmp_path / "a.html")
+    write_report(collect(finished.run_dir.path), tmp_path / "deep" / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "deep" / "b.html").read_bytes()
 
 

@@ -245,7 +245,7 @@ def test_an_adapter_of_another_t5(world: Path, tmp_path: Path) -> None:
     (_config(peft_type="LORA"), "peft_type 'LORA' is not a prompt"),
     (_config(num_virtual_tokens=3), "has 5 rows, but adapter_config.json says num_virtual_tokens 3"),
     (lambda a: (a / "adapter_config.json").unlink(), "contains no adapter_config.json"),
-    (lambda a: (a / "adapter_config.json").write_text("["), "is not a JSON object"),
+    (lambda a: (a / "adapter_config.json").write_text("["), "is not valid JSON"),
     (lambda a: (a / "adapter_model.safetensors").unlink(), "contains no adapter_model.safetensors"),
     (lambda a: (a / "adapter_model.safetensors").write_bytes(b"x"), "is not a complete safetensors file"),
     (lambda a: save_file({"rows": torch.ones(P, D)}, a / "adapter_model.safetensors"), "contains ['rows']; an adapter"),

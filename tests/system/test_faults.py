@@ -118,6 +118,8 @@ def test_commands_on_a_full_disk(finished: Tiny, small_disk: Path, without: str)
 def test_a_part_of_a_run_on_another_file_system(tmp_path: Path, small_disk: Path) -> None:
     with pytest.raises(InputError, match=r"disk: is on another file system than .*; mount the whole run directory"):
         RunDir(tmp_path).refuse_links_out("disk", [])
+    with pytest.raises(InputError, match=r"disk: is on another file system than"):
+        RunDir(tmp_path.parent).refuse_links_out(tmp_path.name, [])
 
 
 # -------------------------------------------------------------------------------------------------------------- bits

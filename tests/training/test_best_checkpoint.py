@@ -110,14 +110,48 @@ def test_patience_counts_measurements_without_a_higher_score(steps: list[tuple[i
     assert (end, selection.finalize(end, ENGINE)[0].step) == (expected, best_of(steps, range(1, expected + 1)))
 
 
-def test_a_cell_without_patience_left_accepts_no_later_score_while_others_continue() -> None:
-    scores = {"a": [3, 1, 9, 9], "b": [1, 2, 3, 4]}
+def train_bank(
+    scores: list[list[int]], *, every: int = 1, patience: int = 1, resume_at: int = 0
+) -> tuple[list[int], list[int]]:
+    """Train a bank of one prompt per list of scores, one for each step; (published steps, numbers of validations)."""
     step = 0
-    selection = Selection(
-        ["a", "b"], lambda model: [validation(scores[cell][step - 1], 0.0) for cell in "ab"],
-        lambda model, index: {"w": torch.tensor(float(step))}, every=1, patience=1,
-    )  # fmt: skip
-    for step in (1, 2, 3, 4):
-        selection.update(step, ENGINE)
-    assert [best.step for best in selection.finalize(4, ENGINE)] == [1, 4]
-    assert not selection.exhausted
+
+    def new() -> Selection:
+        return Selection(
+            list(map(str, range(len(scores)))), lambda model: [validation(of[step - 1], 0.0) for of in scores],
+            lambda model, index: {"w": torch.tensor(float(step))}, every=every, patience=patience,
+        )  # fmt: skip
+
+    selection = new()
+    while step < len(scores[0]) and not selection.exhausted:
+        step += 1
+        if selection.due(step):
+            selection.update(step, ENGINE)
+        if step == resume_at:
+            saved, scalars = Saved.of(selection.shards()), json.loads(json.dumps(selection.scalars()))
+            selection = new()
+            selection.load(saved, scalars, ENGINE)
+    best = selection.finalize(step, ENGINE)
+    assert [float(each.tensors["w"]) for each in best] == [each.step for each in best]
+    return [each.step for each in best], selection.validations(step)
+
+
+def test_a_cell_without_patience_left_accepts_no_later_score_while_others_continue() -> None:
+    assert train_bank([[3, 1, 9, 9], [1, 2, 3, 4]]) == ([1, 4], [2, 4])
+    # The last step is validated although it is not due, but not for the cell whose patience has run out.
+    assert train_bank([[0, 3, 0, 1, 9], [0, 1, 0, 2, 3]], every=2) == ([2, 5], [2, 3])
+
+
+BANKS = st.integers(1, 12).flatmap(
+    lambda steps: st.lists(st.lists(st.integers(0, 3), min_size=steps, max_size=steps), min_size=2, max_size=3)
+)
+
+
+@given(scores=BANKS, every=st.integers(1, 4), patience=st.integers(0, 3), resume_at=st.integers(0, 12))
+def test_a_prompt_in_a_bank_publishes_the_same_step_as_alone(
+    scores: list[list[int]], every: int, patience: int, resume_at: int
+) -> None:
+    alone = [train_bank([of], every=every, patience=patience) for of in scores]
+    steps, validations = train_bank(scores, every=every, patience=patience, resume_at=resume_at)
+    assert steps == [step for (step,), _ in alone]
+    assert validations == [count for _, (count,) in alone]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers.optimization import Adafactor as TransformersAdafactor
 
 from t5_pipeline.training.optimizers import (
@@ -219,6 +221,29 @@ def test_a_long_prompt_is_factored_on_request() -> None:
     others = sum(length for length in LENGTHS if length < 128)
     sizes = {key: value.numel() for key, value in optimizer.state[rows_RD].items()}
     assert sizes == {"step": 1, "mean_square": others * 128, "row": 150 + 128, "column": 2 * 128}
+
+
+class MaskIndices(TorchDispatchMode):
+    """Counts the indexing by boolean masks, which synchronizes with a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "index" in func.__name__:
+            self.count += sum(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_a_step_of_a_bank_indexes_by_no_mask(factored: bool) -> None:
+    rows_RD = nn.Parameter(torch.ones(sum(LENGTHS), 128))
+    optimizer = prompt_optimizer(
+        "adafactor", rows_RD, torch.repeat_interleave(torch.tensor(LENGTHS)), factored=factored
+    )
+    rows_RD.grad = torch.ones_like(rows_RD)
+    with MaskIndices() as masks:
+        optimizer.step()
+    assert masks.count == 0
 
 
 def test_a_matrix_of_a_model_is_factored() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -20,9 +19,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from t5_pipeline import __version__
 from t5_pipeline.core.printable import say
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.ensemble import vote
-from t5_pipeline.evaluation.label_scoring import probabilities
-from t5_pipeline.evaluation.predict import Outputs
+from t5_pipeline.evaluation.ensemble import classified
 from t5_pipeline.serving.http.errors import Refused, add_error_handlers
 from t5_pipeline.serving.http.guard import Guard
 from t5_pipeline.serving.http.metrics import CONTENT_TYPE
@@ -90,9 +87,10 @@ async def _watch(server: Server) -> None:
 
 
 def _add_routes(app: FastAPI, server: Server) -> None:
+    content = files("t5_pipeline.serving.http").joinpath("page.html").read_text(encoding="utf-8")
+
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
-        content = files("t5_pipeline.serving.http").joinpath("page.html").read_text(encoding="utf-8")
         policy = (
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self';"
             " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -138,6 +136,7 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """Answer texts, each with its own prompt; `stream` sends server-sent events."""
         param = "prompt" if body.prompt is not None else "fields"
+        server.check_fits(len(body.items))
         decoding = Decoding(temperature=body.temperature, top_p=body.top_p, seed=body.seed)
         jobs = [
             server.job(name, item, param, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
@@ -163,8 +162,10 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
         """Exact probabilities of the labels; several prompts vote."""
         param = "prompt" if body.prompt is not None else "fields"
+        voters_of = body.voters
+        server.check_fits(sum(map(len, voters_of)))
         jobs: list[Job] = []
-        for voters, item in zip(body.voters, body.items, strict=True):
+        for voters, item in zip(voters_of, body.items, strict=True):
             mine = [server.job(name, item, param) for name in voters]
             for job, name in zip(mine, voters, strict=True):
                 if not job.labels:
@@ -175,7 +176,7 @@ def _add_routes(app: FastAPI, server: Server) -> None:
                     )
             jobs += mine
         results = iter(await server.results(request, jobs))
-        each = [[next(results) for _ in voters] for voters in body.voters]
+        each = [[next(results) for _ in voters] for voters in voters_of]
         usage = server.usage([result for group in each for result in group])
         return ClassifyResponse(data=[_classification(group) for group in each], usage=usage)
 
@@ -204,12 +205,7 @@ def _add_routes(app: FastAPI, server: Server) -> None:
 
 
 def _classification(results: Sequence[Result]) -> Classification:
-    """The label of one prompt, or of the vote of several, as `predict` has it."""
-    each = [probabilities(result.scores) for result in results]
-    mean = {label: sum(p[label] for p in each) / len(each) for label in each[0]}
-    if len(results) == 1:
-        scores = {label: round(value, 6) for label, value in results[0].scores.items()}
-        return Classification(label=results[0].text, probabilities=mean, log_likelihoods=scores)
-    outputs = [Outputs([result.text], [], [list(result.scores.values())]) for result in results]
-    votes = dict(Counter(result.text for result in results).most_common())
-    return Classification(label=vote(outputs, list(mean)).texts[0], probabilities=mean, votes=votes)
+    """The answer of one prompt, or the vote of several."""
+    label, mean, votes = classified([result.text for result in results], [result.scores for result in results])
+    alone = None if votes else {name: round(value, 6) for name, value in results[0].scores.items()}
+    return Classification(label=label, probabilities=mean, log_likelihoods=alone, votes=votes)

@@ -9,9 +9,11 @@ import socket
 import torch
 import uvicorn
 
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
+from t5_pipeline.execution.devices import set_threads
 from t5_pipeline.serving.http.app import create_app
 from t5_pipeline.serving.http.server import Options
 from t5_pipeline.serving.jobs import Limits
@@ -33,15 +35,12 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
     Raises:
         InputError: if the model or a prompt cannot be loaded, or the address cannot be used.
     """
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    set_threads(given.threads or 0, LaunchContext())
     with _listen(given.host, given.port) as listening:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
-        store = PromptStore.of(given.model, torch.empty(0, dtype=dtype, device=device))
+        store = PromptStore.of(given.model, torch.empty(0, dtype=dtype, device=device), reserved=given.name)
         directory = store.load(given.prompts)
-        if given.name in store:
-            raise InputError(f"--name: {given.name} is also a prompt; choose another name for the T5 without a prompt")
         limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
         scheduler = Scheduler.load(
             str(store.model),

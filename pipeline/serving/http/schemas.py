@@ -6,11 +6,12 @@ prompt per input. A field that this server does not support is an error that nam
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fields = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[\w.=,-]{1,200}$", description="name of the prompt")]
 MOST_INPUTS = 1024
 
 
@@ -54,7 +55,7 @@ class Inputs(Strict):
     def items(self) -> list[str | Fields]:
         """The inputs as a list."""
         given = self.prompt if self.prompt is not None else self.fields
-        return list(given) if isinstance(given, list) else [given or ""]
+        return list(given) if isinstance(given, list) else ["" if given is None else given]
 
     @property
     def names(self) -> list[str]:
@@ -90,14 +91,14 @@ class ClassifyRequest(Inputs):
 class PromptRequest(Strict):
     """The body of `POST /v1/prompts`."""
 
-    name: str = Field(pattern=r"^[\w.=,-]{1,200}$", description="name of the prompt")
+    name: Name
     path: str = Field(max_length=1000, description="directory below the server's directory of prompts")
 
 
 class LoadAdapterRequest(BaseModel):
     """The body of vLLM's `POST /v1/load_lora_adapter`."""
 
-    lora_name: str
+    lora_name: Name
     lora_path: str
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import Request
 
+from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.data_prep.corpora.row import Row
@@ -58,10 +59,11 @@ class Server:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.scheduler, self.store)
+        self._nearest: dict[str, list[str]] = {}
 
     # --------------------------------------------------------------------------------------------------------- prompts
 
-    def prompt(self, name: str, param: str = "model") -> ServedPrompt | None:
+    def prompt(self, name: str) -> ServedPrompt | None:
         """The prompt of a name; None for the base model.
 
         Raises:
@@ -72,7 +74,7 @@ class Server:
         found = self.store.get(name)
         if found is None:
             raise Refused(
-                404, f"there is no prompt `{name}`; GET /v1/models lists them", param=param, code="model_not_found"
+                404, f"there is no prompt `{name}`; GET /v1/models lists them", param="model", code="model_not_found"
             )
         return found
 
@@ -95,6 +97,18 @@ class Server:
             return self.scheduler.job(prompt, self.text(prompt, item), **more)
         except TooLong as error:
             raise Refused(413, f"{param}: {error}; shorten it", param=param, code="context_length_exceeded") from error
+
+    def check_fits(self, jobs: int) -> None:
+        """Check that a request can be accepted at all.
+
+        Raises:
+            Refused: if it needs more jobs than the queue has places.
+        """
+        limit = self.scheduler.limits.waiting
+        if jobs > limit:
+            raise Refused(
+                413, f"{jobs:,} inputs (one for each prompt), but at most {limit:,} fit in the queue; send fewer"
+            )
 
     def submit(self, jobs: Sequence[Job]) -> None:
         try:
@@ -155,9 +169,11 @@ class Server:
 
     def nearest(self, prompt: ServedPrompt) -> list[str]:
         """The vocabulary token nearest to each row of a prompt."""
-        embedding_VD = self.scheduler.t5.shared.weight
-        nearest = nearest_pieces(prompt.rows_PD, embedding_VD, self.store.vocabulary.names(), 1)
-        return [piece for ((piece, _),) in nearest]
+        if prompt.digest not in self._nearest:
+            embedding_VD = self.scheduler.t5.shared.weight
+            nearest = nearest_pieces(prompt.rows_PD, embedding_VD, self.store.vocabulary.names(), 1)
+            self._nearest[prompt.digest] = [piece for ((piece, _),) in nearest]
+        return self._nearest[prompt.digest]
 
     def models(self) -> list[ModelCard]:
         base = ModelCard(id=self.options.model_name, created=self.started)
@@ -168,13 +184,8 @@ class Server:
         root = self.options.prompts
         if not self.options.allow_changes or root is None:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
-        if name == self.options.model_name:
-            raise Refused(400, f"`{name}` is the base model; choose another name", param="name")
         try:
-            place = inside(root, path, "path")
-            if not (place / "prompt.json").is_file() and (place / "prompt" / "prompt.json").is_file():
-                place = place / "prompt"
-            prompt = self.store.read(name, place)
+            prompt = self.store.read(name, locate_one("prompt", str(inside(root, path, "path")), "path"))
         except OtherModel as error:
             digests = {"prompt": error.of_prompt, "server": error.of_server}
             raise Refused(409, str(error), param="path", code="other_model", digests=digests) from error

@@ -215,6 +215,24 @@ def test_a_limit_takes_the_first_documents_whatever_the_shards(
     assert first.left_out == {}
 
 
+def test_a_dropped_document_does_not_reach_the_limit_whatever_the_shards(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """A long contaminated document before the last one that is written, in the shard that the limit cuts."""
+    held_out = " ".join(documents[0].text for _ in range(50))
+    texts = [document.text for document in documents[1:300]]
+    tokens = sum(len(vocabulary.encode(text)) for text in texts[:250])
+    corpus = numbered([*texts[:249], held_out, *texts[249:]])
+    limit = Limit(tokens=tokens)
+    expected = write_tokens(cut(numbered(texts[:250])), vocabulary, tmp_path / "first", validation_fraction=0)
+    for size in (250, 260, 1000):
+        found = write_tokens(
+            cut(corpus, size), vocabulary, tmp_path / str(size), validation_fraction=0, limit=limit,
+            decontaminate=[documents[0].text],
+        )  # fmt: skip
+        assert (found.digest, found.documents, found.dropped) == (expected.digest, 250, {CONTAMINATED: 1})
+
+
 def test_a_limit_that_the_corpus_does_not_reach(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:

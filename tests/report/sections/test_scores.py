@@ -105,7 +105,7 @@ def test_overview_mean_requires_all_tasks(compared: Path, tasks: dict[str, TaskS
 
 
 def test_report_shows_other_methods(compared: Path, tmp_path: Path) -> None:
-    write_report(compared, tmp_path / "report.html")
+    write_report(collect(compared), tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     page = text_of(html)
     assert "trained on package" in page
