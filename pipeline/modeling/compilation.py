@@ -29,7 +29,7 @@ LIKELY_SIZE = 256
 """Rows, input length and target length that kernels are chosen for."""
 
 GRAPHS = 32
-"""Graphs of one kind of block, at most; with another one, the kind of block runs eagerly from then on."""
+"""Graphs of one kind of block, at most: if it needs another one, it runs eagerly from then on."""
 
 backend = "inductor"
 
@@ -71,7 +71,7 @@ def _problem(device_type: str) -> str | None:
         _configure()
         torch.compile(lambda x: x + 1, backend=backend, fullgraph=True)(torch.ones(8, device=device_type))
     except Exception as error:  # of torch, Triton, the compiler or the operating system
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return _first_line(error)
     return None
 
 
@@ -92,24 +92,28 @@ def _configure() -> None:
 
 
 class CompiledForward:
-    """A block's forward function, compiled when it is first called."""
+    """The layers of a kind of block, compiled when they are first called; eager from the first failure on."""
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self._forward = forward
+    def __init__(self, layers: Callable[..., Any]) -> None:
+        self._layers = layers
         self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, block: Any, *arguments: Any) -> Any:
-        from torch._dynamo.exc import FailOnRecompileLimitHit
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+        name = self._layers.__name__
         if self._compiled is None:
-            name = self._forward.__name__
-            self._compiled = torch.compile(self._forward, backend=_Backend(name), fullgraph=True, dynamic=True)
+            self._compiled = torch.compile(self._layers, backend=_Backend(name), fullgraph=True, dynamic=True)
         try:
             return self._compiled(block, *arguments)
-        except FailOnRecompileLimitHit:
-            log.warning("compile: more than %d graphs of one kind of block; running it without torch.compile", GRAPHS)
-            self._compiled = self._forward
-            return self._forward(block, *arguments)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # of the compiler, not of the layers
+            log.warning("compile: %s: %s; running without torch.compile", name, _first_line(error))
+            self._compiled = self._layers
+            return self._layers(block, *arguments)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class _Backend:

@@ -53,6 +53,19 @@ def test_batches_of_all_sizes_share_a_graph(model: T5, caplog: pytest.LogCapture
     assert caplog.text.count("compile: encoder_layers, graph") == 1
 
 
+def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(compilation, "backend", "absent")
+    compilation._problem.cache_clear()
+    torch._dynamo.reset()
+    assert not use_compiler("true", "cpu")
+    (line,) = [record.message for record in caplog.records if record.name == "t5-pipeline"]
+    assert line.startswith("compile: torch.compile does not work here (")
+    assert line.endswith("); running without it")
+    compilation._problem.cache_clear()
+    assert not use_compiler("auto", "cpu")
+    assert not use_compiler("false", "cuda")
+
+
 @pytest.mark.engines
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_have_the_same_gradients(model: T5, recompute: bool, caplog: pytest.LogCaptureFixture) -> None:
