@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -123,7 +123,7 @@ class _Backend:
         self.name = name
         self.graphs = 0
 
-    def __call__(self, graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         for x in inputs:
             for size in x.shape if isinstance(x, Tensor) else (x,):
                 if isinstance(size, torch.SymInt):

@@ -178,7 +178,7 @@ class Zero(Engine):
 
 def _run_eagerly(model: nn.Module) -> None:
     """Do not compile blocks: ZeRO-3 gathers weights in hooks of the modules inside them."""
-    compiled = [module for module in model.modules() if getattr(module, "compiled", False)]
+    compiled: list[Any] = [module for module in model.modules() if getattr(module, "compiled", False)]
     for block in compiled:
         block.compiled = False
     if compiled:
