@@ -23,6 +23,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import PRESETS, T5Config
 from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
+from t5_pipeline.report.similarity import PromptMeans
 
 State = Literal["up to date", "stale", "unfinished", "not started"]
 
@@ -207,6 +208,15 @@ class PromptSize:
 
 
 @dataclass(frozen=True)
+class LearnedPrompt:
+    """A published prompt: its task, its frozen T5, and the means of its rows."""
+
+    task: str
+    model: str
+    means: PromptMeans
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that the report shows."""
 
@@ -216,6 +226,7 @@ class Run:
     scores: list[Score] = field(default_factory=list)
     models: dict[str, ModelSize] = field(default_factory=dict)
     prompts: list[PromptSize] = field(default_factory=list)
+    learned: list[LearnedPrompt] = field(default_factory=list)
 
     def cells(self) -> Iterator[CellResult]:
         for job in self.jobs:
@@ -255,6 +266,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
             run.scores.extend(_scores(run_dir.cell(result.cell), result.manifest))
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result.cell, result.manifest)
+                run.learned.extend(_learned(run_dir, result, result.manifest))
     return run
 
 
@@ -339,6 +351,13 @@ def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
         size = PromptSize(length, length * model.shape.d_model, _weights(manifest, "prompt"))
         if size not in run.prompts:
             run.prompts.append(size)
+
+
+def _learned(run_dir: RunDir, result: CellResult, manifest: Manifest) -> Iterator[LearnedPrompt]:
+    """The prompt of a cell, if it can be read."""
+    means = PromptMeans.read(run_dir.cell(result.cell) / manifest.outputs["prompt"].path)
+    if means is not None and result.frozen is not None:
+        yield from (LearnedPrompt(task.name, result.frozen, means) for task in result.settings.made_for())
 
 
 def _model_size(name: str, directory: Path) -> ModelSize | None:

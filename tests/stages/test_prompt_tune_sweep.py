@@ -10,6 +10,7 @@ import pytest
 
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render
+from t5_pipeline.report.similarity import PromptMeans, similarities
 from t5_pipeline.training.trainer import Trainer
 from tests.stages.frozen_t5 import alone, frozen_t5, tuned
 from tests.tiny_run import metrics, stage, t5_pipeline
@@ -88,6 +89,9 @@ def test_a_sweep_publishes_its_best_prompt(tmp_path: Path, monkeypatch: pytest.M
     assert page.count("dropped at step 2") == 8
     assert page.count("dropped at step 4") == 4
     assert "Each line ends where its prompt was dropped" in page
+    by_hand = similarities((t, PromptMeans.of(prompts[f"task={t}"].rows_PD.numpy())) for t in ("about", "name"))
+    assert page.count(f">{by_hand['about', 'name'][0]:.2f}<") >= 2
+    assert "Similarity of tasks" in page
 
 
 def stop() -> None:
