@@ -1,9 +1,12 @@
-"""Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), with the PEFT library.
+"""LoRA (Hu et al. 2021), (IA)³ (Liu et al. 2022), prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021).
 
+    lora            max over A, B of  log p(y | X; W + alpha/r · B A)  for projections W of every layer
+    ia3             max over l of     log p(y | X; l_k ⊙ K, l_v ⊙ V, l_ff ⊙ inner feed-forward activations)
     prefix_tuning   max over K, V of  log p(y | X; [K; K_l], [V; V_l] in each decoder layer l)
     p_tuning        max over θ of  log p(y | [f_θ; X]),   f_θ a small network that writes the prompt
 
-The T5 is frozen, and is transformers' own. The best checkpoint on the validation rows is published.
+The T5 is frozen. It is transformers' own, adapted by the PEFT library. The best checkpoint on the validation rows is
+published.
 
 In:  "model" (a T5), a task
 Out: "adapter" (in PEFT's own format), one for each cell
@@ -24,7 +27,7 @@ from t5_pipeline.evaluation.held_out import score_model
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.peft import AdapterInfo, PeftT5
+from t5_pipeline.methods.peft import AdapterInfo, PeftT5, adapter_size
 from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import batch_losses, token_loss
 from t5_pipeline.training.microbatches import TensorBatch
@@ -34,7 +37,7 @@ from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
 
 def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
     c, source = stage.config, stage.model_source()
-    model = PeftT5.start(stage.input("model").path, c.method, c.virtual_tokens, c.hidden_size, c.dropout, c.seed)
+    model = PeftT5.start(stage.input("model").path, c)
     batches = TaskBatches(training_rows(stage, source, [c.task]), [c.batch_size], [c.seed])
 
     def loss_fn(model: PeftT5, batch: TensorBatch) -> Tensor:
@@ -52,9 +55,9 @@ def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
         numbers = sum(tensor.numel() for tensor in model.trained.values())
         info = AdapterInfo(
             **source.identity,
+            **adapter_size(c),
             method=c.method,
             task=c.task,
-            virtual_tokens=c.virtual_tokens,
             trained=numbers,
             max_input_length=c.max_input_length,
             max_target_length=c.max_target_length,

@@ -19,10 +19,12 @@ from t5_pipeline.core.schema import Config, Data, setting
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.formats import FORMATS, expanded, task_name
 from t5_pipeline.data_prep.tasks.readers import PASSAGES, Reader
-from t5_pipeline.data_prep.tasks.splits import split_file, split_slice, stem
+from t5_pipeline.data_prep.tasks.splits import parallel_files, split_file, split_slice, stem
+from t5_pipeline.data_prep.tasks.template import fields_of
 
 METRICS = {
     **dict.fromkeys(("accuracy", "exact_match", "token_f1", "pearson", "spearman"), ""),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"), ""),
     **dict.fromkeys(("f1", "macro_f1", "mcc"), "labels"),
     "group_accuracy": "group",
     "referent": "holds",
@@ -50,7 +52,7 @@ class TaskConfig(Config):
         None, "configuration of a hub data set; `format` then uses the hub's field and split names"
     )
     reader: Reader = setting(
-        "rows", "rows: one example per row; the others read the files of these benchmarks as distributed"
+        "rows", "rows: one example per row; parallel: a file per field; others: benchmark files as distributed"
     )
     splits: dict[str, str] = setting(
         {"train": "train", "validation": "validation", "test": "test"},
@@ -171,7 +173,14 @@ class TaskConfig(Config):
         return self
 
     def files(self) -> dict[str, Path]:
-        """The local file of each split that has one."""
+        """The local file of each split that has one; of parallel files, `train.en` is that of field en."""
+        if self.reader == "parallel":
+            fields = fields_of(self.inputs, self.targets)
+            return {
+                f"{split}.{field}": file
+                for split, value in self.splits.items()
+                for field, file in parallel_files(self.data, value, fields).items()
+            }
         found = {split: split_file(self.data, value) for split, value in self.splits.items()}
         return {split: file for split, file in found.items() if file is not None}
 

@@ -2,8 +2,8 @@
 
 A task with a `format` takes all missing keys from it: `{format: superglue/rte, data: RTE}` is a complete task. The
 files are those of the benchmarks; labels may be words or numbers. With a `config`, rows and splits are those of the
-hub's `super_glue`, `glue` and `squad`. T5's task name before each input is left out, as in Lester et al. 2021, unless
-`task_prefix` is true.
+hub's `super_glue`, `glue`, `squad`, `xsum`, `cnn_dailymail` and `wmt`. T5's task name before each input is left out, as
+in Lester et al. 2021, unless `task_prefix` is true.
 
 Source: Raffel et al. 2020, appendix D, and T5's preprocessors.
 """
@@ -16,12 +16,18 @@ from typing import Any
 
 _JSONL = {"train": "train", "validation": "val"}
 _TSV = {"train": "train", "validation": "dev"}
+_SAME = {"train": "train", "validation": "validation", "test": "test"}
 
 
 def _labels(*labels: str, field: str = "label") -> dict[str, Any]:
     """Labels in the order of their numbers; files may contain either."""
     texts = {str(number): label for number, label in enumerate(labels)} | {label: label for label in labels}
     return {"targets": f"{{{field}}}", "values": {field: texts}, "labels": list(labels)}
+
+
+def _translation(source: str, target: str, field: str = "{%s}") -> dict[str, Any]:
+    texts = {"inputs": field % source, "targets": field % target}
+    return {**texts, "metrics": ["bleu", "chrf"], "splits": _SAME}
 
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -143,6 +149,21 @@ FORMATS: dict[str, dict[str, Any]] = {
         "metrics": ["token_f1", "exact_match"],
         "splits": {"train": "train-v1.1", "validation": "dev-v1.1"},
     },
+    "xsum": {
+        "inputs": "{document}",
+        "targets": "{summary}",
+        "metrics": ["rouge1", "rouge2", "rougeL"],
+        "splits": _SAME,
+    },
+    "cnn_dailymail": {
+        "inputs": "{article}",
+        "targets": "{highlights}",
+        "metrics": ["rouge1", "rouge2", "rougeLsum"],
+        "splits": _SAME,
+    },
+    "wmt/en-de": _translation("en", "de"),
+    "wmt/en-fr": _translation("en", "fr"),
+    "wmt/en-ro": _translation("en", "ro"),
 }
 
 # Differences of the hub: the label field is always `label`, and columns have proper names.
@@ -163,7 +184,20 @@ _ON_THE_HUB: dict[str, dict[str, Any]] = {
             "validation_mismatched": "validation_mismatched",
         },
     },
+    "xsum": {"splits": _SAME},
+    "cnn_dailymail": {"splits": _SAME},
+    **{f"wmt/en-{target}": _translation("en", target, "{translation.%s}") for target in ("de", "fr", "ro")},
 }
+
+# T5's names that are not the last part of the format's, and the names that end in a colon.
+_NAMES = {
+    "xsum": "summarize",
+    "cnn_dailymail": "summarize",
+    "wmt/en-de": "translate English to German",
+    "wmt/en-fr": "translate English to French",
+    "wmt/en-ro": "translate English to Romanian",
+}
+_WITH_COLON = {"superglue/wsc", *_NAMES}
 
 SUPERGLUE = tuple(name for name in FORMATS if name.startswith("superglue/"))
 GLUE = tuple(name for name in FORMATS if name.startswith("glue/"))
@@ -186,7 +220,7 @@ def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         form = {**form, "splits": {"train": "train", "validation": "validation"}, **_ON_THE_HUB.get(name, {})}
     found = {**form, **values}
     if str(values.get("task_prefix")).lower() == "true" and "inputs" not in values:
-        found["inputs"] = f"{task_name(name)}{':' if name == 'superglue/wsc' else ''} {found['inputs']}"
+        found["inputs"] = f"{task_name(name)}{':' if name in _WITH_COLON else ''} {found['inputs']}"
     named = set(re.findall(r"\{([^{}]+)\}", f"{found['inputs']}{found['targets']}"))
     for key in ("values", "round_to"):
         if key not in values and key in form:
@@ -195,5 +229,5 @@ def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def task_name(name: str) -> str:
-    """T5's task name of a format: `rte` for superglue/rte."""
-    return name.rpartition("/")[2]
+    """T5's task name of a format: `rte` for superglue/rte, `summarize` for xsum."""
+    return _NAMES.get(name, name.rpartition("/")[2])

@@ -1,4 +1,4 @@
-"""Readers for benchmark files as distributed; they yield one row per question, answer or query.
+"""Readers for parallel files, and for benchmark files as distributed: one row per question, answer or query.
 
 Slices count passages, so that no passage is in two splits. The hub's flat versions of these data sets give the same
 rows. Cleaning follows T5's code (t5/data/preprocessors.py and the TensorFlow data sets it reads), except for SQuAD:
@@ -7,21 +7,22 @@ T5 puts spaces around punctuation, and this reader leaves the text unchanged.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.files import file_format
+from t5_pipeline.data_prep.corpora.files import decode, file_format, lines
 from t5_pipeline.data_prep.corpora.json_rows import read_json
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.corpora.rows import read_rows
 from t5_pipeline.data_prep.tasks.splits import Slice
 
-Reader = Literal["rows", "multirc", "record", "wsc", "squad", "qqp"]
+Reader = Literal["rows", "parallel", "multirc", "record", "wsc", "squad", "qqp"]
 
 PASSAGES = {"multirc": "paragraph", "record": "passage", "squad": "context"}
 """The field with the passage, of readers whose rows can share one."""
@@ -73,6 +74,28 @@ def file_rows(
     # QQP's files contain truncated lines, which T5's data set and the hub's also leave out.
     skipped_lines = skipped if reader == "qqp" else None
     return read_rows(path, columns, optional=optional, header=header, skipped=skipped_lines)
+
+
+def parallel_rows(files: Mapping[str, Path]) -> Iterator[Row]:
+    """Rows of files with one text per line: line i of each file is one field of row i.
+
+    Args:
+        files: the file of each field.
+
+    Raises:
+        InputError: if one has fewer lines than another.
+    """
+    texts = {field: enumerate(lines(path), 1) for field, path in files.items()}
+    for numbered in itertools.zip_longest(*texts.values()):
+        if None in numbered:
+            counts = [(path, sum(1 for _ in lines(path))) for path in files.values()]
+            have = " and ".join(f"{path} {count:,}" for path, count in counts)
+            raise InputError(f"parallel files differ in their number of lines ({have}); fix them")
+        fields = {
+            field: decode(line, files[field], number).rstrip("\r")
+            for field, (number, line) in zip(texts, numbered, strict=True)
+        }
+        yield Row(fields, f"{next(iter(files.values()))}:{numbered[0][0]}")
 
 
 def flatten(

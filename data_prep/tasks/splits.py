@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.files import COMPRESSIONS
 from t5_pipeline.data_prep.sampling.permutation import Permutation
 
 SUFFIXES = tuple(
@@ -152,6 +153,24 @@ def split_file(data: str, split: str) -> Path | None:
     if split in (path.name, stem(path.name)):
         return path
     return _named(path.parent, split) or (path if split == "train" else None)
+
+
+def parallel_files(data: str, split: str, fields: Sequence[str]) -> dict[str, Path]:
+    """The file of each field of a split, such as train.en and train.de; without those that do not exist.
+
+    Raises:
+        InputError: if a field has a plain and a compressed file.
+    """
+    name, found = split_slice(split)[0], {}
+    for field in dict.fromkeys(fields):
+        paths = [Path(data, f"{name}.{field}{suffix}") for suffix in ("", *COMPRESSIONS)]
+        files = [path for path in paths if path.is_file()]
+        if len(files) > 1:
+            names = " and ".join(file.name for file in files)
+            raise InputError(f"{data}: {names} are both field {field!r} of the split {split!r}; remove one")
+        if files:
+            found[field] = files[0]
+    return found
 
 
 def _named(folder: Path, split: str) -> Path | None:

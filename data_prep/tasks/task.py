@@ -18,8 +18,8 @@ from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, task_rows
 from t5_pipeline.data_prep.corpora.tables import TABLES
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts, Rows, is_null, without_nulls
-from t5_pipeline.data_prep.tasks.readers import file_rows, flatten, used_columns
-from t5_pipeline.data_prep.tasks.splits import split_file, split_slice
+from t5_pipeline.data_prep.tasks.readers import file_rows, flatten, parallel_rows, used_columns
+from t5_pipeline.data_prep.tasks.splits import parallel_files, split_file, split_slice
 from t5_pipeline.data_prep.tasks.template import Template
 
 
@@ -108,13 +108,16 @@ class Task:
         by_target = part is not None and part.order == "stratified"
         columns, optional = used_columns(c.reader, [*fields, *(self.target_template.fields if by_target else ())])
         file, dropped = split_file(c.data, split), Counter[str]()
-        if file is None:
+        if c.reader == "parallel":
+            rows = self._read_parallel(split, columns)
+        elif file is None:
             rows = self._read_elsewhere(name, columns, optional)
         else:
             rows = file_rows(file, c.reader, columns, optional, header=self.has_header, skipped=dropped)
         found = flatten(rows, c.reader, part, dropped, training=training, stratum=self._stratum)
         if c.nulls == "drop":
-            found = without_nulls(found, fields, dropped, empty=file is not None and file_format(file) in TABLES)
+            no_nulls = c.reader == "parallel" or (file is not None and file_format(file) in TABLES)
+            found = without_nulls(found, fields, dropped, empty=no_nulls)
         return Rows(found, dropped)
 
     def _stratum(self, row: Row) -> str:
@@ -128,6 +131,16 @@ class Task:
         c = self.settings
         others = [name for name in (c.answers, c.group, c.holds) if name is not None]
         return list(dict.fromkeys([*self.input_template.fields, *self.target_template.fields, *others]))
+
+    def _read_parallel(self, split: str, fields: Sequence[str]) -> Iterable[Row]:
+        """Rows of a file for each field, such as train.en and train.de."""
+        files, data = parallel_files(self.settings.data, split, fields), Path(self.settings.data)
+        if missing := [field for field in fields if field not in files]:
+            name = f"{split_slice(split)[0]}.{missing[0]}"
+            if not data.is_dir():
+                raise InputError(f"tasks.{self.name}.data: {data} is not a folder; name that of {name}")
+            raise InputError(f"tasks.{self.name}.splits: {data} contains no file {name}; fix the split or the field")
+        return parallel_rows(files)
 
     def _read_elsewhere(self, split: str, columns: Sequence[str], optional: Sequence[str]) -> Iterable[Row]:
         """Rows that are built in or on the hub."""

@@ -44,7 +44,7 @@ class Template:
         self.key = key
         self.values = values or {}
         self.round_to = round_to or {}
-        self.fields = [match[1] for match in _FIELD.finditer(text) if match[1] is not None]
+        self.fields = fields_of(text)
         broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
         if broken:
             raise InputError(f"{key}: {text!r} has a stray brace at character {broken[0].start() + 1}; write {{field}}")
@@ -92,3 +92,12 @@ class Template:
             raise InputError(f"{row.where}: field {field!r} is {found!r}, not a number; fix the row") from None
         decimals = max(0, -int(Decimal(f"{self.round_to[field]:g}").as_tuple().exponent))
         return f"{number:.{decimals}f}"
+
+
+def fields_of(*templates: str) -> list[str]:
+    """The fields that templates name, in order.
+
+    >>> fields_of("{sentence} {{", "{label}")
+    ['sentence', 'label']
+    """
+    return [match[1] for text in templates for match in _FIELD.finditer(text) if match[1] is not None]

@@ -6,6 +6,7 @@ files disagree, the model would read other ids than it was trained with, so that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +73,12 @@ class Layout:
     Attributes:
         above: names of the ids above the pieces, in the order of their ids.
         special: padding, EOS and the decoder's first id.
+        found: how the sentinels were found, for people.
     """
 
     above: tuple[str, ...]
     special: SpecialTokens
+    found: str = dataclasses.field(default="T5's own, above the pieces", compare=False)
 
     @classmethod
     def of_t5(cls, sentinels: int, special: SpecialTokens) -> Layout:
@@ -97,12 +100,12 @@ class Layout:
         settings = contents.get("tokenizer_config.json", {})
         config_at = str(files.get("tokenizer_config.json", where))
         own, added = sentinels_of(pieces), _added_tokens(contents, files)
-        above = _above(pieces, own, settings, config_at, added, where)
+        above, found = _above(pieces, own, settings, config_at, added, where)
         special = _special(pieces, settings, config_at, where)
         for name in CONFIG_FILES:
             if name in files:
                 special = _agreeing(special, contents[name], str(files[name]), where, decides=name == "config.json")
-        return cls(above, special)
+        return cls(above, special, found)
 
 
 def sentinel_name(j: int) -> str:
@@ -129,8 +132,8 @@ def _above(
     config_at: str,
     added: Mapping[str, tuple[int, str]],
     where: str,
-) -> tuple[str, ...]:
-    """The names of the ids above the pieces."""
+) -> tuple[tuple[str, ...], str]:
+    """The names of the ids above the pieces, and how they were found."""
     count = pieces.get_piece_size()
     extra_ids = settings.get("extra_ids")
     if extra_ids is not None and (type(extra_ids) is not int or not 0 <= extra_ids < _MOST_SENTINELS):
@@ -175,10 +178,16 @@ def _above(
                 f"{config_at}: `extra_ids` is {extra_ids}, but {len(above)} sentinels are listed as added tokens; use"
                 " the files of one tokenizer"
             )
-        return above
+        return above, f"by name among the added tokens of {Path(next(iter(added.values()))[1]).name}"
+    if own:
+        found = f"by name among the pieces of {Path(where).name}"
+    elif extra_ids is None:
+        found = "no file lists them, so T5's 100 above the pieces"
+    else:
+        found = f"`extra_ids` of {Path(config_at).name}, above the pieces"
     if extra_ids is None:
         extra_ids = 0 if own else SENTINELS
-    return Layout.of_t5(extra_ids, T5_TOKENS).above
+    return Layout.of_t5(extra_ids, T5_TOKENS).above, found
 
 
 def _added_tokens(contents: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, tuple[int, str]]:

@@ -24,7 +24,7 @@ from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
 from t5_pipeline.data_prep.tokenizer.rebuilt_model import TOKENIZER, rebuilt_model
-from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import meaning, with_rounded_scores
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, meaning, message, with_rounded_scores
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 from t5_pipeline.data_prep.tokenizer.special_tokens import (
     CONFIG_FILES,
@@ -92,6 +92,12 @@ class Vocabulary:
     def sentinels(self) -> int:
         """Number of sentinels."""
         return len(self.sentinel_ids)
+
+    @property
+    def normalizer(self) -> str:
+        """Name of the rules by which text is normalised, such as nmt_nfkc."""
+        name = message(self.model, NORMALIZER).get(1, b"")
+        return name.decode() if isinstance(name, bytes) and name else "identity"
 
     def __repr__(self) -> str:
         return f"Vocabulary({self.pieces.get_piece_size():,} pieces, {self.sentinels} sentinels)"

@@ -105,6 +105,14 @@ def named_artifacts(kinds: Sequence[str], location: str, where: str) -> dict[str
     return names
 
 
+KINDS = ("prompt", "adapter", "mixture", "text_prompt", "tokens", "scores", "model")
+
+
+def kind_at(location: str) -> str | None:
+    """The kind of the artifact at a path, or of what a stage published in it; None if there is none."""
+    return next((kind for kind, _ in _marked(KINDS, Path(location))), None)
+
+
 def _marked(kinds: Sequence[str], place: Path) -> list[tuple[str, Path]]:
     """The artifact in a directory, or else what a stage published in it: one or none."""
     pairs = [(kind, place) for kind in kinds] + [(kind, place / kind) for kind in kinds]

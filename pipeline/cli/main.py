@@ -13,6 +13,7 @@ from pathlib import Path
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.cli.doctor import add_doctor
 from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.cli.serve import add_serve
@@ -100,6 +101,7 @@ def _parser() -> Parser:
     verify.set_defaults(command=_verify)
 
     add_commands(commands)
+    add_doctor(commands)
     add_export(commands)
     add_serve(commands)
     return parser

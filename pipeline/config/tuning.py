@@ -19,6 +19,11 @@ from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
+PeftMethod = Literal["lora", "ia3", "prefix_tuning", "p_tuning"]
+Projection = Literal["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"]
+TARGETS: dict[str, list[Projection]] = {"lora": ["q", "v"], "ia3": ["k", "v", "wo"]}
+"""The projections that their papers adapt: LoRA's q and v; (IA)³'s keys, values and inner feed-forward activations."""
+
 
 class TaskStageConfig(ScoringConfig, StageConfig):
     """Settings of every stage that solves a task with a T5, trained or not."""
@@ -205,22 +210,35 @@ class ModelTuneConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, LearningC
 
 @defaults(optimizer="adamw")
 class PeftTuneConfig(LearningConfig, OneTaskConfig):
-    """Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021), computed by transformers and PEFT."""
+    """LoRA (Hu et al. 2021), (IA)³ (Liu et al. 2022), prefix tuning and P-tuning, by transformers and PEFT."""
 
     kind: ClassVar[str] = "peft_tune"
     engines: ClassVar[tuple[str, ...]] = ("one", "ddp")
-    summary: ClassVar[str] = "freeze a T5 and learn a task by PEFT's prefix tuning or P-tuning"
+    summary: ClassVar[str] = "freeze a T5 and learn a task by PEFT: LoRA, (IA)³, prefix tuning or P-tuning"
     outputs: ClassVar[tuple[str, ...]] = ("adapter",)
     scored_as: ClassVar[tuple[str, str] | None] = ("adapters", "PEFT adapters: a peft_tune stage, or a directory")
     freezes_model: ClassVar[bool] = True
 
-    method: Literal["prefix_tuning", "p_tuning"] = setting(
-        ..., "prefix_tuning: keys and values per decoder layer; p_tuning: prompt from a small network"
+    method: PeftMethod = setting(
+        ..., "lora: low-rank updates; ia3: scales; prefix_tuning: keys, values; p_tuning: a network"
     )
-    virtual_tokens: int = setting(100, "length of the prefix or prompt", unit="tokens", gt=0)
+    rank: int = setting(8, "lora: rank r of the update of a matrix", gt=0)
+    alpha: float = setting(16.0, "lora: the update is scaled by alpha / rank", gt=0)
+    target_modules: list[Projection] = setting(
+        [], "lora, ia3: projections to adapt in every layer; none: q v for lora, k v wo for ia3"
+    )
+    virtual_tokens: int = setting(100, "prefix_tuning, p_tuning: length of the prefix or prompt", unit="tokens", gt=0)
     hidden_size: int = setting(
         0, "width of the reparametrization network; 0: d_model for p_tuning, none for prefix_tuning", ge=0
     )
+
+    @field_validator("target_modules")
+    @classmethod
+    def modules_are_adapted(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        method = info.data.get("method")
+        if value and method not in TARGETS:
+            raise ValueError(f"applies to `method: {' or '.join(TARGETS)}`; remove one of the two")
+        return list(dict.fromkeys(value or TARGETS.get(str(method), [])))
 
 
 class PromptDesignConfig(InferenceConfig, OneTaskConfig):

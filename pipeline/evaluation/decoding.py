@@ -49,7 +49,7 @@ class Decoding:
             Ids [B, T], T ≤ max_length: each row up to its EOS (if it was generated), then padding.
         """
         if self.beams > 1:
-            return beam_search(texts, max_length, self.beams, self.length_penalty)
+            return beam_search(texts, max_length, self.beams, self.length_penalty)[0][:, 0]
         decoded = list(tokens(texts, max_length, self.chooser(numbers_B)))
         return torch.stack(decoded, dim=1) if decoded else torch.zeros(texts.inputs, 0, dtype=torch.long)
 
@@ -140,24 +140,35 @@ def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float
     >>> sampled(logits_BV, torch.tensor([0.49, 0.79, 0.81]), temperature=1, top_p=0.7).tolist()
     [0, 1, 1]
     """
+    p_BV, token_BV = kept(logits_BV, temperature, top_p)
+    last_B1 = (p_BV > 0).sum(dim=-1, keepdim=True) - 1
+    place_B1 = (p_BV.cumsum(dim=-1) <= drawn_B.double().unsqueeze(1)).sum(dim=-1, keepdim=True)
+    return token_BV.gather(1, place_B1.minimum(last_B1)).squeeze(1)
+
+
+def kept(logits_BV: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """The probabilities [B, V] that are sampled from, highest first, and their tokens; 0 for those that `top_p` drops.
+
+    The rules are those of transformers' `generate(do_sample=True, temperature=…, top_p=…, top_k=0)`.
+    """
     p_BV, token_BV = (logits_BV.double() / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    until_BV = p_BV.cumsum(dim=-1)
-    kept_B1 = (until_BV - p_BV < top_p).sum(dim=-1, keepdim=True)
-    of_kept_B1 = until_BV.gather(1, kept_B1 - 1)
-    place_B1 = (until_BV <= drawn_B.double().unsqueeze(1) * of_kept_B1).sum(dim=-1, keepdim=True)
-    return token_BV.gather(1, place_B1.minimum(kept_B1 - 1)).squeeze(1)
+    if top_p < 1:
+        p_BV = p_BV.masked_fill(p_BV.cumsum(dim=-1) - p_BV >= top_p, 0.0)
+    return p_BV / p_BV.sum(dim=-1, keepdim=True), token_BV
 
 
 @torch.no_grad()
-def beam_search(texts: Continuations, max_length: int, beams: int, length_penalty: float = 1.0) -> Tensor:
-    """The best text that beam search finds, with the rules of transformers' `generate(num_beams=…)`.
+def beam_search(
+    texts: Continuations, max_length: int, beams: int, length_penalty: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The best texts that beam search finds, with the rules of transformers' `generate(num_beams=…)`.
 
     A text's score is its log p divided by its number of tokens (with EOS) to the power of `length_penalty`. An input
     ends when it has `beams` finished texts, and its best unfinished one, scored at its present length, is not better
     than the worst of them.
 
     Returns:
-        Ids [B, T] of each input's best text, T = max_length: up to its EOS, then padding.
+        Ids [B, K, T] of each input's texts, best first, T = max_length, up to their EOS, then padding; their scores [B, K].
     """
     B, K, device, special = texts.inputs, beams, texts.device, texts.special
     first_B1 = torch.arange(B, device=device).unsqueeze(1) * K
@@ -190,7 +201,7 @@ def beam_search(texts: Continuations, max_length: int, beams: int, length_penalt
         open_B1 = open_B1 & ((worst_B1 == -torch.inf) | (running_BK[:, :1] / length**length_penalty > worst_B1))
         if not open_B1.any():
             break
-    return finished_BKT[:, 0]
+    return finished_BKT, best_BK
 
 
 def _rows(texts_BKT: Tensor, kept_BN: Tensor) -> Tensor:

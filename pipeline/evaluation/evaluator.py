@@ -14,6 +14,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.answering import Answerer, Asked
+from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows
 from t5_pipeline.evaluation.held_out import HeldOut, load_held_out
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
@@ -100,7 +101,10 @@ class Evaluator:
     def _asked(self, pairs: Sequence[tuple[Candidate | None, HeldOut]]) -> list[Outputs]:
         """Each candidate's answers to its rows; None is the T5 without a prompt."""
         asked = [Asked(one, ids, split.form) for one, split in pairs for ids in split.rows.inputs]
-        outputs = self.answerer.answer(asked, self.c.batch_size, on_batch=self.on_batch)
+        # Labels are decoded greedily, as in the selection of checkpoints.
+        free_text = not any(split.task.labels for _, split in pairs)
+        decoding = Decoding(self.c.beams, self.c.length_penalty) if free_text else Decoding()
+        outputs = self.answerer.answer(asked, self.c.batch_size, decoding, self.on_batch)
         ends = list(itertools.accumulate((len(split) for _, split in pairs), initial=0))
         return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
 

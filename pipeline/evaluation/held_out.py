@@ -20,6 +20,7 @@ from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.metrics import confusion, illegal_share, score, task_average
 from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each, answer_mixture
+from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
@@ -154,8 +155,9 @@ def load_held_out(
         max_output_length: maximum tokens of free text (0: `max_target_length`).
 
     Raises:
-        InputError: if the rows do not match the task's settings.
+        InputError: if the rows do not match the task's settings, or the package of a metric is not installed.
     """
+    check_installed(task.metrics)
     rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
     form = answer_form(task, vocabulary, sentinel, max_output_length or max_target_length)
     return HeldOut(task, rows, form, scoring)

@@ -1,4 +1,4 @@
-"""Metrics of predicted texts: fractions between 0 and 1, or correlations between −1 and 1. Pure NumPy.
+"""Metrics of predicted texts: fractions between 0 and 1, or correlations between −1 and 1.
 
 A prediction that is not one of the task's labels is illegal: wrong in every metric, and its share is reported.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.data_prep.tasks.config import METRICS
+from t5_pipeline.evaluation.text_metrics import OF_TEXTS
 
 Texts = Sequence[str]
 # Free-text tasks may have several acceptable answers per row: the best one counts.
@@ -215,25 +216,27 @@ def score(
 ) -> dict[str, float]:
     """The named metrics (`METRICS` of data_prep/tasks/config.py, whose needs a `TaskConfig` has checked).
 
-    Texts are compared in one Unicode normal form.
+    Texts are compared in one Unicode normal form, except by ROUGE, BLEU and chrF.
 
     Args:
         labels: all labels (f1, macro_f1, mcc).
-        answers: all acceptable answers of each row, if there are more than its target (exact_match, token_f1).
+        answers: all acceptable answers of each row, if there are more than its target (exact_match, token_f1, ROUGE,
+            BLEU, chrF).
         groups: group of each row (group_accuracy).
         holds: whether each row's target is true (referent).
 
     >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
     {'accuracy': 0.5, 'f1': 0.6666666666666666}
     """
+    references = answers or [[target] for target in targets]
+    found = {name: OF_TEXTS[name](predictions, references) for name in names if name in OF_TEXTS}
     predictions, targets = list(map(normal_form, predictions)), list(map(normal_form, targets))
     labels = labels and list(map(normal_form, labels))
     answers = answers and [list(map(normal_form, of_row)) for of_row in answers]
     needs = {"": (), "labels": (labels,), "group": (groups,), "holds": (holds,)}
-    return {
-        name: _COMPUTE[name](predictions, (name in _OF_ANSWERS and answers) or targets, *needs[METRICS[name]])
-        for name in names
-    }
+    for name in (name for name in names if name not in found):
+        found[name] = _COMPUTE[name](predictions, (name in _OF_ANSWERS and answers) or targets, *needs[METRICS[name]])
+    return {name: found[name] for name in names}
 
 
 def task_average(metrics: Mapping[str, float]) -> float:

@@ -232,16 +232,10 @@ class Stage(Generic[C]):
         digests = self.run_dir.digests
         if getattr(self.config, "model", None) is not None:
             found = self.input("model")
-        elif prompt.manifest is not None:
-            # Paths in a manifest are relative to the prompt's own run, which may be another one.
-            cell = next(path for path in prompt.path.resolve().parents if (path / manifests.NAME).is_file())
-            run_dir = RunDir(cell.parents[1 if prompt.manifest.cell else 0])
-            found = _artifact(prompt.manifest.inputs["model"][0], run_dir)
-            if run_dir.path.resolve() != self.run_dir.path.resolve():
-                found = replace(found, digest=digests.of_artifact("model", found.path))
         else:
-            path = locate_one("model", name, f"the T5 of {prompt.path}")
-            found = Artifact(name, path, digests.of_artifact("model", path))
+            found, run_dir = recorded_model(prompt, name)
+            if run_dir is None or run_dir.path.resolve() != self.run_dir.path.resolve():
+                found = replace(found, digest=digests.of_artifact("model", found.path))
         if found.digest != digest:
             raise InputError(
                 f"{prompt.path}: was not trained on {found.path} (its T5 has digest {short_digest(digest)}, this"
@@ -290,6 +284,23 @@ class Stage(Generic[C]):
             cell.steps[step] = record
         of = chosen or (f"step {step:,}" if step is not None else "")
         log.info("%s: published %s%s", cell.status.cell.label, output, f" of {of}" if of else "")
+
+
+def recorded_model(artifact: Artifact, name: str) -> tuple[Artifact, RunDir | None]:
+    """The T5 that an artifact was trained on, and the run that made it (None: the T5 has no digest here).
+
+    Args:
+        name: name of the T5 in the artifact's own record, which counts if there is no manifest.
+
+    Raises:
+        InputError: if the T5 is missing.
+    """
+    if artifact.manifest is None:
+        return Artifact(name, locate_one("model", name, f"the T5 of {artifact.path}"), ""), None
+    # Paths in a manifest are relative to the artifact's own run, which may be another one.
+    cell = next(path for path in artifact.path.resolve().parents if (path / manifests.NAME).is_file())
+    run_dir = RunDir(cell.parents[1 if artifact.manifest.cell else 0])
+    return _artifact(artifact.manifest.inputs["model"][0], run_dir), run_dir
 
 
 def _name(cells: list[Cell]) -> str:

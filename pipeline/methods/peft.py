@@ -1,10 +1,12 @@
-"""Prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021) on a frozen T5, by the PEFT library.
+"""LoRA (Hu et al. 2021), (IA)³ (Liu et al. 2022), prefix tuning (Li and Liang 2021) and P-tuning (Liu et al. 2021).
 
+    LoRA            W + alpha/r · B A  for projections W of encoder and decoder, B of width r and initially 0
+    (IA)³           keys, values and inner feed-forward activations times learned vectors, initially 1
     prefix tuning   learned keys and values before those of the self-attention in each decoder layer
     P-tuning        a soft prompt before the encoder's input, produced by a small network that is dropped afterwards
 
-The T5 is transformers' own. An adapter is stored in PEFT's files (`adapter_model.safetensors`, `adapter_config.json`),
-with `adapter.json` for what it was trained on.
+The PEFT library computes all of them, on transformers' own T5, which is frozen. An adapter is stored in PEFT's files
+(`adapter_model.safetensors`, `adapter_config.json`), with `adapter.json` for what it was trained on.
 
 Shapes: B batch, S input length, T target length, R decoder rows, D d_model, V vocabulary rows
 """
@@ -22,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from t5_pipeline.config.tuning import PeftMethod, PeftTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
@@ -34,7 +37,12 @@ from t5_pipeline.modeling.layers import DecoderCache
 from t5_pipeline.modeling.t5 import shift_right
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PeftMethod = Literal["prefix_tuning", "p_tuning"]
+_NAMES: dict[PeftMethod, str] = {
+    "lora": "LoRA",
+    "ia3": "(IA)³",
+    "prefix_tuning": "prefix tuning",
+    "p_tuning": "P-tuning",
+}
 
 
 class AdapterInfo(Record):
@@ -51,7 +59,10 @@ class AdapterInfo(Record):
     tokenizer_digest: str
     task: TaskConfig
     sentinel: Sentinel
-    virtual_tokens: int = Field(gt=0)
+    virtual_tokens: int | None = Field(None, gt=0, description="length of the prefix or prompt")
+    rank: int | None = Field(None, gt=0, description="lora")
+    alpha: float | None = Field(None, gt=0, description="lora")
+    target_modules: list[str] | None = Field(None, description="lora, ia3")
     trained: int = Field(gt=0, description="number of trained parameters")
     max_input_length: int = Field(gt=0)
     max_target_length: int = Field(gt=0)
@@ -59,12 +70,18 @@ class AdapterInfo(Record):
     step: int = Field(ge=0)
     scores: dict[str, float] = Field(default_factory=dict)
 
+    def content(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
 
 def candidates(artifact: Artifact) -> Iterator[Candidate]:
     info = AdapterInfo.load(artifact.path)
-    name = {"prefix_tuning": "prefix tuning", "p_tuning": "P-tuning"}[info.method]
-    about = {"seed": info.seed, "prompt_length": info.virtual_tokens, "step": info.step, "trained": info.trained}
-    yield Candidate.of(name, artifact, info, about, load_model=partial(PeftT5.load, artifact.path))
+    about: dict[str, Any] = {"seed": info.seed, "step": info.step, "trained": info.trained}
+    if info.virtual_tokens:
+        about["prompt_length"] = info.virtual_tokens
+    if info.rank:
+        about["variant"] = f"rank {info.rank}"
+    yield Candidate.of(_NAMES[info.method], artifact, info, about, load_model=partial(PeftT5.load, artifact.path))
 
 
 class PeftT5(nn.Module):
@@ -80,37 +97,22 @@ class PeftT5(nn.Module):
         self.method = method
 
     @classmethod
-    def start(
-        cls, model: str | Path, method: PeftMethod, virtual_tokens: int, hidden_size: int, dropout: float, seed: int
-    ) -> PeftT5:
-        """Start a new adapter on the T5 of a directory or hub name."""
+    def start(cls, model: str | Path, c: PeftTuneConfig) -> PeftT5:
+        """Start a new adapter on the T5 of a directory or hub name.
+
+        Raises:
+            InputError: if PEFT is not installed, or the T5 does not have one of `target_modules`.
+        """
         peft = _peft()
-        t5 = _frozen_t5(model, dropout)
-        shape = t5.config
-        common = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": virtual_tokens}
-        torch.manual_seed(seed)
-        # Sizes are explicit because PEFT would infer d_model / heads as the size of a head, and the encoder's number of
-        # layers for the decoder, neither of which holds for every T5.
-        if method == "p_tuning":
-            config = peft.PromptEncoderConfig(
-                **common,
-                token_dim=shape.d_model,
-                num_transformer_submodules=1,
-                encoder_hidden_size=hidden_size or shape.d_model,
-            )
-        else:
-            config = peft.PrefixTuningConfig(
-                **common,
-                token_dim=shape.num_heads * shape.d_kv,
-                num_attention_heads=shape.num_heads,
-                num_layers=shape.num_decoder_layers,
-                prefix_projection=hidden_size > 0,
-                encoder_hidden_size=hidden_size or None,
-            )
+        t5 = _frozen_t5(model, c.dropout)
+        names = {name.rpartition(".")[2] for name, _ in t5.named_modules()}
+        if missing := [name for name in c.target_modules if name not in names]:
+            raise InputError(f"target_modules: {model} has no projection {missing[0]}; choose others")
+        torch.manual_seed(c.seed)
         with warnings.catch_warnings():
             # PEFT uses a deprecated name of transformers.
             warnings.simplefilter("ignore", FutureWarning)
-            return cls(peft.get_peft_model(t5, config), method)
+            return cls(peft.get_peft_model(t5, _config(peft, c, t5.config)), c.method)
 
     @classmethod
     def load(cls, directory: Path, model: str | Path) -> PeftT5:
@@ -129,7 +131,8 @@ class PeftT5(nn.Module):
 
     def save(self, directory: Path, info: AdapterInfo) -> None:
         """Write PEFT's own files, with only the tensors that inference needs, and adapter.json."""
-        self.adapted.save_pretrained(str(directory), safe_serialization=True)
+        # The embedding is never trained; otherwise PEFT asks the hub whether its size has changed.
+        self.adapted.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
         info.save(directory)
 
     @property
@@ -179,6 +182,44 @@ class PeftT5(nn.Module):
     def logits(self, hidden_RTD: Tensor) -> Tensor:
         """`decode` already returns logits."""
         return hidden_RTD.float()
+
+
+def adapter_size(c: PeftTuneConfig) -> dict[str, Any]:
+    """The entries of `AdapterInfo` that say how large an adapter of these settings is."""
+    if c.method == "lora":
+        return {"rank": c.rank, "alpha": c.alpha, "target_modules": c.target_modules}
+    if c.method == "ia3":
+        return {"target_modules": c.target_modules}
+    return {"virtual_tokens": c.virtual_tokens}
+
+
+def _config(peft: Any, c: PeftTuneConfig, shape: Any) -> Any:
+    """PEFT's settings of a method."""
+    common: dict[str, Any] = {"task_type": "SEQ_2_SEQ_LM"}
+    if c.method == "lora":
+        return peft.LoraConfig(**common, r=c.rank, lora_alpha=c.alpha, target_modules=c.target_modules)
+    if c.method == "ia3":
+        # PEFT scales the inputs of these instead of the outputs: wo reads the inner activations.
+        inner = [name for name in c.target_modules if name == "wo"]
+        return peft.IA3Config(**common, target_modules=c.target_modules, feedforward_modules=inner)
+    # Sizes are explicit because PEFT would infer d_model / heads as the size of a head, and the encoder's number of
+    # layers for the decoder, neither of which holds for every T5.
+    common["num_virtual_tokens"] = c.virtual_tokens
+    if c.method == "p_tuning":
+        return peft.PromptEncoderConfig(
+            **common,
+            token_dim=shape.d_model,
+            num_transformer_submodules=1,
+            encoder_hidden_size=c.hidden_size or shape.d_model,
+        )
+    return peft.PrefixTuningConfig(
+        **common,
+        token_dim=shape.num_heads * shape.d_kv,
+        num_attention_heads=shape.num_heads,
+        num_layers=shape.num_decoder_layers,
+        prefix_projection=c.hidden_size > 0,
+        encoder_hidden_size=c.hidden_size or None,
+    )
 
 
 def check_installed() -> None:

@@ -70,6 +70,11 @@ def assemble(shape: T5Config, tensors: Mapping[str, Tensor], where: str) -> T5:
         for name in expected
         if name in tensors and tensors[name].shape != expected[name].shape
     ]
+    if missing == ["lm_head.weight"] and not extra and not misshapen:
+        raise InputError(
+            f"{where}: has no output matrix (lm_head.weight), but its config.json says that it is not tied to the"
+            " embedding; set `tie_word_embeddings: true` there, or fetch the model again"
+        )
     problems = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
     if any(problems.values()):
         named = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)

@@ -8,7 +8,7 @@ from typing import Any
 
 MINUS = "−"
 SHARES = frozenset({"accuracy", "macro_f1", "f1", "token_f1", "exact_match", "group_accuracy", "referent"})
-"""Metrics that are fractions, shown in percent. Others (correlations) are shown times 100, as is customary."""
+"""Metrics that are fractions, shown in percent. Others (correlations, BLEU, …) are shown times 100, as is customary."""
 
 _METRICS = {
     "accuracy": "Accuracy",
@@ -21,6 +21,12 @@ _METRICS = {
     "mcc": "Matthews correlation",
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeLsum": "ROUGE-Lsum",
+    "bleu": "BLEU",
+    "chrf": "chrF",
 }
 
 

@@ -189,6 +189,13 @@ def _adapter_directory(path: Path) -> Path:
     return path.parent if path.name in (PEFT_WEIGHTS, PEFT_CONFIG) else path
 
 
+def adapter_base(adapter: Path) -> tuple[str | None, str | None]:
+    """Name and digest of the T5 that an adapter records; None for one that it does not record."""
+    named = bounded.read_object(adapter / PEFT_CONFIG, _REPAIR).get("base_model_name_or_path")
+    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
+        return named, (opened.metadata() or {}).get(BASE)
+
+
 def check_base(adapter: Path, model: str, t5: FrozenT5) -> None:
     """Compare the T5 of an adapter with the given one; warns if only the names can be compared and differ.
 
@@ -200,9 +207,7 @@ def check_base(adapter: Path, model: str, t5: FrozenT5) -> None:
     Raises:
         OtherModel: if the adapter records another digest.
     """
-    named = bounded.read_object(adapter / PEFT_CONFIG, _REPAIR).get("base_model_name_or_path")
-    with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
-        recorded = (opened.metadata() or {}).get(BASE)
+    named, recorded = adapter_base(adapter)
     if recorded is not None:
         t5.check(f"{adapter}:", model=str(named), digest=recorded)
     elif named not in (None, "", model, str(t5.path)):

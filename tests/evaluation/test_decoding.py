@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, sampled
+from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, kept, sampled
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
@@ -50,7 +50,7 @@ def test_rows_end_at_eos(model: PromptedT5, monkeypatch: pytest.MonkeyPatch) -> 
 def test_beam_search_is_that_of_transformers(
     model: PromptedT5, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For several numbers of beams and length penalties, with an end that is generated often."""
+    """Every beam and its score, for several numbers and length penalties, with an end that is generated often."""
     save_t5(model.t5, tmp_path)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     use(monkeypatch, model, SpecialTokens(eos=-1))
@@ -59,15 +59,18 @@ def test_beam_search_is_that_of_transformers(
     use(monkeypatch, model, SpecialTokens(eos=eos))
     for beams in (2, 3, 5):
         for length_penalty in (0.0, 1.0, -1.5, 3.0):
-            mine = beam_search(Continuations(model, *model.encode(None, INPUTS_BS)), 8, beams, length_penalty)
+            mine, scores = beam_search(Continuations(model, *model.encode(None, INPUTS_BS)), 8, beams, length_penalty)
             expected = theirs.generate(
                 INPUTS_BS, attention_mask=INPUTS_BS != 0, max_new_tokens=8, num_beams=beams, do_sample=False,
-                length_penalty=length_penalty, eos_token_id=eos, pad_token_id=0,
-            )[:, 1:]  # fmt: skip
-            for row, other in zip(mine.tolist(), expected.tolist(), strict=True):
+                length_penalty=length_penalty, eos_token_id=eos, pad_token_id=0, num_return_sequences=beams,
+                output_scores=True, return_dict_in_generate=True,
+            )  # fmt: skip
+            torch.testing.assert_close(scores.flatten(), expected.sequences_scores, atol=1e-5, rtol=1e-5)
+            others = expected.sequences[:, 1:].tolist()
+            for row, other in zip(mine.flatten(0, 1).tolist(), others, strict=True):
                 text = other[: other.index(eos) + 1] if eos in other else other  # it pads with eos here
                 assert row == (text + [0] * 8)[:8], (beams, length_penalty)
-            found |= {tuple(row) for row in mine.tolist()}
+            found |= {tuple(row) for row in mine[:, 0].tolist()}
     assert len(found) > 4, "the texts differ between settings"
     assert any(0 in row for row in found), "some texts end early"
 
@@ -107,6 +110,25 @@ def test_tokens_are_sampled_by_their_probabilities() -> None:
             p_V = p_V.where(p_V >= p_V.sort().values[-2], torch.tensor(0.0))
         counts_V = sampled(logits_V.expand(20_000, 5), drawn_N, temperature, top_p).bincount(minlength=5)
         assert torch.allclose(counts_V / 20_000, p_V / p_V.sum(), atol=2e-4)
+
+
+@torch.no_grad()
+def test_samples_have_the_distribution_of_transformers(model: PromptedT5, tmp_path: Path) -> None:
+    """At each step of a text that `generate` samples, the probabilities of its filtered scores."""
+    save_t5(model.t5, tmp_path)
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    torch.manual_seed(0)
+    for temperature, top_p in ((1.0, 1.0), (0.3, 1.0), (2.0, 0.6), (0.5, 0.9)):
+        sample = theirs.generate(
+            INPUTS_BS, attention_mask=INPUTS_BS != 0, max_new_tokens=6, do_sample=True, temperature=temperature,
+            top_p=top_p, top_k=0, eos_token_id=None, output_scores=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        logits_BTV = model(None, INPUTS_BS, sample.sequences[:, 1:])
+        for position, scores_BV in enumerate(sample.scores):
+            p_BV, token_BV = kept(logits_BTV[:, position], temperature, top_p)
+            mine_BV = torch.zeros_like(p_BV).scatter(1, token_BV, p_BV)
+            torch.testing.assert_close(mine_BV.float(), scores_BV.softmax(-1), atol=1e-5, rtol=1e-4)
+            assert (mine_BV == 0).any() == (top_p < 1)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.methods.mixture import Mixture
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.methods.text_prompt import TextPrompt
+from t5_pipeline.modeling.config import T5Config
 from tests.tiny_run import Tiny, refused, scores, stage, t5_pipeline
 
 TRAINED = (
@@ -47,6 +48,8 @@ def place(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("prompt_mixture", "free", ("--components", 2, "--prompt-length", 2, "--prompt-init", "vocabulary")),
         ("peft_tune", "prefix", ("--method", "prefix_tuning", "--virtual-tokens", 3)),
         ("peft_tune", "p", ("--method", "p_tuning", "--virtual-tokens", 3)),
+        ("peft_tune", "lora", ("--method", "lora", "--rank", 2)),
+        ("peft_tune", "ia3", ("--method", "ia3")),
     ):
         task = path / ("name.yaml" if name == "free" else "about.yaml")
         run(finished, kind, path / name, "--task", task, *TRAINED, *more)
@@ -93,23 +96,32 @@ def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tm
     prompts.mkdir()
     for seed in (0, 1):
         (prompts / f"seed{seed}").symlink_to(finished.run / "prompt_tune" / f"model=lm_adapt,seed={seed}")
+    adapters = tmp_path / "adapters"
+    adapters.mkdir()
+    for name in ("prefix", "lora", "ia3"):
+        (adapters / name).symlink_to(place / name)
     rows = evaluated(
         tmp_path / "scores", "--prompts", prompts, "--mixtures", place / "mixture", "--text-prompts", place / "words",
-        "--adapters", place / "prefix", "--also-on", place / "short.yaml",
+        "--adapters", adapters, "--also-on", place / "short.yaml",
     )  # fmt: skip
     own = [row for row in rows if row["task"] == "about"]
     assert [row["method"] for row in own] == [
         "no prompt", "majority class", "prompt tuning", "prompt tuning", "prompt mixture", "prompt design",
-        "prefix tuning", "ensemble",
+        "(IA)³", "LoRA", "prefix tuning", "ensemble",
     ]  # fmt: skip
     assert [row["method"] for row in rows if row["task"] == "short"] == [row["method"] for row in own]
     by_method = {row["method"]: row for row in own}
     assert by_method["prompt design"]["variant"] == "2 shots"
     assert by_method["prompt mixture"]["variant"] == "3 prompts"
     assert by_method["ensemble"]["variant"] == "2 prompts"
+    assert by_method["LoRA"]["variant"] == "rank 2"
+    t5 = T5Config.from_config(json.loads((finished.run / "lm_adapt" / "model" / "config.json").read_text()))
+    inner, attentions = t5.num_heads * t5.d_kv, t5.num_layers + 2 * t5.num_decoder_layers
+    lora = attentions * 2 * 2 * (t5.d_model + inner)  # rank 2, of q and v
+    ia3 = attentions * 2 * inner + (t5.num_layers + t5.num_decoder_layers) * t5.d_ff  # k, v and the inner activations
     assert {method: row["trained"] for method, row in by_method.items() if "trained" in row} == {
         "no prompt": 0, "majority class": 0, "prompt design": 0, "prompt tuning": 4 * 32, "ensemble": 2 * 4 * 32,
-        "prompt mixture": 3 * (2 * 32 + 1), "prefix tuning": 3 * 2 * 32,
+        "prompt mixture": 3 * (2 * 32 + 1), "prefix tuning": 3 * 2 * 32, "LoRA": lora, "(IA)³": ia3,
     }  # fmt: skip
     for row in own:
         assert set(row["metrics"]) == {"accuracy", "macro_f1"}
@@ -132,9 +144,10 @@ def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tm
     assert [len(row) for row in neighbours] == [5] * 4
     assert "neighbours" not in by_method["ensemble"]
 
-    for method in ("mixture", "words", "prefix"):
+    for method in ("mixture", "words", "prefix", "lora"):
         (prompts / method).symlink_to(place / method)
-    cells = {"prompt mixture": "mixture", "prompt design": "words", "prefix tuning": "prefix", "prompt tuning": "seed0"}
+    cells = {"prompt mixture": "mixture", "prompt design": "words", "prefix tuning": "prefix", "LoRA": "lora",
+             "prompt tuning": "seed0"}  # fmt: skip
     mine = [line for line in lines if line["task"] == "about" and line["method"] in cells]
     asked = [{"prompt": cells[line["method"]], "input": line["input"]} for line in mine]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
@@ -197,7 +210,7 @@ def test_prompts_of_a_mixture_can_be_used_alone(place: Path, tmp_path: Path) -> 
 def test_more_steps_resume_where_training_ended(finished: Tiny, place: Path, tmp_path: Path) -> None:
     for kind, artifact, more in (
         ("prompt_mixture", "mixture", ("--components", 2, "--prompt-length", 2)),
-        ("peft_tune", "adapter", ("--method", "p_tuning", "--virtual-tokens", 3)),
+        ("peft_tune", "adapter", ("--method", "lora", "--rank", 2)),
     ):
         for name, all_steps in (("parts", (3, 6)), ("whole", (6,))):
             for steps in all_steps:

@@ -15,7 +15,7 @@ from tests.tiny_run import ROOT
 
 LAYERS = [
     "core", "data_prep", "modeling", "config", "artifacts", "execution", "training", "cost", "methods", "evaluation",
-    "serving", "report", "cli", "stages", "api",
+    "serving", "diagnosis", "report", "cli", "stages", "api",
 ]  # fmt: skip
 APART = [{"training", "cost"}]  # neither imports the other
 TORCH_FREE = ["core", "data_prep", "config", "artifacts", "execution", "cost", "report", "cli"]

@@ -10,10 +10,10 @@ import pytest
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.formats import FORMATS, GLUE, SUPERGLUE
+from t5_pipeline.data_prep.tasks.formats import FORMATS, GLUE, SUPERGLUE, task_name
 from t5_pipeline.data_prep.tasks.task import Task
 
-# The metrics of GLUE and SuperGLUE (Wang et al. 2019), by our names.
+# The metrics of GLUE and SuperGLUE (Wang et al. 2019) and of T5's summaries and translations, by our names.
 OFFICIAL = {
     "superglue/boolq": ["accuracy"],
     "superglue/cb": ["macro_f1", "accuracy"],
@@ -33,6 +33,9 @@ OFFICIAL = {
     "glue/rte": ["accuracy"],
     "glue/wnli": ["accuracy"],
     "squad": ["token_f1", "exact_match"],
+    "xsum": ["rouge1", "rouge2", "rougeL"],
+    "cnn_dailymail": ["rouge1", "rouge2", "rougeLsum"],
+    **{f"wmt/en-{other}": ["bleu", "chrf"] for other in ("de", "fr", "ro")},
 }
 
 
@@ -41,7 +44,8 @@ def settings(**given: Any) -> TaskConfig:
 
 
 def test_suites() -> None:
-    assert set(OFFICIAL) == set(FORMATS) == {*SUPERGLUE, *GLUE, "squad"}
+    assert set(OFFICIAL) == set(FORMATS)
+    assert len(FORMATS) - len(SUPERGLUE) - len(GLUE) == 6
     assert (len(SUPERGLUE), len(GLUE)) == (8, 9)
 
 
@@ -51,7 +55,7 @@ def test_format_is_a_complete_task_and_round_trips(name: str, more: dict[str, An
     task = settings(format=name, **more)
     Task.load(task)
     assert task.metrics == OFFICIAL[name]
-    assert task.inputs.startswith(name.rpartition("/")[2]) == task.task_prefix
+    assert task.inputs.startswith(task_name(name)) == task.task_prefix
     assert {"train", "validation"} <= set(task.splits)
     dump = task.model_dump(mode="json")
     assert TaskConfig.model_validate(dump) == task
@@ -87,7 +91,7 @@ OWN = {"inputs": "{a}", "targets": "{b}"}
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"format": "superglue/ret"}, "did you mean `superglue/rte`"),
-    ({"format": "bleu"}, "choose one of glue/cola"),
+    ({"format": "bleu"}, "choose one of cnn_dailymail, glue/cola"),
     ({"format": "superglue/rte", "task_prefix": True, "inputs": "{premise}"}, "does not change your own `inputs`; begin them with `rte`"),
     ({"format": "superglue/rte", "task_prefix": True, "inputs": "rtemis {premise}"}, "does not change your own `inputs`"),
     ({**OWN, "task_prefix": True}, "needs a `format`"),
@@ -99,7 +103,7 @@ OWN = {"inputs": "{a}", "targets": "{b}"}
     ({**OWN, "metrics": ["acuracy"]}, "did you mean `accuracy`"),
     ({**OWN, "round_to": {"b": 0}}, "multiples of a positive number, not 0"),
     ({**OWN, "splits": {"train": "x[a:]"}}, "'a' is not a whole number"),
-    ({**OWN, "reader": "multrc"}, "Input should be 'rows', 'multirc'"),
+    ({**OWN, "reader": "multrc"}, "Input should be 'rows', 'parallel'"),
 ])  # fmt: skip
 def test_invalid_settings(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import encode_task
-from t5_pipeline.data_prep.tasks.formats import FORMATS, SUPERGLUE
+from t5_pipeline.data_prep.tasks.formats import FORMATS, SUPERGLUE, task_name
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from tests.data_prep.tasks.published import MULTIRC, READS, RECORD, SQUAD_PARAGRAPH, WSC, task_of, write
@@ -44,8 +45,37 @@ def test_as_distributed_and_from_the_hub(tmp_path: Path, name: str) -> None:
     assert hub.group(hub_row_read) == own.group(row)
     assert hub.holds(hub_row_read) == own.holds(row)
     # `task_prefix` changes nothing but the prefix.
-    prefix = "wsc: " if name == "superglue/wsc" else f"{name.rpartition('/')[2]} "
-    assert prefix + task_of(name, tmp_path).inputs(row) == inputs
+    bare = task_of(name, tmp_path).inputs(row)
+    assert inputs.removesuffix(bare).rstrip(": ") == task_name(name)
+
+
+def test_parallel_files(tmp_path: Path) -> None:
+    """A file per language: line i of both is a row; only "\\n" ends a line; files may be compressed."""
+    (tmp_path / "newstest.en").write_bytes("One.\u2028Still one.\r\n\nThree.\n".encode())
+    (tmp_path / "newstest.de.gz").write_bytes(gzip.compress(b"Eins.\nZwei.\nDrei."))
+    splits = {"train": "newstest[:2]", "validation": "newstest[2:]"}
+    task = task_of("wmt/en-de", tmp_path, reader="parallel", splits=splits)
+    assert [(task.inputs(row), task.targets(row)) for row in task.rows("train")] == [
+        ("One.\u2028Still one.", "Eins."), ("", "Zwei."),
+    ]  # fmt: skip
+    (last,) = task.rows("validation")
+    assert (task.inputs(last), last.where) == ("Three.", f"{tmp_path / 'newstest.en'}:3")
+    assert len(task_of("wmt/en-de", tmp_path, reader="parallel", splits=splits, nulls="drop").rows("train")) == 1
+    assert task.held_out_texts(at_least=1) == ["Three."]
+    # Both files are the task's data: their digests decide whether its stages are stale.
+    assert sorted(task.settings.files()) == ["train.de", "train.en", "validation.de", "validation.en"]
+
+    (tmp_path / "newstest.de").write_text("Eins.\n")
+    with pytest.raises(InputError, match=r"newstest\.de and newstest\.de\.gz are both field 'de'"):
+        task.rows("train")
+    (tmp_path / "newstest.de.gz").unlink()
+    with pytest.raises(InputError, match=r"differ in their number of lines \(.*newstest\.en 3 and .*newstest\.de 1\)"):
+        task.rows("train")
+    (tmp_path / "newstest.de").unlink()
+    with pytest.raises(InputError, match=r"contains no file newstest\.de; fix the split or the field"):
+        task.rows("train")
+    with pytest.raises(InputError, match=r"newstest\.en is not a folder; name that of newstest\.en"):
+        task_of("wmt/en-de", tmp_path / "newstest.en", reader="parallel", splits=splits).rows("train")
 
 
 def test_mnli_has_two_validation_splits(tmp_path: Path) -> None:

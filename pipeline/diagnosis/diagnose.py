@@ -1,0 +1,59 @@
+"""`diagnose`: find out what is at a place, and diagnose it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from t5_pipeline.artifacts.kinds import kind_at, locate_one
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.documents import corpus_files
+from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS
+from t5_pipeline.diagnosis.data import diagnose_corpus, diagnose_task, diagnose_tokens
+from t5_pipeline.diagnosis.findings import Diagnosis
+
+_YAML = (".yaml", ".yml")
+
+
+def diagnose(location: str, model: str | None = None, text_field: str = "text") -> Diagnosis:
+    """Diagnose a T5, a prompt or another method's artifact, a PEFT adapter, token shards, a corpus or a task file.
+
+    Args:
+        location: path, stage directory, or the name of a T5 on the hub.
+        model: the T5 that a prompt, corpus or task is for.
+        text_field: field of a corpus's rows that contains the text.
+
+    Raises:
+        InputError: if there is nothing of this kind.
+    """
+    path = Path(location)
+    if path.suffix in _YAML and path.is_file():
+        return diagnose_task(path, model)
+    if location == STDLIB_DOCS:
+        return diagnose_corpus(location, text_field, model)
+    kind = kind_at(location)
+    if kind == "scores":
+        raise InputError(f"{location}: contains scores; give a model, a prompt, a corpus or a task file")
+    if kind == "tokens":
+        return diagnose_tokens(locate_one(kind, location, "WHAT"), location, model)
+    if kind is None and not _has_weights(path) and _is_corpus(path):
+        return diagnose_corpus(location, text_field, model)
+    # These import torch.
+    from t5_pipeline.diagnosis.learned import diagnose_artifact, diagnose_peft
+    from t5_pipeline.diagnosis.model import diagnose_model
+
+    if kind is None and (path / "adapter_config.json").is_file():
+        return diagnose_peft(path, location, model)
+    place = locate_one(kind or "model", location, "WHAT")
+    if kind in (None, "model"):
+        return diagnose_model(place, location)
+    return diagnose_artifact(kind, place, location, model)
+
+
+def _has_weights(path: Path) -> bool:
+    """Whether a directory is a model or an adapter, perhaps without its config."""
+    patterns = ("*.safetensors", "*.bin", "checkpoint*", "model.ckpt-*")
+    return path.is_dir() and any(found for pattern in patterns for found in path.glob(pattern))
+
+
+def _is_corpus(path: Path) -> bool:
+    return bool(corpus_files(path)) if path.exists() else path.suffix in (".txt", ".jsonl", ".parquet")

@@ -1,0 +1,80 @@
+"""ROUGE, BLEU and chrF, by the packages that papers use: fractions between 0 and 1.
+
+    rouge1, rouge2, rougeL, rougeLsum   rouge-score: mean F of the rows, without stemming, as in T5's code
+    bleu, chrf                          sacrebleu with its defaults (tokenizer 13a; chrF2), of the whole corpus
+
+Texts are compared as they are, without a Unicode normal form. With several acceptable answers, ROUGE takes the best
+and sacrebleu all as references.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from t5_pipeline.core.errors import InputError
+
+References = Sequence[Sequence[str]]
+_PACKAGES = {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}
+
+
+def rouge(kind: str, predictions: Sequence[str], references: References) -> float:
+    """Mean F of a ROUGE; `rougeLsum` divides texts into sentences at line breaks and at " . ", as in T5's code.
+
+    T5's code resamples the rows and takes the median of their means, which is this mean up to the draws.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer([kind])
+    each = [
+        scorer.score_multi([_sentences(text) for text in of_row], _sentences(prediction))[kind].fmeasure
+        for prediction, of_row in zip(predictions, references, strict=True)
+    ]
+    return statistics.fmean(each) if each else 0.0
+
+
+def bleu(predictions: Sequence[str], references: References) -> float:
+    """Corpus BLEU of detokenized texts."""
+    from sacrebleu import corpus_bleu
+
+    return _corpus(corpus_bleu, predictions, references)
+
+
+def chrf(predictions: Sequence[str], references: References) -> float:
+    """Corpus chrF2: character n-grams, recall twice as important as precision."""
+    from sacrebleu import corpus_chrf
+
+    return _corpus(corpus_chrf, predictions, references)
+
+
+OF_TEXTS: dict[str, Callable[[Sequence[str], References], float]] = {
+    **{kind: partial(rouge, kind) for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")},
+    "bleu": bleu,
+    "chrf": chrf,
+}
+"""The metrics by name: (predictions, references of each row) → score."""
+
+
+def check_installed(metrics: Iterable[str]) -> None:
+    """Check that the packages of the named metrics are installed.
+
+    Raises:
+        InputError: if one is not.
+    """
+    for name in metrics:
+        package = next((package for prefix, package in _PACKAGES.items() if name.startswith(prefix)), None)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise InputError(f"metrics: `{name}` needs {package}; pip install 't5-pipeline[metrics]'")
+
+
+def _sentences(text: str) -> str:
+    return text.replace(" . ", " .\n")
+
+
+def _corpus(score: Callable, predictions: Sequence[str], references: References) -> float:
+    # One stream for the first references of all rows, one for the second, …; None where a row has fewer.
+    streams = [list(stream) for stream in itertools.zip_longest(*references)]
+    return float(score(list(predictions), streams).score) / 100 if predictions else 0.0

@@ -1,0 +1,87 @@
+"""Diagnosis of corpora, token shards and task files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from t5_pipeline.data_prep.corpora.documents import corpus_chunks
+from t5_pipeline.data_prep.shards.writer import write_tokens
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.diagnosis.diagnose import diagnose
+from t5_pipeline.diagnosis.findings import Diagnosis
+from t5_pipeline.diagnosis.probes import SENTENCES
+from tests.diagnosis.conftest import World
+from tests.tiny_run import write_rows
+
+
+def notes(d: Diagnosis) -> list[str]:
+    return [f"{check.name}: {check.found}" for check in d.checks if check.state == "note"]
+
+
+def test_a_corpus(world: World, tmp_path: Path) -> None:
+    corpus = tmp_path / "docs.jsonl"
+    write_rows(corpus, [{"text": text} for text in SENTENCES])
+    d = diagnose(str(corpus), model=str(world.model))
+    assert d.ok
+    assert notes(d) == []
+    assert d.facts["sample"][0] == len(SENTENCES)
+    rows = [{"text": text} for text in ["", SENTENCES[0], SENTENCES[0], "ein Fehler \ufffd", "хорошая погода"]]
+    write_rows(corpus, rows)
+    d = diagnose(str(corpus), model=str(world.model))
+    assert d.ok
+    assert notes(d)[:3] == [
+        "text: 20% of the documents are empty",
+        "text: 20% of the documents repeat another one",
+        "text: 20% of the documents contain replacement characters (U+FFFD)",
+    ]
+    assert notes(d)[3].startswith("vocabulary: ")
+    d = diagnose(str(corpus), text_field="body")
+    assert not d.ok
+    assert "no field 'body'" in d.checks[-1].found
+
+
+def test_a_task(world: World, tmp_path: Path) -> None:
+    rows = [{"text": text, "kind": ("air", "water")[i % 2]} for i, text in enumerate(SENTENCES)]
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "rows" / "train.jsonl", rows)
+    write_rows(tmp_path / "rows" / "validation.jsonl", [{"text": "Water is wet.", "kind": "water"}])
+    settings = {
+        "name": "kind", "data": str(tmp_path / "rows"), "inputs": "{text}", "targets": "{kind}",
+        "labels": ["air", "water"], "splits": {"train": "train", "validation": "validation"},
+    }  # fmt: skip
+    file = tmp_path / "kind.yaml"
+    file.write_text(yaml.dump(settings))
+    d = diagnose(str(file), model=str(world.model))
+    assert d.ok, d.checks
+    assert d.facts["train"] == ({"rows": 8, "dropped": {}}, "8 rows; air 50%, water 50%")
+    assert notes(d) == ["validation: no row has the label 'air'"]
+    write_rows(tmp_path / "rows" / "validation.jsonl", [*rows[:2], {"text": "Fire.", "kind": "fire"}])
+    d = diagnose(str(file))
+    (check,) = [check for check in d.checks if check.state == "wrong"]
+    assert check.name == "validation"
+    assert "'fire' is not a label" in check.found
+    write_rows(tmp_path / "rows" / "validation.jsonl", rows[:2])
+    assert notes(diagnose(str(file))) == ["overlap: 2 inputs of `train` are in another split too"]
+    file.write_text(yaml.dump({**settings, "inputs": "{text"}))
+    assert not diagnose(str(file)).ok
+
+
+def test_token_shards(world: World, tmp_path: Path) -> None:
+    corpus = tmp_path / "docs.jsonl"
+    write_rows(corpus, [{"text": text} for text in SENTENCES])
+    vocabulary = Vocabulary.load(world.model)
+    write_tokens(corpus_chunks(corpus), vocabulary, tmp_path / "tokens")
+    d = diagnose(str(tmp_path / "tokens"), model=str(world.model))
+    assert d.ok, d.checks
+    assert d.facts["train"][0] == {"documents": 8, "tokens": sum(len(vocabulary.encode(t)) for t in SENTENCES)}
+    assert notes(d) == ["validation: there is no held-out text"]
+    d = diagnose(str(tmp_path / "tokens"), model=str(world.other))
+    assert [check.name for check in d.checks if check.state == "wrong"] == ["T5"]
+    file = tmp_path / "tokens" / "shard-00000" / "train.tokens"
+    content = bytearray(file.read_bytes())
+    content[9] ^= 1
+    file.write_bytes(content)
+    d = diagnose(str(tmp_path / "tokens"))
+    assert [check.name for check in d.checks if check.state == "wrong"] == ["shards"]
