@@ -168,7 +168,8 @@ def beam_search(
     than the worst of them.
 
     Returns:
-        Ids [B, K, T] of each input's texts, best first, T = max_length, up to their EOS, then padding; their scores [B, K].
+        Ids [B, K, T] of each input's texts, best first, T = max_length: up to their EOS, then padding; their scores
+        [B, K].
     """
     B, K, device, special = texts.inputs, beams, texts.device, texts.special
     first_B1 = torch.arange(B, device=device).unsqueeze(1) * K

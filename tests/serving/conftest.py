@@ -1,4 +1,4 @@
-"""Prompts for tests of `predict` and `tune`."""
+"""Prompts for tests of `predict`."""
 
 from __future__ import annotations
 

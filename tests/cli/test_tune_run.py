@@ -1,16 +1,19 @@
-"""`tune` from rows to a tested prompt, and `prompts neighbours`."""
+"""`t5-pipeline tune`, from rows to a tested prompt."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.modeling.load import load_t5
-from tests.serving.five_prompts import Place, write_lines
+from tests.serving.five_prompts import Place, write_five_prompts, write_lines
 from tests.tiny_run import documentation, t5_pipeline, write_rows
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return write_five_prompts(tmp_path_factory.mktemp("five_prompts"))
 
 
 def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
@@ -91,16 +94,3 @@ def test_tune_leaves_nothing_if_the_stage_fails(place: Place, tmp_path: Path) ->
     given = ["--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
     assert t5_pipeline("tune", "--model", tmp_path / "no", *given, "--output-dir", tmp_path / "out").code == 2
     assert not (tmp_path / "out").exists()
-
-
-def test_neighbours_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:
-    """A row that is a piece's own embedding, larger, is nearest to that piece."""
-    table = load_t5(place.model).shared.weight.detach()
-    info = place.loaded["tone"].info.model_copy(update={"prompt_length": 2})
-    Prompt(3 * table[[40, 77]], info).save(tmp_path / "mine")
-    said = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model, "--top", 2, "--json")
-    (rows,) = json.loads(said.out).values()
-    names = place.vocabulary.names()
-    assert [row[0] for row in rows] == [[names[40], 1.0], [names[77], 1.0]]
-    plain = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model)
-    assert plain.out.splitlines()[1].split()[:3] == ["1", names[40], "1.000"]
