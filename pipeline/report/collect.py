@@ -131,7 +131,7 @@ class CellResult:
         ref = self.cell.inputs.get("model")
         if ref is None or not self.settings.made_for():
             return None
-        return _model_name(ref)
+        return model_name(ref)
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     return run
 
 
-def _model_name(found: InputRecord | InputRef) -> str:
+def model_name(found: InputRecord | InputRef) -> str:
     """Name of a frozen model in the scores: its stage and step, or its path."""
     if found.stage is None:
         return str(found.path)
@@ -295,7 +295,7 @@ def _scores(directory: Path, manifest: Manifest) -> list[Score]:
 def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
     """Record the sizes of a prompt and of its base T5 in `run`."""
     for record in manifest.inputs.get("model", []):
-        name = _model_name(record)
+        name = model_name(record)
         model = run.models.get(name) or _model_size(name, path / record.path if record.stage else Path(record.path))
         if model is None:
             continue

@@ -10,9 +10,12 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.report import format as fmt
+from t5_pipeline.report.arms import scored
+from t5_pipeline.report.claims import findings
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
+from t5_pipeline.report.sections.claims import claims_section, experiments_section
 from t5_pipeline.report.sections.confusion import confusion_section
 from t5_pipeline.report.sections.data import data_section
 from t5_pipeline.report.sections.nearest_tokens import neighbours_section
@@ -50,7 +53,10 @@ def render(run: Run) -> str:
     paths = path_names(run)
     series = {model: number for number, model in enumerate(paths)}
     tasks = summarise(run)
+    arms = scored(run, tasks)
     found = [
+        claims_section(findings(arms)),
+        experiments_section(arms),
         overview_section(run, tasks),
         scores_section(tasks, series) if tasks else None,
         confusion_section(tasks, series),

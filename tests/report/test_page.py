@@ -166,7 +166,7 @@ def test_contents_lists_every_section(page: Page, finished) -> None:
     html = render(collect(finished.run_dir.path))
     listed = re.findall(r'<li><a href="#([a-z]+)">', html)
     assert listed == re.findall(r'<section id="([a-z]+)"', html)
-    assert len(listed) == 8
+    assert len(listed) == 10
 
 
 def test_validation_scores_mark_the_published_steps(finished) -> None:
@@ -298,7 +298,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
 def test_plots_have_a_description_and_colours_from_the_page(finished) -> None:
     html = render(collect(finished.run_dir.path))
     plots = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]+)"[^>]*>(.*?)</svg>', html, re.DOTALL)
-    assert len(plots) == 1 + 2 + 1 + 1  # scores, two language models, prompts, sizes
+    assert len(plots) == 1 + 2 + 2 + 1 + 1  # scores, two experiments, two language models, prompts, sizes
     assert (
         "LM adaptation @40 steps 64.0 ± 4.0 (seeds: 60.0, 64.0, 68.0; 95% interval over rows: 57.2 to 70.3)"
         in plots[0][0]
