@@ -238,7 +238,9 @@ class Engine:
         asked: dict[int, tuple[Asked, int]] = {}
         for name, places in of_name.items():
             one = self.prompts[name]
-            form = answer_form(one.task, vocabulary, one.sentinel, max_output_length or one.max_target_length)
+            form = answer_form(
+                one.task.labels or [], vocabulary, one.sentinel, max_output_length or one.max_target_length
+            )
             if one.task.labels:  # an answer is a label, so nothing is decoded
                 form = replace(form, max_length=0)
             inputs = one.read([parts[i][0].texts[parts[i][1]] for i in places], vocabulary)

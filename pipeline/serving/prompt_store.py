@@ -19,9 +19,10 @@ from t5_pipeline.artifacts.kinds import artifact_digest, named_prompts
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
-from t5_pipeline.data_prep.tasks.encode import encode_labels
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.held_out import answer_form
+from t5_pipeline.evaluation.predict import AnswerForm
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 from t5_pipeline.serving.prompt_mirror import Mirror
@@ -33,7 +34,7 @@ class ServedPrompt:
 
     Attributes:
         rows_PD: its rows, in the dtype of the T5's embedding.
-        label_ids: target ids of each label, as in training; empty for free text.
+        form: the form of its answers.
     """
 
     name: str
@@ -42,11 +43,7 @@ class ServedPrompt:
     rows_PD: Tensor
     info: PromptInfo
     task: Task
-    label_ids: list[list[int]]
-
-    @property
-    def labels(self) -> list[str]:
-        return self.info.task.labels or []
+    form: AnswerForm
 
 
 @dataclass
@@ -107,7 +104,6 @@ class PromptStore:
         prompt = Prompt.load(path)
         info = prompt.info
         self.t5.check_prompt(f"prompt `{name}`", info)
-        labels = encode_labels(info.task.labels or [], self.vocabulary, info.sentinel)
         return ServedPrompt(
             name,
             artifact_digest("prompt", path),
@@ -115,7 +111,7 @@ class PromptStore:
             prompt.rows_PD.to(self.like),
             info,
             Task.load(info.task),
-            [ids.tolist() for ids in labels],
+            answer_form(info.task.labels or [], self.vocabulary, info.sentinel, info.max_target_length),
         )
 
     def add(self, prompt: ServedPrompt) -> ServedPrompt | None:

@@ -40,7 +40,7 @@ def scheduler(store: PromptStore) -> Iterator[Scheduler]:
     made = Scheduler.load(store, limits=Limits(batch=5, waiting=200))
     made.start()
     yield made
-    made.close(drain=False)
+    made.close()
 
 
 def test_answers_equal_those_of_predict(world: Path, store: PromptStore, scheduler: Scheduler) -> None:
