@@ -18,8 +18,8 @@ from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.bounded import MAX_JSON, parse_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import cache_directory, read_small
+from t5_pipeline.data_prep.tokenizer.sources import PUBLISHED
 
-_TOKENIZER = ("spiece.model", "tokenizer.json", "tokenizer_config.json")
 _MAX_TOKENIZER_FILE = 2**28  # bytes
 
 
@@ -52,7 +52,7 @@ def local_tokens(url: str, where: str) -> Path:
 
         def fill(directory: Path) -> None:
             (directory / "tokenizer").mkdir()
-            for file in _TOKENIZER:
+            for file in PUBLISHED:
                 content = read_small(f"{remote}/tokenizer/{file}", where, _MAX_TOKENIZER_FILE)
                 if content is not None:
                     (directory / "tokenizer" / file).write_bytes(content)

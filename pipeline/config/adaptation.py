@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from t5_pipeline.config.probe import ProbeConfig
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.modeling.config import T5Config
@@ -105,7 +106,7 @@ class SpanCorruptConfig(LanguageModelConfig):
 
 
 @defaults(steps=100_000, batch_size=2048, step_offset=None)
-class LMAdaptConfig(LanguageModelConfig):
+class LMAdaptConfig(LanguageModelConfig, ProbeConfig):
     """LM adaptation (Lester et al. 2021, §2.2)."""
 
     kind: ClassVar[str] = "lm_adapt"

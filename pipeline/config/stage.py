@@ -58,6 +58,11 @@ class StageConfig(Config):
         """Whether an input field may name several artifacts."""
         return any(isinstance(mark, Input) and mark.many for mark in cls.model_fields[name].metadata)
 
+    def shaping(self) -> list[str]:
+        """Names of the settings that shape the result, besides inputs and `steps`."""
+        inputs = self.inputs()
+        return [name for name in type(self).model_fields if self.role(name) == "trajectory" and name not in inputs]
+
     @classmethod
     def role(cls, name: str) -> Role:
         """Role of a setting in the result."""
