@@ -29,6 +29,7 @@ class StageConfig(Config):
         engines: engines that can run the stage (docs/engines.md).
         code_version: raised when the same settings give another result than before.
         repairs_output: whether the stage repairs a damaged output instead of starting from scratch.
+        unless_empty: settings that do not shape the result while they are empty.
         scored_as: evaluate's input for what the stage publishes, and its help text; None if it is not scored.
     """
 
@@ -38,6 +39,7 @@ class StageConfig(Config):
     engines: ClassVar[tuple[str, ...]] = ("one",)
     code_version: ClassVar[int] = 1
     repairs_output: ClassVar[bool] = False
+    unless_empty: ClassVar[frozenset[str]] = frozenset()
     scored_as: ClassVar[tuple[str, str] | None] = None
 
     seed: int = setting(0, "random seed; if unset, the recipe's `seed`", ge=0)
@@ -61,7 +63,8 @@ class StageConfig(Config):
     def shaping(self) -> list[str]:
         """Names of the settings that shape the result, besides inputs and `steps`."""
         inputs = self.inputs()
-        return [name for name in type(self).model_fields if self.role(name) == "trajectory" and name not in inputs]
+        names = [name for name in type(self).model_fields if self.role(name) == "trajectory" and name not in inputs]
+        return [name for name in names if name not in self.unless_empty or getattr(self, name)]
 
     @classmethod
     def role(cls, name: str) -> Role:
