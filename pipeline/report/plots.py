@@ -27,7 +27,7 @@ class Axis:
     Attributes:
         ticks: where to write values; None chooses.
         low, high: limits; None fits them to the data.
-        whole: the values are whole numbers, and so are the ticks.
+        whole: write only whole numbers.
         text: a value as text.
     """
 
