@@ -260,13 +260,32 @@ class ScoringConfig(Config):
     scoring: Scoring = setting("decode", "answer if there are labels: decoded text (the paper), or likeliest label")
 
 
-class InferenceConfig(PrecisionConfig):
+class CompileConfig(Config):
+    """Group: compilation and kernels of this package's T5 (not of transformers')."""
+
+    compile: Literal["auto", "true", "false"] = setting(
+        "auto", "compile the T5's blocks with torch.compile; auto: on GPUs", role="runtime"
+    )
+
+    attention: Literal["auto", "sdpa", "flex"] = setting(
+        "auto",
+        "compiled self-attention of a frozen T5 on GPUs: torch's SDPA or FlexAttention; auto: SDPA",
+        role="runtime",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def boolean_of_yaml(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool) else value
+
+
+class InferenceConfig(CompileConfig, PrecisionConfig):
     """Group: predictions without training."""
 
     batch_size: int = setting(64, "examples per batch", unit="examples", role="runtime", gt=0)
 
 
-class ExecutionConfig(Config):
+class ExecutionConfig(CompileConfig):
     """Group: ways to compute the training step of this package's T5 (not of transformers')."""
 
     recompute: bool = setting(

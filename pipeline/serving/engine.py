@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -33,6 +34,7 @@ from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
+from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 
 
@@ -84,13 +86,16 @@ class Engine:
         *,
         precision: str = "fp32",
         device: torch.device | None = None,
+        compiled: bool = False,
     ) -> None:
         """
         Args:
             t5: the T5 that all prompts were trained on; may be None if all of them are fine-tuned T5s.
             device: default: the first GPU if there is one, otherwise the CPU.
+            compiled: compile the T5s with torch.compile.
         """
         self.t5, self.precision = t5, precision
+        self._compile: Literal["true", "false"] = "true" if compiled else "false"
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         reasons = {name: self._problem(name, one) for name, one in prompts.items()}
         self.refused = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -102,7 +107,13 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str | None, prompts: str, *, precision: str = "bf16", device: torch.device | None = None
+        cls,
+        model: str | None,
+        prompts: str,
+        *,
+        precision: str = "bf16",
+        device: torch.device | None = None,
+        compiled: bool = False,
     ) -> Engine:
         """The prompts at a location, by the names of their directories, and their T5.
 
@@ -123,7 +134,7 @@ class Engine:
                 own = name if len(candidates) == 1 else f"{name}:{one.task.name}"
                 found[own] = replace(one, artifact=artifact)
         t5 = None if model is None else FrozenT5.find(model)
-        engine = cls(t5, found, precision=precision, device=device)
+        engine = cls(t5, found, precision=precision, device=device, compiled=compiled)
         if not engine.prompts:
             raise InputError(next(iter(engine.refused.values())))
         return engine
@@ -266,7 +277,8 @@ class Engine:
     def _answerer(self, path: Path) -> Answerer:
         if path not in self._answerers:
             mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
-            self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
+            answerer = self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
+            answerer.t5.set_execution(compiled=use_compiler(self._compile, self.device.type))
         return self._answerers[path]
 
     def _problem(self, name: str, one: Candidate) -> str | None:
