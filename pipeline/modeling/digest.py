@@ -48,6 +48,11 @@ def _vocabulary_digest(directory: Path) -> str | None:
     return file_digest(source.path)
 
 
+def t5x_folder(path: Path) -> Path:
+    """The folder of a T5X checkpoint whose file `checkpoint` is given; any other path as it is."""
+    return path.parent if path.name == "checkpoint" and path.is_file() else path
+
+
 def t5x_files(directory: Path) -> list[Path]:
     """Files of the T5X checkpoint that a directory is or contains."""
     is_t5x = (directory / "checkpoint").is_file() or any(directory.glob("checkpoint_*/checkpoint"))
