@@ -75,7 +75,12 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
 
 
 def step_cost(settings: TrainingConfig, shape: T5Config) -> StepCost | None:
-    """Cost of one step of a cell; None if another library decides what trains."""
+    """Cost of one step of a cell, the mean over its steps; None if another library decides what trains."""
+    trials = settings.trained_together()
+    if len(trials) > 1:
+        costs = [cost for cost in (step_cost(trial, shape) for trial in trials) if cost is not None]
+        share = settings.share_of_steps()
+        return StepCost(round(share * sum(cost.tokens for cost in costs)), share * sum(cost.flops for cost in costs))
     lengths = [(settings.prompt_rows() + inputs, targets) for inputs, targets in settings.example_lengths()]
     if settings.trained_parameters(shape) is None or not lengths:
         return None
@@ -120,6 +125,7 @@ def training_footprint(
     together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchConfig
 ) -> TrainingFootprint | None:
     """Footprint of the cells of one job with the microbatch that needs most memory."""
+    together = [trial for cell in together for trial in cell.trained_together()]
     settings = together[0]
     numbers = [number for cell in together if (number := cell.trained_parameters(shape)) is not None]
     if len(numbers) < len(together):
@@ -150,7 +156,8 @@ def training_footprint(
             sum(numbers),
             settings.optimizer,
             accumulates=len(parts) > 1,
-            keeps_best=selects,
+            kept=sum(cell.published_parameters(shape) or 0 for cell in together) if selects else 0,
+            computed=sum(cell.computed_parameters(shape) for cell in together),
             scoring=replace(microbatch, rows=SCORED_EXAMPLES) if selects else None,
             label_tokens=_LABEL_TOKENS * max(labels) if labels and all(labels) else settings.longest_example()[1],
         )

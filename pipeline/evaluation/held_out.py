@@ -197,10 +197,23 @@ def answer_all(
     return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
-def score_prompts(model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
-    """Validation of each prompt of a bank on its own rows."""
-    outputs = answer_all(model, range(len(splits)), splits, device=device, precision=precision, targets=True)
-    return [rows.measured(found) for rows, found in zip(splits, outputs, strict=True)]
+def score_prompts(
+    model: PromptedT5,
+    prompts: Sequence[int] | None = None,
+    *,
+    splits: Sequence[HeldOut],
+    device: torch.device,
+    precision: str,
+) -> list[Measured]:
+    """Validation of prompts of a bank, by default all, each on its own rows.
+
+    Args:
+        splits: rows of every prompt of the bank.
+    """
+    prompts = range(len(splits)) if prompts is None else prompts
+    own = [splits[prompt] for prompt in prompts]
+    outputs = answer_all(model, prompts, own, device=device, precision=precision, targets=True)
+    return [rows.measured(found) for rows, found in zip(own, outputs, strict=True)]
 
 
 def score_mixture(

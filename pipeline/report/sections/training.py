@@ -170,7 +170,7 @@ def _panels(jobs: list[Job], curves_of: Callable[[Job], Curves]) -> Panels:
     for job in jobs:
         curves = curves_of(job)
         for result in job.cells:
-            curve = curves.get(result.cell.id, curves.get(""))
+            curve = result.curve(curves)
             if curve is not None:
                 panels.setdefault(_panel(result), {}).setdefault(result.frozen or "", []).append((result, curve))
     return panels
