@@ -22,6 +22,7 @@ from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import read_json
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
@@ -63,7 +64,10 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
     """Embedding rows of a new model."""
     if tokens.stage is None:
         (place,) = locate("tokens", str(tokens.path), "tokens")
-        return int(read_json(place / "tokens.json")["rows"])
+        rows = read_json(place / "tokens.json").get("rows")
+        if type(rows) is not int or not 0 < rows < 2**31:
+            raise InputError(f"{place / 'tokens.json'}: is damaged; run `prepare` again to rebuild it")
+        return rows
     prepare = recipe.stages[tokens.stage][0].settings
     if not isinstance(prepare, PrepareConfig) or prepare.vocabulary:
         return T5Config().vocab_size

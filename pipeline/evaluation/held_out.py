@@ -159,7 +159,7 @@ def load_held_out(
     """
     check_installed(task.metrics)
     rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
-    form = answer_form(task, vocabulary, sentinel, max_output_length or max_target_length)
+    form = answer_form(task.labels or [], vocabulary, sentinel, max_output_length or max_target_length)
     return HeldOut(task, rows, form, scoring)
 
 
@@ -242,15 +242,17 @@ def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.de
     return Measured({"mean": mean, **each}, mean, sum(measured.loss for measured in found) / len(found))
 
 
-def answer_form(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, max_output_length: int) -> AnswerForm:
-    """The form of a task's answers.
+def answer_form(
+    labels: Sequence[str], vocabulary: Vocabulary, sentinel: Sentinel, max_output_length: int
+) -> AnswerForm:
+    """The form of answers.
 
     With labels, decoding stops one token after the longest label, because a longer output is not a label.
 
     Args:
+        labels: those of a task; empty for free text.
         max_output_length: maximum tokens of free text.
     """
-    labels = task.labels or []
     label_ids = [ids.tolist() for ids in encode_labels(labels, vocabulary, sentinel)]
 
     def text(ids: Sequence[int]) -> str:

@@ -18,8 +18,9 @@ from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import Scoring, StageConfig, TrainingConfig
-from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import MAX_BYTES
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import PRESETS, T5Config
 from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
@@ -260,7 +261,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     recipe = load_recipe(path / "recipe.yaml", kinds=kinds)
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
-    run = Run(recipe, (path / "recipe.yaml").read_text(encoding="utf-8"), jobs)
+    run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
     for result in run.cells():
         if result.manifest is not None:
             run.scores.extend(_scores(run_dir.cell(result.cell), result.manifest))

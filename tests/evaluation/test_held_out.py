@@ -192,9 +192,9 @@ def test_labels_are_decoded_as_they_are_written() -> None:
     vocabulary = Vocabulary.train((text for module in CORPUS[:8] for _, text in documentation(module)), 300)
     task = TaskConfig(name="t", data="d", inputs="{a}", targets="{b}", labels=["a  file", "numbers"])
     for sentinel in ("none", "targets"):
-        form = answer_form(task, vocabulary, sentinel, 64)
+        form = answer_form(task.labels or [], vocabulary, sentinel, 64)
         assert form.max_length == max(map(len, form.label_ids)) + 1
         assert [form.decode([*ids, 0]) for ids in form.label_ids] == task.labels
         assert form.decode([*vocabulary.encode("a file"), *vocabulary.encode("s"), 1]) not in (task.labels or ())
     free = task.model_copy(update={"labels": None})
-    assert answer_form(free, vocabulary, "none", 64).max_length == 64
+    assert answer_form(free.labels or [], vocabulary, "none", 64).max_length == 64

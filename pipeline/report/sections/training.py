@@ -212,7 +212,7 @@ def _in_order(groups: dict[str, list[tuple[CellResult, Curve]]], series: Series)
 
 def _steps(lines: list[Line]) -> Axis:
     last = max(step for line in lines for step in line.x)
-    return Axis("Step", low=0, high=max(last, 1))
+    return Axis("Step", low=0, high=max(last, 1), whole=True)
 
 
 def _ends(line: Line) -> str:
