@@ -20,21 +20,20 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-Array = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class PromptMeans:
     """The two means of a prompt from which both cosines follow: of its rows, and of its rows scaled to length 1."""
 
-    rows_D: Array
-    units_D: Array
+    rows_D: tuple[float, ...]
+    units_D: tuple[float, ...]
 
     @classmethod
     def of(cls, rows_PD: npt.NDArray[Any]) -> PromptMeans:
         rows_PD = rows_PD.astype(np.float64)
         lengths_P1 = np.linalg.norm(rows_PD, axis=1, keepdims=True)
-        return cls(rows_PD.mean(axis=0), (rows_PD / np.maximum(lengths_P1, 1e-12)).mean(axis=0))
+        units_PD = rows_PD / np.maximum(lengths_P1, 1e-12)
+        return cls(tuple(rows_PD.mean(axis=0).tolist()), tuple(units_PD.mean(axis=0).tolist()))
 
     @classmethod
     def read(cls, prompt: Path) -> PromptMeans | None:
@@ -53,7 +52,7 @@ class PromptMeans:
         [0.949, 0.5]
         """
         norms = float(np.linalg.norm(self.rows_D) * np.linalg.norm(other.rows_D))
-        return float(self.rows_D @ other.rows_D) / max(norms, 1e-12), float(self.units_D @ other.units_D)
+        return float(np.dot(self.rows_D, other.rows_D)) / max(norms, 1e-12), float(np.dot(self.units_D, other.units_D))
 
 
 def similarities(prompts: Iterable[tuple[str, PromptMeans]]) -> dict[tuple[str, str], tuple[float, float]]:
