@@ -39,9 +39,9 @@ SHAPE = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_decoder_
 
 def tune(directory: Path, name: str, steps: int, **settings: Any) -> tuple[float, Manifest]:
     """Run prompt_tune; returns its seconds and its manifest."""
-    every = max(1, steps // 8)
+    every = max(1, steps // 4)
     flags = ["--model", str(directory / "model"), "--task", str(directory / "task.yaml"), "--precision", "fp32"]
-    flags += ["--dropout", "0", "--batch-size", "8", "--validation-limit", "64", "--scoring", "likelihood"]
+    flags += ["--dropout", "0", "--batch-size", "8", "--validation-limit", "32", "--scoring", "likelihood"]
     counts = {"steps": steps, "validate_every": every, "checkpoint_every": steps, "log_every": every}
     for key, value in (counts | settings).items():
         flags += [f"--{key.replace('_', '-')}", json.dumps(value) if isinstance(value, dict) else str(value)]
@@ -71,7 +71,10 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         LoadedT5.init(SHAPE, Vocabulary.load(data / "t5"), seed=0).save(directory / "model", ModelMetadata())
-        task = {**TASKS["boolq"], "name": "boolq", "data": str((data / TASKS["boolq"]["data"]).resolve())}
+        rows = TASKS["boolq"]["splits"]["train"]
+        splits = {"train": f"{rows}[:90%]", "validation": f"{rows}[90%:]"}
+        place = str((data / TASKS["boolq"]["data"]).resolve())
+        task = {**TASKS["boolq"], "name": "boolq", "data": place, "splits": splits}
         (directory / "task.yaml").write_text(json.dumps(task))
         common: dict[str, Any] = {"model": "m", "task": TaskConfig.model_validate(task), "steps": steps}
         c = PromptTuneConfig.model_validate({**common, "sweep": SWEEP, "first_rung": 2 * rounds})
