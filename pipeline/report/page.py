@@ -13,6 +13,7 @@ from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
+from t5_pipeline.report.sections.comparison import comparison_section
 from t5_pipeline.report.sections.confusion import confusion_section
 from t5_pipeline.report.sections.data import data_section
 from t5_pipeline.report.sections.nearest_tokens import neighbours_section
@@ -53,6 +54,7 @@ def render(run: Run) -> str:
     found = [
         overview_section(run, tasks),
         scores_section(tasks, series) if tasks else None,
+        comparison_section(tasks),
         confusion_section(tasks, series),
         examples_section(tasks, series),
         neighbours_section(tasks),
