@@ -4,10 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test soak check types format bench wheel docs clean
+.PHONY: demo study test soak check types format bench gpu wheel docs clean
 
 demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
+
+# The paper's experiments on small T5s: about half an hour on two idle cores.
+study: $(READY)
+	$(BIN)/t5-pipeline run recipes/study.yaml
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -32,6 +36,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# On a machine with a GPU: its tests and benchmarks in ten minutes, in whatever environment there is, offline.
+gpu:
+	benchmarks/gpu.sh
 
 # dist/*.whl, then the demo from it in an empty environment. setuptools adds old files of build/ to a wheel.
 wheel: $(READY)

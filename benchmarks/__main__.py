@@ -1,6 +1,6 @@
 """Run benchmarks, write benchmarks/results/NAME.json and print tables for docs/performance.md.
 
-python -m benchmarks [NAME …] [--data ../shared/data] [--rounds N] [--threads N] [--clock wall|cpu]
+python -m benchmarks [NAME …] [--size full|small] [--data ../shared/data] [--rounds N] [--threads N] [--clock wall|cpu]
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ BENCHMARKS = {
     "vocabulary_export": vocabulary_export,
     "serving": serving,
 }
+SMALL = ("serving",)
+"""Benchmarks that have a small size."""
 
 
 def main() -> None:
@@ -47,6 +49,10 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"benchmarks to run: {', '.join(BENCHMARKS)} (default: all)"
     )
+    parser.add_argument(
+        "--size", choices=("full", "small"), default="full",
+        help=f"small: a minute with a tiny T5, to see that it runs; nothing is written ({', '.join(SMALL)})",
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="directory with tasks/ and t5/")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each side")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of both sides (0: torch's default)")
@@ -56,6 +62,9 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.names) - set(BENCHMARKS):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHMARKS)}")
+    small = given.size == "small"
+    if small and not set(SMALL).issuperset(given.names or BENCHMARKS):
+        parser.error(f"--size small: choose from {', '.join(SMALL)}")
     if given.threads:
         torch.set_num_threads(given.threads)
     Clock.use(given.clock)
@@ -64,11 +73,12 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     for name in given.names or BENCHMARKS:
-        measured = BENCHMARKS[name].run(given.rounds, given.data)
+        measured = BENCHMARKS[name].run(given.rounds, given.data, **({"small": True} if small else {}))
         if measured is None:
             continue
         found = {"name": name, **measured, "machine": described()}
-        (results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if not small:
+            (results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"\n## {name}\n\n{BENCHMARKS[name].table(found)}", flush=True)
 
 

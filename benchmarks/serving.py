@@ -8,6 +8,7 @@ in its own process, with its clients here.
     ours, mixed            the scheduler of `t5-pipeline serve`; each request has a random one of 16 prompts
     ours, one prompt       all requests have the same prompt
     ours, 1,000 prompts    each request has a random one of 1,000 prompts in memory
+    ours, ctranslate2      as the first, with `--engine ctranslate2`, in fp32 and int8
     server, mixed          as the first, over HTTP
     PEFT                   16 prompt-tuning adapters; `set_adapter` and `generate` for all waiting requests of the
                            oldest one's adapter
@@ -16,7 +17,9 @@ in its own process, with its clients here.
 
 A peer answers in batches: up to 32 waiting requests, after a window of 2 ms, sorted by length. In each round the sides
 take turns with the same requests: first without thinking, for the rate; then once with arrivals at half of our rate.
-Latency is from sending a request to its whole answer. `--clock` has no effect.
+Latency is from sending a request to its whole answer. `--clock` has no effect. `--size small`: a T5 of two layers, and
+few requests. To a T5 with random weights many tokens are nearly equally likely, so int8 changes most answers; for a
+trained T5 see vocabulary_export.py.
 """
 
 from __future__ import annotations
@@ -93,7 +96,9 @@ async def _load(ask: Ask, requests: Sequence[Request], think: float) -> tuple[fl
 
 
 @contextlib.contextmanager
-def ours(model: Path, prompts: Path, many: bool = False) -> Iterator[Ask]:
+def ours(
+    model: Path, prompts: Path, *, many: bool = False, engine: str = "torch", precision: str = "fp32"
+) -> Iterator[Ask]:
     store = PromptStore.of(str(model), torch.zeros(1))
     store.load(str(prompts))
     served = list(store.all().values())
@@ -101,7 +106,7 @@ def ours(model: Path, prompts: Path, many: bool = False) -> Iterator[Ask]:
         served = [replace(served[i % PROMPTS], name=f"many-{i}") for i in range(MANY)]
         for prompt in served:
             store.add(replace(prompt, rows_PD=prompt.rows_PD.clone()))
-    scheduler = Scheduler.load(str(model), store.vocabulary, limits=Limits(batch=BATCH, window=WINDOW))
+    scheduler = Scheduler.load(store, engine=engine, precision=precision, limits=Limits(batch=BATCH, window=WINDOW))
     scheduler.start()
 
     async def ask(request: Request) -> str:
@@ -156,9 +161,11 @@ def write_world(directory: Path, data: Path, shape: T5Config) -> tuple[Vocabular
     if (data / "t5" / "spiece.model").is_file():
         vocabulary = Vocabulary.load(data / "t5")
     else:
-        vocabulary = Vocabulary.train((page.text for page in itertools.islice(documents(), 1000)), 4000)
+        vocabulary = Vocabulary.train((page.text for page in itertools.islice(documents(), 2000)), 2000)
     (directory / "model").mkdir()
     t5 = init_t5(shape, seed=0)
+    with torch.no_grad():
+        t5.lm_head.weight[vocabulary.size :] = 0  # rows without a piece, which exports never select
     write_model(directory / "model", t5, vocabulary, ModelMetadata())
     digest = artifact_digest("model", directory / "model")
     for index in range(PROMPTS):
@@ -195,9 +202,11 @@ def sample(vocabulary: Vocabulary, count: int) -> list[Request]:
     return found
 
 
-def run(rounds: int, data: Path, shape: T5Config = SIZES["small"], count: int = 96) -> dict[str, Any]:
+def run(rounds: int, data: Path, small: bool = False) -> dict[str, Any]:
     from transformers.utils import logging
 
+    shape = T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2) if small else SIZES["small"]
+    rounds, count = (1, 24) if small else (rounds, 96)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as open_, warnings.catch_warnings():
@@ -212,6 +221,10 @@ def run(rounds: int, data: Path, shape: T5Config = SIZES["small"], count: int = 
             "ours, mixed": (in_one, mixed),
             "ours, one prompt": (in_one, single),
             "ours, 1,000 prompts": (open_.enter_context(ours(model, prompts, many=True)), mixed),
+            "ours, ctranslate2 fp32": (open_.enter_context(ours(model, prompts, engine="ctranslate2")), mixed),
+            "ours, ctranslate2 int8": (
+                open_.enter_context(ours(model, prompts, engine="ctranslate2", precision="int8")), mixed,
+            ),
             "server, mixed": (open_.enter_context(server(model, prompts)), mixed),
             "PEFT": (open_.enter_context(peft(model, world / "adapters", vocabulary)), mixed),
             "transformers, one prompt": (
@@ -258,8 +271,10 @@ def measure(sides: dict[str, tuple[Ask, list[Request]]], rounds: int) -> dict[st
         for a, b in (
             ("ours, mixed", "PEFT"), ("ours, one prompt", "transformers, one prompt"),
             ("ours, mixed", "ours, one prompt"), ("ours, 1,000 prompts", "ours, mixed"),
+            ("ours, ctranslate2 fp32", "ours, mixed"), ("ours, ctranslate2 int8", "ours, mixed"),
             ("server, mixed", "ours, mixed"), ("ours, mixed", "CTranslate2, float32"),
-            ("ours, mixed", "CTranslate2, int8"),
+            ("ours, mixed", "CTranslate2, int8"), ("ours, ctranslate2 fp32", "CTranslate2, float32"),
+            ("ours, ctranslate2 int8", "CTranslate2, int8"),
         )
     }  # fmt: skip
     return {"rows": rows, "light_per_second": round(half, 2), "times": times}

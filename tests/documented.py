@@ -1,13 +1,14 @@
 """Commands in the documentation: extracted, run, and their printed answers written back.
 
 A command block is indented and begins with a shell command; the block after it that begins with `{"prompt"` is what it
-prints. With a finished demo in the current directory:
+prints. A server runs until the end of its page. With a finished demo in the current directory:
 
     python -m tests.documented README.md docs/tutorial.md
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 _BLOCK = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 _PROGRAMS = ("t5-pipeline", "mkdir", "ln", "cat", "echo", "printf", "python -", "grep", "wc", "cp")
 _PRINTED = '{"prompt"'
+SERVER = "t5-pipeline serve"
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,47 @@ def shell_commands(text: str) -> Iterator[tuple[str, str]]:
 
 def run_in_shell(command: str, document: str, directory: Path) -> str:
     """The standard output of a command; fails if its exit code is not 0."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command], input=document, cwd=directory, env=environment, text=True,
+        ["bash", "-euo", "pipefail", "-c", command], input=document, cwd=directory, env=_environment(), text=True,
         stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     return done.stdout
 
 
+@contextlib.contextmanager
+def serving(command: str, directory: Path) -> Iterator[None]:
+    """A server that listens; fails if its exit code after SIGTERM is not 0."""
+    shell = ["bash", "-c", f"exec {command}"]
+    with subprocess.Popen(shell, cwd=directory, env=_environment(), text=True, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        try:
+            assert line.startswith("serving "), line + process.stderr.read()
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+    assert process.returncode == 0
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 def rewritten(page: str, directory: Path, *headings: str) -> str:
     """The page with the printed blocks that its commands give in a directory."""
     printed, result, at = "", [], 0
-    for block in blocks(page, *headings):
-        if block.is_command:
+    with contextlib.ExitStack() as servers:
+        for block in blocks(page, *headings):
+            if block.is_printed:
+                result += [page[at : block.begin], re.sub(r"^(?=.)", "    ", printed, flags=re.MULTILINE)]
+                at = block.end
+                continue
             for command, document in shell_commands(block.text):
-                printed = run_in_shell(command, document, directory)
-        else:
-            result += [page[at : block.begin], re.sub(r"^(?=.)", "    ", printed, flags=re.MULTILINE)]
-            at = block.end
+                if command.startswith(SERVER):
+                    servers.enter_context(serving(command, directory))
+                else:
+                    printed = run_in_shell(command, document, directory)
     return "".join([*result, page[at:]])
 
 

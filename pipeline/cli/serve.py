@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from t5_pipeline.config.command_line import above_zero, positive
+from t5_pipeline.config.command_line import Parser, above_zero, positive
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -53,9 +58,17 @@ def add_serve(commands: Any) -> None:
     )
     execution = serve.add_argument_group("execution")
     execution.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="precision of matrix products (default: fp32)"
-    )
+        "--engine", choices=("torch", "ctranslate2"), default="torch",
+        help="what computes (default: torch); ctranslate2 decodes greedily, with the prompts of the start",
+    )  # fmt: skip
+    execution.add_argument(
+        "--precision", choices=("fp32", "bf16", "int8"), default="fp32",
+        help="precision of matrix products (default: fp32); int8 for ctranslate2",
+    )  # fmt: skip
     execution.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    execution.add_argument(
+        "--compile", action="store_true", help="torch.compile the T5; first requests wait for it (default: off)"
+    )
     serve.set_defaults(command=_serve)
 
 
@@ -63,13 +76,29 @@ def _serve(given: argparse.Namespace) -> int:
     keys = _keys(given.keys)
     if not keys and given.host not in LOOPBACK:
         say(f"warning: everyone who reaches {given.host} can use this server; give --keys FILE")
-    try:
+    with _installed():
         from t5_pipeline.serving.http.run import run
+    return run(given, keys)
+
+
+def application(flags: Sequence[str]) -> FastAPI:
+    """The application that `t5-pipeline serve FLAGS` would serve, for another ASGI server than uvicorn."""
+    parser = Parser(prog="t5-pipeline", allow_abbrev=False)
+    add_serve(parser.add_subparsers())
+    given = parser.parse_args(["serve", *flags])
+    with _installed():
+        from t5_pipeline.serving.http.run import load_app
+    return load_app(given, _keys(given.keys))
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise InputError(
             f"serve needs {error.name}, which is not installed; pip install 't5-pipeline[serve]'"
         ) from None
-    return run(given, keys)
 
 
 def _keys(path: Path | None) -> frozenset[str]:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.load import check_untied, locate_model
 from t5_pipeline.modeling.safetensors_dir import read_shape
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars and no warnings of transformers 5, which has one for every T5 with a separate output matrix."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_in_transformers(location: str | Path, **settings: Any) -> Any:
@@ -20,18 +36,13 @@ def load_in_transformers(location: str | Path, **settings: Any) -> Any:
         InputError: if transformers cannot load it.
     """
     from transformers import AutoModelForSeq2SeqLM
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers 5 warns about every T5 with a separate output matrix; checked below
-    logging.disable_progress_bar()
     try:
-        t5 = AutoModelForSeq2SeqLM.from_pretrained(str(location), **settings)
+        with quiet():
+            t5 = AutoModelForSeq2SeqLM.from_pretrained(str(location), **settings)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{location}: cannot be loaded by transformers ({reason}); check the directory") from None
-    finally:
-        logging.set_verbosity(verbosity)
     shape = read_shape(locate_model(location))
     if shape.model_type == "umt5":  # transformers 5 scales the outputs of every umT5, by this flag alone
         t5.config.tie_word_embeddings = shape.scales_outputs

@@ -137,7 +137,7 @@ class CellResult:
         ref = self.cell.inputs.get("model")
         if ref is None or not self.settings.made_for():
             return None
-        return _model_name(ref)
+        return model_name(ref)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     return run
 
 
-def _model_name(found: InputRecord | InputRef) -> str:
+def model_name(found: InputRecord | InputRef) -> str:
     """Name of a frozen model in the scores: its stage and step, or its path."""
     if found.stage is None:
         return str(found.path)
@@ -267,9 +267,8 @@ def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Mani
     """Whether a finished cell is up to date with the present recipe and inputs."""
     settings, inputs = cell.settings, cell.settings.inputs()
     now = settings.model_dump(mode="json")
-    for name in now:
-        if settings.role(name) == "trajectory" and name not in inputs and manifest.settings.get(name) != now[name]:
-            return "stale"
+    if any(manifest.settings.get(name) != now[name] for name in settings.shaping()):
+        return "stale"
     if isinstance(settings, TrainingConfig) and (manifest.step or 0) < settings.steps:
         return "stale"
     for name, artifact in inputs.items():
@@ -301,7 +300,7 @@ def _scores(directory: Path, manifest: Manifest) -> list[Score]:
 def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
     """Record the sizes of a prompt and of its base T5 in `run`."""
     for record in manifest.inputs.get("model", []):
-        name = _model_name(record)
+        name = model_name(record)
         model = run.models.get(name) or _model_size(name, path / record.path if record.stage else Path(record.path))
         if model is None:
             continue

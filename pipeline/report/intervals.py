@@ -31,7 +31,7 @@ METHOD = (
     " lower and of their upper ends."
 )
 _Z = statistics.NormalDist().inv_cdf(0.975)
-_SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
+SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
 
 
 class Interval(NamedTuple):
@@ -74,7 +74,7 @@ def row_interval(score: Score, metric: str) -> Interval | None:
     value = score.metrics.get(metric)
     if value is None or score.examples <= 0:
         return None
-    if metric in _SHARES_OF_ROWS:
+    if metric in SHARES_OF_ROWS:
         return wilson(value, score.examples) if 0 <= value <= 1 else None
     counts = score.counts()
     if metric not in OF_COUNTS or counts is None:

@@ -10,9 +10,12 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.tuning import SoftPromptConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.report import format as fmt
+from t5_pipeline.report.arms import scored
+from t5_pipeline.report.claims import findings
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
+from t5_pipeline.report.sections.claims import claims_section, experiments_section
 from t5_pipeline.report.sections.comparison import comparison_section
 from t5_pipeline.report.sections.confusion import confusion_section
 from t5_pipeline.report.sections.data import data_section
@@ -22,7 +25,12 @@ from t5_pipeline.report.sections.overview import overview_section
 from t5_pipeline.report.sections.reproduce import reproduce_section
 from t5_pipeline.report.sections.run import sizes_section, stages_section
 from t5_pipeline.report.sections.scores import examples_section, score_figure, scores_section
-from t5_pipeline.report.sections.training import losses_section, perplexity_section, validation_section
+from t5_pipeline.report.sections.training import (
+    losses_section,
+    perplexity_section,
+    promptability_section,
+    validation_section,
+)
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.signature import SIGNATURE
 from t5_pipeline.report.summary import TaskScores, path_names, summarise
@@ -51,7 +59,10 @@ def render(run: Run) -> str:
     paths = path_names(run)
     series = {model: number for number, model in enumerate(paths)}
     tasks = summarise(run)
+    arms = scored(run, tasks)
     found = [
+        claims_section(findings(arms)),
+        experiments_section(arms),
         overview_section(run, tasks),
         scores_section(tasks, series) if tasks else None,
         comparison_section(tasks),
@@ -61,6 +72,7 @@ def render(run: Run) -> str:
         validation_section(run, paths, series),
         losses_section(run, paths, series),
         perplexity_section(run),
+        promptability_section(run, series),
         sizes_section(run, paths),
         data_section(run),
         stages_section(run),

@@ -174,7 +174,9 @@ def _draw(axes: Axes, line: Line) -> None:
     if line.errors is not None:
         below = [value - low for value, (low, _) in zip(line.y, line.errors, strict=True)]
         above = [high - value for value, (_, high) in zip(line.y, line.errors, strict=True)]
-        axes.errorbar(line.x, line.y, [below, above], fmt="none", ecolor=colour, elinewidth=1.1, capsize=2.5)
+        axes.errorbar(
+            line.x, line.y, [below, above], fmt="none", color=colour, ecolor=colour, elinewidth=1.1, capsize=2.5
+        )
     ringed = [line.x[i] for i in line.marked], [line.y[i] for i in line.marked]
     axes.plot(*ringed, "o", color=PAPER, markeredgecolor=colour, markersize=6, markeredgewidth=1.6, clip_on=False)
 

@@ -212,7 +212,7 @@ def path_names(run: Run) -> dict[str, str]:
     """
     named = [*(result.frozen for result in run.cells()), *(row.model for row in run.scores)]
     models = list(dict.fromkeys(model for model in named if model is not None))
-    plain = {model: _stage_of(model) for model in models}
+    plain = {model: stage_of(model) for model in models}
     stepped = {stage for model, (stage, step) in plain.items() if step is not None}
     kinds = {stage: run.recipe.kind(stage) for stage, _ in plain.values() if stage in run.recipe.stages}
     found = {}
@@ -230,7 +230,7 @@ def path_names(run: Run) -> dict[str, str]:
     return found
 
 
-def _stage_of(model: str) -> tuple[str, int | None]:
+def stage_of(model: str) -> tuple[str, int | None]:
     """`lm_adapt@500` → its stage and step."""
     head, at, step = model.rpartition("@")
     return (head, int(step)) if at and step.isdigit() else (model, None)
@@ -265,10 +265,7 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
 
 def _traits(row: Score) -> dict[str, str | None]:
     """Properties in which scores may differ, except model and seed."""
-    axes = dict(axis.split("=", 1) for axis in (row.cell or "").split(",") if "=" in axis)
-    found: dict[str, str | None] = {
-        k: v for k, v in axes.items() if k not in ("model", "seed", "task", "tasks", "shots")
-    }
+    found: dict[str, str | None] = {**_axes(row)}
     if row.prompt_length is not None:
         found["prompt_length"] = str(row.prompt_length)
     if row.prompt_init is not None:
@@ -276,6 +273,16 @@ def _traits(row: Score) -> dict[str, str | None]:
     if row.scoring is not None:
         found["scored_by"] = row.scoring
     return found
+
+
+def other_axes(row: Score) -> list[str]:
+    """Matrix axes of a score's cell as text, except those that it has as values of their own."""
+    return [_trait(key, value) for key, value in _axes(row).items() if key not in ("prompt_length", "prompt_init")]
+
+
+def _axes(row: Score) -> dict[str, str]:
+    axes = dict(axis.split("=", 1) for axis in (row.cell or "").split(",") if "=" in axis)
+    return {key: value for key, value in axes.items() if key not in ("model", "seed", "task", "tasks", "shots")}
 
 
 def _trait(key: str, value: str | None) -> str:

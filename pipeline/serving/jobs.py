@@ -38,6 +38,18 @@ class TooLong(Exception):
         self.tokens, self.limit = tokens, limit
 
 
+class NotSupported(Exception):
+    """The engine of the server cannot do what a request asks for.
+
+    Attributes:
+        param: the field of the request.
+    """
+
+    def __init__(self, param: str, reason: str) -> None:
+        super().__init__(f"{param}: {reason}")
+        self.param = param
+
+
 class Draining(Exception):
     """The server is shutting down and accepts no more jobs."""
 

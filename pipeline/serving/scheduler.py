@@ -3,14 +3,11 @@
 Each turn of its loop
 
     1. takes waiting jobs, up to a batch; if nothing runs, it waits a few milliseconds for more of them
-    2. encodes them in groups of similar total length (prompt and input)
-    3. scores the labels of classification jobs, which are finished with that
-    4. lets generation jobs join the running batch (continuous.py), and decodes one token of every text in it
+    2. scores the labels of classification jobs, in groups of similar total length (prompt and input)
+    3. lets generation jobs join the running batch, and decodes a token of every text in it (with CTranslate2, several)
 
 So neither a long answer nor a full queue of classification delays the others by more than a turn. Answers do not depend
 on what else is in a batch, up to floating-point rounding.
-
-B jobs of a group, P prompt length, S input length, N = P + S total length, D d_model, L labels
 """
 
 from __future__ import annotations
@@ -22,21 +19,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.label_scoring import score_label_sets
-from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_dir import read_metadata
-from t5_pipeline.modeling.prompt_bank import BareT5
-from t5_pipeline.modeling.t5 import T5
-from t5_pipeline.serving.continuous import RunningBatch, Text
-from t5_pipeline.serving.jobs import Draining, Job, Limits, QueueFull, Result, TooLong
-from t5_pipeline.serving.prompt_store import ServedPrompt
+from t5_pipeline.serving.backend import Backend
+from t5_pipeline.serving.ctranslate2_backend import CTranslate2Backend
+from t5_pipeline.serving.jobs import Draining, Job, Limits, NotSupported, QueueFull, Result, TooLong
+from t5_pipeline.serving.prompt_store import PromptStore, ServedPrompt
+from t5_pipeline.serving.torch_backend import TorchBackend
 
 
 @dataclass
@@ -53,28 +45,18 @@ class Counts:
 
 
 class Scheduler:
-    """A T5 in memory and the thread that runs it."""
+    """A T5 in memory and the thread that runs it.
+
+    Args:
+        sentinel: of the T5 without a prompt, as it was trained.
+    """
 
     def __init__(
-        self,
-        t5: T5,
-        vocabulary: Vocabulary,
-        *,
-        sentinel: Sentinel = "none",
-        limits: Limits | None = None,
-        precision: str = "fp32",
+        self, backend: Backend, vocabulary: Vocabulary, *, sentinel: Sentinel = "none", limits: Limits | None = None
     ) -> None:
-        """
-        Args:
-            sentinel: of the T5 without a prompt.
-        """
-        self.t5 = t5.eval().requires_grad_(False)
-        self.vocabulary, self.precision, self.limits = vocabulary, precision, limits or Limits()
-        self.device = next(t5.parameters()).device
-        self.sentinel = sentinel
+        self.backend, self.vocabulary, self.sentinel = backend, vocabulary, sentinel
+        self.limits = limits or Limits()
         self.counts = Counts()
-        self._bare = BareT5(self.t5)
-        self._running: RunningBatch[Job] = RunningBatch(self.t5)
         self._labels: deque[Job] = deque()  # waiting jobs with labels, which need no place in the running batch
         self._texts: deque[Job] = deque()  # waiting jobs that decode free text
         self._changed = threading.Condition()
@@ -84,17 +66,29 @@ class Scheduler:
     @classmethod
     def load(
         cls,
-        path: str,
-        vocabulary: Vocabulary,
+        store: PromptStore,
         *,
-        limits: Limits | None = None,
+        engine: str = "torch",
         precision: str = "fp32",
-        device: torch.device | None = None,
+        limits: Limits | None = None,
+        compiled: bool = False,
     ) -> Scheduler:
-        """Load a T5 from a directory or the hub; without a prompt it uses the sentinel as it was trained to."""
-        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32).to(device)
-        return cls(t5, vocabulary, sentinel=read_metadata(path).sentinel, limits=limits, precision=precision)
+        """Load the T5 of a store of prompts.
+
+        Args:
+            engine: "torch", or "ctranslate2", which only knows the prompts that are in the store now.
+            precision: "fp32" or "bf16"; for ctranslate2 also "int8".
+            compiled: compile the T5 with torch.compile, except decoding.
+
+        Raises:
+            InputError: if the engine is not installed, or does not support the precision here.
+        """
+        backend: Backend
+        if engine == "ctranslate2":
+            backend = CTranslate2Backend.load(store, precision)
+        else:
+            backend = TorchBackend.load(store, precision, compiled)
+        return cls(backend, store.vocabulary, sentinel=read_metadata(store.model).sentinel, limits=limits)
 
     def start(self) -> None:
         self._thread.start()
@@ -113,7 +107,7 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self.backend.decoding)
 
     # ------------------------------------------------------------------------------------------------------ submission
 
@@ -136,7 +130,10 @@ class Scheduler:
 
         Raises:
             TooLong: if the input has more tokens than the prompt was trained with, or than the server accepts.
+            NotSupported: if a sample is asked for and the backend has none.
         """
+        if decoding is not None and decoding.temperature and not self.backend.samples:
+            raise NotSupported("temperature", "this engine decodes greedily; leave it out")
         limit = self.limits.input_tokens if prompt is None else prompt.info.max_input_length
         sentinel = self.sentinel if prompt is None else prompt.info.sentinel
         (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel).ids
@@ -181,46 +178,50 @@ class Scheduler:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not self.waiting and not self._running and not self._draining:
+                while not self.waiting and not self.running and not self._draining:
                     self._changed.wait()
-                if self._stopped or (self._draining and not self.waiting and not self._running):
+                if self._stopped or (self._draining and not self.waiting and not self.running):
                     self._abandon()
                     return
-                if not self._running and self.limits.window and not self._draining:
+                if not self.running and self.limits.window and not self._draining:
                     until = time.monotonic() + self.limits.window
                     while self.waiting < self.limits.batch and (left := until - time.monotonic()) > 0:
                         self._changed.wait(left)
                 taken = self._take()
             began = time.monotonic()
-            self._turn(taken)
+            self._turn(*taken)
             self.counts.busy_seconds += time.monotonic() - began
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> tuple[list[Job], list[Job]]:
         """Up to a batch of jobs with labels, and free text for the places that are left in the running batch."""
-        room = self.limits.batch - len(self._running)
+        room = self.limits.batch - self.running
         labels = [self._labels.popleft() for _ in range(min(self.limits.batch, len(self._labels)))]
-        return labels + [self._texts.popleft() for _ in range(min(room, len(self._texts)))]
+        return labels, [self._texts.popleft() for _ in range(min(room, len(self._texts)))]
 
     def _abandon(self) -> None:
-        for job in [*self._labels, *self._texts, *(text.owner for text in self._running.texts)]:
+        for job in [*self._labels, *self._texts, *self.backend.decoding]:
             if not job.done.done():
                 job.done.set_exception(Draining("the server was stopped"))
         self._labels.clear()
         self._texts.clear()
 
-    def _turn(self, taken: Sequence[Job]) -> None:
-        jobs = [job for job in taken if not self._dropped(job)]
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            for group in _groups(jobs):
-                try:
-                    self._begin(group)
-                except Exception as error:
-                    self._fail(group, error)
+    def _turn(self, labels: Sequence[Job], texts: Sequence[Job]) -> None:
+        for group in _groups([job for job in labels if not self._dropped(job)]):
             try:
-                self._decode()
+                self._score(group)
             except Exception as error:
-                self._fail([text.owner for text in self._running.texts], error)
-                self._running = RunningBatch(self.t5)
+                self._fail(group, error)
+        for group in _groups([job for job in texts if not self._dropped(job)]):
+            try:
+                self.backend.join(group)
+            except Exception as error:
+                self._fail(group, error)
+        decoding = list(self.backend.decoding)
+        try:
+            self._decode()
+        except Exception as error:
+            self.backend.drop(decoding)
+            self._fail(decoding, error)
 
     def _dropped(self, job: Job) -> bool:
         # From here on a waiting client cannot cancel `done` itself, so the scheduler always resolves it.
@@ -244,67 +245,20 @@ class Scheduler:
                 self.counts.failed += 1
                 job.done.set_exception(error)
 
-    def _begin(self, jobs: Sequence[Job]) -> None:
-        """Encode jobs, score those with labels, and let the others join the running batch."""
-        encoded_BND, mask_BN = self._encode(jobs)
-        by_labels: dict[int, list[int]] = {}
-        for row, job in enumerate(jobs):
-            by_labels.setdefault(len(job.label_ids), []).append(row)
-        for rows in by_labels.values():
-            rows_b = torch.tensor(rows, device=self.device)
-            encoded_bND, mask_bN = encoded_BND[rows_b], None if mask_BN is None else mask_BN[rows_b]
-            some = [jobs[row] for row in rows]
-            try:
-                if some[0].label_ids:
-                    self._score(some, encoded_bND, mask_bN)
-                else:
-                    choose = [job.choose if job.decoding.temperature else None for job in some]
-                    texts = [Text(job, job.max_length, one) for job, one in zip(some, choose, strict=True)]
-                    self._running.join(texts, encoded_bND, mask_bN)
-            except Exception as error:
-                self._fail(some, error)
-
-    def _score(self, jobs: Sequence[Job], encoded_bND: Tensor, mask_bN: Tensor | None) -> None:
-        scores_bL = score_label_sets(self._bare, encoded_bND, mask_bN, [job.label_ids for job in jobs])
-        for job, scores in zip(jobs, scores_bL.tolist(), strict=True):
+    def _score(self, jobs: Sequence[Job]) -> None:
+        for job, scores in zip(jobs, self.backend.score(jobs), strict=True):
             best = max(range(len(scores)), key=scores.__getitem__)
             self._finish(job, job.labels[best], dict(zip(job.labels, scores, strict=True)), 0, "stop")
 
-    def _encode(self, jobs: Sequence[Job]) -> tuple[Tensor, Tensor | None]:
-        """The encoder's output [B, N, D] over [P; X], with padding on the right, and its mask."""
-        lengths = [job.total_length for job in jobs]
-        longest = max(lengths)
-        width = self.t5.shape.d_model
-        embedded_BND = torch.zeros(len(jobs), longest, width, dtype=self.t5.shared.weight.dtype, device=self.device)
-        for row, job in enumerate(jobs):
-            begin = 0
-            if job.prompt is not None:
-                begin = job.prompt.info.prompt_length
-                embedded_BND[row, :begin] = job.prompt.rows_PD
-            ids_S = torch.tensor(job.ids, device=self.device)
-            embedded_BND[row, begin : begin + len(job.ids)] = self.t5.embed(ids_S)
-        mask_BN = None
-        if min(lengths) < longest:
-            lengths_B1 = torch.tensor(lengths, device=self.device).unsqueeze(1)
-            mask_BN = torch.arange(longest, device=self.device) < lengths_B1
-        return self.t5.encode(embedded_BND, mask_BN), mask_BN
-
     def _decode(self) -> None:
-        """One token of every text."""
-        # Read once: a client may go away at any moment.
-        gone = [text.owner.cancelled.is_set() for text in self._running.texts]
-        for text, is_gone in zip(self._running.texts, gone, strict=True):
-            if is_gone:
-                self._cancel(text.owner)
-        self._running.keep([row for row, is_gone in enumerate(gone) if not is_gone])
-        present = list(self._running.texts)
-        ended = self._running.step()
-        for text in present:
-            if text.owner.on_token is not None:
-                text.owner.on_token(list(text.ids))
-        for text in ended:
-            finish = "stop" if text.ids[-1] == self.vocabulary.eos else "length"
-            self._finish(text.owner, self.text(text.owner, text.ids), {}, len(text.ids), finish)
+        """Let the texts of clients that went away leave, and make the others longer."""
+        gone = [job for job in self.backend.decoding if job.cancelled.is_set()]
+        self.backend.drop(gone)
+        for job in gone:
+            self._cancel(job)
+        for job, ids in self.backend.step():
+            finish = "stop" if ids[-1] == self.vocabulary.eos else "length"
+            self._finish(job, self.text(job, ids), {}, len(ids), finish)
 
     def text(self, job: Job, ids: Sequence[int]) -> str:
         """The text of output ids, without the sentinel that begins it if the prompt was trained with one."""

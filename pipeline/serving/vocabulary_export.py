@@ -22,11 +22,12 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, normalizers
 from torch import Tensor
@@ -38,7 +39,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import embedding_rows
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.modeling.in_transformers import load_in_transformers
+from t5_pipeline.modeling.in_transformers import load_in_transformers, quiet
 from t5_pipeline.modeling.load import assemble, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5, shift_right
 from t5_pipeline.serving.exchange import problems, refuse_to_replace
@@ -94,8 +95,9 @@ def export(
         loaded[name] = Prompt.load(place)
         _check_name(name, place, loaded[name])
     vocabulary = Vocabulary.load(path)
-    tokens = assign_ids(loaded, vocabulary.size)
-    grown = add_rows(load_t5(path), loaded, tokens)
+    rows_PD = {name: prompt.rows_PD for name, prompt in loaded.items()}
+    tokens = assign_ids(rows_PD, vocabulary.size)
+    grown = add_rows(load_t5(path), rows_PD, tokens)
 
     def fill(directory: Path) -> None:
         write_tokenizer(directory, vocabulary, tokens.values())
@@ -121,22 +123,21 @@ def _check_name(name: str, place: Path, prompt: Prompt) -> None:
         )
 
 
-def assign_ids(prompts: Mapping[str, Prompt], first: int) -> dict[str, PromptTokens]:
-    """Consecutive ids for the rows of the prompts, from `first` on."""
+def assign_ids(prompts_PD: Mapping[str, Tensor], first: int) -> dict[str, PromptTokens]:
+    """Consecutive ids for the rows of prompts, from `first` on."""
     tokens = {}
-    for name, prompt in prompts.items():
-        tokens[name] = PromptTokens(name, first, prompt.info.prompt_length)
-        first += prompt.info.prompt_length
+    for name, rows_PD in prompts_PD.items():
+        tokens[name] = PromptTokens(name, first, len(rows_PD))
+        first += len(rows_PD)
     return tokens
 
 
 @torch.no_grad()
-def add_rows(t5: T5, prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptTokens]) -> T5:
+def add_rows(t5: T5, prompts_PD: Mapping[str, Tensor], tokens: Mapping[str, PromptTokens]) -> T5:
     """An untied T5 whose embedding contains the rows of the prompts, and whose output matrix never selects them.
 
     Args:
-        prompts: rows [P, D] each.
-        tokens: their ids, which may be those of unused embedding rows.
+        tokens: the ids of the prompts' rows, which may be those of unused embedding rows.
     """
     first = min(one.first for one in tokens.values())
     end = max(one.first + one.length for one in tokens.values())
@@ -144,25 +145,25 @@ def add_rows(t5: T5, prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptT
     state = dict(t5.state_dict())
     embedding_VD = state["shared.weight"]
     output_VD = embedding_VD * t5.shape.output_scale if t5.shape.tied else state["lm_head.weight"]
-    never_D = output_VD[lowest_ids(t5, output_VD[:first], list(prompts.values()))].mean(0)
+    never_D = output_VD[lowest_ids(t5, output_VD[:first], list(prompts_PD.values()))].mean(0)
     grown_VD = embedding_VD.new_zeros(rows, t5.shape.d_model)
     grown_VD[:first] = embedding_VD[:first]
     for name, one in tokens.items():
-        grown_VD[one.first : one.first + one.length] = prompts[name].rows_PD
+        grown_VD[one.first : one.first + one.length] = prompts_PD[name]
     state["shared.weight"] = grown_VD
     state["lm_head.weight"] = torch.cat([output_VD[:first], never_D.repeat(rows - first, 1)])
     shape = replace(t5.shape, vocab_size=rows, tied=False, scaled=None if t5.shape.tied else t5.shape.scaled)
     return assemble(shape, state, "the T5 with prompts as vocabulary")
 
 
-def lowest_ids(t5: T5, output_VD: Tensor, prompts: Sequence[Prompt], inputs: int = 8, length: int = 24) -> Tensor:
+def lowest_ids(t5: T5, output_VD: Tensor, prompts_PD: Sequence[Tensor], inputs: int = 8, length: int = 24) -> Tensor:
     """The ids whose logits are lowest on average over seeded inputs of random tokens, with and without the prompts."""
     generator = torch.Generator().manual_seed(0)
     ids_BS = torch.randint(3, len(output_VD), (inputs, length), generator=generator)
     targets_BT = torch.randint(3, len(output_VD), (inputs, 6), generator=generator)
     total_V = torch.zeros(len(output_VD))
     t5.eval()
-    for rows_PD in [ids_BS.new_zeros(0, t5.shape.d_model).float(), *(prompt.rows_PD for prompt in prompts[:16])]:
+    for rows_PD in [ids_BS.new_zeros(0, t5.shape.d_model).float(), *prompts_PD[:16]]:
         embedded_BSD = torch.cat([rows_PD.expand(inputs, -1, -1), t5.embed(ids_BS)], dim=1)
         hidden_BTD = t5.decode(shift_right(targets_BT, start=t5.special.start), t5.encode(embedded_BSD, None), None)
         total_V += (hidden_BTD @ output_VD.T).log_softmax(-1).mean((0, 1))
@@ -172,33 +173,50 @@ def lowest_ids(t5: T5, output_VD: Tensor, prompts: Sequence[Prompt], inputs: int
 def write_tokenizer(directory: Path, vocabulary: Vocabulary, tokens: Iterable[PromptTokens]) -> None:
     """Write the vocabulary's tokenizer.json with one token per row and one alias per prompt.
 
-    spiece.model is left out: it does not know the new tokens, and a program that read it would give other ids.
-
     Raises:
-        InputError: if the text after an alias would have other ids than without it.
+        InputError: for bytes, or if the text after an alias would have other ids than without it.
     """
-    vocabulary.save(directory)
-    (directory / "spiece.model").unlink()
-    path = directory / "tokenizer.json"
-    tokenizer, tokens = Tokenizer.from_file(str(path)), list(tokens)
-    # The alias is replaced in the normalised text, in which tokens with normalized=True are then found.
-    aliases = [normalizers.Replace(one.alias, "".join(one.tokens)) for one in tokens]
-    tokenizer.normalizer = normalizers.Sequence([*aliases, tokenizer.normalizer])
-    for one in tokens:
-        # rstrip: a space between alias and text is not part of the text.
-        added = [AddedToken(token, normalized=True, special=False, rstrip=True) for token in one.tokens]
-        tokenizer.add_tokens(added)
-        if tokenizer.token_to_id(one.tokens[0]) != one.first:
-            raise RuntimeError(f"{one.tokens[0]} has id {tokenizer.token_to_id(one.tokens[0])}, not {one.first}")
+    tokens = list(tokens)
+    tokenizer = write_row_tokens(directory, vocabulary, tokens, aliases=True)
     probe = "The text"
     for one in tokens:
         found = tokenizer.encode(f"{one.alias} {probe}", add_special_tokens=False).ids
         if found != [*range(one.first, one.first + one.length), *vocabulary.encode(probe)]:
             raise InputError(
                 "vocabulary: its normaliser is not T5's (nmt_nfkc), so an alias would change the ids of its text;"
-                " serve these prompts with `t5-pipeline predict`"
+                " serve these prompts with `t5-pipeline serve`"
             )
+
+
+def write_row_tokens(
+    directory: Path, vocabulary: Vocabulary, tokens: Iterable[PromptTokens], aliases: bool = False
+) -> Tokenizer:
+    """Write the vocabulary's tokenizer.json with one token per row, and with aliases if asked for.
+
+    spiece.model is left out: it does not know the new tokens, and a program that read it would give other ids.
+    """
+    vocabulary.save(directory)
+    (directory / "spiece.model").unlink(missing_ok=True)
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            "vocabulary: bytes have no tokenizer.json to which tokens could be added; serve these prompts with"
+            " `t5-pipeline serve`"
+        )
+    tokenizer, tokens = Tokenizer.from_file(str(path)), list(tokens)
+    if aliases:
+        # The alias is replaced in the normalised text, in which tokens with normalized=True are then found.
+        replaced = [normalizers.Replace(one.alias, "".join(one.tokens)) for one in tokens]
+        own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([*replaced, *own])
+    for one in tokens:
+        # rstrip: a space between alias and text is not part of the text.
+        added = [AddedToken(token, normalized=True, special=False, rstrip=True) for token in one.tokens]
+        tokenizer.add_tokens(added)
+        if tokenizer.token_to_id(one.tokens[0]) != one.first:
+            raise RuntimeError(f"{one.tokens[0]} has id {tokenizer.token_to_id(one.tokens[0])}, not {one.first}")
     tokenizer.save(str(path))
+    return tokenizer
 
 
 def index(prompts: Mapping[str, Prompt], tokens: Mapping[str, PromptTokens], digest: str) -> dict[str, Any]:
@@ -235,27 +253,34 @@ def write_transformers(directory: Path, t5: T5, tokens: Iterable[PromptTokens], 
     path.write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_ctranslate2(directory: Path, t5: T5, tokens: Iterable[PromptTokens], quantization: str | None) -> None:
-    """A CTranslate2 model directory, converted by CTranslate2 from the transformers directory."""
+def write_ctranslate2(directory: Path, t5: T5, tokens: Collection[PromptTokens], quantization: str | None) -> None:
+    """A CTranslate2 model directory, converted by CTranslate2 from the transformers directory.
+
+    Its output layer has a bias, which takes the new ids out of every probability.
+    """
     try:
         from ctranslate2.converters import TransformersConverter
         from ctranslate2.specs.model_spec import OPTIONAL
     except ImportError:
         raise InputError("ctranslate2 is not installed; pip install 't5-pipeline[export]'") from None
 
-    class Converter(TransformersConverter):
-        """transformers 5 calls every T5 tied, for which CTranslate2 would scale the decoder's output."""
+    bias_V = np.zeros(t5.shape.vocab_size, np.float32)
+    bias_V[min(one.first for one in tokens) :] = -1e4
 
+    class Converter(TransformersConverter):
         def _load(self) -> Any:
             spec = super()._load()
-            spec.decoder.scale_outputs = OPTIONAL
+            # transformers 5 calls every T5 tied, for which CTranslate2 would scale the decoder's output.
+            spec.decoder.scale_outputs = t5.shape.output_scale if t5.shape.scales_outputs else OPTIONAL
+            spec.decoder.projection.bias = bias_V
             return spec
 
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".ctranslate2.") as scratch:
         source, made = Path(scratch) / "transformers", Path(scratch) / "ctranslate2"
         shutil.copytree(directory, source)
         write_transformers(source, t5, tokens, None)
-        Converter(str(source)).convert(str(made), quantization=quantization)
+        with quiet():
+            Converter(str(source)).convert(str(made), quantization=quantization)
         for file in made.iterdir():
             shutil.move(file, directory / file.name)
 
@@ -323,7 +348,7 @@ def _to_onnx(
     program.save(str(path), external_data=4 * sum(p.numel() for p in module.parameters()) > 1_900_000_000)
 
 
-WRITERS: Mapping[str, Callable[[Path, T5, Iterable[PromptTokens], str | None], None]] = {
+WRITERS: Mapping[str, Callable[[Path, T5, Collection[PromptTokens], str | None], None]] = {
     "transformers": write_transformers,
     "ctranslate2": write_ctranslate2,
     "onnx": write_onnx,

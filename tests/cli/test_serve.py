@@ -12,7 +12,11 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.serving.served_world import write_prompt, write_world
+import pytest
+from starlette.testclient import TestClient
+
+from t5_pipeline.cli.serve import application
+from tests.serving.served_world import TEXTS, write_prompt, write_world
 from tests.tiny_run import refused, t5_pipeline
 
 
@@ -74,6 +78,33 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
         assert "Traceback" not in process.stderr.read()
 
 
+def test_both_engines_answer_alike(tmp_path: Path) -> None:
+    """Every route that answers; the two round differently in fp32."""
+    pytest.importorskip("ctranslate2")
+    world = write_world(tmp_path)
+    flags = ["--model", str(world / "model"), "--prompts", str(world / "prompts"), "--threads", "1"]
+    fields = [{"text": text} for text in TEXTS]
+    found, close, samples = [], [], []
+    for engine in ("torch", "ctranslate2"):
+        with TestClient(application([*flags, "--engine", engine])) as client:
+            mixed = {"models": ["labels", "free", "labels-2", "long"], "fields": fields}
+            answers = client.post("/v1/completions", json=mixed).json()
+            lines = client.post("/v1/completions", json={"model": "base", "prompt": "x", "stream": True}).text
+            pieces = [json.loads(line[6:])["choices"][0]["text"] for line in lines.splitlines() if line[6:7] == "{"]
+            votes = client.post("/v1/classify", json={"model": "labels+labels-2", "fields": fields}).json()["data"]
+            samples.append(client.post("/v1/completions", json={"model": "free", "prompt": "x", "temperature": 1.0}))
+            cards = client.get("/v1/models").json()["data"]
+            nearest = client.get("/v1/models/free").json()["card"]["nearest"]
+        names = [(card["id"], card["method"]) for card in cards]
+        found.append([answers["choices"], answers["usage"], pieces, [one["label"] for one in votes], names, nearest])
+        close.append([p for one in votes for p in one["probabilities"].values()])
+    assert found[0] == found[1]
+    assert close[0] == pytest.approx(close[1], abs=1e-3)
+    assert names == [("base", "base"), *((name, "soft prompt") for name in ("free", "labels", "labels-2", "long"))]
+    assert [sample.status_code for sample in samples] == [200, 400]
+    assert samples[1].json()["error"]["message"] == "temperature: this engine decodes greedily; leave it out"
+
+
 def test_flags_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
     world = write_world(tmp_path)
     given = ["serve", "--model", world / "model", "--prompts", world / "prompts"]
@@ -85,5 +116,8 @@ def test_flags_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
         r"--host, --port: cannot listen at 192\.0\.2\.1:8000 .*",
     )
     refused(t5_pipeline(*given, "--name", "free", "--port", "0"), r"`free` is the name of the T5 without a prompt; .*")
+    converted = ("--engine", "ctranslate2", "--port", "0")
+    refused(t5_pipeline(*given, *converted, "--allow-changes"), r"--allow-changes: .* or use --engine torch")
+    refused(t5_pipeline(*given, "--precision", "int8", "--port", "0"), r"--precision: int8 needs --engine .*")
     write_prompt(world, "foreign", 1, base_model_digest="f" * 64)
     refused(t5_pipeline(*given, "--port", "0"), r"prompt `foreign` was trained on another T5 .*")

@@ -166,7 +166,7 @@ def test_contents_lists_every_section(page: Page, finished) -> None:
     html = render(collect(finished.run_dir.path))
     listed = re.findall(r'<li><a href="#([a-z]+)">', html)
     assert listed == re.findall(r'<section id="([a-z]+)"', html)
-    assert len(listed) == 8
+    assert len(listed) == 10
 
 
 def test_validation_scores_mark_the_published_steps(finished) -> None:
@@ -195,6 +195,21 @@ def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page:
     assert [float(row[3].replace(",", "")) for row in shown] == [
         pytest.approx(math.exp(loss), rel=0.01) for loss in (losses[0], losses[-1])
     ]
+
+
+def test_promptability_is_drawn_against_steps(finished) -> None:
+    """Three prompts of two probes of LM adaptation; without probes there is no such section."""
+    path = finished.run_dir.path
+    assert "Promptability" not in render(collect(path))
+    with (path / "lm_adapt/metrics.jsonl").open("a") as log:
+        log.write("}\n")
+        for step, base in ((0, 0.2), (40, 0.7)):
+            scores = {f"package,seed={n}": {"accuracy": base + n / 10, "macro_f1": base} for n in range(3)}
+            row = {"step": step, "split": "probe", "score": base, "spread": 0.1, "scores": scores}
+            log.write(json.dumps(row) + "\n")
+    html = render(collect(path))
+    assert "Promptability during LM adaptation" in html
+    assert "Scores of prompts tuned during lm_adapt on package: 25.00 at step 0 to 75.00 at step 40." in html
 
 
 def test_damaged_lines_of_logs_are_reported(finished) -> None:
@@ -298,7 +313,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
 def test_plots_have_a_description_and_colours_from_the_page(finished) -> None:
     html = render(collect(finished.run_dir.path))
     plots = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]+)"[^>]*>(.*?)</svg>', html, re.DOTALL)
-    assert len(plots) == 1 + 2 + 1 + 1  # scores, two language models, prompts, sizes
+    assert len(plots) == 1 + 2 + 2 + 1 + 1  # scores, two experiments, two language models, prompts, sizes
     assert (
         "LM adaptation @40 steps 64.0 ± 4.0 (seeds: 60.0, 64.0, 68.0; 95% interval over rows: 57.2 to 70.3)"
         in plots[0][0]

@@ -121,7 +121,7 @@ def test_every_payload_reaches_the_page(run: Run) -> None:
     """The strings of each section are replaced: otherwise the test above would check nothing."""
     html = render(hostile_run(run, "PROBE"))
     parts = re.findall(r"<section.*?</section>|<svg.*?</svg>", html, re.DOTALL)
-    assert len(parts) == 8 + 1  # the scores are also drawn above the sections
+    assert len(parts) == 10 + 1  # the scores are also drawn above the sections
     assert all("PROBE" in part for part in parts if "Prompt of 4 tokens" not in part)
 
 

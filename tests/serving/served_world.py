@@ -43,7 +43,9 @@ def write_prompt(directory: Path, name: str, seed: int, length: int = 3, **chang
 
 def write_world(directory: Path) -> Path:
     """model/ and prompts/: two for labels, one of them with a sentinel, and two for free text."""
-    vocabulary = Vocabulary.train((text for module in CORPUS[:6] for _, text in documentation(module)), 300)
+    vocabulary = Vocabulary.train(
+        (text for module in CORPUS[:6] for _, text in documentation(module)), 284
+    )  # and 100 sentinels: all rows are used
     shape = T5Config(
         vocab_size=vocabulary.rows, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4
     )

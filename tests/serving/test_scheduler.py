@@ -36,7 +36,7 @@ def store(world: Path) -> PromptStore:
 
 @pytest.fixture
 def scheduler(store: PromptStore) -> Iterator[Scheduler]:
-    made = Scheduler.load(str(store.model), store.vocabulary, limits=Limits(batch=5, waiting=200))
+    made = Scheduler.load(store, limits=Limits(batch=5, waiting=200))
     made.start()
     yield made
     made.close(drain=False)

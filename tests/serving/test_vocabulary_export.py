@@ -33,12 +33,13 @@ WIDTH = 32
 class World:
     """model/, prompts/, and the answers of the prompted T5."""
 
-    def __init__(self, directory: Path, *, tied: bool) -> None:
+    def __init__(self, directory: Path, *, tied: bool, **shape_of: Any) -> None:
         self.directory = directory
         self.vocabulary = Vocabulary.train((text for module in CORPUS[:6] for _, text in documentation(module)), 300)
         shape = T5Config(
             vocab_size=self.vocabulary.rows, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2,
             num_heads=4, tied=tied, gated=not tied, activation="relu" if tied else "gelu_new",
+            **shape_of,
         )  # fmt: skip
         (directory / "model").mkdir(parents=True)
         write_model(directory / "model", init_t5(shape, seed=5), self.vocabulary, ModelMetadata())
@@ -131,20 +132,28 @@ def test_new_ids_are_never_selected(world: World, exported: tuple[Any, Any, dict
     assert not ids & set(sampled.flatten().tolist())
 
 
-def test_ctranslate2_gives_the_same_scores(world: World, exported: tuple[Any, Any, dict[str, PromptTokens]]) -> None:
+def check_ctranslate2(world: World) -> None:
+    """Its scores are those of the prompted T5; the new ids take nothing from the probabilities."""
     ctranslate2 = pytest.importorskip("ctranslate2")
+    from transformers import AutoTokenizer
+
     directory, tokens = world.export("ctranslate2")
-    tokenizer, model, _ = exported
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     translator = ctranslate2.Translator(str(directory), compute_type="float32", intra_threads=1)
-    for one in tokens.values():
+    for name, one in tokens.items():
         for text in TEXTS:
-            ids = tokenizer(one.alias + text).input_ids
-            with torch.no_grad():
-                reference = of_targets(model(input_ids=torch.tensor([ids] * 2), labels=TARGETS_BT).logits)
-            source = tokenizer.convert_ids_to_tokens(ids)
+            source = tokenizer.convert_ids_to_tokens(tokenizer(one.alias + text).input_ids)
             targets = [tokenizer.convert_ids_to_tokens(row[:-1]) for row in TARGETS_BT.tolist()]
             found = translator.score_batch([source] * 2, targets)
-            assert [sum(one.log_probs) for one in found] == pytest.approx(reference, abs=2e-3)
+            assert [sum(one.log_probs) for one in found] == pytest.approx(world.log_p(name, text), abs=2e-3)
+
+
+def test_ctranslate2_gives_the_same_scores(world: World) -> None:
+    check_ctranslate2(world)
+
+
+def test_ctranslate2_scales_the_outputs_of_umt5(tmp_path: Path) -> None:
+    check_ctranslate2(World(tmp_path, tied=False, model_type="umt5", scaled=True))
 
 
 @pytest.mark.soak  # the exporter needs half a minute even for a T5 of two layers
@@ -200,7 +209,7 @@ def test_prompts_that_cannot_be_vocabulary(world: World, tmp_path: Path) -> None
 def test_the_rows_of_a_tied_t5_keep_its_logits(world: World) -> None:
     t5 = load_t5(world.directory / "model").eval()
     prompt = Prompt.load(world.directory / "prompts" / "short")
-    grown = add_rows(t5, {"short": prompt}, {"short": PromptTokens("short", world.vocabulary.size, 2)}).eval()
+    grown = add_rows(t5, {"short": prompt.rows_PD}, {"short": PromptTokens("short", world.vocabulary.size, 2)}).eval()
     ids, targets = torch.tensor([[9, 8, 1]]), torch.tensor([[11, 1]])
     with torch.no_grad():
         size = world.vocabulary.size

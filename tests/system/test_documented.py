@@ -6,12 +6,14 @@ import io
 import json
 import re
 import shlex
+import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.documented import SECTIONS, blocks, run_in_shell, shell_commands
+from tests.documented import SECTIONS, SERVER, blocks, run_in_shell, serving, shell_commands
 from tests.tiny_run import ROOT, Tiny, t5_pipeline
 
 FEWER = ((r"(steps:?) \d+", r"\1 2"), (r"validate_every: \d+", "validate_every: 1"))
@@ -20,28 +22,35 @@ FEWER = ((r"(steps:?) \d+", r"\1 2"), (r"validate_every: \d+", "validate_every: 
 def run_all(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Run the commands of a page in a directory; returns the printed blocks of the page with what was printed here.
 
-    `t5-pipeline` runs in this process, all others in a shell.
+    `t5-pipeline` runs in this process, servers and all others in a shell.
     """
     monkeypatch.chdir(directory)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    changes = (*FEWER, (r"(?<=127\.0\.0\.1:)8000", port), (f"^{SERVER}", rf"\g<0> --port {port}"))
     printed, pairs = "", []
-    for block in blocks((ROOT / name).read_text(encoding="utf-8"), *SECTIONS.get(name, ())):
-        if block.is_printed:
-            pairs.append((block.text, printed))
-            continue
-        for command, document in shell_commands(block.text):
-            for pattern, fewer in FEWER:
-                command, document = re.sub(pattern, fewer, command), re.sub(pattern, fewer, document)
-            *before, last = re.split(r" \|\s+(?=t5-pipeline )", command)
-            if not last.startswith("t5-pipeline "):
-                printed = run_in_shell(command, document, directory)
+    with ExitStack() as servers:
+        for block in blocks((ROOT / name).read_text(encoding="utf-8"), *SECTIONS.get(name, ())):
+            if block.is_printed:
+                pairs.append((block.text, printed))
                 continue
-            given = run_in_shell(before[0], document, directory) if before else document
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
-            words = shlex.split(last, comments=True)[1:]
-            said = t5_pipeline(*words, *(["--threads", "1"] if words[0] == "predict" else []))
-            assert said.code == 0, f"{command}\n{said.err}"
-            printed = said.out
+            for command, document in shell_commands(block.text):
+                for pattern, changed in changes:
+                    command, document = re.sub(pattern, changed, command), re.sub(pattern, changed, document)
+                *before, last = re.split(r" \|\s+(?=t5-pipeline )", command)
+                if last.startswith(SERVER):
+                    servers.enter_context(serving(last, directory))
+                    continue
+                if not last.startswith("t5-pipeline "):
+                    printed = run_in_shell(command, document, directory)
+                    continue
+                given = run_in_shell(before[0], document, directory) if before else document
+                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+                words = shlex.split(last, comments=True)[1:]
+                said = t5_pipeline(*words, *(["--threads", "1"] if words[0] == "predict" else []))
+                assert said.code == 0, f"{command}\n{said.err}"
+                printed = said.out
     return pairs
 
 
@@ -70,7 +79,10 @@ def test_printed_answers_are_those_of_a_run(name: str) -> None:
     rows = [json.loads(line) for text in printed for line in text.splitlines()]
     assert rows
     for row in rows:
-        found = row.get("scores") or row["votes"]
+        found = row.get("scores") or row.get("votes")
+        if not found:  # of the server
+            assert {"prompt": row["prompt"], "output": row["output"]} == row
+            continue
         assert row["output"] == max(found, key=found.__getitem__)
         assert len(set(found.values())) == len(found)
 
@@ -84,3 +96,5 @@ def test_tutorial(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["examples"] for row in scores} == {36}, "15% of 240 rows"
     counts = next(row["confusion"] for row in scores if row["method"] == "prompt tuning")
     assert [sum(row) for row in counts] == [12, 12, 12], "stratified"
+    of_predict, of_server = ([json.loads(line) for line in here.splitlines()] for _, here in pairs[-2:])
+    assert of_server == [{"prompt": row["prompt"], "output": row["output"]} for row in of_predict]

@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 
 from t5_pipeline import __version__
 from t5_pipeline.core.printable import say
@@ -23,6 +24,7 @@ from t5_pipeline.evaluation.ensemble import classified
 from t5_pipeline.serving.http.errors import Refused, add_error_handlers
 from t5_pipeline.serving.http.guard import Guard
 from t5_pipeline.serving.http.metrics import CONTENT_TYPE
+from t5_pipeline.serving.http.openapi_page import add_openapi_page
 from t5_pipeline.serving.http.schemas import (
     Choice,
     Classification,
@@ -63,12 +65,14 @@ def create_app(scheduler: Scheduler, store: PromptStore, options: Options) -> Fa
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        dependencies=[Security(HTTPBearer(auto_error=False))] if options.keys else None,  # described; Guard checks them
         responses={code: {"model": ErrorResponse} for code in (400, 401, 404, 413, 429)},
     )
     app.state.server = server
     app.add_middleware(Guard, server=server)
     add_error_handlers(app)
     _add_routes(app, server)
+    add_openapi_page(app)
     return app
 
 

@@ -9,9 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from t5_pipeline.serving.http.errors import Refused
+from t5_pipeline.serving.http.openapi_page import ASSETS, PAGE
 from t5_pipeline.serving.http.server import Server
 
-OPEN_ROUTES = ("/", "/health", "/ready")  # without a key
+# Without a key: pages and the description of the API, which are the same everywhere, and what a load balancer asks.
+OPEN_ROUTES = ("/", "/health", "/ready", "/openapi.json", PAGE, *(f"{PAGE}/{name}" for name in ASSETS))
 
 
 class Guard:

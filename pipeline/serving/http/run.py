@@ -1,4 +1,4 @@
-"""Start the HTTP server with uvicorn."""
+"""The HTTP server from the flags of `t5-pipeline serve`, and its start with uvicorn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.core.errors import InputError
@@ -23,41 +24,65 @@ from t5_pipeline.serving.scheduler import Scheduler
 URL_SECONDS = 5.0  # between looks at a URL; each is a request to the store
 
 
-def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
-    """Load the T5 and its prompts and serve until SIGTERM or SIGINT.
-
-    Accepted requests are answered before it returns 0.
+def load_app(given: argparse.Namespace, keys: frozenset[str]) -> FastAPI:
+    """Load the T5 and its prompts.
 
     Args:
         given: the flags of `t5-pipeline serve`.
         keys: accepted API keys; empty for none.
 
     Raises:
-        InputError: if the model or a prompt cannot be loaded, or the address cannot be used.
+        InputError: if the model or a prompt cannot be loaded, or flags contradict each other.
     """
+    converted = given.engine == "ctranslate2"
+    if converted and given.allow_changes:
+        raise InputError(
+            "--allow-changes: the prompts of --engine ctranslate2 are part of its model; restart the server to change"
+            " them, or use --engine torch"
+        )
+    if given.compile and converted:
+        raise InputError("--compile: has no effect on --engine ctranslate2; remove one of the two")
+    if given.precision == "int8" and not converted:
+        raise InputError("--precision: int8 needs --engine ctranslate2; choose fp32 or bf16")
     set_threads(given.threads or 0, LaunchContext())
+    on_gpu = torch.cuda.is_available() and not converted
+    dtype = torch.bfloat16 if given.precision == "bf16" and not converted else torch.float32
+    like = torch.empty(0, dtype=dtype, device="cuda" if on_gpu else "cpu")
+    store = PromptStore.of(given.model, like, reserved=given.name)
+    directory = store.load(given.prompts)
+    limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
+    scheduler = Scheduler.load(
+        store, engine=given.engine, precision=given.precision, limits=limits, compiled=given.compile
+    )
+    watch_seconds = URL_SECONDS if is_url(given.prompts) else Options.watch_seconds
+    options = Options(
+        model_name=given.name,
+        keys=keys,
+        prompts=directory,
+        allow_changes=given.allow_changes,
+        watch_seconds=0 if converted else watch_seconds,
+        body_bytes=given.max_body,
+        timeout=given.timeout,
+    )
+    return create_app(scheduler, store, options)
+
+
+def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
+    """Serve until SIGTERM or SIGINT; accepted requests are answered before it returns 0.
+
+    Args:
+        given, keys: as of `load_app`.
+
+    Raises:
+        InputError: as `load_app`, or if the address cannot be used.
+    """
     with _listen(given.host, given.port) as listening:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
-        store = PromptStore.of(given.model, torch.empty(0, dtype=dtype, device=device), reserved=given.name)
-        directory = store.load(given.prompts)
-        limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
-        scheduler = Scheduler.load(
-            str(store.model), store.vocabulary, limits=limits, precision=given.precision, device=device
-        )
-        options = Options(
-            model_name=given.name,
-            keys=keys,
-            prompts=directory,
-            allow_changes=given.allow_changes,
-            watch_seconds=URL_SECONDS if is_url(given.prompts) else Options.watch_seconds,
-            body_bytes=given.max_body,
-            timeout=given.timeout,
-        )
-        app = create_app(scheduler, store, options)
+        app = load_app(given, keys)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + 1)
         host, port = listening.getsockname()[:2]
-        say(f"serving {len(store)} prompts at http://{host}:{port} (OpenAI clients: base_url http://{host}:{port}/v1)")
+        listening.listen()  # from here on, clients wait for uvicorn instead of being refused
+        count = len(app.state.server.store)
+        say(f"serving {count} prompts at http://{host}:{port} (OpenAI clients: base_url http://{host}:{port}/v1)")
         for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn shuts down, and then raises the signal again
             signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run(sockets=[listening])

@@ -152,12 +152,18 @@ class ClassifyResponse(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """An entry of `GET /v1/models`; `card` describes a prompt."""
+    """An entry of `GET /v1/models`.
+
+    Attributes:
+        method: "base" for the T5 without a prompt.
+        card: description of a prompt; None for the base model.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "t5-pipeline"
+    method: Literal["soft prompt", "base"]
     parent: str | None = None
     card: dict[str, Any] | None = None
 

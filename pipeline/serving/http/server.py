@@ -20,7 +20,7 @@ from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.serving.http.errors import Refused
 from t5_pipeline.serving.http.metrics import Metrics
 from t5_pipeline.serving.http.schemas import Fields, ModelCard, Usage
-from t5_pipeline.serving.jobs import Draining, Job, QueueFull, Result, TooLong
+from t5_pipeline.serving.jobs import Draining, Job, NotSupported, QueueFull, Result, TooLong
 from t5_pipeline.serving.prompt_store import OtherModel, PromptStore, ServedPrompt
 from t5_pipeline.serving.scheduler import Scheduler
 
@@ -95,6 +95,8 @@ class Server:
         prompt = self.prompt(name)
         try:
             return self.scheduler.job(prompt, self.text(prompt, item), **more)
+        except NotSupported as error:
+            raise Refused(400, str(error), param=error.param, code="unsupported_value") from error
         except TooLong as error:
             raise Refused(413, f"{param}: {error}; shorten it", param=param, code="context_length_exceeded") from error
 
@@ -165,18 +167,20 @@ class Server:
             "seed": info.seed,
             "scores": info.scores,
         }
-        return ModelCard(id=prompt.name, created=self.started, parent=self.options.model_name, card=card)
+        return ModelCard(
+            id=prompt.name, created=self.started, method="soft prompt", parent=self.options.model_name, card=card
+        )
 
     def nearest(self, prompt: ServedPrompt) -> list[str]:
         """The vocabulary token nearest to each row of a prompt."""
         if prompt.digest not in self._nearest:
-            embedding_VD = self.scheduler.t5.shared.weight
+            embedding_VD = self.scheduler.backend.embedding_VD
             nearest = nearest_pieces(prompt.rows_PD, embedding_VD, self.store.vocabulary.names(), 1)
             self._nearest[prompt.digest] = [piece for ((piece, _),) in nearest]
         return self._nearest[prompt.digest]
 
     def models(self) -> list[ModelCard]:
-        base = ModelCard(id=self.options.model_name, created=self.started)
+        base = ModelCard(id=self.options.model_name, created=self.started, method="base")
         return [base, *(self.card(prompt) for prompt in self.store.all().values())]
 
     def add(self, name: str, path: str) -> ServedPrompt:

@@ -67,7 +67,7 @@ def serve(world: Path, **options: Any) -> Served:
     store = PromptStore.of(str(world / "model"), torch.zeros(1))
     store.load(str(world / "prompts"))
     limits = Limits(batch=8, waiting=options.pop("waiting", 64))
-    scheduler = Scheduler.load(str(store.model), store.vocabulary, limits=limits)
+    scheduler = Scheduler.load(store, limits=limits)
     settings = {"model_name": "base", "keys": frozenset({KEY}), "prompts": world / "prompts", "allow_changes": True}
     app = create_app(scheduler, store, Options(**{**settings, "watch_seconds": 0.05, **options}))
     listening = socket.socket()
@@ -191,9 +191,12 @@ def test_a_full_queue_says_when_to_retry(served: Served) -> None:
         assert "the queue is full" in error["message"]
 
 
-def test_keys_are_required_except_for_the_page_and_health(served: Served) -> None:
-    for path in ("/health", "/ready", "/"):
+def test_keys_are_required_except_for_pages_and_health(served: Served) -> None:
+    for path in ("/health", "/ready", "/", "/docs", "/docs/swagger-ui.css", "/openapi.json"):
         assert served.request("GET", path, key=None)[0] == 200
+    assert (
+        served.request("GET", "/docs/..%2fcore.py")[0] == served.request("GET", "/docs/redoc.standalone.js")[0] == 404
+    )
     for path, key in (("/v1/models", None), ("/v1/models", "wrong"), ("/metrics", None)):
         status, answer, _ = served.request("GET", path, key=key)
         assert (status, answer["error"]["code"]) == (401, "invalid_api_key")

@@ -1,4 +1,4 @@
-"""The page at /, in a real browser."""
+"""The pages at / and /docs, in a real browser."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-def rendered(url: str, tmp_path: Path, *flags: str) -> str:
-    """The DOM after the scripts and requests of the page."""
-    always = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", *flags]
+def rendered(url: str, tmp_path: Path, console: list[str] | None = None) -> str:
+    """The DOM after the scripts and requests of a page; `console` gets what it logs."""
+    always = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    always += ["--enable-logging=stderr"]
     done = subprocess.run(
         [CHROMIUM, *always, "--virtual-time-budget=10000", "--dump-dom", url],
         capture_output=True,
         text=True,
         timeout=120,
     )
+    if console is not None:
+        console += [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout
 
 
@@ -52,15 +55,21 @@ def test_a_link_chooses_prompts_and_shows_their_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium")
-def test_a_server_with_keys_asks_for_one(tmp_path: Path) -> None:
+def test_a_server_with_keys_asks_for_one_and_describes_its_requests(tmp_path: Path) -> None:
     made = serve(write_world(tmp_path / "world"))
     try:
-        page = rendered(made.url, tmp_path)
-        policy = made.request("GET", "/", key=None)[2]["content-security-policy"]
+        page, console = rendered(made.url, tmp_path), list[str]()
+        reference = rendered(f"{made.url}/docs", tmp_path, console)
+        policies = [made.request("GET", path, key=None)[2]["content-security-policy"] for path in ("/", "/docs")]
     finally:
         made.server.should_exit = True
         made.thread.join(30)
     assert re.search(r'<form id="access">', page)  # no longer hidden
     assert "the API key is missing or wrong" in page
-    assert "default-src 'none'" in policy
-    assert "http" not in policy
+    for policy in policies:
+        assert "default-src 'none'" in policy
+        assert "http" not in policy
+    # Swagger UI is drawn from the description, offers the key, and asks no other host.
+    for shown in ('data-path="/v1/completions"', 'data-path="/v1/classify"', 'class="btn authorize'):
+        assert shown in reference
+    assert console == []

@@ -1,0 +1,242 @@
+"""The paper's findings as contrasts of scores, and verdicts on them by one fixed rule.
+
+A contrast is a weighted sum of the mean scores of arms, positive if the finding holds: `{20 tokens: 1, 1 token: -1}`.
+A finding is judged by the mean of its contrasts over all tasks and arms of a run that have what it needs.
+The interval is a percentile bootstrap over seeds and test rows: each draw resamples the seeds of every arm, and the
+rows of every drawn seed. The verdict follows from the 95% interval: above 0, below 0, or neither.
+
+Source: Lester et al. 2021, Figures 1, 3 and 4, Tables 1 and 3; Efron & Tibshirani 1993, ch. 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5_pipeline.evaluation.metrics import OF_COUNTS
+from t5_pipeline.report.arms import (
+    LM_ADAPTATION,
+    SENTINEL,
+    SPAN_CORRUPTION,
+    Arm,
+    Scored,
+    groups,
+    usual_prompts,
+    without_prompt,
+)
+from t5_pipeline.report.collect import Score
+from t5_pipeline.report.intervals import SHARES_OF_ROWS, Interval
+from t5_pipeline.report.summary import PROMPT_TUNING
+
+Verdict = Literal["confirmed", "not confirmed", "undecided"]
+Contrast = Mapping[Arm, float]
+
+DRAWS = 2_000
+MIN_SEEDS = 3
+RULE = (
+    "A finding is confirmed if the 95% interval of its contrast is above 0, and not confirmed if it is below 0."
+    f" Otherwise it is undecided, also if a trained arm has fewer than {MIN_SEEDS} seeds. The interval is a percentile"
+    f" bootstrap ({DRAWS:,} draws) over seeds and test rows. Arms are resampled independently, so it is wider than one"
+    " of paired rows."
+)
+LONG, ONE = 20, 1  # the paper's lengths: most of the gain is reached at 20 tokens
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A finding of the paper.
+
+    Attributes:
+        text: the finding, as a sentence.
+        contrast: the contrast in words.
+        of: the contrasts that the arms of a task allow.
+    """
+
+    anchor: str
+    text: str
+    source: str
+    contrast: str
+    of: Callable[[Sequence[Arm]], Iterator[Contrast]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The judgement of a claim by the scores of a run.
+
+    Attributes:
+        difference: mean contrast over tasks, on the scale of the metrics.
+        tasks: names of the tasks that it is a mean of.
+        seeds: smallest number of seeds of an arm; 0 if none of the arms is trained.
+    """
+
+    claim: Claim
+    difference: float
+    interval: Interval
+    verdict: Verdict
+    tasks: tuple[str, ...]
+    seeds: int
+
+
+def findings(tasks: Sequence[Scored]) -> list[Finding]:
+    """Judge the claims for which a run has scores."""
+    found = []
+    for number, claim in enumerate(CLAIMS):
+        generator = np.random.default_rng(number)
+        contrasts = [(task, contrast) for task in tasks for contrast in claim.of(list(task.by_arm))]
+        if not contrasts:
+            continue
+        drawn_KD = np.stack([_drawn(task, contrast, generator) for task, contrast in contrasts])
+        low, high = np.quantile(drawn_KD.mean(axis=0), [0.025, 0.975])
+        rows = [task.by_arm[arm] for task, contrast in contrasts for arm in contrast]
+        seeds = min((len(r) for r in rows if r[0].seed is not None and r[0].trained != 0), default=0)
+        values = [sum(w * _mean(task, arm) for arm, w in contrast.items()) for task, contrast in contrasts]
+        found.append(
+            Finding(
+                claim,
+                float(np.mean(values)),
+                Interval(float(low), float(high)),
+                verdict(float(low), float(high), seeds),
+                tuple(dict.fromkeys(task.task.task for task, _ in contrasts)),
+                seeds,
+            )
+        )
+    return found
+
+
+def verdict(low: float, high: float, seeds: int) -> Verdict:
+    """The verdict on a contrast with this 95% interval.
+
+    >>> verdict(0.1, 0.3, 5), verdict(-0.3, -0.1, 5), verdict(-0.1, 0.2, 5), verdict(0.1, 0.3, 2)
+    ('confirmed', 'not confirmed', 'undecided', 'undecided')
+    """
+    if 0 < seeds < MIN_SEEDS or low <= 0 <= high:
+        return "undecided"
+    return "confirmed" if low > 0 else "not confirmed"
+
+
+def drawn_means(rows: Sequence[Score], metric: str, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Bootstrap draws [DRAWS] of the mean score of an arm: its seeds are resampled, and the rows of each drawn seed."""
+    seeds_SD = generator.integers(len(rows), size=(len(rows), DRAWS))
+    drawn_SD = np.empty((len(rows), DRAWS))
+    for at, seeds_D in enumerate(seeds_SD):
+        for seed, row in enumerate(rows):
+            here_D = seeds_D == seed
+            drawn_SD[at, here_D] = _resampled(row, metric, int(here_D.sum()), generator)
+    means_D: NDArray[np.float64] = drawn_SD.mean(axis=0)
+    return means_D
+
+
+def _resampled(row: Score, metric: str, draws: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Scores of resampled test rows [draws]; the score itself if the run recorded no counts that it follows from."""
+    value, counts = row.metrics[metric], row.counts()
+    if metric in SHARES_OF_ROWS and row.examples > 0 and 0 <= value <= 1:
+        return generator.binomial(row.examples, value, size=draws) / row.examples
+    if metric in OF_COUNTS and counts is not None:
+        counts_LP = np.asarray(counts)
+        drawn = generator.multinomial(counts_LP.sum(), counts_LP.ravel() / counts_LP.sum(), size=draws)
+        return np.asarray(OF_COUNTS[metric](drawn.reshape(draws, *counts_LP.shape)), np.float64)
+    return np.full(draws, value)
+
+
+def _drawn(task: Scored, contrast: Contrast, generator: np.random.Generator) -> NDArray[np.float64]:
+    parts = [w * drawn_means(task.by_arm[arm], task.task.metric, generator) for arm, w in contrast.items()]
+    return np.sum(parts, axis=0)
+
+
+def _mean(task: Scored, arm: Arm) -> float:
+    return float(np.mean([row.metrics[task.task.metric] for row in task.by_arm[arm]]))
+
+
+# --------------------------------------------------------------------------------------------------------- contrasts
+
+
+def _own(arms: Sequence[Arm], method: str = PROMPT_TUNING) -> list[Arm]:
+    """The arms of a method that were trained on the task itself."""
+    return [arm for arm in arms if arm.method == method and arm.trained_on is None]
+
+
+def _more(name: str, better: object, worse: object) -> Callable[[Sequence[Arm]], Iterator[Contrast]]:
+    """Contrasts of two values of a property of prompts."""
+
+    def of(arms: Sequence[Arm]) -> Iterator[Contrast]:
+        for group in groups(_own(arms), *name.split()):
+            if better in group and worse in group:
+                yield {group[better]: 1.0, group[worse]: -1.0}
+
+    return of
+
+
+def _plateau(arms: Sequence[Arm]) -> Iterator[Contrast]:
+    for group in groups(_own(arms), "prompt_length"):
+        longest = max(group)
+        if ONE in group and LONG in group and longest > LONG:
+            yield {group[LONG]: 2.0, group[ONE]: -1.0, group[longest]: -1.0}
+
+
+def _against(method: str, sign: float = 1.0, shifted: bool = False) -> Callable[[Sequence[Arm]], Iterator[Contrast]]:
+    """Contrasts of the usual prompt and another method on the same T5."""
+
+    def of(arms: Sequence[Arm]) -> Iterator[Contrast]:
+        for prompt in usual_prompts(arms, shifted):
+            for other in arms:
+                same_t5 = without_prompt(other) == without_prompt(prompt)
+                if other.method == method and same_t5 and _fits(other, prompt):
+                    yield {prompt: sign, other: -sign}
+
+    return of
+
+
+def _fits(other: Arm, prompt: Arm) -> bool:
+    """Whether another method has no prompt, or prompts like this one."""
+    prompts = (other.prompt_length, other.prompt_init)
+    return prompts in ((None, None), (prompt.prompt_length, prompt.prompt_init))
+
+
+def _narrower(arms: Sequence[Arm]) -> Iterator[Contrast]:
+    both = [*usual_prompts(arms), *_own(arms, "model tuning")]
+    sizes = sorted({arm.parameters for arm in both if arm.parameters})
+    if len(sizes) < 2:
+        return
+    small, large = sizes[0], sizes[-1]
+    for gap in _against("model tuning")(arms):
+        prompt, model = gap
+        if prompt.parameters != large:
+            continue
+        for other in _against("model tuning")(arms):
+            smaller, tuned = other
+            if smaller.parameters == small and smaller.share == prompt.share:
+                yield {prompt: 1.0, model: -1.0, smaller: -1.0, tuned: 1.0}
+
+
+CLAIMS = (
+    Claim("length", "A prompt of 20 tokens is better than one of a single token.", "Figure 3(a)",
+          "20 tokens − 1 token", _more("prompt_length", LONG, ONE)),
+    Claim("plateau", "Prompts longer than 20 tokens gain less than the first 20 do.", "Figure 3(a)",
+          "(20 tokens − 1) − (longest − 20)", _plateau),
+    Claim("vocabulary", "Initialising from the vocabulary is better than random rows.", "Figure 3(b)",
+          "vocabulary − random", _more("prompt_init", "vocabulary", "uniform")),
+    Claim("labels", "Initialising from the labels is better than random rows.", "Figure 3(b)",
+          "class labels − random", _more("prompt_init", "class_labels", "uniform")),
+    Claim("adaptation", "An LM-adapted T5 is a better base than one of span corruption.", "Figure 3(c)",
+          "LM adaptation − span corruption",
+          _more("pretraining share", (LM_ADAPTATION, 1.0), (SPAN_CORRUPTION, 0.0))),
+    Claim("sentinel", "A sentinel in the targets does not replace LM adaptation.", "Figure 3(c)",
+          "LM adaptation − span corruption + sentinel",
+          _more("pretraining share", (LM_ADAPTATION, 1.0), (SENTINEL, None))),
+    Claim("steps", "More LM adaptation is better: all of it beats a tenth.", "Figure 3(d)",
+          "100% − 10% of the steps", _more("pretraining share", (LM_ADAPTATION, 1.0), (LM_ADAPTATION, 0.1))),
+    Claim("model-tuning", "Small T5s need model tuning: prompts are behind.", "Figure 1",
+          "model tuning − prompt tuning", _against("model tuning", -1.0)),
+    Claim("size", "Larger T5s narrow the gap between prompts and model tuning.", "Figure 1",
+          "gap of the smallest T5 − gap of the largest", _narrower),
+    Claim("design", "Prompt tuning is better than prompt design.", "Figure 1",
+          "prompt tuning − prompt design", _against("prompt design")),
+    Claim("ensemble", "The vote of several prompts is better than one of them on average.", "Table 3",
+          "vote − mean of the prompts", _against("ensemble", -1.0)),
+    Claim("shift", "Prompts keep more under domain shift than model tuning.", "Table 1",
+          "prompt tuning − model tuning, on a task of another domain", _against("model tuning", shifted=True)),
+)  # fmt: skip
