@@ -179,5 +179,6 @@ def _scored(t5: LoadedT5, rows: list[Tensor], old: Prompt, task: TaskConfig) -> 
         max_target_length=old.info.max_target_length, scoring="decode",
     )  # fmt: skip
     model = PromptedT5(t5.t5, PromptBank(rows))
-    found = score_prompts(model, range(len(rows)), [split] * len(rows), torch.device("cpu"), "fp32")
+    splits = [split] * len(rows)
+    found = score_prompts(model, splits=splits, device=torch.device("cpu"), precision="fp32")
     return [measured.scores for measured in found]
