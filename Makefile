@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study test soak check types format bench wheel docs clean
+.PHONY: demo study test soak check types format bench gpu wheel docs clean
 
 demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
@@ -36,6 +36,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# On a machine with a GPU: its tests and benchmarks in ten minutes, in whatever environment there is, offline.
+gpu:
+	benchmarks/gpu.sh
 
 # dist/*.whl, then the demo from it in an empty environment. setuptools adds old files of build/ to a wheel.
 wheel: $(READY)

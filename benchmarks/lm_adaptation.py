@@ -117,8 +117,12 @@ def accelerate_loop(model: nn.Module, rows: list[Any]) -> Callable[[], float]:
     return step
 
 
-def trainer(model: nn.Module, rows: list[Any], directory: str) -> Callable[[], float]:
-    """A step of transformers' Trainer, timed without its start and end."""
+def trainer(model: nn.Module, rows: list[Any], directory: str, **flags: Any) -> Callable[[], float]:
+    """A step of transformers' Trainer, timed without its start and end.
+
+    Args:
+        flags: other TrainingArguments.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     times: list[float] = []
@@ -128,14 +132,17 @@ def trainer(model: nn.Module, rows: list[Any], directory: str) -> Callable[[], f
             times.append(-Clock.now())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             times[-1] += Clock.now()
 
+    rows_at_once = flags.pop("per_device_train_batch_size", PEER_ROWS)
     arguments = TrainingArguments(
         output_dir=directory,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=True,
-        per_device_train_batch_size=PEER_ROWS,
-        gradient_accumulation_steps=len(rows) // PEER_ROWS,
+        per_device_train_batch_size=rows_at_once,
+        gradient_accumulation_steps=len(rows) // rows_at_once,
         optim="adafactor",
         learning_rate=1e-3,
         lr_scheduler_type="constant",
@@ -145,6 +152,7 @@ def trainer(model: nn.Module, rows: list[Any], directory: str) -> Callable[[], f
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        **flags,
     )
 
     def step() -> float:

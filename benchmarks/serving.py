@@ -18,7 +18,8 @@ in its own process, with its clients here.
 A peer answers in batches: up to 32 waiting requests, after a window of 2 ms, sorted by length. In each round the sides
 take turns with the same requests: first without thinking, for the rate; then once with arrivals at half of our rate.
 Latency is from sending a request to its whole answer. `--clock` has no effect. `--size small`: a T5 of two layers, and
-few requests.
+few requests. To a T5 with random weights many tokens are nearly equally likely, so int8 changes most answers; for a
+trained T5 see vocabulary_export.py.
 """
 
 from __future__ import annotations
@@ -160,9 +161,11 @@ def write_world(directory: Path, data: Path, shape: T5Config) -> tuple[Vocabular
     if (data / "t5" / "spiece.model").is_file():
         vocabulary = Vocabulary.load(data / "t5")
     else:
-        vocabulary = Vocabulary.train((page.text for page in itertools.islice(documents(), 1000)), 4000)
+        vocabulary = Vocabulary.train((page.text for page in itertools.islice(documents(), 2000)), 2000)
     (directory / "model").mkdir()
     t5 = init_t5(shape, seed=0)
+    with torch.no_grad():
+        t5.lm_head.weight[vocabulary.size :] = 0  # rows without a piece, which exports never select
     write_model(directory / "model", t5, vocabulary, ModelMetadata())
     digest = artifact_digest("model", directory / "model")
     for index in range(PROMPTS):

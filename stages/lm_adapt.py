@@ -2,6 +2,7 @@
 
 A segment t of ℓ tokens, prefix length k ~ U{1..ℓ−1}:  inputs = t[:k] + EOS,  targets = t[k:] + EOS
 
+`probe` tunes small prompts on the current weights as it trains: Figure 4(d) of the paper while it happens.
 Other objectives for adapting a T5 to text: `objective: lm | full_lm | packed_pairs`.
 
 In:  "model" (a T5), "tokens" (shards from prepare)
@@ -20,6 +21,7 @@ from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.sampling.batches import LMBatches
 from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.data_prep.shards.reader import TokenShards
+from t5_pipeline.evaluation.probe import probing_of
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.training.language_model import train_language_model
@@ -38,11 +40,12 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
 
     def publish(step: int, result: TrainingResult) -> None:
         metadata = model.metadata.with_stage(
-            stage="lm_adapt", step=step, objective=c.objective, **text.origin, of=model.digest
+            stage="lm_adapt", step=result.best().step, objective=c.objective, **text.origin, of=model.digest
         )
         stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
 
-    train_language_model(stage, model.t5, batches, validation, publish, text.vocabulary.piece_bytes())
+    probing = probing_of(stage, model)
+    train_language_model(stage, model.t5, batches, validation, publish, text.vocabulary.piece_bytes(), probing)
 
 
 def objective_of(c: LMAdaptConfig, tokens: TokenShards, eos: int) -> Objective:

@@ -225,9 +225,10 @@ def script(kind: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "stages" / f"{kind}.py"), *map(str, arguments)]
 
 
-def accelerate_launch(configuration: Path, kind: str, *arguments: object) -> Outcome:
+def accelerate_launch(configuration: Path, kind: str, *arguments: object, processes: int | None = None) -> Outcome:
     """`accelerate launch --config_file CONFIGURATION stages/KIND.py …`."""
-    words = ("--config_file", configuration, ROOT / "stages" / f"{kind}.py", *arguments)
+    number = () if processes is None else ("--num_processes", processes)
+    words = ("--config_file", configuration, *number, ROOT / "stages" / f"{kind}.py", *arguments)
     return Outcome.of([sys.executable, "-m", "accelerate.commands.launch", *map(str, words)])
 
 

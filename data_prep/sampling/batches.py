@@ -236,22 +236,29 @@ class LMBatches:
 
     def at(self, step: int) -> Batch:
         """The global batch of `step` (0, 1, …): weights 1/(target tokens of the batch)."""
-        examples: list[Example] = []
-        ids: list[int] = []
-        for epoch, first_id, index_N in self._places(step):
-            examples += self.objective.examples(epoch, index_N)
-            ids += (first_id + index_N).tolist()
+        start, stop = step * self.batch_size, (step + 1) * self.batch_size
+        examples, ids = self.examples(start, stop), self.numbers(start, stop)
         if self.pack_to:
             return collate_packed(examples, ids, self.pack_to, self.pad)
         return collate(examples, ids_B=ids, pad=self.pad)
 
     def ids(self, step: int) -> list[int]:
         """An id of each example of the batch that is unique over all epochs."""
-        return [number for _, first_id, index_N in self._places(step) for number in (first_id + index_N).tolist()]
+        return self.numbers(step * self.batch_size, (step + 1) * self.batch_size)
 
-    def _places(self, step: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
-        """The examples of a step by epoch: (epoch, id of its first example, indices of the step's examples)."""
-        position, stop = step * self.batch_size, (step + 1) * self.batch_size
+    def examples(self, start: int, stop: int) -> list[Example]:
+        """The examples at the positions `start` to `stop` − 1 of the endless sequence."""
+        places = self._places(start, stop)
+        return [example for epoch, _, index_N in places for example in self.objective.examples(epoch, index_N)]
+
+    def numbers(self, start: int, stop: int) -> list[int]:
+        """Ids of these examples, unique over all epochs."""
+        return [
+            number for _, first_id, index_N in self._places(start, stop) for number in (first_id + index_N).tolist()
+        ]
+
+    def _places(self, position: int, stop: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
+        """The examples of positions by epoch: (epoch, id of its first example, indices of the examples)."""
         while position < stop:
             epoch = self._epoch_of(position)
             start, end = self._starts[epoch : epoch + 2]

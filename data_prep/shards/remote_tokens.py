@@ -17,8 +17,7 @@ from typing import Any
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import cache_directory, read_small
-
-_TOKENIZER = ("spiece.model", "tokenizer.json", "tokenizer_config.json")
+from t5_pipeline.data_prep.tokenizer.sources import PUBLISHED
 
 
 def local_tokens(url: str, where: str) -> Path:
@@ -49,7 +48,7 @@ def local_tokens(url: str, where: str) -> Path:
 
         def fill(directory: Path) -> None:
             (directory / "tokenizer").mkdir()
-            for file in _TOKENIZER:
+            for file in PUBLISHED:
                 content = read_small(f"{remote}/tokenizer/{file}", where)
                 if content is not None:
                     (directory / "tokenizer" / file).write_bytes(content)

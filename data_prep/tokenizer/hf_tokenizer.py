@@ -11,6 +11,8 @@ The T5 tokenizer of transformers differs from SentencePiece in three ways, which
         "ỗ" becomes "ô").
         → Text is composed (NFC) first.
 
+A BPE model (Llama's, in Pile-T5) is written as merges: each piece gives those of which it is the result.
+
 Remaining differences: SentencePiece adds scores in 32-bit floats from the start of the text, `tokenizers` in 64 bits
 word by word, so with T5's scores they may choose differently between segmentations of equal score ("IDP" as I·DP or
 ID·P, a line of asterisks). This occurs in some whole articles; the paragraphs of the tests agree. Vocabularies trained
@@ -23,40 +25,42 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, TRAINER, UNIGRAM, message
-from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
+from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import BPE, NORMALIZER, TRAINER, UNIGRAM, message
+from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name
 
 _SPACE = "▁"
 
 
-class Vocabulary(Protocol):
-    """Pieces, special ids and names of a SentencePiece vocabulary."""
+def write_fast_tokenizer(
+    directory: Path,
+    pieces: sentencepiece.SentencePieceProcessor,
+    model: bytes,
+    layout: Layout,
+    own_sentinels: Sequence[int],
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json of a SentencePiece model into an existing directory.
 
-    model: bytes
-    pieces: sentencepiece.SentencePieceProcessor
-    special: SpecialTokens
-    sentinel_ids: tuple[int, ...]
-
-    def names(self) -> list[str]: ...
-
-
-def write_fast_tokenizer(directory: Path, vocabulary: Vocabulary) -> None:
-    """Write tokenizer.json and tokenizer_config.json of a SentencePiece unigram model into an existing directory.
+    Args:
+        own_sentinels: ids of the sentinels that are pieces.
 
     Raises:
         InputError: if transformers cannot give the ids of this model.
     """
-    names, special, pieces = vocabulary.names(), vocabulary.special, vocabulary.pieces
-    sentinels = [names[i] for i in vocabulary.sentinel_ids]
-    tokenizer = _tokenizer(pieces, vocabulary.model, names, special.eos, sentinels)
+    special, count = layout.special, pieces.get_piece_size()
+    names = [*(str(pieces.id_to_piece(i)) for i in range(count)), *layout.above]
+    numbered = [name for j in range(len(layout.above)) if (name := sentinel_name(j)) in layout.above]
+    sentinels = [names[i] for i in own_sentinels] or numbered
+    added = [name for name in layout.above if name not in sentinels]
+    tokenizer = _tokenizer(pieces, model, names, special.eos, sentinels)
     _check_agrees(tokenizer, pieces, special.eos)
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in added])
     tokenizer.save(str(directory / "tokenizer.json"))
 
     # The generic class, because transformers' T5Tokenizer would replace the normaliser and the word splitting.
@@ -65,12 +69,21 @@ def write_fast_tokenizer(directory: Path, vocabulary: Vocabulary) -> None:
         "eos_token": names[special.eos],
         "unk_token": names[pieces.unk_id()],
         "pad_token": names[special.pad],
-        "extra_ids": len(names) - pieces.get_piece_size(),
+        "extra_ids": len(numbered),
         "additional_special_tokens": sentinels,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
+    if layout != Layout.of_t5(len(numbered), special):
+        special_too = {name: name in sentinels for name in layout.above}
+        config["added_tokens_decoder"] = {
+            str(count + k): {"content": name, "special": special_too[name], **_PLAIN}
+            for k, name in enumerate(layout.above)
+        }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+_PLAIN = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
 
 
 def _tokenizer(
@@ -78,8 +91,11 @@ def _tokenizer(
 ) -> Tokenizer:
     trainer, rules = message(model, TRAINER), message(model, NORMALIZER)
     count = pieces.get_piece_size()
-    if trainer.get(3, UNIGRAM) != UNIGRAM:
-        raise InputError("vocabulary: is not a unigram model as T5's; use T5's vocabulary or let `prepare` train one")
+    kind = trainer.get(3, UNIGRAM)
+    if kind not in (UNIGRAM, BPE):
+        raise InputError(
+            "vocabulary: is neither a unigram model, as T5's, nor BPE; use T5's vocabulary or let `prepare` train one"
+        )
     if trainer.get(24, 0) or not rules.get(5, 1) or any(map(pieces.is_unused, range(count))):
         raise InputError(
             "vocabulary: transformers has no tokenizer for a model with treat_whitespace_as_suffix, without"
@@ -88,7 +104,10 @@ def _tokenizer(
     byte_fallback = bool(trainer.get(35, 0))
     control = [names[i] for i in range(count) if pieces.is_control(i) or pieces.is_unknown(i)]
     vocab = [(name, pieces.get_score(i) if i < count else 0.0) for i, name in enumerate(names)]
-    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=pieces.unk_id(), byte_fallback=byte_fallback))
+    if kind == UNIGRAM:
+        tokenizer = Tokenizer(models.Unigram(vocab, unk_id=pieces.unk_id(), byte_fallback=byte_fallback))
+    else:
+        tokenizer = Tokenizer(_bpe(pieces, names, byte_fallback))
 
     charsmap = rules.get(2, b"")
     assert isinstance(charsmap, bytes)
@@ -121,8 +140,24 @@ def _tokenizer(
     return tokenizer
 
 
+def _bpe(pieces: sentencepiece.SentencePieceProcessor, names: list[str], byte_fallback: bool) -> models.BPE:
+    """SentencePiece merges the neighbours whose joined piece has the highest score, so each piece gives its merges."""
+    count = pieces.get_piece_size()
+    ids = {name: i for i, name in enumerate(names)}
+    whole = [i for i in range(count) if not (pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i))]
+    merges = [
+        (names[i][:at], names[i][at:])
+        for i in sorted(whole, key=lambda i: (-pieces.get_score(i), i))
+        for at in range(1, len(names[i]))
+        if names[i][:at] in ids and names[i][at:] in ids
+    ]
+    unk = names[pieces.unk_id()]
+    return models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=byte_fallback)
+
+
 # Text of several scripts with the cases in which normalisers differ: spaces at the ends and in rows, letters of two
 # forms, capitals, control strings.
+_LITERALS = "a</s>b <extra_id_0> <pad>"
 _PROBES = (
     "The warm bread, and 3 old rivers.",
     "  two  spaces ",
@@ -133,7 +168,7 @@ _PROBES = (
     "नमस्ते मर्हबा سلام שלום",
     "สวัสดี 안녕 하세요",
     "tab\tline\nnext\u00a0x\u3000y",
-    "a</s>b <extra_id_0> <pad>",
+    _LITERALS,
     "▁ under",
     "🙂 👍🏽",
 )
@@ -145,10 +180,12 @@ def _check_agrees(tokenizer: Tokenizer, pieces: sentencepiece.SentencePieceProce
         for i in range(pieces.get_piece_size())
         if _is_user_defined(pieces, i)
     ]
+    # Where no letter of a literal is known (ProtT5's amino acids), it cannot be split, and becomes the control id.
+    all_unknown = all(pieces.piece_to_id(c) == pieces.unk_id() for c in "</s>pad")
     tokenizer.encode_special_tokens = True
     for text in [*_PROBES, *(f"a {symbol}b{symbol} c" for symbol in own[:100])]:
         found, right = tokenizer.encode(text).ids, [*pieces.encode(text), eos]
-        if found != right:
+        if found != right and not (text == _LITERALS and all_unknown):
             raise InputError(
                 f"vocabulary: transformers would read {text!r} as ids {found} instead of SentencePiece's {right}; train"
                 " the vocabulary with T5's normalisation (nmt_nfkc) or let `prepare` train one"

@@ -15,25 +15,21 @@ from typing import Any
 
 from t5_pipeline.core.bounded import read_object
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, PIECES, TRAINER, UNIGRAM
+from t5_pipeline.data_prep.tokenizer.sources import CONFIG, TOKENIZER
 
-TOKENIZER = "tokenizer.json"
 _REPAIR = "save the tokenizer again"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
-_CLASSES = ("T5Tokenizer", "T5TokenizerFast")
 
 
 def rebuilt_model(directory: Path) -> bytes | None:
-    """The bytes of a spiece.model; None if the directory has no tokenizer.json of a T5.
+    """The bytes of a spiece.model for the tokenizer.json of a T5Tokenizer; None if it is not a unigram model as T5's.
 
     Raises:
         InputError: if a file is damaged.
     """
-    path, config = directory / TOKENIZER, directory / "tokenizer_config.json"
-    if not path.is_file() or not config.is_file():
-        return None
-    settings, content = read_object(config, _REPAIR), read_object(path, _REPAIR)
+    settings, content = (read_object(directory / name, _REPAIR) for name in (CONFIG, TOKENIZER))
     model, charsmap = content.get("model") or {}, _charsmap(content.get("normalizer") or {})
-    if settings.get("tokenizer_class") not in _CLASSES or model.get("type") != "Unigram" or charsmap is None:
+    if model.get("type") != "Unigram" or charsmap is None:
         return None
     pad, eos = (_name(settings.get(key)) for key in ("pad_token", "eos_token"))
     byte_fallback = bool(model.get("byte_fallback"))

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # field numbers of the model
-UNIGRAM = 1
+UNIGRAM, BPE = 1, 2
 _SCORE = 2  # field number of a piece
 # Sums of multiples of 2⁻⁸ are exact in 32-bit floats up to 2¹⁶.
 _SCORE_UNIT = 2.0**-8

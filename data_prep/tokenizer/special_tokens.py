@@ -7,22 +7,20 @@ files disagree, the model would read other ids than it was trained with, so that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from t5_pipeline.core.bounded import read_object
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 
-if TYPE_CHECKING:  # commands that read no text must not wait for it
-    import sentencepiece
-
 _MOST_SENTINELS = 100_000
 
 MODEL_FILE = "spiece.model"
-TOKENIZER_FILES = ("tokenizer_config.json", "added_tokens.json")
+NAMES_FILE = "special_tokens_map.json"
+TOKENIZER_FILES = ("tokenizer_config.json", "added_tokens.json", NAMES_FILE)
 CONFIG_FILES = ("config.json", "generation_config.json")
 
 _CONFIG_KEYS = {"pad": "pad_token_id", "eos": "eos_token_id", "start": "decoder_start_token_id"}
@@ -66,12 +64,27 @@ class SpecialTokens:
 T5_TOKENS = SpecialTokens()
 
 
+class Named(Protocol):
+    """The names of a text model's ids (text_model.TextModel)."""
+
+    size: int
+    pad: int
+    eos: int
+    unk: int
+    complete: bool
+    sentinel_ids: tuple[int, ...]
+
+    def id_of(self, name: str) -> int | None: ...
+
+    def names(self) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Layout:
     """The meaning of a vocabulary's ids.
 
     Attributes:
-        above: names of the ids above the pieces, in the order of their ids.
+        above: names of the ids above those of the text model, in the order of their ids.
         special: padding, EOS and the decoder's first id.
         found: how the sentinels were found, for people.
     """
@@ -86,22 +99,24 @@ class Layout:
         return cls(tuple(sentinel_name(j) for j in reversed(range(sentinels))), special)
 
     @classmethod
-    def find(cls, pieces: sentencepiece.SentencePieceProcessor, files: Mapping[str, Path], where: str) -> Layout:
-        """The layout that the files beside a SentencePiece model describe.
+    def find(cls, model: Named, files: Mapping[str, Path], where: str) -> Layout:
+        """The layout that the files beside a text model describe.
 
         Args:
+            model: the names of its ids.
             files: those of TOKENIZER_FILES and CONFIG_FILES that exist, by name.
-            where: the SentencePiece model, for errors.
+            where: the text model, for errors.
 
         Raises:
-            InputError: if two files disagree, a file is damaged, or a token has no counterpart in T5.
+            InputError: if two files disagree, or a file is damaged.
         """
         contents = {name: read_object(path, f"fix it or give the {MODEL_FILE} file") for name, path in files.items()}
         settings = contents.get("tokenizer_config.json", {})
         config_at = str(files.get("tokenizer_config.json", where))
-        own, added = sentinels_of(pieces), _added_tokens(contents, files)
-        above, found = _above(pieces, own, settings, config_at, added, where)
-        special = _special(pieces, settings, config_at, where)
+        config = contents.get("config.json", {})
+        added = _added_tokens(contents, files)
+        above, found = _above(model, settings, config_at, added, config.get("vocab_size"), where)
+        special = _special(model, above, [settings, contents.get(NAMES_FILE, {})], config, config_at, where)
         for name in CONFIG_FILES:
             if name in files:
                 special = _agreeing(special, contents[name], str(files[name]), where, decides=name == "config.json")
@@ -112,82 +127,71 @@ def sentinel_name(j: int) -> str:
     return f"<extra_id_{j}>"
 
 
-def sentinels_of(pieces: sentencepiece.SentencePieceProcessor) -> tuple[int, ...]:
-    """Ids of the sentinels that are pieces themselves, in the order of their numbers (mT5's names begin with ▁)."""
-    found: list[int] = []
-    while True:
-        for name in (sentinel_name(len(found)), f"▁{sentinel_name(len(found))}"):
-            i = pieces.piece_to_id(name)
-            if pieces.id_to_piece(i) == name:
-                found.append(i)
-                break
-        else:
-            return tuple(found)
-
-
 def _above(
-    pieces: sentencepiece.SentencePieceProcessor,
-    own: tuple[int, ...],
+    model: Named,
     settings: Mapping[str, Any],
     config_at: str,
     added: Mapping[str, tuple[int, str]],
+    rows: object,
     where: str,
 ) -> tuple[tuple[str, ...], str]:
-    """The names of the ids above the pieces, and how they were found."""
-    count = pieces.get_piece_size()
-    extra_ids = settings.get("extra_ids")
+    """The names of the ids above those of the text model (sentinels, added tokens), and how sentinels were found."""
+    own, extra_ids = model.sentinel_ids, settings.get("extra_ids")
     if extra_ids is not None and (type(extra_ids) is not int or not 0 <= extra_ids < _MOST_SENTINELS):
         raise InputError(f"{config_at}: `extra_ids` is {extra_ids!r:.50}, not a number of sentinels; fix it")
-    if own and extra_ids:
+    if own and extra_ids and not model.complete:
         raise InputError(
             f"{config_at}: `extra_ids` is {extra_ids}, but {where} contains {len(own)} sentinels itself"
-            f" ({pieces.id_to_piece(own[0])} is id {own[0]}); set `extra_ids` to 0"
+            f" ({model.names()[own[0]]} is id {own[0]}); set `extra_ids` to 0"
         )
-    known = {pieces.id_to_piece(i): i for i in map(pieces.piece_to_id, added)}
-    known |= {sentinel_name(j): i for j, i in enumerate(own)}
-    others = {}
+    known = {name: i for name in added if (i := model.id_of(name)) is not None}
+    if not model.complete:
+        known |= {sentinel_name(j): i for j, i in enumerate(own)}
     named: dict[int, str] = {}
     for name, (i, file) in added.items():
-        if name in known:
-            if known[name] != i:
-                raise InputError(
-                    f"{file}: {name} is id {i}, but {where} says {known[name]}; use the files of one tokenizer"
-                )
-        elif name.startswith("<extra_id_"):
+        if name not in known:
             named[i] = name
-        else:
-            others[name] = (i, file)
-    if others:
-        listed = ", ".join(f"{name} (id {i})" for name, (i, _) in list(others.items())[:5])
-        file = next(iter(others.values()))[1]
+        elif known[name] != i:
+            raise InputError(
+                f"{file}: {name} is id {i}, but {where} says {known[name]}; use the files of one tokenizer"
+            )
+    numbered = {i: name for i, name in named.items() if name.startswith("<extra_id_")}
+    if numbered and extra_ids is not None and extra_ids != len(numbered) and not model.complete:
         raise InputError(
-            f"{file}: adds {len(others)} tokens to T5's vocabulary: {listed}; SentencePiece cannot read them, so use a"
-            " T5 without added tokens"
+            f"{config_at}: `extra_ids` is {extra_ids}, but {len(numbered)} sentinels are listed as added tokens; use"
+            " the files of one tokenizer"
         )
-    if named:
-        above = tuple(named[i] for i in sorted(named))
-        in_row = sorted(named) == list(range(count, count + len(named)))
-        if not in_row or {*above} != {sentinel_name(j) for j in range(len(above))}:
-            file = next(iter(added.values()))[1]
-            raise InputError(
-                f"{file}: the sentinels have ids {min(named)} to {max(named)}, but {where} has {count} pieces, above"
-                " which they must follow from <extra_id_0> on without a gap; use the files of one tokenizer"
-            )
-        if extra_ids is not None and extra_ids != len(above):
-            raise InputError(
-                f"{config_at}: `extra_ids` is {extra_ids}, but {len(above)} sentinels are listed as added tokens; use"
-                " the files of one tokenizer"
-            )
-        return above, f"by name among the added tokens of {Path(next(iter(added.values()))[1]).name}"
-    if own:
-        found = f"by name among the pieces of {Path(where).name}"
-    elif extra_ids is None:
-        found = "no file lists them, so T5's 100 above the pieces"
-    else:
+    found = f"by name among the pieces of {Path(where).name}"
+    if numbered:
+        found = f"by name among the added tokens of {Path(next(iter(added.values()))[1]).name}"
+    elif not own and not model.complete:
         found = f"`extra_ids` of {Path(config_at).name}, above the pieces"
-    if extra_ids is None:
-        extra_ids = 0 if own else SENTINELS
-    return Layout.of_t5(extra_ids, T5_TOKENS).above, found
+        if extra_ids is None:
+            found = "no file lists them, so T5's 100 above the pieces"
+            extra_ids = 0 if type(rows) is int and rows < model.size + SENTINELS else SENTINELS
+        implied = Layout.of_t5(extra_ids, T5_TOKENS).above
+        numbered = {model.size + k: name for k, name in enumerate(implied)}
+    others = {i: name for i, name in named.items() if i not in numbered}
+    return _in_row(model.size, numbered, others, next(iter(added.values()), (0, where))[1], where), found
+
+
+def _in_row(size: int, numbered: dict[int, str], others: dict[int, str], file: str, where: str) -> tuple[str, ...]:
+    """Names of the ids from `size` on, which must have no gap; `numbered` are sentinels."""
+    together = numbered | others
+    from_zero = {*numbered.values()} == {sentinel_name(j) for j in range(len(numbered))}
+    if from_zero and sorted(together) == list(range(size, size + len(together))):
+        return tuple(together[i] for i in sorted(together))
+    if others:
+        listed = ", ".join(f"{name} (id {i})" for i, name in sorted(others.items())[:5])
+        sentinels = f" and sentinels {min(numbered)} to {max(numbered)}" if numbered else ""
+        raise InputError(
+            f"{file}: adds {listed}, but {where} has ids up to {size - 1}{sentinels}; added tokens must follow"
+            " without a gap, so use the files of one tokenizer"
+        )
+    raise InputError(
+        f"{file}: the sentinels have ids {min(numbered)} to {max(numbered)}, but {where} has {size} pieces, above which"
+        " they must follow from <extra_id_0> on without a gap; use the files of one tokenizer"
+    )
 
 
 def _added_tokens(contents: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
@@ -215,29 +219,42 @@ def _added_tokens(contents: Mapping[str, Any], files: Mapping[str, Path]) -> dic
 
 
 def _special(
-    pieces: sentencepiece.SentencePieceProcessor, settings: Mapping[str, Any], config_at: str, where: str
+    model: Named,
+    above: Sequence[str],
+    naming: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    config_at: str,
+    where: str,
 ) -> SpecialTokens:
-    """Padding and EOS by the tokenizer's names; the decoder starts with padding unless a config says otherwise."""
+    """Padding and EOS by the tokenizer's names, else by the model's config; the decoder starts with padding.
+
+    Args:
+        naming: settings with the names of special tokens; the first that has one counts.
+        config: config.json, for ids that no name gives; it also says how the decoder starts (`_agreeing`).
+    """
     ids = {}
-    for field, i in (("pad", pieces.pad_id()), ("eos", pieces.eos_id())):
-        name = settings.get(f"{field}_token")
+    at = {name: model.size + k for k, name in enumerate(above)}
+    for field, i in (("pad", model.pad), ("eos", model.eos)):
+        name = next((name for settings in naming if (name := settings.get(f"{field}_token")) is not None), None)
         name = name.get("content") if isinstance(name, dict) else name
         if name is not None:
-            named = pieces.piece_to_id(str(name))
-            if pieces.id_to_piece(named) != name:
+            named = at.get(str(name), model.id_of(str(name)))
+            if named is None:
                 raise InputError(
                     f"{config_at}: {field}_token {name!r} is not a piece of {where}; use its own tokenizer"
                 )
             if i not in (-1, named):
                 raise InputError(
                     f"{config_at}: {field}_token is {name!r} (id {named}), but {where} has"
-                    f" {pieces.id_to_piece(i)!r} (id {i}); use the files of one tokenizer"
+                    f" {model.names()[i]!r} (id {i}); use the files of one tokenizer"
                 )
             i = named
+        if i < 0 and type(config.get(_CONFIG_KEYS[field])) is int:
+            i = config[_CONFIG_KEYS[field]]
         ids[field] = i
-    if min(ids["pad"], ids["eos"], pieces.unk_id()) < 0:
+    if min(ids.values()) < 0 or (model.unk < 0 and not model.complete):
         raise InputError(
-            f"{where}: has pad {ids['pad']}, eos {ids['eos']} and unk {pieces.unk_id()} (−1: none); T5 needs all three;"
+            f"{where}: has pad {ids['pad']}, eos {ids['eos']} and unk {model.unk} (−1: none); T5 needs all three;"
             " use T5's vocabulary or let `prepare` train one"
         )
     return SpecialTokens(ids["pad"], ids["eos"], ids["pad"])

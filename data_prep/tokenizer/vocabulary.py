@@ -1,15 +1,15 @@
-"""Text to ids and back, with SentencePiece, on whose ids the paper's results depend.
+"""Text to ids and back.
 
-The SentencePiece pieces come first (pad 0, eos 1, unk 2 in T5), then, unless they are pieces themselves, the sentinels:
-in T5 with extra_id_0 highest, 32,099. The embedding has `rows` ≥ `size` rows, a multiple of 128. Control strings in a
-text ("</s>", "<extra_id_0>") are encoded as text.
+The ids of the text model come first (in T5 SentencePiece's pieces: pad 0, eos 1, unk 2), then, unless they are among
+them, the sentinels: in T5 with extra_id_0 highest, 32,099. Tokens that someone added to a T5 follow. The embedding has
+`rows` ≥ `size` rows, a multiple of 128. Control strings in a text ("</s>", "<extra_id_0>") are encoded as text.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,45 +18,45 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import sentencepiece
 
 from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
-from t5_pipeline.data_prep.tokenizer.rebuilt_model import TOKENIZER, rebuilt_model
-from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, meaning, message, with_rounded_scores
+from t5_pipeline.data_prep.tokenizer.byte_model import BYTES
+from t5_pipeline.data_prep.tokenizer.json_model import bpe_content, json_content
+from t5_pipeline.data_prep.tokenizer.rebuilt_model import rebuilt_model
+from t5_pipeline.data_prep.tokenizer.sentencepiece_model import trained_model
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
+from t5_pipeline.data_prep.tokenizer.sources import FILES, TOKENIZER, Source, source_of
 from t5_pipeline.data_prep.tokenizer.special_tokens import (
     CONFIG_FILES,
     MODEL_FILE,
     TOKENIZER_FILES,
     Layout,
     sentinel_name,
-    sentinels_of,
 )
+from t5_pipeline.data_prep.tokenizer.text_model import opened
 
-# Fixed, because the result of training depends on the number of threads.
-_TRAINING_THREADS = 1
-_LONGEST_SENTENCE = 4000  # bytes; SentencePiece's trainer skips sentences longer than 4,192
 _MAX_MODEL = 2**28  # bytes
 
 
 class NoModelFile(InputError):
-    """A model, in a directory or on the hub, without a spiece.model."""
+    """A model, in a directory or on the hub, without a tokenizer."""
 
 
 class Vocabulary:
-    """A SentencePiece model and the ids above its pieces.
+    """A text model and the ids above its own.
 
     Args:
-        model: the bytes of a spiece.model.
+        model: the bytes of a text model, such as those of a spiece.model.
         layout: meaning of the ids (default: what `files` say).
         where: its location, for errors.
         files: the files beside it, by name, as for `Layout.find`; without any, the layout is T5's, with 100 sentinels
             unless the model contains its own.
 
     Attributes:
+        text: the text model.
         special: ids of padding, EOS and the decoder's start.
+        unk: id of unknown text; −1 if there is none.
         sentinel_ids: id of <extra_id_j> at index j.
 
     Raises:
@@ -70,37 +70,38 @@ class Vocabulary:
         where: str = "vocabulary",
         files: Mapping[str, Path] | None = None,
     ) -> None:
-        self.pieces = _loaded(model, where)
-        self.model = model
-        self.layout = layout or Layout.find(self.pieces, files or {}, where)
+        self.text = opened(model, where)
+        self.layout = layout or Layout.find(self.text, files or {}, where)
+        if self.layout.above and (grown := self.text.with_tokens(self.layout.above)) is not None:
+            self.text, self.layout = grown, replace(self.layout, above=())
+        self.model = self.text.content
         self.special = self.layout.special
-        self.pad, self.eos = self.special.pad, self.special.eos
-        self.unk: int = self.pieces.unk_id()
-        count = self.pieces.get_piece_size()
-        self.size: int = count + len(self.layout.above)
+        self.pad, self.eos, self.unk = self.special.pad, self.special.eos, self.text.unk
+        self.size: int = self.text.size + len(self.layout.above)
         self.rows: int = embedding_rows(self.size)
-        above = {name: count + k for k, name in enumerate(self.layout.above)}
-        self.sentinel_ids: tuple[int, ...] = sentinels_of(self.pieces) or tuple(
-            above[sentinel_name(j)] for j in range(len(above))
-        )
-        self._sentinel_number = {i: j for j, i in enumerate(self.sentinel_ids)}
-        in_t5 = self.layout.above == Layout.of_t5(len(above), self.special).above
-        described = f"\nsentinels {len(above)}" if in_t5 else f"\nsentinels {' '.join(above)}"
-        self.digest: str = hashlib.sha256(model + described.encode()).hexdigest()
+        above = {name: self.text.size + k for k, name in enumerate(self.layout.above)}
+        numbered = [name for j in range(len(above)) if (name := sentinel_name(j)) in above]
+        self.sentinel_ids: tuple[int, ...] = self.text.sentinel_ids or tuple(above[name] for name in numbered)
+        self._sentinel_number = {i: j for j, i in enumerate(self.sentinel_ids) if not self.text.in_text(i)}
+        control = {self.pad, self.eos, self.unk, *self.sentinel_ids}
+        self._added = {name: i for name, i in above.items() if i not in control}
+        self._name_added = {i: name for name, i in self._added.items()}
+        self._split = re.compile(f"({'|'.join(map(re.escape, sorted(self._added, key=len, reverse=True)))})")
+        self.digest: str = hashlib.sha256(self.model + self._described().encode()).hexdigest()
+
+    def _described(self) -> str:
+        above = self.layout.above
+        if above == Layout.of_t5(len(above), self.special).above:
+            return f"\nsentinels {len(above)}"
+        return f"\nsentinels {json.dumps(above) if self._added else ' '.join(above)}"
 
     @property
     def sentinels(self) -> int:
         """Number of sentinels."""
         return len(self.sentinel_ids)
 
-    @property
-    def normalizer(self) -> str:
-        """Name of the rules by which text is normalised, such as nmt_nfkc."""
-        name = message(self.model, NORMALIZER).get(1, b"")
-        return name.decode() if isinstance(name, bytes) and name else "identity"
-
     def __repr__(self) -> str:
-        return f"Vocabulary({self.pieces.get_piece_size():,} pieces, {self.sentinels} sentinels)"
+        return f"Vocabulary({self.text.size:,} pieces, {self.sentinels} sentinels)"
 
     # --------------------------------------------------------------------------------------------- loading and training
 
@@ -108,27 +109,27 @@ class Vocabulary:
     def load(cls, location: str | Path) -> Vocabulary:
         """Load a spiece.model file, the directory of a tokenizer or model, or a hub name.
 
-        Special ids come from the files beside it (Layout.find); without those there are 100 sentinels, as in T5. Text
-        is never read with a tokenizer.json, because it may differ from SentencePiece; without a spiece.model, one is
-        rebuilt from it.
+        Special ids come from the files beside it (Layout.find); without those there are 100 sentinels, as in T5. A
+        tokenizer.json is not read beside a spiece.model, because it may differ from it. Where it is all there is, a
+        spiece.model is rebuilt from that of a T5, and others are read as they are.
 
         Raises:
-            NoModelFile: if a directory or a hub model has no spiece.model.
+            NoModelFile: if a directory or a hub model has no tokenizer.
             InputError: if the vocabulary cannot be loaded for another reason.
         """
         path = Path(location)
         if path.is_dir():
-            files = {name: path / name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()}
-            if (path / MODEL_FILE).is_file():
-                model_file = path / MODEL_FILE
-                return cls(read_file(model_file, _MAX_MODEL), where=str(model_file), files=files)
-            model = rebuilt_model(path)
-            if model is None:
+            source = source_of(path)
+            model = None if source is None else _content(source)
+            if source is None or model is None:
                 raise NoModelFile(
                     f"{path}: contains no {MODEL_FILE} and no {TOKENIZER} of a T5; copy the {MODEL_FILE} of the T5 that"
                     " it was trained from into it"
                 )
-            return cls(model, where=str(path / TOKENIZER), files={**files, TOKENIZER: path / TOKENIZER})
+            files = {name: path / name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()}
+            if source.form == "t5":
+                files[TOKENIZER] = source.path
+            return cls(model, where=str(source.path), files=files)
         if path.is_file():
             return cls(read_file(path, _MAX_MODEL), where=str(path))
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
@@ -147,78 +148,38 @@ class Vocabulary:
             RemoteEntryNotFoundError,
         )
 
+        files = {}
         try:
-            model = Path(hf_hub_download(name, MODEL_FILE))
-        except RemoteEntryNotFoundError:
-            raise NoModelFile(
-                f"vocabulary {name}: has no {MODEL_FILE} on the hub; name a T5 that has one, or give the file"
-            ) from None
+            with contextlib.suppress(RemoteEntryNotFoundError):
+                files[MODEL_FILE] = Path(hf_hub_download(name, MODEL_FILE))
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"vocabulary {name} does not exist, and cannot read {name}/{MODEL_FILE} from the hub ({reason});"
                 " check the name"
             ) from None
-        files = {}
-        for file in (*TOKENIZER_FILES, *CONFIG_FILES):
+        wanted = (*TOKENIZER_FILES, *CONFIG_FILES) if files else (*FILES, *CONFIG_FILES)
+        for file in wanted:
             with contextlib.suppress(HfHubHTTPError, EntryNotFoundError, OSError):
                 files[file] = Path(hf_hub_download(name, file))
-        return cls(read_file(model, _MAX_MODEL), where=f"{name}/{MODEL_FILE}", files=files)
+        model = files.pop(MODEL_FILE, None)
+        if model is not None:
+            return cls(read_file(model, _MAX_MODEL), where=f"{name}/{MODEL_FILE}", files=files)
+        with contextlib.suppress(NoModelFile):
+            if files:
+                return cls.load(next(iter(files.values())).parent)
+        raise NoModelFile(
+            f"vocabulary {name}: has no {MODEL_FILE} on the hub; name a T5 that has one, or give the file"
+        )
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> Vocabulary:
-        """Train a unigram vocabulary of `size` pieces (without sentinels), deterministically.
-
-        As in T5: nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos. Scores are multiples of 1/256,
-        on which other tokenizers agree (sentencepiece_proto). SentencePiece keeps its training text in memory, so pass
-        only a part of a large corpus.
+        """Train a unigram vocabulary of `size` pieces (without sentinels), deterministically (trained_model).
 
         Raises:
             InputError: if the text is too small or too varied for `size`.
         """
-        trained = io.BytesIO()
-        refused: list[InputError] = []
-
-        def sentences() -> Iterator[str]:
-            try:
-                yield from _sentences(texts)
-            except InputError as error:  # SentencePiece would turn it into text with a traceback
-                refused.append(error)
-                raise
-
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=sentences(),
-                model_writer=trained,
-                model_type="unigram",
-                vocab_size=size,
-                normalization_rule_name="nmt_nfkc",
-                byte_fallback=False,
-                pad_id=0,
-                eos_id=1,
-                unk_id=2,
-                bos_id=-1,
-                num_threads=_TRAINING_THREADS,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            if refused:
-                raise refused[0] from None
-            most = re.search(r"value <= (\d+)", str(error))
-            if most is not None:
-                raise InputError(
-                    f"vocabulary_size: the corpus is too small for {size:,} pieces; set it to at most {int(most[1]):,}"
-                ) from None
-            least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-            if least is not None:
-                raise InputError(
-                    f"vocabulary_size: {size:,} pieces are too few for the characters of the corpus;"
-                    f" set it to {int(least[1]):,} or more"
-                ) from None
-            raise InputError(
-                f"vocabulary_size: cannot train {size:,} pieces on this corpus ({str(error).strip()}); enlarge it"
-            ) from None
-        return cls(with_rounded_scores(trained.getvalue()), where="trained vocabulary")
+        return cls(trained_model(texts, size), where="trained vocabulary")
 
     def with_sentinels(self, sentinels: int = SENTINELS) -> Vocabulary:
         """The same pieces with T5's `sentinels` sentinels above them."""
@@ -240,32 +201,39 @@ class Vocabulary:
 
     def names(self) -> list[str]:
         """The name of every id: `▁the`, `<extra_id_0>`."""
-        return [str(self.pieces.id_to_piece(i)) for i in range(self.pieces.get_piece_size())] + [*self.layout.above]
+        return [*self.text.names(), *self.layout.above]
 
     def piece_bytes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes of the text of every id, after normalisation; 0 for ids that are not text."""
         found = np.zeros(self.size, np.int64)
-        for i in range(self.pieces.get_piece_size()):
-            if self.pieces.is_byte(i):
-                found[i] = 1
-            elif not (self.pieces.is_control(i) or self.pieces.is_unknown(i) or self.pieces.is_unused(i)):
-                found[i] = len(str(self.pieces.id_to_piece(i)).replace("\u2581", " ").encode())
+        found[: self.text.size] = self.text.bytes_per_id()
+        for i, name in self._name_added.items():
+            found[i] = len(name.encode())
         return found
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without EOS."""
-        ids: list[int] = self.pieces.encode(text)
-        return ids
+        (ids,) = self.encode_arrays([text])
+        found: list[int] = ids.tolist()
+        return found
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        ids: list[list[int]] = self.pieces.encode(list(texts), num_threads=min(os.cpu_count() or 1, len(texts) or 1))
-        return ids
+        threads = min(os.cpu_count() or 1, len(texts) or 1)
+        return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[np.int32]]:
         """`encode` of each text as an array, on `threads` threads."""
-        ids: list[npt.NDArray[np.int32]] = self.pieces.encode(list(texts), num_threads=threads, return_type="numpy")
-        return ids
+        if not self._added:
+            return self.text.encode(texts, threads)
+        parts = [self._split.split(text) for text in texts]  # text, added token, text, …
+        encoded = iter(self.text.encode([part for split in parts for part in split[::2]], threads))
+
+        def joined(split: list[str]) -> Iterator[npt.NDArray[np.int32]]:
+            for k, part in enumerate(split):
+                yield next(encoded) if k % 2 == 0 else np.array([self._added[part]], np.int32)
+
+        return [np.concatenate([*joined(split)]) for split in parts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of any ids: pad and eos are skipped, sentinel j becomes <extra_id_j>.
@@ -275,12 +243,13 @@ class Vocabulary:
         parts: list[str] = []
         run: list[int] = []
         for i in map(int, ids):
-            if i in self._sentinel_number:
-                parts += [self.pieces.decode(run), sentinel_name(self._sentinel_number[i])]
+            if i in self._sentinel_number or i in self._name_added:
+                name = self._name_added.get(i) or sentinel_name(self._sentinel_number[i])
+                parts += [self.text.decode(run), name]
                 run = []
             elif i not in (self.pad, self.eos):
-                run.append(i if 0 <= i < self.pieces.get_piece_size() else self.unk)
-        return " ".join(part for part in [*parts, self.pieces.decode(run)] if part)
+                run += [i] if 0 <= i < self.text.size else [self.unk] * (self.unk >= 0)
+        return " ".join(part for part in [*parts, self.text.decode(run)] if part)
 
     def strip_sentinel(self, ids: Sequence[int], sentinel: str = "targets") -> Sequence[int]:
         """Output ids without the leading <extra_id_0> of targets with sentinels.
@@ -309,7 +278,7 @@ class Vocabulary:
             own = Vocabulary.load(model)
         except NoModelFile:  # a T5X checkpoint, or a hub model without a vocabulary
             return
-        if own.model != self.model and meaning(own.model) != meaning(self.model):
+        if own.model != self.model and own.text.meaning() != self.text.meaning():
             raise InputError(
                 f"{model}: the text was tokenised with another vocabulary than {Path(model) / MODEL_FILE};"
                 f" prepare it again with `vocabulary: {model}`"
@@ -318,47 +287,22 @@ class Vocabulary:
     # ----------------------------------------------------------------------------------------------------------- saving
 
     def save(self, directory: str | Path) -> None:
-        """Write spiece.model and, for transformers, tokenizer.json and tokenizer_config.json that agree with it."""
+        """Write the files of the text model and, for transformers, files that agree with it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / MODEL_FILE).write_bytes(self.model)
-        write_fast_tokenizer(directory, self)
+        self.text.save(directory, self.layout)
 
 
-def _loaded(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
-    try:
-        if not model:  # SentencePiece would make a processor without pieces
-            raise ValueError("empty")
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, ValueError):
-        raise InputError(f"{where}: is not a SentencePiece model; give a spiece.model file") from None
-
-
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of the texts; long ones, which the trainer would skip, are split between words or within long words."""
-    for text in texts:
-        for line in text.splitlines():
-            if len(line) * 4 <= _LONGEST_SENTENCE or len(line.encode()) <= _LONGEST_SENTENCE:
-                if line.strip():
-                    yield line
-                continue
-            part: list[str] = []
-            used = 0
-            for word in _short_words(line):
-                if used + len(word.encode()) + 1 > _LONGEST_SENTENCE and part:
-                    yield " ".join(part)
-                    part, used = [], 0
-                part.append(word)
-                used += len(word.encode()) + 1
-            if part:
-                yield " ".join(part)
-
-
-def _short_words(line: str) -> Iterator[str]:
-    """The words of a line; those too long for a sentence, as in scripts without spaces, in parts that are not."""
-    for word in line.split():
-        if len(word) * 4 < _LONGEST_SENTENCE or len(word.encode()) < _LONGEST_SENTENCE:
-            yield word
-        else:
-            most = (_LONGEST_SENTENCE - 1) // 4  # characters
-            yield from (word[start : start + most] for start in range(0, len(word), most))
+def _content(source: Source) -> bytes | None:
+    """The bytes of a text model; None if the file is not one."""
+    match source.form:
+        case "sentencepiece":
+            return read_file(source.path, _MAX_MODEL)
+        case "bytes":
+            return BYTES
+        case "bpe":
+            return bpe_content(source.path)
+        case "t5":
+            return rebuilt_model(source.path.parent) or json_content(source.path)
+        case "tokenizers":
+            return json_content(source.path)

@@ -27,12 +27,13 @@ def parts(
         inputs: digest of each input.
         data: locations and tasks whose contents count, in addition to the stage's own.
     """
-    names = [n for n in type(settings).model_fields if settings.role(n) == "trajectory" and n not in settings.inputs()]
+    names = settings.shaping()
     if settings.schedule_depends_on_steps():
         names.append("steps")
     # Metrics are excluded because evaluate has its own setting for them, except those that select a checkpoint.
     dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
-    sources = {**settings.data(), **settings.task_sources(), **(data or {})}
+    own: dict[str, str | TaskConfig] = {**settings.data(), **settings.task_sources()}
+    sources = {name: source for name, source in own.items() if name.partition(".")[0] in names} | dict(data or {})
     chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}
     return {
         "kind": settings.kind,

@@ -12,7 +12,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.records import read_json
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
-from t5_pipeline.modeling.digest import model_digest, t5x_files
+from t5_pipeline.modeling.digest import model_digest, t5x_files, t5x_folder
 
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
@@ -37,6 +37,8 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     if kind == "tokens" and is_url(location):
         return [local_tokens(location, where)]
     path, name = Path(location), marker(kind)
+    if kind == "model":
+        path = t5x_folder(path)
     if kind == "model" and (foreign := _foreign_model(path)):
         raise InputError(f"{where}: {location} {foreign}")
     if (path / name).is_file() or (kind == "model" and t5x_files(path)):

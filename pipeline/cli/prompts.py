@@ -59,6 +59,9 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
         "--precision", choices=("fp32", "bf16"), default="bf16", help="precision of matrix products (default: bf16)"
     )
     predict.add_argument("--threads", type=positive, default=0, metavar="N", help="CPU threads (default: all cores)")
+    predict.add_argument(
+        "--compile", action="store_true", help="torch.compile the T5; worth it for much input (default: off)"
+    )
     text = predict.add_argument_group("free text (default: greedy decoding)")
     text.add_argument(
         "--max-output-length", type=positive, default=0, metavar="N",
@@ -97,7 +100,8 @@ def _predict(given: argparse.Namespace) -> int:
     temperature = (given.temperature or 1.0) if sampling else 0.0
     decoding = Decoding(given.beams, given.length_penalty, temperature, given.top_p or 1.0, given.seed)
     predict = Predict(given.batch_size, given.max_output_length, decoding)
-    counts = predict(Engine.load(given.model, given.prompts, precision=given.precision), given.input, given.output)
+    engine = Engine.load(given.model, given.prompts, precision=given.precision, compiled=given.compile)
+    counts = predict(engine, given.input, given.output)
     if given.output != STDOUT:
         say(f"✓ wrote {counts.rows - counts.bad:,} answers to {given.output}")
     if counts.bad:

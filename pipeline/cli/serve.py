@@ -66,6 +66,9 @@ def add_serve(commands: Any) -> None:
         help="precision of matrix products (default: fp32); int8 for ctranslate2",
     )  # fmt: skip
     execution.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    execution.add_argument(
+        "--compile", action="store_true", help="torch.compile the T5; first requests wait for it (default: off)"
+    )
     serve.set_defaults(command=_serve)
 
 

@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from t5_pipeline.config.denoisers import MIXTURES, DenoiserConfig
+from t5_pipeline.config.probe import ProbeConfig
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.modeling.config import T5Config
 
+_PARTS = 56  # example lengths that stand for a mixture
 # Hub models whose steps of training are known (Lester et al. 2021, §2.2).
 _TRAINED = ((r"google/t5-v1_1-\w+", 1_000_000), (r"google/t5-\w+-lm-adapt", 1_100_000))
 
@@ -70,6 +74,13 @@ def known_steps(model: Any) -> int:
     return int(found[1]) if found else 0
 
 
+def prefix_parts(whole: int, density: float) -> list[tuple[int, int]]:
+    """Inputs and targets of a prefix LM: the prefix is uniform over all lengths from about (1−2ρ)·ℓ on."""
+    shortest = 1 - 2 * density
+    parts = [shortest + (1 - shortest) * (i + 0.5) / 8 for i in range(8)]
+    return [(round(part * whole), whole - round(part * whole)) for part in parts]
+
+
 class SpanCorruptConfig(LanguageModelConfig):
     """T5's own pretraining objective (Raffel et al. 2020, §3.1.4)."""
 
@@ -84,6 +95,31 @@ class SpanCorruptConfig(LanguageModelConfig):
     input_length: int = setting(512, "encoder tokens of an example", unit="tokens", gt=8)
     noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, lt=1)
     mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", ge=1)
+    mixture: list[DenoiserConfig] = setting(
+        [], "objectives to mix by rate instead: `ul2`, or in a recipe a list of denoisers"
+    )
+
+    unless_empty: ClassVar[frozenset[str]] = frozenset({"mixture"})
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def published(cls, value: Any) -> Any:
+        """A mixture by its name."""
+        name = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if not isinstance(name, str):
+            return value
+        if name not in MIXTURES:
+            raise ValueError(f"there is no mixture `{name}`; {nearest(name, MIXTURES)}")
+        return MIXTURES[name]
+
+    @model_validator(mode="after")
+    def one_objective(self) -> SpanCorruptConfig:
+        if self.mixture and (self.noise_density, self.mean_span_length) != (0.15, 3.0):
+            raise ValueError(
+                "`noise_density` and `mean_span_length` are those of span corruption alone; give them in"
+                " `mixture`, or remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def one_start(self) -> SpanCorruptConfig:
@@ -100,12 +136,30 @@ class SpanCorruptConfig(LanguageModelConfig):
         """
         from t5_pipeline.data_prep.objectives.span_corruption import tokens_length  # imports NumPy
 
-        _, targets = tokens_length(self.input_length, self.noise_density, self.mean_span_length)
-        return [(self.input_length, targets)]
+        def lengths(density: float, mean: float) -> tuple[int, int]:
+            return self.input_length, tokens_length(self.input_length, density, mean)[1]
+
+        if not self.mixture:
+            return [lengths(self.noise_density, self.mean_span_length)]
+        found: list[tuple[int, int]] = []
+        total = sum(one.rate for one in self.mixture)
+        for one in self.mixture:
+            if one.prefix_density is None:
+                of_it = [lengths(one.noise_density or 0.15, one.mean_span_length or 3.0)]
+            else:
+                of_it = prefix_parts(self.input_length, one.prefix_density)
+            copies = max(1, round(_PARTS * one.rate / total / len(of_it)))
+            found += of_it * copies
+        return found
+
+    def longest_example(self) -> tuple[int, int]:
+        if any(one.prefix_density is not None for one in self.mixture):
+            return self.input_length, self.input_length
+        return super().longest_example()
 
 
 @defaults(steps=100_000, batch_size=2048, step_offset=None)
-class LMAdaptConfig(LanguageModelConfig):
+class LMAdaptConfig(LanguageModelConfig, ProbeConfig):
     """LM adaptation (Lester et al. 2021, §2.2)."""
 
     kind: ClassVar[str] = "lm_adapt"
@@ -156,10 +210,7 @@ class LMAdaptConfig(LanguageModelConfig):
         whole = self.segment_length
         if self.objective in ("lm", "full_lm"):
             return [(1, whole)]
-        # The prefix is uniform over all lengths from about (1−2ρ)·ℓ on (packed pairs: ρ = ½).
-        shortest = 1 - 2 * self.prefix_density
-        parts = [shortest + (1 - shortest) * (i + 0.5) / 8 for i in range(8)]
-        return [(round(part * whole), whole - round(part * whole)) for part in parts]
+        return prefix_parts(whole, self.prefix_density)  # packed pairs: ρ = ½
 
     def longest_example(self) -> tuple[int, int]:
         return (1 if self.objective in ("lm", "full_lm") else self.segment_length), self.segment_length

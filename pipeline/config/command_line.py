@@ -175,10 +175,11 @@ def flag(name: str) -> str:
 
 
 def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted name of every setting: the sizes of `init` one by one, a task as a whole."""
+    """Dotted name of every setting: the sizes of `init` one by one, a task or a list as a whole."""
     for name, field in cls.model_fields.items():
         inner = next((a for a in _parts(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)), None)
-        if inner is None or issubclass(inner, TaskConfig):
+        many = any(getattr(part, "__origin__", None) is list for part in _parts(field.annotation))
+        if inner is None or many or issubclass(inner, TaskConfig):
             yield prefix + name, field
         else:
             yield from _fields(inner, f"{prefix}{name}.")

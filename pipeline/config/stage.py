@@ -29,6 +29,7 @@ class StageConfig(Config):
         engines: engines that can run the stage (docs/engines.md).
         code_version: raised when the same settings give another result than before.
         repairs_output: whether the stage repairs a damaged output instead of starting from scratch.
+        unless_empty: settings that do not shape the result while they are empty.
         scored_as: evaluate's input for what the stage publishes, and its help text; None if it is not scored.
     """
 
@@ -38,6 +39,7 @@ class StageConfig(Config):
     engines: ClassVar[tuple[str, ...]] = ("one",)
     code_version: ClassVar[int] = 1
     repairs_output: ClassVar[bool] = False
+    unless_empty: ClassVar[frozenset[str]] = frozenset()
     scored_as: ClassVar[tuple[str, str] | None] = None
 
     seed: int = setting(0, "random seed; if unset, the recipe's `seed`", ge=0)
@@ -57,6 +59,12 @@ class StageConfig(Config):
     def takes_many(cls, name: str) -> bool:
         """Whether an input field may name several artifacts."""
         return any(isinstance(mark, Input) and mark.many for mark in cls.model_fields[name].metadata)
+
+    def shaping(self) -> list[str]:
+        """Names of the settings that shape the result, besides inputs and `steps`."""
+        inputs = self.inputs()
+        names = [name for name in type(self).model_fields if self.role(name) == "trajectory" and name not in inputs]
+        return [name for name in names if name not in self.unless_empty or getattr(self, name)]
 
     @classmethod
     def role(cls, name: str) -> Role:
@@ -252,13 +260,32 @@ class ScoringConfig(Config):
     scoring: Scoring = setting("decode", "answer if there are labels: decoded text (the paper), or likeliest label")
 
 
-class InferenceConfig(PrecisionConfig):
+class CompileConfig(Config):
+    """Group: compilation and kernels of this package's T5 (not of transformers')."""
+
+    compile: Literal["auto", "true", "false"] = setting(
+        "auto", "compile the T5's blocks with torch.compile; auto: on GPUs", role="runtime"
+    )
+
+    attention: Literal["auto", "sdpa", "flex"] = setting(
+        "auto",
+        "compiled self-attention of a frozen T5 on GPUs: torch's SDPA or FlexAttention; auto: SDPA",
+        role="runtime",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def boolean_of_yaml(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, bool) else value
+
+
+class InferenceConfig(CompileConfig, PrecisionConfig):
     """Group: predictions without training."""
 
     batch_size: int = setting(64, "examples per batch", unit="examples", role="runtime", gt=0)
 
 
-class ExecutionConfig(Config):
+class ExecutionConfig(CompileConfig):
     """Group: ways to compute the training step of this package's T5 (not of transformers')."""
 
     recompute: bool = setting(

@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Iterator
 
-from t5_pipeline.core.errors import InputError, write_error
+from t5_pipeline.core.errors import InputError, ProcessLost, write_error
 from t5_pipeline.core.printable import finish_stdout
 
 _OPEN_FILES = 256  # a stage with its libraries, data and checkpoints
@@ -35,6 +35,10 @@ _REMEDIES = {
     errno.EIO: "check the disk and run again",
 }
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# gloo, and torch's description of errors of NCCL.
+_PEER = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ms|ncclRemoteError|ncclSystemError"
+)
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Unable to allocate")
 
 
@@ -69,12 +73,16 @@ def input_error(error: BaseException) -> InputError | None:
 
     >>> print(input_error(OSError(errno.EISDIR, "Is a directory", "run/model")))
     cannot use run/model (Is a directory); move the directory that is in the way, or choose another path
+    >>> print(input_error(RuntimeError("[…/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:61542")))
+    lost the connection to another process (Connection closed by peer); run the same command to resume
     """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
         return InputError(f"out of memory ({text or 'no details'}); free some memory, or lower the batch size")
     if isinstance(error, UnicodeEncodeError):
         return _not_utf8(error)
+    if isinstance(error, RuntimeError) and (lost := _PEER.search(text)):
+        return ProcessLost(f"lost the connection to another process ({lost[0]}); run the same command to resume")
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in text:
         number = errno.EMFILE

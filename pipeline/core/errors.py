@@ -22,6 +22,10 @@ class InputError(Exception):
     """
 
 
+class ProcessLost(InputError):
+    """Another process of the launch ended, perhaps with its machine. Each machine reports it for itself."""
+
+
 def write_error(place: object, error: BaseException) -> InputError:
     """The InputError for a failed write, with advice that depends on the reason.
 

@@ -39,7 +39,7 @@ class Microbatch:
         packed: whether rows contain several examples, so that masks depend on the query.
         recompute: activation checkpointing: only the inputs of blocks are saved.
         cpu: device; on a GPU, norms and attention are fused kernels that save less.
-        logits: precision of the output product, whose gradient is saved instead of the logits (fp32 unless `bf16`);
+        logits: precision of the output product; on a CPU the gradient of the logits is saved (fp32 unless `bf16`);
             "whole" if all logits are computed and saved in fp32 (mixtures of prompts).
     """
 
@@ -86,7 +86,7 @@ class SavedActivations:
     Copies of weights in another dtype count where they are used.
 
     Attributes:
-        logits: the gradient of the logits, which is saved instead of them.
+        logits: the gradient of the logits, which a CPU saves instead of them; on a GPU, the target tokens.
         encoder_block, decoder_block: additional bytes while a block is recomputed.
     """
 
@@ -140,6 +140,8 @@ def saved_activations(shape: T5Config, m: Microbatch) -> SavedActivations:
     copied = _copies(shape, m, reached)
     in_encoder, in_decoder = in_encoder + copied[0], in_decoder + copied[1]
     logits = B * T * (m.logit_bytes * shape.vocab_size + (_FP32 + _INDEX if m.logits == "whole" else 0))
+    if m.logits != "whole" and not m.cpu:
+        logits = B * T * _INDEX
     if not m.recompute:
         return SavedActivations(encoder + in_encoder, decoder + in_decoder, logits)
     inputs = _block_inputs(shape, m)
@@ -155,13 +157,17 @@ def _block_inputs(shape: T5Config, m: Microbatch) -> tuple[int, int]:
     cross = T * S if m.packed else S if m.padded else 0
 
     def bias(layers: int, length: int, rows: int) -> int:
-        """The first block computes the bias and passes it to the others, unless each computes its own."""
-        return rows * H * length * length * m.e if layers > 1 and not shape.bias_per_layer else 0
+        """Bias of positions and masks, which the first block passes to the others; in umT5 each block has its own."""
+        return rows * H * length * length * m.e if layers and not shape.bias_per_layer else 0
 
-    encoder = L * B * S * D * stream + B * masked * _FP32
+    own = shape.bias_per_layer  # computed in each block, from its mask
+    indices = 0 if m.frozen or own else _INDEX  # buckets of the relative positions
+    encoder = L * B * S * D * stream + B * masked * _FP32 * (m.handwritten or own) + indices * (2 * S - 1)
     encoder += bias(L, S, 1 if m.handwritten or not masked else B)
-    decoder = M * B * T * D * stream + B * S * D * m.e * m.frozen + B * cross * _FP32
-    decoder += (B if m.packed else 1) * T * T * _FP32 + bias(M, T, B if m.packed and not m.handwritten else 1)
+    decoder = M * B * T * D * stream + B * S * D * m.e * m.frozen + B * cross * _FP32 + indices * (2 * T - 1)
+    if own or (m.packed and m.handwritten):
+        decoder += (B if m.packed else 1) * T * T * _FP32
+    decoder += bias(M, T, B if m.packed and not m.handwritten else 1)
     return encoder, decoder
 
 
@@ -239,7 +245,7 @@ def _copies(shape: T5Config, m: Microbatch, reached: int) -> tuple[int, int]:
 
 
 def loss_peak(shape: T5Config, m: Microbatch) -> int:
-    """Peak memory of the loss, which computes the gradient of the logits, a few rows at a time.
+    """Peak memory of the loss, which computes the gradient of the logits, a few rows at a time; on a CPU it keeps it.
 
     At a time there are the logits of these rows, their softmax in fp32 (from a copy of bf16 logits) and the softmax of
     the previous rows; at the end the gradients of all rows, twice while they are concatenated.
@@ -249,6 +255,8 @@ def loss_peak(shape: T5Config, m: Microbatch) -> int:
         return N * (2 * _FP32 * V + _FP32 + _INDEX)
     copied = 0 if h == _FP32 else _FP32
     n = LOSS_ROWS["cpu" if m.cpu else "cuda"]
+    if not m.cpu:  # logits, softmax and their gradient of some rows, in the backward pass
+        return output_copy(shape, m) + V * min(n, N) * (2 * h + _FP32 + copied)
     sizes = [min(n, N - begin) for begin in range(0, N, n)]
     peaks = [
         begin * h + size * (h + _FP32 + copied) + (n * copied if begin else 0)

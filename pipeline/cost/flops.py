@@ -21,6 +21,7 @@ from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
+from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.records import read_json
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
@@ -124,7 +125,7 @@ def training_footprint(
     if isinstance(settings, LMAdaptConfig) and packed and settings.objective == "packed_pairs":
         batch = -(-batch // 2)  # the two examples of a pair fill one row
     parts = microbatches(together, -(-batch // launch.processes), launch.cpu)
-    selects = bool(settings.selects_by())
+    selects = isinstance(settings, LearningConfig) and bool(settings.selects_by())
     labels = [len(task.labels or []) for cell in together for task in cell.made_for()]
 
     def footprint(rows: int, inputs: int, targets: int) -> TrainingFootprint:

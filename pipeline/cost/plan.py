@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.launch import LaunchConfig, read_launch_config
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Recipe
@@ -18,6 +19,7 @@ from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_byt
 from t5_pipeline.cost.fits import Fit, fit
 from t5_pipeline.cost.flops import shape_of, stage_memory, step_cost
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes
+from t5_pipeline.cost.probes import ProbeCost, probe_cost
 from t5_pipeline.cost.throughput import seconds_of_a_step
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, jobs, wanted_steps
 from t5_pipeline.modeling.config import SIZES, T5Config
@@ -42,6 +44,7 @@ class StageCost:
         at_once: prompts that train in one batch.
         fit: whether it fits in the memory of a device; None without `--memory`.
         problem: why its learning rate is too small.
+        probes: cost of the probes of LM adaptation.
     """
 
     name: str
@@ -57,6 +60,7 @@ class StageCost:
     at_once: int = 1
     fit: Fit | None = None
     problem: str | None = None
+    probes: ProbeCost | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ def _stage_cost(
     if isinstance(cell.settings, TrainingConfig) and found.trained is not None:
         _add_training(found, recipe, run_dir, decisions, rate, size, memory)
         found.problem = cell.settings.rate_problem()
+        if isinstance(cell.settings, LMAdaptConfig):
+            found.probes = probe_cost(cell.settings, shape)
     return found
 
 

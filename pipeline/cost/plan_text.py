@@ -38,8 +38,9 @@ def as_text(plan: Plan, rate: Rate | None = None) -> str:
         if len(table) > 1:
             lines += ["", *aligned(table, right=True)]
     fits = [f"{row.name}: {_fits(row.fit)}" for row in plan.stages if row.fit]
+    probes = [f"{row.name}: {row.probes}" for row in plan.stages if row.probes]
     problems = [f"warning: {row.name}: {row.problem}" for row in plan.stages if row.problem]
-    for more in (fits, problems):
+    for more in (fits, probes, problems):
         lines += ["", *more] if more else []
     return "\n".join([*map(printable, lines), "", _NOTES])
 

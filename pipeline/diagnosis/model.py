@@ -98,7 +98,7 @@ def _ids(d: Diagnosis, vocabulary: Vocabulary, shape: T5Config | None) -> None:
     first_last = f"{len(ids)}: <extra_id_0> is id {ids[0]:,}, <extra_id_{len(ids) - 1}> {ids[-1]:,}" if ids else "none"
     found = vocabulary.layout.found
     d.fact("sentinels", {"ids": list(ids), "found": found}, f"{first_last}; {found}" if ids else first_last)
-    d.fact("normalizer", vocabulary.normalizer)
+    d.fact("normalizer", vocabulary.text.normalizer)
     pieces = vocabulary.size - len(vocabulary.layout.above)
     d.fact("vocabulary", {"pieces": pieces, "ids": vocabulary.size, "digest": vocabulary.digest},
            f"{pieces:,} pieces, {vocabulary.size:,} ids, digest {short_digest(vocabulary.digest)}")  # fmt: skip

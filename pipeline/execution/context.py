@@ -213,10 +213,14 @@ class Stage(Generic[C]):
         return self._configured(LoadedT5.init(sizes.model_dump(), vocabulary, self.config.seed))
 
     def _configured(self, model: LoadedT5) -> LoadedT5:
+        from t5_pipeline.modeling.compilation import use_compiler, use_flex
+
         if isinstance(self.config, TrainingConfig):
             model.t5.set_dropout(self.config.dropout)
         if isinstance(self.config, ExecutionConfig):
-            model.t5.set_execution(self.config.reference_ops, self.config.recompute)
+            c, device = self.config, self.accelerator.device.type
+            compiled = use_compiler(c.compile, device)
+            model.t5.set_execution(c.reference_ops, c.recompute, compiled, use_flex(c.attention, compiled, device))
         return model
 
     def model_of(self, prompt: Artifact, name: str, digest: str) -> Artifact:

@@ -2,6 +2,7 @@
 
 {"step": 10, "loss": 5.1, "learning_rate": 0.01, "tokens_per_second": 6120.0, …}
 {"step": 10, "split": "validation", "loss": 5.3, "bits_per_byte": 2.1}
+{"step": 10, "split": "probe", "score": 0.71, "spread": 0.02, "scores": {"kind,seed=0": {"accuracy": 0.7}, …}}
 {"step": 10, "loss": 0.6, "losses": {"seed=0": 0.5, "seed=1": 0.7}, "examples_per_second": 31.0, …}
 """
 
@@ -37,7 +38,7 @@ class LoggedRow(BaseModel):
 
     Attributes:
         losses: by id of the cell, if several cells train together.
-        scores: metrics by id of the cell, of a validation.
+        scores: metrics of a validation by id of the cell, or of a probe by task and seed.
         elapsed_s: seconds of training so far, over all restarts.
         bits_per_byte: of held-out text.
     """

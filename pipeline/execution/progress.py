@@ -123,13 +123,17 @@ def numbers(row: Mapping[str, Any]) -> list[str]:
 
 
 def validation_text(row: Mapping[str, Any]) -> str:
-    """The loss or the scores of a validation; of several cells the mean, and the lowest and highest.
+    """The loss or the scores of a validation, or of a probe; of several cells the mean, and the lowest and highest.
 
     >>> validation_text({"loss": 3.21412})
     'validation loss 3.214'
     >>> validation_text({"scores": {"seed=0": {"accuracy": 0.80}, "seed=1": {"accuracy": 0.867}}})
     'validation accuracy 83.4 (2 cells: 80.0 to 86.7)'
+    >>> validation_text({"split": "probe", "score": 0.712, "spread": 0.031, "scores": {}})
+    'probe score 71.2 ± 3.1'
     """
+    if row.get("split") == "probe":
+        return f"probe score {100 * row['score']:.1f} ± {100 * row['spread']:.1f}"
     if "loss" in row:
         return f"validation loss {row['loss']:.3f}"
     found: dict[str, list[float]] = {}

@@ -12,11 +12,14 @@ separately, so that a bias shared by all examples stays [1, H, Q, S], and so doe
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 MASKED = -1e9
 """Added to the score of a hidden key. Finite, so that a row without any visible key does not become NaN."""
@@ -76,6 +79,43 @@ def attend_fused(
             attn_mask=None if bias is None else bias.to(compute),
             scale=1.0,
         ).to(dtype)
+
+
+def attend_flex(
+    q_BHQK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, table_HN: Tensor, far: int, visible: BlockMask
+) -> Tensor:
+    """Attention by FlexAttention, which looks up position biases and never stores scores; fast if compiled, on a GPU.
+
+    Args:
+        table_HN: bias of the distances −far … far, fp32 [H, 2·far + 1]; farther ones share those at the ends.
+        visible: from `block_mask`; whole blocks of hidden keys are skipped.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def biased(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return score + table_HN[h, (k - q).clamp(-far, far) + far]
+
+    with torch.autocast(q_BHQK.device.type, enabled=False):
+        out_BHQK: Tensor = flex_attention(q_BHQK, k_BHSK, v_BHSK, biased, visible, scale=1.0)  # type: ignore[assignment]
+    return out_BHQK
+
+
+def block_mask(mask: Tensor) -> BlockMask:
+    """The mask of `attend_flex`.
+
+    Args:
+        mask: True at visible keys, bool [B, S], or [1 or B, S, S] if it depends on the query.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    visible_BQS = mask[:, None] if mask.dim() == 2 else mask
+    rows, queries = len(mask) > 1, mask.dim() == 3
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible_BQS[b if rows else 0, q if queries else 0, k]
+
+    length = mask.size(-1)
+    return create_block_mask(seen, len(mask), None, length, length, device=str(mask.device))
 
 
 def in_bf16_on_cpu(x: Tensor) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.records import read_json
+from t5_pipeline.data_prep.tokenizer.sources import BPE_FILES, source_of
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
 
@@ -23,17 +24,33 @@ def model_digest(directory: Path) -> str:
     Raises:
         InputError: if it contains no weights, or a damaged file.
     """
-    metadata = directory / "t5_pipeline.json"
-    vocabulary, tokenizer = directory / "spiece.model", directory / "tokenizer_config.json"
+    metadata, tokenizer = directory / "t5_pipeline.json", directory / "tokenizer_config.json"
     return json_digest(
         {
             "tensors": _weights_digest(directory),
             "shape": _shape(directory),
             "sentinel": read_json(metadata)["sentinel"] if metadata.exists() else "none",
-            "vocabulary": file_digest(vocabulary) if vocabulary.exists() else None,
+            "vocabulary": _vocabulary_digest(directory),
             "extra ids": read_json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
         }
     )
+
+
+def _vocabulary_digest(directory: Path) -> str | None:
+    """Digest of the file that decides the ids; None without a vocabulary, or with T5's tokenizer.json alone."""
+    source = source_of(directory)
+    if source is None or source.form == "t5":
+        return None
+    if source.form == "bytes":
+        return "bytes"
+    if source.form == "bpe":
+        return json_digest([file_digest(directory / name) for name in BPE_FILES])
+    return file_digest(source.path)
+
+
+def t5x_folder(path: Path) -> Path:
+    """The folder of a T5X checkpoint whose file `checkpoint` is given; any other path as it is."""
+    return path.parent if path.name == "checkpoint" and path.is_file() else path
 
 
 def t5x_files(directory: Path) -> list[Path]:

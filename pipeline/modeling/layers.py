@@ -13,16 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t5_pipeline.modeling.attention import attend, attend_to_states, attention_reference, bucket_table
+from t5_pipeline.modeling.attention import attend, attend_flex, attend_to_states, attention_reference, bucket_table
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.limits import attends_without_keys
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+Mask: TypeAlias = "Tensor | BlockMask | None"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -52,6 +56,12 @@ class SharedDropout(nn.Module):
         return F.dropout(like.new_ones(shape), self.rate)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with x: that of autocast, or its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class RMSNorm(nn.Module):
     """x / RMS(x) · weight, computed in fp32 and returned in the dtype of the matrix products that follow.
 
@@ -67,8 +77,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
-        # Cast once here, instead of by autocast in each of the products that follow.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype = product_dtype(x)  # cast once here, instead of by autocast in each of the products that follow
         by_hand = device == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
         if by_hand and not self.reference:
             normed: Tensor = _RMSNorm.apply(x, self.weight, self.epsilon, dtype)
@@ -188,17 +197,13 @@ class Attention(nn.Module):
         """Keys and values of x, each [B, H, S, K]."""
         return self._split(self.k(x_BSD)), self._split(self.v(x_BSD))
 
-    def forward(
-        self, x_BQD: Tensor, source: KeysValues | Tensor, bias: Tensor | None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend from x to a source.
+    def forward(self, x_BQD: Tensor, source: KeysValues | Tensor, bias: Tensor | None, mask: Mask = None) -> Tensor:
+        """Attend from x to a source; the output is [B, Q, D].
 
         Args:
             source: keys and values; or encoder states [B, S, D], whose keys and values are skipped for few queries.
-
-        Returns:
-            The output [B, Q, D], and the bias for the next block: the given one plus the position bias, unless each
-            block has its own.
+            bias: added to the scores; in self-attention from `with_positions`.
+            mask: 0 or MASKED; or a BlockMask, for FlexAttention.
         """
         q_BHQK = self._split(self.q(x_BQD))
         if isinstance(source, Tensor):
@@ -206,17 +211,14 @@ class Attention(nn.Module):
                 shape = len(source), self.heads, source.size(1), 1
                 kept_BHS1 = self.dropout.kept(q_BHQK, shape)
                 out_BHQK = attend_to_states(q_BHQK, self.k.weight, self.v.weight, source, bias, kept_BHS1)
-                return self._join(out_BHQK), bias
+                return self._join(out_BHQK)
             source = self.keys_values(source)
         k_BHSK, v_BHSK = source
-        passed_on = bias
-        if hasattr(self, "relative_attention_bias"):
-            position_bias = self.position_bias(q_BHQK.size(2), k_BHSK.size(2))
-            bias = (position_bias if bias is None else position_bias + bias).to(q_BHQK.dtype)
-        if not self.bias_per_layer:
-            passed_on = bias
+        if mask is not None and not isinstance(mask, Tensor):
+            assert bias is not None
+            return self._join(attend_flex(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, self.max_distance, mask))
         way = attention_reference if self.reference else attend
-        return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask)), passed_on
+        return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask))
 
     def for_few(self, queries: int) -> bool:
         """Whether so few queries skip the keys and values of encoder states."""
@@ -226,16 +228,44 @@ class Attention(nn.Module):
         joined_BQD: Tensor = self.o(out_BHQK.transpose(1, 2).flatten(2))
         return joined_BQD
 
+    def with_positions(
+        self, x_BQD: Tensor, bias: Tensor | None, mask: Mask, cache: LayerCache | None = None
+    ) -> Tensor | None:
+        """The bias of the scores for all blocks, if this attention owns the position bias; else the given one.
+
+        Not compiled: all blocks then share a graph, and the table of buckets stays a constant.
+
+        Args:
+            mask: if it is a BlockMask, the result is the table [H, 2·far + 1] of `attend_flex`.
+        """
+        if not hasattr(self, "relative_attention_bias"):
+            return bias
+        if mask is not None and not isinstance(mask, Tensor):
+            return self.bias_by_distance()
+        Q = x_BQD.size(1)
+        past = 0 if cache is None or cache.own is None else cache.own[0].size(2)
+        position_bias = self.position_bias(Q, past + Q)
+        return (position_bias if bias is None else position_bias + bias).to(product_dtype(x_BQD))
+
     def position_bias(self, queries: int, keys: int) -> Tensor:
         """Bias [1, H, queries, keys]; the queries are at the last of the keys' positions."""
-        table = self.relative_attention_bias
         # The bias depends only on key − query: Q+S−1 distances, and query i sees a window of S of them.
-        distance = torch.arange(1 - keys, queries, device=table.weight.device)
-        far = self.max_distance
-        bucket_of = bucket_table(self.bidirectional, table.num_embeddings, far, distance.device)
-        by_distance = table(bucket_of[distance.clamp(-far, far) + far]).T.contiguous()
+        distance = torch.arange(1 - keys, queries, device=self.relative_attention_bias.weight.device)
+        by_distance = self._bias_at(distance.clamp(-self.max_distance, self.max_distance))
         # Keys are innermost: the fused kernels of a GPU accept no other layout.
         return by_distance.unfold(-1, keys, 1).flip(1)[None]
+
+    def bias_by_distance(self) -> Tensor:
+        """Bias [H, 2·far + 1] of the distances −far … far, far = `max_distance`, fp32."""
+        far, device = self.max_distance, self.relative_attention_bias.weight.device
+        return self._bias_at(torch.arange(-far, far + 1, device=device)).float()
+
+    def _bias_at(self, distance_N: Tensor) -> Tensor:
+        """Bias [H, N] of the distances, from −far to far."""
+        table, far = self.relative_attention_bias, self.max_distance
+        bucket_of = bucket_table(self.bidirectional, table.num_embeddings, far, distance_N.device)
+        by_distance_HN: Tensor = table(bucket_of[distance_N + far]).T.contiguous()
+        return by_distance_HN
 
 
 class SelfAttentionLayer(nn.Module):
@@ -245,9 +275,7 @@ class SelfAttentionLayer(nn.Module):
         self.layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
         self.dropout = SharedDropout(shape.dropout_rate)
 
-    def forward(
-        self, x_BQD: Tensor, bias: Tensor | None, mask: Tensor | None, cache: LayerCache | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BQD: Tensor, bias: Tensor | None, mask: Mask, cache: LayerCache | None = None) -> Tensor:
         normed_BQD = self.layer_norm(x_BQD)
         keys_values = self.SelfAttention.keys_values(normed_BQD)
         if cache is not None:
@@ -256,8 +284,7 @@ class SelfAttentionLayer(nn.Module):
                 keys, values = keys_values
                 keys_values = torch.cat((earlier_keys, keys), 2), torch.cat((earlier_values, values), 2)
             cache.own = keys_values
-        out_BQD, bias = self.SelfAttention(normed_BQD, keys_values, bias, mask)
-        return x_BQD + self.dropout(out_BQD), bias
+        return x_BQD + self.dropout(self.SelfAttention(normed_BQD, keys_values, bias, mask))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -277,7 +304,7 @@ class CrossAttentionLayer(nn.Module):
             if cache.encoded is None:
                 cache.encoded = self.EncDecAttention.keys_values(encoded_BSD)
             source = cache.encoded
-        out_BQD, _ = self.EncDecAttention(normed_BQD, source, bias)
+        out_BQD = self.EncDecAttention(normed_BQD, source, bias)
         return x_RTD + self.dropout(out_BQD.reshape(x_RTD.shape))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.digest import t5x_folder
 from t5_pipeline.modeling.hub import fetch_model
 from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS, read_shape, read_tensors
 from t5_pipeline.modeling.t5 import T5
@@ -30,7 +31,8 @@ def locate_model(location: str | Path) -> Path:
     Raises:
         InputError: if neither exists.
     """
-    return Path(location) if Path(location).is_dir() else fetch_model(str(location))
+    path = t5x_folder(Path(location))
+    return path if path.is_dir() else fetch_model(str(location))
 
 
 def load_t5(location: str | Path, dtype: torch.dtype = torch.float32) -> T5:

@@ -99,12 +99,12 @@ def weight_files(directory: Path) -> list[Path]:
 def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a model directory once, under its canonical name, on the CPU and in the dtype of the file.
 
-    Without a config.json, a T5X checkpoint is read.
+    Without safetensors, a T5X checkpoint is read; a config.json beside it says what its arrays do not, such as SiLU.
 
     Raises:
         InputError: if a file is damaged, or copies of the embedding differ although the config says they are tied.
     """
-    if not (directory / "config.json").is_file():
+    if not any(directory.glob("*.safetensors")):
         checkpoint = find_t5x(directory)
         if checkpoint is not None:
             yield from t5x_tensors(checkpoint, shape)

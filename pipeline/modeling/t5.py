@@ -1,14 +1,7 @@
 """T5 (Raffel et al. 2020), both variants, with the tensor names of transformers' T5ForConditionalGeneration.
 
-    encoder block   x ← x + SelfAttention(norm(x));  x ← x + FeedForward(norm(x))
-    decoder block   x ← x + SelfAttention(norm(x));  x ← x + CrossAttention(norm(x), y);  x ← x + FeedForward(norm(x))
-
-with y the encoder's output; scores are unscaled, and self-attention adds a learned bias by relative position.
-
-For speed, the position bias is computed once per stack and call, masks are skipped if nothing is padded, and attention
-uses the fastest implementation (attention.py). The first block of a stack owns the table of position biases: it adds
-them to the bias it is given and passes the sum to the other blocks. In umT5 every block owns one, and passes on only
-what it was given. So a block uses only its own parameters, inside its own forward pass, which sharding engines rely on.
+Encoder and decoder are stacks of blocks (blocks.py). For speed, the position bias is computed once per stack and call,
+masks are skipped if nothing is padded, and attention uses the fastest implementation (attention.py).
 
 Shapes: B batch, R decoder rows (B, or L·B), S input length, T target length, D d_model, V vocabulary rows.
 The ids of padding and of the decoder's first input are those of `shape.special`.
@@ -16,133 +9,17 @@ The ids of padding and of the decoder's first input are those of `shape.special`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.modeling.attention import in_bf16_on_cpu, mask_bias
+from t5_pipeline.modeling.attention import mask_bias
+from t5_pipeline.modeling.blocks import Block, Decoder, Encoder, Stack
 from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.layers import (
-    Attention,
-    CrossAttentionLayer,
-    DecoderCache,
-    FeedForwardLayer,
-    LayerCache,
-    OutputHead,
-    RMSNorm,
-    SelfAttentionLayer,
-    SharedDropout,
-    fp32_logits,
-)
-
-Forward = TypeVar("Forward", bound=Callable[..., Any])
-
-
-def may_recompute(forward: Forward) -> Forward:
-    """Wrap a block's forward in activation checkpointing if `block.recompute` is set."""
-
-    @wraps(forward)
-    def either(block: Block, *arguments: Any) -> Any:
-        if block.recompute and torch.is_grad_enabled():
-            # Inside the block's own forward pass, where engines have gathered its weights.
-            return checkpoint(partial(forward, block), *arguments, use_reentrant=False)
-        return forward(block, *arguments)
-
-    return cast("Forward", either)
-
-
-class Block(nn.Module):
-    recompute = False
-
-
-class EncoderBlock(Block):
-    def __init__(self, shape: T5Config, *, first: bool) -> None:
-        super().__init__()
-        attention = SelfAttentionLayer(shape, owns_bias=first or shape.bias_per_layer, bidirectional=True)
-        self.layer = nn.ModuleList([attention, FeedForwardLayer(shape)])
-
-    @may_recompute
-    def forward(self, x_BSD: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        attention, feed_forward = self.layer
-        x_BSD, bias = attention(x_BSD, bias, mask)
-        return feed_forward(x_BSD), bias
-
-
-class DecoderBlock(Block):
-    def __init__(self, shape: T5Config, *, first: bool) -> None:
-        super().__init__()
-        attention = SelfAttentionLayer(shape, owns_bias=first or shape.bias_per_layer, bidirectional=False)
-        self.layer = nn.ModuleList([attention, CrossAttentionLayer(shape), FeedForwardLayer(shape)])
-
-    @may_recompute
-    def forward(
-        self,
-        x_RTD: Tensor,
-        encoded_BSD: Tensor,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        cross_bias: Tensor | None,
-        cache: LayerCache | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        attention, cross_attention, feed_forward = self.layer
-        x_RTD, bias = attention(x_RTD, bias, mask, cache)
-        x_RTD = cross_attention(x_RTD, encoded_BSD, cross_bias, cache)
-        return feed_forward(x_RTD), bias
-
-
-class Encoder(nn.Module):
-    def __init__(self, shape: T5Config) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(EncoderBlock(shape, first=i == 0) for i in range(shape.num_layers))
-        self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
-        self.dropout = SharedDropout(shape.dropout_rate)
-
-    def forward(self, embedded_BSD: Tensor, mask: Tensor | None) -> Tensor:
-        x_BSD = self.dropout(embedded_BSD)
-        bias, mask = _parts(x_BSD, mask)
-        for block in self.block:
-            x_BSD, bias = block(x_BSD, bias, mask)
-        return self.dropout(self.final_layer_norm(x_BSD))
-
-
-class Decoder(nn.Module):
-    def __init__(self, shape: T5Config) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(DecoderBlock(shape, first=i == 0) for i in range(shape.num_decoder_layers))
-        self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
-        self.dropout = SharedDropout(shape.dropout_rate)
-
-    def forward(
-        self,
-        embedded_RTD: Tensor,
-        encoded_BSD: Tensor,
-        mask: Tensor | None,
-        cross_bias: Tensor | None,
-        cache: DecoderCache | None = None,
-    ) -> Tensor:
-        x_RTD = self.dropout(embedded_RTD)
-        bias, mask = _parts(x_RTD, mask)
-        for index, block in enumerate(self.block):
-            layer_cache = None if cache is None else cache.layer(index)
-            x_RTD, bias = block(x_RTD, encoded_BSD, bias, mask, cross_bias, layer_cache)
-        return self.dropout(self.final_layer_norm(x_RTD))
-
-
-def _parts(x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Bias and mask for the first block of a stack.
-
-    A mask shared by all rows is part of the bias. One that differs by row stays separate if attention can add both
-    without a copy; otherwise the first block adds it once for all blocks.
-    """
-    if mask is None or mask.size(0) == 1 or not in_bf16_on_cpu(x):
-        return mask, None
-    return None, mask
+from t5_pipeline.modeling.layers import Attention, DecoderCache, OutputHead, RMSNorm, SharedDropout, fp32_logits
 
 
 class T5(nn.Module):
@@ -167,12 +44,20 @@ class T5(nn.Module):
             if isinstance(module, SharedDropout):
                 module.rate = rate
 
-    def set_execution(self, reference_ops: Collection[str] = (), recompute: bool = False) -> None:
+    def set_execution(
+        self,
+        reference_ops: Collection[str] = (),
+        recompute: bool = False,
+        compiled: bool = False,
+        flex: bool = False,
+    ) -> None:
         """Choose implementations; results agree up to rounding.
 
         Args:
             reference_ops: "attention", "norm": computed by their definition instead of a faster implementation.
             recompute: activation checkpointing: store only the input of each block for the backward pass.
+            compiled: compile blocks (`compilation.use_compiler`). Dropout then draws other masks.
+            flex: FlexAttention in self-attention, except where position biases learn and for decoding with a cache.
         """
         for module in self.modules():
             if isinstance(module, Attention):
@@ -181,6 +66,9 @@ class T5(nn.Module):
                 module.reference = "norm" in reference_ops
             elif isinstance(module, Block):
                 module.recompute = recompute
+                module.compiled = compiled
+            elif isinstance(module, Stack):
+                module.flex = flex and "attention" not in reference_ops
 
     def embed(self, ids_BS: Tensor) -> Tensor:
         """Embedding rows [B, S, D] of token ids."""
@@ -194,7 +82,7 @@ class T5(nn.Module):
             mask: bool [B, S], True at tokens; or [B, S, S], True where a query (row) sees a key (column); None if every
                 position is a token.
         """
-        encoded_BSD: Tensor = self.encoder(embedded_BSD, mask_bias(mask))
+        encoded_BSD: Tensor = self.encoder(embedded_BSD, mask)
         return encoded_BSD
 
     def decode(
@@ -217,7 +105,7 @@ class T5(nn.Module):
         if segments_RT is not None:
             causal = causal & (segments_RT[:, :, None] == segments_RT[:, None, :])
         embedded_RTD = self.embed(decoder_ids_RT)
-        hidden_RTD: Tensor = self.decoder(embedded_RTD, encoded_BSD, mask_bias(causal), mask_bias(mask), cache)
+        hidden_RTD: Tensor = self.decoder(embedded_RTD, encoded_BSD, causal, mask_bias(mask), cache)
         return hidden_RTD
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

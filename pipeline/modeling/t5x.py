@@ -4,15 +4,15 @@ A checkpoint folder contains a msgpack tree, `checkpoint`, with the small arrays
 chunks for each large array. Kernels are [in, out] in T5X and [out, in] in torch; relative biases are [heads, buckets]
 in T5X and [buckets, heads] here. It may also contain Adafactor's second moments and step.
 
+In the "scalable" layout, each array contains all layers of a stack along axis 1 ("scanned": encoder.encoder.…). Heads
+may have an axis of their own, and every layer may have its own relative biases, as in umT5.
+
 Shapes: V vocabulary rows, D d_model, H heads, K head width, F d_ff.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t5_pipeline.core.bounded import open_file, read_json
+from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.zarr import from_bytes, read_zarr, zarr_layout
 
 TREE = "checkpoint"
 WEIGHTS, MOMENTS = "target", "state.param_states"  # parts of the tree, and prefixes of its zarr folders
 ARRAYS = (1, 3)  # flax's msgpack extensions for arrays and NumPy scalars: (shape, dtype, bytes)
 
-Leaf = np.ndarray | Path  # an array of the tree, or a zarr folder
+Stored = np.ndarray | Path  # an array of the tree, or a zarr folder
+_SCANNED = re.compile(r"(encoder|decoder)\.\1\.(.+)")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array of a layer.
+
+    Attributes:
+        stored: the array it is in.
+        layer: its index along axis 1 of `stored`; None if that is not scanned.
+        heads: axis of the heads, which are joined with the next axis; None if they already are.
+    """
+
+    stored: Stored
+    layer: int | None = None
+    heads: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        stored = self.stored
+        shape = list(zarr_layout(stored)["shape"] if isinstance(stored, Path) else stored.shape)
+        if self.layer is not None:
+            del shape[1]
+        if self.heads is not None:
+            shape[self.heads : self.heads + 2] = [shape[self.heads] * shape[self.heads + 1]]
+        return tuple(shape)
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """This array, from the values of `stored`."""
+        return (values if self.layer is None else values[:, self.layer]).reshape(self.shape)
 
 
 def find_t5x(directory: Path) -> Path | None:
@@ -59,7 +90,7 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
     Raises:
         InputError: if the arrays are not those of a T5.
     """
-    shapes = {name: _leaf_shape(leaf) for name, leaf in _leaves(checkpoint, _root(checkpoint), WEIGHTS).items()}
+    shapes = {name: leaf.shape for name, leaf in _by_layer(_leaves(checkpoint, _root(checkpoint), WEIGHTS)).items()}
 
     def size(name: str, axis: int) -> int:
         if len(shapes.get(name, ())) <= axis:
@@ -69,7 +100,10 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
         return shapes[name][axis]
 
     gated = "encoder.layers_0.mlp.wi_0.kernel" in shapes
-    heads = size("encoder.relpos_bias.rel_embedding", 0)
+    own_biases = "encoder.layers_0.relpos_bias.rel_embedding"
+    bias_per_layer = own_biases in shapes
+    biases = own_biases if bias_per_layer else "encoder.relpos_bias.rel_embedding"
+    heads = size(biases, 0)
     return T5Config(
         vocab_size=size("token_embedder.embedding", 0),
         d_model=size("token_embedder.embedding", 1),
@@ -78,11 +112,12 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
         num_layers=_count_layers(shapes, "encoder"),
         num_decoder_layers=_count_layers(shapes, "decoder"),
         num_heads=heads,
-        relative_attention_num_buckets=size("encoder.relpos_bias.rel_embedding", 1),
+        relative_attention_num_buckets=size(biases, 1),
         relative_attention_max_distance=max_distance,
         gated=gated,
         activation="gelu_new" if gated else "relu",
         tied="decoder.logits_dense.kernel" not in shapes,
+        model_type="umt5" if bias_per_layer else "t5",
     )
 
 
@@ -92,22 +127,28 @@ def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
     Raises:
         InputError: if arrays are missing, unexpected or of another shape; names all of them.
     """
-    leaves, expected = _leaves(checkpoint, _root(checkpoint), WEIGHTS), _expected(shape)
+    leaves, expected = _by_layer(_leaves(checkpoint, _root(checkpoint), WEIGHTS)), _expected(shape)
     problems = {
         "missing": sorted(expected.keys() - leaves.keys()),
         "unexpected": sorted(leaves.keys() - expected.keys()),
         "of another shape": [
-            f"{name} {list(_leaf_shape(leaves[name]))} instead of {list(array.shape)}"
+            f"{name} {list(leaves[name].shape)} instead of {list(array.shape)}"
             for name, array in expected.items()
-            if name in leaves and _leaf_shape(leaves[name]) != array.shape
+            if name in leaves and leaves[name].shape != array.shape
         ],
     }
     if any(problems.values()):
         named = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise InputError(f"{checkpoint}: arrays do not fit a T5 of these sizes ({named}); fetch the checkpoint again")
-    for name, array in expected.items():
-        values = torch.from_numpy(_read(leaves[name], f"{checkpoint}: {name}"))
-        yield array.ours, values.T.contiguous() if array.transposed else values
+    together: dict[object, list[str]] = {}  # a scanned array is read once for all layers
+    for name in expected:
+        stored = leaves[name].stored
+        together.setdefault(stored if isinstance(stored, Path) else id(stored), []).append(name)
+    for names in together.values():
+        whole = _read(leaves[names[0]].stored, f"{checkpoint}: {names[0]}")
+        for name in names:
+            values, array = torch.from_numpy(leaves[name].of(whole)), expected[name]
+            yield array.ours, (values.T if array.transposed else values).clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -134,11 +175,16 @@ def t5x_moments(checkpoint: Path, shape: T5Config) -> tuple[int, dict[str, Secon
     """
     root = _root(checkpoint)
     leaves, step = _leaves(checkpoint, root, MOMENTS), root.get("state", {}).get("step")
+    if any(map(_SCANNED.match, leaves)):
+        raise InputError(
+            f"{checkpoint}: the state of Adafactor is that of scanned layers, which is not read; set `optimizer_state:"
+            " fresh` to start without"
+        )
 
     def read(name: str, wanted: tuple[int, ...]) -> Tensor:
         leaf = leaves.get(name)
-        if leaf is None or _leaf_shape(leaf) != wanted:
-            found = "no" if leaf is None else f"{list(_leaf_shape(leaf))} instead of {list(wanted)} as"
+        if leaf is None or Leaf(leaf).shape != wanted:
+            found = "no" if leaf is None else f"{list(Leaf(leaf).shape)} instead of {list(wanted)} as"
             raise InputError(
                 f"{checkpoint}: contains {found} Adafactor state {name}; set `optimizer_state: fresh` to start without"
             )
@@ -146,7 +192,7 @@ def t5x_moments(checkpoint: Path, shape: T5Config) -> tuple[int, dict[str, Secon
 
     def moments(name: str, array: _Array) -> SecondMoments:
         v = leaves.get(f"{name}.v")
-        if v is None or _leaf_shape(v) == array.shape or len(array.shape) < 2:
+        if v is None or Leaf(v).shape == array.shape or len(array.shape) < 2:
             whole = read(f"{name}.v", array.shape)
             return SecondMoments(whole.T.contiguous() if array.transposed else whole, {})
         shorter = 0 if array.shape[0] <= array.shape[1] else 1
@@ -210,11 +256,13 @@ def _expected(s: T5Config) -> dict[str, _Array]:
             kernel(f"{layer}.mlp.wo", f"{last}.DenseReluDense.wo", s.d_ff, D)
             norm(f"{layer}.pre_mlp_layer_norm", f"{last}.layer_norm")
         norm(f"{stack}.{stack}_norm", f"{stack}.final_layer_norm")
-        arrays[f"{stack}.relpos_bias.rel_embedding"] = _Array(
-            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            (s.num_heads, s.relative_attention_num_buckets),
-            True,
-        )
+        for i in range(layers if s.bias_per_layer else 1):
+            theirs = f"{stack}.layers_{i}" if s.bias_per_layer else stack
+            arrays[f"{theirs}.relpos_bias.rel_embedding"] = _Array(
+                f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight",
+                (s.num_heads, s.relative_attention_num_buckets),
+                True,
+            )
     if not s.tied:
         kernel("decoder.logits_dense", "lm_head", D, s.vocab_size)
     return arrays
@@ -236,9 +284,9 @@ def _root(checkpoint: Path) -> Mapping[str, Any]:
     raise InputError(f"{path}: is not the msgpack tree of a T5X checkpoint ({reason}); fetch it again")
 
 
-def _leaves(checkpoint: Path, root: Mapping[str, Any], part: str) -> dict[str, Leaf]:
+def _leaves(checkpoint: Path, root: Mapping[str, Any], part: str) -> dict[str, Stored]:
     """Dotted name → array or zarr folder, for all arrays of a part of the tree and all folders beside it."""
-    leaves: dict[str, Leaf] = {
+    leaves: dict[str, Stored] = {
         folder.name.removeprefix(f"{part}."): folder for folder in checkpoint.glob(f"{part}.*") if folder.is_dir()
     }
 
@@ -257,81 +305,31 @@ def _leaves(checkpoint: Path, root: Mapping[str, Any], part: str) -> dict[str, L
     return leaves
 
 
-def _read(leaf: Leaf, where: str) -> np.ndarray:
-    return _as_fp32(read_zarr(leaf) if isinstance(leaf, Path) else leaf, where)
+def _by_layer(arrays: Mapping[str, Stored]) -> dict[str, Leaf]:
+    """The arrays by the names that they have if layers are not scanned."""
+    found = {}
+    for name, stored in arrays.items():
+        match = _SCANNED.fullmatch(name)
+        axes = len(Leaf(stored).shape) - (match is not None)
+        split = re.search(r"\.(query|key|value|out)\.kernel$", name) if axes == 3 else None
+        heads = None if split is None else 0 if split[1] == "out" else 1
+        if match is None:
+            found[name] = Leaf(stored, None, heads)
+        elif axes > 0:
+            for layer in range(Leaf(stored).shape[1]):
+                found[f"{match[1]}.layers_{layer}.{match[2]}"] = Leaf(stored, layer, heads)
+    return found
+
+
+def _read(stored: Stored, where: str) -> np.ndarray:
+    return _as_fp32(read_zarr(stored) if isinstance(stored, Path) else stored, where)
 
 
 def _array_from_ext(code: int, data: bytes) -> object:
     if code not in ARRAYS:
         return msgpack.ExtType(code, data)
     shape, dtype, buffer = msgpack.unpackb(data)
-    return _from_bytes(buffer, dtype).reshape(shape)
-
-
-def _from_bytes(buffer: bytes, dtype: str) -> np.ndarray:
-    """NumPy has no bfloat16, which is the upper half of a float32."""
-    if dtype == "bfloat16":
-        return (np.frombuffer(buffer, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(buffer, dtype)
-
-
-def _leaf_shape(leaf: Leaf) -> tuple[int, ...]:
-    return tuple(_zarr_layout(leaf)["shape"]) if isinstance(leaf, Path) else leaf.shape
-
-
-def _zarr_layout(folder: Path) -> dict[str, Any]:
-    path = folder / ".zarray"
-    try:
-        layout = read_json(path)
-        compressor = layout["compressor"] and layout["compressor"]["id"]
-        readable = layout["zarr_format"] == 2 and not layout["filters"] and compressor in ("gzip", "zlib", None)
-        floats = layout["dtype"] == "bfloat16" or np.dtype(layout["dtype"]).kind == "f"
-        chunked = len(layout["shape"]) == len(layout["chunks"]) and min(layout["chunks"], default=1) > 0
-        if readable and floats and chunked and layout["order"] in ("C", "F"):
-            return dict(layout)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{path}: is not the metadata of a zarr array ({reason}); fetch it again") from error
-    raise InputError(f"{path}: is not supported; use floats in zarr version 2, gzip, zlib or uncompressed, no filters")
-
-
-def read_zarr(folder: Path) -> np.ndarray:
-    """The array of a zarr (version 2) folder; chunks at the edge are stored whole and cut here.
-
-    Raises:
-        InputError: if a chunk is missing or damaged.
-    """
-    layout = _zarr_layout(folder)
-    shape, chunk = tuple(layout["shape"]), tuple(layout["chunks"])
-    order, dtype = layout["order"], layout["dtype"]
-    separator = layout.get("dimension_separator", ".")
-    size = math.prod(chunk) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
-    if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > len(list(folder.rglob("*"))):
-        raise InputError(f"{folder}: has fewer chunks than its metadata say; fetch the checkpoint again")
-    array = np.empty(shape, np.float32 if dtype == "bfloat16" else dtype)
-    for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
-        path = folder / (separator.join(map(str, index)) or "0")
-        values = _from_bytes(_chunk_bytes(path, layout["compressor"] is not None, size), dtype).reshape(
-            chunk, order=order
-        )
-        start = tuple(i * c for i, c in zip(index, chunk, strict=True))
-        here = tuple(slice(a, min(a + c, n)) for a, c, n in zip(start, chunk, shape, strict=True))
-        array[here] = values[tuple(slice(0, part.stop - part.start) for part in here)]
-    return array
-
-
-def _chunk_bytes(path: Path, compressed: bool, size: int) -> bytes:
-    try:
-        with open_file(path) as file:
-            data = file.read()
-        if compressed:
-            # Limited to one byte more than expected, so that a damaged or hostile chunk cannot fill the memory.
-            data = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(data, size + 1)
-    except (OSError, zlib.error) as error:
-        raise InputError(f"{path}: is missing or damaged ({error}); fetch the checkpoint again") from error
-    if len(data) != size:
-        raise InputError(f"{path}: does not contain {size:,} bytes; fetch the checkpoint again")
-    return data
+    return from_bytes(buffer, dtype).reshape(shape)
 
 
 def _as_fp32(array: np.ndarray, where: str) -> np.ndarray:

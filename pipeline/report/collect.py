@@ -260,9 +260,8 @@ def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Mani
     """Whether a finished cell is up to date with the present recipe and inputs."""
     settings, inputs = cell.settings, cell.settings.inputs()
     now = settings.model_dump(mode="json")
-    for name in now:
-        if settings.role(name) == "trajectory" and name not in inputs and manifest.settings.get(name) != now[name]:
-            return "stale"
+    if any(manifest.settings.get(name) != now[name] for name in settings.shaping()):
+        return "stale"
     if isinstance(settings, TrainingConfig) and (manifest.step or 0) < settings.steps:
         return "stale"
     for name, artifact in inputs.items():

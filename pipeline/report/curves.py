@@ -33,6 +33,7 @@ class JobLog:
         train: loss.
         validation: loss.
         scores: average of the task's metrics, which chooses the published step.
+        probes: average of the task's metrics by prompt of the probes, `TASK,seed=N`.
         bits_per_byte: of held-out text, after LM adaptation so far.
         damaged: number of lines that could not be read.
     """
@@ -40,6 +41,7 @@ class JobLog:
     train: Curves = field(default_factory=dict)
     validation: Curves = field(default_factory=dict)
     scores: Curves = field(default_factory=dict)
+    probes: Curves = field(default_factory=dict)
     bits_per_byte: Curve = field(default_factory=lambda: Curve([], []))
     damaged: int = 0
 
@@ -49,6 +51,7 @@ def read_log(path: Path) -> JobLog:
     train: Curves = {}
     validation: Curves = {}
     scores: Curves = {}
+    probes: Curves = {}
     bits = Curve([], [])
     damaged = 0
     for row in read_rows(path):
@@ -62,8 +65,10 @@ def read_log(path: Path) -> JobLog:
             bits.add(row.step, row.bits_per_byte)
         for cell, metrics in row.scores.items():
             if metrics:
-                scores.setdefault(cell, Curve([], [])).add(row.step, statistics.fmean(metrics.values()))
-    return JobLog(train, validation, scores, bits, damaged)
+                (probes if row.split == "probe" else scores).setdefault(cell, Curve([], [])).add(
+                    row.step, statistics.fmean(metrics.values())
+                )
+    return JobLog(train, validation, scores, probes, bits, damaged)
 
 
 def thinned(curve: Curve, points: int = 240) -> Curve:

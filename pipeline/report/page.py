@@ -24,7 +24,12 @@ from t5_pipeline.report.sections.overview import overview_section
 from t5_pipeline.report.sections.reproduce import reproduce_section
 from t5_pipeline.report.sections.run import sizes_section, stages_section
 from t5_pipeline.report.sections.scores import examples_section, score_figure, scores_section
-from t5_pipeline.report.sections.training import losses_section, perplexity_section, validation_section
+from t5_pipeline.report.sections.training import (
+    losses_section,
+    perplexity_section,
+    promptability_section,
+    validation_section,
+)
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.signature import SIGNATURE
 from t5_pipeline.report.summary import TaskScores, path_names, summarise
@@ -65,6 +70,7 @@ def render(run: Run) -> str:
         validation_section(run, paths, series),
         losses_section(run, paths, series),
         perplexity_section(run),
+        promptability_section(run, series),
         sizes_section(run, paths),
         data_section(run),
         stages_section(run),

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from t5_pipeline.modeling.blocks import DecoderBlock
 from t5_pipeline.modeling.layers import CrossAttentionLayer, DecoderCache, KeysValues
-from t5_pipeline.modeling.t5 import T5, DecoderBlock
+from t5_pipeline.modeling.t5 import T5
 
 Owner = TypeVar("Owner")
 Choose = Callable[[Tensor, int], int]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -34,6 +35,7 @@ from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
+from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.load import locate_model
 from t5_pipeline.modeling.safetensors_dir import read_shape
 
@@ -87,14 +89,17 @@ class Engine:
         digest: str = "",
         precision: str = "fp32",
         device: torch.device | None = None,
+        compiled: bool = False,
     ) -> None:
         """
         Args:
             model: the T5 that all prompts were trained on; may be None if all of them are fine-tuned T5s.
             digest: digest of the T5.
             device: default: the first GPU if there is one, otherwise the CPU.
+            compiled: compile the T5s with torch.compile.
         """
         self.model, self.precision, self._digest = model, precision, digest
+        self._compile: Literal["true", "false"] = "true" if compiled else "false"
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         reasons = {name: self._problem(name, one, digest) for name, one in prompts.items()}
         self.refused = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -105,7 +110,13 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: str | None, prompts: str, *, precision: str = "bf16", device: torch.device | None = None
+        cls,
+        model: str | None,
+        prompts: str,
+        *,
+        precision: str = "bf16",
+        device: torch.device | None = None,
+        compiled: bool = False,
     ) -> Engine:
         """The prompts at a location, by the names of their directories, and their T5.
 
@@ -127,7 +138,7 @@ class Engine:
                 found[own] = replace(one, artifact=artifact)
         t5 = None if model is None else locate_one("model", model, "--model")
         digest = "" if t5 is None else digests.of_artifact("model", t5)
-        engine = cls(t5, found, digest=digest, precision=precision, device=device)
+        engine = cls(t5, found, digest=digest, precision=precision, device=device, compiled=compiled)
         if not engine.prompts:
             raise InputError(next(iter(engine.refused.values())))
         return engine
@@ -268,7 +279,8 @@ class Engine:
     def _answerer(self, path: Path) -> Answerer:
         if path not in self._answerers:
             mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
-            self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
+            answerer = self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
+            answerer.t5.set_execution(compiled=use_compiler(self._compile, self.device.type))
         return self._answerers[path]
 
     def _problem(self, name: str, one: Candidate, digest: str) -> str | None:

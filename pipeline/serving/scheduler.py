@@ -65,13 +65,20 @@ class Scheduler:
 
     @classmethod
     def load(
-        cls, store: PromptStore, *, engine: str = "torch", precision: str = "fp32", limits: Limits | None = None
+        cls,
+        store: PromptStore,
+        *,
+        engine: str = "torch",
+        precision: str = "fp32",
+        limits: Limits | None = None,
+        compiled: bool = False,
     ) -> Scheduler:
         """Load the T5 of a store of prompts.
 
         Args:
             engine: "torch", or "ctranslate2", which only knows the prompts that are in the store now.
             precision: "fp32" or "bf16"; for ctranslate2 also "int8".
+            compiled: compile the T5 with torch.compile, except decoding.
 
         Raises:
             InputError: if the engine is not installed, or does not support the precision here.
@@ -80,7 +87,7 @@ class Scheduler:
         if engine == "ctranslate2":
             backend = CTranslate2Backend.load(store, precision)
         else:
-            backend = TorchBackend.load(store, precision)
+            backend = TorchBackend.load(store, precision, compiled)
         return cls(backend, store.vocabulary, sentinel=read_metadata(store.model).sentinel, limits=limits)
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.evaluation.label_scoring import score_label_sets
+from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5
 from t5_pipeline.modeling.t5 import T5
@@ -33,9 +34,11 @@ class TorchBackend:
         self._running: RunningBatch[Job] = RunningBatch(self.t5)
 
     @classmethod
-    def load(cls, store: PromptStore, precision: str = "fp32") -> TorchBackend:
+    def load(cls, store: PromptStore, precision: str = "fp32", compiled: bool = False) -> TorchBackend:
         """Load the T5 of a store, with the device and dtype of its prompts."""
-        return cls(load_t5(store.model, store.like.dtype).to(store.like.device), precision)
+        t5 = load_t5(store.model, store.like.dtype).to(store.like.device)
+        t5.set_execution(compiled=use_compiler("true" if compiled else "false", store.like.device.type))
+        return cls(t5, precision)
 
     @property
     def decoding(self) -> Sequence[Job]:

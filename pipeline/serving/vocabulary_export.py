@@ -174,7 +174,7 @@ def write_tokenizer(directory: Path, vocabulary: Vocabulary, tokens: Iterable[Pr
     """Write the vocabulary's tokenizer.json with one token per row and one alias per prompt.
 
     Raises:
-        InputError: if the text after an alias would have other ids than without it.
+        InputError: for bytes, or if the text after an alias would have other ids than without it.
     """
     tokens = list(tokens)
     tokenizer = write_row_tokens(directory, vocabulary, tokens, aliases=True)
@@ -196,13 +196,19 @@ def write_row_tokens(
     spiece.model is left out: it does not know the new tokens, and a program that read it would give other ids.
     """
     vocabulary.save(directory)
-    (directory / "spiece.model").unlink()
+    (directory / "spiece.model").unlink(missing_ok=True)
     path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            "vocabulary: bytes have no tokenizer.json to which tokens could be added; serve these prompts with"
+            " `t5-pipeline serve`"
+        )
     tokenizer, tokens = Tokenizer.from_file(str(path)), list(tokens)
     if aliases:
         # The alias is replaced in the normalised text, in which tokens with normalized=True are then found.
         replaced = [normalizers.Replace(one.alias, "".join(one.tokens)) for one in tokens]
-        tokenizer.normalizer = normalizers.Sequence([*replaced, tokenizer.normalizer])
+        own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([*replaced, *own])
     for one in tokens:
         # rstrip: a space between alias and text is not part of the text.
         added = [AddedToken(token, normalized=True, special=False, rstrip=True) for token in one.tokens]

@@ -17,6 +17,7 @@ from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loss import batch_losses, model_loss, target_loss
 from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, TensorBatch, rank_microbatches
 from t5_pipeline.training.pretraining_state import pretraining_optimizer
+from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.state import TrainState
 from t5_pipeline.training.trainer import Trainer, TrainingResult, Validation, train_stage
 
@@ -28,6 +29,7 @@ def train_language_model(
     validation: BatchSource | None,
     publish: Callable[[int, TrainingResult], None],
     bytes_V: NDArray[np.int64] | None = None,
+    probing: Probing | None = None,
 ) -> None:
     """Train every weight of a T5 on every target token.
 
@@ -35,6 +37,7 @@ def train_language_model(
         validation: held-out batches; the loss is measured on the first `validation_batches` of them.
         publish: called with (step, result) for every step to be published.
         bytes_V: bytes of text of every id, if the targets are text; held-out bits per byte are then measured too.
+        probing: a score of the weights every few steps, which may stop the training.
     """
     c: LanguageModelConfig = stage.config
 
@@ -59,6 +62,7 @@ def train_language_model(
         loss_fn,
         optimizer=pretraining_optimizer(stage, model),
         validation=None if validation is None else Validation(measure, c.validate_every),
+        probing=probing,
     )
     train_stage(stage, trainer, publish)
 

@@ -66,8 +66,10 @@ def output_loss(
 ) -> Tensor:
     """`token_loss` [B, T], fp32, of the logits hidden·weightᵀ, without storing all of them at once.
 
-    On a CPU the logits of padding are not computed (on a GPU, selecting rows would make the host wait for the device).
-    Softmax, log Z and loss are fp32.
+    On a CPU the logits of padding are not computed (on a GPU, selecting rows would make the host wait for the device),
+    and the gradient of all logits is kept. A GPU computes the logits again in the backward pass: their product is a
+    small part of a step, and all logits of a batch would be a large part of the memory. Softmax, log Z and loss are
+    fp32.
 
     Args:
         precision: of the product. bf16 leaves `hidden_BTD` in its dtype: if that is bf16, the factors and each logit
@@ -79,7 +81,8 @@ def output_loss(
         hidden_ND = hidden_BTD[real_BT] if on_cpu else hidden_BTD.flatten(0, 1)
         targets_N = targets_BT[real_BT] if on_cpu else targets_BT.flatten()
         hidden_ND = hidden_ND.float() if precision == "fp32" else hidden_ND
-        loss_N: Tensor = _OutputLoss.apply(hidden_ND, weight_VD, targets_N.long(), z_loss)
+        way = _OutputLoss if on_cpu else _RecomputedLoss
+        loss_N: Tensor = way.apply(hidden_ND, weight_VD, targets_N.long(), z_loss)
     if on_cpu:
         return torch.zeros(targets_BT.shape).masked_scatter(real_BT, loss_N)
     return torch.where(real_BT, loss_N.view(targets_BT.shape), 0.0)
@@ -118,16 +121,11 @@ class _OutputLoss(torch.autograd.Function):
         losses, gradients = [], []
         n = LOSS_ROWS.get(hidden_ND.device.type, 512)
         for hidden_nD, targets_n in zip(hidden_ND.split(n), targets_N.split(n), strict=True):
-            logits_nV = hidden_nD @ weight.T
-            p_nV = logits_nV.softmax(-1, dtype=torch.float32)
-            # log Z from the likeliest token: much faster than logsumexp on a CPU.
-            log_z_n1 = logits_nV.amax(-1, keepdim=True).float() - p_nV.amax(-1, keepdim=True).log()
-            targets_n1 = targets_n.unsqueeze(-1)
-            target_n1 = logits_nV.gather(-1, targets_n1).float()
-            losses.append((log_z_n1 - target_n1 + z_loss * log_z_n1.square()).squeeze(-1))
+            p_nV, log_z_n1, loss_n1 = _softmax_and_loss(hidden_nD @ weight.T, targets_n.unsqueeze(-1), z_loss)
+            losses.append(loss_n1.squeeze(-1))
             if needed:
                 p_nV *= 1 + 2 * z_loss * log_z_n1
-                p_nV.scatter_add_(-1, targets_n1, -torch.ones_like(log_z_n1))
+                p_nV.scatter_add_(-1, targets_n.unsqueeze(-1), -torch.ones_like(log_z_n1))
                 gradients.append(p_nV.to(hidden_ND.dtype))
         if needed:
             gradient_NV = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
@@ -145,6 +143,49 @@ class _OutputLoss(torch.autograd.Function):
             scaled_ND = (hidden_ND * scale_N1).to(hidden_ND.dtype)
             weight_gradient = (gradient_NV.T @ scaled_ND).to(weight_VD.dtype)
         return hidden_gradient, weight_gradient, None, None
+
+
+class _RecomputedLoss(torch.autograd.Function):
+    """`_OutputLoss` that keeps nothing of the logits: backward computes them again, a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, z_loss: float) -> Tensor:
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
+        ctx.z_loss = z_loss
+        weight, n = weight_VD.to(hidden_ND.dtype), LOSS_ROWS.get(hidden_ND.device.type, 512)
+        losses = [
+            _softmax_and_loss(hidden_nD @ weight.T, targets_n1, z_loss)[2]
+            for hidden_nD, targets_n1 in zip(hidden_ND.split(n), targets_N.unsqueeze(-1).split(n), strict=True)
+        ]
+        return torch.cat(losses).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_ND, weight_VD, targets_N = ctx.saved_tensors
+        dtype = hidden_ND.dtype
+        weight, n = weight_VD.to(dtype), LOSS_ROWS.get(hidden_ND.device.type, 512)
+        weight_gradient = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        hidden_gradients = []
+        columns = (hidden_ND, targets_N.unsqueeze(-1), gradients[0].unsqueeze(-1))
+        for hidden_nD, targets_n1, scale_n1 in zip(*(x.split(n) for x in columns), strict=True):
+            p_nV, log_z_n1, _ = _softmax_and_loss(hidden_nD @ weight.T, targets_n1, ctx.z_loss)
+            p_nV *= (1 + 2 * ctx.z_loss * log_z_n1) * scale_n1
+            p_nV.scatter_add_(-1, targets_n1, -scale_n1)
+            gradient_nV = p_nV.to(dtype)
+            if ctx.needs_input_grad[0]:
+                hidden_gradients.append(gradient_nV @ weight)
+            if weight_gradient is not None:
+                weight_gradient += gradient_nV.T @ hidden_nD
+        return torch.cat(hidden_gradients) if hidden_gradients else None, weight_gradient, None, None
+
+
+def _softmax_and_loss(logits_nV: Tensor, targets_n1: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax [n, V], log Z [n, 1] and loss [n, 1] of a few rows of logits, all fp32."""
+    p_nV = logits_nV.softmax(-1, dtype=torch.float32)
+    # log Z from the likeliest token: much faster than logsumexp on a CPU.
+    log_z_n1 = logits_nV.amax(-1, keepdim=True).float() - p_nV.amax(-1, keepdim=True).log()
+    target_n1 = logits_nV.gather(-1, targets_n1).float()
+    return p_nV, log_z_n1, log_z_n1 - target_n1 + z_loss * log_z_n1.square()
 
 
 def batch_losses(loss_BT: Tensor, weights_B: Tensor, prompt_B: Tensor, prompts: int = 1) -> Tensor:

@@ -12,6 +12,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.training.best_checkpoint import Selection
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.engine import MODEL, Engine
+from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.step_stats import StepStats
 
 
@@ -21,7 +22,7 @@ class TrainState:
     Only trained parameters are saved: checkpoints of prompts do not contain the frozen T5.
     """
 
-    def __init__(self, engine: Engine, selection: Selection | None = None) -> None:
+    def __init__(self, engine: Engine, selection: Selection | None = None, probing: Probing | None = None) -> None:
         self.engine = engine
         self.group = engine.group
         self.device: torch.device = engine.device
@@ -29,6 +30,7 @@ class TrainState:
         self.skipped = 0  # steps with a non-finite gradient, which changed nothing
         self.stats = StepStats(self.group)
         self.selection = selection
+        self.probing = probing
         self._elapsed_before = 0.0
         self._started = time.monotonic()
 
@@ -55,7 +57,8 @@ class TrainState:
 
     def scalars(self) -> dict[str, Any]:
         selected = {} if self.selection is None else {"selection": self.selection.scalars()}
-        return {"elapsed_s": self.elapsed, "skipped": self.skipped, **selected}
+        probed = {} if self.probing is None else {"probing": self.probing.scalars()}
+        return {"elapsed_s": self.elapsed, "skipped": self.skipped, **selected, **probed}
 
     def load(self, step: int, saved: SavedTensors, scalars: dict[str, Any]) -> None:
         """Restore the `shards()` and `scalars()` saved after `step` steps, whichever engine saved them.
@@ -80,6 +83,8 @@ class TrainState:
         self.engine.load(saved)
         if self.selection is not None:
             self.selection.load(saved, scalars["selection"], self.engine)
+        if self.probing is not None:
+            self.probing.load(scalars.get("probing", {}))
         self.step = step
         self.skipped = scalars["skipped"]
         self.stats.history_NC = saved.tensor("meter")

@@ -36,6 +36,7 @@ from t5_pipeline.training.loop import LossFn, train_step
 from t5_pipeline.training.microbatches import BatchSource, StepBatch, prefetch, step_batch
 from t5_pipeline.training.nonfinite import OnNonFinite
 from t5_pipeline.training.optimizers import model_optimizer
+from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.schedules import learning_rate
 from t5_pipeline.training.state import TrainState
 from t5_pipeline.training.trackers import Track, trackers
@@ -75,6 +76,7 @@ class Trainer:
             `batch_losses`.
         optimizer: makes the optimizer from the trained parameters; default: `model_optimizer` with the settings.
         selection: chooses the published checkpoint by validation metrics; default: the last step is published.
+        probing: a score of the weights to log, which may stop the training.
         validation: held-out loss to log; also the score of a checkpoint, unless there is a selection.
         cells: names of the losses in metrics.jsonl.
     """
@@ -91,6 +93,7 @@ class Trainer:
         optimizer: MakeOptimizer | None = None,
         selection: Selection | None = None,
         validation: Validation | None = None,
+        probing: Probing | None = None,
         cells: Sequence[str] = (),
     ) -> None:
         c = self.config = config
@@ -102,7 +105,8 @@ class Trainer:
         make_optimizer = optimizer or partial(
             model_optimizer, c.optimizer, weight_decay=c.weight_decay, step_offset=c.optimizer_step_offset
         )
-        self.state = TrainState(make_engine(launch, accelerator, model, make_optimizer, c.precision), selection)
+        engine = make_engine(launch, accelerator, model, make_optimizer, c.precision)
+        self.state = TrainState(engine, selection, probing)
         self.schedule = learning_rate(
             c.schedule,
             peak=c.learning_rate,
@@ -166,7 +170,7 @@ class Trainer:
     @property
     def exhausted(self) -> bool:
         """True once early stopping has ended the training."""
-        return self.state.selection is not None and self.state.selection.exhausted
+        return any(by is not None and by.exhausted for by in (self.state.selection, self.state.probing))
 
     def run_to(self, steps: int) -> None:
         """Train until `steps` steps are done in all (or until early stopping), and save the last one.
@@ -177,11 +181,13 @@ class Trainer:
         """
         if self.exhausted:
             return
-        state, selection = self.state, self.state.selection
+        state, selection, probing = self.state, self.state.selection, self.state.probing
         state.engine.set_training(True)
         state.stats.restart_clock()
         if self.validation is not None and state.step == 0 < steps:
             self.validate()
+        if probing is not None and state.step == 0 < steps:
+            self._measure(probing.update, "probe")
         if steps == 0:
             self.save()
         with closing(prefetch(self._batch, range(state.step, steps))) as batches, self.checkpoints.finishing():
@@ -189,6 +195,8 @@ class Trainer:
                 self._step(batch)
                 if self.validation is not None and state.step % self.validation.every == 0:
                     self.validate()
+                if probing is not None and probing.due(state.step):
+                    self._measure(probing.update, "probe")
                 if selection is not None and selection.due(state.step):
                     self.validate_and_select()
                 ended = state.step == steps or self.exhausted
@@ -263,12 +271,14 @@ class Trainer:
         self._measure(measure)
         self._score = sum(averages) / len(averages)
 
-    def _measure(self, measure: Callable[[TrainState], Mapping[str, Any]]) -> Mapping[str, Any]:
+    def _measure(
+        self, measure: Callable[[TrainState], Mapping[str, Any]], split: str = "validation"
+    ) -> Mapping[str, Any]:
         with self.state.stats.paused():
             self._synchronize()
             self.state.engine.set_training(False)
-            row = measure(self.state)
-            self._log({"split": "validation", **row})
+            row = {"split": split, **measure(self.state)}
+            self._log(row)
             self.progress.validated(self.state.step, row)
             self.state.engine.set_training(True)
         return row

@@ -130,7 +130,7 @@ KINDS = {
     "MADLAD-400": Kind(
         "`google/madlad400-*`",
         "padding 1, EOS 2, the decoder starts with 0; the embedding has another name in the file",
-        "SentencePiece, no sentinels, languages as added pieces",
+        "SentencePiece; languages are pieces",
         {"pad_token_id": 1, "eos_token_id": 2},
         embedding="decoder.embed_tokens.weight",
     ),

@@ -12,9 +12,11 @@ from t5_pipeline.modeling.attention import (
     MASKED,
     attend,
     attend_by_products,
+    attend_flex,
     attend_fused,
     attend_to_states,
     attention_reference,
+    block_mask,
     bucket_table,
     mask_bias,
     position_buckets,
@@ -44,6 +46,24 @@ def test_fused_equals_reference_with_gradients(kind: str) -> None:
         results.append((out, *torch.autograd.grad((out * weight).sum(), (q, k, v))))
     for plain, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", ["padded", "packed", "causal"])
+def test_flex_equals_reference(kind: str) -> None:
+    """Distances beyond 4 share an entry. On CPUs it has no gradient; tests/system/test_gpu.py compares those."""
+    q, k, v = (x[:, :, :7].detach() for x in _inputs())
+    table = torch.randn(4, 9, generator=torch.Generator().manual_seed(1))
+    position = torch.arange(7)
+    segment = (position >= torch.tensor([[2], [5], [0]])).long()
+    visible = {
+        "padded": position < torch.tensor([[7], [4], [1]]),
+        "packed": segment[:, :, None] == segment[:, None, :],
+        "causal": (position[:, None] >= position)[None],
+    }[kind]
+    by_definition = table[:, (position - position[:, None]).clamp(-4, 4) + 4][None]
+    plain = attention_reference(q, k, v, by_definition, mask_bias(visible))
+    torch.testing.assert_close(attend_flex(q, k, v, table, 4, block_mask(visible)), plain, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_of_the_bias() -> None:

@@ -13,7 +13,7 @@ from t5_pipeline.modeling.config import SIZES, T5Config
 from t5_pipeline.modeling.layers import Attention, DecoderCache, SharedDropout, _RMSNorm, rms_norm_reference
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.t5 import T5, shift_right, token_mask
-from tests.modeling.conftest import token_loss, token_rows
+from tests.modeling.conftest import SHAPES, token_loss, token_rows
 
 
 def reference(model: T5, directory: Path) -> nn.Module:
@@ -142,7 +142,7 @@ def test_attention_drops_a_key_for_all_queries_as_t5x_does() -> None:
     attention = Attention(shape)
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(3)
-    out, _ = attention(x, attention.keys_values(x), None)
+    out = attention(x, attention.keys_values(x), None)
     # T5X: the mask [B, H, 1, S] multiplies the attention weights.
     torch.manual_seed(3)
     mask = nn.functional.dropout(torch.ones(2, 2, 1, 5), 0.5)
@@ -217,6 +217,25 @@ def test_fast_implementations_equal_references(model: T5) -> None:
     model.set_execution(reference_ops=["attention", "norm"])
     for theirs, ours in zip(loss_and_gradients(model, bf16=False), fast, strict=True):
         assert (theirs - ours).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("shape", [SHAPES["gated_untied"]], ids=["gated_untied"])
+def test_flex_attention_in_a_frozen_t5(model: T5) -> None:
+    """Padded and packed rows. On a CPU it has no gradient; cached decoding does not use it."""
+    model.requires_grad_(False)
+    inputs, targets = token_rows([9, 5, 14, 2], seed=2), token_rows([4, 7, 3, 11], seed=3)
+    segments = tuple((torch.arange(ids.size(1)) >= 3).long().add(1).expand_as(ids) for ids in (inputs, targets))
+    results = []
+    for flex in (False, True):
+        model.set_execution(flex=flex)
+        embedded = model.embed(inputs)
+        hidden = model.decode(targets, model.encode(embedded, inputs != 0), inputs != 0)
+        cache = DecoderCache()
+        steps = [model.decode(targets[:, i : i + 1], model.encode(embedded, None), None, cache) for i in range(3)]
+        results.append((hidden, model(inputs, targets, segments), *steps))
+    for plain, with_flex in zip(*results, strict=True):
+        torch.testing.assert_close(with_flex, plain, atol=1e-4, rtol=1e-4)
 
 
 def test_fast_implementations_in_bf16_are_within_rounding(model: T5) -> None:

@@ -18,11 +18,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from t5_pipeline.artifacts.kinds import locate
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.load import assemble, load_t5, save_t5
+from t5_pipeline.modeling.load import assemble, init_t5, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5
-from t5_pipeline.modeling.t5x import find_t5x, read_zarr, t5x_moments, t5x_shape, t5x_tensors
+from t5_pipeline.modeling.t5x import find_t5x, t5x_moments, t5x_shape, t5x_tensors
+from t5_pipeline.modeling.zarr import read_zarr
 from tests.modeling.conftest import SHAPES, model_digest, token_rows
 
 Arrays = dict[str, NDArray]  # T5X name → array
@@ -172,7 +174,8 @@ def write_checkpoint(folder: Path, arrays: Arrays, moments: Arrays | None = None
             for parent in parents:
                 node = node.setdefault(parent, {})
             if last in ("kernel", "embedding") or (last == "v" and array.ndim == 2):
-                write_zarr(folder / f"{part}.{name}", array, (20, 24), "gzip")
+                chunks = (20, 24) if array.ndim == 2 else (12, 2, 3, 7)[: array.ndim]
+                write_zarr(folder / f"{part}.{name}", array, chunks, "gzip")
                 path = {"driver": "gfile", "path": f"{part}.{name}"}
                 node[last] = {"driver": "zarr", "kvstore": path, "metadata": {}}
             else:
@@ -269,6 +272,71 @@ def test_folder_with_one_checkpoint(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "checkpoint_7", tmp_path / "checkpoint_8")
     with pytest.raises(InputError, match="several T5X checkpoints"):
         load_t5(tmp_path)
+
+
+def scanned_arrays(t5: T5) -> Arrays:
+    """A T5 in T5X's scalable layout: all layers along axis 1, heads apart."""
+    state, (D, H) = t5.state_dict(), (t5.shape.d_model, t5.shape.num_heads)
+    arrays: Arrays = {
+        "token_embedder.embedding": state["shared.weight"].numpy(),
+        "decoder.logits_dense.kernel": state["lm_head.weight"].T.numpy(),
+    }
+
+    def stack(ours: str, depth: int, *shape: int) -> NDArray:
+        layers = [state[ours.format(i)] for i in range(depth)]
+        return np.stack(
+            [np.ascontiguousarray(layer.numpy().T).reshape(shape or layer.numpy().T.shape) for layer in layers], axis=1
+        )
+
+    stacks = {
+        "encoder": (t5.shape.num_layers, {"attention": "SelfAttention"}),
+        "decoder": (
+            t5.shape.num_decoder_layers, {"self_attention": "SelfAttention", "encoder_decoder_attention": "EncDecAttention"},
+        ),
+    }  # fmt: skip
+    for name, (depth, attentions) in stacks.items():
+        theirs, ours = f"{name}.{name}", f"{name}.block.{{}}.layer"
+        for j, (part, attention) in enumerate(attentions.items()):
+            for kernel, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+                arrays[f"{theirs}.{part}.{kernel}.kernel"] = stack(
+                    f"{ours}.{j}.{attention}.{letter}.weight", depth, D, H, -1
+                )
+            arrays[f"{theirs}.{part}.out.kernel"] = stack(f"{ours}.{j}.{attention}.o.weight", depth, H, -1, D)
+            norm = part.replace("encoder_decoder", "cross")
+            arrays[f"{theirs}.pre_{norm}_layer_norm.scale"] = stack(f"{ours}.{j}.layer_norm.weight", depth)
+        last = f"{ours}.{len(attentions)}"
+        for kernel in ("wi_0", "wi_1", "wo"):
+            arrays[f"{theirs}.mlp.{kernel}.kernel"] = stack(f"{last}.DenseReluDense.{kernel}.weight", depth)
+        arrays[f"{theirs}.pre_mlp_layer_norm.scale"] = stack(f"{last}.layer_norm.weight", depth)
+        biases = f"{ours}.0.SelfAttention.relative_attention_bias.weight"
+        arrays[f"{theirs}.relpos_bias.rel_embedding"] = stack(biases, depth)
+        arrays[f"{name}.{name}_norm.scale"] = state[f"{name}.final_layer_norm.weight"].numpy()
+    return arrays
+
+
+def test_scanned_layers(tmp_path: Path) -> None:
+    """The layout of umT5 and Pile-T5, by its folder and by its file; its state of Adafactor is refused."""
+    model = init_t5(replace(SHAPES["gated_untied"], model_type="umt5", relative_attention_max_distance=128), seed=3)
+    for i, parameter in enumerate(model.parameters()):  # norms too
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    arrays = scanned_arrays(model)
+    moments = {f"{name}.v": np.abs(array) for name, array in arrays.items() if array.ndim == 2}
+    checkpoint = write_checkpoint(tmp_path / "checkpoint_9", arrays, moments)
+    for place in (tmp_path, checkpoint, checkpoint / "checkpoint"):
+        loaded = load_t5(place)
+        assert loaded.shape == model.shape
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    with pytest.raises(InputError, match="the state of Adafactor is that of scanned layers, which is not read; set"):
+        t5x_moments(checkpoint, model.shape)
+    assert locate("model", str(checkpoint / "checkpoint"), "--model") == [checkpoint]
+
+
+def test_a_config_beside_the_checkpoint_decides(tmp_path: Path) -> None:
+    """The arrays do not say that UL2 has SiLU."""
+    checkpoint = write_checkpoint(tmp_path, random_arrays(SHAPES["gated_untied"]))
+    shape = replace(SHAPES["gated_untied"], activation="silu")
+    (checkpoint / "config.json").write_text(json.dumps(shape.to_config()))
+    assert load_t5(checkpoint).shape == shape
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -197,6 +197,21 @@ def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page:
     ]
 
 
+def test_promptability_is_drawn_against_steps(finished) -> None:
+    """Three prompts of two probes of LM adaptation; without probes there is no such section."""
+    path = finished.run_dir.path
+    assert "Promptability" not in render(collect(path))
+    with (path / "lm_adapt/metrics.jsonl").open("a") as log:
+        log.write("}\n")
+        for step, base in ((0, 0.2), (40, 0.7)):
+            scores = {f"package,seed={n}": {"accuracy": base + n / 10, "macro_f1": base} for n in range(3)}
+            row = {"step": step, "split": "probe", "score": base, "spread": 0.1, "scores": scores}
+            log.write(json.dumps(row) + "\n")
+    html = render(collect(path))
+    assert "Promptability during LM adaptation" in html
+    assert "Scores of prompts tuned during lm_adapt on package: 25.00 at step 0 to 75.00 at step 40." in html
+
+
 def test_damaged_lines_of_logs_are_reported(finished) -> None:
     with (finished.run_dir.path / "lm_adapt/metrics.jsonl").open("a") as file:
         file.write("\n[]\n")

@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.serving.prompt_mirror import Mirror
 from t5_pipeline.serving.prompt_store import PromptStore
 from tests.serving.served_world import write_prompt, write_world
 
@@ -95,3 +96,19 @@ def test_a_url_of_one_prompt_and_wrong_urls(world: Path) -> None:
         store.load("shared://bucket/nothing")
     with pytest.raises(InputError, match=r"^--prompts: .*nosuch://x.*"):
         store.load("nosuch://x")
+
+
+def test_keys_of_a_store_are_not_followed_out_of_the_copy(world: Path) -> None:
+    """A store's keys may contain anything; folders below the URL are copied under their own names, and no others."""
+    top = next(key for key in Shared.store if key.endswith("/labels/prompt.json")).removesuffix("/labels/prompt.json")
+    for name in ("..", "../escape", "labels/../../escape", "a/../..", "../escape/prompt", ".hidden"):
+        for file in ("prompt.json", "prompt.safetensors"):
+            Shared.store[f"{top}/{name}/{file}"] = Shared.store[f"{top}/labels/{file}"]
+    mirror = Mirror("shared://bucket/prompts")
+    listed = fsspec.filesystem("shared").find(top, maxdepth=3)
+    assert f"{top}/../escape/prompt.json" in listed
+    before = {path.name for path in mirror.directory.parent.iterdir()}
+    mirror.update()
+    assert {path.name for path in mirror.directory.iterdir() if path.is_symlink()} == {"labels", "free", "long"}
+    assert all(path.resolve().is_relative_to(mirror.directory) for path in mirror.directory.rglob("*"))
+    assert not {path.name for path in mirror.directory.parent.iterdir() if path.name in (".hidden", "escape")} - before

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.checksums import tensors_digest
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_dir import read_metadata
-from tests.tiny_run import Outcome, Tiny, metrics, stage
+from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, metrics, stage, t5_pipeline
 
 FLAGS = (
     "--segment-length", 24, "--batch-size", 8, "--steps", 4, "--schedule", "constant", "--learning-rate", 0.001,
@@ -88,3 +91,98 @@ def test_invalid_density_in_a_recipe_is_named(tiny: Tiny) -> None:
     ended = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run)
     assert ended.code == 2
     assert "stages.lm_adapt.prefix_density: input should be less than or equal to 0.5, not 0.9" in ended.err
+
+
+# ------------------------------------------------------------------------------------------------------------- probes
+
+
+def probes(tiny: Tiny, place: Path, *more: object) -> tuple[object, ...]:
+    """Flags of small probes, every two steps."""
+    task = place / "about.yaml"
+    task.write_text(
+        f'{{data: {tiny.data}/rows, inputs: "about: {{text}}", targets: "{{label}}", labels: [files, numbers]}}'
+    )
+    return (
+        "--dropout", 0.1, "--checkpoint-every", 1, "--keep-last", 9, "--probe", task, "--probe-every", 2,
+        "--probe-cost", 1000, "--probe-prompts", 2, "--probe-steps", 2, "--probe-prompt-length", 3,
+        "--probe-batch-size", 4, "--probe-input-length", 16, "--probe-rows", 4, *more,
+    )  # fmt: skip
+
+
+def test_probes_do_not_change_the_adaptation(finished: Tiny, tmp_path: Path) -> None:
+    """Equal bits of weights and optimizer, and an equal log, with and without probes."""
+    assert adapt(finished, tmp_path / "without", "--dropout", 0.1, "--checkpoint-every", 1).code == 0
+    ended = adapt(finished, tmp_path / "with", *probes(finished, tmp_path))
+    assert ended.code == 0, ended.err
+    assert "a probe every 2 steps" in ended.err
+    rows = metrics(tmp_path / "with")
+    probed = [row for row in rows if row.get("split") == "probe"]
+    assert [row["step"] for row in probed] == [0, 2, 4]
+    assert [row for row in rows if row.get("split") != "probe"] == metrics(tmp_path / "without")
+    for row in probed:
+        assert row["scores"].keys() == {"about,seed=0", "about,seed=1"}
+        assert row["score"] == pytest.approx(sum(s["accuracy"] for s in row["scores"].values()) / 2)
+    digests = [artifact_digest("model", tmp_path / name / "model") for name in ("with", "without")]
+    assert digests[0] == digests[1]
+    files = [tmp_path / name / "checkpoints" / "step-00000004" for name in ("with", "without")]
+    assert [tensors_digest(file) for file in files[:1]] == [tensors_digest(file) for file in files[1:]]
+
+
+def test_patience_stops_and_resumes(finished: Tiny, tmp_path: Path) -> None:
+    """So short a training generates no label, so the second probe is not better than the first."""
+    flags = probes(finished, tmp_path, "--probe-patience", 1, "--steps", 6)
+    ended = adapt(finished, tmp_path / "out", *flags)
+    assert ended.code == 0, ended.err
+    assert "stopped after step 2: 1 probes without a better score" in ended.err
+    assert read_metadata(tmp_path / "out" / "model").lineage[-1]["step"] == 2
+    log, digest = metrics(tmp_path / "out"), artifact_digest("model", tmp_path / "out" / "model")
+    assert max(row["step"] for row in log) == 2
+    again = adapt(finished, tmp_path / "out", *flags)
+    assert "up to date" in again.out + again.err
+
+    # As a kill after the second probe leaves it, before the checkpoint of that step.
+    for name in ("model", "checkpoints/step-00000002"):
+        shutil.rmtree(tmp_path / "out" / name)
+    (tmp_path / "out" / "manifest.json").unlink()
+    ended = adapt(finished, tmp_path / "out", *flags)
+    assert ended.code == 0, ended.err
+    assert metrics(tmp_path / "out") == log
+    assert artifact_digest("model", tmp_path / "out" / "model") == digest
+
+
+def test_the_cost_of_probes_is_bounded(finished: Tiny, tmp_path: Path) -> None:
+    ended = adapt(finished, tmp_path / "out", *probes(finished, tmp_path, "--probe-cost", 0.1))
+    assert ended.code == 2
+    assert re.search(
+        r"probe_every: with 2 the probes cost \d+% of the adaptation's FLOPs; lower probe_steps, or", ended.err
+    )
+    ended = adapt(finished, tmp_path / "out", "--probe-patience", 2)
+    assert ended.code == 2
+    assert "--probe-patience: needs tasks in `probe`; name one" in ended.err
+
+
+def test_probes_in_a_recipe(tiny: Tiny) -> None:
+    """Probes alone leave a finished stage up to date; with patience they are part of its result."""
+    few = "probe: [about]\n    probe_cost: 1000"
+    tiny.edit("    segment_length: 48\n", f"    segment_length: 48\n    {few}\n")
+    assert plan_of_lm_adapt(tiny).startswith("up to date")
+    said = t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run)
+    assert re.search(r"lm_adapt: a probe every 1,000 steps, [\d,.]+% of the FLOPs of the adaptation", said.out)
+    tiny.edit(few, f"{few}\n    probe_patience: 2")
+    assert plan_of_lm_adapt(tiny).startswith("run")
+
+
+@pytest.mark.engines
+def test_probes_on_two_processes(finished: Tiny, tmp_path: Path) -> None:
+    """Every rank computes the same probe, so the log is that of one process, up to rounding."""
+    inputs = ("--model", finished.run / "pretrain", "--tokens", finished.run / "prepare")
+    flags = (*FLAGS, *probes(finished, tmp_path))
+    ended = accelerate_launch(
+        ROOT / "accelerate_configs" / "cpu_ddp.yaml", "lm_adapt", *inputs, "--output-dir", tmp_path / "two", *flags
+    )
+    assert ended.code == 0, ended.err
+    assert adapt(finished, tmp_path / "one", *probes(finished, tmp_path)).code == 0
+    two, one = (
+        [row["step"] for row in metrics(tmp_path / name) if row.get("split") == "probe"] for name in ("two", "one")
+    )
+    assert two == one == [0, 2, 4]

@@ -89,6 +89,14 @@ def hidden_weight_and_targets() -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return hidden_BTD.requires_grad_(), torch.randn(96, 32, generator=generator).requires_grad_(), targets_BT
 
 
+@pytest.fixture(params=[False, True], ids=["", "recomputed"])
+def _ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of CPUs, and that of GPUs."""
+    if request.param:
+        monkeypatch.setattr(loss_module, "_OutputLoss", loss_module._RecomputedLoss)
+
+
+@pytest.mark.usefixtures("_ways")
 @pytest.mark.parametrize("at_once", [512, 3])
 def test_output_loss_and_its_gradients_equal_the_reference(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss_module.LOSS_ROWS, "cpu", at_once)
@@ -103,6 +111,7 @@ def test_output_loss_and_its_gradients_equal_the_reference(at_once: int, monkeyp
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("_ways")
 def test_output_loss_in_bf16_is_within_rounding() -> None:
     hidden, weight, targets_BT = hidden_weight_and_targets()
     exact = output_loss(hidden, weight, targets_BT, 1e-4)

@@ -46,7 +46,7 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section |
 
 def _model_losses(job: Job, series: Series, name: str) -> Markup:
     train, validation = thinned(job.log.train[""]), job.log.validation.get("")
-    colour = next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
+    colour = _colour(job, series)
     lines = [Line(train.steps, train.values, colour, light=validation is not None)]
     legend: list[Markup | str | None] = [tag("b", job.stage), f", {job.cells[0].settings.summary}. "]
     description = f"Training loss of {job.stage}: {_ends(lines[0])}."
@@ -55,6 +55,11 @@ def _model_losses(job: Job, series: Series, name: str) -> Markup:
         legend.append("Light: training. Dots: validation.")
         description += f" Validation loss: {_ends(lines[1])}."
     return figure(chart(lines, _steps(lines), Axis("Loss per target token"), name, description), join(legend))
+
+
+def _colour(job: Job, series: Series) -> int | None:
+    """The colour of the T5 that a job makes."""
+    return next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
 
 
 def validation_section(run: Run, paths: dict[str, str], series: Series) -> Section | None:
@@ -86,6 +91,38 @@ def validation_section(run: Run, paths: dict[str, str], series: Series) -> Secti
     return section(
         "validation",
         "Validation and the published step",
+        tag("p", note, class_="note"),
+        tag("div", *figures, class_="plots"),
+    )
+
+
+def promptability_section(run: Run, series: Series) -> Section | None:
+    """Scores of the probes of LM adaptation by step: Figure 4(d) of the paper."""
+    figures = []
+    for number, job in enumerate(run.jobs):
+        for task in dict.fromkeys(name.rpartition(",")[0] for name in job.log.probes):
+            curves = [curve for name, curve in job.log.probes.items() if name.rpartition(",")[0] == task]
+            colour, average = _colour(job, series), mean(curves)
+            bold = Line(average.steps, [100 * value for value in average.values], colour)
+            light = [Line(c.steps, [100 * value for value in c.values], colour, light=True, dots=True) for c in curves]
+            plot = chart(
+                [bold, *light],
+                _steps([bold]),
+                Axis("Probe score × 100"),
+                f"probes-{number}-{task}",
+                f"Scores of prompts tuned during {job.stage} on {task}: {_ends(bold)}.",
+            )
+            text = f", prompts for {task} tuned on the weights of each step. Light: seeds. Bold: their mean."
+            figures.append(figure(plot, join([tag("b", job.stage), text])))
+    if not figures:
+        return None
+    note = (
+        "Average of the task's metrics on its validation rows after a few steps of prompt tuning: how well the T5 can"
+        " be prompted after more and more steps of adaptation (Lester et al. 2021, Figure 4(d))."
+    )
+    return section(
+        "promptability",
+        "Promptability during LM adaptation",
         tag("p", note, class_="note"),
         tag("div", *figures, class_="plots"),
     )

@@ -40,6 +40,8 @@ def load_app(given: argparse.Namespace, keys: frozenset[str]) -> FastAPI:
             "--allow-changes: the prompts of --engine ctranslate2 are part of its model; restart the server to change"
             " them, or use --engine torch"
         )
+    if given.compile and converted:
+        raise InputError("--compile: has no effect on --engine ctranslate2; remove one of the two")
     if given.precision == "int8" and not converted:
         raise InputError("--precision: int8 needs --engine ctranslate2; choose fp32 or bf16")
     set_threads(given.threads or 0, LaunchContext())
@@ -49,7 +51,9 @@ def load_app(given: argparse.Namespace, keys: frozenset[str]) -> FastAPI:
     store = PromptStore.of(given.model, like, reserved=given.name)
     directory = store.load(given.prompts)
     limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
-    scheduler = Scheduler.load(store, engine=given.engine, precision=given.precision, limits=limits)
+    scheduler = Scheduler.load(
+        store, engine=given.engine, precision=given.precision, limits=limits, compiled=given.compile
+    )
     watch_seconds = URL_SECONDS if is_url(given.prompts) else Options.watch_seconds
     options = Options(
         model_name=given.name,

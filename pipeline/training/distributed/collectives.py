@@ -59,6 +59,13 @@ class ProcessGroup(HostCollectives):
             raise RuntimeError(f"expected {world} processes, but the process group has {found}")
         super().__init__(rank, world)
 
+    @classmethod
+    def alone(cls) -> ProcessGroup:
+        """A group of this process only, for work that every rank does by itself."""
+        group = cls.__new__(cls)
+        HostCollectives.__init__(group, 0, 1)
+        return group
+
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its sum over the ranks."""
         if self.world == 1:

@@ -6,12 +6,13 @@ one world size; here its partitions are read and written as tensor shards, as in
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from t5_pipeline.modeling.limits import ZERO_BUCKET
 from t5_pipeline.modeling.load import check_untied
@@ -29,6 +30,8 @@ from t5_pipeline.training.distributed.engine import (
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger("t5-pipeline")
 
 
 class Zero(Engine):
@@ -65,6 +68,7 @@ class Zero(Engine):
             )
         if self.stage == 3:
             self._gather_around_blocks(scope)
+            _run_eagerly(self.model)
         self.optimizer = self.zero
 
     def _gather_around_blocks(self, scope: ForwardScope) -> None:
@@ -170,3 +174,12 @@ class Zero(Engine):
             for p in persistent:
                 p.partition()
             persistent[0].all_gather(persistent)
+
+
+def _run_eagerly(model: nn.Module) -> None:
+    """Do not compile blocks: ZeRO-3 gathers weights in hooks of the modules inside them."""
+    compiled: list[Any] = [module for module in model.modules() if getattr(module, "compiled", False)]
+    for block in compiled:
+        block.compiled = False
+    if compiled:
+        log.info("compile: has no effect under ZeRO-3")

@@ -143,10 +143,10 @@ def test_split_offset_of_a_literal(vocabulary: Vocabulary) -> None:
     assert not _spans("</x", "<", "/s>")
     assert not _spans("s>", "<", "/s>")
     for literal in ("</s>", "<pad>", "<extra_id_"):
-        at = _unspanned(literal, vocabulary.pieces)
+        at = _unspanned(literal, vocabulary.text.pieces)
         assert at is not None
         left, right = literal[:at], literal[at:]
-        whole = vocabulary.pieces.encode(f"a{literal}1", out_type=str)
+        whole = vocabulary.text.pieces.encode(f"a{literal}1", out_type=str)
         lengths = {sum(map(len, whole[:k])) for k in range(len(whole))}
         assert len("▁a") + len(left) in lengths, (left, right, whole)
 
@@ -185,8 +185,13 @@ NORMALIZERS: dict[str, dict[str, Any]] = {
     "whitespace pieces": {"allow_whitespace_only_pieces": True, "remove_extra_whitespaces": False},
     "suffix": {"treat_whitespace_as_suffix": True},
     "bpe": {"model_type": "bpe"},
-}
-REJECTED = {"user symbol that is normalised", "suffix", "bpe"}
+    "as Llama": {
+        "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 600,
+        "remove_extra_whitespaces": False, "character_coverage": 0.98,
+    },
+    "char": {"model_type": "char"},
+}  # fmt: skip
+REJECTED = {"user symbol that is normalised", "suffix", "char"}
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)

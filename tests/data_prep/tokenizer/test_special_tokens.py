@@ -71,7 +71,7 @@ def test_sentinels_that_are_pieces(texts: list[str], names: list[str], tmp_path:
     found = Vocabulary(trained(texts, user_defined_symbols=names))
     assert found.sentinels == 8
     assert [found.names()[found.sentinel(j)].lstrip("▁") for j in range(8)] == OWN[::-1]
-    assert found.size == found.pieces.get_piece_size()
+    assert found.size == found.text.size
     assert found.strip_sentinel([found.sentinel(0), 9]) == [9]
     assert found.decode([found.sentinel(3), *found.encode("the name")]) == "<extra_id_3> the name"
     found.save(tmp_path)
@@ -110,9 +110,9 @@ DISAGREE: dict[str, tuple[dict[str, Any], str]] = {
         {"added_tokens": {"<extra_id_0>": 1000}, "tokenizer_config": {"extra_ids": 100}},
         r"`extra_ids` is 100, but 1 sentinels are listed",
     ),
-    "new tokens": (
-        {"added_tokens": {"<spot>": 1100, "<asoc>": 1101}},
-        r"added_tokens\.json: adds 2 tokens to T5's vocabulary: <spot> \(id 1100\), <asoc> \(id 1101\)",
+    "new tokens with a gap": (
+        {"added_tokens": {"<spot>": 1101, "<asoc>": 1102}},
+        r"added_tokens\.json: adds <spot> \(id 1101\), <asoc> \(id 1102\), but \S+ has ids up to 999 and sentinels 1000 to",
     ),
 }  # fmt: skip
 
@@ -159,3 +159,27 @@ def test_files_of_transformers(vocabulary: Vocabulary, tmp_path: Path) -> None:
     config = {"added_tokens_decoder": decoder, "extra_ids": 100, "eos_token": "</s>", "pad_token": "<pad>"}
     found = Vocabulary.load(directory(tmp_path, vocabulary.model, tokenizer_config=config, config=CONFIG))
     assert found.digest == vocabulary.digest
+
+
+def test_tokens_added_to_a_t5(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """They are found in texts, and published for transformers; what is between them is read by SentencePiece."""
+    from transformers import AutoTokenizer
+
+    added = {"<spot>": 1100, "\n": 1101}
+    found = Vocabulary.load(directory(tmp_path, vocabulary.model, added_tokens=added))
+    assert (found.size, found.sentinel_ids) == (1102, vocabulary.sentinel_ids)
+    text = "the name<spot> of\nthe <spot><spot> module"
+    name, of, the, module = map(vocabulary.encode, ("the name", "of", "the", "module"))
+    assert found.encode(text) == [*name, 1100, *of, 1101, *the, 1100, 1100, *module]
+    assert found.decode(found.encode("the name <spot> of")) == "the name <spot> of"
+    assert found.piece_bytes()[[1100, 1101, 1099]].tolist() == [6, 1, 0]
+    found.save(tmp_path / "saved")
+    again = Vocabulary.load(tmp_path / "saved")
+    assert again.digest == found.digest != vocabulary.digest
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text).input_ids == [*found.encode(text), 1]
+
+
+def test_rows_that_leave_no_room_for_sentinels(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """MADLAD has as many rows as pieces."""
+    found = Vocabulary.load(directory(tmp_path, vocabulary.model, config={**CONFIG, "vocab_size": 1024}))
+    assert (found.sentinels, found.size) == (0, 1000)

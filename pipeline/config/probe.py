@@ -1,0 +1,98 @@
+"""Settings of probes: small prompts tuned on the current weights during LM adaptation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationInfo, field_validator
+
+from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import setting
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+_RUNTIME: Any = "runtime"  # without patience, probes change nothing
+
+
+class ProbeConfig(TrainingConfig):
+    """Group: probes, which show how well the T5 can be prompted so far."""
+
+    probe: list[TaskConfig] = setting(
+        [], "tasks on which to tune small prompts now and then, to see how well it works; empty: none", role=_RUNTIME
+    )
+    probe_every: int = setting(
+        1000, "steps between probes; one more is before the first", unit="steps", role=_RUNTIME, gt=0
+    )
+    probe_cost: float = setting(0.1, "most FLOPs of all probes, as a share of the adaptation's", role=_RUNTIME, gt=0)
+    probe_patience: int = setting(
+        0, "stop after this many probes without a better score; 0: never", unit="probes", role=_RUNTIME, ge=0
+    )
+    probe_prompts: int = setting(3, "prompts for each task, which differ in their seed", role=_RUNTIME, gt=0)
+    probe_prompt_length: int = setting(20, "length of these prompts", unit="tokens", role=_RUNTIME, gt=0)
+    probe_steps: int = setting(50, "steps of prompt tuning in a probe", unit="steps", role=_RUNTIME, gt=0)
+    probe_batch_size: int = setting(16, "examples per step and prompt", unit="examples", role=_RUNTIME, gt=0)
+    probe_input_length: int = setting(
+        128, "maximum input tokens, besides the prompt", unit="tokens", role=_RUNTIME, gt=0
+    )
+    probe_rows: int = setting(
+        100, "validation rows to score, spread evenly over the split; 0: all", unit="rows", role=_RUNTIME, ge=0
+    )
+
+    @field_validator("probe")
+    @classmethod
+    def tasks_can_be_scored(cls, value: list[TaskConfig]) -> list[TaskConfig]:
+        names = [task.name for task in value]
+        for task in value:
+            if names.count(task.name) > 1:
+                raise ValueError(f"names the task {task.name} twice; name each once")
+            if "validation" not in task.splits:
+                raise ValueError(f"{task.name} has no split `validation` to score the prompts on; add one")
+        return value
+
+    @field_validator("probe_patience")
+    @classmethod
+    def patience_has_probes(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("probe"):
+            raise ValueError("needs tasks in `probe`; name one")
+        return value
+
+    def check_engine(self, engine: str) -> None:
+        """Also reject probes on sharded weights, because every rank tunes prompts on its own copy."""
+        super().check_engine(engine)
+        if self.probe and engine not in ("one", "ddp"):
+            raise InputError(
+                f"{self.kind}: `probe` needs whole weights, which {engine} shards; remove it, or launch with DDP"
+                " (accelerate_configs/ddp.yaml)"
+            )
+
+    def shaping(self) -> list[str]:
+        """With patience, the probes decide when training stops."""
+        probes = list(ProbeConfig.model_fields.keys() - TrainingConfig.model_fields.keys() - {"probe_cost"})
+        return [*super().shaping(), *(sorted(probes) if self.probe_patience else [])]
+
+    def selects_by(self) -> dict[str, list[str]]:
+        """With patience, the metrics whose average decides when training stops."""
+        return {task.name: sorted(task.metrics) for task in self.probe} if self.probe_patience else {}
+
+    def probe_cells(self, model: str) -> list[PromptTuneConfig]:
+        """The prompts of a probe, as settings of prompt_tune: `probe_prompts` for each task."""
+        return [
+            PromptTuneConfig(
+                model=model,
+                task=task,
+                seed=self.seed + number,
+                prompt_length=self.probe_prompt_length,
+                prompt_init="class_labels" if task.labels else "vocabulary",
+                steps=self.probe_steps,
+                batch_size=self.probe_batch_size,
+                max_input_length=self.probe_input_length,
+                validation_limit=self.probe_rows,
+                dropout=0.0,
+                select="last",
+                precision=self.precision,
+                microbatch_size=self.microbatch_size,
+            )
+            for task in self.probe
+            for number in range(self.probe_prompts)
+        ]

@@ -1,0 +1,98 @@
+"""Compiled blocks, traced by torch.compile but run eagerly, so that tests need no compiler.
+
+Compiled for real, and bit-identical between processes: tests/system/test_compile.py.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from t5_pipeline.modeling import compilation
+from t5_pipeline.modeling.compilation import use_compiler
+from t5_pipeline.modeling.t5 import T5
+from tests.modeling.conftest import SHAPES as MODELS
+from tests.modeling.conftest import token_loss, token_rows
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "backend", "aot_eager")
+    torch._dynamo.reset()
+    compilation._problem.cache_clear()
+    assert use_compiler("true", "cpu")
+
+
+def losses(model: T5, shapes: list[tuple[list[int], list[int]]]) -> list[Tensor]:
+    found = []
+    for inputs, targets in shapes:
+        ids = token_rows(targets, seed=3)
+        loss = token_loss(model(token_rows(inputs, seed=2), ids), ids)
+        found += [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+    return found
+
+
+SHAPES = [([9, 5, 14, 2], [4, 7, 3, 11]), ([30, 22], [3, 40]), ([6, 6, 6], [5, 5, 5])]
+LATER = [([7, 3, 17], [8, 30, 5]), ([40, 40], [21, 9]), ([11, 12], [6, 6])]
+
+
+@pytest.mark.parametrize("shape", [MODELS["gated_untied"]], ids=["gated_untied"])
+def test_batches_of_all_sizes_share_a_graph(model: T5, caplog: pytest.LogCaptureFixture) -> None:
+    """`fullgraph=True` would raise at a graph break."""
+    model.set_dropout(0.1)
+    batches = [token_rows(inputs, seed=2) for inputs, _ in [SHAPES[0], SHAPES[1], LATER[0]]]
+    with torch.no_grad(), caplog.at_level(logging.INFO, logger="t5-pipeline"):
+        for ids in batches:
+            model.set_execution()
+            exact = model.encode(model.embed(ids), ids != 0)
+            model.set_execution(compiled=True)
+            torch.testing.assert_close(model.encode(model.embed(ids), ids != 0), exact, atol=1e-5, rtol=1e-5)
+    assert caplog.text.count("compile: encoder_layers, graph") == 1
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(compilation, "backend", "absent")
+    compilation._problem.cache_clear()
+    torch._dynamo.reset()
+    assert not use_compiler("true", "cpu")
+    (line,) = [record.message for record in caplog.records if record.name == "t5-pipeline"]
+    assert line.startswith("compile: torch.compile does not work here (")
+    assert line.endswith("); running without it")
+    compilation._problem.cache_clear()
+    assert not use_compiler("auto", "cpu")
+    assert not use_compiler("false", "cuda")
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_have_the_same_gradients(model: T5, recompute: bool, caplog: pytest.LogCaptureFixture) -> None:
+    eager = losses(model, SHAPES)
+    model.set_execution(recompute=recompute, compiled=True)
+    with caplog.at_level(logging.INFO, logger="t5-pipeline"):
+        compiled = losses(model, SHAPES)
+        graphs = caplog.text.count("compile:")
+        losses(model, LATER)
+    for theirs, ours in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    # With and without padding; few target tokens skip the keys of cross-attention.
+    assert 2 <= graphs <= 6
+    assert caplog.text.count("compile:") == graphs
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("shape", [MODELS["gated_untied"]], ids=["gated_untied"])
+def test_flex_attention_is_part_of_the_graphs(model: T5, caplog: pytest.LogCaptureFixture) -> None:
+    """Masks of every batch are other functions, but only rows of one block and of several have graphs of their own."""
+    model.requires_grad_(False)
+    with caplog.at_level(logging.INFO, logger="t5-pipeline"):
+        for inputs, targets in [*SHAPES[:2], LATER[0], ([200, 3, 170], [180, 9, 2])]:
+            ids, answers = token_rows(inputs, seed=2), token_rows(targets, seed=3)
+            results = []
+            for compiled in (False, True):
+                model.set_execution(compiled=compiled, flex=compiled)
+                results.append(model.decode(answers, model.encode(model.embed(ids), ids != 0), ids != 0))
+            torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-4)
+    assert caplog.text.count("compile:") <= 5

@@ -1,0 +1,207 @@
+"""Everything that only a GPU can show; `make gpu` runs it. One GPU is enough.
+
+Reductions on a GPU add in another order than on a CPU, so results are compared up to rounding, except those of two runs
+on the same GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from t5_pipeline.modeling.attention import MASKED, attend_flex, attend_fused, attention_reference, block_mask
+from t5_pipeline.modeling.compilation import use_compiler
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.loss import output_loss
+from tests.modeling.conftest import token_rows
+from tests.system.test_compile import adapt, same_losses
+from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, command, metrics, script
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+SHAPE = T5Config(vocab_size=512, d_model=128, d_kv=64, d_ff=256, num_layers=3, num_decoder_layers=3, num_heads=4)
+LENGTHS = [([90, 50, 140, 20], [40, 70, 30, 11]), ([300, 220], [20, 140]), ([64, 64, 64], [9, 9, 9])]
+
+
+def step(model: T5, bf16: bool) -> list[Tensor]:
+    """Losses and gradients of three batches, on the CPU in fp32."""
+    device, found = next(model.parameters()).device, []
+    for inputs, targets in LENGTHS:
+        ids = [token_rows(lengths, seed, 512).to(device) for lengths, seed in ((inputs, 2), (targets, 3))]
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            hidden, weight = model.before_logits(model.predict(*ids))
+            loss = output_loss(hidden, weight, ids[1], 1e-4).sum()
+        found += [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+    return [x.float().cpu() for x in found]
+
+
+def close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm() + 1e-6
+
+
+def test_loss_and_gradients_equal_those_of_the_cpu() -> None:
+    model = init_t5(SHAPE, seed=1).eval()
+    exact = step(model, bf16=False)
+    model.cuda()
+    close(step(model, bf16=False), exact, 1e-4)
+    close(step(model, bf16=True), exact, 0.05)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_compiled_blocks_equal_eager_ones(bf16: bool, recompute: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="t5-pipeline")
+    model = init_t5(SHAPE, seed=1).eval().cuda()
+    eager = step(model, bf16)
+    assert use_compiler("true", "cuda")
+    model.set_execution(recompute=recompute, compiled=True)
+    close(step(model, bf16), eager, 0.03 if bf16 else 1e-4)
+    graphs = caplog.text.count("compile:")
+    step(model, bf16)
+    assert caplog.text.count("compile:") == graphs <= 12
+
+
+def attention_inputs(dtype: torch.dtype, rows: int = 3, length: int = 200) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(rows, 4, length, 64, generator=generator).mul(0.3).cuda().to(dtype).requires_grad_()
+        for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_memory_efficient_attention_has_the_gradient_of_the_bias(dtype: torch.dtype) -> None:
+    """In bf16 torch must not fall back to the slow composition."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = attention_inputs(dtype)
+    position = torch.randn(1, 4, 200, 200, device="cuda", requires_grad=True)
+    mask = torch.zeros(3, 1, 1, 200, device="cuda")
+    mask[0, ..., 100:] = MASKED
+    results = []
+    for attention in (attention_reference, attend_fused):
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            out = attention(q, k, v, position.to(dtype), mask.to(dtype))
+        results.append([x.float().cpu() for x in (out, *torch.autograd.grad(out.square().sum(), (q, k, v, position)))])
+    close(results[1], results[0], 1e-3 if dtype == torch.float32 else 0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["padded", "packed", "causal"])
+def test_compiled_flex_attention_equals_the_reference(dtype: torch.dtype, kind: str) -> None:
+    """Also the gradient of the table of biases, which training does not use yet."""
+    q, k, v = attention_inputs(dtype)
+    far, S = 128, 200
+    table = torch.randn(4, 2 * far + 1, device="cuda", requires_grad=True)
+    position_S = torch.arange(S, device="cuda")
+    segment_BS = (position_S >= torch.tensor([[50], [120], [0]], device="cuda")).long()
+    visible = {
+        "padded": position_S < torch.tensor([[200], [90], [1]], device="cuda"),
+        "packed": segment_BS[:, :, None] == segment_BS[:, None, :],
+        "causal": (position_S[:, None] >= position_S)[None],
+    }[kind]
+    distance = (position_S - position_S[:, None]).clamp(-far, far) + far
+    mask = torch.zeros((), device="cuda").where(
+        visible[:, None, None] if visible.dim() == 2 else visible[:, None], MASKED
+    )
+    compiled = torch.compile(attend_flex, fullgraph=True, dynamic=True)
+    results = []
+    for out in (
+        attention_reference(q, k, v, table[:, distance][None], mask),
+        compiled(q, k, v, table, far, block_mask(visible)),
+    ):
+        results.append([x.float().cpu() for x in (out, *torch.autograd.grad(out.square().sum(), (q, k, v, table)))])
+    close(results[1], results[0], 1e-3 if dtype == torch.float32 else 0.03)
+
+
+def test_a_frozen_t5_with_flex_attention_has_the_same_gradient() -> None:
+    """Of its inputs, as in prompt tuning: compiled, on padded batches of several sizes."""
+    model = init_t5(SHAPE, seed=1).eval().cuda().requires_grad_(False)
+    results = []
+    for flex in (False, True):
+        assert use_compiler("true", "cuda")
+        model.set_execution(compiled=True, flex=flex)
+        found = []
+        for inputs, targets in LENGTHS:
+            ids, answer = (token_rows(x, seed, 512).cuda() for x, seed in ((inputs, 2), (targets, 3)))
+            embedded = model.embed(ids).detach().requires_grad_()
+            encoded = model.encode(embedded, ids != 0)
+            hidden = model.decode(answer, encoded, ids != 0)
+            found += [x.cpu() for x in (hidden.detach(), *torch.autograd.grad(hidden.square().sum(), embedded))]
+        results.append(found)
+    close(results[1], results[0], 1e-3)
+
+
+def test_nccl_on_one_device() -> None:
+    dist.init_process_group("nccl", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+    try:
+        x = torch.ones(1000, device="cuda")
+        dist.all_reduce(x)
+        assert torch.equal(x.cpu(), torch.ones(1000))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("alone")
+    said = Outcome.of(script("lm_adapt", *adapt(finished, output, "--steps", 4, "--compile", "false")))
+    assert said.code == 0, said.err
+    assert "(cuda" in said.err
+    return output
+
+
+@pytest.mark.parametrize("launch", ["ddp", "zero1", "zero2", "zero3", "fsdp2", "zero2_offload", "zero3_offload"])
+def test_engines_on_one_device_take_the_same_steps(finished: Tiny, alone: Path, tmp_path: Path, launch: str) -> None:
+    flags = adapt(finished, tmp_path / "out", "--steps", 4, "--compile", "false")
+    said = launched(launch, *flags)
+    assert said.code == 0, said.err
+    same_losses(alone, tmp_path / "out", 1e-4)
+
+
+@pytest.mark.parametrize("launch", ["zero2", "zero3", "fsdp2"])
+def test_engines_compile(finished: Tiny, alone: Path, tmp_path: Path, launch: str) -> None:
+    said = launched(launch, *adapt(finished, tmp_path / "out", "--steps", 4, "--compile", "true"))
+    assert said.code == 0, said.err
+    same_losses(alone, tmp_path / "out", 1e-4)
+
+
+def launched(launch: str, *flags: object) -> Outcome:
+    """As one process, which meets itself over NCCL."""
+    return accelerate_launch(ROOT / "accelerate_configs" / f"{launch}.yaml", "lm_adapt", *flags, processes=1)
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_resumed_runs_are_bit_identical(finished: Tiny, tmp_path: Path, compiled: str) -> None:
+    """With dropout, and a checkpoint copied from the device in the background of every step."""
+    for name, parts in (("once", [6]), ("resumed", [2, 5, 6])):
+        for steps in parts:
+            flags = ["--dropout", 0.1, "--compile", compiled, "--checkpoint-every", 1, "--steps", steps]
+            said = Outcome.of(script("lm_adapt", *adapt(finished, tmp_path / name, *flags)))
+            assert said.code == 0, said.err
+    assert metrics(tmp_path / "once") == metrics(tmp_path / "resumed")
+    model = Path("model") / "model.safetensors"
+    assert (tmp_path / "once" / model).read_bytes() == (tmp_path / "resumed" / model).read_bytes()
+
+
+def test_answers_equal_those_of_the_cpu(finished: Tiny, tmp_path: Path) -> None:
+    lines = [{"prompt": "model=lm_adapt,seed=0", "text": f"Return the {word}."} for word in ("mean", "path", "sum")]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answers = []
+    for name, environment in (("gpu", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""})):
+        words = ["--model", finished.run / "lm_adapt", "--prompts", finished.run / "prompt_tune", "--input", source]
+        words += ["--output", tmp_path / f"{name}.jsonl", "--precision", "fp32"]
+        said = Outcome.of(command("predict", *words), **environment)
+        assert said.code == 0, said.err
+        answers.append([json.loads(line)["scores"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()])
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
