@@ -1,4 +1,4 @@
-"""The comparison with the published prompts, on stand-ins in the same formats: .npy files at a URL, GLUE and SuperGLUE files."""
+"""The comparison with the published prompts, on others in the same formats: .npy files at a URL, GLUE and SuperGLUE files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from t5_pipeline.modeling.config import T5Config
 from tests.tiny_run import Tiny
 
 
-def test_stand_ins_are_imported_scored_and_compared(
+def test_prompts_in_the_same_formats_are_imported_scored_and_compared(
     finished: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = finished.run / "lm_adapt"
