@@ -172,6 +172,20 @@ def _add_prompts(commands: Any) -> None:
     )
     load.set_defaults(command=_import)
 
+    recycle = commands.add_parser("recycle", help="map a prompt to another T5 without training", allow_abbrev=False)
+    recycle.add_argument("prompt", metavar="PROMPT", help="prompt or prompt_tune stage")
+    recycle.add_argument("--from-model", required=True, metavar="A", help="the T5 that it was trained on")
+    recycle.add_argument("--to-model", required=True, metavar="B", help="the T5 to use it with")
+    recycle.add_argument("--output", required=True, metavar="DIR", help="directory of the mapped prompt")
+    recycle.add_argument(
+        "--map", dest="mapping", choices=("linear", "mlp"), default="linear",
+        help="fitted on the embeddings of shared vocabulary pieces (default: linear)",
+    )  # fmt: skip
+    recycle.add_argument(
+        "--task", metavar="FILE", help="YAML file of a task: score before and after, on its validation rows"
+    )
+    recycle.set_defaults(command=_recycle)
+
     push = commands.add_parser(
         "push", help="send a prompt as a package to the hub, a URL or a directory", allow_abbrev=False
     )
@@ -271,6 +285,17 @@ def _import(given: argparse.Namespace) -> int:
         max_target_length=given.max_target_length,
     )
     show(f"{given.output}: {prompt.info.prompt_length} rows of width {prompt.info.width} for {prompt.info.task.name}")
+    return 0
+
+
+def _recycle(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.recycling import recycle
+
+    found = recycle(given.prompt, given.from_model, given.to_model, given.output, given.mapping, given.task)
+    show(f"{given.output}: {given.mapping} map, fitted on {found.shared:,} shared vocabulary pieces")
+    if found.scores:
+        rows = [{"prompt": way} | metrics for way, metrics in found.scores.items()]
+        show(_table([{k: v if k == "prompt" else f"{v:.3f}" for k, v in row.items()} for row in rows]), keep="\n")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, StageConfig
 from t5_pipeline.core.errors import InputError
@@ -40,6 +40,9 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     length_penalty: float = setting(1.0, "beam search: a text's log p is divided by its number of tokens to this power")
     baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")
     ensembles: bool = setting(True, "also score the majority vote of prompts that differ only in their seed")
+    latency_tasks: list[Annotated[int, Field(gt=0)]] = setting(
+        [], "numbers N of tasks on one T5 for which to time a request for one of them; none: off", unit="tasks"
+    )
     neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +78,13 @@ class Answerer:
         for candidate in candidates:
             self._places[id(candidate)] = range(begin, begin + len(candidate.prompts))
             begin += len(candidate.prompts)
+
+    def serving(self, candidates: Sequence[Candidate]) -> Answerer:
+        """The same T5 with other candidates, whose own models stay in memory after their first answer."""
+        other = copy.copy(self)
+        other.keep_models, other._loaded = True, {}
+        other.use(candidates)
+        return other
 
     def answer(
         self,

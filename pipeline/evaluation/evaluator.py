@@ -14,6 +14,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.answering import Answerer, Asked
+from t5_pipeline.evaluation.costs import artifact_costs, latency_seconds
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows
 from t5_pipeline.evaluation.held_out import HeldOut, load_held_out
@@ -141,7 +142,9 @@ class Evaluator:
 
     def _row(self, task: TaskConfig, candidate: Candidate, split: HeldOut, outputs: Outputs) -> Row:
         row = {"method": candidate.method, **candidate.about}
-        row |= {"examples": len(split), "cell": candidate.artifact.cell}
+        row |= {"examples": len(split), "cell": candidate.artifact.cell, **artifact_costs(candidate.artifact)}
+        if self.c.latency_tasks and candidate.task.name == task.name:
+            row["latency_seconds"] = latency_seconds(self.answerer, candidate, split, self.c.latency_tasks)
         if candidate.task.name != task.name:
             row["trained_on"] = candidate.task.name
         elif candidate.is_single_prompt and self.c.neighbours:

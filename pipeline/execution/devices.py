@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 _BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
@@ -102,6 +104,24 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
             " distributed_type and use_cpu in the launch configuration with accelerate_configs/"
         )
     return accelerator
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Measure the peak of a GPU from now on."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Peak bytes of this process, and of the tensors on its GPU since `reset_peak_memory`."""
+    found = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        import torch
+
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
+    return found
 
 
 def _check_deepspeed() -> None:

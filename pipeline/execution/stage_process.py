@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import json
 import logging
-import resource
 import shutil
 import signal
 import sys
@@ -38,7 +37,7 @@ from t5_pipeline.core.printable import LogFormatter, say, show
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import make_accelerator, set_threads, slow_precision
+from t5_pipeline.execution.devices import make_accelerator, peak_memory, reset_peak_memory, set_threads, slow_precision
 from t5_pipeline.execution.environment import environment, versions
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
 
@@ -192,10 +191,12 @@ def _run_job(
             if slow := slow_precision(group[0].cell.settings, accelerator.device.type):
                 log.warning("%s: %s", stage.name, slow)
             _warn_of_other_versions(cells)
+            reset_peak_memory(accelerator.device)
             body(stage)
+            costs = peak_memory(accelerator.device) | ({"cells_together": len(cells)} if len(cells) > 1 else {})
             for cell in cells:
                 if main_process:
-                    _finish(cell, launch, time.monotonic() - began)
+                    _finish(cell, launch, time.monotonic() - began, costs)
             log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
     accelerator.wait_for_everyone()
     return stage.stopped_by
@@ -255,8 +256,13 @@ def _described(cell: CellRun[C], launch: LaunchContext) -> dict[str, Any]:
     }
 
 
-def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float) -> None:
-    """Write the manifest, which marks the cell as finished."""
+def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float, costs: dict[str, int]) -> None:
+    """Write the manifest, which marks the cell as finished.
+
+    Args:
+        seconds: duration of the job.
+        costs: further facts of the job.
+    """
     before = manifests.read(cell.directory)
     existing = manifests.read_started(cell.directory)
     steps = {**(before.steps_published if before else {}), **cell.steps}
@@ -267,7 +273,6 @@ def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float) -> None:
     steps = {step: record for step, record in steps.items() if (cell.directory / record.path).is_dir()}
     outputs = {**(before.outputs if before else {}), **cell.outputs}
     places = [record.path for record in (*outputs.values(), *steps.values())]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     described = _described(cell, launch)
     described["started"] = existing.started if existing else cell.started
     manifest = Manifest(
@@ -276,7 +281,7 @@ def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float) -> None:
         steps_published=steps,
         outputs=outputs,
         files=manifests.record_files(cell.directory, places),
-        facts={**(before.facts if before else {}), **cell.facts, "peak_rss_bytes": peak},
+        facts={**(before.facts if before else {}), **cell.facts, **costs},
         rows=cell.rows or (before.rows if before else []),
         finished=_now(),
         seconds=round(seconds + (before.seconds if before else 0.0), 1),

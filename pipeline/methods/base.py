@@ -70,6 +70,7 @@ class Candidate:
         weights: one per prompt, to mix their answers; empty for a single prompt.
         encode: encodes input texts, instead of the task's own template.
         load_model: makes the model that answers instead of the shared T5, from the T5's directory.
+        replace_in: replaces the adapter in a model of `load_model` by this one, as a server of many tasks does.
         fine_tuned: the artifact itself is the T5 that answers.
         vote_group: candidates of a group differ only in their seed, and vote; None for no vote.
         tokenizer_digest: digest of the vocabulary that it was trained with; None for a fine-tuned T5's own.
@@ -88,6 +89,7 @@ class Candidate:
     weights: list[float] = field(default_factory=list)
     encode: Callable[[Sequence[str], Vocabulary], EncodedTexts] | None = None
     load_model: Callable[[Path], ReadingModel] | None = None
+    replace_in: Callable[[Any], None] | None = None
     fine_tuned: bool = False
     vote_group: str | None = None
     tokenizer_digest: str | None = None

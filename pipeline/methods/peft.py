@@ -81,7 +81,14 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
         about["prompt_length"] = info.virtual_tokens
     if info.rank:
         about["variant"] = f"rank {info.rank}"
-    yield Candidate.of(_NAMES[info.method], artifact, info, about, load_model=partial(PeftT5.load, artifact.path))
+    yield Candidate.of(
+        _NAMES[info.method],
+        artifact,
+        info,
+        about,
+        load_model=partial(PeftT5.load, artifact.path),
+        replace_in=lambda model: model.replace(artifact.path),
+    )
 
 
 class PeftT5(nn.Module):
@@ -128,6 +135,14 @@ class PeftT5(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return cls(peft.PeftModel.from_pretrained(_frozen_t5(model, 0.0), str(directory)), info.method)
+
+    def replace(self, directory: Path) -> None:
+        """Replace the adapter by another of the same method, on the same T5."""
+        old = self.adapted.active_adapter
+        new = "second" if old == "default" else "default"
+        self.adapted.load_adapter(str(directory), adapter_name=new)
+        self.adapted.set_adapter(new)
+        self.adapted.delete_adapter(old)
 
     def save(self, directory: Path, info: AdapterInfo) -> None:
         """Write PEFT's own files, with only the tensors that inference needs, and adapter.json."""

@@ -50,6 +50,9 @@ class Score(BaseModel):
         metrics: scores of the answers that `scoring` names.
         by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
         illegal: share of decoded texts that are not a label.
+        bytes: stored for the task; training_seconds: its share of the training that made it.
+        peak_bytes: peak memory of the training process, on its GPU if it had one.
+        latency_seconds: seconds of a request for one of N tasks, by N (evaluation/costs.py).
         neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.
     """
 
@@ -75,6 +78,10 @@ class Score(BaseModel):
     labels: list[str] | None = None
     confusion: list[list[NonNegativeInt]] | None = None
     samples: list[Sample] = []
+    bytes: NonNegativeInt | None = None
+    training_seconds: FiniteFloat | None = None
+    peak_bytes: NonNegativeInt | None = None
+    latency_seconds: dict[int, FiniteFloat] = {}
     neighbours: list[list[tuple[str, float]]] | None = None
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
 from t5_pipeline.report.sections.claims import claims_section, experiments_section
+from t5_pipeline.report.sections.comparison import comparison_section
 from t5_pipeline.report.sections.confusion import confusion_section
 from t5_pipeline.report.sections.data import data_section
 from t5_pipeline.report.sections.nearest_tokens import neighbours_section
@@ -66,6 +67,7 @@ def render(run: Run) -> str:
         experiments_section(arms),
         overview_section(run, tasks),
         scores_section(tasks, series) if tasks else None,
+        comparison_section(tasks),
         confusion_section(tasks, series),
         examples_section(tasks, series),
         neighbours_section(tasks),

@@ -142,3 +142,22 @@ def test_pickle_is_not_read(model: Path, tmp_path: Path) -> None:
     weights.rename(weights.with_name("adapter_model.bin"))
     with pytest.raises(InputError, match=r"adapter_model\.safetensors: does not exist"):
         PeftT5.load(tmp_path / "adapter", model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["prefix", "p", "lora", "ia3"])
+def test_an_adapter_replaces_another(model: Path, tmp_path: Path, name: str) -> None:
+    """As often as wanted, with the answers of the last one."""
+    c = settings(name)
+    for number in (0, 1):
+        adapted = PeftT5.start(model, c)
+        for tensor in adapted.trained.values():
+            tensor.add_(0.1 * (number + 1))
+        adapted.save(tmp_path / str(number), info(c))
+    first, second = (PeftT5.load(tmp_path / str(n), model).eval()(INPUTS, TARGETS) for n in (0, 1))
+    assert not torch.allclose(first, second, atol=1e-3)
+    adapted = PeftT5.load(tmp_path / "0", model).eval()
+    for number, expected in ((1, second), (0, first), (1, second)):
+        adapted.replace(tmp_path / str(number))
+        torch.testing.assert_close(adapted.eval()(INPUTS, TARGETS), expected)
+    assert len(adapted.adapted.peft_config) == 1
