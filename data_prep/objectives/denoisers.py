@@ -60,7 +60,7 @@ def fitting_length(input_length: int, noise_density: float, mean_span_length: fl
     """The longest inputs of span corruption, at most `input_length`, whose spans do not outnumber the sentinels.
 
     >>> fitting_length(512, 0.15, 3, sentinels=100), fitting_length(512, 0.5, 3, sentinels=100)
-    (512, 402)
+    (512, 403)
 
     Raises:
         InputError: if there are hardly any sentinels.
