@@ -22,6 +22,7 @@ from benchmarks import (
     prompt_memory,
     prompt_tuning,
     serving,
+    sweep,
     vocabulary_export,
 )
 from benchmarks.machine import Clock, described
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "agreement": agreement,
     "vocabulary_export": vocabulary_export,
     "serving": serving,
+    "sweep": sweep,
 }
 SMALL = ("serving",)
 """Benchmarks that have a small size."""

@@ -293,7 +293,7 @@ def peft(dry: bool) -> dict[str, Any]:
 
 def serving(dry: bool) -> dict[str, Any]:
     """Latency of one input of 128 tokens with a prompt on T5 1.1 Base: two labels scored, and 16 tokens decoded."""
-    from t5_pipeline.evaluation.decoding import Continuations, greedy
+    from t5_pipeline.evaluation.decoding import Continuations, Decoding
     from t5_pipeline.evaluation.label_scoring import score_labels
 
     shape = TINY if dry else SIZES["base"]
@@ -307,7 +307,7 @@ def serving(dry: bool) -> dict[str, Any]:
 
     @torch.no_grad()
     def decoded() -> None:
-        greedy(Continuations(model, *model.encode(prompt_B, inputs)), 16)
+        Decoding().decode(Continuations(model, *model.encode(prompt_B, inputs)), 16, [0])
 
     rows = []
     for compiled in (False, True):

@@ -30,8 +30,9 @@ from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import batch_losses, target_loss
 from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.pretraining_state import pretraining_optimizer
+from t5_pipeline.training.result import TrainingResult
 from t5_pipeline.training.task_rows import training_rows
-from t5_pipeline.training.trainer import Trainer, TrainingResult, train_stage
+from t5_pipeline.training.trainer import Trainer, train_stage
 
 
 def model_tune(stage: Stage[ModelTuneConfig]) -> None:

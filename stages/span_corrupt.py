@@ -25,7 +25,7 @@ from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.training.language_model import train_language_model
 from t5_pipeline.training.microbatches import BatchSource
-from t5_pipeline.training.trainer import TrainingResult
+from t5_pipeline.training.result import TrainingResult
 
 
 def span_corrupt(stage: Stage[SpanCorruptConfig]) -> None:

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.atomic_files import write_directory
+from t5_pipeline.core.bounded import MAX_JSON, parse_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import cache_directory, read_small
 from t5_pipeline.data_prep.tokenizer.sources import PUBLISHED
+
+_MAX_TOKENIZER_FILE = 2**28  # bytes
 
 
 def local_tokens(url: str, where: str) -> Path:
@@ -33,13 +36,14 @@ def local_tokens(url: str, where: str) -> Path:
     url = url.rstrip("/")
     candidates = (url, f"{url}/tokens")
     found = next(
-        ((at, text) for at in candidates if (text := read_small(f"{at}/tokens.json", where)) is not None), None
+        ((at, text) for at in candidates if (text := read_small(f"{at}/tokens.json", where, MAX_JSON)) is not None),
+        None,
     )
     if found is None:
         raise InputError(f"{where}: {url} contains no tokens.json; give the URL of a directory that `prepare` wrote")
     remote, text = found
     try:
-        summary: dict[str, Any] = json.loads(text)
+        summary: dict[str, Any] = parse_json(text)
         name = hashlib.sha256(f"{remote} {summary['digest']}".encode()).hexdigest()[:16]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{where}: {remote}/tokens.json is damaged; upload it again") from None
@@ -49,7 +53,7 @@ def local_tokens(url: str, where: str) -> Path:
         def fill(directory: Path) -> None:
             (directory / "tokenizer").mkdir()
             for file in PUBLISHED:
-                content = read_small(f"{remote}/tokenizer/{file}", where)
+                content = read_small(f"{remote}/tokenizer/{file}", where, _MAX_TOKENIZER_FILE)
                 if content is not None:
                     (directory / "tokenizer" / file).write_bytes(content)
             (directory / "tokens.json").write_text(json.dumps({**summary, "remote": remote}), encoding="utf-8")

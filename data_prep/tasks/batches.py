@@ -28,6 +28,7 @@ class TaskBatches:
         batch_sizes: rows of each prompt in a batch.
         seeds: seed of each prompt's order.
         loss: "mean" weighs a token by 1/(target tokens of its prompt's part of the batch); "sum" by 1.
+        active: step → the prompts in its batch; default: all.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class TaskBatches:
         batch_sizes: Sequence[int],
         seeds: Sequence[int],
         loss: Literal["mean", "sum"] = "mean",
+        active: Callable[[int], Sequence[int]] | None = None,
     ) -> None:
         if not len(tasks) == len(batch_sizes) == len(seeds):
             raise ValueError(
@@ -45,19 +47,21 @@ class TaskBatches:
         self.batch_sizes = batch_sizes
         self._orders = [pass_orders(len(task), seed) for task, seed in zip(tasks, seeds, strict=True)]
         self.loss = loss
+        self._active = active or (lambda step: range(len(tasks)))
 
     def at(self, step: int) -> Batch:
-        """The global batch of `step`: the rows of each prompt in turn."""
+        """The global batch of `step`: the rows of each active prompt in turn."""
+        active = self._active(step)
         examples: list[Example] = []
         weights: list[npt.NDArray[np.float64]] = []
         ids: list[npt.NDArray[np.int64]] = []
-        for task, size, order in zip(self.tasks, self.batch_sizes, self._orders, strict=True):
+        for task, size, order in ((self.tasks[c], self.batch_sizes[c], self._orders[c]) for c in active):
             index = rows_at(np.arange(step * size, (step + 1) * size), len(task), order)
             examples += [(task.inputs[i], task.targets[i]) for i in index.tolist()]
             tokens = sum(len(task.targets[i]) for i in index.tolist())
             weights.append(np.full(size, 1.0 if self.loss == "sum" else 1 / max(1, tokens)))
             ids.append(index)
-        prompts = np.repeat(np.arange(len(self.tasks)), self.batch_sizes)
+        prompts = np.repeat(np.array(active), [self.batch_sizes[c] for c in active])
         return collate(examples, np.concatenate(weights), prompts, np.concatenate(ids), self.tasks[0].pad)
 
     def ids(self, step: int) -> list[int]:

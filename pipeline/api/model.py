@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.cli.tune import one_task, tune
 from t5_pipeline.core.atomic_files import write_directory
@@ -24,6 +23,7 @@ from t5_pipeline.evaluation.ensemble import classified
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Answer, Engine, Question
 from t5_pipeline.serving.exchange import refuse_to_replace
+from t5_pipeline.serving.frozen_t5 import FrozenT5
 from t5_pipeline.serving.package import write_package
 from t5_pipeline.serving.pieces import Pieces
 from t5_pipeline.serving.transfer import push
@@ -71,9 +71,8 @@ def load(
     """
     where = None if device is None else torch.device(device)
     if prompts is None:
-        path = locate_one("model", str(model), "model")
-        digest = DigestCache(None).of_artifact("model", path)
-        return PromptedModel(Engine(path, {}, digest=digest, precision=precision, device=where))
+        t5 = FrozenT5.find(str(model), "model")
+        return PromptedModel(Engine(t5, {}, precision=precision, device=where))
     engine = Engine.load(str(model), str(prompts), precision=precision, device=where)
     for reason in engine.refused.values():
         raise InputError(reason)
@@ -88,11 +87,12 @@ class PromptedModel:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        assert engine.t5 is not None
+        self._engine, self._model = engine, str(engine.t5.path)
         self._tuned: dict[str, Prompt] = {}  # their directories may be temporary
 
     def __repr__(self) -> str:
-        return f"PromptedModel({self._engine.model}, prompts: {', '.join(self.prompts) or 'none'})"
+        return f"PromptedModel({self._model}, prompts: {', '.join(self.prompts) or 'none'})"
 
     @property
     def prompts(self) -> list[str]:
@@ -250,7 +250,7 @@ class PromptedModel:
             for split, path in paths.items():
                 path.write_text("".join(_line(row) for row in files[split] or ()), encoding="utf-8")
             task = one_task(name, paths["train"], inputs, targets, labels, None, paths.get("validation"))
-            code = tune(task, {"model": str(self._engine.model), **settings}, place / name)
+            code = tune(task, {"model": self._model, **settings}, place / name)
             if code != 0:
                 raise InputError(f"tune: training of `{name}` failed with exit code {code}; the log above says why")
             self._engine.add(name, place / name / "prompt")

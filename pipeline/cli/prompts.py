@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.cli.tune_flags import add_tune
 from t5_pipeline.config.command_line import above_zero, positive
@@ -221,11 +220,12 @@ def _show(given: argparse.Namespace) -> int:
 
 def _verify(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.exchange import problems
+    from t5_pipeline.serving.frozen_t5 import FrozenT5
 
-    digest = DigestCache(None).of_artifact("model", _model_path(given.model)) if given.model else None
+    t5 = FrozenT5.find(given.model) if given.model else None
     bad, places = 0, named_prompts(given.prompts, "DIR")
     for name, path in places.items():
-        found = list(problems(path, digest))
+        found = list(problems(path, t5))
         bad += bool(found)
         show(f"{name}: {'ok' if not found else found[0]}")
         for problem in found[1:]:
@@ -247,10 +247,6 @@ def _neighbours(given: argparse.Namespace) -> int:
         for number, pieces in enumerate(rows, 1):
             show(f"{number:>5}  " + "  ".join(f"{piece} {cosine:.3f}" for piece, cosine in pieces))
     return 0
-
-
-def _model_path(location: str) -> Path:
-    return locate_one("model", location, "--model")
 
 
 def _export(given: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from t5_pipeline.config.recipe import Override, parse_override
 from t5_pipeline.config.references import load_task
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import parse_value
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -213,6 +214,10 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
     ]
     if bool in types:
         group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif Any in types:  # a mapping with values of any type
+        group.add_argument(
+            flag(name), dest=name, metavar="YAML", type=lambda given: parse_value(given, flag(name)), help=text
+        )
     elif any(getattr(t, "__origin__", None) is list for t in types):
         group.add_argument(
             flag(name), dest=name, nargs="*", metavar=_metavar(types), choices=choices or None, help=text

@@ -29,6 +29,7 @@ import yaml
 from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.sweep import combination_name
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located, parse_value, read_yaml
 from t5_pipeline.core.packaged import or_packaged
@@ -86,7 +87,7 @@ class Cell:
     @property
     def id(self) -> str:
         """`model=lm_adapt,seed=0`, a valid directory name; empty for a stage without a matrix."""
-        return ",".join(f"{axis}={_short(value)}" for axis, value in self.axes.items())
+        return combination_name(self.axes)
 
     @property
     def label(self) -> str:
@@ -331,10 +332,3 @@ def _unknown_path(path: tuple[str, ...], stages: Mapping[str, Any]) -> str:
     if len(path) == 1 and having:
         return f"is a setting of {', '.join(having)}; name the stage, as in {having[-1]}.{path[0]}=VALUE"
     return f"there is no stage `{path[0]}`; {nearest(path[0], [*stages, *_RECIPE_KEYS])}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return "+".join(map(_short, value))
-    text = str(value.get("name", value)) if isinstance(value, dict) else str(value)
-    return "".join(c if c.isalnum() or c in "._-@" else "-" for c in text)[:60]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, Input, Role, data_fields, setting
@@ -60,18 +61,22 @@ class StageConfig(Config):
         """Whether an input field may name several artifacts."""
         return any(isinstance(mark, Input) and mark.many for mark in cls.model_fields[name].metadata)
 
-    def shaping(self) -> list[str]:
-        """Names of the settings that shape the result, besides inputs and `steps`."""
-        inputs = self.inputs()
-        names = [name for name in type(self).model_fields if self.role(name) == "trajectory" and name not in inputs]
-        return [name for name in names if name not in self.unless_empty or getattr(self, name)]
-
     @classmethod
     def role(cls, name: str) -> Role:
         """Role of a setting in the result."""
-        extra = cls.model_fields[name].json_schema_extra
-        assert isinstance(extra, dict), f"{cls.__name__}.{name} is not declared with setting()"
-        return extra["role"]  # type: ignore[return-value]
+        role: Role = _extra(cls.model_fields[name])["role"]
+        return role
+
+    def shaping(self) -> list[str]:
+        """Names of the settings that shape the result, besides inputs, `steps`, and those at a neutral default."""
+        return [
+            name
+            for name, field in type(self).model_fields.items()
+            if self.role(name) == "trajectory"
+            and name not in self.inputs()
+            and (name not in self.unless_empty or getattr(self, name))
+            and not (_extra(field)["neutral"] and getattr(self, name) == field.get_default(call_default_factory=True))
+        ]
 
     def check_engine(self, engine: str) -> None:
         """Check that the stage can run on an engine.
@@ -113,6 +118,14 @@ class StageConfig(Config):
         """Number of parameters that the stage trains on a T5 of this shape; None if unknown."""
         return None
 
+    def published_parameters(self, shape: T5Config) -> int | None:
+        """Number of parameters that the stage publishes."""
+        return self.trained_parameters(shape)
+
+    def computed_parameters(self, shape: T5Config) -> int:
+        """Numbers that a step computes from the trained parameters before it uses them."""
+        return 0
+
     def extra_data(self, makers: Sequence[StageConfig]) -> dict[str, TaskConfig]:
         """Tasks whose rows the stage reads because of its inputs.
 
@@ -135,6 +148,12 @@ class StageConfig(Config):
             InputError: if they do not fit together.
         """
         return self
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    """The unit, role and neutrality of a setting."""
+    assert isinstance(field.json_schema_extra, dict), f"{field.description} is not declared with setting()"
+    return field.json_schema_extra
 
 
 class OptimizerConfig(Config):
@@ -340,3 +359,11 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
     def readings(self) -> int:
         """How often each input is read in a step."""
         return 1
+
+    def trained_together(self) -> list[TrainingConfig]:
+        """The settings of each prompt of a cell; of other cells its own."""
+        return [self]
+
+    def share_of_steps(self) -> float:
+        """Mean share of these that take part in a step."""
+        return 1.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
+from t5_pipeline.config.reparametrization import ReparametrizationConfig
 from t5_pipeline.config.stage import (
     ExecutionConfig,
     InferenceConfig,
@@ -15,7 +17,9 @@ from t5_pipeline.config.stage import (
     TrainingConfig,
     WholeModelConfig,
 )
-from t5_pipeline.core.schema import Input, defaults, setting
+from t5_pipeline.config.sweep import MAX_TRIALS, SweepConfig, combination_name
+from t5_pipeline.core.schema import Input, defaults, message_of, setting
+from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
@@ -124,7 +128,7 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
         return self.prompt_length
 
 
-class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
+class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftPromptConfig):
     """Prompt tuning (Lester et al. 2021, §2)."""
 
     kind: ClassVar[str] = "prompt_tune"
@@ -136,18 +140,89 @@ class PromptTuneConfig(LogitsConfig, SoftPromptConfig):
     factor_long_prompts: bool = setting(
         False, "factor Adafactor's moments of prompts of 128 rows and more (the official code)"
     )
+    update_clipping: float = setting(
+        1.0, "Adafactor: largest RMS of an update, before the learning rate", neutral=True, gt=0
+    )
 
     # Settings that may differ between prompts trained in one batch on one frozen T5.
     per_prompt: ClassVar[frozenset[str]] = frozenset(
-        ("seed", "task", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels", "init_population")
-    ) | {"batch_size"}
+        ("seed", "task", "batch_size", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels",
+         "init_population", "learning_rate", "schedule", "warmup_steps", "step_offset", "weight_decay",
+         "optimizer_step_offset", "factor_long_prompts", "update_clipping", *ReparametrizationConfig.model_fields)
+    )  # fmt: skip
 
-    @field_validator("factor_long_prompts")
+    @field_validator("factor_long_prompts", "update_clipping")
     @classmethod
-    def adafactor_factors(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("optimizer") != "adafactor":
+    def adafactor_uses_it(cls, value: Any, info: ValidationInfo) -> Any:
+        changed = value != cls.model_fields[info.field_name or ""].default
+        if changed and info.data.get("optimizer") != "adafactor":
             raise ValueError("applies to `optimizer: adafactor`; remove one of the two")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def sweep_begins_with_first_values(cls, given: Any) -> Any:
+        """Give the stage itself the first combination of its sweep."""
+        sweep = given.get("sweep") if isinstance(given, dict) else None
+        known = cls.per_prompt - {"task", "init_prompt"}
+        for name, values in sweep.items() if isinstance(sweep, dict) else ():
+            if name not in known:
+                raise ValueError(f"`sweep.{name}`: prompts of one batch cannot differ in it; {nearest(name, known)}")
+            if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+                raise ValueError(f"`sweep.{name}` must be a list of different values; change it")
+            if name in given and name != "seed":
+                raise ValueError(f"`{name}` is also in `sweep`; keep one of the two")
+            given = {**given, name: values[0]}
+        return given
+
+    @model_validator(mode="after")
+    def sweep_can_be_tried(self) -> PromptTuneConfig:
+        if self.sweep and self.select != "best":
+            raise ValueError("`sweep` needs validation scores; set `select: best`")
+        if math.prod(map(len, self.sweep.values())) > MAX_TRIALS:
+            raise ValueError(f"`sweep` has more than {MAX_TRIALS:,} combinations; shorten its lists")
+        self.trials()
+        return self
+
+    def trials(self) -> dict[str, PromptTuneConfig]:
+        """The settings of each prompt that trains, by name: those of the stage, or one for each combination of a sweep.
+
+        Raises:
+            ValueError: if a combination is not valid.
+        """
+        if not self.sweep:
+            return {"": self}
+        own = {name: getattr(self, name) for name in self.model_fields_set - set(SweepConfig.model_fields)}
+        found = {}
+        for values in self.combinations():
+            name = combination_name(values)
+            try:
+                found[name] = type(self).model_validate({**own, **values})
+            except ValidationError as error:
+                raise ValueError(f"`sweep`, {name}: {message_of(error.errors(include_url=False)[0])}") from None
+        return found
+
+    def trained_together(self) -> list[TrainingConfig]:
+        return list(self.trials().values())
+
+    def share_of_steps(self) -> float:
+        return self.prompt_steps(self.steps) / max(1, self.steps * len(self.trials()))
+
+    def schedule_depends_on_steps(self) -> bool:
+        """A sweep's rungs depend on the number of steps, too."""
+        return bool(self.sweep) or super().schedule_depends_on_steps()
+
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return sum(c.trained_numbers(c.prompt_length, shape.d_model) for c in self.trials().values())
+
+    def published_parameters(self, shape: T5Config) -> int | None:
+        return self.prompt_rows() * shape.d_model
+
+    def prompt_rows(self) -> int:
+        return max(c.prompt_length for c in self.trials().values())
+
+    def computed_parameters(self, shape: T5Config) -> int:
+        return self.computed_numbers(self.prompt_length, shape.d_model)
 
     def together_with(self, other: StageConfig) -> bool:
         shared = set(type(self).model_fields) - self.per_prompt

@@ -55,6 +55,14 @@ def read_file(path: str | Path, limit: int) -> bytes:
         return content
 
 
+def has_content(path: Path, content: bytes) -> bool:
+    """Whether a path is a regular file with this content. Reads no more than needed to compare."""
+    try:
+        return read_file(path, len(content)) == content
+    except OSError:
+        return False
+
+
 def parse_json(content: bytes | str) -> Any:
     """Parse JSON.
 

@@ -57,14 +57,21 @@ def cache_bytes() -> int:
     raise InputError(f"T5_PIPELINE_CACHE_GB: must be a positive number of GB, not {given!r}")
 
 
-def read_small(url: str, where: str) -> bytes | None:
-    """Content of a small file; None if it does not exist."""
+def read_small(url: str, where: str, limit: int) -> bytes | None:
+    """Content of a small file; None if it does not exist.
+
+    Raises:
+        InputError: if it cannot be read, or has more than `limit` bytes.
+    """
     with remote_errors(url, where):
         try:
             with _open(url) as file:
-                return bytes(file.read())
+                content = bytes(file.read(limit + 1))
         except FileNotFoundError:
             return None
+    if len(content) > limit:
+        raise InputError(f"{where}: {url} has more than {limit:,} bytes; check the URL")
+    return content
 
 
 def _open(url: str) -> Any:

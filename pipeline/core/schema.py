@@ -27,9 +27,22 @@ Sentinel = Literal["none", "targets", "both"]
 """Use of extra_id_0 in a model's texts: nowhere, at the start of targets, or also at the end of inputs."""
 
 
-def setting(default: Any, description: str, *, unit: str = "", role: Role = "trajectory", **constraints: Any) -> Any:
-    """A field with its description, unit and role."""
-    extra: dict[str, Any] = {"unit": unit, "role": role}
+def setting(
+    default: Any,
+    description: str,
+    *,
+    unit: str = "",
+    role: Role = "trajectory",
+    neutral: bool = False,
+    **constraints: Any,
+) -> Any:
+    """A field with its description, unit and role.
+
+    Args:
+        neutral: the default changes no result and is left out of fingerprints, so that stages that finished before the
+            setting existed stay up to date.
+    """
+    extra: dict[str, Any] = {"unit": unit, "role": role, "neutral": neutral}
     if isinstance(default, (dict, list)):
         return Field(
             default_factory=lambda: type(default)(default),

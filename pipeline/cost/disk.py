@@ -40,13 +40,13 @@ def checkpoints_bytes(together: Sequence[TrainingConfig], shape: T5Config) -> in
     if footprint is None:
         return None
     c = together[0]
-    one = _FP32 * footprint.numbers * (2 if footprint.keeps_best else 1) + moments_bytes(shape, footprint)
+    one = _FP32 * (footprint.numbers + footprint.kept) + moments_bytes(shape, footprint)
     return (c.keep_last + 1 + (c.steps // c.keep_every if c.keep_every else 0) + c.keep_best) * one
 
 
 def published_bytes(settings: StageConfig, shape: T5Config, steps: int = 1) -> int | None:
     """Published fp32 weights of a cell, at `steps` different steps: models or prompts."""
-    numbers = shape.parameters if "model" in settings.outputs else settings.trained_parameters(shape)
+    numbers = shape.parameters if "model" in settings.outputs else settings.published_parameters(shape)
     return None if numbers is None else steps * _FP32 * numbers
 
 

@@ -22,6 +22,7 @@ from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import read_json
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
@@ -63,7 +64,10 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
     """Embedding rows of a new model."""
     if tokens.stage is None:
         (place,) = locate("tokens", str(tokens.path), "tokens")
-        return int(read_json(place / "tokens.json")["rows"])
+        rows = read_json(place / "tokens.json").get("rows")
+        if type(rows) is not int or not 0 < rows < 2**31:
+            raise InputError(f"{place / 'tokens.json'}: is damaged; run `prepare` again to rebuild it")
+        return rows
     prepare = recipe.stages[tokens.stage][0].settings
     if not isinstance(prepare, PrepareConfig) or prepare.vocabulary:
         return T5Config().vocab_size
@@ -71,7 +75,12 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
 
 
 def step_cost(settings: TrainingConfig, shape: T5Config) -> StepCost | None:
-    """Cost of one step of a cell; None if another library decides what trains."""
+    """Cost of one step of a cell, the mean over its steps; None if another library decides what trains."""
+    trials = settings.trained_together()
+    if len(trials) > 1:
+        costs = [cost for cost in (step_cost(trial, shape) for trial in trials) if cost is not None]
+        share = settings.share_of_steps()
+        return StepCost(round(share * sum(cost.tokens for cost in costs)), share * sum(cost.flops for cost in costs))
     lengths = [(settings.prompt_rows() + inputs, targets) for inputs, targets in settings.example_lengths()]
     if settings.trained_parameters(shape) is None or not lengths:
         return None
@@ -116,6 +125,7 @@ def training_footprint(
     together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchConfig
 ) -> TrainingFootprint | None:
     """Footprint of the cells of one job with the microbatch that needs most memory."""
+    together = [trial for cell in together for trial in cell.trained_together()]
     settings = together[0]
     numbers = [number for cell in together if (number := cell.trained_parameters(shape)) is not None]
     if len(numbers) < len(together):
@@ -146,7 +156,8 @@ def training_footprint(
             sum(numbers),
             settings.optimizer,
             accumulates=len(parts) > 1,
-            keeps_best=selects,
+            kept=sum(cell.published_parameters(shape) or 0 for cell in together) if selects else 0,
+            computed=sum(cell.computed_parameters(shape) for cell in together),
             scoring=replace(microbatch, rows=SCORED_EXAMPLES) if selects else None,
             label_tokens=_LABEL_TOKENS * max(labels) if labels and all(labels) else settings.longest_example()[1],
         )

@@ -53,7 +53,8 @@ class TrainingFootprint:
         microbatch: the largest one.
         numbers: trained parameters: all of the T5, or those of prompts before a frozen one.
         accumulates: whether a step has several microbatches (gradient accumulation).
-        keeps_best: whether a copy of the best weights is kept until the end (`select: best`).
+        kept: numbers of the best weights so far, which are kept until the end (`select: best`); 0 without.
+        computed: numbers of the rows of reparametrized prompts, and of what they are computed from.
         scoring: the batch in which validation rows are scored; None without scores.
         label_tokens: target tokens scored for an example: all labels of a task, or the target of free text.
     """
@@ -62,7 +63,8 @@ class TrainingFootprint:
     numbers: int
     optimizer: Literal["adafactor", "adamw"]
     accumulates: bool = False
-    keeps_best: bool = False
+    kept: int = 0
+    computed: int = 0
     scoring: Microbatch | None = None
     label_tokens: int = 0
 
@@ -150,7 +152,7 @@ def _persistent(shape: T5Config, footprint: TrainingFootprint, launch: LaunchCon
     gradients, optimizer = shared(_FP32 * N, from_stage=2), shared(optimizer, from_stage=1)
     prompts = shared(_FP32 * N, from_stage=3) if m.frozen else 0
     weights = -(-element * shape.parameters // n) if stage == 3 else element * shape.parameters
-    host = shared(_FP32 * N, from_stage=1) if footprint.keeps_best else 0
+    host = shared(_FP32 * footprint.kept, from_stage=1)
     if launch.offload_optimizer and not replicated:  # the update runs on the host
         host, optimizer = host + optimizer + -(-_FP32 * N // n), 0
         gradients = 0 if stage >= 2 else gradients
@@ -158,6 +160,7 @@ def _persistent(shape: T5Config, footprint: TrainingFootprint, launch: LaunchCon
         host, weights = host + weights + (0 if replicated else prompts), prompts if replicated else 0
     else:
         weights += prompts
+    weights += _FP32 * footprint.computed
     return PersistentMemory(
         weights=weights,
         gathered=_gathered(shape, launch, element) if stage == 3 else 0,
@@ -166,7 +169,7 @@ def _persistent(shape: T5Config, footprint: TrainingFootprint, launch: LaunchCon
         optimizer=optimizer,
         host=host,
         # Processes share the work of writing; the best weights so far are included.
-        snapshot=-(-(_FP32 * N * (2 if footprint.keeps_best else 1) + moments) // n),
+        snapshot=-(-(_FP32 * (N + footprint.kept) + moments) // n),
     )
 
 

@@ -184,7 +184,7 @@ def _add_training(
             found.disk += published_bytes(settings, shape, len(wanted_steps(recipe, d.cell))) or 0
         needs = stage_memory(together, shape, found.launch)
         if needs is not None and (found.memory is None or needs.peak > found.memory.peak):
-            found.memory, found.at_once = needs, len(group)
+            found.memory, found.at_once = needs, sum(len(c.trained_together()) for c in together)
             found.fit = None if memory is None else fit(together, shape, found.launch, memory)
     found.flops, found.left = total, left / total if total else 0.0
     if rate is not None:
@@ -220,8 +220,9 @@ def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Confi
     if not isinstance(settings, PromptTuneConfig) or shape is None:
         return None
     p, N = settings.prompt_length, shape.parameters
-    footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), p * shape.d_model, settings.optimizer)
-    prompt, model = _FP32 * footprint.numbers, _FP32 * N
+    trained = settings.trained_numbers(p, shape.d_model)
+    footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), trained, settings.optimizer)
+    prompt, model = _FP32 * p * shape.d_model, _FP32 * N
     either = [moments_bytes(shape, TrainingFootprint(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
-    to_train = (prompt + moments_bytes(shape, footprint), *(model + moments for moments in either))
+    to_train = (_FP32 * trained + moments_bytes(shape, footprint), *(model + moments for moments in either))
     return Saving(name, prompt, model, *to_train)

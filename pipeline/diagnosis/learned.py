@@ -23,6 +23,7 @@ from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.serving.exchange import adapter_base, check_base, facts_of, problems, read_peft
+from t5_pipeline.serving.frozen_t5 import FrozenT5
 
 WHAT = {"prompt": "soft prompt", "mixture": "mixture of prompts", "text_prompt": "text prompt", "adapter": "adapter"}
 
@@ -148,8 +149,8 @@ def diagnose_peft(path: Path, location: str, model: str | None) -> Diagnosis:
         d.note("T5", "not compared", "give the T5 as --model")
     elif d.ok and model is not None:
         with d.attempt("T5"):
-            base = locate_one("model", model, "--model")
-            check_base(path, model, base, DigestCache(None).of_artifact("model", base))
-            PromptedT5(load_t5(base), PromptBank([rows_PD]))
-            d.passed("T5", f"the rows fit {base}")
+            t5 = FrozenT5.find(model)
+            check_base(path, model, t5)
+            t5.check_width(f"{path}:", rows_PD.size(1))
+            d.passed("T5", f"the rows fit {t5.path}")
     return d

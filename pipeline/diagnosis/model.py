@@ -14,6 +14,7 @@ from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
+from t5_pipeline.data_prep.tokenizer.sources import source_of
 from t5_pipeline.data_prep.tokenizer.vocabulary import NoModelFile, Vocabulary
 from t5_pipeline.diagnosis.findings import Diagnosis
 from t5_pipeline.diagnosis.probes import SENTENCES, first_output, forward_pass, not_finite, text_loss
@@ -51,7 +52,7 @@ def diagnose_model(place: Path, location: str) -> Diagnosis:
     except NoModelFile as error:
         d.refused("vocabulary", error)
     except InputError as error:
-        d.refused("special ids" if shape and _has_vocabulary(directory) else "vocabulary", error)
+        d.refused("special ids" if shape and source_of(directory) is not None else "vocabulary", error)
     t5 = _weights(d, directory, shape) if shape else None
     if t5 is not None:
         with d.attempt("digest"):
@@ -63,10 +64,6 @@ def diagnose_model(place: Path, location: str) -> Diagnosis:
     if shape and vocabulary and metadata:
         _uses(d, shape, vocabulary, metadata, str(place))
     return d
-
-
-def _has_vocabulary(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in ("spiece.model", "tokenizer.json"))
 
 
 # ------------------------------------------------------------------------------------------------------------- contract

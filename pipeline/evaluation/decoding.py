@@ -38,15 +38,20 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
 
+    @torch.no_grad()
     def decode(self, texts: Continuations, max_length: int, numbers_B: Sequence[int]) -> Tensor:
-        """Ids [B, T], T ≤ max_length, as `greedy` returns them.
+        """Decode until every text has its EOS or `max_length` tokens.
 
         Args:
             numbers_B: number of each input, which its draws depend on; its place in the batch has no influence.
+
+        Returns:
+            Ids [B, T], T ≤ max_length: each row up to its EOS (if it was generated), then padding.
         """
         if self.beams > 1:
             return beam_search(texts, max_length, self.beams, self.length_penalty)[0][:, 0]
-        return token_by_token(texts, max_length, self.chooser(numbers_B))
+        decoded = list(tokens(texts, max_length, self.chooser(numbers_B)))
+        return torch.stack(decoded, dim=1) if decoded else torch.zeros(texts.inputs, 0, dtype=torch.long)
 
     def chooser(self, numbers_B: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
         """The next tokens [B] from logits [B, V] and the number of tokens so far; not for beam search."""
@@ -110,24 +115,8 @@ class Continuations:
             self._log_p_MRV = self._log_p_MRV[:, rows_R]
 
 
-def greedy(texts: Continuations, max_length: int) -> Tensor:
-    """The likeliest next token, repeatedly, until every text has its EOS or `max_length` tokens.
-
-    Returns:
-        Ids [B, T], T ≤ max_length: each row up to its EOS (if it was generated), then padding.
-    """
-    return token_by_token(texts, max_length, lambda logits_BV, _: logits_BV.argmax(dim=-1))
-
-
-@torch.no_grad()
-def token_by_token(texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Like `greedy`, with the next tokens [B] given by `choose(logits_BV, position)`."""
-    decoded = list(tokens(texts, max_length, choose))
-    return torch.stack(decoded, dim=1) if decoded else torch.zeros(texts.inputs, 0, dtype=torch.long)
-
-
 def tokens(texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
-    """The tokens [B] of `token_by_token` as they are decoded."""
+    """The next tokens [B], by `choose(logits_BV, position)`, until every text has its EOS or `max_length` tokens."""
     special = texts.special
     next_B = torch.full((texts.inputs,), special.start, device=texts.device)
     done_B = torch.zeros(texts.inputs, dtype=torch.bool, device=texts.device)
@@ -179,7 +168,8 @@ def beam_search(
     than the worst of them.
 
     Returns:
-        Ids [B, K, T] of each input's texts, best first, T = max_length, as `greedy` returns them; their scores [B, K].
+        Ids [B, K, T] of each input's texts, best first, T = max_length: up to their EOS, then padding; their scores
+        [B, K].
     """
     B, K, device, special = texts.inputs, beams, texts.device, texts.special
     first_B1 = torch.arange(B, device=device).unsqueeze(1) * K

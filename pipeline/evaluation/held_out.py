@@ -159,7 +159,7 @@ def load_held_out(
     """
     check_installed(task.metrics)
     rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
-    form = answer_form(task, vocabulary, sentinel, max_output_length or max_target_length)
+    form = answer_form(task.labels or [], vocabulary, sentinel, max_output_length or max_target_length)
     return HeldOut(task, rows, form, scoring)
 
 
@@ -197,10 +197,23 @@ def answer_all(
     return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
-def score_prompts(model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
-    """Validation of each prompt of a bank on its own rows."""
-    outputs = answer_all(model, range(len(splits)), splits, device=device, precision=precision, targets=True)
-    return [rows.measured(found) for rows, found in zip(splits, outputs, strict=True)]
+def score_prompts(
+    model: PromptedT5,
+    prompts: Sequence[int] | None = None,
+    *,
+    splits: Sequence[HeldOut],
+    device: torch.device,
+    precision: str,
+) -> list[Measured]:
+    """Validation of prompts of a bank, by default all, each on its own rows.
+
+    Args:
+        splits: rows of every prompt of the bank.
+    """
+    prompts = range(len(splits)) if prompts is None else prompts
+    own = [splits[prompt] for prompt in prompts]
+    outputs = answer_all(model, prompts, own, device=device, precision=precision, targets=True)
+    return [rows.measured(found) for rows, found in zip(own, outputs, strict=True)]
 
 
 def score_mixture(
@@ -229,15 +242,17 @@ def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.de
     return Measured({"mean": mean, **each}, mean, sum(measured.loss for measured in found) / len(found))
 
 
-def answer_form(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, max_output_length: int) -> AnswerForm:
-    """The form of a task's answers.
+def answer_form(
+    labels: Sequence[str], vocabulary: Vocabulary, sentinel: Sentinel, max_output_length: int
+) -> AnswerForm:
+    """The form of answers.
 
     With labels, decoding stops one token after the longest label, because a longer output is not a label.
 
     Args:
+        labels: those of a task; empty for free text.
         max_output_length: maximum tokens of free text.
     """
-    labels = task.labels or []
     label_ids = [ids.tolist() for ids in encode_labels(labels, vocabulary, sentinel)]
 
     def text(ids: Sequence[int]) -> str:

@@ -124,7 +124,13 @@ class PromptProbe:
                 self.batches, step, rank=0, world=1, microbatch_size=c.microbatch_size, device=device.type
             )
             train_step(
-                state, batch, loss_fn, losses=len(bank), learning_rate=c.learning_rate, seed=c.seed, skip_nonfinite=True
+                state,
+                batch,
+                loss_fn,
+                losses=len(bank),
+                learning_rates=[c.learning_rate],
+                seed=c.seed,
+                skip_nonfinite=True,
             )
         with torch.no_grad():
             score = partial(score_prompts, splits=self.splits, device=device, precision=c.precision)

@@ -14,6 +14,7 @@ from t5_pipeline.evaluation.held_out import HeldOut, validation_rows
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.training.best_checkpoint import Measured, Selection
+from t5_pipeline.training.halving import Halving
 
 
 def select_best(
@@ -24,12 +25,15 @@ def select_best(
     *,
     cells: Sequence[str] = ("",),
     kept: Callable[[Any, int], Mapping[str, Tensor]] | None = None,
+    task_of: Sequence[int] = (),
+    halving: Halving | None = None,
 ) -> Selection | None:
     """Choose the published checkpoint by validation scores; None with `select: last`.
 
     Args:
         score: (model, splits=validation rows of each task, device=, precision=) → validation of each cell.
-        cells, kept: as in `Selection`.
+        cells, kept, halving: as in `Selection`.
+        task_of: index of the task of each cell; default: cell i has task i.
 
     Raises:
         InputError: if a task has no usable validation rows.
@@ -43,5 +47,6 @@ def select_best(
             read[task.model_dump_json()] = validation_rows(task, source.vocabulary, source.sentinel, c)
     splits = [read[task.model_dump_json()] for task in tasks]
     stage.record_rows([split.rows.counts for split in splits])
+    splits = [splits[index] for index in task_of or range(len(splits))]
     measure = partial(score, splits=splits, device=stage.accelerator.device, precision=c.precision)
-    return Selection(cells, measure, kept, every=c.validate_every, patience=c.patience)
+    return Selection(cells, measure, kept, every=c.validate_every, patience=c.patience, halving=halving)

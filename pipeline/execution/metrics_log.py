@@ -8,15 +8,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import io
 import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -74,18 +74,23 @@ def read_rows(path: Path) -> Iterator[LoggedRow | None]:
     An incomplete last line, which a kill leaves behind, is not counted.
     """
     try:
-        file = path.open("rb") if path.is_file() else io.BytesIO()
+        file = open_file(path)
     except OSError:
         return
     with file:
-        while line := file.readline(LINE_LIMIT):
+        lines = _lines(file)
+        for line in lines:
             if line.endswith(b"\n"):
                 yield read_row(line)
             elif len(line) == LINE_LIMIT:
                 yield None
-                rests = itertools.islice(iter(functools.partial(file.readline, LINE_LIMIT), b""), _MOST_RESTS)
-                if not any(rest.endswith(b"\n") for rest in rests):
+                if not any(rest.endswith(b"\n") for rest in itertools.islice(lines, _MOST_RESTS)):
                     return
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; one that is too long in blocks of LINE_LIMIT."""
+    return iter(functools.partial(file.readline, LINE_LIMIT), b"")
 
 
 class MetricsLog:
@@ -119,21 +124,24 @@ class MetricsLog:
 
         Damaged lines are moved to metrics.jsonl.damaged.
         """
-        damaged, later = [], False
+        damaged, later, whole = 0, False, True
         kept = self.path.with_name(f".{self.path.name}.kept.tmp")
-        with open_file(self.path) as lines, kept.open("wb") as file:
-            for line in lines:
-                row = read_row(line)
-                if row is None and line.endswith(b"\n"):
-                    damaged.append(line)
+        with open_file(self.path) as lines, kept.open("wb") as file, contextlib.ExitStack() as stack:
+            aside: BinaryIO | None = None
+            for line in _lines(lines):
+                row = read_row(line) if whole else None
+                if row is None and (line.endswith(b"\n") or len(line) == LINE_LIMIT):
+                    if aside is None:
+                        aside = stack.enter_context(self.path.with_name(f"{self.path.name}.damaged").open("ab"))
+                    aside.write(line)
+                    damaged += whole
                 elif row is None or row.step > step:
                     later = True
                 else:
                     file.write(line)
+                whole = line.endswith(b"\n")
         if damaged:
-            with self.path.with_name(f"{self.path.name}.damaged").open("ab") as file:
-                file.writelines(damaged)
-            log.warning("%s: %d damaged lines were moved to %s.damaged", self.path, len(damaged), self.path.name)
+            log.warning("%s: %d damaged lines were moved to %s.damaged", self.path, damaged, self.path.name)
         if damaged or later:
             fsync_file(kept)
             kept.replace(self.path)

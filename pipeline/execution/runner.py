@@ -12,6 +12,7 @@ from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.bounded import has_content
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.printable import say
 from t5_pipeline.core.suggestions import nearest
@@ -42,7 +43,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
     cell_statuses(recipe, run_dir)
     recipe_file, text = run_dir.path / "recipe.yaml", recipe.text()
-    same = recipe_file.is_file() and recipe_file.read_text(encoding="utf-8") == text
+    same = has_content(recipe_file, text.encode())
     if os.path.lexists(recipe_file) and not same and not run_dir.state.is_dir():
         raise InputError(
             f"{recipe_file}: already exists and was not written by a run; choose another --run-dir, or move it away"

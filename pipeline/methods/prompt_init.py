@@ -38,10 +38,7 @@ def initial_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, seed: int, t
         seed: usually the settings' own; differs if a stage starts several prompts from the same settings.
         trained: directory of the prompt to start from (`prompt_init: prompt`).
     """
-    table_VD, length = t5.shared.weight, c.prompt_length
-    # Without sentinels and padding rows.
-    sentinels = set(tokenizer.sentinel_ids)
-    population = [i for i in range(tokenizer.size) if i not in sentinels][: c.init_population]
+    table_VD, length, population = t5.shared.weight, c.prompt_length, _population(tokenizer, c)
     match c.prompt_init:
         case "uniform":
             return uniform(length, t5.shape.d_model, seed)
@@ -57,6 +54,17 @@ def initial_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, seed: int, t
         case "prompt":
             assert trained is not None
             return from_prompt(Prompt.load(trained).rows_PD, length, t5.shape.d_model, str(trained))
+
+
+def sampled_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, count: int) -> Tensor:
+    """Rows of the vocabulary [count, D], drawn like those of `prompt_init: vocabulary`, which are the first of them."""
+    return vocabulary(t5.shared.weight, count, c.seed, _population(tokenizer, c))
+
+
+def _population(tokenizer: Tokenizer, c: SoftPromptConfig) -> list[int]:
+    """Ids of the most frequent pieces, without sentinels and padding rows."""
+    sentinels = set(tokenizer.sentinel_ids)
+    return [i for i in range(tokenizer.size) if i not in sentinels][: c.init_population]
 
 
 def uniform(length: int, width: int, seed: int) -> Tensor:

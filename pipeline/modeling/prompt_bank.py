@@ -11,7 +11,8 @@ Shapes: B batch, S input length, T target length, D d_model, V vocabulary rows, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,51 +20,113 @@ from torch import Tensor, nn
 
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.modeling.layers import DecoderCache
+from t5_pipeline.modeling.reparametrization import Reparametrization
 from t5_pipeline.modeling.t5 import T5, shift_right, token_mask, unless_full
 
 
+@dataclass(frozen=True)
+class BankPart:
+    """The prompts that one trained parameter of a bank belongs to.
+
+    Attributes:
+        prompts: their indices.
+        segments: which of them each row of a parameter [R, D] is of, int64 [R], counted within the part; None for the
+            other parameters of a reparametrized prompt.
+    """
+
+    prompts: list[int]
+    segments: Tensor | None
+
+
 class PromptBank(nn.Module):
-    """Prompts of different lengths, concatenated in a single fp32 parameter `rows_RD`.
+    """Prompts of different lengths; plain ones are concatenated in a single fp32 parameter `rows_RD`.
+
+    Plain prompts of several groups are in one parameter per group: `rows_RD`, `rows1_RD`, …; each reparametrized prompt
+    has parameters of its own. `parts` describes all of them, in the order of `parameters()`.
 
     >>> bank = PromptBank([torch.ones(2, 3), torch.zeros(1, 3)])
     >>> bank.rows_RD.shape, bank.lengths, bank.offsets, bank.row_prompt_R.tolist()
     (torch.Size([3, 3]), [2, 1], [0, 2], [0, 0, 1])
     """
 
+    rows_RD: nn.Parameter
     row_prompt_R: Tensor
     row_of_CP: Tensor
 
-    def __init__(self, prompts: Sequence[Tensor]) -> None:
+    def __init__(self, prompts: Sequence[Tensor | Reparametrization], groups: Sequence[int] = ()) -> None:
         """
         Args:
-            prompts: at least one, each [p, D] with p ≥ 1.
+            prompts: at least one; rows [p, D] with p ≥ 1, or a reparametrization of them.
+            groups: a number for each prompt; plain prompts with the same number share a parameter. Default: all do.
         """
         super().__init__()
-        widths = {prompt.size(1) for prompt in prompts}
-        if len(widths) != 1 or any(len(prompt) == 0 for prompt in prompts):
-            raise ValueError(f"prompts must share one width and have rows, got {[list(p.shape) for p in prompts]}")
-        self.lengths = [len(prompt) for prompt in prompts]
+        shapes = [(p.length, p.width) if isinstance(p, Reparametrization) else tuple(p.shape) for p in prompts]
+        if len({width for _, width in shapes}) != 1 or any(length == 0 for length, _ in shapes):
+            raise ValueError(f"prompts must share one width and have rows, got {[list(shape) for shape in shapes]}")
+        self.width = shapes[0][1]
+        self.lengths = [length for length, _ in shapes]
         self.offsets = [sum(self.lengths[:index]) for index in range(len(prompts))]
-        self.rows_RD = nn.Parameter(torch.cat([prompt.detach() for prompt in prompts]).float())
+        self._add_parameters(prompts, groups or [0] * len(prompts))
         lengths_C = torch.tensor(self.lengths)
         self.register_buffer("row_prompt_R", torch.arange(len(prompts)).repeat_interleave(lengths_C), persistent=False)
         # Row of each prompt's column when padded on the left to P; padding reads the zero row R.
         column_P = torch.arange(max(self.lengths)) - max(self.lengths)
         ends_C = torch.tensor(self.offsets) + lengths_C
         within_CP = column_P >= -lengths_C[:, None]
-        row_of_CP = torch.where(within_CP, ends_C[:, None] + column_P, len(self.rows_RD))
+        row_of_CP = torch.where(within_CP, ends_C[:, None] + column_P, sum(self.lengths))
         self.register_buffer("row_of_CP", row_of_CP, persistent=False)
+
+    def _add_parameters(self, prompts: Sequence[Tensor | Reparametrization], groups: Sequence[int]) -> None:
+        self.parts: list[BankPart] = []
+        self._plain: dict[str, list[int]] = {}
+        self.reparametrized = nn.ModuleDict()
+        for group in dict.fromkeys(groups):
+            rows = {i: p for i, p in enumerate(prompts) if groups[i] == group and isinstance(p, Tensor)}
+            if rows:
+                name = f"rows{len(self._plain) or ''}_RD"
+                self._plain[name] = list(rows)
+                self.register_parameter(name, nn.Parameter(torch.cat([p.detach() for p in rows.values()]).float()))
+                lengths = torch.tensor([len(p) for p in rows.values()])
+                self.parts.append(BankPart(list(rows), torch.repeat_interleave(lengths)))
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, Reparametrization):
+                self.reparametrized[str(index)] = prompt
+                self.parts += [BankPart([index], None) for _ in prompt.parameters()]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def rows(self) -> Tensor:
+        """The rows of all prompts, fp32 [R, D], with gradients to the parameters they are computed from."""
+        if len(self._plain) == 1 and not self.reparametrized:
+            return self.rows_RD
+        return torch.cat(self._prompts(dict(self.named_parameters())))
+
     def prompt(self, index: int) -> Tensor:
         """A copy of one prompt's rows, fp32 [p, D] on the CPU."""
-        return self.split(self.rows_RD.detach())[index].cpu().clone()
+        with torch.no_grad():
+            return self.split(self.rows())[index].cpu().clone()
 
     def split(self, rows_RD: Tensor) -> tuple[Tensor, ...]:
         """The prompts of a whole bank's rows, each [p, D], as views."""
         return rows_RD.split(self.lengths)
+
+    def prompts_of(self, trained: Mapping[str, Tensor]) -> list[Tensor]:
+        """The prompts, each [p, D], from the trained parameters by name, as in a checkpoint."""
+        with torch.no_grad():
+            return self._prompts(trained)
+
+    def _prompts(self, trained: Mapping[str, Tensor]) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        for name, prompts in self._plain.items():
+            found |= dict(zip(prompts, trained[name].split([self.lengths[i] for i in prompts]), strict=True))
+        for key, prompt in self.reparametrized.items():
+            assert isinstance(prompt, Reparametrization)
+            within = f"reparametrized.{key}."
+            own = {name.removeprefix(within): p for name, p in trained.items() if name.startswith(within)}
+            with torch.autocast(self.row_of_CP.device.type, enabled=False):
+                found[int(key)] = prompt.rows(own)
+        return [found[index] for index in range(len(self))]
 
     def gather(self, prompt_B: Tensor) -> tuple[Tensor, Tensor]:
         """The named prompts: rows [B, P, D], zeros on the left of shorter ones; and mask [B, P], True at real rows.
@@ -76,8 +139,8 @@ class PromptBank(nn.Module):
         if prompt_B.device.type == "cpu" and not torch.compiler.is_compiling():
             longest = max(self.lengths[index] for index in prompt_B.unique().tolist())
             row_of_BP = row_of_BP[:, max(self.lengths) - longest :]
-        R = len(self.rows_RD)
-        padded_rows = F.pad(self.rows_RD, (0, 0, 0, 1))
+        R = sum(self.lengths)
+        padded_rows = F.pad(self.rows(), (0, 0, 0, 1))
         return F.embedding(row_of_BP, padded_rows, padding_idx=R), row_of_BP != R
 
 
@@ -121,8 +184,8 @@ class PromptedT5(BareT5):
     """
 
     def __init__(self, t5: T5, bank: PromptBank) -> None:
-        if bank.rows_RD.size(1) != t5.shape.d_model:
-            raise ValueError(f"prompts of width {bank.rows_RD.size(1)} do not fit a T5 of width {t5.shape.d_model}")
+        if bank.width != t5.shape.d_model:
+            raise ValueError(f"prompts of width {bank.width} do not fit a T5 of width {t5.shape.d_model}")
         super().__init__(t5.requires_grad_(False))
         self.bank = bank
 

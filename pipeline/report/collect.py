@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
 
@@ -18,11 +18,12 @@ from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import Scoring, StageConfig, TrainingConfig
-from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import MAX_BYTES
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import PRESETS, T5Config
-from t5_pipeline.report.curves import JobLog, read_log
+from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
 
 State = Literal["up to date", "stale", "unfinished", "not started"]
 
@@ -100,6 +101,27 @@ class Score(BaseModel):
         return [row + [0] * (len(self.labels) + 1 - len(row)) for row in self.confusion]
 
 
+class SweptPrompt(BaseModel):
+    """One prompt of a sweep: its best validation, and the rung at which it was dropped."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: NonNegativeInt
+    score: FiniteFloat
+    loss: FiniteFloat
+    dropped: NonNegativeInt | None = None
+
+
+class Sweep(BaseModel):
+    """A sweep: the prompts by their name in the logs, and the settings of the published one, the winner."""
+
+    model_config = ConfigDict(frozen=True)
+
+    winner: str
+    settings: dict[str, Any]
+    prompts: dict[str, SweptPrompt]
+
+
 @dataclass(frozen=True)
 class CellResult:
     """A cell of the recipe, its manifest and its progress."""
@@ -123,6 +145,20 @@ class CellResult:
         """Step that validation scores chose for publication; None if none did."""
         found = self.manifest.facts.get("best_step") if self.manifest else None
         return found if type(found) is int else None
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """The prompts of a sweep; None without one, or before it has finished."""
+        found = self.manifest.facts.get("sweep") if self.manifest else None
+        try:
+            return None if found is None else Sweep.model_validate(found)
+        except ValidationError:
+            return None
+
+    def curve(self, curves: Curves) -> Curve | None:
+        """This cell's curve; in a sweep that of the published prompt."""
+        name = self.sweep.winner if self.sweep else self.cell.id
+        return curves.get(name, curves.get(""))
 
     @property
     def frozen(self) -> str | None:
@@ -214,7 +250,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     recipe = load_recipe(path / "recipe.yaml", kinds=kinds)
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
-    run = Run(recipe, (path / "recipe.yaml").read_text(encoding="utf-8"), jobs)
+    run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
     for result in run.cells():
         if result.manifest is not None:
             run.scores.extend(_scores(run_dir.cell(result.cell), result.manifest))
@@ -240,8 +276,9 @@ def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], M
         for cell in together:
             manifest = manifests[cell.stage, cell.id]
             started = manifest is not None or run_dir.started(cell) is not None
-            curve = log.train.get(cell.id, log.train.get(""))
-            last = curve.steps[-1] if curve else None
+            begins = f"{cell.id}," if cell.id else ""  # a sweep's names
+            curves = [curve for name, curve in log.train.items() if name in ("", cell.id) or name.startswith(begins)]
+            last = max((curve.steps[-1] for curve in curves), default=None)
             state = _state(cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
             results.append(CellResult(cell, state, manifest, manifest.step if manifest else last))
         yield Job(cells[0].stage, cells[0].settings.kind, results, log)
@@ -298,7 +335,8 @@ def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
         if model is None:
             continue
         run.models[name] = model
-        length = int(manifest.settings["prompt_length"])
+        swept = manifest.facts.get("sweep", {}).get("settings", {})
+        length = int(swept.get("prompt_length", manifest.settings["prompt_length"]))
         size = PromptSize(length, length * model.shape.d_model, _weights(manifest, "prompt"))
         if size not in run.prompts:
             run.prompts.append(size)

@@ -24,6 +24,7 @@ from t5_pipeline.report.sections.overview import overview_section
 from t5_pipeline.report.sections.reproduce import reproduce_section
 from t5_pipeline.report.sections.run import sizes_section, stages_section
 from t5_pipeline.report.sections.scores import examples_section, score_figure, scores_section
+from t5_pipeline.report.sections.sweeps import sweeps_section
 from t5_pipeline.report.sections.training import (
     losses_section,
     perplexity_section,
@@ -67,6 +68,7 @@ def render(run: Run) -> str:
         confusion_section(tasks, series),
         examples_section(tasks, series),
         neighbours_section(tasks),
+        sweeps_section(run),
         validation_section(run, paths, series),
         losses_section(run, paths, series),
         perplexity_section(run),

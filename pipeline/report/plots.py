@@ -27,6 +27,7 @@ class Axis:
     Attributes:
         ticks: where to write values; None chooses.
         low, high: limits; None fits them to the data.
+        whole: write only whole numbers.
         text: a value as text.
     """
 
@@ -35,6 +36,7 @@ class Axis:
     ticks: Sequence[float] | None = None
     low: float | None = None
     high: float | None = None
+    whole: bool = False
     text: Callable[[float], str] = field(default=lambda value: f"{value:,.12g}")
 
 
@@ -191,7 +193,7 @@ def _set_axis(
     if axis.ticks is not None:
         drawn.set_major_locator(FixedLocator(list(axis.ticks)))
     elif not axis.log:
-        drawn.set_major_locator(MaxNLocator(ticks))
+        drawn.set_major_locator(MaxNLocator(ticks, integer=axis.whole))
     drawn.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
 
 

@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate_one, named_artifacts
-from t5_pipeline.core.checksums import json_digest, short_digest
+from t5_pipeline.artifacts.kinds import named_artifacts
+from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
@@ -36,8 +35,7 @@ from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
 from t5_pipeline.modeling.compilation import use_compiler
-from t5_pipeline.modeling.load import locate_model
-from t5_pipeline.modeling.safetensors_dir import read_shape
+from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 
 
 @dataclass(frozen=True)
@@ -83,28 +81,27 @@ class Engine:
 
     def __init__(
         self,
-        model: Path | None,
+        t5: FrozenT5 | None,
         prompts: Mapping[str, Candidate],
         *,
-        digest: str = "",
         precision: str = "fp32",
         device: torch.device | None = None,
         compiled: bool = False,
     ) -> None:
         """
         Args:
-            model: the T5 that all prompts were trained on; may be None if all of them are fine-tuned T5s.
-            digest: digest of the T5.
+            t5: the T5 that all prompts were trained on; may be None if all of them are fine-tuned T5s.
             device: default: the first GPU if there is one, otherwise the CPU.
             compiled: compile the T5s with torch.compile.
         """
-        self.model, self.precision, self._digest = model, precision, digest
+        self.t5, self.precision = t5, precision
         self._compile: Literal["true", "false"] = "true" if compiled else "false"
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        reasons = {name: self._problem(name, one, digest) for name, one in prompts.items()}
+        reasons = {name: self._problem(name, one) for name, one in prompts.items()}
         self.refused = {name: reason for name, reason in reasons.items() if reason is not None}
         self.prompts = {name: one for name, one in prompts.items() if name not in self.refused}
-        self.digest = json_digest([digest, [[name, one.artifact.digest] for name, one in prompts.items()]])
+        of_t5 = "" if t5 is None else t5.digest
+        self.digest = json_digest([of_t5, [[name, one.artifact.digest] for name, one in prompts.items()]])
         self._tasks = {name: Task.load(one.task) for name, one in self.prompts.items()}
         self._answerers: dict[Path, Answerer] = {}
 
@@ -136,9 +133,8 @@ class Engine:
             for one in candidates:
                 own = name if len(candidates) == 1 else f"{name}:{one.task.name}"
                 found[own] = replace(one, artifact=artifact)
-        t5 = None if model is None else locate_one("model", model, "--model")
-        digest = "" if t5 is None else digests.of_artifact("model", t5)
-        engine = cls(t5, found, digest=digest, precision=precision, device=device, compiled=compiled)
+        t5 = None if model is None else FrozenT5.find(model)
+        engine = cls(t5, found, precision=precision, device=device, compiled=compiled)
         if not engine.prompts:
             raise InputError(next(iter(engine.refused.values())))
         return engine
@@ -235,7 +231,7 @@ class Engine:
         """
         (one,) = METHODS["prompt"](Artifact(str(path), path, ""))
         one = replace(one, artifact=Artifact(str(path), path, DigestCache(None).of_artifact("prompt", path)))
-        problem = self._problem(name, one, self._digest)
+        problem = self._problem(name, one)
         if problem is not None:
             raise InputError(problem)
         self.prompts[name], self._tasks[name] = one, Task.load(one.task)
@@ -253,7 +249,9 @@ class Engine:
         asked: dict[int, tuple[Asked, int]] = {}
         for name, places in of_name.items():
             one = self.prompts[name]
-            form = answer_form(one.task, vocabulary, one.sentinel, max_output_length or one.max_target_length)
+            form = answer_form(
+                one.task.labels or [], vocabulary, one.sentinel, max_output_length or one.max_target_length
+            )
             if one.task.labels:  # an answer is a label, so nothing is decoded
                 form = replace(form, max_length=0)
             inputs = one.read([parts[i][0].texts[parts[i][1]] for i in places], vocabulary)
@@ -273,8 +271,8 @@ class Engine:
     def _t5_of(self, one: Candidate) -> Path:
         if one.fine_tuned:
             return one.artifact.path
-        assert self.model is not None
-        return self.model
+        assert self.t5 is not None
+        return self.t5.path
 
     def _answerer(self, path: Path) -> Answerer:
         if path not in self._answerers:
@@ -283,36 +281,20 @@ class Engine:
             answerer.t5.set_execution(compiled=use_compiler(self._compile, self.device.type))
         return self._answerers[path]
 
-    def _problem(self, name: str, one: Candidate, digest: str) -> str | None:
+    def _problem(self, name: str, one: Candidate) -> str | None:
         """Why the T5 cannot answer with a prompt."""
         if one.fine_tuned:
             return None
-        if self.model is None:
+        if self.t5 is None:
             return f"prompt `{name}` needs its T5 ({one.model}); give it as --model"
-        where = self.model if self.model.is_dir() else f"{self.model} (a hub model, as there is no such directory)"
-        if digest and one.digest != digest:
-            return (
-                f"prompt `{name}` was trained on another T5 than {where} ({one.model}, digest"
-                f" {short_digest(one.digest)}, not {short_digest(digest)}); give the right one as --model"
+        widths = [rows_PD.size(1) for rows_PD in one.prompts]
+        try:
+            self.t5.check(
+                f"prompt `{name}`", model=one.model, digest=one.digest, vocabulary=one.tokenizer_digest, widths=widths
             )
-        vocabulary, width = self._sizes
-        if one.tokenizer_digest not in (None, vocabulary):
-            return (
-                f"prompt `{name}` was trained with another vocabulary than that of {self.model}; restore the model's"
-                " original spiece.model and tokenizer_config.json"
-            )
-        if any(rows_PD.size(1) != width for rows_PD in one.prompts):
-            return (
-                f"prompt `{name}` has rows of width {one.prompts[0].size(1)}, but {self.model} has width {width}; give"
-                " the T5 that it was trained on as --model"
-            )
+        except OtherModel as error:
+            return str(error)
         return None
-
-    @cached_property
-    def _sizes(self) -> tuple[str, int]:
-        """Digest of the T5's vocabulary, and its width; the digest of a hub model is only that of its name."""
-        assert self.model is not None
-        return Vocabulary.load(self.model).digest, read_shape(locate_model(self.model)).d_model
 
     def _unknown(self, name: object) -> str:
         if isinstance(name, str) and name in self.refused:

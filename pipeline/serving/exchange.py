@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t5_pipeline.artifacts import manifest as manifests
-from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate_one, named_prompts
+from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core import bounded
 from t5_pipeline.core.atomic_files import STDOUT, is_stream, write_directory, write_output
@@ -33,16 +32,16 @@ from t5_pipeline.core.printable import printable, say
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import check_labels
 from t5_pipeline.data_prep.tasks.task import Task
-from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
-from t5_pipeline.modeling.load import load_t5, locate_model
+from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_dir import read_metadata
-from t5_pipeline.modeling.safetensors_dir import read_shape
+from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 
 PEFT_ROWS = "prompt_embeddings"
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE = "base_model_digest"  # in the metadata of adapters exported here
+_REPAIR = "download or save the adapter again"
 
 
 # --------------------------------------------------------------------------------------------------------- export
@@ -153,7 +152,7 @@ def read_peft(directory: Path) -> Tensor:
     directory = _adapter_directory(directory)
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
     try:
-        config = bounded.read_object(config_path, "download or save the adapter again")
+        config = bounded.read_object(config_path, _REPAIR)
     except OSError:
         raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
     if config.get("peft_type") != "PROMPT_TUNING":
@@ -192,30 +191,26 @@ def _adapter_directory(path: Path) -> Path:
 
 def adapter_base(adapter: Path) -> tuple[str | None, str | None]:
     """Name and digest of the T5 that an adapter records; None for one that it does not record."""
-    named = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    named = bounded.read_object(adapter / PEFT_CONFIG, _REPAIR).get("base_model_name_or_path")
     with safe_open(adapter / PEFT_WEIGHTS, framework="pt") as opened:
         return named, (opened.metadata() or {}).get(BASE)
 
 
-def check_base(adapter: Path, model: str, path: Path, digest: str) -> None:
+def check_base(adapter: Path, model: str, t5: FrozenT5) -> None:
     """Compare the T5 of an adapter with the given one; warns if only the names can be compared and differ.
 
     Args:
         adapter: directory of the adapter.
         model: the given T5, as on the command line.
-        path: its directory.
-        digest: its digest.
+        t5: the same T5.
 
     Raises:
-        InputError: if the adapter records another digest.
+        OtherModel: if the adapter records another digest.
     """
     named, recorded = adapter_base(adapter)
-    if recorded not in (None, digest):
-        raise InputError(
-            f"{adapter}: was trained on another T5 ({named}, digest {recorded[:12]}, not {digest[:12]}); give that one"
-            " as --model"
-        )
-    if recorded is None and named not in (None, "", model, str(path)):
+    if recorded is not None:
+        t5.check(f"{adapter}:", model=str(named), digest=recorded)
+    elif named not in (None, "", model, str(t5.path)):
         say(
             f"{adapter / PEFT_CONFIG}: was trained on {named} (base_model_name_or_path), and --model is {model}; their"
             " answers agree only if both are the same T5"
@@ -256,26 +251,20 @@ def import_prompt(
         raise InputError(f"{source}: contains non-finite numbers; download or train the prompt again")
     settings = load_task(Path(task))
     Task.load(settings)
-    path = locate_one("model", model, "--model")
-    width = read_shape(locate_model(path)).d_model
-    if rows_PD.size(1) != width:
-        raise InputError(
-            f"{source}: has rows of width {rows_PD.size(1)}, but {path} has width {width}; give the T5 that the"
-            " prompt was trained on as --model"
-        )
-    digest = DigestCache(None).of_artifact("model", path)
+    t5 = FrozenT5.find(model)
+    t5.check_width(f"{source}:", rows_PD.size(1))
     if form == "peft":
-        check_base(_adapter_directory(Path(source)), model, path, digest)
-    vocabulary, sentinel = Vocabulary.load(path), sentinel or read_metadata(path).sentinel
+        check_base(_adapter_directory(Path(source)), model, t5)
+    vocabulary, sentinel = t5.vocabulary, sentinel or read_metadata(t5.path).sentinel
     check_labels(settings, vocabulary, max_target_length, sentinel)
     info = PromptInfo(
-        base_model=str(path),
-        base_model_digest=digest,
+        base_model=str(t5.path),
+        base_model_digest=t5.digest,
         tokenizer_digest=vocabulary.digest,
         task=settings,
         sentinel=sentinel,
         prompt_length=len(rows_PD),
-        width=width,
+        width=t5.width,
         max_input_length=max_input_length,
         max_target_length=max_target_length,
         prompt_init=f"imported from {form}",
@@ -342,23 +331,22 @@ def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, l
     Raises:
         InputError: if a prompt was trained on another T5.
     """
-    path = locate_one("model", model, "--model")
-    digest = DigestCache(None).of_artifact("model", path)
-    pieces, embedding_VD = Vocabulary.load(path).names(), load_t5(path).shared.weight
+    t5 = FrozenT5.find(model)
+    pieces, embedding_VD = t5.vocabulary.names(), load_t5(t5.path).shared.weight
     found = {}
     for name, place in prompts.items():
-        if wrong := list(problems(place, digest)):
+        if wrong := list(problems(place, t5)):
             raise InputError(wrong[0])
         found[name] = nearest_pieces(Prompt.load(place).rows_PD, embedding_VD, pieces, top)
     return found
 
 
-def problems(path: Path, model: str | None = None) -> Iterator[str]:
+def problems(path: Path, t5: FrozenT5 | None = None) -> Iterator[str]:
     """Problems of a prompt: unreadable files, wrong checksums, another T5.
 
     Args:
         path: the prompt's directory.
-        model: digest of the required T5; None for any.
+        t5: the required T5; None for any.
     """
     try:
         info = Prompt.load(path).info
@@ -370,8 +358,8 @@ def problems(path: Path, model: str | None = None) -> Iterator[str]:
     if made is not None:
         damaged = manifests.damaged_files(path.parent, made, path.name)
         yield from (f"{path.parent / name}: {problem}" for name, problem in damaged.items())
-    if model is not None and info.base_model_digest != model:
-        yield (
-            f"{path}: was trained on another T5 ({info.base_model}, digest {short_digest(info.base_model_digest)},"
-            f" not {short_digest(model)})"
-        )
+    if t5 is not None:
+        try:
+            t5.check_prompt(f"{path}:", info)
+        except OtherModel as error:
+            yield str(error)

@@ -15,30 +15,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import artifact_digest, locate_one, named_prompts
+from t5_pipeline.artifacts.kinds import artifact_digest, named_prompts
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
-from t5_pipeline.data_prep.tasks.encode import encode_labels
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.evaluation.held_out import answer_form
+from t5_pipeline.evaluation.predict import AnswerForm
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
-from t5_pipeline.modeling.load import locate_model
-from t5_pipeline.modeling.safetensors_dir import read_shape
+from t5_pipeline.serving.frozen_t5 import FrozenT5
 from t5_pipeline.serving.prompt_mirror import Mirror
-
-
-class OtherModel(InputError):
-    """A prompt of another T5.
-
-    Attributes:
-        of_prompt, of_server: digests of the two T5s.
-    """
-
-    def __init__(self, message: str, of_prompt: str, of_server: str) -> None:
-        super().__init__(message)
-        self.of_prompt, self.of_server = of_prompt, of_server
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ class ServedPrompt:
 
     Attributes:
         rows_PD: its rows, in the dtype of the T5's embedding.
-        label_ids: target ids of each label, as in training; empty for free text.
+        form: the form of its answers.
     """
 
     name: str
@@ -56,11 +43,7 @@ class ServedPrompt:
     rows_PD: Tensor
     info: PromptInfo
     task: Task
-    label_ids: list[list[int]]
-
-    @property
-    def labels(self) -> list[str]:
-        return self.info.task.labels or []
+    form: AnswerForm
 
 
 @dataclass
@@ -68,18 +51,13 @@ class PromptStore:
     """Prompts by name.
 
     Attributes:
-        model: directory of the T5.
-        digest: digest of the T5 that all prompts must have been trained on.
+        t5: the T5 that all prompts must have been trained on.
         like: a tensor with the device and dtype of the rows.
-        width: d_model of the T5.
         reserved: a name that no prompt may have.
     """
 
-    model: Path
-    vocabulary: Vocabulary
-    digest: str
+    t5: FrozenT5
     like: Tensor
-    width: int
     reserved: str = ""
     _prompts: dict[str, ServedPrompt] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -91,10 +69,15 @@ class PromptStore:
     @classmethod
     def of(cls, model: str, like: Tensor, reserved: str = "") -> PromptStore:
         """An empty store for a T5: a directory, a stage's directory or a hub name."""
-        path = locate_one("model", model, "--model")
-        width = read_shape(locate_model(path)).d_model
-        digest = DigestCache(None).of_artifact("model", path)
-        return cls(path, Vocabulary.load(path), digest, like, width, reserved)
+        return cls(FrozenT5.find(model), like, reserved)
+
+    @property
+    def model(self) -> Path:
+        return self.t5.path
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.t5.vocabulary
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -113,29 +96,14 @@ class PromptStore:
         """Load a prompt without adding it.
 
         Raises:
-            OtherModel: if it was trained on another T5.
-            InputError: if it is damaged, or was trained with another vocabulary.
+            OtherModel: if it was trained on another T5 or with another vocabulary.
+            InputError: if it is damaged.
         """
         if name == self.reserved:
             raise InputError(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
         prompt = Prompt.load(path)
         info = prompt.info
-        if info.width != self.width:  # the digest of a hub model is only that of its name
-            raise InputError(f"prompt `{name}` has rows of width {info.width}, but the T5 has width {self.width}")
-        if info.base_model_digest != self.digest:
-            raise OtherModel(
-                f"prompt `{name}` was trained on another T5 ({info.base_model}, digest {info.base_model_digest[:12]},"
-                f" not {self.digest[:12]}); serve it with that T5",
-                info.base_model_digest,
-                self.digest,
-            )
-        if info.tokenizer_digest != self.vocabulary.digest:
-            raise OtherModel(
-                f"prompt `{name}` was trained with another vocabulary; restore the model's original spiece.model",
-                info.tokenizer_digest,
-                self.vocabulary.digest,
-            )
-        labels = encode_labels(info.task.labels or [], self.vocabulary, info.sentinel)
+        self.t5.check_prompt(f"prompt `{name}`", info)
         return ServedPrompt(
             name,
             artifact_digest("prompt", path),
@@ -143,7 +111,7 @@ class PromptStore:
             prompt.rows_PD.to(self.like),
             info,
             Task.load(info.task),
-            [ids.tolist() for ids in labels],
+            answer_form(info.task.labels or [], self.vocabulary, info.sentinel, info.max_target_length),
         )
 
     def add(self, prompt: ServedPrompt) -> ServedPrompt | None:

@@ -23,6 +23,8 @@ from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.held_out import answer_form
+from t5_pipeline.evaluation.predict import AnswerForm
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.serving.backend import Backend
 from t5_pipeline.serving.ctranslate2_backend import CTranslate2Backend
@@ -56,11 +58,12 @@ class Scheduler:
     ) -> None:
         self.backend, self.vocabulary, self.sentinel = backend, vocabulary, sentinel
         self.limits = limits or Limits()
+        self._form = answer_form([], vocabulary, sentinel, 128)  # without a prompt
         self.counts = Counts()
         self._labels: deque[Job] = deque()  # waiting jobs with labels, which need no place in the running batch
         self._texts: deque[Job] = deque()  # waiting jobs that decode free text
         self._changed = threading.Condition()
-        self._draining = self._stopped = False
+        self._draining = False
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
 
     @classmethod
@@ -139,10 +142,14 @@ class Scheduler:
         (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel).ids
         if len(ids_S) > limit:
             raise TooLong(len(ids_S), limit)
-        longest = max_tokens or (128 if prompt is None else prompt.info.max_target_length)
-        longest = min(longest, self.limits.output_tokens)
-        labels, label_ids = ([], []) if prompt is None else (prompt.labels, prompt.label_ids)
-        return Job(prompt, ids_S.tolist(), longest, labels, label_ids, decoding or Decoding(), number, on_token)
+        form = self._form_of(prompt)
+        longest = min(max_tokens or form.max_length, self.limits.output_tokens)
+        return Job(
+            prompt, ids_S.tolist(), longest, form.labels, form.label_ids, decoding or Decoding(), number, on_token
+        )
+
+    def _form_of(self, prompt: ServedPrompt | None) -> AnswerForm:
+        return self._form if prompt is None else prompt.form
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; their results arrive in `job.done`.
@@ -164,11 +171,10 @@ class Scheduler:
         rate = self.counts.jobs / self.counts.busy_seconds if self.counts.busy_seconds else 0.0
         return max(1.0, self.waiting / rate) if rate else 1.0
 
-    def close(self, drain: bool = True) -> None:
-        """Stop the thread, after all accepted jobs are done unless `drain` is false."""
+    def close(self) -> None:
+        """Stop the thread once all accepted jobs are done."""
         with self._changed:
             self._draining = True
-            self._stopped = not drain
             self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join()
@@ -180,8 +186,7 @@ class Scheduler:
             with self._changed:
                 while not self.waiting and not self.running and not self._draining:
                     self._changed.wait()
-                if self._stopped or (self._draining and not self.waiting and not self.running):
-                    self._abandon()
+                if self._draining and not self.waiting and not self.running:
                     return
                 if not self.running and self.limits.window and not self._draining:
                     until = time.monotonic() + self.limits.window
@@ -197,13 +202,6 @@ class Scheduler:
         room = self.limits.batch - self.running
         labels = [self._labels.popleft() for _ in range(min(self.limits.batch, len(self._labels)))]
         return labels, [self._texts.popleft() for _ in range(min(room, len(self._texts)))]
-
-    def _abandon(self) -> None:
-        for job in [*self._labels, *self._texts, *self.backend.decoding]:
-            if not job.done.done():
-                job.done.set_exception(Draining("the server was stopped"))
-        self._labels.clear()
-        self._texts.clear()
 
     def _turn(self, labels: Sequence[Job], texts: Sequence[Job]) -> None:
         for group in _groups([job for job in labels if not self._dropped(job)]):
@@ -262,8 +260,7 @@ class Scheduler:
 
     def text(self, job: Job, ids: Sequence[int]) -> str:
         """The text of output ids, without the sentinel that begins it if the prompt was trained with one."""
-        sentinel = self.sentinel if job.prompt is None else job.prompt.info.sentinel
-        return self.vocabulary.decode(self.vocabulary.strip_sentinel(ids, sentinel))
+        return self._form_of(job.prompt).decode(ids)
 
     def _finish(self, job: Job, text: str, scores: dict[str, float], tokens: int, finish: str) -> None:
         self.counts.jobs += 1

@@ -32,8 +32,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, normalizers
 from torch import Tensor
 
-from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import locate_one, named_prompts
+from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import embedding_rows
@@ -43,6 +42,7 @@ from t5_pipeline.modeling.in_transformers import load_in_transformers, quiet
 from t5_pipeline.modeling.load import assemble, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5, shift_right
 from t5_pipeline.serving.exchange import problems, refuse_to_replace
+from t5_pipeline.serving.frozen_t5 import FrozenT5
 
 INDEX = "prompts.json"
 _LOWEST = 16  # output rows averaged for a new id: enough that their mean never ties with the greatest logit
@@ -86,23 +86,21 @@ def export(
     if quantization and form != "ctranslate2":
         raise InputError(f"--quantization: {form} is written in fp32; leave it out, or give --to ctranslate2")
     refuse_to_replace(Path(output))
-    path = locate_one("model", model, "--model")
-    digest = DigestCache(None).of_artifact("model", path)
+    t5 = FrozenT5.find(model)
     loaded: dict[str, Prompt] = {}
     for name, place in named_prompts(prompts, "--prompts").items():
-        for problem in problems(place, digest):
+        for problem in problems(place, t5):
             raise InputError(problem)
         loaded[name] = Prompt.load(place)
         _check_name(name, place, loaded[name])
-    vocabulary = Vocabulary.load(path)
     rows_PD = {name: prompt.rows_PD for name, prompt in loaded.items()}
-    tokens = assign_ids(rows_PD, vocabulary.size)
-    grown = add_rows(load_t5(path), rows_PD, tokens)
+    tokens = assign_ids(rows_PD, t5.vocabulary.size)
+    grown = add_rows(load_t5(t5.path), rows_PD, tokens)
 
     def fill(directory: Path) -> None:
-        write_tokenizer(directory, vocabulary, tokens.values())
+        write_tokenizer(directory, t5.vocabulary, tokens.values())
         (directory / INDEX).write_text(
-            json.dumps(index(loaded, tokens, digest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            json.dumps(index(loaded, tokens, t5.digest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         WRITERS[form](directory, grown, tokens.values(), quantization)
 

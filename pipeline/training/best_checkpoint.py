@@ -19,6 +19,7 @@ from torch import Tensor
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard, assemble, named_whole
 from t5_pipeline.training.distributed.engine import MODEL, Engine
+from t5_pipeline.training.halving import Halving
 
 SELECTION = "selection/"
 
@@ -72,12 +73,14 @@ class Selection:
 
     Args:
         cells: names of the cells in metrics.jsonl.
-        measure: (model) → validation of each cell. Called in evaluation mode on every process.
+        measure: (model) → validation of each cell. Called in evaluation mode on every process. With rungs, (model,
+            cells) → that of the cells with these indices.
         kept: (model, index of a cell) → the tensors to keep of it, whole; None keeps all trained parameters, each
             process its own shards.
         every: steps between measurements.
         patience: early stopping: measurements in a row without a higher score after which a cell accepts no later
             step; 0 never stops.
+        halving: which cells are dropped at which steps; default: none.
     """
 
     def __init__(
@@ -88,33 +91,37 @@ class Selection:
         *,
         every: int,
         patience: int = 0,
+        halving: Halving | None = None,
     ) -> None:
         self.cells = cells
         self.measure = measure
         self.kept = kept
         self.every = every
         self.patience = patience
+        self.halving = halving or Halving(range(len(cells)), {})
+        self.dropped: list[str] = []  # at the last step that was measured
         self._best: list[Best | None] = [None] * len(cells)
         self._without_higher = [0] * len(cells)
         self._validations = [0] * len(cells)
 
     def due(self, step: int) -> bool:
         """Whether this step is measured; independent of the total number of steps."""
-        return step > 0 and step % self.every == 0
+        return step > 0 and (step % self.every == 0 or step in self.halving.rungs)
 
     @property
     def exhausted(self) -> bool:
         """True once the patience of every cell has run out."""
-        return all(self._is_exhausted(index) for index in range(len(self.cells)))
+        return all(self._is_exhausted(index) for index in self.halving.active())
 
     def _is_exhausted(self, index: int) -> bool:
         return 0 < self.patience <= self._without_higher[index]
 
     @torch.no_grad()
     def update(self, step: int, engine: Engine) -> dict[str, Measured]:
-        """Measure, keep what is better than before, and return the validation of each cell."""
+        """Measure, keep what is better than before, drop cells at a rung; returns the validation of each cell."""
+        active = self.halving.active()
         measured = self._measured(engine)
-        for index, now in enumerate(measured):
+        for index, now in zip(active, measured, strict=True):
             if self._is_exhausted(index):
                 continue
             before = self._best[index]
@@ -124,11 +131,14 @@ class Selection:
             else:
                 self._without_higher[index] += 1
             self._best[index] = self._better(before, index, step, now, engine)
-        return dict(zip(self.cells, measured, strict=True))
+        best = [(found.measured.score, found.measured.loss) for found in self._best if found is not None]
+        self.dropped = [self.cells[index] for index in self.halving.drop(step, best)]
+        return dict(zip([self.cells[index] for index in active], measured, strict=True))
 
     def _measured(self, engine: Engine) -> list[Measured]:
         """The validation of rank 0, broadcast so that all ranks make the same choice."""
-        measured: list[Measured] = engine.call(self.measure)
+        some = [self.halving.active()] if self.halving.rungs else []
+        measured: list[Measured] = engine.call(self.measure, *some)
         numbers = [number for each in measured for number in (each.score, each.loss, *each.scores.values())]
         shared = iter(engine.group.broadcast_list(numbers))
         return [
@@ -144,15 +154,20 @@ class Selection:
         not stored, so extending the run later is not affected.
         """
         best = list(self._best)
-        if any(last := [self._validates_last(index, step) for index in range(len(self.cells))]):
-            for index, now in enumerate(self._measured(engine)):
-                if last[index]:
+        last = [index for index in self.halving.active() if self._validates_last(index, step)]
+        if last:
+            for index, now in zip(self.halving.active(), self._measured(engine), strict=True):
+                if index in last:
                     best[index] = self._better(best[index], index, step, now, engine)
         return [found for found in best if found is not None]
 
     def validations(self, step: int) -> list[int]:
         """Number of validations that count for each cell, once training has ended after `step` steps."""
-        return [count + self._validates_last(index, step) for index, count in enumerate(self._validations)]
+        active = self.halving.active()
+        return [
+            count + (index in active and self._validates_last(index, step))
+            for index, count in enumerate(self._validations)
+        ]
 
     def _validates_last(self, index: int, step: int) -> bool:
         return not self.due(step) and not self._is_exhausted(index)
@@ -179,12 +194,22 @@ class Selection:
         ]
 
     def scalars(self) -> list[dict[str, Any] | None]:
+        each = zip(self._best, self._without_higher, self._validations, self.halving.dropped_at, strict=True)
         return [
             None
             if best is None
-            else {"step": best.step, **asdict(best.measured), "without_higher": count, "validations": validations}
-            for best, count, validations in zip(self._best, self._without_higher, self._validations, strict=True)
+            else asdict(best.measured)
+            | {"step": best.step, "without_higher": count, "validations": validations, "dropped": at}
+            for best, count, validations, at in each
         ]
+
+    def tree(self) -> dict[str, dict[str, Any]]:
+        """The history of each cell: its best step, score and loss so far, and the rung at which it was dropped."""
+        return {
+            cell: {key: scalars[key] for key in ("step", "score", "loss", "dropped")}
+            for cell, scalars in zip(self.cells, self.scalars(), strict=True)
+            if scalars is not None
+        }
 
     def load(self, saved: SavedTensors, scalars: Sequence[Mapping[str, Any] | None], engine: Engine) -> None:
         """Restore what `shards()` and `scalars()` returned, whichever engine saved it."""
@@ -192,6 +217,7 @@ class Selection:
             self._without_higher[index] = 0 if found is None else int(found["without_higher"])
             self._validations[index] = 0 if found is None else int(found["validations"])
             self._best[index] = None
+            self.halving.dropped_at[index] = None if found is None else found.get("dropped")
             if found is not None:
                 name = f"{SELECTION}{index}/"
                 mine = [

@@ -18,8 +18,9 @@ from t5_pipeline.training.loss import batch_losses, model_loss, target_loss
 from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, TensorBatch, rank_microbatches
 from t5_pipeline.training.pretraining_state import pretraining_optimizer
 from t5_pipeline.training.probing import Probing
+from t5_pipeline.training.result import TrainingResult
 from t5_pipeline.training.state import TrainState
-from t5_pipeline.training.trainer import Trainer, TrainingResult, Validation, train_stage
+from t5_pipeline.training.trainer import Trainer, Validation, train_stage
 
 
 def train_language_model(

@@ -6,7 +6,7 @@ w ← optimizer(w, g, learning rate of the step)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def train_step(
     loss_fn: LossFn,
     *,
     losses: int = 1,
-    learning_rate: float,
+    learning_rates: Sequence[float],
     seed: int,
     skip_nonfinite: bool = False,
 ) -> None:
@@ -34,10 +34,11 @@ def train_step(
     Args:
         loss_fn: losses [C] of (model, microbatch).
         losses: C.
+        learning_rates: one for all parameters, or one for each prompt of a bank.
         seed: seed of the run, from which the dropout masks of this step and rank follow.
         skip_nonfinite: leave the weights unchanged if the gradient is not finite.
     """
-    set_learning_rate(state.engine.optimizer, learning_rate)
+    set_learning_rate(state.engine.optimizer, *learning_rates)
     torch.manual_seed(dropout_seed(seed, batch.step, state.group.rank))
     losses_C = gradients(state, batch, loss_fn, losses)
     norm = state.engine.step(skip_nonfinite=skip_nonfinite)

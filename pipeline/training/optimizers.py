@@ -9,7 +9,8 @@ R rows of a prompt bank, D d_model, C prompts in the bank; F, K those of factore
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
+from t5_pipeline.modeling.prompt_bank import BankPart
 from t5_pipeline.modeling.t5x import SecondMoments
 
 
@@ -257,12 +259,10 @@ class AdamW(torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=0.0)
-        for group in self.param_groups:
-            group["decay"] = weight_decay
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """A group that is added later has its own `weight_decay`."""
+        """A group may have its own `weight_decay`."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("decay", group["weight_decay"])
@@ -300,26 +300,66 @@ def prompt_optimizer(
     step_offset: int = 0,
     factored: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer for a bank of prompts: Adafactor unscaled, clipped per prompt (§3.1), or AdamW.
-
-    Optimizer state: one number for each of the p·d of a prompt with Adafactor, two with AdamW.
+    """The optimizer for plain prompts that are trained alike: that of `bank_optimizer`.
 
     Args:
+        row_prompt_R: index of each row's prompt.
         factored: factor the prompts of at least 128 rows, p + d numbers each.
     """
+    part, rule = BankPart([0], row_prompt_R), PromptRule(weight_decay, step_offset=step_offset, factored=factored)
+    return bank_optimizer(name, [rows_RD], [part], [rule])
+
+
+@dataclass(frozen=True)
+class PromptRule:
+    """How an optimizer trains one prompt of a bank. `clipping`, `step_offset` and `factored` are those of Adafactor."""
+
+    weight_decay: float = 0.0
+    clipping: float = 1.0
+    step_offset: int = 0
+    factored: bool = False
+
+
+def bank_optimizer(
+    name: str, parameters: Iterable[Tensor], parts: Sequence[BankPart], rules: Sequence[PromptRule]
+) -> torch.optim.Optimizer:
+    """The optimizer for a bank of prompts: Adafactor unscaled, clipped per prompt (§3.1), or AdamW.
+
+    Optimizer state: one number for each trained number of a prompt with Adafactor, two with AdamW. Each parameter has a
+    group of its own. Its rate is the one of its first prompt (`set_learning_rate`).
+
+    Args:
+        parameters: those of the bank, in order.
+        parts: of the bank, one for each parameter.
+        rules: one for each prompt; the prompts of a part must have the same one.
+    """
+    groups: list[dict[str, Any]] = []
+    for p, part in zip(parameters, parts, strict=True):
+        rule = rules[part.prompts[0]]
+        group = {"params": [p], "weight_decay": rule.weight_decay, _RATE: part.prompts[0]}
+        if name == "adafactor":
+            smallest = FACTORED_FROM if rule.factored and part.segments is not None else None
+            group |= {"segments": part.segments, "clipping": rule.clipping, "step_offset": rule.step_offset}
+            group |= {"min_dim_to_factor": smallest}
+        groups.append(group)
     if name == "adafactor":
-        smallest = FACTORED_FROM if factored else None
-        group = {"params": [rows_RD], "segments": row_prompt_R, "min_dim_to_factor": smallest}
-        return Adafactor([group], weight_decay=weight_decay, parameter_scaling=False, step_offset=step_offset)
-    return model_optimizer(name, [rows_RD], weight_decay=weight_decay)
+        return Adafactor(groups, parameter_scaling=False)
+    if name == "adamw":
+        return AdamW(groups)
+    raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
 
 
 RATE_SCALE = "rate_scale"
+_RATE = "rate"  # which rate of `set_learning_rate` is the group's
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of a step; a group with `rate_scale` gets that multiple of it."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, *rates: float) -> None:
+    """Set the rate of a step: one for all groups, or one for each prompt of a bank.
+
+    A group with `rate_scale` gets that multiple of it.
+    """
     for group in optimizer.param_groups:
+        rate = rates[group.get(_RATE, 0) if len(rates) > 1 else 0]
         group["lr"] = rate * group.get(RATE_SCALE, 1.0)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from t5_pipeline.config.stage import OptimizerConfig
+
 Schedule = Callable[[int], float]
 
 
@@ -62,6 +64,17 @@ def learning_rate(
         case "linear":
             return linear(peak, total_steps, warmup_steps)
     raise ValueError(f"unknown schedule `{schedule}`; use constant, rsqrt or linear")
+
+
+def schedule_of(c: OptimizerConfig) -> Schedule:
+    """The schedule of a stage's settings."""
+    return learning_rate(
+        c.schedule,
+        peak=c.learning_rate,
+        warmup_steps=c.warmup_steps,
+        step_offset=c.step_offset,
+        total_steps=c.steps,
+    )
 
 
 def _rise(step: int, warmup_steps: int) -> float:

@@ -76,7 +76,7 @@ class StepStats:
         self.history_NC = torch.cat([self.history_NC, block]) if len(self.history_NC) else block
         return bad
 
-    def read(self, cells: Sequence[str], unit: str) -> dict[str, object]:
+    def read(self, cells: Sequence[str], unit: str, active: Sequence[int] | None = None) -> dict[str, object]:
         """Mean loss and gradient norm of the synchronized steps since the last call, and the throughput.
 
         Without a finite step there is only the throughput.
@@ -84,11 +84,14 @@ class StepStats:
         Args:
             cells: names of the losses; empty logs only their mean.
             unit: "tokens" or "examples".
+            active: indices of the losses that count; default: all.
         """
         seconds = max(time.monotonic() - self._since, 1e-9)
         row: dict[str, object] = {}
         if len(self.history_NC):
             norm, *losses = self.history_NC.mean(dim=0).tolist()
+            if active is not None and len(active) < len(cells):
+                losses, cells = [losses[i] for i in active], [cells[i] for i in active]
             row["loss"] = sum(losses) / len(losses)
             if cells:
                 row["losses"] = dict(zip(cells, losses, strict=True))

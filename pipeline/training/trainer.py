@@ -6,38 +6,37 @@ resumed from its newest checkpoint therefore ends, on the same processes, with t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from t5_pipeline.artifacts.run_dir import step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
+from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
-from t5_pipeline.execution.progress import Progress, scores_text
+from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
-from t5_pipeline.modeling.prompt_bank import PromptBank
-from t5_pipeline.training.best_checkpoint import SELECTION, Best, Measured, Selection
-from t5_pipeline.training.checkpoints.format import Checkpoint
+from t5_pipeline.training.best_checkpoint import Selection
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.distributed import MakeOptimizer, make_engine
 from t5_pipeline.training.distributed.collectives import HostCollectives
-from t5_pipeline.training.distributed.engine import MODEL
 from t5_pipeline.training.loop import LossFn, train_step
 from t5_pipeline.training.microbatches import BatchSource, StepBatch, prefetch, step_batch
 from t5_pipeline.training.nonfinite import OnNonFinite
 from t5_pipeline.training.optimizers import model_optimizer
 from t5_pipeline.training.probing import Probing
-from t5_pipeline.training.schedules import learning_rate
+from t5_pipeline.training.result import TrainingResult
+from t5_pipeline.training.schedules import Schedule, schedule_of
 from t5_pipeline.training.state import TrainState
 from t5_pipeline.training.trackers import Track, trackers
 
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 
 # Reported to the other ranks in place of a signal number: this rank's last checkpoint could not be written.
 NOT_SAVED = 1 << 10
+
+SWEEP = "sweep.json"  # the prompts of a sweep after its last rung
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Trainer:
         probing: a score of the weights to log, which may stop the training.
         validation: held-out loss to log; also the score of a checkpoint, unless there is a selection.
         cells: names of the losses in metrics.jsonl.
+        schedules: learning rate of each prompt of a bank; default: that of the settings.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Trainer:
         validation: Validation | None = None,
         probing: Probing | None = None,
         cells: Sequence[str] = (),
+        schedules: Sequence[Schedule] = (),
     ) -> None:
         c = self.config = config
         self.batches = batches
@@ -107,13 +110,7 @@ class Trainer:
         )
         engine = make_engine(launch, accelerator, model, make_optimizer, c.precision)
         self.state = TrainState(engine, selection, probing)
-        self.schedule = learning_rate(
-            c.schedule,
-            peak=c.learning_rate,
-            warmup_steps=c.warmup_steps,
-            step_offset=c.step_offset,
-            total_steps=c.steps,
-        )
+        self.schedules = list(schedules) or [schedule_of(c)]
         self._control_group = HostCollectives(self.state.group.rank, self.state.group.world)
         self._score: float | None = None  # validation score of exactly this step
 
@@ -132,14 +129,14 @@ class Trainer:
     def open(
         self, directory: Path, fingerprint: str, *, stop: StopSignal, progress: Progress, track: Track | None = None
     ) -> Iterator[None]:
-        """Keep checkpoints, metrics.jsonl and nonfinite.jsonl in this directory.
+        """Keep checkpoints, metrics.jsonl, nonfinite.jsonl and sweep.json in this directory.
 
         Args:
             fingerprint: everything that shapes the trajectory; checkpoints with another one are refused.
             stop: asked after every step.
             track: also receives each row of metrics.jsonl.
         """
-        self.stop, self.progress = stop, progress
+        self.stop, self.progress, self.directory = stop, progress, directory
         self.checkpoints = self.checkpoints_in(directory, fingerprint)
         self.on_nonfinite = OnNonFinite(self.config.on_nonfinite, directory if self.state.group.rank == 0 else None)
         with MetricsLog(directory / "metrics.jsonl", track) as self.metrics:
@@ -190,7 +187,7 @@ class Trainer:
             self._measure(probing.update, "probe")
         if steps == 0:
             self.save()
-        with closing(prefetch(self._batch, range(state.step, steps))) as batches, self.checkpoints.finishing():
+        with closing(self._batches(steps)) as batches, self.checkpoints.finishing():
             for batch in batches:
                 self._step(batch)
                 if self.validation is not None and state.step % self.validation.every == 0:
@@ -211,6 +208,13 @@ class Trainer:
                 if ended:
                     break
 
+    def _batches(self, steps: int) -> Generator[StepBatch]:
+        """The batches of the steps up to `steps`, computed ahead, but not beyond a rung, which changes them."""
+        rungs = self.state.selection.halving.rungs if self.state.selection else {}
+        for end in sorted({step for step in rungs if self.state.step < step < steps} | {steps}):
+            with closing(prefetch(self._batch, range(self.state.step, end))) as batches:
+                yield from batches
+
     def _batch(self, step: int) -> StepBatch:
         state = self.state
         return step_batch(
@@ -226,21 +230,25 @@ class Trainer:
     def _step(self, batch: StepBatch) -> None:
         c, state = self.config, self.state
         self._score = None
-        rate = self.schedule(batch.step)
+        rates = [schedule(batch.step) for schedule in self.schedules]
         train_step(
             state,
             batch,
             self.loss_fn,
             losses=max(1, len(self.cells)),
-            learning_rate=rate,
+            learning_rates=rates,
             seed=c.seed,
             skip_nonfinite=self.on_nonfinite.skips,
         )
         row = None
         if state.step % c.log_every == 0:
             self._synchronize()
-            row = state.stats.read(self.cells, self.unit)
-            row |= {"learning_rate": rate, "elapsed_s": round(state.elapsed, 3)}
+            row = state.stats.read(self.cells, self.unit, state.selection.halving.active() if state.selection else None)
+            if len(set(rates)) > 1:
+                row["learning_rates"] = dict(zip(self.cells, rates, strict=True))
+            else:
+                row["learning_rate"] = rates[0]
+            row["elapsed_s"] = round(state.elapsed, 3)
             if state.skipped:
                 row["skipped"] = state.skipped
             self._log(row)
@@ -265,11 +273,14 @@ class Trainer:
             return {
                 "scores": {cell: each.scores for cell, each in measured.items()},
                 "losses": {cell: each.loss for cell, each in measured.items()},
+                **({"dropped": selection.dropped} if selection.dropped else {}),
             }
 
         averages: list[float] = []
         self._measure(measure)
         self._score = sum(averages) / len(averages)
+        if selection.dropped and self.state.group.rank == 0:
+            write_text(self.directory / SWEEP, json.dumps({"step": self.state.step, "prompts": selection.tree()}))
 
     def _measure(
         self, measure: Callable[[TrainState], Mapping[str, Any]], split: str = "validation"
@@ -311,42 +322,6 @@ class Trainer:
             return TrainingResult(checkpoint, [])
         best = selection.finalize(state.step, state.engine)
         return TrainingResult(checkpoint, best, selection.validations(state.step))
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """The checkpoint of a step and, with a selection, the best of each cell (otherwise `selected` is empty).
-
-    Attributes:
-        validations: number of steps among which the best of each cell was chosen.
-    """
-
-    checkpoint: Checkpoint
-    selected: list[Best]
-    validations: list[int] = field(default_factory=list)
-
-    def best(self, index: int = 0) -> Best:
-        """The published step of cell `index`: its best one, or without a selection the last, without scores."""
-        return self.selected[index] if self.selected else Best(self.checkpoint.step, Measured({}, -math.inf))
-
-    def chosen(self, index: int = 0) -> str:
-        """The published step of cell `index`, as text: `step 150, accuracy 86.7, best of 8 validations`."""
-        best = self.best(index)
-        if not self.selected:
-            return f"step {best.step:,}"
-        count = self.validations[index]
-        of = f"best of {count:,} validations" if count > 1 else "the only validation"
-        return f"step {best.step:,}, {scores_text(best.scores)}, {of}"
-
-    def weights(self, index: int = 0) -> dict[str, Tensor]:
-        """All trained parameters as published by cell `index`, whole, whichever engine wrote the checkpoint."""
-        last = self.best(index).step == self.checkpoint.step
-        return self.checkpoint.tensors(MODEL if last else f"{SELECTION}{index}/")
-
-    def prompts(self, bank: PromptBank) -> list[Tensor]:
-        """The rows [P, D] that each cell of a bank publishes (with a selection that keeps `prompt_rows`)."""
-        last = bank.split(self.checkpoint.tensor(f"{MODEL}bank.rows_RD"))
-        return [self.best(index).tensors.get("rows", rows_PD) for index, rows_PD in enumerate(last)]
 
 
 def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, TrainingResult], None]) -> None:

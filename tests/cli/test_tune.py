@@ -1,4 +1,4 @@
-"""The task and the held-out rows that `tune` makes of its flags; test_predict.py in tests/serving runs it."""
+"""The task and the held-out rows that `tune` makes of its flags; test_tune_run.py runs it."""
 
 from __future__ import annotations
 

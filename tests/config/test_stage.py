@@ -124,6 +124,7 @@ def test_prompts_train_together_on_one_t5() -> None:
     one = PromptTuneConfig(model="m", task=TASK, seed=1)  # type: ignore[arg-type]
     same = one.model_copy(update={"seed": 2, "prompt_length": 5})
     assert one.together_with(same)
-    assert not one.together_with(one.model_copy(update={"learning_rate": 1.0}))
+    assert one.together_with(one.model_copy(update={"learning_rate": 1.0, "reparametrization": "residual"}))
+    assert not one.together_with(one.model_copy(update={"dropout": 0.5}))
     mixture = PromptMixtureConfig(model="m", task=TASK)  # type: ignore[arg-type]
     assert not mixture.together_with(mixture)

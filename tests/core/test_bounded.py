@@ -48,6 +48,14 @@ def test_a_file_without_a_json_object(text: str, problem: str, tmp_path: Path) -
         bounded.read_object(tmp_path / "a.json", "fetch it again")
 
 
+def test_a_file_is_compared_with_a_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"ab\xff")
+    (tmp_path / "long").write_bytes(b"ab\xff" + bytes(1000))
+    os.mkfifo(tmp_path / "fifo")
+    same = {name: bounded.has_content(tmp_path / name, b"ab\xff") for name in ("a", "long", "fifo", "none", ".")}
+    assert same == {"a": True, "long": False, "fifo": False, "none": False, ".": False}
+
+
 def tensors(path: Path, header: Any, data: bytes = b"\0" * 16) -> Path:
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)

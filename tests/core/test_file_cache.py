@@ -243,15 +243,19 @@ def test_local_copy_of_remote_tokens(finished: Tiny, fetched: Any) -> None:
     assert all(far.document(i).tolist() == near.document(i).tolist() for i in range(len(near)))
 
 
-def test_invalid_remote_tokens_are_errors(tmp_path: Path) -> None:
+def test_invalid_remote_tokens_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"^x\.tokens: counted:///nowhere contains no tokens\.json;"):
         local_tokens("counted:///nowhere", "x.tokens")
     with pytest.raises(
         InputError, match=r"^x\.tokens: cannot read nosuch://a/tokens\.json \(Protocol not known: nosuch"
     ):
         local_tokens("nosuch://a", "x.tokens")
-    (tmp_path / "tokens.json").write_text("{")
-    with pytest.raises(InputError, match=r"tokens\.json is damaged"):
+    for text in ("{", "[]", "[" * 100_000):
+        (tmp_path / "tokens.json").write_text(text)
+        with pytest.raises(InputError, match=r"tokens\.json is damaged"):
+            local_tokens(f"file://{tmp_path}", "x.tokens")
+    monkeypatch.setattr("t5_pipeline.data_prep.shards.remote_tokens.MAX_JSON", 99_999)
+    with pytest.raises(InputError, match=r"^x\.tokens: \S+tokens\.json has more than 99,999 bytes; check the URL$"):
         local_tokens(f"file://{tmp_path}", "x.tokens")
 
 

@@ -79,7 +79,9 @@ def optimizer_states(parameters: Any, name: str) -> list[list[torch.Tensor]]:
 
 def on(engine: Engine, processes: int = 8, **more: Any) -> Memory:
     shape = SIZES["xl"]
-    trained = TrainingFootprint(Microbatch(8, 512, 512), shape.parameters, "adamw", accumulates=True, keeps_best=True)
+    trained = TrainingFootprint(
+        Microbatch(8, 512, 512), shape.parameters, "adamw", accumulates=True, kept=shape.parameters
+    )
     return training_memory(shape, trained, LaunchConfig(engine, processes, **more))
 
 

@@ -145,6 +145,14 @@ def test_a_model_at_a_path_is_found_as_run_finds_it(finished: Tiny) -> None:
     assert work["prompt_tune × 2"]["parameters"] == work["lm_adapt"]["parameters"]
 
 
+@pytest.mark.parametrize("rows", [None, "384", -1])
+def test_a_damaged_number_of_rows_is_named(finished: Tiny, tmp_path: Path, rows: object) -> None:
+    summary = json.loads((finished.run / "prepare" / "tokens" / "tokens.json").read_text()) | {"rows": rows}
+    (tmp_path / "tokens.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=r"^\S+tokens\.json: is damaged; run `prepare` again to rebuild it$"):
+        planned(finished, f"pretrain.tokens={tmp_path}")
+
+
 def test_whether_a_stage_fits(tmp_path: Path) -> None:
     sets = ["launch=accelerate_configs/gpu.yaml", "lm_adapt.optimizer=adamw"]
     recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", map(parse_override, sets))

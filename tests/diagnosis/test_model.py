@@ -170,10 +170,13 @@ def test_span_corruption_and_untrained_weights(world: World, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_checkpoint_of_each_kind(kind: Kind, world: World, tmp_path: Path) -> None:
-    """With the tests' vocabulary, whose ids are T5's; without one for kinds with other ids, which doctor says."""
-    kind = replace(kind, config={**kind.config, "vocab_size": 256})
+    """With bytes or the tests' vocabulary, whose ids are T5's; without one for kinds with other ids."""
+    in_bytes = kind is KINDS["ByT5"]
+    kind = kind if in_bytes else replace(kind, config={**kind.config, "vocab_size": 256})
     model = kind.write(tmp_path / "model")
-    if kind.special == (0, 1):
+    if in_bytes:
+        (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}))
+    elif kind.special == (0, 1):
         (model / "spiece.model").write_bytes((world.model / "spiece.model").read_bytes())
     d = diagnose(str(model))
     assert d.facts["architecture"][0]["model_type"] == kind.config.get("model_type", "t5")
@@ -182,3 +185,6 @@ def test_a_checkpoint_of_each_kind(kind: Kind, world: World, tmp_path: Path) -> 
     wrong = {check.name for check in d.checks if check.state == "wrong"}
     assert wrong <= {"text"} if kind.special == (0, 1) else wrong == {"vocabulary"}  # the weights are random
     assert ("first output" in d.facts) is (kind.special == (0, 1))
+    assert d.facts.get("normalizer", ("",))[0] == (
+        "none (bytes)" if in_bytes else "nmt_nfkc" * (kind.special == (0, 1))
+    )

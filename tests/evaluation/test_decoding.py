@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, greedy, kept, sampled
+from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, kept, sampled
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
@@ -27,7 +27,7 @@ def test_greedy_matches_argmax_of_forward_pass(
     model: PromptedT5, prompt_B: Tensor | None, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, model, SpecialTokens(eos=-1, start=start))
-    ids_BT = greedy(Continuations(model, *model.encode(prompt_B, INPUTS_BS)), max_length=7)
+    ids_BT = Decoding().decode(Continuations(model, *model.encode(prompt_B, INPUTS_BS)), 7, range(3))
     assert ids_BT.shape == (3, 7)
     with torch.no_grad():
         logits_BTV = model(prompt_B, INPUTS_BS, ids_BT)
@@ -37,14 +37,14 @@ def test_greedy_matches_argmax_of_forward_pass(
 def test_rows_end_at_eos(model: PromptedT5, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, mask = model.encode(PROMPT_B, INPUTS_BS)
     use(monkeypatch, model, SpecialTokens(eos=-1))
-    free_BT = greedy(Continuations(model, encoded, mask), max_length=8)
+    free_BT = Decoding().decode(Continuations(model, encoded, mask), 8, range(3))
     eos = int(free_BT[0, 2])
     use(monkeypatch, model, SpecialTokens(pad=7, eos=eos))
-    ids_BT = greedy(Continuations(model, encoded, mask), max_length=8)
+    ids_BT = Decoding().decode(Continuations(model, encoded, mask), 8, range(3))
     for free, row in zip(free_BT.tolist(), ids_BT.tolist(), strict=True):
         end = free.index(eos) + 1 if eos in free else 8
         assert row == (free[:end] + [7] * 8)[: len(row)]
-    assert greedy(Continuations(model, encoded, mask), max_length=0).shape == (3, 0)
+    assert Decoding().decode(Continuations(model, encoded, mask), 0, range(3)).shape == (3, 0)
 
 
 def test_beam_search_is_that_of_transformers(
@@ -54,7 +54,7 @@ def test_beam_search_is_that_of_transformers(
     save_t5(model.t5, tmp_path)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     use(monkeypatch, model, SpecialTokens(eos=-1))
-    free_BT = greedy(Continuations(model, *model.encode(None, INPUTS_BS)), max_length=8)
+    free_BT = Decoding().decode(Continuations(model, *model.encode(None, INPUTS_BS)), 8, range(3))
     eos, found = int(free_BT[0, 2]), set()
     use(monkeypatch, model, SpecialTokens(eos=eos))
     for beams in (2, 3, 5):
@@ -93,8 +93,11 @@ def test_samples_depend_on_seed_and_number(model: PromptedT5) -> None:
     }
     assert drawn[0] != drawn[1]
     assert len(set(map(tuple, drawn[0]))) > 1
-    nearly_greedy = Decoding(temperature=1.0, top_p=1e-6).decode(Continuations(model, encoded, mask), 3, range(40))
-    assert torch.equal(nearly_greedy, greedy(Continuations(model, encoded, mask), 3))
+    nearly_greedy, greedy = (
+        way.decode(Continuations(model, encoded, mask), 3, range(40))
+        for way in (Decoding(temperature=1.0, top_p=1e-6), Decoding())
+    )
+    assert torch.equal(nearly_greedy, greedy)
 
 
 def test_tokens_are_sampled_by_their_probabilities() -> None:
@@ -134,7 +137,7 @@ def test_a_mixture_decodes_from_the_mixed_probabilities(model: PromptedT5, monke
     use(monkeypatch, model, SpecialTokens(eos=-1))
     weights = torch.tensor([0.3, 0.7])
     encoded, mask = model.encode(torch.tensor([0, 1]).repeat_interleave(3), INPUTS_BS.repeat(2, 1))
-    ids_BT = greedy(Continuations(model, encoded, mask, weights.log()), max_length=5)
+    ids_BT = Decoding().decode(Continuations(model, encoded, mask, weights.log()), 5, range(3))
     assert ids_BT.shape == (3, 5)
     log_p_MBTV = torch.stack([model(torch.full((3,), m), INPUTS_BS, ids_BT) for m in (0, 1)]).log_softmax(-1)
     chosen_MBT = log_p_MBTV.gather(3, ids_BT.expand(2, 3, 5).unsqueeze(3)).squeeze(3)

@@ -68,7 +68,7 @@ TARGETS = ["yes", "no", "maybe", "yes"]
 @torch.no_grad()
 def test_the_loss_is_that_of_the_target_tokens(model: PromptedT5, labels: bool) -> None:
     rows = split(TARGETS, labels=labels, metrics=["accuracy"])
-    measured = score_prompts(model, [rows, rows], CPU, "fp32")
+    measured = score_prompts(model, splits=[rows, rows], device=CPU, precision="fp32")
     for prompt in (0, 1):
         assert measured[prompt].loss == pytest.approx(loss_of(model, prompt, rows, [0, 1, 2, 3]), rel=1e-5)
 
@@ -76,7 +76,9 @@ def test_the_loss_is_that_of_the_target_tokens(model: PromptedT5, labels: bool) 
 @torch.no_grad()
 def test_targets_that_do_not_hold_are_not_in_the_loss(model: PromptedT5) -> None:
     rows = split(TARGETS, labels=False, metrics=["accuracy"], holds=[True, False, True, False])
-    assert score_prompts(model, [rows], CPU, "fp32")[0].loss == pytest.approx(loss_of(model, 0, rows, [0, 2]), rel=1e-5)
+    assert score_prompts(model, splits=[rows], device=CPU, precision="fp32")[0].loss == pytest.approx(
+        loss_of(model, 0, rows, [0, 2]), rel=1e-5
+    )
 
 
 def test_free_text_is_scored_by_what_is_decoded(model: PromptedT5) -> None:
@@ -190,9 +192,9 @@ def test_labels_are_decoded_as_they_are_written() -> None:
     vocabulary = Vocabulary.train((text for module in CORPUS[:8] for _, text in documentation(module)), 300)
     task = TaskConfig(name="t", data="d", inputs="{a}", targets="{b}", labels=["a  file", "numbers"])
     for sentinel in ("none", "targets"):
-        form = answer_form(task, vocabulary, sentinel, 64)
+        form = answer_form(task.labels or [], vocabulary, sentinel, 64)
         assert form.max_length == max(map(len, form.label_ids)) + 1
         assert [form.decode([*ids, 0]) for ids in form.label_ids] == task.labels
         assert form.decode([*vocabulary.encode("a file"), *vocabulary.encode("s"), 1]) not in (task.labels or ())
     free = task.model_copy(update={"labels": None})
-    assert answer_form(free, vocabulary, "none", 64).max_length == 64
+    assert answer_form(free.labels or [], vocabulary, "none", 64).max_length == 64

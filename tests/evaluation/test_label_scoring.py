@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.evaluation import label_scoring
-from t5_pipeline.evaluation.decoding import Continuations, greedy
+from t5_pipeline.evaluation.decoding import Continuations, Decoding
 from t5_pipeline.evaluation.label_scoring import score_labels
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
@@ -50,5 +50,5 @@ def test_encoder_runs_once(model: PromptedT5) -> None:
     model.t5.encoder.register_forward_hook(lambda *_: calls.append(1))
     encoded, mask = model.encode(PROMPT_B, INPUTS_BS)
     score_labels(model, encoded, mask, LABELS * 5)
-    greedy(Continuations(model, encoded, mask), max_length=4)
+    Decoding().decode(Continuations(model, encoded, mask), 4, range(3))
     assert len(calls) == 1

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.metrics_log import MetricsLog
+from t5_pipeline.execution import metrics_log
+from t5_pipeline.execution.metrics_log import MetricsLog, read_rows
 from t5_pipeline.execution.progress import Progress
 
 
@@ -103,3 +104,15 @@ def test_damaged_lines_are_moved_aside(tmp_path: Path) -> None:
     assert path.read_bytes() == b"".join(good)
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == b"".join(damaged)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_line_that_is_too_long_is_one_damaged_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end, read alone, would be a row."""
+    monkeypatch.setattr(metrics_log, "LINE_LIMIT", 16)
+    path, long = tmp_path / "metrics.jsonl", b"x" * 64 + b'{"step": 2}\n'
+    path.write_bytes(b'{"step": 1}\n' + long + b'{"step": 3}\n')
+    assert [row and row.step for row in read_rows(path)] == [1, None, 3]
+    with MetricsLog(path) as metrics:
+        metrics.truncate_after(9)
+    assert steps(path) == [1, 3]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == long

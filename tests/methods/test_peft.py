@@ -15,7 +15,7 @@ from transformers import T5ForConditionalGeneration
 from t5_pipeline.config.tuning import PeftTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.evaluation.decoding import Continuations, greedy
+from t5_pipeline.evaluation.decoding import Continuations, Decoding
 from t5_pipeline.methods.peft import AdapterInfo, PeftT5, adapter_size
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, save_t5
@@ -128,7 +128,7 @@ def test_incremental_decoding_matches_full_pass(model: Path, name: str) -> None:
     adapted.adapted.get_base_model().config.eos_token_id = 63
     with torch.no_grad():
         encoded, mask = adapted.encode(None, INPUTS)
-        found = greedy(Continuations(adapted, encoded, mask), 5)
+        found = Decoding().decode(Continuations(adapted, encoded, mask), 5, range(2))
         ids = torch.zeros(2, 1, dtype=torch.long)
         for _ in range(found.size(1)):
             step = adapted.decode(ids, encoded, mask)[:, -1].argmax(-1)

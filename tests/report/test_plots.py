@@ -30,6 +30,15 @@ def test_a_chart_has_a_log_axis_error_bars_labels_and_rings() -> None:
     assert middle - left == pytest.approx(right - middle, rel=0.01)
 
 
+@pytest.mark.parametrize("last", [1, 2, 3, 4, 7, 1500])
+def test_whole_numbers_have_whole_ticks(last: int) -> None:
+    axis = Axis("Step", low=0, high=last, whole=True, text=lambda value: f"at {value:g}")
+    figure = drawn(Line([0, last], [0.0, 1.0], 0), x=axis)
+    ticks = [float(text) for text in re.findall(r">at ([\d.e+]+)</text>", figure)]
+    assert len(ticks) >= 2
+    assert all(tick.is_integer() for tick in ticks)
+
+
 def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
     figure = drawn(*[Line([1, 2], [1.0, 2.0 + i / 1000], i, label=f"model {i}") for i in range(5)])
     heights = sorted(float(y) for y in re.findall(r' y="([\d.]+)"[^>]*>model \d', figure))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from t5_pipeline.evaluation.decoding import Continuations, greedy
+from t5_pipeline.evaluation.decoding import Continuations, Decoding
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.prompt_bank import BareT5
@@ -32,7 +32,8 @@ def inputs() -> list[Tensor]:
 
 @torch.no_grad()
 def alone(t5: T5, ids_1S: Tensor, most: int) -> list[int]:
-    ids = greedy(Continuations(BareT5(t5), t5.encode(t5.embed(ids_1S), None), None), most)[0].tolist()
+    texts = Continuations(BareT5(t5), t5.encode(t5.embed(ids_1S), None), None)
+    ids: list[int] = Decoding().decode(texts, most, [0])[0].tolist()
     return ids
 
 

@@ -25,6 +25,7 @@ from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, load_t5
 from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from tests.serving.five_prompts import Place
 from tests.tiny_run import CORPUS, Tiny, documentation, t5_pipeline
 
 TASK = "data: none.jsonl\ninputs: 'say: {text}'\ntargets: '{label}'\nlabels: [files, numbers]\n"
@@ -233,7 +234,9 @@ def test_an_adapter_of_another_t5(world: Path, tmp_path: Path) -> None:
     t5_pipeline("prompts", "export", world / "prompts" / "one", "--to", "peft", "--output", adapter)
     said = bring(world, adapter, "peft", tmp_path / "a", model=tmp_path / "another")
     assert said.code == 2
-    assert re.search(r"adapter: was trained on another T5 \(\S+, digest \w{12}, not \w{12}\); give that one", said.err)
+    assert re.search(
+        r"adapter: was trained on another T5 than \S+another \(\S+, digest \w{12}, not \w{12}\); use", said.err
+    )
     save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
     said = bring(world, adapter, "peft", tmp_path / "a", model=tmp_path / "another")
     assert said.code == 0
@@ -311,3 +314,16 @@ def test_verify_finds_a_changed_byte(tiny: Tiny) -> None:
     assert said.code == 2
     assert said.out.count("is damaged (block ") == 1
     assert "1 of 6 prompts" in said.err
+
+
+def test_neighbours_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:
+    """A row that is a piece's own embedding, larger, is nearest to that piece."""
+    table = load_t5(place.model).shared.weight.detach()
+    info = place.loaded["tone"].info.model_copy(update={"prompt_length": 2})
+    Prompt(3 * table[[40, 77]], info).save(tmp_path / "mine")
+    said = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model, "--top", 2, "--json")
+    (rows,) = json.loads(said.out).values()
+    names = place.vocabulary.names()
+    assert [row[0] for row in rows] == [[names[40], 1.0], [names[77], 1.0]]
+    plain = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model)
+    assert plain.out.splitlines()[1].split()[:3] == ["1", names[40], "1.000"]

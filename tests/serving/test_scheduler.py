@@ -16,8 +16,9 @@ from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Engine
+from t5_pipeline.serving.frozen_t5 import OtherModel
 from t5_pipeline.serving.jobs import Draining, Job, Limits, QueueFull, TooLong
-from t5_pipeline.serving.prompt_store import OtherModel, PromptStore
+from t5_pipeline.serving.prompt_store import PromptStore
 from t5_pipeline.serving.scheduler import Scheduler
 from tests.serving.served_world import TEXTS, WIDTH, info, write_prompt, write_world
 
@@ -39,7 +40,7 @@ def scheduler(store: PromptStore) -> Iterator[Scheduler]:
     made = Scheduler.load(store, limits=Limits(batch=5, waiting=200))
     made.start()
     yield made
-    made.close(drain=False)
+    made.close()
 
 
 def test_answers_equal_those_of_predict(world: Path, store: PromptStore, scheduler: Scheduler) -> None:
@@ -190,5 +191,5 @@ def test_a_prompt_of_another_t5_is_refused_with_both_digests(world: Path, store:
     Prompt(torch.ones(3, WIDTH), info(world, store.vocabulary, 3, base_model_digest="f" * 64)).save(path)
     with pytest.raises(OtherModel) as refused:
         store.read("foreign", path)
-    assert (refused.value.of_prompt, refused.value.of_server) == ("f" * 64, store.digest)
+    assert (refused.value.of_prompt, refused.value.of_t5) == ("f" * 64, store.t5.digest)
     assert isinstance(refused.value, InputError)

@@ -176,7 +176,7 @@ def run(
         validation=Validation(measure, 6),
         cells=("a", "b"),
     )
-    schedule = trainer.schedule
+    (schedule,) = trainer.schedules
 
     def slowly(step: int) -> float:
         time.sleep(seconds_per_step)
@@ -184,7 +184,7 @@ def run(
             os.kill(os.getpid(), signal.SIGTERM)
         return schedule(step)
 
-    trainer.schedule = slowly
+    trainer.schedules = [slowly]
     with (
         StopSignal(LaunchContext()) as stop,
         Progress("small", steps, every=0) as progress,

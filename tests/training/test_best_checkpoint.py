@@ -14,6 +14,7 @@ from t5_pipeline.training.best_checkpoint import Measured, Selection
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import ForwardScope
 from t5_pipeline.training.distributed.replicated import Replicated
+from t5_pipeline.training.halving import Halving
 from tests.training.checkpoints.saved import Saved
 
 # The scores and the kept weight are made up; the engine is only passed through.
@@ -155,3 +156,54 @@ def test_a_prompt_in_a_bank_publishes_the_same_step_as_alone(
     steps, validations = train_bank(scores, every=every, patience=patience, resume_at=resume_at)
     assert steps == [step for (step,), _ in alone]
     assert validations == [count for _, (count,) in alone]
+
+
+@given(
+    scores=st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=9, max_size=9),
+    stop_at=st.integers(1, 9),
+)
+def test_halving_drops_the_weaker_of_each_group_also_after_a_resume(scores: list[list[int]], stop_at: int) -> None:
+    """Six prompts in two groups; their scores fall at steps 3 and 6. A prompt that was dropped is not measured again."""
+    step = 0
+    asked: list[list[int]] = []
+
+    def measure(model: object, active: list[int]) -> list[Measured]:
+        asked.append(active)
+        return [validation(scores[step - 1][i], loss=i % 3) for i in active]
+
+    def new() -> Selection:
+        halving = Halving([0, 0, 0, 1, 1, 1], {3: 2, 6: 1})
+        kept = {"w": torch.tensor(0.0)}
+        return Selection(list("abcdef"), measure, lambda model, index: kept, every=2, halving=halving)
+
+    def train(stop_at: int) -> Selection:
+        nonlocal step
+        selection = new()
+        for step in range(1, 10):
+            if selection.due(step):
+                selection.update(step, ENGINE)
+                assert selection.dropped == [name for name, at in tree(selection).items() if at == step]
+            if step == stop_at:
+                saved, scalars = Saved.of(selection.shards()), json.loads(json.dumps(selection.scalars()))
+                selection = new()
+                selection.load(saved, scalars, ENGINE)
+        return selection
+
+    def tree(selection: Selection) -> dict[str, int | None]:
+        return {name: each["dropped"] for name, each in selection.tree().items()}
+
+    whole = train(0)
+    expected: dict[int, int] = {}
+    for group in ([0, 1, 2], [3, 4, 5]):
+        for rung, left in ((3, 2), (6, 1)):
+            alive = [i for i in group if i not in expected]
+            measured = [s for s in (2, 3, 4, 6) if s <= rung]
+            best = {i: max(scores[s - 1][i] for s in measured) for i in alive}
+            ranked = sorted(alive, key=lambda i: (-best[i], i % 3))
+            expected |= dict.fromkeys(ranked[left:], rung)
+    assert tree(whole) == {name: expected.get(i) for i, name in enumerate("abcdef")}
+    assert asked[-1] == whole.halving.active()
+    assert len(asked[-1]) == 2
+    measured = {3: 2, 6: 4, None: 6}  # at 2, 3, 4, 6, 8 and, at the end, 9
+    assert whole.validations(9) == [measured[at] for at in tree(whole).values()]
+    assert train(stop_at).scalars() == whole.scalars()

@@ -160,7 +160,7 @@ def _without_defaults(annotation: Any, value: Any) -> Any:
 def _facts(manifests: list[Manifest]) -> dict[str, str]:
     """Facts of all cells; differing numbers become a range, other differing facts are omitted."""
     found = {}
-    for name in dict.fromkeys(name for manifest in manifests for name in manifest.facts):
+    for name in dict.fromkeys(name for manifest in manifests for name in manifest.facts if name != "sweep"):
         values = [manifest.facts[name] for manifest in manifests if name in manifest.facts]
         distinct = dict.fromkeys(fmt.value(value, name) for value in values)
         if len(distinct) == 1:

@@ -170,7 +170,7 @@ def _panels(jobs: list[Job], curves_of: Callable[[Job], Curves]) -> Panels:
     for job in jobs:
         curves = curves_of(job)
         for result in job.cells:
-            curve = curves.get(result.cell.id, curves.get(""))
+            curve = result.curve(curves)
             if curve is not None:
                 panels.setdefault(_panel(result), {}).setdefault(result.frozen or "", []).append((result, curve))
     return panels
@@ -212,7 +212,7 @@ def _in_order(groups: dict[str, list[tuple[CellResult, Curve]]], series: Series)
 
 def _steps(lines: list[Line]) -> Axis:
     last = max(step for line in lines for step in line.x)
-    return Axis("Step", low=0, high=max(last, 1))
+    return Axis("Step", low=0, high=max(last, 1), whole=True)
 
 
 def _ends(line: Line) -> str:

@@ -17,11 +17,12 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
+from t5_pipeline.serving.frozen_t5 import OtherModel
 from t5_pipeline.serving.http.errors import Refused
 from t5_pipeline.serving.http.metrics import Metrics
 from t5_pipeline.serving.http.schemas import Fields, ModelCard, Usage
 from t5_pipeline.serving.jobs import Draining, Job, NotSupported, QueueFull, Result, TooLong
-from t5_pipeline.serving.prompt_store import OtherModel, PromptStore, ServedPrompt
+from t5_pipeline.serving.prompt_store import PromptStore, ServedPrompt
 from t5_pipeline.serving.scheduler import Scheduler
 
 
@@ -191,7 +192,7 @@ class Server:
         try:
             prompt = self.store.read(name, locate_one("prompt", str(inside(root, path, "path")), "path"))
         except OtherModel as error:
-            digests = {"prompt": error.of_prompt, "server": error.of_server}
+            digests = {"prompt": error.of_prompt, "server": error.of_t5}
             raise Refused(409, str(error), param="path", code="other_model", digests=digests) from error
         except InputError as error:
             raise Refused(400, str(error), param="path") from error

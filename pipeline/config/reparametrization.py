@@ -1,0 +1,51 @@
+"""Settings of the reparametrizations of soft prompts (pipeline/modeling/reparametrization.py)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from t5_pipeline.core.schema import Config, setting
+
+
+class ReparametrizationConfig(Config):
+    """Group: numbers that are trained in place of a prompt's rows, which are published as always."""
+
+    reparametrization: Literal["none", "residual", "low_rank", "superpos"] = setting(
+        "none", "train rows directly, with a residual MLP, as A·B, or as sums of vocabulary rows", neutral=True
+    )
+    residual_width: int = setting(
+        400, "hidden width of the MLP (reparametrization: residual)", unit="numbers", neutral=True, gt=0
+    )
+    rank: int = setting(10, "columns of A and rows of B (reparametrization: low_rank)", neutral=True, gt=0)
+    superpos_tokens: int = setting(
+        128, "vocabulary rows that are weighted (reparametrization: superpos)", unit="tokens", neutral=True, gt=0
+    )
+
+    def trained_numbers(self, length: int, width: int) -> int:
+        """Number of trained parameters of one prompt.
+
+        >>> each = ("none", "residual", "low_rank", "superpos")
+        >>> [ReparametrizationConfig(reparametrization=name).trained_numbers(100, 1024) for name in each]
+        [102400, 925072, 11240, 12800]
+        """
+        match self.reparametrization:
+            case "none":
+                return length * width
+            case "residual":
+                return length * width + self.residual_width * (2 * width + 1) + 3 * width
+            case "low_rank":
+                return self.rank * (length + width)
+            case "superpos":
+                return length * self.superpos_tokens
+
+    def computed_numbers(self, length: int, width: int) -> int:
+        """Numbers beside the trained ones in a step: frozen rows, and the rows and what they are computed from."""
+        match self.reparametrization:
+            case "none":
+                return 0
+            case "residual":
+                return 2 * (2 * length * width + length * self.residual_width)
+            case "low_rank":
+                return 2 * length * width
+            case "superpos":
+                return 2 * length * width + self.superpos_tokens * width

@@ -1,0 +1,76 @@
+"""Sweeps: their combinations, rungs, cost, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from t5_pipeline.config.launch import LaunchConfig
+from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.cost.flops import stage_memory, step_cost
+from t5_pipeline.modeling.config import SIZES
+
+TASK = {"name": "tone", "data": "rows", "inputs": "{text}", "targets": "{label}"}
+
+
+def sweep(values: dict[str, Any], **more: Any) -> PromptTuneConfig:
+    return PromptTuneConfig.model_validate({"model": "m", "task": TASK, "sweep": values, "steps": 1600, **more})
+
+
+def test_each_combination_is_checked_with_the_other_settings() -> None:
+    c = sweep({"prompt_init": ["vocabulary", "uniform"], "learning_rate": [0.1, 0.3]}, seed=4, prompt_length=7)
+    trials = c.trials()
+    assert list(trials)[:2] == ["prompt_init=vocabulary,learning_rate=0.1", "prompt_init=vocabulary,learning_rate=0.3"]
+    last = trials["prompt_init=uniform,learning_rate=0.3"]
+    assert (last.prompt_init, last.learning_rate, last.seed, last.prompt_length, last.sweep) == (
+        "uniform", 0.3, 4, 7, {},
+    )  # fmt: skip
+    assert (c.prompt_init, c.learning_rate) == ("vocabulary", 0.1)
+    assert c.together_with(sweep(c.sweep, seed=5))
+    assert not c.together_with(sweep({"prompt_init": ["vocabulary"]}))
+    assert list(c.model_copy(update={"sweep": {}}).trials()) == [""]
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "problem"),
+    [
+        ({"dropout": [0, 0.1]}, {}, "prompts of one batch cannot differ in it"),
+        ({"learning_rates": [0.1]}, {}, "did you mean `learning_rate`"),
+        ({"prompt_init": ["vocabulary"], "rank": [1, 1]}, {}, "must be a list of different values"),
+        ({"prompt_init": "vocabulary"}, {}, "must be a list of different values"),
+        ({"prompt_init": ["vocabulary"], "rank": [1]}, {"rank": 3}, "`rank` is also in `sweep`"),
+        ({"prompt_init": ["vocabulary", "class_labels"]}, {}, "`sweep`, prompt_init=class_labels: .* needs labels"),
+        ({"prompt_init": ["vocabulary"]}, {"select": "last"}, "set `select: best`"),
+        ({"prompt_init": ["vocabulary"], "seed": list(range(1001))}, {}, "more than 1,000 combinations"),
+        ({"prompt_init": ["vocabulary"]}, {"halving": 1}, "`halving: 1` would drop nothing"),
+        ({}, {"prompt_init": "vocabulary", "first_rung": 3}, "need a `sweep`"),
+        ({"prompt_init": ["vocabulary"]}, {"halving": 0, "first_rung": 3}, "has no effect"),
+    ],
+)
+def test_refused(values: dict[str, Any], more: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        sweep(values, **more)
+
+
+def test_rungs_and_cost() -> None:
+    rates = {"learning_rate": [0.1 * i for i in range(1, 17)]}
+    shape, one = SIZES["small"], sweep({}, prompt_init="vocabulary")
+    c = sweep(rates, prompt_init="vocabulary")
+    assert c.rungs(1600) == {100: 8, 200: 4, 400: 2, 800: 1}
+    assert sweep(rates, prompt_init="vocabulary", first_rung=300).rungs(1600) == {300: 8, 600: 4, 1200: 2}
+    assert sweep(rates, prompt_init="vocabulary", halving=0).rungs(1600) == {}
+    mine, alone = step_cost(c, shape), step_cost(one, shape)
+    assert mine is not None
+    assert alone is not None
+    assert mine.flops / alone.flops == pytest.approx(3.0)  # 16 + 8 + 2·4 + 4·2 + 8 of 16 parts
+    assert c.trained_parameters(shape) == 16 * (one.trained_parameters(shape) or 0)
+    assert c.published_parameters(shape) == one.published_parameters(shape)
+    assert c.schedule_depends_on_steps()
+    many, single = (stage_memory([each], shape, LaunchConfig(cpu=True)) for each in (c, one))
+    assert many is not None
+    assert single is not None
+    assert many.optimizer == 16 * single.optimizer
+    assert sweep({"reparametrization": ["none", "low_rank"], "prompt_length": [10, 20]}, prompt_init="vocabulary")\
+        .trained_parameters(shape) == 30 * 512 + 10 * (30 + 2 * 512)  # fmt: skip

@@ -1,0 +1,55 @@
+"""A frozen random T5 with a vocabulary and two tasks, made in this process: for tests that only tune prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from tests.tiny_run import ABOUT, Tiny, documentation, stage, write_data
+
+TASKS = """\
+name: frozen
+seed: 3
+tasks:
+  about: {data: DATA/rows, inputs: "about: {text}", targets: "{label}", labels: [files, numbers]}
+  name: {data: DATA/rows, inputs: "name: {text}", targets: "{name}", metrics: [exact_match]}
+stages:
+"""
+
+
+def frozen_t5(directory: Path, stages: str) -> Tiny:
+    """Write data, model and a recipe, in whose `stages` MODEL is the model's path."""
+    write_data(directory)
+    vocabulary = Vocabulary.train((t for of in ABOUT.values() for m in of for _, t in documentation(m)), 300)
+    shape = T5Config(
+        vocab_size=vocabulary.rows, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_decoder_layers=1, num_heads=4
+    )
+    (directory / "model").mkdir()
+    write_model(directory / "model", init_t5(shape, seed=3), vocabulary, ModelMetadata())
+    recipe = directory / "frozen.yaml"
+    recipe.write_text((TASKS + stages).replace("DATA", str(directory)).replace("MODEL", str(directory / "model")))
+    return Tiny(directory, recipe, directory / "run")
+
+
+def tuned(made: Tiny, *arguments: object) -> dict[str, Prompt]:
+    """Run prompt_tune; its prompts by the name of their cell."""
+    ended = stage("prompt_tune", "--recipe", made.recipe, "--run-dir", made.run, *arguments)
+    assert ended.code == 0, ended.err
+    return {path.parent.name: Prompt.load(path) for path in (made.run / "prompt_tune").glob("*/prompt")}
+
+
+def alone(made: Tiny, output: Path, prompt: Prompt, *arguments: object) -> Prompt:
+    """The prompt trained by hand, alone, with its task from prompt.json."""
+    task = output.with_suffix(".yaml")
+    task.write_text(prompt.info.task.model_dump_json())
+    ended = stage(
+        "prompt_tune", "--model", made.data / "model", "--task", task, "--seed", 3, "--batch-size", 2, "--dropout", 0,
+        "--max-input-length", 32, "--precision", "fp32", "--threads", 1, "--select", "last", "--prompt-init",
+        "vocabulary", "--residual-width", 6, "--rank", 2, "--superpos-tokens", 5, "--output-dir", output, *arguments,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    return Prompt.load(output / "prompt")

@@ -1,0 +1,94 @@
+"""A sweep trains its settings in one batch, drops the weaker ones, and publishes the best as if it had trained alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from t5_pipeline.report.collect import collect
+from t5_pipeline.report.page import render
+from t5_pipeline.training.trainer import Trainer
+from tests.stages.frozen_t5 import alone, frozen_t5, tuned
+from tests.tiny_run import metrics, stage, t5_pipeline
+
+SWEEP = """\
+  prompt_tune:
+    model: MODEL
+    steps: 8
+    batch_size: 2
+    dropout: 0
+    max_input_length: 32
+    precision: fp32
+    threads: 1
+    residual_width: 6
+    checkpoint_every: 3
+    validate_every: 4
+    validation_limit: 6
+    log_every: 2
+    prompt_init: vocabulary
+    sweep: {learning_rate: [0.03, 0.3], reparametrization: [none, residual], prompt_length: [2, 3]}
+    first_rung: 2
+    matrix: {task: [about, name]}
+"""
+NAMES = [
+    f"learning_rate={rate},reparametrization={form},prompt_length={length}"
+    for rate in (0.03, 0.3) for form in ("none", "residual") for length in (2, 3)
+]  # fmt: skip
+
+
+def test_a_sweep_publishes_its_best_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = frozen_t5(tmp_path, SWEEP)
+    place, run = made.run / "prompt_tune", ("prompt_tune", "--recipe", made.recipe, "--run-dir", made.run)
+    planned = t5_pipeline("plan", made.recipe, "--run-dir", made.run)
+    assert planned.code == 0, planned.err
+    assert "prompt_tune × 2, 16 at once" in planned.out
+
+    # Interrupted between rungs, two steps after a checkpoint.
+    step = Trainer._step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", lambda self, batch: stop() if batch.step == 5 else step(self, batch))
+        assert stage(*run).code == 130
+    prompts = tuned(made)
+    (job,) = (place / "jobs").iterdir()
+    rows, tree, manifests = metrics(job), json.loads((job / "sweep.json").read_text()), made.manifests()
+    shutil.copy2(made.recipe, made.run / "recipe.yaml")  # as `t5-pipeline run` does
+    page = render(collect(made.run))
+
+    shutil.move(place, tmp_path / "interrupted")
+    whole = tuned(made)
+    assert metrics(next((place / "jobs").iterdir())) == rows
+    assert {name: m.outputs["prompt"].digest for name, m in manifests.items()} == {
+        name: m.outputs["prompt"].digest for name, m in made.manifests().items()
+    }
+    assert all(prompt.rows_PD.equal(whole[name].rows_PD) for name, prompt in prompts.items())
+
+    dropped = {row["step"]: row["dropped"] for row in rows if "dropped" in row}
+    assert {at: len(names) for at, names in dropped.items()} == {2: 8, 4: 4}
+    assert [len(row["losses"]) for row in rows if "split" not in row] == [16, 8, 4, 4]
+    assert [row["step"] for row in rows if "split" in row] == [2, 4, 8]
+    assert tree["step"] == 4
+    for task in ("about", "name"):
+        facts = manifests[f"prompt_tune/task={task}"].facts
+        names = [f"task={task},{name}" for name in NAMES]
+        assert sorted(facts["sweep"]["prompts"]) == sorted(names)
+        fates = [facts["sweep"]["prompts"][name]["dropped"] for name in names]
+        assert sorted(fates, key=str) == [2] * 4 + [4] * 2 + [None] * 2
+        assert [name for name in names if name in dropped[2] + dropped[4]] == [
+            name for name, at in zip(names, fates, strict=True) if at is not None
+        ]
+        won, published = facts["sweep"]["settings"], prompts[f"task={task}"]
+        assert len(published.rows_PD) == published.info.prompt_length == won["prompt_length"]
+        flags = [word for key, value in won.items() for word in (f"--{key.replace('_', '-')}", value)]
+        one = alone(made, tmp_path / task, published, "--steps", facts["best_step"], *flags)
+        assert (published.rows_PD - one.rows_PD).norm() <= 2e-5 * one.rows_PD.norm()
+
+    assert page.count("dropped at step 2") == 8
+    assert page.count("dropped at step 4") == 4
+    assert "Each line ends where its prompt was dropped" in page
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
