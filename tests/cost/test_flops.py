@@ -70,7 +70,7 @@ def test_step_of_each_kind() -> None:
     assert adapted.tokens == 16 * 64
     assert tuned is not None
     assert (tuned.tokens, tuned.flops) == (4 * (70 + 10), 2 * 4 * forward_flops(shape, 70, 10))
-    of_prompts = {"logits_precision", "factor_long_prompts"}
+    of_prompts = set(PromptTuneConfig.model_fields) - set(PromptMixtureConfig.model_fields)
     mixed = step_cost(PromptMixtureConfig(**prompt(batch_size=4).model_dump(exclude=of_prompts), components=3), shape)
     assert mixed is not None
     assert mixed.flops == 3 * tuned.flops

@@ -189,15 +189,18 @@ def test_unsupported_launch_configuration(finished: Tiny, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_all_recipes_can_be_planned(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_all_recipes_can_be_planned(
+    recipe: Path, finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/runs/official-prompts").mkdir(parents=True)
+    (tmp_path / "here/runs/demo").symlink_to(finished.run)
+    (tmp_path / "here/runs/official-prompts/prompts").symlink_to(finished.run / "prompt_tune")
+    monkeypatch.chdir(tmp_path / "here")
     if "data/text/" in recipe.read_text():  # a study of real data in the current directory
         real = ROOT.parent / "shared" / "data"
         if not real.is_dir():
             pytest.skip("../shared/data does not exist")
-        (tmp_path / "here").mkdir()
         (tmp_path / "here" / "data").symlink_to(real)
-        monkeypatch.chdir(tmp_path / "here")
     text = plan(load_recipe(recipe), RunDir(tmp_path / "run"))
     assert "cells to run" in text
     assert not (tmp_path / "run").exists()
