@@ -12,6 +12,9 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.files import compression, one_line, whole
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
 
+# KeyError: a time zone that pytz does not know; pyarrow uses it where it is installed.
+_NOT_IN_PYTHON = (ArithmeticError, ValueError, KeyError)
+
 
 def parquet_file_rows(path: Path, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[Row]:
     """Rows of a Parquet file; for the arguments see `read_rows`."""
@@ -102,7 +105,7 @@ def _parquet_rows(
             return
         try:
             rows = batch.to_pylist()
-        except (ArithmeticError, ValueError) as error:
+        except _NOT_IN_PYTHON as error:
             _raise_unreadable_value(batch, path, number, error)
         for fields in rows:
             number += 1
@@ -115,7 +118,7 @@ def _raise_unreadable_value(batch: Any, path: Path, number: int, error: Exceptio
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
                 column[row].as_py()
-            except (ArithmeticError, ValueError) as found:
+            except _NOT_IN_PYTHON as found:
                 raise InputError(
                     f"{path}: row {number + row + 1}: cannot read column {name!r} ({one_line(found)}); fix the value"
                 ) from None
