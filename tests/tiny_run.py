@@ -274,8 +274,10 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
 
 
 def scores(directory: Path) -> list[dict[str, Any]]:
+    """The rows of scores.json without what differs between runs: times and memory."""
     rows: list[dict[str, Any]] = json.loads((directory / "scores" / "scores.json").read_text())["rows"]
-    return rows
+    measured = ("training_seconds", "peak_bytes", "latency_seconds")
+    return [{name: value for name, value in row.items() if name not in measured} for row in rows]
 
 
 def listing(*places: Path) -> dict[str, tuple[int, int]]:

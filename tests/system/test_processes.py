@@ -103,7 +103,8 @@ def test_two_processes_under_the_runner_stop_and_resume(tiny: Tiny, what: str) -
         assert running.returncode == 128 + signal.SIGTERM, said
         assert f"■ lm_adapt: stopped by SIGTERM after step {newest:,}, which is saved; run the same command" in said
     else:
-        assert running.returncode not in (0, 2), said
+        assert running.returncode != 0, said
+        assert running.returncode != 2 or "error: lost the connection to another process" in said
     again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", newest + 2)
     assert again.code == 0, again.err
     assert tiny.manifests()["lm_adapt"].step == newest + 2
