@@ -7,15 +7,19 @@ Torch-free: safetensors files are read by their own header.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.records import read_json
 from t5_pipeline.data_prep.tokenizer.sources import BPE_FILES, source_of
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
+
+_LARGEST_VOCABULARY = 2**28  # bytes
 
 
 def model_digest(directory: Path) -> str:
@@ -44,8 +48,12 @@ def _vocabulary_digest(directory: Path) -> str | None:
     if source.form == "bytes":
         return "bytes"
     if source.form == "bpe":
-        return json_digest([file_digest(directory / name) for name in BPE_FILES])
-    return file_digest(source.path)
+        return json_digest([_bounded_digest(directory / name) for name in BPE_FILES])
+    return _bounded_digest(source.path)
+
+
+def _bounded_digest(path: Path) -> str:
+    return hashlib.sha256(read_file(path, _LARGEST_VOCABULARY)).hexdigest()
 
 
 def t5x_folder(path: Path) -> Path:
