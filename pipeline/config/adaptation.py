@@ -96,10 +96,8 @@ class SpanCorruptConfig(LanguageModelConfig):
     noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, lt=1)
     mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", ge=1)
     mixture: list[DenoiserConfig] = setting(
-        [], "objectives to mix by rate instead: `ul2`, or in a recipe a list of denoisers"
+        [], "objectives to mix by rate instead: `ul2`, or in a recipe a list of denoisers", neutral=True
     )
-
-    unless_empty: ClassVar[frozenset[str]] = frozenset({"mixture"})
 
     @field_validator("mixture", mode="before")
     @classmethod

@@ -30,7 +30,6 @@ class StageConfig(Config):
         engines: engines that can run the stage (docs/engines.md).
         code_version: raised when the same settings give another result than before.
         repairs_output: whether the stage repairs a damaged output instead of starting from scratch.
-        unless_empty: settings that do not shape the result while they are empty.
         scored_as: evaluate's input for what the stage publishes, and its help text; None if it is not scored.
     """
 
@@ -40,7 +39,6 @@ class StageConfig(Config):
     engines: ClassVar[tuple[str, ...]] = ("one",)
     code_version: ClassVar[int] = 1
     repairs_output: ClassVar[bool] = False
-    unless_empty: ClassVar[frozenset[str]] = frozenset()
     scored_as: ClassVar[tuple[str, str] | None] = None
 
     seed: int = setting(0, "random seed; if unset, the recipe's `seed`", ge=0)
@@ -74,7 +72,6 @@ class StageConfig(Config):
             for name, field in type(self).model_fields.items()
             if self.role(name) == "trajectory"
             and name not in self.inputs()
-            and (name not in self.unless_empty or getattr(self, name))
             and not (_extra(field)["neutral"] and getattr(self, name) == field.get_default(call_default_factory=True))
         ]
 

@@ -41,6 +41,10 @@ class SweepConfig(Config):
             raise ValueError("`first_rung` has no effect with `halving: 0`; remove one of the two")
         return self
 
+    @property
+    def combination_count(self) -> int:
+        return math.prod(map(len, self.sweep.values()))
+
     def combinations(self) -> Iterator[dict[str, Any]]:
         """The combinations of a sweep's values; without a sweep, a single empty one."""
         for values in itertools.product(*self.sweep.values()):
@@ -53,7 +57,7 @@ class SweepConfig(Config):
         >>> c.rungs(1600), c.rungs(1600)[100], SweepConfig().rungs(1600)
         ({100: 4, 400: 1}, 4, {})
         """
-        left, remaining = math.prod(map(len, self.sweep.values())), []
+        left, remaining = self.combination_count, []
         while left > 1 and self.halving:
             left = -(-left // self.halving)
             remaining.append(left)
@@ -67,7 +71,7 @@ class SweepConfig(Config):
         >>> SweepConfig(sweep={"learning_rate": [0.1] * 16}, halving=4).prompt_steps(1600)
         4000
         """
-        count, begin, total = math.prod(map(len, self.sweep.values())), 0, 0
+        count, begin, total = self.combination_count, 0, 0
         for step, remaining in self.rungs(steps).items():
             total, begin, count = total + count * (step - begin), step, remaining
         return total + count * (steps - begin)

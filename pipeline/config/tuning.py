@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
@@ -179,7 +178,7 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
     def sweep_can_be_tried(self) -> PromptTuneConfig:
         if self.sweep and self.select != "best":
             raise ValueError("`sweep` needs validation scores; set `select: best`")
-        if math.prod(map(len, self.sweep.values())) > MAX_TRIALS:
+        if self.combination_count > MAX_TRIALS:
             raise ValueError(f"`sweep` has more than {MAX_TRIALS:,} combinations; shorten its lists")
         self.trials()
         return self
@@ -196,6 +195,8 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
         found = {}
         for values in self.combinations():
             name = combination_name(values)
+            if name in found:
+                raise ValueError(f"`sweep` has two combinations of the name {name}; shorten or change their texts")
             try:
                 found[name] = type(self).model_validate({**own, **values})
             except ValidationError as error:
@@ -206,7 +207,7 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
         return list(self.trials().values())
 
     def share_of_steps(self) -> float:
-        return self.prompt_steps(self.steps) / max(1, self.steps * len(self.trials()))
+        return self.prompt_steps(self.steps) / max(1, self.steps * self.combination_count)
 
     def schedule_depends_on_steps(self) -> bool:
         """A sweep's rungs depend on the number of steps, too."""
