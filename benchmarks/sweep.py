@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.machine import seconds
 from benchmarks.prompt_tuning import TASKS
 from t5_pipeline.artifacts.manifest import Manifest, read
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.metrics_log import read_rows

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from t5_pipeline.config.tuning import PromptMixtureConfig
+from t5_pipeline.config.soft_prompt import PromptMixtureConfig
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import HeldOut, score_mixture
 from t5_pipeline.evaluation.selection import select_best

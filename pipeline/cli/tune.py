@@ -18,7 +18,7 @@ from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.command_line import flag
 from t5_pipeline.config.recipe import Recipe, load_recipe, parse_recipe, read_recipe
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.atomic_files import move_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located

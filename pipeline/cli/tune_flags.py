@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.config.command_line import add_settings, positive
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say, show
 from t5_pipeline.data_prep.tasks.config import TaskConfig

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.config.stage import TrainingConfig
-from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig

@@ -9,14 +9,9 @@ from __future__ import annotations
 from t5_pipeline.config.adaptation import LMAdaptConfig, SentinelConfig, SpanCorruptConfig
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptTuneConfig
 from t5_pipeline.config.stage import StageConfig
-from t5_pipeline.config.tuning import (
-    ModelTuneConfig,
-    PeftTuneConfig,
-    PromptDesignConfig,
-    PromptMixtureConfig,
-    PromptTuneConfig,
-)
+from t5_pipeline.config.tuning import ModelTuneConfig, PeftTuneConfig, PromptDesignConfig
 
 # The ways to solve a task, in the order in which evaluate scores them. How their artifacts answer is in
 # pipeline/methods/registry.py.

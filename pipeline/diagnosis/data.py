@@ -10,7 +10,7 @@ from pathlib import Path
 
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.config.references import load_task
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_chunks, skipped_files

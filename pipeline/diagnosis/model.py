@@ -10,7 +10,7 @@ import torch
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.config.adaptation import LMAdaptConfig, known_steps
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows

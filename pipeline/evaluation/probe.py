@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.cost.probes import probe_cost
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.data_prep.tasks.encode import encode_task

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.execution.context import CellRun
 from t5_pipeline.methods.prompt_init import initial_rows, sampled_rows
 from t5_pipeline.modeling.loaded import LoadedT5

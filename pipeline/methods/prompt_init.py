@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from t5_pipeline.config.tuning import SoftPromptConfig
+from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.t5 import T5

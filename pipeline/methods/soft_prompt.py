@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, float32
 
-from t5_pipeline.config.tuning import SoftPromptConfig
+from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record

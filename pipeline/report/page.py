@@ -7,7 +7,7 @@ from pathlib import Path
 
 from t5_pipeline.config.adaptation import SpanCorruptConfig
 from t5_pipeline.config.prepare import PrepareConfig
-from t5_pipeline.config.tuning import SoftPromptConfig
+from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import scored

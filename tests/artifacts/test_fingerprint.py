@@ -11,8 +11,8 @@ from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.config.stage import StageConfig
-from t5_pipeline.config.tuning import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 

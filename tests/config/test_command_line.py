@@ -9,7 +9,7 @@ from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.command_line import as_overrides, flag, parse, parser
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 

@@ -8,7 +8,7 @@ from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
 from t5_pipeline.config.references import InputRef
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 
 RECIPE = """\

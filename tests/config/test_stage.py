@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.registry import STAGES
+from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptTuneConfig
 from t5_pipeline.config.stage import OptimizerConfig, StageConfig
-from t5_pipeline.config.tuning import PeftTuneConfig, PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.config.tuning import PeftTuneConfig
 from t5_pipeline.core.schema import Config, defaults, setting
 
 KINDS = list(STAGES.values())

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from t5_pipeline.config.launch import LaunchConfig
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.cost.flops import stage_memory, step_cost
 from t5_pipeline.modeling.config import SIZES
 

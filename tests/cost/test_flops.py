@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
-from t5_pipeline.config.tuning import ModelTuneConfig, PeftTuneConfig, PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.config.tuning import ModelTuneConfig, PeftTuneConfig
 from t5_pipeline.cost.flops import (
     forward_flops,
     microbatches,

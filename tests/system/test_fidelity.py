@@ -10,7 +10,8 @@ import pytest
 
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.recipe import load_recipe
-from t5_pipeline.config.tuning import ModelTuneConfig, PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
+from t5_pipeline.config.tuning import ModelTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 ROOT = Path(__file__).parents[2]

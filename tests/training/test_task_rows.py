@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.modeling.model_dir import ModelMetadata

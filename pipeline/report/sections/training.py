@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
 from t5_pipeline.report.curves import Curve, Curves, mean, thinned

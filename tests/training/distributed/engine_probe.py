@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.tuning import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.execution.devices import make_accelerator
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
