@@ -30,13 +30,14 @@ from t5_pipeline.artifacts.manifest import read_started
 from t5_pipeline.modeling.config import SIZES, T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.adamw import AdamW
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.checkpoints.tensor_shards import TensorShard
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import ForwardScope
 from t5_pipeline.training.distributed.replicated import Replicated
 from t5_pipeline.training.loss import batch_losses, output_loss
-from t5_pipeline.training.optimizers import AdamW, set_learning_rate
+from t5_pipeline.training.optimizers import set_learning_rate
 
 STEPS = 12  # per block, so that it takes longer than writing
 BATCH, LENGTH = 4, 128

@@ -40,7 +40,6 @@ _STATE = ".state"
 # Files and directories of stages beside their outputs.
 _WORKING = (
     "steps", "checkpoints", "trackers", "vocabulary", "tokens.partial", "metrics.jsonl", "nonfinite.jsonl", "log.txt",
-    "sweep.json",
 )  # fmt: skip
 _BOOKKEEPING = ("recipe.yaml", "started.json", "working.json", "job.json", "log.txt")  # written before the first result
 

@@ -6,7 +6,6 @@ resumed from its newest checkpoint therefore ends, on the same processes, with t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from t5_pipeline.artifacts.run_dir import step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
-from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
 
 # Reported to the other ranks in place of a signal number: this rank's last checkpoint could not be written.
 NOT_SAVED = 1 << 10
-
-SWEEP = "sweep.json"  # the prompts of a sweep after its last rung
 
 
 @dataclass(frozen=True)
@@ -129,14 +125,14 @@ class Trainer:
     def open(
         self, directory: Path, fingerprint: str, *, stop: StopSignal, progress: Progress, track: Track | None = None
     ) -> Iterator[None]:
-        """Keep checkpoints, metrics.jsonl, nonfinite.jsonl and sweep.json in this directory.
+        """Keep checkpoints, metrics.jsonl and nonfinite.jsonl in this directory.
 
         Args:
             fingerprint: everything that shapes the trajectory; checkpoints with another one are refused.
             stop: asked after every step.
             track: also receives each row of metrics.jsonl.
         """
-        self.stop, self.progress, self.directory = stop, progress, directory
+        self.stop, self.progress = stop, progress
         self.checkpoints = self.checkpoints_in(directory, fingerprint)
         self.on_nonfinite = OnNonFinite(self.config.on_nonfinite, directory if self.state.group.rank == 0 else None)
         with MetricsLog(directory / "metrics.jsonl", track) as self.metrics:
@@ -279,8 +275,6 @@ class Trainer:
         averages: list[float] = []
         self._measure(measure)
         self._score = sum(averages) / len(averages)
-        if selection.dropped and self.state.group.rank == 0:
-            write_text(self.directory / SWEEP, json.dumps({"step": self.state.step, "prompts": selection.tree()}))
 
     def _measure(
         self, measure: Callable[[TrainState], Mapping[str, Any]], split: str = "validation"

@@ -19,8 +19,8 @@ from t5_pipeline.execution.devices import make_accelerator
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.training.adamw import AdamW
 from t5_pipeline.training.distributed import make_engine
-from t5_pipeline.training.optimizers import AdamW
 
 SHAPE = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4)
 ROWS = 5
