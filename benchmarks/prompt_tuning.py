@@ -59,6 +59,14 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+def has_tasks(data: Path, benchmark: str) -> bool:
+    """Whether a directory has tasks and T5's vocabulary; otherwise says that the benchmark is skipped."""
+    missing = [str(path) for path in (data / "tasks", data / "t5" / "spiece.model") if not path.exists()]
+    if missing:
+        print(f"{benchmark}: skipped, because {missing[0]} does not exist; see --data", file=sys.stderr)
+    return not missing
+
+
 def encoded(data: Path, name: str, rows: int = 512) -> EncodedTask:
     """The first training rows of a task as ids of T5's vocabulary."""
     settings = TaskConfig.model_validate({"name": name, **TASKS[name], "data": str(data / TASKS[name]["data"])})
@@ -190,9 +198,9 @@ def many_prompts(t5: T5, tasks: Sequence[EncodedTask], rounds: int) -> dict[str,
     )
 
 
-def run(rounds: int, data: Path) -> dict[str, Any]:
-    if not (data / "tasks").is_dir() or not (data / "t5" / "spiece.model").is_file():
-        return {"skipped": "--data has no tasks", "rows": []}
+def run(rounds: int, data: Path) -> dict[str, Any] | None:
+    if not has_tasks(data, "prompt_tuning"):
+        return None
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -218,8 +226,6 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    if "skipped" in found:
-        return f"skipped: {found['skipped']}"
     lines = ["| task | tokens, mean and longest | dropout | ours | PEFT | speed-up |", "|---|---|---|---|---|---|"]
     for row in found["rows"]:
         lines.append(

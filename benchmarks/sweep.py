@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import seconds
-from benchmarks.prompt_tuning import TASKS
+from benchmarks.prompt_tuning import TASKS, has_tasks
 from t5_pipeline.artifacts.manifest import Manifest, read
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -64,9 +64,9 @@ def best_validation(run: Path) -> tuple[float, float]:
     return max((statistics.fmean(row.scores[""].values()), -row.losses[""]) for row in rows)
 
 
-def run(rounds: int, data: Path) -> dict[str, Any]:
-    if not (data / "tasks").is_dir() or not (data / "t5" / "spiece.model").is_file():
-        return {"skipped": "--data has no tasks"}
+def run(rounds: int, data: Path) -> dict[str, Any] | None:
+    if not has_tasks(data, "sweep"):
+        return None
     steps = 16 * rounds
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -100,8 +100,6 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    if "skipped" in found:
-        return f"skipped: {found['skipped']}"
     same = "the same" if found["selected"] == found["best_of_separate"] else "another one"
     return "\n".join(
         [

@@ -17,13 +17,15 @@ def quiet() -> Iterator[None]:
     """No bars and no warnings of transformers 5, which has one for every T5 with a separate output matrix."""
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_in_transformers(location: str | Path, **settings: Any) -> Any:

@@ -120,12 +120,15 @@ class PromptBank(nn.Module):
         found: dict[int, Tensor] = {}
         for name, prompts in self._plain.items():
             found |= dict(zip(prompts, trained[name].split([self.lengths[i] for i in prompts]), strict=True))
-        for key, prompt in self.reparametrized.items():
-            assert isinstance(prompt, Reparametrization)
-            within = f"reparametrized.{key}."
-            own = {name.removeprefix(within): p for name, p in trained.items() if name.startswith(within)}
-            with torch.autocast(self.row_of_CP.device.type, enabled=False):
-                found[int(key)] = prompt.rows(own)
+        own: dict[str, dict[str, Tensor]] = {key: {} for key in self.reparametrized}
+        for name, p in trained.items():
+            if name not in self._plain:
+                _, key, parameter = name.split(".")
+                own[key][parameter] = p
+        with torch.autocast(self.row_of_CP.device.type, enabled=False):
+            for key, prompt in self.reparametrized.items():
+                assert isinstance(prompt, Reparametrization)
+                found[int(key)] = prompt.rows(own[key])
         return [found[index] for index in range(len(self))]
 
     def gather(self, prompt_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_UNIFORM = 0.5  # U[−0.5, 0.5]: the random factors of DPT's code
-
 
 class Reparametrization(nn.Module, ABC):
     """A prompt whose rows are a function of its trained parameters.
@@ -102,10 +100,7 @@ class LowRank(Reparametrization):
     @classmethod
     def uniform(cls, length: int, width: int, rank: int, seed: int) -> LowRank:
         generator = _generator(seed)
-        a_PK, b_KD = (
-            2 * _UNIFORM * torch.rand(*shape, generator=generator) - _UNIFORM
-            for shape in ((length, rank), (rank, width))
-        )
+        a_PK, b_KD = (torch.rand(*shape, generator=generator) - 0.5 for shape in ((length, rank), (rank, width)))
         return cls(a_PK, b_KD)
 
     def rows(self, trained: Mapping[str, Tensor]) -> Tensor:

@@ -34,6 +34,7 @@ ARRAYS = (1, 3)  # flax's msgpack extensions for arrays and NumPy scalars: (shap
 
 Stored = np.ndarray | Path  # an array of the tree, or a zarr folder
 _SCANNED = re.compile(r"(encoder|decoder)\.\1\.(.+)")
+_MAX_LAYERS = 10_000  # of a scanned array; more are damage
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def t5x_shape(checkpoint: Path, max_distance: int = 128) -> T5Config:
     Raises:
         InputError: if the arrays are not those of a T5.
     """
-    shapes = {name: leaf.shape for name, leaf in _by_layer(_leaves(checkpoint, _root(checkpoint), WEIGHTS)).items()}
+    shapes = {name: leaf.shape for name, leaf in _weights(checkpoint).items()}
 
     def size(name: str, axis: int) -> int:
         if len(shapes.get(name, ())) <= axis:
@@ -127,7 +128,7 @@ def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
     Raises:
         InputError: if arrays are missing, unexpected or of another shape; names all of them.
     """
-    leaves, expected = _by_layer(_leaves(checkpoint, _root(checkpoint), WEIGHTS)), _expected(shape)
+    leaves, expected = _weights(checkpoint), _expected(shape)
     problems = {
         "missing": sorted(expected.keys() - leaves.keys()),
         "unexpected": sorted(leaves.keys() - expected.keys()),
@@ -305,18 +306,20 @@ def _leaves(checkpoint: Path, root: Mapping[str, Any], part: str) -> dict[str, S
     return leaves
 
 
-def _by_layer(arrays: Mapping[str, Stored]) -> dict[str, Leaf]:
-    """The arrays by the names that they have if layers are not scanned."""
+def _weights(checkpoint: Path) -> dict[str, Leaf]:
+    """The weights by the names that they have if layers are not scanned."""
     found = {}
-    for name, stored in arrays.items():
-        match = _SCANNED.fullmatch(name)
-        axes = len(Leaf(stored).shape) - (match is not None)
+    for name, stored in _leaves(checkpoint, _root(checkpoint), WEIGHTS).items():
+        match, shape = _SCANNED.fullmatch(name), Leaf(stored).shape
+        axes = len(shape) - (match is not None)
         split = re.search(r"\.(query|key|value|out)\.kernel$", name) if axes == 3 else None
         heads = None if split is None else 0 if split[1] == "out" else 1
         if match is None:
             found[name] = Leaf(stored, None, heads)
         elif axes > 0:
-            for layer in range(Leaf(stored).shape[1]):
+            if shape[1] > _MAX_LAYERS:
+                raise InputError(f"{checkpoint}: {name} has {shape[1]:,} layers; fetch the checkpoint again")
+            for layer in range(shape[1]):
                 found[f"{match[1]}.layers_{layer}.{match[2]}"] = Leaf(stored, layer, heads)
     return found
 
@@ -339,5 +342,5 @@ def _as_fp32(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _count_layers(names: Mapping[str, object], stack: str) -> int:
-    found = {int(match[1]) for name in names if (match := re.match(rf"{stack}\.layers_(\d+)\.", name))}
-    return max(found, default=-1) + 1
+    # Not the highest number: a damaged name could have any.
+    return len({match[1] for name in names if (match := re.match(rf"{stack}\.layers_(\d+)\.", name))})

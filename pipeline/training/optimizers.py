@@ -66,6 +66,8 @@ def bank_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer for a bank of prompts: Adafactor unscaled, clipped per prompt (§3.1), or AdamW.
 
+    The updates of a reparametrized prompt are clipped per parameter.
+
     Optimizer state: one number for each trained number of a prompt with Adafactor, two with AdamW. Each parameter has a
     group of its own. Its rate is the one of its first prompt (`set_learning_rate`).
 

@@ -371,6 +371,14 @@ Change = Callable[[Arrays], object]
             lambda a: a.update({"decoder.layers_0.self_attention.key.kernel": np.ones((4, 4), "<f4")}),
             "of another shape: decoder.layers_0.self_attention.key.kernel [4, 4] instead of [32, 64]",
         ),
+        (
+            lambda a: a.update({"decoder.layers_99999999999.mlp.wo.kernel": np.ones((4, 4), "<f4")}),
+            "unexpected: decoder.layers_99999999999.mlp.wo.kernel",
+        ),
+        (
+            lambda a: a.update({"decoder.decoder.mlp.wo.kernel": np.ones((1, 10_001), "<f4")}),
+            "decoder.decoder.mlp.wo.kernel has 10,001 layers",
+        ),
         (lambda a: a.pop("token_embedder.embedding"), "array token_embedder.embedding is missing"),
         (
             lambda a: a.update({"encoder.encoder_norm.scale": np.ones(32, int)}),
