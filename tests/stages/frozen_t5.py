@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -18,11 +19,18 @@ tasks:
   about: {data: DATA/rows, inputs: "about: {text}", targets: "{label}", labels: [files, numbers]}
   name: {data: DATA/rows, inputs: "name: {text}", targets: "{name}", metrics: [exact_match]}
 stages:
+  prompt_tune:
+    model: DATA/model
 """
+SETTINGS = {
+    "prompt_init": "vocabulary", "batch_size": 2, "dropout": 0, "max_input_length": 32, "precision": "fp32", "threads": 1,
+    "residual_width": 6, "rank": 2, "superpos_tokens": 5,
+}  # fmt: skip
+"""Settings of all prompts."""
 
 
-def frozen_t5(directory: Path, stages: str) -> Tiny:
-    """Write data, model and a recipe, in whose `stages` MODEL is the model's path."""
+def frozen_t5(directory: Path, settings: str) -> Tiny:
+    """Write data, model and a recipe with these further settings of prompt_tune."""
     write_data(directory)
     vocabulary = Vocabulary.train((t for of in ABOUT.values() for m in of for _, t in documentation(m)), 300)
     shape = T5Config(
@@ -31,7 +39,8 @@ def frozen_t5(directory: Path, stages: str) -> Tiny:
     (directory / "model").mkdir()
     write_model(directory / "model", init_t5(shape, seed=3), vocabulary, ModelMetadata())
     recipe = directory / "frozen.yaml"
-    recipe.write_text((TASKS + stages).replace("DATA", str(directory)).replace("MODEL", str(directory / "model")))
+    shared = "".join(f"    {key}: {value}\n" for key, value in SETTINGS.items())
+    recipe.write_text(TASKS.replace("DATA", str(directory)) + shared + settings)
     return Tiny(directory, recipe, directory / "run")
 
 
@@ -42,14 +51,17 @@ def tuned(made: Tiny, *arguments: object) -> dict[str, Prompt]:
     return {path.parent.name: Prompt.load(path) for path in (made.run / "prompt_tune").glob("*/prompt")}
 
 
+def flags_of(settings: Mapping[str, object]) -> list[object]:
+    return [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)]
+
+
 def alone(made: Tiny, output: Path, prompt: Prompt, *arguments: object) -> Prompt:
     """The prompt trained by hand, alone, with its task from prompt.json."""
     task = output.with_suffix(".yaml")
     task.write_text(prompt.info.task.model_dump_json())
     ended = stage(
-        "prompt_tune", "--model", made.data / "model", "--task", task, "--seed", 3, "--batch-size", 2, "--dropout", 0,
-        "--max-input-length", 32, "--precision", "fp32", "--threads", 1, "--select", "last", "--prompt-init",
-        "vocabulary", "--residual-width", 6, "--rank", 2, "--superpos-tokens", 5, "--output-dir", output, *arguments,
+        "prompt_tune", "--model", made.data / "model", "--task", task, "--seed", 3, *flags_of(SETTINGS), "--select", "last",
+        "--output-dir", output, *arguments,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     return Prompt.load(output / "prompt")

@@ -12,20 +12,9 @@ from tests.stages.frozen_t5 import alone, frozen_t5, tuned
 from tests.tiny_run import metrics
 
 TUNE = """\
-  prompt_tune:
-    model: MODEL
     task: about
     prompt_length: 3
-    prompt_init: vocabulary
     steps: 4
-    batch_size: 2
-    dropout: 0
-    max_input_length: 32
-    precision: fp32
-    threads: 1
-    residual_width: 6
-    rank: 2
-    superpos_tokens: 5
     checkpoint_every: 2
     log_every: 2
     validate_every: 2

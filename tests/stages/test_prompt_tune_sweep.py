@@ -11,24 +11,15 @@ from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render
 from t5_pipeline.report.similarity import PromptMeans, similarities
 from t5_pipeline.training.trainer import Trainer
-from tests.stages.frozen_t5 import alone, frozen_t5, tuned
+from tests.stages.frozen_t5 import alone, flags_of, frozen_t5, tuned
 from tests.tiny_run import metrics, stage, t5_pipeline
 
 SWEEP = """\
-  prompt_tune:
-    model: MODEL
     steps: 8
-    batch_size: 2
-    dropout: 0
-    max_input_length: 32
-    precision: fp32
-    threads: 1
-    residual_width: 6
     checkpoint_every: 3
     validate_every: 4
     validation_limit: 6
     log_every: 2
-    prompt_init: vocabulary
     sweep: {learning_rate: [0.03, 0.3], reparametrization: [none, residual], prompt_length: [2, 3]}
     first_rung: 2
     matrix: {task: [about, name]}
@@ -80,8 +71,7 @@ def test_a_sweep_publishes_its_best_prompt(tmp_path: Path, monkeypatch: pytest.M
         ]
         won, published = facts["sweep"]["settings"], prompts[f"task={task}"]
         assert len(published.rows_PD) == published.info.prompt_length == won["prompt_length"]
-        flags = [word for key, value in won.items() for word in (f"--{key.replace('_', '-')}", value)]
-        one = alone(made, tmp_path / task, published, "--steps", facts["best_step"], *flags)
+        one = alone(made, tmp_path / task, published, "--steps", facts["best_step"], *flags_of(won))
         assert (published.rows_PD - one.rows_PD).norm() <= 2e-5 * one.rows_PD.norm()
 
     assert page.count("dropped at step 2") == 8

@@ -32,28 +32,36 @@ def validation(score: float, loss: float) -> Measured:
     return Measured({"f1": score + 1, "accuracy": score - 1}, score, loss)
 
 
-def train_to(
-    steps: list[tuple[int, int]], *, every: int = 1, patience: int = 0, stop_at: int = 0
+def train_bank(
+    cells: list[list[tuple[int, int]]], *, every: int = 1, patience: int = 0, stop_at: int = 0
 ) -> tuple[Selection, int]:
-    """Train with one validation per step; the weight is the step. At `stop_at`, save and resume."""
+    """Train cells with these (scores, losses) of every step; the weight is the step. At `stop_at`, save and resume."""
     step = 0
 
     def new() -> Selection:
         return Selection(
-            ["a"], lambda model: [validation(*steps[step - 1])], lambda model, index: {"w": torch.tensor(float(step))},
-            every=every, patience=patience,
+            list(map(str, range(len(cells)))), lambda model: [validation(*of[step - 1]) for of in cells],
+            lambda model, index: {"w": torch.tensor(float(step))}, every=every, patience=patience,
         )  # fmt: skip
 
     selection = new()
-    while step < len(steps) and not selection.exhausted:
+    while step < len(cells[0]) and not selection.exhausted:
         step += 1
         if selection.due(step):
             selection.update(step, ENGINE)
         if step == stop_at:
-            saved, scalars = Saved.of(selection.shards()), json.loads(json.dumps(selection.scalars()))
-            selection = new()
-            selection.load(saved, scalars, ENGINE)
+            selection = resumed(selection, new())
     return selection, step
+
+
+def resumed(saved: Selection, new: Selection) -> Selection:
+    """A selection that has loaded the checkpoint of another."""
+    new.load(Saved.of(saved.shards()), json.loads(json.dumps(saved.scalars())), ENGINE)
+    return new
+
+
+def train_to(steps: list[tuple[int, int]], **settings: int) -> tuple[Selection, int]:
+    return train_bank([steps], **settings)
 
 
 def best_of(steps: list[tuple[int, int]], measured: Iterable[int]) -> int:
@@ -111,36 +119,19 @@ def test_patience_counts_measurements_without_a_higher_score(steps: list[tuple[i
     assert (end, selection.finalize(end, ENGINE)[0].step) == (expected, best_of(steps, range(1, expected + 1)))
 
 
-def train_bank(
-    scores: list[list[int]], *, every: int = 1, patience: int = 1, resume_at: int = 0
-) -> tuple[list[int], list[int]]:
-    """Train a bank of one prompt per list of scores, one for each step; (published steps, numbers of validations)."""
-    step = 0
-
-    def new() -> Selection:
-        return Selection(
-            list(map(str, range(len(scores)))), lambda model: [validation(of[step - 1], 0.0) for of in scores],
-            lambda model, index: {"w": torch.tensor(float(step))}, every=every, patience=patience,
-        )  # fmt: skip
-
-    selection = new()
-    while step < len(scores[0]) and not selection.exhausted:
-        step += 1
-        if selection.due(step):
-            selection.update(step, ENGINE)
-        if step == resume_at:
-            saved, scalars = Saved.of(selection.shards()), json.loads(json.dumps(selection.scalars()))
-            selection = new()
-            selection.load(saved, scalars, ENGINE)
+def published(scores: list[list[int]], *, patience: int = 1, **settings: int) -> tuple[list[int], list[int]]:
+    """Train a bank of one prompt per list of scores; (published steps, numbers of validations)."""
+    cells = [[(score, 0) for score in of] for of in scores]
+    selection, step = train_bank(cells, patience=patience, **settings)
     best = selection.finalize(step, ENGINE)
     assert [float(each.tensors["w"]) for each in best] == [each.step for each in best]
     return [each.step for each in best], selection.validations(step)
 
 
 def test_a_cell_without_patience_left_accepts_no_later_score_while_others_continue() -> None:
-    assert train_bank([[3, 1, 9, 9], [1, 2, 3, 4]]) == ([1, 4], [2, 4])
+    assert published([[3, 1, 9, 9], [1, 2, 3, 4]]) == ([1, 4], [2, 4])
     # The last step is validated although it is not due, but not for the cell whose patience has run out.
-    assert train_bank([[0, 3, 0, 1, 9], [0, 1, 0, 2, 3]], every=2) == ([2, 5], [2, 3])
+    assert published([[0, 3, 0, 1, 9], [0, 1, 0, 2, 3]], every=2) == ([2, 5], [2, 3])
 
 
 BANKS = st.integers(1, 12).flatmap(
@@ -148,12 +139,12 @@ BANKS = st.integers(1, 12).flatmap(
 )
 
 
-@given(scores=BANKS, every=st.integers(1, 4), patience=st.integers(0, 3), resume_at=st.integers(0, 12))
+@given(scores=BANKS, every=st.integers(1, 4), patience=st.integers(0, 3), stop_at=st.integers(0, 12))
 def test_a_prompt_in_a_bank_publishes_the_same_step_as_alone(
-    scores: list[list[int]], every: int, patience: int, resume_at: int
+    scores: list[list[int]], every: int, patience: int, stop_at: int
 ) -> None:
-    alone = [train_bank([of], every=every, patience=patience) for of in scores]
-    steps, validations = train_bank(scores, every=every, patience=patience, resume_at=resume_at)
+    alone = [published([of], every=every, patience=patience) for of in scores]
+    steps, validations = published(scores, every=every, patience=patience, stop_at=stop_at)
     assert steps == [step for (step,), _ in alone]
     assert validations == [count for _, (count,) in alone]
 
@@ -184,9 +175,7 @@ def test_halving_drops_the_weaker_of_each_group_also_after_a_resume(scores: list
                 selection.update(step, ENGINE)
                 assert selection.dropped == [name for name, at in tree(selection).items() if at == step]
             if step == stop_at:
-                saved, scalars = Saved.of(selection.shards()), json.loads(json.dumps(selection.scalars()))
-                selection = new()
-                selection.load(saved, scalars, ENGINE)
+                selection = resumed(selection, new())
         return selection
 
     def tree(selection: Selection) -> dict[str, int | None]:
