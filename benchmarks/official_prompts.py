@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from typing import Any
 import yaml
 
 from t5_pipeline.core.atomic_files import write_output
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.file_cache import read_small
 from t5_pipeline.report.collect import Run, collect
 from t5_pipeline.serving.exchange import import_prompt
 
@@ -67,8 +68,11 @@ def main(
         if (prompts / name).exists():
             continue
         rows, described = given.output / f"{name}.npy", given.output / f"{name}.yaml"
-        with urllib.request.urlopen(f"{given.source}/{name}.npy") as answer:
-            write_output(rows, answer.read(_MAX_BYTES))
+        url = f"{given.source}/{name}.npy"
+        content = read_small(url, "--source", _MAX_BYTES)
+        if content is None:
+            raise InputError(f"--source: {url} does not exist; check the URL")
+        write_output(rows, content)
         described.write_text(yaml.safe_dump({"name": name, **task}, sort_keys=False), encoding="utf-8")
         import_prompt(str(rows), "npy", model=given.model, task=str(described), output=str(prompts / name))
     run_dir = given.output / "run"

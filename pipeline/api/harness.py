@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
@@ -21,8 +20,8 @@ from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
+from t5_pipeline.serving.frozen_t5 import FrozenT5
 
 try:
     from lm_eval.api.model import LM
@@ -49,14 +48,13 @@ class HarnessLM(LM):
         super().__init__()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision, self.size = precision, batch_size
-        path = locate_one("model", model, "model")
-        t5 = LoadedT5.load(path, model, DigestCache(None).of_artifact("model", path))
+        frozen = FrozenT5.find(model, "model")
+        t5 = frozen.load(model)
         self.vocabulary, self.sentinel, self.max_input_length = t5.vocabulary, t5.sentinel, MAX_INPUT_LENGTH
         self.with_prompt, answering = prompt is not None, BareT5(t5.t5)
         if prompt is not None:
             found = Prompt.load(locate_one("prompt", prompt, "prompt"))
-            if found.info.base_model_digest != t5.digest:
-                raise InputError(f"{prompt}: was not trained on {model}, but on {found.info.base_model}; give that T5")
+            frozen.check_prompt(f"{prompt}:", found.info)
             self.sentinel, self.max_input_length = found.info.sentinel, found.info.max_input_length
             answering = PromptedT5(t5.t5, PromptBank([found.rows_PD]))
         self.model: ReadingModel = answering.to(self._device)
@@ -82,7 +80,7 @@ class HarnessLM(LM):
         settings = [one.args[1] for one in requests]
         for same in {repr(given): given for given in settings}.values():
             rows = [i for i, given in enumerate(settings) if given == same]
-            temperature = float(same.get("temperature") or 1.0) if same.get("do_sample") else 0.0
+            temperature = float(same.get("temperature", 1.0)) if same.get("do_sample") else 0.0
             decoding = Decoding(int(same.get("num_beams", 1)), temperature=temperature, top_p=same.get("top_p", 1.0))
             form = AnswerForm(self._text, max_length=int(same.get("max_gen_toks", MAX_OUTPUT_LENGTH)))
             outputs = self._answer([requests[i].args[0] for i in rows], [form] * len(rows), decoding)

@@ -40,7 +40,7 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     length_penalty: float = setting(1.0, "beam search: a text's log p is divided by its number of tokens to this power")
     baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")
     ensembles: bool = setting(True, "also score the majority vote of prompts that differ only in their seed")
-    latency_tasks: list[Annotated[int, Field(gt=0)]] = setting(
+    latency_tasks: list[Annotated[int, Field(gt=0, le=10_000)]] = setting(
         [], "numbers N of tasks on one T5 for which to time a request for one of them; none: off", unit="tasks"
     )
     neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)

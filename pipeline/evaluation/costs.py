@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from t5_pipeline.evaluation.answering import Answerer, Asked
+from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.held_out import HeldOut
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
@@ -34,37 +35,46 @@ def artifact_costs(artifact: Artifact) -> dict[str, Any]:
     tensors = [file for file in files if file.suffix == ".safetensors"]
     found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in tensors or files)}
     if artifact.manifest is not None:
-        facts = artifact.manifest.facts
+        # A manifest is a file that may have been edited.
+        facts = {name: fact for name, fact in artifact.manifest.facts.items() if isinstance(fact, int) and fact > 0}
         found["training_seconds"] = artifact.manifest.seconds / facts.get("cells_together", 1)
         found["peak_bytes"] = facts.get("peak_gpu_bytes", facts.get("peak_rss_bytes"))
     return found
 
 
-def latency_seconds(answerer: Answerer, candidate: Candidate, split: HeldOut, tasks: Sequence[int]) -> dict[int, float]:
-    """Seconds from a request for one of N tasks to its answer, for each N in `tasks`."""
+def latency_seconds(
+    answerer: Answerer, candidate: Candidate, split: HeldOut, tasks: Sequence[int], decoding: Decoding | None = None
+) -> dict[int, float]:
+    """Seconds from a request for one of N tasks to its answer, for each N in `tasks`.
+
+    Args:
+        decoding: the way to decode free text (default: greedily).
+    """
     form = replace(split.form, labels=(), label_ids=())
     if split.task.labels and split.scoring == "likelihood":
         form = replace(split.form, max_length=0)
     inputs = [split.rows.inputs[i * len(split) // REQUESTS] for i in range(REQUESTS)]
-    load, found = _load(answerer, candidate), {}
+    load = _load(answerer, candidate)
     load_seconds = 0.0 if load is None else _median(load, LOADS)
-    for count in tasks:
-        copies = [replace(candidate) for _ in range(count if candidate.prompts else 1)]
+    in_memory = {count: count if candidate.prompts else 1 for count in tasks}
+    answer_seconds = {}
+    for number_of_copies in set(in_memory.values()):
+        copies = [replace(candidate) for _ in range(number_of_copies)]
         serving = answerer.serving(copies)
 
         def answer(number: int, copies: list[Candidate] = copies, serving: Answerer = serving) -> None:
             candidate = copies[number * len(copies) // REQUESTS]
-            serving.answer([Asked(candidate, inputs[number], form)], batch_size=1)
+            serving.answer([Asked(candidate, inputs[number], form)], batch_size=1, decoding=decoding)
 
         answer(0)  # loads what stays in memory
-        found[count] = _median(answer, REQUESTS) + (1 - 1 / count) * load_seconds
-    return found
+        answer_seconds[number_of_copies] = _median(answer, REQUESTS)
+    return {count: answer_seconds[in_memory[count]] + (1 - 1 / count) * load_seconds for count in tasks}
 
 
 def _load(answerer: Answerer, candidate: Candidate) -> Callable[[int], object] | None:
     """Puts the solution of another task into the memory of the present one; None if all fit."""
     if candidate.fine_tuned:
-        return lambda _: load_t5(candidate.artifact.path, answerer.t5.shared.weight.dtype)
+        return lambda _: load_t5(candidate.artifact.path, answerer.t5.shared.weight.dtype).to(answerer.device)
     if candidate.load_model is None or candidate.replace_in is None:
         return None
     model, replace_in = candidate.load_model(answerer.path).to(answerer.device), candidate.replace_in

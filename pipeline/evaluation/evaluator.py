@@ -105,14 +105,15 @@ class Evaluator:
         return list(zip(candidates, splits, outputs, strict=True))
 
     def _asked(self, pairs: Sequence[tuple[Candidate | None, HeldOut]]) -> list[Outputs]:
-        """Each candidate's answers to its rows; None is the T5 without a prompt."""
+        """Each candidate's answers to its rows of one task; None is the T5 without a prompt."""
         asked = [Asked(one, ids, split.form) for one, split in pairs for ids in split.rows.inputs]
-        # Labels are decoded greedily, as in the selection of checkpoints.
-        free_text = not any(split.task.labels for _, split in pairs)
-        decoding = Decoding(self.c.beams, self.c.length_penalty) if free_text else Decoding()
-        outputs = self.answerer.answer(asked, self.c.batch_size, decoding, self.on_batch)
+        outputs = self.answerer.answer(asked, self.c.batch_size, self._decoding(pairs[0][1].task), self.on_batch)
         ends = list(itertools.accumulate((len(split) for _, split in pairs), initial=0))
         return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
+
+    def _decoding(self, task: TaskConfig) -> Decoding:
+        """Labels are decoded greedily, as in the selection of checkpoints."""
+        return Decoding() if task.labels else Decoding(self.c.beams, self.c.length_penalty)
 
     def split(self, task: TaskConfig, candidate: Candidate) -> HeldOut:
         """The rows of a task with a candidate's sentinels and lengths, loaded once for all that agree in these."""
@@ -144,7 +145,9 @@ class Evaluator:
         row = {"method": candidate.method, **candidate.about}
         row |= {"examples": len(split), "cell": candidate.artifact.cell, **artifact_costs(candidate.artifact)}
         if self.c.latency_tasks and candidate.task.name == task.name:
-            row["latency_seconds"] = latency_seconds(self.answerer, candidate, split, self.c.latency_tasks)
+            row["latency_seconds"] = latency_seconds(
+                self.answerer, candidate, split, self.c.latency_tasks, self._decoding(task)
+            )
         if candidate.task.name != task.name:
             row["trained_on"] = candidate.task.name
         elif candidate.is_single_prompt and self.c.neighbours:

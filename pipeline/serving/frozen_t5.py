@@ -14,6 +14,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import PromptInfo
 from t5_pipeline.modeling.load import locate_model
+from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.safetensors_dir import read_shape
 
 
@@ -53,6 +54,14 @@ class FrozenT5:
         """
         path = locate_one("model", model, where)
         return cls(path, DigestCache(None).of_artifact("model", path))
+
+    def load(self, name: str) -> LoadedT5:
+        """Its weights, on the CPU.
+
+        Args:
+            name: the name that it was given by.
+        """
+        return LoadedT5.load(self.path, name, self.digest, self.vocabulary)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -59,7 +59,7 @@ class Limits:
     """Limits of a server.
 
     Attributes:
-        batch: maximum jobs that are encoded in one turn, and texts in the running batch.
+        batch: maximum jobs whose labels are scored in one turn, and maximum texts in the running batch.
         waiting: maximum jobs in the queue.
         input_tokens: maximum input tokens without a prompt, with EOS; prompts have their own.
         output_tokens: maximum tokens of an answer.

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import write_directory
@@ -35,9 +34,9 @@ from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.serving.exchange import refuse_to_replace
+from t5_pipeline.serving.frozen_t5 import FrozenT5
 
 Mapping = Literal["linear", "mlp"]
-MAPS: tuple[Mapping, ...] = ("linear", "mlp")
 _STEPS, _BATCH, _RATE = 500, 256, 3e-3
 
 
@@ -110,9 +109,10 @@ def recycle(
     """
     refuse_to_replace(Path(output))
     place = locate_one("prompt", prompt, "PROMPT")
-    old, (a, b) = Prompt.load(place), (_load(from_model, "--from-model"), _load(to_model, "--to-model"))
-    if a.digest != old.info.base_model_digest:
-        raise InputError(f"{place}: was not trained on {from_model}, but on {old.info.base_model}; give that T5")
+    old = Prompt.load(place)
+    source, target = FrozenT5.find(from_model, "--from-model"), FrozenT5.find(to_model, "--to-model")
+    source.check_prompt(f"{place}:", old.info)
+    a, b = source.load(from_model), target.load(to_model)
     from_SA, to_SB = shared_embeddings(a, b)
     check_labels(old.info.task, b.vocabulary, old.info.max_target_length, b.sentinel)
     ways: dict[str, Callable[[], Tensor]] = {
@@ -165,11 +165,6 @@ def _text_pieces(vocabulary: Vocabulary) -> dict[str, int]:
     """The row of each piece of text; sentinels, padding and EOS are in every vocabulary of a T5."""
     sizes, sentinels = vocabulary.piece_bytes(), set(vocabulary.sentinel_ids)
     return {piece: row for row, piece in enumerate(vocabulary.names()) if sizes[row] and row not in sentinels}
-
-
-def _load(model: str, flag: str) -> LoadedT5:
-    path = locate_one("model", model, flag)
-    return LoadedT5.load(path, model, DigestCache(None).of_artifact("model", path))
 
 
 def _scored(t5: LoadedT5, rows: list[Tensor], old: Prompt, task: TaskConfig) -> list[dict[str, float]]:

@@ -37,7 +37,7 @@ class TorchBackend:
     def load(cls, store: PromptStore, precision: str = "fp32", compiled: bool = False) -> TorchBackend:
         """Load the T5 of a store, with the device and dtype of its prompts."""
         t5 = load_t5(store.model, store.like.dtype).to(store.like.device)
-        t5.set_execution(compiled=use_compiler("true" if compiled else "false", store.like.device.type))
+        t5.set_execution(compiled=compiled and use_compiler("true", store.like.device.type))
         return cls(t5, precision)
 
     @property

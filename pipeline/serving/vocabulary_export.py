@@ -8,7 +8,7 @@ The rows of every prompt become embedding rows of new ids, so any server that ru
 A prompt's row is added to the encoder's input as it was trained, so the encoder computes the same numbers. The new ids
 also get rows in the output matrix, where they must never win: each gets the mean of the existing rows with the lowest
 logits. A mean of logits is below the greatest one whatever the input, so greedy decoding gives the outputs of the
-prompted T5, and the probabilities that the new ids take from the others are negligible in a trained T5.
+prompted T5, and a new id is at most as probable as the ids of these rows are on average.
 An original T5, whose output matrix is the embedding, gets a separate output matrix.
 
     transformers    model.safetensors, tokenizer.json, prompts.json

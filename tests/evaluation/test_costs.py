@@ -39,10 +39,17 @@ def test_prompts_stay_in_memory_and_others_are_loaded(tmp_path: Path, monkeypatc
 
     # With known times: half of the requests for two tasks load the other one.
     loads: list[Any] = []
+    made: list[Path] = []
+
+    def load_model(path: Path) -> Any:
+        made.append(path)
+        return answerer.model
+
     monkeypatch.setattr(costs, "_median", lambda work, times: (work(0), float(times))[1])
-    other = replace(prompt, prompts=[], load_model=lambda path: answerer.model, replace_in=loads.append)
+    other = replace(prompt, prompts=[], load_model=load_model, replace_in=loads.append)
     assert latency_seconds(answerer, other, split, [1, 2]) == {1: REQUESTS, 2: REQUESTS + LOADS / 2}
     assert loads == [answerer.model]
+    assert len(made) == 2, "the model of `load`, and one that answers for every N"
     assert latency_seconds(answerer, prompt, split, [1, 50]) == {1: REQUESTS, 50: REQUESTS}
 
 
@@ -56,3 +63,6 @@ def test_costs_of_an_artifact(tmp_path: Path) -> None:
     }  # fmt: skip
     made.facts["peak_gpu_bytes"] = 4
     assert artifact_costs(Artifact("p", tmp_path, "d", manifest=made))["peak_bytes"] == 4
+    made.facts |= {"cells_together": 0, "peak_gpu_bytes": "4"}
+    edited = artifact_costs(Artifact("p", tmp_path, "d", manifest=made))
+    assert (edited["training_seconds"], edited["peak_bytes"]) == (30.0, 5)

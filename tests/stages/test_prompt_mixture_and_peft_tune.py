@@ -102,7 +102,7 @@ def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tm
         (adapters / name).symlink_to(place / name)
     rows = evaluated(
         tmp_path / "scores", "--prompts", prompts, "--mixtures", place / "mixture", "--text-prompts", place / "words",
-        "--adapters", adapters, "--also-on", place / "short.yaml",
+        "--adapters", adapters, "--also-on", place / "short.yaml", "--latency-tasks", 1, 3,
     )  # fmt: skip
     own = [row for row in rows if row["task"] == "about"]
     assert [row["method"] for row in own] == [
@@ -130,6 +130,11 @@ def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tm
     for row in rows:
         shifted = row["task"] == "short" and row["method"] not in ("no prompt", "majority class")
         assert row.get("trained_on") == ("about" if shifted else None)
+    for row in json.loads((tmp_path / "scores/scores/scores.json").read_text())["rows"]:
+        a_solution = row["method"] not in ("no prompt", "majority class", "ensemble")
+        assert (row.get("bytes", 0) > 0, row.get("peak_bytes", 0) > 0) == (a_solution, a_solution), row["method"]
+        assert ("latency_seconds" in row) == (a_solution and row["task"] == "about")
+        assert list(row.get("latency_seconds", {"1": 0, "3": 0})) == ["1", "3"]
     lines = [json.loads(line) for line in (tmp_path / "scores/scores/predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 9 * len(rows), "every method answers every row"
     for row, begin in zip(rows, range(0, len(lines), 9), strict=True):

@@ -81,11 +81,22 @@ class ClassifyRequest(Inputs):
     model: str | list[str] | None = None  # type: ignore[assignment]
     models: list[str | list[str]] | None = Field(default=None, max_length=MOST_INPUTS)  # type: ignore[assignment]
 
+    @model_validator(mode="after")
+    def _named(self) -> ClassifyRequest:
+        if [] in (self.model, *(self.models or ())):
+            raise ValueError("a list of prompts is empty; name at least one")
+        return self
+
     @property
     def voters(self) -> list[list[str]]:
         """The prompts of each input: one, or several that vote."""
-        given = self.models if self.models is not None else [self.model or ""] * len(self.items)
-        return [names if isinstance(names, list) else names.split("+") for names in given]
+        if self.models is None:  # one list for all inputs: a short request may name many prompts for many inputs
+            return [_voters(self.model or "")] * len(self.items)
+        return [_voters(names) for names in self.models]
+
+
+def _voters(names: str | list[str]) -> list[str]:
+    return names if isinstance(names, list) else names.split("+")
 
 
 class PromptRequest(Strict):

@@ -15,7 +15,7 @@ from fastapi import Request
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
-from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.data_prep.corpora.row import Row, check_unicode
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.serving.frozen_t5 import OtherModel
 from t5_pipeline.serving.http.errors import Refused
@@ -81,16 +81,16 @@ class Server:
 
     def text(self, prompt: ServedPrompt | None, item: str | Fields) -> str:
         """The input text of a ready text or of fields."""
-        if isinstance(item, str):
-            return item
-        if prompt is None:
-            raise Refused(
-                400, "`fields` need a prompt with a template; give `prompt` for the base model", param="fields"
-            )
+        where = "prompt" if isinstance(item, str) else "fields"
+        if where == "fields" and prompt is None:
+            raise Refused(400, "`fields` need a prompt with a template; give `prompt` for the base model", param=where)
         try:
-            return prompt.task.inputs(Row(item, "fields"))
+            if isinstance(item, str):
+                return check_unicode(item, where)
+            assert prompt is not None
+            return prompt.task.inputs(Row(item, where))
         except InputError as error:
-            raise Refused(400, str(error), param="fields") from error
+            raise Refused(400, str(error), param=where) from error
 
     def job(self, name: str, item: str | Fields, param: str = "prompt", **more: Any) -> Job:
         prompt = self.prompt(name)
@@ -173,12 +173,16 @@ class Server:
         )
 
     def nearest(self, prompt: ServedPrompt) -> list[str]:
-        """The vocabulary token nearest to each row of a prompt."""
-        if prompt.digest not in self._nearest:
+        """The vocabulary token nearest to each row of a prompt; remembered while it is served."""
+        found = self._nearest.get(prompt.digest)
+        if found is None:
             embedding_VD = self.scheduler.backend.embedding_VD
             nearest = nearest_pieces(prompt.rows_PD, embedding_VD, self.store.vocabulary.names(), 1)
-            self._nearest[prompt.digest] = [piece for ((piece, _),) in nearest]
-        return self._nearest[prompt.digest]
+            found = [piece for ((piece, _),) in nearest]
+            served = {one.digest for one in self.store.all().values()}
+            kept = {digest: pieces for digest, pieces in self._nearest.items() if digest in served}
+            self._nearest = kept | {prompt.digest: found}
+        return found
 
     def models(self) -> list[ModelCard]:
         base = ModelCard(id=self.options.model_name, created=self.started, method="base")

@@ -22,6 +22,7 @@ import uvicorn
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.http.app import create_app
+from t5_pipeline.serving.http.schemas import ClassifyRequest
 from t5_pipeline.serving.http.server import Options
 from t5_pipeline.serving.jobs import Limits
 from t5_pipeline.serving.prompt_store import PromptStore
@@ -165,6 +166,7 @@ def test_classify_gives_exact_probabilities_and_votes(served: Served, engine: En
         ({"model": "base", "fields": {"text": "x"}}, 400, None, "need a prompt with a template"),
         ({"model": "free", "prompt": "x", "temperature": "hot"}, 400, None, "temperature: "),
         ({"model": "free", "prompt": ["x"] * 65}, 413, None, "65 inputs (one for each prompt), but at most 64 fit"),
+        ({"model": "free", "prompt": "a\ud800"}, 400, None, "prompt: character 1 is half of a surrogate pair"),
         (b"{", 400, None, "JSON"),
         (b"[" * 100_000, 400, None, ""),
         (b'{"prompt": "' + b"x" * 1_100_000 + b'"}', 413, None, "the body is larger than"),
@@ -175,6 +177,28 @@ def test_bad_requests(served: Served, body: Any, status: int, code: str | None, 
     assert found == status, answer
     assert message in answer["error"]["message"]
     assert answer["error"].get("code") == code
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"model": [], "prompt": "x"}, 400, "a list of prompts is empty; name at least one"),
+        ({"models": ["labels", []], "prompt": ["x", "y"]}, 400, "a list of prompts is empty; name at least one"),
+        ({"model": "free", "prompt": "x"}, 400, "`free` has no labels; use /v1/completions"),
+        ({"model": "a+" * 100_000, "prompt": ["x"] * 1024}, 413, "inputs (one for each prompt), but at most 64 fit"),
+    ],
+)
+def test_bad_classifications(served: Served, body: Any, status: int, message: str) -> None:
+    found, answer, _ = served.request("POST", "/v1/classify", body)
+    assert found == status, answer
+    assert message in answer["error"]["message"]
+
+
+def test_many_inputs_share_one_list_of_voters() -> None:
+    """Otherwise a body of 1 MiB could make lists of gigabytes."""
+    first, second = ClassifyRequest(model="a+b", prompt=["x", "y"]).voters
+    assert first == ["a", "b"]
+    assert first is second
 
 
 def test_a_full_queue_says_when_to_retry(served: Served) -> None:
