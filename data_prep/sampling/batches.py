@@ -236,8 +236,7 @@ class LMBatches:
 
     def at(self, step: int) -> Batch:
         """The global batch of `step` (0, 1, …): weights 1/(target tokens of the batch)."""
-        start, stop = step * self.batch_size, (step + 1) * self.batch_size
-        examples, ids = self.examples(start, stop), self.numbers(start, stop)
+        examples, ids = self.take(step * self.batch_size, (step + 1) * self.batch_size)
         if self.pack_to:
             return collate_packed(examples, ids, self.pack_to, self.pad)
         return collate(examples, ids_B=ids, pad=self.pad)
@@ -246,13 +245,17 @@ class LMBatches:
         """An id of each example of the batch that is unique over all epochs."""
         return self.numbers(step * self.batch_size, (step + 1) * self.batch_size)
 
-    def examples(self, start: int, stop: int) -> list[Example]:
-        """The examples at the positions `start` to `stop` − 1 of the endless sequence."""
-        places = self._places(start, stop)
-        return [example for epoch, _, index_N in places for example in self.objective.examples(epoch, index_N)]
+    def take(self, start: int, stop: int) -> tuple[list[Example], list[int]]:
+        """The examples at the positions `start` to `stop` − 1 of the endless sequence, and their `numbers`."""
+        examples: list[Example] = []
+        numbers: list[int] = []
+        for epoch, first_id, index_N in self._places(start, stop):
+            examples += self.objective.examples(epoch, index_N)
+            numbers += (first_id + index_N).tolist()
+        return examples, numbers
 
     def numbers(self, start: int, stop: int) -> list[int]:
-        """Ids of these examples, unique over all epochs."""
+        """Ids of the examples at these positions, unique over all epochs."""
         return [
             number for _, first_id, index_N in self._places(start, stop) for number in (first_id + index_N).tolist()
         ]

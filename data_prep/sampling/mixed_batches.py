@@ -77,24 +77,27 @@ class MixedBatches:
     def at(self, step: int) -> Batch:
         """The global batch of `step` (0, 1, …): weights 1/(target tokens of the batch)."""
         examples: list[Example] = []
-        for part, start, stop in self._shares(step):
-            examples += part.examples(start, stop)
+        ids: list[int] = []
+        for index, part, start, stop in self._shares(step):
+            taken, numbers = part.take(start, stop)
+            examples += taken
+            ids += self._unique(index, numbers)
         if self.pack_to:
-            return collate_packed(examples, self.ids(step), self.pack_to, self.pad)
-        return collate(examples, ids_B=self.ids(step), pad=self.pad)
+            return collate_packed(examples, ids, self.pack_to, self.pad)
+        return collate(examples, ids_B=ids, pad=self.pad)
 
     def ids(self, step: int) -> list[int]:
         """An id of each example of the batch that is unique over all epochs and objectives."""
-        return [
-            number * len(self.parts) + index
-            for index, (part, start, stop) in enumerate(self._shares(step))
-            for number in part.numbers(start, stop)
-        ]
+        shares = self._shares(step)
+        return [i for index, part, start, stop in shares for i in self._unique(index, part.numbers(start, stop))]
 
-    def _shares(self, step: int) -> list[tuple[LMBatches, int, int]]:
-        """Each objective with the range of its own examples that a step takes."""
+    def _unique(self, index: int, numbers: Sequence[int]) -> list[int]:
+        return [number * len(self.parts) + index for number in numbers]
+
+    def _shares(self, step: int) -> list[tuple[int, LMBatches, int, int]]:
+        """Each objective, with its number, and the range of its own examples that a step takes."""
         starts_K, stops_K = (self.places.before(place * self.batch_size) for place in (step, step + 1))
-        return list(zip(self.parts, starts_K.tolist(), stops_K.tolist(), strict=True))
+        return [*zip(range(len(self.parts)), self.parts, starts_K.tolist(), stops_K.tolist(), strict=True)]
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -3,7 +3,8 @@
 transformers names the 125 rows above the bytes <extra_id_0> …, but ByT5 was pretrained with other sentinels: the last
 bytes, 0xFF (id 258) first. Those that occur in UTF-8 text are decoded as text.
 
-Source: Xue et al. 2022 (ByT5), §3: the final 100 byte ids are the sentinels.
+Source: Xue et al. 2022 (ByT5), §3: the final 100 byte ids are the sentinels. byt5/tasks.py has a vocabulary of 259 ids,
+from the last of which T5's span corruption counts down.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class ByteModel:
     complete = True
     normalizer = "none (bytes)"
     sentinel_ids = tuple(range(_ABOVE - 1, _ABOVE - 1 - SENTINELS, -1))
+    own_sentinels = "the last bytes, by the tokenizer class"
 
     def id_of(self, name: str) -> int | None:
         return _ID_OF.get(name)

@@ -75,9 +75,8 @@ def write_fast_tokenizer(
         "clean_up_tokenization_spaces": False,
     }
     if layout != Layout.of_t5(len(numbered), special):
-        special_too = {name: name in sentinels for name in layout.above}
         config["added_tokens_decoder"] = {
-            str(count + k): {"content": name, "special": special_too[name], **_PLAIN}
+            str(count + k): {"content": name, "special": name in sentinels, **_PLAIN}
             for k, name in enumerate(layout.above)
         }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -17,9 +17,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from t5_pipeline.core.bounded import read_file, read_object
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name
+from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name, token_name
 
 _LARGEST = 2**28  # bytes
+_MOST_IDS = 2**22  # a file of a few bytes can name any id, and each id below it would get a name
 _REPAIR = "save the tokenizer again"
 _NOT_IDS = ("post_processor", "truncation", "padding")
 
@@ -33,6 +34,7 @@ class JsonModel:
 
     pad = eos = -1
     complete = True
+    own_sentinels = "by name among the pieces"
 
     def __init__(self, content: bytes, where: str = "tokenizer.json") -> None:
         try:
@@ -45,11 +47,14 @@ class JsonModel:
         ids: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
         self._ids = ids
         self.size = max(ids.values(), default=-1) + 1
+        if self.size > _MOST_IDS:
+            raise InputError(f"{where}: has id {self.size - 1:,}, above {_MOST_IDS:,}; save the tokenizer again")
         described = json.loads(content)
         model = described["model"]
         self.normalizer = str((described.get("normalizer") or {"type": "none"})["type"])
         unk = ids.get(str(model.get("unk_token")))
-        self.unk: int = model.get("unk_id", -1) if unk is None else unk
+        unk = model.get("unk_id") if unk is None else unk
+        self.unk: int = -1 if unk is None else unk
         self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
         self._special = {token["id"] for token in described.get("added_tokens") or [] if token.get("special")}
         self.sentinel_ids = self._sentinels()
@@ -124,7 +129,8 @@ def json_content(path: Path) -> bytes | None:
     """The content of a tokenizer.json; None if it contains no model.
 
     Raises:
-        InputError: if it is damaged.
+        InputError: if it is not a JSON object.
+        AttributeError, KeyError, TypeError: if it is damaged otherwise.
     """
     whole = read_object(path, _REPAIR)
     return _content(whole) if isinstance(whole.get("model"), dict) else None
@@ -136,12 +142,14 @@ def bpe_content(vocabulary: Path) -> bytes:
     Special tokens are those of added_tokens.json and of special_tokens_map.json beside them.
 
     Raises:
-        InputError: if a file is damaged.
+        InputError: if the files do not fit one another, or one is not a JSON object.
+        AttributeError, KeyError, TypeError, ValueError: if one is damaged otherwise.
     """
     ids: dict[str, int] = read_object(vocabulary, _REPAIR)
     merges_at = vocabulary.with_name("merges.txt")
-    lines = read_file(merges_at, _LARGEST).decode().split("\n")
+    content = read_file(merges_at, _LARGEST)
     try:
+        lines = content.decode().split("\n")
         pairs = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
         merges = [(left, right) for left, right in pairs]
         unk = "<unk>" if "<unk>" in ids else None
@@ -152,7 +160,7 @@ def bpe_content(vocabulary: Path) -> bytes:
     tokenizer.decoder = decoders.ByteLevel()
     added = _beside(vocabulary, "added_tokens.json")
     special = [
-        _name(token) for value in _beside(vocabulary, "special_tokens_map.json").values() for token in _each(value)
+        token_name(token) for value in _beside(vocabulary, "special_tokens_map.json").values() for token in _each(value)
     ]
     known = [name for name in special if name in ids]
     for name in [*known, *sorted(added, key=lambda name: int(added[name])), *special]:
@@ -179,7 +187,3 @@ def _beside(vocabulary: Path, name: str) -> dict[str, Any]:
 
 def _each(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _name(token: Any) -> str:
-    return str(token.get("content") if isinstance(token, dict) else token)

@@ -16,6 +16,7 @@ from typing import Any
 from t5_pipeline.core.bounded import read_object
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, PIECES, TRAINER, UNIGRAM
 from t5_pipeline.data_prep.tokenizer.sources import CONFIG, TOKENIZER
+from t5_pipeline.data_prep.tokenizer.special_tokens import token_name
 
 _REPAIR = "save the tokenizer again"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
@@ -25,13 +26,14 @@ def rebuilt_model(directory: Path) -> bytes | None:
     """The bytes of a spiece.model for the tokenizer.json of a T5Tokenizer; None if it is not a unigram model as T5's.
 
     Raises:
-        InputError: if a file is damaged.
+        InputError: if a file is not a JSON object.
+        AttributeError, LookupError, TypeError, ValueError, struct.error: if one is damaged otherwise.
     """
     settings, content = (read_object(directory / name, _REPAIR) for name in (CONFIG, TOKENIZER))
     model, charsmap = content.get("model") or {}, _charsmap(content.get("normalizer") or {})
     if model.get("type") != "Unigram" or charsmap is None:
         return None
-    pad, eos = (_name(settings.get(key)) for key in ("pad_token", "eos_token"))
+    pad, eos = (token_name(settings.get(key)) for key in ("pad_token", "eos_token"))
     byte_fallback = bool(model.get("byte_fallback"))
     vocab = [(str(piece), float(score)) for piece, score in model["vocab"]]
     while vocab and vocab[-1][0].startswith("<extra_id_"):
@@ -56,10 +58,6 @@ def _charsmap(normalizer: dict[str, Any]) -> bytes | None:
     """The compiled normaliser; None if there is none."""
     steps: Iterator[dict[str, Any]] = iter(normalizer.get("normalizers") or [normalizer])
     return next((base64.b64decode(s["precompiled_charsmap"]) for s in steps if s.get("type") == "Precompiled"), None)
-
-
-def _name(token: Any) -> str:
-    return str(token.get("content") if isinstance(token, dict) else token)
 
 
 def _varint(value: int) -> bytes:

@@ -32,6 +32,7 @@ class SentencePieceModel:
     """
 
     complete = False
+    own_sentinels = "by name among the pieces"
 
     def __init__(self, content: bytes, where: str = "vocabulary") -> None:
         try:

@@ -26,6 +26,10 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 _CONFIG_KEYS = {"pad": "pad_token_id", "eos": "eos_token_id", "start": "decoder_start_token_id"}
 
 
+class UnclearIds(InputError):
+    """Files that disagree about an id with a fixed meaning, or do not give it."""
+
+
 @dataclass(frozen=True)
 class SpecialTokens:
     """The ids that a T5 and its batches treat specially. Defaults are T5's.
@@ -73,6 +77,7 @@ class Named(Protocol):
     unk: int
     complete: bool
     sentinel_ids: tuple[int, ...]
+    own_sentinels: str
 
     def id_of(self, name: str) -> int | None: ...
 
@@ -108,7 +113,8 @@ class Layout:
             where: the text model, for errors.
 
         Raises:
-            InputError: if two files disagree, or a file is damaged.
+            UnclearIds: if two files disagree.
+            InputError: if a file is damaged.
         """
         contents = {name: read_object(path, f"fix it or give the {MODEL_FILE} file") for name, path in files.items()}
         settings = contents.get("tokenizer_config.json", {})
@@ -138,9 +144,9 @@ def _above(
     """The names of the ids above those of the text model (sentinels, added tokens), and how sentinels were found."""
     own, extra_ids = model.sentinel_ids, settings.get("extra_ids")
     if extra_ids is not None and (type(extra_ids) is not int or not 0 <= extra_ids < _MOST_SENTINELS):
-        raise InputError(f"{config_at}: `extra_ids` is {extra_ids!r:.50}, not a number of sentinels; fix it")
+        raise UnclearIds(f"{config_at}: `extra_ids` is {extra_ids!r:.50}, not a number of sentinels; fix it")
     if own and extra_ids and not model.complete:
-        raise InputError(
+        raise UnclearIds(
             f"{config_at}: `extra_ids` is {extra_ids}, but {where} contains {len(own)} sentinels itself"
             f" ({model.names()[own[0]]} is id {own[0]}); set `extra_ids` to 0"
         )
@@ -152,16 +158,16 @@ def _above(
         if name not in known:
             named[i] = name
         elif known[name] != i:
-            raise InputError(
+            raise UnclearIds(
                 f"{file}: {name} is id {i}, but {where} says {known[name]}; use the files of one tokenizer"
             )
     numbered = {i: name for i, name in named.items() if name.startswith("<extra_id_")}
     if numbered and extra_ids is not None and extra_ids != len(numbered) and not model.complete:
-        raise InputError(
+        raise UnclearIds(
             f"{config_at}: `extra_ids` is {extra_ids}, but {len(numbered)} sentinels are listed as added tokens; use"
             " the files of one tokenizer"
         )
-    found = f"by name among the pieces of {Path(where).name}"
+    found = f"{model.own_sentinels} of {Path(where).name}"
     if numbered:
         found = f"by name among the added tokens of {Path(next(iter(added.values()))[1]).name}"
     elif not own and not model.complete:
@@ -184,11 +190,11 @@ def _in_row(size: int, numbered: dict[int, str], others: dict[int, str], file: s
     if others:
         listed = ", ".join(f"{name} (id {i})" for i, name in sorted(others.items())[:5])
         sentinels = f" and sentinels {min(numbered)} to {max(numbered)}" if numbered else ""
-        raise InputError(
+        raise UnclearIds(
             f"{file}: adds {listed}, but {where} has ids up to {size - 1}{sentinels}; added tokens must follow"
             " without a gap, so use the files of one tokenizer"
         )
-    raise InputError(
+    raise UnclearIds(
         f"{file}: the sentinels have ids {min(numbered)} to {max(numbered)}, but {where} has {size} pieces, above which"
         " they must follow from <extra_id_0> on without a gap; use the files of one tokenizer"
     )
@@ -198,24 +204,41 @@ def _added_tokens(contents: Mapping[str, Any], files: Mapping[str, Path]) -> dic
     """Name → (id, file) of every added token.
 
     Raises:
-        InputError: if a token has two ids.
+        UnclearIds: if a token has two ids.
+        InputError: if a file is damaged.
     """
-    pairs: list[tuple[str, object, str]] = []
-    for number, token in dict(contents.get("tokenizer_config.json", {}).get("added_tokens_decoder") or {}).items():
-        name = token.get("content") if isinstance(token, dict) else token
-        pairs.append((str(name), int(number) if str(number).isdigit() else number, "tokenizer_config.json"))
-    pairs += [(str(name), i, "added_tokens.json") for name, i in contents.get("added_tokens.json", {}).items()]
-    for token in contents.get("tokenizer.json", {}).get("added_tokens") or []:
-        pairs.append((str(token["content"]), token["id"], "tokenizer.json"))
     found: dict[str, tuple[int, str]] = {}
-    for name, i, file in pairs:
-        where = str(files[file])
-        if type(i) is not int:
-            raise InputError(f"{where}: the id of {name} is {i!r}, not a number; fix the file")
-        if name in found and found[name][0] != i:
-            raise InputError(f"{where}: {name} is id {i}, but {found[name][1]} says {found[name][0]}; fix one of them")
-        found[name] = (i, where)
+    for file in ("tokenizer_config.json", "added_tokens.json", "tokenizer.json"):
+        where = str(files.get(file))
+        try:
+            pairs = _listed(file, contents.get(file, {}))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"its added tokens are damaged ({error!r:.100})"
+            raise InputError(f"{where}: {reason}; save the tokenizer again") from None
+        for name, i in pairs:
+            if type(i) is not int:
+                raise UnclearIds(f"{where}: the id of {name} is {i!r:.50}, not a number; fix the file")
+            if name in found and found[name][0] != i:
+                raise UnclearIds(
+                    f"{where}: {name} is id {i}, but {found[name][1]} says {found[name][0]}; fix one of them"
+                )
+            found[name] = (i, where)
     return found
+
+
+def _listed(file: str, content: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """(name, id) of the added tokens in the content of a file."""
+    if file == "tokenizer_config.json":
+        decoder = (content.get("added_tokens_decoder") or {}).items()
+        return [(token_name(token), int(number) if number.isdecimal() else number) for number, token in decoder]
+    if file == "tokenizer.json":
+        return [(str(token["content"]), token["id"]) for token in content.get("added_tokens") or []]
+    return [*content.items()]
+
+
+def token_name(token: object) -> str:
+    """The name of a token that is given as text, or with its settings."""
+    return str(token.get("content") if isinstance(token, dict) else token)
 
 
 def _special(
@@ -236,15 +259,15 @@ def _special(
     at = {name: model.size + k for k, name in enumerate(above)}
     for field, i in (("pad", model.pad), ("eos", model.eos)):
         name = next((name for settings in naming if (name := settings.get(f"{field}_token")) is not None), None)
-        name = name.get("content") if isinstance(name, dict) else name
         if name is not None:
-            named = at.get(str(name), model.id_of(str(name)))
+            name = token_name(name)
+            named = at.get(name, model.id_of(name))
             if named is None:
-                raise InputError(
+                raise UnclearIds(
                     f"{config_at}: {field}_token {name!r} is not a piece of {where}; use its own tokenizer"
                 )
             if i not in (-1, named):
-                raise InputError(
+                raise UnclearIds(
                     f"{config_at}: {field}_token is {name!r} (id {named}), but {where} has"
                     f" {model.names()[i]!r} (id {i}); use the files of one tokenizer"
                 )
@@ -253,7 +276,7 @@ def _special(
             i = config[_CONFIG_KEYS[field]]
         ids[field] = i
     if min(ids.values()) < 0 or (model.unk < 0 and not model.complete):
-        raise InputError(
+        raise UnclearIds(
             f"{where}: has pad {ids['pad']}, eos {ids['eos']} and unk {model.unk} (−1: none); T5 needs all three;"
             " use T5's vocabulary or let `prepare` train one"
         )
@@ -271,7 +294,7 @@ def _agreeing(special: SpecialTokens, config: Mapping[str, Any], path: str, wher
     for field, key in _CONFIG_KEYS.items():
         if key in stated and stated[key] != getattr(special, field):
             source = "config.json" if field == "start" else where
-            raise InputError(
+            raise UnclearIds(
                 f"{path}: {key} is {stated[key]}, but {source} says {getattr(special, field)}; use the config and the"
                 " tokenizer that the model was trained with"
             )

@@ -31,6 +31,7 @@ class TextModel(Protocol):
         normalizer: name of the rules by which text is normalised, such as nmt_nfkc.
         complete: whether it names all ids of the tokenizer, so that no sentinels are added by default.
         sentinel_ids: the sentinels that are ids of the model itself, extra_id_0 first.
+        own_sentinels: how they are found, for people.
     """
 
     content: bytes
@@ -41,6 +42,7 @@ class TextModel(Protocol):
     normalizer: str
     complete: bool
     sentinel_ids: tuple[int, ...]
+    own_sentinels: str
 
     def id_of(self, name: str) -> int | None: ...
 

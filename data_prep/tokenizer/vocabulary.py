@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -294,15 +295,22 @@ class Vocabulary:
 
 
 def _content(source: Source) -> bytes | None:
-    """The bytes of a text model; None if the file is not one."""
-    match source.form:
-        case "sentencepiece":
-            return read_file(source.path, _MAX_MODEL)
-        case "bytes":
-            return BYTES
-        case "bpe":
-            return bpe_content(source.path)
-        case "t5":
-            return rebuilt_model(source.path.parent) or json_content(source.path)
-        case "tokenizers":
-            return json_content(source.path)
+    """The bytes of a text model; None if the file is not one.
+
+    Raises:
+        InputError: if a file is damaged.
+    """
+    try:
+        match source.form:
+            case "sentencepiece":
+                return read_file(source.path, _MAX_MODEL)
+            case "bytes":
+                return BYTES
+            case "bpe":
+                return bpe_content(source.path)
+            case "t5":
+                return rebuilt_model(source.path.parent) or json_content(source.path)
+            case "tokenizers":
+                return json_content(source.path)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+        raise InputError(f"{source.path}: is damaged ({error!r:.100}); save the tokenizer again") from None

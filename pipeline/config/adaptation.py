@@ -14,6 +14,7 @@ from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig,
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.digest import t5x_folder
 
 _PARTS = 56  # example lengths that stand for a mixture
 # Hub models whose steps of training are known (Lester et al. 2021, §2.2).
@@ -59,12 +60,12 @@ def known_steps(model: Any) -> int:
     """Steps that a T5 is known to have been trained for; 0 if nothing is known.
 
     Args:
-        model: hub name, or a T5X checkpoint, which has its step in its name.
+        model: hub name, or a T5X checkpoint (its folder, one above it, or its file), which has its step in its name.
 
     >>> known_steps("google/t5-v1_1-base"), known_steps("t5x/base/checkpoint_1100000"), known_steps("lm_adapt")
     (1000000, 1100000, 0)
     """
-    name = str(model or "").rstrip("/")
+    name = str(t5x_folder(Path(str(model)))) if model else ""
     for pattern, steps in _TRAINED:
         if re.fullmatch(pattern, name):
             return steps

@@ -14,8 +14,8 @@ from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
-from t5_pipeline.data_prep.tokenizer.sources import source_of
-from t5_pipeline.data_prep.tokenizer.vocabulary import NoModelFile, Vocabulary
+from t5_pipeline.data_prep.tokenizer.special_tokens import UnclearIds
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.diagnosis.findings import Diagnosis
 from t5_pipeline.diagnosis.probes import SENTENCES, first_output, forward_pass, not_finite, text_loss
 from t5_pipeline.modeling.config import ARCHITECTURES, T5Config
@@ -49,12 +49,12 @@ def diagnose_model(place: Path, location: str) -> Diagnosis:
     try:
         vocabulary = Vocabulary.load(place)
         _ids(d, vocabulary, shape)
-    except NoModelFile as error:
-        d.refused("vocabulary", error)
+    except UnclearIds as error:
+        d.refused("special ids", error)
     except InputError as error:
-        d.refused("special ids" if shape and source_of(directory) is not None else "vocabulary", error)
+        d.refused("vocabulary", error)
     t5 = _weights(d, directory, shape) if shape else None
-    if t5 is not None:
+    if t5 is not None and vocabulary is not None:  # the digest is of both
         with d.attempt("digest"):
             digest = DigestCache(None).of_artifact("model", place)
             d.fact("digest", digest, short_digest(digest))

@@ -13,6 +13,8 @@ import numpy as np
 from t5_pipeline.core.bounded import open_file, read_json
 from t5_pipeline.core.errors import InputError
 
+_DENSEST = 1032  # most bytes that zlib makes from one
+
 
 def from_bytes(buffer: bytes, dtype: str) -> np.ndarray:
     """NumPy has no bfloat16, which is the upper half of a float32."""
@@ -33,7 +35,8 @@ def zarr_layout(folder: Path) -> dict[str, Any]:
         compressor = layout["compressor"] and layout["compressor"]["id"]
         readable = layout["zarr_format"] == 2 and not layout["filters"] and compressor in ("gzip", "zlib", None)
         floats = layout["dtype"] == "bfloat16" or np.dtype(layout["dtype"]).kind == "f"
-        chunked = len(layout["shape"]) == len(layout["chunks"]) and min(layout["chunks"], default=1) > 0
+        sizes = [*layout["shape"], *layout["chunks"]]
+        chunked = len(layout["shape"]) == len(layout["chunks"]) and all(type(n) is int and n > 0 for n in sizes)
         if readable and floats and chunked and layout["order"] in ("C", "F"):
             return dict(layout)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -53,8 +56,9 @@ def read_zarr(folder: Path) -> np.ndarray:
     order, dtype = layout["order"], layout["dtype"]
     separator = layout.get("dimension_separator", ".")
     size = math.prod(chunk) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
-    if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > len(list(folder.rglob("*"))):
-        raise InputError(f"{folder}: has fewer chunks than its metadata say; fetch the checkpoint again")
+    stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) * size > stored * _DENSEST:
+        raise InputError(f"{folder}: has fewer or smaller chunks than its metadata say; fetch the checkpoint again")
     array = np.empty(shape, np.float32 if dtype == "bfloat16" else dtype)
     for index in itertools.product(*(range(-(-n // c)) for n, c in zip(shape, chunk, strict=True))):
         path = folder / (separator.join(map(str, index)) or "0")
@@ -70,7 +74,7 @@ def read_zarr(folder: Path) -> np.ndarray:
 def _chunk_bytes(path: Path, compressed: bool, size: int) -> bytes:
     try:
         with open_file(path) as file:
-            data = file.read()
+            data = file.read() if compressed else file.read(size + 1)
         if compressed:
             # Limited to one byte more than expected, so that a damaged or hostile chunk cannot fill the memory.
             data = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(data, size + 1)

@@ -96,12 +96,13 @@ def test_warmup_depends_on_the_schedule(schedule: str, given: int | None, steps:
 @pytest.mark.parametrize(
     ("model", "given", "steps"),
     [("google/t5-v1_1-xl", None, 1_000_000), ("google/t5-xl-lm-adapt", None, 1_100_000), ("pretrain", None, 0),
-     ("google/t5-v1_1-xl", 0, 0), ("pretrain", 7, 7), ("t5-small", None, 0), ("T5X", None, 1_000_000)],
+     ("google/t5-v1_1-xl", 0, 0), ("pretrain", 7, 7), ("t5-small", None, 0), ("T5X", None, 1_000_000),
+     ("T5X/checkpoint_1000000", None, 1_000_000), ("T5X/checkpoint_1000000/checkpoint", None, 1_000_000)],
 )  # fmt: skip
 def test_step_offset_is_known_of_t5_1_1_and_of_t5x(model: str, given: int | None, steps: int, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_1000000").mkdir()
     (tmp_path / "checkpoint_1000000" / "checkpoint").touch()
-    model = str(tmp_path) if model == "T5X" else model
+    model = model.replace("T5X", str(tmp_path))
     settings = LMAdaptConfig(model=model, tokens="tokens", **({} if given is None else {"step_offset": given}))
     assert settings.step_offset == steps
     assert settings.rate_problem() is None

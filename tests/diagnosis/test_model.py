@@ -38,6 +38,10 @@ def without_vocabulary(model: Path, world: World) -> None:
         (model / name).unlink()
 
 
+def damaged_tokenizer(model: Path, world: World) -> None:
+    (model / "tokenizer_config.json").write_text("{")
+
+
 def wrong_pad(model: Path, world: World) -> None:
     edit_json(model / "config.json", pad_token_id=7)
     (model / "generation_config.json").unlink()
@@ -94,6 +98,7 @@ def pickled(model: Path, world: World) -> None:
 # Change to a copy → name of the check that must be wrong, a part of its finding, a part of its fix.
 BROKEN = {
     without_vocabulary: ("vocabulary", "contains no spiece.model", "copy the spiece.model"),
+    damaged_tokenizer: ("vocabulary", "is not valid JSON", "fix it or give the spiece.model"),
     wrong_pad: ("special ids", "pad_token_id is 7", "trained with"),
     too_few_rows: ("embedding rows", "200 ids, but the embedding has 128 rows", "vocabulary that the model"),
     nan_weights: ("weights", "32 numbers of shared.weight are NaN or infinite", "fetch the model again"),

@@ -20,7 +20,7 @@ from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.t5x import t5x_tensors
 from t5_pipeline.training.optimizers import set_learning_rate
 from t5_pipeline.training.pretraining_state import pretraining_optimizer
-from tests.modeling.test_t5x import Arrays, pack_array, random_arrays, write_checkpoint
+from tests.modeling.t5x_files import Arrays, pack_array, random_arrays, write_checkpoint
 
 # Kernels are square, wider or taller; position biases and norms are not factored.
 SHAPE = T5Config(

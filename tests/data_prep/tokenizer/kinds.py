@@ -42,6 +42,15 @@ def t5(directory: Path) -> Path:
     return directory
 
 
+def t5_json(directory: Path) -> Path:
+    """As transformers 5 saves it: tokenizer.json only."""
+    from transformers import T5Tokenizer
+
+    T5Tokenizer.from_pretrained(t5(directory / "slow")).save_pretrained(directory)
+    assert not (directory / "spiece.model").exists()
+    return directory
+
+
 def mt5(directory: Path) -> Path:
     model = sentencepiece_model(user_defined_symbols=[f"▁{name}" for name in reversed(SENTINELS)], vocab_size=360)
     (write(directory, tokenizer_config={"extra_ids": 0}) / "spiece.model").write_bytes(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tests.data_prep.tokenizer.kinds import (
     pile_t5,
     prot_t5,
     t5,
+    t5_json,
     umt5,
     write,
 )
@@ -57,6 +59,7 @@ def test_special_ids_and_sentinels(kind: tuple[str, Path, Vocabulary]) -> None:
     assert np.diff(vocabulary.sentinel_ids).tolist() == [step] * (vocabulary.sentinels - 1)
     if name == "ByT5":  # as in pretraining, not the rows that transformers calls extra_id
         assert (vocabulary.sentinel(0), vocabulary.size) == (258, 384)
+        assert vocabulary.layout.found == "the last bytes, by the tokenizer class of tokenizer_config.json"
     else:
         assert [vocabulary.names()[i].lstrip("▁") for i in vocabulary.sentinel_ids[:100]] == SENTINELS
 
@@ -137,6 +140,46 @@ def test_files_of_two_tokenizers(tmp_path: Path) -> None:
     write(tmp_path / "bpe", added_tokens=added, config={"pad_token_id": 3, "eos_token_id": 2})
     with pytest.raises(InputError, match=r"config\.json: pad_token_id is 3, but \S+ says 0"):
         Vocabulary.load(tmp_path / "bpe")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Path], str, Callable[[Any], Any], str]] = {
+    "a decoder that is a list": (
+        umt5,
+        "tokenizer_config.json",
+        lambda c: {"added_tokens_decoder": [1]},
+        "added tokens",
+    ),
+    "an id without a number": (codet5, "added_tokens.json", lambda c: c | {"<extra_id_99>": None}, "is damaged"),
+    "a token without a name": (codet5_up, "tokenizer.json", lambda c: c | {"added_tokens": [{}]}, "KeyError"),
+    "tokens that are a number": (codet5_up, "tokenizer.json", lambda c: c | {"added_tokens": -1}, "TypeError"),
+    "no pieces": (codet5_up, "tokenizer.json", lambda c: c | {"model": {"type": "BPE"}}, "is not a tokenizer"),
+    "a huge id": (
+        codet5_up,
+        "tokenizer.json",
+        lambda c: c["model"]["vocab"].update(z=2**31) or c,
+        "has id 2,147,483,648",
+    ),
+    "T5's without pieces": (t5_json, "tokenizer.json", lambda c: c | {"model": {"type": "Unigram"}}, "KeyError"),
+    "T5's without rules": (t5_json, "tokenizer.json", lambda c: c | {"normalizer": -1}, "AttributeError"),
+}
+
+
+@pytest.mark.parametrize(("made", "file", "change", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_files(
+    made: Callable[[Path], Path], file: str, change: Callable[[Any], Any], message: str, tmp_path: Path
+) -> None:
+    path = made(tmp_path / "made") / file
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(InputError, match=message) as raised:
+        Vocabulary.load(path.parent)
+    assert str(raised.value).startswith(str(path.parent))
+    assert "\n" not in str(raised.value)
+
+
+def test_merges_that_are_not_text(tmp_path: Path) -> None:
+    (codet5(tmp_path / "made") / "merges.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"merges\.txt: does not fit vocab\.json"):
+        Vocabulary.load(tmp_path / "made")
 
 
 def test_json_model_gains_sentinels(tmp_path: Path) -> None:
