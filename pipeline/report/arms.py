@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from t5_pipeline.config.recipe import Cell
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.stage import Scoring, TrainingConfig
 from t5_pipeline.report.collect import Run, Score, model_name
+from t5_pipeline.report.intervals import resampled_scores
 from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores, other_axes, stage_of
 
 SPAN_CORRUPTION, SENTINEL, LM_ADAPTATION = "span corruption", "span corruption + sentinel", "LM adaptation"
+DRAWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Arm:
         pretraining: of the frozen T5: SPAN_CORRUPTION, SENTINEL or LM_ADAPTATION; None without a T5.
         share: part of the LM adaptation's steps after which the T5 was taken, from 0 to 1.
         parameters: of the frozen T5; None if unknown.
+        t5: name of the frozen T5, if these properties do not tell it from another one of the run.
+        scoring: answers that count; None for free text.
         trained_on: task of the training data, if it is not the one that is scored.
         other: further differences, as text.
     """
@@ -35,6 +42,8 @@ class Arm:
     pretraining: str | None = None
     share: float | None = None
     parameters: int | None = None
+    t5: str | None = None
+    scoring: Scoring | None = None
     prompt_length: int | None = None
     prompt_init: str | None = None
     trained_on: str | None = None
@@ -43,24 +52,57 @@ class Arm:
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of all arms on one task and split, and the metric that counts."""
+    """The scores of all arms on one task and split, and the metric that counts.
 
+    Attributes:
+        number: of the task; it seeds the draws.
+        by_arm: one score for each seed.
+    """
+
+    number: int
     task: TaskScores
     by_arm: Mapping[Arm, Sequence[Score]]
 
+    def mean(self, arm: Arm) -> float:
+        """Mean score of an arm over its seeds."""
+        return float(np.mean([row.metrics[self.task.metric] for row in self.by_arm[arm]]))
+
+    def drawn(self, arm: Arm) -> NDArray[np.float64]:
+        """Bootstrap draws [DRAWS] of the mean score of an arm, the same at each call."""
+        generator = np.random.default_rng([self.number, list(self.by_arm).index(arm)])
+        return drawn_means(self.by_arm[arm], self.task.metric, generator)
+
 
 def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
-    """The scores of each task by arm. The majority class is not an arm."""
+    """The scores of each task by arm. The majority class is no arm; of several scores of a seed the first counts."""
     bases = _bases(run)
     found = []
-    for task in tasks:
-        by_arm: dict[Arm, list[Score]] = {}
+    for number, task in enumerate(tasks):
+        by_arm: dict[Arm, dict[int | None, Score]] = {}
         for line in (*task.tuned, *task.others, *task.untuned):
             for row in line.rows:
                 if row.method != MAJORITY and task.metric in row.metrics:
-                    by_arm.setdefault(_arm(row, bases), []).append(row)
-        found.append(Scored(task, by_arm))
+                    by_arm.setdefault(_arm(row, bases), {}).setdefault(row.seed, row)
+        found.append(Scored(number, task, {arm: tuple(rows.values()) for arm, rows in by_arm.items()}))
     return found
+
+
+def drawn_means(rows: Sequence[Score], metric: str, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Bootstrap draws [DRAWS] of a mean over seeds: the seeds are resampled, and the test rows that they share.
+
+    In each draw, all seeds are equally lucky with their rows. That is exact if they fail on the same rows, and too wide
+    otherwise.
+    """
+    lucky_SD = np.sort([resampled_scores(row, metric, DRAWS, generator) for row in rows], axis=1)
+    luck_D = generator.integers(DRAWS, size=DRAWS)
+    seeds_SD = generator.integers(len(rows), size=(len(rows), DRAWS))
+    means_D: NDArray[np.float64] = lucky_SD[seeds_SD, luck_D].mean(axis=0)
+    return means_D
+
+
+def own(arms: Iterable[Arm], method: str = PROMPT_TUNING) -> list[Arm]:
+    """The arms of a method that were trained on the task itself."""
+    return [arm for arm in arms if arm.method == method and arm.trained_on is None]
 
 
 def groups(arms: Iterable[Arm], *names: str) -> list[dict[Any, Arm]]:
@@ -77,27 +119,30 @@ def groups(arms: Iterable[Arm], *names: str) -> list[dict[Any, Arm]]:
 def usual_prompts(arms: Iterable[Arm], shifted: bool = False) -> list[Arm]:
     """Prompt-tuned arms with the length and initialiser that most of them have: the centre of a star of experiments.
 
+    Of equally frequent ones the longest prompts are taken.
+
     Args:
         shifted: those trained on another task, instead of those trained on the task itself.
     """
     tuned = [arm for arm in arms if arm.method == PROMPT_TUNING and (arm.trained_on is not None) == shifted]
     if not tuned:
         return []
-    usual = Counter((arm.prompt_length, arm.prompt_init, arm.other) for arm in tuned).most_common(1)[0][0]
+    counts = Counter((arm.prompt_length, arm.prompt_init, arm.other) for arm in tuned)
+    usual = max(counts, key=lambda one: (counts[one], one[0] or 0))
     return [arm for arm in tuned if (arm.prompt_length, arm.prompt_init, arm.other) == usual]
 
 
 def without_prompt(arm: Arm) -> Arm:
-    """The arm's T5: the same for all methods that use it."""
-    kept = {"pretraining", "share", "parameters", "trained_on"}
-    return Arm("", **{field.name: getattr(arm, field.name) for field in fields(arm) if field.name in kept})
+    """The arm's T5, data and scoring: the same for all methods that it can be compared with."""
+    return replace(arm, method="", prompt_length=None, prompt_init=None, other="")
 
 
-def _arm(row: Score, bases: Mapping[str | None, Arm]) -> Arm:
-    base = bases.get(row.model, Arm(""))
+def _arm(row: Score, bases: Mapping[str, Arm]) -> Arm:
+    base = bases.get(row.model or "", Arm(""))
     return replace(
         base,
         method=row.method,
+        scoring=row.scoring,
         prompt_length=row.prompt_length,
         prompt_init=row.prompt_init,
         trained_on=row.trained_on,
@@ -105,29 +150,27 @@ def _arm(row: Score, bases: Mapping[str | None, Arm]) -> Arm:
     )
 
 
-def _bases(run: Run) -> dict[str | None, Arm]:
+def _bases(run: Run) -> dict[str, Arm]:
     """Pretraining and size of each frozen T5, by its name in the scores."""
-    cells = {cell.stage: cell for cell in run.recipe.cells()}
+    found = {model: _base(run, model) for model in dict.fromkeys(row.model for row in run.scores) if model}
+    # The last step of a stage has two names.
+    names = {model: stage_of(model)[0] if arm.share == 1 else model for model, arm in found.items()}
+    alike = Counter(arm for _, arm in {(names[model], arm) for model, arm in found.items()})
+    return {model: replace(arm, t5=names[model]) if alike[arm] > 1 else arm for model, arm in found.items()}
+
+
+def _base(run: Run, model: str) -> Arm:
+    stage, step = stage_of(model)
+    size, cells = run.models.get(model), {cell.stage: cell for cell in run.recipe.cells()}
+    parameters, kind = size.parameters if size else None, cells[stage].settings.kind if stage in cells else ""
+    if kind == "lm_adapt":
+        return Arm("", LM_ADAPTATION, _share(cells[stage], step), parameters)
     starts = [cell.inputs.get("model") for cell in cells.values() if cell.settings.kind == "lm_adapt"]
-    adapted = {model_name(ref) for ref in starts if ref is not None}
-    found: dict[str | None, Arm] = {}
-    for model in dict.fromkeys(row.model for row in run.scores):
-        stage, step = stage_of(model or "")
-        cell, share = cells.get(stage), None
-        size = run.models.get(model or "")
-        kind = cell.settings.kind if cell else None
-        pretraining = {"lm_adapt": LM_ADAPTATION, "sentinel": SENTINEL, "span_corrupt": SPAN_CORRUPTION}.get(kind or "")
-        if pretraining == LM_ADAPTATION:
-            assert cell is not None
-            share = 1.0 if step is None else _share(cell, step)
-        elif model in adapted:
-            share = 0.0
-        if share == 0.0:
-            pretraining = SPAN_CORRUPTION
-        found[model] = Arm("", pretraining, share, size.parameters if size else None)
-    return found
+    if model in {model_name(ref) for ref in starts if ref is not None}:
+        return Arm("", SPAN_CORRUPTION, 0.0, parameters)
+    return Arm("", {"sentinel": SENTINEL, "span_corrupt": SPAN_CORRUPTION}.get(kind), None, parameters)
 
 
-def _share(cell: Cell, step: int) -> float:
+def _share(cell: Cell, step: int | None) -> float:
     assert isinstance(cell.settings, TrainingConfig)
-    return step / cell.settings.steps
+    return 1.0 if step is None else step / cell.settings.steps

@@ -2,8 +2,8 @@
 
 A contrast is a weighted sum of the mean scores of arms, positive if the finding holds: `{20 tokens: 1, 1 token: -1}`.
 A finding is judged by the mean of its contrasts over all tasks and arms of a run that have what it needs.
-The interval is a percentile bootstrap over seeds and test rows: each draw resamples the seeds of every arm, and the
-rows of every drawn seed. The verdict follows from the 95% interval: above 0, below 0, or neither.
+The interval is a percentile bootstrap over seeds and test rows (`drawn_means`). The verdict follows from the 95%
+interval: above 0, below 0, or neither.
 
 Source: Lester et al. 2021, Figures 1, 3 and 4, Tables 1 and 3; Efron & Tibshirani 1993, ch. 13.
 """
@@ -15,33 +15,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from t5_pipeline.evaluation.metrics import OF_COUNTS
 from t5_pipeline.report.arms import (
+    DRAWS,
     LM_ADAPTATION,
     SENTINEL,
     SPAN_CORRUPTION,
     Arm,
     Scored,
     groups,
+    own,
     usual_prompts,
     without_prompt,
 )
-from t5_pipeline.report.collect import Score
-from t5_pipeline.report.intervals import SHARES_OF_ROWS, Interval
-from t5_pipeline.report.summary import PROMPT_TUNING
+from t5_pipeline.report.intervals import Interval
 
 Verdict = Literal["confirmed", "not confirmed", "undecided"]
 Contrast = Mapping[Arm, float]
 
-DRAWS = 2_000
 MIN_SEEDS = 3
 RULE = (
     "A finding is confirmed if the 95% interval of its contrast is above 0, and not confirmed if it is below 0."
     f" Otherwise it is undecided, also if a trained arm has fewer than {MIN_SEEDS} seeds. The interval is a percentile"
-    f" bootstrap ({DRAWS:,} draws) over seeds and test rows. Arms are resampled independently, so it is wider than one"
-    " of paired rows."
+    f" bootstrap ({DRAWS:,} draws) over seeds and test rows. The seeds of an arm share its rows; arms are resampled"
+    " independently, so the interval is usually wider than one of paired rows."
 )
 LONG, ONE = 20, 1  # the paper's lengths: most of the gain is reached at 20 tokens
 
@@ -51,12 +48,13 @@ class Claim:
     """A finding of the paper.
 
     Attributes:
+        name: a short name, for the saved table.
         text: the finding, as a sentence.
         contrast: the contrast in words.
         of: the contrasts that the arms of a task allow.
     """
 
-    anchor: str
+    name: str
     text: str
     source: str
     contrast: str
@@ -84,16 +82,15 @@ class Finding:
 def findings(tasks: Sequence[Scored]) -> list[Finding]:
     """Judge the claims for which a run has scores."""
     found = []
-    for number, claim in enumerate(CLAIMS):
-        generator = np.random.default_rng(number)
+    for claim in CLAIMS:
         contrasts = [(task, contrast) for task in tasks for contrast in claim.of(list(task.by_arm))]
         if not contrasts:
             continue
-        drawn_KD = np.stack([_drawn(task, contrast, generator) for task, contrast in contrasts])
-        low, high = np.quantile(drawn_KD.mean(axis=0), [0.025, 0.975])
+        drawn_KD = [sum(w * task.drawn(arm) for arm, w in contrast.items()) for task, contrast in contrasts]
+        low, high = np.quantile(np.mean(drawn_KD, axis=0), [0.025, 0.975])
         rows = [task.by_arm[arm] for task, contrast in contrasts for arm in contrast]
         seeds = min((len(r) for r in rows if r[0].seed is not None and r[0].trained != 0), default=0)
-        values = [sum(w * _mean(task, arm) for arm, w in contrast.items()) for task, contrast in contrasts]
+        values = [sum(w * task.mean(arm) for arm, w in contrast.items()) for task, contrast in contrasts]
         found.append(
             Finding(
                 claim,
@@ -118,52 +115,14 @@ def verdict(low: float, high: float, seeds: int) -> Verdict:
     return "confirmed" if low > 0 else "not confirmed"
 
 
-def drawn_means(rows: Sequence[Score], metric: str, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Bootstrap draws [DRAWS] of the mean score of an arm: its seeds are resampled, and the rows of each drawn seed."""
-    seeds_SD = generator.integers(len(rows), size=(len(rows), DRAWS))
-    drawn_SD = np.empty((len(rows), DRAWS))
-    for at, seeds_D in enumerate(seeds_SD):
-        for seed, row in enumerate(rows):
-            here_D = seeds_D == seed
-            drawn_SD[at, here_D] = _resampled(row, metric, int(here_D.sum()), generator)
-    means_D: NDArray[np.float64] = drawn_SD.mean(axis=0)
-    return means_D
-
-
-def _resampled(row: Score, metric: str, draws: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Scores of resampled test rows [draws]; the score itself if the run recorded no counts that it follows from."""
-    value, counts = row.metrics[metric], row.counts()
-    if metric in SHARES_OF_ROWS and row.examples > 0 and 0 <= value <= 1:
-        return generator.binomial(row.examples, value, size=draws) / row.examples
-    if metric in OF_COUNTS and counts is not None:
-        counts_LP = np.asarray(counts)
-        drawn = generator.multinomial(counts_LP.sum(), counts_LP.ravel() / counts_LP.sum(), size=draws)
-        return np.asarray(OF_COUNTS[metric](drawn.reshape(draws, *counts_LP.shape)), np.float64)
-    return np.full(draws, value)
-
-
-def _drawn(task: Scored, contrast: Contrast, generator: np.random.Generator) -> NDArray[np.float64]:
-    parts = [w * drawn_means(task.by_arm[arm], task.task.metric, generator) for arm, w in contrast.items()]
-    return np.sum(parts, axis=0)
-
-
-def _mean(task: Scored, arm: Arm) -> float:
-    return float(np.mean([row.metrics[task.task.metric] for row in task.by_arm[arm]]))
-
-
 # --------------------------------------------------------------------------------------------------------- contrasts
-
-
-def _own(arms: Sequence[Arm], method: str = PROMPT_TUNING) -> list[Arm]:
-    """The arms of a method that were trained on the task itself."""
-    return [arm for arm in arms if arm.method == method and arm.trained_on is None]
 
 
 def _more(name: str, better: object, worse: object) -> Callable[[Sequence[Arm]], Iterator[Contrast]]:
     """Contrasts of two values of a property of prompts."""
 
     def of(arms: Sequence[Arm]) -> Iterator[Contrast]:
-        for group in groups(_own(arms), *name.split()):
+        for group in groups(own(arms), *name.split()):
             if better in group and worse in group:
                 yield {group[better]: 1.0, group[worse]: -1.0}
 
@@ -171,8 +130,8 @@ def _more(name: str, better: object, worse: object) -> Callable[[Sequence[Arm]],
 
 
 def _plateau(arms: Sequence[Arm]) -> Iterator[Contrast]:
-    for group in groups(_own(arms), "prompt_length"):
-        longest = max(group)
+    for group in groups(own(arms), "prompt_length"):
+        longest = max(length or 0 for length in group)
         if ONE in group and LONG in group and longest > LONG:
             yield {group[LONG]: 2.0, group[ONE]: -1.0, group[longest]: -1.0}
 
@@ -197,19 +156,12 @@ def _fits(other: Arm, prompt: Arm) -> bool:
 
 
 def _narrower(arms: Sequence[Arm]) -> Iterator[Contrast]:
-    both = [*usual_prompts(arms), *_own(arms, "model tuning")]
-    sizes = sorted({arm.parameters for arm in both if arm.parameters})
-    if len(sizes) < 2:
-        return
-    small, large = sizes[0], sizes[-1]
-    for gap in _against("model tuning")(arms):
-        prompt, model = gap
-        if prompt.parameters != large:
-            continue
-        for other in _against("model tuning")(arms):
-            smaller, tuned = other
-            if smaller.parameters == small and smaller.share == prompt.share:
-                yield {prompt: 1.0, model: -1.0, smaller: -1.0, tuned: 1.0}
+    for prompts in groups(usual_prompts(arms), "parameters"):
+        for models in groups(own(arms, "model tuning"), "parameters"):
+            sizes = sorted(n for n in prompts if n and n in models)
+            if len(sizes) > 1 and without_prompt(prompts[sizes[0]]) == without_prompt(models[sizes[0]]):
+                small, large = sizes[0], sizes[-1]
+                yield {prompts[large]: 1.0, models[large]: -1.0, prompts[small]: -1.0, models[small]: 1.0}
 
 
 CLAIMS = (

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
@@ -27,6 +27,7 @@ from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
 from t5_pipeline.report.similarity import PromptMeans
 
 State = Literal["up to date", "stale", "unfinished", "not started"]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class Sample(BaseModel):
@@ -63,24 +64,24 @@ class Score(BaseModel):
     model: str | None = None
     cell: str | None = None
     seed: int | None = None
-    prompt_length: int | None = None
+    prompt_length: Annotated[Count, Field(gt=0)] | None = None
     prompt_init: str | None = None
     variant: str | None = None
     trained_on: str | None = None
-    trained: int | None = None
+    trained: Count | None = None
     split: str
-    examples: int = Field(ge=0)
+    examples: Count
     metrics: dict[str, FiniteFloat]
     scoring: Scoring | None = None
     by_scoring: dict[Scoring, dict[str, FiniteFloat]] | None = None
     illegal: FiniteFloat | None = None
     illegal_by_label: list[int] | None = None
     labels: list[str] | None = None
-    confusion: list[list[NonNegativeInt]] | None = None
+    confusion: list[list[Count]] | None = None
     samples: list[Sample] = []
-    bytes: NonNegativeInt | None = None
+    bytes: Count | None = None
     training_seconds: FiniteFloat | None = None
-    peak_bytes: NonNegativeInt | None = None
+    peak_bytes: Count | None = None
     latency_seconds: dict[int, FiniteFloat] = {}
     neighbours: list[list[tuple[str, float]]] | None = None
 
@@ -102,6 +103,11 @@ class Score(BaseModel):
             raise ValueError(f"illegal_by_label has not {size} numbers")
         return self
 
+    @property
+    def identity(self) -> str:
+        """The same for what two evaluate stages scored in the same way."""
+        return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbours"})
+
     def counts(self) -> list[list[int]] | None:
         """The confusion matrix with its last column; None without labels or rows."""
         if not self.labels or not self.confusion or not any(map(sum, self.confusion)):
@@ -114,10 +120,10 @@ class SweptPrompt(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    step: NonNegativeInt
+    step: Count
     score: FiniteFloat
     loss: FiniteFloat
-    dropped: NonNegativeInt | None = None
+    dropped: Count | None = None
 
 
 class Sweep(BaseModel):
@@ -269,11 +275,14 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
     run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
+    known: set[str] = set()
     for result in run.cells():
         if result.manifest is not None:
-            run.scores.extend(_scores(run_dir.cell(result.cell), result.manifest))
+            scores = [(row.identity, row) for row in _scores(run_dir.cell(result.cell), result.manifest)]
+            run.scores.extend(row for identity, row in scores if identity not in known)
+            known.update(identity for identity, _ in scores)
             if result.cell.settings.kind == "prompt_tune":
-                _sizes(run, path, result.cell, result.manifest)
+                _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))
     return run
 
@@ -346,7 +355,7 @@ def _scores(directory: Path, manifest: Manifest) -> list[Score]:
         raise InputError(f"{path}: is damaged ({reason}); run evaluate again to rebuild it") from None
 
 
-def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
+def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None:
     """Record the sizes of a prompt and of its base T5 in `run`."""
     for record in manifest.inputs.get("model", []):
         name = model_name(record)
@@ -354,7 +363,7 @@ def _sizes(run: Run, path: Path, cell: Cell, manifest: Manifest) -> None:
         if model is None:
             continue
         run.models[name] = model
-        swept = manifest.facts.get("sweep", {}).get("settings", {})
+        swept = result.sweep.settings if result.sweep else {}
         length = int(swept.get("prompt_length", manifest.settings["prompt_length"]))
         size = PromptSize(length, length * model.shape.d_model, _weights(manifest, "prompt"))
         if size not in run.prompts:

@@ -16,9 +16,10 @@ import functools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from t5_pipeline.evaluation.metrics import OF_COUNTS
 from t5_pipeline.report.collect import Score
@@ -31,7 +32,10 @@ METHOD = (
     " lower and of their upper ends."
 )
 _Z = statistics.NormalDist().inv_cdf(0.975)
-SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
+_SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
+
+
+_Counts = tuple[tuple[int, ...], ...]
 
 
 class Interval(NamedTuple):
@@ -54,16 +58,19 @@ def wilson(share: float, rows: int) -> Interval:
 
 
 @functools.lru_cache(maxsize=1024)
-def bootstrap(metric: str, confusion: tuple[tuple[int, ...], ...]) -> Interval:
+def bootstrap(metric: str, confusion: _Counts) -> Interval:
     """Interval of a metric of `OF_COUNTS`, from resampled rows of a confusion matrix [labels, labels + 1]."""
+    low, high = np.quantile(_resampled(metric, confusion, DRAWS, np.random.default_rng(0)), [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def _resampled(metric: str, confusion: _Counts, draws: int, generator: np.random.Generator) -> NDArray[Any]:
     counts_LP = np.asarray(confusion)
     there = np.flatnonzero(counts_LP)
     rows = int(counts_LP.sum())
-    shares = counts_LP.flat[there] / rows
-    drawn = np.zeros((DRAWS, counts_LP.size), np.int64)
-    drawn[:, there] = np.random.default_rng(0).multinomial(rows, shares, size=DRAWS)
-    low, high = np.quantile(OF_COUNTS[metric](drawn.reshape(DRAWS, *counts_LP.shape)), [0.025, 0.975])
-    return Interval(float(low), float(high))
+    drawn = np.zeros((draws, counts_LP.size), np.int64)
+    drawn[:, there] = generator.multinomial(rows, counts_LP.flat[there] / rows, size=draws)
+    return np.asarray(OF_COUNTS[metric](drawn.reshape(draws, *counts_LP.shape)))
 
 
 def row_interval(score: Score, metric: str) -> Interval | None:
@@ -74,13 +81,27 @@ def row_interval(score: Score, metric: str) -> Interval | None:
     value = score.metrics.get(metric)
     if value is None or score.examples <= 0:
         return None
-    if metric in SHARES_OF_ROWS:
+    if metric in _SHARES_OF_ROWS:
         return wilson(value, score.examples) if 0 <= value <= 1 else None
-    counts = score.counts()
-    if metric not in OF_COUNTS or counts is None:
+    counts = _counts(score, metric)
+    return None if counts is None else bootstrap(metric, counts)
+
+
+def resampled_scores(score: Score, metric: str, draws: int, generator: np.random.Generator) -> NDArray[Any]:
+    """Scores of resampled test rows [draws]; the score itself if it does not contain what this needs."""
+    value, counts = score.metrics[metric], _counts(score, metric)
+    if metric in _SHARES_OF_ROWS and score.examples > 0 and 0 <= value <= 1:
+        return generator.binomial(score.examples, value, size=draws) / score.examples
+    return np.full(draws, value) if counts is None else _resampled(metric, counts, draws, generator)
+
+
+def _counts(score: Score, metric: str) -> _Counts | None:
+    """The confusion matrix from which a metric was computed; None if there is none."""
+    counts = score.counts() if metric in OF_COUNTS else None
+    if counts is None:
         return None
-    recorded = math.isclose(float(OF_COUNTS[metric](np.asarray(counts))), value, abs_tol=1e-6)
-    return bootstrap(metric, tuple(map(tuple, counts))) if recorded else None
+    recorded = math.isclose(float(OF_COUNTS[metric](np.asarray(counts))), score.metrics[metric], abs_tol=1e-6)
+    return tuple(map(tuple, counts)) if recorded else None
 
 
 def mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:

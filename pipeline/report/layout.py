@@ -27,6 +27,18 @@ def section(anchor: str, title: str, *children: Markup | None) -> Section:
     return Section(anchor, title, children)
 
 
+def noted(anchor: str, title: str, note: str, *children: Markup | None) -> Section | None:
+    """A section that begins with a note; None without other content."""
+    if all(child is None for child in children):
+        return None
+    return section(anchor, title, tag("p", note, class_="note"), *children)
+
+
+def plots(figures: Sequence[Markup]) -> Markup | None:
+    """Figures side by side; None without any."""
+    return tag("div", *figures, class_="plots") if figures else None
+
+
 def contents(sections: Sequence[Section]) -> Markup:
     """The table of contents."""
     items = [tag("li", tag("a", part.title, href=f"#{part.anchor}")) for part in sections]

@@ -3,7 +3,7 @@
     average   cos(mean row of P, mean row of Q)
     token     mean over i, j of cos(P_i, Q_j)
 
-P, Q rows of two prompts, D d_model
+P, Q rows of two prompts, D d_model, N prompts
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from t5_pipeline.core.bounded import tensor_entries
+from t5_pipeline.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,21 +41,13 @@ class PromptMeans:
     @classmethod
     def read(cls, prompt: Path) -> PromptMeans | None:
         """Those of a prompt on disk; None if it cannot be read."""
+        path = prompt / "prompt.safetensors"
         try:
-            rows_PD = load_file(prompt / "prompt.safetensors")["prompt"]
-        except (OSError, SafetensorError, KeyError):
+            entry = tensor_entries(path).get("prompt")
+            rows_PD = load_file(path)["prompt"] if entry and entry.dtype == "F32" and len(entry.shape) == 2 else None
+        except (OSError, SafetensorError, InputError):
             return None
-        return cls.of(rows_PD) if rows_PD.ndim == 2 and rows_PD.size and bool(np.isfinite(rows_PD).all()) else None
-
-    def similarity(self, other: PromptMeans) -> tuple[float, float]:
-        """Similarity by average and by token.
-
-        >>> a, b = PromptMeans.of(np.array([[1.0, 0.0], [0.0, 3.0]])), PromptMeans.of(np.array([[0.0, 2.0]]))
-        >>> [round(found, 3) for found in a.similarity(b)]
-        [0.949, 0.5]
-        """
-        norms = float(np.linalg.norm(self.rows_D) * np.linalg.norm(other.rows_D))
-        return float(np.dot(self.rows_D, other.rows_D)) / max(norms, 1e-12), float(np.dot(self.units_D, other.units_D))
+        return cls.of(rows_PD) if rows_PD is not None and rows_PD.size and np.isfinite(rows_PD).all() else None
 
 
 def similarities(prompts: Iterable[tuple[str, PromptMeans]]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -60,11 +55,22 @@ def similarities(prompts: Iterable[tuple[str, PromptMeans]]) -> dict[tuple[str, 
 
     Args:
         prompts: task and means of each prompt; all of one frozen T5.
+
+    Returns:
+        similarity by average and by token.
+
+    >>> a, b = PromptMeans.of(np.array([[1.0, 0.0], [0.0, 3.0]])), PromptMeans.of(np.array([[0.0, 2.0]]))
+    >>> [round(found, 3) for found in similarities([("a", a), ("b", b)])["a", "b"]]
+    [0.949, 0.5]
     """
+    tasks, means = zip(*prompts, strict=True)
+    rows_ND, units_ND = np.array([one.rows_D for one in means]), np.array([one.units_D for one in means])
+    rows_ND /= np.maximum(np.linalg.norm(rows_ND, axis=1, keepdims=True), 1e-12)
+    cosines_NN2 = np.stack([rows_ND @ rows_ND.T, units_ND @ units_ND.T], axis=-1).tolist()
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for (first, a), (second, b) in itertools.combinations(prompts, 2):
-        for key in {(first, second), (second, first)}:
-            pairs.setdefault(key, []).append(a.similarity(b))
+    for i, j in itertools.combinations(range(len(tasks)), 2):
+        for key in {(tasks[i], tasks[j]), (tasks[j], tasks[i])}:
+            pairs.setdefault(key, []).append(cosines_NN2[i][j])
     return {
         key: (statistics.fmean(average for average, _ in found), statistics.fmean(token for _, token in found))
         for key, found in pairs.items()

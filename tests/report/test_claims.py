@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from t5_pipeline.evaluation.metrics import OF_COUNTS
-from t5_pipeline.report.arms import Scored, scored
-from t5_pipeline.report.claims import CLAIMS, DRAWS, Finding, drawn_means, findings
+from t5_pipeline.report.arms import DRAWS, Scored, drawn_means, scored, usual_prompts
+from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import Score, collect
+from t5_pipeline.report.sections.claims import experiments_section
 from t5_pipeline.report.summary import summarise
 from tests.report.conftest import RunBuilder
 
@@ -19,13 +21,17 @@ ROWS = 400
 
 
 def judged(builder: RunBuilder, rows: list[dict[str, Any]]) -> dict[str, Finding]:
-    return {finding.claim.anchor: finding for finding in findings(arms(builder, rows))}
+    return {finding.claim.name: finding for finding in findings(arms(builder, rows))}
 
 
-def arms(builder: RunBuilder, rows: list[dict[str, Any]]) -> list[Scored]:
+def arms(builder: RunBuilder, rows: list[dict[str, Any]], **parameters: int) -> list[Scored]:
+    """The scores by arm; all T5s have the size of lm_adapt unless given."""
     path = builder.run_dir.path
     (path / "evaluate/scores/scores.json").write_text(json.dumps({"rows": rows, "seconds": 1.0}))
     run = collect(path)
+    size = run.models["lm_adapt"]
+    for model in {row["model"] for row in rows}:
+        run.models[model] = replace(size, parameters=parameters.get(model, size.parameters))
     return scored(run, summarise(run))
 
 
@@ -97,6 +103,61 @@ def test_steps_of_the_adaptation_are_shares_of_its_last(finished: RunBuilder) ->
     assert {arm.share for arm in found[0].by_arm} == {0.0, 0.5, 1.0}
 
 
+def test_the_gap_to_model_tuning_is_that_of_the_smallest_minus_that_of_the_largest(finished: RunBuilder) -> None:
+    gap = {"small": (0.5, 0.8), "large": (0.7, 0.9)}
+    scores = [
+        row
+        for model, (prompts, tuned) in gap.items()
+        for row in (*rows(*[prompts] * 3, model=model), *rows(*[tuned] * 3, model=model, method="model tuning"))
+    ]
+    tasks = arms(finished, scores, small=10, large=99)
+    found = {finding.claim.name: finding.difference for finding in findings(tasks)}
+    assert found == pytest.approx({"size": 0.3 - 0.2, "model-tuning": (0.3 + 0.2) / 2})
+    section = experiments_section(tasks)
+    assert section is not None
+    html = str(section.markup)
+    assert "Scores by the size of the T5: prompt tuning 50.0 to 70.0; model tuning 80.0 to 90.0." in html
+    assert "Scores on package. Whiskers" in html
+
+
+def test_an_adaptation_of_a_tenth_of_the_steps(finished: RunBuilder) -> None:
+    found = judged(finished, [*rows(0.6, 0.6, 0.6, model="lm_adapt@4"), *rows(0.7, 0.7, 0.7)])["steps"]
+    assert (round(found.difference, 9), found.verdict) == (0.1, "confirmed")
+
+
+def test_scores_of_several_stages_count_once(finished: RunBuilder) -> None:
+    """Two evaluate stages scored the same prompts, or prompts of one seed with settings that the scores do not name."""
+    one = rows(0.5, 0.6)
+    [task] = arms(finished, [*one, *rows(0.9, 0.9)])
+    assert [[row.metrics["accuracy"] for row in scores] for scores in task.by_arm.values()] == [[0.5, 0.6]]
+    [task] = arms(finished, [*one, *[row | {"scoring": "likelihood"} for row in one]])
+    assert [len(scores) for scores in task.by_arm.values()] == [2, 2]
+
+
+def test_t5s_that_differ_in_something_else_are_arms_of_their_own(finished: RunBuilder) -> None:
+    [task] = arms(finished, [*rows(0.5, model="a"), *rows(0.6, model="b"), *rows(0.7), *rows(0.7, model="lm_adapt@40")])
+    assert sorted(arm.t5 or "" for arm in task.by_arm) == ["", "a", "b"]
+    assert not findings([task])
+
+
+def test_the_usual_prompt_is_the_longest_of_equally_frequent_ones(finished: RunBuilder) -> None:
+    [task] = arms(finished, [*rows(0.5, prompt_length=1), *rows(0.6), *rows(0.6, prompt_length=5)])
+    assert [arm.prompt_length for arm in usual_prompts(task.by_arm)] == [20]
+    [task] = arms(finished, [*rows(0.5, prompt_length=1), *rows(0.5, prompt_length=1, model="sentinel"), *rows(0.6)])
+    assert [arm.prompt_length for arm in usual_prompts(task.by_arm)] == [1, 1]
+
+
+def test_an_arm_in_several_contrasts_is_drawn_once(finished: RunBuilder) -> None:
+    """Two designs of equal scores leave the interval of one: their prompts and rows are the same."""
+    design = [rows(0.40, method="prompt design", variant=variant) for variant in ("zero-shot", "4 shots")]
+    prompts = rows(0.5, 0.7, 0.9)
+    widths = []
+    for tried in (design[0], [*design[0], *design[1]]):
+        interval = judged(finished, [*prompts, *tried])["design"].interval
+        widths.append(interval.high - interval.low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)
+
+
 def test_bootstrap_draws_have_the_spread_of_seeds_and_rows() -> None:
     generator = np.random.default_rng(0)
     counts = np.array([[70, 30, 0], [10, 85, 5]])
@@ -108,13 +169,15 @@ def test_bootstrap_draws_have_the_spread_of_seeds_and_rows() -> None:
     assert (drawn_D.shape, drawn_D.mean()) == ((DRAWS,), pytest.approx(f1, abs=0.005))
     seeds = (0.5, 0.7, 0.9)
     several = [Score(**base | {"seed": n, "metrics": {"accuracy": seed}}) for n, seed in enumerate(seeds)]
-    within = np.mean([p * (1 - p) / ROWS for p in seeds])
-    expected = (np.var(seeds) + within) / 3  # both sources, averaged over three drawn seeds
-    assert np.var(drawn_means(several, "accuracy", generator)) == pytest.approx(expected, rel=0.15)
+    within = [(p * (1 - p) / ROWS) ** 0.5 for p in seeds]
+    expected = np.mean(within) ** 2 + (np.var(within) + np.var(seeds)) / 3  # seeds are averaged, the rows are the same
+    assert np.var(drawn_means(several, "accuracy", generator)) == pytest.approx(expected, rel=0.1)
+    same = [Score(**base | {"seed": seed, "metrics": {"accuracy": 0.5}}) for seed in range(9)]
+    assert np.std(drawn_means(same, "accuracy", generator)) == pytest.approx(0.5 / ROWS**0.5, rel=0.1)
     text = [Score(**base | {"metrics": {"token_f1": 0.3}})]  # no counts: only seeds vary
     assert set(drawn_means(text, "token_f1", generator)) == {0.3}
 
 
 def test_a_finding_names_its_figure_and_contrast() -> None:
-    assert len({claim.anchor for claim in CLAIMS}) == len(CLAIMS) == 12
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS) == 12
     assert all(claim.source.startswith(("Figure", "Table")) and claim.text.endswith(".") for claim in CLAIMS)

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.arms import SENTINEL, SPAN_CORRUPTION, Arm, Scored, groups
-from t5_pipeline.report.claims import RULE, Finding, drawn_means
+from t5_pipeline.report.arms import LM_ADAPTATION, SENTINEL, SPAN_CORRUPTION, Arm, Scored, groups, own
+from t5_pipeline.report.claims import RULE, Finding
 from t5_pipeline.report.html import Markup, tag
-from t5_pipeline.report.layout import Section, figure, section
+from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
 from t5_pipeline.report.summary import PROMPT_TUNING
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
 
 _METHODS = (PROMPT_TUNING, "model tuning")
-_PRETRAINING = (SPAN_CORRUPTION, SENTINEL)
 
 
 def claims_section(found: Sequence[Finding]) -> Section | None:
     """Table of verdicts; None if the run allows none."""
     if not found:
         return None
-    columns = ["finding", "source", "contrast", "difference", "low", "high", "verdict", "tasks", "seeds"]
+    columns = ["name", "finding", "source", "contrast", "difference", "low", "high", "verdict", "tasks", "seeds"]
     rows: list[list[Value]] = [
         [
+            f.claim.name,
             f.claim.text,
             f.claim.source,
             f.claim.contrast,
@@ -87,7 +87,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "Pretraining", "Figure 3(c)", ("pretraining", "share"),
-        lambda value: {(SPAN_CORRUPTION, 0.0): 0.0, (SENTINEL, None): 1.0, ("LM adaptation", 1.0): 2.0}.get(value),
+        lambda value: {(SPAN_CORRUPTION, 0.0): 0.0, (SENTINEL, None): 1.0, (LM_ADAPTATION, 1.0): 2.0}.get(value),
         lambda value: {SENTINEL: "+ sentinel"}.get(value[0], value[0]),
     ),
     Experiment(
@@ -105,19 +105,17 @@ def experiments_section(tasks: Sequence[Scored]) -> Section | None:
     figures = [sizes, *figures] if sizes is not None else figures
     if not figures:
         return None
-    names = fmt.enumeration([task.task.task for task in tasks])
-    several = "mean of " if len(tasks) > 1 else ""
-    note = f"Scores of {several}{names}. Whiskers: 95% interval over seeds and test rows."
-    if len(tasks) > 1:
-        note += " Light: each task."
-    return section("experiments", "Experiments", tag("div", *figures, class_="plots"), tag("p", note, class_="note"))
+    names = list(dict.fromkeys(task.task.task for task in tasks if any(own(task.by_arm, one) for one in _METHODS)))
+    note = f"Scores on {fmt.enumeration(names)}. Whiskers: 95% interval over seeds and test rows."
+    if len(names) > 1:
+        note += " Bold: the mean over tasks. Light: each task."
+    return section("experiments", "Experiments", plots(figures), tag("p", note, class_="note"))
 
 
 def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | None:
     found: list[tuple[Scored, dict[Any, Arm]]] = []
     for task in tasks:
-        own = [arm for arm in task.by_arm if arm.method == PROMPT_TUNING and arm.trained_on is None]
-        several = [_placed(experiment, group) for group in groups(own, *experiment.names)]
+        several = [_placed(experiment, group) for group in groups(own(task.by_arm), *experiment.names)]
         several = [group for group in several if len(group) > 1]
         if several:
             found.append((task, max(several, key=len)))
@@ -138,7 +136,7 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     else:  # names have no order: points without a line between them
         lines = [Line([p], [m], 0, [e], dots=True) for p, m, e in zip(places, means, errors, strict=True)]
     if len(found) > 1:
-        each = [[100 * _mean(task, group[value]) for value in common] for task, group in found]
+        each = [[100 * task.mean(group[value]) for value in common] for task, group in found]
         lines += [
             Line(places, y, None, light=True, label=task.task.task) for y, (task, _) in zip(each, found, strict=True)
         ]
@@ -157,8 +155,8 @@ def _sizes(tasks: Sequence[Scored]) -> Markup | None:
     for number, method in enumerate(_METHODS):
         found = []
         for task in tasks:
-            own = [a for a in task.by_arm if a.method == method and a.trained_on is None and a.share in (1.0, None)]
-            several = [_known(group) for group in groups(own, "parameters")]
+            adapted = [arm for arm in own(task.by_arm, method) if arm.share in (1.0, None)]
+            several = [_known(group) for group in groups(adapted, "parameters")]
             if several := [group for group in several if len(group) > 1]:
                 found.append((task, max(several, key=len)))
         if not found:
@@ -184,13 +182,8 @@ def _means(arms: Sequence[Sequence[tuple[Scored, Arm]]]) -> tuple[list[float], l
     """Mean over tasks of each point, times 100, and its 95% interval."""
     means, errors = [], []
     for point in arms:
-        generator = np.random.default_rng(0)
-        drawn_D = np.mean([drawn_means(task.by_arm[arm], task.task.metric, generator) for task, arm in point], axis=0)
+        drawn_D = np.mean([task.drawn(arm) for task, arm in point], axis=0)
         low, high = np.quantile(drawn_D, [0.025, 0.975])
-        means.append(100 * float(np.mean([_mean(task, arm) for task, arm in point])))
+        means.append(100 * float(np.mean([task.mean(arm) for task, arm in point])))
         errors.append((min(100 * float(low), means[-1]), max(100 * float(high), means[-1])))
     return means, errors
-
-
-def _mean(task: Scored, arm: Arm) -> float:
-    return float(np.mean([row.metrics[task.task.metric] for row in task.by_arm[arm]]))

@@ -9,7 +9,7 @@ from typing import Literal
 
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, join, tag
-from t5_pipeline.report.layout import Section, figure, section
+from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
 from t5_pipeline.report.sections.scores import task_title
 from t5_pipeline.report.summary import ScoreLine, TaskScores
@@ -102,7 +102,7 @@ def _table(task: TaskScores, lines: list[ScoreLine], counts: list[int]) -> Marku
     return join([plain_table(caption, page, shown, links=False), downloads(download)])
 
 
-def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup:
+def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup | None:
     axes: dict[Cost, tuple[str, Callable[[float], str]]] = {
         "bytes": ("Bytes per task, logarithmic", lambda n: fmt.size(round(n))),
         "training_seconds": ("Training time, logarithmic", fmt.duration),
@@ -122,7 +122,7 @@ def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup:
         told = "; ".join(f"{point.label}: {text(point.x[0])}, {point.y[0]:.1f}" for point in points)
         plot = chart(points, Axis(label, log=True, text=text), y, f"cost-{task.task}-{task.split}-{name}", f"{told}.")
         figures.append(figure(plot, "Mean over the seeds; bars: 95% interval over the rows."))
-    return tag("div", *figures, class_="plots")
+    return plots(figures)
 
 
 def _name(line: ScoreLine, lines: list[ScoreLine]) -> str:

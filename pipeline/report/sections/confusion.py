@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, join, tag
-from t5_pipeline.report.layout import Section, section, swatch
+from t5_pipeline.report.layout import Section, noted, swatch
 from t5_pipeline.report.sections.scores import task_title
 from t5_pipeline.report.summary import PROMPT_TUNING, ScoreLine, TaskScores
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table, table
@@ -25,12 +25,10 @@ def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Sectio
         apart |= any(_illegal_apart(line) is not None for line in lines)
         if lines:
             parts += [task_title(task, tasks), _matrices(lines, series), downloads(_sheet(task, lines))]
-    if not parts:
-        return None
     note = "Rows: true label and number of its examples. Columns: answer. Percent of the row over all seeds."
     if apart:
         note += " Free: percent of these examples for which the decoded text is not a label."
-    return section("confusion", "Confusion matrices", tag("p", note, class_="note"), *parts)
+    return noted("confusion", "Confusion matrices", note, *parts)
 
 
 def _matrices(lines: list[ScoreLine], series: dict[str, int]) -> Markup:

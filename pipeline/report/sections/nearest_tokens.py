@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from t5_pipeline.report.html import Markup, tag
-from t5_pipeline.report.layout import Section, section
+from t5_pipeline.report.layout import Section, noted
 from t5_pipeline.report.summary import TaskScores
 from t5_pipeline.report.tables import table
 
@@ -39,10 +39,8 @@ def neighbours_section(tasks: list[TaskScores]) -> Section | None:
         seed = f", seed {best.rows[0].seed}" if best.rows[0].seed is not None else ""
         caption = f"{task.task}: with {best.path_in_sentence}{seed}. {_labels(found, best.labels)}"
         parts.append(table(caption, tag("thead", head), tag("tbody", *rows), class_="neighbours"))
-    if not parts:
-        return None
     note = "Vocabulary tokens nearest to some rows of the best prompt, by cosine similarity of embeddings."
-    return section("neighbours", "Nearest vocabulary tokens", tag("p", note, class_="note"), *parts)
+    return noted("neighbours", "Nearest vocabulary tokens", note, *parts)
 
 
 def _labels(found: list[list[tuple[str, float]]], labels: list[str]) -> str:

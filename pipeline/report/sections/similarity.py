@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from t5_pipeline.report.collect import Run
-from t5_pipeline.report.html import Markup, tag
-from t5_pipeline.report.layout import Section, section
+from t5_pipeline.report.html import Markup
+from t5_pipeline.report.layout import Section, noted
 from t5_pipeline.report.similarity import PromptMeans, similarities
 from t5_pipeline.report.tables import Sheet, Value, plain_table
 
@@ -13,11 +13,11 @@ _KINDS = ("average", "token")
 
 def similarity_section(run: Run, paths: dict[str, str]) -> Section | None:
     """Two tables for each frozen T5 with prompts of several tasks."""
-    models: dict[str, list[tuple[str, PromptMeans]]] = {}
-    for prompt in run.learned:
-        models.setdefault(prompt.model, []).append((prompt.task, prompt.means))
+    models: dict[tuple[str, int], list[tuple[str, PromptMeans]]] = {}
+    for prompt in run.learned:  # of other widths only if a file was changed
+        models.setdefault((prompt.model, len(prompt.means.rows_D)), []).append((prompt.task, prompt.means))
     parts: list[Markup] = []
-    for model, prompts in models.items():
+    for (model, _), prompts in models.items():
         tasks = list(dict.fromkeys(task for task, _ in prompts))
         found = similarities(prompts) if len(tasks) > 1 else {}
         for index, kind in enumerate(_KINDS) if found else ():
@@ -29,10 +29,8 @@ def similarity_section(run: Run, paths: dict[str, str]) -> Section | None:
             caption = f"{paths.get(model, model)}, by {kind}."
             sheet = Sheet(f"similarity-{kind}-{model}", ["task", *tasks], rows)
             parts.append(plain_table(caption, sheet, shown))
-    if not parts:
-        return None
     note = (
         "Cosines of prompts of two tasks, mean over all pairs: of their average rows, and of each two rows (Vu et al."
         " 2022). Prompts of similar tasks are good starts for one another (prompt_init: prompt)."
     )
-    return section("similarity", "Similarity of tasks", tag("p", note, class_="note"), *parts)
+    return noted("similarity", "Similarity of tasks", note, *parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run, Sweep, SweptPrompt
 from t5_pipeline.report.html import Markup, join, tag
-from t5_pipeline.report.layout import Section, figure, section
+from t5_pipeline.report.layout import Section, figure, noted
 from t5_pipeline.report.plots import Axis, Line, chart
 from t5_pipeline.report.tables import Sheet, Value, plain_table
 
@@ -18,13 +18,11 @@ def sweeps_section(run: Run) -> Section | None:
             if result.sweep is not None:
                 number = len(parts)
                 parts += [_chart(job, result, result.sweep, f"sweep-{number}"), _table(result, result.sweep)]
-    if not parts:
-        return None
     note = (
         "Settings that were tried in one batch. At each rung the prompts with the best validation so far remained; of"
         " equal scores those with the lower loss. The last one is published."
     )
-    return section("sweeps", "Sweeps", tag("p", note, class_="note"), *parts)
+    return noted("sweeps", "Sweeps", note, *parts)
 
 
 def _name(result: CellResult, name: str) -> str:

@@ -11,7 +11,7 @@ from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
 from t5_pipeline.report.curves import Curve, Curves, mean, thinned
 from t5_pipeline.report.html import Markup, join, tag
-from t5_pipeline.report.layout import Section, figure, section
+from t5_pipeline.report.layout import Section, figure, noted, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
 from t5_pipeline.report.tables import Sheet, Value, plain_table
 
@@ -41,7 +41,7 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section |
                 f"Losses of {stage} on {task}: {ends}.",
             )
             figures.append(figure(plot, join([tag("b", stage), title])))
-    return section("losses", "Loss curves", tag("div", *figures, class_="plots")) if figures else None
+    return section("losses", "Loss curves", plots(figures)) if figures else None
 
 
 def _model_losses(job: Job, series: Series, name: str) -> Markup:
@@ -82,18 +82,11 @@ def validation_section(run: Run, paths: dict[str, str], series: Series) -> Secti
                 f"Validation scores of {stage} on {task}: {ends}. Published steps: {', '.join(steps) or 'unknown'}.",
             )
             figures.append(figure(plot, join([tag("b", stage), title])))
-    if not figures:
-        return None
     note = (
         "Average of the task's metrics on its validation rows. The step with the best average is published; of equal"
         " ones the one with the lower validation loss, then the later step."
     )
-    return section(
-        "validation",
-        "Validation and the published step",
-        tag("p", note, class_="note"),
-        tag("div", *figures, class_="plots"),
-    )
+    return noted("validation", "Validation and the published step", note, plots(figures))
 
 
 def promptability_section(run: Run, series: Series) -> Section | None:
@@ -114,18 +107,11 @@ def promptability_section(run: Run, series: Series) -> Section | None:
             )
             text = f", prompts for {task} tuned on the weights of each step. Light: seeds. Bold: their mean."
             figures.append(figure(plot, join([tag("b", job.stage), text])))
-    if not figures:
-        return None
     note = (
         "Average of the task's metrics on its validation rows after a few steps of prompt tuning: how well the T5 can"
         " be prompted after more and more steps of adaptation (Lester et al. 2021, Figure 4(d))."
     )
-    return section(
-        "promptability",
-        "Promptability during LM adaptation",
-        tag("p", note, class_="note"),
-        tag("div", *figures, class_="plots"),
-    )
+    return noted("promptability", "Promptability during LM adaptation", note, plots(figures))
 
 
 def perplexity_section(run: Run) -> Section | None:
