@@ -86,7 +86,9 @@ def findings(tasks: Sequence[Scored]) -> list[Finding]:
         contrasts = [(task, contrast) for task in tasks for contrast in claim.of(list(task.by_arm))]
         if not contrasts:
             continue
-        drawn_KD = [sum(w * task.drawn(arm) for arm, w in contrast.items()) for task, contrast in contrasts]
+        drawn_KD = [
+            np.sum([w * task.drawn(arm) for arm, w in contrast.items()], axis=0) for task, contrast in contrasts
+        ]
         low, high = np.quantile(np.mean(drawn_KD, axis=0), [0.025, 0.975])
         rows = [task.by_arm[arm] for task, contrast in contrasts for arm in contrast]
         seeds = min((len(r) for r in rows if r[0].seed is not None and r[0].trained != 0), default=0)
