@@ -74,7 +74,7 @@ class Scored:
 
 
 def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
-    """The scores of each task by arm. The majority class is no arm; of several scores of a seed the first counts."""
+    """The scores of each task by arm, without the majority class. Of several scores of a seed the first counts."""
     bases = _bases(run)
     found = []
     for number, task in enumerate(tasks):
