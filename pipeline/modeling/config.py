@@ -225,7 +225,7 @@ def _type_of_class(names: object) -> str:
 
 
 def _why_not(model_type: str, config: Mapping[str, Any]) -> str:
-    """What another architecture would need, and what would load."""
+    """The layers that another architecture would need, and the models that would load."""
     lacks = _MISSING.get(model_type, f"layers of {model_type:.50}")
     paired = model_type in _MISSING or config.get("is_encoder_decoder") is True
     what = f"this pipeline has no {lacks}" if paired else "it is not an encoder-decoder"
