@@ -125,11 +125,11 @@ def training_footprint(
     together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchConfig
 ) -> TrainingFootprint | None:
     """Footprint of the cells of one job with the microbatch that needs most memory."""
-    together = [trial for cell in together for trial in cell.trained_together()]
-    settings = together[0]
     numbers = [number for cell in together if (number := cell.trained_parameters(shape)) is not None]
     if len(numbers) < len(together):
         return None
+    together = [trial for cell in together for trial in cell.trained_together()]
+    settings = together[0]
     batch = sum(cell.batch_size for cell in together)
     packed = isinstance(settings, LMAdaptConfig) and settings.packing
     if isinstance(settings, LMAdaptConfig) and packed and settings.objective == "packed_pairs":
