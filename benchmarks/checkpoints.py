@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.artifacts.manifest import read_started
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.adamw import AdamW
 from t5_pipeline.training.checkpoints.store import Checkpoints

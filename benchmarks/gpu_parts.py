@@ -28,7 +28,8 @@ from t5_pipeline.cost.flops import forward_flops
 from t5_pipeline.cost.memory import TrainingFootprint, training_memory
 from t5_pipeline.modeling.attention import attend_flex, attend_fused, attention_reference, block_mask
 from t5_pipeline.modeling.compilation import use_compiler
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.distributed.collectives import ProcessGroup

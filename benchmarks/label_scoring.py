@@ -19,8 +19,8 @@ from benchmarks.machine import paired, seconds
 from benchmarks.prompt_tuning import encoded, prompted
 from t5_pipeline.data_prep.sampling.batches import padded
 from t5_pipeline.evaluation.label_scoring import score_labels
-from t5_pipeline.modeling.config import SIZES
 from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 
 BATCH = 16

@@ -28,8 +28,9 @@ from benchmarks.machine import Clock, best_square, layer_rate, paired, seconds
 from t5_pipeline.cost.flops import forward_flops
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.sampling.batches import Batch, LMBatches
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, save_t5
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loss import batch_losses, output_loss
 from t5_pipeline.training.microbatches import TensorBatch

@@ -34,7 +34,8 @@ from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.cost.flops import shape_of, stage_memory
 from t5_pipeline.cost.memory import Memory
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.presets import SIZES
 
 FREED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
 SMALL, BASE = "T5 1.1 Small", "Base, 2 + 2 layers"

@@ -27,7 +27,8 @@ from torch import Tensor
 from benchmarks.memory import FREED, TINY
 from benchmarks.prompt_tuning import PROMPT
 from t5_pipeline.cost.activations import Microbatch, saved_activations
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loss import output_loss

@@ -32,8 +32,8 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.modeling.config import SIZES
 from t5_pipeline.modeling.load import init_t5, save_t5
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loss import batch_losses, output_loss

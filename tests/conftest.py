@@ -9,6 +9,8 @@ from pathlib import Path
 
 # Tests are small, so more threads would only slow them down. Processes that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nor need each of those processes compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch

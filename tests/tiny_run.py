@@ -27,6 +27,7 @@ from typing import Any
 from t5_pipeline.artifacts.manifest import Manifest, read
 from t5_pipeline.cli import main as cli
 from t5_pipeline.config.registry import STAGES
+from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[1]
 COMMAND = Path(sysconfig.get_path("scripts")) / "t5-pipeline"
@@ -152,8 +153,8 @@ class Tiny:
         return said.out.split("\n\n")[1].splitlines()
 
     def start(self, *arguments: object) -> Outcome:
-        """`t5-pipeline run` in a new process."""
-        return Outcome.of(command("run", self.recipe, "--run-dir", self.run, *arguments))
+        """`t5-pipeline run` in forked processes."""
+        return Outcome.forked(command("run", self.recipe, "--run-dir", self.run, *arguments))
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,11 @@ class Outcome:
             command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **environment}
         )
         return cls(done.returncode, done.stdout, done.stderr)
+
+    @classmethod
+    def forked(cls, command: list[str]) -> Outcome:
+        """The same in processes that need not import anything (tests/forked.py)."""
+        return cls(*run_forked(command, ROOT, dict(os.environ)))
 
 
 def make(directory: Path) -> Tiny:
@@ -225,11 +231,11 @@ def script(kind: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "stages" / f"{kind}.py"), *map(str, arguments)]
 
 
-def accelerate_launch(configuration: Path, kind: str, *arguments: object, processes: int | None = None) -> Outcome:
-    """`accelerate launch --config_file CONFIGURATION stages/KIND.py …`."""
+def accelerate_launch(configuration: Path, kind: str, *arguments: object, processes: int | None = None) -> list[str]:
+    """`accelerate launch --config_file CONFIGURATION stages/KIND.py …`"""
     number = () if processes is None else ("--num_processes", processes)
     words = ("--config_file", configuration, *number, ROOT / "stages" / f"{kind}.py", *arguments)
-    return Outcome.of([sys.executable, "-m", "accelerate.commands.launch", *map(str, words)])
+    return [sys.executable, "-m", "accelerate.commands.launch", *map(str, words)]
 
 
 def t5_pipeline(*arguments: object) -> Outcome:

@@ -13,7 +13,7 @@ from t5_pipeline.core.located_yaml import read_yaml
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import close_to, nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.modeling.config import PRESETS
+from t5_pipeline.modeling.presets import PRESETS
 
 
 @dataclass(frozen=True)

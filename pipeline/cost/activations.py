@@ -38,6 +38,7 @@ class Microbatch:
         padded: whether rows differ in length, so that there are masks.
         packed: whether rows contain several examples, so that masks depend on the query.
         recompute: activation checkpointing: only the inputs of blocks are saved.
+        fp32_weights: whether a frozen T5 stays in fp32 though products are in bf16, as in the probes of LM adaptation.
         cpu: device; on a GPU, norms and attention are fused kernels that save less.
         logits: precision of the output product; on a CPU the gradient of the logits is saved (fp32 unless `bf16`);
             "whole" if all logits are computed and saved in fp32 (mixtures of prompts).
@@ -52,6 +53,7 @@ class Microbatch:
     padded: bool = True
     packed: bool = False
     recompute: bool = False
+    fp32_weights: bool = False
     cpu: bool = False
     logits: Literal["bf16", "fp32", "whole"] = "bf16"
 
@@ -62,6 +64,11 @@ class Microbatch:
     @property
     def e(self) -> int:
         return 2 if self.bf16 else _FP32
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a number of the weights, and of the residual stream, which begins with rows of the embedding."""
+        return self.e if self.frozen and not self.fp32_weights else _FP32
 
     @property
     def logit_bytes(self) -> int:
@@ -132,11 +139,10 @@ def saved_activations(shape: T5Config, m: Microbatch) -> SavedActivations:
         in_encoder += _INDEX * (2 * S - 1) * (L if shape.bias_per_layer else 1)
         in_decoder += _INDEX * (2 * T - 1) * (M if shape.bias_per_layer else 1)
     if m.dropout:  # masks shared along the sequence; those of values are shared along K
-        embedded = _FP32 if trains else m.e
         in_encoder += B * m.e * L * (S * H + 2 * D + shape.d_ff)
         in_decoder += B * m.e * (reached * (T * H + D) + M * (S * H + 2 * D + shape.d_ff))
-        encoder += B * (embedded + m.e) * D
-        decoder += B * (embedded * trains + m.e) * D
+        encoder += B * (m.stored + m.e) * D
+        decoder += B * (m.stored * trains + m.e) * D
     copied = _copies(shape, m, reached)
     in_encoder, in_decoder = in_encoder + copied[0], in_decoder + copied[1]
     logits = B * T * (m.logit_bytes * shape.vocab_size + (_FP32 + _INDEX if m.logits == "whole" else 0))
@@ -152,7 +158,6 @@ def _block_inputs(shape: T5Config, m: Microbatch) -> tuple[int, int]:
     """Inputs of all blocks of encoder and decoder: the residual stream, the encoder's output, bias and masks."""
     B, S, T, D, H = m.rows, m.inputs, m.targets, shape.d_model, shape.num_heads
     L, M = shape.num_layers, shape.num_decoder_layers
-    stream = m.e if m.frozen else _FP32
     masked = S * S if m.packed else S if m.padded else 0
     cross = T * S if m.packed else S if m.padded else 0
 
@@ -162,9 +167,9 @@ def _block_inputs(shape: T5Config, m: Microbatch) -> tuple[int, int]:
 
     own = shape.bias_per_layer  # computed in each block, from its mask
     indices = 0 if m.frozen or own else _INDEX  # buckets of the relative positions
-    encoder = L * B * S * D * stream + B * masked * _FP32 * (m.handwritten or own) + indices * (2 * S - 1)
+    encoder = L * B * S * D * m.stored + B * masked * _FP32 * (m.handwritten or own) + indices * (2 * S - 1)
     encoder += bias(L, S, 1 if m.handwritten or not masked else B)
-    decoder = M * B * T * D * stream + B * S * D * m.e * m.frozen + B * cross * _FP32 + indices * (2 * T - 1)
+    decoder = M * B * T * D * m.stored + B * S * D * m.e * m.frozen + B * cross * _FP32 + indices * (2 * T - 1)
     if own or (m.packed and m.handwritten):
         decoder += (B if m.packed else 1) * T * T * _FP32
     decoder += bias(M, T, B if m.packed and not m.handwritten else 1)
@@ -177,7 +182,7 @@ def _norm(shape: T5Config, m: Microbatch, *, feeds: bool = True) -> int:
     Args:
         feeds: whether its output is saved too, as the input of trained weights.
     """
-    saved = (m.e if m.handwritten and m.frozen else _FP32) * shape.d_model + _FP32
+    saved = (m.stored if m.handwritten else _FP32) * shape.d_model + _FP32
     if m.frozen:
         return saved
     return saved + ((_FP32 if m.cpu and not m.bf16 else 0) + (m.e if feeds else 0)) * shape.d_model
@@ -233,15 +238,19 @@ def _cross_bias(shape: T5Config, m: Microbatch) -> int:
 
 
 def _copies(shape: T5Config, m: Microbatch, reached: int) -> tuple[int, int]:
-    """Copies of weights in encoder and decoder: in bf16 if they train; in fp32 for frozen norms on a GPU."""
+    """Copies of weights in encoder and decoder: in bf16 if they are fp32; in fp32 for frozen norms on a GPU."""
     if not m.bf16:
         return 0, 0
     D, L, M = shape.d_model, shape.num_layers, shape.num_decoder_layers
-    if m.frozen:
+    if m.stored == m.e:
         norms = (0, 0) if m.cpu else (_FP32 * (2 * L + 1) * D, _FP32 * (2 * reached + M + 1) * D)
         return norms[0], norms[1] + (_FP32 * shape.vocab_size * D if m.logits == "whole" else 0)
     attention, feed_forward = 4 * D * shape.num_heads * shape.d_kv, (3 if shape.gated else 2) * D * shape.d_ff
-    return m.e * L * (attention + feed_forward), m.e * M * (2 * attention + feed_forward)
+    decoder = M * (2 * attention + feed_forward)
+    if m.frozen:  # a gradient needs neither self-attention nor the queries of the first layers
+        queries = 2 if attends_without_keys(m.targets, shape.d_kv) else 1
+        decoder -= (M - reached) * (attention + queries * attention // 4)
+    return m.e * L * (attention + feed_forward), m.e * decoder
 
 
 def loss_peak(shape: T5Config, m: Microbatch) -> int:
@@ -269,8 +278,7 @@ def loss_peak(shape: T5Config, m: Microbatch) -> int:
 
 def output_copy(shape: T5Config, m: Microbatch) -> int:
     """Copy of the output matrix in the dtype of the output product, if it is stored in another one."""
-    stored = m.e if m.frozen else _FP32
-    return 0 if m.logit_bytes == stored else m.logit_bytes * shape.vocab_size * shape.d_model
+    return 0 if m.logit_bytes == m.stored else m.logit_bytes * shape.vocab_size * shape.d_model
 
 
 def attention_backward(shape: T5Config, m: Microbatch) -> int:
@@ -290,19 +298,18 @@ def inference_peak(shape: T5Config, m: Microbatch, label_tokens: int = 0) -> int
     """
     B, S = m.rows, m.inputs
     D, E, H = shape.d_model, shape.num_heads * shape.d_kv, shape.num_heads
-    stream = m.e if m.frozen else _FP32
     # Handwritten attention needs no bias per row, but scores, their softmax, and q, k and v by heads.
     bias = m.e * (H * S * S if m.handwritten or not m.padded else B * H * S * S)
     scores = 2 * m.e * B * H * S * S if m.handwritten else 0
     attention = (6 if m.handwritten else 3) * m.e * E + m.e * E + m.e * D
     feed_forward = (3 if shape.gated else 2) * shape.d_ff * m.e + m.e * D
     # The residual stream before and after a layer; callers still reference its first state and the one without prompt.
-    streams = B * (3 * S + (S - m.prompt if m.frozen else 0)) * stream * D
+    streams = B * (3 * S + (S - m.prompt if m.frozen else 0)) * m.stored * D
     encoding = streams + bias + max(scores + B * S * attention, B * S * max(feed_forward, 2 * _FP32 * D))
-    head = _FP32 * shape.vocab_size * D if m.frozen and m.bf16 else 0
+    head = _FP32 * shape.vocab_size * D if m.stored < _FP32 else 0
     if label_tokens:
         logits = min(B * label_tokens, SCORED_LOGITS_ROWS) * shape.vocab_size * _FP32
         answering = max(head + logits, 2 * logits)
     else:
         answering = shape.num_decoder_layers * 2 * E * m.e * B * S + head + 2 * B * shape.vocab_size * _FP32
-    return max(encoding, B * S * stream * D + answering)
+    return max(encoding, B * S * m.stored * D + answering)

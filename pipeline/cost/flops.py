@@ -28,8 +28,9 @@ from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
-from t5_pipeline.modeling.config import PRESETS, T5Config
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
+from t5_pipeline.modeling.presets import PRESETS
 
 _LABEL_TOKENS = 4  # of a label, EOS included; the exact number needs the vocabulary, which is not read here
 
@@ -122,9 +123,13 @@ def stage_memory(together: Sequence[TrainingConfig], shape: T5Config, launch: La
 
 
 def training_footprint(
-    together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchConfig
+    together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchConfig, adapts: LMAdaptConfig | None = None
 ) -> TrainingFootprint | None:
-    """Footprint of the cells of one job with the microbatch that needs most memory."""
+    """Footprint of the cells of one job with the microbatch that needs most memory.
+
+    Args:
+        adapts: the adaptation whose probe they are; its T5 is in fp32 and computes as in training.
+    """
     numbers = [number for cell in together if (number := cell.trained_parameters(shape)) is not None]
     if len(numbers) < len(together):
         return None
@@ -136,6 +141,9 @@ def training_footprint(
         batch = -(-batch // 2)  # the two examples of a pair fill one row
     parts = microbatches(together, -(-batch // launch.processes), launch.cpu)
     selects = isinstance(settings, LearningConfig) and bool(settings.selects_by())
+    probe, executed = None, adapts or settings
+    if isinstance(settings, LMAdaptConfig) and settings.probe:
+        probe = training_footprint(settings.probe_cells(settings.model), shape, replace(launch, processes=1), settings)
     labels = [len(task.labels or []) for cell in together for task in cell.made_for()]
 
     def footprint(rows: int, inputs: int, targets: int) -> TrainingFootprint:
@@ -147,7 +155,8 @@ def training_footprint(
             bf16=settings.precision == "bf16",
             dropout=settings.dropout > 0,
             packed=packed,
-            recompute=isinstance(settings, ExecutionConfig) and settings.recompute,
+            recompute=isinstance(executed, ExecutionConfig) and executed.recompute,
+            fp32_weights=adapts is not None,
             cpu=launch.cpu,
             logits=settings.logits_precision if isinstance(settings, LogitsConfig) else "whole",
         )
@@ -158,14 +167,21 @@ def training_footprint(
             accumulates=len(parts) > 1,
             kept=sum(cell.published_parameters(shape) or 0 for cell in together) if selects else 0,
             computed=sum(cell.computed_parameters(shape) for cell in together),
-            scoring=replace(microbatch, rows=SCORED_EXAMPLES) if selects else None,
+            scoring=replace(microbatch, rows=_scored_together(together)) if selects or adapts else None,
             label_tokens=_LABEL_TOKENS * max(labels) if labels and all(labels) else settings.longest_example()[1],
+            probe=probe,
         )
 
     return max(
         (footprint(*part) for part in dict.fromkeys(parts)),
         key=lambda found: training_memory(shape, found, launch).peak,
     )
+
+
+def _scored_together(together: Sequence[TrainingConfig]) -> int:
+    """Examples of a validation batch, which mixes the rows of all cells."""
+    limits = [cell.validation_limit for cell in together if isinstance(cell, LearningConfig)]
+    return min(SCORED_EXAMPLES, sum(limits)) if all(limits) else SCORED_EXAMPLES
 
 
 def microbatches(together: Sequence[TrainingConfig], share: int, cpu: bool) -> list[tuple[int, int, int]]:

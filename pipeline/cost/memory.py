@@ -12,6 +12,7 @@ therefore the maximum over the moments of a step:
     sum        all gradients, and the flat bucket in which ranks all-reduce them
     update     all gradients, and the optimizer's temporaries
     scoring    with `select: best`: inference on a validation batch
+    probe      with `lm_adapt.probe`: the largest of these moments of the probe's prompts, with their optimizer state
 
 The engine decides which parts are replicated and which are sharded. Weights, gradients and moments are fp32; a frozen
 T5 with bf16 products is bf16. Checked against measured peaks on CPUs (docs/performance.md), not on GPUs or with
@@ -20,7 +21,7 @@ sharding engines, for which the default buffers of DeepSpeed and FSDP2 are added
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from t5_pipeline.config.launch import LaunchConfig
@@ -57,6 +58,7 @@ class TrainingFootprint:
         computed: numbers of the rows of reparametrized prompts, and of what they are computed from.
         scoring: the batch in which validation rows are scored; None without scores.
         label_tokens: target tokens scored for an example: all labels of a task, or the target of free text.
+        probe: the prompts that are tuned on the current weights now and then; None without.
     """
 
     microbatch: Microbatch
@@ -67,6 +69,7 @@ class TrainingFootprint:
     computed: int = 0
     scoring: Microbatch | None = None
     label_tokens: int = 0
+    probe: TrainingFootprint | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Memory:
 def training_memory(shape: T5Config, footprint: TrainingFootprint, launch: LaunchConfig) -> Memory:
     """Memory of each process of a launch.
 
-    >>> from t5_pipeline.modeling.config import SIZES
+    >>> from t5_pipeline.modeling.presets import SIZES
     >>> eight = Microbatch(rows=8, inputs=512, targets=512, packed=True)
     >>> whole = TrainingFootprint(eight, SIZES["xl"].parameters, "adamw", accumulates=True)
     >>> for engine in ("ddp", "zero3"):
@@ -211,13 +214,27 @@ def _moments(
     if footprint.scoring is not None:
         moments["scoring"] = inference_peak(shape, footprint.scoring, footprint.label_tokens)
     recomputed = saved.encoder + max(saved.encoder_block, saved.decoder + saved.decoder_block)
-    return max(loss, saved.total, recomputed), moments
+    activations = max(loss, saved.total, recomputed)
+    if footprint.probe is not None:
+        of_probe, moments["probe"] = _probe(shape, footprint.probe, launch)
+        activations = max(activations, of_probe)
+    return activations, moments
+
+
+def _probe(shape: T5Config, probe: TrainingFootprint, launch: LaunchConfig) -> tuple[int, int]:
+    """Activations of a probe, and its peak beside weights and optimizer state of the T5, whose gradients are freed.
+
+    Every process computes the whole probe by itself.
+    """
+    rows = gradients = _FP32 * probe.numbers
+    activations, moments = _moments(shape, probe, replace(launch, engine="one", processes=1), gradients)
+    return activations, rows + moments_bytes(shape, probe) + max(moments.values())
 
 
 def moments_bytes(shape: T5Config, footprint: TrainingFootprint) -> int:
     """Bytes of optimizer state.
 
-    >>> from t5_pipeline.modeling.config import SIZES
+    >>> from t5_pipeline.modeling.presets import SIZES
     >>> base, m = SIZES["base"], Microbatch(1, 8, 8)
     >>> footprints = (TrainingFootprint(m, base.parameters, name) for name in ("adamw", "adafactor"))
     >>> [round(moments_bytes(base, footprint) / base.parameters, 4) for footprint in footprints]

@@ -1,4 +1,4 @@
-"""Sizes of a T5, its config.json, and presets. No torch, so that recipes and plans load fast.
+"""Sizes of a T5 and its config.json. No torch, so that recipes and plans load fast.
 
 The members of the T5 family differ in a few fields (docs/models.md). The first two variants (Raffel et al. 2020;
 Shazeer 2020), and umT5 (Chung et al. 2023):
@@ -131,9 +131,9 @@ class T5Config:
         >>> T5Config.from_config(T5Config().to_config()) == T5Config()
         True
         """
-        model_type = str(config.get("model_type") or "t5")
+        model_type = str(config.get("model_type") or _type_of_class(config.get("architectures")))
         if model_type not in ARCHITECTURES:
-            raise InputError(f"{where}: model_type {model_type!r:.50} is not supported{_why_not(model_type)}")
+            raise InputError(f"{where}: model_type {model_type!r:.50} is not supported; {_why_not(model_type, config)}")
         architecture = ARCHITECTURES[model_type]
 
         def size(key: str, default: int | None = None) -> int:
@@ -218,43 +218,15 @@ class T5Config:
         }
 
 
-def _why_not(model_type: str) -> str:
-    missing = f"; this pipeline has no {_MISSING[model_type]}" if model_type in _MISSING else ""
-    return f"{missing}; use an encoder-decoder of the T5 family: model_type {', '.join(ARCHITECTURES)} (docs/models.md)"
+def _type_of_class(names: object) -> str:
+    """`model_type` by the class of the model, for the published umT5s, whose config.json names only this; else t5."""
+    named = names if isinstance(names, list) else []
+    return next((kind for kind, known in ARCHITECTURES.items() if known.model_class in named), "t5")
 
 
-def _v1_1(d_model: int, d_ff: int, layers: int, heads: int) -> T5Config:
-    return T5Config(d_model=d_model, d_ff=d_ff, num_layers=layers, num_decoder_layers=layers, num_heads=heads)
-
-
-def _original(d_model: int, d_kv: int, d_ff: int, layers: int, heads: int) -> T5Config:
-    return T5Config(
-        d_model=d_model, d_kv=d_kv, d_ff=d_ff, num_layers=layers, num_decoder_layers=layers, num_heads=heads,
-        gated=False, activation="relu", tied=True,
-    )  # fmt: skip
-
-
-SIZES: dict[str, T5Config] = {
-    "small": _v1_1(512, 1024, 8, 6),
-    "base": _v1_1(768, 2048, 12, 12),
-    "large": _v1_1(1024, 2816, 24, 16),
-    "xl": _v1_1(2048, 5120, 24, 32),
-    "xxl": _v1_1(4096, 10240, 24, 64),
-}
-"""T5 1.1 in the five sizes of the paper."""
-
-ORIGINAL_SIZES: dict[str, T5Config] = {
-    "small": _original(512, 64, 2048, 6, 8),
-    "base": _original(768, 64, 3072, 12, 12),
-    "large": _original(1024, 64, 4096, 24, 16),
-    "3b": _original(1024, 128, 16384, 24, 32),
-    "11b": _original(1024, 128, 65536, 24, 128),
-}
-
-PRESETS: dict[str, T5Config] = (
-    {f"google/t5-v1_1-{size}": shape for size, shape in SIZES.items()}
-    | {f"google/t5-{size}-lm-adapt": shape for size, shape in SIZES.items()}
-    | {f"t5-{size}": shape for size, shape in ORIGINAL_SIZES.items()}
-    | {f"google-t5/t5-{size}": shape for size, shape in ORIGINAL_SIZES.items()}
-)
-"""Hub name → sizes, so that a plan needs no download."""
+def _why_not(model_type: str, config: Mapping[str, Any]) -> str:
+    """The layers that another architecture would need, and the models that would load."""
+    lacks = _MISSING.get(model_type, f"layers of {model_type:.50}")
+    paired = model_type in _MISSING or config.get("is_encoder_decoder") is True
+    what = f"this pipeline has no {lacks}" if paired else "it is not an encoder-decoder"
+    return f"{what}; use an encoder-decoder of the T5 family: model_type {', '.join(ARCHITECTURES)} (docs/models.md)"

@@ -22,7 +22,8 @@ from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import MAX_BYTES
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.modeling.config import PRESETS, T5Config
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.presets import PRESETS
 from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
 from t5_pipeline.report.similarity import PromptMeans
 

@@ -8,7 +8,7 @@ import pytest
 
 from t5_pipeline.methods.soft_prompt import Prompt
 from tests.serving.five_prompts import Place, write_five_prompts, write_lines
-from tests.tiny_run import documentation, t5_pipeline, write_rows
+from tests.tiny_run import Outcome, command, documentation, t5_pipeline, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
         "--precision", "fp32", "--max-input-length", 16, "--threads", 1, "--scoring", "likelihood", "--seed", 4,
         "--seeds", 2, "--output-dir", tmp_path / "letters",
     ]  # fmt: skip
-    said = t5_pipeline(*given, "--vote")
+    said = Outcome.forked(command(*given, "--vote"))
     assert said.code == 0, said.err
     assert "train: 13 rows, train.jsonl[:80%, stratified=0]" in said.err
     assert "letters: scores × 100 on 2 test rows\n" in said.out
@@ -38,7 +38,7 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
     prompts = {name: Prompt.load(voters / name).info for name in ("letters-4", "letters-5")}
     assert [info.seed for info in prompts.values()] == [4, 5]
 
-    said = t5_pipeline(*given)
+    said = Outcome.forked(command(*given))
     assert (said.code, "nothing to do: all 2 stages" in said.err) == (0, True), said.err
     out = tmp_path / "letters"
     assert (out / "superseded" / "prompts" / "earlier" / "letters-4" / "prompt.json").is_file()

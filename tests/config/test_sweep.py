@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.cost.flops import stage_memory, step_cost
-from t5_pipeline.modeling.config import SIZES
+from t5_pipeline.modeling.presets import SIZES
 
 TASK = {"name": "tone", "data": "rows", "inputs": "{text}", "targets": "{label}"}
 

@@ -39,7 +39,7 @@ def saved(shape: T5Config, m: Microbatch) -> int:
     model: Any = t5
     if m.frozen:
         model = PromptedT5(t5, PromptBank([torch.zeros(m.prompt, shape.d_model)]))
-        t5.to(torch.bfloat16 if m.bf16 else torch.float32)
+        t5.to(torch.bfloat16 if m.bf16 and not m.fp32_weights else torch.float32)
     model.train()
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is reused
@@ -92,6 +92,17 @@ def test_biases_in_every_layer(how: dict[str, Any], bf16: bool, recompute: bool)
 @pytest.mark.parametrize("how", [{"prompt": 0}, {"prompt": 6}, {"prompt": 6, "padded": False}], ids=str)
 def test_short_targets_without_keys_and_values(shape: T5Config, how: dict[str, Any], dropout: bool, bf16: bool) -> None:
     m = Microbatch(rows=3, inputs=26, targets=shape.d_kv // 2, bf16=bf16, dropout=dropout, cpu=True, **how)
+    assert saved_activations(shape, m).total == saved(shape, m)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("targets", [19, 4])
+@pytest.mark.parametrize("shape", [GATED, ORIGINAL, UMT5], ids=["gated", "original", "umt5"])
+def test_prompts_before_a_t5_in_fp32(shape: T5Config, targets: int, recompute: bool) -> None:
+    """Probes: bf16 products copy the weights."""
+    m = Microbatch(
+        rows=3, inputs=26, targets=targets, prompt=6, bf16=True, recompute=recompute, fp32_weights=True, cpu=True
+    )
     assert saved_activations(shape, m).total == saved(shape, m)
 
 

@@ -26,8 +26,9 @@ from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.modeling import layers
 from t5_pipeline.modeling.attention import attention_reference
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.presets import SIZES
 
 LABELS = {"name": "tone", "data": "rows", "inputs": "{text}", "targets": "{label}", "labels": ["good", "very bad"]}
 FREE = {"name": "free", "data": "rows", "inputs": "{text}", "targets": "{answer}", "metrics": ["exact_match"]}

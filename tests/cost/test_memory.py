@@ -12,8 +12,9 @@ from benchmarks import memory as benchmark
 from t5_pipeline.config.launch import Engine, LaunchConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes, training_memory
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.training.optimizers import model_optimizer, prompt_optimizer
 
 SHAPE = T5Config(
@@ -35,12 +36,31 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "lm_adapt", "middling", {"batch_size": 8, "segment_length": 128, "packing": False, "precision": "fp32"}
         ),
         benchmark.Case(
+            "lm_adapt",
+            "middling",
+            {
+                "batch_size": 2,
+                "segment_length": 32,
+                "packing": False,
+                "precision": "fp32",
+                "steps": 1,
+                "probe": ["halves"],
+                "probe_every": 1,
+                "probe_cost": 1e6,
+                "probe_prompts": 2,
+                "probe_steps": 1,
+                "probe_batch_size": 6,
+                "probe_input_length": 280,
+                "probe_rows": 4,
+            },
+        ),
+        benchmark.Case(
             "prompt_tune",
             "middling",
             {"batch_size": 24, "max_input_length": 288, "precision": "bf16", "select": "last"},
         ),
     ],
-    ids=lambda case: case.kind,
+    ids=["lm_adapt", "probe", "prompt_tune"],
 )
 def test_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None:
     """`python -m benchmarks` has more and larger cases. A CPU without bf16 products needs copies of the factors."""

@@ -11,7 +11,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.flops import forward_flops, step_cost
 from t5_pipeline.cost.probes import probe_cost
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.modeling.config import PRESETS
+from t5_pipeline.modeling.presets import PRESETS
 
 BASE = PRESETS["google/t5-v1_1-base"]
 TASK = TaskConfig(name="tone", data="rows", inputs="{text}", targets="{tone}", labels=["good", "bad"])

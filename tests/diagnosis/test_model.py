@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,22 +174,42 @@ def test_span_corruption_and_untrained_weights(world: World, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_checkpoint_of_each_kind(kind: Kind, world: World, tmp_path: Path) -> None:
-    """With bytes or the tests' vocabulary, whose ids are T5's; without one for kinds with other ids."""
-    in_bytes = kind is KINDS["ByT5"]
-    kind = kind if in_bytes else replace(kind, config={**kind.config, "vocab_size": 256})
-    model = kind.write(tmp_path / "model")
-    if in_bytes:
-        (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}))
-    elif kind.special == (0, 1):
-        (model / "spiece.model").write_bytes((world.model / "spiece.model").read_bytes())
+def test_a_checkpoint_of_each_kind(kind: Kind, tmp_path: Path) -> None:
+    """With its own tokenizer, and weights that are sure of nothing."""
+    model = kind.write_with_tokenizer(tmp_path / "model")
+    edit_weights(model, lambda tensors: tensors["decoder.final_layer_norm.weight"].mul_(0.01))
     d = diagnose(str(model))
-    assert d.facts["architecture"][0]["model_type"] == kind.config.get("model_type", "t5")
-    assert d.facts["output"][0]["tied"] is not kind.untied
+    assert d.ok, d.checks
+    facts = d.as_json()["facts"]
+    assert facts["architecture"]["model_type"] == kind.config.get("model_type", "t5")
+    assert facts["output"]["tied"] is not kind.untied
+    pad, eos = kind.special
+    assert facts["special ids"] == {"pad": pad, "eos": eos, "decoder start": 0}
+    vocabulary = Vocabulary.load(model)
+    assert facts["sentinels"]["ids"] == list(vocabulary.sentinel_ids)
+    assert vocabulary.sentinels == kind.sentinels
+    assert facts["embedding rows"] >= facts["vocabulary"]["ids"] == vocabulary.size
     found(d.checks, "weights", "ok")
-    wrong = {check.name for check in d.checks if check.state == "wrong"}
-    assert wrong <= {"text"} if kind.special == (0, 1) else wrong == {"vocabulary"}  # the weights are random
-    assert ("first output" in d.facts) is (kind.special == (0, 1))
-    assert d.facts.get("normalizer", ("",))[0] == (
-        "none (bytes)" if in_bytes else "nmt_nfkc" * (kind.special == (0, 1))
-    )
+    english = kind is not KINDS["ProtT5"]
+    assert ("forward pass" in [check.name for check in d.checks if check.state == "ok"]) is english
+    assert d.uses.keys() == {"lm_adapt", "sentinel", "prompt_tune"}
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ({"model_type": "bart", "is_encoder_decoder": True}, "this pipeline has no layers of bart"),
+        ({"model_type": "llama"}, "it is not an encoder-decoder"),
+        ({"model_type": "longt5"}, "this pipeline has no local and transient-global attention"),
+        ({"model_type": "switch_transformers"}, "this pipeline has no mixtures of experts"),
+    ],
+)
+def test_an_unsupported_architecture_is_one_finding(config: dict[str, Any], missing: str, tmp_path: Path) -> None:
+    """Its name, what is missing, and what would load."""
+    KINDS["T5 1.1"].files(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    d = diagnose(str(tmp_path))
+    (wrong,) = [check for check in d.checks if check.state == "wrong"]
+    assert wrong.name == "config"
+    assert wrong.found == f"{tmp_path}/config.json: model_type '{config['model_type']}' is not supported; {missing}"
+    assert wrong.fix == ("use an encoder-decoder of the T5 family: model_type t5, mt5, umt5 (docs/models.md)")

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from tests.data_prep.tokenizer import kinds as tokenizers
 from tests.tiny_run import ROOT
 
 PAGE = ROOT / "docs" / "models.md"
@@ -31,6 +34,8 @@ class Kind:
         config: entries of its config.json, as published.
         untied: whether the weights contain an output matrix.
         embedding: name of the embedding in the published weights.
+        files: writes its tokenizer, small.
+        sentinels: their number.
     """
 
     members: str
@@ -39,6 +44,8 @@ class Kind:
     config: dict[str, Any] = field(default_factory=dict)
     untied: bool = True
     embedding: str = "shared.weight"
+    files: Callable[[Path], Path] = tokenizers.t5
+    sentinels: int = 100
 
     @property
     def special(self) -> tuple[int, int]:
@@ -61,6 +68,12 @@ class Kind:
         (directory / "config.json").write_text(json.dumps(config))
         return directory
 
+    def write_with_tokenizer(self, directory: Path) -> Path:
+        """Also its tokenizer, with as many rows of the embedding as that needs."""
+        self.files(directory)
+        rows = Vocabulary.load(directory).rows
+        return replace(self, config={**self.config, "vocab_size": rows}).write(directory)
+
 
 SIZES = {
     "model_type": "t5", "vocab_size": 96, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2,
@@ -79,6 +92,7 @@ KINDS = {
         "`tie_word_embeddings: true`, though the output matrix is separate",
         "`tokenizer.json` without `spiece.model`, which is rebuilt from it",
         {"tie_word_embeddings": True, "scale_decoder_outputs": False},
+        files=tokenizers.t5_json,
     ),
     "new T5 1.1 of transformers 5": Kind(
         "a T5 1.1 that transformers 5 made or resized",
@@ -96,36 +110,47 @@ KINDS = {
     ),
     "UL2": Kind(
         "`google/ul2`, `google/flan-ul2`",
-        "gated SiLU",
+        "gated SiLU; the output matrix is the embedding; outputs are scaled",
         f"{_SENTENCEPIECE}; mode tokens (`[NLU]`, …) are text",
-        {"feed_forward_proj": "gated-silu"},
+        {"feed_forward_proj": "gated-silu", "tie_word_embeddings": True},
+        untied=False,
     ),
     "mT5": Kind(
-        "`google/mt5-*`, mT0, aya-101 (as `t5`)", "–", "SentencePiece, sentinels are pieces", {"model_type": "mt5"}
+        "`google/mt5-*`, mT0, aya-101 (as `t5`)",
+        "–",
+        "SentencePiece, sentinels are pieces",
+        {"model_type": "mt5"},
+        files=tokenizers.mt5,
     ),
     "umT5": Kind(
         "`google/umt5-*`",
         "position biases in every layer; transformers 5 scales the outputs (see below)",
         "SentencePiece, 300 sentinels above the pieces",
         {"model_type": "umt5"},
+        files=tokenizers.umt5,
+        sentinels=300,
     ),
     "umT5 by transformers 5": Kind(
         "a umT5 after `save_pretrained`",
         "position biases in every layer; outputs are scaled",
         "as umT5",
         {"model_type": "umt5", "tie_word_embeddings": True},
+        files=tokenizers.umt5,
+        sentinels=300,
     ),
     "Pile-T5": Kind(
         "`EleutherAI/pile-t5-*`",
         "position biases in every layer; ids of padding and EOS",
         "Llama's SentencePiece (BPE with byte fallback), `tokenizer.model`",
         {"model_type": "umt5", "scalable_attention": True, "pad_token_id": 1, "eos_token_id": 2},
+        files=tokenizers.pile_t5,
     ),
     "ByT5": Kind(
         "`google/byt5-*`",
         "three encoder layers for each decoder layer",
         "bytes, 384 ids; sentinels are the bytes from 0xFF down, as in pretraining",
         {"num_layers": 3, "num_decoder_layers": 1, "vocab_size": 384},
+        files=tokenizers.byt5,
     ),
     "MADLAD-400": Kind(
         "`google/madlad400-*`",
@@ -133,6 +158,8 @@ KINDS = {
         "SentencePiece; languages are pieces",
         {"pad_token_id": 1, "eos_token_id": 2},
         embedding="decoder.embed_tokens.weight",
+        files=tokenizers.madlad,
+        sentinels=0,
     ),
     "CodeT5": Kind(
         "`Salesforce/codet5-*`, `Salesforce/codet5p-220m`, `-770m`",
@@ -140,6 +167,7 @@ KINDS = {
         "byte-level BPE; sentinels in either order",
         {**_ORIGINAL, "eos_token_id": 2},
         untied=False,
+        files=tokenizers.codet5,
     ),
     "ProtT5": Kind(
         "`Rostlab/prot_t5_xl_*`",
@@ -147,6 +175,7 @@ KINDS = {
         "SentencePiece of amino acids, 100 sentinels above 28 pieces",
         {**_ORIGINAL, "vocab_size": 128},
         untied=False,
+        files=tokenizers.prot_t5,
     ),
 }  # fmt: skip
 

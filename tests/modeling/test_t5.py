@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from t5_pipeline.modeling.config import SIZES, T5Config
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.layers import Attention, DecoderCache, SharedDropout, _RMSNorm, rms_norm_reference
 from t5_pipeline.modeling.load import save_t5
+from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.t5 import T5, shift_right, token_mask
 from tests.modeling.conftest import SHAPES, token_loss, token_rows
 

@@ -178,9 +178,8 @@ def test_probes_on_two_processes(finished: Tiny, tmp_path: Path) -> None:
     inputs = ("--model", finished.run / "pretrain", "--tokens", finished.run / "prepare")
     probed = probes(finished, tmp_path, "--dropout", 0)  # whose masks differ by rank
     flags = (*FLAGS, *probed)
-    ended = accelerate_launch(
-        ROOT / "accelerate_configs" / "cpu_ddp.yaml", "lm_adapt", *inputs, "--output-dir", tmp_path / "two", *flags
-    )
+    flags = (*inputs, "--output-dir", tmp_path / "two", *flags)
+    ended = Outcome.forked(accelerate_launch(ROOT / "accelerate_configs" / "cpu_ddp.yaml", "lm_adapt", *flags))
     assert ended.code == 0, ended.err
     assert adapt(finished, tmp_path / "one", *probed).code == 0
     two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")

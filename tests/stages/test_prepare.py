@@ -195,7 +195,7 @@ def test_damage_to_an_unfinished_prepare(finished: Tiny, tiny: Tiny, name: str) 
     assert said.code == 2
     assert f"  {name} is damaged" in said.out
     assert "run `t5-pipeline run` to rebuild them" in said.err
-    assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prepare").code == 0
+    assert tiny.start("--until", "prepare").code == 0
     assert tiny.digests() == finished.digests()
     assert t5_pipeline("verify", tiny.run).code == 0
 
@@ -216,7 +216,7 @@ def test_damaged_shard_is_rebuilt_and_training_resumes(finished: Tiny, tiny: Tin
     assert line == (f"error: {path}: block 1 of 1 is damaged; remove {damaged} and run `prepare` again to rebuild it")
     others = {name: of for name, of in listing(tiny.run / "prepare" / "tokens").items() if str(damaged) not in name}
     shutil.rmtree(damaged)
-    assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prepare").code == 0
+    assert tiny.start("--until", "prepare").code == 0
     now = listing(tiny.run / "prepare" / "tokens")
     assert all(now[name] == of for name, of in others.items() if "shard-" in name)
     assert tiny.digests()["prepare/tokens"] == finished.digests()["prepare/tokens"]

@@ -66,6 +66,12 @@ def test_training_resumes_with_the_same_bits(tmp_path: Path) -> None:
     (job,) = (made.run / "prompt_tune" / "jobs").iterdir()
     pieces = json.loads((job / "checkpoints" / "step-00000004" / "rank-00000.json").read_text())["pieces"]
     names = {name for name, *_ in pieces.values()}
-    trained = ("rows_RD", "rows1_RD", "reparametrized.2.start_PD", "reparametrized.6.weights_PM", "reparametrized.9.u_P")
+    trained = (
+        "rows_RD",
+        "rows1_RD",
+        "reparametrized.2.start_PD",
+        "reparametrized.6.weights_PM",
+        "reparametrized.9.u_P",
+    )
     assert {f"model/bank.{name}" for name in trained} <= names
     assert "selection/6/rows" in names

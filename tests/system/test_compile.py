@@ -53,7 +53,7 @@ def test_compiled_steps_equal_eager_ones(
     if engine == "one":
         said = Outcome.of(script("lm_adapt", *flags))
     else:
-        said = accelerate_launch(CONFIGS / f"cpu_{engine}.yaml", "lm_adapt", *flags)
+        said = Outcome.of(accelerate_launch(CONFIGS / f"cpu_{engine}.yaml", "lm_adapt", *flags))
     assert said.code == 0, said.err
     same_losses(eager, tmp_path / "out")
     assert 4 <= said.err.count("_layers, graph ") <= 16

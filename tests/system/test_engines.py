@@ -16,7 +16,7 @@ from transformers import T5ForConditionalGeneration
 
 from t5_pipeline.training.checkpoints.format import Checkpoint
 from t5_pipeline.training.checkpoints.store import Checkpoints
-from tests.tiny_run import ROOT, Tiny, accelerate_launch, metrics, stage
+from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, metrics, stage
 
 CONFIGS = ROOT / "accelerate_configs"
 SEVERAL = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
@@ -83,7 +83,7 @@ def test_two_processes_train_like_one(
 ) -> None:
     """Then one process resumes their checkpoint, moments included. The published models are plain."""
     output = tmp_path / "two"
-    launched = accelerate_launch(configuration(engine), "lm_adapt", *adapt(finished, output))
+    launched = Outcome.forked(accelerate_launch(configuration(engine), "lm_adapt", *adapt(finished, output)))
     assert launched.code == 0, launched.err
     ranks = {path.name for path in newest(output).path.glob("rank-*.safetensors")}
     assert ranks == {"rank-00000.safetensors", "rank-00001.safetensors"}
@@ -102,7 +102,7 @@ def test_engines_resume_each_other(
     output = tmp_path / "passed"
     assert stage("lm_adapt", *adapt(finished, output, 8)).code == 0
     for steps, engine in ((13, "zero3"), (18, "ddp")):
-        launched = accelerate_launch(configuration(engine), "lm_adapt", *adapt(finished, output, steps))
+        launched = Outcome.forked(accelerate_launch(configuration(engine), "lm_adapt", *adapt(finished, output, steps)))
         assert launched.code == 0, launched.err
         assert newest(output).step == steps
     assert stage("lm_adapt", *adapt(finished, output, STEPS + 4)).code == 0
@@ -120,7 +120,7 @@ def test_activation_checkpointing(
     """Weights are gathered again for the recomputation; the steps are the same."""
     output = tmp_path / "two"
     arguments = [*adapt(finished, output, 4), "--keep-steps", 4, "--recompute"]
-    launched = accelerate_launch(configuration(engine), "lm_adapt", *arguments)
+    launched = Outcome.forked(accelerate_launch(configuration(engine), "lm_adapt", *arguments))
     assert launched.code == 0, launched.err
     for mine, theirs in zip(metrics(alone)[:5], metrics(output), strict=False):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
@@ -147,7 +147,7 @@ def tuned_like_one(
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = [(*tune(finished, output, optimizer), *more) for output in (one, two)]
     assert stage(kind, *arguments[0]).code == 0
-    launched = accelerate_launch(configuration, kind, *arguments[1])
+    launched = Outcome.forked(accelerate_launch(configuration, kind, *arguments[1]))
     assert launched.code == 0, launched.err
     for mine, theirs in zip(metrics(one), metrics(two), strict=True):
         assert mine["step"] == theirs["step"]
@@ -210,7 +210,7 @@ def test_two_processes_resumed_at_a_step_are_bit_identical(
     arguments = [*adapt(finished, output, 8), "--dropout", 0.1, "--checkpoint-every", 4, "--keep-steps", 4]
     ends = []
     for more in ((), ("--resume-from", 4)):
-        launched = accelerate_launch(configuration(engine), "lm_adapt", *arguments, *more)
+        launched = Outcome.forked(accelerate_launch(configuration(engine), "lm_adapt", *arguments, *more))
         assert launched.code == 0, launched.err
         ends.append((newest(output).tensors(), metrics(output)))
     assert "back to step 4" in launched.err
@@ -232,7 +232,7 @@ def test_publishing_a_passed_step_changes_nothing(
         for steps in [*before, 11]:
             asked = ["--keep-steps", 4] if steps == 11 else ["--keep-steps", 8]
             arguments = [*adapt(finished, output, steps), "--checkpoint-every", 4, "--validate-every", 4, *asked]
-            launched = accelerate_launch(configuration(engine), "lm_adapt", *arguments)
+            launched = Outcome.forked(accelerate_launch(configuration(engine), "lm_adapt", *arguments))
             assert launched.code == 0, launched.err
         ends.append(newest(output).tensors("model/"))
         assert (output / "steps" / "000004" / "model" / "model.safetensors").is_file()

@@ -176,7 +176,8 @@ def test_engines_compile(finished: Tiny, alone: Path, tmp_path: Path, launch: st
 
 def launched(launch: str, *flags: object) -> Outcome:
     """As one process, which meets itself over NCCL."""
-    return accelerate_launch(ROOT / "accelerate_configs" / f"{launch}.yaml", "lm_adapt", *flags, processes=1)
+    configuration = ROOT / "accelerate_configs" / f"{launch}.yaml"
+    return Outcome.of(accelerate_launch(configuration, "lm_adapt", *flags, processes=1))
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from t5_pipeline.execution.launcher import ranks
-from tests.tiny_run import ROOT, Tiny, accelerate_launch, command, listing, metrics, newest_checkpoint, stage
+from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, command, listing, metrics, newest_checkpoint, stage
 
 CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
 
@@ -30,7 +30,7 @@ def by_hand(finished: Tiny, output: Path) -> list[object]:
 
 
 def test_two_processes_train_as_one(finished: Tiny, tmp_path: Path) -> None:
-    launched = accelerate_launch(CPU_DDP, "lm_adapt", *by_hand(finished, tmp_path / "two"))
+    launched = Outcome.of(accelerate_launch(CPU_DDP, "lm_adapt", *by_hand(finished, tmp_path / "two")))
     assert launched.code == 0, launched.err
     assert launched.err.count("step 10/10") == 1, "one process logs for both"
     assert stage("lm_adapt", *by_hand(finished, tmp_path / "one")).code == 0
@@ -57,7 +57,9 @@ def test_a_launch_that_silently_starts_one_process_is_rejected(
     configuration = yaml.safe_load(CPU_DDP.read_text()) | {"distributed_type": distributed_type}
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(configuration))
     before = listing(tmp_path)
-    launched = accelerate_launch(tmp_path / "one.yaml", "lm_adapt", *by_hand(finished, tmp_path / "out"))
+    launched = Outcome.forked(
+        accelerate_launch(tmp_path / "one.yaml", "lm_adapt", *by_hand(finished, tmp_path / "out"))
+    )
     assert launched.code != 0
     (said,) = [line for line in launched.err.splitlines() if line.startswith("error: ")]
     assert "accelerate started one process, but its configuration asks for several" in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +21,7 @@ from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.loop import dropout_seed
 from t5_pipeline.training.microbatches import prefetch
 from t5_pipeline.training.state import TrainState
+from tests.forked import run_forked
 from tests.training.checkpoints.saved import Saved, tensors_of
 
 ROOT = Path(t5_pipeline.__file__).parents[1]
@@ -70,15 +70,9 @@ def test_a_killed_run_is_bit_identical(small_run: ModuleType, tmp_path: Path) ->
     settings = {"steps": 150, "checkpoint_every": 1, "seconds_per_step": 0.01}
     small_run.run(tmp_path / "whole", steps=150)
     delays = [str(0.05 * (k * 0.618 % 1)) for k in range(20)]
-    done = subprocess.run(
-        command(tmp_path / "killed", settings, "--kills", *delays),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(delays)
+    code, hits, said = run_forked(command(tmp_path / "killed", settings, "--kills", *delays), ROOT, environment())
+    assert code == 0, said
+    assert int(hits) == len(delays)
     assert_same_bits(last_tensors(tmp_path / "whole", 150), last_tensors(tmp_path / "killed", 150))
     assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
@@ -174,15 +168,9 @@ def test_two_processes_train_like_one(small_run: ModuleType, tmp_path: Path) -> 
     SIGTERM reaches only the second process, and both stop after that step; one process resumes their checkpoint.
     """
     settings = {"steps": 20, "dropout": 0.0, "signal_at": 15, "signal_rank": 1}
-    launched = subprocess.run(
-        command(tmp_path / "two", settings, launcher=LAUNCH),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert launched.returncode != 0
-    assert launched.stderr.count("stopped by SIGTERM after step 15, which is saved") == 2, launched.stderr
+    code, _, said = run_forked(command(tmp_path / "two", settings, launcher=LAUNCH), ROOT, environment())
+    assert code != 0
+    assert said.count("stopped by SIGTERM after step 15, which is saved") == 2, said
     alone = small_run.run(tmp_path / "one", steps=15, dropout=0.0)
     together = Checkpoints(tmp_path / "two" / "checkpoints", "dropout 0.0").at(15).tensors()
     for name, p in alone.engine.trained.items():

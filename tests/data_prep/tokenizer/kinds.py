@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ TEXTS = [
     "def add(a, b):\n\treturn a + b  # 🙂\n",
     "",
 ]
+LETTERS = " ".join(string.ascii_letters)
 SENTINELS = [f"<extra_id_{j}>" for j in range(100)]
 
 
@@ -23,7 +25,7 @@ def sentencepiece_model(**settings: Any) -> bytes:
     model = io.BytesIO()
     settings = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "vocab_size": 260} | settings
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS[:4] * 3), model_writer=model, minloglevel=2, num_threads=1, hard_vocab_limit=False,
+        sentence_iterator=iter([*TEXTS[:4] * 3, LETTERS]), model_writer=model, minloglevel=2, num_threads=1, hard_vocab_limit=False,
         **settings,
     )  # fmt: skip
     return model.getvalue()
@@ -73,6 +75,14 @@ def pile_t5(directory: Path) -> Path:
     )  # fmt: skip
     settings = {"tokenizer_class": "LlamaTokenizer", "pad_token": "<s>", "eos_token": "</s>", "extra_ids": 100}
     (write(directory, tokenizer_config=settings) / "tokenizer.model").write_bytes(model)
+    return directory
+
+
+def madlad(directory: Path) -> Path:
+    """<unk>, <s>, </s>, languages; no sentinels, and padding is given by config.json alone."""
+    model = sentencepiece_model(pad_id=-1, unk_id=0, bos_id=1, eos_id=2, user_defined_symbols=["<2de>", "<2fr>"])
+    ids = {"model_type": "t5", "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+    (write(directory, tokenizer_config={"extra_ids": 0}, config=ids) / "spiece.model").write_bytes(model)
     return directory
 
 

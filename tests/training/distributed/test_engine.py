@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 
 from t5_pipeline.data_prep.sampling.batches import collate
 from t5_pipeline.training.microbatches import rank_microbatches
+from tests.forked import run_forked
 from tests.tiny_run import ROOT, Tiny, stage
 
 PROBE = Path(__file__).with_name("engine_probe.py")
@@ -34,11 +33,10 @@ def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path, engin
     if "zero" in engine:
         configuration["deepspeed_config"]["zero_stage"] = int(engine[-1])
     (tmp_path / "launch.yaml").write_text(yaml.safe_dump(configuration))
-    arguments = ("-m", "accelerate.commands.launch", "--config_file", tmp_path / "launch.yaml", PROBE, tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    words = ("-m", "accelerate.commands.launch", "--config_file", tmp_path / "launch.yaml", PROBE, tmp_path)
+    _, _, said = run_forked(list(map(str, words)), ROOT, {**os.environ, "PYTHONPATH": str(ROOT)})
     ranks = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("?.json"))]
-    assert [rank["engine"] for rank in ranks] == [engine] * 2, done.stderr
+    assert [rank["engine"] for rank in ranks] == [engine] * 2, said
     sharded = 1 if engine in ("ddp", "fsdp2") else 2
     for rank in ranks:
         assert rank["world"] == 2

@@ -1,0 +1,92 @@
+"""Python commands as forks of a process that has imported torch, the engines and every stage.
+
+Imports are most of the time of a tiny stage: seconds in each process of a launch. A command that runs here differs from
+a real one only in how its processes start: they are forked, not executed. Its arguments, environment, working directory,
+output, exit code and number of processes are the same. So commands whose results count run here. Tests of how processes
+are started, found and signalled use real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+_execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+
+def run_forked(command: list[str], directory: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+    """Run `[PYTHON] [-u] SCRIPT ARGUMENTS…` or `PYTHON -m MODULE ARGUMENTS…`; returns exit code, stdout and stderr."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.forked_imports"])
+    with tempfile.TemporaryDirectory() as place:
+        files = [f"{place}/out", f"{place}/err"]
+        process = context.Process(target=_run, args=(command, directory, environment, *files))
+        with contextlib.chdir(Path(__file__).parents[1]):  # the first one starts the server, which imports from there
+            process.start()
+        process.join()
+        out, err = (Path(file).read_text() for file in files)
+    assert process.exitcode is not None
+    return process.exitcode, out, err
+
+
+def _run(command: list[str], directory: Path, environment: dict[str, str], out: str, err: str) -> None:
+    for descriptor, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
+    os.chdir(directory)
+    subprocess.Popen._execute_child = _fork_child  # type: ignore[attr-defined]
+    _become(command, environment)
+
+
+def _fork_child(self: Any, args: Any, *rest: Any) -> None:
+    """In place of Popen's method: fork for Python scripts and modules."""
+    words = [args] if isinstance(args, str | bytes | Path) else list(map(os.fspath, args))
+    if words[0] != sys.executable or words[1] == "-c":
+        _execute_child(self, args, *rest)
+        return
+    (_, _, _, _, cwd, env, _, _, _, p2cread, _, _, c2pwrite, _, errwrite, _, _, _, _, _, start_new_session, _) = rest
+    self.pid = os.fork()
+    if self.pid == 0:
+        for descriptor, file in enumerate((p2cread, c2pwrite, errwrite)):
+            if file != -1:
+                os.dup2(file, descriptor)
+        os.closerange(3, 4096)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if start_new_session:
+            os.setsid()
+        os.chdir(cwd or ".")
+        _become(words, dict(os.environ if env is None else env))
+    self._child_created = True
+    self._close_pipe_fds(*rest[9:15])
+
+
+def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
+    """Run a command in this process, and exit."""
+    code = 1
+    try:
+        os.environ.clear()
+        os.environ.update(environment)
+        words = [word for word in command if word not in (sys.executable, "-u")]
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
