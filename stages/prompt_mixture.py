@@ -36,7 +36,7 @@ from t5_pipeline.training.trainer import Trainer, train_stage
 def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     c, loaded = stage.config, stage.load_model()
     t5, vocabulary = loaded.t5, loaded.vocabulary
-    start = stage.input("init_prompt").path if c.init_prompt else None
+    start = stage.input(c.init_input).path if c.init_input else None
     bank = PromptBank([initial_rows(t5, vocabulary, c, c.seed + k, start) for k in range(c.components)])
     if c.precision == "bf16":
         t5.to(torch.bfloat16)

@@ -107,7 +107,7 @@ def named_artifacts(kinds: Sequence[str], location: str, where: str) -> dict[str
     return names
 
 
-KINDS = ("prompt", "adapter", "mixture", "text_prompt", "tokens", "scores", "model")
+KINDS = ("prompt", "task_prompts", "adapter", "mixture", "text_prompt", "tokens", "scores", "model")
 
 
 def kind_at(location: str) -> str | None:

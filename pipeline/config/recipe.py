@@ -10,7 +10,7 @@
       prompt_tune: {uses: prompt_tune, task: modules, matrix: {model: [lm_adapt@400, lm_adapt], seed: [0, 1, 2]}}
 
 `uses:` defaults to the stage's name. `matrix:` makes one cell for each combination of its values, each with its own
-artifact. `launch:` is the path of an accelerate configuration for the stage.
+artifact. `launch:` is the path of an accelerate configuration for the stage. `vars:` are variables (variables.py).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.sweep import combination_name
+from t5_pipeline.config.variables import substitute, variables_of
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located, parse_value, read_yaml
 from t5_pipeline.core.packaged import or_packaged
@@ -42,7 +43,7 @@ RESERVED = ("superseded",)  # used in run directories
 MAX_CELLS = 1_000  # of a stage
 MAX_CELL_NAME = 200  # bytes; file systems allow 255, and temporary files get longer names
 _STAGE_KEYS = ("uses", "matrix", "launch")
-_RECIPE_KEYS = ("name", "seed", "tasks", "stages", "launch")
+_RECIPE_KEYS = ("name", "vars", "seed", "tasks", "stages", "launch")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Override:
     """A value that replaces a setting of the recipe.
 
     Attributes:
-        path: (stage, key), ("tasks", name, key) or a key of the recipe, such as ("seed",).
+        path: (stage, key), ("tasks", name, key), or a key or variable of the recipe, such as ("seed",).
         flag: the command-line flag that gave it, for errors.
     """
 
@@ -60,7 +61,7 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """Parse `stage.key=value`, `tasks.name.key=value` or `seed=value`, as `--set` takes them; the value is YAML.
+    """Parse `stage.key=value`, `tasks.name.key=value`, `seed=value` or a variable, as `--set` takes them, in YAML.
 
     >>> parse_override("lm_adapt.keep_steps=[100, 200]")
     Override(path=('lm_adapt', 'keep_steps'), value=[100, 200], flag='--set')
@@ -181,6 +182,7 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
     seed = data.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"{located.where(('seed',))}: must be a whole number from 0 to 2^63 − 1; change it")
+    substitute(located, (*_RECIPE_KEYS, *map(str, data["stages"])))
     _check_launch(located, ("launch",), data.get("launch"))
     tasks = _tasks(located, {} if data.get("tasks") is None else data["tasks"])
     stages: dict[str, list[Cell]] = {}
@@ -305,10 +307,13 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
     """
     data: dict[str, Any] = located.data
     stages: dict[str, Any] = data["stages"] if isinstance(data.get("stages"), dict) else {}
+    variables = variables_of(located)
     for override in overrides:
         path, where = override.path, f"{override.flag} {'.'.join(override.path)}"
+        if len(path) == 1 and path[0] in variables:
+            path = ("vars", *path)
         if path[0] not in (*_RECIPE_KEYS, *stages):
-            raise InputError(f"{where}: {_unknown_path(path, stages)}")
+            raise InputError(f"{where}: {_unknown_path(path, stages, variables)}")
         if path[0] == "tasks" and len(path) > 2 and path[1] not in (tasks := data.get("tasks") or {}):
             raise InputError(f"{where}: there is no task `{path[1]}`; {nearest(path[1], tasks)}")
         is_stage = path[0] not in _RECIPE_KEYS
@@ -325,10 +330,10 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
         located.overridden[("stages", *path) if is_stage else path] = override.flag
 
 
-def _unknown_path(path: tuple[str, ...], stages: Mapping[str, Any]) -> str:
+def _unknown_path(path: tuple[str, ...], stages: Mapping[str, Any], variables: Iterable[str]) -> str:
     """The problem of an override that begins with neither a stage nor a key of the recipe."""
     kinds = {name: entry.get("uses", name) for name, entry in stages.items() if isinstance(entry, dict)}
     having = [name for name, kind in kinds.items() if kind in STAGES and path[0] in STAGES[kind].model_fields]
     if len(path) == 1 and having:
         return f"is a setting of {', '.join(having)}; name the stage, as in {having[-1]}.{path[0]}=VALUE"
-    return f"there is no stage `{path[0]}`; {nearest(path[0], [*stages, *_RECIPE_KEYS])}"
+    return f"there is no stage `{path[0]}`; {nearest(path[0], [*variables, *stages, *_RECIPE_KEYS])}"

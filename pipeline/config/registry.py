@@ -9,13 +9,15 @@ from __future__ import annotations
 from t5_pipeline.config.adaptation import LMAdaptConfig, SentinelConfig, SpanCorruptConfig
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.prepare import PrepareConfig
-from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptMultitaskConfig, PromptTuneConfig
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.tuning import ModelTuneConfig, PeftTuneConfig, PromptDesignConfig
 
 # The ways to solve a task, in the order in which evaluate scores them. How their artifacts answer is in
 # pipeline/methods/registry.py.
-METHOD_STAGES = (PromptTuneConfig, ModelTuneConfig, PromptMixtureConfig, PromptDesignConfig, PeftTuneConfig)
+METHOD_STAGES = (
+    PromptTuneConfig, PromptMultitaskConfig, ModelTuneConfig, PromptMixtureConfig, PromptDesignConfig, PeftTuneConfig,
+)  # fmt: skip
 
 
 def stage_kinds(*methods: type[StageConfig]) -> dict[str, type[StageConfig]]:

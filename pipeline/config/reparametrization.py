@@ -7,11 +7,19 @@ from typing import Literal
 from t5_pipeline.core.schema import Config, setting
 
 
-class ReparametrizationConfig(Config):
+class RankOneConfig(Config):
+    """Group: prompts whose rows are scaled by a matrix of rank one."""
+
+    factor_learning_rate: float = setting(
+        0.4, "learning rate of the factors of rank-one matrices; they share the prompts' schedule", neutral=True, gt=0
+    )
+
+
+class ReparametrizationConfig(RankOneConfig):
     """Group: numbers that are trained in place of a prompt's rows, which are published as always."""
 
-    reparametrization: Literal["none", "residual", "low_rank", "superpos"] = setting(
-        "none", "train rows directly, with a residual MLP, as A·B, or as sums of vocabulary rows", neutral=True
+    reparametrization: Literal["none", "residual", "low_rank", "superpos", "rank_one"] = setting(
+        "none", "train rows directly, or residual MLP, A·B, sums of vocabulary rows, P∘(u·vᵀ)", neutral=True
     )
     residual_width: int = setting(
         400, "hidden width of the MLP (reparametrization: residual)", unit="numbers", neutral=True, gt=0
@@ -24,9 +32,9 @@ class ReparametrizationConfig(Config):
     def trained_numbers(self, length: int, width: int) -> int:
         """Number of trained parameters of one prompt.
 
-        >>> each = ("none", "residual", "low_rank", "superpos")
+        >>> each = ("none", "residual", "low_rank", "superpos", "rank_one")
         >>> [ReparametrizationConfig(reparametrization=name).trained_numbers(100, 1024) for name in each]
-        [102400, 925072, 11240, 12800]
+        [102400, 925072, 11240, 12800, 103524]
         """
         match self.reparametrization:
             case "none":
@@ -37,6 +45,8 @@ class ReparametrizationConfig(Config):
                 return self.rank * (length + width)
             case "superpos":
                 return length * self.superpos_tokens
+            case "rank_one":
+                return length * width + length + width
 
     def computed_numbers(self, length: int, width: int) -> int:
         """Numbers beside the trained ones in a step: frozen rows, and the rows and what they are computed from."""
@@ -49,3 +59,5 @@ class ReparametrizationConfig(Config):
                 return 2 * length * width
             case "superpos":
                 return 2 * length * width + self.superpos_tokens * width
+            case "rank_one":
+                return 4 * length * width

@@ -1,4 +1,4 @@
-"""Settings of soft prompts: prompt tuning, with reparametrizations and sweeps, and mixtures of prompts."""
+"""Settings of soft prompts: prompt tuning with reparametrizations and sweeps, mixtures, multitask prompt tuning."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
-from t5_pipeline.config.reparametrization import ReparametrizationConfig
+from t5_pipeline.config.reparametrization import RankOneConfig, ReparametrizationConfig
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
 from t5_pipeline.config.sweep import MAX_TRIALS, SweepConfig, combination_name
-from t5_pipeline.config.tuning import LearningConfig, OneTaskConfig
+from t5_pipeline.config.tuning import LearningConfig, OneTaskConfig, SeveralTasksConfig
 from t5_pipeline.core.schema import Input, defaults, message_of, setting
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.modeling.config import T5Config
 
 
 @defaults(learning_rate=0.3, weight_decay=1e-5)
-class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
+class SoftPromptConfig(ExecutionConfig, LearningConfig):
     """Settings of every stage that trains soft prompts on a frozen T5."""
 
     freezes_model: ClassVar[bool] = True
@@ -24,32 +24,46 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
     prompt_length: int = setting(100, "length of the prompt", unit="tokens", gt=0)
     # uniform: U[−0.5, 0.5]; uniform_code: U[0, 0.5), as in the official code; vocabulary: embeddings of frequent
     # tokens; class_labels: mean embedding of each label, the remaining rows as with vocabulary.
-    prompt_init: Literal["uniform", "uniform_code", "vocabulary", "class_labels", "text", "prompt"] = setting(
-        "class_labels", "random: uniform, uniform_code; embeddings: vocabulary, class_labels, text; trained: prompt"
+    prompt_init: Literal["uniform", "uniform_code", "vocabulary", "class_labels", "text", "prompt", "shared"] = setting(
+        "class_labels", "random: uniform, uniform_code; words: vocabulary, class_labels, text; trained: others"
     )
     init_text: str | None = setting(None, "text whose token embeddings start the prompt (prompt_init: text)")
     init_prompt: Annotated[str | None, Input("prompt")] = setting(
         None, "trained prompt to start from (prompt_init: prompt): directory or stage"
     )
+    init_shared: Annotated[str | None, Input("task_prompts")] = setting(
+        None, "shared prompt of other tasks to start from (prompt_init: shared): directory or stage"
+    )
     init_labels: list[str] = setting([], "words to start from instead of the task's labels (prompt_init: class_labels)")
     init_population: int = setting(
         5000, "number of most frequent tokens to sample from (prompt_init: vocabulary)", unit="tokens", gt=0
     )
+    _TRAINED: ClassVar[dict[str, str]] = {"prompt": "init_prompt", "shared": "init_shared"}
+
     loss: Literal["mean", "sum"] = setting("mean", "mean or sum of the loss over the target tokens of a prompt's batch")
 
     @model_validator(mode="after")
     def init_is_complete(self) -> SoftPromptConfig:
-        for init, field in (("text", "init_text"), ("prompt", "init_prompt")):
+        for init, field in (("text", "init_text"), *self._TRAINED.items()):
             if (self.prompt_init == init) != (getattr(self, field) is not None):
                 raise ValueError(f"`prompt_init: {init}` and `{field}` go together; give both or neither")
         if self.init_labels and self.prompt_init != "class_labels":
             raise ValueError("`init_labels` needs `prompt_init: class_labels`; set it, or remove init_labels")
-        if self.prompt_init == "class_labels" and not (self.task.labels or self.init_labels):
+        if self.prompt_init == "class_labels" and not self.first_words():
+            names = ", ".join(task.name for task in self.made_for())
             raise ValueError(
-                f"`prompt_init: class_labels` needs labels, and {self.task.name} has none; give init_labels, or"
-                " use vocabulary"
+                f"`prompt_init: class_labels` needs labels, and {names} has none; give init_labels, or use vocabulary"
             )
         return self
+
+    @property
+    def init_input(self) -> str | None:
+        """The input that the prompt starts from; None if it is not a trained one."""
+        return self._TRAINED.get(self.prompt_init)
+
+    def first_words(self) -> list[str]:
+        """The words of `prompt_init: class_labels`."""
+        return self.init_labels or list(dict.fromkeys(label for t in self.made_for() for label in t.labels or ()))
 
     def trained_parameters(self, shape: T5Config) -> int | None:
         return self.readings() * self.prompt_length * shape.d_model
@@ -58,7 +72,7 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig, OneTaskConfig):
         return self.prompt_length
 
 
-class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftPromptConfig):
+class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftPromptConfig, OneTaskConfig):
     """Prompt tuning (Lester et al. 2021, §2)."""
 
     kind: ClassVar[str] = "prompt_tune"
@@ -76,8 +90,8 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
 
     # Settings that may differ between prompts trained in one batch on one frozen T5.
     per_prompt: ClassVar[frozenset[str]] = frozenset(
-        ("seed", "task", "batch_size", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_labels",
-         "init_population", "learning_rate", "schedule", "warmup_steps", "step_offset", "weight_decay",
+        ("seed", "task", "batch_size", "prompt_length", "prompt_init", "init_text", "init_prompt", "init_shared",
+         "init_labels", "init_population", "learning_rate", "schedule", "warmup_steps", "step_offset", "weight_decay",
          "optimizer_step_offset", "factor_long_prompts", "update_clipping", *ReparametrizationConfig.model_fields)
     )  # fmt: skip
 
@@ -94,7 +108,7 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
     def sweep_begins_with_first_values(cls, given: Any) -> Any:
         """Give the stage itself the first combination of its sweep."""
         sweep = given.get("sweep") if isinstance(given, dict) else None
-        known = cls.per_prompt - {"task", "init_prompt"}
+        known = cls.per_prompt - {"task", *cls._TRAINED.values()}
         for name, values in sweep.items() if isinstance(sweep, dict) else ():
             if name not in known:
                 raise ValueError(f"`sweep.{name}`: prompts of one batch cannot differ in it; {nearest(name, known)}")
@@ -161,7 +175,7 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
         return type(other) is type(self) and all(getattr(self, f) == getattr(other, f) for f in shared)
 
 
-class PromptMixtureConfig(SoftPromptConfig):
+class PromptMixtureConfig(SoftPromptConfig, OneTaskConfig):
     """Mixture of soft prompts (Qin and Eisner 2021); its logits are always fp32."""
 
     kind: ClassVar[str] = "prompt_mixture"
@@ -179,3 +193,31 @@ class PromptMixtureConfig(SoftPromptConfig):
 
     def readings(self) -> int:
         return self.components
+
+
+@defaults(factor_learning_rate=0.3)
+class PromptMultitaskConfig(RankOneConfig, LogitsConfig, SoftPromptConfig, SeveralTasksConfig):
+    """Multitask prompt tuning (Wang et al. 2023): the source tasks."""
+
+    kind: ClassVar[str] = "prompt_multitask"
+    summary: ClassVar[str] = "freeze a T5 and learn several tasks as one shared prompt and a rank-one matrix for each"
+    outputs: ClassVar[tuple[str, ...]] = ("task_prompts",)
+    scored_as: ClassVar[tuple[str, str] | None] = (
+        "task_prompts",
+        "prompts that share one: a prompt_multitask stage, or a directory",
+    )
+
+    def trained_together(self) -> list[TrainingConfig]:
+        """One for each task: a step has a batch of every task."""
+        return [self.model_copy(update={"tasks": [task]}) for task in self.tasks]
+
+    def trained_parameters(self, shape: T5Config) -> int | None:
+        return self.prompt_length * shape.d_model + len(self.tasks) * (self.prompt_length + shape.d_model)
+
+    def published_parameters(self, shape: T5Config) -> int | None:
+        """The prompt of each task, and the shared one with its factors."""
+        rows = (len(self.tasks) + 1) * self.prompt_length * shape.d_model
+        return rows + self.prompt_length + shape.d_model
+
+    def computed_parameters(self, shape: T5Config) -> int:
+        return len(self.tasks) * 4 * self.prompt_length * shape.d_model

@@ -47,6 +47,23 @@ class OneTaskConfig(TaskStageConfig):
         return [self.task]
 
 
+class SeveralTasksConfig(TaskStageConfig):
+    """Settings of a stage that solves one or several tasks."""
+
+    tasks: list[TaskConfig] = setting(..., "tasks: names under the recipe's `tasks:`, or YAML files", min_length=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def each_task_once(cls, value: list[TaskConfig]) -> list[TaskConfig]:
+        names = [task.name for task in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"names the task {twice[0]} twice; name each once")
+        return value
+
+    def made_for(self) -> list[TaskConfig]:
+        return self.tasks
+
+
 @defaults(steps=30_000, dropout=0.1)
 class LearningConfig(TrainingConfig, TaskStageConfig):
     """Settings of every stage that learns a task from its training rows."""
@@ -82,7 +99,7 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
 
 
 @defaults(batch_size=128)
-class ModelTuneConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, LearningConfig):
+class ModelTuneConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, LearningConfig, SeveralTasksConfig):
     """Model tuning, the paper's upper baseline: train every weight of the T5 on one or several tasks."""
 
     kind: ClassVar[str] = "model_tune"
@@ -90,26 +107,12 @@ class ModelTuneConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, LearningC
     outputs: ClassVar[tuple[str, ...]] = ("model",)
     scored_as: ClassVar[tuple[str, str] | None] = ("tuned_models", "fine-tuned T5s: a model_tune stage, or a directory")
 
-    tasks: list[TaskConfig] = setting(
-        ..., "tasks: names under the recipe's `tasks:`, or YAML files; several need a `task_prefix`", min_length=1
-    )
     mixing: Literal["proportional", "equal"] = setting(
         "proportional", "several tasks: sample in proportion to their training rows (T5), or equally"
     )
     mixing_limit: int = setting(
         2**19, "proportional: cap on the training rows counted for one task (T5's K)", unit="rows", gt=0
     )
-
-    @field_validator("tasks")
-    @classmethod
-    def each_task_once(cls, value: list[TaskConfig]) -> list[TaskConfig]:
-        names = [task.name for task in value]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"names the task {twice[0]} twice; name each once")
-        return value
-
-    def made_for(self) -> list[TaskConfig]:
-        return self.tasks
 
     def trained_parameters(self, shape: T5Config) -> int | None:
         return shape.parameters

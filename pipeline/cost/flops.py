@@ -130,11 +130,11 @@ def training_footprint(
     Args:
         adapts: the adaptation whose probe they are; its T5 is in fp32 and computes as in training.
     """
-    together = [trial for cell in together for trial in cell.trained_together()]
-    settings = together[0]
     numbers = [number for cell in together if (number := cell.trained_parameters(shape)) is not None]
     if len(numbers) < len(together):
         return None
+    together = [trial for cell in together for trial in cell.trained_together()]
+    settings = together[0]
     batch = sum(cell.batch_size for cell in together)
     packed = isinstance(settings, LMAdaptConfig) and settings.packing
     if isinstance(settings, LMAdaptConfig) and packed and settings.objective == "packed_pairs":

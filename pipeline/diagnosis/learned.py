@@ -25,7 +25,10 @@ from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.serving.exchange import adapter_base, check_base, facts_of, problems, read_peft
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 
-WHAT = {"prompt": "soft prompt", "mixture": "mixture of prompts", "text_prompt": "text prompt", "adapter": "adapter"}
+WHAT = {
+    "prompt": "soft prompt", "task_prompts": "prompts of several tasks", "mixture": "mixture of prompts",
+    "text_prompt": "text prompt", "adapter": "adapter",
+}  # fmt: skip
 
 
 def diagnose_artifact(kind: str, path: Path, location: str, model: str | None) -> Diagnosis:

@@ -30,6 +30,7 @@ def artifact_costs(artifact: Artifact) -> dict[str, Any]:
     """Bytes of an artifact's tensors (of all files if there are none), and its share of the training that made it.
 
     Cells that were trained in one process share its time. Peak memory is that of the GPU, or of the process on a CPU.
+    The trained numbers are those of training, whatever is published.
     """
     files = [file for file in artifact.path.rglob("*") if file.is_file()]
     tensors = [file for file in files if file.suffix == ".safetensors"]
@@ -39,6 +40,7 @@ def artifact_costs(artifact: Artifact) -> dict[str, Any]:
         facts = {name: fact for name, fact in artifact.manifest.facts.items() if isinstance(fact, int) and fact > 0}
         found["training_seconds"] = artifact.manifest.seconds / facts.get("cells_together", 1)
         found["peak_bytes"] = facts.get("peak_gpu_bytes", facts.get("peak_rss_bytes"))
+        found |= {"trained": facts["trained"]} if "trained" in facts else {}
     return found
 
 

@@ -230,7 +230,11 @@ def score_mixture(
 def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: str) -> Measured:
     """Validation of a model without a prompt; for several tasks the mean of their averages, and all metrics."""
     outputs = answer_all(model, [None] * len(splits), splits, device=device, precision=precision, targets=True)
-    found = [rows.measured(of_task) for rows, of_task in zip(splits, outputs, strict=True)]
+    return mean_of_tasks(splits, [rows.measured(of_task) for rows, of_task in zip(splits, outputs, strict=True)])
+
+
+def mean_of_tasks(splits: Sequence[HeldOut], found: Sequence[Measured]) -> Measured:
+    """The validation of one result on several tasks: the mean of their averages, and all metrics as `TASK METRIC`."""
     if len(found) == 1:
         return found[0]
     each = {

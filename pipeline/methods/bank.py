@@ -10,10 +10,11 @@ from torch import Tensor
 
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.execution.context import CellRun
+from t5_pipeline.methods.multitask import SharedPrompt
 from t5_pipeline.methods.prompt_init import initial_rows, sampled_rows
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank
-from t5_pipeline.modeling.reparametrization import LowRank, Reparametrization, Residual, SuperPos
+from t5_pipeline.modeling.reparametrization import LowRank, RankOne, Reparametrization, Residual, SuperPos
 from t5_pipeline.training.best_checkpoint import Selection
 from t5_pipeline.training.distributed import MakeOptimizer
 from t5_pipeline.training.halving import Halving
@@ -83,7 +84,7 @@ def initial_prompt(loaded: LoadedT5, trial: Trial) -> Tensor | Reparametrization
     With `prompt_init: uniform`, the factors of `low_rank` are drawn, not the rows.
     """
     c, t5, vocabulary = trial.config, loaded.t5, loaded.vocabulary
-    trained = trial.cell.input("init_prompt").path if c.init_prompt else None
+    trained = trial.cell.input(c.init_input).path if c.init_input else None
     if c.reparametrization == "low_rank" and c.prompt_init == "uniform":
         return LowRank.uniform(c.prompt_length, t5.shape.d_model, c.rank, c.seed)
     start_PD = initial_rows(t5, vocabulary, c, c.seed, trained)
@@ -97,6 +98,11 @@ def initial_prompt(loaded: LoadedT5, trial: Trial) -> Tensor | Reparametrization
         case "superpos":
             # The first rows are those that `prompt_init: vocabulary` draws, so it starts there exactly.
             return SuperPos(start_PD, sampled_rows(t5, vocabulary, c, c.superpos_tokens))
+        case "rank_one" if c.prompt_init == "shared":
+            assert trained is not None
+            return RankOne(*SharedPrompt.load(trained))
+        case "rank_one":
+            return RankOne(start_PD)
 
 
 def make_bank(prompts: Sequence[Tensor | Reparametrization], configs: Sequence[PromptTuneConfig]) -> PromptBank:
@@ -112,4 +118,5 @@ def optimizer_of(bank: PromptBank, configs: Sequence[PromptTuneConfig]) -> MakeO
 
 
 def _rule(c: PromptTuneConfig) -> PromptRule:
-    return PromptRule(c.weight_decay, c.update_clipping, c.optimizer_step_offset, c.factor_long_prompts)
+    factor_rate = c.factor_learning_rate / c.learning_rate if c.reparametrization == "rank_one" else 1.0
+    return PromptRule(c.weight_decay, c.update_clipping, c.optimizer_step_offset, c.factor_long_prompts, factor_rate)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.methods.multitask import SharedPrompt
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.t5 import T5
 
@@ -36,7 +37,7 @@ def initial_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, seed: int, t
 
     Args:
         seed: usually the settings' own; differs if a stage starts several prompts from the same settings.
-        trained: directory of the prompt to start from (`prompt_init: prompt`).
+        trained: directory of the prompt or shared prompt to start from (`c.init_input`).
     """
     table_VD, length, population = t5.shared.weight, c.prompt_length, _population(tokenizer, c)
     match c.prompt_init:
@@ -47,13 +48,16 @@ def initial_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, seed: int, t
         case "vocabulary":
             return vocabulary(table_VD, length, seed, population)
         case "class_labels":
-            labels = [tokenizer.encode(label) for label in c.init_labels or c.task.labels or ()]
+            labels = [tokenizer.encode(label) for label in c.first_words()]
             return class_labels(table_VD, labels, length, seed, population)
         case "text":
             return from_ids(table_VD, tokenizer.encode(c.init_text or ""), length, seed, population)
         case "prompt":
             assert trained is not None
             return from_prompt(Prompt.load(trained).rows_PD, length, t5.shape.d_model, str(trained))
+        case "shared":
+            assert trained is not None
+            return from_prompt(SharedPrompt.load(trained).rows(), length, t5.shape.d_model, str(trained))
 
 
 def sampled_rows(t5: T5, tokenizer: Tokenizer, c: SoftPromptConfig, count: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from t5_pipeline.methods import full_model, mixture, peft, soft_prompt, text_prompt
+from t5_pipeline.methods import full_model, mixture, multitask, peft, soft_prompt, text_prompt
 from t5_pipeline.methods.base import Method
 
 METHODS: dict[str, Method] = {
     "prompt": soft_prompt.candidates,
+    "task_prompts": multitask.candidates,
     "model": full_model.candidates,
     "mixture": mixture.candidates,
     "text_prompt": text_prompt.candidates,

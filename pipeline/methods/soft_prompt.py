@@ -52,9 +52,9 @@ class PromptInfo(Record):
 
     @classmethod
     def tuned(cls, c: SoftPromptConfig, **more: Any) -> PromptInfo:
-        """The record of a prompt tuned with these settings; `more` are the remaining fields."""
-        same = ("task", "prompt_length", "max_input_length", "max_target_length", "prompt_init", "seed")
-        return cls(**{name: getattr(c, name) for name in same} | more)
+        """The record of a prompt tuned with these settings; `more` are the remaining fields, with `task` if several."""
+        same = ("prompt_length", "max_input_length", "max_target_length", "prompt_init", "seed")
+        return cls(**{"task": c.made_for()[0], **{name: getattr(c, name) for name in same}} | more)
 
 
 class Prompt:
@@ -104,12 +104,16 @@ class Prompt:
 def candidates(artifact: Artifact) -> Iterator[Candidate]:
     prompt = Prompt.load(artifact.path)
     rows_PD, info = prompt.rows_PD, prompt.info
-    axes = [axis for axis in (artifact.cell or "").split(",") if not axis.startswith("seed=")]
-    same = info.model_dump(mode="json", exclude={"seed", "step", "scores"})
     yield Candidate.of(
         "prompt tuning", artifact, info, {**described(info), "trained": rows_PD.numel(), "step": info.step},
-        prompts=[rows_PD], vote_group=json.dumps([axes, same], sort_keys=True),
+        prompts=[rows_PD], vote_group=vote_group(artifact, info),
     )  # fmt: skip
+
+
+def vote_group(artifact: Artifact, info: PromptInfo) -> str:
+    """The same text for prompts that differ only in their seed."""
+    axes = [axis for axis in (artifact.cell or "").split(",") if not axis.startswith("seed=")]
+    return json.dumps([axes, info.model_dump(mode="json", exclude={"seed", "step", "scores"})], sort_keys=True)
 
 
 def described(info: PromptInfo) -> dict[str, Any]:

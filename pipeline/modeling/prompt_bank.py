@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.modeling.layers import DecoderCache
-from t5_pipeline.modeling.reparametrization import Reparametrization
+from t5_pipeline.modeling.reparametrization import Reparametrization, scaled_rows
 from t5_pipeline.modeling.t5 import T5, shift_right, token_mask, unless_full
 
 
@@ -32,10 +32,12 @@ class BankPart:
         prompts: their indices.
         segments: which of them each row of a parameter [R, D] is of, int64 [R], counted within the part; None for the
             other parameters of a reparametrized prompt.
+        factors: whether it is trained at the rate of factors.
     """
 
     prompts: list[int]
     segments: Tensor | None
+    factors: bool = False
 
 
 class PromptBank(nn.Module):
@@ -91,7 +93,7 @@ class PromptBank(nn.Module):
         for index, prompt in enumerate(prompts):
             if isinstance(prompt, Reparametrization):
                 self.reparametrized[str(index)] = prompt
-                self.parts += [BankPart([index], None) for _ in prompt.parameters()]
+                self.parts += [BankPart([index], None, name in prompt.factors) for name, _ in prompt.named_parameters()]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -145,6 +147,33 @@ class PromptBank(nn.Module):
         R = sum(self.lengths)
         padded_rows = F.pad(self.rows(), (0, 0, 0, 1))
         return F.embedding(row_of_BP, padded_rows, padding_idx=R), row_of_BP != R
+
+
+class SharedBank(PromptBank):
+    """Prompts of K tasks that share P*: P_k = P* ∘ (u_k·v_kᵀ) (Wang et al. 2023, §3.1).
+
+    P* [P, D], u [K, P] and v [K, D] are trained; u and v start at 1.
+
+    >>> bank = SharedBank(torch.ones(2, 3), tasks=4)
+    >>> [(name, list(p.shape)) for name, p in bank.named_parameters()]
+    [('shared_PD', [2, 3]), ('u_KP', [4, 2]), ('v_KD', [4, 3])]
+    """
+
+    def __init__(self, start_PD: Tensor, tasks: int) -> None:
+        super().__init__([start_PD] * tasks)
+
+    def _add_parameters(self, prompts: Sequence[Tensor | Reparametrization], groups: Sequence[int]) -> None:
+        K, start_PD = len(prompts), prompts[0]
+        assert isinstance(start_PD, Tensor)
+        self._plain, self.reparametrized = {}, nn.ModuleDict()
+        self.shared_PD = nn.Parameter(start_PD.detach().float().clone())
+        self.u_KP, self.v_KD = nn.Parameter(torch.ones(K, len(start_PD))), nn.Parameter(torch.ones(K, self.width))
+        # Updates of the factors are clipped per task.
+        self.parts = [BankPart([0], torch.zeros(len(start_PD), dtype=torch.long))]
+        self.parts += [BankPart(list(range(K)), torch.arange(K), factors=True)] * 2
+
+    def _prompts(self, trained: Mapping[str, Tensor]) -> list[Tensor]:
+        return list(scaled_rows(trained["shared_PD"], trained["u_KP"], trained["v_KD"]))
 
 
 class BareT5(nn.Module):

@@ -3,6 +3,7 @@
     residual    P = P₀ + LN(relu(P₀·Dᵀ + d)·Uᵀ + u)    Residual Prompt Tuning (Razdaibiedina et al. 2023, §3.1)
     low_rank    P = A·B                               Decomposed Prompt Tuning (Xiao et al. 2023, §3)
     superpos    P = W·E                               SuperPos-Prompt (Sadraei Javaheri et al. 2024, §3), E frozen
+    rank_one    P = P* ∘ (u·vᵀ)                       Multitask Prompt Tuning (Wang et al. 2023, §3.1)
 
 All numbers are fp32. Initial values are functions of the start rows and the seed.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import sqrt
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +27,10 @@ class Reparametrization(nn.Module, ABC):
 
     Attributes:
         length, width: of the prompt, P and D.
+        factors: the parameters that are trained at the rate of factors (`factor_learning_rate`).
     """
 
+    factors: ClassVar[frozenset[str]] = frozenset()
     length: int
     width: int
 
@@ -131,6 +135,33 @@ class SuperPos(Reparametrization):
     def rows(self, trained: Mapping[str, Tensor]) -> Tensor:
         weights_PM = trained["weights_PM"]
         return weights_PM @ self.sampled_MD.to(weights_PM.device)
+
+
+class RankOne(Reparametrization):
+    """P = P* ∘ (u·vᵀ): the number in row i and column j of P* [P, D] is scaled by u_i and v_j, all of them trained.
+
+    In the adaptation to a task, P*, u and v start from those of other tasks; otherwise u and v start at 1.
+
+    >>> RankOne(torch.ones(2, 3), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0, 3.0]))().tolist()
+    [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]
+    """
+
+    factors: ClassVar[frozenset[str]] = frozenset(("u_P", "v_D"))
+
+    def __init__(self, shared_PD: Tensor, u_P: Tensor | None = None, v_D: Tensor | None = None) -> None:
+        super().__init__()
+        self.length, self.width = shared_PD.shape
+        self.shared_PD = nn.Parameter(shared_PD.detach().float().clone())
+        self.u_P = nn.Parameter(torch.ones(self.length) if u_P is None else u_P.detach().float().clone())
+        self.v_D = nn.Parameter(torch.ones(self.width) if v_D is None else v_D.detach().float().clone())
+
+    def rows(self, trained: Mapping[str, Tensor]) -> Tensor:
+        return scaled_rows(trained["shared_PD"], trained["u_P"], trained["v_D"])
+
+
+def scaled_rows(shared_PD: Tensor, u_P: Tensor, v_D: Tensor) -> Tensor:
+    """P* ∘ (u·vᵀ), [P, D]; or [K, P, D] for K tasks with u [K, P] and v [K, D]."""
+    return shared_PD * u_P.unsqueeze(-1) * v_D.unsqueeze(-2)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -6,6 +6,7 @@ differ in one property are an experiment of the paper.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,15 @@ from numpy.typing import NDArray
 
 from t5_pipeline.config.recipe import Cell
 from t5_pipeline.config.stage import Scoring, TrainingConfig
-from t5_pipeline.report.collect import Run, Score, model_name
-from t5_pipeline.report.intervals import resampled_scores
+from t5_pipeline.evaluation.metrics import OF_COUNTS
+from t5_pipeline.report.collect import Run, model_name
+from t5_pipeline.report.intervals import counts_of, resampled_scores
+from t5_pipeline.report.scores import Answers, Score
 from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores, other_axes, stage_of
 
 SPAN_CORRUPTION, SENTINEL, LM_ADAPTATION = "span corruption", "span corruption + sentinel", "LM adaptation"
 DRAWS = 2_000
+_MOST_PAIRED = 20_000  # rows; their draws take 160 MB, and more rows add little to the interval's width
 
 
 @dataclass(frozen=True)
@@ -57,20 +61,51 @@ class Scored:
     Attributes:
         number: of the task; it seeds the draws.
         by_arm: one score for each seed.
+        answers: of scores, by their identity, where they are known.
     """
 
     number: int
     task: TaskScores
     by_arm: Mapping[Arm, Sequence[Score]]
+    answers: Mapping[str, Answers]
 
     def mean(self, arm: Arm) -> float:
         """Mean score of an arm over its seeds."""
         return float(np.mean([row.metrics[self.task.metric] for row in self.by_arm[arm]]))
 
     def drawn(self, arm: Arm) -> NDArray[np.float64]:
-        """Bootstrap draws [DRAWS] of the mean score of an arm, the same at each call."""
+        """Bootstrap draws [DRAWS] of the mean score of an arm, the same at each call.
+
+        The seeds are resampled, and the test rows that they share. Arms whose answers are known share the drawn rows.
+        """
         generator = np.random.default_rng([self.number, list(self.by_arm).index(arm)])
-        return drawn_means(self.by_arm[arm], self.task.metric, generator)
+        rows = self.by_arm[arm]
+        paired = [self._on_drawn_rows(row) for row in rows]
+        known = [drawn_D for drawn_D in paired if drawn_D is not None]
+        if len(known) == len(rows):
+            return over_seeds(np.stack(known), generator)
+        return drawn_means(rows, self.task.metric, generator)
+
+    def _on_drawn_rows(self, score: Score) -> NDArray[np.float64] | None:
+        """Scores of the drawn test rows [DRAWS]; None if they do not follow from the answers."""
+        answers, metric = self.answers.get(score.identity), self.task.metric
+        if answers is None or len(answers) > _MOST_PAIRED or not score.labels or counts_of(score, metric) is None:
+            return None
+        labels = len(score.labels)
+        places = np.unique(answers)
+        counts_DP = np.zeros((DRAWS, labels * (labels + 1)), np.float32)
+        counts_DP[:, places] = drawn_rows(self.number, len(answers)) @ (answers[:, None] == places).astype(np.float32)
+        return np.asarray(OF_COUNTS[metric](counts_DP.reshape(DRAWS, labels, labels + 1)), np.float64)
+
+
+@functools.lru_cache(maxsize=4)
+def drawn_rows(seed: int, rows: int) -> NDArray[np.float32]:
+    """How often each test row is drawn [DRAWS, rows]."""
+    generator = np.random.default_rng(seed)
+    drawn_DT = np.empty((DRAWS, rows), np.float32)
+    for drawn_T in drawn_DT:
+        drawn_T[:] = np.bincount(generator.integers(rows, size=rows), minlength=rows)
+    return drawn_DT
 
 
 def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
@@ -83,20 +118,24 @@ def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
             for row in line.rows:
                 if row.method != MAJORITY and task.metric in row.metrics:
                     by_arm.setdefault(_arm(row, bases), {}).setdefault(row.seed, row)
-        found.append(Scored(number, task, {arm: tuple(rows.values()) for arm, rows in by_arm.items()}))
+        found.append(Scored(number, task, {arm: tuple(rows.values()) for arm, rows in by_arm.items()}, run.answers))
     return found
 
 
 def drawn_means(rows: Sequence[Score], metric: str, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Bootstrap draws [DRAWS] of a mean over seeds: the seeds are resampled, and the test rows that they share.
+    """Bootstrap draws [DRAWS] of the mean over seeds whose answers are not known.
 
     In each draw, all seeds are equally lucky with their rows. That is exact if they fail on the same rows, and too wide
     otherwise.
     """
     lucky_SD = np.sort([resampled_scores(row, metric, DRAWS, generator) for row in rows], axis=1)
-    luck_D = generator.integers(DRAWS, size=DRAWS)
-    seeds_SD = generator.integers(len(rows), size=(len(rows), DRAWS))
-    means_D: NDArray[np.float64] = lucky_SD[seeds_SD, luck_D].mean(axis=0)
+    return over_seeds(lucky_SD[:, generator.permutation(DRAWS)], generator)
+
+
+def over_seeds(scores_SD: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Mean score of resampled seeds [DRAWS], from the scores of each seed [seeds, DRAWS]."""
+    seeds_SD = generator.integers(len(scores_SD), size=scores_SD.shape)
+    means_D: NDArray[np.float64] = scores_SD[seeds_SD, np.arange(DRAWS)].mean(axis=0)
     return means_D
 
 

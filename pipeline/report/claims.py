@@ -2,7 +2,7 @@
 
 A contrast is a weighted sum of the mean scores of arms, positive if the finding holds: `{20 tokens: 1, 1 token: -1}`.
 A finding is judged by the mean of its contrasts over all tasks and arms of a run that have what it needs.
-The interval is a percentile bootstrap over seeds and test rows (`drawn_means`). The verdict follows from the 95%
+The interval is a percentile bootstrap over seeds and test rows (`Scored.drawn`). The verdict follows from the 95%
 interval: above 0, below 0, or neither.
 
 Source: Lester et al. 2021, Figures 1, 3 and 4, Tables 1 and 3; Efron & Tibshirani 1993, ch. 13.
@@ -37,8 +37,8 @@ MIN_SEEDS = 3
 RULE = (
     "A finding is confirmed if the 95% interval of its contrast is above 0, and not confirmed if it is below 0."
     f" Otherwise it is undecided, also if a trained arm has fewer than {MIN_SEEDS} seeds. The interval is a percentile"
-    f" bootstrap ({DRAWS:,} draws) over seeds and test rows. The seeds of an arm share its rows; arms are resampled"
-    " independently, so the interval is usually wider than one of paired rows."
+    f" bootstrap ({DRAWS:,} draws) over seeds and test rows. All methods of a task get the same drawn rows. (If a run"
+    " did not record the answers to each row, each method gets rows of its own; the interval is then usually wider.)"
 )
 LONG, ONE = 20, 1  # the paper's lengths: most of the gain is reached at 20 tokens
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.config.stage import Scoring, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import MAX_BYTES
@@ -25,95 +25,10 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import PRESETS
 from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
+from t5_pipeline.report.scores import Answers, Count, Score, read_answers, read_scores
 from t5_pipeline.report.similarity import PromptMeans
 
 State = Literal["up to date", "stale", "unfinished", "not started"]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-
-
-class Sample(BaseModel):
-    """One example and the model's output."""
-
-    model_config = ConfigDict(frozen=True)
-
-    input: str
-    target: str
-    output: str
-
-
-class Score(BaseModel):
-    """One row of scores.json: a prompt, or a method it is compared with, scored on one split.
-
-    Attributes:
-        variant: difference from other rows of the same method, as text.
-        confusion: counts [true label][predicted label]; a last column counts answers that are not a label.
-        trained_on: task of the training data, if it is not `task`.
-        trained: number of trained parameters.
-        metrics: scores of the answers that `scoring` names.
-        by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
-        illegal: share of decoded texts that are not a label.
-        bytes: stored for the task; training_seconds: its share of the training that made it.
-        peak_bytes: peak memory of the training process, on its GPU if it had one.
-        latency_seconds: seconds of a request for one of N tasks, by N (evaluation/costs.py).
-        neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    task: str
-    method: str
-    model: str | None = None
-    cell: str | None = None
-    seed: int | None = None
-    prompt_length: Annotated[Count, Field(gt=0)] | None = None
-    prompt_init: str | None = None
-    variant: str | None = None
-    trained_on: str | None = None
-    trained: Count | None = None
-    split: str
-    examples: Count
-    metrics: dict[str, FiniteFloat]
-    scoring: Scoring | None = None
-    by_scoring: dict[Scoring, dict[str, FiniteFloat]] | None = None
-    illegal: FiniteFloat | None = None
-    illegal_by_label: list[int] | None = None
-    labels: list[str] | None = None
-    confusion: list[list[Count]] | None = None
-    samples: list[Sample] = []
-    bytes: Count | None = None
-    training_seconds: FiniteFloat | None = None
-    peak_bytes: Count | None = None
-    latency_seconds: dict[int, FiniteFloat] = {}
-    neighbours: list[list[tuple[str, float]]] | None = None
-
-    @model_validator(mode="after")
-    def _check_shapes(self) -> Self:
-        size = len(self.labels or [])
-        matrix, illegal = self.confusion, self.illegal_by_label
-        if (
-            self.labels
-            and matrix
-            and (len(matrix), {len(row) for row in matrix})
-            not in (
-                (size, {size}),
-                (size, {size + 1}),
-            )
-        ):
-            raise ValueError(f"confusion is not a matrix of {size} labels")
-        if self.labels and illegal and len(illegal) != size:
-            raise ValueError(f"illegal_by_label has not {size} numbers")
-        return self
-
-    @property
-    def identity(self) -> str:
-        """The same for what two evaluate stages scored in the same way."""
-        return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbours"})
-
-    def counts(self) -> list[list[int]] | None:
-        """The confusion matrix with its last column; None without labels or rows."""
-        if not self.labels or not self.confusion or not any(map(sum, self.confusion)):
-            return None
-        return [row + [0] * (len(self.labels) + 1 - len(row)) for row in self.confusion]
 
 
 class SweptPrompt(BaseModel):
@@ -233,7 +148,11 @@ class LearnedPrompt:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the report shows."""
+    """Everything that the report shows.
+
+    Attributes:
+        answers: of scores, by their identity, where they are known.
+    """
 
     recipe: Recipe
     recipe_text: str
@@ -242,6 +161,7 @@ class Run:
     models: dict[str, ModelSize] = field(default_factory=dict)
     prompts: list[PromptSize] = field(default_factory=list)
     learned: list[LearnedPrompt] = field(default_factory=list)
+    answers: dict[str, Answers] = field(default_factory=dict)
 
     def cells(self) -> Iterator[CellResult]:
         for job in self.jobs:
@@ -276,12 +196,9 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
     run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
-    known: set[str] = set()
     for result in run.cells():
         if result.manifest is not None:
-            scores = [(row.identity, row) for row in _scores(run_dir.cell(result.cell), result.manifest)]
-            run.scores.extend(row for identity, row in scores if identity not in known)
-            known.update(identity for identity, _ in scores)
+            _read_scores(run, run_dir.cell(result.cell), result.manifest)
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))
@@ -343,17 +260,18 @@ def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Mani
     return "up to date"
 
 
-def _scores(directory: Path, manifest: Manifest) -> list[Score]:
+def _read_scores(run: Run, directory: Path, manifest: Manifest) -> None:
+    """Add the scores of an evaluate stage to `run` that no earlier stage has, and their answers."""
     if "scores" not in manifest.outputs:
-        return []
-    path = directory / manifest.outputs["scores"].path / "scores.json"
-    try:
-        return [Score.model_validate(row) for row in read_json(path)["rows"]]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError) as error:
-        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise InputError(f"{path}: is damaged ({reason}); run evaluate again to rebuild it") from None
+        return
+    directory = directory / manifest.outputs["scores"].path
+    known = {score.identity for score in run.scores}
+    rows = read_scores(directory / "scores.json")
+    for row, answers in zip(rows, read_answers(directory / "predictions.jsonl", rows), strict=True):
+        if row.identity not in known:
+            run.scores.append(row)
+        if answers is not None:
+            run.answers.setdefault(row.identity, answers)
 
 
 def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from t5_pipeline.report.collect import Score
+from t5_pipeline.report.scores import Score
 
 SHARE = 0.99
 """Share of the rows from which on one answer counts as constant."""

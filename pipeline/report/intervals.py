@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5_pipeline.evaluation.metrics import OF_COUNTS
-from t5_pipeline.report.collect import Score
+from t5_pipeline.report.scores import Score
 
 DRAWS = 1_000
 METHOD = (
@@ -83,19 +83,19 @@ def row_interval(score: Score, metric: str) -> Interval | None:
         return None
     if metric in _SHARES_OF_ROWS:
         return wilson(value, score.examples) if 0 <= value <= 1 else None
-    counts = _counts(score, metric)
+    counts = counts_of(score, metric)
     return None if counts is None else bootstrap(metric, counts)
 
 
 def resampled_scores(score: Score, metric: str, draws: int, generator: np.random.Generator) -> NDArray[Any]:
     """Scores of resampled test rows [draws]; the score itself if it does not contain what this needs."""
-    value, counts = score.metrics[metric], _counts(score, metric)
+    value, counts = score.metrics[metric], counts_of(score, metric)
     if metric in _SHARES_OF_ROWS and score.examples > 0 and 0 <= value <= 1:
         return generator.binomial(score.examples, value, size=draws) / score.examples
     return np.full(draws, value) if counts is None else _resampled(metric, counts, draws, generator)
 
 
-def _counts(score: Score, metric: str) -> _Counts | None:
+def counts_of(score: Score, metric: str) -> _Counts | None:
     """The confusion matrix from which a metric was computed; None if there is none."""
     counts = score.counts() if metric in OF_COUNTS else None
     if counts is None:

@@ -93,7 +93,9 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         for row, line in enumerate(lines):
             own = line.method == PROMPT_TUNING
             colour = series_colour(series.get(line.model or "")) if own else QUIET
-            values += _strip(axes, row, line, task.metric, colour)
+            parts = [part for part in line.variant.split(", ") if part and part not in task.usual_variant()]
+            label = ", ".join([line.path or "", *parts]) if own else line.title
+            values += _strip(axes, row, line, label, task.metric, colour)
             if own and line.model in untuned:
                 bare = 100 * untuned.pop(line.model).mean
                 values.append(bare)
@@ -119,7 +121,7 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         return to_svg(figure, name, _describe_scores(task))
 
 
-def _strip(axes: Axes, row: int, line: ScoreLine, metric: str, colour: str) -> list[float]:
+def _strip(axes: Axes, row: int, line: ScoreLine, label: str, metric: str, colour: str) -> list[float]:
     """Draw the strip of one line; returns the values that must be visible."""
     spread, interval = line.spread(metric), line.interval(metric)
     if spread is None:
@@ -133,8 +135,6 @@ def _strip(axes: Axes, row: int, line: ScoreLine, metric: str, colour: str) -> l
         axes.plot(ends, [row, row], "|", color=colour, markersize=6, markeredgewidth=1)
     axes.plot(dots, [row] * len(dots), "o", color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
     axes.plot([100 * spread.mean], [row], "|", color=colour, markersize=15, markeredgewidth=2.4)
-    own = line.method == PROMPT_TUNING
-    label = (line.path or "") + (f", {line.variant}" if line.variant else "") if own else line.title
     _above(axes, row, label, spread.text, colour)
     return shown
 
@@ -183,6 +183,10 @@ def _draw(axes: Axes, line: Line) -> None:
     axes.plot(*ringed, "o", color=PAPER, markeredgecolor=colour, markersize=6, markeredgewidth=1.6, clip_on=False)
 
 
+# Ticks of a logarithmic axis in each decade, by the ratio of its largest to its smallest value.
+_SUBS = {10: (1, 2, 3, 4, 5, 7), 100: (1, 2, 5)}
+
+
 def _set_axis(
     drawn: MatplotlibAxis, axis: Axis, set_scale: Callable[[str], Any], set_limits: Callable[..., Any], ticks: int
 ) -> None:
@@ -194,6 +198,10 @@ def _set_axis(
         drawn.set_major_locator(FixedLocator(list(axis.ticks)))
     elif not axis.log:
         drawn.set_major_locator(MaxNLocator(ticks, integer=axis.whole))
+    else:
+        low, high = drawn.get_data_interval()
+        subs = next((subs for span, subs in _SUBS.items() if high < span * low), (1,))
+        drawn.set_major_locator(LogLocator(subs=subs))
     drawn.set_major_formatter(FuncFormatter(lambda value, _: axis.text(value)))
 
 
@@ -224,7 +232,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line], height: float) -> None:
 def _above(axes: Axes, row: int, label: str, amount: str, colour: str) -> None:
     """Write a strip's label at the left and its value at the right, above its line."""
     place = axes.get_yaxis_transform()
-    shown = printable(fmt.truncate(label, 44))
+    shown = printable(fmt.truncate(label, 58))
     common: dict[str, Any] = {"transform": place, "va": "center", "bbox": HALO}
     axes.text(0, row - 0.38, shown, ha="left", **common)
     axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=colour, **common)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.collect import Run, Sample, Score
+from t5_pipeline.report.collect import Run
 from t5_pipeline.report.constant_answers import Constant, constant_answer
 from t5_pipeline.report.intervals import Interval, mean_interval, row_interval
+from t5_pipeline.report.scores import Sample, Score
 
 PROMPT_TUNING = "prompt tuning"
 NO_PROMPT = "no prompt"
@@ -145,6 +147,11 @@ class TaskScores:
     others: list[ScoreLine]
     untuned: list[ScoreLine]
     majority: ScoreLine | None
+
+    def usual_variant(self) -> list[str]:
+        """Parts of the variants that most prompt-tuned lines share; a plot names only the others."""
+        counts = Counter(part for line in self.tuned for part in line.variant.split(", ") if part)
+        return [part for part, number in counts.items() if number > max(1, len(self.tuned) / 2)]
 
     def best_of_each_method(self) -> list[ScoreLine]:
         """The best line of each other method."""
@@ -287,7 +294,7 @@ def _axes(row: Score) -> dict[str, str]:
 
 def _trait(key: str, value: str | None) -> str:
     if key == "prompt_length":
-        return f"{value} tokens"
+        return fmt.plural(int(value or 0), "token")
     if key == "prompt_init":
         return f"from {str(value).replace('_', ' ')}"
     return f"{key.replace('_', ' ')} {value}"

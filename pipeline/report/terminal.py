@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.collect import CellResult, Job, Run, Score
+from t5_pipeline.report.collect import CellResult, Job, Run
+from t5_pipeline.report.scores import Score
 from t5_pipeline.report.summary import summarise
 
 _HEADER = ("method", "T5", "task", "score", "step", "bytes", "time")

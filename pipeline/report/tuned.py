@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.collect import Run, Score
+from t5_pipeline.report.collect import Run
 from t5_pipeline.report.intervals import row_interval
+from t5_pipeline.report.scores import Score
 from t5_pipeline.report.summary import PROMPT_TUNING
 
 _VOTE = "ensemble"

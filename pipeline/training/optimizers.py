@@ -53,12 +53,17 @@ def prompt_optimizer(
 
 @dataclass(frozen=True)
 class PromptRule:
-    """How an optimizer trains one prompt of a bank. `clipping`, `step_offset` and `factored` are those of Adafactor."""
+    """How an optimizer trains one prompt of a bank. `clipping`, `step_offset` and `factored` are those of Adafactor.
+
+    Attributes:
+        factor_rate: learning rate of its factors, as a multiple of the prompt's.
+    """
 
     weight_decay: float = 0.0
     clipping: float = 1.0
     step_offset: int = 0
     factored: bool = False
+    factor_rate: float = 1.0
 
 
 def bank_optimizer(
@@ -80,6 +85,8 @@ def bank_optimizer(
     for p, part in zip(parameters, parts, strict=True):
         rule = rules[part.prompts[0]]
         group = {"params": [p], "weight_decay": rule.weight_decay, _RATE: part.prompts[0]}
+        if part.factors:
+            group[RATE_SCALE] = rule.factor_rate
         if name == "adafactor":
             smallest = FACTORED_FROM if rule.factored and part.segments is not None else None
             group |= {"segments": part.segments, "clipping": rule.clipping, "step_offset": rule.step_offset}

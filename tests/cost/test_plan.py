@@ -128,7 +128,7 @@ def test_all_five_sizes_under_an_engine(tmp_path: Path) -> None:
     launch = tmp_path / "zero2.yaml"
     launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 8\ndeepspeed_config: {zero_stage: 2}\n")
     sets = [f"lm_adapt.launch={launch}", "lm_adapt.optimizer=adamw"]
-    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", map(parse_override, sets))
+    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-lm100k.yaml", map(parse_override, sets))
     work, memory, saving = tables(plan(recipe, RunDir(tmp_path / "run"), sizes=True))
     assert [row["parameters"] for name, row in work.items() if name.startswith("lm_adapt")] == [
         "76,961,152", "247,577,856", "783,150,080", "2.8 G", "11.1 G",
@@ -155,7 +155,7 @@ def test_a_damaged_number_of_rows_is_named(finished: Tiny, tmp_path: Path, rows:
 
 def test_whether_a_stage_fits(tmp_path: Path) -> None:
     sets = ["launch=accelerate_configs/gpu.yaml", "lm_adapt.optimizer=adamw"]
-    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml", map(parse_override, sets))
+    recipe = load_recipe(ROOT / "recipes" / "t5-v1_1-lm100k.yaml", map(parse_override, sets))
 
     def lines(memory: int) -> list[str]:
         text = plan(recipe, RunDir(tmp_path / "run"), memory=memory)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from t5_pipeline.config.reparametrization import ReparametrizationConfig
-from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from t5_pipeline.modeling.reparametrization import LowRank, Reparametrization, Residual, SuperPos
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5, SharedBank
+from t5_pipeline.modeling.reparametrization import LowRank, RankOne, Reparametrization, Residual, SuperPos
 from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.optimizers import PromptRule, bank_optimizer, set_learning_rate
 from tests.modeling.conftest import token_loss, token_rows
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float64]]]
@@ -53,10 +54,18 @@ def superpos(p: Arrays, g: Any) -> tuple[Any, Arrays]:
     return p["weights_PM"] @ sampled, {"weights_PM": g @ sampled.T}
 
 
+def rank_one(p: Arrays, g: Any) -> tuple[Any, Arrays]:
+    shared, u, v = p["shared_PD"], p["u_P"], p["v_D"]
+    return np.diag(u) @ shared @ np.diag(v), {
+        "shared_PD": g * np.outer(u, v), "u_P": (g * shared) @ v, "v_D": (g * shared).T @ u,
+    }  # fmt: skip
+
+
 CASES = {
     "residual": (Residual(draw(P, D), hidden=7, seed=1), residual),
     "low_rank": (LowRank.nearest(draw(P, D), rank=3), low_rank),
     "superpos": (SuperPos(draw(P, D), draw(9, D, seed=2)), superpos),
+    "rank_one": (RankOne(draw(P, D)), rank_one),
 }
 
 
@@ -97,6 +106,36 @@ def test_they_start_from_the_given_rows() -> None:
     mlp = dict(Residual(torch.zeros(1, 64), hidden=400, seed=0).named_parameters())
     for name, fan_in in (("down_HD", 64), ("down_H", 64), ("up_DH", 400), ("up_D", 400)):
         assert 0.9 < float(mlp[name].detach().abs().max()) * fan_in**0.5 <= 1, name
+
+
+def test_a_shared_bank_is_the_formula_of_each_task_with_the_gradients_of_all() -> None:
+    K = 3
+    bank = SharedBank(draw(P, D), K)
+    assert all(prompt.equal(draw(P, D)) for prompt in bank.split(bank.rows()))
+    with torch.no_grad():
+        for seed, p in enumerate(bank.parameters()):
+            p += 0.3 * draw(*p.shape, seed=seed)
+    g_KPD = draw(K, P, D, seed=3)
+    gradients = torch.autograd.grad(bank.rows(), list(bank.parameters()), g_KPD.flatten(0, 1))
+    trained = {name: p.detach().double().numpy() for name, p in bank.named_parameters()}
+    each = [
+        rank_one({"shared_PD": trained["shared_PD"], "u_P": u, "v_D": v}, g)
+        for u, v, g in zip(trained["u_KP"], trained["v_KD"], g_KPD.double().numpy(), strict=True)
+    ]
+    saved = {name: p.detach().clone() for name, p in bank.named_parameters()}
+    for index, (rows, _) in enumerate(each):
+        np.testing.assert_allclose(bank.prompt(index), rows, rtol=1e-5, atol=1e-5)
+        assert bank.prompts_of(saved)[index].equal(bank.prompt(index))
+    expected = {
+        "shared_PD": sum(found["shared_PD"] for _, found in each),
+        "u_KP": np.stack([found["u_P"] for _, found in each]),
+        "v_KD": np.stack([found["v_D"] for _, found in each]),
+    }
+    for (name, _), found in zip(bank.named_parameters(), gradients, strict=True):
+        np.testing.assert_allclose(found.numpy(), expected[name], rtol=2e-5, atol=2e-5, err_msg=name)
+    optimizer = bank_optimizer("adafactor", bank.parameters(), bank.parts, [PromptRule(factor_rate=2.0)] * K)
+    set_learning_rate(optimizer, 0.1)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2, 0.2]
 
 
 def prompts() -> list[torch.Tensor | Reparametrization]:

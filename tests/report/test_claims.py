@@ -12,7 +12,8 @@ import pytest
 from t5_pipeline.evaluation.metrics import OF_COUNTS
 from t5_pipeline.report.arms import DRAWS, Scored, drawn_means, scored, usual_prompts
 from t5_pipeline.report.claims import CLAIMS, Finding, findings
-from t5_pipeline.report.collect import Score, collect
+from t5_pipeline.report.collect import collect
+from t5_pipeline.report.scores import Score
 from t5_pipeline.report.sections.claims import experiments_section
 from t5_pipeline.report.summary import summarise
 from tests.report.conftest import RunBuilder
@@ -176,6 +177,35 @@ def test_bootstrap_draws_have_the_spread_of_seeds_and_rows() -> None:
     assert np.std(drawn_means(same, "accuracy", generator)) == pytest.approx(0.5 / ROWS**0.5, rel=0.1)
     text = [Score(**base | {"metrics": {"token_f1": 0.3}})]  # no counts: only seeds vary
     assert set(drawn_means(text, "token_f1", generator)) == {0.3}
+
+
+def test_methods_get_the_same_drawn_rows(finished: RunBuilder) -> None:
+    """Model tuning errs where the prompt does and on a tenth of the other rows: only that tenth is uncertain."""
+    generator = np.random.default_rng(0)
+    true_T = generator.integers(2, size=ROWS)
+    wrong_T = np.arange(ROWS) < 120
+    more_T = wrong_T | (np.arange(ROWS) < 148)
+    answers = [np.where(wrong_T, 1 - true_T, true_T), np.where(more_T, 2, true_T)]  # 2 is not a label
+    methods = {"prompt tuning": answers[0], "model tuning": answers[1]}
+    recorded, lines = [], []
+    for method, answer_T in methods.items():
+        counts = np.zeros((2, 3), np.int64)
+        np.add.at(counts, (true_T, answer_T), 1)
+        accuracy = float((answer_T == true_T).mean())
+        confusion = {"labels": ["a", "b"], "confusion": counts.tolist()}
+        for row in rows(accuracy, accuracy, accuracy, method=method, **confusion):
+            recorded.append(row)
+            lines += [{"target": "ab"[t], "output": ["a", "b", "?"][o]} for t, o in zip(true_T, answer_T, strict=True)]
+    path = finished.run_dir.path / "evaluate/scores/predictions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = judged(finished, recorded)["model-tuning"]
+    assert found.difference == pytest.approx(-28 / ROWS)
+    half = 1.96 * (28 / ROWS * (1 - 28 / ROWS) / ROWS) ** 0.5
+    assert found.interval == pytest.approx((-28 / ROWS - half, -28 / ROWS + half), abs=0.004)
+
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))  # other answers than those of the scores
+    alone = judged(finished, recorded)["model-tuning"].interval
+    assert alone.high - alone.low > 2 * (found.interval.high - found.interval.low)
 
 
 def test_a_finding_names_its_figure_and_contrast() -> None:

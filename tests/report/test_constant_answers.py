@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from t5_pipeline.report.collect import Score, collect
+from t5_pipeline.report.collect import collect
 from t5_pipeline.report.constant_answers import Constant, constant_answer
 from t5_pipeline.report.page import render
+from t5_pipeline.report.scores import Score
 from t5_pipeline.report.sentences import headline, model_comparison
 from tests.report.test_summary import of_rows
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from t5_pipeline.evaluation import metrics
-from t5_pipeline.report.collect import Score
 from t5_pipeline.report.intervals import Interval, bootstrap, mean_interval, row_interval, wilson
+from t5_pipeline.report.scores import Score
 
 LABELS = ["a", "b", "c"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from t5_pipeline.config.recipe import Recipe
-from t5_pipeline.report.collect import Run, Score
+from t5_pipeline.report.collect import Run
+from t5_pipeline.report.scores import Score
 from t5_pipeline.report.tuned import score_on_test, tuned_text
 
 

@@ -21,7 +21,7 @@ TUNE = """\
     validation_limit: 4
     optimizer: adafactor
     matrix:
-      reparametrization: [none, residual, low_rank, superpos]
+      reparametrization: [none, residual, low_rank, superpos, rank_one]
       learning_rate: [0.03, 0.3]
 """
 MORE = """\
@@ -31,6 +31,7 @@ MORE = """\
 CHOSEN = (
     ("none", 0.03, "linear", 0.01), ("none", 0.3, "constant", 0), ("residual", 0.3, "linear", 0),
     ("low_rank", 0.03, "constant", 0.01), ("superpos", 0.3, "constant", 0.01),
+    ("rank_one", 0.3, "linear", 0),
 )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def test_each_prompt_equals_the_prompt_alone(tmp_path: Path, optimizer: str) -> 
     made = frozen_t5(tmp_path, tune)
     together = tuned(made)
     (job,) = (made.run / "prompt_tune" / "jobs").iterdir()
-    assert len(together) == 32
+    assert len(together) == 40
     rates = [row["learning_rates"] for row in metrics(job)]
     assert [len(set(row.values())) for row in rates] == [4, 4]
     for form, rate, schedule, decay in CHOSEN[:: 1 if optimizer == "adafactor" else 2]:
@@ -65,6 +66,12 @@ def test_training_resumes_with_the_same_bits(tmp_path: Path) -> None:
     (job,) = (made.run / "prompt_tune" / "jobs").iterdir()
     pieces = json.loads((job / "checkpoints" / "step-00000004" / "rank-00000.json").read_text())["pieces"]
     names = {name for name, *_ in pieces.values()}
-    trained = ("rows_RD", "rows1_RD", "reparametrized.2.start_PD", "reparametrized.6.weights_PM")
+    trained = (
+        "rows_RD",
+        "rows1_RD",
+        "reparametrized.2.start_PD",
+        "reparametrized.6.weights_PM",
+        "reparametrized.9.u_P",
+    )
     assert {f"model/bank.{name}" for name in trained} <= names
     assert "selection/6/rows" in names

@@ -17,7 +17,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGE = (DOCS / "fidelity.md").read_text(encoding="utf-8")
-RECIPE = ROOT / "recipes" / "t5-v1_1-base-lm100k.yaml"
+RECIPE = ROOT / "recipes" / "t5-v1_1-lm100k.yaml"
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))])

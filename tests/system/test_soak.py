@@ -24,12 +24,14 @@ METHODS = """\
   model_tune: {model: lm_adapt, tasks: [about], batch_size: 4, LEARN}
   prompt_design: {model: lm_adapt, task: about, shots: 2, max_input_length: 96, precision: fp32, threads: 1}
   prompt_mixture: {model: lm_adapt, task: about, components: 3, prompt_length: 2, batch_size: 4, LEARN}
+  prompt_multitask: {model: lm_adapt, tasks: [about, name], prompt_length: 3, batch_size: 4, LEARN}
   peft_tune: {model: lm_adapt, task: about, method: p_tuning, virtual_tokens: 3, batch_size: 4, LEARN}
   evaluate:
     prompts: prompt_tune
     tuned_models: model_tune
     text_prompts: prompt_design
     mixtures: prompt_mixture
+    task_prompts: prompt_multitask
     adapters: peft_tune
     limit: 8
     precision: fp32

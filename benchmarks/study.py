@@ -1,0 +1,151 @@
+"""Results of the study (recipes/study.yaml): the tables of docs/results.md, and all that recomputes them.
+
+python -m benchmarks.study RUN_DIR records a finished run in benchmarks/results/study.json and prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import described
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.report import format as fmt
+from t5_pipeline.report.arms import Arm, Scored, scored
+from t5_pipeline.report.claims import Finding, findings
+from t5_pipeline.report.collect import ModelSize, Run, collect
+from t5_pipeline.report.scores import Answers, Score
+from t5_pipeline.report.summary import summarise
+
+RECIPE = Path(__file__).parent.parent / "recipes/study.yaml"
+RESULTS = Path(__file__).parent / "results/study.json"
+_LEFT_OUT = {"samples", "neighbours"}
+_FIRST = ord("a")  # an answer is recorded as a letter: a, b, … are its places in the confusion matrix
+
+
+def recorded(run: Run) -> dict[str, Any]:
+    """Scores, answers, sizes, digests and times of a finished run."""
+    return {
+        "scores": [
+            row.model_dump(mode="json", exclude=_LEFT_OUT, exclude_none=True)
+            | {"answers": _letters(run.answers[row.identity])}
+            for row in run.scores
+        ],
+        "models": {name: model.shape.to_config() for name, model in run.models.items()},
+        "cells": list(_cells(run)),
+        "seconds": _seconds(run),
+        "machine": described(),
+    }
+
+
+def _letters(answers: Answers) -> str:
+    return "".join(chr(_FIRST + place) for place in answers)
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    """Seconds of the stages that trained or scored, summed over their processes."""
+    totals: dict[str, float] = {}
+    for job in run.jobs:
+        totals[job.stage] = round(totals.get(job.stage, 0.0) + (job.seconds or 0.0), 1)
+    return totals
+
+
+def _cells(run: Run) -> Iterator[dict[str, Any]]:
+    for result in run.cells():
+        assert result.manifest is not None, f"{result.cell.label} has not finished"
+        digests = {name: output.digest for name, output in result.manifest.outputs.items()}
+        yield {"cell": result.cell.label, "step": result.manifest.step, "chosen": result.chosen, "digests": digests}
+
+
+def run_of(results: dict[str, Any]) -> Run:
+    """A run with the recorded scores and answers: all that the verdicts and the figures need."""
+    shapes = {name: T5Config.from_config(config) for name, config in results["models"].items()}
+    models = {name: ModelSize(name, shape.parameters, None, shape) for name, shape in shapes.items()}
+    rows = [Score.model_validate(row) for row in results["scores"]]
+    letters = [row["answers"] for row in results["scores"]]
+    answers = {
+        row.identity: np.array([ord(letter) - _FIRST for letter in of_row])
+        for row, of_row in zip(rows, letters, strict=True)
+    }
+    return Run(load_recipe(RECIPE), RECIPE.read_text(encoding="utf-8"), [], rows, models, answers=answers)
+
+
+def judged(run: Run) -> list[Finding]:
+    return findings(scored(run, summarise(run)))
+
+
+def verdict_table(run: Run) -> str:
+    """The findings in Markdown."""
+    lines = ["| finding of the paper | contrast | points | 95% interval | verdict here |", "|---|---|---|---|---|"]
+    for found in judged(run):
+        low, high = (fmt.points(end) for end in found.interval)
+        cells = (f"{found.claim.text} ({found.claim.source})", found.claim.contrast, fmt.points(found.difference))
+        lines.append(f"| {' | '.join((*cells, f'{low} to {high}', f'**{found.verdict}**'))} |")
+    return "\n".join(lines)
+
+
+def score_table(run: Run) -> str:
+    """All scores in Markdown: mean ± standard deviation over seeds."""
+    lines = [
+        "| T5 | pretraining | method | prompt | accuracy | by label likelihood | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in scored(run, summarise(run)):
+        for arm, rows in task.by_arm.items():
+            cells = (f"{(arm.parameters or 0) / 1e6:.2f}M", _pretraining(arm), arm.method, _prompt(arm))
+            lines.append(f"| {' | '.join((*cells, *_spreads(task, rows), str(len(rows))))} |")
+    return "\n".join(lines)
+
+
+def _pretraining(arm: Arm) -> str:
+    part = f", {arm.share:.0%} of the steps" if arm.share not in (None, 0.0, 1.0) else ""
+    return f"{arm.pretraining}{part}"
+
+
+def _prompt(arm: Arm) -> str:
+    start = f", {(arm.prompt_init or '').replace('_', ' ')}" if arm.prompt_init else ""
+    return f"{fmt.plural(arm.prompt_length, 'token')}{start}" if arm.prompt_length else arm.other
+
+
+def _spreads(task: Scored, rows: Any) -> Iterator[str]:
+    for way in ("decode", "likelihood"):
+        values = [100 * row.by_scoring[way][task.task.metric] for row in rows]
+        yield f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def digest_table(results: dict[str, Any]) -> str:
+    """Digests of the models, and of the prompts of the default, in Markdown."""
+    lines = ["| result | step | digest |", "|---|---|---|"]
+    for cell in results["cells"]:
+        for name in ("tokens", "model", "prompt"):
+            if name in cell["digests"] and cell["cell"].startswith(("prepare", "span", "lm", "sentinel", "default")):
+                step = cell["chosen"] or cell["step"] or ""
+                lines.append(f"| {cell['cell']} | {step} | `{short_digest(cell['digests'][name])}` |")
+    return "\n".join(lines)
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    run = run_of(results)
+    return [verdict_table(run), score_table(run), digest_table(results)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser.add_argument("run_dir", nargs="?", type=Path, help="a finished run to record (default: the recorded one)")
+    given = parser.parse_args()
+    if given.run_dir:
+        RESULTS.write_text(json.dumps(recorded(collect(given.run_dir)), indent=1) + "\n", encoding="utf-8")
+    print("\n\n".join(tables(read_json(RESULTS))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Scores of a run, and the answers behind them, row by row: methods are compared on the same test rows.
+
+T test rows, L labels
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from t5_pipeline.config.stage import Scoring
+from t5_pipeline.core.bounded import open_file, read_json
+from t5_pipeline.core.errors import InputError
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Answers = NDArray[np.int64]
+"""Place of each row in the confusion matrix [T]: true label · (L + 1) + answered label, or L if it is not a label."""
+
+_LARGEST_LINE = 2**20  # bytes
+
+
+class Sample(BaseModel):
+    """One example and the model's output."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input: str
+    target: str
+    output: str
+
+
+class Score(BaseModel):
+    """One row of scores.json: a prompt, or a method it is compared with, scored on one split.
+
+    Attributes:
+        variant: difference from other rows of the same method, as text.
+        confusion: counts [true label][predicted label]; a last column counts answers that are not a label.
+        trained_on: task of the training data, if it is not `task`.
+        trained: number of trained parameters.
+        metrics: scores of the answers that `scoring` names.
+        by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
+        illegal: share of decoded texts that are not a label.
+        bytes: stored for the task; training_seconds: its share of the training that made it.
+        peak_bytes: peak memory of the training process, on its GPU if it had one.
+        latency_seconds: seconds of a request for one of N tasks, by N (evaluation/costs.py).
+        neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    method: str
+    model: str | None = None
+    cell: str | None = None
+    seed: int | None = None
+    prompt_length: Annotated[Count, Field(gt=0)] | None = None
+    prompt_init: str | None = None
+    variant: str | None = None
+    trained_on: str | None = None
+    trained: Count | None = None
+    split: str
+    examples: Count
+    metrics: dict[str, FiniteFloat]
+    scoring: Scoring | None = None
+    by_scoring: dict[Scoring, dict[str, FiniteFloat]] | None = None
+    illegal: FiniteFloat | None = None
+    illegal_by_label: list[int] | None = None
+    labels: list[str] | None = None
+    confusion: list[list[Count]] | None = None
+    samples: list[Sample] = []
+    bytes: Count | None = None
+    training_seconds: FiniteFloat | None = None
+    peak_bytes: Count | None = None
+    latency_seconds: dict[int, FiniteFloat] = {}
+    neighbours: list[list[tuple[str, float]]] | None = None
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        size = len(self.labels or [])
+        matrix, illegal = self.confusion, self.illegal_by_label
+        if (
+            self.labels
+            and matrix
+            and (len(matrix), {len(row) for row in matrix})
+            not in (
+                (size, {size}),
+                (size, {size + 1}),
+            )
+        ):
+            raise ValueError(f"confusion is not a matrix of {size} labels")
+        if self.labels and illegal and len(illegal) != size:
+            raise ValueError(f"illegal_by_label has not {size} numbers")
+        return self
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The same for what two evaluate stages scored in the same way."""
+        return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbours"})
+
+    def counts(self) -> list[list[int]] | None:
+        """The confusion matrix with its last column; None without labels or rows."""
+        if not self.labels or not self.confusion or not any(map(sum, self.confusion)):
+            return None
+        return [row + [0] * (len(self.labels) + 1 - len(row)) for row in self.confusion]
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The rows of scores.json; none if it does not exist.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    try:
+        return [Score.model_validate(row) for row in read_json(path)["rows"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{path}: is damaged ({reason}); run evaluate again to rebuild it") from None
+
+
+def read_answers(path: Path, scores: Sequence[Score]) -> list[Answers | None]:
+    """The answers of scores from predictions.jsonl, which has a line for each row of each score, in their order.
+
+    Returns:
+        the answers of each score; None for free text, and where they do not lead to the recorded confusion matrix.
+    """
+    try:
+        with open_file(path) as file:
+            lines = iter(lambda: file.readline(_LARGEST_LINE), b"")
+            return [_answers(score, itertools.islice(lines, score.examples)) for score in scores]
+    except (OSError, InputError):
+        return [None] * len(scores)
+
+
+def confusion_of(answers: Answers, labels: int) -> NDArray[np.int64]:
+    """Counts [L, L + 1] of answers.
+
+    >>> confusion_of(np.array([0, 0, 4, 5]), labels=2).tolist()
+    [[2, 0, 0], [0, 1, 1]]
+    """
+    return np.bincount(answers, minlength=labels * (labels + 1)).reshape(labels, labels + 1)
+
+
+def _answers(score: Score, lines: Iterator[bytes]) -> Answers | None:
+    taken = list(lines)
+    counts = score.counts()
+    if not score.labels or counts is None:
+        return None
+    number = {label: index for index, label in enumerate(score.labels)}
+    try:
+        answers = np.array([_place(json.loads(line), number) for line in taken], np.int64)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return answers if np.array_equal(confusion_of(answers, len(number)), counts) else None
+
+
+def _place(line: dict[str, Any], number: dict[str, int]) -> int:
+    return number[line["target"]] * (len(number) + 1) + number.get(line["output"], len(number))
