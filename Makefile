@@ -14,7 +14,7 @@ study: $(READY)
 	$(BIN)/t5-pipeline run recipes/study.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests that `make test` leaves out: the other pairs of engine and stage, and a hundred kills. About half an hour.
 soak: $(READY)

@@ -26,6 +26,22 @@ settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
 
+# One worker starts with the first file, the other with the second and then builds the finished pipeline.
+LONGEST = ("cost/test_memory.py", "data_prep/shards/test_local_workers.py", "system/test_wheel.py")
+LONG = ("system", "stages", "execution", "serving")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, so that the workers end at the same time."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(ROOT / "tests")
+        if (name := path.as_posix()) in LONGEST:
+            return LONGEST.index(name)
+        return len(LONGEST) + (path.parts[0] not in LONG)
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ SHAPE = T5Config(
 )  # fmt: skip
 
 
+NARROW = replace(SHAPE, d_model=128, d_kv=16, d_ff=256)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("memory")
-    benchmark.prepare(directory, {"middling": SHAPE})
+    benchmark.prepare(directory, {"middling": SHAPE, "narrow": NARROW})
     return directory
 
 
@@ -56,8 +60,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         benchmark.Case(
             "prompt_tune",
-            "middling",
-            {"batch_size": 24, "max_input_length": 288, "precision": "bf16", "select": "last"},
+            "narrow",
+            {"batch_size": 16, "max_input_length": 288, "precision": "bf16", "select": "last"},
         ),
     ],
     ids=["lm_adapt", "probe", "prompt_tune"],

@@ -30,7 +30,7 @@ def by_hand(finished: Tiny, output: Path) -> list[object]:
 
 
 def test_two_processes_train_as_one(finished: Tiny, tmp_path: Path) -> None:
-    launched = Outcome.of(accelerate_launch(CPU_DDP, "lm_adapt", *by_hand(finished, tmp_path / "two")))
+    launched = Outcome.forked(accelerate_launch(CPU_DDP, "lm_adapt", *by_hand(finished, tmp_path / "two")))
     assert launched.code == 0, launched.err
     assert launched.err.count("step 10/10") == 1, "one process logs for both"
     assert stage("lm_adapt", *by_hand(finished, tmp_path / "one")).code == 0

@@ -65,7 +65,9 @@ def test_a_stopped_job_is_requeued_and_resumes(tiny: Tiny, tmp_path: Path) -> No
     assert tiny.manifests()["lm_adapt"].step == newest + 2
 
     # A launch that fails before the stage starts writes no exit code; that of the previous job must not be used.
-    job = submit(tiny, tmp_path / "bin", "--steps", newest + 4, "--no-such-flag", 1)
+    (tmp_path / "bin" / "accelerate").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "accelerate").chmod(0o755)
+    job = submit(tiny, tmp_path / "bin", "--steps", newest + 4)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 1, said
     assert (tmp_path / "bin" / "requeued").read_text() == "17\n"

@@ -20,6 +20,7 @@ import pytest
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document, FileChunk, corpus_chunks
+from t5_pipeline.data_prep.shards import local_workers, ray_workers
 from t5_pipeline.data_prep.shards.encoding import Counts, Workers, encode_serially
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, encode_in_processes, encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
@@ -191,25 +192,26 @@ def test_workers_exit_when_their_parent_is_killed(corpus: Path, vocabulary: Voca
 def test_ray_writes_the_same_bytes_as_one_process(
     corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    calls: list[Counts] = []
-    write_tokens(chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=RAY, on_progress=calls.append)  # type: ignore[arg-type]
-    assert content(tmp_path) == expected
-    assert calls[-1].documents == 1198
-
-
-@pytest.mark.usefixtures("ray")
-def test_killed_ray_workers(corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes]) -> None:
+    """Two of six workers are killed."""
     broken = killing(corpus, tmp_path / "mark", times=1)
-    write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=RAY)  # type: ignore[arg-type]
+    calls: list[Counts] = []
+    write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=RAY, on_progress=calls.append)  # type: ignore[arg-type]
+    assert calls[-1].documents == 1198
     assert len([p for p in (tmp_path / "mark").rglob("*") if p.is_file()]) == 2
     assert content(tmp_path / "tokens") == expected
 
 
 @pytest.mark.usefixtures("ray")
-def test_bad_input_on_ray(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_bad_input_on_ray(
+    corpus: Path, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two attempts at a shard instead of four, because Ray needs seconds for each new worker."""
+    for module in (local_workers, ray_workers):
+        monkeypatch.setattr(module, "ATTEMPTS", 2)
     broken = killing(corpus, tmp_path / "mark", times=100, numbers=(1,))
-    with pytest.raises(InputError, match=rf"\.jsonl .*: its worker process was killed {ATTEMPTS} times"):
+    with pytest.raises(InputError, match=r"\.jsonl .*: its worker process was killed 2 times"):
         write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=RAY)  # type: ignore[arg-type]
+    assert len([p for p in (tmp_path / "mark").rglob("*") if p.is_file()]) == 2
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"text": 3}\n')
     with pytest.raises(

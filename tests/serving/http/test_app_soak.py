@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from t5_pipeline.data_prep.corpora.rows import Row
 from t5_pipeline.serving.engine import Engine
@@ -132,19 +129,23 @@ def write_world_prompts(world: Path, folder: Path, version: int) -> Path:
 @pytest.mark.parametrize("examples", [1, pytest.param(200, marks=pytest.mark.soak)])
 def test_no_request_of_its_openapi_description_fails(served: Served, examples: int) -> None:
     """Requests that schemathesis generates, valid and invalid: no server error, and only described answers."""
+    import schemathesis  # here, because it takes seconds and every worker imports every test file
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import response_schema_conformance
+
     key = {"Authorization": f"Bearer {KEY}"}
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json", headers=key)
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) == 11
     for operation in operations:
-        for mode in GenerationMode:
+        for mode in schemathesis.GenerationMode:
 
             @settings(
                 max_examples=examples, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )  # fmt: skip
             @given(case=operation.as_strategy(generation_mode=mode))
-            def check(case: schemathesis.Case) -> None:
+            def check(case: Any) -> None:
                 case.call_and_validate(headers=key, checks=[not_a_server_error, response_schema_conformance])
 
             with contextlib.suppress(Unsatisfiable):  # nothing can be wrong in a GET without parameters
