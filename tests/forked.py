@@ -2,8 +2,9 @@
 
 Imports are most of the time of a tiny stage: seconds in each process of a launch. A command that runs here differs from
 a real one only in how its processes start: they are forked, not executed. Its arguments, environment, working directory,
-output, exit code and number of processes are the same. So commands whose results count run here. Tests of how processes
-are started, found and signalled use real ones.
+output, exit code, number of processes and command line in /proc are the same. So commands whose results count run here.
+Real processes are started in tests/system (by_hand, documented, slurm, wheel) and stopped in test_runner.py,
+test_interrupted.py and test_slurm.py.
 """
 
 from __future__ import annotations
