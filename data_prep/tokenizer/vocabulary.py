@@ -132,12 +132,24 @@ class Vocabulary:
                 files[TOKENIZER] = source.path
             return cls(model, where=str(source.path), files=files)
         if path.is_file():
-            return cls(read_file(path, _MAX_MODEL), where=str(path))
+            return cls._from_file(path)
         if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
             )
         return cls._from_hub(str(location))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Vocabulary:
+        vocabulary = cls(read_file(path, _MAX_MODEL), where=str(path))
+        if vocabulary.text.sentinel_ids:
+            # seqio adds 100 to any model by default, but mT5 was trained with those among its pieces.
+            raise InputError(
+                f"{path}: contains {vocabulary.sentinels} sentinels, and a file alone does not say whether there are"
+                f" more above its pieces; copy it as {MODEL_FILE} into a folder with a tokenizer_config.json"
+                ' {"extra_ids": 0}, and give the folder'
+            )
+        return vocabulary
 
     @classmethod
     def _from_hub(cls, name: str) -> Vocabulary:

@@ -129,6 +129,11 @@ def test_own_sentinels_and_more_above(texts: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`extra_ids` is 100, but \S+ contains 8 sentinels itself .*set `extra_ids`"):
         Vocabulary.load(directory(tmp_path, model, tokenizer_config={"extra_ids": 100}))
     assert Vocabulary.load(directory(tmp_path, model, tokenizer_config={"extra_ids": 0})).sentinels == 8
+    (tmp_path / "own.model").write_bytes(model)
+    with pytest.raises(
+        InputError, match=r"own\.model: contains 8 sentinels, and a file alone .*tokenizer_config\.json"
+    ):
+        Vocabulary.load(tmp_path / "own.model")
 
 
 @pytest.mark.filterwarnings("ignore")
