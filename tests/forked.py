@@ -2,13 +2,15 @@
 
 Imports are most of the time of a tiny stage: seconds in each process of a launch. A command that runs here differs from
 a real one only in how its processes start: they are forked, not executed. Its arguments, environment, working directory,
-output, exit code and number of processes are the same. So commands whose results count run here. Tests of how processes
-are started, found and signalled use real ones.
+output, exit code, number of processes and command line in /proc are the same. So commands whose results count run here.
+Real processes are started in tests/system (by_hand, documented, slurm, wheel) and stopped in test_runner.py,
+test_interrupted.py and test_slurm.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -23,19 +25,42 @@ from typing import Any, NoReturn
 _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
 
-def run_forked(command: list[str], directory: Path, environment: dict[str, str]) -> tuple[int, str, str]:
-    """Run `[PYTHON] [-u] SCRIPT ARGUMENTS…` or `PYTHON -m MODULE ARGUMENTS…`; returns exit code, stdout and stderr."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.forked_imports"])
-    with tempfile.TemporaryDirectory() as place:
-        files = [f"{place}/out", f"{place}/err"]
-        process = context.Process(target=_run, args=(command, directory, environment, *files))
+class Forked:
+    """A running `[PYTHON] [-u] SCRIPT ARGUMENTS…` or `PYTHON -m MODULE ARGUMENTS…`, with a few methods of Popen."""
+
+    def __init__(self, command: list[str], directory: Path, environment: dict[str, str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.forked_imports"])
+        self._place = tempfile.TemporaryDirectory()
+        self._files = [f"{self._place.name}/out", f"{self._place.name}/err"]
+        self._process = context.Process(target=_run, args=(command, directory, environment, *self._files))
         with contextlib.chdir(Path(__file__).parents[1]):  # the first one starts the server, which imports from there
-            process.start()
-        process.join()
-        out, err = (Path(file).read_text() for file in files)
-    assert process.exitcode is not None
-    return process.exitcode, out, err
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait; returns stdout and stderr."""
+        self._process.join(timeout)
+        assert self.poll() is not None, "timeout"
+        with self._place:
+            out, err = (Path(file).read_text() for file in self._files)
+        return out, err
+
+
+def run_forked(command: list[str], directory: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+    """Run a command to its end; returns exit code, stdout and stderr."""
+    process = Forked(command, directory, environment)
+    said = process.communicate()
+    code = process.poll()
+    assert code is not None
+    return code, *said
 
 
 def _run(command: list[str], directory: Path, environment: dict[str, str], out: str, err: str) -> None:
@@ -76,6 +101,7 @@ def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
         os.environ.clear()
         os.environ.update(environment)
         words = [word for word in command if word not in (sys.executable, "-u")]
+        _show([sys.executable, *words])
         if words[0] == "-m":
             sys.argv = words[1:]
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -90,3 +116,11 @@ def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _show(words: list[str]) -> None:
+    """Overwrite the server's command line, which /proc shows for its forks, too."""
+    start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+    line = "\0".join(words).encode()[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, line, len(line))

@@ -27,7 +27,7 @@ from typing import Any
 from t5_pipeline.artifacts.manifest import Manifest, read
 from t5_pipeline.cli import main as cli
 from t5_pipeline.config.registry import STAGES
-from tests.forked import run_forked
+from tests.forked import Forked, run_forked
 
 ROOT = Path(__file__).parents[1]
 COMMAND = Path(sysconfig.get_path("scripts")) / "t5-pipeline"
@@ -151,6 +151,10 @@ class Tiny:
         said = t5_pipeline("plan", self.recipe, "--run-dir", self.run, *arguments)
         assert said.code == 0, said.err
         return said.out.split("\n\n")[1].splitlines()
+
+    def launch(self, *arguments: object) -> Forked:
+        """Start `t5-pipeline run` in forked processes."""
+        return Forked(command("run", self.recipe, "--run-dir", self.run, *arguments), ROOT, dict(os.environ))
 
     def start(self, *arguments: object) -> Outcome:
         """`t5-pipeline run` in forked processes."""

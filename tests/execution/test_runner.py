@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from t5_pipeline.artifacts.run_dir import RunDir, lock
 from t5_pipeline.execution.launcher import ranks
+from tests.forked import Forked
 from tests.tiny_run import ROOT, Tiny, command, listing, metrics, newest_checkpoint, scores, stage, t5_pipeline
 
 CELLS = [
@@ -176,12 +177,11 @@ def test_a_second_run_on_a_directory_in_use_is_an_error(tiny: Tiny) -> None:
     assert t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run).code == 0
 
 
-def running(tiny: Tiny) -> tuple[subprocess.Popen[str], psutil.Process]:
+def running(tiny: Tiny, forked: bool = True) -> tuple[Forked | subprocess.Popen[str], psutil.Process]:
     """`t5-pipeline run` at 40 or more steps of an endless lm_adapt, and the stage's process."""
     steps = ("--set", "lm_adapt.steps=100000", "--until", "lm_adapt", "--set", "lm_adapt.checkpoint_every=20")
-    runner = subprocess.Popen(
-        command("run", tiny.recipe, "--run-dir", tiny.run, *steps), stderr=subprocess.PIPE, text=True
-    )
+    words = command("run", tiny.recipe, "--run-dir", tiny.run, *steps)
+    runner = tiny.launch(*steps) if forked else subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     while newest_checkpoint(tiny) < 40:
         assert runner.poll() is None
         time.sleep(0.01)
@@ -192,13 +192,13 @@ def running(tiny: Tiny) -> tuple[subprocess.Popen[str], psutil.Process]:
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_stage_is_reported(tiny: Tiny, signum: signal.Signals, code: int) -> None:
     """SIGKILL is sent to the stage; the others to the runner, which forwards them and returns the stage's code."""
-    runner, rank = running(tiny)
+    runner, rank = running(tiny, forked=signum != signal.SIGTERM)
     second = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run)
     assert (second.code, second.err.split(" on ")[0]) == (2, f"error: {tiny.run}: is in use by process {runner.pid}")
     assert "lm_adapt" in next(line for line in t5_pipeline("status", tiny.run).out.splitlines() if " running " in line)
     (rank if signum == signal.SIGKILL else psutil.Process(runner.pid)).send_signal(signum)
     _, said = runner.communicate(timeout=60)
-    assert runner.returncode == code, said
+    assert runner.poll() == code, said
     if signum == signal.SIGKILL:
         assert "lm_adapt was killed by signal 9; run the same command to resume from its last checkpoint" in said
     else:

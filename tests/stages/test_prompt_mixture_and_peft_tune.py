@@ -243,7 +243,9 @@ def test_an_adapter_is_stored_in_peft_s_own_format(place: Path) -> None:
 
 def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, tmp_path: Path) -> None:
     common = ("--precision", "fp32", "--threads", 1, "--output-dir", tmp_path / "x")
-    refused(stage("evaluate", *common), ".*there is nothing to score; give one of prompts, tuned_models,.*")
+    refused(
+        stage("evaluate", *common), ".*there is nothing to score; give one of prompts, task_prompts, tuned_models,.*"
+    )
     refused(
         stage("evaluate", "--tuned-models", finished.run / "lm_adapt", *common),
         ".*was not tuned on a task; give a model that model_tune published",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_run import Outcome, Tiny, listing, metrics, scores, script, stage
+from tests.forked import Forked
+from tests.tiny_run import ROOT, Outcome, Tiny, listing, metrics, scores, script, stage
 
 KILLED = Path(__file__).with_name("killed.py")
 
@@ -63,15 +65,20 @@ def test_stopped_by_a_signal(tiny: Tiny, signum: signal.Signals, code: int) -> N
         never = ("--checkpoint-every", 10**6, "--validate-every", 10**6, "--keep-steps")
         return ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", steps, *never)
 
-    running = subprocess.Popen(script("lm_adapt", *flags(10**6)), stderr=subprocess.PIPE, text=True)
+    words = script("lm_adapt", *flags(10**6))
+    running: Forked | subprocess.Popen[str]
+    if signum == signal.SIGTERM:
+        running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    else:
+        running = Forked(words, ROOT, dict(os.environ))
     log = tiny.run / "lm_adapt" / "metrics.jsonl"
     there = log.stat().st_size
     while log.stat().st_size < there + 1000:
         assert running.poll() is None
         time.sleep(0.01)
-    running.send_signal(signum)
+    os.kill(running.pid, signum)
     _, said = running.communicate(timeout=300)
-    assert running.returncode == code, said
+    assert running.poll() == code, said
     (step,) = (int(word.replace(",", "")) for word in said.split("after step ")[1].split(", which")[:1])
     assert (
         said.splitlines()[-1]

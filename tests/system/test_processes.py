@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from t5_pipeline.execution.launcher import ranks
-from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, command, listing, metrics, newest_checkpoint, stage
+from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, listing, metrics, newest_checkpoint, stage
 
 CPU_DDP = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
 
@@ -82,8 +81,7 @@ def test_two_processes_under_the_runner_stop_and_resume(tiny: Tiny, what: str) -
     """The runner passes SIGTERM to every rank, past accelerate. A rank that is killed ends the other. When the runner is
     killed, accelerate lives on, but the ranks save and exit."""
     steps = ("--set", f"lm_adapt.launch={CPU_DDP}", "--set", "lm_adapt.checkpoint_every=20", "--until", "lm_adapt")
-    words = command("run", tiny.recipe, "--run-dir", tiny.run, *steps, "--set", "lm_adapt.steps=100000")
-    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    running = tiny.launch(*steps, "--set", "lm_adapt.steps=100000")
     while newest_checkpoint(tiny) < 40:
         assert running.poll() is None
         time.sleep(0.01)
@@ -102,11 +100,11 @@ def test_two_processes_under_the_runner_stop_and_resume(tiny: Tiny, what: str) -
         left = json.loads((tiny.run / ".state" / "lm_adapt.exit").read_text())
         assert left["message"].startswith(f"stopped by SIGTERM after step {newest:,}, which is saved")
     elif what == "SIGTERM":
-        assert running.returncode == 128 + signal.SIGTERM, said
+        assert running.poll() == 128 + signal.SIGTERM, said
         assert f"■ lm_adapt: stopped by SIGTERM after step {newest:,}, which is saved; run the same command" in said
     else:
-        assert running.returncode != 0, said
-        assert running.returncode != 2 or "error: lost the connection to another process" in said
+        assert running.poll() != 0, said
+        assert running.poll() != 2 or "error: lost the connection to another process" in said
     again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", newest + 2)
     assert again.code == 0, again.err
     assert tiny.manifests()["lm_adapt"].step == newest + 2

@@ -26,12 +26,23 @@ if [ "$1" = requeue ]; then echo "$2" >> "$REQUEUED"; else echo 127.0.0.1; fi
 """
 
 
+PLAIN = """\
+#!/usr/bin/env bash
+while [[ $1 != */*.py ]]; do shift; done
+exec python "$@"
+"""
+
+
+def place(stand_ins: Path, **scripts: str) -> None:
+    for name, text in scripts.items():
+        (stand_ins / name).write_text(text)
+        (stand_ins / name).chmod(0o755)
+
+
 def submit(tiny: Tiny, stand_ins: Path, *flags: object) -> subprocess.Popen[str]:
     """Start the batch script as Slurm does on one machine with two devices."""
     stand_ins.mkdir(exist_ok=True)
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (stand_ins / name).write_text(text)
-        (stand_ins / name).chmod(0o755)
+    place(stand_ins, srun=SRUN, scontrol=SCONTROL)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,14 +70,15 @@ def test_a_stopped_job_is_requeued_and_resumes(tiny: Tiny, tmp_path: Path) -> No
     assert job.returncode == 143
     assert (tmp_path / "bin" / "requeued").read_text() == "17\n"
 
+    # One process is enough to resume. test_machines.py launches again.
+    place(tmp_path / "bin", accelerate=PLAIN)
     job = submit(tiny, tmp_path / "bin", "--steps", newest + 2)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 0, said
     assert tiny.manifests()["lm_adapt"].step == newest + 2
 
     # A launch that fails before the stage starts writes no exit code; that of the previous job must not be used.
-    (tmp_path / "bin" / "accelerate").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "bin" / "accelerate").chmod(0o755)
+    place(tmp_path / "bin", accelerate="#!/bin/sh\nexit 1\n")
     job = submit(tiny, tmp_path / "bin", "--steps", newest + 4)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 1, said
