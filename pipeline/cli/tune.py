@@ -80,14 +80,14 @@ def hold_out(task: TaskConfig, seed: int, select: str = "best") -> TaskConfig:
     """The task with a tenth of its training rows for each of validation and test that it lacks.
 
     Slices are stratified if there are labels, and shuffled otherwise. With validation rows of its own the task gets no
-    test rows: all training rows are trained on, as given.
+    test rows: all training rows are trained on, as given. So are those of fewer than 8 rows.
 
     Args:
         seed: seed of the split.
         select: the setting of prompt_tune; `last` needs no validation rows.
 
     Raises:
-        InputError: if the training rows are a slice already, or too few.
+        InputError: if the training rows are a slice already.
     """
     if "validation" in task.splits:
         return task
@@ -99,8 +99,8 @@ def hold_out(task: TaskConfig, seed: int, select: str = "best") -> TaskConfig:
         return task
     if part is not None:
         raise InputError("--train: a slice is not divided again; give --validation, too, or the whole file")
-    if (rows := len(Task.load(task).rows("train"))) < _FEWEST:
-        raise InputError(f"--train: {rows} rows are too few to hold some out; give more, or --validation and --test")
+    if len(Task.load(task).rows("train")) < _FEWEST:
+        return task
     order = f"{'stratified' if task.labels else 'shuffled'}={seed}"
     first = 100 - 10 * len(lacking)
     splits = {**task.splits, "train": f"{train}[:{first}%, {order}]"}

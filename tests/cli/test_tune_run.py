@@ -78,7 +78,7 @@ def test_tune_does_not_replace_another_run(place: Place, tmp_path: Path) -> None
     (["--prompt-init", "text"], "`prompt_init: text` and `init_text` go together"),
     (["--vote"], "--vote: a single prompt cannot vote"),
     (["--seeds", "2", "--select", "last"], "--seeds: --select last gives no validation scores"),
-    ([], "--train: 1 rows are too few"),
+    (["--seeds", "2"], "--seeds: the rows are too few to hold some out"),
 ])  # fmt: skip
 def test_tune_rejects_bad_input_before_writing(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
     write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}])
@@ -87,6 +87,18 @@ def test_tune_rejects_bad_input_before_writing(place: Place, tmp_path: Path, fla
     assert said.code == 2
     assert words in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_tune_on_two_rows(place: Place, tmp_path: Path) -> None:
+    """Nothing is held out: the last step is published, and there is no score."""
+    write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}, {"text": "y", "kind": "b"}])
+    given = ["--model", place.model, "--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
+    small = ["--labels", "a,b", "--prompt-length", 2, "--steps", 2, "--batch-size", 2, "--threads", 1]
+    said = t5_pipeline("tune", *given, *small, "--output-dir", tmp_path / "out")
+    assert said.code == 0, said.err
+    assert "too few rows to hold some out" in said.err
+    published = Prompt.load(tmp_path / "out/prompt").info
+    assert (published.step, published.scores) == (2, {})
 
 
 def test_tune_leaves_nothing_if_the_stage_fails(place: Place, tmp_path: Path) -> None:
