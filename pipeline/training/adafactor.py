@@ -9,7 +9,7 @@ R rows of a prompt bank, D d_model, C prompts in the bank; F, K those of factore
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
 from t5_pipeline.modeling.t5x import SecondMoments
+from t5_pipeline.training.buckets import buckets
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -118,9 +119,9 @@ class Adafactor(torch.optim.Optimizer):
                     self._step_bank(group, bank_RD)
                 continue
             dims = {p: factored_dims(tuple(p.shape), group["min_dim_to_factor"]) for p in params}
-            for some in _some_at_once([p for p in params if dims[p] is None]):
+            for some in buckets([p for p in params if dims[p] is None], UPDATED_ELEMENTS):
                 self._apply(group, some, self._whole_directions(group, some))
-            for some in _some_at_once([p for p in params if dims[p] is not None]):
+            for some in buckets([p for p in params if dims[p] is not None], UPDATED_ELEMENTS):
                 self._apply(group, some, self._factored_directions(group, some, [dims[p] or (0, 0) for p in some]))
         return loss
 
@@ -265,16 +266,3 @@ def _average_in(means: list[Tensor], news: list[Tensor], beta2s: list[float]) ->
     torch._foreach_mul_(means, beta2s)
     torch._foreach_mul_(news, [1.0 - beta2 for beta2 in beta2s])
     torch._foreach_add_(means, news)
-
-
-def _some_at_once(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    some: list[Tensor] = []
-    elements = 0
-    for p in params:
-        if some and elements + p.numel() > UPDATED_ELEMENTS:
-            yield some
-            some, elements = [], 0
-        some.append(p)
-        elements += p.numel()
-    if some:
-        yield some

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from t5_pipeline.modeling.limits import REDUCED_ELEMENTS
+from t5_pipeline.training.buckets import buckets
 
 
 class HostCollectives:
@@ -70,7 +71,7 @@ class ProcessGroup(HostCollectives):
         """Replace every tensor by its sum over the ranks."""
         if self.world == 1:
             return
-        for bucket in _buckets(tensors):
+        for bucket in buckets(tensors, REDUCED_ELEMENTS):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.all_reduce(flat)
             parts = flat.split([tensor.numel() for tensor in bucket])
@@ -83,17 +84,3 @@ class ProcessGroup(HostCollectives):
         both = torch.stack([number, -number]).double()
         dist.all_reduce(both, op=dist.ReduceOp.MAX)
         return bool(both[0] == -both[1])
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    elements = 0
-    for tensor in tensors:
-        differs = bucket and tensor.dtype != bucket[0].dtype
-        if bucket and (differs or elements + tensor.numel() > REDUCED_ELEMENTS):
-            yield bucket
-            bucket, elements = [], 0
-        bucket.append(tensor)
-        elements += tensor.numel()
-    if bucket:
-        yield bucket
