@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, float32
 
-from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.soft_prompt import Prompt, described, vote_group
 from t5_pipeline.modeling.reparametrization import scaled_rows
+from t5_pipeline.modeling.safetensors_dir import read_file_tensors
 
 SHARED = "shared.safetensors"
 
@@ -73,13 +72,7 @@ class SharedPrompt(NamedTuple):
             InputError: if the file is missing or damaged.
         """
         path, repair = Path(directory) / SHARED, TaskPromptsInfo.repair
-        try:
-            open_file(path).close()  # safetensors would wait for the other end of a FIFO
-            tensors = load_file(path)
-        except FileNotFoundError:
-            raise InputError(f"{path}: does not exist; {repair}") from None
-        except SafetensorError as error:
-            raise InputError(f"{path}: is not a complete safetensors file ({error}); {repair}") from error
+        tensors = read_file_tensors(path, repair)
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items() if tensor.dtype == float32}
         rows = shapes.get("shared_PD", [])
         if len(rows) != 2 or shapes != {"shared_PD": rows, "u_P": rows[:1], "v_D": rows[1:]}:

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, float32
 
 from t5_pipeline.config.soft_prompt import SoftPromptConfig
-from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
+from t5_pipeline.modeling.safetensors_dir import read_file_tensors
 
 WEIGHTS = "prompt.safetensors"
 ROWS = "prompt"  # the tensor's name in it
@@ -81,13 +80,7 @@ class Prompt:
             InputError: if a file is missing or damaged, or the two do not belong together.
         """
         info, path = PromptInfo.load(directory), Path(directory) / WEIGHTS
-        try:
-            open_file(path).close()  # safetensors would wait for the other end of a FIFO
-            tensors = load_file(path)
-        except FileNotFoundError:
-            raise InputError(f"{path}: does not exist, so {directory} is not a prompt; check the path") from None
-        except SafetensorError as error:
-            raise InputError(f"{path}: is not a complete safetensors file ({error}); {info.repair}") from error
+        tensors = read_file_tensors(path, info.repair)
         if list(tensors) != [ROWS]:
             raise InputError(f"{path}: contains {sorted(tensors)} instead of one tensor {ROWS!r}; {info.repair}")
         rows_PD = tensors[ROWS]

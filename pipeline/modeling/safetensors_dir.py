@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
-from t5_pipeline.core.bounded import read_object, tensor_entries
+from t5_pipeline.core.bounded import open_file, read_object, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import T5Config
@@ -67,6 +68,24 @@ def _has_output_matrix(directory: Path) -> bool:
             return "lm_head.weight" in opened.keys()  # noqa: SIM118 (an opened file is not a dict)
     except (OSError, SafetensorError):
         return True
+
+
+def read_file_tensors(path: Path, repair: str) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Args:
+        repair: what to do if it is missing or damaged.
+
+    Raises:
+        InputError: if it is.
+    """
+    try:
+        open_file(path).close()  # safetensors would wait for the other end of a FIFO
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: does not exist; {repair}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: is not a complete safetensors file ({error}); {repair}") from error
 
 
 def weight_files(directory: Path) -> list[Path]:

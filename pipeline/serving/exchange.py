@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from t5_pipeline.artifacts import manifest as manifests
@@ -36,6 +36,7 @@ from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.safetensors_dir import read_file_tensors
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 
 PEFT_ROWS = "prompt_embeddings"
@@ -166,12 +167,7 @@ def read_peft(directory: Path) -> Tensor:
         )
     if not weights.is_file():
         raise InputError(f"{directory}: contains no {PEFT_WEIGHTS}; give the directory of a PEFT adapter")
-    try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise InputError(
-            f"{weights}: is not a complete safetensors file ({error}); download or save it again"
-        ) from None
+    tensors = read_file_tensors(weights, "download or save it again")
     rows_RD, p = tensors.get(PEFT_ROWS), config.get("num_virtual_tokens")
     if len(tensors) != 1 or rows_RD is None or rows_RD.ndim != 2 or not rows_RD.is_floating_point():
         raise InputError(f"{weights}: contains {sorted(tensors)}; an adapter for T5 has one table {PEFT_ROWS!r}")
