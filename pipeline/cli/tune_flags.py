@@ -92,10 +92,13 @@ def _tune(given: argparse.Namespace) -> int:
         rows = len(Task.load(task).rows(split, training=split == "train"))
         say(f"{split}: {rows:,} rows, {place}")
     tested = next((split for split in ("test", "validation") if split in task.splits), None)
-    if tested is None and given.select != "last":
+    if "validation" not in task.splits and given.select != "last":
+        few = "the rows are too few to hold some out"
+        if given.select == "best":
+            raise InputError(f"--select: {few} and choose a step by; give --validation, or leave --select out")
         if given.seeds > 1 and not given.vote:
-            raise InputError("--seeds: the rows are too few to hold some out and choose a seed by; add --vote")
-        say("These are too few rows to hold some out: the prompt of the last step is published, without a score.")
+            raise InputError(f"--seeds: {few} and choose a seed by; give --validation, or add --vote")
+        say(f"{few[0].upper()}{few[1:]}: the prompt of the last step is published.")
     code = tune(task, settings, given.output_dir, given.launch, seeds=given.seeds, vote=given.vote, tested=tested)
     if code == 0:
         _show_results(given, task)

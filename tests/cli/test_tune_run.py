@@ -79,6 +79,7 @@ def test_tune_does_not_replace_another_run(place: Place, tmp_path: Path) -> None
     (["--vote"], "--vote: a single prompt cannot vote"),
     (["--seeds", "2", "--select", "last"], "--seeds: --select last gives no validation scores"),
     (["--seeds", "2"], "--seeds: the rows are too few to hold some out"),
+    (["--select", "best"], "--select: the rows are too few to hold some out"),
 ])  # fmt: skip
 def test_tune_rejects_bad_input_before_writing(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
     write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}])
@@ -96,7 +97,7 @@ def test_tune_on_two_rows(place: Place, tmp_path: Path) -> None:
     small = ["--labels", "a,b", "--prompt-length", 2, "--steps", 2, "--batch-size", 2, "--threads", 1]
     said = t5_pipeline("tune", *given, *small, "--output-dir", tmp_path / "out")
     assert said.code == 0, said.err
-    assert "too few rows to hold some out" in said.err
+    assert "The rows are too few to hold some out" in said.err
     published = Prompt.load(tmp_path / "out/prompt").info
     assert (published.step, published.scores) == (2, {})
 
