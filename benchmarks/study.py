@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.machine import described
 from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.stage import Scoring
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.modeling.config import T5Config
@@ -116,9 +117,10 @@ def _prompt(arm: Arm) -> str:
     return f"{fmt.plural(arm.prompt_length, 'token')}{start}" if arm.prompt_length else arm.other
 
 
-def _spreads(task: Scored, rows: Any) -> Iterator[str]:
-    for way in ("decode", "likelihood"):
-        values = [100 * row.by_scoring[way][task.task.metric] for row in rows]
+def _spreads(task: Scored, rows: Sequence[Score]) -> Iterator[str]:
+    ways: tuple[Scoring, ...] = ("decode", "likelihood")
+    for way in ways:
+        values = [100 * row.by_scoring[way][task.task.metric] for row in rows if row.by_scoring]
         yield f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
@@ -143,7 +145,8 @@ def main() -> None:
     parser.add_argument("run_dir", nargs="?", type=Path, help="a finished run to record (default: the recorded one)")
     given = parser.parse_args()
     if given.run_dir:
-        RESULTS.write_text(json.dumps(recorded(collect(given.run_dir)), indent=1) + "\n", encoding="utf-8")
+        results = recorded(collect(given.run_dir, answers=True))
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n\n".join(tables(read_json(RESULTS))))
 
 

@@ -131,8 +131,9 @@ def _run(given: argparse.Namespace) -> int:
     from t5_pipeline.report.collect import collect
     from t5_pipeline.report.terminal import results_table
 
-    results = collect(run_dir.path)
-    if _is_older(page, run_dir):
+    writes_report = _is_older(page, run_dir)
+    results = collect(run_dir.path, answers=writes_report)
+    if writes_report:
         from t5_pipeline.report.page import write_report
 
         write_report(results, page)
@@ -197,7 +198,7 @@ def _report(given: argparse.Namespace) -> int:
 
     run_dir = _existing(given.run_dir)
     page = given.output or _page(run_dir)
-    write_report(collect(run_dir.path), page)
+    write_report(collect(run_dir.path, answers=True), page)
     if str(page) != STDOUT:
         show(page)
     return 0

@@ -74,17 +74,24 @@ class Scored:
         return float(np.mean([row.metrics[self.task.metric] for row in self.by_arm[arm]]))
 
     def drawn(self, arm: Arm) -> NDArray[np.float64]:
-        """Bootstrap draws [DRAWS] of the mean score of an arm, the same at each call.
+        """Bootstrap draws [DRAWS] of the mean score of an arm.
 
         The seeds are resampled, and the test rows that they share. Arms whose answers are known share the drawn rows.
         """
-        generator = np.random.default_rng([self.number, list(self.by_arm).index(arm)])
-        rows = self.by_arm[arm]
-        paired = [self._on_drawn_rows(row) for row in rows]
-        known = [drawn_D for drawn_D in paired if drawn_D is not None]
-        if len(known) == len(rows):
-            return over_seeds(np.stack(known), generator)
-        return drawn_means(rows, self.task.metric, generator)
+        if arm not in self._drawn:
+            generator = np.random.default_rng([self.number, list(self.by_arm).index(arm)])
+            rows = self.by_arm[arm]
+            paired = [self._on_drawn_rows(row) for row in rows]
+            known = [drawn_D for drawn_D in paired if drawn_D is not None]
+            if len(known) == len(rows):
+                self._drawn[arm] = over_seeds(np.stack(known), generator)
+            else:
+                self._drawn[arm] = drawn_means(rows, self.task.metric, generator)
+        return self._drawn[arm]
+
+    @functools.cached_property
+    def _drawn(self) -> dict[Arm, NDArray[np.float64]]:
+        return {}
 
     def _on_drawn_rows(self, score: Score) -> NDArray[np.float64] | None:
         """Scores of the drawn test rows [DRAWS]; None if they do not follow from the answers."""

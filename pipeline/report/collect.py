@@ -25,7 +25,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import PRESETS
 from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
-from t5_pipeline.report.scores import Answers, Count, Score, read_answers, read_scores
+from t5_pipeline.report.scores import Answers, Count, Score, answers_of, read_scores
 from t5_pipeline.report.similarity import PromptMeans
 
 State = Literal["up to date", "stale", "unfinished", "not started"]
@@ -151,7 +151,7 @@ class Run:
     """Everything that the report shows.
 
     Attributes:
-        answers: of scores, by their identity, where they are known.
+        answers: of scores, by their identity, where they are known and were asked for.
     """
 
     recipe: Recipe
@@ -182,11 +182,12 @@ class Run:
         return next((task for task in tasks if task.name == name), None)
 
 
-def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
+def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answers: bool = False) -> Run:
     """Read a run directory.
 
     Args:
         kinds: the kinds of stages that its recipe can use.
+        answers: also read the answers behind the scores, row by row.
 
     Raises:
         InputError: if it is not a run directory, or a manifest or scores file in it is damaged.
@@ -195,13 +196,22 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Run:
     recipe = load_recipe(path / "recipe.yaml", kinds=kinds)
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
+    scored: list[tuple[Path, list[Score]]] = []
     run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
     for result in run.cells():
         if result.manifest is not None:
-            _read_scores(run, run_dir.cell(result.cell), result.manifest)
+            if "scores" in result.manifest.outputs:
+                directory = run_dir.cell(result.cell) / result.manifest.outputs["scores"].path
+                scored.append((directory, read_scores(directory)))
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))
+    known: dict[str, Score] = {}
+    for _, scores in scored:
+        known = {row.identity: row for row in scores} | known  # what two stages scored in the same way counts once
+    run.scores.extend(known.values())
+    if answers:
+        run.answers.update(answers_of(scored))
     return run
 
 
@@ -258,20 +268,6 @@ def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Mani
             if (published or maker.outputs[artifact]).digest != record.digest:
                 return "stale"
     return "up to date"
-
-
-def _read_scores(run: Run, directory: Path, manifest: Manifest) -> None:
-    """Add the scores of an evaluate stage to `run` that no earlier stage has, and their answers."""
-    if "scores" not in manifest.outputs:
-        return
-    directory = directory / manifest.outputs["scores"].path
-    known = {score.identity for score in run.scores}
-    rows = read_scores(directory / "scores.json")
-    for row, answers in zip(rows, read_answers(directory / "predictions.jsonl", rows), strict=True):
-        if row.identity not in known:
-            run.scores.append(row)
-        if answers is not None:
-            run.answers.setdefault(row.identity, answers)
 
 
 def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None:

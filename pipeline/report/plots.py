@@ -85,7 +85,7 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
     Hollow without prompt, dashed for the majority class. Prompt-tuned lines come first, in the colours of their models;
     the best of each other method follows in grey.
     """
-    lines = [*task.tuned, *task.best_of_each_method()]
+    lines, usual = [*task.tuned, *task.best_of_each_method()], task.usual_variant()
     with drawing(name):
         figure, axes = new_axes(0.85 + 0.5 * max(1, len(lines)))
         values: list[float] = []
@@ -93,7 +93,7 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         for row, line in enumerate(lines):
             own = line.method == PROMPT_TUNING
             colour = series_colour(series.get(line.model or "")) if own else QUIET
-            parts = [part for part in line.variant.split(", ") if part and part not in task.usual_variant()]
+            parts = [part for part in line.variant.split(", ") if part and part not in usual]
             label = ", ".join([line.path or "", *parts]) if own else line.title
             values += _strip(axes, row, line, label, task.metric, colour)
             if own and line.model in untuned:

@@ -5,10 +5,11 @@ T test rows, L labels
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -112,12 +113,13 @@ class Score(BaseModel):
         return [row + [0] * (len(self.labels) + 1 - len(row)) for row in self.confusion]
 
 
-def read_scores(path: Path) -> list[Score]:
+def read_scores(directory: Path) -> list[Score]:
     """The rows of scores.json; none if it does not exist.
 
     Raises:
         InputError: if it is damaged.
     """
+    path = directory / "scores.json"
     try:
         return [Score.model_validate(row) for row in read_json(path)["rows"]]
     except FileNotFoundError:
@@ -127,18 +129,23 @@ def read_scores(path: Path) -> list[Score]:
         raise InputError(f"{path}: is damaged ({reason}); run evaluate again to rebuild it") from None
 
 
-def read_answers(path: Path, scores: Sequence[Score]) -> list[Answers | None]:
-    """The answers of scores from predictions.jsonl, which has a line for each row of each score, in their order.
+def answers_of(scored: Iterable[tuple[Path, Sequence[Score]]]) -> dict[str, Answers]:
+    """The answers of scores by their identity, from predictions.jsonl: a line for each row of each score.
 
-    Returns:
-        the answers of each score; None for free text, and where they do not lead to the recorded confusion matrix.
+    Free text is left out, and answers that do not lead to the recorded confusion matrix.
+
+    Args:
+        scored: directories and the rows of their scores.json.
     """
-    try:
-        with open_file(path) as file:
-            lines = iter(lambda: file.readline(_LARGEST_LINE), b"")
-            return [_answers(score, itertools.islice(lines, score.examples)) for score in scores]
-    except (OSError, InputError):
-        return [None] * len(scores)
+    found: dict[str, Answers] = {}
+    for directory, scores in scored:
+        with contextlib.suppress(OSError, InputError), open_file(directory / "predictions.jsonl") as file:
+            lines = iter(functools.partial(file.readline, _LARGEST_LINE), b"")
+            for score in scores:
+                answers = _answers(score, itertools.islice(lines, score.examples))
+                if answers is not None:
+                    found.setdefault(score.identity, answers)
+    return found
 
 
 def confusion_of(answers: Answers, labels: int) -> NDArray[np.int64]:

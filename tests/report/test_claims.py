@@ -29,7 +29,7 @@ def arms(builder: RunBuilder, rows: list[dict[str, Any]], **parameters: int) -> 
     """The scores by arm; all T5s have the size of lm_adapt unless given."""
     path = builder.run_dir.path
     (path / "evaluate/scores/scores.json").write_text(json.dumps({"rows": rows, "seconds": 1.0}))
-    run = collect(path)
+    run = collect(path, answers=True)
     size = run.models["lm_adapt"]
     for model in {row["model"] for row in rows}:
         run.models[model] = replace(size, parameters=parameters.get(model, size.parameters))

@@ -48,8 +48,8 @@ def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         legend += " Hollow: the same frozen T5 without a prompt."
     if task.majority:
         legend += " Dashed: the majority class."
-    if task.usual_variant():
-        legend += f" Prompts, unless named otherwise: {', '.join(task.usual_variant())}."
+    if usual := task.usual_variant():
+        legend += f" Prompts, unless named otherwise: {', '.join(usual)}."
     return figure(score_plot(task, series, name), legend)
 
 
