@@ -7,6 +7,7 @@ differ in one property are an experiment of the paper.
 from __future__ import annotations
 
 import functools
+import zlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,7 @@ class Scored:
         The seeds are resampled, and the test rows that they share. Arms whose answers are known share the drawn rows.
         """
         if arm not in self._drawn:
-            generator = np.random.default_rng([self.number, list(self.by_arm).index(arm)])
+            generator = np.random.default_rng([self.number, zlib.crc32(repr(arm).encode())])
             rows = self.by_arm[arm]
             paired = [self._on_drawn_rows(row) for row in rows]
             known = [drawn_D for drawn_D in paired if drawn_D is not None]

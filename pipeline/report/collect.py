@@ -208,7 +208,8 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
                 run.learned.extend(_learned(run_dir, result, result.manifest))
     known: dict[str, Score] = {}
     for _, scores in scored:
-        known = {row.identity: row for row in scores} | known  # what two stages scored in the same way counts once
+        for row in scores:
+            known.setdefault(row.identity, row)  # what two stages scored in the same way counts once
     run.scores.extend(known.values())
     if answers:
         run.answers.update(answers_of(scored))

@@ -159,6 +159,15 @@ def test_an_arm_in_several_contrasts_is_drawn_once(finished: RunBuilder) -> None
     assert widths[1] == pytest.approx(widths[0], rel=0.05)
 
 
+def test_draws_do_not_depend_on_the_order_of_scores(finished: RunBuilder) -> None:
+    scores = [*rows(0.5, 0.6, 0.7), *rows(0.6, 0.7, 0.8, prompt_length=1), *rows(0.8, 0.9, 0.8, method="model tuning")]
+    intervals = [
+        {n: f.interval for n, f in judged(finished, given).items()} for given in (scores, scores[3:] + scores[:3])
+    ]
+    assert intervals[0] == intervals[1]
+    assert len(intervals[0]) == 2
+
+
 def test_bootstrap_draws_have_the_spread_of_seeds_and_rows() -> None:
     generator = np.random.default_rng(0)
     counts = np.array([[70, 30, 0], [10, 85, 5]])
