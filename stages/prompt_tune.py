@@ -47,16 +47,17 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
     c, loaded = stage.config, stage.load_model()
     trials = trials_of(stage.cells)  # a prompt for each cell, or several in a sweep
     configs, names, task_of = [t.config for t in trials], [t.name for t in trials], [t.number for t in trials]
-    bank = make_bank([initial_prompt(loaded, trial) for trial in trials], configs)
+    halving = halving_of(trials)
+    bank = make_bank([initial_prompt(loaded, trial) for trial in trials], configs, apart=halving.takes_turns)
     if c.precision == "bf16":
         loaded.t5.to(torch.bfloat16)
     model = PromptedT5(loaded.t5, bank)  # freezes the T5
 
-    tasks, halving = [cell.config.task for cell in stage.cells], halving_of(trials)
+    tasks = [cell.config.task for cell in stage.cells]
     rows = training_rows(stage, loaded, tasks)
     batches = TaskBatches(
         [rows[number] for number in task_of], [c.batch_size for c in configs], [c.seed for c in configs], c.loss,
-        halving.active,
+        halving.turn,
     )  # fmt: skip
 
     def loss_fn(model: PromptedT5, batch: TensorBatch) -> Tensor:

@@ -28,7 +28,7 @@ class TaskBatches:
         batch_sizes: rows of each prompt in a batch.
         seeds: seed of each prompt's order.
         loss: "mean" weighs a token by 1/(target tokens of its prompt's part of the batch); "sum" by 1.
-        active: step → the prompts in its batch; default: all.
+        turn: step of the run → the step of the prompts in its batch, and their indices; default: the same step, all.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TaskBatches:
         batch_sizes: Sequence[int],
         seeds: Sequence[int],
         loss: Literal["mean", "sum"] = "mean",
-        active: Callable[[int], Sequence[int]] | None = None,
+        turn: Callable[[int], tuple[int, Sequence[int]]] | None = None,
     ) -> None:
         if not len(tasks) == len(batch_sizes) == len(seeds):
             raise ValueError(
@@ -47,11 +47,11 @@ class TaskBatches:
         self.batch_sizes = batch_sizes
         self._orders = [pass_orders(len(task), seed) for task, seed in zip(tasks, seeds, strict=True)]
         self.loss = loss
-        self._active = active or (lambda step: range(len(tasks)))
+        self._turn = turn or (lambda step: (step, range(len(tasks))))
 
     def at(self, step: int) -> Batch:
         """The global batch of `step`: the rows of each active prompt in turn."""
-        active = self._active(step)
+        step, active = self._turn(step)
         examples: list[Example] = []
         weights: list[npt.NDArray[np.float64]] = []
         ids: list[npt.NDArray[np.int64]] = []

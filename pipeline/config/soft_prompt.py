@@ -10,6 +10,7 @@ from t5_pipeline.config.reparametrization import RankOneConfig, Reparametrizatio
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
 from t5_pipeline.config.sweep import MAX_TRIALS, SweepConfig, combination_name
 from t5_pipeline.config.tuning import LearningConfig, OneTaskConfig, SeveralTasksConfig
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Input, defaults, message_of, setting
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.modeling.config import T5Config
@@ -151,8 +152,21 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
     def trained_together(self) -> list[TrainingConfig]:
         return list(self.trials().values())
 
+    def at_once(self) -> list[TrainingConfig]:
+        trials = self.trained_together()
+        return sorted(trials, key=lambda c: -c.batch_size)[: self.sweep_slots or len(trials)]
+
     def share_of_steps(self) -> float:
-        return self.prompt_steps(self.steps) / max(1, self.steps * self.combination_count)
+        return self.prompt_steps(self.steps) / max(1, self.run_steps(self.steps) * self.combination_count)
+
+    def check_engine(self, engine: str) -> None:
+        """Also reject prompts that wait if the engine steps all parameters as one."""
+        super().check_engine(engine)
+        if self.sweep_slots and engine.startswith("zero"):
+            raise InputError(
+                f"{self.kind}: `sweep_slots` needs an optimizer that skips waiting prompts, which {engine} does not;"
+                " remove it, or launch with DDP (accelerate_configs/ddp.yaml)"
+            )
 
     def schedule_depends_on_steps(self) -> bool:
         """A sweep's rungs depend on the number of steps, too."""

@@ -361,6 +361,14 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
         """The settings of each prompt of a cell; of other cells its own."""
         return [self]
 
+    def at_once(self) -> list[TrainingConfig]:
+        """Those of `trained_together` that are in the largest batch."""
+        return self.trained_together()
+
+    def run_steps(self, steps: int) -> int:
+        """Steps of a run after which `steps` steps of training are done; more if prompts take turns."""
+        return steps
+
     def share_of_steps(self) -> float:
-        """Mean share of these that take part in a step."""
+        """Mean share of `trained_together` that take part in a step of the run."""
         return 1.0

@@ -1,10 +1,11 @@
-"""Settings of a sweep: which settings are tried in one batch, and when the weaker ones are dropped."""
+"""Settings of a sweep: which settings are tried in one batch, when the weaker ones are dropped, and which wait."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import model_validator
@@ -14,11 +15,38 @@ from t5_pipeline.core.schema import Config, setting
 MAX_TRIALS = 1_000
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Steps of a run in which the same prompts of each sweep train.
+
+    Attributes:
+        start: steps of the run before it.
+        begin, end: steps that each of its prompts has trained for before it, and after it.
+        members: which of the prompts that remain in a sweep, in the order of their settings.
+        remaining: prompts of a sweep that remain after it; None if it does not end with a decision.
+    """
+
+    start: int
+    begin: int
+    end: int
+    members: slice
+    remaining: int | None = None
+
+    @property
+    def stop(self) -> int:
+        """Steps of the run after it."""
+        return self.start + self.end - self.begin
+
+
 class SweepConfig(Config):
     """Group: settings that are tried in one batch by successive halving (Jamieson and Talwalkar 2016).
 
     n prompts start, one for each combination. At each rung the best ⌈n/η⌉ remain, by their best validation so far,
     until one is left; the rungs are at r, r·η, r·η², … steps. Each prompt trains as if it were alone.
+
+    If only K may train at a time, they take turns: K train to the next rung and wait there, unchanged, while the next K
+    take their places. Decisions are made once all have reached the rung, so they do not depend on K. The steps of each
+    turn follow from n, η, r, K and `steps` alone, not from scores.
     """
 
     sweep: dict[str, list[Any]] = setting(
@@ -30,13 +58,17 @@ class SweepConfig(Config):
     first_rung: int = setting(
         0, "r, the first rung of a sweep; 0: steps/η^k for k rungs", unit="steps", neutral=True, ge=0
     )
+    sweep_slots: int = setting(
+        0, "K, prompts of a sweep that train at a time, in turns up to each rung; 0: all", unit="prompts", neutral=True,
+        ge=0,
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def rungs_need_a_sweep(self) -> SweepConfig:
         if self.halving == 1:
             raise ValueError("`halving: 1` would drop nothing; set 2 or more, or 0 to train all prompts to the end")
-        if not self.sweep and (self.halving != 2 or self.first_rung):
-            raise ValueError("`halving` and `first_rung` need a `sweep`; add it, or remove them")
+        if not self.sweep and (self.halving != 2 or self.first_rung or self.sweep_slots):
+            raise ValueError("`halving`, `first_rung` and `sweep_slots` need a `sweep`; add it, or remove them")
         if self.first_rung and not self.halving:
             raise ValueError("`first_rung` has no effect with `halving: 0`; remove one of the two")
         return self
@@ -65,16 +97,43 @@ class SweepConfig(Config):
         found = {first * self.halving**k: count for k, count in enumerate(remaining)}
         return {step: count for step, count in found.items() if step < steps}
 
+    def stretches(self, steps: int) -> list[Stretch]:
+        """The stretches of a run in which each prompt that is not dropped trains for `steps` steps.
+
+        >>> c = SweepConfig(sweep={"learning_rate": [0.1] * 6}, halving=3, sweep_slots=4)
+        >>> for stretch in c.stretches(900):
+        ...     print(stretch.start, stretch.begin, stretch.end, stretch.members, stretch.remaining)
+        0 0 100 slice(0, 4, None) None
+        100 0 100 slice(4, 6, None) 2
+        200 100 300 slice(0, 2, None) 1
+        400 300 900 slice(0, 1, None) None
+        """
+        found: list[Stretch] = []
+        begin, count, rungs = 0, self.combination_count, self.rungs(steps)
+        for end in (*rungs, steps):
+            slots = self.sweep_slots or count
+            for first in range(0, count, slots):
+                last = min(first + slots, count)
+                start = found[-1].stop if found else 0
+                found.append(Stretch(start, begin, end, slice(first, last), rungs.get(end) if last == count else None))
+            begin, count = end, rungs.get(end, count)
+        return found
+
+    def run_steps(self, steps: int) -> int:
+        """Steps of a run after which each prompt that is not dropped has trained for `steps` steps.
+
+        >>> SweepConfig(sweep={"seed": [1, 2, 3]}, halving=0, sweep_slots=2).run_steps(900)
+        1800
+        """
+        return self.stretches(steps)[-1].stop
+
     def prompt_steps(self, steps: int) -> int:
         """Steps of all prompts together: Σ prompts × steps between rungs.
 
-        >>> SweepConfig(sweep={"learning_rate": [0.1] * 16}, halving=4).prompt_steps(1600)
+        >>> SweepConfig(sweep={"learning_rate": [0.1] * 16}, halving=4, sweep_slots=3).prompt_steps(1600)
         4000
         """
-        count, begin, total = self.combination_count, 0, 0
-        for step, remaining in self.rungs(steps).items():
-            total, begin, count = total + count * (step - begin), step, remaining
-        return total + count * (steps - begin)
+        return sum((s.members.stop - s.members.start) * (s.end - s.begin) for s in self.stretches(steps))
 
 
 def combination_name(values: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ def checkpoints_bytes(together: Sequence[TrainingConfig], shape: T5Config) -> in
         return None
     c = together[0]
     one = _FP32 * (footprint.numbers + footprint.kept) + moments_bytes(shape, footprint)
-    return (c.keep_last + 1 + (c.steps // c.keep_every if c.keep_every else 0) + c.keep_best) * one
+    return (c.keep_last + 1 + (c.run_steps(c.steps) // c.keep_every if c.keep_every else 0) + c.keep_best) * one
 
 
 def published_bytes(settings: StageConfig, shape: T5Config, steps: int = 1) -> int | None:

@@ -76,7 +76,7 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
 
 
 def step_cost(settings: TrainingConfig, shape: T5Config) -> StepCost | None:
-    """Cost of one step of a cell, the mean over its steps; None if another library decides what trains."""
+    """Cost of one step of a run for a cell, the mean over the steps; None if another library decides what trains."""
     trials = settings.trained_together()
     if len(trials) > 1:
         costs = [cost for cost in (step_cost(trial, shape) for trial in trials) if cost is not None]
@@ -133,9 +133,9 @@ def training_footprint(
     numbers = [number for cell in together if (number := cell.trained_parameters(shape)) is not None]
     if len(numbers) < len(together):
         return None
+    batch = sum(trial.batch_size for cell in together for trial in cell.at_once())
     together = [trial for cell in together for trial in cell.trained_together()]
     settings = together[0]
-    batch = sum(cell.batch_size for cell in together)
     packed = isinstance(settings, LMAdaptConfig) and settings.packing
     if isinstance(settings, LMAdaptConfig) and packed and settings.objective == "packed_pairs":
         batch = -(-batch // 2)  # the two examples of a pair fill one row

@@ -173,7 +173,7 @@ def _add_training(
             continue
         place = run_dir.job({d.cell.id: d.fingerprint or "" for d in group}, group[0].cell)
         costs = [cost for cost in (step_cost(settings, shape) for settings in together) if cost is not None]
-        steps, flops = together[0].steps, sum(cost.flops for cost in costs)
+        steps, flops = together[0].run_steps(together[0].steps), sum(cost.flops for cost in costs)
         total += steps * flops
         left += (steps - (0 if size else _steps_done(group, place, steps))) * flops
         found.tokens += steps * sum(cost.tokens for cost in costs)
@@ -185,7 +185,7 @@ def _add_training(
             found.disk += published_bytes(settings, shape, len(wanted_steps(recipe, d.cell))) or 0
         needs = stage_memory(together, shape, found.launch)
         if needs is not None and (found.memory is None or needs.peak > found.memory.peak):
-            found.memory, found.at_once = needs, sum(len(c.trained_together()) for c in together)
+            found.memory, found.at_once = needs, sum(len(c.at_once()) for c in together)
             found.fit = None if memory is None else fit(together, shape, found.launch, memory)
     found.flops, found.left = total, left / total if total else 0.0
     if rate is not None:

@@ -37,6 +37,8 @@ class LoggedRow(BaseModel):
     """A line of metrics.jsonl as it is read. Other keys of a line are ignored.
 
     Attributes:
+        step: of the run.
+        prompt_step: step of the prompts of this row, if prompts of a sweep take turns.
         losses: by id of the cell, if several cells train together.
         scores: metrics of a validation by id of the cell, or of a probe by task and seed.
         elapsed_s: seconds of training so far, over all restarts.
@@ -46,6 +48,7 @@ class LoggedRow(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     step: int = Field(ge=0, lt=2**53)
+    prompt_step: int | None = Field(None, ge=0, lt=2**53)
     split: str = "train"
     loss: Number | None = None
     losses: dict[str, Number] = {}

@@ -46,9 +46,9 @@ def trials_of(cells: Sequence[CellRun[PromptTuneConfig]]) -> list[Trial]:
 
 
 def halving_of(trials: Sequence[Trial]) -> Halving:
-    """The rungs of the sweeps of a job, whose cells all have the same ones."""
+    """The stretches of the sweeps of a job, whose cells all have the same ones."""
     c = trials[0].cell.config
-    return Halving([trial.number for trial in trials], c.rungs(c.steps))
+    return Halving([trial.number for trial in trials], c.stretches(c.steps))
 
 
 def winners(trials: Sequence[Trial], result: TrainingResult) -> list[int]:
@@ -75,7 +75,8 @@ def sweep_facts(trials: Sequence[Trial], winner: int, selection: Selection | Non
     tree = selection.tree()
     settings = {name: getattr(trial.config, name) for name in trial.cell.config.sweep}
     prompts = {each.name: tree[each.name] for each in trials if each.number == trial.number and each.name in tree}
-    return {"sweep": {"winner": trial.name, "settings": settings, "prompts": prompts}}
+    slots = {"slots": trial.cell.config.sweep_slots} if selection.halving.takes_turns else {}
+    return {"sweep": {"winner": trial.name, "settings": settings, "prompts": prompts, **slots}}
 
 
 def initial_prompt(loaded: LoadedT5, trial: Trial) -> Tensor | Reparametrization:
@@ -105,8 +106,12 @@ def initial_prompt(loaded: LoadedT5, trial: Trial) -> Tensor | Reparametrization
             return RankOne(start_PD)
 
 
-def make_bank(prompts: Sequence[Tensor | Reparametrization], configs: Sequence[PromptTuneConfig]) -> PromptBank:
-    """A bank in which plain prompts share a parameter if they are trained alike."""
+def make_bank(
+    prompts: Sequence[Tensor | Reparametrization], configs: Sequence[PromptTuneConfig], *, apart: bool = False
+) -> PromptBank:
+    """A bank in which plain prompts share a parameter if they are trained alike; with `apart`, none do."""
+    if apart:
+        return PromptBank(prompts, range(len(prompts)))
     keys = [(c.learning_rate, c.schedule, c.warmup_steps, c.step_offset, _rule(c)) for c in configs]
     return PromptBank(prompts, [keys.index(key) for key in keys])
 

@@ -5,12 +5,13 @@ Unfinished runs are read as far as they go.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
@@ -43,13 +44,24 @@ class SweptPrompt(BaseModel):
 
 
 class Sweep(BaseModel):
-    """A sweep: the prompts by their name in the logs, and the settings of the published one, the winner."""
+    """A sweep: the prompts by their name in the logs, and the settings of the published one, the winner.
+
+    Attributes:
+        slots: prompts that trained at a time, if they took turns.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     winner: str
     settings: dict[str, Any]
     prompts: dict[str, SweptPrompt]
+    slots: int | None = Field(None, gt=0)
+
+    def rungs(self) -> list[tuple[int | None, int]]:
+        """Each rung, and the prompts that reached it; at last None, the end of training."""
+        found: list[int | None] = [*sorted({at for p in self.prompts.values() if (at := p.dropped) is not None}), None]
+        dropped = [math.inf if prompt.dropped is None else prompt.dropped for prompt in self.prompts.values()]
+        return [(rung, sum(at >= (math.inf if rung is None else rung) for at in dropped)) for rung in found]
 
 
 @dataclass(frozen=True)

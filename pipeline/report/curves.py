@@ -12,7 +12,7 @@ from t5_pipeline.execution.metrics_log import read_rows
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by step."""
+    """Values by step; in a sweep whose prompts take turns, by the step of the prompt."""
 
     steps: list[int]
     values: list[float]
@@ -58,15 +58,16 @@ def read_log(path: Path) -> JobLog:
         if row is None:
             damaged += 1
             continue
+        step = row.step if row.prompt_step is None else row.prompt_step
         losses = row.losses or ({"": row.loss} if row.loss is not None else {})
         for cell, loss in losses.items():
-            (train if row.split == "train" else validation).setdefault(cell, Curve([], [])).add(row.step, loss)
+            (train if row.split == "train" else validation).setdefault(cell, Curve([], [])).add(step, loss)
         if row.bits_per_byte is not None:
-            bits.add(row.step, row.bits_per_byte)
+            bits.add(step, row.bits_per_byte)
         for cell, metrics in row.scores.items():
             if metrics:
                 (probes if row.split == "probe" else scores).setdefault(cell, Curve([], [])).add(
-                    row.step, statistics.fmean(metrics.values())
+                    step, statistics.fmean(metrics.values())
                 )
     return JobLog(train, validation, scores, probes, bits, damaged)
 

@@ -73,14 +73,14 @@ class Selection:
 
     Args:
         cells: names of the cells in metrics.jsonl.
-        measure: (model) → validation of each cell. Called in evaluation mode on every process. With rungs, (model,
-            cells) → that of the cells with these indices.
+        measure: (model) → validation of each cell. Called in evaluation mode on every process. With several stretches,
+            (model, cells) → that of the cells with these indices.
         kept: (model, index of a cell) → the tensors to keep of it, whole; None keeps all trained parameters, each
             process its own shards.
         every: steps between measurements.
         patience: early stopping: measurements in a row without a higher score after which a cell accepts no later
             step; 0 never stops.
-        halving: which cells are dropped at which steps; default: none.
+        halving: which cells train in which steps, and are dropped at which; default: all of them, none.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Selection:
         self.kept = kept
         self.every = every
         self.patience = patience
-        self.halving = halving or Halving(range(len(cells)), {})
+        self.halving = halving or Halving(range(len(cells)))
         self.dropped: list[str] = []  # at the last step that was measured
         self._best: list[Best | None] = [None] * len(cells)
         self._without_higher = [0] * len(cells)
@@ -106,21 +106,28 @@ class Selection:
 
     def due(self, step: int) -> bool:
         """Whether this step is measured; independent of the total number of steps."""
-        return step > 0 and (step % self.every == 0 or step in self.halving.rungs)
+        return step > 0 and (self.halving.trained(step)[0] % self.every == 0 or step in self.halving.ends)
 
     @property
     def exhausted(self) -> bool:
         """True once the patience of every cell has run out."""
-        return all(self._is_exhausted(index) for index in self.halving.active())
+        return all(self._is_exhausted(index) for index in self.halving.left())
 
     def _is_exhausted(self, index: int) -> bool:
         return 0 < self.patience <= self._without_higher[index]
 
     @torch.no_grad()
     def update(self, step: int, engine: Engine) -> dict[str, Measured]:
-        """Measure, keep what is better than before, drop cells at a rung; returns the validation of each cell."""
-        active = self.halving.active()
-        measured = self._measured(engine)
+        """Measure the cells that trained last, keep what is better than before, drop cells at a rung.
+
+        Args:
+            step: of the run. A cell's own step, which `Best` names, is another one if cells take turns.
+
+        Returns:
+            The validation of each measured cell.
+        """
+        of_cells, active = self.halving.trained(step)
+        measured = self._measured(active, engine)
         for index, now in zip(active, measured, strict=True):
             if self._is_exhausted(index):
                 continue
@@ -130,14 +137,14 @@ class Selection:
                 self._without_higher[index] = 0
             else:
                 self._without_higher[index] += 1
-            self._best[index] = self._better(before, index, step, now, engine)
-        best = [(found.measured.score, found.measured.loss) for found in self._best if found is not None]
+            self._best[index] = self._better(before, index, of_cells, now, engine)
+        best = [None if found is None else (found.measured.score, found.measured.loss) for found in self._best]
         self.dropped = [self.cells[index] for index in self.halving.drop(step, best)]
         return dict(zip([self.cells[index] for index in active], measured, strict=True))
 
-    def _measured(self, engine: Engine) -> list[Measured]:
+    def _measured(self, active: list[int], engine: Engine) -> list[Measured]:
         """The validation of rank 0, broadcast so that all ranks make the same choice."""
-        some = [self.halving.active()] if self.halving.rungs else []
+        some = [active] if len(self.halving.stretches) > 1 else []
         measured: list[Measured] = engine.call(self.measure, *some)
         numbers = [number for each in measured for number in (each.score, each.loss, *each.scores.values())]
         shared = iter(engine.group.broadcast_list(numbers))
@@ -154,16 +161,17 @@ class Selection:
         not stored, so extending the run later is not affected.
         """
         best = list(self._best)
-        last = [index for index in self.halving.active() if self._validates_last(index, step)]
+        of_cells, active = self.halving.trained(step)
+        last = [index for index in active if self._validates_last(index, step)]
         if last:
-            for index, now in zip(self.halving.active(), self._measured(engine), strict=True):
+            for index, now in zip(active, self._measured(active, engine), strict=True):
                 if index in last:
-                    best[index] = self._better(best[index], index, step, now, engine)
+                    best[index] = self._better(best[index], index, of_cells, now, engine)
         return [found for found in best if found is not None]
 
     def validations(self, step: int) -> list[int]:
         """Number of validations that count for each cell, once training has ended after `step` steps."""
-        active = self.halving.active()
+        _, active = self.halving.trained(step)
         return [
             count + (index in active and self._validates_last(index, step))
             for index, count in enumerate(self._validations)

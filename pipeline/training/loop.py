@@ -25,7 +25,7 @@ def train_step(
     loss_fn: LossFn,
     *,
     losses: int = 1,
-    learning_rates: Sequence[float],
+    learning_rates: Sequence[float | None],
     seed: int,
     skip_nonfinite: bool = False,
 ) -> None:
@@ -34,7 +34,7 @@ def train_step(
     Args:
         loss_fn: losses [C] of (model, microbatch).
         losses: C.
-        learning_rates: one for all parameters, or one for each prompt of a bank.
+        learning_rates: one for all parameters, or one for each prompt of a bank, None if it waits.
         seed: seed of the run, from which the dropout masks of this step and rank follow.
         skip_nonfinite: leave the weights unchanged if the gradient is not finite.
     """

@@ -104,7 +104,11 @@ def _both(pair: tuple[Item, Item] | None, of: Callable[[Item], Tensor]) -> tuple
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One rank's microbatches of a step; `tokens` and `examples` (rows, if packed) count the step over all ranks."""
+    """One rank's microbatches of a step; `tokens` and `examples` (rows, if packed) count the step over all ranks.
+
+    Attributes:
+        step: steps that the trained weights have done before; that of the run, unless prompts take turns.
+    """
 
     step: int
     microbatches: list[TensorBatch]

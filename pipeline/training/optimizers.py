@@ -76,6 +76,8 @@ def bank_optimizer(
     Optimizer state: one number for each trained number of a prompt with Adafactor, two with AdamW. Each parameter has a
     group of its own. Its rate is the one of its first prompt (`set_learning_rate`).
 
+    A step changes neither the parameters nor the state of prompts that wait.
+
     Args:
         parameters: those of the bank, in order.
         parts: of the bank, one for each parameter.
@@ -92,22 +94,31 @@ def bank_optimizer(
             group |= {"segments": part.segments, "clipping": rule.clipping, "step_offset": rule.step_offset}
             group |= {"min_dim_to_factor": smallest}
         groups.append(group)
-    if name == "adafactor":
-        return Adafactor(groups, parameter_scaling=False)
-    if name == "adamw":
-        return AdamW(groups)
-    raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
+    if name not in ("adafactor", "adamw"):
+        raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
+    optimizer = Adafactor(groups, parameter_scaling=False) if name == "adafactor" else AdamW(groups)
+    optimizer.register_step_pre_hook(_hold_waiting)
+    return optimizer
 
 
 RATE_SCALE = "rate_scale"
 _RATE = "rate"  # which rate of `set_learning_rate` is the group's
+_WAITS = "waits"
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, *rates: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, *rates: float | None) -> None:
     """Set the rate of a step: one for all groups, or one for each prompt of a bank.
 
-    A group with `rate_scale` gets that multiple of it.
+    A group with `rate_scale` gets that multiple of it. None is for a prompt that waits, in a group of its own.
     """
     for group in optimizer.param_groups:
         rate = rates[group.get(_RATE, 0) if len(rates) > 1 else 0]
-        group["lr"] = rate * group.get(RATE_SCALE, 1.0)
+        group["lr"] = (rate or 0.0) * group.get(RATE_SCALE, 1.0)
+        group[_WAITS] = rate is None
+
+
+def _hold_waiting(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+    """Clear the gradients of prompts that wait. They are 0, but weight decay and moments would still change."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if group.get(_WAITS) else ():
+            p.grad = None

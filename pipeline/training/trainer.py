@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from t5_pipeline.training.best_checkpoint import Selection
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.distributed import MakeOptimizer, make_engine
 from t5_pipeline.training.distributed.collectives import HostCollectives
+from t5_pipeline.training.halving import Halving
 from t5_pipeline.training.loop import LossFn, train_step
 from t5_pipeline.training.microbatches import BatchSource, StepBatch, prefetch, step_batch
 from t5_pipeline.training.nonfinite import OnNonFinite
@@ -106,6 +107,7 @@ class Trainer:
         )
         engine = make_engine(launch, accelerator, model, make_optimizer, c.precision)
         self.state = TrainState(engine, selection, probing)
+        self.halving = selection.halving if selection else Halving(())
         self.schedules = list(schedules) or [schedule_of(c)]
         self._control_group = HostCollectives(self.state.group.rank, self.state.group.world)
         self._score: float | None = None  # validation score of exactly this step
@@ -206,14 +208,13 @@ class Trainer:
 
     def _batches(self, steps: int) -> Generator[StepBatch]:
         """The batches of the steps up to `steps`, computed ahead, but not beyond a rung, which changes them."""
-        rungs = self.state.selection.halving.rungs if self.state.selection else {}
-        for end in sorted({step for step in rungs if self.state.step < step < steps} | {steps}):
+        for end in sorted({step for step in self.halving.ends if self.state.step < step < steps} | {steps}):
             with closing(prefetch(self._batch, range(self.state.step, end))) as batches:
                 yield from batches
 
     def _batch(self, step: int) -> StepBatch:
         state = self.state
-        return step_batch(
+        batch = step_batch(
             self.batches,
             step,
             rank=state.group.rank,
@@ -222,11 +223,14 @@ class Trainer:
             device=state.device.type,
             lockstep=state.engine.lockstep,
         )
+        return replace(batch, step=self.halving.turn(step)[0])
 
     def _step(self, batch: StepBatch) -> None:
-        c, state = self.config, self.state
+        c, state, halving = self.config, self.state, self.halving
         self._score = None
-        rates = [schedule(batch.step) for schedule in self.schedules]
+        active = halving.turn(state.step)[1] if state.selection else None
+        waiting = set(range(len(self.cells))).difference(active or ()) if halving.takes_turns else set()
+        rates = [None if index in waiting else schedule(batch.step) for index, schedule in enumerate(self.schedules)]
         train_step(
             state,
             batch,
@@ -237,13 +241,15 @@ class Trainer:
             skip_nonfinite=self.on_nonfinite.skips,
         )
         row = None
-        if state.step % c.log_every == 0:
+        # A row is about the same prompts in all of its steps.
+        if state.step % c.log_every == 0 or (halving.takes_turns and state.step in halving.ends):
             self._synchronize()
-            row = state.stats.read(self.cells, self.unit, state.selection.halving.active() if state.selection else None)
-            if len(set(rates)) > 1:
-                row["learning_rates"] = dict(zip(self.cells, rates, strict=True))
+            row = state.stats.read(self.cells, self.unit, active)
+            used = {index: rate for index, rate in enumerate(rates) if rate is not None}
+            if len(set(used.values())) > 1:
+                row["learning_rates"] = {self.cells[index]: rate for index, rate in used.items()}
             else:
-                row["learning_rate"] = rates[0]
+                row["learning_rate"] = next(iter(used.values()))
             row["elapsed_s"] = round(state.elapsed, 3)
             if state.skipped:
                 row["skipped"] = state.skipped
@@ -305,7 +311,9 @@ class Trainer:
 
     def _log(self, row: Mapping[str, Any]) -> None:
         if self.state.group.rank == 0:
-            self.metrics.write({"step": self.state.step, **row})
+            step = self.state.step
+            own = {"prompt_step": self.halving.trained(step)[0]} if self.halving.takes_turns else {}
+            self.metrics.write({"step": step, **own, **row})
 
     def result(self) -> TrainingResult:
         """The result of the last step that was saved, in evaluation mode."""
@@ -326,10 +334,11 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
     Args:
         publish: called on every process with (step, result), once the checkpoint of the step is on disk.
     """
-    pending = stage.steps_pending()
+    # Steps of the run, and what each is published as.
+    pending = {trainer.config.run_steps(step): step for step in stage.steps_pending()}
     if problem := trainer.config.rate_problem():
         log.warning("%s: %s", stage.name, problem)
-    with StopSignal(stage.launch) as stop, Progress(stage.name, pending[-1], shown=stage.is_main) as progress:
+    with StopSignal(stage.launch) as stop, Progress(stage.name, max(pending), shown=stage.is_main) as progress:
         start = stage.resume_from
         if start is None:
             newest = trainer.checkpoints_in(stage.directory, stage.fingerprint).latest()
@@ -347,5 +356,5 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
                 trainer.resume(at=at, at_most=steps[0])
                 for step in steps:
                     trainer.run_to(step)
-                    publish(step, trainer.result())
+                    publish(pending[step], trainer.result())
         stage.stopped_by = stop.signum

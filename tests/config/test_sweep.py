@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
+from t5_pipeline.config.sweep import SweepConfig
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.flops import stage_memory, step_cost
 from t5_pipeline.modeling.presets import SIZES
 
@@ -48,6 +52,7 @@ def test_each_combination_is_checked_with_the_other_settings() -> None:
         ({"prompt_init": ["vocabulary"]}, {"halving": 1}, "`halving: 1` would drop nothing"),
         ({}, {"prompt_init": "vocabulary", "first_rung": 3}, "need a `sweep`"),
         ({"prompt_init": ["vocabulary"]}, {"halving": 0, "first_rung": 3}, "has no effect"),
+        ({}, {"prompt_init": "vocabulary", "sweep_slots": 3}, "need a `sweep`"),
     ],
 )
 def test_refused(values: dict[str, Any], more: dict[str, Any], problem: str) -> None:
@@ -75,3 +80,51 @@ def test_rungs_and_cost() -> None:
     assert many.optimizer == 16 * single.optimizer
     assert sweep({"reparametrization": ["none", "low_rank"], "prompt_length": [10, 20]}, prompt_init="vocabulary")\
         .trained_parameters(shape) == 30 * 512 + 10 * (30 + 2 * 512)  # fmt: skip
+
+
+@given(
+    n=st.integers(1, 20),
+    slots=st.integers(0, 21),
+    halving=st.sampled_from([0, 2, 3]),
+    steps=st.integers(0, 60),
+    first_rung=st.integers(0, 9),
+)
+def test_turns(n: int, slots: int, halving: int, steps: int, first_rung: int) -> None:
+    first_rung = first_rung if halving else 0
+    c = SweepConfig(sweep={"seed": list(range(n))}, halving=halving, first_rung=first_rung, sweep_slots=slots)
+    start, begin, count, waiting = 0, 0, n, list(range(n))
+    for stretch in c.stretches(steps):
+        assert (stretch.start, stretch.begin) == (start, begin)
+        mine = list(range(count))[stretch.members]
+        assert 1 <= len(mine) <= (slots or n)
+        assert waiting[: len(mine)] == mine
+        del waiting[: len(mine)]
+        start = stretch.stop
+        if not waiting and stretch.end < steps:
+            assert c.rungs(steps)[stretch.end] == stretch.remaining
+            begin, count = stretch.end, stretch.remaining
+            waiting = list(range(count))
+        else:
+            assert stretch.remaining is None
+    assert not waiting
+    assert stretch.end == steps
+    assert c.run_steps(steps) == start
+    assert c.prompt_steps(steps) == c.model_copy(update={"sweep_slots": 0}).prompt_steps(steps)
+    if slots == 0 or slots >= n:
+        assert c.run_steps(steps) == steps
+
+
+def test_turns_cost_the_same_in_smaller_batches() -> None:
+    rates, shape = {"learning_rate": [0.1 * i for i in range(1, 17)]}, SIZES["small"]
+    whole, turns = (sweep(rates, prompt_init="vocabulary", sweep_slots=slots) for slots in (0, 4))
+    assert (whole.run_steps(1600), turns.run_steps(1600)) == (1600, 4 * 100 + 2 * 100 + 200 + 400 + 800)
+    costs = [step_cost(c, shape) for c in (whole, turns)]
+    flops = [cost.flops * c.run_steps(1600) for cost, c in zip(costs, (whole, turns), strict=True) if cost]
+    assert flops == pytest.approx([flops[0]] * 2)
+    assert [len(c.at_once()) for c in (whole, turns)] == [16, 4]
+    small = [c.model_copy(update={"batch_size": 1}) for c in (whole, turns)]
+    memory = [found.activations for c in small if (found := stage_memory([c], shape, LaunchConfig(cpu=True)))]
+    assert memory[1] < 0.5 * memory[0]
+    with pytest.raises(InputError, match="skips waiting prompts, which zero2 does not"):
+        sweep(rates, prompt_init="vocabulary", sweep_slots=4, optimizer="adamw").check_engine("zero2")
+    whole.check_engine("fsdp2")

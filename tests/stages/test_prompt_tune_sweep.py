@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render
 from t5_pipeline.report.similarity import PromptMeans, similarities
+from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.trainer import Trainer
 from tests.stages.frozen_t5 import alone, flags_of, frozen_t5, tuned
 from tests.tiny_run import metrics, stage, t5_pipeline
@@ -80,6 +84,73 @@ def test_a_sweep_publishes_its_best_prompt(tmp_path: Path, monkeypatch: pytest.M
     by_hand = similarities((t, PromptMeans.of(prompts[f"task={t}"].rows_PD.numpy())) for t in ("about", "name"))
     assert page.count(f">{by_hand['about', 'name'][0]:.2f}<") >= 2
     assert "Similarity of tasks" in page
+
+
+TURNS = """\
+    steps: 8
+    checkpoint_every: 3
+    validate_every: 3
+    validation_limit: 6
+    log_every: 1
+    task: about
+    sweep: {learning_rate: [0.03, 0.3], reparametrization: [none, residual]}
+    first_rung: 2
+    sweep_slots: 1
+"""
+
+
+def test_prompts_that_take_turns_equal_those_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four settings, one at a time: four turns of 2 steps, two turns of 2, and one of 4. Bytes are compared."""
+    made = frozen_t5(tmp_path, TURNS)
+    made.edit("dropout: 0", "dropout: 0.1")
+    place = made.run / "prompt_tune"
+
+    # Interrupted while the third prompt waits and the first trains again, a step after a checkpoint.
+    step = Trainer._step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", lambda self, b: stop() if self.state.step == 10 else step(self, b))
+        assert stage("prompt_tune", "--recipe", made.recipe, "--run-dir", made.run).code == 130
+    assert stage("prompt_tune", "--recipe", made.recipe, "--run-dir", made.run).code == 0
+    published, manifest, rows = Prompt.load(place / "prompt"), made.manifests()["prompt_tune"], metrics(place)
+    kept = Checkpoints(place / "checkpoints", manifest.fingerprint).at(16).tensors("selection/")
+    swept = manifest.facts["sweep"]
+    trained = [row for row in rows if "split" not in row]
+    assert [row["step"] for row in trained] == list(range(1, 17))
+    assert [row["prompt_step"] for row in trained] == [*[1, 2] * 4, *[3, 4] * 2, 5, 6, 7, 8]
+    assert [len(row["losses"]) for row in trained] == [1] * 16
+    for index, (name, found) in enumerate(swept["prompts"].items()):
+        values = dict(pair.split("=") for pair in name.split(","))
+        one = alone(
+            made, tmp_path / str(index), published, "--prompt-length", 100, "--steps", found["step"], "--dropout", 0.1,
+            "--log-every", 1, *flags_of(values),
+        )  # fmt: skip
+        assert one.rows_PD.equal(kept[f"{index}/rows"])
+        mine = [row["losses"][name] for row in trained if name in row["losses"]]
+        assert len(mine) == (found["dropped"] or 8)
+        by_hand = [row["losses"][""] for row in metrics(tmp_path / str(index))]
+        assert mine[: found["step"]] == by_hand
+        if name == swept["winner"]:
+            assert one.rows_PD.equal(published.rows_PD)
+
+    validated = [row for row in rows if row.get("split") == "validation"]
+    left = list(swept["prompts"])
+    for rung, remaining in ((2, 2), (4, 1)):
+        seen = [(row["scores"], row["losses"]) for row in validated if row["prompt_step"] <= rung]
+
+        def rank(name: str, seen: list[Any] = seen) -> tuple[float, float]:
+            scores = [(-statistics.fmean(s[name].values()), losses[name]) for s, losses in seen if name in s]
+            return min(scores)
+
+        ranked = sorted(left, key=rank)
+        logged = next(row["dropped"] for row in validated if row["prompt_step"] == rung and "dropped" in row)
+        assert sorted(logged) == sorted(ranked[remaining:])
+        left = ranked[:remaining]
+    assert left == [swept["winner"]]
+
+    shutil.copy2(made.recipe, made.run / "recipe.yaml")
+    page = render(collect(made.run))
+    assert "4 settings, 1 at a time: 4 to step 2 in 4 turns, 2 to step 4 in 2 turns, 1 to the end." in page
+    assert page.count("dropped at step 2") == 2
 
 
 def stop() -> None:

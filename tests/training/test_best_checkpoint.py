@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from t5_pipeline.config.sweep import SweepConfig
 from t5_pipeline.training.best_checkpoint import Measured, Selection
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import ForwardScope
@@ -149,6 +150,9 @@ def test_a_prompt_in_a_bank_publishes_the_same_step_as_alone(
     assert validations == [count for _, (count,) in alone]
 
 
+THREE = SweepConfig(sweep={"seed": [0, 1, 2]}, first_rung=3)
+
+
 @given(
     scores=st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=9, max_size=9),
     stop_at=st.integers(1, 9),
@@ -163,7 +167,7 @@ def test_halving_drops_the_weaker_of_each_group_also_after_a_resume(scores: list
         return [validation(scores[step - 1][i], loss=i % 3) for i in active]
 
     def new() -> Selection:
-        halving = Halving([0, 0, 0, 1, 1, 1], {3: 2, 6: 1})
+        halving = Halving([0, 0, 0, 1, 1, 1], THREE.stretches(9))
         kept = {"w": torch.tensor(0.0)}
         return Selection(list("abcdef"), measure, lambda model, index: kept, every=2, halving=halving)
 
@@ -191,8 +195,60 @@ def test_halving_drops_the_weaker_of_each_group_also_after_a_resume(scores: list
             ranked = sorted(alive, key=lambda i: (-best[i], i % 3))
             expected |= dict.fromkeys(ranked[left:], rung)
     assert tree(whole) == {name: expected.get(i) for i, name in enumerate("abcdef")}
-    assert asked[-1] == whole.halving.active()
+    assert asked[-1] == whole.halving.left()
     assert len(asked[-1]) == 2
     measured = {3: 2, 6: 4, None: 6}  # at 2, 3, 4, 6, 8 and, at the end, 9
     assert whole.validations(9) == [measured[at] for at in tree(whole).values()]
     assert train(stop_at).scalars() == whole.scalars()
+
+
+@given(
+    scores=st.lists(st.lists(st.integers(0, 2), min_size=8, max_size=8), min_size=11, max_size=11),
+    slots=st.integers(1, 4),
+    patience=st.integers(0, 3),
+    stop_at=st.integers(0, 40),
+)
+def test_turns_make_the_decisions_of_a_sweep_that_trains_at_once(
+    scores: list[list[int]], slots: int, patience: int, stop_at: int
+) -> None:
+    """Eight prompts in two groups, whose rungs are at their steps 3 and 6 of 11."""
+
+    def train(slots: int, stop_at: int = 0) -> tuple[list[dict[str, object]], dict[int, list[str]]]:
+        c = SweepConfig(sweep={"seed": list(range(4))}, first_rung=3, sweep_slots=slots)
+        step, decisions = 0, {}
+
+        def measure(model: object, active: list[int]) -> list[Measured]:
+            at, trained = selection.halving.trained(step)
+            assert active == trained
+            return [validation(scores[at - 1][i], loss=i % 3) for i in active]
+
+        def kept(model: object, index: int) -> dict[str, torch.Tensor]:
+            return {"w": torch.tensor(float(10 * index + selection.halving.trained(step)[0]))}
+
+        def new() -> Selection:
+            halving = Halving([0, 1] * 4, c.stretches(11))
+            return Selection(list("abcdefgh"), measure, kept, every=2, patience=patience, halving=halving)
+
+        selection = new()
+        for step in range(1, c.run_steps(11) + 1):
+            assert len(selection.halving.turn(step - 1)[1]) <= 2 * (slots or 4)
+            if selection.due(step):
+                measured = selection.update(step, ENGINE)
+                if selection.dropped:
+                    decisions[selection.halving.trained(step)[0]] = selection.dropped
+                assert list(measured) == ["abcdefgh"[i] for i in selection.halving.trained(step)[1]]
+            if step == stop_at:
+                selection = resumed(selection, new())
+            if selection.exhausted:
+                break
+        best = selection.finalize(step, ENGINE)
+        facts: list[dict[str, object]] = [
+            {"step": b.step, "measured": b.measured, "w": float(b.tensors["w"]), "dropped": at, "validations": n}
+            for b, at, n in zip(best, selection.halving.dropped_at, selection.validations(step), strict=True)
+        ]
+        assert [found["w"] for found in facts] == [10.0 * i + b.step for i, b in enumerate(best)]
+        return facts, decisions
+
+    turns = train(slots)
+    assert train(slots, stop_at) == turns
+    assert turns == train(0)

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from t5_pipeline.training.optimizers import model_optimizer, prompt_optimizer, set_learning_rate
+from t5_pipeline.modeling.prompt_bank import PromptBank
+from t5_pipeline.training.optimizers import (
+    PromptRule,
+    bank_optimizer,
+    model_optimizer,
+    prompt_optimizer,
+    set_learning_rate,
+)
 from tests.training.gradient_streams import LENGTHS
 
 
@@ -31,6 +38,25 @@ def test_parameters_without_a_gradient_do_not_change() -> None:
         assert torch.equal(still, torch.ones(2, 2))
         assert not optimizer.state[still]
         assert moving.max() < 0.9
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_a_prompt_that_waits_does_not_change(name: str) -> None:
+    """The gradient of a prompt that is not in the batch is 0: it would still decay, and its moments would count."""
+
+    def train(prompts: int, active: list[int]) -> PromptBank:
+        bank = PromptBank([torch.ones(2, 4)] * prompts, range(prompts))
+        optimizer = bank_optimizer(name, bank.parameters(), bank.parts, [PromptRule(weight_decay=0.1)] * prompts)
+        for step, trains in enumerate(active):
+            set_learning_rate(optimizer, *(0.3 if index == trains else None for index in range(prompts)))
+            (bank.split(bank.rows())[trains] * (step % 3 + 1)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return bank
+
+    together = train(2, [0, 0, 0, 1, 1, 1, 0, 0, 0])
+    assert together.prompt(0).equal(train(1, [0] * 6).prompt(0))
+    assert together.prompt(1).equal(train(1, [0] * 3).prompt(0))
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -66,7 +66,18 @@ def _table(result: CellResult, sweep: Sweep) -> Markup:
         shown.append([_name(result, name), _fate(name, sweep, prompt), *texts])
     columns = ["settings", "result", "best score", "loss", "at step"]
     caption = f"{result.cell.label}: {len(names)} settings in one batch."
+    if sweep.slots is not None:
+        caption = f"{result.cell.label}: {len(names)} settings, {sweep.slots} at a time: {_turns(sweep, sweep.slots)}."
     return plain_table(caption, Sheet(f"sweep-{result.cell.label}", columns, rows), shown)
+
+
+def _turns(sweep: Sweep, slots: int) -> str:
+    """How many prompts trained up to each rung, and in how many turns."""
+    found = []
+    for rung, count in sweep.rungs():
+        to = "the end" if rung is None else f"step {rung:,}"
+        found.append(f"{count} to {to}" + (f" in {-(-count // slots)} turns" if count > slots else ""))
+    return ", ".join(found)
 
 
 def _fate(name: str, sweep: Sweep, prompt: SweptPrompt) -> str:
