@@ -1,7 +1,7 @@
 """The model alone: forward, loss and backward of one padded batch, ours and transformers' with SDPA, also compiled.
 
 Both sides have the same weights and the same padded batch, without dropout. No side removes padding here, as a user's
-run does. How much that saves is counted, not timed: the products of all microbatches relative to those of the examples
+run does. The savings are counted, not timed: the products of all microbatches relative to those of the examples
 alone, for rows in data order, for rows grouped by length as the Trainer's `group_by_length` does, and for ours.
 
 In bf16 if the CPU has instructions for it, otherwise in fp32.

@@ -1,8 +1,8 @@
 """Prompt tuning, the model alone: forward, loss and backward of one padded batch of SUBJ, ours and PEFT's.
 
 Both sides have the same weights, the same prompt of 100 rows and the same padded batch, without dropout; PEFT's T5 uses
-SDPA. What removing padding saves is counted, not timed, as in same_batches.py: for batches as they come, padded to
-their longest (PEFT), for rows grouped by length, and for ours.
+SDPA. The savings of removing padding are counted, not timed, as in same_batches.py: for batches in data order, padded
+to their longest (PEFT), for rows grouped by length, and for ours.
 
 In bf16 if the CPU has instructions for it, otherwise in fp32.
 """
