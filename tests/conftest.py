@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from hypothesis import settings
 from tests.tiny_run import Tiny, listing, make
 
 torch.set_num_threads(1)
+# Modules and tests stay to the end: the collector does not visit them while they are loaded, nor later.
+gc.disable()
 
 # The same examples everywhere, and no deadline, because machines may be slow or busy.
 settings.register_profile("suite", deadline=None, derandomize=True)
@@ -41,6 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return len(LONGEST) + (path.parts[0] not in LONG)
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

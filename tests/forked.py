@@ -3,8 +3,8 @@
 Imports are most of the time of a tiny stage: seconds in each process of a launch. A command that runs here differs from
 a real one only in how its processes start: they are forked, not executed. Its arguments, environment, working directory,
 output, exit code, number of processes and command line in /proc are the same. So commands whose results count run here.
-Real processes are started in tests/system (by_hand, documented, slurm, wheel) and stopped in test_runner.py,
-test_interrupted.py and test_slurm.py.
+Real processes are started in tests/system (by_hand, slurm, wheel, the servers of documented) and stopped in
+test_runner.py and test_slurm.py.
 """
 
 from __future__ import annotations
@@ -19,28 +19,32 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+# Parameters of glibc's mallopt, by the variables that set them when a program starts.
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 
 
 class Forked:
     """A running `[PYTHON] [-u] SCRIPT ARGUMENTS…` or `PYTHON -m MODULE ARGUMENTS…`, with a few methods of Popen."""
 
     def __init__(self, command: list[str], directory: Path, environment: dict[str, str]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.forked_imports"])
         self._place = tempfile.TemporaryDirectory()
         self._files = [f"{self._place.name}/out", f"{self._place.name}/err"]
-        self._process = context.Process(target=_run, args=(command, directory, environment, *self._files))
-        with contextlib.chdir(Path(__file__).parents[1]):  # the first one starts the server, which imports from there
-            self._process.start()
+        self._process = _started(_run, command, directory, environment, *self._files)
         assert self._process.pid is not None
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
         return self._process.exitcode
+
+    def errors(self) -> str:
+        """Its stderr until now."""
+        file = Path(self._files[1])
+        return file.read_text() if file.exists() else ""
 
     def kill(self) -> None:
         self._process.kill()
@@ -63,12 +67,58 @@ def run_forked(command: list[str], directory: Path, environment: dict[str, str])
     return code, *said
 
 
+def call(function: Callable[..., Any], *arguments: object) -> tuple[Any, str, str]:
+    """Call a function of a module in a fork, where Python commands that it starts are forks, too.
+
+    Returns:
+        Its result, stdout and stderr; those of its commands are among them.
+    """
+    receiving, sending = multiprocessing.get_context("forkserver").Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as place:
+        files = [f"{place}/out", f"{place}/err"]
+        process = _started(_call, function, arguments, dict(os.environ), sending, *files)
+        sending.close()
+        with contextlib.suppress(EOFError):
+            result, failure = receiving.recv()
+            assert not failure, failure
+        process.join()
+        out, err = (Path(file).read_text() for file in files)
+        assert process.exitcode == 0, err
+        return result, out, err
+
+
+def _started(target: Callable[..., None], *arguments: object) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.forked_imports"])
+    process = context.Process(target=target, args=arguments)
+    with contextlib.chdir(Path(__file__).parents[1]):  # the first one starts the server, which imports from there
+        process.start()
+    return process
+
+
 def _run(command: list[str], directory: Path, environment: dict[str, str], out: str, err: str) -> None:
+    _prepare(out, err)
+    os.chdir(directory)
+    _become(command, environment)
+
+
+def _call(
+    function: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str], to: Any, out: str, err: str
+) -> None:
+    _prepare(out, err)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        to.send((function(*arguments), ""))
+    except BaseException:
+        to.send((None, traceback.format_exc()))
+
+
+def _prepare(out: str, err: str) -> None:
+    """Write to files, and fork for Python commands."""
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
-    os.chdir(directory)
     subprocess.Popen._execute_child = _fork_child  # type: ignore[attr-defined]
-    _become(command, environment)
 
 
 def _fork_child(self: Any, args: Any, *rest: Any) -> None:
@@ -100,6 +150,10 @@ def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     try:
         os.environ.clear()
         os.environ.update(environment)
+        for name in _MALLOC.keys() & environment.keys():
+            ctypes.CDLL(None).mallopt(_MALLOC[name], int(environment[name]))
+        # They are others than when Python started: a pipe, for example, in which it could then not seek.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         words = [word for word in command if word not in (sys.executable, "-u")]
         _show([sys.executable, *words])
         if words[0] == "-m":

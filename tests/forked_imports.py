@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import warnings
 
@@ -20,3 +21,4 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     for name in (*LATE, *(f"t5_pipeline.stages.{kind}" for kind in STAGES)):
         importlib.import_module(name)
+gc.freeze()  # else each fork visits, and so copies, all that was imported

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import lm_eval
 import numpy as np
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoModelForSeq2SeqLM
 
 import t5_pipeline
-from t5_pipeline.api.harness import HarnessLM
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -26,6 +21,9 @@ from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.serving.vocabulary_export import export
 from tests.serving.served_world import TEXTS, write_world
 
+if TYPE_CHECKING:  # the harness takes seconds, also in processes that do not run these tests
+    from t5_pipeline.api.harness import HarnessLM
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,6 +31,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lm(world: Path, prompt: str | None) -> HarnessLM:
+    from t5_pipeline.api.harness import HarnessLM
+
     where = None if prompt is None else str(world / "prompts" / prompt)
     return HarnessLM(str(world / "model"), where, precision="fp32", batch_size=3)
 
@@ -52,6 +52,10 @@ def test_a_local_task_scores_as_the_api_does(world: Path) -> None:
 
 
 def accuracy_on_a_local_task(model: Any, doc_to_text: str, choices: list[str], targets: list[str]) -> float:
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     rows = datasets.Dataset.from_list([{"text": x, "label": y} for x, y in zip(TEXTS, targets, strict=True)])
     task = {
         "task": "local", "custom_dataset": lambda **_: {"test": rows}, "test_split": "test",
@@ -67,6 +71,8 @@ def accuracy_on_a_local_task(model: Any, doc_to_text: str, choices: list[str], t
 
 def test_a_t5_with_prompts_as_vocabulary_in_the_harness_s_own_class(world: Path, tmp_path: Path) -> None:
     """The log p of choices of one piece differ as with the prompt: new ids lower all of them by the same number."""
+    from lm_eval.models.huggingface import HFLM
+
     export(str(world / "model"), str(world / "prompts"), "transformers", str(tmp_path / "grown"))
     grown = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "grown")
     grown.config.tie_word_embeddings = False  # as docs/serving.md says

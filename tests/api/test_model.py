@@ -13,6 +13,7 @@ import t5_pipeline
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
+from tests.forked import call
 from tests.serving.served_world import TEXTS, write_prompt, write_world
 
 
@@ -93,6 +94,11 @@ def test_wrong_inputs(t5: t5_pipeline.PromptedModel, inputs: list[str], prompt: 
 
 
 def test_tune_adds_a_prompt_that_can_be_saved_and_loaded(world: Path, tmp_path: Path) -> None:
+    """In a fork, whose stages are forks (tests/forked.py)."""
+    call(tune_save_and_load, world, tmp_path)
+
+
+def tune_save_and_load(world: Path, tmp_path: Path) -> None:
     t5 = t5_pipeline.load(world / "model")
     assert t5.prompts == []
     examples = [(f"sum of {i}", "numbers") for i in range(8)] + [(f"path {i}", "files") for i in range(8)]

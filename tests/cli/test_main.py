@@ -17,34 +17,35 @@ from tests.tiny_run import COMMAND, ROOT, Outcome, Tiny, command, listing, t5_pi
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "sentencepiece", "matplotlib", "pyarrow")
 
 
-@pytest.mark.parametrize("name", ["--help", "--version", "run", "plan", "status", "verify"])
-def test_commands_start_without_torch(finished: Tiny, name: str) -> None:
+def test_commands_start_without_torch(finished: Tiny) -> None:
     """On a finished run, `run` has nothing to do and imports nothing heavy."""
-    arguments = {
-        "run": ["run", str(finished.recipe), "--run-dir", str(finished.run)],
-        "plan": ["plan", str(finished.recipe), "--run-dir", str(finished.run)],
-        "status": ["status", str(finished.run), "--json"],
-        "verify": ["verify", str(finished.run)],
-    }.get(name, [name])
+    commands = [
+        ["--help"],
+        ["--version"],
+        ["run", str(finished.recipe), "--run-dir", str(finished.run)],
+        ["plan", str(finished.recipe), "--run-dir", str(finished.run)],
+        ["status", str(finished.run), "--json"],
+        ["verify", str(finished.run)],
+    ]
     look = f"""
 import sys
 from t5_pipeline.cli.main import main
-try:
-    code = main({arguments!r})
-except SystemExit as left:
-    code = left.code
-print("heavy:", [name for name in {HEAVY!r} if name in sys.modules])
-sys.exit(code)
+for arguments in {commands!r}:
+    try:
+        code = main(arguments)
+    except SystemExit as left:
+        code = left.code
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    assert (code, heavy) == (0, []), (arguments, code, heavy)
 """
     done = Outcome.of([sys.executable, "-c", look])
     assert done.code == 0, done.err
-    assert done.out.splitlines()[-1] == "heavy: []"
 
 
 def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
-    """CPU time, including the start of Python."""
-    seconds = []
-    for _ in range(3):
+    """CPU time, including the start of Python; a busy machine has three attempts."""
+    seconds = [3.0]
+    while min(seconds) >= 3 and len(seconds) < 4:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = Outcome.of(command("run", finished.recipe, "--run-dir", finished.run))
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)

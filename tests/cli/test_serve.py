@@ -1,12 +1,11 @@
-"""`t5-pipeline serve` as a process, and its flags."""
+"""`t5-pipeline serve` as a process (a fork: tests/system/test_documented.py starts it with a shell), and its flags."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -16,66 +15,51 @@ import pytest
 from starlette.testclient import TestClient
 
 from t5_pipeline.cli.serve import application
+from tests.forked import Forked
 from tests.serving.served_world import TEXTS, write_prompt, write_world
-from tests.tiny_run import refused, t5_pipeline
+from tests.tiny_run import ROOT, command, refused, t5_pipeline
 
 
 def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:
     world = write_world(tmp_path)
-    given = [
-        "serve",
-        "--model",
-        str(world / "model"),
-        "--prompts",
-        str(world / "prompts"),
-        "--port",
-        "0",
-        "--threads",
-        "1",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "t5_pipeline.cli.main", *given],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        url = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert url is not None, line
-        assert "serving 4 prompts" in line
+    given = ["--model", world / "model", "--prompts", world / "prompts", "--port", 0, "--threads", 1]
+    process = Forked(command("serve", *given), ROOT, dict(os.environ))
+    while (url := re.search(r"http://127\.0\.0\.1:\d+", process.errors())) is None:
+        assert process.poll() is None, process.errors()
+        time.sleep(0.02)
+    assert "serving 4 prompts" in process.errors().partition("\n")[0]
 
-        def get(path: str) -> str:
-            return str(urllib.request.urlopen(url[0] + path, timeout=60).read().decode())
+    def get(path: str) -> str:
+        return str(urllib.request.urlopen(url[0] + path, timeout=60).read().decode())
 
-        def ask(seed: int) -> int:
-            body = {"model": "long", "prompt": "x", "temperature": 50.0, "max_tokens": 400, "seed": seed}
-            request = urllib.request.Request(
-                f"{url[0]}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return len(json.loads(answer.read())["choices"])
+    def ask(seed: int) -> int:
+        body = {"model": "long", "prompt": "x", "temperature": 50.0, "max_tokens": 400, "seed": seed}
+        request = urllib.request.Request(
+            f"{url[0]}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return len(json.loads(answer.read())["choices"])
 
-        until = time.monotonic() + 60
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            get("/ready")
+            break
+        except OSError:
+            time.sleep(0.05)
+    with ThreadPoolExecutor(24) as pool:
+        asked = [pool.submit(ask, seed) for seed in range(24)]
         while time.monotonic() < until:
-            try:
-                get("/ready")
+            state = dict(
+                re.findall(r"^(vllm:num_requests_\w+|vllm:request_success_total) ([\d.]+)$", get("/metrics"), re.M)
+            )
+            if sum(map(float, state.values())) >= 24:
                 break
-            except OSError:
-                time.sleep(0.05)
-        with ThreadPoolExecutor(24) as pool:
-            asked = [pool.submit(ask, seed) for seed in range(24)]
-            while time.monotonic() < until:
-                state = dict(
-                    re.findall(r"^(vllm:num_requests_\w+|vllm:request_success_total) ([\d.]+)$", get("/metrics"), re.M)
-                )
-                if sum(map(float, state.values())) >= 24:
-                    break
-            process.send_signal(signal.SIGTERM)
-            assert [one.result() for one in asked] == [1] * 24
-        assert process.wait(60) == 0
-        assert "Traceback" not in process.stderr.read()
+        os.kill(process.pid, signal.SIGTERM)
+        assert [one.result() for one in asked] == [1] * 24
+    _, said = process.communicate(timeout=60)
+    assert process.poll() == 0
+    assert "Traceback" not in said
 
 
 def test_both_engines_answer_alike(tmp_path: Path) -> None:

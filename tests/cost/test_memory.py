@@ -17,6 +17,7 @@ from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.training.optimizers import model_optimizer, prompt_optimizer
+from tests.forked import call
 
 SHAPE = T5Config(
     vocab_size=16_000, d_model=256, d_kv=32, d_ff=512, num_layers=2, num_decoder_layers=2, num_heads=8
@@ -33,42 +34,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+ADAPT = {"packing": False, "precision": "fp32"}
+PROBE = {
+    "probe": ["halves"],
+    "probe_every": 1,
+    "probe_cost": 1e6,
+    "probe_prompts": 2,
+    "probe_steps": 1,
+    "probe_batch_size": 6,
+    "probe_input_length": 280,
+    "probe_rows": 4,
+}
+CASES = {
+    "lm_adapt": benchmark.Case("lm_adapt", "middling", ADAPT | {"batch_size": 8, "segment_length": 128}),
+    "probe": benchmark.Case(
+        "lm_adapt", "middling", ADAPT | PROBE | {"batch_size": 2, "segment_length": 32, "steps": 1}
+    ),
+    "prompt_tune": benchmark.Case(
+        "prompt_tune", "narrow", {"batch_size": 16, "max_input_length": 288, "precision": "bf16", "select": "last"}
+    ),
+}
+
+
 @pytest.mark.parametrize(
     "case",
-    [
-        benchmark.Case(
-            "lm_adapt", "middling", {"batch_size": 8, "segment_length": 128, "packing": False, "precision": "fp32"}
-        ),
-        benchmark.Case(
-            "lm_adapt",
-            "middling",
-            {
-                "batch_size": 2,
-                "segment_length": 32,
-                "packing": False,
-                "precision": "fp32",
-                "steps": 1,
-                "probe": ["halves"],
-                "probe_every": 1,
-                "probe_cost": 1e6,
-                "probe_prompts": 2,
-                "probe_steps": 1,
-                "probe_batch_size": 6,
-                "probe_input_length": 280,
-                "probe_rows": 4,
-            },
-        ),
-        benchmark.Case(
-            "prompt_tune",
-            "narrow",
-            {"batch_size": 16, "max_input_length": 288, "precision": "bf16", "select": "last"},
-        ),
-    ],
-    ids=["lm_adapt", "probe", "prompt_tune"],
+    [pytest.param(case, id=name, marks=pytest.mark.soak if name == "probe" else ()) for name, case in CASES.items()],
 )
 def test_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None:
     """`python -m benchmarks` has more and larger cases. A CPU without bf16 products needs copies of the factors."""
-    row = benchmark.compare(case, place)
+    row, _, _ = call(benchmark.compare, case, place)
     assert row["measured_bytes"] > 150 << 20
     by_copies = case.settings["precision"] == "bf16" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
     assert row["estimate_bytes"] == pytest.approx(row["measured_bytes"], rel=0.25 if by_copies else 0.15)

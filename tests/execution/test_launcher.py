@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from t5_pipeline.artifacts.run_dir import lock
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.launcher import command, launch, ranks, stage_script
+from tests.forked import call
 from tests.tiny_run import ROOT, Tiny
 
 
@@ -64,27 +66,26 @@ def test_the_next_run_waits_for_the_ranks_of_a_killed_runner(
     )
 
 
-def test_exit_code_and_message_of_two_processes_are_reported(
-    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_exit_code_and_message_of_two_processes_are_reported(tiny: Tiny) -> None:
     """Without a traceback of accelerate."""
-    before = signals()
     flags = ["--recipe", str(tiny.recipe), "--run-dir", str(tiny.run), "--steps", "10", "--resume-from", "7"]
-    code, message = launch(
-        "lm_adapt", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml"), flags, tiny.run / ".state" / "lm_adapt.exit"
-    )
+    (code, message, handlers_stay), _, said = call(launch_two, flags, tiny.run / ".state" / "lm_adapt.exit")
     assert code == 2
     assert message.endswith("no checkpoint of step 7; there are: 6, 8")
-    said = capfd.readouterr().err
     assert said.count(f"error: {message}\n") == 1
     assert said.splitlines()[-1] == f"error: {message}", "more was printed after the error"
     assert "Traceback" not in said
-    assert signals() == before
+    assert handlers_stay
+
+
+def launch_two(flags: list[str], exit_file: Path) -> tuple[int, str, bool]:
+    """Exit code and message of two processes, and whether the signal handlers are the same afterwards."""
+    before = signals()
+    code, message = launch("lm_adapt", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml"), flags, exit_file)
+    return code, message, signals() == before
 
 
 def signals() -> list[object]:
-    import signal
-
     return [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
 
 

@@ -281,6 +281,11 @@ def finished(tmp_path: Path) -> RunBuilder:
     return RunBuilder(tmp_path / "run").all()
 
 
+@pytest.fixture(scope="session")
+def builders() -> type[RunBuilder]:
+    return RunBuilder
+
+
 @pytest.fixture
 def builder(tmp_path: Path) -> RunBuilder:
     return RunBuilder(tmp_path / "run")

@@ -68,9 +68,20 @@ class Page(HTMLParser):
         return next(rows for caption, rows in self.tables.items() if caption.startswith(beginning))
 
 
-@pytest.fixture
-def page(finished) -> Page:
-    return Page(render(collect(finished.run_dir.path)))
+@pytest.fixture(scope="module")
+def complete(builders, tmp_path_factory: pytest.TempPathFactory):
+    """A finished run that no test changes."""
+    return builders(tmp_path_factory.mktemp("complete") / "run").all()
+
+
+@pytest.fixture(scope="module")
+def html(complete) -> str:
+    return render(collect(complete.run_dir.path))
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
 
 
 def test_score_table(page: Page) -> None:
@@ -162,8 +173,7 @@ def test_matrices_too_large_to_draw_become_lists(finished) -> None:
     ]
 
 
-def test_contents_lists_every_section(page: Page, finished) -> None:
-    html = render(collect(finished.run_dir.path))
+def test_contents_lists_every_section(html: str) -> None:
     listed = re.findall(r'<li><a href="#([a-z]+)">', html)
     assert listed == re.findall(r'<section id="([a-z]+)"', html)
     assert len(listed) == 10
@@ -183,9 +193,9 @@ def test_validation_scores_mark_the_published_steps(finished) -> None:
     assert "LM adaptation @40 steps 10.00 at step 10 to 30.00 at step 30" in plot
 
 
-def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page: Page, finished) -> None:
+def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page: Page, complete) -> None:
     rows = [
-        json.loads(line) for line in (finished.run_dir.path / "lm_adapt/metrics.jsonl").read_text().splitlines()[:-1]
+        json.loads(line) for line in (complete.run_dir.path / "lm_adapt/metrics.jsonl").read_text().splitlines()[:-1]
     ]
     validated = [row for row in rows if row.get("split") == "validation"]
     losses = [row["loss"] for row in validated]
@@ -197,10 +207,10 @@ def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page:
     ]
 
 
-def test_promptability_is_drawn_against_steps(finished) -> None:
+def test_promptability_is_drawn_against_steps(finished, html: str) -> None:
     """Three prompts of two probes of LM adaptation; without probes there is no such section."""
     path = finished.run_dir.path
-    assert "Promptability" not in render(collect(path))
+    assert "Promptability" not in html
     with (path / "lm_adapt/metrics.jsonl").open("a") as log:
         log.write("}\n")
         for step, base in ((0, 0.2), (40, 0.7)):
@@ -245,16 +255,16 @@ def test_stages_section(page: Page) -> None:
     assert "best step10 to 30" in page.text
 
 
-def test_provenance_lists_every_output_and_kept_step(page: Page, finished) -> None:
+def test_provenance_lists_every_output_and_kept_step(page: Page) -> None:
     rows = page.table("Equal digests")[1:]
     assert ["lm_adapt", "model @20", "lm_adapt@20"] in rows
     assert ["evaluate", "scores", "evaluate scores"] in rows
     assert len(rows) == 4 + 1 + 12 + 1
 
 
-def test_sizes_of_prompt_and_model(page: Page, finished) -> None:
-    parameters = finished.shape.parameters
-    size = next(finished.run_dir.path.glob("prompt_tune/*/prompt/*.safetensors")).stat().st_size
+def test_sizes_of_prompt_and_model(page: Page, complete) -> None:
+    parameters = complete.shape.parameters
+    size = next(complete.run_dir.path.glob("prompt_tune/*/prompt/*.safetensors")).stat().st_size
     assert f"A prompt of 4 tokens has 32 parameters ({size} bytes on disk)" in page.text
     assert f"its frozen T5 has {parameters:,} (" in page.text
     assert f"{parameters / 32:,.0f} times as many" in page.text
@@ -267,8 +277,7 @@ def test_examples_right_and_wrong(page: Page) -> None:
     assert wrong < page.text.index("Parse a header value into its parts.")
 
 
-def test_report_loads_nothing_from_elsewhere(finished) -> None:
-    html = render(collect(finished.run_dir.path))
+def test_report_loads_nothing_from_elsewhere(html: str) -> None:
     assert not re.search(r"(https?:)?//[a-z]", html)
     assert not re.search(r"<(script|link|img|iframe|object|embed|base)\b|@import|@font-face", html)
     targets = re.findall(r'\b(?:href|src)="([^"]*)"', html)
@@ -277,8 +286,7 @@ def test_report_loads_nothing_from_elsewhere(finished) -> None:
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in Page(html).attributes
 
 
-def test_text_is_escaped(finished) -> None:
-    html = render(collect(finished.run_dir.path))
+def test_text_is_escaped(html: str) -> None:
     assert "<h1>test &lt;run&gt;</h1>" in html
     assert "<title>test &lt;run&gt;: prompt tuning report</title>" in html
     assert "Return the &lt;running&gt; event loop &amp; nothing else." in html
@@ -294,10 +302,9 @@ def test_hostile_names_are_escaped(finished) -> None:
     assert nasty in Page(html).text
 
 
-def test_report_is_deterministic(finished, tmp_path: Path) -> None:
-    write_report(collect(finished.run_dir.path), tmp_path / "a.html")
-    write_report(collect(finished.run_dir.path), tmp_path / "deep" / "b.html")
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "deep" / "b.html").read_bytes()
+def test_report_is_deterministic(complete, html: str, tmp_path: Path) -> None:
+    write_report(collect(complete.run_dir.path), tmp_path / "deep" / "b.html")
+    assert (tmp_path / "deep" / "b.html").read_text(encoding="utf-8") == html
 
 
 def test_ids_are_unique_and_references_resolve(page: Page) -> None:
@@ -310,8 +317,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
             assert target in ids
 
 
-def test_plots_have_a_description_and_colours_from_the_page(finished) -> None:
-    html = render(collect(finished.run_dir.path))
+def test_plots_have_a_description_and_colours_from_the_page(html: str) -> None:
     plots = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]+)"[^>]*>(.*?)</svg>', html, re.DOTALL)
     assert len(plots) == 1 + 2 + 2 + 1 + 1  # scores, two experiments, two language models, prompts, sizes
     assert (
@@ -346,9 +352,9 @@ def test_finished_run_has_no_note(page: Page) -> None:
     assert "not complete" not in page.text
 
 
-def test_recipe_with_few_stages(builder, tmp_path: Path) -> None:
+def test_recipe_with_few_stages(builders, tmp_path: Path) -> None:
     recipe = "name: text only\nstages:\n  prepare: {corpus: stdlib-docs}\n"
-    few = type(builder)(tmp_path / "few", recipe).all()
+    few = builders(tmp_path / "few", recipe).all()
     page = Page(render(collect(few.run_dir.path)))
     assert "text only" in page.text
     assert page.table("Processes")[1][0] == "prepare"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,8 +12,9 @@ from threading import Thread
 
 import pytest
 
+from tests.forked import Forked
 from tests.serving.five_prompts import LINES, Place, write_lines
-from tests.tiny_run import Outcome, command
+from tests.tiny_run import ROOT, Outcome, command
 
 
 def test_answers_arrive_while_input_is_still_coming(
@@ -42,23 +42,23 @@ def test_answers_arrive_while_input_is_still_coming(
 
 def test_a_killed_command_resumes_with_the_same_bytes(place: Place, tmp_path: Path) -> None:
     source = write_lines(
-        tmp_path, [{**line, "prompt": line.get("prompt", "")} for line in LINES] * 20 + [{"text": "no"}]
+        tmp_path, [{**line, "prompt": line.get("prompt", "")} for line in LINES] * 8 + [{"text": "no"}]
     )
     flags = ("--input", source, "--batch-size", 1, "--temperature", 2, "--output")
     assert place.run(*flags, tmp_path / "whole.jsonl").code == 1
-    killed = subprocess.Popen(command(*place.given(*flags, tmp_path / "out.jsonl")), stderr=subprocess.DEVNULL)
+    killed = Forked(command(*place.given(*flags, tmp_path / "out.jsonl")), ROOT, dict(os.environ))
     while not (partial := list(tmp_path.glob("out.jsonl.*.partial"))) or partial[0].read_bytes().count(b"\n") < 32:
         assert killed.poll() is None
         time.sleep(0.002)
     killed.kill()
-    killed.wait()
+    killed.communicate()
     assert not (tmp_path / "out.jsonl").exists()
     with partial[0].open("ab") as file:
         file.write(b'{"prompt": "to')
     resumed = place.run(*flags, tmp_path / "out.jsonl")
     assert resumed.code == 1
     assert "resuming after " in resumed.err
-    assert "1 of 201 rows have no answer" in resumed.err
+    assert "1 of 81 rows have no answer" in resumed.err
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert list(tmp_path.glob("*.partial")) == []
 

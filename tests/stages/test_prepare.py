@@ -20,7 +20,7 @@ from t5_pipeline.artifacts.manifest import read
 from tests.tiny_run import ROOT, Tiny, listing, refused, script, stage, t5_pipeline
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def flags(finished: Tiny) -> list[object]:
     vocabulary = finished.run / "prepare" / "tokens" / "tokenizer"
     return ["--corpus", finished.data / "corpus", "--vocabulary", vocabulary, "--shard-bytes", 20_000]
@@ -32,11 +32,12 @@ def digest(place: Path) -> str:
     return manifest.outputs["tokens"].digest
 
 
-@pytest.fixture
-def expected(flags: list[object], tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def expected(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digest of the shards that one process writes."""
-    assert stage("prepare", *flags, "--threads", 1, "--output-dir", tmp_path / "alone").code == 0
-    return digest(tmp_path / "alone")
+    alone = tmp_path_factory.mktemp("alone") / "out"
+    assert stage("prepare", *flags, "--threads", 1, "--output-dir", alone).code == 0
+    return digest(alone)
 
 
 def test_all_cores(flags: list[object], tmp_path: Path, expected: str) -> None:

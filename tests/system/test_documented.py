@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import socket
@@ -13,19 +14,25 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.documented import SECTIONS, SERVER, blocks, run_in_shell, serving, shell_commands
 from tests.tiny_run import ROOT, Tiny, t5_pipeline
 
 FEWER = ((r"(steps:?) \d+", r"\1 2"), (r"validate_every: \d+", "validate_every: 1"))
 
 
-def run_all(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+def run_all(name: str, directory: Path) -> list[tuple[str, str]]:
     """Run the commands of a page in a directory; returns the printed blocks of the page with what was printed here.
 
-    `t5-pipeline` runs in this process, servers and all others in a shell.
+    `t5-pipeline` runs in forks, servers and all others in a shell.
     """
-    monkeypatch.chdir(directory)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pairs, _, _ = forked.call(_run_all, name, directory)
+    return pairs  # type: ignore[no-any-return]
+
+
+def _run_all(name: str, directory: Path) -> list[tuple[str, str]]:
+    os.chdir(directory)
+    os.environ["OMP_NUM_THREADS"] = "1"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     changes = (*FEWER, (r"(?<=127\.0\.0\.1:)8000", port), (f"^{SERVER}", rf"\g<0> --port {port}"))
@@ -46,7 +53,7 @@ def run_all(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list
                     printed = run_in_shell(command, document, directory)
                     continue
                 given = run_in_shell(before[0], document, directory) if before else document
-                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+                sys.stdin = io.TextIOWrapper(io.BytesIO(given.encode()))
                 words = shlex.split(last, comments=True)[1:]
                 said = t5_pipeline(*words, *(["--threads", "1"] if words[0] == "predict" else []))
                 assert said.code == 0, f"{command}\n{said.err}"
@@ -62,8 +69,8 @@ def place(finished: Tiny, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_readme(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = run_all("README.md", place, monkeypatch)
+def test_readme(place: Path) -> None:
+    pairs = run_all("README.md", place)
     assert len(pairs) == 1, "one command prints its answers"
     for there, here in pairs:
         rows, mine = ([json.loads(line) for line in text.splitlines()] for text in (there, here))
@@ -87,8 +94,8 @@ def test_printed_answers_are_those_of_a_run(name: str) -> None:
         assert len(set(found.values())) == len(found)
 
 
-def test_tutorial(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = run_all("docs/tutorial.md", place, monkeypatch)
+def test_tutorial(place: Path) -> None:
+    pairs = run_all("docs/tutorial.md", place)
     assert [len(there.splitlines()) for there, _ in pairs] == [len(here.splitlines()) for _, here in pairs]
     answers = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
     assert [set(row["scores"]) for row in answers] == [{"file", "number", "string"}] * 2

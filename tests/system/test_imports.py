@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def layer(module: str) -> str | None:
     return parts[1] if parts[0] == "t5_pipeline" and len(parts) > 1 else None
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every module that a file imports, wherever in it."""
     found = set()

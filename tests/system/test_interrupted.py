@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -65,12 +64,7 @@ def test_stopped_by_a_signal(tiny: Tiny, signum: signal.Signals, code: int) -> N
         never = ("--checkpoint-every", 10**6, "--validate-every", 10**6, "--keep-steps")
         return ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps", steps, *never)
 
-    words = script("lm_adapt", *flags(10**6))
-    running: Forked | subprocess.Popen[str]
-    if signum == signal.SIGTERM:
-        running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    else:
-        running = Forked(words, ROOT, dict(os.environ))
+    running = Forked(script("lm_adapt", *flags(10**6)), ROOT, dict(os.environ))
     log = tiny.run / "lm_adapt" / "metrics.jsonl"
     there = log.stat().st_size
     while log.stat().st_size < there + 1000:

@@ -11,6 +11,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,15 @@ CLAUSE = re.compile(r"(What|How|Where|Which|When|Who|Why)\b")
 QUOTED = re.compile(r"`[^`\n]*`")
 
 
-def found(text: str) -> Iterator[tuple[int, str, str]]:
+@cache  # most literals are in several files
+def found(text: str) -> list[tuple[int, str, str]]:
     """Line offset, banned text and its replacement; quoted code is skipped."""
     text = QUOTED.sub(lambda match: "`" + "x" * (len(match[0]) - 2) + "`", text)
-    for pattern, plain in PATTERNS:
-        for match in pattern.finditer(text):
-            yield text.count("\n", 0, match.start()), " ".join(match[0].split()), plain
+    return [
+        (text.count("\n", 0, match.start()), " ".join(match[0].split()), plain)
+        for pattern, plain in PATTERNS
+        for match in pattern.finditer(text)
+    ]
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -152,7 +156,7 @@ def test_help_texts_fit_on_a_line(kind: str) -> None:
     ],
 )
 def test_banned_constructions_are_found(text: str) -> None:
-    assert list(found(text))
+    assert found(text)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +171,4 @@ def test_banned_constructions_are_found(text: str) -> None:
     ],
 )
 def test_plain_english_is_not_refused(text: str) -> None:
-    assert not list(found(text))
+    assert not found(text)

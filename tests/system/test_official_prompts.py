@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
 
 from benchmarks.official_prompts import PUBLISHED, RECIPE, main
 from t5_pipeline.modeling.config import T5Config
+from tests.forked import call
 from tests.tiny_run import Tiny
 
 
-def test_prompts_in_the_same_formats_are_imported_scored_and_compared(
-    finished: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_in_the_same_formats_are_imported_scored_and_compared(finished: Tiny, tmp_path: Path) -> None:
     model = finished.run / "lm_adapt"
     width = T5Config.from_config(json.loads((model / "model/config.json").read_text())).d_model
     for name in PUBLISHED:
@@ -31,8 +29,7 @@ def test_prompts_in_the_same_formats_are_imported_scored_and_compared(
     (tmp_path / "rte/val.jsonl").write_text((json.dumps(row) + "\n") * 4)
     output = tmp_path / "out"
     given = ["--model", str(model), "--source", tmp_path.as_uri(), "--output", str(output)]
-    code = main(given, tasks)
-    said = capfd.readouterr().out
+    code, said, _ = call(main, given, tasks)
     lines = [line.split() for line in said.splitlines() if line.endswith("published")]
     assert [(task, metric, official) for task, metric, _, _, official, _ in lines] == [
         ("sst2", "accuracy", "95.07"), ("mrpc", "f1", "89.70"), ("mrpc", "accuracy", "85.30"), ("rte", "accuracy", "68.60"),
@@ -40,7 +37,7 @@ def test_prompts_in_the_same_formats_are_imported_scored_and_compared(
     assert code == 1  # rows of ones solve nothing
     here = {(task, metric): float(score) for task, metric, score, *_ in lines}
     reached = {task: {metric: here[task, metric] for metric in metrics} for task, metrics in PUBLISHED.items()}
-    assert main(given, tasks, reached) == 0
+    assert call(main, given, tasks, reached)[0] == 0
 
 
 def _tasks() -> dict[str, dict[str, object]]:

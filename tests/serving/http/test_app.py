@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 import torch
 import uvicorn
@@ -28,6 +27,9 @@ from t5_pipeline.serving.jobs import Limits
 from t5_pipeline.serving.prompt_store import PromptStore
 from t5_pipeline.serving.scheduler import Scheduler
 from tests.serving.served_world import TEXTS, write_prompt, write_world
+
+if TYPE_CHECKING:  # it takes seconds, also in processes that do not run these tests
+    import openai
 
 KEY = "a-key"
 
@@ -44,6 +46,8 @@ class Served:
 
     @property
     def client(self) -> openai.OpenAI:
+        import openai
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
 
     def request(
