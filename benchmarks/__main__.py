@@ -21,6 +21,8 @@ from benchmarks import (
     prepare,
     prompt_memory,
     prompt_tuning,
+    same_batches,
+    same_prompts,
     serving,
     sweep,
     vocabulary_export,
@@ -31,6 +33,8 @@ from t5_pipeline.execution.malloc import keep_freed_memory
 BENCHMARKS = {
     "lm_adaptation": lm_adaptation,
     "prompt_tuning": prompt_tuning,
+    "same_batches": same_batches,
+    "same_prompts": same_prompts,
     "prompt_memory": prompt_memory,
     "label_scoring": label_scoring,
     "overhead": overhead,

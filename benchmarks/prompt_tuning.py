@@ -100,12 +100,12 @@ def prompted(t5: T5, prompts: int = 1) -> tuple[PromptedT5, torch.optim.Optimize
     return model, optimizer
 
 
-def peft_model(directory: str, rows_PD: Tensor, dropout: float) -> nn.Module:
-    """PEFT's prompt tuning on transformers' T5 with this prompt, in bf16."""
+def peft_model(directory: str, rows_PD: Tensor, dropout: float, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """PEFT's prompt tuning on transformers' T5 with this prompt."""
     import peft
     from transformers import T5ForConditionalGeneration
 
-    t5 = T5ForConditionalGeneration.from_pretrained(directory, dropout_rate=dropout, dtype=torch.bfloat16)
+    t5 = T5ForConditionalGeneration.from_pretrained(directory, dropout_rate=dropout, dtype=dtype)
     config = peft.PromptTuningConfig(
         task_type="SEQ_2_SEQ_LM", num_virtual_tokens=PROMPT, num_transformer_submodules=1, token_dim=rows_PD.size(1)
     )

@@ -8,18 +8,18 @@ in its own process, with its clients here.
     ours, mixed            the scheduler of `t5-pipeline serve`; each request has a random one of 16 prompts
     ours, one prompt       all requests have the same prompt
     ours, 1,000 prompts    each request has a random one of 1,000 prompts in memory
-    ours, ctranslate2      as the first, with `--engine ctranslate2`, in fp32 and int8
+    ours, ctranslate2      as the first, with `--engine ctranslate2`, in fp32 and int8; in fp32 also with one and 1,000
     server, mixed          as the first, over HTTP
     PEFT                   16 prompt-tuning adapters; `set_adapter` and `generate` for all waiting requests of the
                            oldest one's adapter
     transformers           `generate` with one prompt only (as vocabulary: no adapter, no switching)
     CTranslate2            16 prompts as vocabulary (`t5-pipeline export`), in fp32 and int8
 
-A peer answers in batches: up to 32 waiting requests, after a window of 2 ms, sorted by length. In each round the sides
-take turns with the same requests: first without thinking, for the rate; then once with arrivals at half of our rate.
-Latency is from sending a request to its whole answer. `--clock` has no effect. `--size small`: a T5 of two layers, and
-few requests. To a T5 with random weights many tokens are nearly equally likely, so int8 changes most answers; for a
-trained T5 see vocabulary_export.py.
+A peer answers in batches: up to 32 waiting requests, after a window of 2 ms, in the order of arrival. In each round the
+sides take turns with the same requests: first without thinking, for the rate; then once with arrivals at half of our
+rate. Latency is from sending a request to its whole answer. `--clock` has no effect. `--size small`: a T5 of two
+layers, and few requests. To a T5 with random weights many tokens are nearly equally likely, so int8 changes most
+answers; for a trained T5 see vocabulary_export.py.
 """
 
 from __future__ import annotations
@@ -218,11 +218,16 @@ def run(rounds: int, data: Path, small: bool = False) -> dict[str, Any]:
         mixed = sample(vocabulary, count)
         single = [replace(request, prompt=0) for request in mixed]
         in_one = open_.enter_context(ours(model, prompts))
+        in_ctranslate2 = open_.enter_context(ours(model, prompts, engine="ctranslate2"))
         sides: dict[str, tuple[Ask, list[Request]]] = {
             "ours, mixed": (in_one, mixed),
             "ours, one prompt": (in_one, single),
             "ours, 1,000 prompts": (open_.enter_context(ours(model, prompts, many=True)), mixed),
-            "ours, ctranslate2 fp32": (open_.enter_context(ours(model, prompts, engine="ctranslate2")), mixed),
+            "ours, ctranslate2 fp32": (in_ctranslate2, mixed),
+            "ours, ctranslate2 fp32, one prompt": (in_ctranslate2, single),
+            "ours, ctranslate2 fp32, 1,000 prompts": (
+                open_.enter_context(ours(model, prompts, many=True, engine="ctranslate2")), mixed,
+            ),
             "ours, ctranslate2 int8": (
                 open_.enter_context(ours(model, prompts, engine="ctranslate2", precision="int8")), mixed,
             ),
@@ -273,6 +278,8 @@ def measure(sides: dict[str, tuple[Ask, list[Request]]], rounds: int) -> dict[st
             ("ours, mixed", "PEFT"), ("ours, one prompt", "transformers, one prompt"),
             ("ours, mixed", "ours, one prompt"), ("ours, 1,000 prompts", "ours, mixed"),
             ("ours, ctranslate2 fp32", "ours, mixed"), ("ours, ctranslate2 int8", "ours, mixed"),
+            ("ours, ctranslate2 fp32", "ours, ctranslate2 fp32, one prompt"),
+            ("ours, ctranslate2 fp32, 1,000 prompts", "ours, ctranslate2 fp32"),
             ("server, mixed", "ours, mixed"), ("ours, mixed", "CTranslate2, float32"),
             ("ours, mixed", "CTranslate2, int8"), ("ours, ctranslate2 fp32", "CTranslate2, float32"),
             ("ours, ctranslate2 int8", "CTranslate2, int8"),

@@ -53,8 +53,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test draws the same numbers, independent of earlier tests."""
+    """Every test draws the same numbers on one thread, independent of earlier tests: a command sets its own number."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.methods.base import ReadingModel
-from t5_pipeline.modeling.layers import DecoderCache
+from t5_pipeline.modeling.decoder_cache import DecoderCache
 
 _STREAM = "predict/sampling"
 

@@ -40,12 +40,16 @@ def slow_precision(settings: StageConfig, device: str, cpuinfo: Path = Path("/pr
     Args:
         device: type of the device: cpu, cuda, …
     """
-    if device != "cpu" or getattr(settings, "precision", "fp32") != "bf16" or not cpuinfo.is_file():
-        return None
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-    if found is None or not _BF16.isdisjoint(found[1].split()):
+    if device != "cpu" or getattr(settings, "precision", "fp32") != "bf16" or has_bf16(cpuinfo):
         return None
     return "this CPU has no bf16 instructions, so bf16 is many times slower than fp32; set `precision: fp32`"
+
+
+def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU has bf16 instructions; True if unknown."""
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return found is None or not _BF16.isdisjoint(found[1].split())
 
 
 def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Path) -> Accelerator:

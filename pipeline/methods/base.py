@@ -17,7 +17,7 @@ from t5_pipeline.data_prep.tasks.encode import EncodedTexts, encode_inputs
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Artifact
-from t5_pipeline.modeling.layers import DecoderCache
+from t5_pipeline.modeling.decoder_cache import DecoderCache
 
 
 class ReadingModel(Protocol):

@@ -32,8 +32,8 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
+from t5_pipeline.modeling.decoder_cache import DecoderCache
 from t5_pipeline.modeling.in_transformers import load_in_transformers
-from t5_pipeline.modeling.layers import DecoderCache
 from t5_pipeline.modeling.t5 import shift_right
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -24,12 +24,12 @@ from torch.utils.checkpoint import checkpoint
 from t5_pipeline.modeling.attention import block_mask, in_bf16_on_cpu, mask_bias
 from t5_pipeline.modeling.compilation import CompiledForward
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.decoder_cache import DecoderCache, LayerCache
 from t5_pipeline.modeling.layers import (
     Attention,
+    Consecutive,
     CrossAttentionLayer,
-    DecoderCache,
     FeedForwardLayer,
-    LayerCache,
     Mask,
     RMSNorm,
     SelfAttentionLayer,
@@ -139,15 +139,17 @@ class Stack(nn.Module):
     block: nn.ModuleList
     flex = False
 
-    def parts(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Mask]:
+    def parts(self, x: Tensor, mask: Tensor | Consecutive | None) -> tuple[Tensor | None, Mask]:
         """Bias and mask for the first block.
 
         A mask shared by all rows is part of the bias. One that differs by row stays separate if attention can add both
         without a copy; otherwise the first block adds it once for all blocks.
 
         Args:
-            mask: True at visible keys, bool [B, S] or [1 or B, Q, S]; None hides nothing.
+            mask: True at visible keys, bool [B, S] or [1 or B, Q, S]; or consecutive inputs; None hides nothing.
         """
+        if isinstance(mask, Consecutive):
+            return None, mask
         attention = cast(Block, self.block[0]).self_attention
         # FlexAttention sums the gradients of biases by atomic additions: slowly, and in another order each time.
         learns = torch.is_grad_enabled() and attention.relative_attention_bias.weight.requires_grad
@@ -167,7 +169,7 @@ class Encoder(Stack):
         self.final_layer_norm = RMSNorm(shape.d_model, shape.layer_norm_epsilon)
         self.dropout = SharedDropout(shape.dropout_rate)
 
-    def forward(self, embedded_BSD: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, embedded_BSD: Tensor, mask: Tensor | Consecutive | None) -> Tensor:
         x_BSD = self.dropout(embedded_BSD)
         bias, blocks_mask = self.parts(x_BSD, mask)
         for block in self.block:

@@ -12,7 +12,7 @@ H heads, K head width, E = H·K, F d_ff, V vocabulary rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -21,18 +21,30 @@ from torch import Tensor, nn
 
 from t5_pipeline.modeling.attention import attend, attend_flex, attend_to_states, attention_reference, bucket_table
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.decoder_cache import Encoded, KeysValues, LayerCache
 from t5_pipeline.modeling.limits import attends_without_keys
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-Mask: TypeAlias = "Tensor | BlockMask | None"
+Mask: TypeAlias = "Tensor | BlockMask | Consecutive | None"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
 }
+
+
+@dataclass(frozen=True)
+class Consecutive:
+    """The mask of self-attention in a single row of inputs, one after another, that do not see one another.
+
+    Nothing is padded, and attention computes no scores between inputs. Not for training: the inputs would share their
+    dropout masks.
+    """
+
+    lengths: tuple[int, ...]
 
 
 class SharedDropout(nn.Module):
@@ -128,43 +140,6 @@ def fp32_logits(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
         return F.linear(hidden_BTD.float(), weight_VD.float())
 
 
-KeysValues = tuple[Tensor, Tensor]
-
-
-@dataclass
-class LayerCache:
-    """Cached keys and values of one decoder layer, each [B, H, length, K]."""
-
-    own: KeysValues | None = None
-    encoded: KeysValues | None = None
-
-
-@dataclass
-class DecoderCache:
-    """State of step-by-step decoding: pass the same, initially empty cache to each call of `T5.decode`.
-
-    Attributes:
-        ids: the decoder's inputs so far, for a model that reads all of them again.
-        real_RT: True at cached positions that belong to their row, bool [R, T]; None if all do.
-    """
-
-    layers: dict[int, LayerCache] = field(default_factory=dict)
-    ids: Tensor | None = None
-    real_RT: Tensor | None = None
-
-    def layer(self, index: int) -> LayerCache:
-        return self.layers.setdefault(index, LayerCache())
-
-    def select(self, rows_R: Tensor) -> None:
-        """Continue from these decoder rows, each of which belongs to the same input as the row that it replaces."""
-        for layer in self.layers.values():
-            if layer.own is not None:
-                keys, values = layer.own
-                layer.own = keys[rows_R], values[rows_R]
-        if self.ids is not None:
-            self.ids = self.ids[rows_R]
-
-
 class Attention(nn.Module):
     """Projections around `attend`, and in the first block of a stack (or in each) the table of position biases.
 
@@ -197,15 +172,22 @@ class Attention(nn.Module):
         """Keys and values of x, each [B, H, S, K]."""
         return self._split(self.k(x_BSD)), self._split(self.v(x_BSD))
 
-    def forward(self, x_BQD: Tensor, source: KeysValues | Tensor, bias: Tensor | None, mask: Mask = None) -> Tensor:
+    def forward(
+        self, x_BQD: Tensor, source: KeysValues | list[Encoded] | Tensor, bias: Tensor | None, mask: Mask = None
+    ) -> Tensor:
         """Attend from x to a source; the output is [B, Q, D].
 
         Args:
-            source: keys and values; or encoder states [B, S, D], whose keys and values are skipped for few queries.
+            source: keys and values; or parts of them for consecutive rows, with their own biases; or encoder states
+                [B, S, D], whose keys and values are skipped for few queries.
             bias: added to the scores; in self-attention from `with_positions`.
-            mask: 0 or MASKED; or a BlockMask, for FlexAttention.
+            mask: 0 or MASKED; or a BlockMask, for FlexAttention; or consecutive inputs.
         """
         q_BHQK = self._split(self.q(x_BQD))
+        way = attention_reference if self.reference else attend
+        if isinstance(source, list):
+            parts = zip(q_BHQK.split([len(part.keys) for part in source]), source, strict=True)
+            return self._join(torch.cat([way(q_bHQK, at.keys, at.values, at.bias) for q_bHQK, at in parts]))
         if isinstance(source, Tensor):
             if self.for_few(x_BQD.size(1)):
                 shape = len(source), self.heads, source.size(1), 1
@@ -214,10 +196,13 @@ class Attention(nn.Module):
                 return self._join(out_BHQK)
             source = self.keys_values(source)
         k_BHSK, v_BHSK = source
+        if isinstance(mask, Consecutive):
+            assert bias is not None
+            each = zip(*(x.split(mask.lengths, dim=2) for x in (q_BHQK, k_BHSK, v_BHSK)), mask.lengths, strict=True)
+            return self._join(torch.cat([way(q, k, v, bias[..., :n, :n]) for q, k, v, n in each], dim=2))
         if mask is not None and not isinstance(mask, Tensor):
             assert bias is not None
             return self._join(attend_flex(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, self.max_distance, mask))
-        way = attention_reference if self.reference else attend
         return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask))
 
     def for_few(self, queries: int) -> bool:
@@ -236,13 +221,16 @@ class Attention(nn.Module):
         Not compiled: all blocks then share a graph, and the table of buckets stays a constant.
 
         Args:
-            mask: if it is a BlockMask, the result is the table [H, 2·far + 1] of `attend_flex`.
+            mask: if it is a BlockMask, the result is the table [H, 2·far + 1] of `attend_flex`; for consecutive inputs
+                it is the bias of the longest one, whose corners belong to the others.
         """
         if not hasattr(self, "relative_attention_bias"):
             return bias
-        if mask is not None and not isinstance(mask, Tensor):
-            return self.bias_by_distance()
         Q = x_BQD.size(1)
+        if isinstance(mask, Consecutive):
+            Q = max(mask.lengths)
+        elif mask is not None and not isinstance(mask, Tensor):
+            return self.bias_by_distance()
         past = 0 if cache is None or cache.own is None else cache.own[0].size(2)
         position_bias = self.position_bias(Q, past + Q)
         return (position_bias if bias is None else position_bias + bias).to(product_dtype(x_BQD))
@@ -299,7 +287,7 @@ class CrossAttentionLayer(nn.Module):
     ) -> Tensor:
         # Cross-attention has no positions, so several decoder rows of one input can be concatenated.
         normed_BQD = self.layer_norm(x_RTD).reshape(encoded_BSD.size(0), -1, x_RTD.size(-1))
-        source: KeysValues | Tensor = encoded_BSD
+        source: KeysValues | list[Encoded] | Tensor = encoded_BSD
         if cache is not None:
             if cache.encoded is None:
                 cache.encoded = self.EncDecAttention.keys_values(encoded_BSD)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.modeling.layers import DecoderCache
+from t5_pipeline.modeling.decoder_cache import DecoderCache
 from t5_pipeline.modeling.reparametrization import Reparametrization, scaled_rows
 from t5_pipeline.modeling.t5 import T5, shift_right, token_mask, unless_full
 

@@ -19,7 +19,15 @@ from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.modeling.attention import mask_bias
 from t5_pipeline.modeling.blocks import Block, Decoder, Encoder, Stack
 from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.layers import Attention, DecoderCache, OutputHead, RMSNorm, SharedDropout, fp32_logits
+from t5_pipeline.modeling.decoder_cache import DecoderCache
+from t5_pipeline.modeling.layers import (
+    Attention,
+    Consecutive,
+    OutputHead,
+    RMSNorm,
+    SharedDropout,
+    fp32_logits,
+)
 
 
 class T5(nn.Module):
@@ -75,12 +83,12 @@ class T5(nn.Module):
         rows_BSD: Tensor = self.shared(ids_BS)
         return rows_BSD
 
-    def encode(self, embedded_BSD: Tensor, mask: Tensor | None) -> Tensor:
+    def encode(self, embedded_BSD: Tensor, mask: Tensor | Consecutive | None) -> Tensor:
         """The encoder's output [B, S, D].
 
         Args:
-            mask: bool [B, S], True at tokens; or [B, S, S], True where a query (row) sees a key (column); None if every
-                position is a token.
+            mask: bool [B, S], True at tokens; or [B, S, S], True where a query (row) sees a key (column); or
+                consecutive inputs in a single row (B = 1, not compiled); None if every position is a token.
         """
         encoded_BSD: Tensor = self.encoder(embedded_BSD, mask)
         return encoded_BSD

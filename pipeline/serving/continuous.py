@@ -4,22 +4,28 @@ All texts of the batch advance by one token per step, whatever their lengths so 
 short ones that arrive after it. This is exact, because T5's positions are relative: the cached keys and values of a
 text that joins late are padded on the left, and the padding is masked.
 
-R texts in the batch, B texts that join, S encoder length (prompt included), T decoded length, D d_model, V vocabulary
-rows, H heads, K head width
+Keys and values of the inputs are computed without padding when texts join, and kept in parts of similar length. So a
+long input costs the others nothing, and a text that joins or leaves moves only the keys and values of its own part.
+
+R texts in the batch, b texts of a part, S input length (prompt included), N tokens of all inputs that join, T decoded
+length, D d_model, V vocabulary rows, H heads, K head width, E = H·K
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from t5_pipeline.modeling.attention import mask_bias
 from t5_pipeline.modeling.blocks import DecoderBlock
-from t5_pipeline.modeling.layers import CrossAttentionLayer, DecoderCache, KeysValues
+from t5_pipeline.modeling.decoder_cache import DecoderCache, Encoded
+from t5_pipeline.modeling.layers import Attention, CrossAttentionLayer
 from t5_pipeline.modeling.t5 import T5
 
 Owner = TypeVar("Owner")
@@ -47,59 +53,79 @@ class Text(Generic[Owner]):
 class RunningBatch(Generic[Owner]):
     """The texts that a T5 is decoding.
 
+    Args:
+        logits: fp32 logits [R, V] of decoder outputs [R, D]; default: those of the T5.
+
     >>> from t5_pipeline.modeling.config import T5Config
     >>> batch: RunningBatch[str] = RunningBatch(T5(T5Config(vocab_size=128)))
     >>> len(batch)
     0
     """
 
-    def __init__(self, t5: T5) -> None:
-        self.t5, self.eos = t5, t5.special.eos
+    def __init__(self, t5: T5, logits: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.t5, self.eos, self._logits = t5, t5.special.eos, logits or t5.logits
         self.texts: list[Text[Owner]] = []
+        self._lengths: list[int] = []  # of their inputs
+        self._parts: list[int] = []  # texts of each part
         self._cache = DecoderCache()
-        self._encoded_RSD = torch.empty(0)
-        self._mask_RS = torch.empty(0)
         self._next_R = torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @torch.no_grad()
-    def join(self, texts: Sequence[Text[Owner]], encoded_BSD: Tensor, mask_BS: Tensor | None) -> None:
+    def join(self, texts: Sequence[Text[Owner]], encoded: Sequence[Tensor]) -> None:
         """Add texts, which start with the next step.
 
         Args:
-            encoded_BSD, mask_BS: the encoder's output for their inputs; True at tokens, None if nothing is padded.
+            encoded: the encoder's output [S, D] for the input of each.
         """
-        B, S, _ = encoded_BSD.shape
-        mask_BS = encoded_BSD.new_ones(B, S, dtype=torch.bool) if mask_BS is None else mask_BS
-        next_B = torch.full((B,), self.t5.special.start, device=encoded_BSD.device)
+        lengths = [len(encoded_SD) for encoded_SD in encoded]
+        parts = by_length(lengths)
+        encoded_ND = torch.cat(list(encoded))
+        joining = [self._encoded(attention, encoded_ND, lengths, parts) for attention in self._cross_attentions()]
+        # Nothing has changed until here, in case that memory does not suffice.
         if not self.texts:
-            self._cache = DecoderCache()
-            self._encoded_RSD, self._mask_RS, self._next_R = encoded_BSD, mask_BS, next_B
-        else:
-            longest = max(S, self._encoded_RSD.size(1))
-            self._encoded_RSD = torch.cat([_padded(x, longest, dim=1) for x in (self._encoded_RSD, encoded_BSD)])
-            self._mask_RS = torch.cat([_padded(x, longest, dim=1) for x in (self._mask_RS, mask_BS)])
-            self._next_R = torch.cat([self._next_R, next_B])
-            if self._cache.real_RT is not None:
-                self._extend_cache(encoded_BSD, longest)
-        self.texts += texts
-
-    def _extend_cache(self, encoded_BSD: Tensor, longest: int) -> None:
-        """Add B rows: padding for the tokens decoded so far, and keys and values of the encoder's output."""
-        assert self._cache.real_RT is not None
-        B = encoded_BSD.size(0)
-        self._cache.real_RT = F.pad(self._cache.real_RT, (0, 0, 0, B))  # False
-        for index, block in enumerate(self.t5.decoder.block):
+            self._cache, self._lengths, self._parts = DecoderCache(), [], []
+        for index, added in enumerate(joining):
             layer = self._cache.layer(index)
-            assert layer.own is not None
-            assert layer.encoded is not None
-            keys, values = layer.own
-            layer.own = F.pad(keys, (0, 0, 0, 0, 0, 0, 0, B)), F.pad(values, (0, 0, 0, 0, 0, 0, 0, B))
+            layer.encoded = [*_parts(layer.encoded), *added]
+            if layer.own is not None:  # padding for the tokens decoded so far
+                keys, values = layer.own
+                padding = (0, 0, 0, 0, 0, 0, 0, len(texts))
+                layer.own = F.pad(keys, padding), F.pad(values, padding)
+        if self._cache.real_RT is not None:
+            self._cache.real_RT = F.pad(self._cache.real_RT, (0, 0, 0, len(texts)))  # False
+        next_b = torch.full((len(texts),), self.t5.special.start, device=encoded_ND.device)
+        self._next_R = torch.cat([self._next_R, next_b]) if self.texts else next_b
+        order = [i for part in parts for i in part]
+        self.texts += [texts[i] for i in order]
+        self._lengths += [lengths[i] for i in order]
+        self._parts += [len(part) for part in parts]
+
+    def _cross_attentions(self) -> Iterator[Attention]:
+        for block in self.t5.decoder.block:
             _, cross_attention, _ = cast(DecoderBlock, block).layer
-            added = cast(CrossAttentionLayer, cross_attention).EncDecAttention.keys_values(encoded_BSD)
-            layer.encoded = _joined(layer.encoded, added, longest)
+            yield cast(CrossAttentionLayer, cross_attention).EncDecAttention
+
+    def _encoded(
+        self, attention: Attention, encoded_ND: Tensor, lengths: Sequence[int], parts: Sequence[Sequence[int]]
+    ) -> list[Encoded]:
+        """Keys and values of a layer, computed without padding and then padded in each part."""
+        keys_NHK, values_NHK = (x_1HNK[0].transpose(0, 1) for x_1HNK in attention.keys_values(encoded_ND[None]))
+        begins = [0, *accumulate(lengths)]
+        found = []
+        for part in parts:
+            begin_b, length_b = (
+                torch.tensor([of[i] for i in part], device=encoded_ND.device) for of in (begins, lengths)
+            )
+            place_S = torch.arange(max(lengths[i] for i in part), device=encoded_ND.device)
+            mask_bS = place_S < length_b[:, None]
+            index_bS = (begin_b[:, None] + place_S).where(mask_bS, 0)  # padding is hidden, whatever its values
+            keys_bHSK, values_bHSK = (x_NHK[index_bS].transpose(1, 2).contiguous() for x_NHK in (keys_NHK, values_NHK))
+            padded = min(lengths[i] for i in part) < len(place_S)
+            found.append(Encoded(keys_bHSK, values_bHSK, mask_bias(mask_bS) if padded else None))
+        return found
 
     @torch.no_grad()
     def step(self) -> list[Text[Owner]]:
@@ -111,9 +137,13 @@ class RunningBatch(Generic[Owner]):
         R = len(self.texts)
         if R == 0:
             return []
-        hidden_R1D = self.t5.decode(self._next_R.unsqueeze(1), self._encoded_RSD, self._mask_RS, self._cache)
-        logits_RV = self.t5.logits(hidden_R1D).squeeze(1)
-        tokens = logits_RV.argmax(dim=-1).tolist()
+        nothing_R0D = torch.empty(R, 0, self.t5.shape.d_model, device=self._next_R.device)  # all of it is cached
+        hidden_R1D = self.t5.decode(self._next_R.unsqueeze(1), nothing_R0D, None, self._cache)
+        logits_RV = self._logits(hidden_R1D.squeeze(1))
+        # On a CPU, torch's argmax takes many times as long as NumPy's.
+        on_cpu = logits_RV.device.type == "cpu"
+        best_R = logits_RV.numpy().argmax(axis=-1) if on_cpu else logits_RV.argmax(dim=-1)
+        tokens = best_R.tolist()
         own = self._cache.real_RT
         here_R1 = torch.ones(R, 1, dtype=torch.bool, device=hidden_R1D.device)
         self._cache.real_RT = here_R1 if own is None else torch.cat([own, here_R1], dim=1)
@@ -134,14 +164,13 @@ class RunningBatch(Generic[Owner]):
         """Drop the texts of other rows, and the columns that no remaining text needs."""
         if len(rows) == len(self.texts):
             return
-        self.texts = [self.texts[row] for row in rows]
+        self.texts, self._lengths = [self.texts[row] for row in rows], [self._lengths[row] for row in rows]
         if not rows:
-            self._cache = DecoderCache()
+            self._cache, self._parts = DecoderCache(), []
             return
         rows_r = torch.tensor(list(rows), device=self._next_R.device)
-        self._next_R, mask_RS = self._next_R[rows_r], self._mask_RS[rows_r]
-        S = int(mask_RS.any(0).nonzero().max()) + 1
-        self._mask_RS, self._encoded_RSD = mask_RS[:, :S], self._encoded_RSD[rows_r, :S]
+        self._next_R = self._next_R[rows_r]
+        self._keep_encoded(rows)
         real_RT = self._cache.real_RT
         if real_RT is None:  # nothing was decoded yet
             return
@@ -149,20 +178,53 @@ class RunningBatch(Generic[Owner]):
         self._cache.real_RT = real_RT[rows_r, real_RT.size(1) - T :]
         for layer in self._cache.layers.values():
             assert layer.own is not None
-            assert layer.encoded is not None
             layer.own = tuple(x[rows_r, :, x.size(2) - T :] for x in layer.own)  # type: ignore[assignment]
-            layer.encoded = tuple(x[rows_r, :, :S] for x in layer.encoded)  # type: ignore[assignment]
+
+    def _keep_encoded(self, rows: Sequence[int]) -> None:
+        """Shrink the parts that lose texts."""
+        ends = list(accumulate(self._parts))
+        kept = [
+            [row - end + count for row in rows if end - count <= row < end]
+            for end, count in zip(ends, self._parts, strict=True)
+        ]
+        lengths = iter(self._lengths)
+        longest = [max((next(lengths) for _ in part), default=0) for part in kept]
+        for layer in self._cache.layers.values():
+            layer.encoded = [
+                _shrunk(encoded, part, S)
+                for encoded, part, S in zip(_parts(layer.encoded), kept, longest, strict=True)
+                if part
+            ]
+        self._parts = [len(part) for part in kept if part]
 
 
-def _padded(x: Tensor, length: int, dim: int) -> Tensor:
-    """`x` with zeros (False) up to `length` along a dimension."""
-    missing = length - x.size(dim)
-    return F.pad(x, (0, 0) * (x.dim() - dim - 1) + (0, missing)) if missing else x
+def _parts(encoded: object) -> list[Encoded]:
+    return encoded if isinstance(encoded, list) else []
 
 
-def _joined(present: KeysValues, added: KeysValues, length: int) -> KeysValues:
-    keys, values = (
-        torch.cat([_padded(old, length, dim=2), _padded(new.to(old.dtype), length, dim=2)])
-        for old, new in zip(present, added, strict=True)
-    )
-    return keys, values
+def _shrunk(encoded: Encoded, rows: Sequence[int], length: int) -> Encoded:
+    """These rows of a part, up to a length."""
+    if len(rows) == len(encoded.keys):
+        return encoded
+    rows_b = torch.tensor(list(rows), device=encoded.keys.device)
+    bias = None if encoded.bias is None else encoded.bias[rows_b, ..., :length]
+    return Encoded(encoded.keys[rows_b, :, :length], encoded.values[rows_b, :, :length], bias)
+
+
+def by_length(lengths: Sequence[int], waste: float = 0.25) -> list[list[int]]:
+    """Indices in groups of similar length, longest first: at most `waste` of a group's positions are padding.
+
+    >>> by_length([5, 40, 6, 38])
+    [[1, 3], [2, 0]]
+    """
+    groups: list[list[int]] = []
+    taken = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if groups and taken + lengths[i] >= (1 - waste) * longest * (len(groups[-1]) + 1):
+            groups[-1].append(i)
+            taken += lengths[i]
+        else:
+            groups.append([i])
+            taken = lengths[i]
+    return groups

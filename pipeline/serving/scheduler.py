@@ -27,6 +27,7 @@ from t5_pipeline.evaluation.held_out import answer_form
 from t5_pipeline.evaluation.predict import AnswerForm
 from t5_pipeline.modeling.model_dir import read_metadata
 from t5_pipeline.serving.backend import Backend
+from t5_pipeline.serving.continuous import by_length
 from t5_pipeline.serving.ctranslate2_backend import CTranslate2Backend
 from t5_pipeline.serving.jobs import Draining, Job, Limits, NotSupported, QueueFull, Result, TooLong
 from t5_pipeline.serving.prompt_store import PromptStore, ServedPrompt
@@ -204,16 +205,19 @@ class Scheduler:
         return labels, [self._texts.popleft() for _ in range(min(room, len(self._texts)))]
 
     def _turn(self, labels: Sequence[Job], texts: Sequence[Job]) -> None:
-        for group in _groups([job for job in labels if not self._dropped(job)]):
+        scored = [job for job in labels if not self._dropped(job)]
+        for places in by_length([job.total_length for job in scored]):
+            group = [scored[i] for i in places]
             try:
                 self._score(group)
             except Exception as error:
                 self._fail(group, error)
-        for group in _groups([job for job in texts if not self._dropped(job)]):
-            try:
-                self.backend.join(group)
-            except Exception as error:
-                self._fail(group, error)
+        joining = [job for job in texts if not self._dropped(job)]
+        try:
+            if joining:
+                self.backend.join(joining)
+        except Exception as error:
+            self._fail(joining, error)
         decoding = list(self.backend.decoding)
         try:
             self._decode()
@@ -267,18 +271,3 @@ class Scheduler:
         self.counts.input_tokens += job.total_length
         self.counts.output_tokens += tokens
         job.done.set_result(Result(text, scores, job.total_length, tokens, finish))
-
-
-def _groups(jobs: Sequence[Job], waste: float = 0.25) -> list[list[Job]]:
-    """Jobs in groups of similar total length: at most `waste` of a group's positions are padding."""
-    groups: list[list[Job]] = []
-    taken = 0
-    for job in sorted(jobs, key=lambda job: -job.total_length):
-        longest = groups[-1][0].total_length if groups else 0
-        if groups and taken + job.total_length >= (1 - waste) * longest * (len(groups[-1]) + 1):
-            groups[-1].append(job)
-            taken += job.total_length
-        else:
-            groups.append([job])
-            taken = job.total_length
-    return groups

@@ -22,7 +22,6 @@ PROMPT_B = torch.tensor([1, 0, 1])
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def model(request: pytest.FixtureRequest) -> PromptedT5:
     """With weights larger than at the start, so that different prompts give different answers."""
-    torch.set_num_threads(1)
     t5 = init_t5(replace(SHAPE, tied=request.param), seed=3)
     with torch.no_grad():
         for name, p in t5.named_parameters():

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.layers import Attention, DecoderCache, SharedDropout, _RMSNorm, rms_norm_reference
+from t5_pipeline.modeling.decoder_cache import DecoderCache
+from t5_pipeline.modeling.layers import Attention, SharedDropout, _RMSNorm, rms_norm_reference
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.t5 import T5, shift_right, token_mask

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from t5_pipeline.modeling.decoder_cache import DecoderCache
 from t5_pipeline.modeling.in_transformers import load_in_transformers
-from t5_pipeline.modeling.layers import DecoderCache
 from t5_pipeline.modeling.load import load_t5, save_t5
 from t5_pipeline.modeling.safetensors_dir import read_shape
 from t5_pipeline.modeling.t5 import shift_right, token_mask

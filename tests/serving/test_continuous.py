@@ -37,6 +37,10 @@ def alone(t5: T5, ids_1S: Tensor, most: int) -> list[int]:
     return ids
 
 
+def encoded(t5: T5, ids_1S: Tensor) -> Tensor:
+    return t5.encode(t5.embed(ids_1S), None)[0]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("schedule", [[0] * 8, [0, 0, 1, 1, 2, 5, 6, 20], [0, 3, 3, 3, 4, 4, 4, 9]])
 def test_texts_that_join_at_any_step_equal_texts_alone(t5: T5, schedule: list[int]) -> None:
@@ -45,12 +49,7 @@ def test_texts_that_join_at_any_step_equal_texts_alone(t5: T5, schedule: list[in
     for step in range(60):
         joining = [i for i, at in enumerate(schedule) if at == step]
         if joining:
-            longest = max(LENGTHS[i] for i in joining)
-            ids_BS = torch.zeros(len(joining), longest, dtype=torch.long)
-            for row, i in enumerate(joining):
-                ids_BS[row, : LENGTHS[i]] = inputs()[i]
-            mask = ids_BS != 0
-            batch.join([Text(i, MOST[i]) for i in joining], t5.encode(t5.embed(ids_BS), mask), mask)
+            batch.join([Text(i, MOST[i]) for i in joining], [encoded(t5, inputs()[i]) for i in joining])
         for text in batch.step():
             found[text.owner] = text.ids
     assert found == {i: alone(t5, ids_1S, MOST[i]) for i, ids_1S in enumerate(inputs())}
@@ -61,7 +60,7 @@ def test_texts_that_join_at_any_step_equal_texts_alone(t5: T5, schedule: list[in
 def test_leaving_changes_no_other_text(t5: T5) -> None:
     batch: RunningBatch[int] = RunningBatch(t5)
     for i in (1, 3, 5):
-        batch.join([Text(i, MOST[i])], t5.encode(t5.embed(inputs()[i]), None), None)
+        batch.join([Text(i, MOST[i])], [encoded(t5, inputs()[i])])
         batch.step()
     batch.keep([row for row, text in enumerate(batch.texts) if text.owner != 3])
     found = {}
@@ -76,11 +75,19 @@ def test_leaving_changes_no_other_text(t5: T5) -> None:
 def test_memory_shrinks_when_long_texts_leave(t5: T5) -> None:
     batch: RunningBatch[int] = RunningBatch(t5)
     batch.eos = -1  # none ends early
-    for length, most in ((12, 3), (2, 9)):
-        batch.join([Text(length, most)], t5.encode(t5.embed(torch.full((1, length), 5)), None), None)
+    # 12 and 10 share a part; 2 has one of its own.
+    most = {12: 3, 2: 9, 10: 9}
+    texts = [Text(length, most[length]) for length in most]
+    batch.join(texts, [encoded(t5, torch.full((1, length), 5)) for length in most])
+
+    def shapes() -> list[tuple[int, ...]]:
+        parts = batch._cache.layer(0).encoded
+        assert isinstance(parts, list)
+        return [tuple(part.keys.shape[:3]) for part in parts]
+
+    assert shapes() == [(2, 4, 12), (1, 4, 2)]
     for _ in range(4):
         batch.step()
-    assert batch._encoded_RSD.shape[:2] == (1, 2)
-    keys, _ = batch._cache.layer(0).encoded or (None, None)
-    assert keys is not None
-    assert keys.shape[:3] == (1, 4, 2)
+    assert shapes() == [(1, 4, 10), (1, 4, 2)]
+    batch.keep([row for row, text in enumerate(batch.texts) if text.owner == 2])
+    assert shapes() == [(1, 4, 2)]
