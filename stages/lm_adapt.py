@@ -2,7 +2,7 @@
 
 A segment t of ℓ tokens, prefix length k ~ U{1..ℓ−1}:  inputs = t[:k] + EOS,  targets = t[k:] + EOS
 
-`probe` tunes small prompts on the current weights as it trains: Figure 4(d) of the paper while it happens.
+`probe` tunes small prompts on the current weights as it trains: Figure 3(d) of the paper while it happens.
 Other objectives for adapting a T5 to text: `objective: lm | full_lm | packed_pairs`.
 
 In:  "model" (a T5), "tokens" (shards from prepare)

@@ -21,12 +21,13 @@ def add_doctor(commands: Any) -> None:
     """Add the command to the subparsers of `t5-pipeline`."""
     doctor = commands.add_parser(
         "doctor",
-        help="say what a model, prompt, corpus or task is, check it, and say how to fix it",
+        help="check a model, prompt, corpus or task, and say how to fix what is wrong",
         allow_abbrev=False,
     )
     doctor.description = (
-        "Print the contract of a checkpoint (sizes, special ids, sentinels, vocabulary, precisions) and what the stages"
-        " would do with it; check it, also by running it on the CPU; explain what is wrong. Exit code 2 if anything is."
+        "Print the properties of a checkpoint (sizes, special ids, sentinels, vocabulary, precisions) and what the"
+        " stages would do with it. Check it, also by running it on the CPU, and explain what is wrong. The exit code is"
+        " 2 if anything is wrong."
     )
     doctor.add_argument(
         "what", metavar="WHAT", help="T5 (also a hub name), prompt, PEFT adapter, corpus, token shards or task file"

@@ -43,8 +43,8 @@ def add_commands(commands: Any) -> None:
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.description = (
-        'Read one JSON object per line: "prompt" (a name; optional with a single prompt) and the fields of its task, or'
-        ' "input" with the finished text. Write one JSON line for each, in order: "output", and for classification'
+        'Read one JSON object per line: "prompt" (its name; optional if there is only one) and the fields of its task,'
+        ' or "input" with the finished text. Write one JSON line for each, in order: "output", and for classification'
         ' "scores", the log-likelihood of each label; or "line" and "error" for a row that cannot be answered.'
     )
     predict.add_argument("--model", metavar="M", help=f"{_MODEL}; not needed for fine-tuned T5s")
@@ -59,12 +59,14 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
     )
     predict.add_argument("--threads", type=positive, default=0, metavar="N", help="CPU threads (default: all cores)")
     predict.add_argument(
-        "--compile", action="store_true", help="torch.compile the T5; worth it for much input (default: off)"
+        "--compile",
+        action="store_true",
+        help="compile the T5 with torch.compile; faster for large inputs (default: off)",
     )
     text = predict.add_argument_group("free text (default: greedy decoding)")
     text.add_argument(
         "--max-output-length", type=positive, default=0, metavar="N",
-        help="maximum tokens (default: target length in training)",
+        help="maximum tokens of an answer (default: target length in training)",
     )  # fmt: skip
     text.add_argument("--beams", type=positive, default=1, metavar="N", help="beam search with N beams")
     text.add_argument(
@@ -135,7 +137,7 @@ def _add_prompts(commands: Any) -> None:
 
     near = commands.add_parser("neighbours", help="show the vocabulary tokens nearest to each row", allow_abbrev=False)
     near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
-    near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; the one the prompts were trained on")
+    near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; must be that of the prompts")
     near.add_argument("--top", type=positive, default=5, metavar="K", help="tokens per row (default: 5)")
     near.add_argument("--json", action="store_true", help="print JSON")
     near.set_defaults(command=_neighbours)
@@ -154,11 +156,11 @@ def _add_prompts(commands: Any) -> None:
     load = commands.add_parser("import", help="import a prompt from PEFT or .npy", allow_abbrev=False)
     load.add_argument("source", metavar="FILE", help="adapter directory or .npy file")
     load.add_argument("--from", dest="form", required=True, choices=("peft", "npy"), help="format of the file")
-    load.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; the one the prompt was trained on")
+    load.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; must be that of the prompt")
     load.add_argument(
         "--task", required=True, metavar="FILE", help="YAML file: name, data, inputs, targets, labels, metrics"
     )
-    load.add_argument("--output", required=True, metavar="DIR", help="directory of the prompt")
+    load.add_argument("--output", required=True, metavar="DIR", help="directory to write the prompt to")
     load.add_argument(
         "--sentinel",
         choices=("none", "targets", "both"),
@@ -174,15 +176,15 @@ def _add_prompts(commands: Any) -> None:
 
     recycle = commands.add_parser("recycle", help="map a prompt to another T5 without training", allow_abbrev=False)
     recycle.add_argument("prompt", metavar="PROMPT", help="prompt or prompt_tune stage")
-    recycle.add_argument("--from-model", required=True, metavar="A", help="the T5 that it was trained on")
-    recycle.add_argument("--to-model", required=True, metavar="B", help="the T5 to use it with")
-    recycle.add_argument("--output", required=True, metavar="DIR", help="directory of the mapped prompt")
+    recycle.add_argument("--from-model", required=True, metavar="A", help="T5 that the prompt was trained on")
+    recycle.add_argument("--to-model", required=True, metavar="B", help="T5 to map the prompt to")
+    recycle.add_argument("--output", required=True, metavar="DIR", help="directory to write the mapped prompt to")
     recycle.add_argument(
         "--map", dest="mapping", choices=("linear", "mlp"), default="linear",
-        help="fitted on the embeddings of shared vocabulary pieces (default: linear)",
+        help="map, fitted on the embeddings of shared vocabulary pieces (default: linear)",
     )  # fmt: skip
     recycle.add_argument(
-        "--task", metavar="FILE", help="YAML file of a task: score before and after, on its validation rows"
+        "--task", metavar="FILE", help="YAML file of a task; print scores on its validation rows, before and after"
     )
     recycle.set_defaults(command=_recycle)
 
@@ -197,7 +199,7 @@ def _add_prompts(commands: Any) -> None:
         "pull", help="fetch a package, check it, and write it to a directory", allow_abbrev=False
     )
     pull.add_argument("source", metavar="FROM", help="user/name on the hub, a URL, or a directory")
-    pull.add_argument("directory", type=Path, metavar="DIR", help="directory of the prompt")
+    pull.add_argument("directory", type=Path, metavar="DIR", help="directory to write the prompt to")
     pull.set_defaults(command=_pull)
 
 

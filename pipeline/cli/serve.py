@@ -28,38 +28,42 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--model", required=True, metavar="M", help="frozen T5: hub name, directory or stage directory")
     serve.add_argument(
         "--prompts", required=True, metavar="DIR",
-        help="prompt, prompt_tune stage, folder of prompts, or its URL (s3://, …); watched",
+        help="prompt, prompt_tune stage, folder of prompts, or its URL (s3://, …); changes are served",
     )  # fmt: skip
     serve.add_argument("--name", metavar="NAME", help="name of the T5 without a prompt (default: base)", default="base")
     address = serve.add_argument_group("address and access")
     address.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address (default: 127.0.0.1)")
     address.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000; 0: any free one)")
-    address.add_argument("--keys", type=Path, metavar="FILE", help="file of API keys, one a line (default: no keys)")
-    address.add_argument(
-        "--allow-changes", action="store_true", help="let requests add and remove prompts of --prompts"
-    )
+    address.add_argument("--keys", type=Path, metavar="FILE", help="file of API keys, one per line (default: no keys)")
+    address.add_argument("--allow-changes", action="store_true", help="allow requests that add and remove prompts")
     limits = serve.add_argument_group("limits")
-    limits.add_argument("--max-batch", type=positive, default=32, metavar="N", help="inputs per batch (default: 32)")
     limits.add_argument(
-        "--max-waiting", type=positive, default=1024, metavar="N", help="inputs in the queue (default: 1024)"
+        "--max-batch", type=positive, default=32, metavar="N", help="maximum inputs per batch (default: 32)"
+    )
+    limits.add_argument(
+        "--max-waiting", type=positive, default=1024, metavar="N", help="maximum inputs in the queue (default: 1024)"
     )
     limits.add_argument(
         "--max-input-length", type=positive, default=512, metavar="N",
-        help="input tokens without a prompt (default: 512); prompts have their own",
+        help="maximum input tokens without a prompt (default: 512); prompts have their own limits",
     )  # fmt: skip
     limits.add_argument(
-        "--max-output-length", type=positive, default=512, metavar="N", help="tokens of an answer (default: 512)"
+        "--max-output-length",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="maximum tokens of an answer (default: 512)",
     )
     limits.add_argument(
-        "--max-body", type=positive, default=1 << 20, metavar="BYTES", help="size of a request (default: 1 MiB)"
+        "--max-body", type=positive, default=1 << 20, metavar="BYTES", help="maximum size of a request (default: 1 MiB)"
     )
     limits.add_argument(
-        "--timeout", type=above_zero, default=60.0, metavar="S", help="seconds for a request (default: 60)"
+        "--timeout", type=above_zero, default=60.0, metavar="S", help="maximum seconds for a request (default: 60)"
     )
     execution = serve.add_argument_group("execution")
     execution.add_argument(
         "--engine", choices=("torch", "ctranslate2"), default="torch",
-        help="what computes (default: torch); ctranslate2 decodes greedily, with the prompts of the start",
+        help="library that runs the T5 (default: torch); ctranslate2: greedy, needs restarts for changes",
     )  # fmt: skip
     execution.add_argument(
         "--precision", choices=("fp32", "bf16", "int8"), default="fp32",
@@ -67,7 +71,9 @@ def add_serve(commands: Any) -> None:
     )  # fmt: skip
     execution.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
     execution.add_argument(
-        "--compile", action="store_true", help="torch.compile the T5; first requests wait for it (default: off)"
+        "--compile",
+        action="store_true",
+        help="compile the T5 with torch.compile; the first requests wait for it (default: off)",
     )
     serve.set_defaults(command=_serve)
 

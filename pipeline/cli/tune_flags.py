@@ -23,8 +23,8 @@ def add_tune(commands: Any) -> None:
         "tune", help="turn a file of examples into a tested prompt, without a recipe", allow_abbrev=False
     )
     tune.description = (
-        "Freeze a T5, learn one task as a soft prompt, and score it on held-out rows. Without --validation, a tenth of"
-        " the rows chooses the checkpoint and a tenth tests it. Run the same command to resume."
+        "Freeze a T5, learn one task as a soft prompt, and score it on held-out rows. By default, a tenth of the rows"
+        " selects the checkpoint, and another tenth is used for the test. Run the same command to resume."
     )
     task = tune.add_argument_group("task")
     task.add_argument(
@@ -39,7 +39,7 @@ def add_tune(commands: Any) -> None:
     )
     task.add_argument("--labels", nargs="+", metavar="A,B", help="all possible targets (default: free text)")
     task.add_argument(
-        "--validation", type=Path, metavar="FILE", help="rows to select the checkpoint by (default: part of --train)"
+        "--validation", type=Path, metavar="FILE", help="rows that select the checkpoint (default: part of --train)"
     )
     task.add_argument(
         "--test", type=Path, metavar="FILE", help="rows to score on (default: part of --train, or --validation)"
@@ -57,9 +57,9 @@ def add_tune(commands: Any) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="prompts to train in one batch, from --seed on (default: 1)",
+        help="prompts to train in one batch, with seeds from --seed upwards (default: 1)",
     )
-    seeds.add_argument("--vote", action="store_true", help="keep all seeds, to vote (default: the best on validation)")
+    seeds.add_argument("--vote", action="store_true", help="keep all seeds for a majority vote (default: the best)")
     run = tune.add_argument_group("execution")
     run.add_argument(
         "--output-dir", required=True, type=Path, metavar="DIR", help="run directory, with the prompt in DIR/prompt"

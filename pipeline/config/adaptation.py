@@ -97,7 +97,7 @@ class SpanCorruptConfig(LanguageModelConfig):
     noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, lt=1)
     mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", ge=1)
     mixture: list[DenoiserConfig] = setting(
-        [], "objectives to mix by rate instead: `ul2`, or in a recipe a list of denoisers", neutral=True
+        [], "mixture of objectives instead of one: `ul2`, or in a recipe a list of denoisers", neutral=True
     )
 
     @field_validator("mixture", mode="before")
@@ -173,12 +173,12 @@ class LMAdaptConfig(LanguageModelConfig, ProbeConfig):
     )
     # ρ: a prefix of a segment of ℓ tokens has at least about (1−2ρ)·ℓ tokens.
     prefix_density: float = setting(
-        0.5, "prefix_lm: 0.5: all prefix lengths are equally likely (the paper); less favours long ones", gt=0, le=0.5
+        0.5, "prefix_lm; 0.5: all prefix lengths equally likely (the paper); less: longer prefixes", gt=0, le=0.5
     )
     segment_length: int = setting(512, "maximum tokens of an input and of a target, with EOS", unit="tokens", gt=2)
     # T5 packs examples into rows of segment_length + segment_length positions; the paper's batch is 2,048 of them.
     batch_unit: Literal["examples", "rows"] = setting(
-        "examples", "what batch_size counts: examples, or rows of several, as T5 packs them (the paper)"
+        "examples", "unit of batch_size: examples, or T5's packed rows of several examples (the paper)"
     )
 
     @model_validator(mode="after")
@@ -219,12 +219,12 @@ class SentinelConfig(StageConfig):
     """Span Corruption + Sentinel (Lester et al. 2021, §3.2)."""
 
     kind: ClassVar[str] = "sentinel"
-    summary: ClassVar[str] = "mark a span-corruption T5 to use sentinels downstream, without training"
+    summary: ClassVar[str] = "mark a span-corruption T5 to begin its targets with a sentinel, without training"
     outputs: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Annotated[str, Input("model")] = setting(..., "T5 to mark: hub name, directory or stage")
     variant: Literal["targets", "both"] = setting(
-        "targets", "position of extra_id_0: start of targets (the paper), or both that and the end of inputs"
+        "targets", "position of extra_id_0: start of targets (the paper), or both there and after inputs"
     )
     new_rows: Literal["mean", "normal"] = setting(
         "mean", "initial embeddings of missing sentinels: the mean row, or normal noise around it"

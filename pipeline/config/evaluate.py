@@ -36,12 +36,12 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     max_output_length: int = setting(
         64, "maximum length of decoded free text; with labels: the longest label + 1", unit="tokens", gt=0
     )
-    beams: int = setting(1, "free text: number of beams; 1: greedily", unit="beams", gt=0)
-    length_penalty: float = setting(1.0, "beam search: a text's log p is divided by its number of tokens to this power")
+    beams: int = setting(1, "free text: number of beams; 1: greedy decoding", unit="beams", gt=0)
+    length_penalty: float = setting(1.0, "beam search: divide log p by the number of tokens to this power")
     baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")
     ensembles: bool = setting(True, "also score the majority vote of prompts that differ only in their seed")
     latency_tasks: list[Annotated[int, Field(gt=0, le=10_000)]] = setting(
-        [], "numbers N of tasks on one T5 for which to time a request for one of them; none: off", unit="tasks"
+        [], "time a request for one of N tasks on one T5, for each of these N; none: off", unit="tasks"
     )
     neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)
 

@@ -48,6 +48,6 @@ class PrepareConfig(StageConfig):
     )
     # Machines of the cluster share the output directory. Addresses: auto, HOST:PORT, ray://HOST:PORT.
     ray: str | None = setting(
-        None, "Ray cluster to use: address, or `local` to start one; none: `threads` local processes",
+        None, "Ray cluster: its address, or `local` to start one; none: `threads` local processes",
         role="runtime",
     )  # fmt: skip

@@ -19,24 +19,30 @@ class ProbeConfig(TrainingConfig):
     """Group: probes, which show how well the T5 can be prompted so far."""
 
     probe: list[TaskConfig] = setting(
-        [], "tasks on which to tune small prompts now and then, to see how well it works; empty: none", role=_RUNTIME
+        [], "tasks on which to tune small prompts at intervals, to measure promptability; none: off", role=_RUNTIME
     )
     probe_every: int = setting(
-        1000, "steps between probes; one more is before the first", unit="steps", role=_RUNTIME, gt=0
+        1000, "steps between probes; there is also one before the first step", unit="steps", role=_RUNTIME, gt=0
     )
-    probe_cost: float = setting(0.1, "most FLOPs of all probes, as a share of the adaptation's", role=_RUNTIME, gt=0)
+    probe_cost: float = setting(
+        0.1, "maximum FLOPs of all probes, as a fraction of the adaptation's", role=_RUNTIME, gt=0
+    )
     probe_patience: int = setting(
         0, "stop after this many probes without a better score; 0: never", unit="probes", role=_RUNTIME, ge=0
     )
-    probe_prompts: int = setting(3, "prompts for each task, which differ in their seed", role=_RUNTIME, gt=0)
-    probe_prompt_length: int = setting(20, "length of these prompts", unit="tokens", role=_RUNTIME, gt=0)
+    probe_prompts: int = setting(3, "prompts of a probe for each task, which differ in their seed", role=_RUNTIME, gt=0)
+    probe_prompt_length: int = setting(20, "length of a probe's prompts", unit="tokens", role=_RUNTIME, gt=0)
     probe_steps: int = setting(50, "steps of prompt tuning in a probe", unit="steps", role=_RUNTIME, gt=0)
-    probe_batch_size: int = setting(16, "examples per step and prompt", unit="examples", role=_RUNTIME, gt=0)
+    probe_batch_size: int = setting(16, "examples per step and prompt of a probe", unit="examples", role=_RUNTIME, gt=0)
     probe_input_length: int = setting(
-        128, "maximum input tokens, besides the prompt", unit="tokens", role=_RUNTIME, gt=0
+        128, "maximum input tokens in a probe, besides the prompt", unit="tokens", role=_RUNTIME, gt=0
     )
     probe_rows: int = setting(
-        100, "validation rows to score, spread evenly over the split; 0: all", unit="rows", role=_RUNTIME, ge=0
+        100,
+        "validation rows to score in a probe, spread evenly over the split; 0: all",
+        unit="rows",
+        role=_RUNTIME,
+        ge=0,
     )
 
     @field_validator("probe")

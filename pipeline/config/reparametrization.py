@@ -11,7 +11,7 @@ class RankOneConfig(Config):
     """Group: prompts whose rows are scaled by a matrix of rank one."""
 
     factor_learning_rate: float = setting(
-        0.4, "learning rate of the factors of rank-one matrices; they share the prompts' schedule", neutral=True, gt=0
+        0.4, "learning rate of the rank-one factors u and v; they share the prompts' schedule", neutral=True, gt=0
     )
 
 
@@ -19,14 +19,14 @@ class ReparametrizationConfig(RankOneConfig):
     """Group: numbers that are trained in place of a prompt's rows, which are published as always."""
 
     reparametrization: Literal["none", "residual", "low_rank", "superpos", "rank_one"] = setting(
-        "none", "train rows directly, or residual MLP, A·B, sums of vocabulary rows, P∘(u·vᵀ)", neutral=True
+        "none", "numbers to train: the rows (none), or others that give the rows (docs/prompts.md)", neutral=True
     )
     residual_width: int = setting(
         400, "hidden width of the MLP (reparametrization: residual)", unit="numbers", neutral=True, gt=0
     )
-    rank: int = setting(10, "columns of A and rows of B (reparametrization: low_rank)", neutral=True, gt=0)
+    rank: int = setting(10, "rank of the product A·B (reparametrization: low_rank)", neutral=True, gt=0)
     superpos_tokens: int = setting(
-        128, "vocabulary rows that are weighted (reparametrization: superpos)", unit="tokens", neutral=True, gt=0
+        128, "vocabulary rows in a weighted sum (reparametrization: superpos)", unit="tokens", neutral=True, gt=0
     )
 
     def trained_numbers(self, length: int, width: int) -> int:

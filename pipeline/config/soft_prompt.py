@@ -26,7 +26,7 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig):
     # uniform: U[−0.5, 0.5]; uniform_code: U[0, 0.5), as in the official code; vocabulary: embeddings of frequent
     # tokens; class_labels: mean embedding of each label, the remaining rows as with vocabulary.
     prompt_init: Literal["uniform", "uniform_code", "vocabulary", "class_labels", "text", "prompt", "shared"] = setting(
-        "class_labels", "random: uniform, uniform_code; words: vocabulary, class_labels, text; trained: others"
+        "class_labels", "start: random (uniform*), words (vocabulary, class_labels, text), trained (prompt, shared)"
     )
     init_text: str | None = setting(None, "text whose token embeddings start the prompt (prompt_init: text)")
     init_prompt: Annotated[str | None, Input("prompt")] = setting(
@@ -83,10 +83,10 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
     scored_as: ClassVar[tuple[str, str] | None] = ("prompts", "soft prompts: a prompt_tune stage, or a directory")
 
     factor_long_prompts: bool = setting(
-        False, "factor Adafactor's moments of prompts of 128 rows and more (the official code)"
+        False, "factor Adafactor's second moments of prompts of 128 or more rows (the official code)"
     )
     update_clipping: float = setting(
-        1.0, "Adafactor: largest RMS of an update, before the learning rate", neutral=True, gt=0
+        1.0, "Adafactor: maximum RMS of an update, before the learning rate is applied", neutral=True, gt=0
     )
 
     # Settings that may differ between prompts trained in one batch on one frozen T5.

@@ -159,24 +159,24 @@ class OptimizerConfig(Config):
     steps: int = setting(..., "total optimizer steps", unit="steps", role="extent", ge=0)
     batch_size: int = setting(32, "global batch size, over all processes", unit="examples", gt=0)
     optimizer: Literal["adafactor", "adamw"] = setting("adafactor", "Adafactor as in T5X, or AdamW")
-    learning_rate: float = setting(1e-3, "learning rate; under `schedule: rsqrt` the factor that scales 1/√step", gt=0)
+    learning_rate: float = setting(1e-3, "learning rate; with `schedule: rsqrt`, the factor of 1/√step", gt=0)
     schedule: Literal["constant", "rsqrt", "linear"] = setting(
         "constant", "rsqrt: 1/√max(step + step_offset, warmup_steps); linear: falls to 0 at the last step"
     )
     warmup_steps: int = setting(
         0,
-        f"warm-up: constant rate (rsqrt) or linear rise; none: {RSQRT_WARMUP:,} for rsqrt, else 0",
+        f"warm-up, constant (rsqrt) or a linear rise; none: {RSQRT_WARMUP:,} for rsqrt, else 0",
         unit="steps",
         ge=0,
     )
     step_offset: int = setting(
         0,
-        "earlier steps of the T5, for rsqrt; lm_adapt: none: those known of T5 1.1 and T5X, else 0",
+        "rsqrt: earlier steps of the T5; lm_adapt, if unset: the known number, else 0",
         unit="steps",
         ge=0,
     )
     optimizer_step_offset: int = setting(
-        0, "steps that Adafactor's β₂ counts before the first (official prompt tuning: 1,100,000)", unit="steps", ge=0
+        0, "steps already counted in Adafactor's β₂ (official prompt tuning: 1,100,000)", unit="steps", ge=0
     )
     weight_decay: float = setting(0.0, "decoupled weight decay per step, not scaled by the learning rate", ge=0)
     z_loss: float = setting(1e-4, "weight of (log Z)² in the loss", ge=0)
@@ -252,7 +252,7 @@ class RuntimeConfig(Config):
     """Group: gradient accumulation, non-finite losses and logging of a training stage."""
 
     microbatch_size: int = setting(
-        0, "examples per forward pass (gradient accumulation); 0 limits tokens instead", unit="examples",
+        0, "examples per forward pass (gradient accumulation); 0: limit the tokens instead", unit="examples",
         role="runtime", ge=0,
     )  # fmt: skip
     on_nonfinite: Literal["stop", "skip"] = setting(
@@ -273,7 +273,9 @@ class PrecisionConfig(Config):
 class ScoringConfig(Config):
     """Group: the answers that are compared with targets, in evaluation and in the selection of checkpoints."""
 
-    scoring: Scoring = setting("decode", "answer if there are labels: decoded text (the paper), or likeliest label")
+    scoring: Scoring = setting(
+        "decode", "tasks with labels: score the decoded text (the paper), or the likeliest label"
+    )
 
 
 class CompileConfig(Config):
@@ -285,7 +287,7 @@ class CompileConfig(Config):
 
     attention: Literal["auto", "sdpa", "flex"] = setting(
         "auto",
-        "compiled self-attention of a frozen T5 on GPUs: torch's SDPA or FlexAttention; auto: SDPA",
+        "self-attention of a compiled, frozen T5 on GPUs: SDPA or FlexAttention; auto: SDPA",
         role="runtime",
     )
 

@@ -50,16 +50,16 @@ class SweepConfig(Config):
     """
 
     sweep: dict[str, list[Any]] = setting(
-        {}, "settings to try in one batch, each with its values; the best combination is published", neutral=True
+        {}, "lists of values by setting, to try in one batch; the best combination is published", neutral=True
     )
     halving: int = setting(
-        2, "η: at each rung of a sweep 1/η of the prompts remain; 0: all train to the end", neutral=True, ge=0
+        2, "sweep: η; 1/η of the prompts remain after each rung; 0: all train to the end", neutral=True, ge=0
     )
     first_rung: int = setting(
-        0, "r, the first rung of a sweep; 0: steps/η^k for k rungs", unit="steps", neutral=True, ge=0
+        0, "sweep: step r of the first rung; 0: steps/η^k for k rungs", unit="steps", neutral=True, ge=0
     )
     sweep_slots: int = setting(
-        0, "K, prompts of a sweep that train at a time, in turns up to each rung; 0: all", unit="prompts", neutral=True,
+        0, "sweep: K prompts train at a time, in turns up to each rung; 0: all at once", unit="prompts", neutral=True,
         ge=0,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """A probe of LM adaptation: prompts tuned on the current weights for a few steps, and their validation scores.
 
-Figure 4(d) of Lester et al. 2021 shows how well a T5 can be prompted after more and more steps of adaptation. A probe
+Figure 3(d) of Lester et al. 2021 shows how well a T5 can be prompted after more and more steps of adaptation. A probe
 measures one of its points while the adaptation runs.
 
 The training is not changed: the T5 is frozen meanwhile, the probe has its own optimizer and its own random numbers, and

@@ -90,7 +90,7 @@ def validation_section(run: Run, paths: dict[str, str], series: Series) -> Secti
 
 
 def promptability_section(run: Run, series: Series) -> Section | None:
-    """Scores of the probes of LM adaptation by step: Figure 4(d) of the paper."""
+    """Scores of the probes of LM adaptation by step: Figure 3(d) of the paper."""
     figures = []
     for number, job in enumerate(run.jobs):
         for task in dict.fromkeys(name.rpartition(",")[0] for name in job.log.probes):
@@ -109,7 +109,7 @@ def promptability_section(run: Run, series: Series) -> Section | None:
             figures.append(figure(plot, join([tag("b", job.stage), text])))
     note = (
         "Average of the task's metrics on its validation rows after a few steps of prompt tuning: how well the T5 can"
-        " be prompted after more and more steps of adaptation (Lester et al. 2021, Figure 4(d))."
+        " be prompted after more and more steps of adaptation (Lester et al. 2021, Figure 3(d))."
     )
     return noted("promptability", "Promptability during LM adaptation", note, plots(figures))
 
