@@ -1,6 +1,6 @@
 """Requests per second and latency of many prompts on one T5, next to PEFT, transformers and CTranslate2.
 
-T5 1.1 Small in fp32 with random weights, 16 prompts of 20 rows, inputs of 8 to 256 tokens (documentation of Python) and
+T5 1.1 Small in fp32 with random weights, 16 prompts of 20 rows, inputs of 4 to 89 tokens (documentation of Python) and
 8 greedy tokens for each: the same work on every side. 64 clients send a request, wait for the answer, and think for a
 random, exponentially distributed time. Every side runs in this process on the threads of `--threads`; the server runs
 in its own process, with its clients here.
