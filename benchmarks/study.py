@@ -1,6 +1,7 @@
-"""Results of the study (recipes/study.yaml): the tables of docs/results.md, and all that recomputes them.
+"""Results of the studies (recipes/study.yaml and others): the tables of docs/results.md, and all that recomputes them.
 
-python -m benchmarks.study RUN_DIR records a finished run in benchmarks/results/study.json and prints the tables.
+python -m benchmarks.study RUN_DIR records a finished run of recipes/NAME.yaml in benchmarks/results/NAME.json and
+prints its tables.
 """
 
 from __future__ import annotations
@@ -27,15 +28,23 @@ from t5_pipeline.report.collect import ModelSize, Run, collect
 from t5_pipeline.report.scores import Answers, Score
 from t5_pipeline.report.summary import summarise
 
-RECIPE = Path(__file__).parent.parent / "recipes/study.yaml"
-RESULTS = Path(__file__).parent / "results/study.json"
+STUDIES = ("study", "wikipedia-study")
 _LEFT_OUT = {"samples", "neighbours"}
 _FIRST = ord("a")  # an answer is recorded as a letter: a, b, … are its places in the confusion matrix
+
+
+def recipe_of(name: str) -> Path:
+    return Path(__file__).parent.parent / f"recipes/{name}.yaml"
+
+
+def results_of(name: str) -> Path:
+    return Path(__file__).parent / f"results/{name}.json"
 
 
 def recorded(run: Run) -> dict[str, Any]:
     """Scores, answers, sizes, digests and times of a finished run."""
     return {
+        "recipe": run.recipe.name,
         "scores": [
             row.model_dump(mode="json", exclude=_LEFT_OUT, exclude_none=True)
             | {"answers": _letters(run.answers[row.identity])}
@@ -77,7 +86,8 @@ def run_of(results: dict[str, Any]) -> Run:
         row.identity: np.array([ord(letter) - _FIRST for letter in of_row])
         for row, of_row in zip(rows, letters, strict=True)
     }
-    return Run(load_recipe(RECIPE), RECIPE.read_text(encoding="utf-8"), [], rows, models, answers=answers)
+    recipe = recipe_of(results["recipe"])
+    return Run(load_recipe(recipe), recipe.read_text(encoding="utf-8"), [], rows, models, answers=answers)
 
 
 def judged(run: Run) -> list[Finding]:
@@ -94,17 +104,18 @@ def verdict_table(run: Run) -> str:
     return "\n".join(lines)
 
 
-def score_table(run: Run) -> str:
-    """All scores in Markdown: mean ± standard deviation over seeds."""
-    lines = [
-        "| T5 | pretraining | method | prompt | accuracy | by label likelihood | seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def score_tables(run: Run) -> Iterator[str]:
+    """All scores in Markdown, a table for each task: mean ± standard deviation over seeds."""
     for task in scored(run, summarise(run)):
+        metric = task.task.metric.replace("_", " ")
+        lines = [
+            f"| T5 | pretraining | method | prompt | {metric} | by label likelihood | seeds |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for arm, rows in task.by_arm.items():
             cells = (f"{(arm.parameters or 0) / 1e6:.2f}M", _pretraining(arm), arm.method, _prompt(arm))
             lines.append(f"| {' | '.join((*cells, *_spreads(task, rows), str(len(rows))))} |")
-    return "\n".join(lines)
+        yield "\n".join(lines)
 
 
 def _pretraining(arm: Arm) -> str:
@@ -137,17 +148,22 @@ def digest_table(results: dict[str, Any]) -> str:
 
 def tables(results: dict[str, Any]) -> list[str]:
     run = run_of(results)
-    return [verdict_table(run), score_table(run), digest_table(results)]
+    return [verdict_table(run), *score_tables(run), digest_table(results)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", type=Path, help="a finished run to record (default: the recorded one)")
+    parser.add_argument(
+        "run_dir", nargs="?", type=Path, help="a finished run to record (default: print the recorded ones)"
+    )
     given = parser.parse_args()
+    names = STUDIES
     if given.run_dir:
-        results = recorded(collect(given.run_dir, answers=True))
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print("\n\n".join(tables(read_json(RESULTS))))
+        run = collect(given.run_dir, answers=True)
+        names = (run.recipe.name,)
+        results_of(*names).write_text(json.dumps(recorded(run), indent=1) + "\n", encoding="utf-8")
+    for name in names:
+        print("\n\n".join((f"{name}:", *tables(read_json(results_of(name))))))
 
 
 if __name__ == "__main__":

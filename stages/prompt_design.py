@@ -7,7 +7,7 @@ The best of several templates on the validation rows is published.
 In:  "model" (a T5), a task
 Out: "text_prompt" (the template and the demonstrations), one for each cell
 Run: accelerate launch stages/prompt_design.py --model runs/adapted --task tasks/rte.yaml --shots 4 --output-dir runs/x
- or: accelerate launch stages/prompt_design.py --recipe recipes/wikipedia-study.yaml
+ or: accelerate launch stages/prompt_design.py --recipe recipes/study.yaml
 """
 
 from __future__ import annotations
