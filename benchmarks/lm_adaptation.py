@@ -182,18 +182,24 @@ def same_loss(ours: T5, theirs: nn.Module, batch: Batch) -> dict[str, float]:
     return {name: round(loss, 4) for name, loss in losses.items()}
 
 
-def measure(size: str, rounds: int) -> dict[str, Any]:
-    """One size of T5 1.1."""
+def same_weights(shape: T5Config, *flags: dict[str, Any]) -> tuple[T5, list[Any]]:
+    """Our T5 with random weights, and a T5 of transformers with the same for each set of flags; without dropout."""
     from transformers import T5ForConditionalGeneration
 
-    shape: T5Config = SIZES[size]
     ours = init_t5(shape, seed=0)
     ours.set_dropout(0.0)
     ours.train()
     with tempfile.TemporaryDirectory() as directory:
         save_t5(ours, Path(directory))
         load = partial(T5ForConditionalGeneration.from_pretrained, directory, dropout_rate=0.0)
-        peers = {"Trainer": load(), "Accelerate loop": load()}
+        return ours, [load(**given) for given in flags]
+
+
+def measure(size: str, rounds: int) -> dict[str, Any]:
+    """One size of T5 1.1."""
+    shape: T5Config = SIZES[size]
+    ours, loaded = same_weights(shape, {}, {})
+    peers = dict(zip(("Trainer", "Accelerate loop"), loaded, strict=True))
     batches = LMBatches(PrefixLM(Documents(), 0, LENGTH), BATCHES[size], seed=0)
     batch = batches.at(0)
     rows = as_rows(batch)

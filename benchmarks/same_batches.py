@@ -9,23 +9,21 @@ In bf16 if the CPU has instructions for it, otherwise in fp32.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.lm_adaptation import BATCHES, LENGTH, PEER_ROWS, Documents, as_rows
+from benchmarks.lm_adaptation import BATCHES, LENGTH, PEER_ROWS, Documents, as_rows, same_weights
 from benchmarks.machine import compared, fast_dtype, in_turn, layer_rate
 from t5_pipeline.cost.flops import forward_flops
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.sampling.batches import LMBatches
 from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.load import init_t5, save_t5
 from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loss import output_loss
@@ -67,16 +65,8 @@ def their_pass(model: Any, inputs_BS: Tensor, targets_BT: Tensor, dtype: torch.d
 
 
 def measure(size: str, rounds: int) -> dict[str, Any]:
-    from transformers import T5ForConditionalGeneration
-
     shape: T5Config = SIZES[size]
-    ours = init_t5(shape, seed=0)
-    ours.set_dropout(0.0)
-    ours.train()
-    with tempfile.TemporaryDirectory() as directory:
-        save_t5(ours, Path(directory))
-        load = partial(T5ForConditionalGeneration.from_pretrained, directory, dropout_rate=0.0)
-        theirs: nn.Module = load(attn_implementation="sdpa")
+    ours, [theirs] = same_weights(shape, {"attn_implementation": "sdpa"})
     theirs.train()
     dtype = fast_dtype()
     inputs_BS, targets_BT = padded_batch(shape.vocab_size)
@@ -146,15 +136,20 @@ def run(rounds: int, data: Path, sizes: tuple[str, ...] = ("small",)) -> dict[st
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    lines = ["| T5 1.1 | side | seconds | share of the d_model × d_ff product | time / ours |", "|---|---|---|---|---|"]
-    for row in found["rows"]:
+def tables(measured: Mapping[str, dict[str, Any]], padding: Mapping[str, Mapping[str, float]]) -> str:
+    """The timed sides, and the counted products, by what was computed."""
+    lines = ["| | side | seconds | share of the d_model × d_ff product | time / ours |", "|---|---|---|---|---|"]
+    for name, found in measured.items():
         lines += [
-            f"| {row['size'].capitalize()}, {row['dtype']} | {side['side']} | {side['seconds']} |"
-            f" {side['share']:.0%} of {row['product_gflops']} GFLOP/s | {side['times_slower']} |"
-            for side in row["sides"]
+            f"| {name}, {found['dtype']} | {side['side']} | {side['seconds']} |"
+            f" {side['share']:.0%} of {found['product_gflops']} GFLOP/s | {side['times_slower']} |"
+            for side in found["sides"]
         ]
-    lines += ["", "| T5 1.1 | products of ours | grouped by length | in data order |", "|---|---|---|---|"]
-    for row in found["rows"]:
-        lines.append(f"| {row['size'].capitalize()} | " + " | ".join(f"{x} ×" for x in row["padding"].values()) + " |")
+    lines += ["", "| | products of ours | grouped by length | in data order |", "|---|---|---|---|"]
+    lines += [f"| {name} | " + " | ".join(f"{x} ×" for x in each.values()) + " |" for name, each in padding.items()]
     return "\n".join(lines)
+
+
+def table(found: dict[str, Any]) -> str:
+    by_size = {f"T5 1.1 {row['size'].capitalize()}": row for row in found["rows"]}
+    return tables(by_size, {name: row["padding"] for name, row in by_size.items()})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import compared, fast_dtype, in_turn, layer_rate
 from benchmarks.prompt_tuning import BATCH, PROMPT, encoded, has_tasks, peft_model, prompted
-from benchmarks.same_batches import grouped, padded_flops
+from benchmarks.same_batches import grouped, padded_flops, tables
 from t5_pipeline.cost.flops import forward_flops
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
@@ -125,15 +125,4 @@ def run(rounds: int, data: Path) -> dict[str, Any] | None:
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = ["| side | seconds | share of the d_model × d_ff product | time / ours |", "|---|---|---|---|"]
-    for row in found["rows"]:
-        lines += [
-            f"| {side['side']}, {row['dtype']} | {side['seconds']} | {side['share']:.0%} of {row['product_gflops']}"
-            f" GFLOP/s | {side['times_slower']} |"
-            for side in row["sides"]
-        ]
-    lines += ["", "| task | products of ours | grouped by length | in data order |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{x} ×" for x in of.values()) + " |" for name, of in found["padding"].items()
-    ]
-    return "\n".join(lines)
+    return tables({"SUBJ": found["rows"][0]}, found["padding"])
