@@ -104,6 +104,20 @@ def tasks(train: list[str], held_out: list[str]) -> dict[str, dict[str, list[Row
     }
 
 
+def write(corpus: Path, output: Path) -> None:
+    """Write the files of all tasks."""
+    train, held_out = (
+        pq.read_table(corpus / f"{split}.parquet", columns=["text"]).column("text").to_pylist()
+        for split in ("train", "validation")
+    )
+    for name, splits in tasks(train, held_out).items():
+        for split, rows in splits.items():
+            path = output / name / f"{split}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, "".join(f"{_line(row)}\n" for row in rows))
+            say(f"{path}: {len(rows):,} rows")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.wikipedia_tasks",
@@ -113,16 +127,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, help="directory with train.parquet and validation.parquet")
     parser.add_argument("output", type=Path, help="directory for the tasks")
     given = parser.parse_args()
-    train, held_out = (
-        pq.read_table(given.corpus / f"{split}.parquet", columns=["text"]).column("text").to_pylist()
-        for split in ("train", "validation")
-    )
-    for name, splits in tasks(train, held_out).items():
-        for split, rows in splits.items():
-            path = given.output / name / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, "".join(f"{_line(row)}\n" for row in rows))
-            say(f"{path}: {len(rows):,} rows")
+    write(given.corpus, given.output)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import wikipedia_tasks
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
 from t5_pipeline.core.errors import InputError
@@ -200,7 +201,12 @@ def test_all_recipes_can_be_planned(
         real = ROOT.parent / "shared" / "data"
         if not real.is_dir():
             pytest.skip("../shared/data does not exist")
-        (tmp_path / "here" / "data").symlink_to(real)
+        made = tmp_path / "here/data/tasks"
+        made.mkdir(parents=True)
+        (made.parent / "text").symlink_to(real / "text")
+        for folder in (real / "tasks").iterdir():
+            (made / folder.name).symlink_to(folder)
+        wikipedia_tasks.write(real / "text/wikipedia", made / "wikipedia")
     text = plan(load_recipe(recipe), RunDir(tmp_path / "run"))
     assert "cells to run" in text
     assert not (tmp_path / "run").exists()
