@@ -3,8 +3,8 @@
     benchmarks/gpu.sh             # make gpu
     benchmarks/gpu.sh --dry       # tiny models, also on a CPU, to try the script itself
 
-The results of all parts, also errors, are in benchmarks/results/gpu.json, and as tables in gpu.md beside it. Later
-parts are skipped when the time is up.
+The tests run side by side, the benchmarks one after another. Their results, also errors, are in
+benchmarks/results/gpu.json, and as tables in gpu.md beside it. Later parts are skipped when the time is up.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import argparse
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,28 +29,29 @@ RESULTS = Path(__file__).parent / "results"
 TESTS = "tests/system/test_gpu.py"
 
 # Name, seconds at most. A test of kernels has a process of its own, because a fault in one breaks all that follow.
-PARTS: list[tuple[str, int]] = [
-    ("device", 60),
-    ("attention", 90),
-    ("test_loss_and_gradients_equal_those_of_the_cpu", 60),
-    ("test_memory_efficient_attention_has_the_gradient_of_the_bias", 60),
-    ("test_compiled_blocks_equal_eager_ones", 120),
-    ("train_base", 60),
-    ("train_base_compiled", 90),
-    ("tune_xl", 60),
-    ("tune_xl_compiled", 90),
-    ("test_compiled_flex_attention_equals_the_reference", 90),
-    ("test_a_frozen_t5_with_flex_attention_has_the_same_gradient", 90),
-    ("train_xl", 90),
-    ("test_nccl_on_one_device", 60),
-    ("test_engines_on_one_device_take_the_same_steps", 180),
-    ("trainer", 120),
-    ("peft", 120),
-    ("serving", 60),
-    ("test_resumed_runs_are_bit_identical", 180),
-    ("test_engines_compile", 180),
-    ("test_answers_equal_those_of_the_cpu", 90),
-]
+PARTS: dict[str, int] = {
+    "device": 60,
+    "test_loss_and_gradients_equal_those_of_the_cpu": 60,
+    "test_memory_efficient_attention_has_the_gradient_of_the_bias": 60,
+    "test_compiled_blocks_equal_eager_ones": 120,
+    "test_compiled_flex_attention_equals_the_reference": 90,
+    "test_a_frozen_t5_with_flex_attention_has_the_same_gradient": 90,
+    "test_nccl_on_one_device": 60,
+    "test_engines_on_one_device_take_the_same_steps": 180,
+    "test_engines_compile": 180,
+    "test_resumed_runs_are_bit_identical": 180,
+    "test_cuda_graphs_compute_the_same_bits": 120,
+    "test_answers_equal_those_of_the_cpu": 120,
+    "train_base": 60,
+    "train_base_compiled": 90,
+    "tune_xl": 60,
+    "tune_xl_compiled": 90,
+    "train_xl": 90,
+    "attention": 90,
+    "trainer": 120,
+    "peft": 120,
+    "serving": 60,
+}
 
 
 def main() -> None:
@@ -57,27 +61,35 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="time for all parts (default: 600)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory of gpu.json and gpu.md")
     given = parser.parse_args()
-    known = [name for name, _ in PARTS]
-    if unknown := set(given.names) - set(known):
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    if unknown := set(given.names) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     if given.dry and given.output == RESULTS:
         given.output = Path(tempfile.mkdtemp(prefix="gpu-dry-"))
     given.output.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + given.seconds
     found: dict[str, Any] = {"versions": versions(), "dry": given.dry, "parts": {}}
-    for name, limit in PARTS:
-        if given.names and name not in given.names:
-            continue
-        left = until - time.monotonic()
-        run = test if name.startswith("test_") else benchmark
+    chosen = [name for name in PARTS if not given.names or name in given.names]
+
+    def measure(name: str) -> None:
         began = time.monotonic()
-        allowed = left if given.dry else min(limit, left)
+        left = until - began
+        run = test if name.startswith("test_") else benchmark
+        allowed = left if given.dry else min(PARTS[name], left)
         part = run(name, allowed, given.dry) if left > 5 else {"outcome": "no time left"}
-        found["parts"][name] = {**part, "seconds": round(time.monotonic() - began, 1)}
-        print(f"{name}: {part['outcome']}", flush=True)
-        # After every part, so that nothing is lost if the machine goes.
-        (given.output / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (given.output / "gpu.md").write_text(tables(found), encoding="utf-8")
+        with writing:
+            found["parts"][name] = {**part, "seconds": round(time.monotonic() - began, 1)}
+            found["parts"] = {name: found["parts"][name] for name in PARTS if name in found["parts"]}
+            print(f"{name}: {part['outcome']}", flush=True)
+            # After every part, so that nothing is lost if the machine goes.
+            (given.output / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            (given.output / "gpu.md").write_text(tables(found), encoding="utf-8")
+
+    writing = threading.Lock()
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as side_by_side:
+        list(side_by_side.map(measure, (name for name in chosen if name.startswith("test_"))))
+    for name in chosen:
+        if not name.startswith("test_"):
+            measure(name)
     print(f"wrote {given.output / 'gpu.json'} and gpu.md")
 
 
@@ -87,23 +99,33 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages if name in installed}
 
 
-def bounded(command: list[str], seconds: float) -> tuple[str, str, str]:
-    """Outcome ("ok", "failed" or "timed out"), output and last error line of a command."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return "timed out", "", f"more than {seconds:.0f} s"
-    error = next((line for line in reversed(done.stderr.strip().splitlines()) if line.strip()), "")
-    return ("ok" if done.returncode == 0 else "failed"), done.stdout, error
+def bounded(command: list[str], seconds: float) -> tuple[str, str, dict[str, Any]]:
+    """Outcome ("ok", "failed" or "timed out") and stdout of a command; after a failure also its last lines."""
+    paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+            try:
+                out, _ = process.communicate(timeout=seconds)
+                outcome, said = ("failed" if process.returncode else "ok"), ""
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+                out, _ = process.communicate()
+                outcome, said = "timed out", f"more than {seconds:.0f} s"
+        errors.seek(0)
+        lines = [line for line in errors.read().splitlines() if line.strip()]
+    if outcome == "ok":
+        return outcome, out, {}
+    return outcome, out, {"error": said or (lines or [""])[-1], "log": [*out.splitlines()[-150:], *lines[-60:]]}
 
 
 def benchmark(name: str, seconds: float, dry: bool) -> dict[str, Any]:
     """Run a function of gpu_parts.py, which prints JSON as its last line."""
     flags = ["--dry"] if dry else []
-    outcome, out, error = bounded([sys.executable, "-m", "benchmarks.gpu_parts", name, *flags], seconds)
-    if outcome != "ok":
-        return {"outcome": outcome, "error": error}
+    outcome, out, failure = bounded([sys.executable, "-m", "benchmarks.gpu_parts", name, *flags], seconds)
+    if failure:
+        return {"outcome": outcome, **failure}
     measured: dict[str, Any] = json.loads(out.splitlines()[-1])
     return {"outcome": "no CUDA device" if measured.pop("device") == "cpu" else "ok", **measured}
 
@@ -111,10 +133,21 @@ def benchmark(name: str, seconds: float, dry: bool) -> dict[str, Any]:
 def test(name: str, seconds: float, dry: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", f"{TESTS}::{name}", "-p", "no:cacheprovider"]
-        outcome, _, error = bounded([*command, f"--junitxml={report}"], seconds)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu",
+            f"{TESTS}::{name}",
+            "-v",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+        ]
+        outcome, _, failure = bounded([*command, f"--junitxml={report}"], seconds)
         if not report.is_file():
-            return {"outcome": outcome, "error": error}
+            return {"outcome": outcome, **failure}
         cases = [
             {"case": case.get("name"), "outcome": kind, "error": text.splitlines()[0] if text else ""}
             for case in ElementTree.parse(report).iter("testcase")
@@ -124,7 +157,8 @@ def test(name: str, seconds: float, dry: bool) -> dict[str, Any]:
     if outcomes == {"skipped"}:
         return {"outcome": cases[0]["error"]}
     failed = [case for case in cases if case["outcome"] != "passed"]
-    return {"outcome": f"{len(failed)} of {len(cases)} failed" if failed else f"{len(cases)} passed", "cases": failed}
+    outcome = f"{len(failed)} of {len(cases)} failed" if failed else f"{len(cases)} passed"
+    return {"outcome": outcome, "cases": failed, **failure}
 
 
 def _result(case: ElementTree.Element) -> tuple[str, str]:

@@ -26,14 +26,14 @@ from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.flops import forward_flops
 from t5_pipeline.cost.memory import TrainingFootprint, training_memory
-from t5_pipeline.modeling.attention import attend_flex, attend_fused, attention_reference, block_mask
+from t5_pipeline.modeling.attention import attend_flex, attend_fused, attention_reference, block_mask, compiled_flex
 from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.distributed.collectives import ProcessGroup
-from t5_pipeline.training.distributed.engine import ForwardScope
+from t5_pipeline.training.distributed.engine import ForwardScope, MakeOptimizer
 from t5_pipeline.training.distributed.replicated import Replicated
 from t5_pipeline.training.loss import batch_losses, output_loss
 from t5_pipeline.training.microbatches import TensorBatch
@@ -87,8 +87,19 @@ def random_t5(shape: T5Config, dtype: torch.dtype = torch.float32) -> T5:
 
 
 def ids(rows: int, length: int, shape: T5Config) -> Tensor:
+    """Random ids, padded to a multiple of 8 as batches are."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(3, shape.vocab_size, (rows, length), generator=generator).to(DEVICE)
+    ids_BS = torch.randint(3, shape.vocab_size, (rows, length), generator=generator)
+    return F.pad(ids_BS, (0, -length % 8)).to(DEVICE)
+
+
+def engine_of(model: Any, optimizer: MakeOptimizer, *, compiled: bool = False, recompute: bool = False) -> Replicated:
+    """The engine of one process, with CUDA graphs where stages use them by default."""
+    graphs = compiled and not recompute and DEVICE.type == "cuda"
+    engine = Replicated(ForwardScope(model, "bf16", DEVICE.type), optimizer, ProcessGroup(), DEVICE, cuda_graphs=graphs)
+    set_learning_rate(engine.optimizer, 1e-3)
+    engine.set_training(True)
+    return engine
 
 
 def trained(shape: T5Config, rows: int, inputs: int, targets: int, prompt: int, **execution: bool) -> dict[str, Any]:
@@ -111,9 +122,7 @@ def trained(shape: T5Config, rows: int, inputs: int, targets: int, prompt: int, 
         hidden, weight = model.before_logits(model.predict(*first, batch.inputs_BS, batch.targets_BT))
         return batch_losses(output_loss(hidden, weight, batch.targets_BT, 1e-4), batch.weights_B, batch.prompt_B)
 
-    engine = Replicated(ForwardScope(model, "bf16", DEVICE.type), optimizer, ProcessGroup(), DEVICE)
-    set_learning_rate(engine.optimizer, 1e-3)
-    engine.set_training(True)
+    engine = engine_of(model, optimizer, **execution)
     of_rows = (
         torch.full((rows,), 1 / (rows * targets), device=DEVICE),
         torch.zeros(rows, dtype=torch.long, device=DEVICE),
@@ -121,13 +130,14 @@ def trained(shape: T5Config, rows: int, inputs: int, targets: int, prompt: int, 
     batch = TensorBatch(ids(rows, inputs, shape), ids(rows, targets, shape), *of_rows)
 
     def step() -> None:
-        engine.backward(engine.call(loss_fn, batch).sum(), last=True)
+        engine.accumulate(loss_fn, batch, last=True)
         engine.step()
 
     first_s = timed(step)
-    step()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):  # the first records CUDA graphs, which allocates their memory
+        step()
     seconds = median(step)
     peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
     # Products of a frozen T5's weights have no gradient of the weights: twice the forward pass in all.
@@ -168,27 +178,28 @@ def tune_xl(dry: bool, **execution: bool) -> dict[str, Any]:
 
 def attention(dry: bool) -> dict[str, Any]:
     """Seconds of forward and backward of self-attention; the default of the setting `attention` should follow them."""
-    rows, lengths, rates = (2, (64,), []) if dry else (16, (128, 512, 1024), [])
-    compiled = attend_flex if DEVICE.type == "cpu" else torch.compile(attend_flex, fullgraph=True, dynamic=True)
-    for name, heads, width in (("base", 12, 64), ("xl", 32, 64)):
-        for S in lengths:
-            shape = rows, heads, S, width
-            q, k, v = (torch.randn(shape, device=DEVICE).mul(0.1).bfloat16().requires_grad_() for _ in range(3))
-            real = torch.arange(S, device=DEVICE) < torch.randint(S // 2, S + 1, (rows, 1), device=DEVICE)
-            mask = torch.zeros((), device=DEVICE).where(real[:, None, None], -1e9).bfloat16()
-            table = torch.randn(heads, 257, device=DEVICE)
-            position = torch.randn(1, heads, S, S, device=DEVICE).bfloat16()
-            for learns in (False, True):
-                added = [x.clone().requires_grad_(learns) for x in (position, table)]
-                ways: dict[str, Callable[[], Tensor]] = {
-                    "reference": partial(attention_reference, q, k, v, added[0], mask),
-                    "sdpa": partial(attend_fused, q, k, v, added[0], mask),
-                    "flex": partial(compiled, q, k, v, added[1], 128, block_mask(real)),
-                }
-                row: dict[str, Any] = {"model": name, "length": S, "bias learns": learns}
-                for way, out in ways.items():
-                    row[way] = _attempt(partial(_forward_backward, out))
-                rates.append(row)
+    rows, sizes, rates = (2, [("tiny", 2, 64)], []) if dry else (16, [("base", 12, 512), ("xl", 32, 256)], [])
+    for name, heads, S in sizes:
+        shape = rows, heads, S, 64
+        q, k, v = (torch.randn(shape, device=DEVICE).mul(0.1).bfloat16().requires_grad_() for _ in range(3))
+        real = torch.arange(S, device=DEVICE) < torch.randint(S // 2, S + 1, (rows, 1), device=DEVICE)
+        mask = torch.zeros((), device=DEVICE).where(real[:, None, None], -1e9).bfloat16()
+        table = torch.randn(heads, 257, device=DEVICE)
+        position = torch.randn(1, heads, S, S, device=DEVICE).bfloat16()
+        for learns in (False, True):
+            flex = compiled_flex() if DEVICE.type == "cuda" else attend_flex
+            added = [x.clone().requires_grad_(learns) for x in (position, table)]
+            ways: dict[str, Callable[[], Tensor]] = {
+                "reference": partial(attention_reference, q, k, v, added[0], mask),
+                "sdpa": partial(attend_fused, q, k, v, added[0], mask),
+                "flex": partial(flex, q, k, v, added[1], 128, block_mask(real)),
+                "sdpa without bias": partial(attend_fused, q, k, v, None),
+            }
+            row: dict[str, Any] = {"model": name, "length": S, "bias learns": learns}
+            for way, out in ways.items():
+                row[way] = _attempt(partial(_forward_backward, out))
+            rates.append(row)
+            print(json.dumps(row), flush=True)
     return {"rows": rates}
 
 
@@ -229,24 +240,25 @@ def trainer(dry: bool) -> dict[str, Any]:
     tokens = batch.input_tokens + batch.target_tokens
     t5 = random_t5(shape)
     parts = [TensorBatch.of(part).to(DEVICE) for part in batch.microbatches(0, DEVICE.type)]
-    optimizer = model_optimizer("adafactor", list(t5.parameters()))
-    set_learning_rate(optimizer, 1e-3)
 
-    def step() -> None:
-        for micro in parts:
-            with torch.autocast(DEVICE.type, torch.bfloat16, cache_enabled=False):
-                hidden, weight = t5.before_logits(t5.predict(micro.inputs_BS, micro.targets_BT))
-                loss_BT = output_loss(hidden, weight, micro.targets_BT)
-            batch_losses(loss_BT, micro.weights_B, micro.prompt_B).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def loss_fn(t5: T5, micro: TensorBatch) -> Tensor:
+        hidden, weight = t5.before_logits(t5.predict(micro.inputs_BS, micro.targets_BT))
+        return batch_losses(output_loss(hidden, weight, micro.targets_BT), micro.weights_B, micro.prompt_B)
 
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         save_t5(t5, Path(directory))
         for compiled in (False,) if dry else (False, True):
             t5.set_execution(compiled=compiled and use_compiler("true", DEVICE.type))
-            step()
+            engine = engine_of(t5, lambda parameters: model_optimizer("adafactor", list(parameters)), compiled=compiled)
+
+            def step(engine: Replicated = engine) -> None:
+                for micro in parts:
+                    engine.accumulate(loss_fn, micro, last=micro is parts[-1])
+                engine.step()
+
+            for _ in range(3):  # the second records CUDA graphs
+                step()
             rows.append({"side": f"ours{', compile' * compiled}", "tokens/s": tokens / median(step)})
         variants = [("eager", False)] if dry else [("eager", False), ("sdpa", False), ("sdpa", True)]
         for attention_, compiled in variants:
@@ -254,9 +266,8 @@ def trainer(dry: bool) -> dict[str, Any]:
             def measure(attention_: str = attention_, compiled: bool = compiled) -> float:
                 model = transformers_t5(shape, directory, torch.float32, attention_)
                 flags: dict[str, Any] = {"per_device_train_batch_size": 16, "torch_compile": compiled}
-                run = peer(model, as_rows(batch), directory, train_sampling_strategy="group_by_length", **flags)
-                run()
-                return tokens / statistics.median(run() for _ in range(1 if dry else 3))
+                flags |= {"train_sampling_strategy": "group_by_length", "steps": 1 if dry else 8}
+                return tokens / peer(model, as_rows(batch), directory, **flags)()
 
             rows.append({"side": f"Trainer, {attention_}{', compile' * compiled}", "tokens/s": _attempt(measure)})
     return {"rows": rows, "tokens": tokens}

@@ -118,10 +118,11 @@ def accelerate_loop(model: nn.Module, rows: list[Any]) -> Callable[[], float]:
     return step
 
 
-def trainer(model: nn.Module, rows: list[Any], directory: str, **flags: Any) -> Callable[[], float]:
+def trainer(model: nn.Module, rows: list[Any], directory: str, steps: int = 1, **flags: Any) -> Callable[[], float]:
     """A step of transformers' Trainer, timed without its start and end.
 
     Args:
+        steps: steps of a training; the median of their second half is returned.
         flags: other TrainingArguments.
     """
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -148,7 +149,7 @@ def trainer(model: nn.Module, rows: list[Any], directory: str, **flags: Any) -> 
         learning_rate=1e-3,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        max_steps=1,
+        max_steps=steps,
         logging_strategy="no",
         save_strategy="no",
         report_to=[],
@@ -157,8 +158,9 @@ def trainer(model: nn.Module, rows: list[Any], directory: str, **flags: Any) -> 
     )
 
     def step() -> float:
+        times.clear()
         Trainer(model, arguments, train_dataset=rows, data_collator=collator(), callbacks=[Stopwatch()]).train()
-        return times[-1]
+        return statistics.median(times[len(times) // 2 :])
 
     return step
 

@@ -34,6 +34,12 @@ LONGEST = ("cost/test_memory.py", "data_prep/shards/test_local_workers.py", "sys
 LONG = ("system", "stages", "execution", "serving")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all but the tests of GPUs: the others compare bits, or count what a CPU does."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long files first, so that the workers end at the same time."""
 

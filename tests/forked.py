@@ -3,6 +3,7 @@
 Imports are most of the time of a tiny stage: seconds in each process of a launch. A command that runs here differs from
 a real one only in how its processes start: they are forked, not executed. Its arguments, environment, working directory,
 output, exit code, number of processes and command line in /proc are the same. So commands whose results count run here.
+They do not see GPUs, whose libraries cannot be forked.
 Real processes are started in tests/system (by_hand, slurm, wheel, the servers of documented) and stopped in
 test_runner.py and test_slurm.py.
 """
@@ -22,8 +23,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # Parameters of glibc's mallopt, by the variables that set them when a program starts.
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
 
@@ -91,7 +94,8 @@ def _started(target: Callable[..., None], *arguments: object) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.forked_imports"])
     process = context.Process(target=target, args=arguments)
-    with contextlib.chdir(Path(__file__).parents[1]):  # the first one starts the server, which imports from there
+    # The first one starts the server, which imports from this directory.
+    with contextlib.chdir(Path(__file__).parents[1]), mock.patch.dict(os.environ, NO_GPU):
         process.start()
     return process
 
@@ -107,7 +111,7 @@ def _call(
 ) -> None:
     _prepare(out, err)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | NO_GPU)
     try:
         to.send((function(*arguments), ""))
     except BaseException:
@@ -149,7 +153,7 @@ def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     code = 1
     try:
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(environment | NO_GPU)
         for name in _MALLOC.keys() & environment.keys():
             ctypes.CDLL(None).mallopt(_MALLOC[name], int(environment[name]))
         # They are others than when Python started: a pipe, for example, in which it could then not seek.

@@ -291,7 +291,7 @@ class CompileConfig(Config):
         role="runtime",
     )
 
-    @field_validator("compile", mode="before")
+    @field_validator("compile", "cuda_graphs", mode="before", check_fields=False)
     @classmethod
     def boolean_of_yaml(cls, value: Any) -> Any:
         return str(value).lower() if isinstance(value, bool) else value
@@ -309,9 +309,19 @@ class ExecutionConfig(CompileConfig):
     recompute: bool = setting(
         False, "activation checkpointing: recompute each block in the backward pass to save memory", role="runtime"
     )
+    cuda_graphs: Literal["auto", "true", "false"] = setting(
+        "auto",
+        "replay microbatches as CUDA graphs; auto: on GPUs, unless `compile: false`",
+        role="runtime",
+    )
     reference_ops: list[Literal["attention", "norm", "loss"]] = setting(
         [], "operations to run by their slower reference implementation, for comparison", role="runtime"
     )
+
+    def use_cuda_graphs(self, device_type: str) -> bool:
+        """Whether steps on a device are CUDA graphs: not with activation checkpointing, which saves random states."""
+        wanted = self.cuda_graphs == "true" or (self.cuda_graphs == "auto" and self.compile != "false")
+        return wanted and device_type == "cuda" and not self.recompute
 
 
 class LogitsConfig(Config):

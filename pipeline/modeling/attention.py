@@ -11,6 +11,7 @@ separately, so that a bias shared by all examples stays [1, H, Q, S], and so doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,12 @@ def attend_flex(
     with torch.autocast(q_BHQK.device.type, enabled=False):
         out_BHQK: Tensor = flex_attention(q_BHQK, k_BHSK, v_BHSK, biased, visible, scale=1.0)  # type: ignore[assignment]
     return out_BHQK
+
+
+@lru_cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """`attend_flex`, compiled for each size of a batch: torch 2.11 and 2.13 cannot compile it for all sizes at once."""
+    return torch.compile(attend_flex, fullgraph=True, dynamic=False)
 
 
 def block_mask(mask: Tensor) -> BlockMask:

@@ -42,7 +42,7 @@ class Block(nn.Module):
 
     Attributes:
         recompute: store only the input of the layers, and compute them again in the backward pass.
-        compiled: run the layers compiled, except when they decode with a cache.
+        compiled: run the layers compiled, except with FlexAttention and when they decode with a cache.
     """
 
     recompute = False
@@ -64,7 +64,9 @@ class Block(nn.Module):
             layers: `encoder_layers` or `decoder_layers`, whose last argument is the cache.
         """
         attention, cache = self.self_attention, others[-1] if others else None
-        body = _COMPILED[layers] if self.compiled and cache is None else layers
+        # FlexAttention is compiled by itself, for fixed sizes.
+        flex = mask is not None and not isinstance(mask, Tensor | Consecutive)
+        body = _COMPILED[layers] if self.compiled and cache is None and not flex else layers
         if not attention.bias_per_layer:
             bias = attention.with_positions(x, bias, mask, cache)
 

@@ -19,7 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t5_pipeline.modeling.attention import attend, attend_flex, attend_to_states, attention_reference, bucket_table
+from t5_pipeline.modeling.attention import (
+    attend,
+    attend_flex,
+    attend_to_states,
+    attention_reference,
+    bucket_table,
+    compiled_flex,
+)
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.decoder_cache import Encoded, KeysValues, LayerCache
 from t5_pipeline.modeling.limits import attends_without_keys
@@ -202,7 +209,8 @@ class Attention(nn.Module):
             return self._join(torch.cat([way(q, k, v, bias[..., :n, :n]) for q, k, v, n in each], dim=2))
         if mask is not None and not isinstance(mask, Tensor):
             assert bias is not None
-            return self._join(attend_flex(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, self.max_distance, mask))
+            flex = compiled_flex() if q_BHQK.is_cuda else attend_flex
+            return self._join(flex(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, self.max_distance, mask))
         return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask))
 
     def for_few(self, queries: int) -> bool:

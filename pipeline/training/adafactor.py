@@ -19,6 +19,7 @@ from torch.optim.optimizer import ParamsT
 from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
 from t5_pipeline.modeling.t5x import SecondMoments
 from t5_pipeline.training.buckets import buckets
+from t5_pipeline.training.segment_sums import segment_sums
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -118,16 +119,23 @@ class Adafactor(torch.optim.Optimizer):
                 for bank_RD in params:
                     self._step_bank(group, bank_RD)
                 continue
-            dims = {p: factored_dims(tuple(p.shape), group["min_dim_to_factor"]) for p in params}
-            for some in buckets([p for p in params if dims[p] is None], UPDATED_ELEMENTS):
-                self._apply(group, some, self._whole_directions(group, some))
-            for some in buckets([p for p in params if dims[p] is not None], UPDATED_ELEMENTS):
-                self._apply(group, some, self._factored_directions(group, some, [dims[p] or (0, 0) for p in some]))
+            for alike in self._alike(params):
+                for some in buckets(alike, UPDATED_ELEMENTS):
+                    self._step_stack(group, some)
         return loss
+
+    def _alike(self, params: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+        """Parameters that a stack may contain: of one shape, dtype and device, and after the same number of steps."""
+        found: dict[Any, list[Tensor]] = {}
+        for p in params:
+            steps = self.state[p]["step"].item() if self.state[p] else 0
+            found.setdefault((p.shape, p.dtype, p.device, steps), []).append(p)
+        return found.values()
 
     def _step_bank(self, group: dict[str, Any], bank_RD: Tensor) -> None:
         if group["factored"] is None:
-            [update_RD] = self._whole_directions(group, [bank_RD])
+            assert bank_RD.grad is not None
+            update_RD = self._directions(group, [bank_RD], bank_RD.grad.unsqueeze(0), None).squeeze(0)
         else:
             update_RD = self._bank_directions(group, bank_RD, *group["factored"])
         scale_C = group["lr"] / (self._rms_per_prompt(group, update_RD) / group["clipping"]).clamp(min=1.0)
@@ -153,21 +161,19 @@ class Adafactor(torch.optim.Optimizer):
             segments_F: index among the factored prompts of each row of `factored_F`.
             lengths_K: lengths of the factored prompts.
         """
-        [gradient_RD], [square_RD] = _gradients_and_squares(group, [bank_RD])
+        gradient_RD = bank_RD.grad
+        assert gradient_RD is not None
+        square_RD = gradient_RD * gradient_RD + group["epsilon1"]
         square_FD, square_WD = square_RD[factored_F], square_RD[whole_W]
 
         def of_prompts(x_F: Tensor) -> Tensor:
             """The mean over the rows of each factored prompt."""
-            sums_K = x_F.new_zeros(len(lengths_K), *x_F.shape[1:]).index_add_(0, segments_F, x_F)
+            sums_K = segment_sums(x_F, segments_F, len(lengths_K))
             return sums_K / lengths_K.view(-1, *[1] * (x_F.ndim - 1))
 
-        keys, news = ("mean_square", "row", "column"), [square_WD, square_FD.mean(dim=1), of_prompts(square_FD)]
-        if not self.state[bank_RD]:
-            zeros = {key: torch.zeros_like(new) for key, new in zip(keys, news, strict=True)}
-            self.state[bank_RD] = {"step": torch.tensor(0), **zeros}
-        means = [self.state[bank_RD][key] for key in keys]
-        _average_in(means, news, self._next_beta2s(group, [bank_RD]) * 3)
-        mean_WD, row_F, column_KD = means
+        news = {"mean_square": square_WD, "row": square_FD.mean(dim=1), "column": of_prompts(square_FD)}
+        stacks = {key: new.unsqueeze(0) for key, new in news.items()}
+        mean_WD, row_F, column_KD = (mean.squeeze(0) for mean in self._average_in(group, [bank_RD], stacks))
         row_factors_F1 = (row_F / of_prompts(row_F)[segments_F]).rsqrt_().unsqueeze(1)
         update_RD = torch.empty_like(bank_RD)
         update_RD[whole_W] = gradient_RD[whole_W] / mean_WD.sqrt()
@@ -176,70 +182,65 @@ class Adafactor(torch.optim.Optimizer):
 
     @staticmethod
     def _rms_per_prompt(group: dict[str, Any], x_RD: Tensor) -> Tensor:
-        sums_C = torch.zeros_like(group["numbers"]).index_add_(0, group["segments"], x_RD.square().sum(dim=1))
+        sums_C = segment_sums(x_RD.square().sum(dim=1), group["segments"], len(group["numbers"]))
         return (sums_C / group["numbers"].clamp(min=1)).sqrt()
 
-    def _whole_directions(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-        """g / √v, not factored."""
-        gradients, squares = _gradients_and_squares(group, params)
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = {"step": torch.tensor(0), "mean_square": torch.zeros_like(p)}
-        beta2s = self._next_beta2s(group, params)
-        means = [self.state[p]["mean_square"] for p in params]
-        _average_in(means, squares, beta2s)
-        return list(torch._foreach_div(gradients, torch._foreach_sqrt(means)))
+    def _step_stack(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Step parameters of one shape as a stack [N, …], for which the host of a GPU starts few kernels."""
+        dims = factored_dims(tuple(params[0].shape), group["min_dim_to_factor"])
+        gradients = _stacked([p.grad for p in params if p.grad is not None])
+        updates = self._directions(group, params, gradients, dims)
+        shape_N1 = (-1, *[1] * params[0].ndim)
+        root = params[0].numel() ** 0.5
+        scales_N = torch.stack(torch._foreach_norm(list(updates.unbind()))).div_(group["clipping"] * root)
+        scales_N.clamp_min_(1.0).reciprocal_()
+        if group["parameter_scaling"]:
+            sizes_N = torch.stack(torch._foreach_norm(params)).div_(root)
+            scales_N.mul_(sizes_N.clamp_min_(group["epsilon2"]))
+        updates.mul_(scales_N.mul_(group["lr"]).view(shape_N1))
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1.0 - group["weight_decay"])
+        torch._foreach_sub_(params, list(updates.unbind()))
 
-    def _factored_directions(
-        self, group: dict[str, Any], params: list[Tensor], dims: list[tuple[int, int]]
-    ) -> list[Tensor]:
-        """g / √v with v the product of row and column means; `dims` are (second largest, largest) dimension."""
-        gradients, squares = _gradients_and_squares(group, params)
-        row_squares = [square.mean(dim=largest) for square, (_, largest) in zip(squares, dims, strict=True)]
-        column_squares = [square.mean(dim=second) for square, (second, _) in zip(squares, dims, strict=True)]
-        for p, row, column in zip(params, row_squares, column_squares, strict=True):
-            if not self.state[p]:
-                self.state[p] = {
-                    "step": torch.tensor(0),
-                    "row": torch.zeros_like(row),
-                    "column": torch.zeros_like(column),
-                }
-        beta2s = self._next_beta2s(group, params)
-        rows, columns = ([self.state[p][key] for p in params] for key in ("row", "column"))
-        _average_in(rows, row_squares, beta2s)
-        _average_in(columns, column_squares, beta2s)
-        row_factors, column_factors = [], []
-        for row, column, (second, largest) in zip(rows, columns, dims, strict=True):
-            kept_second = second - 1 if second > largest else second
-            row_factors.append((row / row.mean(dim=kept_second, keepdim=True)).rsqrt_().unsqueeze(largest))
-            column_factors.append(column.rsqrt().unsqueeze(second))
-        updates = list(torch._foreach_mul(gradients, row_factors))
-        torch._foreach_mul_(updates, column_factors)
-        return updates
+    def _directions(
+        self, group: dict[str, Any], params: list[Tensor], gradients: Tensor, dims: tuple[int, int] | None
+    ) -> Tensor:
+        """g / √v of a stack.
 
-    def _next_beta2s(self, group: dict[str, Any], params: list[Tensor]) -> list[float]:
+        Args:
+            gradients: [N, …] of N parameters.
+            dims: (second largest, largest) dimension of a factored parameter.
+        """
+        squares = (gradients * gradients).add_(group["epsilon1"])
+        if dims is None:
+            [mean] = self._average_in(group, params, {"mean_square": squares})
+            return gradients / mean.sqrt_()
+        second, largest = (dim + 1 for dim in dims)
+        news = {"row": squares.mean(dim=largest), "column": squares.mean(dim=second)}
+        del squares
+        row, column = self._average_in(group, params, news)
+        kept_second = second - 1 if second > largest else second
+        updates = gradients * (row / row.mean(dim=kept_second, keepdim=True)).rsqrt_().unsqueeze(largest)
+        return updates.mul_(column.rsqrt_().unsqueeze(second))
+
+    def _average_in(self, group: dict[str, Any], params: list[Tensor], news: dict[str, Tensor]) -> list[Tensor]:
+        """mean ← β₂·mean + (1 − β₂)·new for the means of a stack, by name; overwrites `news`. Returns copies [N, …]."""
+        for number, p in enumerate(params):
+            if not self.state[p]:
+                zeros = {key: torch.zeros_like(new[number]) for key, new in news.items()}
+                self.state[p] = {"step": torch.tensor(0), **zeros}
+        beta2, found = self._next_beta2(group, params), []
+        for key, new in news.items():
+            means = [self.state[p][key] for p in params]
+            found.append(torch.stack(means).mul_(beta2).add_(new.mul_(1.0 - beta2)))
+            torch._foreach_copy_(means, list(found[-1].unbind()))
+        return found
+
+    def _next_beta2(self, group: dict[str, Any], params: list[Tensor]) -> float:
         """Count the step and return its β₂. `step` is on the CPU, so reading it does not synchronize with the GPU."""
         steps = [self.state[p]["step"] for p in params]
         torch._foreach_add_(steps, 1)
-        return [1.0 - (step.item() + group["step_offset"]) ** -group["beta2_exponent"] for step in steps]
-
-    @staticmethod
-    def _apply(group: dict[str, Any], params: list[Tensor], updates: list[Tensor]) -> None:
-        """Clip, scale and subtract, without a device synchronization."""
-        roots = [p.numel() ** 0.5 for p in params]
-        scales = list(torch._foreach_norm(updates))
-        torch._foreach_div_(scales, [group["clipping"] * root for root in roots])
-        torch._foreach_clamp_min_(scales, 1.0)
-        torch._foreach_reciprocal_(scales)
-        if group["parameter_scaling"]:
-            sizes = list(torch._foreach_norm(params))
-            torch._foreach_div_(sizes, roots)
-            torch._foreach_clamp_min_(sizes, group["epsilon2"])
-            torch._foreach_mul_(scales, sizes)
-        torch._foreach_mul_(scales, group["lr"])
-        torch._foreach_mul_(updates, scales)
-        torch._foreach_mul_(params, 1.0 - group["weight_decay"])
-        torch._foreach_sub_(params, updates)
+        return float(1.0 - (steps[0].item() + group["step_offset"]) ** -group["beta2_exponent"])
 
 
 def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tuple[int, int] | None:
@@ -254,15 +255,6 @@ def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tupl
     return (second, largest) if shape[second] >= min_dim_to_factor else None
 
 
-def _gradients_and_squares(group: dict[str, Any], params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    gradients = [p.grad for p in params if p.grad is not None]
-    squares = list(torch._foreach_mul(gradients, gradients))
-    torch._foreach_add_(squares, group["epsilon1"])
-    return gradients, squares
-
-
-def _average_in(means: list[Tensor], news: list[Tensor], beta2s: list[float]) -> None:
-    """mean ← β₂·mean + (1 − β₂)·new; overwrites `news`."""
-    torch._foreach_mul_(means, beta2s)
-    torch._foreach_mul_(news, [1.0 - beta2 for beta2 in beta2s])
-    torch._foreach_add_(means, news)
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one shape as [N, …]; one tensor is not copied."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)

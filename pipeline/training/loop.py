@@ -50,9 +50,8 @@ def gradients(state: TrainState, batch: StepBatch, loss_fn: LossFn, losses: int)
     """Accumulate the gradient over this rank's microbatches and return the summed losses [C]."""
     total_C = torch.zeros(losses, device=state.device)
     for index, microbatch in enumerate(batch.microbatches):
-        losses_C = state.engine.call(loss_fn, microbatch.to(state.device))
-        state.engine.backward(losses_C.sum(), last=index == len(batch.microbatches) - 1)
-        total_C += losses_C.detach()
+        last = index == len(batch.microbatches) - 1
+        total_C += state.engine.accumulate(loss_fn, microbatch.to(state.device), last=last)
     return total_C
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.modeling.limits import LOSS_ROWS
+from t5_pipeline.training.segment_sums import segment_sums
 
 
 def token_loss(logits_BTV: Tensor, targets_BT: Tensor, z_loss: float = 0.0, pad: int = 0) -> Tensor:
@@ -199,4 +200,4 @@ def batch_losses(loss_BT: Tensor, weights_B: Tensor, prompt_B: Tensor, prompts: 
     tensor([2., 2.])
     """
     row_B = loss_BT.sum(dim=1) * weights_B
-    return torch.zeros(prompts, dtype=row_B.dtype, device=row_B.device).index_add(0, prompt_B.long(), row_B)
+    return segment_sums(row_B, prompt_B.long(), prompts)

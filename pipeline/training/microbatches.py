@@ -85,6 +85,14 @@ class TensorBatch:
             _both(self.segments, lambda numbers: numbers[:1]),
         )
 
+    def tensors(self) -> list[Tensor]:
+        return [self.inputs_BS, self.targets_BT, self.weights_B, self.prompt_B, *(self.segments or ())]
+
+    def copy(self) -> TensorBatch:
+        """A copy on the same device."""
+        inputs_BS, targets_BT, weights_B, prompt_B = (x.clone() for x in self.tensors()[:4])
+        return TensorBatch(inputs_BS, targets_BT, weights_B, prompt_B, _both(self.segments, Tensor.clone))
+
     def to(self, device: torch.device) -> TensorBatch:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)

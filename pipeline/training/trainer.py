@@ -17,7 +17,7 @@ from torch import nn
 
 from t5_pipeline.artifacts.run_dir import step_name
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.stage import ExecutionConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.execution.context import Stage, log
@@ -105,7 +105,10 @@ class Trainer:
         make_optimizer = optimizer or partial(
             model_optimizer, c.optimizer, weight_decay=c.weight_decay, step_offset=c.optimizer_step_offset
         )
-        engine = make_engine(launch, accelerator, model, make_optimizer, c.precision)
+        # Those of a sweep change when prompts are dropped.
+        steady = selection is None or not selection.halving.ends
+        graphs = isinstance(c, ExecutionConfig) and steady and c.use_cuda_graphs(accelerator.device.type)
+        engine = make_engine(launch, accelerator, model, make_optimizer, c.precision, cuda_graphs=graphs)
         self.state = TrainState(engine, selection, probing)
         self.halving = selection.halving if selection else Halving(())
         self.schedules = list(schedules) or [schedule_of(c)]

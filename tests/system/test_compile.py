@@ -43,10 +43,10 @@ def compiled(command: list[str], most: int) -> None:
     assert 2 <= said.err.count("_layers, graph ") <= most, said.err
 
 
-def same_losses(one: Path, other: Path) -> None:
+def same_losses(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     assert len(metrics(one)) == len(metrics(other)) > 2
     for mine, theirs in zip(metrics(one), metrics(other), strict=True):
-        assert theirs.get("loss", 0) == pytest.approx(mine.get("loss", 0), rel=1e-5)
+        assert theirs.get("loss", 0) == pytest.approx(mine.get("loss", 0), rel=tolerance)
         assert theirs.get("scores") == mine.get("scores")
 
 

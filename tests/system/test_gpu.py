@@ -7,6 +7,8 @@ on the same GPU.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from t5_pipeline.modeling.attention import MASKED, attend_flex, attend_fused, attention_reference, block_mask
+from t5_pipeline.modeling.attention import MASKED, attend_fused, attention_reference, block_mask, compiled_flex
 from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
@@ -112,11 +114,10 @@ def test_compiled_flex_attention_equals_the_reference(dtype: torch.dtype, kind: 
     mask = torch.zeros((), device="cuda").where(
         visible[:, None, None] if visible.dim() == 2 else visible[:, None], MASKED
     )
-    compiled = torch.compile(attend_flex, fullgraph=True, dynamic=True)
     results = []
     for out in (
         attention_reference(q, k, v, table[:, distance][None], mask),
-        compiled(q, k, v, table, far, block_mask(visible)),
+        compiled_flex()(q, k, v, table, far, block_mask(visible)),
     ):
         results.append([x.float().cpu() for x in (out, *torch.autograd.grad(out.square().sum(), (q, k, v, table)))])
     close(results[1], results[0], 1e-3 if dtype == torch.float32 else 0.03)
@@ -150,47 +151,86 @@ def test_nccl_on_one_device() -> None:
         dist.destroy_process_group()
 
 
+ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero2_offload", "zero3_offload")
+COMPILED = ("zero2", "zero3", "fsdp2")
+
+
 @pytest.fixture(scope="module")
-def alone(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("alone")
-    said = Outcome.of(script("lm_adapt", *adapt(finished, output, "--steps", 4, "--compile", "false")))
-    assert said.code == 0, said.err
-    assert "(cuda" in said.err
-    return output
+def adapted(
+    finished: Tiny, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Path]]:
+    """Four steps of LM adaptation by each engine that is tested, all at the same time; alone: without a launcher."""
+    place = tmp_path_factory.mktemp("engines")
+
+    def run(engine: str, compiled: bool) -> Outcome:
+        """As one process, which meets itself over NCCL."""
+        output = place / f"{engine}-{compiled}"
+        flags = adapt(finished, output, "--steps", 4, "--compile", str(compiled).lower())
+        if engine == "alone":
+            return Outcome.of(script("lm_adapt", *flags))
+        configuration = ROOT / "accelerate_configs" / f"{engine}.yaml"
+        return Outcome.of(accelerate_launch(configuration, "lm_adapt", *flags, processes=1))
+
+    wanted = [("alone", False)]
+    for item in request.session.items:
+        if "adapted" in getattr(item, "fixturenames", ()):
+            wanted.append((item.callspec.params["engine"], "compile" in item.name))  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        started = {one: pool.submit(run, *one) for one in wanted}
+
+        def output(engine: str, compiled: bool = False) -> Path:
+            said = started[engine, compiled].result()
+            assert said.code == 0, said.err
+            assert "(cuda" in said.err
+            return place / f"{engine}-{compiled}"
+
+        yield output
 
 
-@pytest.mark.parametrize("launch", ["ddp", "zero1", "zero2", "zero3", "fsdp2", "zero2_offload", "zero3_offload"])
-def test_engines_on_one_device_take_the_same_steps(finished: Tiny, alone: Path, tmp_path: Path, launch: str) -> None:
-    flags = adapt(finished, tmp_path / "out", "--steps", 4, "--compile", "false")
-    said = launched(launch, *flags)
-    assert said.code == 0, said.err
-    same_losses(alone, tmp_path / "out", 1e-4)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_on_one_device_take_the_same_steps(adapted: Callable[..., Path], engine: str) -> None:
+    same_losses(adapted("alone"), adapted(engine), 1e-4)
 
 
-@pytest.mark.parametrize("launch", ["zero2", "zero3", "fsdp2"])
-def test_engines_compile(finished: Tiny, alone: Path, tmp_path: Path, launch: str) -> None:
-    said = launched(launch, *adapt(finished, tmp_path / "out", "--steps", 4, "--compile", "true"))
-    assert said.code == 0, said.err
-    same_losses(alone, tmp_path / "out", 1e-4)
+@pytest.mark.parametrize("engine", COMPILED)
+def test_engines_compile(adapted: Callable[..., Path], engine: str) -> None:
+    same_losses(adapted("alone"), adapted(engine, True), 1e-4)
 
 
-def launched(launch: str, *flags: object) -> Outcome:
-    """As one process, which meets itself over NCCL."""
-    configuration = ROOT / "accelerate_configs" / f"{launch}.yaml"
-    return Outcome.of(accelerate_launch(configuration, "lm_adapt", *flags, processes=1))
+def in_parts(finished: Tiny, output: Path, parts: list[int], *flags: object) -> list[Outcome]:
+    """With dropout, and a checkpoint copied from the device in the background of every step."""
+    every = ["--dropout", 0.1, "--checkpoint-every", 1, *flags]
+    done = [Outcome.of(script("lm_adapt", *adapt(finished, output, *every, "--steps", steps))) for steps in parts]
+    assert [said.code for said in done] == [0] * len(parts), done[-1].err
+    return done
+
+
+def same_bits(one: Path, other: Path) -> None:
+    assert metrics(one) == metrics(other)
+    model = Path("model") / "model.safetensors"
+    assert (one / model).read_bytes() == (other / model).read_bytes()
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_resumed_runs_are_bit_identical(finished: Tiny, tmp_path: Path, compiled: str) -> None:
-    """With dropout, and a checkpoint copied from the device in the background of every step."""
-    for name, parts in (("once", [6]), ("resumed", [2, 5, 6])):
-        for steps in parts:
-            flags = ["--dropout", 0.1, "--compile", compiled, "--checkpoint-every", 1, "--steps", steps]
-            said = Outcome.of(script("lm_adapt", *adapt(finished, tmp_path / name, *flags)))
-            assert said.code == 0, said.err
-    assert metrics(tmp_path / "once") == metrics(tmp_path / "resumed")
-    model = Path("model") / "model.safetensors"
-    assert (tmp_path / "once" / model).read_bytes() == (tmp_path / "resumed" / model).read_bytes()
+    """Compiled, microbatches are CUDA graphs from their second time on, and start again after each stop."""
+    with ThreadPoolExecutor() as pool:
+        ways = {"once": [6], "resumed": [3, 6]}
+        runs = [
+            pool.submit(in_parts, finished, tmp_path / name, parts, "--compile", compiled)
+            for name, parts in ways.items()
+        ]
+        assert all(run.result() for run in runs)
+    same_bits(tmp_path / "once", tmp_path / "resumed")
+
+
+def test_cuda_graphs_compute_the_same_bits(finished: Tiny, tmp_path: Path) -> None:
+    flags = ["--compile", "false", "--cuda-graphs"]
+    [said] = in_parts(finished, tmp_path / "graphs", [12], *flags, "true")
+    in_parts(finished, tmp_path / "kernels", [12], *flags, "false")
+    assert "cuda graphs: recorded" in said.err
+    assert "running without" not in said.err
+    same_bits(tmp_path / "kernels", tmp_path / "graphs")
 
 
 def test_answers_equal_those_of_the_cpu(finished: Tiny, tmp_path: Path) -> None:

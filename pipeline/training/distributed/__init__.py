@@ -23,12 +23,15 @@ def make_engine(
     model: nn.Module,
     make_optimizer: MakeOptimizer,
     precision: Literal["fp32", "bf16"] = "fp32",
+    *,
+    cuda_graphs: bool = False,
 ) -> Engine:
     """Place a model on the processes with the engine of the launch configuration.
 
     Args:
         make_optimizer: called with the trained parameters, once they are on their device and sharded.
         precision: of matrix products; weights stay as they are.
+        cuda_graphs: replay microbatches as CUDA graphs, if the engine can.
     """
     name, device = launch.engine, accelerator.device
     group = ProcessGroup(accelerator.process_index, accelerator.num_processes)
@@ -41,4 +44,4 @@ def make_engine(
         from t5_pipeline.training.distributed.zero import Zero
 
         return Zero(scope, make_optimizer, group, accelerator)
-    return Replicated(scope, make_optimizer, group, device)
+    return Replicated(scope, make_optimizer, group, device, cuda_graphs=cuda_graphs)

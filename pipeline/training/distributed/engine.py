@@ -69,6 +69,12 @@ class Engine(ABC):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of a microbatch's loss; `last`: of the last microbatch of the step."""
 
+    def accumulate(self, loss_fn: Callable[..., Tensor], batch: Any, *, last: bool) -> Tensor:
+        """Add the gradient of loss_fn(model, microbatch); returns its losses [C], which the next call may overwrite."""
+        losses_C: Tensor = self.call(loss_fn, batch)
+        self.backward(losses_C.sum(), last=last)
+        return losses_C.detach()
+
     @abstractmethod
     def step(self, *, skip_nonfinite: bool = False) -> Tensor:
         """Sum the gradients over the processes, apply the optimizer, and clear the gradients.

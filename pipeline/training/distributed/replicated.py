@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
+from t5_pipeline.training.cuda_graphs import MicrobatchGraphs
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import (
     MODEL,
@@ -22,12 +24,22 @@ from t5_pipeline.training.distributed.engine import (
 
 
 class Replicated(Engine):
-    """Sums the gradients once per step, after the last microbatch, in large buckets."""
+    """Sums the gradients once per step, after the last microbatch, in large buckets.
+
+    Args:
+        cuda_graphs: replay microbatches whose shapes come back (`MicrobatchGraphs`).
+    """
 
     lockstep = False
 
     def __init__(
-        self, scope: ForwardScope, make_optimizer: MakeOptimizer, group: ProcessGroup, device: torch.device
+        self,
+        scope: ForwardScope,
+        make_optimizer: MakeOptimizer,
+        group: ProcessGroup,
+        device: torch.device,
+        *,
+        cuda_graphs: bool = False,
     ) -> None:
         self.group = group
         self.device = device
@@ -36,12 +48,18 @@ class Replicated(Engine):
         self.trained = trained_parameters(self.model)
         self.optimizer = make_optimizer(list(self.trained.values()))
         self._in_sync = group.world == 1
+        self._graphs = MicrobatchGraphs(partial(super().accumulate, last=True)) if cuda_graphs else None
 
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
         return self.scope(do, *arguments)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
+
+    def accumulate(self, loss_fn: Callable[..., Tensor], batch: Any, *, last: bool) -> Tensor:
+        if self._graphs is None:
+            return super().accumulate(loss_fn, batch, last=last)
+        return self._graphs(loss_fn, batch)
 
     def step(self, *, skip_nonfinite: bool = False) -> Tensor:
         gradients = []
@@ -54,7 +72,10 @@ class Replicated(Engine):
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if not skip_nonfinite or bool(norm.isfinite()):
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._graphs is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            torch._foreach_zero_(gradients)
         if not self._in_sync:
             check_in_sync(self.group, list(self.trained.values()))
             self._in_sync = True

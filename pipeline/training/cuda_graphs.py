@@ -1,0 +1,82 @@
+"""Microbatches as CUDA graphs.
+
+A step of a small T5 starts thousands of kernels, and starting one can take a host longer than a GPU needs to run it. A
+CUDA graph starts all kernels of a microbatch's forward and backward pass at once. It computes the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t5_pipeline.training.microbatches import TensorBatch
+
+log = logging.getLogger("t5-pipeline")
+
+MOST = 32
+"""Shapes of microbatches that are recorded; each holds some memory of the host."""
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    graph: torch.cuda.CUDAGraph
+    batch: TensorBatch
+    losses_C: Tensor
+
+
+class MicrobatchGraphs:
+    """Runs microbatches: the first of a shape as usual, the second is recorded, and this and later ones are replayed.
+
+    A graph reads and writes the memory that it was recorded with. So weights are changed in place, and gradients too:
+    they are set to zero after a step, not released.
+
+    Args:
+        run: adds the gradient of a microbatch and returns its losses [C]. Its kernels must depend on the shapes of the
+            microbatch only, and nothing in it may wait for the device.
+    """
+
+    def __init__(self, run: Callable[[Any, TensorBatch], Tensor]) -> None:
+        self._run = run
+        self._seen: dict[object, _Recorded | None] = {}
+        self._pool: Any = None
+        self._works = True
+
+    def __call__(self, loss_fn: Any, batch: TensorBatch) -> Tensor:
+        key = (loss_fn, *((tuple(x.shape), x.dtype) for x in batch.tensors()))
+        if key not in self._seen or not self._works:
+            if len(self._seen) < MOST:
+                self._seen[key] = None
+            return self._run(loss_fn, batch)
+        recorded = self._seen[key]
+        if recorded is None:
+            recorded = self._seen[key] = self._record(loss_fn, batch)
+            if recorded is None:
+                return self._run(loss_fn, batch)
+        for mine, theirs in zip(recorded.batch.tensors(), batch.tensors(), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        recorded.graph.replay()
+        return recorded.losses_C
+
+    def _record(self, loss_fn: Any, batch: TensorBatch) -> _Recorded | None:
+        """Record without computing; None, and never again, if that fails."""
+        own = batch.copy()
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            # Another thread may copy a checkpoint from the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                losses_C = self._run(loss_fn, own)
+        except RuntimeError as error:  # of CUDA or torch
+            log.warning("cuda graphs: %s; running without them", (str(error).strip().splitlines() or [""])[0])
+            self._works = False
+            return None
+        log.info(
+            "cuda graphs: recorded a microbatch of %s", " and ".join(str(list(x.shape)) for x in own.tensors()[:2])
+        )
+        return _Recorded(graph, own, losses_C)
