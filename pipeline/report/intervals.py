@@ -54,7 +54,8 @@ def wilson(share: float, rows: int) -> Interval:
     centre = share + _Z**2 / (2 * rows)
     half = _Z * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
     scale = 1 + _Z**2 / rows
-    return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+    # By rounding, an end could miss a share of 0 or 1.
+    return Interval(min(share, max(0.0, (centre - half) / scale)), max(share, min(1.0, (centre + half) / scale)))
 
 
 @functools.lru_cache(maxsize=1024)

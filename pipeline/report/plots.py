@@ -174,11 +174,10 @@ def _draw(axes: Axes, line: Line) -> None:
         solid_capstyle="round",
     )
     if line.errors is not None:
-        below = [value - low for value, (low, _) in zip(line.y, line.errors, strict=True)]
-        above = [high - value for value, (_, high) in zip(line.y, line.errors, strict=True)]
-        axes.errorbar(
-            line.x, line.y, [below, above], fmt="none", color=colour, ecolor=colour, elinewidth=1.1, capsize=2.5
-        )
+        # Around its centre: the interval of a resampled metric may lie to one side of the value.
+        centres = [(low + high) / 2 for low, high in line.errors]
+        halves = [(high - low) / 2 for low, high in line.errors]
+        axes.errorbar(line.x, centres, halves, fmt="none", color=colour, ecolor=colour, elinewidth=1.1, capsize=2.5)
     ringed = [line.x[i] for i in line.marked], [line.y[i] for i in line.marked]
     axes.plot(*ringed, "o", color=PAPER, markeredgecolor=colour, markersize=6, markeredgewidth=1.6, clip_on=False)
 

@@ -41,6 +41,13 @@ def texts(counts: list[list[int]]) -> tuple[list[str], list[str]]:
 COUNTS = [[50, 20, 9, 1], [10, 40, 10, 0], [5, 15, 38, 2]]
 
 
+@pytest.mark.parametrize("rows", [7, 450, 500, 1000, 1066])
+def test_wilson_interval_contains_the_share_itself(rows: int) -> None:
+    for share in (0.0, 1 / rows, 1.0):
+        low, high = wilson(share, rows)
+        assert 0.0 <= low <= share <= high <= 1.0
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "f1", "mcc"])
 def test_bootstrap_agrees_with_resampled_rows(metric: str) -> None:
     predictions, targets = (np.array(side) for side in texts(COUNTS))

@@ -46,6 +46,11 @@ def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
     assert min(b - a for a, b in itertools.pairwise(heights)) >= 9  # of text that is 8.5 high
 
 
+def test_error_bars_may_lie_to_one_side_of_the_value() -> None:
+    line = Line([1.0], [50.0], 0, [(51.0, 60.0)], "macro F1", dots=True)
+    assert chart([line], Axis("bytes"), Axis("score"), "one", "one")
+
+
 def test_charts_do_not_change_matplotlib_settings() -> None:
     before = dict(matplotlib.rcParams)
     drawn(Line([1, 2], [2.0, 1.0], 0))
