@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.modeling import compilation
-from t5_pipeline.modeling.attention import attention_reference, block_mask, compiled_flex, mask_bias
 from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.t5 import T5
 from tests.modeling.conftest import SHAPES as MODELS
@@ -81,17 +80,3 @@ def test_compiled_blocks_have_the_same_gradients(model: T5, recompute: bool, cap
     # With and without padding; few target tokens skip the keys of cross-attention.
     assert 2 <= graphs <= 6
     assert caplog.text.count("compile:") == graphs
-
-
-@pytest.mark.engines
-@torch.no_grad()
-def test_flex_attention_is_compiled_for_each_size() -> None:
-    """Without a gradient, which it has on GPUs only (tests/system/test_gpu.py)."""
-    table, far = torch.randn(4, 9), 4
-    for rows, length in ((3, 64), (2, 40)):
-        q, k, v = (torch.randn(rows, 4, length, 16).mul(0.3) for _ in range(3))
-        visible = torch.arange(length) < torch.tensor([[length]] * (rows - 1) + [[7]])
-        position = torch.arange(length)
-        bias = table[:, (position - position[:, None]).clamp(-far, far) + far][None]
-        plain = attention_reference(q, k, v, bias, mask_bias(visible))
-        torch.testing.assert_close(compiled_flex()(q, k, v, table, far, block_mask(visible)), plain)
