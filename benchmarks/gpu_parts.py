@@ -93,9 +93,9 @@ def ids(rows: int, length: int, shape: T5Config) -> Tensor:
     return F.pad(ids_BS, (0, -length % 8)).to(DEVICE)
 
 
-def engine_of(model: Any, optimizer: MakeOptimizer, *, compiled: bool = False, recompute: bool = False) -> Replicated:
-    """The engine of one process, with CUDA graphs where stages use them by default."""
-    graphs = compiled and not recompute and DEVICE.type == "cuda"
+def engine_of(model: Any, optimizer: MakeOptimizer, *, cuda_graphs: bool) -> Replicated:
+    """The engine of one process."""
+    graphs = cuda_graphs and DEVICE.type == "cuda"
     engine = Replicated(ForwardScope(model, "bf16", DEVICE.type), optimizer, ProcessGroup(), DEVICE, cuda_graphs=graphs)
     set_learning_rate(engine.optimizer, 1e-3)
     engine.set_training(True)
@@ -122,7 +122,9 @@ def trained(shape: T5Config, rows: int, inputs: int, targets: int, prompt: int, 
         hidden, weight = model.before_logits(model.predict(*first, batch.inputs_BS, batch.targets_BT))
         return batch_losses(output_loss(hidden, weight, batch.targets_BT, 1e-4), batch.weights_B, batch.prompt_B)
 
-    engine = engine_of(model, optimizer, **execution)
+    recompute = execution.get("recompute", False)
+    graphs = execution.get("compiled", False) and not recompute  # as in stages, by default
+    engine = engine_of(model, optimizer, cuda_graphs=graphs)
     of_rows = (
         torch.full((rows,), 1 / (rows * targets), device=DEVICE),
         torch.zeros(rows, dtype=torch.long, device=DEVICE),
@@ -143,10 +145,10 @@ def trained(shape: T5Config, rows: int, inputs: int, targets: int, prompt: int, 
     # Products of a frozen T5's weights have no gradient of the weights: twice the forward pass in all.
     flops = (2 if prompt else 3) * rows * forward_flops(shape, inputs + prompt, targets)
     rate = product_rate(rows * (inputs + prompt), shape.d_model, shape.d_ff)
-    recompute = execution.get("recompute", False)
     microbatch = Microbatch(rows, prompt + inputs, targets, prompt, recompute=recompute, cpu=DEVICE.type == "cpu")
     numbers = sum(p.numel() for p in engine.trained.values())
-    planned = training_memory(shape, TrainingFootprint(microbatch, numbers, "adafactor"), LaunchConfig())
+    footprint = TrainingFootprint(microbatch, numbers, "adafactor", keeps_gradients=graphs)
+    planned = training_memory(shape, footprint, LaunchConfig())
     return {
         "batch": [rows, inputs, targets],
         "tokens_per_second": rows * (inputs + targets) / seconds,
@@ -178,6 +180,7 @@ def tune_xl(dry: bool, **execution: bool) -> dict[str, Any]:
 
 def attention(dry: bool) -> dict[str, Any]:
     """Seconds of forward and backward of self-attention; the default of the setting `attention` should follow them."""
+    flex = compiled_flex if DEVICE.type == "cuda" else attend_flex
     rows, sizes, rates = (2, [("tiny", 2, 64)], []) if dry else (16, [("base", 12, 512), ("xl", 32, 256)], [])
     for name, heads, S in sizes:
         shape = rows, heads, S, 64
@@ -187,7 +190,6 @@ def attention(dry: bool) -> dict[str, Any]:
         table = torch.randn(heads, 257, device=DEVICE)
         position = torch.randn(1, heads, S, S, device=DEVICE).bfloat16()
         for learns in (False, True):
-            flex = compiled_flex() if DEVICE.type == "cuda" else attend_flex
             added = [x.clone().requires_grad_(learns) for x in (position, table)]
             ways: dict[str, Callable[[], Tensor]] = {
                 "reference": partial(attention_reference, q, k, v, added[0], mask),
@@ -250,7 +252,8 @@ def trainer(dry: bool) -> dict[str, Any]:
         save_t5(t5, Path(directory))
         for compiled in (False,) if dry else (False, True):
             t5.set_execution(compiled=compiled and use_compiler("true", DEVICE.type))
-            engine = engine_of(t5, lambda parameters: model_optimizer("adafactor", list(parameters)), compiled=compiled)
+            optimizer = partial(model_optimizer, "adafactor")
+            engine = engine_of(t5, optimizer, cuda_graphs=compiled)
 
             def step(engine: Replicated = engine) -> None:
                 for micro in parts:

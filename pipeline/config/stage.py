@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from t5_pipeline.core.errors import InputError
@@ -15,6 +15,10 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
 Precision = Literal["fp32", "bf16"]
+# YAML reads true and false as booleans.
+Switch = Annotated[
+    Literal["auto", "true", "false"], BeforeValidator(lambda x: str(x).lower() if isinstance(x, bool) else x)
+]
 Scoring = Literal["decode", "likelihood"]
 """Answer to a task with labels: the decoded text (T5, the paper), or the label with the highest likelihood."""
 _SMALL_RATE = 1e-4
@@ -281,20 +285,13 @@ class ScoringConfig(Config):
 class CompileConfig(Config):
     """Group: compilation and kernels of this package's T5 (not of transformers')."""
 
-    compile: Literal["auto", "true", "false"] = setting(
-        "auto", "compile the T5's blocks with torch.compile; auto: on GPUs", role="runtime"
-    )
+    compile: Switch = setting("auto", "compile the T5's blocks with torch.compile; auto: on GPUs", role="runtime")
 
     attention: Literal["auto", "sdpa", "flex"] = setting(
         "auto",
         "self-attention of a compiled, frozen T5 on GPUs: SDPA or FlexAttention; auto: SDPA",
         role="runtime",
     )
-
-    @field_validator("compile", "cuda_graphs", mode="before", check_fields=False)
-    @classmethod
-    def boolean_of_yaml(cls, value: Any) -> Any:
-        return str(value).lower() if isinstance(value, bool) else value
 
 
 class InferenceConfig(CompileConfig, PrecisionConfig):
@@ -309,16 +306,14 @@ class ExecutionConfig(CompileConfig):
     recompute: bool = setting(
         False, "activation checkpointing: recompute each block in the backward pass to save memory", role="runtime"
     )
-    cuda_graphs: Literal["auto", "true", "false"] = setting(
-        "auto",
-        "replay microbatches as CUDA graphs; auto: on GPUs, unless `compile: false`",
-        role="runtime",
+    cuda_graphs: Switch = setting(
+        "auto", "replay microbatches as CUDA graphs; auto: on GPUs, unless `compile: false`", role="runtime"
     )
     reference_ops: list[Literal["attention", "norm", "loss"]] = setting(
         [], "operations to run by their slower reference implementation, for comparison", role="runtime"
     )
 
-    def use_cuda_graphs(self, device_type: str) -> bool:
+    def uses_cuda_graphs(self, device_type: str) -> bool:
         """Whether steps on a device are CUDA graphs: not with activation checkpointing, which saves random states."""
         wanted = self.cuda_graphs == "true" or (self.cuda_graphs == "auto" and self.compile != "false")
         return wanted and device_type == "cuda" and not self.recompute

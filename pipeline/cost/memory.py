@@ -54,6 +54,7 @@ class TrainingFootprint:
         microbatch: the largest one.
         numbers: trained parameters: all of the T5, or those of prompts before a frozen one.
         accumulates: whether a step has several microbatches (gradient accumulation).
+        keeps_gradients: whether they stay allocated from step to step, as CUDA graphs need.
         kept: numbers of the best weights so far, which are kept until the end (`select: best`); 0 without.
         computed: numbers of the rows of reparametrized prompts, and of what they are computed from.
         scoring: the batch in which validation rows are scored; None without scores.
@@ -65,6 +66,7 @@ class TrainingFootprint:
     numbers: int
     optimizer: Literal["adafactor", "adamw"]
     accumulates: bool = False
+    keeps_gradients: bool = False
     kept: int = 0
     computed: int = 0
     scoring: Microbatch | None = None
@@ -197,7 +199,7 @@ def _moments(
     in_encoder = saved.encoder + saved.encoder_block + residual
     # With a single microbatch there are no gradients at its loss, unless the engine keeps their memory.
     whole = launch.engine in ("one", "ddp")
-    before = gradients if footprint.accumulates or not whole else 0
+    before = gradients if footprint.accumulates or footprint.keeps_gradients or not whole else 0
     by_encoder = gradients if before or m.frozen else _FP32 * _after_encoder(shape)
     moments_here = not launch.offload_optimizer or _replicates_prompts(footprint, launch)
     summed = _FP32 * max(largest, min(N, REDUCED_ELEMENTS)) if launch.engine == "ddp" else 0

@@ -11,13 +11,14 @@ separately, so that a bias shared by all examples stays [1, H, Q, S], and so doe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from t5_pipeline.modeling.compilation import CompiledForward
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -101,10 +102,8 @@ def attend_flex(
     return out_BHQK
 
 
-@lru_cache
-def compiled_flex() -> Callable[..., Tensor]:
-    """`attend_flex`, compiled for each size of a batch: torch 2.11 and 2.13 cannot compile it for all sizes at once."""
-    return torch.compile(attend_flex, fullgraph=True, dynamic=False)
+compiled_flex = CompiledForward(attend_flex, dynamic=False)
+"""`attend_flex`, compiled for each size of a batch: torch 2.11 and 2.13 cannot compile it for all sizes at once."""
 
 
 def block_mask(mask: Tensor) -> BlockMask:

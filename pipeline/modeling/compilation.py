@@ -92,24 +92,30 @@ def _configure() -> None:
 
 
 class CompiledForward:
-    """The layers of a kind of block, compiled when they are first called; eager from the first failure on."""
+    """A function, such as the layers of a kind of block, compiled when first called; eager from the first failure on.
 
-    def __init__(self, layers: Callable[..., Any]) -> None:
+    Args:
+        dynamic: one graph for batches of all sizes, instead of one for each size.
+    """
+
+    def __init__(self, layers: Callable[..., Any], *, dynamic: bool = True) -> None:
         self._layers = layers
+        self._dynamic = dynamic
         self._compiled: Callable[..., Any] | None = None
 
-    def __call__(self, block: Any, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         name = self._layers.__name__
         if self._compiled is None:
-            self._compiled = torch.compile(self._layers, backend=_Backend(name), fullgraph=True, dynamic=True)
+            options: dict[str, Any] = {"fullgraph": True, "dynamic": self._dynamic}
+            self._compiled = torch.compile(self._layers, backend=_Backend(name), **options)
         try:
-            return self._compiled(block, *arguments)
+            return self._compiled(*arguments)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # of the compiler, not of the layers
             log.warning("compile: %s: %s; running without torch.compile", name, _first_line(error))
             self._compiled = self._layers
-            return self._layers(block, *arguments)
+            return self._layers(*arguments)
 
 
 def _first_line(error: Exception) -> str:

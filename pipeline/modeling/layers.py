@@ -209,7 +209,7 @@ class Attention(nn.Module):
             return self._join(torch.cat([way(q, k, v, bias[..., :n, :n]) for q, k, v, n in each], dim=2))
         if mask is not None and not isinstance(mask, Tensor):
             assert bias is not None
-            flex = compiled_flex() if q_BHQK.is_cuda else attend_flex
+            flex = compiled_flex if q_BHQK.is_cuda else attend_flex
             return self._join(flex(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, self.max_distance, mask))
         return self._join(way(q_BHQK, k_BHSK, self.dropout(v_BHSK), bias, mask))
 

@@ -188,16 +188,16 @@ class Adafactor(torch.optim.Optimizer):
     def _step_stack(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Step parameters of one shape as a stack [N, …], for which the host of a GPU starts few kernels."""
         dims = factored_dims(tuple(params[0].shape), group["min_dim_to_factor"])
-        gradients = _stacked([p.grad for p in params if p.grad is not None])
-        updates = self._directions(group, params, gradients, dims)
-        shape_N1 = (-1, *[1] * params[0].ndim)
+        gradients = [p.grad for p in params if p.grad is not None]
+        stack = gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(gradients)
+        updates = self._directions(group, params, stack, dims)
         root = params[0].numel() ** 0.5
         scales_N = torch.stack(torch._foreach_norm(list(updates.unbind()))).div_(group["clipping"] * root)
         scales_N.clamp_min_(1.0).reciprocal_()
         if group["parameter_scaling"]:
             sizes_N = torch.stack(torch._foreach_norm(params)).div_(root)
             scales_N.mul_(sizes_N.clamp_min_(group["epsilon2"]))
-        updates.mul_(scales_N.mul_(group["lr"]).view(shape_N1))
+        updates.mul_(scales_N.mul_(group["lr"]).view(-1, *[1] * params[0].ndim))
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1.0 - group["weight_decay"])
         torch._foreach_sub_(params, list(updates.unbind()))
@@ -253,8 +253,3 @@ def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tupl
         return None
     second, largest = sorted(range(len(shape)), key=lambda dim: shape[dim])[-2:]
     return (second, largest) if shape[second] >= min_dim_to_factor else None
-
-
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    """Tensors of one shape as [N, …]; one tensor is not copied."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)

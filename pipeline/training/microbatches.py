@@ -90,19 +90,18 @@ class TensorBatch:
 
     def copy(self) -> TensorBatch:
         """A copy on the same device."""
-        inputs_BS, targets_BT, weights_B, prompt_B = (x.clone() for x in self.tensors()[:4])
-        return TensorBatch(inputs_BS, targets_BT, weights_B, prompt_B, _both(self.segments, Tensor.clone))
+        return self._each(Tensor.clone)
 
     def to(self, device: torch.device) -> TensorBatch:
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def _each(self, of: Callable[[Tensor], Tensor]) -> TensorBatch:
         return TensorBatch(
-            moved(self.inputs_BS),
-            moved(self.targets_BT),
-            moved(self.weights_B),
-            moved(self.prompt_B),
-            _both(self.segments, moved),
+            of(self.inputs_BS),
+            of(self.targets_BT),
+            of(self.weights_B),
+            of(self.prompt_B),
+            _both(self.segments, of),
         )
 
 

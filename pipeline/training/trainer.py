@@ -105,15 +105,24 @@ class Trainer:
         make_optimizer = optimizer or partial(
             model_optimizer, c.optimizer, weight_decay=c.weight_decay, step_offset=c.optimizer_step_offset
         )
-        # Those of a sweep change when prompts are dropped.
-        steady = selection is None or not selection.halving.ends
-        graphs = isinstance(c, ExecutionConfig) and steady and c.use_cuda_graphs(accelerator.device.type)
+        self.halving = selection.halving if selection else Halving(())
+        graphs = isinstance(c, ExecutionConfig) and self._uses_cuda_graphs(c, launch, accelerator.device.type)
         engine = make_engine(launch, accelerator, model, make_optimizer, c.precision, cuda_graphs=graphs)
         self.state = TrainState(engine, selection, probing)
-        self.halving = selection.halving if selection else Halving(())
         self.schedules = list(schedules) or [schedule_of(c)]
         self._control_group = HostCollectives(self.state.group.rank, self.state.group.world)
         self._score: float | None = None  # validation score of exactly this step
+
+    def _uses_cuda_graphs(self, c: ExecutionConfig, launch: LaunchContext, device_type: str) -> bool:
+        """Whether microbatches are CUDA graphs; logs one line if they should be and cannot."""
+        # A sweep drops prompts, whose gradients then end; other engines run collectives in each microbatch.
+        possible = not self.halving.ends and launch.engine in ("one", "ddp")
+        uses = possible and c.uses_cuda_graphs(device_type)
+        if c.cuda_graphs == "true" and not uses:
+            log.warning(
+                "cuda_graphs: needs a GPU, one process or DDP, and neither `recompute` nor a sweep; running without"
+            )
+        return uses
 
     def checkpoints_in(self, directory: Path, fingerprint: str) -> Checkpoints:
         c = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from t5_pipeline.cost.flops import (
     step_cost,
     training_footprint,
 )
+from t5_pipeline.cost.memory import training_memory
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
@@ -134,6 +136,20 @@ def test_targets_with_labels_are_short() -> None:
     assert prompt(task=FREE, prompt_init="vocabulary").longest_target() == 128
     both = ModelTuneConfig(model="m", tasks=[LABELS, FREE], max_target_length=32)
     assert both.longest_target() == 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "keeps"),
+    [({}, True), ({"compile": False}, False), ({"recompute": True}, False), ({"cuda_graphs": False}, False)],
+)
+def test_gradients_stay_allocated_for_cuda_graphs(settings: dict[str, bool], keeps: bool) -> None:
+    shape, stage = SIZES["base"], lm(batch_size=8, **settings)
+    on_gpu, on_cpu = (training_footprint([stage], shape, LaunchConfig(cpu=cpu)) for cpu in (False, True))
+    assert on_gpu is not None
+    assert on_cpu is not None
+    assert (on_gpu.keeps_gradients, on_cpu.keeps_gradients) == (keeps, False)
+    without = training_memory(shape, replace(on_gpu, keeps_gradients=False), LaunchConfig())
+    assert (training_memory(shape, on_gpu, LaunchConfig()).peak > without.peak) == keeps
 
 
 def test_microbatches_of_a_process() -> None:

@@ -35,7 +35,14 @@ def losses(model: T5, shapes: list[tuple[list[int], list[int]]]) -> list[Tensor]
     return found
 
 
-SHAPES = [([9, 5, 14, 2], [4, 7, 3, 11]), ([30, 22], [3, 40]), ([6, 6, 6], [5, 5, 5])]
+# With and without padding, with many and few targets: each has a graph of its own, which serves the later ones.
+SHAPES = [
+    ([9, 5, 14, 2], [4, 7, 3, 11]),
+    ([30, 22], [3, 40]),
+    ([6, 6, 6], [5, 5, 5]),
+    ([12, 12], [20, 9]),
+    ([8, 3], [5, 4]),
+]
 LATER = [([7, 3, 17], [8, 30, 5]), ([40, 40], [21, 9]), ([11, 12], [6, 6])]
 
 

@@ -97,16 +97,20 @@ def test_memory_efficient_attention_has_the_gradient_of_the_bias(dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["padded", "packed", "causal"])
+@pytest.mark.parametrize("kind", ["padded", "short", "packed", "causal"])
 def test_compiled_flex_attention_equals_the_reference(dtype: torch.dtype, kind: str) -> None:
-    """Also the gradient of the table of biases, which training does not use yet."""
-    q, k, v = attention_inputs(dtype)
-    far, S = 128, 200
+    """Also the gradient of the table of biases, which training does not use yet.
+
+    Short inputs are a case of their own: compiled for a CPU, torch 2.13 computes wrong values for 40 positions.
+    """
+    far, S = 128, 40 if kind == "short" else 200
+    q, k, v = attention_inputs(dtype, length=S)
     table = torch.randn(4, 2 * far + 1, device="cuda", requires_grad=True)
     position_S = torch.arange(S, device="cuda")
     segment_BS = (position_S >= torch.tensor([[50], [120], [0]], device="cuda")).long()
     visible = {
         "padded": position_S < torch.tensor([[200], [90], [1]], device="cuda"),
+        "short": position_S < torch.tensor([[40], [7], [1]], device="cuda"),
         "packed": segment_BS[:, :, None] == segment_BS[:, None, :],
         "causal": (position_S[:, None] >= position_S)[None],
     }[kind]
@@ -117,7 +121,7 @@ def test_compiled_flex_attention_equals_the_reference(dtype: torch.dtype, kind: 
     results = []
     for out in (
         attention_reference(q, k, v, table[:, distance][None], mask),
-        compiled_flex()(q, k, v, table, far, block_mask(visible)),
+        compiled_flex(q, k, v, table, far, block_mask(visible)),
     ):
         results.append([x.float().cpu() for x in (out, *torch.autograd.grad(out.square().sum(), (q, k, v, table)))])
     close(results[1], results[0], 1e-3 if dtype == torch.float32 else 0.03)
