@@ -196,7 +196,11 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
     """Measure every case."""
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), SHAPES)
-        return {"name": "memory", "rows": [compare(case, Path(place)) for case in CASES]}
+        rows = []
+        for case in CASES:
+            rows.append(compare(case, Path(place)))
+            print(f"memory: {len(rows)} of {len(CASES)} cases", file=sys.stderr, flush=True)
+        return {"name": "memory", "rows": rows}
 
 
 def table(found: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ class Arm:
 
     Attributes:
         pretraining: of the frozen T5: SPAN_CORRUPTION, SENTINEL or LM_ADAPTATION; None without a T5.
-        share: part of the LM adaptation's steps after which the T5 was taken, from 0 to 1.
+        share: part of the LM adaptation's steps after which the T5 was taken, from 0 to 1, rounded to a hundredth.
         parameters: of the frozen T5; None if unknown.
         t5: name of the frozen T5, if these properties do not tell it from another one of the run.
         scoring: answers that count; None for free text.
@@ -220,4 +220,4 @@ def _base(run: Run, model: str) -> Arm:
 
 def _share(cell: Cell, step: int | None) -> float:
     assert isinstance(cell.settings, TrainingConfig)
-    return 1.0 if step is None else step / cell.settings.steps
+    return 1.0 if step is None else round(step / cell.settings.steps, 2)

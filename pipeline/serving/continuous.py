@@ -83,21 +83,20 @@ class RunningBatch(Generic[Owner]):
         lengths = [len(encoded_SD) for encoded_SD in encoded]
         parts = by_length(lengths)
         encoded_ND = torch.cat(list(encoded))
-        joining = [self._encoded(attention, encoded_ND, lengths, parts) for attention in self._cross_attentions()]
-        # Nothing has changed until here, in case that memory does not suffice.
-        if not self.texts:
-            self._cache, self._lengths, self._parts = DecoderCache(), [], []
-        for index, added in enumerate(joining):
-            layer = self._cache.layer(index)
-            layer.encoded = [*_parts(layer.encoded), *added]
-            if layer.own is not None:  # padding for the tokens decoded so far
-                keys, values = layer.own
+        # Nothing changes before the new cache is complete, in case memory does not suffice.
+        before, joined = (self._cache if self.texts else DecoderCache()), DecoderCache()
+        for index, attention in enumerate(self._cross_attentions()):
+            old, new = before.layer(index), joined.layer(index)
+            new.encoded = [*_parts(old.encoded), *self._encoded(attention, encoded_ND, lengths, parts)]
+            if old.own is not None:  # padding for the tokens decoded so far
+                keys, values = old.own
                 padding = (0, 0, 0, 0, 0, 0, 0, len(texts))
-                layer.own = F.pad(keys, padding), F.pad(values, padding)
-        if self._cache.real_RT is not None:
-            self._cache.real_RT = F.pad(self._cache.real_RT, (0, 0, 0, len(texts)))  # False
+                new.own = F.pad(keys, padding), F.pad(values, padding)
+        if before.real_RT is not None:
+            joined.real_RT = F.pad(before.real_RT, (0, 0, 0, len(texts)))  # False
         next_b = torch.full((len(texts),), self.t5.special.start, device=encoded_ND.device)
         self._next_R = torch.cat([self._next_R, next_b]) if self.texts else next_b
+        self._cache = joined
         order = [i for part in parts for i in part]
         self.texts += [texts[i] for i in order]
         self._lengths += [lengths[i] for i in order]

@@ -207,23 +207,28 @@ class Scheduler:
     def _turn(self, labels: Sequence[Job], texts: Sequence[Job]) -> None:
         scored = [job for job in labels if not self._dropped(job)]
         for places in by_length([job.total_length for job in scored]):
-            group = [scored[i] for i in places]
-            try:
-                self._score(group)
-            except Exception as error:
-                self._fail(group, error)
-        joining = [job for job in texts if not self._dropped(job)]
-        try:
-            if joining:
-                self.backend.join(joining)
-        except Exception as error:
-            self._fail(joining, error)
+            self._in_parts(self._score, [scored[i] for i in places])
+        self._in_parts(self.backend.join, [job for job in texts if not self._dropped(job)])
         decoding = list(self.backend.decoding)
         try:
             self._decode()
         except Exception as error:
             self.backend.drop(decoding)
             self._fail(decoding, error)
+
+    def _in_parts(self, do: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> None:
+        """Do something with jobs at once; if that fails, with each half, down to the jobs that fail alone."""
+        if not jobs:
+            return
+        try:
+            do(jobs)
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs, error)
+                return
+            middle = len(jobs) // 2
+            self._in_parts(do, jobs[:middle])
+            self._in_parts(do, jobs[middle:])
 
     def _dropped(self, job: Job) -> bool:
         # From here on a waiting client cannot cancel `done` itself, so the scheduler always resolves it.

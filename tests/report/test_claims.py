@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from t5_pipeline.report.collect import collect
 from t5_pipeline.report.scores import Score
 from t5_pipeline.report.sections.claims import experiments_section
 from t5_pipeline.report.summary import summarise
-from tests.report.conftest import RunBuilder
+from tests.report.conftest import RECIPE, RunBuilder
 
 ROWS = 400
 
@@ -124,6 +125,15 @@ def test_the_gap_to_model_tuning_is_that_of_the_smallest_minus_that_of_the_large
 def test_an_adaptation_of_a_tenth_of_the_steps(finished: RunBuilder) -> None:
     found = judged(finished, [*rows(0.6, 0.6, 0.6, model="lm_adapt@4"), *rows(0.7, 0.7, 0.7)])["steps"]
     assert (round(found.difference, 9), found.verdict) == (0.1, "confirmed")
+
+
+def test_four_of_41_steps_are_a_tenth(builders: type[RunBuilder], tmp_path: Path) -> None:
+    recipe = RECIPE.replace("batch_size: 32, steps: 40}", "batch_size: 32, steps: 41}")
+    found = judged(
+        builders(tmp_path / "run", recipe).all(),
+        [*rows(0.6, 0.6, 0.6, model="lm_adapt@4"), *rows(0.7, 0.7, 0.7)],
+    )
+    assert found["steps"].verdict == "confirmed"
 
 
 def test_scores_of_several_stages_count_once(finished: RunBuilder) -> None:

@@ -72,6 +72,19 @@ def test_leaving_changes_no_other_text(t5: T5) -> None:
 
 
 @torch.no_grad()
+def test_texts_that_cannot_join_change_nothing(t5: T5) -> None:
+    batch: RunningBatch[int] = RunningBatch(t5)
+    batch.join([Text(1, MOST[1])], [encoded(t5, inputs()[1])])
+    batch.step()
+    with pytest.raises(RuntimeError):  # the encoder's output has a column too many
+        batch.join([Text(2, 5)], [torch.zeros(3, t5.shape.d_model + 1)])
+    found = {}
+    while len(batch):
+        found |= {text.owner: text.ids for text in batch.step()}
+    assert found == {1: alone(t5, inputs()[1], MOST[1])}
+
+
+@torch.no_grad()
 def test_memory_shrinks_when_long_texts_leave(t5: T5) -> None:
     batch: RunningBatch[int] = RunningBatch(t5)
     batch.eos = -1  # none ends early

@@ -156,14 +156,22 @@ def test_closing_finishes_accepted_jobs(store: PromptStore, scheduler: Scheduler
         scheduler.submit([scheduler.job(store.get("free"), "x")])
 
 
-def test_an_error_of_one_job_does_not_stop_the_others(store: PromptStore, scheduler: Scheduler) -> None:
-    bad = Job(store.get("free"), [10**9], 5)  # no such row of the embedding
-    scheduler.submit([bad])
+@pytest.mark.parametrize("name", ["free", "labels"])
+def test_a_job_that_fails_fails_alone(store: PromptStore, name: str) -> None:
+    """The others of its batch get the answers that they get without it, and so do later jobs."""
+    prompt = store.get(name)
+    scheduler = Scheduler.load(store, limits=Limits(batch=8, waiting=200))
+    good = [scheduler.job(prompt, text) for text in TEXTS[:3]]
+    bad = Job(prompt, [10**9], 5, good[0].labels, good[0].label_ids)  # no such row of the embedding
+    scheduler.submit([good[0], bad, *good[1:]])  # one batch, because the thread has not started
+    scheduler.start()
     with pytest.raises(IndexError):
         bad.done.result(30)
-    scheduler.submit([good := scheduler.job(store.get("free"), "x")])
-    assert good.done.result(30).input_tokens > 2
+    found = [job.done.result(30) for job in good]
+    scheduler.submit(again := [scheduler.job(prompt, text) for text in TEXTS[:3]])
+    assert [result.text for result in found] == [job.done.result(30).text for job in again]
     assert scheduler.counts.failed == 1
+    scheduler.close()
 
 
 def test_watched_prompts_are_added_replaced_and_removed(tmp_path: Path) -> None:
