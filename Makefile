@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/t5-pipeline run recipes/demo.yaml
 
-# The paper's experiments on small T5s: about an hour on two cores.
+# The paper's experiments on small T5s: about 80 minutes on two cores.
 study: $(READY)
 	$(BIN)/t5-pipeline run recipes/study.yaml
 

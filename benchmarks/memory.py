@@ -199,7 +199,11 @@ def run(rounds: int, data: Path) -> dict[str, Any]:
         rows = []
         for case in CASES:
             rows.append(compare(case, Path(place)))
-            print(f"memory: {len(rows)} of {len(CASES)} cases", file=sys.stderr, flush=True)
+            print(
+                f"memory: case {len(rows)} of {len(CASES)}, {case.kind}: {rows[-1]['off']:+.1%}",
+                file=sys.stderr,
+                flush=True,
+            )
         return {"name": "memory", "rows": rows}
 
 

@@ -1,26 +1,32 @@
-"""Tasks that Wikipedia's own text provides, for recipes/wikipedia-study.yaml.
+"""Tasks that the text of Wikipedia and of reviews provides, for recipes/wikipedia-study.yaml.
 
-    python -m benchmarks.wikipedia_tasks CORPUS OUTPUT
+    python -m benchmarks.wikipedia_tasks CORPUS REVIEWS OUTPUT
 
-CORPUS has train.parquet and validation.parquet with a column `text` of whole articles. OUTPUT gets a folder for each
-task with {train,validation,test}.jsonl:
+CORPUS has train.parquet and validation.parquet with a column `text` of whole articles. REVIEWS is a file of SQuADShifts
+whose contexts are reviews (amazon_reviews_v1.0.json). OUTPUT gets a folder for each task with
+{train,validation,test}.jsonl:
 
-order  is a sentence in its original word order, or are its words shuffled, except the first and the last?
-field  is an article about film and television, sport, places or law? The input is the article's second sentence; the
-       label is taken from its first, which says what the article is about.
+order         is a sentence in its original word order, or are its words shuffled, except the first and the last?
+field         is an article about film and television, sport, places or law? The input is the article's second sentence;
+              the label is taken from its first, which says what the article is about.
+subjectivity  is a sentence from a review of a product (subjective), or from an article (objective)? Only a test split:
+              another domain for what was learned from SUBJ, whose sentences are from reviews and plots of films. They
+              are written as SUBJ's are, in lower case with spaces around punctuation.
 
-Test and validation rows of `order` come from validation.parquet. `field` has too few articles there: its rows are all
-from train.parquet, split by article, so a T5 trained on that file has seen the sentences, but not the labels.
+Test and validation rows of `order`, and the articles of `subjectivity`, come from validation.parquet. `field` has too
+few articles there: its rows are all from train.parquet, split by article, so a T5 trained on that file has seen the
+sentences, but not the labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import html
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -76,17 +82,42 @@ def field(articles: list[str]) -> Iterator[Row]:
             yield {"text": others[0], "label": label}
 
 
+def subjectivity(articles: list[str], reviews: list[str]) -> list[Row]:
+    """As many rows of one label as of the other."""
+    found = {}
+    for label, texts in (("objective", articles), ("subjective", reviews)):
+        rows = ({"text": as_in_subj(sentence), "label": label} for text in texts for sentence in sentences(text))
+        found[label] = shuffled(rows)[:_HELD_OUT]
+    balanced = min(map(len, found.values()))
+    return shuffled(row for rows in found.values() for row in rows[:balanced])
+
+
+def as_in_subj(sentence: str) -> str:
+    """
+    >>> as_in_subj("It's a film (1977), not bad.")
+    "it's a film ( 1977 ) , not bad ."
+    """
+    return " ".join(re.sub(r'([.,!?;:()"])', r" \1 ", sentence.lower()).split())
+
+
+def contexts(squad: Path) -> list[str]:
+    """The distinct contexts of a file in SQuAD's format."""
+    articles = json.loads(squad.read_text(encoding="utf-8"))["data"]
+    texts = [html.unescape(part["context"]) for article in articles for part in article["paragraphs"]]
+    return list(dict.fromkeys(texts))
+
+
 def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def shuffled(rows: Iterator[Row]) -> list[Row]:
+def shuffled(rows: Iterable[Row]) -> list[Row]:
     """Rows in an order that depends on their texts only; a row that occurs again is left out."""
     distinct = {_line(row): row for row in rows}
     return [distinct[key] for key in sorted(distinct, key=lambda key: hashlib.sha256(key.encode()).digest())]
 
 
-def tasks(train: list[str], held_out: list[str]) -> dict[str, dict[str, list[Row]]]:
+def tasks(train: list[str], held_out: list[str], reviews: list[str]) -> dict[str, dict[str, list[Row]]]:
     """Task → split → rows."""
     half = len(held_out) // 2
     fields = shuffled(field(train))
@@ -101,16 +132,17 @@ def tasks(train: list[str], held_out: list[str]) -> dict[str, dict[str, list[Row
             "validation": fields[_HELD_OUT : _HELD_OUT + _FIELD_VALIDATION],
             "test": fields[:_HELD_OUT],
         },
+        "subjectivity": {"test": subjectivity(held_out, reviews)},
     }
 
 
-def write(corpus: Path, output: Path) -> None:
+def write(corpus: Path, reviews: Path, output: Path) -> None:
     """Write the files of all tasks."""
     train, held_out = (
         pq.read_table(corpus / f"{split}.parquet", columns=["text"]).column("text").to_pylist()
         for split in ("train", "validation")
     )
-    for name, splits in tasks(train, held_out).items():
+    for name, splits in tasks(train, held_out, contexts(reviews)).items():
         for split, rows in splits.items():
             path = output / name / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,9 +157,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("corpus", type=Path, help="directory with train.parquet and validation.parquet")
+    parser.add_argument("reviews", type=Path, help="file of SQuADShifts whose contexts are reviews")
     parser.add_argument("output", type=Path, help="directory for the tasks")
     given = parser.parse_args()
-    write(given.corpus, given.output)
+    write(given.corpus, given.reviews, given.output)
 
 
 if __name__ == "__main__":

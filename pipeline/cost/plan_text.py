@@ -19,7 +19,7 @@ _NOTES = """\
 Estimates. FLOPs: 2 per multiply-add, without padding; tasks with the longest inputs that the settings allow; "× N" is
 the sum of N cells. Memory: per process, without that of the libraries. The peak is the largest sum at any one time,
 less than the sum of the parts. Host: CPU memory for a checkpoint's snapshot, the best weights so far and offloaded
-state (if the device is a CPU, add it to the peak). Within 15% of measured peaks on CPUs, not measured on GPUs
+state (if the device is a CPU, add it to the peak). Within 15% of measured peaks on CPUs, 16% on one H100
 (docs/performance.md). To train: weights, gradients and optimizer state."""
 
 Row = tuple[str, ...]

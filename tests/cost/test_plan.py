@@ -206,7 +206,8 @@ def test_all_recipes_can_be_planned(
         (made.parent / "text").symlink_to(real / "text")
         for folder in (real / "tasks").iterdir():
             (made / folder.name).symlink_to(folder)
-        wikipedia_tasks.write(real / "text/wikipedia", made / "wikipedia")
+        reviews = real / "tasks/qa/squadshifts/amazon_reviews_v1.0.json"
+        wikipedia_tasks.write(real / "text/wikipedia", reviews, made / "wikipedia")
     text = plan(load_recipe(recipe), RunDir(tmp_path / "run"))
     assert "cells to run" in text
     assert not (tmp_path / "run").exists()
