@@ -25,14 +25,14 @@ from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress, scores_text
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.base import Method, check_also_on
+from t5_pipeline.methods.base import Method, check_tasks
 from t5_pipeline.methods.registry import METHODS
 
 
 def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHODS) -> None:
     inputs = [(kind, artifact) for n, kind in stage.config.scored_inputs().items() for artifact in stage.inputs(n)]
     candidates = [candidate for kind, artifact in inputs for candidate in methods[kind](artifact)]
-    check_also_on(candidates, stage.config.also_on)
+    check_tasks(candidates, stage.config.also_on)
     models = list(dict.fromkeys(candidate.digest for candidate in candidates))
 
     rows: list[dict[str, Any]] = []

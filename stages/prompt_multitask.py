@@ -20,7 +20,7 @@ from torch import Tensor
 
 from t5_pipeline.config.soft_prompt import PromptMultitaskConfig
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
-from t5_pipeline.evaluation.held_out import HeldOut, mean_of_tasks, score_prompts
+from t5_pipeline.evaluation.held_out import HeldOut, mean_of_tasks, score_prompts, scores_of_task
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
@@ -61,7 +61,7 @@ def prompt_multitask(stage: Stage[PromptMultitaskConfig]) -> None:
         learned = {name.removeprefix("bank."): tensor for name, tensor in result.weights().items()}
         prompts = []
         for task, rows_PD in zip(c.tasks, bank.prompts_of(learned), strict=True):
-            own = {n.removeprefix(f"{task.name} "): s for n, s in best.scores.items() if n.startswith(f"{task.name} ")}
+            own = scores_of_task(best.scores, task.name, [one.name for one in c.tasks])
             about = loaded.identity | {"task": task, "width": shape.d_model, "step": best.step, "scores": own}
             prompts.append(Prompt(rows_PD, PromptInfo.tuned(c, **about)))
         trained = c.trained_parameters(shape)

@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.cli.tune import one_task, tune
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row
@@ -69,6 +70,8 @@ def load(
     Raises:
         InputError: if the model does not exist, or a prompt is damaged or of another T5.
     """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision: must be {' or '.join(get_args(Precision))}, not {precision!r}; choose one")
     where = None if device is None else torch.device(device)
     if prompts is None:
         t5 = FrozenT5.find(str(model), "model")
@@ -112,6 +115,7 @@ class PromptedModel:
         Raises:
             InputError: if a prompt is unknown or has no labels, prompts cannot vote, or an input lacks fields.
         """
+        _check_at_least(1, batch_size=batch_size)
         questions = self._questions(inputs, prompt)
         for question in questions:
             if not self._engine.prompts[question.names[0]].task.labels:
@@ -154,6 +158,8 @@ class PromptedModel:
         Raises:
             InputError: if a prompt is unknown, prompts cannot vote, or an input lacks fields.
         """
+        _check_at_least(1, batch_size=batch_size)
+        _check_at_least(0, max_tokens=max_tokens)
         decoding = Decoding(beams=beams, temperature=temperature, top_p=top_p, seed=seed)
         answers = self._engine.answer(
             self._questions(inputs, prompt), batch_size=batch_size, max_output_length=max_tokens, decoding=decoding
@@ -176,6 +182,7 @@ class PromptedModel:
         Raises:
             InputError: as `generate`, and if the prompt has labels.
         """
+        _check_at_least(0, max_tokens=max_tokens)
         (question,) = self._questions([input], prompt)
         decoding = Decoding(temperature=temperature, top_p=top_p, seed=seed)
         pieces, text = Pieces(), ""
@@ -190,6 +197,9 @@ class PromptedModel:
     def _questions(self, inputs: Sequence[Input], prompt: Names) -> list[Question]:
         if isinstance(inputs, (str, Mapping)):
             raise InputError("inputs must be a list; put the single input in brackets")
+        for i, one in enumerate(inputs):
+            if not isinstance(one, (str, Mapping)):
+                raise InputError(f"inputs[{i}]: must be a text or fields, not {one!r}; pass a string or a dictionary")
         return [
             self._engine.question(
                 names, Row({"input": one} if isinstance(one, str) else dict(one), f"inputs[{i}]"), number=i
@@ -207,6 +217,8 @@ class PromptedModel:
             return [prompt.split("+")] * inputs
         if len(prompt) != inputs:
             raise InputError(f"{len(prompt)} prompts for {inputs} inputs; give one name, or one for each input")
+        if any(not names for names in prompt):
+            raise InputError("prompt: an input has no prompt; name at least one for each")
         return [names.split("+") if isinstance(names, str) else list(names) for names in prompt]
 
     # --------------------------------------------------------------------------------------------------------- prompts
@@ -243,6 +255,8 @@ class PromptedModel:
         """
         with tempfile.TemporaryDirectory() as scratch:
             place = Path(output_dir or scratch)
+            if place.exists() and not place.is_dir():
+                raise InputError(f"output_dir: {place} is a file; name a folder for the run")
             data = place / "examples"
             data.mkdir(parents=True, exist_ok=True)
             files = {"train": examples, "validation": validation}
@@ -314,6 +328,12 @@ def _warn_about_cuts(answers: Sequence[Answer]) -> None:
             f" {max(cut):,} tokens",
             stacklevel=3,
         )
+
+
+def _check_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"{name}: must be at least {least}, not {value}; choose another value")
 
 
 def _line(row: tuple[str, str] | Mapping[str, Any]) -> str:

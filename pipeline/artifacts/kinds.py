@@ -71,7 +71,7 @@ def locate_one(kind: str, location: str, where: str) -> Path:
 def _within(folder: Path, kind: str) -> list[Path]:
     """Artifacts of a folder in the order of their names: FOLDER/NAME, or FOLDER/NAME/KIND as stages publish them."""
     places = [[child, child / kind] for child in sorted(folder.glob("[!.]*"))]
-    marked = [[place for place in pair if (place / marker(kind)).is_file()] for pair in places]
+    marked = [[place for place in pair if _is_marked(place, kind)] for pair in places]
     return [found[0] for found in marked if found]
 
 
@@ -118,7 +118,15 @@ def kind_at(location: str) -> str | None:
 def _marked(kinds: Sequence[str], place: Path) -> list[tuple[str, Path]]:
     """The artifact in a directory, or else what a stage published in it: one or none."""
     pairs = [(kind, place) for kind in kinds] + [(kind, place / kind) for kind in kinds]
-    return [(kind, path) for kind, path in pairs if (path / marker(kind)).is_file()][:1]
+    return [(kind, path) for kind, path in pairs if _is_marked(path, kind)][:1]
+
+
+def _is_marked(path: Path, kind: str) -> bool:
+    """Whether a directory is of a kind; not if it may not be entered, as `lost+found` on a server's volume."""
+    try:
+        return (path / marker(kind)).is_file()
+    except OSError:
+        return False
 
 
 def _is_fine_tuned(model: Path) -> bool:

@@ -6,6 +6,7 @@ S encoder length (prompt included), T decoded length, D d_model, V vocabulary ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.decoder_cache import DecoderCache
@@ -37,6 +39,17 @@ class Decoding:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, right, needed in (
+            ("beams", self.beams >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not right:
+                raise InputError(f"{name}: must be {needed}, not {getattr(self, name)}; choose another value")
+        if self.beams > 1 and self.temperature:
+            raise InputError("beams: cannot be combined with temperature; choose beam search or sampling")
 
     @torch.no_grad()
     def decode(self, texts: Continuations, max_length: int, numbers_B: Sequence[int]) -> Tensor:
@@ -151,7 +164,9 @@ def kept(logits_BV: Tensor, temperature: float, top_p: float) -> tuple[Tensor, T
 
     The rules are those of transformers' `generate(do_sample=True, temperature=…, top_p=…, top_k=0)`.
     """
-    p_BV, token_BV = (logits_BV.double() / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    # Relative to the highest, so that a tiny temperature does not divide to infinity.
+    below_BV = logits_BV.double() - logits_BV.amax(dim=-1, keepdim=True)
+    p_BV, token_BV = (below_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     if top_p < 1:
         p_BV = p_BV.masked_fill(p_BV.cumsum(dim=-1) - p_BV >= top_p, 0.0)
     return p_BV / p_BV.sum(dim=-1, keepdim=True), token_BV

@@ -94,7 +94,7 @@ class Evaluator:
         # There may be many fine-tuned models, and this baseline is the same for all of them.
         known = any((row["task"], row["method"]) == (task.name, "majority class") for row in earlier)
         if task.labels and not (first.fine_tuned and known):
-            majority = [most_frequent(Task.load(task))] * len(split)
+            majority = [most_frequent(Task.load(task), self.c.split)] * len(split)
             rows.append(about | {"method": "majority class", "trained": 0} | split.scored_texts(majority))
         return rows
 
@@ -118,7 +118,7 @@ class Evaluator:
     def split(self, task: TaskConfig, candidate: Candidate) -> HeldOut:
         """The rows of a task with a candidate's sentinels and lengths, loaded once for all that agree in these."""
         lengths = (candidate.max_input_length, candidate.max_target_length)
-        key = (task.name, candidate.sentinel, *lengths)
+        key = (task.model_dump_json(), candidate.sentinel, *lengths)
         if key not in self._splits:
             self._splits[key] = load_held_out(
                 task,
@@ -176,7 +176,7 @@ def write_scores(directory: Path, rows: Sequence[Row], data: Sequence[RowCounts]
     (directory / "scores.json").write_text(text, encoding="utf-8")
 
 
-def most_frequent(task: Task) -> str:
-    """The most frequent target of the training rows; on ties the first label."""
-    counts = Counter(task.targets(row) for row in task.rows("train"))
+def most_frequent(task: Task, split: str) -> str:
+    """The most frequent target of the training rows, or those of `split` if there are none; on ties the first label."""
+    counts = Counter(task.targets(row) for row in task.rows("train" if "train" in task.settings.splits else split))
     return max(task.settings.labels or [], key=lambda label: counts[label])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -244,6 +244,21 @@ def mean_of_tasks(splits: Sequence[HeldOut], found: Sequence[Measured]) -> Measu
     }
     mean = sum(measured.score for measured in found) / len(found)
     return Measured({"mean": mean, **each}, mean, sum(measured.loss for measured in found) / len(found))
+
+
+def scores_of_task(scores: Mapping[str, float], task: str, tasks: Sequence[str]) -> dict[str, float]:
+    """The metrics of one task in the scores that `mean_of_tasks` gives for several, or for one.
+
+    >>> scores_of_task({"mean": 0.5, "a accuracy": 0.4, "a b accuracy": 0.6}, "a", ["a", "a b"])
+    {'accuracy': 0.4}
+    """
+    if len(tasks) == 1:
+        return dict(scores)
+
+    def owner(name: str) -> str:
+        return max((one for one in tasks if name.startswith(f"{one} ")), key=len, default="")
+
+    return {name.removeprefix(f"{task} "): value for name, value in scores.items() if owner(name) == task}
 
 
 def answer_form(

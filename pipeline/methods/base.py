@@ -122,17 +122,28 @@ Method = Callable[[Artifact], Iterable[Candidate]]
 """Loads the candidates of one artifact; fails with an InputError if it is damaged."""
 
 
-def check_also_on(candidates: Sequence[Candidate], also_on: Sequence[TaskConfig]) -> None:
-    """Check that each task can be answered.
+def check_tasks(candidates: Sequence[Candidate], also_on: Sequence[TaskConfig]) -> None:
+    """Check that scores can be named after tasks, and that each task of `also_on` can be answered.
 
     Raises:
-        InputError: if no candidate has the labels of a task.
+        InputError: if two tasks have one name, or no candidate has the labels of a task.
     """
+    known: dict[str, tuple[TaskConfig, str]] = {}
+    given = [(candidate.task, str(candidate.artifact.path)) for candidate in candidates]
+    for task, where in given + [(task, "also_on") for task in also_on]:
+        other, elsewhere = known.setdefault(task.name, (task, where))
+        fields = [field for field in TaskConfig.model_fields if field != "metrics"]
+        keys = [field for field in fields if getattr(task, field) != getattr(other, field)]
+        if keys:
+            raise InputError(
+                f"{where}: its task {task.name} is not that of {elsewhere} (other {', '.join(keys)}); rename one of"
+                " them, or evaluate them separately"
+            )
     for task in also_on:
         if not any(candidate.task.labels == task.labels for candidate in candidates):
-            known = "; ".join(sorted({f"{one.task.name}: {_labels(one.task)}" for one in candidates}))
+            labels = "; ".join(sorted({f"{one.task.name}: {_labels(one.task)}" for one in candidates}))
             raise InputError(
-                f"also_on: no candidate has the labels of {task.name} ({_labels(task)}), only {known}; map its labels"
+                f"also_on: no candidate has the labels of {task.name} ({_labels(task)}), only {labels}; map its labels"
                 " to these words with `values`"
             )
 

@@ -120,8 +120,9 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
     for folder in folders:
         prompt = Prompt.load(artifact.path / folder)
         about = described(prompt.info) | {"trained": prompt.rows_PD.numel(), "step": prompt.info.step}
+        variant = f"on {len(folders)} tasks"
         yield Candidate.of(
             "multitask prompt tuning", replace(artifact, path=artifact.path / folder), prompt.info,
-            {**about, "variant": f"on {len(folders)} tasks"}, prompts=[prompt.rows_PD],
-            vote_group=vote_group(artifact, prompt.info),
+            {**about, "variant": variant}, prompts=[prompt.rows_PD],
+            vote_group=vote_group(f"multitask prompt tuning {variant}", artifact, prompt.info),
         )  # fmt: skip

@@ -99,14 +99,14 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
     rows_PD, info = prompt.rows_PD, prompt.info
     yield Candidate.of(
         "prompt tuning", artifact, info, {**described(info), "trained": rows_PD.numel(), "step": info.step},
-        prompts=[rows_PD], vote_group=vote_group(artifact, info),
+        prompts=[rows_PD], vote_group=vote_group("prompt tuning", artifact, info),
     )  # fmt: skip
 
 
-def vote_group(artifact: Artifact, info: PromptInfo) -> str:
-    """The same text for prompts that differ only in their seed."""
+def vote_group(method: str, artifact: Artifact, info: PromptInfo) -> str:
+    """The same text for prompts of one method that differ only in their seed."""
     axes = [axis for axis in (artifact.cell or "").split(",") if not axis.startswith("seed=")]
-    return json.dumps([axes, info.model_dump(mode="json", exclude={"seed", "step", "scores"})], sort_keys=True)
+    return json.dumps([method, axes, info.model_dump(mode="json", exclude={"seed", "step", "scores"})], sort_keys=True)
 
 
 def described(info: PromptInfo) -> dict[str, Any]:

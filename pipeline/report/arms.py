@@ -35,7 +35,8 @@ class Arm:
 
     Attributes:
         pretraining: of the frozen T5: SPAN_CORRUPTION, SENTINEL or LM_ADAPTATION; None without a T5.
-        share: part of the LM adaptation's steps after which the T5 was taken, from 0 to 1, rounded to a hundredth.
+        share: part of the LM adaptation's steps after which the T5 was taken, from 0 to 1, rounded to a hundredth;
+            1 only at the last step.
         parameters: of the frozen T5; None if unknown.
         t5: name of the frozen T5, if these properties do not tell it from another one of the run.
         scoring: answers that count; None for free text.
@@ -220,4 +221,6 @@ def _base(run: Run, model: str) -> Arm:
 
 def _share(cell: Cell, step: int | None) -> float:
     assert isinstance(cell.settings, TrainingConfig)
-    return 1.0 if step is None else round(step / cell.settings.steps, 2)
+    if step is None or step == cell.settings.steps:
+        return 1.0
+    return min(round(step / cell.settings.steps, 2), 0.99)

@@ -30,12 +30,13 @@ class TooLong(Exception):
     """An input does not fit; it is never cut silently.
 
     Attributes:
-        tokens, limit: its tokens with EOS, and the maximum.
+        length, limit: its length, and the maximum.
+        unit: tokens (with EOS), or characters.
     """
 
-    def __init__(self, tokens: int, limit: int) -> None:
-        super().__init__(f"the input has {tokens:,} tokens, but at most {limit:,} fit")
-        self.tokens, self.limit = tokens, limit
+    def __init__(self, length: int, limit: int, unit: str = "tokens") -> None:
+        super().__init__(f"the input has {length:,} {unit}, but at most {limit:,} fit")
+        self.length, self.limit, self.unit = length, limit, unit
 
 
 class NotSupported(Exception):

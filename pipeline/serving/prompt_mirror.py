@@ -47,24 +47,27 @@ class Mirror:
         self._taken: dict[str, _Listed] = {}
         self._seen: Mapping[str, _Listed] | None = None
 
-    def update(self) -> None:
+    def update(self) -> dict[str, InputError]:
         """Bring the copy up to date.
 
+        Returns:
+            Prompts that could not be fetched, whose copies are unchanged, and why.
+
         Raises:
-            InputError: if the store or a prompt in it cannot be read; the copy of that prompt is then unchanged.
+            InputError: if the store cannot be read.
         """
         listed = self._list()
         seen = listed if self._seen is None else self._seen  # the first time, all prompts are taken at once
         changed = {name: prompt for name, prompt in listed.items() if self._taken.get(name) != prompt == seen.get(name)}
         fetched: dict[str, Path] = {}
-        problems: list[InputError] = []
+        problems: dict[str, InputError] = {}
         try:
             for name, prompt in changed.items():
                 fetched[name] = Path(tempfile.mkdtemp(prefix=".", dir=self.directory))
                 try:
                     self._fetch(prompt, fetched[name])
                 except InputError as error:  # one prompt must not keep the others from being updated
-                    problems.append(error)
+                    problems[name] = error
                     shutil.rmtree(fetched.pop(name))
             after = self._list() if fetched else {}
             for name in [name for name in fetched if after.get(name) == changed[name]]:
@@ -77,8 +80,7 @@ class Mirror:
             self._remove(name)
             del self._taken[name]
         self._seen = listed
-        if problems:
-            raise problems[0]
+        return problems
 
     def _list(self) -> dict[str, _Listed]:
         import fsspec

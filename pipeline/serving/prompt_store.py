@@ -65,6 +65,7 @@ class PromptStore:
     _unreadable: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _mirror: Mirror | None = None
     _unreachable: bool = False
+    _unfetched: set[str] = field(default_factory=set)  # what was said about prompts of the URL
 
     @classmethod
     def of(cls, model: str, like: Tensor, reserved: str = "") -> PromptStore:
@@ -144,7 +145,8 @@ class PromptStore:
         """
         if is_url(location):
             self._mirror = Mirror(location)
-            self._mirror.update()
+            for error in self._mirror.update().values():
+                raise error
             if not any(self._mirror.directory.glob("[!.]*")):
                 raise InputError(f"--prompts: {location} contains no prompt.json; check the URL")
             location = str(self._mirror.directory)
@@ -177,7 +179,7 @@ class PromptStore:
                 continue
             try:
                 prompt = self.read(name, path)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self._unreadable[name] = signature
                 say(f"warning: {error}")
                 continue
@@ -198,13 +200,17 @@ class PromptStore:
         if self._mirror is None:
             return True
         try:
-            self._mirror.update()
+            problems = self._mirror.update()
         except InputError as error:
             if not self._unreachable:
                 say(f"warning: {error}; the prompts in memory are still served")
             self._unreachable = True
             return False
         self._unreachable = False
+        said = {f"warning: prompt `{name}`: {error}" for name, error in problems.items()}
+        for line in sorted(said - self._unfetched):
+            say(f"{line}; its previous version, if any, is still served")
+        self._unfetched = said
         return True
 
 

@@ -33,6 +33,9 @@ from t5_pipeline.serving.jobs import Draining, Job, Limits, NotSupported, QueueF
 from t5_pipeline.serving.prompt_store import PromptStore, ServedPrompt
 from t5_pipeline.serving.torch_backend import TorchBackend
 
+_CHARACTERS = 64
+"""Maximum characters of an input per token that it may have."""
+
 
 @dataclass
 class Counts:
@@ -140,6 +143,8 @@ class Scheduler:
             raise NotSupported("temperature", "this engine decodes greedily; leave it out")
         limit = self.limits.input_tokens if prompt is None else prompt.info.max_input_length
         sentinel = self.sentinel if prompt is None else prompt.info.sentinel
+        if len(text) > limit * _CHARACTERS:  # blanks, say, which are few tokens but take long to read
+            raise TooLong(len(text), limit * _CHARACTERS, "characters")
         (ids_S,) = encode_inputs([text], self.vocabulary, 1 << 30, sentinel).ids
         if len(ids_S) > limit:
             raise TooLong(len(ids_S), limit)

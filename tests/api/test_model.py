@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,11 +87,35 @@ def test_stream_gives_the_text_of_generate(t5: t5_pipeline.PromptedModel) -> Non
         (["x", "y"], ["labels"], "1 prompts for 2 inputs"),
         ("x", "labels", "put the single input in brackets"),
         (["x"], "labels+free", "different labels"),
+        ([5], "labels", r"inputs\[0\]: must be a text or fields, not 5"),
+        (["x"], [[]], "an input has no prompt"),
     ],
 )
-def test_wrong_inputs(t5: t5_pipeline.PromptedModel, inputs: list[str], prompt: str, message: str) -> None:
+def test_wrong_inputs(t5: t5_pipeline.PromptedModel, inputs: Any, prompt: Any, message: str) -> None:
     with pytest.raises(t5_pipeline.InputError, match=message):
         t5.classify(inputs, prompt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature: must be at least 0"),
+        ({"beams": 2, "temperature": 1.0}, "beams: cannot be combined with temperature"),
+        ({"max_tokens": -1}, "max_tokens: must be at least 0, not -1"),
+        ({"batch_size": 0}, "batch_size: must be at least 1, not 0"),
+    ],
+)
+def test_wrong_settings(t5: t5_pipeline.PromptedModel, settings: Any, message: str) -> None:
+    with pytest.raises(t5_pipeline.InputError, match=f"^{message}"):
+        t5.generate(["x"], "free", **settings)
+
+
+def test_wrong_precision_and_output_dir(t5: t5_pipeline.PromptedModel, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(t5_pipeline.InputError, match=r"^precision: must be fp32 or bf16, not 'fp16'"):
+        t5_pipeline.load(world / "model", precision="fp16")
+    (tmp_path / "file").touch()
+    with pytest.raises(t5_pipeline.InputError, match=r"^output_dir: .*file is a file"):
+        t5.tune([("x", "y")], name="new", output_dir=tmp_path / "file")
 
 
 def test_tune_adds_a_prompt_that_can_be_saved_and_loaded(world: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from t5_pipeline.artifacts.kinds import artifact_digest, locate
+from t5_pipeline.artifacts.kinds import artifact_digest, kind_at, locate
 from t5_pipeline.core.errors import InputError
 
 
@@ -42,3 +42,8 @@ def test_models_in_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_1000").write_bytes(b"\x82")
     with pytest.raises(InputError, match="checkpoint_1000 is a file; give the directory of a model"):
         locate("model", str(tmp_path / "checkpoint_1000"), "model")
+
+
+def test_a_name_that_no_file_can_have_is_not_an_artifact() -> None:
+    """Reading it raises OSError, as a directory does that may not be entered."""
+    assert kind_at("x" * 999) is None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, kept, sampled
 from t5_pipeline.modeling.load import save_t5
@@ -153,3 +154,25 @@ def test_a_mixture_with_one_weight_decodes_like_that_prompt(model: PromptedT5) -
         mixed = way.decode(Continuations(model, encoded, mask, torch.tensor([0.0, 1.0]).log()), 6, range(3))
         of_one = Continuations(model, *model.encode(torch.ones(3, dtype=torch.long), INPUTS_BS))
         assert torch.equal(mixed, way.decode(of_one, 6, range(3)))
+
+
+def test_the_smallest_temperature_decodes_greedily() -> None:
+    """The logits of other tokens are divided to −inf, and no probability becomes NaN."""
+    logits_BV = torch.tensor([[0.5, 3.0, -torch.inf, 2.0]])
+    for drawn in (0.0, 0.999):
+        assert sampled(logits_BV, torch.tensor([drawn]), temperature=1e-310, top_p=1).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"beams": 0}, "beams: must be at least 1, not 0"),
+        ({"temperature": -1.0}, "temperature: must be at least 0, not -1.0"),
+        ({"temperature": float("nan")}, "temperature: must be at least 0, not nan"),
+        ({"top_p": 0.0}, "top_p: must be above 0 and at most 1, not 0.0"),
+        ({"beams": 2, "temperature": 1.0}, "beams: cannot be combined with temperature"),
+    ],
+)
+def test_impossible_ways_to_decode_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        Decoding(**values)  # type: ignore[arg-type]

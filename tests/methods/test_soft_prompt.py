@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.torch import save_file
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
+from t5_pipeline.execution.context import Artifact
+from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo, vote_group
 
 
 @pytest.fixture
@@ -81,3 +83,12 @@ def test_damage_is_reported_on_one_line(
 def test_rows_must_match_info(prompt: Prompt) -> None:
     with pytest.raises(ValueError, match="do not fit 5 × 8"):
         Prompt(torch.ones(4, 8), prompt.info)
+
+
+def test_prompts_vote_with_those_of_the_same_method_only(prompt: Prompt, tmp_path: Path) -> None:
+    artifact = Artifact("prompt", tmp_path, "0" * 64, cell="seed=3")
+    other = prompt.info.model_copy(update={"seed": 4, "step": 20_000, "scores": {}})
+    alike = vote_group("prompt tuning", replace(artifact, cell="seed=4"), other)
+    assert vote_group("prompt tuning", artifact, prompt.info) == alike
+    assert vote_group("multitask prompt tuning on 2 tasks", artifact, prompt.info) != alike
+    assert vote_group("prompt tuning", replace(artifact, cell="learning_rate=0.1,seed=3"), prompt.info) != alike

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from t5_pipeline.evaluation.metrics import OF_COUNTS
-from t5_pipeline.report.arms import DRAWS, Scored, drawn_means, scored, usual_prompts
+from t5_pipeline.report.arms import DRAWS, Scored, _share, drawn_means, scored, usual_prompts
 from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.scores import Score
@@ -134,6 +134,12 @@ def test_four_of_41_steps_are_a_tenth(builders: type[RunBuilder], tmp_path: Path
         [*rows(0.6, 0.6, 0.6, model="lm_adapt@4"), *rows(0.7, 0.7, 0.7)],
     )
     assert found["steps"].verdict == "confirmed"
+
+
+def test_the_step_before_the_last_is_not_the_last(builders: type[RunBuilder], tmp_path: Path) -> None:
+    recipe = RECIPE.replace("batch_size: 32, steps: 40}", "batch_size: 32, steps: 1000}")
+    (cell,) = (cell for cell in builders(tmp_path / "run", recipe).recipe.cells() if cell.stage == "lm_adapt")
+    assert [_share(cell, step) for step in (0, 4, 500, 999, 1000, None)] == [0.0, 0.0, 0.5, 0.99, 1.0, 1.0]
 
 
 def test_scores_of_several_stages_count_once(finished: RunBuilder) -> None:

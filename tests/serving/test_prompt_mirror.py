@@ -19,12 +19,18 @@ from tests.serving.served_world import write_prompt, write_world
 
 
 class Shared(MemoryFileSystem):
-    """A store that can be out of reach."""
+    """A store that can be out of reach, and whose files can be forbidden."""
 
     protocol = "shared"
     store: dict[str, Any] = {}  # noqa: RUF012 (as in the base class)
     pseudo_dirs = [""]  # noqa: RUF012
     reachable = True
+    forbidden = ""
+
+    def get_file(self, rpath: str, *arguments: Any, **more: Any) -> Any:
+        if Shared.forbidden and Shared.forbidden in rpath:
+            raise PermissionError(f"access to {rpath} is denied")
+        return super().get_file(rpath, *arguments, **more)
 
     def find(self, *arguments: Any, **more: Any) -> Any:
         if not Shared.reachable:
@@ -44,7 +50,7 @@ def world(tmp_path: Path) -> Iterator[Path]:
     upload(world, "long", "long/prompt")
     yield world
     Shared.store.clear()
-    Shared.reachable = True
+    Shared.reachable, Shared.forbidden = True, ""
 
 
 def upload(
@@ -112,3 +118,22 @@ def test_keys_of_a_store_are_not_followed_out_of_the_copy(world: Path) -> None:
     assert {path.name for path in mirror.directory.iterdir() if path.is_symlink()} == {"labels", "free", "long"}
     assert all(path.resolve().is_relative_to(mirror.directory) for path in mirror.directory.rglob("*"))
     assert not {path.name for path in mirror.directory.parent.iterdir() if path.name in (".hidden", "escape")} - before
+
+
+def test_a_prompt_that_cannot_be_fetched_does_not_delay_the_others(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    directory = str(store.load("shared://bucket/prompts"))
+    write_prompt(world, "labels", 77)
+    upload(world, "labels")
+    upload(world, "free", "new")
+    fsspec.filesystem("shared").rm("shared://bucket/prompts/long", recursive=True)
+    Shared.forbidden = "/labels/"
+    changes = store.look(directory) + store.look(directory) + store.look(directory)
+    assert [line.split(" (")[0] for line in changes] == ["removed prompt `long`", "added prompt `new`"]
+    warned = capsys.readouterr().err
+    assert warned.count("warning: prompt `labels`") == warned.count("warning") == 1
+    assert warned.endswith("its previous version, if any, is still served\n")
+    Shared.forbidden = ""
+    assert store.look(directory)[0].startswith("replaced prompt `labels`")

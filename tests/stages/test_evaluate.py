@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from t5_pipeline.artifacts import manifest as manifests
@@ -55,3 +56,37 @@ def test_metrics_flag_names_task(tiny: Tiny) -> None:
     assert f"evaluate: {counts}" in done.err
     refused = stage("evaluate", *prompts, "--metrics", "f1", "--output-dir", output)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
+
+
+def test_two_tasks_of_one_name_are_refused(finished: Tiny, tmp_path: Path) -> None:
+    """Their scores would have one name in the table and the report."""
+    prompts = tmp_path / "prompts"
+    for name in ("a", "b"):
+        shutil.copytree(finished.run / "prompt_tune/model=lm_adapt,seed=0/prompt", prompts / name)
+    info = json.loads((prompts / "b/prompt.json").read_text())
+    info["task"]["inputs"] = "page: {input}"
+    (prompts / "b/prompt.json").write_text(json.dumps(info))
+    done = stage("evaluate", "--prompts", prompts, "--precision", "fp32", "--output-dir", tmp_path / "x")
+    assert done.code == 2
+    assert f"{prompts}/b: its task about is not that of {prompts}/a (other inputs); rename one of them" in done.err
+
+
+def test_a_shift_to_a_task_without_training_rows(finished: Tiny, tmp_path: Path) -> None:
+    """Its majority class is that of the scored rows."""
+    cell = finished.run / "prompt_tune/model=lm_adapt,seed=0"
+    task = json.loads((cell / "prompt/prompt.json").read_text())["task"]
+    labels = task["labels"]
+    rows = [{"input": f"text {i}", "target": labels[1] if i < 5 else labels[0]} for i in range(8)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    other = {
+        "name": "elsewhere", "data": str(tmp_path), "splits": {"test": "test.jsonl"}, "inputs": "{input}",
+        "targets": "{target}", "labels": labels,
+    }  # fmt: skip
+    (tmp_path / "elsewhere.yaml").write_text(json.dumps(other))
+    done = stage(
+        "evaluate", "--prompts", cell, "--also-on", tmp_path / "elsewhere.yaml", "--limit", 8, "--precision", "fp32",
+        "--threads", 1, "--output-dir", tmp_path / "x",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (majority,) = [r for r in scores(tmp_path / "x") if (r["task"], r["method"]) == ("elsewhere", "majority class")]
+    assert majority["metrics"]["accuracy"] == 5 / 8

@@ -33,6 +33,7 @@ from t5_pipeline.serving.http.schemas import (
     Completion,
     CompletionRequest,
     ErrorResponse,
+    Fields,
     LoadAdapterRequest,
     ModelCard,
     ModelList,
@@ -142,10 +143,14 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         param = "prompt" if body.prompt is not None else "fields"
         server.check_fits(len(body.items))
         decoding = Decoding(temperature=body.temperature, top_p=body.top_p, seed=body.seed)
-        jobs = [
-            server.job(name, item, param, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
-            for i, (name, item) in enumerate(zip(body.names, body.items, strict=True))
-        ]
+
+        def jobs_of() -> list[Job]:
+            return [
+                server.job(name, item, param, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
+                for i, (name, item) in enumerate(zip(body.names, body.items, strict=True))
+            ]
+
+        jobs = await asyncio.to_thread(jobs_of)  # other requests need not wait while texts are encoded
         whole = Completion(id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time()), model=body.model or "", choices=[])
         if body.stream:
             events = Events(
@@ -168,17 +173,12 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         param = "prompt" if body.prompt is not None else "fields"
         voters_of = body.voters
         server.check_fits(sum(map(len, voters_of)))
-        jobs: list[Job] = []
-        for voters, item in zip(voters_of, body.items, strict=True):
-            mine = [server.job(name, item, param) for name in voters]
-            for job, name in zip(mine, voters, strict=True):
-                if not job.labels:
-                    raise Refused(400, f"`{name}` has no labels; use /v1/completions", param="model")
-                if list(job.labels) != list(mine[0].labels):
-                    raise Refused(
-                        400, f"`{voters[0]}` and `{name}` have different labels and cannot vote", param="model"
-                    )
-            jobs += mine
+
+        def jobs_of() -> list[Job]:
+            pairs = zip(voters_of, body.items, strict=True)
+            return [job for voters, item in pairs for job in _voting(server, voters, item, param)]
+
+        jobs = await asyncio.to_thread(jobs_of)
         results = iter(await server.results(request, jobs))
         each = [[next(results) for _ in voters] for voters in voters_of]
         usage = server.usage([result for group in each for result in group])
@@ -206,6 +206,17 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         """`DELETE /v1/prompts/NAME` under vLLM's name."""
         server.remove(body.lora_name)
         return {"status": "ok"}
+
+
+def _voting(server: Server, voters: Sequence[str], item: str | Fields, param: str) -> list[Job]:
+    """A job for each of the prompts that classify an input."""
+    jobs = [server.job(name, item, param) for name in voters]
+    for job, name in zip(jobs, voters, strict=True):
+        if not job.labels:
+            raise Refused(400, f"`{name}` has no labels; use /v1/completions", param="model")
+        if list(job.labels) != list(jobs[0].labels):
+            raise Refused(400, f"`{voters[0]}` and `{name}` have different labels and cannot vote", param="model")
+    return jobs
 
 
 def _classification(results: Sequence[Result]) -> Classification:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import time
 
@@ -14,6 +16,11 @@ from t5_pipeline.serving.http.server import Server
 
 # Without a key: pages and the description of the API, which are the same everywhere, and what a load balancer asks.
 OPEN_ROUTES = ("/", "/health", "/ready", "/openapi.json", PAGE, *(f"{PAGE}/{name}" for name in ASSETS))
+
+_PATIENCE = 5.0
+"""Maximum seconds for reading the body of a request that is refused."""
+_DIGITS = 18
+"""Maximum digits of a Content-Length."""
 
 
 class Guard:
@@ -38,10 +45,12 @@ class Guard:
         problem = self._problem(scope["path"], headers)
         try:
             if problem is not None:
-                await _discard(receive)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(_discard(receive), min(self.server.options.timeout, _PATIENCE))
                 await problem.response()(scope, receive, counted)
             else:
-                await self.app(scope, _Limited(receive, self.server.options.body_bytes), counted)
+                options = self.server.options
+                await self.app(scope, _Limited(receive, options.body_bytes, options.timeout), counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.server.metrics.requests.labels(route, f"{status // 100}xx").inc()
@@ -50,13 +59,14 @@ class Guard:
     def _problem(self, path: str, headers: dict[str, bytes]) -> Refused | None:
         options = self.server.options
         if options.keys and path not in OPEN_ROUTES:
-            given = headers.get("authorization", b"").decode("latin-1").removeprefix("Bearer ").encode()
-            if not any(hmac.compare_digest(given, key.encode()) for key in options.keys):
+            scheme, _, given = headers.get("authorization", b"").partition(b" ")
+            known = [hmac.compare_digest(given.strip(), key.encode()) for key in options.keys]
+            if scheme.lower() != b"bearer" or not any(known):
                 return Refused(
                     401, "the API key is missing or wrong; send `Authorization: Bearer KEY`", code="invalid_api_key"
                 )
         length = headers.get("content-length", b"0")
-        if not length.isdigit() or int(length) > options.body_bytes:
+        if not length.isdigit() or len(length) > _DIGITS or int(length) > options.body_bytes:
             return Refused(413, f"the body is larger than {options.body_bytes:,} bytes; send fewer inputs")
         return None
 
@@ -72,14 +82,21 @@ async def _discard(receive: Receive, at_most: int = 16 << 20) -> None:
 
 
 class _Limited:
-    """`receive` that ends a request whose body grows beyond a limit (bodies without a length)."""
+    """`receive` that ends a request whose body grows beyond a limit (bodies without a length) or does not arrive."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self.receive, self.left = receive, limit
+    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+        self.receive, self.left, self.seconds = receive, limit, seconds
+        self.until: float | None = time.monotonic() + seconds  # None once the body is complete
 
     async def __call__(self) -> Message:
-        message = await self.receive()
+        left = None if self.until is None else max(self.until - time.monotonic(), 0)
+        try:
+            message = await asyncio.wait_for(self.receive(), left)
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {self.seconds:g} seconds") from None
         self.left -= len(message.get("body", b""))
         if self.left < 0:
             raise HTTPException(413, "the body is too large; send fewer inputs")
+        if not message.get("more_body", False):
+            self.until = None
         return message

@@ -198,7 +198,7 @@ class Server:
         except OtherModel as error:
             digests = {"prompt": error.of_prompt, "server": error.of_t5}
             raise Refused(409, str(error), param="path", code="other_model", digests=digests) from error
-        except InputError as error:
+        except (InputError, OSError) as error:
             raise Refused(400, str(error), param="path") from error
         self.store.add(prompt)
         return prompt

@@ -163,6 +163,7 @@ def test_classify_gives_exact_probabilities_and_votes(served: Served, engine: En
         ({"model": "free", "prompt": "x", "best_of": 2, "echo": True}, 400, "unsupported_field", "not supported: `best_of`, `echo`"),
         ({"model": "fre", "prompt": "x"}, 404, "model_not_found", "there is no prompt `fre`"),
         ({"model": "free", "prompt": "word " * 90}, 413, "context_length_exceeded", "tokens, but at most 48 fit"),
+        ({"model": "free", "prompt": " " * 1_000_000}, 413, "context_length_exceeded", "has 1,000,000 characters, but at most 3,072 fit"),
         ({"model": "free"}, 400, None, "give either `prompt` or `fields`"),
         ({"prompt": "x"}, 400, None, "give either `model` or `models`"),
         ({"models": ["free"], "prompt": ["x", "y"]}, 400, None, "`models` has 1 names for 2 inputs"),
@@ -228,6 +229,29 @@ def test_keys_are_required_except_for_pages_and_health(served: Served) -> None:
     for path, key in (("/v1/models", None), ("/v1/models", "wrong"), ("/metrics", None)):
         status, answer, _ = served.request("GET", path, key=key)
         assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+    for credentials, status in ((f"bearer {KEY}", 200), (KEY, 401), (f"Basic {KEY}", 401)):
+        head = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: {credentials}\r\nConnection: close\r\n\r\n"
+        assert sent(served, head, 30) == status
+
+
+def sent(served: Served, text: str, seconds: float) -> int:
+    """The status of the answer to the bytes of a request, which may be incomplete."""
+    port = int(served.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        connection.sendall(text.encode())
+        return int(connection.recv(1000).split()[1])
+
+
+def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
+    made = serve(write_world(tmp_path), timeout=0.5)
+    try:
+        head = "POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+        assert sent(made, f"{head}Authorization: Bearer {KEY}\r\n\r\n{{", 20) == 408
+        assert sent(made, f"{head}\r\n{{", 20) == 401
+        assert sent(made, f"{head.replace('100', '9' * 5000)}\r\n", 20) in (400, 401, 413)
+    finally:
+        made.server.should_exit = True
+        made.thread.join(30)
 
 
 def test_prompts_change_while_serving(served: Served) -> None:

@@ -35,7 +35,7 @@ def test_paths_reach_nothing_outside_the_folder_of_prompts(tmp_path: Path) -> No
         assert made.server.config.app.state.server.store.read("victim", victim)
         names = [
             "..", ".", "../victim", "../../victim", "labels/../../victim", "labels/", "notes.txt", "..\\victim", "~",
-            str(victim), f"{victim}/", "labels\0", "*", "",
+            str(victim), f"{victim}/", "labels\0", "*", "", "x" * 999,
         ]  # fmt: skip
         for name in names:
             for sent in {name.replace("\0", "%00").replace("\\", "%5c"), quote(name, safe="")}:
