@@ -69,6 +69,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     >>> old = {"settings": {"seed": 0}, "inputs": {"model": "a"}}
     >>> differences(old, {"settings": {"seed": 1}, "inputs": {"model": "b"}})
     ['seed: 0 → 1', 'input model changed']
+    >>> differences({"data": {"corpus": "3f2a"}}, {"data": {"corpus": "hub:data/text.txt"}})
+    ['data of corpus: data/text.txt does not exist here']
     """
     found = []
     for name in [*new, *(n for n in old if n not in new)]:
@@ -76,13 +78,20 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if a == b:
             continue
         if prefix in ("inputs", "data"):
-            found.append(f"{'input' if prefix == 'inputs' else 'data of'} {name} changed")
+            gone = _absent(b) if _absent(a) is None else None
+            what = f"{'input' if prefix == 'inputs' else 'data of'} {name}"
+            found.append(f"{what} changed" if gone is None else f"{what}: {gone} does not exist here")
         elif isinstance(a, dict) and isinstance(b, dict):
             inner = name if name in ("inputs", "data") else ""
             found += [text if inner or name == "settings" else f"{name}.{text}" for text in differences(a, b, inner)]
         else:
             found.append(f"{name}: {_short(a)} → {_short(b)}")
     return found
+
+
+def _absent(digest: Any) -> str | None:
+    """The location of data or a model that is not on this machine; it may be a name on the hub."""
+    return digest.removeprefix("hub:") if isinstance(digest, str) and digest.startswith("hub:") else None
 
 
 def _short(value: Any) -> str:
