@@ -23,6 +23,7 @@ class DigestCache:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.entries: dict[str, list[Any]] = {}
+        self._saved = True
         if path is not None:
             with contextlib.suppress(OSError, ValueError):
                 entries = read_json(path)
@@ -37,13 +38,17 @@ class DigestCache:
             return f"hub:{location}"
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         base = path if path.is_dir() else path.parent
-        return json_digest([[str(p.relative_to(base)), self._of_file(p)] for p in files])
+        digests = [[str(p.relative_to(base)), self._of_file(p)] for p in files]
+        self._save()
+        return json_digest(digests)
 
     def of_task(self, task: TaskConfig) -> str:
         """Digest of a task's rows: of the files of its splits only."""
         if task.data in BUILT_IN_DATA or not Path(task.data).exists():
             return self.of_data(task.data)
-        return json_digest([[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())])
+        digests = [[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())]
+        self._save()
+        return json_digest(digests)
 
     def of_artifact(self, artifact: str, path: Path) -> str:
         """Digest of an input from outside the run; the name for a model on the hub.
@@ -54,7 +59,9 @@ class DigestCache:
         if not path.is_dir():
             return f"hub:{path}"
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        return self._of(path, lambda: artifact_digest(artifact, path), files)
+        digest = self._of(path, lambda: artifact_digest(artifact, path), files)
+        self._save()
+        return digest
 
     def _of_file(self, path: Path) -> str:
         return self._of(path, lambda: file_digest(path), [path])
@@ -67,7 +74,12 @@ class DigestCache:
             return str(known[1])
         digest = str(compute())
         self.entries[key] = [stamp, digest]
-        if self.path is not None and self.path.parent.is_dir():
+        self._saved = False
+        return digest
+
+    def _save(self) -> None:
+        """Write new digests, once the run directory exists."""
+        if not self._saved and self.path is not None and self.path.parent.is_dir():
             with contextlib.suppress(OSError):  # a cache; `plan` also works on a full or read-only disk
                 write_text(self.path, json.dumps(self.entries))
-        return digest
+            self._saved = True

@@ -23,6 +23,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +43,9 @@ _WORKING = (
     "steps", "checkpoints", "trackers", "vocabulary", "tokens.partial", "metrics.jsonl", "nonfinite.jsonl", "log.txt",
 )  # fmt: skip
 _BOOKKEEPING = ("recipe.yaml", "started.json", "working.json", "job.json", "log.txt")  # written before the first result
+
+_PATIENCE = 0.5
+"""Seconds to wait for a lock."""
 
 
 def step_name(step: int) -> str:
@@ -67,6 +71,18 @@ class RunDir:
 
     def cell(self, cell: Cell) -> Path:
         return inside(self.path, f"{cell.stage}/{cell.id}" if cell.axes else cell.stage, self.path)
+
+    def log_directory(self, cell: Cell) -> Path | None:
+        """The directory with the logs of a cell's present results; None if it was never started.
+
+        Jobs with other settings, whose results were archived, keep their logs beside it.
+        """
+        if not cell.axes:
+            return self.cell(cell)
+        started = self.manifest(cell) or self.started(cell)
+        jobs = sorted((self.path / cell.stage).glob("jobs/*/job.json"), key=lambda path: path.stat().st_mtime_ns)
+        mine = [path.parent for path in jobs if started and read_job(path.parent).get(cell.id) == started.fingerprint]
+        return mine[-1] if mine else None
 
     def written_by(self, stage: str, outputs: Sequence[str]) -> list[str]:
         """The entries of this directory in which a stage writes and deletes."""
@@ -229,7 +245,7 @@ def lock(path: Path, directory: Path) -> Iterator[Callable[[], None]]:
             descriptor = os.open(place, flags, 0o644)
             held.callback(os.close, descriptor)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(descriptor)
             except BlockingIOError:
                 holder = _beginning(path) if path.is_file() else ""
                 raise InputError(
@@ -260,6 +276,18 @@ def lock(path: Path, directory: Path) -> Iterator[Callable[[], None]]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode(), 0)
         yield hold_directory
+
+
+def _flock(descriptor: int) -> None:
+    """Take a lock, for which `is_locked` of another process may have asked at this moment: it releases it at once."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _beginning(path: Path) -> str:

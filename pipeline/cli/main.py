@@ -158,9 +158,10 @@ def _page(run_dir: RunDir) -> Path:
 
 
 def _is_older(page: Path, run_dir: RunDir) -> bool:
-    """Whether a stage finished after the report was written."""
+    """Whether a stage finished, or the recipe changed, after the report was written."""
     made = page.stat().st_mtime if page.exists() else 0.0
-    return any(path.stat().st_mtime > made for path in run_dir.path.glob("*/**/manifest.json"))
+    newer = (run_dir.path / "recipe.yaml", *run_dir.path.glob("*/**/manifest.json"))
+    return any(path.stat().st_mtime > made for path in newer)
 
 
 def _plan(given: argparse.Namespace) -> int:

@@ -79,6 +79,14 @@ def parse_ref(
         raise InputError(f"{where()}: stage `{stage}` has {len(ids)} cells; choose one, as in {stage}/{ids[0]}")
     if step is not None and artifact != "model":
         raise InputError(f"{where()}: only models have steps; use `{target}` without @{step}")
+    if step is not None:
+        last = min(getattr(c.settings, "steps", -1) for c in earlier[stage] if not cell or c.id == cell)
+        if last < 0:
+            raise InputError(f"{where()}: stage `{stage}` has no steps; use `{target}` without @{step}")
+        if int(step) > last:
+            raise InputError(
+                f"{where()}: `{stage}` has {last:,} steps; use an earlier one than {step}, or more `steps`"
+            )
     return InputRef(stage=stage, cell=cell or None, step=int(step) if step is not None else None)
 
 

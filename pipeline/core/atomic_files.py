@@ -194,6 +194,7 @@ def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
     Raises:
         InputError: if it cannot be written.
     """
+    path = path.absolute()  # so that "." has a name
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)

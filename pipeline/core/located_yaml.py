@@ -72,7 +72,7 @@ def _parse(text: str, where: Path | str, lines: dict[Key, int]) -> Any:
         if node is None:
             return None
         _Nodes(where, lines).walk(node, (), ())
-        return yaml.SafeLoader("").construct_document(node)
+        return _separate(yaml.SafeLoader("").construct_document(node))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"{where}:{line}: is not valid YAML ({error.problem}); fix the file") from None
@@ -80,6 +80,13 @@ def _parse(text: str, where: Path | str, lines: dict[Key, int]) -> Any:
         raise InputError(f"{where}: is not valid YAML ({' '.join(str(error).split())}); fix the file") from None
     except RecursionError:
         raise InputError(f"{where}: is nested too deeply; fix the file") from None
+
+
+def _separate(value: Any) -> Any:
+    """A copy in which the places that an alias names share nothing, so that one of them can be changed."""
+    if isinstance(value, dict):
+        return {key: _separate(item) for key, item in value.items()}
+    return [_separate(item) for item in value] if isinstance(value, list) else value
 
 
 class _Nodes:

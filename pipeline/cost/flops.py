@@ -75,6 +75,10 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
     return embedding_rows(prepare.vocabulary_size + SENTINELS)
 
 
+SEGMENTS_PER_ROW = 1.14
+"""Full segments that the examples in a packed row of T5 amount to, for documents like those of C4 (fidelity.md)."""
+
+
 def step_cost(settings: TrainingConfig, shape: T5Config) -> StepCost | None:
     """Cost of one step of a run for a cell, the mean over the steps; None if another library decides what trains."""
     trials = settings.trained_together()
@@ -85,7 +89,9 @@ def step_cost(settings: TrainingConfig, shape: T5Config) -> StepCost | None:
     lengths = [(settings.prompt_rows() + inputs, targets) for inputs, targets in settings.example_lengths()]
     if settings.trained_parameters(shape) is None or not lengths:
         return None
-    examples = settings.batch_size * settings.readings()
+    examples: float = settings.batch_size * settings.readings()
+    if isinstance(settings, LMAdaptConfig) and settings.batch_unit == "rows":
+        examples *= SEGMENTS_PER_ROW
     passes = 2 if settings.freezes_model else 3
     tokens = sum(inputs + targets for inputs, targets in lengths) / len(lengths)
     flops = sum(forward_flops(shape, inputs, targets) for inputs, targets in lengths) / len(lengths)

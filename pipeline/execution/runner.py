@@ -11,7 +11,7 @@ from t5_pipeline.artifacts.run_dir import Rollback, RunDir, lock
 from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
-from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.core.atomic_files import write_bytes, write_text
 from t5_pipeline.core.bounded import has_content
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.printable import say
@@ -51,6 +51,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     created = Rollback(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path), created:
         began = time.monotonic()
+        before = recipe_file.read_bytes() if recipe_file.exists() else None
         if not same:
             write_text(recipe_file, text)
         ran = 0
@@ -66,6 +67,8 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             )
             if code == BAD_INPUT:
                 created.undo()
+                if ran == 1 and before is not None:  # nothing has come of this recipe
+                    write_bytes(recipe_file, before)
             if code != 0:
                 return failed(name, code, message)
         left = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage in names]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.artifacts.run_dir import RunDir, is_locked, read_job
+from t5_pipeline.artifacts.run_dir import RunDir, is_locked
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.bounded import open_file
@@ -24,11 +24,6 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
     """
     rows = []
     active = is_locked(run_dir.state / "lock", run_dir.path)
-    jobs = {
-        (path.parent.parent.parent.name, cell_id): path.parent
-        for path in run_dir.path.glob("*/jobs/*/job.json")
-        for cell_id in read_job(path.parent)
-    }
     for status in cell_statuses(recipe, run_dir):
         cell = status.cell
         manifest = run_dir.manifest(cell)
@@ -38,7 +33,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
             begun = started is not None and started.fingerprint == status.fingerprint
             running = is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage)
             state = "running" if running and begun else "queued" if running or active else state
-        last, updated = _last_row(jobs.get((cell.stage, cell.id), run_dir.cell(cell)) / "metrics.jsonl")
+        last, updated = _last_row((run_dir.log_directory(cell) or run_dir.cell(cell)) / "metrics.jsonl")
         rows.append(
             {
                 "stage": cell.stage,

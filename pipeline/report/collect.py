@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
-from t5_pipeline.artifacts.run_dir import RunDir, read_job
+from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
@@ -164,6 +164,7 @@ class Run:
 
     Attributes:
         answers: of scores, by their identity, where they are known and were asked for.
+        stale: identities of scores of earlier results, which have to be computed again.
     """
 
     recipe: Recipe
@@ -174,6 +175,7 @@ class Run:
     prompts: list[PromptSize] = field(default_factory=list)
     learned: list[LearnedPrompt] = field(default_factory=list)
     answers: dict[str, Answers] = field(default_factory=dict)
+    stale: set[str] = field(default_factory=set)
 
     def cells(self) -> Iterator[CellResult]:
         for job in self.jobs:
@@ -215,6 +217,8 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
             if "scores" in result.manifest.outputs:
                 directory = run_dir.cell(result.cell) / result.manifest.outputs["scores"].path
                 scored.append((directory, read_scores(directory)))
+                if result.state == "stale":
+                    run.stale.update(row.identity for row in scored[-1][1])
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))
@@ -237,7 +241,7 @@ def model_name(found: InputRecord | InputRef) -> str:
 
 def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], Manifest | None]) -> Iterator[Job]:
     """Cells of a stage grouped by the process that made them; cells without one form a group of their own."""
-    logs = {cell.id: _log_directory(run_dir, cell, manifests[cell.stage, cell.id]) for cell in cells}
+    logs = {cell.id: run_dir.log_directory(cell) for cell in cells}
     for directory in dict.fromkeys(logs.values()):
         together = [cell for cell in cells if logs[cell.id] == directory]
         log = read_log(directory / "metrics.jsonl") if directory else JobLog()
@@ -251,15 +255,6 @@ def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], M
             state = _state(cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
             results.append(CellResult(cell, state, manifest, manifest.step if manifest else last))
         yield Job(cells[0].stage, cells[0].settings.kind, results, log)
-
-
-def _log_directory(run_dir: RunDir, cell: Cell, manifest: Manifest | None) -> Path | None:
-    if not cell.axes:
-        return run_dir.cell(cell)
-    started = manifest or run_dir.started(cell)
-    jobs = sorted((run_dir.path / cell.stage).glob("jobs/*/job.json"), key=lambda path: path.stat().st_mtime_ns)
-    mine = [path.parent for path in jobs if started and read_job(path.parent).get(cell.id) == started.fingerprint]
-    return mine[-1] if mine else None
 
 
 def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Manifest | None]) -> State:

@@ -25,10 +25,12 @@ def results_table(run: Run) -> list[str]:
     for task in summarise(run):
         baselines = [*task.untuned, *([task.majority] if task.majority else [])]
         for line in [*task.tuned, *task.others, *baselines]:
-            made = [] if line in baselines else [result for row in line.rows for result in _made(run, row)]
+            fresh = [row for row in line.rows if row.identity not in run.stale]
+            made = [] if line in baselines else [result for row in fresh for result in _made(run, row)]
             scored |= {_key(result) for result in made}
             spread = line.spread(task.metric)
             score = _UNKNOWN if spread is None else f"{task.metric} {spread.text}"
+            score += "" if len(fresh) == len(line.rows) else " (stale)"
             rows.append((line.title, line.path or _UNKNOWN, task.task, score, *_cost(run, made)))
     for job in run.jobs:
         left = [result for result in job.cells if result.manifest and _key(result) not in scored]

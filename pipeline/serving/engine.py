@@ -94,7 +94,7 @@ class Engine:
             compiled: compile the T5s with torch.compile.
         """
         self.t5, self.precision = t5, precision
-        self._compiled = compiled
+        self.compiled = compiled
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         reasons = {name: self._problem(name, one) for name, one in prompts.items()}
         self.refused = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -277,7 +277,7 @@ class Engine:
         if path not in self._answerers:
             mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
             answerer = self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
-            answerer.t5.set_execution(compiled=self._compiled and use_compiler("true", self.device.type))
+            answerer.t5.set_execution(compiled=self.compiled and use_compiler("true", self.device.type))
         return self._answerers[path]
 
     def _problem(self, name: str, one: Candidate) -> str | None:

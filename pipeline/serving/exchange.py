@@ -95,6 +95,10 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
         if suffix and output != STDOUT and not is_stream(Path(output)) and Path(output).suffix != suffix:
             raise InputError(f"--output: {output} does not end in .npy; name the output file, or give - for stdout")
     else:
+        if output == STDOUT or is_stream(Path(output)):
+            raise InputError(
+                f"--output: {output} takes one prompt, but {location} has {len(prompts)}; give a directory"
+            )
         to = {name: Path(output) / f"{name}{suffix}" for name in prompts}
     if form == "peft" and output == STDOUT:
         raise InputError("--output: a PEFT adapter is a directory; give its path, not -")

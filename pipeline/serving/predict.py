@@ -108,6 +108,14 @@ class Predict:
                 be answered is not an error: its output line says why.
         """
         check_output(to)
+        if (
+            source != STDIN
+            and to != STDOUT
+            and Path(to).exists()
+            and Path(source).exists()
+            and Path(to).samefile(source)
+        ):
+            raise InputError(f"--output: {to} is the input file; choose another one for the answers")
         size, counts, kept, partial = WINDOW * self.batch_size, Counts(), 0, None
         if source == STDIN:
             windows, total = _arriving(_json_lines(sys.stdin.buffer, "stdin"), size), None
@@ -171,8 +179,8 @@ class Predict:
         """The file in which the answers grow; its name covers all that they depend on."""
         fingerprint = json_digest({
             "input": file_digest(source), "prompts": engine.digest, "precision": engine.precision,
-            "device": engine.device.type, "threads": torch.get_num_threads(), "settings": asdict(self),
-            "versions": [__version__, torch.__version__],
+            "device": engine.device.type, "compiled": engine.compiled, "threads": torch.get_num_threads(),
+            "settings": asdict(self), "versions": [__version__, torch.__version__],
         })  # fmt: skip
         target = to.resolve()
         return target.with_name(f"{target.name}.{fingerprint[:12]}.partial")

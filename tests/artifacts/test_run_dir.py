@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,25 @@ def test_the_lock_survives_the_deletion_of_its_file(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is in use"), lock(file, stage):
             pass
     assert not is_locked(stage, file)
+
+
+def test_asking_for_a_lock_does_not_refuse_it(tmp_path: Path) -> None:
+    """`is_locked` takes the lock for a moment, and `status` asks while a run starts."""
+    asking = threading.Event()
+
+    def ask() -> None:
+        while not asking.is_set():
+            is_locked(tmp_path / "run", tmp_path / "lock")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(200):
+            with lock(tmp_path / "lock", tmp_path / "run"):
+                pass
+    finally:
+        asking.set()
+        thread.join()
 
 
 def test_a_file_system_without_locks_is_reported(

@@ -213,3 +213,39 @@ def test_single_tasks_and_lists_of_tasks(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("[a, b, [a, b]]", "[a, [a, c]]"))
     with pytest.raises(InputError, match=r"tuning\.yaml:6: stages\.model_tune\.matrix\.tasks: there is no task `c`"):
         load_recipe(path)
+
+
+def test_overrides_of_a_stage_or_task_do_not_reach_those_that_share_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    tone = "tone: &tone\n    data: rows\n    splits: &splits {train: train, validation: validation}\n"
+    text = RECIPE.replace("tone:\n    data: rows\n", tone)
+    text = text.replace("stages:\n", "  other: {<<: *tone, splits: *splits}\nstages:\n")
+    text = text.replace("  prompt_tune:\n", "  prompt_tune: &tune\n    uses: prompt_tune\n")
+    path.write_text(text.replace("  evaluate:", "  more: {<<: *tune, task: other, learning_rate: 0.1}\n  evaluate:"))
+    found = overridden(
+        path, "tasks.tone.splits.train=train[:9]", "prompt_tune.seed=5", "prompt_tune.matrix.model=[lm_adapt]"
+    )
+    assert [len(found.stages[name]) for name in ("prompt_tune", "more")] == [1, 6]
+    tuned = [found.stages[name][0].settings for name in ("prompt_tune", "more")]
+    assert [one.task.splits["train"] for one in tuned if isinstance(one, PromptTuneConfig)] == ["train[:9]", "train"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("lm_adapt@21", "`lm_adapt` has 20 steps; use an earlier one than 21, or more `steps`"),
+        ("prepare@5", "needs a model"),
+    ],
+)
+def test_steps_that_a_stage_never_reaches_are_refused(recipe: Path, model: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        overridden(recipe, f"prompt_tune.matrix.model=[{model}]")
+    assert overridden(recipe, "prompt_tune.matrix.model=[lm_adapt@20, lm_adapt@0]")
+    with pytest.raises(InputError, match="`lm_adapt` has 9 steps; use an earlier one than 10"):
+        overridden(recipe, "lm_adapt.steps=9")
+
+
+def test_steps_of_a_stage_without_steps_are_refused(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("  prompt_tune:\n", "  sentinel: {model: lm_adapt}\n  prompt_tune:\n"))
+    with pytest.raises(InputError, match="stage `sentinel` has no steps; use `sentinel` without @5"):
+        overridden(recipe, "prompt_tune.matrix.model=[sentinel@5]")

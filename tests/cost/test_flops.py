@@ -100,15 +100,15 @@ def test_prefix_lm_lengths_add_up() -> None:
 
 
 def test_tokens_of_a_step_equal_those_of_its_packed_rows() -> None:
-    """Of text longer than an example; rows of shorter documents contain more."""
+    """Of documents as long as those of C4, in lognormal lengths of mean 427."""
 
-    class Long:
-        lengths_N = np.full(40, 20 * 63)
+    class Documents:
+        lengths_N = np.random.default_rng(0).lognormal(np.log(427) - 0.5, 1, 4_000).astype(int) + 1
 
-    objective = PrefixLM(Long(), 0, 64)  # type: ignore[arg-type]
-    rows = PackedRows(objective, 0, (64, 64))
+    objective = PrefixLM(Documents(), 0, 512)  # type: ignore[arg-type]
+    rows = PackedRows(objective, 0, (512, 512))
     inputs, targets = objective.lengths(0, rows.examples_of(0, np.arange(300)))
-    adapted = step_cost(lm(batch_size=300, batch_unit="rows"), SIZES["small"])
+    adapted = step_cost(lm(segment_length=512, batch_size=300, batch_unit="rows"), SIZES["small"])
     assert adapted is not None
     assert adapted.tokens == pytest.approx(inputs.sum() + targets.sum(), rel=0.03)
 

@@ -157,6 +157,24 @@ def test_a_kept_step_equals_a_run_of_that_many_steps(finished: Tiny, tmp_path: P
         assert [record.digest for record in prompt.inputs["model"]] == [kept.digest]
 
 
+def test_bad_input_leaves_the_recipe_of_a_run(tiny: Tiny) -> None:
+    before = (tiny.run / "recipe.yaml").read_bytes()
+    said = tiny.start("--set", 'tasks.about.inputs="{nofield}"')
+    assert said.code == 2
+    assert "has no field 'nofield'" in said.err
+    assert (tiny.run / "recipe.yaml").read_bytes() == before
+    assert todo(tiny.plan()) == {}
+
+
+def test_the_report_follows_the_recipe(tiny: Tiny) -> None:
+    """A cell was removed; nothing ran, but the report no longer shows it."""
+    report = tiny.run / "report.html"
+    report.write_text(report.read_text() if report.exists() else "")
+    said = tiny.start("--set", "prompt_tune.matrix.seed=[0]", "--until", "prompt_tune")
+    assert said.code == 0
+    assert f"✓ report: {report}" in said.err
+
+
 def test_until_and_from(tiny: Tiny) -> None:
     changed_setting = ("--set", "evaluate.limit=4")
     said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prompt_tune", *changed_setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 from t5_pipeline.artifacts.run_dir import RunDir, lock
@@ -46,6 +47,22 @@ def test_states_of_an_unfinished_run(tiny: Tiny) -> None:
     with lock(tiny.run / ".state" / "lock", tiny.run):
         assert {row["state"] for row in rows(tiny).values()} == {"up to date", "queued"}
     assert rows(tiny)["lm_adapt"]["state"] == "to continue"
+
+
+def test_the_log_of_a_job_with_other_settings_is_not_shown(tiny: Tiny) -> None:
+    found = rows(tiny)["prompt_tune model=lm_adapt,seed=0"]
+    (job,) = {
+        path.parent
+        for path in tiny.run.glob("prompt_tune/jobs/*/job.json")
+        if "model=lm_adapt,seed=0" in path.read_text()
+    }
+    for name in ("0000000000", "ffffffffff"):
+        other = job.with_name(name)
+        shutil.copytree(job, other)
+        (other / "metrics.jsonl").write_text('{"step": 99, "loss": 7.0, "split": "train"}\n')
+        cells = json.loads((job / "job.json").read_text())["cells"]
+        (other / "job.json").write_text(json.dumps({"cells": dict.fromkeys(cells, name * 6)}))
+    assert rows(tiny)["prompt_tune model=lm_adapt,seed=0"] == found
 
 
 def test_damaged_lines_are_ignored(tiny: Tiny) -> None:

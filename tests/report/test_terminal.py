@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 from t5_pipeline.report.collect import collect
@@ -34,3 +35,14 @@ def test_without_scores(finished) -> None:
     assert [row[0] for row in rows].count("prompt_tune") == 4
     assert ["lm_adapt", "–", "–", "–", "40"] in [row[:5] for row in rows]
     assert {row[3] for row in rows} == {"–"}
+
+
+def test_scores_of_earlier_results_are_marked(finished) -> None:
+    """A prompt was trained again, and its steps and bytes are not shown beside the scores of the one before."""
+    manifest = finished.run_dir.path / "prompt_tune/model=lm_adapt,seed=0/manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace(json.loads(manifest.read_text())["outputs"]["prompt"]["digest"], "f" * 64)
+    )
+    rows = table(finished)
+    assert ["Prompt tuning", "LM adaptation @40 steps", "package", "accuracy 64.0 ± 4.0 (stale)", "–", "–", "–"] in rows
+    assert ["prompt_tune", "lm_adapt", "package", "–", "10, 20, 30"] in [row[:5] for row in rows]

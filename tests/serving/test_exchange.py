@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import re
@@ -275,6 +276,12 @@ def test_existing_files_are_not_overwritten(world: Path, tmp_path: Path) -> None
     assert said.code == 2
     assert "already exists" in said.err
     assert (tmp_path / "one.npy").read_bytes() == b"mine"
+    several = t5_pipeline("prompts", "export", world / "prompts", "--to", "npy", "--output", "-")
+    assert (several.code, "--output: - takes one prompt" in several.err) == (2, True)
+    (tmp_path / "empty").mkdir()
+    with contextlib.chdir(tmp_path / "empty"):
+        assert t5_pipeline("prompts", "export", world / "prompts" / "one", "--to", "peft", "--output", ".").code == 0
+    assert (tmp_path / "empty/adapter_config.json").is_file()
 
 
 def test_list_and_show(world: Path) -> None:

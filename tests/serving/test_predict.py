@@ -18,6 +18,8 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
+from t5_pipeline.serving.engine import Engine
+from t5_pipeline.serving.predict import Predict
 from tests.serving.five_prompts import LINES, PROMPTS, Place, same, write_lines
 from tests.tiny_run import Tiny, write_rows
 
@@ -101,6 +103,11 @@ def test_standard_input_and_output(place: Place, tmp_path: Path, monkeypatch: py
     piped = place.predict()
     assert place.predict("--input", source, "--output", tmp_path / "out.jsonl") == []
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == piped
+    before = source.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(source)
+    refused = place.run("--input", source, "--output", tmp_path / "link.jsonl")
+    assert (refused.code, "link.jsonl is the input file; choose another one" in refused.err) == (2, True)
+    assert source.read_bytes() == before
     assert place.predict("--input", write_lines(tmp_path, [])) == []
 
 
@@ -163,3 +170,12 @@ def test_prompts_of_the_same_labels_vote(place: Place, tmp_path: Path) -> None:
     said = there.run("--input", tmp_path / "other.jsonl")
     assert said.code == 1
     assert "prompts `tone` and `truth` have different labels and cannot vote" in said.out
+
+
+def test_compiled_and_other_answers_do_not_resume_each_other(place: Place, tmp_path: Path) -> None:
+    source = write_lines(tmp_path)
+    engines = [
+        Engine.load(str(place.model), str(place.prompts), compiled=compiled) for compiled in (False, True, False)
+    ]
+    names = [Predict()._partial(engine, source, tmp_path / "out.jsonl") for engine in engines]
+    assert names[0] == names[2] != names[1]
