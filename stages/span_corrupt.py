@@ -31,8 +31,8 @@ from t5_pipeline.training.result import TrainingResult
 def span_corrupt(stage: Stage[SpanCorruptConfig]) -> None:
     c, tokens = stage.config, stage.input("tokens").path
     text, held_out = TokenShards.open(tokens), TokenShards.open(tokens, "validation")
-    vocabulary = text.vocabulary
-    model = stage.load_model(vocabulary) if c.init is None else stage.init_model(c.init, vocabulary)
+    model = stage.load_model(text.vocabulary) if c.init is None else stage.init_model(c.init, text.vocabulary)
+    vocabulary = model.vocabulary
 
     def batches_of(split: TokenShards) -> BatchSource:
         if c.mixture:

@@ -68,12 +68,13 @@ class Decontamination:
 
 
 def count_words(text: str) -> int:
-    """Number of words: between spaces, or of two characters each in scripts without spaces.
+    """Number of words: between spaces, with letters or digits, or of two characters each in scripts without spaces.
 
-    >>> count_words("The cat sat."), count_words("猫坐在垫子上。")
-    (3, 3)
+    >>> count_words("The cat sat."), count_words("猫坐在垫子上。"), count_words("- - - - the")
+    (3, 3, 1)
     """
-    return _Units(text).half_words[-1] // 2 if _ANY_SPACELESS.search(text) else len(text.split())
+    words = _Units(text).half_words[-1] // 2
+    return words if _ANY_SPACELESS.search(text) else min(len(text.split()), words)
 
 
 class _Units:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +92,11 @@ def _records(text: str, delimiter: str, quoted: bool, path: Path | str) -> Itera
         raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); fix the line") from None
 
 
+def _has_text(records: Iterable[tuple[list[str], int]]) -> bool:
+    """Whether a value is not a whole number."""
+    return any(not value.isdigit() for values, _ in records for value in values)
+
+
 def _delimited(
     path: Path, text: str, delimiter: str, quoted: bool, header: bool, skipped: Counter[str] | None = None
 ) -> Iterator[Row]:
@@ -99,7 +104,8 @@ def _delimited(
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{path}:{line}: contains a NUL character, as UTF-16 does; convert the file to UTF-8")
     names: list[str] | None = None
-    for values, line in _records(text, delimiter, quoted, path):
+    records = list(_records(text, delimiter, quoted, path))
+    for values, line in records:
         where = f"{path}:{line}"
         if names is None:
             numbers = [str(i) for i in range(len(values))]
@@ -107,8 +113,8 @@ def _delimited(
             # Columns without a name, which spreadsheets add at the end, cannot be used.
             if duplicate := first_duplicate(name for name in names if name):
                 raise InputError(f"{where}: two columns are named {duplicate!r}; rename one")
-            # pandas writes "0,1" as the header of columns without names.
-            if header or (values == numbers and len(values) > 1):
+            # pandas writes "0,1" as the header of columns without names. Among numbers only, it is a row.
+            if header or (values == numbers and len(values) > 1 and _has_text(records[1:])):
                 continue
         if len(values) < len(names) and skipped is not None:
             skipped["too few columns"] += 1

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from t5_pipeline.core.boundary import input_error
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk
 from t5_pipeline.data_prep.shards.encoding import Encoding, Events, ShardDone, encode_serially
@@ -138,5 +139,8 @@ def _messages(encoding: Encoding, shard: int, chunk: Chunk, threads: int) -> Ite
         yield from encoding.shard(shard, chunk, threads)
     except InputError as error:
         yield _Failed(str(error), bad_input=True)
-    except Exception:
-        yield _Failed(f"{chunk.name}\n{traceback.format_exc()}", bad_input=False)
+    except Exception as error:
+        if (known := input_error(error)) is not None:  # a full disk, say
+            yield _Failed(str(known), bad_input=True)
+        else:
+            yield _Failed(f"{chunk.name}\n{traceback.format_exc()}", bad_input=False)

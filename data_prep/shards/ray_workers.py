@@ -13,6 +13,7 @@ from typing import Any
 
 import sentencepiece
 
+from t5_pipeline.core.boundary import input_error
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk
 from t5_pipeline.data_prep.corpora.files import one_line
@@ -117,7 +118,10 @@ def _encode_chunk(encoding: Encoding, number: int, chunk: Chunk, version: str) -
         )
     try:
         *_, done = encoding.shard(number, chunk)
-    except InputError as error:
-        return str(error)
+    except Exception as error:
+        known = error if isinstance(error, InputError) else input_error(error)
+        if known is None:
+            raise
+        return str(known)
     assert isinstance(done, ShardDone)
     return done

@@ -88,6 +88,7 @@ def write_tokens(
         directory, vocabulary.model, vocabulary.layout, seed, validation_fraction, decontamination, settings
     )
     records = finished_shards(directory, settings, chunks)
+    vocabulary.save(directory / "tokenizer")  # first, because some vocabularies cannot be written
     written: set[int] = set()
     whole = len(chunks)
     while True:
@@ -115,7 +116,6 @@ def write_tokens(
         documents = records[len(chunks) - 1].get("left_out", 0)
         summary["left_out"] = {"documents": documents, "chunks": whole - len(chunks), "of_chunks": whole}
     _remove_leftovers(directory)
-    vocabulary.save(directory / "tokenizer")
     write_text(directory / "tokens.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return TokenShards(directory, "train")
 
@@ -196,4 +196,6 @@ def _check_not_empty(description: dict[str, Any] | None, summary: dict[str, Any]
         raise InputError(f"{where}: is empty; give one that contains text")
     if not summary["documents"]["train"]:
         why = ", ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items())
+        if "limit" in summary and not why:
+            raise InputError(f"{where}: its first document exceeds the limit; raise max_documents or max_tokens")
         raise InputError(f"{where}: no document is left to train on, of {read:,} ({why}); give a larger one")

@@ -124,7 +124,8 @@ class TaskConfig(Config):
                 needed = "a task with `labels`" if not self.labels else "a reader without passages"
                 raise ValueError(f"`{split}`: a stratified slice needs {needed}; use `shuffled`")
             order = f"{part.order}={part.seed}"
-            if orders.setdefault(stem(name), order) != order:
+            file = str(split_file(self.data, split) or stem(name))  # one file may have two names
+            if orders.setdefault(file, order) != order:
                 raise ValueError(
                     f"`{split}`: the slices of {name} take its rows in different orders and can overlap; give all the"
                     " same order and seed"
@@ -168,7 +169,7 @@ class TaskConfig(Config):
         if self.format is None:
             raise ValueError("`task_prefix` needs a `format`; write the task name into `inputs` instead")
         name = task_name(self.format)
-        if not self.inputs.startswith((f"{name} ", f"{name}:")):
+        if name and not self.inputs.startswith((f"{name} ", f"{name}:")):
             raise ValueError(f"`task_prefix` does not change your own `inputs`; begin them with `{name}`, or remove it")
         return self
 

@@ -191,13 +191,14 @@ _ON_THE_HUB: dict[str, dict[str, Any]] = {
 
 # T5's names that are not the last part of the format's, and the names that end in a colon.
 _NAMES = {
+    "squad": "",  # T5 gives it no name
     "xsum": "summarize",
     "cnn_dailymail": "summarize",
     "wmt/en-de": "translate English to German",
     "wmt/en-fr": "translate English to French",
     "wmt/en-ro": "translate English to Romanian",
 }
-_WITH_COLON = {"superglue/wsc", *_NAMES}
+_WITH_COLON = {"superglue/wsc", *_NAMES} - {"squad"}
 
 SUPERGLUE = tuple(name for name in FORMATS if name.startswith("superglue/"))
 GLUE = tuple(name for name in FORMATS if name.startswith("glue/"))
@@ -220,7 +221,7 @@ def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         form = {**form, "splits": {"train": "train", "validation": "validation"}, **_ON_THE_HUB.get(name, {})}
     found = {**form, **values}
     if str(values.get("task_prefix")).lower() == "true" and "inputs" not in values:
-        found["inputs"] = f"{task_name(name)}{':' if name in _WITH_COLON else ''} {found['inputs']}"
+        found["inputs"] = f"{task_name(name)}{':' if name in _WITH_COLON else ''} {found['inputs']}".lstrip()
     named = set(re.findall(r"\{([^{}]+)\}", f"{found['inputs']}{found['targets']}"))
     for key in ("values", "round_to"):
         if key not in values and key in form:
@@ -229,5 +230,5 @@ def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def task_name(name: str) -> str:
-    """T5's task name of a format: `rte` for superglue/rte, `summarize` for xsum."""
+    """T5's task name of a format: `rte` for superglue/rte, `summarize` for xsum, none for squad."""
     return _NAMES.get(name, name.rpartition("/")[2])

@@ -17,7 +17,7 @@ from t5_pipeline.data_prep.sampling.permutation import Permutation
 
 SUFFIXES = tuple(
     f".{kind}{compression}"
-    for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet")
+    for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet")
     for compression in ("", ".gz", ".zst")
 )
 

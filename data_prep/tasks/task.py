@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
@@ -114,15 +115,21 @@ class Task:
             rows = self._read_elsewhere(name, columns, optional)
         else:
             rows = file_rows(file, c.reader, columns, optional, header=self.has_header, skipped=dropped)
-        found = flatten(rows, c.reader, part, dropped, training=training, stratum=self._stratum)
+        no_nulls = c.reader == "parallel" or (file is not None and file_format(file) in TABLES)
+        stratum = partial(self._stratum, empty=no_nulls)
+        found = flatten(rows, c.reader, part, dropped, training=training, stratum=stratum)
         if c.nulls == "drop":
-            no_nulls = c.reader == "parallel" or (file is not None and file_format(file) in TABLES)
             found = without_nulls(found, fields, dropped, empty=no_nulls)
         return Rows(found, dropped)
 
-    def _stratum(self, row: Row) -> str:
-        """The target of a row, for stratified slices; empty if the row has none and is dropped later."""
-        if self.settings.nulls == "drop" and any(is_null(row.field(f)) for f in self.target_template.fields):
+    def _stratum(self, row: Row, empty: bool) -> str:
+        """The target of a row, for stratified slices; empty if the row has none and is dropped later.
+
+        Args:
+            empty: whether an empty text is a null.
+        """
+        values = [row.field(name) for name in self.target_template.fields]
+        if self.settings.nulls == "drop" and any(is_null(value) or (empty and value == "") for value in values):
             return ""
         return self.targets(row)
 

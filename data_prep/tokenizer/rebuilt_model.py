@@ -38,7 +38,10 @@ def rebuilt_model(directory: Path) -> bytes | None:
     vocab = [(str(piece), float(score)) for piece, score in model["vocab"]]
     while vocab and vocab[-1][0].startswith("<extra_id_"):
         vocab.pop()
-    unk = int(model["unk_id"])
+    names = [piece for piece, _ in vocab]
+    # transformers 5 writes the unk_id of a T5 for every T5Tokenizer.
+    named = token_name(settings.get("unk_token"))
+    unk = names.index(named) if named in names else int(model["unk_id"])
     proto = bytearray()
     for i, (piece, score) in enumerate(vocab):
         kind = _UNKNOWN if i == unk else _CONTROL if piece in (pad, eos) else _NORMAL

@@ -59,6 +59,7 @@ class Vocabulary:
         special: ids of padding, EOS and the decoder's start.
         unk: id of unknown text; −1 if there is none.
         sentinel_ids: id of <extra_id_j> at index j.
+        added: ids of the tokens that were added to the pieces, by name.
 
     Raises:
         InputError: if T5 cannot use it.
@@ -85,16 +86,16 @@ class Vocabulary:
         self.sentinel_ids: tuple[int, ...] = self.text.sentinel_ids or tuple(above[name] for name in numbered)
         self._sentinel_number = {i: j for j, i in enumerate(self.sentinel_ids) if not self.text.in_text(i)}
         control = {self.pad, self.eos, self.unk, *self.sentinel_ids}
-        self._added = {name: i for name, i in above.items() if i not in control}
-        self._name_added = {i: name for name, i in self._added.items()}
-        self._split = re.compile(f"({'|'.join(map(re.escape, sorted(self._added, key=len, reverse=True)))})")
+        self.added = {name: i for name, i in above.items() if i not in control}
+        self._name_added = {i: name for name, i in self.added.items()}
+        self._split = re.compile(f"({'|'.join(map(re.escape, sorted(self.added, key=len, reverse=True)))})")
         self.digest: str = hashlib.sha256(self.model + self._described().encode()).hexdigest()
 
     def _described(self) -> str:
         above = self.layout.above
         if above == Layout.of_t5(len(above), self.special).above:
             return f"\nsentinels {len(above)}"
-        return f"\nsentinels {json.dumps(above) if self._added else ' '.join(above)}"
+        return f"\nsentinels {json.dumps(above) if self.added else ' '.join(above)}"
 
     @property
     def sentinels(self) -> int:
@@ -195,8 +196,9 @@ class Vocabulary:
         return cls(trained_model(texts, size), where="trained vocabulary")
 
     def with_sentinels(self, sentinels: int = SENTINELS) -> Vocabulary:
-        """The same pieces with T5's `sentinels` sentinels above them."""
+        """The same pieces and added tokens with T5's `sentinels` sentinels above them."""
         layout = Layout.of_t5(sentinels, self.special)
+        layout = replace(layout, above=(*self.added, *layout.above))
         return self if layout == self.layout else Vocabulary(self.model, layout)
 
     def with_start(self, start: int) -> Vocabulary:
@@ -237,14 +239,14 @@ class Vocabulary:
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[np.int32]]:
         """`encode` of each text as an array, on `threads` threads."""
-        if not self._added:
+        if not self.added:
             return self.text.encode(texts, threads)
         parts = [self._split.split(text) for text in texts]  # text, added token, text, …
         encoded = iter(self.text.encode([part for split in parts for part in split[::2]], threads))
 
         def joined(split: list[str]) -> Iterator[npt.NDArray[np.int32]]:
             for k, part in enumerate(split):
-                yield next(encoded) if k % 2 == 0 else np.array([self._added[part]], np.int32)
+                yield next(encoded) if k % 2 == 0 else np.array([self.added[part]], np.int32)
 
         return [np.concatenate([*joined(split)]) for split in parts]
 
@@ -272,12 +274,15 @@ class Vocabulary:
         starts = sentinel != "none" and self.sentinels and len(ids) and ids[0] == self.sentinel(0)
         return ids[1:] if starts else ids
 
-    def check_fits(self, rows: int, model: str | Path) -> None:
-        """Check that the ids have the same meaning in a model.
+    def check_fits(self, rows: int, model: str | Path) -> Vocabulary | None:
+        """Check that the ids of texts have the same meaning in a model.
 
         Args:
             rows: embedding rows of the model.
             model: its directory, with or without a vocabulary, or its hub name.
+
+        Returns:
+            The model's own vocabulary, which may have other sentinels; None if it has none.
 
         Raises:
             InputError: if they do not.
@@ -290,12 +295,19 @@ class Vocabulary:
         try:
             own = Vocabulary.load(model)
         except NoModelFile:  # a T5X checkpoint, or a hub model without a vocabulary
-            return
+            return None
+        if own.added != self.added:
+            one = next(name for name in (*own.added, *self.added) if own.added.get(name) != self.added.get(name))
+            raise InputError(
+                f"{model}: reads the added token {one} as another id than the vocabulary of the text; prepare it again"
+                f" with `vocabulary: {model}`"
+            )
         if own.model != self.model and own.text.meaning() != self.text.meaning():
             raise InputError(
                 f"{model}: the text was tokenised with another vocabulary than {Path(model) / MODEL_FILE};"
                 f" prepare it again with `vocabulary: {model}`"
             )
+        return own
 
     # ----------------------------------------------------------------------------------------------------------- saving
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -13,7 +13,7 @@ from t5_pipeline.config.probe import ProbeConfig
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.core.suggestions import nearest
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import T5Config, bucket_problem
 from t5_pipeline.modeling.digest import t5x_folder
 
 _PARTS = 56  # example lengths that stand for a mixture
@@ -34,6 +34,12 @@ class T5Sizes(Config):
     relative_attention_max_distance: int = setting(
         128, "distance from which all positions share one bucket", unit="tokens", gt=1
     )
+
+    @model_validator(mode="after")
+    def check_buckets(self) -> Self:
+        if problem := bucket_problem(self.relative_attention_num_buckets, self.relative_attention_max_distance):
+            raise ValueError(problem)
+        return self
 
 
 @defaults(learning_rate=1.0, schedule="rsqrt", warmup_steps=None)
@@ -94,7 +100,7 @@ class SpanCorruptConfig(LanguageModelConfig):
     )
     init: T5Sizes | None = setting(None, "sizes of a randomly initialised T5 (or give `model`)")
     input_length: int = setting(512, "encoder tokens of an example", unit="tokens", gt=8)
-    noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, lt=1)
+    noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, le=0.99)
     mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", ge=1)
     mixture: list[DenoiserConfig] = setting(
         [], "mixture of objectives instead of one: `ul2`, or in a recipe a list of denoisers", neutral=True

@@ -15,7 +15,7 @@ class DenoiserConfig(Config):
     """One objective of a mixture: span corruption, or a prefix LM if `prefix_density` is given."""
 
     rate: float = setting(1.0, "share of the examples, relative to the other rates", gt=0)
-    noise_density: float | None = setting(None, "fraction of the tokens that is masked (default: 0.15)", gt=0, lt=1)
+    noise_density: float | None = setting(None, "fraction of the tokens that is masked (default: 0.15)", gt=0, le=0.99)
     mean_span_length: float | None = setting(None, "mean length of a masked span (default: 3)", unit="tokens", ge=1)
     prefix_density: float | None = setting(
         None,

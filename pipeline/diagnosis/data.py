@@ -36,6 +36,8 @@ def diagnose_corpus(location: str, text_field: str, model: str | None) -> Diagno
     d = Diagnosis("corpus", location)
     with d.attempt("documents"):
         chunks = corpus_chunks(location, text_field=text_field)
+        if not chunks:
+            raise InputError(f"{location}: is empty; give one that contains text")
         chosen = [chunks[i * len(chunks) // SAMPLED_CHUNKS] for i in range(SAMPLED_CHUNKS)]
         texts = [
             document.text
@@ -184,7 +186,8 @@ def _lengths(d: Diagnosis, task: Task, vocabulary: Vocabulary) -> None:
     fields = PromptTuneConfig.model_fields
     longest = (fields["max_input_length"].default, fields["max_target_length"].default)
     with d.attempt("lengths"):
-        encoded = encode_task(task, "train", vocabulary, *longest, training=True)
+        split = "train" if "train" in task.settings.splits else next(iter(task.settings.splits))
+        encoded = encode_task(task, split, vocabulary, *longest, training=True)
         unknown = sum((ids == vocabulary.unk).any() for ids in encoded.inputs)
         tokens = [len(ids) for ids in encoded.inputs]
         d.fact("tokens per input", statistics.median(tokens), f"{statistics.median(tokens):,.0f} in the median,"

@@ -60,6 +60,19 @@ _MISSING = {
 }
 
 
+def bucket_problem(buckets: int, farthest: int) -> str | None:
+    """Why relative positions cannot be divided into these buckets, half of which are exact; None if they can.
+
+    >>> bucket_problem(32, 16)
+    'relative_attention_max_distance is 16; must be more than half of the 32 buckets'
+    """
+    if buckets < 4:
+        return f"relative_attention_num_buckets is {buckets}; must be at least 4"
+    if farthest <= buckets // 2:
+        return f"relative_attention_max_distance is {farthest}; must be more than half of the {buckets} buckets"
+    return None
+
+
 @dataclass(frozen=True)
 class T5Config:
     """Sizes and variant of a T5. Defaults are T5 1.1 Small.
@@ -167,23 +180,31 @@ class T5Config:
             )
         num_layers = size("num_layers")
         tied, scaled = unless_false(architecture.tied_by), unless_false(architecture.scaled_by)
+        buckets = size("relative_attention_num_buckets", 32)
+        farthest = size("relative_attention_max_distance", 128)
+        if problem := bucket_problem(buckets, farthest):
+            raise InputError(f"{where}: {problem}; fix the file")
+        special = SpecialTokens.of_config(config, where)
+        vocab_size = size("vocab_size")
+        if max(special.pad, special.eos, special.start) >= vocab_size:
+            raise InputError(f"{where}: vocab_size is {vocab_size:,}, but there are special ids above it; fix the file")
         return cls(
-            vocab_size=size("vocab_size"),
+            vocab_size=vocab_size,
             d_model=size("d_model"),
             d_kv=size("d_kv"),
             d_ff=size("d_ff"),
             num_layers=num_layers,
             num_decoder_layers=size("num_decoder_layers", num_layers),
             num_heads=size("num_heads"),
-            relative_attention_num_buckets=size("relative_attention_num_buckets", 32),
-            relative_attention_max_distance=size("relative_attention_max_distance", 128),
+            relative_attention_num_buckets=buckets,
+            relative_attention_max_distance=farthest,
             gated=gated,
             activation=activation,
             tied=tied,
             scaled=None if scaled == tied else scaled,
             dropout_rate=number("dropout_rate", 0.1),
             layer_norm_epsilon=number("layer_norm_epsilon", 1e-6),
-            special=SpecialTokens.of_config(config, where),
+            special=special,
             model_type=model_type,
         )
 

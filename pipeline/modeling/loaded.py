@@ -59,10 +59,10 @@ class LoadedT5(ModelSource):
 
     @classmethod
     def load(cls, path: Path, name: str, digest: str, vocabulary: Vocabulary | None = None) -> LoadedT5:
-        """Load a T5; `vocabulary` replaces its own and must fit it."""
+        """Load a T5 with its own vocabulary; `vocabulary`, that of a text, must fit it, and is used if it has none."""
         t5 = load_t5(path)
         vocabulary = vocabulary or Vocabulary.load(path)
-        vocabulary.check_fits(t5.shape.vocab_size, path)
+        vocabulary = vocabulary.check_fits(t5.shape.vocab_size, path) or vocabulary
         vocabulary = vocabulary.with_start(t5.special.start)
         if vocabulary.special != t5.special:
             raise InputError(

@@ -141,6 +141,10 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
                     if name == UNUSED:
                         continue
                     tensor = opened.get_tensor(name)
+                    if not tensor.is_floating_point():
+                        raise InputError(
+                            f"{file}: {name} is {tensor.dtype}, of quantised weights; give those that were quantised"
+                        )
                     if name != "shared.weight" and name not in copies:
                         yield name, tensor
                     elif embedding is None:

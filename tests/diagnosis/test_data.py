@@ -40,6 +40,8 @@ def test_a_corpus(world: World, tmp_path: Path) -> None:
     d = diagnose(str(corpus), text_field="body")
     assert not d.ok
     assert "no field 'body'" in d.checks[-1].found
+    corpus.write_text("")
+    assert diagnose(str(corpus)).checks[-1].found == f"{corpus}: is empty"
 
 
 def test_a_task(world: World, tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_task
+from t5_pipeline.data_prep.tokenizer.special_tokens import Layout
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.model_dir import read_metadata
 from tests.tiny_run import Tiny, scores, stage
 
@@ -121,6 +124,26 @@ def test_a_vocabulary_without_sentinels_gains_100(finished: Tiny, tmp_path: Path
     # A model that has them gains none.
     published(finished, tmp_path / "again", "both", model)
     assert manifest(tmp_path / "again")["facts"]["sentinels_gained"] == 0
+
+
+def test_added_tokens_keep_their_ids_and_rows(finished: Tiny, tmp_path: Path) -> None:
+    """The sentinels go above them, and the T5 keeps this vocabulary whatever that of the text has."""
+    bare, text = tmp_path / "bare", Vocabulary.load(finished.run / "pretrain" / "model")
+    shutil.copytree(finished.run / "pretrain" / "model", bare)
+    for name in ("spiece.model", "tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink(missing_ok=True)
+    before = Vocabulary(text.model, Layout(("<ent>", "<b>"), text.special))
+    before.save(bare)
+    model = published(finished, tmp_path / "made", "targets", bare)
+    after = Vocabulary.load(model)
+    assert (after.added, after.sentinels) == (before.added, 100)
+    assert after.encode("an <ent> here") == before.encode("an <ent> here")
+    ids = list(after.added.values())
+    assert torch.equal(load_t5(model).shared.weight[ids], load_t5(bare).shared.weight[ids])
+    with pytest.raises(InputError, match="reads the added token <ent> as another id than the vocabulary of the text"):
+        LoadedT5.load(model, "model", "", text)
+    same = LoadedT5.load(model, "model", "", before)  # a text that was prepared before there were sentinels
+    assert (same.vocabulary.sentinels, same.vocabulary.digest) == (100, after.digest)
 
 
 def test_noise_of_new_rows_depends_on_the_seed(finished: Tiny, tmp_path: Path) -> None:

@@ -111,3 +111,9 @@ def test_digest_names_the_texts() -> None:
     assert Decontamination([LONG]).digest != Decontamination(["a b"]).digest
     # The digest of English texts is recorded in published shards.
     assert Decontamination(["The cat", LONG]).digest == DIGEST
+
+
+def test_punctuation_is_no_word() -> None:
+    """Otherwise a table cell "- - - - the" would count as five words and drop every document with the last."""
+    assert count_words("- - - - the") == 1
+    assert count_words("| * | :-) | 5 |") == 1

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -226,3 +227,16 @@ def test_ray_is_not_installed(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"ray: local: Ray is not installed; pip install 't5-pipeline\[ray\]'"):
         write_tokens(chunks(corpus), vocabulary, tmp_path, workers=RAY)
+
+
+def test_a_worker_that_cannot_write_ends_with_one_line(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """A limit on the size of files, as an example of a full disk."""
+    vocabulary.save(tmp_path / "vocabulary")
+    command = (
+        f"ulimit -f 20; exec {sys.executable} -m t5_pipeline.stages.prepare --corpus {corpus} --threads 2"
+        f" --vocabulary {tmp_path}/vocabulary --shard-bytes 30000 --output-dir {tmp_path}/out"
+    )
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "File too large" in ended.stderr.splitlines()[-1]

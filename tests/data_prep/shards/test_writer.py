@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import Chunk, Document
+from t5_pipeline.data_prep.corpora.documents import Chunk, Document, corpus_chunks
 from t5_pipeline.data_prep.shards.encoding import CONTAMINATED, EMPTY, Counts
 from t5_pipeline.data_prep.shards.limit import Limit
 from t5_pipeline.data_prep.shards.reader import TokenShards
@@ -238,3 +240,16 @@ def test_a_limit_that_the_corpus_does_not_reach(
 ) -> None:
     found = write_tokens(cut(documents, 300), vocabulary, tmp_path, limit=Limit(documents=5000))
     assert (found.documents + TokenShards.open(tmp_path, "validation").documents, found.left_out) == (1000, {})
+
+
+def test_a_vocabulary_that_cannot_be_written_stops_before_the_corpus_is_read(tmp_path: Path) -> None:
+    texts = [f"the words of document {i}" for i in range(50)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        treat_whitespace_as_suffix=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with pytest.raises(InputError, match="treat_whitespace_as_suffix"):
+        write_tokens(corpus_chunks(tmp_path / "texts.jsonl"), Vocabulary(model.getvalue()), tmp_path / "tokens")
+    assert not list((tmp_path / "tokens").glob("shard-*"))

@@ -222,7 +222,7 @@ READS: dict[str, tuple[str, Any, dict[str, Any], str, str]] = {
             "question": "Who wrote?",
             "answers": {"text": ["Ada Lovelace", "Ada", "Ada Lovelace"], "answer_start": [0, 0, 0]},
         },
-        "squad question: Who wrote? context: Ada Lovelace (1815-1852) wrote notes.",
+        "question: Who wrote? context: Ada Lovelace (1815-1852) wrote notes.",
         "Ada Lovelace",
     ),
     "xsum": (

@@ -158,3 +158,23 @@ def test_two_files_of_one_split(tmp_path: Path) -> None:
     assert (
         split_file(str(tmp_path), f"../{tmp_path.name}/train.v2") == tmp_path / "../" / tmp_path.name / "train.v2.csv"
     )
+
+
+def test_rows_without_a_target_are_dropped_from_stratified_slices_of_csv(tmp_path: Path) -> None:
+    """In CSV a null is an empty text."""
+    (tmp_path / "all.csv").write_text("text,label\na,no\nb,\nc,yes\nd,no\n")
+    for order in ("", ", shuffled", ", stratified"):
+        task = TaskConfig(
+            name="t", data=str(tmp_path), inputs="{text}", targets="{label}", labels=["no", "yes"], nulls="drop",
+            splits={"s": f"all[:100%{order}]"},
+        )  # fmt: skip
+        rows = Task.load(task).rows("s")
+        assert [row["text"] for row in rows] == ["a", "c", "d"]
+        assert rows.dropped == {"without label": 1}
+
+
+def test_slices_of_one_file_under_two_names_need_one_order(tmp_path: Path) -> None:
+    (tmp_path / "all.jsonl").write_text('{"a": "x", "b": "y"}\n')
+    splits = {"train": "train[:80%, shuffled]", "test": "all[80%:]"}
+    with pytest.raises(ValueError, match="take its rows in different orders and can overlap"):
+        TaskConfig(name="t", data=str(tmp_path / "all.jsonl"), inputs="{a}", targets="{b}", splits=splits)
