@@ -32,7 +32,7 @@ from t5_pipeline.methods.registry import METHODS
 def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHODS) -> None:
     inputs = [(kind, artifact) for n, kind in stage.config.scored_inputs().items() for artifact in stage.inputs(n)]
     candidates = [candidate for kind, artifact in inputs for candidate in methods[kind](artifact)]
-    check_tasks(candidates, stage.config.also_on)
+    check_tasks(candidates, stage.config.also_on, stage.config.split)
     models = list(dict.fromkeys(candidate.digest for candidate in candidates))
 
     rows: list[dict[str, Any]] = []

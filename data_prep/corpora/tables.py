@@ -17,6 +17,7 @@ from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
 TABLES = (".csv", ".tsv", ".txt")
 # One CSV field may contain a whole article.
 _LONGEST_CSV_FIELD = 2**31 - 1
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TSV_VALUE = re.compile(r'("[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)(\t|\r\n|\r|\n|\Z)')
 
 
@@ -93,8 +94,8 @@ def _records(text: str, delimiter: str, quoted: bool, path: Path | str) -> Itera
 
 
 def _has_text(records: Iterable[tuple[list[str], int]]) -> bool:
-    """Whether a value is not a whole number."""
-    return any(not value.isdigit() for values, _ in records for value in values)
+    """Whether a value is not a number."""
+    return any(_NUMBER.fullmatch(value.strip()) is None for values, _ in records for value in values)
 
 
 def _delimited(

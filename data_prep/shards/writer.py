@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -88,7 +89,8 @@ def write_tokens(
         directory, vocabulary.model, vocabulary.layout, seed, validation_fraction, decontamination, settings
     )
     records = finished_shards(directory, settings, chunks)
-    vocabulary.save(directory / "tokenizer")  # first, because some vocabularies cannot be written
+    with tempfile.TemporaryDirectory() as scratch:  # before the corpus is read: some vocabularies cannot be written
+        vocabulary.save(scratch)
     written: set[int] = set()
     whole = len(chunks)
     while True:
@@ -116,6 +118,7 @@ def write_tokens(
         documents = records[len(chunks) - 1].get("left_out", 0)
         summary["left_out"] = {"documents": documents, "chunks": whole - len(chunks), "of_chunks": whole}
     _remove_leftovers(directory)
+    vocabulary.save(directory / "tokenizer")
     write_text(directory / "tokens.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return TokenShards(directory, "train")
 

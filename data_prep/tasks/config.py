@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from datetime import date
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, Data, setting
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.formats import FORMATS, expanded, task_name
@@ -124,7 +126,9 @@ class TaskConfig(Config):
                 needed = "a task with `labels`" if not self.labels else "a reader without passages"
                 raise ValueError(f"`{split}`: a stratified slice needs {needed}; use `shuffled`")
             order = f"{part.order}={part.seed}"
-            file = str(split_file(self.data, split) or stem(name))  # one file may have two names
+            file = stem(name)
+            with contextlib.suppress(InputError, OSError):  # which reading the rows reports
+                file = str(split_file(self.data, split) or file)  # one file may have two names
             if orders.setdefault(file, order) != order:
                 raise ValueError(
                     f"`{split}`: the slices of {name} take its rows in different orders and can overlap; give all the"

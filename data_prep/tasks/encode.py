@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts, Rows, Truncated
 from t5_pipeline.data_prep.tasks.task import Task
@@ -98,14 +99,14 @@ def encode_task(
         sentinel: "targets" puts <extra_id_0> before each target (Lester et al. 2021, §3.2); "both" also puts it after
             each input, before EOS (T5's *_sentinel tasks). Truncation keeps it.
         limit: number of rows to take, spread evenly over the split, because files are often sorted by class; 0 takes
-            all.
+            all. Groups of rows (the answers to one question) are taken whole, until there are as many rows or more.
         training: the rows to train on (Task.rows).
     """
     check_labels(task.settings, vocabulary, max_target_length, sentinel)
     rows = task.rows(split, training)
     if 0 < limit < len(rows):
-        dropped = rows.dropped + Counter({"over the limit": len(rows) - limit})
-        rows = Rows([rows[i * len(rows) // limit] for i in range(limit)], dropped)
+        taken = _limited(task, rows, limit)
+        rows = Rows(taken, rows.dropped + Counter({"over the limit": len(rows) - len(taken)}))
     input_texts = [task.inputs(row) for row in rows]
     target_texts = [task.targets(row) for row in rows]
     inputs = encode_inputs(input_texts, vocabulary, max_input_length, sentinel)
@@ -136,6 +137,18 @@ def encode_task(
 def _complete(found: list[T | None]) -> list[T] | None:
     """The values of all rows; None if any row has none."""
     return None if None in found else [value for value in found if value is not None]
+
+
+def _limited(task: Task, rows: Sequence[Row], limit: int) -> list[Row]:
+    """About `limit` rows, spread evenly, in whole groups."""
+    if task.settings.group is None:
+        return [rows[i * len(rows) // limit] for i in range(limit)]
+    groups: dict[str | None, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(task.group(row), []).append(row)
+    each = list(groups.values())
+    count = max(1, -(-limit * len(each) // len(rows)))
+    return [row for i in range(count) for row in each[i * len(each) // count]]
 
 
 def encode_inputs(

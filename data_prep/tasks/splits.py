@@ -21,6 +21,7 @@ SUFFIXES = tuple(
     for compression in ("", ".gz", ".zst")
 )
 
+_TXT = re.compile(r"\.txt(\.gz|\.zst)?$", re.IGNORECASE)
 _BOUND = re.compile(r"-?\d+%?")
 _ORDER = re.compile(r"(shuffled|stratified)(?:\s*=\s*(\d{1,9}))?")
 
@@ -178,6 +179,8 @@ def _named(folder: Path, split: str) -> Path | None:
     if named.is_file() or not named.parent.is_dir():
         return named if named.is_file() else None
     files = sorted(file for file in named.parent.iterdir() if stem(file.name) == named.name and file.is_file())
+    # Text beside a file of another format is often a note.
+    files = [file for file in files if not _TXT.search(file.name)] or files
     if len(files) > 1:
         names = " and ".join(file.name for file in files)
         raise InputError(f"{folder}: {names} are both the split {split!r}; name one of them with its suffix")

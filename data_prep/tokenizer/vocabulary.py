@@ -196,7 +196,10 @@ class Vocabulary:
         return cls(trained_model(texts, size), where="trained vocabulary")
 
     def with_sentinels(self, sentinels: int = SENTINELS) -> Vocabulary:
-        """The same pieces and added tokens with T5's `sentinels` sentinels above them."""
+        """The same pieces and added tokens, with T5's `sentinels` sentinels above them in place of its own.
+
+        Added tokens keep their ids if there were no sentinels below them.
+        """
         layout = Layout.of_t5(sentinels, self.special)
         layout = replace(layout, above=(*self.added, *layout.above))
         return self if layout == self.layout else Vocabulary(self.model, layout)
@@ -299,8 +302,8 @@ class Vocabulary:
         if own.added != self.added:
             one = next(name for name in (*own.added, *self.added) if own.added.get(name) != self.added.get(name))
             raise InputError(
-                f"{model}: reads the added token {one} as another id than the vocabulary of the text; prepare it again"
-                f" with `vocabulary: {model}`"
+                f"{model}: the added token {one} does not have the same id in the vocabulary of the text; prepare it"
+                f" again with `vocabulary: {model}`"
             )
         if own.model != self.model and own.text.meaning() != self.text.meaning():
             raise InputError(

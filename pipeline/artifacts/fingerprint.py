@@ -70,7 +70,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     >>> differences(old, {"settings": {"seed": 1}, "inputs": {"model": "b"}})
     ['seed: 0 → 1', 'input model changed']
     >>> differences({"data": {"corpus": "3f2a"}}, {"data": {"corpus": "hub:data/text.txt"}})
-    ['data of corpus: data/text.txt does not exist here']
+    ['data of corpus changed: data/text.txt is not a path here']
     """
     found = []
     for name in [*new, *(n for n in old if n not in new)]:
@@ -80,7 +80,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         if prefix in ("inputs", "data"):
             gone = _absent(b) if _absent(a) is None else None
             what = f"{'input' if prefix == 'inputs' else 'data of'} {name}"
-            found.append(f"{what} changed" if gone is None else f"{what}: {gone} does not exist here")
+            found.append(f"{what} changed" if gone is None else f"{what} changed: {gone} is not a path here")
         elif isinstance(a, dict) and isinstance(b, dict):
             inner = name if name in ("inputs", "data") else ""
             found += [text if inner or name == "settings" else f"{name}.{text}" for text in differences(a, b, inner)]

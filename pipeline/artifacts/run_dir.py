@@ -24,7 +24,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from t5_pipeline.artifacts import working
@@ -72,17 +72,24 @@ class RunDir:
     def cell(self, cell: Cell) -> Path:
         return inside(self.path, f"{cell.stage}/{cell.id}" if cell.axes else cell.stage, self.path)
 
-    def log_directory(self, cell: Cell) -> Path | None:
+    def job_directories(self, stage: str) -> dict[tuple[str, str], Path]:
+        """The newest directory of a stage's jobs, with their logs, for each cell and fingerprint.
+
+        Jobs with other settings, whose results were archived, keep their logs.
+        """
+        jobs = sorted((self.path / stage).glob("jobs/*/job.json"), key=lambda path: path.stat().st_mtime_ns)
+        return {pair: path.parent for path in jobs for pair in read_job(path.parent).items()}
+
+    def log_directory(self, cell: Cell, jobs: Mapping[tuple[str, str], Path]) -> Path | None:
         """The directory with the logs of a cell's present results; None if it was never started.
 
-        Jobs with other settings, whose results were archived, keep their logs beside it.
+        Args:
+            jobs: the `job_directories` of its stage.
         """
         if not cell.axes:
             return self.cell(cell)
         started = self.manifest(cell) or self.started(cell)
-        jobs = sorted((self.path / cell.stage).glob("jobs/*/job.json"), key=lambda path: path.stat().st_mtime_ns)
-        mine = [path.parent for path in jobs if started and read_job(path.parent).get(cell.id) == started.fingerprint]
-        return mine[-1] if mine else None
+        return jobs.get((cell.id, started.fingerprint)) if started else None
 
     def written_by(self, stage: str, outputs: Sequence[str]) -> list[str]:
         """The entries of this directory in which a stage writes and deletes."""

@@ -34,7 +34,10 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
         {}, "metrics by task (flags: TASK=A,B); none: those of the recipe's tasks, or of the prompts"
     )
     max_output_length: int = setting(
-        64, "maximum length of decoded free text; with labels: the longest label + 1", unit="tokens", gt=0
+        0,
+        "maximum length of decoded free text; 0: max_target_length (labels: the longest + 1)",
+        unit="tokens",
+        ge=0,
     )
     beams: int = setting(1, "free text: number of beams; 1: greedy decoding", unit="beams", gt=0)
     length_penalty: float = setting(1.0, "beam search: divide log p by the number of tokens to this power")

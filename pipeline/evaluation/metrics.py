@@ -285,6 +285,7 @@ def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    x, y = x - _mean(x), y - _mean(y)
-    spread = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / spread) if spread else 0.0
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # before rounding of the means makes them differ
+        return 0.0
+    x, y = (side / np.abs(side).max() for side in (x - _mean(x), y - _mean(y)))
+    return float(np.clip(x @ y / (np.sqrt(x @ x) * np.sqrt(y @ y)), -1, 1))

@@ -77,4 +77,5 @@ def _sentences(text: str) -> str:
 def _corpus(score: Callable, predictions: Sequence[str], references: References) -> float:
     # One stream for the first references of all rows, one for the second, …; None where a row has fewer.
     streams = [list(stream) for stream in itertools.zip_longest(*references)]
-    return float(score(list(predictions), streams).score) / 100 if predictions else 0.0
+    # sacrebleu can exceed 100 by rounding.
+    return min(1.0, float(score(list(predictions), streams).score) / 100) if predictions else 0.0

@@ -67,7 +67,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             )
             if code == BAD_INPUT:
                 created.undo()
-                if ran == 1 and before is not None:  # nothing has come of this recipe
+                if ran == 1 and before is not None and not same and not _has_begun(recipe, run_dir, todo):
                     write_bytes(recipe_file, before)
             if code != 0:
                 return failed(name, code, message)
@@ -81,6 +81,13 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
         else:
             say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")
     return 0
+
+
+def _has_begun(recipe: Recipe, run_dir: RunDir, tried: list[CellStatus]) -> bool:
+    """Whether one of these cells, which were to run, has results of this recipe by now: another job made them."""
+    cells = {(status.cell.stage, status.cell.id) for status in tried}
+    now = [d for d in cell_statuses(recipe, run_dir) if (d.cell.stage, d.cell.id) in cells]
+    return any(d.action != "run" for d in now)
 
 
 def _configuration(recipe: Recipe, name: str) -> str | None:

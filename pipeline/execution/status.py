@@ -24,6 +24,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
     """
     rows = []
     active = is_locked(run_dir.state / "lock", run_dir.path)
+    jobs = {stage: run_dir.job_directories(stage) for stage in recipe.stages}
     for status in cell_statuses(recipe, run_dir):
         cell = status.cell
         manifest = run_dir.manifest(cell)
@@ -33,7 +34,8 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
             begun = started is not None and started.fingerprint == status.fingerprint
             running = is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage)
             state = "running" if running and begun else "queued" if running or active else state
-        last, updated = _last_row((run_dir.log_directory(cell) or run_dir.cell(cell)) / "metrics.jsonl")
+        log = run_dir.log_directory(cell, jobs[cell.stage]) or run_dir.cell(cell)
+        last, updated = _last_row(log / "metrics.jsonl")
         rows.append(
             {
                 "stage": cell.stage,

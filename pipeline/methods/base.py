@@ -122,18 +122,23 @@ Method = Callable[[Artifact], Iterable[Candidate]]
 """Loads the candidates of one artifact; fails with an InputError if it is damaged."""
 
 
-def check_tasks(candidates: Sequence[Candidate], also_on: Sequence[TaskConfig]) -> None:
+def check_tasks(candidates: Sequence[Candidate], also_on: Sequence[TaskConfig], split: str) -> None:
     """Check that scores can be named after tasks, and that each task of `also_on` can be answered.
 
+    Args:
+        split: the split that is scored.
+
     Raises:
-        InputError: if two tasks have one name, or no candidate has the labels of a task.
+        InputError: if one name stands for two tasks, or no candidate has the labels of a task.
     """
+    # The rows of training may differ, and so may the format, of which the other settings follow.
+    compared = sorted(TaskConfig.model_fields.keys() - {"metrics", "format", "task_prefix", "splits"})
     known: dict[str, tuple[TaskConfig, str]] = {}
     given = [(candidate.task, str(candidate.artifact.path)) for candidate in candidates]
     for task, where in given + [(task, "also_on") for task in also_on]:
         other, elsewhere = known.setdefault(task.name, (task, where))
-        fields = [field for field in TaskConfig.model_fields if field != "metrics"]
-        keys = [field for field in fields if getattr(task, field) != getattr(other, field)]
+        keys = [key for key in compared if getattr(task, key) != getattr(other, key)]
+        keys += ["splits"] if task.splits.get(split) != other.splits.get(split) else []
         if keys:
             raise InputError(
                 f"{where}: its task {task.name} is not that of {elsewhere} (other {', '.join(keys)}); rename one of"

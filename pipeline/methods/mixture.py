@@ -11,7 +11,7 @@ B batch, K prompts of the mixture, S input length, T target length
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -22,11 +22,25 @@ from torch import Tensor, nn
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
-from t5_pipeline.execution.context import Artifact
+from t5_pipeline.execution.context import Artifact, log
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.soft_prompt import Prompt, described
 from t5_pipeline.training.loss import token_loss, token_loss_reference
 from t5_pipeline.training.optimizers import RATE_SCALE, prompt_optimizer
+
+
+def different(starts: Sequence[Tensor], dropout: float) -> Sequence[Tensor]:
+    """The components' first rows, checked to differ: equal ones have equal gradients, except for dropout.
+
+    Raises:
+        InputError: if they would stay equal.
+    """
+    if len(starts) > 1 and all(torch.equal(starts[0], other) for other in starts[1:]):
+        same = f"prompt_init: gives all {len(starts)} components the same rows"
+        if not dropout:
+            raise InputError(f"{same}, so they would stay equal; use `vocabulary` or `uniform`, or set `dropout`")
+        log.warning("%s, so only dropout tells them apart; `vocabulary` and `uniform` differ by component", same)
+    return starts
 
 
 class MixtureInfo(Record):
@@ -125,7 +139,8 @@ class MixtureWeights(nn.Module):
     ) -> Tensor:
         """The loss of a batch [1]; each example is read once with every prompt."""
         K, B = len(self.logits_K), len(inputs_BS)
-        prompt_N = torch.arange(K).repeat_interleave(B)
+        # On the device, because a CUDA graph cannot copy from the host.
+        prompt_N = torch.arange(K, device=inputs_BS.device).unsqueeze(1).expand(K, B).flatten()
         targets_NT = targets_BT.repeat(K, 1)
         of_tokens = token_loss_reference if reference else token_loss
         loss_NT = of_tokens(self.model(prompt_N, inputs_BS.repeat(K, 1), targets_NT), targets_NT, z_loss, self.pad)

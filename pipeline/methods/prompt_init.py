@@ -5,7 +5,7 @@ Shapes: P prompt length, D d_model, V vocabulary rows
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from t5_pipeline.methods.multitask import SharedPrompt
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.t5 import T5
 
+log = logging.getLogger("t5-pipeline")
 POPULATION = range(5000)
 """Ids of the likeliest pieces, to draw rows from: a SentencePiece vocabulary lists them first."""
 
@@ -106,7 +107,7 @@ def class_labels(
 ) -> Tensor:
     """One row per label, the mean embedding of its pieces (without EOS); the remaining rows from the vocabulary.
 
-    Warns if there are more labels than rows, and drops the last labels.
+    Warns in the log if there are more labels than rows, and leaves out the last labels.
 
     >>> table = torch.tensor([[0.0], [2.0], [4.0], [9.0]])
     >>> class_labels(table, [[1, 2], [3]], length=2, seed=0)[:, 0].tolist()
@@ -115,10 +116,10 @@ def class_labels(
     if not label_ids or not all(label_ids):
         raise InputError("prompt_init: class_labels needs labels of at least one piece each; check the task's labels")
     if len(label_ids) > length:
-        warnings.warn(
-            f"{len(label_ids)} labels but only {length} prompt rows: the last {len(label_ids) - length} are dropped",
-            stacklevel=2,
-        )
+        log.warning(
+            "prompt_init: %d labels but only %d prompt rows; the last %d labels start no row; raise prompt_length",
+            len(label_ids), length, len(label_ids) - length,
+        )  # fmt: skip
     means = [_rows(embedding_VD, torch.tensor(list(ids))).mean(0) for ids in label_ids[:length]]
     return _filled(torch.stack(means), embedding_VD, length, seed, population)
 

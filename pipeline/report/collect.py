@@ -211,14 +211,15 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
     scored: list[tuple[Path, list[Score]]] = []
+    fresh: set[str] = set()
     run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
     for result in run.cells():
         if result.manifest is not None:
             if "scores" in result.manifest.outputs:
                 directory = run_dir.cell(result.cell) / result.manifest.outputs["scores"].path
                 scored.append((directory, read_scores(directory)))
-                if result.state == "stale":
-                    run.stale.update(row.identity for row in scored[-1][1])
+                identities = {row.identity for row in scored[-1][1]}
+                (run.stale if result.state == "stale" else fresh).update(identities)
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))
@@ -227,6 +228,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
         for row in scores:
             known.setdefault(row.identity, row)  # what two stages scored in the same way counts once
     run.scores.extend(known.values())
+    run.stale.difference_update(fresh)
     if answers:
         run.answers.update(answers_of(scored))
     return run
@@ -241,7 +243,8 @@ def model_name(found: InputRecord | InputRef) -> str:
 
 def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], Manifest | None]) -> Iterator[Job]:
     """Cells of a stage grouped by the process that made them; cells without one form a group of their own."""
-    logs = {cell.id: run_dir.log_directory(cell) for cell in cells}
+    made = run_dir.job_directories(cells[0].stage)
+    logs = {cell.id: run_dir.log_directory(cell, made) for cell in cells}
     for directory in dict.fromkeys(logs.values()):
         together = [cell for cell in cells if logs[cell.id] == directory]
         log = read_log(directory / "metrics.jsonl") if directory else JobLog()

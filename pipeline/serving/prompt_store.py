@@ -145,8 +145,8 @@ class PromptStore:
         """
         if is_url(location):
             self._mirror = Mirror(location)
-            for error in self._mirror.update().values():
-                raise error
+            if problems := self._mirror.update():
+                raise next(iter(problems.values()))
             if not any(self._mirror.directory.glob("[!.]*")):
                 raise InputError(f"--prompts: {location} contains no prompt.json; check the URL")
             location = str(self._mirror.directory)

@@ -136,7 +136,8 @@ class Scheduler:
             decoding, number, on_token: as of `Job` (default: greedily).
 
         Raises:
-            TooLong: if the input has more tokens than the prompt was trained with, or than the server accepts.
+            TooLong: if the input has more tokens than the prompt was trained with, or than the server accepts, or more
+                than 64 characters for each of these.
             NotSupported: if a sample is asked for and the backend has none.
         """
         if decoding is not None and decoding.temperature and not self.backend.samples:
@@ -227,13 +228,15 @@ class Scheduler:
             return
         try:
             do(jobs)
+            return
         except Exception as error:
             if len(jobs) == 1:
                 self._fail(jobs, error)
                 return
-            middle = len(jobs) // 2
-            self._in_parts(do, jobs[:middle])
-            self._in_parts(do, jobs[middle:])
+        # Outside the handler, whose traceback would keep the memory of the failed attempt.
+        middle = len(jobs) // 2
+        self._in_parts(do, jobs[:middle])
+        self._in_parts(do, jobs[middle:])
 
     def _dropped(self, job: Job) -> bool:
         # From here on a waiting client cannot cancel `done` itself, so the scheduler always resolves it.

@@ -135,7 +135,7 @@ class Selection:
             self._validations[index] += 1
             if before is None or now.score > before.measured.score:
                 self._without_higher[index] = 0
-            else:
+            elif of_cells % self.every == 0:  # a rung between these steps does not count
                 self._without_higher[index] += 1
             self._best[index] = self._better(before, index, of_cells, now, engine)
         best = [None if found is None else (found.measured.score, found.measured.loss) for found in self._best]

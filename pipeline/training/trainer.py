@@ -191,6 +191,8 @@ class Trainer:
         state, selection, probing = self.state, self.state.selection, self.state.probing
         state.engine.set_training(True)
         state.stats.restart_clock()
+        if state.step == 0 < steps and state.group.rank == 0:
+            self.metrics.truncate_after(-1)  # rows of step 0 of a run that was killed before its next checkpoint
         if self.validation is not None and state.step == 0 < steps:
             self.validate()
         if probing is not None and state.step == 0 < steps:

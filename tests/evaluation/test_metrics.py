@@ -81,6 +81,9 @@ def test_constant_answers_have_no_correlation() -> None:
     targets = ["a", "b", "a"]
     assert mcc(["a"] * 3, targets, ["a", "b"]) == sklearn.metrics.matthews_corrcoef(targets, ["a"] * 3) == 0
     assert pearson(["1.0"] * 3, ["1.0", "2.0", "3.0"]) == 0
+    # The mean of seven equal numbers is not always that number.
+    assert {pearson(["3.4"] * n, ["1.1"] * n) for n in range(1, 12)} == {0.0}
+    assert pearson(["1e200", "0.0", "0.0"], ["1.0", "0.0", "0.0"]) == pytest.approx(1)
     assert spearman(["1.0", "2.0"], ["3.0", "3.0"]) == 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from t5_pipeline.methods.mixture import MixtureWeights, mixture_loss, mixture_optimizer
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.methods.mixture import MixtureWeights, different, mixture_loss, mixture_optimizer
 from t5_pipeline.training.loss import token_loss
 from t5_pipeline.training.optimizers import set_learning_rate
 
@@ -84,3 +86,12 @@ def test_weights_have_own_learning_rate() -> None:
     # Adafactor's first update has a root mean square of 1.
     assert float((model.logits_K.detach() - before[0]).square().mean().sqrt()) <= 0.03 * 1.001
     assert 0.29 < float((rows.detach() - before[1]).square().mean().sqrt()) < 0.31
+
+
+def test_components_that_start_equal_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    equal = [torch.ones(2, 3), torch.ones(2, 3)]
+    with pytest.raises(InputError, match="gives all 2 components the same rows, so they would stay equal"):
+        different(equal, dropout=0.0)
+    assert different(equal, dropout=0.1) is equal
+    assert "only dropout tells them apart" in caplog.text
+    different([torch.ones(2, 3), torch.zeros(2, 3)], dropout=0.0)

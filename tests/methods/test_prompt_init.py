@@ -53,9 +53,9 @@ def test_class_labels_then_vocabulary() -> None:
     assert rows[2:].max() < 8
 
 
-def test_more_labels_than_rows_warns() -> None:
-    with pytest.warns(UserWarning, match="3 labels but only 2 prompt rows"):
-        rows = initialisers.class_labels(EMBEDDING, [[1], [2], [3]], 2, seed=0)
+def test_more_labels_than_rows_warns(caplog: pytest.LogCaptureFixture) -> None:
+    rows = initialisers.class_labels(EMBEDDING, [[1], [2], [3]], 2, seed=0)
+    assert "3 labels but only 2 prompt rows; the last 1 labels start no row" in caplog.text
     assert rows[:, 0].tolist() == [1.0, 2.0]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.errors import InputError
@@ -172,6 +174,23 @@ def test_a_job_that_fails_fails_alone(store: PromptStore, name: str) -> None:
     assert [result.text for result in found] == [job.done.result(30).text for job in again]
     assert scheduler.counts.failed == 1
     scheduler.close()
+
+
+def test_a_failed_attempt_keeps_no_memory(scheduler: Scheduler) -> None:
+    """The parts of a batch that did not fit have all of the memory that it had."""
+    tensors: list[weakref.ref[Tensor]] = []
+
+    def do(jobs: Sequence[Job]) -> None:
+        assert not [tensor for tensor in tensors if tensor() is not None]
+        activations = torch.zeros(len(jobs))
+        tensors.append(weakref.ref(activations))
+        if len(jobs) > 1:
+            raise MemoryError("out of memory")
+
+    jobs = [Job(None, [1]) for _ in range(4)]
+    scheduler._in_parts(do, jobs)
+    assert len(tensors) == 4 + 2 + 1
+    assert not any(job.done.done() for job in jobs)
 
 
 def test_watched_prompts_are_added_replaced_and_removed(tmp_path: Path) -> None:

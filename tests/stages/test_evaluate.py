@@ -69,6 +69,13 @@ def test_two_tasks_of_one_name_are_refused(finished: Tiny, tmp_path: Path) -> No
     done = stage("evaluate", "--prompts", prompts, "--precision", "fp32", "--output-dir", tmp_path / "x")
     assert done.code == 2
     assert f"{prompts}/b: its task about is not that of {prompts}/a (other inputs); rename one of them" in done.err
+    # Other training rows do not make another task.
+    info["task"] |= {"inputs": json.loads((prompts / "a/prompt.json").read_text())["task"]["inputs"]}
+    info["task"]["splits"] |= {"train": "train[:50%]"}
+    (prompts / "b/prompt.json").write_text(json.dumps(info))
+    limits = ("--model", finished.run / "lm_adapt", "--limit", 4, "--threads", 1, "--no-baselines")
+    done = stage("evaluate", "--prompts", prompts, "--precision", "fp32", *limits, "--output-dir", tmp_path / "x")
+    assert done.code == 0, done.err
 
 
 def test_a_shift_to_a_task_without_training_rows(finished: Tiny, tmp_path: Path) -> None:

@@ -188,3 +188,17 @@ def test_probes_on_two_processes(finished: Tiny, tmp_path: Path) -> None:
     for both in zip(two, one, strict=True):
         for key in {"loss", "score", "spread"} & both[0].keys():
             assert both[0][key] == pytest.approx(both[1][key], rel=1e-4), (key, both)
+
+
+def test_rows_of_step_0_are_written_once(finished: Tiny, tmp_path: Path) -> None:
+    """A run was killed after it measured step 0, from whose checkpoint it resumes."""
+    flags = (
+        "--model", finished.run / "pretrain", "--tokens", finished.run / "prepare", "--batch-size", 4, "--threads", 1,
+        "--segment-length", 48, "--precision", "fp32", "--schedule", "constant", "--learning-rate", 0.003,
+        "--validation-batches", 1, "--output-dir", tmp_path / "out",
+    )  # fmt: skip
+    assert stage("lm_adapt", *flags, "--steps", 0).code == 0
+    with (tmp_path / "out/metrics.jsonl").open("a") as file:
+        file.write('{"step": 0, "split": "validation", "loss": 5.0}\n')
+    assert stage("lm_adapt", *flags, "--steps", 2).code == 0
+    assert [row["step"] for row in metrics(tmp_path / "out") if row["split"] == "validation"] == [0]

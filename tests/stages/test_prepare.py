@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -222,3 +223,14 @@ def test_damaged_shard_is_rebuilt_and_training_resumes(finished: Tiny, tiny: Tin
     assert all(now[name] == of for name, of in others.items() if "shard-" in name)
     assert tiny.digests()["prepare/tokens"] == finished.digests()["prepare/tokens"]
     assert stage("lm_adapt", *more).code == 0
+
+
+def test_bad_input_leaves_nothing_in_the_way_of_the_corrected_command(finished: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"body": f"Some text {i}."}) + "\n" for i in range(40)))
+    command = ["prepare", "--corpus", tmp_path / "rows.jsonl", "--vocabulary", finished.run / "prepare/tokens/tokenizer",
+               "--threads", 1, "--output-dir", tmp_path / "out"]  # fmt: skip
+    refused = stage(*command)
+    assert (refused.code, "has no field 'text'" in refused.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    done = stage(*command, "--text-field", "body")
+    assert done.code == 0, done.err

@@ -60,8 +60,8 @@ def test_labels_then_vocabulary_and_a_warning_for_labels_without_a_row(finished:
     rows = start(finished, tmp_path / "start", 5, "--prompt-init", "class_labels")
     for row, label in zip(rows, ("files", "numbers"), strict=False):
         torch.testing.assert_close(row, table_VD[vocabulary.encode(label)].mean(0))
-    with pytest.warns(UserWarning, match="2 labels but only 1 prompt rows"):
-        few = start(finished, tmp_path / "few", 1, "--prompt-init", "class_labels")
+    few = start(finished, tmp_path / "few", 1, "--prompt-init", "class_labels")
+    assert "2 labels but only 1 prompt rows" in (tmp_path / "few/log.txt").read_text()
     assert torch.equal(few, rows[:1])
 
 

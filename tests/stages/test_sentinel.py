@@ -140,7 +140,9 @@ def test_added_tokens_keep_their_ids_and_rows(finished: Tiny, tmp_path: Path) ->
     assert after.encode("an <ent> here") == before.encode("an <ent> here")
     ids = list(after.added.values())
     assert torch.equal(load_t5(model).shared.weight[ids], load_t5(bare).shared.weight[ids])
-    with pytest.raises(InputError, match="reads the added token <ent> as another id than the vocabulary of the text"):
+    with pytest.raises(
+        InputError, match="the added token <ent> does not have the same id in the vocabulary of the text"
+    ):
         LoadedT5.load(model, "model", "", text)
     same = LoadedT5.load(model, "model", "", before)  # a text that was prepared before there were sentinels
     assert (same.vocabulary.sentinels, same.vocabulary.digest) == (100, after.digest)

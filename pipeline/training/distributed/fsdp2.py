@@ -17,8 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.limits import REPLICATED_ELEMENTS
 from t5_pipeline.modeling.load import check_untied
+from t5_pipeline.training.adafactor import Adafactor
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import (
@@ -87,6 +89,11 @@ class FSDP2(Engine):
         if not sharded or any(p.device_mesh.size() != group.world for p in sharded):
             raise RuntimeError(f"FSDP2 did not shard the model over {group.world} processes")
         self.optimizer = make_optimizer(list(self.trained.values()))
+        if frozen and not beside and isinstance(self.optimizer, Adafactor):
+            raise InputError(
+                f"optimizer: adafactor needs whole prompts, of which fsdp2 replicates at most {REPLICATED_ELEMENTS:,}"
+                " numbers; set `optimizer: adamw`, train fewer prompts at a time, or launch with DDP"
+            )
 
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
         return self.scope(do, *arguments)

@@ -61,8 +61,8 @@ def test_header_of_columns_without_names(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("0,1\nfine,1\n")
     assert [dict(row) for row in read_rows(path, header=False)] == [{"0": "fine", "1": "1"}]
-    path.write_text("0,1\n1,2\n")  # among numbers, it is a row
-    assert [dict(row) for row in read_rows(path, header=False)] == [{"0": "0", "1": "1"}, {"0": "1", "1": "2"}]
+    path.write_text("0,1\n-1,2.5\n")  # among numbers, it is a row
+    assert [dict(row) for row in read_rows(path, header=False)] == [{"0": "0", "1": "1"}, {"0": "-1", "1": "2.5"}]
     path.write_text("1,0\nfine,1\n")
     assert [dict(row) for row in read_rows(path, header=False)] == [{"0": "1", "1": "0"}, {"0": "fine", "1": "1"}]
 

@@ -229,14 +229,20 @@ def test_ray_is_not_installed(
         write_tokens(chunks(corpus), vocabulary, tmp_path, workers=RAY)
 
 
-def test_a_worker_that_cannot_write_ends_with_one_line(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    """A limit on the size of files, as an example of a full disk."""
+def test_a_worker_that_cannot_write_ends_with_one_line(
+    vocabulary: Vocabulary, texts: list[str], tmp_path: Path
+) -> None:
+    """A limit on the size of files, as an example of a full disk: the vocabulary can be written, but no shard."""
     vocabulary.save(tmp_path / "vocabulary")
+    (tmp_path / "corpus").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"corpus/{name}.txt").write_text("\n".join(texts) * 20)
+    most = max(file.stat().st_size for file in (tmp_path / "vocabulary").iterdir()) // 1024 + 100
     command = (
-        f"ulimit -f 20; exec {sys.executable} -m t5_pipeline.stages.prepare --corpus {corpus} --threads 2"
-        f" --vocabulary {tmp_path}/vocabulary --shard-bytes 30000 --output-dir {tmp_path}/out"
+        f"ulimit -f {most}; exec {sys.executable} -m t5_pipeline.stages.prepare --corpus {tmp_path}/corpus --threads 2"
+        f" --vocabulary {tmp_path}/vocabulary --output-dir {tmp_path}/out"
     )
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
+    assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     assert "File too large" in ended.stderr.splitlines()[-1]

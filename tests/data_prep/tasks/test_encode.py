@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,21 @@ def test_labels_that_cannot_be_learned(
         check_labels(task, vocabulary, length)
     with pytest.raises(InputError, match=message):
         encode_task(Task.load(task), "train", vocabulary, 16, length)
+
+
+def test_a_limit_keeps_groups_whole(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Of the answers to a question, all or none: with a part of them, the exact match of a question is another."""
+    rows = [{"text": f"q{i // 5} a{i % 5}", "label": "yes", "question": i // 5} for i in range(100)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = TaskConfig(
+        name="t", data=str(tmp_path), inputs="{text}", targets="{label}", labels=["yes", "no"], group="question",
+        splits={"test": "test"}, metrics=["accuracy", "group_accuracy"],
+    )  # fmt: skip
+    for limit, groups in ((1, 1), (12, 3), (50, 10), (99, 20)):
+        found = encode_task(
+            Task.load(settings), "test", vocabulary, max_input_length=32, max_target_length=8, limit=limit
+        )
+        assert found.groups is not None
+        assert set(Counter(found.groups).values()) == {5}
+        assert len(set(found.groups)) == groups
+        assert found.counts.dropped.get("over the limit", 0) == 100 - len(found.inputs)
