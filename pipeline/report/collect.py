@@ -175,7 +175,7 @@ class Run:
     prompts: list[PromptSize] = field(default_factory=list)
     learned: list[LearnedPrompt] = field(default_factory=list)
     answers: dict[str, Answers] = field(default_factory=dict)
-    stale: set[str] = field(default_factory=set)
+    stale: list[str] = field(default_factory=list)
 
     def cells(self) -> Iterator[CellResult]:
         for job in self.jobs:
@@ -212,6 +212,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
     scored: list[tuple[Path, list[Score]]] = []
     fresh: set[str] = set()
+    stale: set[str] = set()
     run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
     for result in run.cells():
         if result.manifest is not None:
@@ -219,7 +220,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
                 directory = run_dir.cell(result.cell) / result.manifest.outputs["scores"].path
                 scored.append((directory, read_scores(directory)))
                 identities = {row.identity for row in scored[-1][1]}
-                (run.stale if result.state == "stale" else fresh).update(identities)
+                (stale if result.state == "stale" else fresh).update(identities)
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))
@@ -228,7 +229,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
         for row in scores:
             known.setdefault(row.identity, row)  # what two stages scored in the same way counts once
     run.scores.extend(known.values())
-    run.stale.difference_update(fresh)
+    run.stale.extend(sorted(stale - fresh))
     if answers:
         run.answers.update(answers_of(scored))
     return run

@@ -122,7 +122,7 @@ def test_a_vocabulary_that_does_not_fit_the_model(
     model = tiny.run / "pretrain"
     unchanged()
     refused(
-        tell("lm_adapt", "lm_adapt", "--model", model, "--tokens", other, "--steps", 2),
+        tell("lm_adapt", "lm_adapt", "--model", model, "--tokens", other, "--steps", 4),
         r"\S+/model: the text was tokenised with another vocabulary than \S+spiece.model; prepare it again with `vocabulary: \S+`",
     )
     unchanged()
