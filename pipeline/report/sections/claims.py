@@ -108,7 +108,7 @@ def experiments_section(tasks: Sequence[Scored]) -> Section | None:
     names = list(dict.fromkeys(task.task.task for task in tasks if any(own(task.by_arm, one) for one in _METHODS)))
     note = f"Scores on {fmt.enumeration(names)}. Whiskers: 95% interval over seeds and test rows."
     if len(names) > 1:
-        note += " Bold: the mean over tasks. Light: each task."
+        note += " Points are means over the tasks that have them; light lines, if any, are single tasks."
     return section("experiments", "Experiments", plots(figures), tag("p", note, class_="note"))
 
 
