@@ -93,7 +93,8 @@ def subjectivity(articles: list[str], reviews: list[str]) -> list[Row]:
 
 
 def as_in_subj(sentence: str) -> str:
-    """
+    """A sentence in the form of SUBJ's.
+
     >>> as_in_subj("It's a film (1977), not bad.")
     "it's a film ( 1977 ) , not bad ."
     """

@@ -22,7 +22,7 @@ from t5_pipeline.evaluation.held_out import HeldOut, score_mixture
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.mixture import Mixture, MixtureWeights, different, mixture_optimizer
+from t5_pipeline.methods.mixture import Mixture, MixtureWeights, check_starts, mixture_optimizer
 from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -38,7 +38,7 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     t5, vocabulary = loaded.t5, loaded.vocabulary
     start = stage.input(c.init_input).path if c.init_input else None
     starts = [initial_rows(t5, vocabulary, c, c.seed + k, start) for k in range(c.components)]
-    bank = PromptBank(different(starts, c.dropout))
+    bank = PromptBank(check_starts(starts, c.dropout))
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
     model = MixtureWeights(PromptedT5(t5, bank), c.components, t5.special.pad)

@@ -105,8 +105,7 @@ def _delimited(
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{path}:{line}: contains a NUL character, as UTF-16 does; convert the file to UTF-8")
     names: list[str] | None = None
-    records = list(_records(text, delimiter, quoted, path))
-    for values, line in records:
+    for values, line in _records(text, delimiter, quoted, path):
         where = f"{path}:{line}"
         if names is None:
             numbers = [str(i) for i in range(len(values))]
@@ -115,7 +114,7 @@ def _delimited(
             if duplicate := first_duplicate(name for name in names if name):
                 raise InputError(f"{where}: two columns are named {duplicate!r}; rename one")
             # pandas writes "0,1" as the header of columns without names. Among numbers only, it is a row.
-            if header or (values == numbers and len(values) > 1 and _has_text(records[1:])):
+            if header or (values == numbers and len(values) > 1 and _has_text(_records(text, delimiter, quoted, path))):
                 continue
         if len(values) < len(names) and skipped is not None:
             skipped["too few columns"] += 1

@@ -38,10 +38,9 @@ def rebuilt_model(directory: Path) -> bytes | None:
     vocab = [(str(piece), float(score)) for piece, score in model["vocab"]]
     while vocab and vocab[-1][0].startswith("<extra_id_"):
         vocab.pop()
-    names = [piece for piece, _ in vocab]
-    # transformers 5 writes the unk_id of a T5 for every T5Tokenizer.
-    named = token_name(settings.get("unk_token"))
-    unk = names.index(named) if named in names else int(model["unk_id"])
+    ids = {piece: i for i, (piece, _) in enumerate(vocab)}
+    # By name, because transformers 5 writes the unk_id of a T5 for every T5Tokenizer.
+    unk = ids.get(token_name(settings.get("unk_token")), int(model["unk_id"]))
     proto = bytearray()
     for i, (piece, score) in enumerate(vocab):
         kind = _UNKNOWN if i == unk else _CONTROL if piece in (pad, eos) else _NORMAL
@@ -49,7 +48,6 @@ def rebuilt_model(directory: Path) -> bytes | None:
             kind = _BYTE
         proto += _bytes(PIECES, _bytes(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
     # 40 to 43: ids of unk, bos, eos and pad; 45, 47, 48: names of unk, eos and pad.
-    ids = {piece: i for i, (piece, _) in enumerate(vocab)}
     trainer = _number(3, UNIGRAM) + _number(4, len(vocab)) + _number(35, int(byte_fallback)) + _number(40, unk)
     trainer += _number(41, -1) + _number(42, ids.get(eos, -1)) + _number(43, ids.get(pad, -1))
     trainer += _bytes(45, vocab[unk][0].encode()) + _bytes(47, eos.encode()) + _bytes(48, pad.encode())

@@ -67,13 +67,13 @@ class Evaluator:
         """
         c = self.c
         also_on = [c.scored(task) for task in c.also_on]
-        tasks_of = [candidate.scored_on(c.scored(candidate.task), also_on) for candidate in self.candidates]
-        tasks: list[TaskConfig] = []
-        for each in tasks_of:
-            tasks += [task for task in each if task not in tasks]
+        # Tasks of one name have the same rows here, and may differ in those of training.
+        tasks: dict[tuple[str, ...], tuple[TaskConfig, list[Candidate]]] = {}
+        for candidate in self.candidates:
+            for task in candidate.scored_on(c.scored(candidate.task), also_on):
+                tasks.setdefault((task.name, *task.metrics), (task, []))[1].append(candidate)
         rows: list[Row] = []
-        for task in tasks:
-            candidates = [one for one, of_one in zip(self.candidates, tasks_of, strict=True) if task in of_one]
+        for task, candidates in tasks.values():
             found = self.baselines(task, candidates[0], earlier)
             answers = self.answers(task, candidates)
             found += [self._row(task, *answer) for answer in answers]

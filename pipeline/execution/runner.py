@@ -51,7 +51,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     created = Rollback(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path), created:
         began = time.monotonic()
-        before = recipe_file.read_bytes() if recipe_file.exists() else None
+        replaced = None if same or not recipe_file.exists() else recipe_file.read_bytes()
         if not same:
             write_text(recipe_file, text)
         ran = 0
@@ -67,8 +67,8 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             )
             if code == BAD_INPUT:
                 created.undo()
-                if ran == 1 and before is not None and not same and not _has_begun(recipe, run_dir, todo):
-                    write_bytes(recipe_file, before)
+                if ran == 1 and replaced is not None and not _has_begun(recipe, run_dir, todo):
+                    write_bytes(recipe_file, replaced)
             if code != 0:
                 return failed(name, code, message)
         left = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage in names]

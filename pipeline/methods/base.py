@@ -131,7 +131,7 @@ def check_tasks(candidates: Sequence[Candidate], also_on: Sequence[TaskConfig], 
     Raises:
         InputError: if one name stands for two tasks, or no candidate has the labels of a task.
     """
-    # The rows of training may differ, and so may the format, of which the other settings follow.
+    # The training rows may differ, and so may `format`, which only fills in other settings.
     compared = sorted(TaskConfig.model_fields.keys() - {"metrics", "format", "task_prefix", "splits"})
     known: dict[str, tuple[TaskConfig, str]] = {}
     given = [(candidate.task, str(candidate.artifact.path)) for candidate in candidates]

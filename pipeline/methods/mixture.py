@@ -29,7 +29,7 @@ from t5_pipeline.training.loss import token_loss, token_loss_reference
 from t5_pipeline.training.optimizers import RATE_SCALE, prompt_optimizer
 
 
-def different(starts: Sequence[Tensor], dropout: float) -> Sequence[Tensor]:
+def check_starts(starts: Sequence[Tensor], dropout: float) -> Sequence[Tensor]:
     """The components' first rows, checked to differ: equal ones have equal gradients, except for dropout.
 
     Raises:

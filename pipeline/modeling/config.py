@@ -187,7 +187,10 @@ class T5Config:
         special = SpecialTokens.of_config(config, where)
         vocab_size = size("vocab_size")
         if max(special.pad, special.eos, special.start) >= vocab_size:
-            raise InputError(f"{where}: vocab_size is {vocab_size:,}, but there are special ids above it; fix the file")
+            raise InputError(
+                f"{where}: pad_token_id, eos_token_id or decoder_start_token_id is not below vocab_size,"
+                f" {vocab_size:,}; fix the file"
+            )
         return cls(
             vocab_size=vocab_size,
             d_model=size("d_model"),

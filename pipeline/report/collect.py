@@ -211,16 +211,13 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
     jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
     scored: list[tuple[Path, list[Score]]] = []
-    fresh: set[str] = set()
-    stale: set[str] = set()
+    stale: list[tuple[Path, list[Score]]] = []
     run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
     for result in run.cells():
         if result.manifest is not None:
             if "scores" in result.manifest.outputs:
                 directory = run_dir.cell(result.cell) / result.manifest.outputs["scores"].path
-                scored.append((directory, read_scores(directory)))
-                identities = {row.identity for row in scored[-1][1]}
-                (stale if result.state == "stale" else fresh).update(identities)
+                (stale if result.state == "stale" else scored).append((directory, read_scores(directory)))
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))
@@ -228,10 +225,13 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
     for _, scores in scored:
         for row in scores:
             known.setdefault(row.identity, row)  # what two stages scored in the same way counts once
+    run.stale.extend(row.identity for _, scores in stale for row in scores if row.identity not in known)
+    for _, scores in stale:
+        for row in scores:
+            known.setdefault(row.identity, row)
     run.scores.extend(known.values())
-    run.stale.extend(sorted(stale - fresh))
     if answers:
-        run.answers.update(answers_of(scored))
+        run.answers.update(answers_of([*scored, *stale]))
     return run
 
 

@@ -261,7 +261,10 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
         variant = ", ".join(f"{_trait(key, traits[key])}" for key in differing if traits.get(key) is not None)
         shifted = f"trained on {row.trained_on}" if row.trained_on else ""
         variant = ", ".join(filter(None, [row.variant, variant, shifted]))
-        groups.setdefault((row.model, variant), []).append(row)
+        group = groups.setdefault((row.model, variant), [])
+        # Two stages may have trained the same seed with the same settings and result; it counts once.
+        if row.seed is None or (row.seed, row.metrics) not in [(other.seed, other.metrics) for other in group]:
+            group.append(row)
     order = [*paths, *(row.model for row in rows)]
     lines = [
         ScoreLine(group[0].method, model, paths.get(model, model) if model else None, variant, tuple(group))

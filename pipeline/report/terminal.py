@@ -21,11 +21,12 @@ def results_table(run: Run) -> list[str]:
     Cells that were trained but not scored are listed without a score; empty if nothing was trained or scored.
     """
     rows: list[Sequence[str]] = []
+    stale = set(run.stale)
     scored: set[tuple[str, str]] = set()
     for task in summarise(run):
         baselines = [*task.untuned, *([task.majority] if task.majority else [])]
         for line in [*task.tuned, *task.others, *baselines]:
-            fresh = [row for row in line.rows if row.identity not in run.stale]
+            fresh = [row for row in line.rows if row.identity not in stale]
             made = [] if line in baselines else [result for row in fresh for result in _made(run, row)]
             scored |= {_key(result) for result in made}
             spread = line.spread(task.metric)

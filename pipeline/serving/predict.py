@@ -108,14 +108,6 @@ class Predict:
                 be answered is not an error: its output line says why.
         """
         check_output(to)
-        if (
-            source != STDIN
-            and to != STDOUT
-            and Path(to).exists()
-            and Path(source).exists()
-            and Path(to).samefile(source)
-        ):
-            raise InputError(f"--output: {to} is the input file; choose another one for the answers")
         size, counts, kept, partial = WINDOW * self.batch_size, Counts(), 0, None
         if source == STDIN:
             windows, total = _arriving(_json_lines(sys.stdin.buffer, "stdin"), size), None
@@ -123,6 +115,8 @@ class Predict:
             path = Path(source)
             total = _check(path, engine)
             if to != STDOUT:
+                if Path(to).exists() and Path(to).samefile(path):
+                    raise InputError(f"--output: {to} is the input file; choose another one for the answers")
                 partial = self._partial(engine, path, Path(to))
                 counts, kept = _answered(partial, size)
             windows = _in_windows(itertools.islice(_rows(path, engine), counts.rows, None), size)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.methods.mixture import MixtureWeights, different, mixture_loss, mixture_optimizer
+from t5_pipeline.methods.mixture import MixtureWeights, check_starts, mixture_loss, mixture_optimizer
 from t5_pipeline.training.loss import token_loss
 from t5_pipeline.training.optimizers import set_learning_rate
 
@@ -91,7 +91,7 @@ def test_weights_have_own_learning_rate() -> None:
 def test_components_that_start_equal_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     equal = [torch.ones(2, 3), torch.ones(2, 3)]
     with pytest.raises(InputError, match="gives all 2 components the same rows, so they would stay equal"):
-        different(equal, dropout=0.0)
-    assert different(equal, dropout=0.1) is equal
+        check_starts(equal, dropout=0.0)
+    assert check_starts(equal, dropout=0.1) is equal
     assert "only dropout tells them apart" in caplog.text
-    different([torch.ones(2, 3), torch.zeros(2, 3)], dropout=0.0)
+    check_starts([torch.ones(2, 3), torch.zeros(2, 3)], dropout=0.0)

@@ -54,7 +54,7 @@ def test_without_a_model_type_the_class_decides() -> None:
         ({"feed_forward_proj": "gated-swish"}, "feed_forward_proj 'gated-swish'"),
         ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3; must be at least 4"),
         ({"relative_attention_max_distance": 16}, "is 16; must be more than half of the 32 buckets"),
-        ({"decoder_start_token_id": 999_999}, "there are special ids above it"),
+        ({"decoder_start_token_id": 999_999}, "decoder_start_token_id is not below vocab_size, 32,128"),
     ],
 )
 def test_bad_config_names_the_file_and_the_key(change: dict[str, object], message: str) -> None:

@@ -164,6 +164,10 @@ def _missing_shard(directory: Path) -> None:
             _edit_tensors(lambda t: t.update({"lm_head.weight": torch.ones(5, 32)})),
             "of another shape: lm_head.weight [5, 32] instead of [96, 32]",
         ),
+        (
+            _edit_tensors(lambda t: t.update({"shared.weight": t["shared.weight"].to(torch.int8)})),
+            "shared.weight is torch.int8; quantised weights are not supported",
+        ),
         (_only_pickle, "pickled weights (pytorch_model.bin)"),
         (_missing_shard, "model-00001-of-00001.safetensors does not exist"),
         (lambda d: (d / "model.safetensors").unlink(), "contains a config.json but no weights"),

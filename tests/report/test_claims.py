@@ -147,6 +147,9 @@ def test_scores_of_several_stages_count_once(finished: RunBuilder) -> None:
     one = rows(0.5, 0.6)
     [task] = arms(finished, [*one, *rows(0.9, 0.9)])
     assert [[row.metrics["accuracy"] for row in scores] for scores in task.by_arm.values()] == [[0.5, 0.6]]
+    # The same results under another name of the cell: two stages trained the same prompts.
+    [task] = arms(finished, [*one, *[row | {"cell": f"again,seed={row['seed']}"} for row in one]])
+    assert [[row.seed for row in line.rows] for line in task.task.tuned] == [[0, 1]]
     [task] = arms(finished, [*one, *[row | {"scoring": "likelihood"} for row in one]])
     assert [len(scores) for scores in task.by_arm.values()] == [2, 2]
 

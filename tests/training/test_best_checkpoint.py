@@ -252,3 +252,19 @@ def test_turns_make_the_decisions_of_a_sweep_that_trains_at_once(
     turns = train(slots)
     assert train(slots, stop_at) == turns
     assert turns == train(0)
+
+
+def test_a_rung_between_validations_does_not_count_for_patience() -> None:
+    """Validations at 2, 3 (a rung), 4 and 6: alone, the two after the best would be at 4 and 6."""
+    scores = [0, 9, 1, 2, 0, 3]
+    step = 0
+    halving = Halving([0, 0, 0], THREE.stretches(9))
+    selection = Selection(
+        list("abc"), lambda model, active: [validation(scores[step - 1] - i, loss=0) for i in active],
+        lambda model, index: {"w": torch.tensor(0.0)}, every=2, patience=2, halving=halving,
+    )  # fmt: skip
+    left = []
+    for step in (2, 3, 4, 6):
+        selection.update(step, ENGINE)
+        left.append(selection._is_exhausted(0))
+    assert left == [False, False, False, True]

@@ -253,3 +253,10 @@ def test_a_vocabulary_that_cannot_be_written_stops_before_the_corpus_is_read(tmp
     with pytest.raises(InputError, match="treat_whitespace_as_suffix"):
         write_tokens(corpus_chunks(tmp_path / "texts.jsonl"), Vocabulary(model.getvalue()), tmp_path / "tokens")
     assert not list((tmp_path / "tokens").iterdir())
+
+
+def test_a_limit_below_the_first_document_is_named(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="its first document exceeds the limit; raise max_documents or max_tokens"):
+        write_tokens(cut(documents, 200), vocabulary, tmp_path, limit=Limit(tokens=1))

@@ -178,3 +178,11 @@ def test_slices_of_one_file_under_two_names_need_one_order(tmp_path: Path) -> No
     splits = {"train": "train[:80%, shuffled]", "test": "all[80%:]"}
     with pytest.raises(ValueError, match="take its rows in different orders and can overlap"):
         TaskConfig(name="t", data=str(tmp_path / "all.jsonl"), inputs="{a}", targets="{b}", splits=splits)
+
+
+def test_a_split_in_a_txt_file_needs_no_suffix(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("text\tlabel\na\tx\n")
+    task = TaskConfig(name="t", data=str(tmp_path), inputs="{text}", targets="{label}")
+    assert [row["text"] for row in Task.load(task).rows("train")] == ["a"]
+    (tmp_path / "train.jsonl").write_text('{"text": "b", "label": "y"}\n')  # then the text is a note
+    assert [row["text"] for row in Task.load(task).rows("train")] == ["b"]

@@ -188,3 +188,15 @@ def test_json_model_gains_sentinels(tmp_path: Path) -> None:
     assert (bare.sentinels, grown.sentinels, grown.size) == (0, 8, bare.size + 8)
     grown.save(tmp_path / "grown")
     assert Vocabulary.load(tmp_path / "grown").digest == grown.digest
+
+
+def test_the_name_decides_which_id_is_unknown(tmp_path: Path) -> None:
+    """transformers 5 writes the unk_id of a T5 for every T5Tokenizer, which in MADLAD-400 is that of EOS."""
+    path = t5_json(tmp_path / "made") / "tokenizer.json"
+    before = Vocabulary.load(path.parent)
+    content = json.loads(path.read_text())
+    content["model"]["unk_id"] = before.eos
+    path.write_text(json.dumps(content))
+    after = Vocabulary.load(path.parent)
+    assert (after.unk, after.digest) == (before.unk, before.digest)
+    assert before.eos not in after.encode("a\u3042b")
