@@ -122,8 +122,8 @@ def ours(
 
 @contextlib.contextmanager
 def server(model: Path, prompts: Path) -> Iterator[Ask]:
-    """`t5-pipeline serve` in a process of its own."""
-    import httpx
+    """`t5-pipeline serve` in a process of its own, asked by OpenAI's client."""
+    import openai
 
     command = [sys.executable, "-m", "t5_pipeline.cli.main", "serve", "--model", str(model), "--prompts", str(prompts)]
     command += ["--port", "0", "--threads", str(torch.get_num_threads()), "--max-batch", str(BATCH)]
@@ -132,16 +132,16 @@ def server(model: Path, prompts: Path) -> Iterator[Ask]:
         line = process.stderr.readline()
         address = re.search(r"http://[\d.:]+", line)
         assert address is not None, line
-        clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        clients: dict[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = {}
 
         async def ask(request: Request) -> str:
             loop = asyncio.get_running_loop()
             if loop not in clients:
-                limits = httpx.Limits(max_connections=CLIENTS)
-                clients[loop] = httpx.AsyncClient(base_url=address[0], timeout=600, limits=limits, trust_env=False)
-            body = {"model": f"p{request.prompt % PROMPTS:02}", "prompt": request.text}
-            answer = await clients[loop].post("/v1/completions", json=body)
-            return str(answer.raise_for_status().json()["choices"][0]["text"])
+                clients[loop] = openai.AsyncOpenAI(base_url=f"{address[0]}/v1", api_key="none", timeout=600)
+            answer = await clients[loop].completions.create(
+                model=f"p{request.prompt % PROMPTS:02}", prompt=request.text
+            )
+            return answer.choices[0].text
 
         try:
             yield ask
