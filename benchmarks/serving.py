@@ -272,20 +272,28 @@ def measure(sides: dict[str, tuple[Ask, list[Request]]], rounds: int) -> dict[st
                 "same_answers": sum(a == b for a, b in zip(answers[name], reference, strict=True)),
             }
         )
-    times = {
-        f"{a} / {b}": round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3)
-        for a, b in (
-            ("ours, mixed", "PEFT"), ("ours, one prompt", "transformers, one prompt"),
-            ("ours, mixed", "ours, one prompt"), ("ours, 1,000 prompts", "ours, mixed"),
-            ("ours, ctranslate2 fp32", "ours, mixed"), ("ours, ctranslate2 int8", "ours, mixed"),
-            ("ours, ctranslate2 fp32", "ours, ctranslate2 fp32, one prompt"),
-            ("ours, ctranslate2 fp32, 1,000 prompts", "ours, ctranslate2 fp32"),
-            ("server, mixed", "ours, mixed"), ("ours, mixed", "CTranslate2, float32"),
-            ("ours, mixed", "CTranslate2, int8"), ("ours, ctranslate2 fp32", "CTranslate2, float32"),
-            ("ours, ctranslate2 int8", "CTranslate2, int8"),
-        )
-    }  # fmt: skip
+    times = ratios({row["side"]: row["rates"] for row in rows})
     return {"rows": rows, "light_per_second": round(half, 2), "times": times}
+
+
+def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Medians over rounds of a side's rate divided by another's."""
+    pairs = (
+        ("ours, mixed", "PEFT"), ("ours, one prompt", "transformers, one prompt"),
+        ("ours, mixed", "ours, one prompt"), ("ours, 1,000 prompts", "ours, mixed"),
+        ("ours, ctranslate2 fp32", "PEFT"), ("ours, ctranslate2 fp32, one prompt", "transformers, one prompt"),
+        ("ours, ctranslate2 int8", "PEFT"),
+        ("ours, ctranslate2 fp32", "ours, ctranslate2 fp32, one prompt"),
+        ("ours, ctranslate2 fp32, 1,000 prompts", "ours, ctranslate2 fp32"),
+        ("ours, ctranslate2 fp32", "ours, mixed"), ("ours, ctranslate2 int8", "ours, mixed"),
+        ("server, mixed", "ours, mixed"), ("ours, mixed", "CTranslate2, float32"),
+        ("ours, mixed", "CTranslate2, int8"), ("ours, ctranslate2 fp32", "CTranslate2, float32"),
+        ("ours, ctranslate2 int8", "CTranslate2, int8"),
+    )  # fmt: skip
+    return {
+        f"{a} / {b}": round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 3)
+        for a, b in pairs
+    }
 
 
 def _percentiles(seconds: Sequence[float]) -> list[float]:
