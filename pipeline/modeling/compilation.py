@@ -66,13 +66,21 @@ def _problem(device_type: str) -> str | None:
 
     It needs a C++ compiler, on GPUs Triton too, and Python's headers. Only compiling something shows whether all work.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
+    _keep_kernels()
     try:
         _configure()
         torch.compile(lambda x: x + 1, backend=backend, fullgraph=True)(torch.ones(8, device=device_type))
     except Exception as error:  # of torch, Triton, the compiler or the operating system
         return _first_line(error)
     return None
+
+
+def _keep_kernels() -> None:
+    """Keep compiled kernels for later runs, beside other cached files."""
+    directory = str(cache_directory() / "compiled")
+    # torch's commands for the C++ compiler do not quote it; its own default is a temporary directory.
+    if not any(character.isspace() for character in directory):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", directory)
 
 
 def _configure() -> None:

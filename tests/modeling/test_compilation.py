@@ -6,6 +6,7 @@ Compiled for real, and bit-identical between processes: tests/system/test_compil
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 import torch
@@ -71,6 +72,19 @@ def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch, ca
     compilation._problem.cache_clear()
     assert not use_compiler("auto", "cpu")
     assert not use_compiler("false", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("cache", "kept"), [("/home/ada/cache", "/home/ada/cache/compiled"), ("/home/a da/cache", None)]
+)
+def test_kernels_are_kept_where_the_compiler_finds_them(
+    monkeypatch: pytest.MonkeyPatch, cache: str, kept: str | None
+) -> None:
+    monkeypatch.setenv("T5_PIPELINE_CACHE", cache)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compilation._keep_kernels()
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == kept
 
 
 @pytest.mark.engines

@@ -89,7 +89,7 @@ def test_compiled_steps_equal_eager_ones(
 def test_fresh_processes_are_bit_identical(finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout. The second run resumes, so it compiles at another batch; it compiles its kernels itself."""
     for name, parts in (("once", [4]), ("resumed", [2, 4])):
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"kernels of {name}"))
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"kernels-{name}"))
         for steps in parts:
             compiled(
                 script(
