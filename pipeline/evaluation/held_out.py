@@ -12,13 +12,12 @@ import torch
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.metrics import confusion, illegal_share, score, task_average
+from t5_pipeline.evaluation.metrics import confusion, illegal_share, right, score, task_average
 from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
@@ -81,9 +80,9 @@ class HeldOut:
         return Measured(metrics, task_average(metrics), loss)
 
     def right(self, texts: Sequence[str]) -> list[bool]:
-        """Whether each answer equals its target or another acceptable answer."""
-        wanted = self.rows.answers or [[target] for target in self.rows.target_texts]
-        return [normal_form(text) in map(normal_form, answers) for text, answers in zip(texts, wanted, strict=True)]
+        """Whether each answer is right, as the task's metrics see it."""
+        rows = self.rows
+        return right(self.task.metrics, texts, rows.target_texts, answers=rows.answers, holds=rows.holds)
 
     def scored(self, outputs: Outputs) -> dict[str, Any]:
         """The entries of a row of scores.json; with labels also both ways of scoring and the illegal outputs."""
@@ -104,7 +103,7 @@ class HeldOut:
 
     def scored_texts(self, texts: Sequence[str]) -> dict[str, Any]:
         """The entries of a row of scores.json that follow from the answers: metrics, confusion, texts."""
-        labels, targets = self.task.labels, self.rows.target_texts
+        labels, targets, is_right = self.task.labels, self.rows.target_texts, self.right(texts)
         return {
             "metrics": self.metrics(texts),
             "scoring": None,
@@ -114,8 +113,8 @@ class HeldOut:
             "labels": labels,
             "confusion": confusion(texts, targets, labels).tolist() if labels else None,
             "samples": [
-                {"input": self.rows.input_texts[i], "target": targets[i], "output": texts[i]}
-                for i in self._shown(self.right(texts))
+                {"input": self.rows.input_texts[i], "target": targets[i], "output": texts[i], "right": is_right[i]}
+                for i in self._shown(is_right)
             ],
             # Each row's answer, as a line of predictions.jsonl.
             "predictions": [

@@ -239,6 +239,34 @@ def score(
     return {name: found[name] for name in names}
 
 
+def right(
+    names: Sequence[str],
+    predictions: Texts,
+    targets: Texts,
+    *,
+    answers: Sequence[Texts] | None = None,
+    holds: Sequence[bool] | None = None,
+) -> list[bool]:
+    """Whether each prediction is right as the named metrics see it, for the display of single rows.
+
+    With `referent`, if it agrees with `holds`; with `exact_match` or `token_f1`, if it equals an acceptable answer in
+    SQuAD's normalisation; otherwise if it equals one in a Unicode normal form.
+
+    >>> right(["exact_match"], ["The Broncos!"], ["Denver"], answers=[["Denver", "broncos"]])
+    [True]
+    >>> right(["referent"], ["the pony", "the pony"], ["pony", "pony"], holds=[True, False])
+    [True, False]
+    """
+    if "referent" in names and holds is not None:
+        return [_names(p, t) is bool(h) for p, t, h in zip(predictions, targets, holds, strict=True)]
+    form = normalise_answer if set(_OF_ANSWERS).intersection(names) else str
+    acceptable = answers or [[target] for target in targets]
+    return [
+        form(normal_form(p)) in [form(normal_form(one)) for one in of_row]
+        for p, of_row in zip(predictions, acceptable, strict=True)
+    ]
+
+
 def task_average(metrics: Mapping[str, float]) -> float:
     """The mean over a task's metrics, as in the averages of GLUE and SuperGLUE.
 

@@ -29,13 +29,22 @@ _LARGEST_LINE = 2**20  # bytes
 
 
 class Sample(BaseModel):
-    """One example and the model's output."""
+    """One example and the model's output.
+
+    Attributes:
+        right: whether the task's metrics count the output as right; None in earlier scores.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     input: str
     target: str
     output: str
+    right: bool | None = None
+
+    @property
+    def is_right(self) -> bool:
+        return self.output == self.target if self.right is None else self.right
 
 
 class Score(BaseModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +200,18 @@ def test_labels_are_decoded_as_they_are_written() -> None:
         assert form.decode([*vocabulary.encode("a file"), *vocabulary.encode("s"), 1]) not in (task.labels or ())
     free = task.model_copy(update={"labels": None})
     assert answer_form(free.labels or [], vocabulary, "none", 64).max_length == 64
+
+
+def test_samples_are_right_as_the_metrics_see_them() -> None:
+    """SQuAD's normalisation and other answers; a false referent is right if it is not named."""
+    answers = [["Denver", "Broncos"], ["Denver", "Broncos"], ["1966"], ["1966"]]
+    rows = split(["yes", "no", "yes", "no"], labels=False, metrics=["token_f1", "exact_match"])
+    rows = replace(rows, rows=replace(rows.rows, answers=answers))
+    found = rows.scored_texts(["the Broncos!", "Broncos or Denver", "in 1966", "1966."])
+    assert [sample["right"] for sample in found["samples"]] == [True, False, False, True]
+    assert found["metrics"]["exact_match"] == 0.5
+    pronoun = split(["yes"] * 4, labels=False, metrics=["accuracy"], holds=[True, True, False, False])
+    pronoun = replace(pronoun, task=pronoun.task.model_copy(update={"metrics": ["referent"]}))
+    found = pronoun.scored_texts(["The yes", "no", "yes", "no"])
+    assert [sample["right"] for sample in found["samples"]] == [True, False, False, True]
+    assert found["metrics"]["referent"] == 0.5

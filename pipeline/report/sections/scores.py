@@ -11,6 +11,7 @@ from t5_pipeline.report.html import Child, Markup, join, tag
 from t5_pipeline.report.intervals import METHOD
 from t5_pipeline.report.layout import Section, figure, section, swatch
 from t5_pipeline.report.plots import score_plot
+from t5_pipeline.report.scores import Sample
 from t5_pipeline.report.sentences import constant_note
 from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, PROMPT_TUNING, ScoreLine, TaskScores
 from t5_pipeline.report.tables import Sheet, Value, table
@@ -188,23 +189,21 @@ def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Section
         first = f"seed {best.rows[0].seed}" if len(best.rows) > 1 else "one prompt"
         columns = []
         for title, wanted in (("Right", True), ("Wrong", False)):
-            inputs = [s.input for s in best.samples if (s.output == s.target) == wanted][:EXAMPLES]
-            cards = [_example(text, [*task.compared(), *task.best_of_each_method()], series) for text in inputs]
+            samples = [sample for sample in best.samples if sample.is_right == wanted][:EXAMPLES]
+            cards = [_example(sample, [*task.compared(), *task.best_of_each_method()], series) for sample in samples]
             heading = tag("h4", f"{title} with {best.path_in_sentence}, {first}")
             columns.append(tag("div", heading, *(cards or [tag("p", "none among the stored examples", class_="note")])))
         parts += [task_title(task, tasks), tag("div", *columns, class_="examples")]
     return section("examples", "Examples", *parts) if parts else None
 
 
-def _example(text: str, lines: list[ScoreLine], series: dict[str, int]) -> Markup:
+def _example(shown: Sample, lines: list[ScoreLine], series: dict[str, int]) -> Markup:
     outcomes = []
-    target = ""
     for line in lines:
-        sample = next((s for s in line.samples if s.input == text), None)
+        sample = next((s for s in line.samples if (s.input, s.target) == (shown.input, shown.target)), None)
         if sample is None:
             continue
-        target = sample.target
-        right = sample.output == sample.target
+        right = sample.is_right
         mark = tag("span", "✓" if right else "✗", class_="mark", role="img", aria_label="right" if right else "wrong")
         given = fmt.truncate(sample.output, 80) if sample.output.strip() else tag("em", "empty")
         name = line.path if line.method == PROMPT_TUNING else fmt.sentence_case(line.method)
@@ -212,8 +211,8 @@ def _example(text: str, lines: list[ScoreLine], series: dict[str, int]) -> Marku
         outcomes.append(tag("li", who, tag("span", given, "\u00a0", mark, class_="given")))
     return tag(
         "article",
-        tag("blockquote", fmt.truncate(text, 260)),
-        tag("p", "Answer: ", tag("b", fmt.truncate(target, 120)), class_="answer"),
+        tag("blockquote", fmt.truncate(shown.input, 260)),
+        tag("p", "Answer: ", tag("b", fmt.truncate(shown.target, 120)), class_="answer"),
         tag("ul", *outcomes),
         class_="example",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import write_report
 from t5_pipeline.report.sections.overview import overview_section, task_mean
-from t5_pipeline.report.sections.scores import scores_section
+from t5_pipeline.report.sections.scores import examples_section, scores_section
 from t5_pipeline.report.sentences import method_comparison
 from t5_pipeline.report.summary import TaskScores, summarise
 from tests.report.conftest import LABELS, RunBuilder
@@ -102,6 +103,20 @@ def test_overview_mean_requires_all_tasks(compared: Path, tasks: dict[str, TaskS
     assert "elsewhere" not in page
     assert "SuperGLUE" not in page
     assert overview_section(collect(compared), own[:1]) is None
+
+
+def test_examples_of_rows_with_the_same_input(compared: Path) -> None:
+    """WSC asks about two referents in one text; a wrong one is right if it is not named."""
+    path = compared / "evaluate/scores/scores.json"
+    row = next(row for row in json.loads(path.read_text())["rows"] if row["model"] == "lm_adapt")
+    one = {"input": "Ann wrote to Eve that *she* won.", "output": "Ann"}
+    samples = [one | {"target": "Ann", "right": True}, one | {"target": "Eve", "right": True}]
+    path.write_text(json.dumps({"rows": [row | {"samples": samples}], "seconds": 1.0}))
+    page = text_of(str(examples_section(summarise(collect(compared)), {}).markup))  # type: ignore[union-attr]
+    right, _, wrong = page.partition("Wrong with")
+    found = re.findall(r"Answer: (\w+) LM adaptation @40 steps Ann (.)", right)
+    assert found == [("Ann", "✓"), ("Eve", "✓")]
+    assert "none among the stored examples" in wrong
 
 
 def test_report_shows_other_methods(compared: Path, tmp_path: Path) -> None:
