@@ -154,16 +154,17 @@ class TaskScores:
         return [part for part, number in counts.items() if number > max(1, len(self.tuned) / 2)]
 
     def best_of_each_method(self) -> list[ScoreLine]:
-        """The best line of each other method."""
+        """The best line of each other method. Those of a domain shift count if it has no other."""
         found: dict[str, ScoreLine] = {}
-        for line in sorted(self.others, key=self._mean, reverse=True):
+        for line in sorted(_trained_here(self.others), key=self._mean, reverse=True):
             found.setdefault(line.method, line)
         return [found[method] for method in in_table_order(line.method for line in self.others)]
 
     def ranked(self) -> list[ScoreLine]:
-        """The best prompt-tuned line of each model, best mean first."""
+        """The best prompt-tuned line of each model, best mean first. Those of a domain shift count if it has no other."""
         best: dict[str | None, ScoreLine] = {}
-        for line in sorted((line for line in self.tuned if line.spread(self.metric)), key=self._mean, reverse=True):
+        scored = [line for line in self.tuned if line.spread(self.metric)]
+        for line in sorted(_trained_here(scored), key=self._mean, reverse=True):
             best.setdefault(line.model, line)
         return list(best.values())
 
@@ -181,6 +182,12 @@ class TaskScores:
     def _mean(self, line: ScoreLine) -> float:
         spread = line.spread(self.metric)
         return spread.mean if spread else float("-inf")
+
+
+def _trained_here(lines: list[ScoreLine]) -> list[ScoreLine]:
+    """The lines of each method that were trained on the scored task; those of a domain shift if it has no others."""
+    here = {line.method for line in lines if not line.rows[0].trained_on}
+    return [line for line in lines if line.method not in here or not line.rows[0].trained_on]
 
 
 def in_table_order(methods: Iterable[str]) -> list[str]:

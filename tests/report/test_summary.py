@@ -109,6 +109,23 @@ def test_prompt_lengths_are_separate_lines(finished) -> None:
     assert headline(task).endswith("reach 90.0\u00a0±\u00a00.0\u00a0% accuracy on package.")  # type: ignore[union-attr]
 
 
+def test_the_best_lines_of_a_task_are_those_trained_on_it(finished) -> None:
+    """A prompt for another task may score higher here; it is not what the task's prompts reach."""
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        tuned = [row for row in rows if row["method"] == "prompt tuning" and row["model"] == "lm_adapt"]
+        whole = [row | {"method": "model tuning"} for row in tuned]
+        other = [row | {"trained_on": "qqp", "metrics": {"accuracy": 0.9}} for row in (*tuned, *whole)]
+        return [*tuned, *whole, *other, *(row | {"task": "elsewhere"} for row in other)]
+
+    package, elsewhere = of_rows(finished, change)
+    assert [line.title for line in package.tuned] == ["Prompt tuning", "Prompt tuning, trained on qqp"]
+    best = [*package.ranked(), *package.best_of_each_method()]
+    assert [line.title for line in best] == ["Prompt tuning", "Model tuning"]
+    assert "reach 64.0" in (headline(package) or "")
+    assert [line.variant for line in elsewhere.ranked()] == ["trained on qqp"]
+
+
 def test_several_tasks_and_metrics(finished) -> None:
     def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         other = [{**row, "task": "stsb", "metrics": {"pearson": 0.5, "spearman": 0.4}, "labels": None} for row in rows]
