@@ -45,7 +45,7 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
         for digest in models:
             evaluator = Evaluator(stage, [one for one in candidates if one.digest == digest], count)
             for row in evaluator.rows(rows):
-                name, found = row.get("cell") or row["method"], row["metrics"]
+                name, found = row["method"] if row.get("seed") is None else row["cell"] or row["method"], row["metrics"]
                 metrics.write({"step": bar.done, "cell": name, "task": row["task"], "method": row["method"], **found})
                 log.info("%s: %s, %s: %s", stage.name, row["task"], name, scores_text(found))
                 rows.append(row)

@@ -14,6 +14,7 @@ from t5_pipeline.evaluation.held_out import HeldOut
 from t5_pipeline.evaluation.label_scoring import probabilities
 from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.methods.base import Candidate
+from t5_pipeline.methods.soft_prompt import without_seed
 
 Answer = tuple[Candidate, HeldOut, Outputs]
 """A candidate, the rows of a task as it reads them, and its answers to them."""
@@ -34,6 +35,10 @@ def ensemble_rows(task: TaskConfig, answers: Sequence[Answer]) -> list[dict[str,
             row["variant"] = f"{len(group)} prompts"
             if first.task.name != task.name:
                 row["trained_on"] = first.task.name
+            sources = {candidate.artifact.name for candidate, _, _ in group}
+            row["source"] = sources.pop() if len(sources) == 1 else None
+            row["cell"] = without_seed(first.artifact.cell) or None
+            row["settings"] = first.artifact.settings_digest
             row["trained"] = sum(candidate.about["trained"] for candidate, _, _ in group)
             rows.append(row | split.scored(vote([outputs for _, _, outputs in group], task.labels or ())))
     return rows

@@ -27,7 +27,7 @@ from t5_pipeline.modeling.compilation import use_compiler, use_flex
 Row = dict[str, Any]
 """A row of scores.json, and its predictions."""
 
-_NAMES = ("task", "model", "method", "variant", "cell", "trained_on")
+_NAMES = ("task", "model", "method", "variant", "source", "cell", "trained_on")
 
 
 class Evaluator:
@@ -143,7 +143,9 @@ class Evaluator:
 
     def _row(self, task: TaskConfig, candidate: Candidate, split: HeldOut, outputs: Outputs) -> Row:
         row = {"method": candidate.method, **candidate.about}
-        row |= {"examples": len(split), "cell": candidate.artifact.cell, **artifact_costs(candidate.artifact)}
+        artifact = candidate.artifact
+        row |= {"source": artifact.name, "cell": artifact.cell, "settings": artifact.settings_digest}
+        row |= {"examples": len(split), **artifact_costs(artifact)}
         if self.c.latency_tasks and candidate.task.name == task.name:
             row["latency_seconds"] = latency_seconds(
                 self.answerer, candidate, split, self.c.latency_tasks, self._decoding(task)

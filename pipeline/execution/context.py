@@ -18,7 +18,7 @@ from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Cell
 from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
-from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.checksums import json_digest, short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say
@@ -45,6 +45,18 @@ class Artifact:
     digest: str
     cell: str | None = None
     manifest: Manifest | None = None
+
+    @property
+    def settings_digest(self) -> str | None:
+        """Digest of everything that shaped it, except the seed; None without a manifest.
+
+        Artifacts of one kind that have the same digest differ only in their seed.
+        """
+        if self.manifest is None:
+            return None
+        parts = self.manifest.parts
+        settings = {name: value for name, value in parts.get("settings", {}).items() if name != "seed"}
+        return json_digest({**parts, "settings": settings, "steps": self.manifest.settings.get("steps")})
 
 
 @dataclass

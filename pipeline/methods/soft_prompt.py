@@ -104,9 +104,21 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
 
 
 def vote_group(method: str, artifact: Artifact, info: PromptInfo) -> str:
-    """The same text for prompts of one method that differ only in their seed."""
-    axes = [axis for axis in (artifact.cell or "").split(",") if not axis.startswith("seed=")]
-    return json.dumps([method, axes, info.model_dump(mode="json", exclude={"seed", "step", "scores"})], sort_keys=True)
+    """The same text for prompts of one method that differ only in their seed, as far as is known.
+
+    prompt.json does not contain all settings of training. Those of a prompt with a manifest are compared too.
+    """
+    record = info.model_dump(mode="json", exclude={"seed", "step", "scores"})
+    return json.dumps([method, without_seed(artifact.cell), artifact.settings_digest, record], sort_keys=True)
+
+
+def without_seed(cell: str | None) -> str:
+    """The axes of a cell besides the seed.
+
+    >>> without_seed("model=lm_adapt,seed=0"), without_seed("seed=0"), without_seed(None)
+    ('model=lm_adapt', '', '')
+    """
+    return ",".join(axis for axis in (cell or "").split(",") if not axis.startswith("seed="))
 
 
 def described(info: PromptInfo) -> dict[str, Any]:

@@ -154,7 +154,9 @@ def _against(method: str, sign: float = 1.0, shifted: bool = False) -> Callable[
 def _fits(other: Arm, prompt: Arm) -> bool:
     """Whether another method has no prompt, or prompts like this one."""
     prompts = (other.prompt_length, other.prompt_init)
-    return prompts in ((None, None), (prompt.prompt_length, prompt.prompt_init))
+    # A vote names further settings of its prompts after their number.
+    same = other.method != "ensemble" or other.other.partition(", ")[2] == prompt.other
+    return same and prompts in ((None, None), (prompt.prompt_length, prompt.prompt_init))
 
 
 def _narrower(arms: Sequence[Arm]) -> Iterator[Contrast]:

@@ -52,6 +52,9 @@ class Score(BaseModel):
 
     Attributes:
         variant: difference from other rows of the same method, as text.
+        source: the stage or directory that the solution is from.
+        cell: its cell of that stage, without the seed if several prompts vote.
+        settings: digest of everything that shaped it, except the seed; None if unknown.
         confusion: counts [true label][predicted label]; a last column counts answers that are not a label.
         trained_on: task of the training data, if it is not `task`.
         trained: number of trained parameters.
@@ -69,7 +72,9 @@ class Score(BaseModel):
     task: str
     method: str
     model: str | None = None
+    source: str | None = None
     cell: str | None = None
+    settings: str | None = None
     seed: int | None = None
     prompt_length: Annotated[Count, Field(gt=0)] | None = None
     prompt_init: str | None = None

@@ -161,7 +161,7 @@ class TaskScores:
         return [found[method] for method in in_table_order(line.method for line in self.others)]
 
     def ranked(self) -> list[ScoreLine]:
-        """The best prompt-tuned line of each model, best mean first. Those of a domain shift count if it has no other."""
+        """The best prompt-tuned line of each model, best first. Those of a domain shift count if it has no others."""
         best: dict[str | None, ScoreLine] = {}
         scored = [line for line in self.tuned if line.spread(self.metric)]
         for line in sorted(_trained_here(scored), key=self._mean, reverse=True):
@@ -268,16 +268,46 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
         variant = ", ".join(f"{_trait(key, traits[key])}" for key in differing if traits.get(key) is not None)
         shifted = f"trained on {row.trained_on}" if row.trained_on else ""
         variant = ", ".join(filter(None, [row.variant, variant, shifted]))
-        group = groups.setdefault((row.model, variant), [])
-        # Two stages may have trained the same seed with the same settings and result; it counts once.
-        if row.seed is None or (row.seed, row.metrics) not in [(other.seed, other.metrics) for other in group]:
-            group.append(row)
+        groups.setdefault((row.model, variant), []).append(row)
     order = [*paths, *(row.model for row in rows)]
     lines = [
-        ScoreLine(group[0].method, model, paths.get(model, model) if model else None, variant, tuple(group))
+        ScoreLine(
+            alike[0].method,
+            model,
+            paths.get(model, model) if model else None,
+            ", ".join(filter(None, [variant, source])),
+            tuple(_once(alike)),
+        )
         for (model, variant), group in groups.items()
+        for source, alike in _by_settings(group).items()
     ]
     return sorted(lines, key=lambda line: order.index(line.model))
+
+
+def _by_settings(rows: list[Score]) -> dict[str, list[Score]]:
+    """Rows by their origin, as text, if they differ in settings that are not traits; otherwise all by an empty text."""
+    groups: dict[str | None, list[Score]] = {}
+    for row in rows:
+        groups.setdefault(row.settings, []).append(row)
+    if len(groups.keys() - {None}) < 2:
+        return {"": rows}
+    firsts = [alike[0] for alike in groups.values()]
+    origins = [
+        [f"from {row.source}" for row in firsts if row.source],
+        [f"from {row.source}/{row.cell}" for row in firsts if row.source],
+        [f"settings {row.settings or 'unknown':.12}" for row in firsts],
+    ]
+    names = next(names for names in origins if len(set(names)) == len(firsts))
+    return dict(zip(names, groups.values(), strict=True))
+
+
+def _once(rows: list[Score]) -> list[Score]:
+    """The rows without those of a seed that two stages trained with the same settings and result."""
+    found: list[Score] = []
+    for row in rows:
+        if row.seed is None or (row.seed, row.metrics) not in [(other.seed, other.metrics) for other in found]:
+            found.append(row)
+    return found
 
 
 def _traits(row: Score) -> dict[str, str | None]:

@@ -47,6 +47,8 @@ def _made(run: Run, row: Score) -> Iterable[CellResult]:
     """The cells whose artifact has this row of scores."""
     for result in run.cells():
         manifest, tasks = result.manifest, [task.name for task in result.settings.made_for()]
+        if row.source is not None and row.source.partition("@")[0] != result.cell.stage:
+            continue
         if manifest is None or result.settings.scored_as is None or result.cell.id != (row.cell or ""):
             continue
         trained = manifest.facts.get("trained", row.trained)

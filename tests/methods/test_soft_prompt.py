@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.execution.context import Artifact
@@ -92,3 +93,19 @@ def test_prompts_vote_with_those_of_the_same_method_only(prompt: Prompt, tmp_pat
     assert vote_group("prompt tuning", artifact, prompt.info) == alike
     assert vote_group("multitask prompt tuning on 2 tasks", artifact, prompt.info) != alike
     assert vote_group("prompt tuning", replace(artifact, cell="learning_rate=0.1,seed=3"), prompt.info) != alike
+
+
+def test_prompts_with_other_settings_of_training_do_not_vote(prompt: Prompt, tmp_path: Path) -> None:
+    """prompt.json does not name the learning rate or the number of steps; the manifest beside it does."""
+
+    def group(seed: int, rate: float, steps: int = 100) -> str:
+        settings = {"seed": seed, "learning_rate": rate}
+        made = Manifest(
+            stage="prompt_tune", kind="prompt_tune", fingerprint="", parts={"settings": settings},
+            settings=settings | {"steps": steps, "threads": seed}, started="", finished="", outputs={}, files={}, seconds=1.0,
+        )  # fmt: skip
+        artifact = Artifact(f"prompts/{seed}", tmp_path, "0" * 64, manifest=made)
+        return vote_group("prompt tuning", artifact, prompt.info.model_copy(update={"seed": seed}))
+
+    assert group(0, 0.3) == group(1, 0.3)
+    assert len({group(0, 0.3), group(0, 0.03), group(0, 0.3, steps=200)}) == 3

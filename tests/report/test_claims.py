@@ -154,6 +154,18 @@ def test_scores_of_several_stages_count_once(finished: RunBuilder) -> None:
     assert [len(scores) for scores in task.by_arm.values()] == [2, 2]
 
 
+def test_a_vote_is_compared_with_its_own_prompts(finished: RunBuilder) -> None:
+    """The usual prompts are those of the higher rate; the votes of the others say nothing about them."""
+    vote = {"method": "ensemble", "prompt_length": 20, "prompt_init": "vocabulary", "variant": "3 prompts"}
+    scores = []
+    for rate, mean, gain in (("0.3", 0.80, 0.02), ("0.03", 0.60, 0.01)):
+        cells = [{"cell": f"learning_rate={rate},seed={seed}"} for seed in range(3)]
+        scores += [row | cell for row, cell in zip(rows(*[mean] * 3), cells, strict=True)]
+        scores += rows(mean + gain, cell=f"learning_rate={rate}", **vote)
+    scores += rows(0.8, 0.8, 0.8, model="sentinel", cell="learning_rate=0.3")
+    assert judged(finished, scores)["ensemble"].difference == pytest.approx(0.02)
+
+
 def test_t5s_that_differ_in_something_else_are_arms_of_their_own(finished: RunBuilder) -> None:
     [task] = arms(finished, [*rows(0.5, model="a"), *rows(0.6, model="b"), *rows(0.7), *rows(0.7, model="lm_adapt@40")])
     assert sorted(arm.t5 or "" for arm in task.by_arm) == ["", "a", "b"]

@@ -109,6 +109,50 @@ def test_prompt_lengths_are_separate_lines(finished) -> None:
     assert headline(task).endswith("reach 90.0\u00a0±\u00a00.0\u00a0% accuracy on package.")  # type: ignore[union-attr]
 
 
+def test_stages_with_other_settings_are_separate_lines(finished) -> None:
+    """Their cells have the same names, but they differ in more than the seed; so do their votes."""
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        tuned = [row for row in rows if row["method"] == "prompt tuning" and row["model"] == "lm_adapt"]
+        vote = {key: tuned[0][key] for key in ("task", "model", "split", "examples", "metrics", "prompt_length")}
+        found = []
+        for stage, settings, gain in (("slow", "a", 0.0), ("fast", "b", 0.2)):
+            for row in (*tuned, vote | {"method": "ensemble", "variant": "3 prompts"}):
+                metrics = {name: value + gain for name, value in row["metrics"].items()}
+                found.append(row | {"source": stage, "settings": settings, "metrics": metrics})
+        again = [row | {"source": "again", "settings": "a", "seed": row["seed"] + 3} for row in tuned]
+        return [*found, *again]
+
+    (task,) = of_rows(finished, change)
+    found = [
+        (line.title, len(line.rows), round(statistics.fmean(row.metrics["accuracy"] for row in line.rows), 3))
+        for line in (*task.tuned, *task.others)
+    ]
+    assert found == [
+        ("Prompt tuning, from slow", 6, 0.64),
+        ("Prompt tuning, from fast", 3, 0.84),
+        ("Ensemble, 3 prompts, from slow", 1, 0.6),
+        ("Ensemble, 3 prompts, from fast", 1, 0.8),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "cells", "names"),
+    [
+        (("tune", "tune"), ("tasks=a+b", "tasks=a+c"), ["from tune/tasks=a+b", "from tune/tasks=a+c"]),
+        ((None, None), (None, None), ["settings aaaa", "settings bbbb"]),
+    ],
+)
+def test_lines_of_one_stage_with_other_settings_have_names(finished, sources, cells, names) -> None:
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        one = next(row for row in rows if row["method"] == "prompt tuning")
+        each = zip(sources, cells, ("aaaa", "bbbb"), strict=True)
+        return [one | {"source": source, "cell": cell, "settings": settings} for source, cell, settings in each]
+
+    (task,) = of_rows(finished, change)
+    assert [line.variant for line in task.tuned] == names
+
+
 def test_the_best_lines_of_a_task_are_those_trained_on_it(finished) -> None:
     """A prompt for another task may score higher here; it is not what the task's prompts reach."""
 

@@ -171,6 +171,9 @@ def test_an_ensemble_is_the_majority_vote_of_its_prompts(finished: Tiny, place: 
     rows = scores(finished.run / "evaluate")
     single = [row for row in rows if row["method"] == "prompt tuning" and row["model"] == "lm_adapt"]
     (ensemble,) = [row for row in rows if row["method"] == "ensemble" and row["model"] == "lm_adapt"]
+    assert (ensemble["source"], ensemble["cell"], ensemble["settings"]) == (
+        "prompt_tune", "model=lm_adapt", single[0]["settings"],
+    )  # fmt: skip
     answered = [{s["input"]: s["output"] for s in row["samples"]} for row in single]
     inputs = [s["input"] for s in ensemble["samples"]]
     voted = vote([Outputs([answers[text] for text in inputs], []) for answers in answered])
