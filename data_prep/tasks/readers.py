@@ -73,7 +73,9 @@ def file_rows(
         return _paragraphs(path)
     # QQP's files contain truncated lines, which T5's data set and the hub's also leave out.
     skipped_lines = skipped if reader == "qqp" else None
-    return read_rows(path, columns, optional=optional, header=header, skipped=skipped_lines)
+    rows = read_rows(path, columns, optional=optional, header=header, skipped=skipped_lines)
+    # The first line of MRQA's files describes the data set.
+    return (row for row in rows if list(row) != ["header"]) if reader == "squad" else rows
 
 
 def parallel_rows(files: Mapping[str, Path]) -> Iterator[Row]:
@@ -240,21 +242,29 @@ def _paragraphs(path: Path) -> Iterator[Row]:
 
 
 def _squad(row: Row, training: bool) -> Iterator[Question]:
-    """One row per question; unanswerable questions (SQuAD 2) are dropped, because the format has no target for them."""
+    """One row per question; unanswerable questions (SQuAD 2) are dropped, because the format has no target for them.
+
+    In MRQA's files answers are texts, and the target is the first one that was found in the passage, as in the paper's
+    code (mrqa_to_tsv.py).
+    """
     for question in row.get("qas", [row]):
-        given = question["answers"]
-        texts = given["text"] if isinstance(given, dict) else [answer["text"] for answer in given]
-        answers = list(dict.fromkeys(texts))
+        answers = _answer_texts(question["answers"])
         if not answers:
             yield Dropped("without an answer")
         else:
             yield {
-                "id": question["id"],
+                "id": question["qid"] if "qid" in question else question["id"],
                 "question": question["question"],
                 "context": row["context"],
-                "answer": answers[0],
+                "answer": (_answer_texts(question.get("detected_answers") or []) or answers)[0],
                 "answers": answers,
             }
+
+
+def _answer_texts(given: Any) -> list[str]:
+    """The different texts of answers, which are a list of texts or of objects, or columns as on the hub."""
+    texts = given["text"] if isinstance(given, dict) else given
+    return list(dict.fromkeys(one if isinstance(one, str) else one["text"] for one in texts))
 
 
 _QUESTIONS: dict[str, Callable[[Row, bool], Iterable[Question]]] = {
@@ -268,6 +278,6 @@ _COLUMNS = {
     "multirc": ("passage", "paragraph", "question", "answer", "idx", "label"),
     "record": ("passage", "query", "entities", "answers", "qas"),
     "wsc": ("text", "target", "span1_text", "span1_index", "span2_text", "span2_index", "label"),
-    "squad": ("id", "context", "question", "answers", "qas"),
+    "squad": ("id", "qid", "context", "question", "answers", "detected_answers", "qas"),
 }
 """The fields that the readers of `_QUESTIONS` use."""

@@ -157,6 +157,34 @@ def test_squad_slices_paragraphs_not_questions(tmp_path: Path) -> None:
     assert [row["id"] for row in task.rows("test")] == list("89")
 
 
+def test_mrqa(tmp_path: Path) -> None:
+    """MRQA's files, on which the paper scores prompts for SQuAD, and the flat rows of its hub data set."""
+    asked = {
+        "qid": "a", "question": "Who?", "answers": ["Ada Lovelace", "ada", "Ada Lovelace"],
+        "detected_answers": [{"text": "Lady Ada", "char_spans": [[4, 11]]}, {"text": "Ada", "char_spans": [[9, 11]]}],
+    }  # fmt: skip
+    other = {"qid": "b", "question": "When?", "answers": ["1843"], "detected_answers": []}
+    passage = {"id": "", "context": "So: Lady Ada wrote it.", "qas": [asked, other]}
+    lines = [{"header": {"dataset": "BioASQ", "split": "dev"}}, passage, passage | {"context": "Another."}]
+    with gzip.open(tmp_path / "BioASQ.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    task = task_of("squad", tmp_path, splits={"test": "BioASQ", "first": "BioASQ[:1]"})
+    rows = task.rows("first")
+    assert [(row["id"], task.targets(row), task.answers(row)) for row in rows] == [
+        ("a", "Lady Ada", ["Ada Lovelace", "ada"]), ("b", "1843", ["1843"]),
+    ]  # fmt: skip
+    assert task.inputs(rows[0]) == "question: Who? context: So: Lady Ada wrote it."
+    assert (len(task.rows("test")), task.counts("test", task.rows("test")).read) == (4, 4)
+    flat = asked | {
+        "context": passage["context"],
+        "subset": "BioASQ",
+        "detected_answers": {"text": ["Lady Ada", "Ada"]},
+    }
+    pq.write_table(pa.Table.from_pylist([flat]), tmp_path / "hub.parquet")
+    (row,) = task_of("squad", tmp_path, config="plain_text", splits={"test": "hub"}).rows("test")
+    assert (row["id"], row["answer"], row["answers"]) == ("a", "Lady Ada", ["Ada Lovelace", "ada"])
+
+
 @pytest.mark.parametrize(("name", "row", "passage"), [
     ("superglue/multirc", READS["superglue/multirc"][2], "paragraph"),
     ("superglue/record", READS["superglue/record"][2], "passage"),
