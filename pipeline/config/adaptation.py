@@ -17,8 +17,12 @@ from t5_pipeline.modeling.config import T5Config, bucket_problem
 from t5_pipeline.modeling.digest import t5x_folder
 
 _PARTS = 56  # example lengths that stand for a mixture
-# Hub models whose steps of training are known (Lester et al. 2021, §2.2).
-_TRAINED = ((r"google/t5-v1_1-\w+", 1_000_000), (r"google/t5-\w+-lm-adapt", 1_100_000))
+# Models whose steps of training are known (Lester et al. 2021, §2.2), by the last part of a hub name, or of a directory
+# with a copy, also in the cache of the hub.
+_TRAINED = tuple(
+    (rf"(?:.*(?:/|--))?{name}(?:/snapshots/[^/]+)?", steps)
+    for name, steps in ((r"t5-v1_1-(?:small|base|large|xl|xxl)", 1_000_000), (r"t5-\w+-lm-adapt", 1_100_000))
+)
 
 
 class T5Sizes(Config):
@@ -66,7 +70,8 @@ def known_steps(model: Any) -> int:
     """Steps that a T5 is known to have been trained for; 0 if nothing is known.
 
     Args:
-        model: hub name, or a T5X checkpoint (its folder, one above it, or its file), which has its step in its name.
+        model: hub name, directory with the same last name, or a T5X checkpoint (its folder, one above it, or its file),
+            which has its step in its name.
 
     >>> known_steps("google/t5-v1_1-base"), known_steps("t5x/base/checkpoint_1100000"), known_steps("lm_adapt")
     (1000000, 1100000, 0)
