@@ -20,7 +20,7 @@ from t5_pipeline.config.recipe import Cell
 from t5_pipeline.config.stage import Scoring, TrainingConfig
 from t5_pipeline.evaluation.metrics import OF_COUNTS
 from t5_pipeline.report.collect import Run, model_name
-from t5_pipeline.report.intervals import counts_of, resampled_scores
+from t5_pipeline.report.intervals import counts_of, has_row_scores, resampled_scores
 from t5_pipeline.report.scores import Answers, Score
 from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores, other_axes, stage_of
 
@@ -75,10 +75,15 @@ class Scored:
         """Mean score of an arm over its seeds."""
         return float(np.mean([row.metrics[self.task.metric] for row in self.by_arm[arm]]))
 
+    def resamples_rows(self, arm: Arm) -> bool:
+        """Whether the draws of an arm resample the test rows; those of F1 of words or of a correlation do not."""
+        return all(has_row_scores(row, self.task.metric) for row in self.by_arm[arm])
+
     def drawn(self, arm: Arm) -> NDArray[np.float64]:
         """Bootstrap draws [DRAWS] of the mean score of an arm.
 
-        The seeds are resampled, and the test rows that they share. Arms whose answers are known share the drawn rows.
+        The seeds are resampled, and if possible the test rows that they share. Arms whose answers are known share the
+        drawn rows.
         """
         if arm not in self._drawn:
             generator = np.random.default_rng([self.number, zlib.crc32(repr(arm).encode())])

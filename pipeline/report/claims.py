@@ -10,7 +10,7 @@ Source: Lester et al. 2021, Figures 1, 3 and 4, Tables 1 and 3; Efron & Tibshira
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +69,7 @@ class Finding:
         difference: mean contrast over tasks, on the scale of the metrics.
         tasks: names of the tasks that it is a mean of.
         seeds: smallest number of seeds of an arm; 0 if none of the arms is trained.
+        over_seeds: those of the tasks whose test rows are not resampled.
     """
 
     claim: Claim
@@ -77,6 +78,7 @@ class Finding:
     verdict: Verdict
     tasks: tuple[str, ...]
     seeds: int
+    over_seeds: tuple[str, ...] = ()
 
 
 def findings(tasks: Sequence[Scored]) -> list[Finding]:
@@ -101,9 +103,15 @@ def findings(tasks: Sequence[Scored]) -> list[Finding]:
                 verdict(float(low), float(high), seeds),
                 tuple(dict.fromkeys(task.task.task for task, _ in contrasts)),
                 seeds,
+                not_resampled([(task, arm) for task, contrast in contrasts for arm in contrast]),
             )
         )
     return found
+
+
+def not_resampled(drawn: Iterable[tuple[Scored, Arm]]) -> tuple[str, ...]:
+    """Names of the tasks whose test rows the draws do not resample."""
+    return tuple(dict.fromkeys(task.task.task for task, arm in drawn if not task.resamples_rows(arm)))
 
 
 def verdict(low: float, high: float, seeds: int) -> Verdict:

@@ -88,6 +88,13 @@ def row_interval(score: Score, metric: str) -> Interval | None:
     return None if counts is None else bootstrap(metric, counts)
 
 
+def has_row_scores(score: Score, metric: str) -> bool:
+    """Whether a score says what other test rows might have given: a share of rows, or with a confusion matrix."""
+    if metric in _SHARES_OF_ROWS:
+        return score.examples > 0 and 0 <= score.metrics[metric] <= 1
+    return counts_of(score, metric) is not None
+
+
 def resampled_scores(score: Score, metric: str, draws: int, generator: np.random.Generator) -> NDArray[Any]:
     """Scores of resampled test rows [draws]; the score itself if it does not contain what this needs."""
     value, counts = score.metrics[metric], counts_of(score, metric)

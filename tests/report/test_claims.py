@@ -15,7 +15,7 @@ from t5_pipeline.report.arms import DRAWS, Scored, _share, drawn_means, scored, 
 from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.scores import Score
-from t5_pipeline.report.sections.claims import experiments_section
+from t5_pipeline.report.sections.claims import claims_section, experiments_section
 from t5_pipeline.report.summary import summarise
 from tests.report.conftest import RECIPE, RunBuilder
 
@@ -246,6 +246,19 @@ def test_methods_get_the_same_drawn_rows(finished: RunBuilder) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))  # other answers than those of the scores
     alone = judged(finished, recorded)["model-tuning"].interval
     assert alone.high - alone.low > 2 * (found.interval.high - found.interval.low)
+
+
+def test_metrics_without_scores_of_rows_are_named(finished: RunBuilder) -> None:
+    """Their intervals contain what another seed might give, but not what other test rows might."""
+    scores = [*rows(0.5, 0.6, 0.7, prompt_length=1), *rows(0.8, 0.9, 0.8)]
+    answers = [row | {"task": "squad", "metrics": {"token_f1": row["metrics"]["accuracy"]}} for row in scores]
+    for given, named in ((scores, ()), ([*scores, *answers], ("squad",))):
+        tasks = arms(finished, given)
+        (finding,) = findings(tasks)
+        assert finding.over_seeds == named
+        for part in (claims_section([finding]), experiments_section(tasks)):
+            assert part is not None
+            assert ("On squad only seeds are resampled" in str(part.markup)) == bool(named)
 
 
 def test_a_finding_names_its_figure_and_contrast() -> None:

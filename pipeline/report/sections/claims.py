@@ -10,7 +10,7 @@ import numpy as np
 
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import LM_ADAPTATION, SENTINEL, SPAN_CORRUPTION, Arm, Scored, groups, own
-from t5_pipeline.report.claims import RULE, Finding
+from t5_pipeline.report.claims import RULE, Finding, not_resampled
 from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
@@ -52,7 +52,18 @@ def claims_section(found: Sequence[Finding]) -> Section | None:
     tasks = fmt.enumeration(list(dict.fromkeys(task for f in found for task in f.tasks)))
     caption = f"Findings of Lester et al. (2021) that this run can judge, on {tasks}. Points: scores times 100."
     shown_table = plain_table(caption, listed, shown, "findings", links=False)
-    return section("findings", "The paper's findings", shown_table, downloads(sheet), tag("p", RULE, class_="note"))
+    note = RULE + _narrow(list(dict.fromkeys(name for f in found for name in f.over_seeds)))
+    return section("findings", "The paper's findings", shown_table, downloads(sheet), tag("p", note, class_="note"))
+
+
+def _narrow(tasks: Sequence[str]) -> str:
+    """A sentence about tasks whose test rows are not resampled; empty if there are none."""
+    if not tasks:
+        return ""
+    return (
+        f" On {fmt.enumeration(tasks)} only seeds are resampled, because the metric has no score of single rows: these"
+        " intervals are too narrow."
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,8 @@ def experiments_section(tasks: Sequence[Scored]) -> Section | None:
     note = f"Scores on {fmt.enumeration(names)}. Whiskers: 95% interval over seeds and test rows."
     if len(names) > 1:
         note += " Points are means over the tasks that have them; light lines, if any, are single tasks."
+    drawn = [(task, arm) for task in tasks for method in _METHODS for arm in own(task.by_arm, method)]
+    note += _narrow(not_resampled(drawn))
     return section("experiments", "Experiments", plots(figures), tag("p", note, class_="note"))
 
 
