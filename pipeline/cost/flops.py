@@ -1,8 +1,9 @@
 """Tokens, FLOPs and memory of a stage, computed from shapes without loading anything.
 
 A multiply-add counts as two FLOPs. The forward pass, the gradient of activations and the gradient of weights take 1×
-each; a frozen T5 has no gradient of weights. Products of attention are included, padding is not. Examples of tasks are
-assumed to be as long as the settings allow, so their figures are upper bounds.
+each; a frozen T5 has no gradient of weights. In the products of attention both factors are activations, so they take 3×
+in any case. Padding is not counted. Examples of tasks are assumed to be as long as the settings allow, so their figures
+are upper bounds.
 """
 
 from __future__ import annotations
@@ -92,10 +93,19 @@ def step_cost(settings: TrainingConfig, shape: T5Config) -> StepCost | None:
     examples: float = settings.batch_size * settings.readings()
     if isinstance(settings, LMAdaptConfig) and settings.batch_unit == "rows":
         examples *= SEGMENTS_PER_ROW
-    passes = 2 if settings.freezes_model else 3
     tokens = sum(inputs + targets for inputs, targets in lengths) / len(lengths)
-    flops = sum(forward_flops(shape, inputs, targets) for inputs, targets in lengths) / len(lengths)
-    return StepCost(round(examples * tokens), passes * examples * flops)
+    of_each = [training_flops(shape, inputs, targets, settings.freezes_model) for inputs, targets in lengths]
+    return StepCost(round(examples * tokens), examples * sum(of_each) / len(lengths))
+
+
+def training_flops(shape: T5Config, inputs: int, targets: int, frozen: bool) -> float:
+    """FLOPs of one example's forward and backward pass.
+
+    Args:
+        frozen: whether only the encoder's input is trained.
+    """
+    forward = forward_flops(shape, inputs, targets)
+    return 3 * forward - (forward - attention_flops(shape, inputs, targets) if frozen else 0)
 
 
 def forward_flops(shape: T5Config, inputs: int, targets: int) -> float:
@@ -110,12 +120,18 @@ def forward_flops(shape: T5Config, inputs: int, targets: int) -> float:
     width, inner = shape.d_model, shape.num_heads * shape.d_kv
     projections = 4 * width * inner
     feed_forward = (3 if shape.gated else 2) * width * shape.d_ff
-    encoder = shape.num_layers * (inputs * (projections + feed_forward) + 2 * inputs * inputs * inner)
-    cross = targets * 2 * width * inner + inputs * 2 * width * inner + 2 * targets * inputs * inner
-    own = targets * (projections + feed_forward) + 2 * targets * targets * inner
-    decoder = shape.num_decoder_layers * (own + cross)
+    encoder = shape.num_layers * inputs * (projections + feed_forward)
+    cross = (targets + inputs) * 2 * width * inner
+    decoder = shape.num_decoder_layers * (targets * (projections + feed_forward) + cross)
     head = targets * width * shape.vocab_size
-    return 2.0 * (encoder + decoder + head)
+    return 2.0 * (encoder + decoder + head) + attention_flops(shape, inputs, targets)
+
+
+def attention_flops(shape: T5Config, inputs: int, targets: int) -> float:
+    """FLOPs of the products of queries with keys and of weights with values in one example's forward pass."""
+    encoder = shape.num_layers * inputs * inputs
+    decoder = shape.num_decoder_layers * (targets * targets + targets * inputs)
+    return 4.0 * shape.num_heads * shape.d_kv * (encoder + decoder)
 
 
 def stage_memory(together: Sequence[TrainingConfig], shape: T5Config, launch: LaunchConfig) -> Memory | None:

@@ -20,6 +20,7 @@ from t5_pipeline.cost.flops import (
     microbatches,
     stage_memory,
     step_cost,
+    training_flops,
     training_footprint,
 )
 from t5_pipeline.cost.memory import training_memory
@@ -31,6 +32,7 @@ from t5_pipeline.modeling.attention import attention_reference
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.presets import SIZES
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 
 LABELS = {"name": "tone", "data": "rows", "inputs": "{text}", "targets": "{label}", "labels": ["good", "very bad"]}
 FREE = {"name": "free", "data": "rows", "inputs": "{text}", "targets": "{answer}", "metrics": ["exact_match"]}
@@ -65,6 +67,13 @@ def test_flops_equal_those_of_torch(gated: bool, monkeypatch: pytest.MonkeyPatch
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
+    assert 3 * forward.get_total_flops() == 2 * training_flops(shape, 24, 16, frozen=False)
+
+    # The decoder's first self-attention has no gradient, which is not taken into account; here it is small.
+    prompted = PromptedT5(model, PromptBank([torch.ones(90, 48)]))
+    with FlopCounterMode(display=False) as both:
+        prompted(torch.zeros(2, dtype=torch.long), ids_BS, ids_BT[:, :5]).sum().backward()
+    assert both.get_total_flops() == pytest.approx(2 * training_flops(shape, 90 + 24, 5, frozen=True), rel=0.005)
 
 
 def test_step_of_each_kind() -> None:
@@ -73,7 +82,7 @@ def test_step_of_each_kind() -> None:
     assert adapted is not None
     assert adapted.tokens == 16 * 64
     assert tuned is not None
-    assert (tuned.tokens, tuned.flops) == (4 * (70 + 10), 2 * 4 * forward_flops(shape, 70, 10))
+    assert (tuned.tokens, tuned.flops) == (4 * (70 + 10), 4 * training_flops(shape, 70, 10, frozen=True))
     of_prompts = set(PromptTuneConfig.model_fields) - set(PromptMixtureConfig.model_fields)
     mixed = step_cost(PromptMixtureConfig(**prompt(batch_size=4).model_dump(exclude=of_prompts), components=3), shape)
     assert mixed is not None

@@ -8,7 +8,7 @@ import pytest
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.cost.flops import forward_flops, step_cost
+from t5_pipeline.cost.flops import forward_flops, step_cost, training_flops
 from t5_pipeline.cost.probes import probe_cost
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.presets import PRESETS
@@ -26,9 +26,10 @@ def test_flops_of_probes() -> None:
     found, step = probe_cost(c, BASE), step_cost(c, BASE)
     assert found is not None
     assert step is not None
-    row = forward_flops(BASE, 128 + 20, len("good") + 2)
-    # 3 prompts: 50 steps of 16 rows at twice a forward pass, and 100 rows decoded and scored by 2 labels.
-    assert found.flops == pytest.approx(3 * (50 * 16 * 2 + 100 * 3) * row)
+    lengths = (128 + 20, len("good") + 2)
+    row, trained = forward_flops(BASE, *lengths), training_flops(BASE, *lengths, frozen=True)
+    # 3 prompts: 50 steps of 16 rows, and 100 rows decoded and scored by 2 labels.
+    assert found.flops == pytest.approx(3 * (50 * 16 * trained + 100 * 3 * row))
     assert found.share == pytest.approx(5 * found.flops / (4000 * step.flops))
     assert probe_cost(settings(), BASE) is None
 
