@@ -127,13 +127,20 @@ def class_labels(
 def from_ids(
     embedding_VD: Tensor, ids: Sequence[int], length: int, seed: int, population: Sequence[int] = POPULATION
 ) -> Tensor:
-    """The embeddings of a text's pieces in order, cut to `length`; the remaining rows from the vocabulary.
+    """The embeddings of a text's pieces in order; the remaining rows from the vocabulary.
+
+    Warns in the log if there are more pieces than rows, and leaves out the last pieces.
 
     >>> from_ids(torch.arange(9.0)[:, None], [7, 5, 3], length=2, seed=0)[:, 0].tolist()
     [7.0, 5.0]
     """
     if not ids:
         raise InputError("prompt_init: text needs a text of at least one piece; set init_text")
+    if len(ids) > length:
+        log.warning(
+            "prompt_init: init_text has %d pieces but only %d prompt rows; the last %d pieces start no row; raise"
+            " prompt_length", len(ids), length, len(ids) - length,
+        )  # fmt: skip
     return _filled(_rows(embedding_VD, torch.tensor(list(ids)[:length])), embedding_VD, length, seed, population)
 
 

@@ -66,6 +66,13 @@ def test_text_in_order_then_vocabulary() -> None:
     assert initialisers.from_ids(EMBEDDING, [7, 9, 8], 2, seed=0)[:, 0].tolist() == [7.0, 9.0]
 
 
+def test_text_longer_than_the_prompt_warns(caplog: pytest.LogCaptureFixture) -> None:
+    initialisers.from_ids(EMBEDDING, [7, 9, 8], 3, seed=0)
+    assert not caplog.text
+    initialisers.from_ids(EMBEDDING, [7, 9, 8], 1, seed=0)
+    assert "init_text has 3 pieces but only 1 prompt rows; the last 2 pieces start no row" in caplog.text
+
+
 def test_from_prompt_copies() -> None:
     trained = torch.randn(4, 3)
     rows = initialisers.from_prompt(trained, 4, 3)
