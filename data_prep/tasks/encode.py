@@ -99,7 +99,7 @@ def encode_task(
         sentinel: "targets" puts <extra_id_0> before each target (Lester et al. 2021, §3.2); "both" also puts it after
             each input, before EOS (T5's *_sentinel tasks). Truncation keeps it.
         limit: number of rows to take, spread evenly over the split, because files are often sorted by class; 0 takes
-            all. Groups of rows (the answers to one question) are taken whole, until there are as many rows or more.
+            all. Groups of rows (the answers to one question) are taken whole, so there may be a few more or fewer.
         training: the rows to train on (Task.rows).
     """
     check_labels(task.settings, vocabulary, max_target_length, sentinel)
