@@ -112,7 +112,7 @@ def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[
         return replace(status, reason=reason, replaces=existing.fingerprint)
 
     if manifest is not None:
-        missing = [step for step in wanted if not _published(manifest, step)]
+        missing = [step for step in wanted if not _published(manifest, step, wanted[-1])]
         changed = changed_files(run_dir.cell(cell), manifest)
         if not missing and not changed:
             return replace(status, action="up to date", reason="up to date")
@@ -135,8 +135,9 @@ def wanted_steps(recipe: Recipe, cell: Cell) -> list[int]:
     return sorted({step for step in kept if step < settings.steps} | {settings.steps})
 
 
-def _published(manifest: Manifest, step: int) -> bool:
-    return manifest.step == step or step in manifest.steps_published
+def _published(manifest: Manifest, step: int, last: int) -> bool:
+    """Whether a step is published and stays so: the stage's own output is replaced by that of its `last` step."""
+    return step in manifest.steps_published or manifest.step == step == last
 
 
 def _more_steps(manifest: Manifest, missing: list[int]) -> str:

@@ -130,6 +130,16 @@ def test_more_steps_resume_and_fewer_are_recomputed(run: Run) -> None:
     assert run.todo("lm_adapt.steps=30") == {}
 
 
+def test_the_last_step_gets_a_place_of_its_own_before_a_later_one_replaces_it(run: Run) -> None:
+    """Others use `lm_adapt@20`, and its 20 steps become 30."""
+    run.make_all()
+    more = ("lm_adapt.steps=30", "prompt_tune.model=lm_adapt@20")
+    decision = run.statuses(*more)["lm_adapt"]
+    assert (decision.reason, decision.steps_wanted) == ("has 20 of 30 steps", [20, 30])
+    run.make(decision)
+    assert "lm_adapt" not in run.todo(*more)
+
+
 def test_fewer_steps_use_a_kept_step(run: Run) -> None:
     before = ("lm_adapt.keep_steps=[15]", "prompt_tune.model=lm_adapt")
     run.make_all(*before)

@@ -133,6 +133,16 @@ def test_an_earlier_step_is_recomputed_without_losing_later_ones(finished: Tiny,
     assert alone.manifests()["lm_adapt"].outputs["model"].digest == manifest.steps_published[2].digest
 
 
+def test_more_steps_keep_the_last_one_for_others(finished: Tiny, tiny: Tiny) -> None:
+    """The model of the last step so far is published from its checkpoint, before that of the new last step."""
+    said = tiny.start("--set", "lm_adapt.steps=10", "--set", "prompt_tune.model=lm_adapt@8", "--until", "prompt_tune")
+    assert said.code == 0, said.err
+    before = finished.manifests()["lm_adapt"].outputs["model"].digest
+    assert tiny.manifests()["lm_adapt"].steps_published[8].digest == before
+    assert [row["step"] for row in metrics(tiny.run / "lm_adapt")] == [0, 2, 4, 4, 6, 8, 8, 10]
+    assert not (tiny.run / "lm_adapt" / "steps" / "000008" / "metrics.jsonl").exists()
+
+
 def test_changed_versions_are_logged(tiny: Tiny) -> None:
     started = tiny.run / "lm_adapt" / "started.json"
     more = ("--recipe", tiny.recipe, "--run-dir", tiny.run, "--steps")
