@@ -194,13 +194,13 @@ def _add_training(
 
 
 def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
-    """Steps that a job does not repeat: all if it is done, those of its newest checkpoint if it resumes."""
+    """Steps that a job does not repeat: all if it is done, those of the newest checkpoint it can use if it resumes."""
     if all(d.up_to_date for d in group):
         return steps
     if any(d.action == "run" for d in group):
         return 0
     saved = [int(path.name.removeprefix("step-")) for path in job.glob("checkpoints/step-*")]
-    return min(max(saved, default=0), steps)
+    return max((step for step in saved if step <= steps), default=0)
 
 
 def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int | None]:

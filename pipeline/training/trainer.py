@@ -25,6 +25,7 @@ from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.checkpoints.format import Checkpoint
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.distributed import MakeOptimizer, make_engine
 from t5_pipeline.training.distributed.collectives import HostCollectives
@@ -112,6 +113,7 @@ class Trainer:
         self.schedules = list(schedules) or [schedule_of(c)]
         self._control_group = HostCollectives(self.state.group.rank, self.state.group.world)
         self._score: float | None = None  # validation score of exactly this step
+        self._resumed: Checkpoint | None = None
 
     def _uses_cuda_graphs(self, c: ExecutionConfig, launch: LaunchContext, device_type: str) -> bool:
         """Whether microbatches are CUDA graphs; logs one line if they should be and cannot."""
@@ -152,7 +154,7 @@ class Trainer:
         with MetricsLog(directory / "metrics.jsonl", track) as self.metrics:
             yield
 
-    def resume(self, at: int | None = None, at_most: int | None = None) -> None:
+    def resume(self, at: int | None = None, at_most: int | None = None, others: Checkpoints | None = None) -> None:
         """Load the newest intact checkpoint, or stay at step 0 if there is none.
 
         Later checkpoints and rows of metrics.jsonl are removed; training writes them again.
@@ -160,12 +162,17 @@ class Trainer:
         Args:
             at: load the checkpoint of exactly this step.
             at_most: load the newest one that is not after this step.
+            others: checkpoints of the same trajectory in another directory, which are only read; with `at_most`.
 
         Raises:
             InputError: the checkpoint belongs to other settings or another model, or there is none of step `at`.
         """
         state = self.state
         found = self.checkpoints.latest(at_most) if at is None else self.checkpoints.at(at)
+        if others is not None and at_most is not None:
+            other = others.newest_intact(at_most)
+            found = max(filter(None, (other, found)), key=lambda checkpoint: checkpoint.step, default=None)
+        self._resumed = found
         step = -1 if found is None else found.step
         if found is not None:
             state.load(step, found, found.scalars)
@@ -330,10 +337,11 @@ class Trainer:
             self.metrics.write({"step": step, **own, **row})
 
     def result(self) -> TrainingResult:
-        """The result of the last step that was saved, in evaluation mode."""
+        """The result of the last step that was saved or resumed from, in evaluation mode."""
         state, selection = self.state, self.state.selection
         state.engine.set_training(False)
-        checkpoint = self.checkpoints.at(state.step)
+        resumed = self._resumed
+        checkpoint = resumed if resumed and resumed.step == state.step else self.checkpoints.at(state.step)
         if selection is None:
             return TrainingResult(checkpoint, [])
         best = selection.finalize(state.step, state.engine)
@@ -343,7 +351,8 @@ class Trainer:
 def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, TrainingResult], None]) -> None:
     """Train through every step that is still to be published, from the newest checkpoint.
 
-    Steps before that checkpoint are retrained in a directory of their own, so newer checkpoints stay.
+    Steps before that checkpoint are retrained in a directory of their own, so newer checkpoints stay. Each begins with
+    the newest checkpoint before it.
 
     Args:
         publish: called on every process with (step, result), once the checkpoint of the step is on disk.
@@ -353,21 +362,23 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
     if problem := trainer.config.rate_problem():
         log.warning("%s: %s", stage.name, problem)
     with StopSignal(stage.launch) as stop, Progress(stage.name, max(pending), shown=stage.is_main) as progress:
-        start = stage.resume_from
+        start, made = stage.resume_from, trainer.checkpoints_in(stage.directory, stage.fingerprint)
         if start is None:
-            newest = trainer.checkpoints_in(stage.directory, stage.fingerprint).latest()
+            newest = made.latest()
             start = newest.step if newest else 0
         passed = [step for step in pending if step < start]
         ahead = [step for step in pending if step >= start]
-        passes = [(stage.directory, ahead, stage.resume_from)] if ahead else []
-        if passed:
-            passes.insert(0, (stage.directory / "steps" / step_name(passed[-1]), passed, None))
-        for directory, steps, at in passes:
+        passes: list[tuple[Path, list[int], int | None, Checkpoints | None]] = [
+            (stage.directory / "steps" / step_name(passed[-1]), [step], None, made) for step in passed
+        ]
+        if ahead:
+            passes.append((stage.directory, ahead, stage.resume_from, None))
+        for directory, steps, at, others in passes:
             with (
                 trackers(stage, directory) as track,
                 trainer.open(directory, stage.fingerprint, stop=stop, progress=progress, track=track),
             ):
-                trainer.resume(at=at, at_most=steps[0])
+                trainer.resume(at, steps[0], others)
                 for step in steps:
                     trainer.run_to(step)
                     publish(pending[step], trainer.result())

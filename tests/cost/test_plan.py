@@ -110,6 +110,8 @@ def test_remaining_work(tiny: Tiny) -> None:
     shutil.rmtree(tiny.run / "lm_adapt" / "model")
     (tiny.run / "lm_adapt" / "manifest.json").unlink()
     assert tables(planned(tiny, "lm_adapt.steps=12"))[0]["lm_adapt"]["left"] == "33%"
+    # The newest of the checkpoints of steps 6 and 8 that fewer steps can use.
+    assert tables(planned(tiny, "lm_adapt.steps=7"))[0]["lm_adapt"]["left"] == "14%"
 
 
 def test_hours_at_a_rate_and_as_measured(tiny: Tiny) -> None:

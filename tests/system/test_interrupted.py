@@ -133,6 +133,24 @@ def test_an_earlier_step_is_recomputed_without_losing_later_ones(finished: Tiny,
     assert alone.manifests()["lm_adapt"].outputs["model"].digest == manifest.steps_published[2].digest
 
 
+def test_an_earlier_step_is_recomputed_from_a_checkpoint_before_it(finished: Tiny, tiny: Tiny) -> None:
+    """There are checkpoints of steps 6 and 8: step 6 is published from its own, and step 7 is one step from it."""
+    here = ("--recipe", tiny.recipe, "--run-dir", tiny.run)
+    made = stage("lm_adapt", *here, "--keep-steps", 2, 6, 7)
+    assert made.code == 0, made.err
+    cell = tiny.run / "lm_adapt"
+    places = (cell / "checkpoints", cell / "steps" / "000007" / "checkpoints")
+    left = [sorted(int(path.name.removeprefix("step-")) for path in place.iterdir()) for place in places]
+    assert left == [[6, 8], [2, 7]]
+    alone = Tiny(tiny.data, tiny.recipe, tiny.run.parent / "alone")
+    for name in ("prepare", "pretrain"):
+        shutil.copytree(tiny.run / name, alone.run / name)
+    again = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", alone.run, "--keep-steps", 2, 6, 7)
+    assert again.code == 0, again.err
+    kept, expected = (one.manifests()["lm_adapt"].steps_published for one in (tiny, alone))
+    assert [kept[step].digest for step in (2, 6, 7)] == [expected[step].digest for step in (2, 6, 7)]
+
+
 def test_more_steps_keep_the_last_one_for_others(finished: Tiny, tiny: Tiny) -> None:
     """The model of the last step so far is published from its checkpoint, before that of the new last step."""
     said = tiny.start("--set", "lm_adapt.steps=10", "--set", "prompt_tune.model=lm_adapt@8", "--until", "prompt_tune")

@@ -183,19 +183,28 @@ class Checkpoints:
         Raises:
             InputError: the newest intact one belongs to another fingerprint, or all are damaged.
         """
+        found, count = self._newest(at_most)
+        if found is None and count:
+            raise InputError(
+                f"{self.directory}: all checkpoints are damaged; remove the directory to start from step 0"
+            )
+        return found
+
+    def newest_intact(self, at_most: int) -> Checkpoint | None:
+        """`latest`, but None if all checkpoints up to `at_most` are damaged."""
+        return self._newest(at_most)[0]
+
+    def _newest(self, at_most: int | None) -> tuple[Checkpoint | None, int]:
+        """The newest intact checkpoint up to a step, and the number of checkpoints up to it, intact or not."""
         steps = [step for step in self.steps() if at_most is None or step <= at_most]
         # The view of rank 0 counts: a shared file system may show a change to the others later.
         count = self._control_group.broadcast(len(steps))
         for index in range(count):
             found = self._read_together(self._control_group.broadcast(steps[-1 - index] if index < len(steps) else 0))
             if isinstance(found, Checkpoint):
-                return found
+                return found, count
             log.warning("%s; using the checkpoint before it", found)
-        if count:
-            raise InputError(
-                f"{self.directory}: all checkpoints are damaged; remove the directory to start from step 0"
-            )
-        return None
+        return None, count
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of this step.
