@@ -13,7 +13,7 @@ from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.tables import aligned
-from t5_pipeline.execution.metrics_log import LoggedRow, read_row
+from t5_pipeline.execution.metrics_log import LoggedRow, read_row, read_rows
 from t5_pipeline.execution.staleness import cell_statuses
 
 
@@ -34,8 +34,9 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
             begun = started is not None and started.fingerprint == status.fingerprint
             running = is_locked(run_dir.state / f"{cell.stage}.lock", run_dir.path / cell.stage)
             state = "running" if running and begun else "queued" if running or active else state
-        log = run_dir.log_directory(cell, jobs[cell.stage]) or run_dir.cell(cell)
-        last, updated = _last_row(log / "metrics.jsonl")
+        log, settings = run_dir.log_directory(cell, jobs[cell.stage]) or run_dir.cell(cell), cell.settings
+        steps = settings.run_steps(settings.steps) if isinstance(settings, TrainingConfig) else None
+        last, updated = _last_row(log / "metrics.jsonl", steps)
         rows.append(
             {
                 "stage": cell.stage,
@@ -44,7 +45,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "state": state,
                 "reason": status.reason,
                 "step": last.step if last else None,
-                "steps": cell.settings.steps if isinstance(cell.settings, TrainingConfig) else None,
+                "steps": settings.steps if isinstance(settings, TrainingConfig) else None,
                 "loss": last.losses.get(cell.id, last.loss) if last else None,
                 "seconds": manifest.seconds if manifest else None,
                 "updated": updated,
@@ -81,8 +82,12 @@ def _ago(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _last_row(path: Path) -> tuple[LoggedRow | None, float | None]:
-    """The last complete training row of a metrics file, and the file's modification time."""
+def _last_row(path: Path, steps: int | None) -> tuple[LoggedRow | None, float | None]:
+    """The last complete training row of a metrics file, and the file's modification time.
+
+    Args:
+        steps: leave out the rows of later steps, of a time when the stage had more `steps`; None: read all.
+    """
     try:
         with open_file(path) as file:
             updated = os.fstat(file.fileno()).st_mtime
@@ -92,4 +97,7 @@ def _last_row(path: Path) -> tuple[LoggedRow | None, float | None]:
         return None, None
     rows = (row for line in reversed(lines) if (row := read_row(line)) and row.split == "train")
     last = next(rows, None)
+    if last is not None and steps is not None and last.step > steps:
+        before = (row for row in read_rows(path) if row and row.split == "train" and row.step <= steps)
+        last = max(before, key=lambda row: row.step, default=None)
     return last, updated if last else None

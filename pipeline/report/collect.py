@@ -248,7 +248,9 @@ def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], M
     logs = {cell.id: run_dir.log_directory(cell, made) for cell in cells}
     for directory in dict.fromkeys(logs.values()):
         together = [cell for cell in cells if logs[cell.id] == directory]
-        log = read_log(directory / "metrics.jsonl") if directory else JobLog()
+        settings = together[0].settings
+        steps = settings.run_steps(settings.steps) if isinstance(settings, TrainingConfig) else None
+        log = read_log(directory / "metrics.jsonl", steps) if directory else JobLog()
         results = []
         for cell in together:
             manifest = manifests[cell.stage, cell.id]

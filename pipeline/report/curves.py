@@ -46,8 +46,12 @@ class JobLog:
     damaged: int = 0
 
 
-def read_log(path: Path) -> JobLog:
-    """The curves in a metrics.jsonl; damaged lines are counted and left out."""
+def read_log(path: Path, last: int | None = None) -> JobLog:
+    """The curves in a metrics.jsonl; damaged lines are counted and left out.
+
+    Args:
+        last: leave out the rows of later steps, of a time when the stage had more `steps`; None: read all.
+    """
     train: Curves = {}
     validation: Curves = {}
     scores: Curves = {}
@@ -57,6 +61,8 @@ def read_log(path: Path) -> JobLog:
     for row in read_rows(path):
         if row is None:
             damaged += 1
+            continue
+        if last is not None and row.step > last:
             continue
         step = row.step if row.prompt_step is None else row.prompt_step
         losses = row.losses or ({"": row.loss} if row.loss is not None else {})

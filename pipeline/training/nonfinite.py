@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from t5_pipeline.core.atomic_files import fsync_file
+from t5_pipeline.core.bounded import open_file, parse_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.training.microbatches import BatchSource
 from t5_pipeline.training.step_stats import NotFinite
@@ -30,6 +32,16 @@ class OnNonFinite:
     def __init__(self, policy: Literal["stop", "skip"], directory: Path | None) -> None:
         self.skips = policy == "skip"
         self._path = None if directory is None else directory / NAME
+
+    def forget_after(self, step: int) -> None:
+        """Remove the rows of later steps, which training from `step` computes again, and a torn last line."""
+        if self._path is None or not self._path.exists():
+            return
+        kept = self._path.with_name(f".{NAME}.kept.tmp")
+        with open_file(self._path) as lines, kept.open("wb") as file:
+            file.writelines(line for line in lines if 0 < _step(line) <= step)
+        fsync_file(kept)
+        kept.replace(self._path)
 
     def handle(self, bad: Sequence[NotFinite], batches: BatchSource) -> None:
         """Record non-finite steps.
@@ -61,3 +73,11 @@ class OnNonFinite:
             "examples": batches.ids(found.step - 1),
             "skipped": self.skips,
         }
+
+
+def _step(line: bytes) -> int:
+    """The step of a row; 0 if the line is torn or damaged."""
+    try:
+        return int(parse_json(line)["step"]) if line.endswith(b"\n") else 0
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return 0

@@ -157,7 +157,7 @@ class Trainer:
     def resume(self, at: int | None = None, at_most: int | None = None, others: Checkpoints | None = None) -> None:
         """Load the newest intact checkpoint, or stay at step 0 if there is none.
 
-        Later checkpoints and rows of metrics.jsonl are removed; training writes them again.
+        Later checkpoints and rows of metrics.jsonl and nonfinite.jsonl are removed; training writes them again.
 
         Args:
             at: load the checkpoint of exactly this step.
@@ -180,6 +180,7 @@ class Trainer:
         if state.group.rank == 0:
             self.checkpoints.discard_after(step)
             self.metrics.truncate_after(step)
+            self.on_nonfinite.forget_after(step)
 
     @property
     def exhausted(self) -> bool:

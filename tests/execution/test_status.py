@@ -6,9 +6,9 @@ import json
 import shutil
 
 from t5_pipeline.artifacts.run_dir import RunDir, lock
-from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.recipe import load_recipe, parse_override
 from t5_pipeline.execution.status import as_text, collect
-from tests.tiny_run import Tiny, listing, t5_pipeline
+from tests.tiny_run import Tiny, listing, metrics, t5_pipeline
 
 
 def rows(tiny: Tiny) -> dict[str, dict[str, object]]:
@@ -63,6 +63,15 @@ def test_the_log_of_a_job_with_other_settings_is_not_shown(tiny: Tiny) -> None:
         cells = json.loads((job / "job.json").read_text())["cells"]
         (other / "job.json").write_text(json.dumps({"cells": dict.fromkeys(cells, name * 6)}))
     assert rows(tiny)["prompt_tune model=lm_adapt,seed=0"] == found
+
+
+def test_rows_after_a_lowered_number_of_steps_are_not_shown(finished: Tiny) -> None:
+    """They stay in the file, with the checkpoints of these steps."""
+    recipe = load_recipe(finished.recipe, [parse_override("lm_adapt.steps=6")])
+    (row,) = (row for row in collect(recipe, RunDir(finished.run)) if row["stage"] == "lm_adapt")
+    assert (row["step"], row["steps"]) == (6, 6)
+    at_6 = [row for row in metrics(finished.run / "lm_adapt") if row["step"] == 6]
+    assert row["loss"] == at_6[0]["loss"]
 
 
 def test_damaged_lines_are_ignored(tiny: Tiny) -> None:

@@ -34,6 +34,12 @@ def test_scores_are_the_average_of_the_metrics(tmp_path: Path) -> None:
     assert found == JobLog({}, {"seed=0": Curve([5], [2.0])}, {"seed=0": Curve([5], [0.625])})
 
 
+def test_rows_after_the_last_step_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)))
+    assert read_log(path, last=2).train == {"": Curve([1, 2], [1.0, 1.0])}
+
+
 HOSTILE = [
     "[]", "null", "7", '"text"', "{}", '{"loss": 1.0}', '{"step": "10", "loss": 1}', '{"step": true, "loss": 1}',
     '{"step": -1, "loss": 1}', '{"step": 1e300, "loss": 1}', '{"step": 1, "loss": "1"}', '{"step": 1, "loss": NaN}',

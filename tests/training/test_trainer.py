@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -123,6 +124,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
     assert Checkpoints(tmp_path / "checkpoints", "dropout 0.1").steps() == [3, 6]
     repaired = small_run.run(tmp_path, steps=20)
     assert_same_bits(tensors_of(repaired), tensors_of(small_run.run(tmp_path / "whole", steps=20)))
+
+
+def test_steps_that_a_resumed_run_trains_again_are_listed_once(small_run: ModuleType, tmp_path: Path) -> None:
+    """A run that was killed after it had listed steps that no checkpoint contains, within a line."""
+    small_run.run(tmp_path, steps=6, poison=1, skip=True)
+    listed = tmp_path / "nonfinite.jsonl"
+    before = listed.read_text()
+    assert [json.loads(line)["step"] for line in before.splitlines()] == [2, 3, 4, 5, 6]
+    for step in (4, 5, 6):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
+    listed.write_text(before + '{"step": 7, "los')
+    small_run.run(tmp_path, steps=6, poison=1, skip=True)
+    assert listed.read_text() == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_on_a_signal_the_step_is_finished_and_saved(small_run: ModuleType, tmp_path: Path) -> None:
