@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from t5_pipeline.core.bounded import read_object
+from t5_pipeline.data_prep.tokenizer.special_tokens import CONFIG_FILES
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -30,6 +31,11 @@ class Source(NamedTuple):
 
     form: Literal["sentencepiece", "bytes", "t5", "tokenizers", "bpe"]
     path: Path
+
+
+def vocabulary_files(directory: Path) -> list[Path]:
+    """The files of a directory that decide the ids of its vocabulary, in the order of their names."""
+    return [path for name in sorted((*FILES, *CONFIG_FILES)) if (path := directory / name).is_file()]
 
 
 def source_of(directory: Path) -> Source | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import file_digest, json_digest
+from t5_pipeline.data_prep.corpora.documents import corpus_files
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tokenizer.sources import vocabulary_files
 
 BUILT_IN_DATA = ("stdlib-docs", "stdlib-kinds")
 
@@ -29,14 +32,24 @@ class DigestCache:
                 entries = read_json(path)
                 self.entries = entries if isinstance(entries, dict) else {}
 
-    def of_data(self, location: str) -> str:
-        """Digest of a corpus: its files' contents, a hub data set's name, or Python's version for the built-in one."""
+    def of_corpus(self, location: str) -> str:
+        """Digest of a corpus: its files' contents, a hub data set's name, or Python's version for the built-in one.
+
+        Files of a folder that `prepare` does not read, such as notes and hidden files, do not count.
+        """
+        return self._of_data(location, corpus_files)
+
+    def of_vocabulary(self, location: str) -> str:
+        """Digest of a vocabulary: the contents of a file, or of those of a folder that can matter; or a hub name."""
+        return self._of_data(location, vocabulary_files)
+
+    def _of_data(self, location: str, files_of: Callable[[Path], list[Path]]) -> str:
         if location in BUILT_IN_DATA:
             return f"{location} of Python {platform.python_version()}"
         path = Path(location)
         if not path.exists():
             return f"hub:{location}"
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = files_of(path) if path.is_dir() else [path]
         base = path if path.is_dir() else path.parent
         digests = [[str(p.relative_to(base)), self._of_file(p)] for p in files]
         self._save()
@@ -45,7 +58,7 @@ class DigestCache:
     def of_task(self, task: TaskConfig) -> str:
         """Digest of a task's rows: of the files of its splits only."""
         if task.data in BUILT_IN_DATA or not Path(task.data).exists():
-            return self.of_data(task.data)
+            return self.of_corpus(task.data)
         digests = [[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())]
         self._save()
         return json_digest(digests)

@@ -34,6 +34,7 @@ def parts(
     dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
     own: dict[str, str | TaskConfig] = {**settings.data(), **settings.task_sources()}
     sources = {name: source for name, source in own.items() if name.partition(".")[0] in names} | dict(data or {})
+    of_data = {"corpus": digests.of_corpus, "vocabulary": digests.of_vocabulary}
     chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}
     return {
         "kind": settings.kind,
@@ -42,7 +43,7 @@ def parts(
         **chosen,
         "inputs": inputs,
         "data": {
-            name: digests.of_task(source) if isinstance(source, TaskConfig) else digests.of_data(source)
+            name: digests.of_task(source) if isinstance(source, TaskConfig) else of_data[name](source)
             for name, source in sources.items()
         },
     }

@@ -15,11 +15,11 @@ def test_external_data_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
     text.write_text("one")
     (tmp_path / "state").mkdir()
     cache = DigestCache(tmp_path / "state" / "digests.json")
-    first = cache.of_data(str(text))
-    assert DigestCache(tmp_path / "state" / "digests.json").of_data(str(text)) == first
+    first = cache.of_corpus(str(text))
+    assert DigestCache(tmp_path / "state" / "digests.json").of_corpus(str(text)) == first
     text.write_text("two")
     os.utime(text, ns=(1, 1))
-    assert cache.of_data(str(text)) != first
+    assert cache.of_corpus(str(text)) != first
 
 
 def test_a_folder_is_written_to_the_cache_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +31,28 @@ def test_a_folder_is_written_to_the_cache_once(tmp_path: Path, monkeypatch: pyte
     written: list[Path] = []
     monkeypatch.setattr(digest_cache, "write_text", lambda path, text: (written.append(path), write_text(path, text)))
     cache = DigestCache(state / "digests.json")
-    first = cache.of_data(str(folder))
+    first = cache.of_corpus(str(folder))
     assert not written
     state.mkdir()
-    assert cache.of_data(str(folder)) == first
+    assert cache.of_corpus(str(folder)) == first
     assert written == [state / "digests.json"]
     assert len(DigestCache(state / "digests.json").entries) == 50
+
+
+def test_only_files_that_are_read_count(tmp_path: Path) -> None:
+    """Tools leave hidden files and logs in a corpus; the weights beside a vocabulary do not change its ids."""
+    cache, corpus, vocabulary = DigestCache(None), tmp_path / "corpus", tmp_path / "t5"
+    for folder, name in ((corpus, "a.jsonl"), (vocabulary, "spiece.model")):
+        folder.mkdir()
+        (folder / name).write_text("one")
+    before = cache.of_corpus(str(corpus)), cache.of_vocabulary(str(vocabulary))
+    for folder in (corpus, vocabulary):
+        (folder / ".cache").mkdir()
+        for name in (".DS_Store", ".cache/a.jsonl.lock", "download.log", "README.md"):
+            (folder / name).write_text("x")
+    (vocabulary / "model.safetensors").write_text("weights")
+    assert (cache.of_corpus(str(corpus)), cache.of_vocabulary(str(vocabulary))) == before
+    (corpus / "b.jsonl").write_text("two")
+    (vocabulary / "config.json").write_text("{}")
+    after = cache.of_corpus(str(corpus)), cache.of_vocabulary(str(vocabulary))
+    assert not set(before) & set(after)
