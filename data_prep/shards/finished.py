@@ -26,14 +26,17 @@ def shard_name(number: int) -> str:
 
 
 def finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence[Chunk]) -> dict[int, Record]:
-    """The records of existing shards by number; shards with a damaged record are removed, to be written again."""
+    """The records of existing shards by number.
+
+    Shards with a damaged record, or with none because their removal was interrupted, are removed, to be written again.
+    """
     found: dict[int, Record] = {}
-    for path in sorted(directory.glob("shard-?????*/shard.json")):
-        record = _record(path)
+    for path in sorted(path for path in directory.glob("shard-?????*") if path.suffix != ".tmp"):
+        record = _record(path / "shard.json")
         if record is None:
-            shutil.rmtree(path.parent)
+            shutil.rmtree(path)
             continue
-        number = int(path.parent.name.removeprefix("shard-"))
+        number = int(path.name.removeprefix("shard-"))
         changed = [
             "decontaminate" if key == "keep_out" else key
             for key in settings
@@ -43,7 +46,7 @@ def finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence[
             changed = ["division of the corpus"]
         if changed:
             raise InputError(
-                f"{path.parent}: was written with another {', '.join(changed)}; remove {directory} or write elsewhere"
+                f"{path}: was written with another {', '.join(changed)}; remove {directory} or write elsewhere"
             )
         found[number] = record
     return found

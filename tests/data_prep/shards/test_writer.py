@@ -104,6 +104,15 @@ def test_interrupted_write_resumes(
     assert names[0] == names[1]
 
 
+def test_a_shard_whose_removal_was_interrupted_is_written_again(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    first = write_tokens(cut(documents, 300), vocabulary, tmp_path)
+    (tmp_path / "shard-00002" / "shard.json").unlink()
+    assert write_tokens(cut(documents, 300), vocabulary, tmp_path).digest == first.digest
+    assert (tmp_path / "shard-00002" / "shard.json").is_file()
+
+
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
 def test_only_the_damaged_shard_is_rebuilt(
     documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, damage: str
