@@ -67,7 +67,10 @@ def refuse_links_out(root: Path, names: Iterable[str]) -> None:
         for place, folders, files in os.walk(top):
             for entry in (*folders, *files):
                 path = Path(place, entry)
-                found = path.lstat()
+                try:
+                    found = path.lstat()
+                except FileNotFoundError:  # a temporary file of a process that is saving
+                    continue
                 if stat.S_ISLNK(found.st_mode):
                     inside(root, str(path.relative_to(root)), root)
                 elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):

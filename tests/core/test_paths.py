@@ -37,6 +37,13 @@ def test_links_are_followed_before_the_check(tmp_path: Path) -> None:
         refuse_links_out(run, ["fifo"])
 
 
+def test_files_that_vanish_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, whose lock is asked for later, saves a checkpoint and removes its temporary files."""
+    (tmp_path / "stage").mkdir()
+    monkeypatch.setattr(os, "walk", lambda top: [(str(top), [".step-1.tmp"], [".log.tmp"])])
+    refuse_links_out(tmp_path, ["stage"])
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "/abs", "a\\b", "a\nb", "\x1b[31m", "x" * (MAX_NAME + 1), "superseded"])
 def test_names_of_directories(name: str) -> None:
     with pytest.raises(InputError, match=r"^recipe.yaml:3: .*; choose another name$"):
