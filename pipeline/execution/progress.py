@@ -14,6 +14,9 @@ from rich.progress import Progress as Bar
 
 from t5_pipeline.core.printable import printable
 
+# The bar measures its speed over at most this time, or 1,000 steps. rich's 30 s are less than some steps take.
+_SPEED_OVER_S = 3600.0
+
 
 class Progress:
     """Step, loss, rate and remaining time.
@@ -59,7 +62,7 @@ class Progress:
                 for field in ("description", "fields[now]", "fields[validation]")
             )
             columns = (label, BarColumn(), MofNCompleteColumn(), *numbers_now, TimeRemainingColumn())
-            self._bar = Bar(*columns, console=self._console)
+            self._bar = Bar(*columns, console=self._console, speed_estimate_period=_SPEED_OVER_S)
             self._task = self._bar.add_task(self.label, total=self.total, now="", validation="")
             self._bar.start()
         return self
@@ -67,6 +70,12 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def restart(self) -> None:
+        """Estimate the remaining time from the next step on, because it does not follow the last one."""
+        self._started = None
+        if self._bar is not None:
+            self._bar.reset(self._task, completed=self.done)
 
     def advance(self, by: int, row: Mapping[str, Any]) -> None:
         """Report `by` more finished steps."""

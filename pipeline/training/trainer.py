@@ -380,6 +380,7 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
                 trainer.open(directory, stage.fingerprint, stop=stop, progress=progress, track=track),
             ):
                 trainer.resume(at, steps[0], others)
+                progress.restart()
                 for step in steps:
                     trainer.run_to(step)
                     publish(pending[step], trainer.result())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,32 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "50/50" in shown
     assert "loss 0.500  31.2 examples/s" in shown
     assert "validation loss 0.625" in shown
+
+
+def test_the_time_that_is_left_follows_from_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier step is retrained in ten steps, then the run continues from a checkpoint far ahead."""
+    clock, stream = [0.0], io.StringIO()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress("lm_adapt", 10_000, stream=stream, every=0) as progress:
+        for step in (*range(1, 11), 9_001, 9_002):
+            clock[0] += 60
+            if step == 9_001:
+                progress.restart()
+            progress.update(step, {"loss": 1.0})
+    assert stream.getvalue().splitlines()[-1] == "lm_adapt  step 9,002/10,000  loss 1.000  16 h 38 min left"
+
+
+def test_a_bar_shows_the_time_that_is_left_of_slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    clock, stream = [0.0], io.StringIO()
+    monkeypatch.setattr("rich.console.monotonic", lambda: clock[0])
+    with Progress("lm_adapt", 1_000, stream=stream) as progress:
+        for step in range(1, 11):
+            clock[0] += 60
+            progress.update(step, {"loss": 1.0})
+    assert "16:30:00" in stream.getvalue()
 
 
 def test_damaged_lines_are_moved_aside(tmp_path: Path) -> None:
