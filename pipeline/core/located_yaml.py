@@ -58,12 +58,24 @@ def read_yaml(path: Path) -> Located:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """Parse a value that was given on the command line.
+    """Parse a value that was given on the command line. It has no comments: one with a # where YAML begins one is text.
 
     Raises:
         InputError: as `read_yaml`.
+
+    >>> parse_value("[1, 2]", "--set"), parse_value("question #1", "--set"), parse_value("'a #1'", "--set")
+    ([1, 2], 'question #1', 'a #1')
     """
-    return _parse(text, where, {})
+    return text if "#" in text and _has_comment(text) else _parse(text, where, {})
+
+
+def _has_comment(text: str) -> bool:
+    """Whether YAML would leave out the end of a text."""
+    try:
+        ends = [token.end_mark.index for token in yaml.scan(text) if not isinstance(token, yaml.StreamEndToken)]
+    except yaml.YAMLError:
+        return False
+    return text[ends[-1] :].strip() != ""
 
 
 def _parse(text: str, where: Path | str, lines: dict[Key, int]) -> Any:

@@ -249,3 +249,13 @@ def test_steps_of_a_stage_without_steps_are_refused(recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("  prompt_tune:\n", "  sentinel: {model: lm_adapt}\n  prompt_tune:\n"))
     with pytest.raises(InputError, match="stage `sentinel` has no steps; use `sentinel` without @5"):
         overridden(recipe, "prompt_tune.matrix.model=[sentinel@5]")
+
+
+def test_texts_of_set(recipe: Path) -> None:
+    """A shell command has no YAML comments, and a text that YAML reads as a mapping needs quotes."""
+    found = overridden(recipe, "prompt_tune.prompt_init=text", "prompt_tune.init_text=question #1", "prepare.corpus=#1")
+    assert found.stages["prompt_tune"][0].settings.init_text == "question #1"  # type: ignore[attr-defined]
+    assert found.stages["prepare"][0].settings.corpus == "#1"  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"tasks\.tone\.inputs: .*, not \{'review'.*; .* unless it is in quotes$"):
+        overridden(recipe, "tasks.tone.inputs=review: {text}")
+    assert overridden(recipe, 'tasks.tone.inputs="review: {text}"').stages["prompt_tune"]
