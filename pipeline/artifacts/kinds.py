@@ -49,9 +49,9 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
         return many
     if path.is_dir():
         raise InputError(f"{where}: no {kind} in {location} ({name} is missing); check the path")
-    if kind == "model" and not path.is_absolute() and location.count("/") <= 1 and not location.startswith("."):
+    if kind == "model" and not path.is_absolute() and location.count("/") <= 1 and not location.startswith((".", "~")):
         return [path]
-    raise InputError(f"{where}: {location} does not exist; check the path")
+    raise InputError(f"{where}: {location} does not exist; {_check_path(location)}")
 
 
 def locate_one(kind: str, location: str, where: str) -> Path:
@@ -146,9 +146,13 @@ def check_data(location: str, where: str) -> None:
     path = Path(location)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{where}: {location} is neither a file nor a directory; check the path")
-    a_path = path.is_absolute() or location.startswith(".") or location.count("/") > 1 or path.suffix in _DATA_SUFFIXES
-    if a_path and not path.exists():
-        raise InputError(f"{where}: {location} does not exist; check the path")
+    named_as_path = path.is_absolute() or location.startswith((".", "~")) or location.count("/") > 1
+    if (named_as_path or path.suffix in _DATA_SUFFIXES) and not path.exists():
+        raise InputError(f"{where}: {location} does not exist; {_check_path(location)}")
+
+
+def _check_path(location: str) -> str:
+    return "write the whole path, because ~ is not expanded here" if location.startswith("~") else "check the path"
 
 
 def _foreign_model(path: Path) -> str | None:

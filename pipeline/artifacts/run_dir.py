@@ -66,6 +66,8 @@ class RunDir:
             str(path).encode()
         except UnicodeEncodeError:
             raise InputError(f"{path}: the name of a run directory must be UTF-8; choose another directory") from None
+        if path.parts[:1] == ("~",):  # the shell does not expand it in --run-dir=~/runs
+            raise InputError(f"{path}: ~ is not expanded here; write the whole path")
         self.state = inside(path, _STATE, path)
         self.digests = DigestCache(self.state / "digests.json")
 

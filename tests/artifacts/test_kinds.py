@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from t5_pipeline.artifacts.kinds import artifact_digest, kind_at, locate
+from t5_pipeline.artifacts.kinds import artifact_digest, check_data, kind_at, locate
+from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.core.errors import InputError
 
 
@@ -47,3 +48,12 @@ def test_models_in_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_not_an_artifact() -> None:
     """Reading it raises OSError, as a directory does that may not be entered."""
     assert kind_at("x" * 999) is None
+
+
+@pytest.mark.parametrize("location", ["~/t5", "~/models/t5", "~me/t5"])
+def test_a_tilde_is_neither_expanded_nor_a_name_on_the_hub(location: str) -> None:
+    for find in (lambda: locate("model", location, "lm_adapt.model"), lambda: check_data(location, "lm_adapt.model")):
+        with pytest.raises(InputError, match=rf"^lm_adapt.model: {location} does not exist; write the whole path"):
+            find()
+    with pytest.raises(InputError, match="write the whole path"):
+        RunDir(Path("~/runs"))
