@@ -286,9 +286,8 @@ def text_of(row: Row, text_field: str) -> str:
         raise InputError(f"{row.where}: has no field {text_field!r} (only {listed(row)}); set `text_field`")
     text = row[text_field]
     if not isinstance(text, str):
-        raise InputError(
-            f"{row.where}: field {text_field!r} is a {type(text).__name__}, not text; fix the row or set `text_field`"
-        )
+        what = "empty (null)" if text is None else f"a {type(text).__name__}"
+        raise InputError(f"{row.where}: field {text_field!r} is {what}, not text; fix the row or set `text_field`")
     return check_unicode(text, row.where)
 
 

@@ -155,6 +155,8 @@ def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, 
     Consecutive ranges yield every line exactly once.
     """
     with path.open("rb") as file:
+        _check_plain(path, file.read(4))
+        file.seek(0)
         if start:
             file.seek(start - 1)
             while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):

@@ -47,7 +47,10 @@ class Template:
         self.fields = fields_of(text)
         broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
         if broken:
-            raise InputError(f"{key}: {text!r} has a stray brace at character {broken[0].start() + 1}; write {{field}}")
+            raise InputError(
+                f"{key}: {text!r} has a stray brace at character {broken[0].start() + 1}; write {{field}}, and"
+                " {{ or }} for a brace in the text"
+            )
         if not self.fields:
             raise InputError(f"{key}: {text!r} contains no field, so all rows would be identical; write {{field}}")
 

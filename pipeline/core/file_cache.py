@@ -49,10 +49,10 @@ def cache_bytes() -> int:
     """
     given = os.environ.get("T5_PIPELINE_CACHE_GB", "100")
     try:
-        size = float(given)
+        size = int(float(given) * 1e9)
         if size > 0:
-            return int(size * 1e9)
-    except ValueError:
+            return size
+    except (ValueError, OverflowError):  # nan, inf
         pass
     raise InputError(f"T5_PIPELINE_CACHE_GB: must be a positive number of GB, not {given!r}")
 
@@ -224,7 +224,15 @@ class FileCache:
                 f"cannot write {self.directory} ({error.strerror}); set T5_PIPELINE_CACHE to a writable directory"
             ) from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                raise InputError(
+                    f"{self.directory}: the file system does not support locks ({error.strerror}), without which"
+                    " processes cannot share a cache; set T5_PIPELINE_CACHE to a directory on a local disk"
+                ) from None
             yield
         finally:
             os.close(descriptor)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec
 import numpy as np
@@ -223,9 +225,19 @@ def test_a_cache_that_is_too_small(store: Store, cache: Path, monkeypatch: pytes
         InputError, match=r"f0: has 2,000 bytes, more than the cache's limit of 1,999; raise T5_PIPELINE"
     ):
         store.arrays(cache, 1_999)[0].read(0, 1)
-    monkeypatch.setenv("T5_PIPELINE_CACHE_GB", "much")
-    with pytest.raises(InputError, match="T5_PIPELINE_CACHE_GB: must be a positive number of GB, not 'much'"):
-        FileCache(cache)
+    for given in ("much", "inf", "nan", "0"):
+        monkeypatch.setenv("T5_PIPELINE_CACHE_GB", given)
+        with pytest.raises(InputError, match=f"T5_PIPELINE_CACHE_GB: must be a positive number of GB, not '{given}'"):
+            FileCache(cache)
+
+
+def test_a_file_system_without_locks(store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, flags: int) -> NoReturn:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match=r"does not support locks \(No locks available\).*; set T5_PIPELINE_CACHE"):
+        store.arrays(cache, 10**6)[0].read(0, 1)
 
 
 def test_local_copy_of_remote_tokens(finished: Tiny, fetched: Any) -> None:

@@ -81,7 +81,7 @@ def test_other_text_field(tmp_path: Path) -> None:
     [
         ({"body": "x", "id": 3}, r"rows\.jsonl:2: has no field 'text' \(only body, id\); set `text_field`"),
         ({"text": 3}, r"rows\.jsonl:2: field 'text' is a int, not text"),
-        ({"text": None}, r"rows\.jsonl:2: field 'text' is a NoneType, not text"),
+        ({"text": None}, r"rows\.jsonl:2: field 'text' is empty \(null\), not text"),
         ({"text": "half \ud800"}, r"rows\.jsonl:2: character 5 is half of a surrogate pair"),
     ],
 )

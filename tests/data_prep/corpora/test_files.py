@@ -48,6 +48,14 @@ def test_compressed_bombs(tmp_path: Path, suffix: str) -> None:
         read_text(path)
 
 
+def test_compressed_lines_without_the_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    for read in (lambda: list(lines(path)), lambda: list(lines_from(path, 0, None))):
+        with pytest.raises(InputError, match=r"a\.jsonl: is compressed; add \.gz to its name$"):
+            read()
+
+
 def test_an_endless_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:

@@ -76,7 +76,7 @@ def test_templates() -> None:
 
 @pytest.mark.parametrize("text", ["{", "a } b", "{}", "{a}{", "no field", "{{a}}"])
 def test_invalid_templates(text: str) -> None:
-    with pytest.raises(InputError, match=r"tasks\.t\.inputs"):
+    with pytest.raises(InputError, match=r"tasks\.t\.inputs: .*; write \{field\}"):
         Task.load(settings("x", inputs=text))
 
 
