@@ -13,11 +13,13 @@ from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import file_digest, json_digest
+from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.corpora.documents import corpus_files
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.sources import vocabulary_files
 
 BUILT_IN_DATA = ("stdlib-docs", "stdlib-kinds")
+_LONG = 10 * 10**9  # bytes that take so long to read that a person wonders what happens
 
 
 class DigestCache:
@@ -50,6 +52,7 @@ class DigestCache:
         if not path.exists():
             return f"hub:{location}"
         files = files_of(path) if path.is_dir() else [path]
+        _announce(path, [file for file in files if self._known(file, [file]) is None])
         base = path if path.is_dir() else path.parent
         digests = [[str(p.relative_to(base)), self._of_file(p)] for p in files]
         self._save()
@@ -72,6 +75,7 @@ class DigestCache:
         if not path.is_dir():
             return f"hub:{path}"
         files = sorted(p for p in path.rglob("*") if p.is_file())
+        _announce(path, files if self._known(path, files) is None else [])
         digest = self._of(path, lambda: artifact_digest(artifact, path), files)
         self._save()
         return digest
@@ -80,15 +84,18 @@ class DigestCache:
         return self._of(path, lambda: file_digest(path), [path])
 
     def _of(self, path: Path, compute: Any, files: list[Path]) -> str:
-        stamp = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-        key = str(path.resolve())
-        known = self.entries.get(key)
-        if isinstance(known, list) and len(known) == 2 and known[0] == stamp:
-            return str(known[1])
-        digest = str(compute())
-        self.entries[key] = [stamp, digest]
+        known = self._known(path, files)
+        if known is not None:
+            return known
+        stamp, digest = _stamp(files), str(compute())
+        self.entries[str(path.resolve())] = [stamp, digest]
         self._saved = False
         return digest
+
+    def _known(self, path: Path, files: list[Path]) -> str | None:
+        """The digest of a path, if it was computed when its files were as they are now."""
+        known = self.entries.get(str(path.resolve()))
+        return str(known[1]) if isinstance(known, list) and len(known) == 2 and known[0] == _stamp(files) else None
 
     def _save(self) -> None:
         """Write new digests, once the run directory exists."""
@@ -96,3 +103,14 @@ class DigestCache:
             with contextlib.suppress(OSError):  # a cache; `plan` also works on a full or read-only disk
                 write_text(self.path, json.dumps(self.entries))
             self._saved = True
+
+
+def _stamp(files: list[Path]) -> list[list[Any]]:
+    return [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def _announce(path: Path, files: list[Path]) -> None:
+    """Say that files are read for their digests, if that takes long."""
+    size = sum(file.stat().st_size for file in files)
+    if size >= _LONG:
+        say(f"{path}: reading {size / 1e9:,.0f} GB to compute the checksum, once")

@@ -56,3 +56,18 @@ def test_only_files_that_are_read_count(tmp_path: Path) -> None:
     (vocabulary / "config.json").write_text("{}")
     after = cache.of_corpus(str(corpus)), cache.of_vocabulary(str(vocabulary))
     assert not set(before) & set(after)
+
+
+def test_reading_many_bytes_is_announced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("x" * 600)
+    cache = DigestCache(None)
+    monkeypatch.setattr(digest_cache, "_LONG", 1_000)
+    cache.of_corpus(str(tmp_path))
+    assert capsys.readouterr().err == f"{tmp_path}: reading 0 GB to compute the checksum, once\n"
+    cache.of_corpus(str(tmp_path))
+    (tmp_path / "c.txt").write_text("new")
+    cache.of_corpus(str(tmp_path))
+    assert capsys.readouterr().err == ""
