@@ -33,7 +33,7 @@ from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, ProcessLost
-from t5_pipeline.core.printable import LogFormatter, say, show
+from t5_pipeline.core.printable import LogFile, LogFormatter, say, show
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
@@ -306,7 +306,7 @@ def _logging(directory: Path, main_process: bool) -> Iterator[None]:
     log.setLevel(logging.INFO if main_process else logging.ERROR)
     log.propagate = False
     if main_process:
-        handlers = [logging.StreamHandler(), logging.FileHandler(directory / "log.txt", encoding="utf-8")]
+        handlers = [logging.StreamHandler(), LogFile(directory / "log.txt", encoding="utf-8")]
         handlers[0].setFormatter(LogFormatter("%(message)s"))
         handlers[1].setFormatter(LogFormatter("%(asctime)s %(message)s"))
     for handler in handlers:

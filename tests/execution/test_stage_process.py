@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.command_line import parse
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, Interrupted
 from t5_pipeline.core.located_yaml import Located, read_yaml
 from t5_pipeline.execution import stage_process
+from t5_pipeline.execution.context import log
 
 RECIPE = """\
 name: two
@@ -72,3 +74,17 @@ def test_a_wrong_value_names_its_flag(tmp_path: Path, flags: list[str], message:
     path.write_text(RECIPE)
     with pytest.raises(InputError, match=message):
         resolved(path, *flags)
+
+
+def test_a_log_on_a_full_disk_does_not_hide_why_a_stage_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+
+    def train() -> None:
+        log.info("a line")
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted), stage_process._logging(tmp_path, True):
+        train()
+    assert capsys.readouterr().err == "a line\n"
