@@ -20,6 +20,7 @@ from typing import Any
 
 from t5_pipeline.core.atomic_files import move_directory, sweep
 from t5_pipeline.core.errors import InputError, write_error
+from t5_pipeline.core.printable import say
 from t5_pipeline.training.checkpoints.format import (
     Checkpoint,
     Damaged,
@@ -136,16 +137,18 @@ class Checkpoints:
         control_group, first = self._control_group, self._control_group.rank == 0
         final = self._path(step)
         folder = final.with_name(f".{final.name}.tmp")
-        failure = ""
+        failure, by_first = "", False
 
         def together(do: Callable[[], None]) -> bool:
             """Whether all processes did their part."""
-            nonlocal failure
+            nonlocal failure, by_first
             try:
                 do()
             except Exception as error:  # of any kind: the other processes wait for the collective
                 failure = failure or str(write_error(final, error))
-            return control_group.all_reduce_max(int(bool(failure))) == 0
+            worst = control_group.all_reduce_max(0 if not failure else 2 if first else 1)
+            by_first = worst == 2
+            return worst == 0
 
         def begin() -> None:
             if first:
@@ -169,6 +172,8 @@ class Checkpoints:
         elif not done:
             if first:
                 shutil.rmtree(folder, ignore_errors=True)
+            elif failure and not by_first:  # a stage prints the errors of its first process only
+                say(f"error: rank {control_group.rank}: {failure}")
             self._failure = failure or (
                 f"{final}: another process could not write its shards (see its message); fix that and run again"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.training.checkpoints import store
 from t5_pipeline.training.checkpoints.format import Checkpoint
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.checkpoints.tensor_shards import TensorShard, assemble, share
@@ -161,6 +163,37 @@ def test_a_failed_write_on_one_rank_fails_on_all_and_keeps_older_checkpoints(tmp
     assert "(no space left)" in said[0]
     assert "another process could not write its shards" in said[1]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("failing", [(1,), (0, 1)])
+def test_a_process_that_cannot_write_says_so_unless_the_first_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: tuple[int, ...]
+) -> None:
+    def write_shards(folder: Path, rank: int, shards: list[TensorShard]) -> None:
+        if rank in failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "write_shards", write_shards)
+    said: dict[int, str] = {}
+
+    def write(rank: int, checkpoints: Checkpoints) -> None:
+        try:
+            checkpoints.save(2, SHARDS, {})
+            checkpoints.wait()
+        except InputError as error:
+            said[rank] = str(error)
+
+    threads = [threading.Thread(target=write, args=(r, c)) for r, c in enumerate(together(2, tmp_path))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    full = f"cannot write {tmp_path}/step-00000002 (No space left on device); free some space and run again"
+    assert said[1] == full
+    assert (
+        said[0] == full if 0 in failing else "another process could not write its shards (see its message)" in said[0]
+    )
+    assert capsys.readouterr().err == ("" if 0 in failing else f"error: rank 1: {full}\n")
 
 
 def test_saving_copies_and_does_not_block(tmp_path: Path) -> None:
