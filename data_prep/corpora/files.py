@@ -54,6 +54,11 @@ def blocks(path: Path) -> Iterator[bytes]:
                 )
             yield block
     except (OSError, EOFError, zlib.error, ZstdError) as error:
+        if "too much memory" in str(error):
+            raise InputError(
+                f"{path}: needs more than 128 MiB of memory to decompress (zstd --long); compress it again without"
+                " --long"
+            ) from None
         raise InputError(
             f"cannot read {path} ({error}); check that the file is intact and has the right suffix"
         ) from None

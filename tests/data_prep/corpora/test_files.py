@@ -56,6 +56,18 @@ def test_compressed_lines_without_the_suffix(tmp_path: Path) -> None:
             read()
 
 
+def test_a_long_window_of_zstandard(tmp_path: Path) -> None:
+    """As of Pushshift's dumps."""
+    path = tmp_path / "a.jsonl.zst"
+    settings = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    path.write_bytes(compressor.compress(b'{"text": "a"}\n') + compressor.flush())
+    with pytest.raises(
+        InputError, match=r"a\.jsonl\.zst: needs more than 128 MiB .*; compress it again without --long$"
+    ):
+        list(lines(path))
+
+
 def test_an_endless_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
