@@ -83,7 +83,9 @@ def parquet_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> I
             after = first + file.metadata.row_group(group).num_rows
             if first < stop and after > start:
                 for number, row in enumerate(_parquet_rows(file, path, columns, [group], first), first):
-                    if start <= number < stop:
+                    if number >= stop:
+                        return
+                    if number >= start:
                         yield number, row
             first = after
 
