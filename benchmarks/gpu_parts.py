@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t5_pipeline.config.launch import LaunchConfig
+from t5_pipeline.core.errors import one_line
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.flops import forward_flops
 from t5_pipeline.cost.memory import TrainingFootprint, training_memory
@@ -218,7 +219,7 @@ def _attempt(measure: Callable[[], float]) -> float | str:
     try:
         return measure()
     except Exception as error:  # of any library: recorded, and the next variant is measured
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return one_line(error)[:200]
 
 
 def transformers_t5(shape: T5Config, directory: str, dtype: torch.dtype, attention: str) -> nn.Module:

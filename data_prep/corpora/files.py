@@ -180,8 +180,3 @@ def line_number(path: Path, byte: int) -> int:
             number += block.count(b"\n")
             byte -= len(block)
     return number
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

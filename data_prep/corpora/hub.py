@@ -6,8 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.files import one_line
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.data_prep.corpora.row import Row, listed
 
 

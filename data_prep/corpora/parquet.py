@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.files import compression, one_line, whole
+from t5_pipeline.core.errors import InputError, one_line
+from t5_pipeline.data_prep.corpora.files import compression, whole
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
 
 # KeyError: a time zone that pytz does not know; pyarrow uses it where it is installed.

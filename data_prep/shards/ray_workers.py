@@ -14,9 +14,8 @@ from typing import Any
 import sentencepiece
 
 from t5_pipeline.core.boundary import input_error
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.data_prep.corpora.documents import Chunk
-from t5_pipeline.data_prep.corpora.files import one_line
 from t5_pipeline.data_prep.shards.encoding import Encoding, Events, ShardDone
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, available_cores, killed_too_often
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from t5_pipeline.core.bounded import read_file, read_object
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name, token_name
 
 _LARGEST = 2**28  # bytes
@@ -40,7 +40,7 @@ class JsonModel:
         try:
             self.tokenizer: Tokenizer = Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             raise InputError(f"{where}: is not a tokenizer ({reason:.100}); save the tokenizer again") from None
         self.tokenizer.encode_special_tokens = True
         self.content = content

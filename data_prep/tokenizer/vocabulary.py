@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.bounded import read_file
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.data_prep.tokenizer.byte_model import BYTES
 from t5_pipeline.data_prep.tokenizer.json_model import bpe_content, json_content
 from t5_pipeline.data_prep.tokenizer.rebuilt_model import rebuilt_model
@@ -167,7 +167,7 @@ class Vocabulary:
             with contextlib.suppress(RemoteEntryNotFoundError):
                 files[MODEL_FILE] = Path(hf_hub_download(name, MODEL_FILE))
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = one_line(error)
             raise InputError(
                 f"vocabulary {name} does not exist, and cannot read {name}/{MODEL_FILE} from the hub ({reason});"
                 " check the name"

@@ -1,4 +1,4 @@
-"""Exceptions by which a command ends early on purpose.
+"""Exceptions that end a command with a message of one line, and the exit codes of commands.
 
 Exit codes (docs/command_line.md): 0 success, 1 some rows without an answer, 2 bad input, 130/143 interrupted after
 saving a checkpoint.
@@ -43,6 +43,15 @@ def write_error(place: object, error: BaseException) -> InputError:
         errno.EPERM: "fix the permissions or choose another directory",
     }.get(number or 0, "fix this and run again")
     return InputError(f"cannot write {place} ({text}); {remedy}")
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if there is none.
+
+    >>> one_line(ValueError("not JSON\\nat line 3")), one_line(TimeoutError())
+    ('not JSON', 'TimeoutError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class Interrupted(Exception):

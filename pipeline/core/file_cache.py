@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from t5_pipeline.core import checksums
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 
 _LOCKS = 256
 
@@ -90,7 +90,7 @@ def remote_errors(url: str, where: str, verb: Literal["read", "write"] = "read")
     except ImportError as error:
         raise InputError(f"{where}: {url} needs a package that is not installed ({error})") from None
     except Exception as error:  # each store has its own exceptions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line(error)
         raise InputError(f"{where}: cannot {verb} {url} ({reason}); check the URL and your credentials") from None
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from t5_pipeline.core.errors import one_line
 from t5_pipeline.core.file_cache import cache_directory
 
 log = logging.getLogger("t5-pipeline")
@@ -71,7 +72,7 @@ def _problem(device_type: str) -> str | None:
         _configure()
         torch.compile(lambda x: x + 1, backend=backend, fullgraph=True)(torch.ones(8, device=device_type))
     except Exception as error:  # of torch, Triton, the compiler or the operating system
-        return _first_line(error)
+        return one_line(error)
     return None
 
 
@@ -121,13 +122,9 @@ class CompiledForward:
         try:
             return self._compiled(*arguments)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # of the compiler, not of the layers
-            log.warning("compile: %s: %s; running without torch.compile", name, _first_line(error))
+            log.warning("compile: %s: %s; running without torch.compile", name, one_line(error))
             self._compiled = self._layers
             return self._layers(*arguments)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class _Backend:

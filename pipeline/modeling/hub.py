@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import CacheNotFound
 
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS
 
 CONVERSION_BOT = "SFconvertbot"
@@ -42,7 +42,7 @@ def fetch_model(name: str, endpoint: str | None = None, cache: Path | None = Non
         cached = _cached(name, cache)
         if cached is not None:
             return cached
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         raise InputError(f"{name}: does not exist, and the hub has no such model ({reason}); check the name") from error
 
 

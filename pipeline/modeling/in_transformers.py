@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.modeling.load import check_untied, locate_model
 from t5_pipeline.modeling.safetensors_dir import read_shape
 
@@ -43,7 +43,7 @@ def load_in_transformers(location: str | Path, **settings: Any) -> Any:
         with quiet():
             t5 = AutoModelForSeq2SeqLM.from_pretrained(str(location), **settings)
     except OSError as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise InputError(f"{location}: cannot be loaded by transformers ({reason}); check the directory") from None
     shape = read_shape(locate_model(location))
     if shape.model_type == "umt5":  # transformers 5 scales the outputs of every umT5, by this flag alone

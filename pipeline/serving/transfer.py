@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from t5_pipeline.core.atomic_files import write_directory
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.file_cache import is_url, remote_errors
 from t5_pipeline.methods.soft_prompt import PromptInfo
 from t5_pipeline.serving.exchange import refuse_to_replace
@@ -163,7 +163,7 @@ def _hub_errors(name: str, where: str, verb: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         raise InputError(
             f"{where}: cannot {verb} {name} on the hub ({reason}); check the name and `hf auth login`, or give a path"
             f" as ./{name}"

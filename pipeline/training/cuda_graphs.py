@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t5_pipeline.core.errors import one_line
 from t5_pipeline.training.microbatches import TensorBatch
 
 log = logging.getLogger("t5-pipeline")
@@ -73,7 +74,7 @@ class MicrobatchGraphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 losses_C = self._run(loss_fn, own)
         except RuntimeError as error:  # of CUDA or torch
-            log.warning("cuda graphs: %s; running without them", (str(error).strip().splitlines() or [""])[0])
+            log.warning("cuda graphs: %s; running without them", one_line(error))
             self._works = False
             return None
         log.info(
