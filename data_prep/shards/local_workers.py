@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import traceback
 from collections import Counter, deque
@@ -20,6 +19,7 @@ from typing import Any
 
 from t5_pipeline.core.boundary import input_error
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.machine import available_cores
 from t5_pipeline.data_prep.corpora.documents import Chunk
 from t5_pipeline.data_prep.shards.encoding import Encoding, Events, ShardDone, encode_serially
 
@@ -43,10 +43,6 @@ def encode_locally(encoding: Encoding, chunks: dict[int, Chunk], cores: int = 0)
     else:
         count = min(cores, len(chunks))
         yield from encode_in_processes(encoding, chunks, count, max(1, cores // count))
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def encode_in_processes(encoding: Encoding, chunks: dict[int, Chunk], count: int, threads: int = 1) -> Events:

@@ -15,9 +15,10 @@ import sentencepiece
 
 from t5_pipeline.core.boundary import input_error
 from t5_pipeline.core.errors import InputError, one_line
+from t5_pipeline.core.machine import available_cores
 from t5_pipeline.data_prep.corpora.documents import Chunk
 from t5_pipeline.data_prep.shards.encoding import Encoding, Events, ShardDone
-from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, available_cores, killed_too_often
+from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, killed_too_often
 
 LOCAL = "local"
 _TICK = 1.0  # seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import re
 import resource
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.machine import available_cores
 from t5_pipeline.execution.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def set_threads(asked: int, launch: LaunchContext) -> None:
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(asked or max(1, cores // launch.local_processes))
+    torch.set_num_threads(asked or max(1, available_cores() // launch.local_processes))
     keep_freed_memory()
 
 

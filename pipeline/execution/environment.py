@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.core.machine import available_cores
 
 _PACKAGE = "t5-pipeline"
 _PACKAGES = (_PACKAGE, "torch", "numpy", "accelerate", "transformers", "sentencepiece", "safetensors")
@@ -66,7 +67,7 @@ def processor() -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return f"{name}, {cores} {'core' if cores == 1 else 'cores'}"
 
 
