@@ -22,7 +22,13 @@ Record = dict[str, Any]
 
 
 def shard_name(number: int) -> str:
+    """The name of a shard's directory: `shard-00012`."""
     return f"shard-{number:05d}"
+
+
+def shard_number(directory: Path) -> int:
+    """The number in the name of a shard's directory."""
+    return int(directory.name.removeprefix("shard-"))
 
 
 def finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence[Chunk]) -> dict[int, Record]:
@@ -36,7 +42,7 @@ def finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence[
         if record is None:
             shutil.rmtree(path)
             continue
-        number = int(path.name.removeprefix("shard-"))
+        number = shard_number(path)
         changed = [
             "decontaminate" if key == "keep_out" else key
             for key in settings

@@ -18,6 +18,7 @@ from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.machine import available_cores
 from t5_pipeline.data_prep.corpora.documents import Chunk
 from t5_pipeline.data_prep.shards.encoding import Encoding, Events, ShardDone
+from t5_pipeline.data_prep.shards.finished import shard_name
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, killed_too_often
 
 LOCAL = "local"
@@ -68,7 +69,7 @@ def encode_on_ray(encoding: Encoding, chunks: dict[int, Chunk], address: str, co
                     raise killed_too_often(chunks[number]) from None
                 if isinstance(result, str):
                     raise InputError(result)
-                path = encoding.directory / f"shard-{number:05d}" / "shard.json"
+                path = encoding.directory / shard_name(number) / "shard.json"
                 if not path.is_file():
                     raise InputError(
                         f"{path}: was written on another machine of the cluster and is not visible here; use an output"

@@ -28,7 +28,7 @@ from t5_pipeline.data_prep.shards.encoding import (
     encode_serially,
     ids_dtype,
 )
-from t5_pipeline.data_prep.shards.finished import Record, finished_shards, shard_name, tokens_digest
+from t5_pipeline.data_prep.shards.finished import Record, finished_shards, shard_name, shard_number, tokens_digest
 from t5_pipeline.data_prep.shards.limit import NO_LIMIT, Limit
 from t5_pipeline.data_prep.shards.reader import FORMAT, SPLITS, TokenShards
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -131,9 +131,9 @@ def _within_limit(
     if last is None:
         return chunks
     for path in encoding.directory.glob("shard-?????*"):
-        if path.suffix != ".tmp" and int(path.name.removeprefix("shard-")) > last:
+        if path.suffix != ".tmp" and shard_number(path) > last:
             shutil.rmtree(path)
-            records.pop(int(path.name.removeprefix("shard-")), None)
+            records.pop(shard_number(path), None)
     before = sum((Counts.of(records[number]) for number in range(last)), Counts())
     total = before + Counts.of(records[last])
     if not limit.admits(total.documents, total.tokens):
