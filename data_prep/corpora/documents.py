@@ -64,18 +64,6 @@ class Chunk(Protocol):
     def documents(self) -> Iterator[Document]: ...
 
 
-def read_corpus(
-    location: str | Path, *, text_field: str = "text", config: str | None = None, split: str = "train"
-) -> Iterator[Document]:
-    """The documents of a corpus (see corpus_chunks), always in the same order.
-
-    Raises:
-        InputError: at once if there is nothing to read; while reading, if a row is malformed.
-    """
-    chunks = corpus_chunks(location, text_field=text_field, config=config, split=split)
-    return (document for chunk in chunks for document in chunk.documents())
-
-
 def corpus_chunks(
     location: str | Path,
     *,

@@ -83,9 +83,6 @@ class PromptStore:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._prompts
-
     def get(self, name: str) -> ServedPrompt | None:
         return self._prompts.get(name)
 

@@ -206,7 +206,7 @@ def test_watched_prompts_are_added_replaced_and_removed(tmp_path: Path) -> None:
     assert store.all()["labels"].digest == artifact_digest("prompt", world / "prompts/labels") != before.digest
     (world / "prompts/free/prompt.safetensors").write_bytes(b"half of it")
     assert store.look(directory) == []  # the previous version stays
-    assert "free" in store
+    assert "free" in store.all()
     for path in (world / "prompts/long").iterdir():
         path.unlink()
     (world / "prompts/long").rmdir()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.documents import HubShard, corpus_chunks, read_corpus, skipped_files
+from t5_pipeline.data_prep.corpora.documents import Document, HubShard, corpus_chunks, skipped_files
 from t5_pipeline.data_prep.corpora.hub import hub_rows, hub_shards
+
+
+def read_corpus(location: str | Path, **options: Any) -> Iterator[Document]:
+    """The documents of all chunks, in order."""
+    return (document for chunk in corpus_chunks(location, **options) for document in chunk.documents())
 
 
 def write_corpus(folder: Path) -> None:
