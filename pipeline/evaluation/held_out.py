@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,8 +127,9 @@ class HeldOut:
     def _illegal_by_label(self, decoded: Sequence[str]) -> list[int]:
         """Number of decoded texts that are not a label, by true label."""
         labels = self.task.labels or []
-        none = [t for t, output in zip(self.rows.target_texts, decoded, strict=True) if output not in set(labels)]
-        return [none.count(label) for label in labels]
+        legal = set(labels)
+        missed = Counter(t for t, text in zip(self.rows.target_texts, decoded, strict=True) if text not in legal)
+        return [missed[label] for label in labels]
 
     def _shown(self, right: Sequence[bool]) -> list[int]:
         """The first rows, and more right and wrong ones if these are rare."""

@@ -36,7 +36,8 @@ def accuracy(predictions: Texts, targets: Texts) -> float:
 
 def illegal_share(predictions: Texts, labels: Texts) -> float:
     """Share of predictions that are not one of the labels."""
-    return _mean([p not in set(labels) for p in predictions])
+    legal = set(labels)
+    return _mean([p not in legal for p in predictions])
 
 
 def confusion(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.int64]:
