@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from t5_pipeline.core.errors import InputError, write_error
+from t5_pipeline.core.errors import InputError, errno_of, write_error
 from t5_pipeline.core.printable import finish_stdout, show_bytes
 
 STDOUT = "-"
@@ -200,9 +200,10 @@ def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
         temporary.mkdir(parents=True)
         fill(temporary)
         move_directory(temporary, path)
+    except InputError:
+        raise
     except Exception as error:
-        # Libraries written in Rust report a full disk by exceptions of their own.
-        if isinstance(error, OSError) or "(os error " in str(error):
+        if isinstance(error, OSError) or errno_of(error) is not None:
             raise write_error(path, error) from error
         raise
     finally:

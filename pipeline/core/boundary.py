@@ -13,27 +13,10 @@ import resource
 import sys
 from collections.abc import Iterator
 
-from t5_pipeline.core.errors import InputError, ProcessLost, write_error
+from t5_pipeline.core.errors import InputError, ProcessLost, errno_of, remedy, write_error
 from t5_pipeline.core.printable import finish_stdout
 
 _OPEN_FILES = 256  # a stage with its libraries, data and checkpoints
-_REMEDIES = {
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "move the file that is in the way, or choose another path",
-    errno.EISDIR: "move the directory that is in the way, or choose another path",
-    errno.EEXIST: "move what is in the way, or choose another path",
-    errno.ENOTEMPTY: "move the directory that is in the way, or choose another path",
-    errno.EACCES: "fix the permissions or choose another path",
-    errno.EPERM: "fix the permissions or choose another path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "remove the loop of symbolic links",
-    errno.EXDEV: "keep the whole run on one file system",
-    errno.EMFILE: "raise the number of open files with `ulimit -n 1024`",
-    errno.ENFILE: "close other programs and run again",
-    errno.ENOMEM: "free some memory and run again",
-    errno.EFBIG: "check that this is the right file",
-    errno.EIO: "check the disk and run again",
-}
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # gloo, and torch's description of errors of NCCL.
 _PEER = re.compile(
@@ -83,11 +66,9 @@ def input_error(error: BaseException) -> InputError | None:
         return _not_utf8(error)
     if isinstance(error, RuntimeError) and (lost := _PEER.search(text)):
         return ProcessLost(f"lost the connection to another process ({lost[0]}); run the same command to resume")
-    number = error.errno if isinstance(error, OSError) else None
+    number = errno_of(error)
     if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in text:
         number = errno.EMFILE
-    elif found := re.search(r"\(os error (\d+)\)", text):  # libraries written in Rust
-        number = int(found[1])
     place = getattr(error, "filename", None)
     if isinstance(place, bytes):
         place = os.fsdecode(place)
@@ -96,9 +77,7 @@ def input_error(error: BaseException) -> InputError | None:
     if number in _WRITING:
         return write_error(place or "to the disk", error)
     reason = getattr(error, "strerror", None) or text
-    return InputError(
-        f"cannot use {place or 'a file'} ({reason}); {_REMEDIES.get(number or 0, 'fix this and run again')}"
-    )
+    return InputError(f"cannot use {place or 'a file'} ({reason}); {remedy(number)}")
 
 
 def _not_utf8(error: UnicodeEncodeError) -> InputError | None:

@@ -26,23 +26,53 @@ class ProcessLost(InputError):
     """Another process of the launch ended, perhaps with its machine. Each machine reports it for itself."""
 
 
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "move the file that is in the way, or choose another path",
+    errno.EISDIR: "move the directory that is in the way, or choose another path",
+    errno.EEXIST: "move what is in the way, or choose another path",
+    errno.ENOTEMPTY: "move the directory that is in the way, or choose another path",
+    errno.EACCES: "fix the permissions or choose another path",
+    errno.EPERM: "fix the permissions or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "remove the loop of symbolic links",
+    errno.EXDEV: "keep the whole run on one file system",
+    errno.EMFILE: "raise the number of open files with `ulimit -n 1024`",
+    errno.ENFILE: "close other programs and run again",
+    errno.ENOMEM: "free some memory and run again",
+    errno.EFBIG: "check that this is the right file",
+    errno.EIO: "check the disk and run again",
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space within the quota and run again",
+    errno.EROFS: "make the file system writable or choose another directory",
+}
+
+
+def remedy(number: int | None) -> str:
+    """The advice about an error of the operating system with this number."""
+    return _REMEDIES.get(number or 0, "fix this and run again")
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The number of an error of the operating system, also as libraries written in Rust report it; None for others.
+
+    >>> errno_of(OSError(28, "No space left on device")), errno_of(Exception("an error (os error 28)"))
+    (28, 28)
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
 def write_error(place: object, error: BaseException) -> InputError:
     """The InputError for a failed write, with advice that depends on the reason.
 
     >>> print(write_error("run/model", OSError(errno.ENOSPC, "No space left on device")))
     cannot write run/model (No space left on device); free some space and run again
     """
-    number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
-    if number is None and (found := re.search(r"\(os error (\d+)\)", text)):  # libraries written in Rust
-        number = int(found[1])
-    remedy = {
-        errno.ENOSPC: "free some space and run again",
-        errno.EDQUOT: "free some space within the quota and run again",
-        errno.EROFS: "make the file system writable or choose another directory",
-        errno.EACCES: "fix the permissions or choose another directory",
-        errno.EPERM: "fix the permissions or choose another directory",
-    }.get(number or 0, "fix this and run again")
-    return InputError(f"cannot write {place} ({text}); {remedy}")
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return InputError(f"cannot write {place} ({reason}); {remedy(errno_of(error))}")
 
 
 def one_line(error: BaseException) -> str:

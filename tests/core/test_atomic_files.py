@@ -26,6 +26,22 @@ def test_directory_writes_are_atomic(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_directory_errors_are_one_line(tmp_path: Path) -> None:
+    def full(directory: Path) -> None:
+        raise RuntimeError("writing failed (os error 28)")
+
+    def refused(directory: Path) -> None:
+        raise InputError("cannot read x (os error 5); check the disk and run again")
+
+    with pytest.raises(InputError, match=r"^cannot write .*/a \(writing failed \(os error 28\)\); free some space"):
+        write_directory(tmp_path / "a", full)
+    with pytest.raises(InputError, match=r"^cannot read x \(os error 5\); check the disk and run again$"):
+        write_directory(tmp_path / "a", refused)
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(InputError, match=r"^cannot write .*/b \(Not a directory\); move the file that is in the way"):
+        write_directory(tmp_path / "file" / "b", lambda directory: None)
+
+
 def test_sweep_removes_temporary_files_of_killed_writers(tmp_path: Path) -> None:
     (tmp_path / ".model.1234.tmp").mkdir()
     (tmp_path / ".model.1234.tmp" / "x").write_text("x")
