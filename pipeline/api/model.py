@@ -288,7 +288,6 @@ class PromptedModel:
         """
         with self._source(name) as source:
             refuse_to_replace(Path(directory), "directory")
-            Path(directory).absolute().parent.mkdir(parents=True, exist_ok=True)
             write_directory(Path(directory), lambda place: write_package(source, place))
 
     def push(self, name: str, to: str) -> str:

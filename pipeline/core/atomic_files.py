@@ -191,6 +191,8 @@ def is_stream(path: Path) -> bool:
 def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
     """Fill a temporary directory with `fill(directory)`, then move it to `path`, replacing an existing directory.
 
+    Missing parents are created.
+
     Raises:
         InputError: if it cannot be written.
     """

@@ -272,7 +272,6 @@ def import_prompt(
         step=0,
     )
     prompt = Prompt(rows_PD, info)
-    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_directory(Path(output), prompt.save)
     return prompt
 

@@ -138,7 +138,6 @@ def recycle(
         }
     )
     mapped = Prompt(rows[mapping], info)
-    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_directory(Path(output), mapped.save)
     return Recycled(mapped, len(from_SA), scores)
 

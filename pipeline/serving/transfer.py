@@ -52,8 +52,7 @@ def push(source: Path, to: str, endpoint: str | None = None) -> str:
             _to_hub(package, to, endpoint)
         else:
             refuse_to_replace(Path(to), "TO")
-            with _writable(Path(to)):
-                write_directory(Path(to).absolute(), lambda directory: _copy(package, directory))
+            write_directory(Path(to), lambda directory: _copy(package, directory))
     return digest
 
 
@@ -85,8 +84,7 @@ def pull(source: str, directory: Path, endpoint: str | None = None) -> str:
         except InputError as error:
             raise InputError(f"FROM: {str(error).replace(str(fetched), source.rstrip('/'))}") from None
         found = []
-        with _writable(directory):
-            write_directory(directory.absolute(), lambda place: found.append(write_package(fetched, place)))
+        write_directory(directory, lambda place: found.append(write_package(fetched, place)))
     return found[0]
 
 
@@ -99,15 +97,6 @@ def _copy(source: Path, directory: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
-
-
-@contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); free some space and run again") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- stores

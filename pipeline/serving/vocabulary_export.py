@@ -104,7 +104,6 @@ def export(
         )
         WRITERS[form](directory, grown, tokens.values(), quantization)
 
-    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_directory(Path(output), fill)
     return tokens
 
