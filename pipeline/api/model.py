@@ -77,8 +77,8 @@ def load(
         t5 = FrozenT5.find(str(model), "model")
         return PromptedModel(Engine(t5, {}, precision=precision, device=where))
     engine = Engine.load(str(model), str(prompts), precision=precision, device=where)
-    for reason in engine.refused.values():
-        raise InputError(reason)
+    if engine.refused:
+        raise InputError(next(iter(engine.refused.values())))
     return PromptedModel(engine)
 
 

@@ -334,10 +334,20 @@ def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, l
     pieces, embedding_VD = t5.vocabulary.names(), load_t5(t5.path).shared.weight
     found = {}
     for name, place in prompts.items():
-        if wrong := list(problems(place, t5)):
-            raise InputError(wrong[0])
-        found[name] = nearest_pieces(Prompt.load(place).rows_PD, embedding_VD, pieces, top)
+        found[name] = nearest_pieces(load_checked(place, t5).rows_PD, embedding_VD, pieces, top)
     return found
+
+
+def load_checked(path: Path, t5: FrozenT5) -> Prompt:
+    """The prompt in a directory.
+
+    Raises:
+        InputError: with the first of its `problems`.
+    """
+    problem = next(problems(path, t5), None)
+    if problem is not None:
+        raise InputError(problem)
+    return Prompt.load(path)
 
 
 def problems(path: Path, t5: FrozenT5 | None = None) -> Iterator[str]:

@@ -41,7 +41,7 @@ from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.in_transformers import load_in_transformers, quiet
 from t5_pipeline.modeling.load import assemble, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5, shift_right
-from t5_pipeline.serving.exchange import problems, refuse_to_replace
+from t5_pipeline.serving.exchange import load_checked, refuse_to_replace
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 
 INDEX = "prompts.json"
@@ -89,9 +89,7 @@ def export(
     t5 = FrozenT5.find(model)
     loaded: dict[str, Prompt] = {}
     for name, place in named_prompts(prompts, "--prompts").items():
-        for problem in problems(place, t5):
-            raise InputError(problem)
-        loaded[name] = Prompt.load(place)
+        loaded[name] = load_checked(place, t5)
         _check_name(name, place, loaded[name])
     rows_PD = {name: prompt.rows_PD for name, prompt in loaded.items()}
     tokens = assign_ids(rows_PD, t5.vocabulary.size)
