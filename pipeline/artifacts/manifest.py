@@ -152,13 +152,13 @@ def renew_times(directory: Path, manifest: Manifest) -> None:
         manifest.model_copy(update={"files": files}).save(directory)
 
 
-def damaged_files(directory: Path, manifest: Manifest, below: str = "") -> dict[str, str]:
+def damaged_files(directory: Path, manifest: Manifest, output: str = "") -> dict[str, str]:
     """Files whose bytes differ from what was published, and how. Reads every file.
 
     Args:
-        below: path of one output within the directory; only its files are read.
+        output: path of an output within the directory; only its files are read (default: all files).
     """
-    files = {name: of for name, of in manifest.files.items() if not below or name.startswith(below + "/")}
+    files = {name: of for name, of in manifest.files.items() if not output or name.startswith(f"{output}/")}
     return damaged_records(directory, files)
 
 

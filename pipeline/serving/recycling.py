@@ -36,7 +36,7 @@ from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.serving.exchange import refuse_to_replace
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 
-Mapping = Literal["linear", "mlp"]
+MapKind = Literal["linear", "mlp"]
 _STEPS, _BATCH, _RATE = 500, 256, 3e-3
 
 
@@ -93,7 +93,7 @@ def random_rows(to_SB: Tensor, rows_PA: Tensor, seed: int = 0) -> Tensor:
 
 
 def recycle(
-    prompt: str, from_model: str, to_model: str, output: str, mapping: Mapping = "linear", task: str | None = None
+    prompt: str, from_model: str, to_model: str, output: str, mapping: MapKind = "linear", task: str | None = None
 ) -> Recycled:
     """Map a prompt of one T5 to another one and write it.
 
