@@ -10,7 +10,7 @@ from typing import Any
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
-from t5_pipeline.core.records import read_json
+from t5_pipeline.core.records import read_published
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
 from t5_pipeline.modeling.digest import model_digest, t5x_files, t5x_folder
 
@@ -131,7 +131,7 @@ def _is_marked(path: Path, kind: str) -> bool:
 
 def _is_fine_tuned(model: Path) -> bool:
     metadata = model / "t5_pipeline.json"
-    return metadata.is_file() and bool(read_json(metadata).get("tasks"))
+    return metadata.is_file() and bool(read_published(metadata).get("tasks"))
 
 
 def check_data(location: str, where: str) -> None:
@@ -199,7 +199,7 @@ def _prompt_digest(path: Path) -> str:
 
 
 def _described(kind: str, path: Path) -> dict[str, Any]:
-    described = read_json(path / marker(kind))
+    described = read_published(path / marker(kind))
     described.pop("scores", None)
     return described
 
@@ -208,6 +208,6 @@ def _described(kind: str, path: Path) -> dict[str, Any]:
 _DIGESTS: dict[str, Callable[[Path], str]] = {
     "model": model_digest,
     "prompt": _prompt_digest,
-    "tokens": lambda path: str(read_json(path / "tokens.json")["digest"]),
+    "tokens": lambda path: str(read_published(path / "tokens.json")["digest"]),
     "scores": lambda path: file_digest(path / "scores.json"),
 }

@@ -22,7 +22,7 @@ from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.atomic_files import move_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located
-from t5_pipeline.core.records import read_json
+from t5_pipeline.core.records import read_published
 from t5_pipeline.core.schema import validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.splits import split_slice
@@ -215,7 +215,7 @@ def best_cell(output: Path) -> str:
     recipe, run_dir = load_recipe(output / "recipe.yaml"), RunDir(output)
 
     def average(path: Path) -> float:
-        scores = read_json(path / "prompt.json")["scores"]
+        scores = read_published(path / "prompt.json")["scores"]
         return statistics.fmean(scores.values()) if scores else 0.0
 
     prompts = _prompts(recipe, run_dir)

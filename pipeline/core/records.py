@@ -64,7 +64,7 @@ class Record(BaseModel):
         write_text(Path(directory) / self.file_name, text + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_published(path: Path) -> dict[str, Any]:
     """The JSON object in a file that a stage published.
 
     Raises:

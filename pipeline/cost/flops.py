@@ -24,7 +24,7 @@ from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.records import read_json
+from t5_pipeline.core.records import read_published
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
@@ -58,7 +58,7 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Config | None:
     place = locate_one("model", str(ref.path), f"{cell.stage}.model")
     config = place / "config.json"
     if config.is_file():
-        return T5Config.from_config(read_json(config), str(config))
+        return T5Config.from_config(read_published(config), str(config))
     return PRESETS.get(str(place))
 
 
@@ -66,7 +66,7 @@ def _rows(recipe: Recipe, tokens: InputRef) -> int:
     """Embedding rows of a new model."""
     if tokens.stage is None:
         (place,) = locate("tokens", str(tokens.path), "tokens")
-        rows = read_json(place / "tokens.json").get("rows")
+        rows = read_published(place / "tokens.json").get("rows")
         if type(rows) is not int or not 0 < rows < 2**31:
             raise InputError(f"{place / 'tokens.json'}: is damaged; run `prepare` again to rebuild it")
         return rows

@@ -14,7 +14,7 @@ from typing import Any
 
 from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
-from t5_pipeline.core.records import read_json
+from t5_pipeline.core.records import read_published
 from t5_pipeline.data_prep.tokenizer.sources import BPE_FILES, source_of
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
 from t5_pipeline.modeling.config import T5Config
@@ -33,9 +33,9 @@ def model_digest(directory: Path) -> str:
         {
             "tensors": _weights_digest(directory),
             "shape": _shape(directory),
-            "sentinel": read_json(metadata)["sentinel"] if metadata.exists() else "none",
+            "sentinel": read_published(metadata)["sentinel"] if metadata.exists() else "none",
             "vocabulary": _vocabulary_digest(directory),
-            "extra ids": read_json(tokenizer).get("extra_ids") if tokenizer.exists() else None,
+            "extra ids": read_published(tokenizer).get("extra_ids") if tokenizer.exists() else None,
         }
     )
 
@@ -85,7 +85,7 @@ def _shape(directory: Path) -> dict[str, Any] | None:
     config = directory / "config.json"
     if not config.exists():
         return None
-    shape = T5Config.from_config(read_json(config), str(config))
+    shape = T5Config.from_config(read_published(config), str(config))
     later: dict[str, Any] = {"special": asdict(shape.special)} if shape.special != T5_TOKENS else {}
     if shape.scaled and not shape.tied:
         later["scaled"] = True
