@@ -15,10 +15,11 @@ from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import file_digest, json_digest
 from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.corpora.documents import corpus_files
+from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, STDLIB_KINDS
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.sources import vocabulary_files
 
-BUILT_IN_DATA = ("stdlib-docs", "stdlib-kinds")
+_BUILT_IN = (STDLIB_DOCS, STDLIB_KINDS)
 _LONG = 10 * 10**9  # bytes that take so long to read that a person wonders what happens
 
 
@@ -46,7 +47,7 @@ class DigestCache:
         return self._of_data(location, vocabulary_files)
 
     def _of_data(self, location: str, files_of: Callable[[Path], list[Path]]) -> str:
-        if location in BUILT_IN_DATA:
+        if location in _BUILT_IN:
             return f"{location} of Python {platform.python_version()}"
         path = Path(location)
         if not path.exists():
@@ -60,7 +61,7 @@ class DigestCache:
 
     def of_task(self, task: TaskConfig) -> str:
         """Digest of a task's rows: of the files of its splits only."""
-        if task.data in BUILT_IN_DATA or not Path(task.data).exists():
+        if task.data in _BUILT_IN or not Path(task.data).exists():
             return self.of_corpus(task.data)
         digests = [[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())]
         self._save()
@@ -83,11 +84,11 @@ class DigestCache:
     def _of_file(self, path: Path) -> str:
         return self._of(path, lambda: file_digest(path), [path])
 
-    def _of(self, path: Path, compute: Any, files: list[Path]) -> str:
+    def _of(self, path: Path, compute: Callable[[], str], files: list[Path]) -> str:
         known = self._known(path, files)
         if known is not None:
             return known
-        stamp, digest = _stamp(files), str(compute())
+        stamp, digest = _stamp(files), compute()
         self.entries[str(path.resolve())] = [stamp, digest]
         self._saved = False
         return digest

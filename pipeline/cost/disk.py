@@ -16,6 +16,7 @@ from t5_pipeline.cost.memory import moments_bytes
 from t5_pipeline.data_prep.corpora.documents import corpus_files
 from t5_pipeline.data_prep.corpora.files import compression, file_format
 from t5_pipeline.data_prep.corpora.parquet import column_bytes
+from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 from t5_pipeline.modeling.config import T5Config
 
@@ -27,7 +28,7 @@ BYTES_PER_TOKEN = 4.26
 _COMPRESSED = {".gz": 2.6, ".zst": 2.9}
 # Bytes of text of corpora by name and configuration. C4: Raffel et al. 2020, table 8; Wikipedia: its data set card.
 _KNOWN: dict[tuple[str, str | None], float] = {
-    ("stdlib-docs", None): 2.2e6,
+    (STDLIB_DOCS, None): 2.2e6,
     ("allenai/c4", "en"): 745e9,
     ("allenai/c4", "realnewslike"): 35e9,
     ("wikimedia/wikipedia", "20231101.en"): 20.2e9,
