@@ -10,13 +10,13 @@ Only the current document is in memory.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.files import (
     COMPRESSIONS,
@@ -99,11 +99,7 @@ def corpus_chunks(
         if not corpus_files(path):
             raise InputError(f"corpus {path}: has an unknown suffix; use {_KNOWN}")
         return _cut(path.parent, [path.name], text_field, chunk_bytes)
-    if (
-        path.suffix.lower() in (*_SUFFIXES, *COMPRESSIONS)
-        or path.is_absolute()
-        or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(location))
-    ):
+    if path.suffix.lower() in (*_SUFFIXES, *COMPRESSIONS) or not is_hub_name(str(location)):
         raise InputError(f"corpus {location} does not exist; check the path")
     shards = hub_shards(str(location), config, split)
     return [HubShard(str(location), config, split, text_field, index, shards) for index in range(shards)]

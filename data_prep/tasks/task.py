@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.core.normal_form import as_listed, normal_form
 from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
@@ -169,7 +169,7 @@ class Task:
         if path.is_dir():
             files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"
             raise InputError(f"tasks.{self.name}.splits: {data} contains no file for {split!r}; it contains {files}")
-        if path.suffix or path.is_absolute() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", data):
+        if path.suffix or not is_hub_name(data):
             raise InputError(f"tasks.{self.name}.data: {data} does not exist; check the path")
         return hub_rows(data, self.settings.config, split, columns, optional)
 

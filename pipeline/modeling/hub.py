@@ -6,13 +6,13 @@ conversion bot, which is used if the main branch has none.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import CacheNotFound
 
 from t5_pipeline.core.errors import InputError, one_line
+from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS
 
 CONVERSION_BOT = "SFconvertbot"
@@ -30,7 +30,7 @@ def fetch_model(name: str, endpoint: str | None = None, cache: Path | None = Non
         InputError: if the name is neither a directory nor a model on the hub, the model has no safetensors, or the hub
             cannot be reached.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+    if not is_hub_name(name):
         raise InputError(f"{name}: does not exist; check the path, or give the name of a hub model (owner/name)")
     try:
         revision = _revision_with_safetensors(HfApi(endpoint), name)

@@ -24,6 +24,7 @@ from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.checksums import file_digest, short_digest
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.core.printable import printable
 from t5_pipeline.core.records import Record
 from t5_pipeline.data_prep.tasks.task import Task
@@ -103,7 +104,7 @@ def card(prompt: Prompt, digest: str, tested: str | None) -> str:
         tested: score on held-out rows; None if unknown.
     """
     info = prompt.info
-    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", info.base_model) and not Path(info.base_model).exists()
+    on_hub = is_hub_name(info.base_model, with_owner=True) and not Path(info.base_model).exists()
     header = {"library_name": "peft", "tags": ["prompt-tuning", "t5"]}
     header |= {"base_model": info.base_model} if on_hub else {}
     facts = facts_of(prompt)

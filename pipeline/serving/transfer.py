@@ -12,7 +12,6 @@ name. Nothing foreign is overwritten.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.file_cache import is_url, remote_errors
+from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.methods.soft_prompt import PromptInfo
 from t5_pipeline.serving.exchange import refuse_to_replace
 from t5_pipeline.serving.package import CARD, FILES, check_package, write_package
@@ -90,7 +90,7 @@ def pull(source: str, directory: Path, endpoint: str | None = None) -> str:
 
 def _is_on_hub(location: str, local: Path) -> bool:
     """Whether a location is a name on the hub; `local` exists if it is a path."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", location) is not None and not local.exists()
+    return is_hub_name(location, with_owner=True) and not local.exists()
 
 
 def _copy(source: Path, directory: Path) -> None:
