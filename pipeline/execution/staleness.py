@@ -212,7 +212,7 @@ def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
 
 
 def _together(a: CellStatus, b: CellStatus) -> bool:
-    same_inputs = all(a.inputs.get(n) == b.inputs.get(n) for n in ("model",))
+    same_model = a.inputs.get("model") == b.inputs.get("model")
     return a is b or (
-        same_inputs and a.steps_wanted == b.steps_wanted and a.cell.settings.together_with(b.cell.settings)
+        same_model and a.steps_wanted == b.steps_wanted and a.cell.settings.together_with(b.cell.settings)
     )
