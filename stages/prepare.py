@@ -69,7 +69,7 @@ def prepare(stage: Stage[PrepareConfig]) -> None:
         )
     stage.stopped_by = stop.signum
 
-    dropped = "".join(f", {count:,} dropped: {reason}" for reason, count in tokens.dropped.items())
+    dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in tokens.dropped.items())
     log.info("%s: %s documents, %s tokens%s", stage.name, f"{tokens.documents:,}", f"{tokens.tokens:,}", dropped)
     if left := tokens.left_out:
         text = "{documents:,} documents of the last chunk and {chunks:,} of {of_chunks:,} chunks".format(**left)

@@ -39,8 +39,8 @@ _BATCH_CHARACTERS = 4_000_000
 _FILES = [f"{split}.{part}" for split in SPLITS for part in ("tokens", "ends")]
 
 # Reasons for dropping a document, as stored in tokens.json.
-EMPTY = "no tokens"
-CONTAMINATED = "holds a held-out text"
+EMPTY = "without tokens"
+CONTAMINATED = "with held-out text"
 
 
 @dataclass

@@ -22,7 +22,7 @@ import pytest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document, FileChunk, corpus_chunks
 from t5_pipeline.data_prep.shards import local_workers, ray_workers
-from t5_pipeline.data_prep.shards.encoding import Counts, Workers, encode_serially
+from t5_pipeline.data_prep.shards.encoding import CONTAMINATED, Counts, Workers, encode_serially
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, encode_in_processes, encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
 from t5_pipeline.data_prep.shards.writer import write_tokens
@@ -111,7 +111,7 @@ def test_processes_write_the_same_bytes_as_one(
     write_tokens(chunks(corpus), vocabulary, tmp_path, **SETTINGS, workers=workers, on_progress=calls.append)  # type: ignore[arg-type]
     assert content(tmp_path) == expected
     assert calls[-1].documents == 1198
-    assert calls[-1].dropped == {"holds a held-out text": 2}
+    assert calls[-1].dropped == {CONTAMINATED: 2}
 
 
 def test_threads_do_not_change_the_bytes(

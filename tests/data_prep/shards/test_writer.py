@@ -175,9 +175,9 @@ def test_dropped_documents_are_counted(documents: list[Document], vocabulary: Vo
 def test_nothing_to_write(documents: list[Document], vocabulary: Vocabulary, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^corpus c\.txt: is empty"):
         write_tokens([], vocabulary, tmp_path / "a", description={"corpus": "c.txt"})
-    with pytest.raises(InputError, match=r"^corpus: no document is left to train on, of 2 \(2 no tokens\)"):
+    with pytest.raises(InputError, match=r"^corpus: no document is left to train on, of 2 \(2 without tokens\)"):
         write_tokens(cut(numbered(["", ""])), vocabulary, tmp_path / "b")
-    with pytest.raises(InputError, match="1 holds a held-out text"):
+    with pytest.raises(InputError, match="1 with held-out text"):
         write_tokens(cut(documents[:1]), vocabulary, tmp_path / "c", decontaminate=[documents[0].text])
     assert not list(tmp_path.rglob("tokens.json"))
 
