@@ -5,11 +5,14 @@ B batch, T target length, D d_model, V vocabulary rows, C prompts in the bank, N
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from t5_pipeline.config.stage import Precision
+from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.modeling.limits import LOSS_ROWS
 from t5_pipeline.training.segment_sums import segment_sums
 
@@ -62,7 +65,7 @@ def output_loss(
     weight_VD: Tensor,
     targets_BT: Tensor,
     z_loss: float = 0.0,
-    precision: Literal["fp32", "bf16"] = "bf16",
+    precision: Precision = "bf16",
     pad: int = 0,
 ) -> Tensor:
     """`token_loss` [B, T], fp32, of the logits hidden·weightᵀ, without storing all of them at once.
@@ -89,12 +92,32 @@ def output_loss(
     return torch.where(real_BT, loss_N.view(targets_BT.shape), 0.0)
 
 
+class OutputModel(Protocol):
+    """A model whose decoder outputs become logits: a T5, or one with prompts."""
+
+    @property
+    def special(self) -> SpecialTokens: ...
+    def logits(self, hidden_BTD: Tensor, /) -> Tensor: ...
+    def before_logits(self, hidden_BTD: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+class LossSettings(Protocol):
+    """The settings of a stage that decide the loss of a token."""
+
+    @property
+    def z_loss(self) -> float: ...
+    @property
+    def logits_precision(self) -> Precision: ...
+    @property
+    def reference_ops(self) -> Sequence[str]: ...
+
+
 def model_loss(
-    model: Any,
+    model: OutputModel,
     hidden_BTD: Tensor,
     targets_BT: Tensor,
     z_loss: float,
-    precision: Literal["fp32", "bf16"],
+    precision: Precision,
     reference: bool,
 ) -> Tensor:
     """Loss [B, T] of a model's decoder outputs: `output_loss`, or with `reference` its definition on fp32 logits."""
@@ -104,8 +127,8 @@ def model_loss(
     return output_loss(hidden_BTD, weight_VD, targets_BT, z_loss, precision, model.special.pad)
 
 
-def target_loss(model: Any, hidden_BTD: Tensor, targets_BT: Tensor, c: Any) -> Tensor:
-    """Loss [B, T] of each target token from the decoder's outputs, with a stage's settings (a `LogitsConfig`)."""
+def target_loss(model: OutputModel, hidden_BTD: Tensor, targets_BT: Tensor, c: LossSettings) -> Tensor:
+    """Loss [B, T] of each target token from the decoder's outputs, with the settings of a stage."""
     return model_loss(model, hidden_BTD, targets_BT, c.z_loss, c.logits_precision, "loss" in c.reference_ops)
 
 
