@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.soft_prompt import PromptMixtureConfig
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import HeldOut, score_mixture
 from t5_pipeline.evaluation.selection import select_best
@@ -74,7 +75,9 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     train_stage(stage, trainer, publish)
 
 
-def score(model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
+def score(
+    model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device, precision: Precision
+) -> list[Measured]:
     """Validation of the mixture's answers on the validation rows of its task."""
     prompted, (split,) = model.model, splits
     assert isinstance(prompted, PromptedT5)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.soft_prompt import PromptMultitaskConfig
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import HeldOut, mean_of_tasks, score_prompts, scores_of_task
 from t5_pipeline.evaluation.selection import select_best
@@ -76,7 +77,7 @@ def prompt_multitask(stage: Stage[PromptMultitaskConfig]) -> None:
     train_stage(stage, trainer, publish)
 
 
-def score(model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: str) -> list[Measured]:
+def score(model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: Precision) -> list[Measured]:
     """Validation of all tasks together, each with its own prompt."""
     return [mean_of_tasks(splits, score_prompts(model, splits=splits, device=device, precision=precision))]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from t5_pipeline.artifacts.kinds import locate_one
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
 from t5_pipeline.evaluation.decoding import Decoding
@@ -34,7 +35,9 @@ MAX_INPUT_LENGTH, MAX_OUTPUT_LENGTH = 512, 256  # tokens, without a prompt or a 
 class HarnessLM(LM):
     """A T5, with or without a soft prompt, that answers the requests of lm-evaluation-harness."""
 
-    def __init__(self, model: str, prompt: str | None = None, precision: str = "bf16", batch_size: int = 64) -> None:
+    def __init__(
+        self, model: str, prompt: str | None = None, precision: Precision = "bf16", batch_size: int = 64
+    ) -> None:
         """
         Args:
             model: directory, stage directory or hub name of a T5.

@@ -55,7 +55,7 @@ def load(
     model: str | Path,
     prompts: str | Path | None = None,
     *,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     device: str | torch.device | None = None,
 ) -> PromptedModel:
     """Load a frozen T5 and prompts.

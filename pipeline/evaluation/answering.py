@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Continuations, Decoding, tokens
 from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each, answer_mixture
@@ -48,7 +49,7 @@ class Answerer:
         self,
         path: Path,
         candidates: Sequence[Candidate],
-        precision: str,
+        precision: Precision,
         device: torch.device,
         keep_models: bool = False,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from t5_pipeline.config.stage import Scoring
+from t5_pipeline.config.stage import Precision, Scoring
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
@@ -170,7 +170,7 @@ def answer_all(
     splits: Sequence[HeldOut],
     *,
     device: torch.device,
-    precision: str,
+    precision: Precision,
     batch_size: int = SCORED_EXAMPLES,
     on_batch: Callable[[int], None] = lambda examples: None,
     targets: bool = False,
@@ -204,7 +204,7 @@ def score_prompts(
     *,
     splits: Sequence[HeldOut],
     device: torch.device,
-    precision: str,
+    precision: Precision,
 ) -> list[Measured]:
     """Validation of prompts of a bank, by default all, each on its own rows.
 
@@ -218,7 +218,7 @@ def score_prompts(
 
 
 def score_mixture(
-    model: PromptedT5, weights: Sequence[float], split: HeldOut, device: torch.device, precision: str
+    model: PromptedT5, weights: Sequence[float], split: HeldOut, device: torch.device, precision: Precision
 ) -> Measured:
     """Validation of a mixture of all prompts of a bank."""
     outputs = answer_mixture(
@@ -228,7 +228,7 @@ def score_mixture(
     return split.measured(outputs)
 
 
-def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: str) -> Measured:
+def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: Precision) -> Measured:
     """Validation of a model without a prompt; for several tasks the mean of their averages, and all metrics."""
     outputs = answer_all(model, [None] * len(splits), splits, device=device, precision=precision, targets=True)
     return mean_of_tasks(splits, [rows.measured(of_task) for rows, of_task in zip(splits, outputs, strict=True)])

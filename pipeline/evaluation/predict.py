@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.evaluation.decoding import Continuations, Decoding
 from t5_pipeline.evaluation.label_scoring import score_label_sets
 from t5_pipeline.methods.base import ReadingModel
@@ -79,7 +80,7 @@ def answer_each(
     *,
     batch_size: int,
     device: torch.device,
-    precision: str,
+    precision: Precision,
     decoding: Decoding | None = None,
     numbers: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda examples: None,
@@ -121,7 +122,7 @@ def answer_mixture(
     *,
     batch_size: int,
     device: torch.device,
-    precision: str,
+    precision: Precision,
     decoding: Decoding | None = None,
     numbers: Sequence[int] | None = None,
     on_batch: Callable[[int], None] = lambda examples: None,

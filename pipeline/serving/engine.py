@@ -19,6 +19,7 @@ import torch
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import named_artifacts
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to
@@ -83,7 +84,7 @@ class Engine:
         t5: FrozenT5 | None,
         prompts: Mapping[str, Candidate],
         *,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         device: torch.device | None = None,
         compiled: bool = False,
     ) -> None:
@@ -110,7 +111,7 @@ class Engine:
         model: str | None,
         prompts: str,
         *,
-        precision: str = "bf16",
+        precision: Precision = "bf16",
         device: torch.device | None = None,
         compiled: bool = False,
     ) -> Engine:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 from t5_pipeline.training.distributed.engine import Engine, ForwardScope, MakeOptimizer
 from t5_pipeline.training.distributed.replicated import Replicated
@@ -22,7 +23,7 @@ def make_engine(
     accelerator: Accelerator,
     model: nn.Module,
     make_optimizer: MakeOptimizer,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     *,
     cuda_graphs: bool = False,
 ) -> Engine:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.collectives import ProcessGroup
 
@@ -28,7 +29,7 @@ class ForwardScope(nn.Module):
     validation, decoding) must run inside one.
     """
 
-    def __init__(self, model: nn.Module, precision: Literal["fp32", "bf16"], device_type: str) -> None:
+    def __init__(self, model: nn.Module, precision: Precision, device_type: str) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
