@@ -9,11 +9,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from t5_pipeline.config.recipe import Override, parse_override
 from t5_pipeline.config.references import load_task
@@ -159,14 +158,14 @@ def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
     if recipe is None and (given["stage"] or given["run_dir"] or given["set"]):
         raise InputError(f"{program}: --stage, --run-dir and --set need --recipe; add it")
     return Flags(
-        recipe,
-        given["stage"],
-        given["run_dir"],
-        output,
-        given["set"],
-        given["overwrite"],
-        given.get("resume_from"),
-        values,
+        recipe=recipe,
+        stage=given["stage"],
+        run_dir=given["run_dir"],
+        output_dir=output,
+        overrides=given["set"],
+        overwrite=given["overwrite"],
+        resume_from=given.get("resume_from"),
+        values=values,
     )
 
 
@@ -179,7 +178,7 @@ def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Field
     """Dotted name of every setting: the sizes of `init` one by one, a task or a list as a whole."""
     for name, field in cls.model_fields.items():
         inner = next((a for a in _parts(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)), None)
-        many = any(getattr(part, "__origin__", None) is list for part in _parts(field.annotation))
+        many = any(get_origin(part) is list for part in _parts(field.annotation))
         if inner is None or many or issubclass(inner, TaskConfig):
             yield prefix + name, field
         else:
@@ -187,6 +186,7 @@ def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Field
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and the types in it, without the metadata of `Annotated`."""
     yield annotation
     for inner in getattr(annotation, "__args__", ()):
         yield from _parts(inner)
@@ -199,26 +199,19 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
     if field.is_required():
         default = "required"
     else:
-        value = (
-            field.default if field.default is not PydanticUndefined else field.get_default(call_default_factory=True)
-        )
+        value = field.get_default(call_default_factory=True)
         shown = "none" if value in (None, [], {}) else repr(value) if str(value).isspace() else value
         default = f"default: {shown}"
     description = (field.description or "") + (_TASK_FILE if TaskConfig in types else "")
     text = f"{description}{unit} ({default})".replace("%", "%%")
-    choices = [
-        a
-        for t in types
-        if getattr(t, "__origin__", None) is not None and str(t).startswith("typing.Literal")
-        for a in t.__args__
-    ]
+    choices = [choice for t in types if get_origin(t) is Literal for choice in get_args(t)]
     if bool in types:
         group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
     elif Any in types:  # a mapping with values of any type
         group.add_argument(
             flag(name), dest=name, metavar="YAML", type=lambda given: parse_value(given, flag(name)), help=text
         )
-    elif any(getattr(t, "__origin__", None) is list for t in types):
+    elif any(get_origin(t) is list for t in types):
         group.add_argument(
             flag(name), dest=name, nargs="*", metavar=_metavar(types), choices=choices or None, help=text
         )
