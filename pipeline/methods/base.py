@@ -98,9 +98,18 @@ class Candidate:
     def of(cls, method: str, artifact: Artifact, record: TaskRecord, about: dict[str, Any], **more: Any) -> Candidate:
         """The candidate of an artifact's record; `more` are the remaining attributes."""
         return cls(
-            method, artifact, record.task, record.base_model, record.base_model_digest, record.sentinel,
-            record.max_input_length, record.max_target_length, about, tokenizer_digest=record.tokenizer_digest, **more,
-        )  # fmt: skip
+            method=method,
+            artifact=artifact,
+            task=record.task,
+            model=record.base_model,
+            digest=record.base_model_digest,
+            sentinel=record.sentinel,
+            max_input_length=record.max_input_length,
+            max_target_length=record.max_target_length,
+            tokenizer_digest=record.tokenizer_digest,
+            about=about,
+            **more,
+        )
 
     @property
     def is_single_prompt(self) -> bool:

@@ -25,6 +25,14 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
         if len(metadata.tasks) > 1:
             about["variant"] = f"on {len(metadata.tasks)} tasks"
         yield Candidate(
-            "model tuning", artifact, TaskConfig.model_validate(tuned["task"]), tuned["base_model"], artifact.digest,
-            metadata.sentinel, tuned["max_input_length"], tuned["max_target_length"], about, fine_tuned=True,
-        )  # fmt: skip
+            method="model tuning",
+            artifact=artifact,
+            task=TaskConfig.model_validate(tuned["task"]),
+            model=tuned["base_model"],
+            digest=artifact.digest,
+            sentinel=metadata.sentinel,
+            max_input_length=tuned["max_input_length"],
+            max_target_length=tuned["max_target_length"],
+            about=about,
+            fine_tuned=True,
+        )

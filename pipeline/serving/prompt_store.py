@@ -103,13 +103,13 @@ class PromptStore:
         info = prompt.info
         self.t5.check_prompt(f"prompt `{name}`", info)
         return ServedPrompt(
-            name,
-            artifact_digest("prompt", path),
-            path,
-            prompt.rows_PD.to(self.like),
-            info,
-            Task.load(info.task),
-            answer_form(info.task.labels or [], self.vocabulary, info.sentinel, info.max_target_length),
+            name=name,
+            digest=artifact_digest("prompt", path),
+            path=path,
+            rows_PD=prompt.rows_PD.to(self.like),
+            info=info,
+            task=Task.load(info.task),
+            form=answer_form(info.task.labels or [], self.vocabulary, info.sentinel, info.max_target_length),
         )
 
     def add(self, prompt: ServedPrompt) -> ServedPrompt | None:
