@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +36,23 @@ class Damaged(Exception):
     """A checkpoint differs from what was written; the message names the file and the problem."""
 
 
+class _Shard(NamedTuple):
+    """A shard on disk: elements `start` … `stop` − 1 of a flattened tensor, under `key` in a file."""
+
+    start: int
+    stop: int
+    file: str
+    key: str
+
+
+class _SavedTensor(NamedTuple):
+    """A tensor on disk; its shards are sorted by `start`."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    shards: list[_Shard]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A verified checkpoint on disk.
@@ -51,30 +68,23 @@ class Checkpoint:
     files: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
-    def _shards(self) -> dict[str, list[tuple[int, int, str, str]]]:
-        """Tensor → (start, stop, file, key in the file) of its shards, by start."""
-        found: dict[str, list[tuple[int, int, str, str]]] = {}
+    def _tensors(self) -> dict[str, _SavedTensor]:
+        """The saved tensors by name."""
+        found: dict[str, _SavedTensor] = {}
         for file in self.files:
-            for key, (name, start, numel, _, _) in read_json(self.path / file)["pieces"].items():
-                found.setdefault(name, []).append((start, start + numel, Path(file).stem + ".safetensors", key))
-        for shards in found.values():
-            shards.sort()
+            for key, (name, start, numel, shape, dtype) in read_json(self.path / file)["pieces"].items():
+                tensor = found.setdefault(name, _SavedTensor(tuple(shape), getattr(torch, dtype), []))
+                tensor.shards.append(_Shard(start, start + numel, f"{Path(file).stem}.safetensors", key))
+        for tensor in found.values():
+            tensor.shards.sort()
         return found
-
-    @cached_property
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        return {
-            name: (tuple(shape), dtype)
-            for file in self.files
-            for name, _, _, shape, dtype in read_json(self.path / file)["pieces"].values()
-        }
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of the saved tensors that begin with `prefix`."""
-        return [name for name in self._shapes if name.startswith(prefix)]
+        return [name for name in self._tensors if name.startswith(prefix)]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name][0]
+        return self._tensors[name].shape
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Read elements start … stop − 1 of a flattened tensor to the CPU, and only these.
@@ -82,11 +92,11 @@ class Checkpoint:
         Raises:
             InputError: no file contains them.
         """
-        shape, dtype = self._shapes[name]
-        stop = math.prod(shape) if stop is None else stop
-        values_N = torch.empty(stop - start, dtype=getattr(torch, dtype))
+        tensor = self._tensors[name]
+        stop = math.prod(tensor.shape) if stop is None else stop
+        values_N = torch.empty(stop - start, dtype=tensor.dtype)
         missing = stop - start
-        for begin, end, file, key in self._shards[name]:
+        for begin, end, file, key in tensor.shards:
             low, high = max(start, begin), min(stop, end)
             if low < high:
                 with safe_open(self.path / file, framework="pt") as opened:
