@@ -28,7 +28,7 @@ def substitute(located: Located, taken: Collection[str]) -> None:
         taken: names that `--set` understands otherwise: stages and keys of recipes.
 
     Raises:
-        InputError: a name or value cannot be a variable's, or a variable does not exist; names file, line and key.
+        InputError: if a name or value cannot be a variable's, or a variable does not exist; names file, line and key.
     """
     given = located.data.pop("vars", None)
     if given is not None and not isinstance(given, dict):

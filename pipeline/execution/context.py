@@ -211,7 +211,7 @@ class Stage(Generic[C]):
             vocabulary: of the data that the stage reads; default: the model's own.
 
         Raises:
-            InputError: the model cannot be read, or the vocabulary does not fit it.
+            InputError: if the model cannot be read, or the vocabulary does not fit it.
         """
         from t5_pipeline.modeling.loaded import LoadedT5
 

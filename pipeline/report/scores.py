@@ -61,7 +61,8 @@ class Score(BaseModel):
         metrics: scores of the answers that `scoring` names.
         by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
         illegal: share of decoded texts that are not a label.
-        bytes: stored for the task; training_seconds: its share of the training that made it.
+        bytes: size of what is stored for the task.
+        training_seconds: its share of the training that made it.
         peak_bytes: peak memory of the training process, on its GPU if it had one.
         latency_seconds: seconds of a request for one of N tasks, by N (evaluation/costs.py).
         neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.

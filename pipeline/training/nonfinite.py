@@ -47,7 +47,7 @@ class OnNonFinite:
         """Record non-finite steps.
 
         Raises:
-            InputError: there are some and the policy is to stop.
+            InputError: if there are some and the policy is to stop.
         """
         if not bad:
             return

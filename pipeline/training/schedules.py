@@ -54,7 +54,7 @@ def learning_rate(
     """The schedule of this name. Only `linear` uses `total_steps`, only `rsqrt` uses `step_offset`.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: if the name is unknown.
     """
     match schedule:
         case "constant":

@@ -64,7 +64,7 @@ class TrainState:
         """Restore the `shards()` and `scalars()` saved after `step` steps, whichever engine saved them.
 
         Raises:
-            InputError: the tensors belong to another model.
+            InputError: if the tensors belong to another model.
         """
         shapes = {name: saved.shape(MODEL + name) for name in (n.removeprefix(MODEL) for n in saved.names(MODEL))}
         for shard in self.engine.weights():

@@ -51,7 +51,8 @@ NOT_SAVED = 1 << 10
 class Validation:
     """A measurement on held-out data, before the first step and then every `every` steps.
 
-    measure: the fields of its row in metrics.jsonl, `loss` among them. Called on every rank.
+    Attributes:
+        measure: the fields of its row in metrics.jsonl, `loss` among them. Called on every rank.
     """
 
     measure: Callable[[TrainState], Mapping[str, Any]]
@@ -165,7 +166,7 @@ class Trainer:
             others: checkpoints of the same trajectory in another directory, which are only read; with `at_most`.
 
         Raises:
-            InputError: the checkpoint belongs to other settings or another model, or there is none of step `at`.
+            InputError: if the checkpoint belongs to other settings or another model, or there is none of step `at`.
         """
         state = self.state
         found = self.checkpoints.latest(at_most) if at is None else self.checkpoints.at(at)
@@ -191,8 +192,8 @@ class Trainer:
         """Train until `steps` steps are done in all (or until early stopping), and save the last one.
 
         Raises:
-            Interrupted: `stop` was signalled; the current step was finished and saved.
-            InputError: a loss or gradient is not finite, or a checkpoint cannot be written; older ones are intact.
+            Interrupted: if `stop` was signalled; the current step was finished and saved.
+            InputError: if a loss or gradient is not finite, or a checkpoint cannot be written; older ones are intact.
         """
         if self.exhausted:
             return

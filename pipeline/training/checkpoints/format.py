@@ -90,7 +90,7 @@ class Checkpoint:
         """Read elements start … stop − 1 of a flattened tensor to the CPU, and only these.
 
         Raises:
-            InputError: no file contains them.
+            InputError: if no file contains them.
         """
         tensor = self._tensors[name]
         stop = math.prod(tensor.shape) if stop is None else stop
@@ -121,8 +121,8 @@ def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, worl
     """Verify and open a checkpoint; of the tensor files, this process verifies its share.
 
     Raises:
-        Damaged: a file differs from what was written.
-        InputError: it belongs to another fingerprint, or has another version's format.
+        Damaged: if a file differs from what was written.
+        InputError: if it belongs to another fingerprint, or has another version's format.
     """
     state = _checked(path / STATE)
     if state["format"] != FORMAT:
@@ -147,7 +147,11 @@ def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, worl
 
 
 def read_score(path: Path) -> float | None:
-    """The score of a checkpoint; raises Damaged or KeyError if it cannot be read."""
+    """The score of a checkpoint.
+
+    Raises:
+        Damaged, KeyError: if it cannot be read.
+    """
     score: float | None = _checked(path / STATE)["score"]
     return score
 
@@ -161,7 +165,11 @@ def write_state(folder: Path, state: Mapping[str, Any], world: int) -> None:
 
 
 def write_shards(folder: Path, rank: int, shards: Sequence[TensorShard]) -> None:
-    """Write and sync the shards of one process; raises OSError if they cannot be written."""
+    """Write and sync the shards of one process.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
     file = folder / f"rank-{rank:05d}.safetensors"
     keyed = {f"{shard.name}@{shard.start}": shard for shard in shards}
     try:

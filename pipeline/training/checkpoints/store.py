@@ -85,7 +85,7 @@ class Checkpoints:
             before: called in the background before the checkpoint gets its final name.
 
         Raises:
-            InputError: an earlier checkpoint could not be written.
+            InputError: if an earlier checkpoint could not be written.
         """
         self.wait()
         mine = [shard.copied() for shard in share(shards, self._control_group.rank, self._control_group.world)]
@@ -105,7 +105,7 @@ class Checkpoints:
         """Wait until the started checkpoint of all processes is on disk, under its final name.
 
         Raises:
-            InputError: it could not be written (a full disk); older checkpoints are untouched.
+            InputError: if it could not be written (a full disk); older checkpoints are untouched.
         """
         if self._thread is not None:
             self._thread.join()
@@ -186,7 +186,7 @@ class Checkpoints:
         Each process verifies its share of the files, and all return the same checkpoint.
 
         Raises:
-            InputError: the newest intact one belongs to another fingerprint, or all are damaged.
+            InputError: if the newest intact one belongs to another fingerprint, or all are damaged.
         """
         found, count = self._newest(at_most)
         if found is None and count:
@@ -215,7 +215,7 @@ class Checkpoints:
         """The checkpoint of this step.
 
         Raises:
-            InputError: there is none, it is damaged, or it belongs to another fingerprint.
+            InputError: if there is none, it is damaged, or it belongs to another fingerprint.
         """
         if step not in self.steps():
             existing = ", ".join(f"{step:,}" for step in self.steps()) or "none"

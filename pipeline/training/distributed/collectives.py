@@ -50,7 +50,7 @@ class ProcessGroup(HostCollectives):
     """This process's `rank` among `world` processes. With one process every collective is a no-op.
 
     Raises:
-        RuntimeError: torch's process group does not exist or has another size: the launch failed, and the processes
+        RuntimeError: if torch's process group does not exist or has another size: the launch failed, and the processes
             would silently train apart.
     """
 
