@@ -125,7 +125,8 @@ class ShardLengths:
         return int(self._first_N[-1])
 
     def __getitem__(self, documents: slice) -> npt.NDArray[np.int64]:
-        """
+        """The lengths of a range of documents, int64 [N].
+
         Raises:
             InputError: if a file of document ends is damaged.
         """

@@ -66,7 +66,8 @@ class Truncated(BaseModel):
 
     @classmethod
     def of(cls, cut: Iterable[int]) -> Truncated:
-        """
+        """Count the truncated texts.
+
         Args:
             cut: tokens cut from each text.
 

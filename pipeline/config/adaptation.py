@@ -140,7 +140,8 @@ class SpanCorruptConfig(LanguageModelConfig):
         return self
 
     def example_lengths(self) -> list[tuple[int, int]]:
-        """
+        """Encoder and decoder tokens of examples, as in `TrainingConfig.example_lengths`.
+
         >>> SpanCorruptConfig(model="t5-small", tokens="shards", steps=1, input_length=512).example_lengths()
         [(512, 114)]
         """

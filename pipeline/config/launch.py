@@ -152,7 +152,8 @@ def _launched_engine(found: Mapping[str, str], processes: int) -> tuple[Engine, 
 
 
 def _processes(engine: str, processes: int) -> str:
-    """
+    """The processes of a launch, for errors.
+
     >>> _processes("ddp", 4), _processes("one", 1)
     ('4 processes (ddp)', '1 process (one)')
     """

@@ -29,7 +29,8 @@ Opened = TypeVar("Opened")
 
 
 def is_url(location: str) -> bool:
-    """
+    """Whether a location is a URL, not a path.
+
     >>> is_url("s3://bucket/c4/tokens"), is_url("runs/c4/tokens")
     (True, False)
     """

@@ -116,7 +116,8 @@ def _memory(rows: list[StageCost]) -> list[Row]:
 
 
 def devices_text(launch: LaunchConfig) -> str:
-    """
+    """The devices of a launch.
+
     >>> devices_text(LaunchConfig(cpu=True)), devices_text(LaunchConfig("zero2", 16, 2, offload_optimizer=True))
     ('1 CPU process', '16 GPUs, zero2, offload')
     """
@@ -126,7 +127,8 @@ def devices_text(launch: LaunchConfig) -> str:
 
 
 def count_text(value: int | None) -> str:
-    """
+    """A number, from a billion on in units of a billion.
+
     >>> count_text(128), count_text(76_961_152), count_text(104_857_600_000)
     ('128', '76,961,152', '104.9 G')
     """
@@ -134,7 +136,8 @@ def count_text(value: int | None) -> str:
 
 
 def size_text(value: float | None) -> str:
-    """
+    """Bytes in binary units.
+
     >>> size_text(500), size_text(307_200), size_text(11 * 2**30)
     ('500 B', '300.0 KiB', '11.0 GiB')
     """
@@ -148,7 +151,8 @@ def size_text(value: float | None) -> str:
 
 
 def hours_text(value: float | None) -> str:
-    """
+    """Hours, as minutes or seconds if there are few.
+
     >>> hours_text(0.004), hours_text(0.25), hours_text(1234.5), hours_text(None)
     ('14 s', '15 min', '1,234 h', '–')
     """

@@ -168,7 +168,8 @@ def scores_text(scores: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Seconds as text, with minutes or hours if there are any.
+
     >>> duration(7.4), duration(112), duration(7_260)
     ('7 s', '1 min 52 s', '2 h 1 min')
     """
