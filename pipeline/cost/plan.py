@@ -116,28 +116,28 @@ def plan(
     return made
 
 
-def _launch(recipe: Recipe, decision: CellStatus) -> LaunchConfig:
+def _launch(recipe: Recipe, status: CellStatus) -> LaunchConfig:
     """Launch configuration of a stage; by default one process, on a GPU if this machine has one."""
-    path = recipe.launch[decision.cell.stage]
-    if path is None or not isinstance(decision.cell.settings, TrainingConfig):
+    path = recipe.launch[status.cell.stage]
+    if path is None or not isinstance(status.cell.settings, TrainingConfig):
         return LaunchConfig(cpu=not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")))
     asked = read_launch_config(path)
-    decision.cell.settings.check_engine(asked.engine)
+    status.cell.settings.check_engine(asked.engine)
     return asked
 
 
 def _stage_cost(
     recipe: Recipe,
     run_dir: RunDir,
-    decisions: list[CellStatus],
+    statuses: list[CellStatus],
     launch: LaunchConfig,
     rate: Rate | None,
     size: T5Config | None,
     memory: int | None,
 ) -> StageCost:
     """Cost of the cells of one stage."""
-    cell = decisions[0].cell
-    found = StageCost(cell.stage + (f" × {len(decisions)}" if len(decisions) > 1 else ""), launch=launch)
+    cell = statuses[0].cell
+    found = StageCost(cell.stage + (f" × {len(statuses)}" if len(statuses) > 1 else ""), launch=launch)
     if isinstance(cell.settings, PrepareConfig):
         found.tokens, found.disk = _tokens(run_dir.cell(cell) / "tokens", cell.settings)
         return found
@@ -148,7 +148,7 @@ def _stage_cost(
     found.trained = cell.settings.trained_parameters(shape)
     found.disk = published_bytes(cell.settings, shape)
     if isinstance(cell.settings, TrainingConfig) and found.trained is not None:
-        _add_training(found, recipe, run_dir, decisions, rate, size, memory)
+        _add_training(found, recipe, run_dir, statuses, rate, size, memory)
         found.problem = cell.settings.rate_problem()
         if isinstance(cell.settings, LMAdaptConfig):
             found.probes = probe_cost(cell.settings, shape)
@@ -159,19 +159,19 @@ def _add_training(
     found: StageCost,
     recipe: Recipe,
     run_dir: RunDir,
-    decisions: list[CellStatus],
+    statuses: list[CellStatus],
     rate: Rate | None,
     size: T5Config | None,
     memory: int | None,
 ) -> None:
     found.tokens, found.disk = 0, 0
     total = left = timed_flops = seconds = 0.0
-    for group in jobs(decisions, run_dir):
-        together = [d.cell.settings for d in group if isinstance(d.cell.settings, TrainingConfig)]
+    for group in jobs(statuses, run_dir):
+        together = [status.cell.settings for status in group if isinstance(status.cell.settings, TrainingConfig)]
         shape = size or shape_of(recipe, run_dir, group[0].cell)
         if shape is None:
             continue
-        place = run_dir.job({d.cell.id: d.fingerprint or "" for d in group}, group[0].cell)
+        place = run_dir.job({status.cell.id: status.fingerprint or "" for status in group}, group[0].cell)
         costs = [cost for cost in (step_cost(settings, shape) for settings in together) if cost is not None]
         steps, flops = together[0].run_steps(together[0].steps), sum(cost.flops for cost in costs)
         total += steps * flops
@@ -181,8 +181,8 @@ def _add_training(
         if of_a_step is not None:
             timed_flops, seconds = timed_flops + flops, seconds + of_a_step
         found.disk += checkpoints_bytes(together, shape) or 0
-        for d, settings in zip(group, together, strict=True):
-            found.disk += published_bytes(settings, shape, len(wanted_steps(recipe, d.cell))) or 0
+        for status, settings in zip(group, together, strict=True):
+            found.disk += published_bytes(settings, shape, len(wanted_steps(recipe, status.cell))) or 0
         needs = stage_memory(together, shape, found.launch)
         if needs is not None and (found.memory is None or needs.peak > found.memory.peak):
             found.memory, found.at_once = needs, sum(len(c.at_once()) for c in together)
@@ -195,9 +195,9 @@ def _add_training(
 
 def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
     """Steps that a job does not repeat: all if it is done, those of the newest checkpoint it can use if it resumes."""
-    if all(d.up_to_date for d in group):
+    if all(status.up_to_date for status in group):
         return steps
-    if any(d.action == "run" for d in group):
+    if any(status.action == "run" for status in group):
         return 0
     saved = [int(path.name.removeprefix("step-")) for path in job.glob("checkpoints/step-*")]
     return max((step for step in saved if step <= steps), default=0)
@@ -214,10 +214,10 @@ def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int |
     return size, sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def _saving(recipe: Recipe, run_dir: RunDir, decision: CellStatus, size: T5Config | None, name: str) -> Saving | None:
+def _saving(recipe: Recipe, run_dir: RunDir, status: CellStatus, size: T5Config | None, name: str) -> Saving | None:
     """Bytes per task as a prompt and as a fine-tuned model; None for other stages."""
-    settings = decision.cell.settings
-    shape = size or shape_of(recipe, run_dir, decision.cell)
+    settings = status.cell.settings
+    shape = size or shape_of(recipe, run_dir, status.cell)
     if not isinstance(settings, PromptTuneConfig) or shape is None:
         return None
     p, N = settings.prompt_length, shape.parameters

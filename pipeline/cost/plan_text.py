@@ -60,7 +60,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def _statuses(statuses: list[CellStatus]) -> list[str]:
     lines = []
-    width = max(len(d.cell.label) for d in statuses)
+    width = max(len(status.cell.label) for status in statuses)
     for status in statuses:
         reason = "" if status.up_to_date else status.reason
         line = f"{status.action:10}  {status.cell.label.ljust(width)}  {reason}".rstrip()

@@ -56,7 +56,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             write_text(recipe_file, text)
         ran = 0
         for name in names:
-            todo = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage == name and not d.up_to_date]
+            todo = [s for s in cell_statuses(recipe, run_dir) if s.cell.stage == name and not s.up_to_date]
             if not todo:
                 continue
             ran += 1
@@ -71,12 +71,12 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
                     write_bytes(recipe_file, replaced)
             if code != 0:
                 return failed(name, code, message)
-        left = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage in names]
+        left = [status for status in cell_statuses(recipe, run_dir) if status.cell.stage in names]
         for status in left:
             manifest = run_dir.manifest(status.cell)
             if status.up_to_date and manifest is not None:
                 renew_times(run_dir.cell(status.cell), manifest)
-        if not ran and all(d.up_to_date for d in left):
+        if not ran and all(status.up_to_date for status in left):
             say(f"nothing to do: all {len(names)} stages in {run_dir.path} are up to date")
         else:
             say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")
@@ -86,8 +86,8 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
 def _has_begun(recipe: Recipe, run_dir: RunDir, tried: list[CellStatus]) -> bool:
     """Whether one of these cells, which were to run, has results of this recipe by now: another job made them."""
     cells = {(status.cell.stage, status.cell.id) for status in tried}
-    now = [d for d in cell_statuses(recipe, run_dir) if (d.cell.stage, d.cell.id) in cells]
-    return any(d.action != "run" for d in now)
+    now = [s for s in cell_statuses(recipe, run_dir) if (s.cell.stage, s.cell.id) in cells]
+    return any(status.action != "run" for status in now)
 
 
 def _configuration(recipe: Recipe, name: str) -> str | None:
@@ -109,7 +109,7 @@ def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:
 
 
 def _why(todo: list[CellStatus]) -> str:
-    reasons = list(dict.fromkeys(d.reason for d in todo))
+    reasons = list(dict.fromkeys(status.reason for status in todo))
     cells = f"{len(todo)} cells, " if todo[0].cell.axes else ""
     return cells + "; ".join(reasons[:3])
 

@@ -129,12 +129,12 @@ def _run(
 ) -> None:
     check_outside(recipe.stages[name])
     check_places(recipe.stages[name], run_dir)
-    statuses = [d for d in cell_statuses(recipe, run_dir) if d.cell.stage == name]
+    statuses = [s for s in cell_statuses(recipe, run_dir) if s.cell.stage == name]
     _refuse_missing_inputs(statuses, run_dir)
     if flags.resume_from is not None:
         reason = f"back to step {flags.resume_from:,}"
-        statuses = [replace(d, action="continue", reason=reason) if d.up_to_date else d for d in statuses]
-    open_cells = [d for d in statuses if not d.up_to_date]
+        statuses = [replace(s, action="continue", reason=reason) if s.up_to_date else s for s in statuses]
+    open_cells = [status for status in statuses if not status.up_to_date]
     if not open_cells:
         show(f"{name}: nothing to do, {statuses[0].reason}")
         return
@@ -144,7 +144,7 @@ def _run(
     created = Rollback(*([run_dir.path, run_dir.path / name] if main_process else []))
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)
     with guard if main_process else contextlib.nullcontext(lambda: None) as lock_again, created:
-        groups = [group for group in jobs(statuses, run_dir) if any(not d.up_to_date for d in group)]
+        groups = [group for group in jobs(statuses, run_dir) if any(not status.up_to_date for status in group)]
         accelerator.wait_for_everyone()
         for number, group in enumerate(groups, 1):
             stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator, lock_again)
@@ -163,7 +163,7 @@ def _run_job(
 ) -> int:
     """Run the cells of one job; returns the signal received while the last one was published, or 0."""
     began, now = time.monotonic(), _now()
-    cells: list[CellRun[C]] = [CellRun(d, d.cell.settings, run_dir.cell(d.cell), run_dir, now) for d in group]  # type: ignore[arg-type]
+    cells: list[CellRun[C]] = [CellRun(s, s.cell.settings, run_dir.cell(s.cell), run_dir, now) for s in group]  # type: ignore[arg-type]
     prints = {cell.id: cell.status.fingerprint or "" for cell in cells}
     directory = run_dir.job(prints, group[0].cell)
     main_process = accelerator.is_main_process

@@ -88,9 +88,8 @@ def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:
 
 
 def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> CellStatus:
-    waiting = sorted(
-        {ref.stage for ref in cell.inputs.values() for d in _makers(ref, earlier) if not d.up_to_date and ref.stage}
-    )
+    makers = [maker for ref in cell.inputs.values() for maker in _makers(ref, earlier)]
+    waiting = sorted({maker.cell.stage for maker in makers if not maker.up_to_date})
     manifest, started = run_dir.manifest(cell), run_dir.started(cell)
     if waiting:
         reason = f"depends on {' and '.join(waiting)}" if manifest else "not run yet"
@@ -101,7 +100,7 @@ def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[
         cell.settings,
         {n: _digests(r) for n, r in inputs.items()},
         run_dir.digests,
-        cell.settings.extra_data([d.cell.settings for ref in cell.inputs.values() for d in _makers(ref, earlier)]),
+        cell.settings.extra_data([maker.cell.settings for maker in makers]),
     )
     found = fingerprint(described)
     wanted = wanted_steps(recipe, cell)
@@ -147,7 +146,7 @@ def _more_steps(manifest: Manifest, missing: list[int]) -> str:
 
 
 def _makers(ref: InputRef, earlier: dict[tuple[str, str], CellStatus]) -> list[CellStatus]:
-    return [d for (stage, cell_id), d in earlier.items() if stage == ref.stage and ref.cell in (None, cell_id)]
+    return [found for (stage, cell), found in earlier.items() if stage == ref.stage and ref.cell in (None, cell)]
 
 
 def _records(
@@ -189,7 +188,7 @@ def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
     A job that was started keeps its cells, including finished ones, so that it resumes from its checkpoints. The other
     cells form new jobs, which never mix finished and unfinished cells.
     """
-    left = {d.cell.id: d for d in cells}
+    left = {status.cell.id: status for status in cells}
     found: list[list[CellStatus]] = []
     stage_dir = run_dir.path / cells[0].cell.stage
     for job_file in sorted(stage_dir.glob("jobs/*/job.json")):
@@ -199,12 +198,12 @@ def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
             if all(_together(group[0], other) for other in group):
                 found.append(group)
             else:
-                left.update({d.cell.id: d for d in group})
+                left.update({status.cell.id: status for status in group})
     for status in cells:
         if status.cell.id not in left:
             continue
         done = status.up_to_date
-        group = [d for d in left.values() if d is status or (d.up_to_date == done and _together(status, d))]
+        group = [s for s in left.values() if s is status or (s.up_to_date == done and _together(status, s))]
         for member in group:
             del left[member.cell.id]
         found.append(group)
