@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Iterator
 
-from t5_pipeline.core.errors import InputError, ProcessLost, errno_of, remedy, write_error
+from t5_pipeline.core.errors import InputError, OutOfMemory, ProcessLost, errno_of, remedy, write_error
 from t5_pipeline.core.printable import finish_stdout
 
 _OPEN_FILES = 256  # a stage with its libraries, data and checkpoints
@@ -23,6 +23,8 @@ _PEER = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ms|ncclRemoteError|ncclSystemError"
 )
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Unable to allocate")
+# Of torch, CUDA, cuBLAS and NCCL.
+_NO_GPU_MEMORY = re.compile(r"(?:CUDA|HIP) out of memory|CUDA error: out of memory|'out of memory'|STATUS_ALLOC_FAILED")
 
 
 @contextlib.contextmanager
@@ -60,8 +62,15 @@ def input_error(error: BaseException) -> InputError | None:
     lost the connection to another process (Connection closed by peer); run the same command to resume
     """
     text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and (found := _NO_GPU_MEMORY.search(text)):
+        # torch's own message continues with advice about its allocator.
+        sizes = re.search(r"Tried to allocate .*? is free", text)
+        return OutOfMemory(
+            f"the GPU is out of memory ({sizes[0] if sizes else found[0]}); end other programs on it (`nvidia-smi`),"
+            " lower `microbatch_size` or the batch size, or set `recompute: true` or `cuda_graphs: false`"
+        )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
-        return InputError(f"out of memory ({text or 'no details'}); free some memory, or lower the batch size")
+        return OutOfMemory(f"out of memory ({text or 'no details'}); free some memory, or lower the batch size")
     if isinstance(error, UnicodeEncodeError):
         return _not_utf8(error)
     if isinstance(error, RuntimeError) and (lost := _PEER.search(text)):

@@ -26,6 +26,10 @@ class ProcessLost(InputError):
     """Another process of the launch ended, perhaps with its machine. Each machine reports it for itself."""
 
 
+class OutOfMemory(InputError):
+    """This process needs more memory than there is. Each process reports it for itself."""
+
+
 _REMEDIES = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "move the file that is in the way, or choose another path",

@@ -32,7 +32,7 @@ from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.boundary import boundary
-from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, ProcessLost
+from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, OutOfMemory, ProcessLost
 from t5_pipeline.core.printable import LogFile, LogFormatter, say, show
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
@@ -61,9 +61,10 @@ def run(
     launch = LaunchContext.from_environment()
     report: Path | None = None
 
-    def leave(code: int, message: str, lost: bool = False) -> int:
+    def leave(code: int, message: str, error: Exception | None = None) -> int:
         """Print the message on one process, and leave code and message for the runner; a launcher hides the code."""
-        if lost and launch.rank and launch.rank % launch.local_processes == 0:
+        first_here = launch.rank % launch.local_processes == 0
+        if launch.rank and (isinstance(error, OutOfMemory) or (isinstance(error, ProcessLost) and first_here)):
             say(f"error: {message}")
         if launch.rank == 0:
             if message:
@@ -81,7 +82,7 @@ def run(
             _run(body, flags, recipe, run_dir, name, launch)
         return leave(0, "")
     except InputError as error:
-        return leave(BAD_INPUT, str(error), isinstance(error, ProcessLost))
+        return leave(BAD_INPUT, str(error), error)
     except Interrupted as error:
         return leave(error.exit_code, str(error))
     except KeyboardInterrupt:

@@ -26,6 +26,14 @@ from tests.tiny_run import COMMAND, Tiny
         (Exception('writing failed: Io(Os { code: 28 }) (os error 28)'),
          "cannot write to the disk (writing failed: Io(Os { code: 28 }) (os error 28)); free some space and run again"),
         (MemoryError(), "out of memory (no details); free some memory, or lower the batch size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.50"
+                      " GiB is free. Process 7 has 77.60 GiB memory in use. If reserved but unallocated memory is large try"),
+         "the GPU is out of memory (Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.50 GiB is"
+         " free); end other programs on it (`nvidia-smi`), lower `microbatch_size` or the batch size, or set"
+         " `recompute: true` or `cuda_graphs: false`"),
+        (RuntimeError("NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
+         "the GPU is out of memory ('out of memory'); end other programs on it (`nvidia-smi`), lower `microbatch_size` or"
+         " the batch size, or set `recompute: true` or `cuda_graphs: false`"),
         (ImportError("libx.so: cannot open shared object file: Too many open files"),
          "cannot use a file (libx.so: cannot open shared object file: Too many open files); raise the number of open"
          " files with `ulimit -n 1024`"),

@@ -88,3 +88,29 @@ def test_a_log_on_a_full_disk_does_not_hide_why_a_stage_ends(
     with pytest.raises(Interrupted), stage_process._logging(tmp_path, True):
         train()
     assert capsys.readouterr().err == "a line\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "prints"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has … of which 1.50 GiB is free."), True),
+        (InputError("recipe.yaml:3: steps: is missing; give it"), False),
+    ],
+)
+def test_a_rank_reports_that_its_own_memory_does_not_suffice(
+    error: Exception, prints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other errors are the same on all ranks, of which the first reports them."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    monkeypatch.setattr(stage_process, "_run", fail)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--recipe", str(tmp_path / "r.yaml")]
+    assert stage_process.run(lambda stage: None, LMAdaptConfig, flags, "lm_adapt.py") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the GPU is out of memory (Tried to allocate 2.00 GiB.") == prints
+    assert said.count("\n") == prints
