@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import re
 import resource
@@ -107,6 +108,18 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
             " distributed_type and use_cpu in the launch configuration with accelerate_configs/"
         )
     return accelerator
+
+
+def free_memory(accelerator: Accelerator) -> None:
+    """Free the memory of a finished job, beside which the model of the next one might not fit on the device.
+
+    Engines and CUDA graphs are in reference cycles, which Python collects late, and accelerate keeps DeepSpeed's.
+    """
+    import torch
+
+    accelerator.free_memory()
+    gc.collect()  # accelerate collects before it forgets its models
+    torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -37,7 +37,14 @@ from t5_pipeline.core.printable import LogFile, LogFormatter, say, show
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import make_accelerator, peak_memory, reset_peak_memory, set_threads, slow_precision
+from t5_pipeline.execution.devices import (
+    free_memory,
+    make_accelerator,
+    peak_memory,
+    reset_peak_memory,
+    set_threads,
+    slow_precision,
+)
 from t5_pipeline.execution.environment import environment, versions
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
 
@@ -151,6 +158,8 @@ def _run(
             stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator, lock_again)
             if stopped_by and number < len(groups):
                 raise Interrupted(stopped_by)
+            if number < len(groups):
+                free_memory(accelerator)
 
 
 def _run_job(

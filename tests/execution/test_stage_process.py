@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch.nn import Module
 
+from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config import recipe as recipes
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.command_line import parse
+from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.core.errors import InputError, Interrupted
@@ -114,3 +120,31 @@ def test_a_rank_reports_that_its_own_memory_does_not_suffice(
     said = capsys.readouterr().err
     assert said.startswith("error: the GPU is out of memory (Tried to allocate 2.00 GiB.") == prints
     assert said.count("\n") == prints
+
+
+def test_a_job_frees_its_memory_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is in reference cycles, as engines are: two models need not fit on a device together."""
+    path = tmp_path / "r.yaml"
+    path.write_text(RECIPE)
+    recipe, name = resolved(path)
+    statuses = [
+        SimpleNamespace(cell=cell, up_to_date=False, fingerprint="f", reason="") for cell in recipe.stages[name]
+    ]
+    models: list[weakref.ref[Module]] = []
+
+    def run_job(*arguments: Any) -> int:
+        assert not any(one() for one in models)
+        model = Module()
+        model.register_forward_hook(lambda *_: model)
+        arguments[5]._models.append(model)  # as accelerate does for DeepSpeed
+        models.append(weakref.ref(model))
+        return 0
+
+    monkeypatch.setattr(stage_process, "check_outside", lambda _: None)
+    monkeypatch.setattr(stage_process, "cell_statuses", lambda *_: statuses)
+    monkeypatch.setattr(stage_process, "jobs", lambda *_: [[one] for one in statuses])
+    monkeypatch.setattr(stage_process, "_run_job", run_job)
+    given = parse(LMAdaptConfig, "lm_adapt.py", ["--recipe", str(path)])
+    run_dir = RunDir(tmp_path / "run")
+    stage_process._run(lambda stage: None, given, recipe, run_dir, name, LaunchContext())
+    assert len(models) == 2
