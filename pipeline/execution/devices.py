@@ -35,12 +35,20 @@ def set_threads(asked: int, launch: LaunchContext) -> None:
 
 
 def slow_precision(settings: StageConfig, device: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """A warning if the stage computes in bf16 on a CPU without bf16 instructions; None if not, or if unknown.
+    """A warning if the stage computes in bf16 on a device without bf16 instructions; None if not, or if unknown.
 
     Args:
         device: type of the device: cpu, cuda, …
     """
-    if device != "cpu" or getattr(settings, "precision", "fp32") != "bf16" or has_bf16(cpuinfo):
+    if getattr(settings, "precision", "fp32") != "bf16":
+        return None
+    if device == "cuda":
+        import torch
+
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return None
+        return "this GPU has no bf16 instructions and emulates them, so bf16 is slower than fp32; set `precision: fp32`"
+    if device != "cpu" or has_bf16(cpuinfo):
         return None
     return "this CPU has no bf16 instructions, so bf16 is many times slower than fp32; set `precision: fp32`"
 
@@ -84,6 +92,13 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
             'launch: the configuration asks for CPUs, but GPUs are visible; add gpu_ids: "-1,-1", as in'
             " accelerate_configs/cpu_ddp.yaml"
         )
+    visible = torch.cuda.device_count()
+    # Processes that a launcher starts see the same GPUs. Two of them on one would wait for each other, or fail in NCCL.
+    if not on_cpu and launch.parent is not None and launch.local_processes > visible:
+        raise InputError(
+            f"launch: asks for {launch.local_processes} processes on this machine, but torch sees {visible} "
+            f"GPU{'s' if visible > 1 else ''}; set num_processes to {visible}, or check CUDA_VISIBLE_DEVICES"
+        )
     handlers = []
     if launch.engine.startswith("zero"):
         _check_deepspeed()
@@ -96,8 +111,9 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
             # With cpu=True each of DeepSpeed's processes would silently train alone.
             handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
-        # Without this, each process that finds no GPU would train alone.
-        cpu=on_cpu and launch.processes > 1 and not handlers,
+        # Without this, several processes that find no GPU would each train alone, and one process would choose any
+        # other accelerator (MPS, XPU), where this package has not run.
+        cpu=on_cpu and (launch.processes > 1 or launch.engine == "one") and not handlers,
         kwargs_handlers=handlers,
         log_with=list(trackers) or None,
         project_dir=str(directory) if trackers else None,
