@@ -141,7 +141,9 @@ class Stack(nn.Module):
     block: nn.ModuleList
     flex = False
 
-    def parts(self, x: Tensor, mask: Tensor | Consecutive | None) -> tuple[Tensor | None, Mask]:
+    def parts(
+        self, x: Tensor, mask: Tensor | Consecutive | None, *, cached: bool = False
+    ) -> tuple[Tensor | None, Mask]:
         """Bias and mask for the first block.
 
         A mask shared by all rows is part of the bias. One that differs by row stays separate if attention can add both
@@ -149,13 +151,14 @@ class Stack(nn.Module):
 
         Args:
             mask: True at visible keys, bool [B, S] or [1 or B, Q, S]; or consecutive inputs; None hides nothing.
+            cached: whether the blocks decode with a cache.
         """
         if isinstance(mask, Consecutive):
             return None, mask
         attention = cast(Block, self.block[0]).self_attention
         # FlexAttention sums the gradients of biases by atomic additions: slowly, and in another order each time.
         learns = torch.is_grad_enabled() and attention.relative_attention_bias.weight.requires_grad
-        if self.flex and not learns and (mask is None or mask.dim() == 2 or mask.size(-1) == x.size(1)):
+        if self.flex and not learns and not cached:
             S = x.size(1)
             return None, block_mask(torch.ones(1, S, S, dtype=torch.bool, device=x.device) if mask is None else mask)
         added = mask_bias(mask)
@@ -195,7 +198,7 @@ class Decoder(Stack):
         cache: DecoderCache | None = None,
     ) -> Tensor:
         x_RTD = self.dropout(embedded_RTD)
-        bias, blocks_mask = self.parts(x_RTD, mask)
+        bias, blocks_mask = self.parts(x_RTD, mask, cached=cache is not None)
         for index, block in enumerate(self.block):
             layer_cache = None if cache is None else cache.layer(index)
             x_RTD, bias = block(x_RTD, encoded_BSD, bias, blocks_mask, cross_bias, layer_cache)
