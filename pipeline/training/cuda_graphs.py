@@ -6,6 +6,7 @@ CUDA graph starts all kernels of a microbatch's forward and backward pass at onc
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,21 +64,47 @@ class MicrobatchGraphs:
         recorded.graph.replay()
         return recorded.losses_C
 
+    def release(self) -> bool:
+        """Free the memory of all graphs and run without them from now on; False if there were none."""
+        released = any(self._seen.values())
+        self._seen.clear()
+        self._pool, self._works = None, False
+        return released
+
     def _record(self, loss_fn: Any, batch: TensorBatch) -> _Recorded | None:
         """Record without computing; None, and never again, if that fails."""
-        own = batch.copy()
+        own, stream = batch.copy(), torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            # Another thread may copy a checkpoint from the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # The inner context leaves its own stream behind if the recording cannot be ended. Meanwhile another thread
+            # may copy a checkpoint from the device.
+            with (
+                torch.cuda.stream(stream),
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
                 losses_C = self._run(loss_fn, own)
         except RuntimeError as error:  # of CUDA or torch
-            log.warning("cuda graphs: %s; running without them", one_line(error))
-            self._works = False
+            # What made it impossible to end the recording says more.
+            log.warning("cuda graphs: %s; running without them", one_line(error.__context__ or error))
+            _leave_recording(own.inputs_BS.device, self._pool)
+            self.release()
             return None
         log.info(
             "cuda graphs: recorded a microbatch of %s", " and ".join(str(list(x.shape)) for x in own.tensors()[:2])
         )
         return _Recorded(graph, own, losses_C)
+
+
+def _leave_recording(device: torch.device, pool: Any) -> None:
+    """Reset what torch does not if a recording cannot be ended.
+
+    Otherwise its allocator would keep the memory of the recording and release no other, and up to torch 2.11 its
+    generator would refuse to draw dropout masks.
+    """
+    with contextlib.suppress(RuntimeError):  # the recording was ended, after all
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())

@@ -6,6 +6,7 @@ w ← optimizer(w, g, learning rate of the step)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from t5_pipeline.training.microbatches import StepBatch, TensorBatch
 from t5_pipeline.training.optimizers import set_learning_rate
 from t5_pipeline.training.state import TrainState
+
+log = logging.getLogger("t5-pipeline")
 
 LossFn = Callable[[Any, TensorBatch], Tensor]
 
@@ -39,11 +42,27 @@ def train_step(
         skip_nonfinite: leave the weights unchanged if the gradient is not finite.
     """
     set_learning_rate(state.engine.optimizer, *learning_rates)
-    torch.manual_seed(dropout_seed(seed, batch.step, state.group.rank))
-    losses_C = gradients(state, batch, loss_fn, losses)
+    losses_C = _gradients_in_memory(state, batch, loss_fn, losses, seed)
     norm = state.engine.step(skip_nonfinite=skip_nonfinite)
     state.step += 1
     state.stats.add(state.step, losses_C, norm, batch.tokens, batch.examples)
+
+
+def _gradients_in_memory(state: TrainState, batch: StepBatch, loss_fn: LossFn, losses: int, seed: int) -> Tensor:
+    """`gradients`; if memory lacks beside that of CUDA graphs, which each keep some, once more without graphs."""
+
+    def attempt() -> Tensor:
+        torch.manual_seed(dropout_seed(seed, batch.step, state.group.rank))
+        return gradients(state, batch, loss_fn, losses)
+
+    try:
+        return attempt()
+    except torch.OutOfMemoryError as error:
+        if not state.engine.release_graphs():
+            raise
+        log.warning("cuda graphs: %s; running without them", str(error).partition(". GPU")[0])
+    # Outside the handler, whose traceback would keep the memory of the failed attempt.
+    return attempt()
 
 
 def gradients(state: TrainState, batch: StepBatch, loss_fn: LossFn, losses: int) -> Tensor:

@@ -7,9 +7,11 @@ on the same GPU.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +23,12 @@ from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.t5 import T5
+from t5_pipeline.training.cuda_graphs import MicrobatchGraphs
 from t5_pipeline.training.loss import output_loss
+from t5_pipeline.training.microbatches import TensorBatch
 from tests.modeling.conftest import token_rows
 from tests.system.test_compile import adapt, same_losses
+from tests.system.test_engines import PROMPT, tune
 from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, command, metrics, script
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -166,27 +171,30 @@ def adapted(
     """Four steps of LM adaptation by each engine that is tested, all at the same time; alone: without a launcher."""
     place = tmp_path_factory.mktemp("engines")
 
-    def run(engine: str, compiled: bool) -> Outcome:
-        """As one process, which meets itself over NCCL."""
-        output = place / f"{engine}-{compiled}"
-        flags = adapt(finished, output, "--steps", 4, "--compile", str(compiled).lower())
+    def run(engine: str, compiled: bool, processes: int) -> Outcome:
+        """On one device, as one process, which meets itself over NCCL."""
+        output = place / f"{engine}-{compiled}-{processes}"
+        graphs = ["--cuda-graphs", "true"] if engine == "ddp" and processes > 1 else []
+        flags = adapt(finished, output, "--steps", 4, "--compile", str(compiled).lower(), *graphs)
         if engine == "alone":
             return Outcome.of(script("lm_adapt", *flags))
         configuration = ROOT / "accelerate_configs" / f"{engine}.yaml"
-        return Outcome.of(accelerate_launch(configuration, "lm_adapt", *flags, processes=1))
+        return Outcome.of(accelerate_launch(configuration, "lm_adapt", *flags, processes=processes))
 
-    wanted = [("alone", False)]
+    wanted = [("alone", False, 1)]
     for item in request.session.items:
         if "adapted" in getattr(item, "fixturenames", ()):
-            wanted.append((item.callspec.params["engine"], "compile" in item.name))  # type: ignore[attr-defined]
+            processes = 2 if "two_devices" in item.name else 1
+            one = item.callspec.params["engine"], "compile" in item.name, processes  # type: ignore[attr-defined]
+            wanted += [one] if processes <= torch.cuda.device_count() else []
     with ThreadPoolExecutor(len(wanted)) as pool:
         started = {one: pool.submit(run, *one) for one in wanted}
 
-        def output(engine: str, compiled: bool = False) -> Path:
-            said = started[engine, compiled].result()
+        def output(engine: str, compiled: bool = False, processes: int = 1) -> Path:
+            said = started[engine, compiled, processes].result()
             assert said.code == 0, said.err
             assert "(cuda" in said.err
-            return place / f"{engine}-{compiled}"
+            return place / f"{engine}-{compiled}-{processes}"
 
         yield output
 
@@ -199,6 +207,13 @@ def test_engines_on_one_device_take_the_same_steps(adapted: Callable[..., Path],
 @pytest.mark.parametrize("engine", COMPILED)
 def test_engines_compile(adapted: Callable[..., Path], engine: str) -> None:
     same_losses(adapted("alone"), adapted(engine, True), 1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_on_two_devices_take_the_same_steps(adapted: Callable[..., Path], engine: str) -> None:
+    """DDP with CUDA graphs."""
+    same_losses(adapted("alone"), adapted(engine, processes=2), 1e-4)
 
 
 def in_parts(finished: Tiny, output: Path, parts: list[int], *flags: object) -> list[Outcome]:
@@ -235,6 +250,68 @@ def test_cuda_graphs_compute_the_same_bits(finished: Tiny, tmp_path: Path) -> No
     assert "cuda graphs: recorded" in said.err
     assert "running without" not in said.err
     same_bits(tmp_path / "kernels", tmp_path / "graphs")
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "more"), [("prompt_tune", "prompt", ()), ("prompt_mixture", "mixture", ("--components", 2))]
+)
+def test_cuda_graphs_of_prompts_compute_the_same_bits(
+    finished: Tiny, tmp_path: Path, kind: str, output: str, more: tuple[object, ...]
+) -> None:
+    for graphs in ("true", "false"):
+        flags = [
+            *tune(finished, tmp_path / graphs, "adafactor", 12),
+            "--task",
+            tmp_path / "about.yaml",
+            *PROMPT[2:],
+            *more,
+        ]
+        said = Outcome.of(script(kind, *flags, "--compile", "false", "--cuda-graphs", graphs))
+        assert said.code == 0, said.err
+        assert ("cuda graphs: recorded" in said.err) == (graphs == "true"), said.err
+        assert "running without" not in said.err
+    assert metrics(tmp_path / "true") == metrics(tmp_path / "false")
+    files = [path.relative_to(tmp_path / "true") for path in (tmp_path / "true" / output).rglob("*.safetensors")]
+    assert files
+    assert all((tmp_path / "true" / file).read_bytes() == (tmp_path / "false" / file).read_bytes() for file in files)
+
+
+def microbatch() -> TensorBatch:
+    ids, weights = torch.ones(1000, 2, dtype=torch.long, device="cuda"), torch.ones(1000, device="cuda")
+    return TensorBatch(ids, ids, weights, ids[:, 0])
+
+
+def test_after_a_recording_that_fails_dropout_and_stream_are_as_before(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("t5-pipeline"), "propagate", True)
+
+    def run(loss_fn: Any, batch: TensorBatch) -> Tensor:
+        kept = torch.nn.functional.dropout(batch.weights_B).sum()
+        return torch.tensor([float(kept)])  # waits for the device, which a recording cannot
+
+    found = []
+    for way in (run, MicrobatchGraphs(run)):
+        torch.manual_seed(1)
+        found.append([way(None, microbatch()).item() for _ in range(4)])
+    assert found[0] == found[1]
+    assert "running without them" in caplog.text
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+def test_released_graphs_free_their_memory() -> None:
+    def run(loss_fn: Any, batch: TensorBatch) -> Tensor:
+        return torch.ones(1 << 28, device="cuda").sum().view(1)  # 1 GiB
+
+    graphs = MicrobatchGraphs(run)
+    for _ in range(3):
+        assert graphs(None, microbatch()).item() == 1 << 28
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() > 1 << 30
+    assert graphs.release()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < 1 << 30
+    assert graphs(None, microbatch()).item() == 1 << 28
 
 
 def test_answers_equal_those_of_the_cpu(finished: Tiny, tmp_path: Path) -> None:

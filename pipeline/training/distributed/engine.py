@@ -76,6 +76,10 @@ class Engine(ABC):
         self.backward(losses_C.sum(), last=last)
         return losses_C.detach()
 
+    def release_graphs(self) -> bool:
+        """Run without CUDA graphs from now on, with clear gradients and the memory of the graphs; False without any."""
+        return False
+
     @abstractmethod
     def step(self, *, skip_nonfinite: bool = False) -> Tensor:
         """Sum the gradients over the processes, apply the optimizer, and clear the gradients.

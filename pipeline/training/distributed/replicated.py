@@ -61,6 +61,13 @@ class Replicated(Engine):
             return super().accumulate(loss_fn, batch, last=last)
         return self._graphs(loss_fn, batch)
 
+    def release_graphs(self) -> bool:
+        if self._graphs is None or not self._graphs.release():
+            return False
+        self._graphs = None
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
     def step(self, *, skip_nonfinite: bool = False) -> Tensor:
         gradients = []
         for p in self.trained.values():
