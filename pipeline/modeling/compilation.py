@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -33,6 +34,10 @@ GRAPHS = 32
 """Graphs of one kind of block, at most: if it needs another one, it runs eagerly from then on."""
 
 backend = "inductor"
+
+# Do not choose kernels by measuring them, which would differ between runs. Dynamo resets torch's option after a graph,
+# and the backward pass is compiled later, perhaps by another thread: it must be an option of the graph.
+_OPTIONS = {"inductor": {"config_patches": {"deterministic": True}}}
 
 
 def use_compiler(wanted: Literal["auto", "true", "false"], device_type: str) -> bool:
@@ -84,9 +89,12 @@ def _keep_kernels() -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", directory)
 
 
+_here = threading.local()
+
+
 def _configure() -> None:
+    """Set torch's options, which since torch 2.12 are those of a thread."""
     import torch._dynamo.config
-    import torch._inductor.config
     import torch.fx.experimental._config
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
@@ -96,8 +104,7 @@ def _configure() -> None:
     torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
     # Tracing looks at the gradient of every input, and torch warns of those between layers.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-    # Do not choose kernels by measuring them, which would differ between runs. (Since torch 2.10.)
-    torch._inductor.config.deterministic = True
+    _here.configured = True
 
 
 class CompiledForward:
@@ -115,6 +122,8 @@ class CompiledForward:
     def __call__(self, *arguments: Any) -> Any:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+        if not hasattr(_here, "configured"):
+            _configure()
         name = self._layers.__name__
         if self._compiled is None:
             options: dict[str, Any] = {"fullgraph": True, "dynamic": self._dynamic}
@@ -141,7 +150,7 @@ class _Backend:
                     env = size.node.shape_env
                     env.var_to_hint_override |= dict.fromkeys(env.var_to_range, LIKELY_SIZE)
         began = time.monotonic()
-        compiled = torch._dynamo.lookup_backend(backend)(graph, inputs)
+        compiled = torch._dynamo.lookup_backend(backend)(graph, inputs, **_OPTIONS.get(backend, {}))
         self.graphs += 1
         log.info("compile: %s, graph %d, in %.0f s", self.name, self.graphs, time.monotonic() - began)
         return compiled

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
 
 from t5_pipeline.modeling import compilation
@@ -101,3 +106,38 @@ def test_compiled_blocks_have_the_same_gradients(model: T5, recompute: bool, cap
     # With and without padding; few target tokens skip the keys of cross-attention.
     assert 2 <= graphs <= 6
     assert caplog.text.count("compile:") == graphs
+
+
+@pytest.mark.parametrize("shape", [MODELS["gated_untied"]], ids=["gated_untied"])
+def test_kernels_are_never_chosen_by_measuring_them(model: T5, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forward and the backward pass of every kind of block: torch itself resets the option after each graph."""
+    from torch._inductor import compile_fx, config
+
+    found = []
+
+    def inner(graph: torch.fx.GraphModule, *_: object, **__: object) -> Callable[..., Any]:
+        found.append(config.deterministic)
+        return make_boxed_func(graph.forward)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", partial(compile_fx.compile_fx, inner_compile=inner))
+    monkeypatch.setattr(compilation, "backend", "inductor")
+    model.set_execution(compiled=True)
+    losses(model, SHAPES[:1])
+    assert len(found) >= 4
+    assert all(found)
+
+
+@pytest.mark.parametrize("shape", [MODELS["gated_untied"]], ids=["gated_untied"])
+def test_every_thread_compiles_alike(model: T5, caplog: pytest.LogCaptureFixture) -> None:
+    """A server compiles in a thread of its own."""
+    model.set_execution(compiled=True)
+
+    def encode() -> None:
+        with torch.no_grad():
+            for lengths in ([6, 5, 4, 3, 2, 6], [9, 5, 14, 2], [12, 3, 7]):  # the first as many rows as positions
+                ids = token_rows(lengths, seed=2)
+                model.encode(model.embed(ids), ids != 0)
+
+    with caplog.at_level(logging.INFO, logger="t5-pipeline"), ThreadPoolExecutor(1) as thread:
+        thread.submit(encode).result()
+    assert caplog.text.count("compile: encoder_layers, graph") == 1
