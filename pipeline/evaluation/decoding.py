@@ -154,7 +154,7 @@ def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float
     [0, 1, 1]
     """
     p_BV, token_BV = kept(logits_BV, temperature, top_p)
-    last_B1 = (p_BV > 0).sum(dim=-1, keepdim=True) - 1
+    last_B1 = ((p_BV > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # −1 if the logits are NaN
     place_B1 = (p_BV.cumsum(dim=-1) <= drawn_B.double().unsqueeze(1)).sum(dim=-1, keepdim=True)
     return token_BV.gather(1, place_B1.minimum(last_B1)).squeeze(1)
 

@@ -89,7 +89,7 @@ class Prompt:
                 f"{path}: {rows_PD.dtype} {list(rows_PD.shape)}, but {info.file_name} says {info.prompt_length} rows"
                 f" of width {info.width} in float32; use the file that belongs to it"
             )
-        if not bool(rows_PD.isfinite().all()):
+        if not bool(rows_PD.bfloat16().isfinite().all()):  # which rounds the largest numbers of fp32 to infinity
             raise InputError(f"{path}: contains numbers that are not finite; train the prompt again")
         return cls(rows_PD, info)
 

@@ -120,7 +120,8 @@ class RunningBatch(Generic[Owner]):
             )
             place_S = torch.arange(max(lengths[i] for i in part), device=encoded_ND.device)
             mask_bS = place_S < length_b[:, None]
-            index_bS = (begin_b[:, None] + place_S).where(mask_bS, 0)  # padding is hidden, whatever its values
+            # Padding repeats the text's own first token: a mask would not hide NaN from another text.
+            index_bS = begin_b[:, None] + place_S.where(mask_bS, 0)
             keys_bHSK, values_bHSK = (x_NHK[index_bS].transpose(1, 2).contiguous() for x_NHK in (keys_NHK, values_NHK))
             padded = min(lengths[i] for i in part) < len(place_S)
             found.append(Encoded(keys_bHSK, values_bHSK, mask_bias(mask_bS) if padded else None))

@@ -247,7 +247,7 @@ def import_prompt(
         raise InputError("--output: a prompt is a directory; give its path, not -")
     refuse_to_replace(Path(output))
     rows_PD = READERS[form](Path(source))
-    if not bool(rows_PD.isfinite().all()):
+    if not bool(rows_PD.bfloat16().isfinite().all()):  # as Prompt.load requires
         raise InputError(f"{source}: contains non-finite numbers; download or train the prompt again")
     settings = load_task(Path(task))
     Task.load(settings)

@@ -176,3 +176,10 @@ def test_the_smallest_temperature_decodes_greedily() -> None:
 def test_impossible_ways_to_decode_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         Decoding(**values)  # type: ignore[arg-type]
+
+
+def test_a_sample_of_nan_is_a_token() -> None:
+    """A row that overflows must not end the decoding of the others."""
+    logits_BV = torch.tensor([[torch.nan] * 3, [0.0, 9.0, 0.0]])
+    drawn = sampled(logits_BV, torch.tensor([0.5, 0.5]), temperature=1.0, top_p=0.9)
+    assert (drawn[0] in (0, 1, 2), int(drawn[1])) == (True, 1)

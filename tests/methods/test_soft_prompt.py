@@ -68,6 +68,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (lambda d: save_file({"rows": torch.ones(5, 8)}, d / "prompt.safetensors"), r"contains \['rows'\]"),
         (lambda d: save_file({"prompt": torch.ones(5, 8).half()}, d / "prompt.safetensors"), "float16"),
         (lambda d: save_file({"prompt": torch.full((5, 8), torch.nan)}, d / "prompt.safetensors"), "not finite"),
+        (lambda d: save_file({"prompt": torch.full((5, 8), 3.4e38)}, d / "prompt.safetensors"), "not finite"),
     ],
 )
 def test_damage_is_reported_on_one_line(

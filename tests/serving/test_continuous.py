@@ -104,3 +104,16 @@ def test_memory_shrinks_when_long_texts_leave(t5: T5) -> None:
     assert shapes() == [(1, 4, 10), (1, 4, 2)]
     batch.keep([row for row, text in enumerate(batch.texts) if text.owner == 2])
     assert shapes() == [(1, 4, 2)]
+
+
+@torch.no_grad()
+def test_a_text_that_overflows_changes_no_other_text(t5: T5) -> None:
+    """Long and NaN, it is the first of a part in which the others are padded."""
+    others = [1, 5, 3]  # 9, 12 and 6 tokens
+    batch: RunningBatch[int] = RunningBatch(t5)
+    bad = torch.full((11, t5.shape.d_model), torch.nan)
+    batch.join([Text(-1, 12), *(Text(i, MOST[i]) for i in others)], [bad, *(encoded(t5, inputs()[i]) for i in others)])
+    found = {}
+    while len(batch):
+        found |= {text.owner: text.ids for text in batch.step()}
+    assert {i: found[i] for i in others} == {i: alone(t5, inputs()[i], MOST[i]) for i in others}

@@ -199,6 +199,7 @@ def _pickle(path: Path) -> None:
     (_npy(np.ones((P, D), np.int64)), "contains int64 [5, 32]; give"),
     (_npy(np.ones((P, D + 1), np.float32)), "has rows of width 33, but"),
     (_npy(np.full((P, D), np.nan, np.float32)), "non-finite"),
+    (_npy(np.full((P, D), 3.4e38, np.float32)), "non-finite"),
 ])  # fmt: skip
 def test_invalid_npy_is_rejected(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], words: str
