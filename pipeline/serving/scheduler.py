@@ -169,6 +169,8 @@ class Scheduler:
             if self._draining:
                 raise Draining("the server is shutting down")
             if self.waiting + len(jobs) > self.limits.waiting:
+                self._remove_abandoned()
+            if self.waiting + len(jobs) > self.limits.waiting:
                 raise QueueFull(self._seconds_to_drain())
             for job in jobs:
                 (self._labels if job.label_ids else self._texts).append(job)
@@ -206,9 +208,18 @@ class Scheduler:
 
     def _take(self) -> tuple[list[Job], list[Job]]:
         """Up to a batch of jobs with labels, and free text for the places that are left in the running batch."""
+        self._remove_abandoned()
         room = self.limits.batch - self.running
         labels = [self._labels.popleft() for _ in range(min(self.limits.batch, len(self._labels)))]
         return labels, [self._texts.popleft() for _ in range(min(room, len(self._texts)))]
+
+    def _remove_abandoned(self) -> None:
+        """Free the places of waiting jobs whose clients went away, which others would have to wait for."""
+        for queue in (self._labels, self._texts):
+            kept = [job for job in queue if not (job.cancelled.is_set() and self._dropped(job))]
+            if len(kept) < len(queue):
+                queue.clear()
+                queue.extend(kept)
 
     def _turn(self, labels: Sequence[Job], texts: Sequence[Job]) -> None:
         scored = [job for job in labels if not self._dropped(job)]

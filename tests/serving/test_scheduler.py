@@ -220,3 +220,30 @@ def test_a_prompt_of_another_t5_is_refused_with_both_digests(world: Path, store:
         store.read("foreign", path)
     assert (refused.value.of_prompt, refused.value.of_t5) == ("f" * 64, store.t5.digest)
     assert isinstance(refused.value, InputError)
+
+
+def test_jobs_whose_clients_went_away_do_not_fill_the_queue(store: PromptStore) -> None:
+    """A text has the only place; five others wait for it until their clients leave."""
+    scheduler = Scheduler.load(store, limits=Limits(batch=1, waiting=5))
+    begun, released = threading.Event(), threading.Event()
+
+    def on_token(ids: list[int]) -> None:
+        begun.set()
+        assert released.wait(30)
+
+    first = scheduler.job(store.get("free"), "x", max_tokens=1, on_token=on_token)
+    scheduler.start()
+    scheduler.submit([first])
+    assert begun.wait(30)
+    waiting = [scheduler.job(store.get("free"), "x") for _ in range(5)]
+    scheduler.submit(waiting)
+    with pytest.raises(QueueFull):
+        scheduler.submit([scheduler.job(store.get("free"), "x")])
+    for job in waiting:
+        job.cancelled.set()
+    scheduler.submit(again := [scheduler.job(store.get("free"), "x") for _ in range(5)])
+    released.set()
+    assert all(job.done.result(30) for job in [first, *again])
+    assert all(isinstance(job.done.exception(0), CancelledError) for job in waiting)
+    assert scheduler.counts.cancelled == 5
+    scheduler.close()
