@@ -79,14 +79,19 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
     with _listen(given.host, given.port) as listening:
         app = load_app(given, keys)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + 1)
-        host, port = listening.getsockname()[:2]
+        server = uvicorn.Server(config)
+        for number in (signal.SIGTERM, signal.SIGINT):  # before uvicorn handles them; it raises them again at the end
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         listening.listen()  # from here on, clients wait for uvicorn instead of being refused
-        count = len(app.state.server.store)
-        say(f"serving {count} prompts at http://{host}:{port} (OpenAI clients: base_url http://{host}:{port}/v1)")
-        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn shuts down, and then raises the signal again
-            signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run(sockets=[listening])
+        count, url = len(app.state.server.store), _url(listening)
+        say(f"serving {count} prompts at {url} (OpenAI clients: base_url {url}/v1)")
+        server.run(sockets=[listening])
         return 0
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:
