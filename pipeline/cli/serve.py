@@ -111,9 +111,15 @@ def _keys(path: Path | None) -> frozenset[str]:
     if path is None:
         return frozenset()
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--keys: cannot read {path} ({error}); give a text file with one key a line") from None
-    if not lines:
+    keys = set()
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        if len(words) > 1:  # each word of a comment would be a key
+            raise InputError(f"--keys: {path}:{number}: has a space in it; write one key a line, and nothing else")
+        keys.update(words)
+    if not keys:
         raise InputError(f"--keys: {path} contains no key; write one key a line")
-    return frozenset(lines)
+    return frozenset(keys)

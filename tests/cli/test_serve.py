@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from t5_pipeline.cli.serve import application
+from t5_pipeline.cli.serve import _keys, application
 from tests.forked import Forked
 from tests.serving.served_world import TEXTS, write_prompt, write_world
 from tests.tiny_run import ROOT, command, refused, t5_pipeline
@@ -95,8 +95,12 @@ def test_flags_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
     refused(t5_pipeline(*given, "--keys", tmp_path / "absent"), r"--keys: cannot read .*absent .*one key a line")
     (tmp_path / "keys").write_text("\n")
     refused(t5_pipeline(*given, "--keys", tmp_path / "keys"), r"--keys: .*keys contains no key; write one key a line")
+    (tmp_path / "keys").write_text("one\n\n# two of Alice\n")
+    refused(t5_pipeline(*given, "--keys", tmp_path / "keys"), r"--keys: .*keys:3: has a space in it; write one key .*")
+    (tmp_path / "keys").write_text("\ufeffone\n two \r\n")
+    assert _keys(tmp_path / "keys") == {"one", "two"}
     refused(
-        t5_pipeline(*given, "--host", "192.0.2.1", "--keys", world / "model/config.json"),
+        t5_pipeline(*given, "--host", "192.0.2.1", "--keys", tmp_path / "keys"),
         r"--host, --port: cannot listen at 192\.0\.2\.1:8000 .*",
     )
     refused(t5_pipeline(*given, "--name", "free", "--port", "0"), r"`free` is the name of the T5 without a prompt; .*")
