@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from t5_pipeline.artifacts.kinds import artifact_digest, named_prompts
+from t5_pipeline.artifacts.kinds import artifact_digest, marker, named_prompts
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
@@ -63,6 +63,7 @@ class PromptStore:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _watched: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _unreadable: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    _warned: dict[str, str] = field(default_factory=dict)
     _mirror: Mirror | None = None
     _unreachable: bool = False
     _unfetched: set[str] = field(default_factory=set)  # what was said about prompts of the URL
@@ -99,6 +100,10 @@ class PromptStore:
         """
         if name == self.reserved:
             raise InputError(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: its name is not UTF-8; rename the directory") from None
         prompt = Prompt.load(path)
         info = prompt.info
         self.t5.check_prompt(f"prompt `{name}`", info)
@@ -148,15 +153,15 @@ class PromptStore:
                 raise InputError(f"--prompts: {location} contains no prompt.json; check the URL")
             location = str(self._mirror.directory)
         for name, path in named_prompts(location, "--prompts").items():
+            self._watched[name] = _signature(path)  # before reading, so that a change meanwhile is found by `look`
             self.add(self.read(name, path))
-            self._watched[name] = _signature(path)
         return Path(location)
 
     def look(self, directory: str) -> list[str]:
         """Bring the store up to date with a watched directory.
 
         Prompts that were added otherwise stay. A prompt that cannot be read keeps its previous version and is reported
-        once.
+        once; it is read again when its files change, or at every look if the reason is not in them.
 
         Returns:
             One line for each change.
@@ -172,25 +177,40 @@ class PromptStore:
         changes = []
         for name, path in found.items():
             signature = _signature(path)
-            if self._watched.get(name) == signature or self._unreadable.get(name) == signature:
+            if self._watched.get(name) == signature:
+                self._warned.pop(name, None)
+                continue
+            if self._unreadable.get(name) == signature:
                 continue
             try:
                 prompt = self.read(name, path)
-            except (InputError, OSError) as error:
-                self._unreadable[name] = signature
-                say(f"warning: {error}")
+            except Exception as error:  # of any library, which must not keep the other prompts from changing
+                if isinstance(error, InputError):
+                    self._unreadable[name] = signature
+                self._warn(name, str(error) if isinstance(error, InputError) else f"prompt `{name}`: {error!r}")
                 continue
             if _signature(path) != signature:  # still being written
                 continue
             before = self.add(prompt)
             self._watched[name] = signature
             self._unreadable.pop(name, None)
+            self._warned.pop(name, None)
             changes.append(f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})")
         for name in [name for name in self._watched if name not in found]:
+            served = self._prompts.get(name)
+            if served is not None and not _is_gone(served.path):  # as while permissions are being changed
+                self._warn(name, f"prompt `{name}`: {served.path} cannot be read; it is still served")
+                continue
             del self._watched[name]
             if self.remove(name):
                 changes.append(f"removed prompt `{name}`")
         return changes
+
+    def _warn(self, name: str, problem: str) -> None:
+        """Report a problem of a prompt, once."""
+        if self._warned.get(name) != problem:
+            say(f"warning: {problem}")
+        self._warned[name] = problem
 
     def _mirrored(self) -> bool:
         """Update the copy of a URL; False, with one warning, while the URL cannot be read."""
@@ -212,12 +232,23 @@ class PromptStore:
 
 
 def _signature(path: Path) -> tuple[object, ...]:
-    """Names, sizes, times and inodes of the files of a prompt."""
+    """Names, sizes, times and inodes of the files of a prompt; their ctime also tells of changed permissions."""
     parts: list[object] = []
     try:
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
             state = entry.stat()
-            parts.append((entry.name, state.st_size, state.st_mtime_ns, state.st_ino))
+            parts.append((entry.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
     except OSError:
         return ()
     return tuple(parts)
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there is no prompt in a directory; False if that cannot be determined."""
+    try:
+        (path / marker("prompt")).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False

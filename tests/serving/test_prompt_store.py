@@ -1,0 +1,125 @@
+"""Watched folders of prompts that change while they are read, or cannot be read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from t5_pipeline.artifacts import kinds
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.methods.soft_prompt import Prompt
+from t5_pipeline.serving.prompt_store import PromptStore
+from tests.serving.served_world import write_prompt, write_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    return write_world(tmp_path)
+
+
+@pytest.fixture
+def store(world: Path) -> PromptStore:
+    made = PromptStore.of(str(world / "model"), torch.zeros(1))
+    made.load(str(world / "prompts"))
+    return made
+
+
+def digest(world: Path, name: str) -> str:
+    return artifact_digest("prompt", world / "prompts" / name)
+
+
+def test_a_prompt_that_is_replaced_while_the_server_starts_is_read_again(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    read = store.read
+
+    def replaced(name: str, path: Path) -> object:
+        found = read(name, path)
+        if name == "labels":
+            write_prompt(world, "labels", 77)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "read", replaced)
+        store.load(str(world / "prompts"))
+    assert store.all()["labels"].digest != digest(world, "labels")
+    assert len(store.look(str(world / "prompts"))) == 1
+    assert store.all()["labels"].digest == digest(world, "labels")
+
+
+@pytest.mark.parametrize(("forbidden", "warnings"), [("", 4), ("labels", 1)])
+def test_prompts_that_may_not_be_read_for_a_while_are_still_served(
+    world: Path, store: PromptStore, forbidden: str, warnings: int, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The folder may not be listed, or a prompt not be entered; the tests may run as root, who may do both."""
+    stat, scandir, folder = os.stat, os.scandir, str(world / "prompts")
+
+    def no_stat(path: object, **more: object) -> os.stat_result:
+        if forbidden and str(path).startswith(f"{folder}/{forbidden}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **more)  # type: ignore[arg-type]
+
+    def no_scandir(path: object = ".") -> object:
+        if str(path) == f"{folder}/{forbidden}".rstrip("/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", no_stat)
+        patched.setattr(os, "scandir", no_scandir)
+        assert store.look(folder) == store.look(folder) == []
+    assert list(store.all()) == ["free", "labels", "labels-2", "long"]
+    warned = capsys.readouterr().err
+    assert warned.count("warning: prompt `labels`: ") == 1
+    assert warned.count("\n") == warnings
+    assert store.look(folder) == []
+
+
+def test_a_prompt_is_read_again_when_its_permissions_change(
+    world: Path, store: PromptStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`chmod` does not change the time of a file's content."""
+    path = write_prompt(world, "new", 9)
+    with monkeypatch.context() as patched:
+        refused = InputError(f"{path}/prompt.json: cannot be read (Permission denied); check the path")
+        patched.setattr(Prompt, "load", lambda path: (_ for _ in ()).throw(refused))
+        assert store.look(str(world / "prompts")) == store.look(str(world / "prompts")) == []
+    assert capsys.readouterr().err.count("Permission denied") == 1
+    assert store.look(str(world / "prompts")) == [], "nothing has changed"
+    (path / "prompt.json").chmod(0o640)
+    assert store.look(str(world / "prompts")) == [f"added prompt `new` (digest {digest(world, 'new')[:12]})"]
+
+
+def test_an_unexpected_error_of_one_prompt_does_not_keep_the_others_from_changing(
+    world: Path, store: PromptStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, name in enumerate(("a-new", "b-new"), 20):
+        write_prompt(world, name, seed)
+    read = kinds.artifact_digest
+
+    def fails(kind: str, path: Path) -> str:
+        if path.name == "a-new":
+            raise RuntimeError("out of memory")
+        return read(kind, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("t5_pipeline.serving.prompt_store.artifact_digest", fails)
+        assert [line[:20] for line in store.look(str(world / "prompts"))] == ["added prompt `b-new`"]
+        assert store.look(str(world / "prompts")) == []
+    assert capsys.readouterr().err == "warning: prompt `a-new`: RuntimeError('out of memory')\n"
+    assert [line[:20] for line in store.look(str(world / "prompts"))] == ["added prompt `a-new`"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused(
+    world: Path, store: PromptStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The list of models, which is JSON, could not contain it."""
+    (world / "prompts/labels-2").rename(os.fsdecode(os.fsencode(world / "prompts") + b"/caf\xe9"))
+    assert store.look(str(world / "prompts")) == ["removed prompt `labels-2`"]
+    assert "its name is not UTF-8; rename the directory" in capsys.readouterr().err
