@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -9,6 +12,9 @@ from starlette.exceptions import HTTPException
 
 from t5_pipeline.core.printable import printable, say
 from t5_pipeline.serving.http.schemas import ErrorDetail, ErrorResponse
+
+_FORM = re.compile(r"str|(list|dict)\[.*\]")
+"""pydantic's name of one of several forms of a field, which it puts after the name of the field."""
 
 
 class Refused(Exception):
@@ -29,9 +35,17 @@ class Refused(Exception):
         self.status, self.headers = status, headers or {}
         self.detail = ErrorDetail(message=printable(message), type=kind, param=param, code=code, digests=digests)
 
+    def content(self) -> dict[str, Any]:
+        return ErrorResponse(error=self.detail).model_dump(exclude_none=True)
+
     def response(self) -> JSONResponse:
-        body = ErrorResponse(error=self.detail).model_dump(exclude_none=True)
-        return JSONResponse(body, self.status, self.headers)
+        return JSONResponse(self.content(), self.status, self.headers)
+
+
+def failure(where: str, error: Exception) -> Refused:
+    """The answer to a request that failed for a reason that is only logged."""
+    say(f"error: {where}: {type(error).__name__}: {error}")
+    return Refused(500, "the request failed; the server's log says why")
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -44,7 +58,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        place = ".".join(str(part) for part in first["loc"][1:] if not _FORM.fullmatch(str(part)))
         if first["type"] == "extra_forbidden":
             names = [".".join(map(str, e["loc"][1:])) for e in error.errors() if e["type"] == "extra_forbidden"]
             listed = ", ".join(f"`{name}`" for name in names)
@@ -58,5 +72,4 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        say(f"error: {request.url.path}: {type(error).__name__}: {error}")
-        return Refused(500, "the request failed; the server's log says why").response()
+        return failure(request.url.path, error).response()

@@ -110,7 +110,7 @@ class LoadAdapterRequest(BaseModel):
     """The body of vLLM's `POST /v1/load_lora_adapter`."""
 
     lora_name: Name
-    lora_path: str
+    lora_path: str = Field(max_length=1000)
 
 
 class UnloadAdapterRequest(BaseModel):

@@ -166,7 +166,7 @@ class Server:
             "sentinel": info.sentinel,
             "step": info.step,
             "seed": info.seed,
-            "scores": info.scores,
+            "scores": {metric: score for metric, score in info.scores.items() if math.isfinite(score)},  # for JSON
         }
         return ModelCard(
             id=prompt.name, created=self.started, method="soft prompt", parent=self.options.model_name, card=card

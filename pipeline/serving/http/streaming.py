@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 
+from t5_pipeline.serving.http.errors import Refused, failure
 from t5_pipeline.serving.http.schemas import Completion
 from t5_pipeline.serving.http.server import Server
 from t5_pipeline.serving.jobs import Job, Result
@@ -54,9 +55,9 @@ class Events:
                 yield f"data: {json.dumps(self.whole.model_dump())}\n\n"
             yield "data: [DONE]\n\n"
         except TimeoutError:
-            yield self._error(f"no answer within {self.server.options.timeout:g} seconds")
+            yield _error(Refused(504, f"no answer within {self.server.options.timeout:g} seconds", code="timeout"))
         except Exception as error:
-            yield self._error(str(error))
+            yield _error(failure("/v1/completions", error))
         finally:
             for job in self.jobs:
                 if not job.done.done():
@@ -67,5 +68,6 @@ class Events:
         event = {**self.whole.model_dump(exclude={"usage"}), "choices": [choice]}
         return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
-    def _error(self, message: str) -> str:
-        return f"data: {json.dumps({'error': {'message': message, 'type': 'server_error'}})}\n\n"
+
+def _error(problem: Refused) -> str:
+    return f"data: {json.dumps(problem.content())}\n\n"

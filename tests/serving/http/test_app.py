@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +161,8 @@ def test_classify_gives_exact_probabilities_and_votes(served: Served, engine: En
     ("body", "status", "code", "message"),
     [
         ({"model": "free", "prompt": "x", "best_of": 2, "echo": True}, 400, "unsupported_field", "not supported: `best_of`, `echo`"),
+        (b'{"model": "free", "prompt": "x", "temperature": NaN}', 400, None, "temperature: "),
+        (b'{"model": "free", "prompt": "x", "top_p": NaN}', 400, None, "top_p: "),
         ({"model": "fre", "prompt": "x"}, 404, "model_not_found", "there is no prompt `fre`"),
         ({"model": "free", "prompt": "word " * 90}, 413, "context_length_exceeded", "tokens, but at most 48 fit"),
         ({"model": "free", "prompt": " " * 1_000_000}, 413, "context_length_exceeded", "has 1,000,000 characters, but at most 3,072 fit"),
@@ -170,6 +172,7 @@ def test_classify_gives_exact_probabilities_and_votes(served: Served, engine: En
         ({"model": "free", "fields": {"txt": "x"}}, 400, None, "has no field 'text'"),
         ({"model": "base", "fields": {"text": "x"}}, 400, None, "need a prompt with a template"),
         ({"model": "free", "prompt": "x", "temperature": "hot"}, 400, None, "temperature: "),
+        ({"model": "free", "prompt": [1, 2, 3]}, 400, None, "prompt: Input should be a valid string"),
         ({"model": "free", "prompt": ["x"] * 65}, 413, None, "65 inputs (one for each prompt), but at most 64 fit"),
         ({"model": "free", "prompt": "a\ud800"}, 400, None, "prompt: character 1 is half of a surrogate pair"),
         (b"{", 400, None, "JSON"),
@@ -257,11 +260,12 @@ def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
 def test_prompts_change_while_serving(served: Served) -> None:
     write_prompt(served.world, "outside", 9)
     (served.world / "prompts/outside").rename(served.world / "elsewhere")
-    for path in ("../elsewhere", str(served.world / "elsewhere"), "absent"):
+    for path in ("../elsewhere", str(served.world / "elsewhere"), "absent", "\ud800"):
         status, answer, _ = served.request("POST", "/v1/prompts", {"name": "new", "path": path})
         assert (status, answer["error"]["param"]) == (400, "path"), answer
     assert served.request("POST", "/v1/prompts", {"name": "new", "path": "labels"})[0] == 201
     assert served.request("POST", "/v1/classify", {"model": "new", "fields": {"text": "x"}})[0] == 200
+    assert served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "\ud800"})[0] == 400
     assert served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "free"})[0] == 200
     assert served.request("POST", "/v1/unload_lora_adapter", {"lora_name": "n2"})[0] == 200
     assert served.request("DELETE", "/v1/prompts/new")[0] == 204
@@ -316,6 +320,33 @@ def test_shutdown_answers_accepted_requests(tmp_path: Path) -> None:
         assert [one.result()[0] for one in asked] == [200] * 8
     made.thread.join(30)
     assert not made.thread.is_alive()
+
+
+def test_a_score_that_is_not_a_number_is_left_out(served: Served) -> None:
+    """JSON has no NaN, and the page expects numbers."""
+    server = served.server.config.app.state.server  # type: ignore[union-attr]
+    prompt = server.prompt("labels")
+    info = prompt.info.model_copy(update={"scores": {"pearson": float("nan"), "accuracy": 0.5}})
+    card = server.card(replace(prompt, info=info)).card
+    assert card is not None
+    assert card["scores"] == {"accuracy": 0.5}
+
+
+def test_a_stream_that_fails_says_why_in_the_log_only(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an answer that is not streamed."""
+
+    def fails(jobs: Any) -> None:
+        raise RuntimeError("out of memory at 0x7f00")
+
+    monkeypatch.setattr(served.scheduler.backend, "join", fails)
+    for stream in (False, True):
+        _, answer, _ = served.request("POST", "/v1/completions", {"model": "long", "prompt": "x", "stream": stream})
+        error = json.loads(answer.split("\n")[0].removeprefix("data: ")) if stream else answer
+        assert error == {"error": {"message": "the request failed; the server's log says why", "type": "server_error"}}
+    said = "error: /v1/completions: RuntimeError: out of memory at 0x7f00"
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")] == [said] * 2
 
 
 def test_a_client_that_goes_away_frees_its_place(served: Served) -> None:
