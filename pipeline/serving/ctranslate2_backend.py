@@ -45,15 +45,22 @@ class CTranslate2Backend:
         translator: a `ctranslate2.Translator`.
         pieces: its vocabulary.
         rows: ids of each prompt's rows, by the prompt's name.
+        end: a row with the embedding of EOS.
     """
 
     samples = False
 
     def __init__(
-        self, translator: Any, pieces: Sequence[str], rows: Mapping[str, PromptTokens], embedding_VD: Tensor, eos: int
+        self,
+        translator: Any,
+        pieces: Sequence[str],
+        rows: Mapping[str, PromptTokens],
+        end: PromptTokens,
+        embedding_VD: Tensor,
+        eos: int,
     ) -> None:
-        self.translator, self.pieces, self.rows, self.embedding_VD, self.eos = (
-            translator, pieces, rows, embedding_VD, eos,
+        self.translator, self.pieces, self.rows, self.end, self.embedding_VD, self.eos = (
+            translator, pieces, rows, end, embedding_VD, eos,
         )  # fmt: skip
         self._texts: list[tuple[Text[Job], list[str]]] = []  # with the pieces of their inputs
 
@@ -77,8 +84,10 @@ class CTranslate2Backend:
         prompts = store.all()
         # Names may contain anything; numbers are fine as parts of tokens.
         rows_PD = {str(number): prompt.rows_PD for number, prompt in enumerate(prompts.values())}
+        t5, eos = load_t5(store.model), store.vocabulary.eos
+        embedding_VD = t5.shared.weight.detach()
+        rows_PD["end"] = embedding_VD[eos : eos + 1]
         tokens = assign_ids(rows_PD, store.vocabulary.size)
-        t5 = load_t5(store.model)
         with tempfile.TemporaryDirectory(prefix="t5-pipeline-ctranslate2-") as scratch:
             directory = Path(scratch, "model")
             directory.mkdir()
@@ -88,8 +97,8 @@ class CTranslate2Backend:
             translator = ctranslate2.Translator(
                 str(directory), device, compute_type=kind, intra_threads=torch.get_num_threads()
             )
-        rows = dict(zip(prompts, tokens.values(), strict=True))
-        return cls(translator, pieces, rows, t5.shared.weight.detach(), store.vocabulary.eos)
+        *of_prompts, end = tokens.values()
+        return cls(translator, pieces, dict(zip(prompts, of_prompts, strict=True)), end, embedding_VD, eos)
 
     @property
     def decoding(self) -> Sequence[Job]:
@@ -148,4 +157,6 @@ class CTranslate2Backend:
     def _source(self, job: Job) -> list[str]:
         """The rows of the prompt and the input."""
         rows = [] if job.prompt is None else self.rows[job.prompt.name].tokens
-        return [*rows, *self._pieces(job.ids)]
+        source = [*rows, *self._pieces(job.ids)]
+        # CTranslate2 answers EOS alone, which is an empty text, with nothing.
+        return source if len(source) > 1 else self.end.tokens

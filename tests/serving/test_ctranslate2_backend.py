@@ -38,7 +38,7 @@ def converted(store: PromptStore) -> Iterator[Scheduler]:
 
 def answered(scheduler: Scheduler, store: PromptStore) -> tuple[list[Result], list[list[list[int]]]]:
     """Results of many jobs at once, of 1 to 80 tokens, and what `on_token` was given."""
-    asked = [(name, text, most) for name in (*store.all(), "base") for text in TEXTS for most in (0, 1, 80)]
+    asked = [(name, text, most) for name in (*store.all(), "base") for text in (*TEXTS, "") for most in (0, 1, 80)]
     streamed: list[list[list[int]]] = [[] for _ in asked]
     jobs = [
         scheduler.job(store.get(name), text, max_tokens=most, on_token=streamed[i].append)
