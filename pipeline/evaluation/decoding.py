@@ -43,6 +43,7 @@ class Decoding:
     def __post_init__(self) -> None:
         for name, right, needed in (
             ("beams", self.beams >= 1, "at least 1"),
+            ("length_penalty", abs(self.length_penalty) <= 20, "from -20 to 20"),  # its power of a length is finite
             ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
         ):

@@ -168,6 +168,8 @@ def test_the_smallest_temperature_decodes_greedily() -> None:
     [
         ({"beams": 0}, "beams: must be at least 1, not 0"),
         ({"temperature": -1.0}, "temperature: must be at least 0, not -1.0"),
+        ({"length_penalty": 5000.0}, "length_penalty: must be from -20 to 20, not 5000.0"),
+        ({"length_penalty": float("nan")}, "length_penalty: must be from -20 to 20, not nan"),
         ({"temperature": float("nan")}, "temperature: must be at least 0, not nan"),
         ({"top_p": 0.0}, "top_p: must be above 0 and at most 1, not 0.0"),
         ({"beams": 2, "temperature": 1.0}, "beams: cannot be combined with temperature"),

@@ -127,13 +127,13 @@ class Server:
     async def results(self, request: Request, jobs: Sequence[Job]) -> list[Result]:
         """Wait for jobs; cancel them if the client goes away or the time is over."""
         self.submit(jobs)
-        waiting = asyncio.ensure_future(asyncio.gather(*(asyncio.wrap_future(job.done) for job in jobs)))
+        waiting = asyncio.ensure_future(_all_done(jobs))
         gone = asyncio.ensure_future(_gone(request))
         try:
             both: set[asyncio.Future[Any]] = {waiting, gone}
             done, _ = await asyncio.wait(both, timeout=self.options.timeout, return_when="FIRST_COMPLETED")
             if waiting in done:
-                return list(waiting.result())
+                return waiting.result()
             if gone in done:
                 raise Refused(499, "the client closed the connection")
             raise Refused(504, f"no answer within {self.options.timeout:g} seconds", code="timeout")
@@ -208,6 +208,11 @@ class Server:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
         if not self.store.remove(name):
             raise Refused(404, f"there is no prompt `{name}`", code="model_not_found")
+
+
+async def _all_done(jobs: Sequence[Job]) -> list[Result]:
+    """The results of jobs. A task that is cancelled ends silently; asyncio would log a bare `gather` as an error."""
+    return await asyncio.gather(*(asyncio.wrap_future(job.done) for job in jobs))
 
 
 async def _gone(request: Request) -> None:

@@ -349,6 +349,24 @@ def test_a_stream_that_fails_says_why_in_the_log_only(
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")] == [said] * 2
 
 
+def test_a_request_that_runs_out_of_time_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made, released = serve(write_world(tmp_path), timeout=0.2), threading.Event()
+    join = made.scheduler.backend.join
+
+    def late(jobs: Any) -> None:
+        assert released.wait(30)
+        join(jobs)
+
+    made.scheduler.backend.join = late  # type: ignore[method-assign]
+    status, answer, _ = made.request("POST", "/v1/completions", {"model": "free", "prompt": ["x", "y"]})
+    released.set()
+    made.server.should_exit = True
+    made.thread.join(30)
+    assert (status, answer["error"]["code"]) == (504, "timeout")
+    assert made.scheduler.counts.cancelled == 2
+    assert not caplog.records
+
+
 def test_a_client_that_goes_away_frees_its_place(served: Served) -> None:
     before = served.scheduler.counts.cancelled
     stream = served.client.completions.create(model="long", prompt="x", stream=True, temperature=50.0, max_tokens=400)
