@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request, Response, Security
+from fastapi import Depends, FastAPI, Request, Response, Security
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
@@ -184,24 +184,35 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         usage = server.usage([result for group in each for result in group])
         return ClassifyResponse(data=[_classification(group) for group in each], usage=usage)
 
-    @app.post("/v1/prompts", status_code=201, responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}})
+    changes = [Depends(server.check_host)]
+
+    @app.post(
+        "/v1/prompts",
+        status_code=201,
+        dependencies=changes,
+        responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}},
+    )
     async def add_prompt(body: PromptRequest) -> ModelCard:
         """Add or replace a prompt from the server's directory of prompts."""
         prompt = await asyncio.to_thread(server.add, body.name, body.path)
         return server.card(prompt)
 
-    @app.delete("/v1/prompts/{name}", status_code=204, responses={403: {"model": ErrorResponse}})
+    @app.delete("/v1/prompts/{name}", status_code=204, dependencies=changes, responses={403: {"model": ErrorResponse}})
     async def remove_prompt(name: str) -> None:
         """Remove a prompt; requests that were accepted are still answered."""
         server.remove(name)
 
-    @app.post("/v1/load_lora_adapter", responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}})
+    @app.post(
+        "/v1/load_lora_adapter",
+        dependencies=changes,
+        responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}},
+    )
     async def load_adapter(body: LoadAdapterRequest) -> ModelCard:
         """`POST /v1/prompts` under vLLM's name."""
         prompt = await asyncio.to_thread(server.add, body.lora_name, body.lora_path)
         return server.card(prompt)
 
-    @app.post("/v1/unload_lora_adapter", responses={403: {"model": ErrorResponse}})
+    @app.post("/v1/unload_lora_adapter", dependencies=changes, responses={403: {"model": ErrorResponse}})
     async def unload_adapter(body: UnloadAdapterRequest) -> dict[str, str]:
         """`DELETE /v1/prompts/NAME` under vLLM's name."""
         server.remove(body.lora_name)

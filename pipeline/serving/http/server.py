@@ -7,8 +7,10 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
@@ -188,6 +190,19 @@ class Server:
         base = ModelCard(id=self.options.model_name, created=self.started, method="base")
         return [base, *(self.card(prompt) for prompt in self.store.all().values())]
 
+    def check_host(self, request: Request) -> None:
+        """Refuse changes by web pages whose host name was pointed at this machine (DNS rebinding).
+
+        Raises:
+            Refused: if only the loopback address protects the server, and the request names another host.
+        """
+        reached, _ = request.scope.get("server") or ("", 0)
+        host = request.headers.get("host", "")
+        if not self.options.keys and _is_loopback(reached) and not _is_own_name(host):
+            raise Refused(
+                403, f"prompts cannot be changed under the name {host}; use localhost, or start the server with --keys"
+            )
+
     def add(self, name: str, path: str) -> ServedPrompt:
         """Load a prompt from the directory of prompts."""
         root = self.options.prompts
@@ -208,6 +223,22 @@ class Server:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
         if not self.store.remove(name):
             raise Refused(404, f"there is no prompt `{name}`", code="model_not_found")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_own_name(host: str) -> bool:
+    """Whether a Host header names an address or localhost, which no other machine can point here."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 async def _all_done(jobs: Sequence[Job]) -> list[Result]:

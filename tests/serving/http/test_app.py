@@ -257,6 +257,21 @@ def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
         made.thread.join(30)
 
 
+def test_a_page_under_a_name_of_its_own_changes_no_prompts(tmp_path: Path) -> None:
+    """A browser sends the name by which a page reaches the server, which may have been pointed at 127.0.0.1."""
+    made = serve(write_world(tmp_path), keys=frozenset())
+    try:
+        head = "DELETE /v1/prompts/{} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n"
+        for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "[", ""):
+            assert sent(made, head.format("free", host), 20) == 403, host
+        for name, host in (("free", "localhost:8000"), ("long", "127.0.0.1"), ("labels", "[::1]:8000")):
+            assert sent(made, head.format(name, host), 20) == 204, host
+        assert sent(made, "GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n", 20) == 200
+    finally:
+        made.server.should_exit = True
+        made.thread.join(30)
+
+
 def test_prompts_change_while_serving(served: Served) -> None:
     write_prompt(served.world, "outside", 9)
     (served.world / "prompts/outside").rename(served.world / "elsewhere")
