@@ -18,7 +18,7 @@ from t5_pipeline.cli.tune import one_task, tune
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.data_prep.corpora.row import Row, check_unicode
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import classified
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -262,7 +262,9 @@ class PromptedModel:
             files = {"train": examples, "validation": validation}
             paths = {split: data / f"{split}.jsonl" for split, rows in files.items() if rows is not None}
             for split, path in paths.items():
-                path.write_text("".join(_line(row) for row in files[split] or ()), encoding="utf-8")
+                where = "examples" if split == "train" else split
+                lines = [check_unicode(_line(row), f"{where}[{i}]") for i, row in enumerate(files[split] or ())]
+                path.write_text("".join(lines), encoding="utf-8")
             task = one_task(name, paths["train"], inputs, targets, labels, None, paths.get("validation"))
             code = tune(task, {"model": self._model, **settings}, place / name)
             if code != 0:

@@ -116,6 +116,8 @@ def test_wrong_precision_and_output_dir(t5: t5_pipeline.PromptedModel, world: Pa
     (tmp_path / "file").touch()
     with pytest.raises(t5_pipeline.InputError, match=r"^output_dir: .*file is a file"):
         t5.tune([("x", "y")], name="new", output_dir=tmp_path / "file")
+    with pytest.raises(t5_pipeline.InputError, match=r"^examples\[1\]: character \d+ is half of a surrogate pair"):
+        t5.tune([("x", "y"), ("\ud800", "y")], name="new", output_dir=tmp_path / "new")
 
 
 def test_tune_adds_a_prompt_that_can_be_saved_and_loaded(world: Path, tmp_path: Path) -> None:
