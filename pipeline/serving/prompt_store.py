@@ -100,10 +100,6 @@ class PromptStore:
         """
         if name == self.reserved:
             raise InputError(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{path}: its name is not UTF-8; rename the directory") from None
         prompt = Prompt.load(path)
         info = prompt.info
         self.t5.check_prompt(f"prompt `{name}`", info)

@@ -114,12 +114,3 @@ def test_an_unexpected_error_of_one_prompt_does_not_keep_the_others_from_changin
         assert store.look(str(world / "prompts")) == []
     assert capsys.readouterr().err == "warning: prompt `a-new`: RuntimeError('out of memory')\n"
     assert [line[:20] for line in store.look(str(world / "prompts"))] == ["added prompt `a-new`"]
-
-
-def test_a_name_that_is_not_utf_8_is_refused(
-    world: Path, store: PromptStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The list of models, which is JSON, could not contain it."""
-    (world / "prompts/labels-2").rename(os.fsdecode(os.fsencode(world / "prompts") + b"/caf\xe9"))
-    assert store.look(str(world / "prompts")) == ["removed prompt `labels-2`"]
-    assert "its name is not UTF-8; rename the directory" in capsys.readouterr().err
