@@ -6,8 +6,9 @@ import gc
 import importlib.metadata
 import re
 import resource
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import StageConfig, TrainingConfig
@@ -18,6 +19,9 @@ from t5_pipeline.execution.malloc import keep_freed_memory
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""How long a process waits for the others, which may have to write and read tens of gigabytes on a slow disk."""
 
 _BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))  # x86, x86, ARM
 
@@ -71,6 +75,7 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     trackers = settings.trackers if isinstance(settings, TrainingConfig) else []
     for tracker in trackers:
@@ -99,22 +104,21 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
             f"launch: asks for {launch.local_processes} processes on this machine, but torch sees {visible} "
             f"GPU{'s' if visible > 1 else ''}; set num_processes to {visible}, or check CUDA_VISIBLE_DEVICES"
         )
-    handlers = []
+    groups: dict[str, Any] = {"timeout": COLLECTIVE_TIMEOUT}
     if launch.engine.startswith("zero"):
         _check_deepspeed()
         if on_cpu:
             import deepspeed
-            from accelerate.utils import InitProcessGroupKwargs
 
             # Its shared-memory collectives compile at first use, for about a minute; gloo gives the same bits.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             # With cpu=True each of DeepSpeed's processes would silently train alone.
-            handlers.append(InitProcessGroupKwargs(backend="gloo"))
+            groups["backend"] = "gloo"
     accelerator = Accelerator(
         # Without this, several processes that find no GPU would each train alone, and one process would choose any
         # other accelerator (MPS, XPU), where this package has not run.
-        cpu=on_cpu and (launch.processes > 1 or launch.engine == "one") and not handlers,
-        kwargs_handlers=handlers,
+        cpu=on_cpu and (launch.processes > 1 or launch.engine == "one") and "backend" not in groups,
+        kwargs_handlers=[InitProcessGroupKwargs(**groups)],
         log_with=list(trackers) or None,
         project_dir=str(directory) if trackers else None,
     )

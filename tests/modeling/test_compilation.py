@@ -108,6 +108,7 @@ def test_compiled_blocks_have_the_same_gradients(model: T5, recompute: bool, cap
     assert caplog.text.count("compile:") == graphs
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("shape", [MODELS["gated_untied"]], ids=["gated_untied"])
 def test_kernels_are_never_chosen_by_measuring_them(model: T5, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the forward and the backward pass of every kind of block: torch itself resets the option after each graph."""

@@ -81,7 +81,7 @@ def test_from_text_to_scores_without_a_recipe(finished: Tiny, tmp_path: Path, ab
     for mine, theirs in zip(
         *(sorted(scores(path), key=_identity) for path in (tmp_path / "scores", finished.run / "evaluate")), strict=True
     ):
-        assert {**mine, "cell": None} == {**theirs, "cell": None}
+        assert {**mine, "cell": None, "source": None} == {**theirs, "cell": None, "source": None}
     assert stage("evaluate", "--prompts", prompt, *flags, "--output-dir", tmp_path / "mine").code == 0
     assert [row["method"] for row in scores(tmp_path / "mine")] == ["no prompt", "majority class", "prompt tuning"]
     assert tensors_digest(sentinel / "model") == tensors_digest(pretrained / "model")

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from t5_pipeline.execution.devices import COLLECTIVE_TIMEOUT
 from t5_pipeline.modeling.limits import REDUCED_ELEMENTS
 from t5_pipeline.training.buckets import buckets
 
@@ -22,7 +23,7 @@ class HostCollectives:
     def __init__(self, rank: int, world: int) -> None:
         self.rank = rank
         self.world = world
-        self._group = dist.new_group(backend="gloo") if world > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if world > 1 else None
 
     def all_reduce_max(self, number: int) -> int:
         """The largest number of all ranks."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from t5_pipeline.config.launch import LaunchContext
@@ -48,9 +49,14 @@ def main(place: Path) -> None:
     inner: Any = getattr(engine.optimizer, "optimizer", engine.optimizer)
     states = [value for state in inner.state.values() for value in state.values()]
     moments = sum(value.numel() for value in states if value.dim())
+    groups: list[Any] = []
+    if engine.group.world > 1:
+        for own in (dist.group.WORLD, engine.group._group):
+            groups.append(cast(dist.ProcessGroup, own)._get_backend(torch.device("cpu")))
     found = {
         "engine": launch.engine,
         "world": engine.group.world,
+        "timeouts_s": [group.options._timeout.total_seconds() for group in groups],
         "frozen": len(frozen),
         "with_gradient": with_gradient,
         "moments": moments,

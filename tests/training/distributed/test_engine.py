@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5_pipeline.data_prep.sampling.batches import collate
+from t5_pipeline.execution.devices import COLLECTIVE_TIMEOUT
 from t5_pipeline.training.microbatches import rank_microbatches
 from tests.forked import run_forked
 from tests.tiny_run import ROOT, Tiny, stage
@@ -40,6 +41,7 @@ def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path, engin
     sharded = 1 if engine in ("ddp", "fsdp2") else 2
     for rank in ranks:
         assert rank["world"] == 2
+        assert rank["timeouts_s"] == [COLLECTIVE_TIMEOUT.total_seconds()] * 2
         assert rank["frozen"] > 20
         assert rank["with_gradient"] == 0
         assert rank["norm"] > 0
