@@ -38,13 +38,18 @@ log = logging.getLogger("t5-pipeline")
 
 @dataclass(frozen=True)
 class Artifact:
-    """An input that is ready to be read. `name` is its origin, `lm_adapt@500`, or the path that was given."""
+    """An input that is ready to be read. `name` is its origin, `lm_adapt@500`, or the path that was given.
+
+    Attributes:
+        step: step of an intermediate result; None for the final one.
+    """
 
     name: str
     path: Path
     digest: str
     cell: str | None = None
     manifest: Manifest | None = None
+    step: int | None = None
 
     @property
     def settings_digest(self) -> str | None:
@@ -56,7 +61,8 @@ class Artifact:
             return None
         parts = self.manifest.parts
         settings = {name: value for name, value in parts.get("settings", {}).items() if name != "seed"}
-        return json_digest({**parts, "settings": settings, "steps": self.manifest.settings.get("steps")})
+        steps = self.manifest.settings.get("steps") if self.step is None else self.step
+        return json_digest({**parts, "settings": settings, "steps": steps})
 
 
 @dataclass
@@ -352,4 +358,4 @@ def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
     name = record.stage + (f"@{record.step}" if record.step is not None else "")
     directory = inside(run_dir.path, f"{record.stage}/{record.cell or ''}", run_dir.path)
     path = inside(run_dir.path, record.path, run_dir.path)
-    return Artifact(name, path, record.digest, record.cell, manifests.read(directory))
+    return Artifact(name, path, record.digest, record.cell, manifests.read(directory), record.step)

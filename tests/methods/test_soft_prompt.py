@@ -110,3 +110,14 @@ def test_prompts_with_other_settings_of_training_do_not_vote(prompt: Prompt, tmp
 
     assert group(0, 0.3) == group(1, 0.3)
     assert len({group(0, 0.3), group(0, 0.03), group(0, 0.3, steps=200)}) == 3
+
+
+def test_results_of_earlier_steps_have_other_settings(tmp_path: Path) -> None:
+    """`model_tune` and `model_tune@50` have one manifest; at its last step they are the same."""
+    made = Manifest(
+        stage="model_tune", kind="model_tune", fingerprint="", parts={"settings": {"seed": 0}}, settings={"steps": 100},
+        started="", finished="", outputs={}, files={}, seconds=1.0,
+    )  # fmt: skip
+    final = Artifact("model_tune", tmp_path, "0" * 64, manifest=made)
+    at_50, at_100 = (replace(final, name=f"model_tune@{step}", step=step) for step in (50, 100))
+    assert at_50.settings_digest != final.settings_digest == at_100.settings_digest
