@@ -123,7 +123,10 @@ def drawn_rows(seed: int, rows: int) -> NDArray[np.float32]:
 
 
 def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
-    """The scores of each task by arm, without the majority class. Of several scores of a seed the first counts."""
+    """The scores of each task by arm, without the majority class.
+
+    Of several scores of a seed the first counts, and of seeds of several stages only those with the first's settings.
+    """
     bases = _bases(run)
     found = []
     for number, task in enumerate(tasks):
@@ -131,7 +134,9 @@ def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
         for line in (*task.tuned, *task.others, *task.untuned):
             for row in line.rows:
                 if row.method != MAJORITY and task.metric in row.metrics:
-                    by_arm.setdefault(_arm(row, bases), {}).setdefault(row.seed, row)
+                    seeds = by_arm.setdefault(_arm(row, bases), {row.seed: row})
+                    if next(iter(seeds.values())).settings == row.settings:
+                        seeds.setdefault(row.seed, row)
         found.append(Scored(number, task, {arm: tuple(rows.values()) for arm, rows in by_arm.items()}, run.answers))
     return found
 

@@ -154,6 +154,14 @@ def test_scores_of_several_stages_count_once(finished: RunBuilder) -> None:
     assert [len(scores) for scores in task.by_arm.values()] == [2, 2]
 
 
+def test_seeds_of_stages_with_other_settings_are_not_of_one_arm(finished: RunBuilder) -> None:
+    slow = rows(0.5, 0.6, source="slow", settings="a")
+    fast = [row | {"seed": row["seed"] + 2, "source": "fast", "settings": "b"} for row in rows(0.8, 0.9)]
+    more = [row | {"seed": row["seed"] + 4, "source": "more", "settings": "a"} for row in rows(0.7)]
+    [task] = arms(finished, [*slow, *fast, *more])
+    assert [[row.seed for row in scores] for scores in task.by_arm.values()] == [[0, 1, 4]]
+
+
 def test_a_vote_is_compared_with_its_own_prompts(finished: RunBuilder) -> None:
     """The usual prompts are those of the higher rate; the votes of the others say nothing about them."""
     vote = {"method": "ensemble", "prompt_length": 20, "prompt_init": "vocabulary", "variant": "3 prompts"}

@@ -139,7 +139,8 @@ def test_stages_with_other_settings_are_separate_lines(finished) -> None:
 @pytest.mark.parametrize(
     ("sources", "cells", "names"),
     [
-        (("tune", "tune"), ("tasks=a+b", "tasks=a+c"), ["from tune/tasks=a+b", "from tune/tasks=a+c"]),
+        (("tune", "tune"), ("tasks=a+b,seed=0", "tasks=a+c,seed=0"), ["from tune/tasks=a+b", "from tune/tasks=a+c"]),
+        (("prompts", "prompts"), (None, None), ["settings aaaa", "settings bbbb"]),
         ((None, None), (None, None), ["settings aaaa", "settings bbbb"]),
     ],
 )
