@@ -61,7 +61,7 @@ class PromptStore:
     reserved: str = ""
     _prompts: dict[str, ServedPrompt] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _watched: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    _watched: dict[str, tuple[Path, tuple[object, ...]]] = field(default_factory=dict)  # directories, signatures
     _unreadable: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _warned: dict[str, str] = field(default_factory=dict)
     _mirror: Mirror | None = None
@@ -149,7 +149,7 @@ class PromptStore:
                 raise InputError(f"--prompts: {location} contains no prompt.json; check the URL")
             location = str(self._mirror.directory)
         for name, path in named_prompts(location, "--prompts").items():
-            self._watched[name] = _signature(path)  # before reading, so that a change meanwhile is found by `look`
+            self._watched[name] = path, _signature(path)  # before reading, so that `look` finds a change meanwhile
             self.add(self.read(name, path))
         return Path(location)
 
@@ -173,7 +173,7 @@ class PromptStore:
         changes = []
         for name, path in found.items():
             signature = _signature(path)
-            if self._watched.get(name) == signature:
+            if self._watched.get(name) == (path, signature):
                 self._warned.pop(name, None)
                 continue
             if self._unreadable.get(name) == signature:
@@ -188,16 +188,17 @@ class PromptStore:
             if _signature(path) != signature:  # still being written
                 continue
             before = self.add(prompt)
-            self._watched[name] = signature
+            self._watched[name] = path, signature
             self._unreadable.pop(name, None)
             self._warned.pop(name, None)
             changes.append(f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})")
         for name in [name for name in self._watched if name not in found]:
-            served = self._prompts.get(name)
-            if served is not None and not _is_gone(served.path):  # as while permissions are being changed
-                self._warn(name, f"prompt `{name}`: {served.path} cannot be read; it is still served")
+            path, _ = self._watched[name]
+            if name in self._prompts and not _is_gone(path):  # as while permissions are being changed
+                self._warn(name, f"prompt `{name}`: {path} cannot be read; it is still served")
                 continue
             del self._watched[name]
+            self._warned.pop(name, None)
             if self.remove(name):
                 changes.append(f"removed prompt `{name}`")
         return changes

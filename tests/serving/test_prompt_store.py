@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,12 @@ def test_prompts_that_may_not_be_read_for_a_while_are_still_served(
     assert warned.count("warning: prompt `labels`: ") == 1
     assert warned.count("\n") == warnings
     assert store.look(folder) == []
+
+
+def test_a_prompt_whose_folder_is_removed_goes_also_if_a_request_replaced_it(world: Path, store: PromptStore) -> None:
+    store.add(store.read("long", world / "prompts" / "free"))
+    shutil.rmtree(world / "prompts" / "long")
+    assert store.look(str(world / "prompts")) == ["removed prompt `long`"]
 
 
 def test_a_prompt_is_read_again_when_its_permissions_change(
