@@ -145,6 +145,15 @@ def combination_name(values: dict[str, Any]) -> str:
     return ",".join(f"{name}={_short(value)}" for name, value in values.items())
 
 
+def without_seed(cell: str | None) -> str:
+    """The axes of a cell besides the seed.
+
+    >>> without_seed("model=lm_adapt,seed=0"), without_seed("seed=0"), without_seed(None)
+    ('model=lm_adapt', '', '')
+    """
+    return ",".join(axis for axis in (cell or "").split(",") if not axis.startswith("seed="))
+
+
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(_short, value))

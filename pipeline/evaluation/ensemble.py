@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from t5_pipeline.config.sweep import without_seed
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.evaluation.held_out import HeldOut
 from t5_pipeline.evaluation.label_scoring import probabilities
 from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.methods.base import Candidate
-from t5_pipeline.methods.soft_prompt import without_seed
 
 Answer = tuple[Candidate, HeldOut, Outputs]
 """A candidate, the rows of a task as it reads them, and its answers to them."""

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, float32
 
 from t5_pipeline.config.soft_prompt import SoftPromptConfig
+from t5_pipeline.config.sweep import without_seed
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
@@ -110,15 +111,6 @@ def vote_group(method: str, artifact: Artifact, info: PromptInfo) -> str:
     """
     record = info.model_dump(mode="json", exclude={"seed", "step", "scores"})
     return json.dumps([method, without_seed(artifact.cell), artifact.settings_digest, record], sort_keys=True)
-
-
-def without_seed(cell: str | None) -> str:
-    """The axes of a cell besides the seed.
-
-    >>> without_seed("model=lm_adapt,seed=0"), without_seed("seed=0"), without_seed(None)
-    ('model=lm_adapt', '', '')
-    """
-    return ",".join(axis for axis in (cell or "").split(",") if not axis.startswith("seed="))
 
 
 def described(info: PromptInfo) -> dict[str, Any]:

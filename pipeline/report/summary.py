@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from t5_pipeline.config.stage import Scoring
+from t5_pipeline.config.sweep import without_seed
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.constant_answers import Constant, constant_answer
@@ -294,16 +295,12 @@ def _by_settings(rows: list[Score]) -> dict[str, list[Score]]:
     firsts = [alike[0] for alike in groups.values()]
     origins = [
         [f"from {row.source}" for row in firsts if row.source],
-        [f"from {row.source}/{_without_seed(row.cell)}" for row in firsts if row.source and row.cell],
+        [f"from {row.source}/{without_seed(row.cell)}" for row in firsts if row.source and row.cell],
         [f"settings {row.settings or 'unknown':.12}" for row in firsts],
     ]
     whole = [f"settings {row.settings or 'unknown'}" for row in firsts]  # of files that were edited
     names = next((names for names in origins if len(set(names)) == len(firsts)), whole)
     return dict(zip(names, groups.values(), strict=True))
-
-
-def _without_seed(cell: str) -> str:
-    return ",".join(axis for axis in cell.split(",") if not axis.startswith("seed="))
 
 
 def _once(rows: list[Score]) -> list[Score]:
