@@ -119,6 +119,7 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: [acuracy]", "small.yaml:9: tasks.tone.metrics: there is no metric `acuracy`; did you mean `accuracy`?"),
         ("    labels: [good, bad]", "    metrics: [macro_f1]", "small.yaml:8: tasks.tone.metrics: `macro_f1` needs the task's `labels`; give them"),
         ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: []", "small.yaml:9: tasks.tone.metrics: name at least one metric"),
+        ("    prompts: prompt_tune", "    prompts: prompt_tune\n    length_penalty: 5000", "small.yaml:28: stages.evaluate.length_penalty: input should be less than or equal to 20"),
         ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: the task `tune` is not evaluated here; did you mean `tone`?"),
         ("    steps: 20", "    steps: 20\n    schedule: linear\n    warmup_steps: 20", "small.yaml:22: stages.lm_adapt.warmup_steps: must be fewer than the 20 `steps`"),
         (
