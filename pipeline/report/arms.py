@@ -125,7 +125,8 @@ def drawn_rows(seed: int, rows: int) -> NDArray[np.float32]:
 def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
     """The scores of each task by arm, without the majority class.
 
-    Of several scores of a seed the first counts, and of seeds of several stages only those with the first's settings.
+    Of several scores of a seed the first counts, and of seeds of several stages only those with the first's settings,
+    or with unknown ones.
     """
     bases = _bases(run)
     found = []
@@ -134,8 +135,9 @@ def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
         for line in (*task.tuned, *task.others, *task.untuned):
             for row in line.rows:
                 if row.method != MAJORITY and task.metric in row.metrics:
-                    seeds = by_arm.setdefault(_arm(row, bases), {row.seed: row})
-                    if next(iter(seeds.values())).settings == row.settings:
+                    seeds = by_arm.setdefault(_arm(row, bases), {})
+                    known = next((one.settings for one in seeds.values() if one.settings), row.settings)
+                    if row.settings in (None, known):
                         seeds.setdefault(row.seed, row)
         found.append(Scored(number, task, {arm: tuple(rows.values()) for arm, rows in by_arm.items()}, run.answers))
     return found

@@ -158,8 +158,10 @@ def test_seeds_of_stages_with_other_settings_are_not_of_one_arm(finished: RunBui
     slow = rows(0.5, 0.6, source="slow", settings="a")
     fast = [row | {"seed": row["seed"] + 2, "source": "fast", "settings": "b"} for row in rows(0.8, 0.9)]
     more = [row | {"seed": row["seed"] + 4, "source": "more", "settings": "a"} for row in rows(0.7)]
-    [task] = arms(finished, [*slow, *fast, *more])
-    assert [[row.seed for row in scores] for scores in task.by_arm.values()] == [[0, 1, 4]]
+    old = [row | {"seed": row["seed"] + 5} for row in rows(0.75)]  # before settings were recorded
+    for given, seeds in (([*slow, *fast, *more, *old], [0, 1, 4, 5]), ([*old, *slow], [5, 0, 1])):
+        [task] = arms(finished, given)
+        assert [[row.seed for row in scores] for scores in task.by_arm.values()] == [seeds]
 
 
 def test_a_vote_is_compared_with_its_own_prompts(finished: RunBuilder) -> None:
