@@ -251,17 +251,21 @@ def right(
     """Whether each prediction is right as the named metrics see it, for the display of single rows.
 
     With `referent`, if it agrees with `holds`; with `exact_match` or `token_f1`, if it equals an acceptable answer in
-    SQuAD's normalisation; otherwise if it equals one in a Unicode normal form.
+    SQuAD's normalisation; with ROUGE, BLEU or chrF, if it equals one in a Unicode normal form; otherwise if it equals
+    its target in that form.
 
     >>> right(["exact_match"], ["The Broncos!"], ["Denver"], answers=[["Denver", "broncos"]])
     [True]
     >>> right(["referent"], ["the pony", "the pony"], ["pony", "pony"], holds=[True, False])
     [True, False]
+    >>> right(["accuracy"], ["broncos"], ["Denver"], answers=[["Denver", "broncos"]])
+    [False]
     """
     if "referent" in names and holds is not None:
         return [_names(p, t) is bool(h) for p, t, h in zip(predictions, targets, holds, strict=True)]
     form = normalise_answer if set(_OF_ANSWERS).intersection(names) else str
-    acceptable = answers or [[target] for target in targets]
+    several = any(name in _OF_ANSWERS or name in OF_TEXTS for name in names)
+    acceptable = (several and answers) or [[target] for target in targets]
     return [
         form(normal_form(p)) in [form(normal_form(one)) for one in of_row]
         for p, of_row in zip(predictions, acceptable, strict=True)
