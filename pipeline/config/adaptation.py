@@ -20,8 +20,8 @@ _PARTS = 56  # example lengths that stand for a mixture
 # Models whose steps of training are known (Lester et al. 2021, §2.2), by the last part of a hub name, or of a directory
 # with a copy, also in the cache of the hub.
 _TRAINED = tuple(
-    (rf"(?:.*(?:/|--))?{name}(?:/snapshots/[^/]+)?", steps)
-    for name, steps in ((r"t5-v1_1-(?:small|base|large|xl|xxl)", 1_000_000), (r"t5-\w+-lm-adapt", 1_100_000))
+    (rf"(?:.*(?:/|--))?{name.format('(?:small|base|large|xl|xxl)')}(?:/snapshots/[^/]+)?", steps)
+    for name, steps in (("t5-v1_1-{}", 1_000_000), ("t5-{}-lm-adapt", 1_100_000))
 )
 
 

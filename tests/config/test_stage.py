@@ -100,7 +100,7 @@ def test_warmup_depends_on_the_schedule(schedule: str, given: int | None, steps:
      ("T5X/checkpoint_1000000", None, 1_000_000), ("T5X/checkpoint_1000000/checkpoint", None, 1_000_000),
      ("/models/t5-v1_1-base", None, 1_000_000), ("../google/t5-xl-lm-adapt/", None, 1_100_000),
      ("hub/models--google--t5-v1_1-xxl/snapshots/0a1b", None, 1_000_000), ("models/my-t5-v1_1-base", None, 0),
-     ("models/t5-v1_1-base-tuned", None, 0), ("t5-v1_1-base/model", None, 0)],
+     ("models/t5-v1_1-base-tuned", None, 0), ("models/t5-german-lm-adapt", None, 0), ("t5-v1_1-base/model", None, 0)],
 )  # fmt: skip
 def test_step_offset_is_known_of_t5_1_1_and_of_t5x(model: str, given: int | None, steps: int, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_1000000").mkdir()
