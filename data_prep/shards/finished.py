@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,13 +32,19 @@ def shard_number(directory: Path) -> int:
     return int(directory.name.removeprefix("shard-"))
 
 
+def shard_directories(directory: Path) -> list[Path]:
+    """The directories of shards under their final names, in order; not copies and files beside them."""
+    found = (path for path in directory.glob("shard-*") if re.fullmatch(r"shard-\d{5,}", path.name))
+    return sorted((path for path in found if path.is_dir()), key=shard_number)
+
+
 def finished_shards(directory: Path, settings: dict[str, Any], chunks: Sequence[Chunk]) -> dict[int, Record]:
     """The records of existing shards by number.
 
     Shards with a damaged record, or with none because their removal was interrupted, are removed, to be written again.
     """
     found: dict[int, Record] = {}
-    for path in sorted(path for path in directory.glob("shard-?????*") if path.suffix != ".tmp"):
+    for path in shard_directories(directory):
         record = _record(path / "shard.json")
         if record is None:
             shutil.rmtree(path)

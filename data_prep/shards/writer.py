@@ -28,7 +28,14 @@ from t5_pipeline.data_prep.shards.encoding import (
     encode_serially,
     ids_dtype,
 )
-from t5_pipeline.data_prep.shards.finished import Record, finished_shards, shard_name, shard_number, tokens_digest
+from t5_pipeline.data_prep.shards.finished import (
+    Record,
+    finished_shards,
+    shard_directories,
+    shard_name,
+    shard_number,
+    tokens_digest,
+)
 from t5_pipeline.data_prep.shards.limit import NO_LIMIT, Limit
 from t5_pipeline.data_prep.shards.reader import FORMAT, SPLITS, TokenShards
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -130,8 +137,8 @@ def _within_limit(
     last = limit.ends_in(map(records.get, range(len(chunks))))
     if last is None:
         return chunks
-    for path in encoding.directory.glob("shard-?????*"):
-        if path.suffix != ".tmp" and shard_number(path) > last:
+    for path in shard_directories(encoding.directory):
+        if shard_number(path) > last:
             shutil.rmtree(path)
             records.pop(shard_number(path), None)
     before = sum((Counts.of(records[number]) for number in range(last)), Counts())

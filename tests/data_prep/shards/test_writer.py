@@ -109,8 +109,11 @@ def test_a_shard_whose_removal_was_interrupted_is_written_again(
 ) -> None:
     first = write_tokens(cut(documents, 300), vocabulary, tmp_path)
     (tmp_path / "shard-00002" / "shard.json").unlink()
+    (tmp_path / "shard-00001.tar").write_text("a copy")
+    (tmp_path / "shard-00001-old").mkdir()
     assert write_tokens(cut(documents, 300), vocabulary, tmp_path).digest == first.digest
     assert (tmp_path / "shard-00002" / "shard.json").is_file()
+    assert {"shard-00001.tar", "shard-00001-old"} < {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
