@@ -71,8 +71,9 @@ def parse_value(text: str, where: str) -> Any:
 
 def _has_comment(text: str) -> bool:
     """Whether YAML would leave out the end of a text."""
+    after_comments = (yaml.BlockEndToken, yaml.StreamEndToken)
     try:
-        ends = [token.end_mark.index for token in yaml.scan(text) if not isinstance(token, yaml.StreamEndToken)]
+        ends = [token.end_mark.index for token in yaml.scan(text) if not isinstance(token, after_comments)]
     except yaml.YAMLError:
         return False
     return text[ends[-1] :].strip() != ""

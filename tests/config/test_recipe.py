@@ -257,6 +257,8 @@ def test_texts_of_set(recipe: Path) -> None:
     found = overridden(recipe, "prompt_tune.prompt_init=text", "prompt_tune.init_text=question #1", "prepare.corpus=#1")
     assert found.stages["prompt_tune"][0].settings.init_text == "question #1"  # type: ignore[attr-defined]
     assert found.stages["prepare"][0].settings.corpus == "#1"  # type: ignore[attr-defined]
+    found = overridden(recipe, "prompt_tune.prompt_init=text", "prompt_tune.init_text=question: the first #1")
+    assert found.stages["prompt_tune"][0].settings.init_text == "question: the first #1"  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"tasks\.tone\.inputs: .*, not \{'review'.*; .* unless it is in quotes$"):
         overridden(recipe, "tasks.tone.inputs=review: {text}")
     assert overridden(recipe, 'tasks.tone.inputs="review: {text}"').stages["prompt_tune"]
