@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError, one_line
+from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.data_prep.tokenizer.byte_model import BYTES
 from t5_pipeline.data_prep.tokenizer.json_model import bpe_content, json_content
 from t5_pipeline.data_prep.tokenizer.rebuilt_model import rebuilt_model
@@ -134,7 +135,7 @@ class Vocabulary:
             return cls(model, where=str(source.path), files=files)
         if path.is_file():
             return cls._from_file(path)
-        if path.suffix == ".model" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(location)):
+        if path.suffix == ".model" or not is_hub_name(str(location)):
             raise InputError(
                 f"vocabulary {location} does not exist; give a spiece.model file, a directory or a hub name"
             )

@@ -222,6 +222,8 @@ def test_invalid_vocabulary_files(tmp_path: Path) -> None:
         Vocabulary.load(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         Vocabulary.load(tmp_path / "absent.model")
+    with pytest.raises(InputError, match="does not exist; give a "):
+        Vocabulary.load("../absent")  # not a name on the hub
     for content in (b"no model", b""):
         (tmp_path / "spiece.model").write_bytes(content)
         with pytest.raises(InputError, match=r"spiece\.model: is not a SentencePiece model"):
