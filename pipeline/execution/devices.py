@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import re
 import resource
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,8 +139,23 @@ def free_memory(accelerator: Accelerator) -> None:
     import torch
 
     accelerator.free_memory()
+    _forget_zero3()
     gc.collect()  # accelerate collects before it forgets its models
     torch.cuda.empty_cache()
+
+
+def _forget_zero3() -> None:
+    """Remove the modules of finished ZeRO-3 engines from where DeepSpeed keeps them, in a list and in a method's cache.
+
+    Where a version of DeepSpeed keeps them elsewhere, they stay.
+    """
+    offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    getattr(offload, "FWD_MODULE_STACK", []).clear()
+    for method in vars(getattr(offload, "PartitionedParameterCoordinator", object)).values():
+        inner = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
+        for cached in (method, *inner):  # DeepSpeed wraps the cached method once more
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
 
 
 def reset_peak_memory(device: torch.device) -> None:

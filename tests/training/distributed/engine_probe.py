@@ -1,4 +1,4 @@
-"""Gradients and moments that one rank stores for a frozen T5 with a bank of prompts. A script for `accelerate launch`.
+"""Gradients and moments that one rank stores for a frozen T5 with prompts, then frees. For `accelerate launch`.
 
 engine_probe.py PLACE        writes PLACE/RANK.json
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor
 
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
-from t5_pipeline.execution.devices import make_accelerator
+from t5_pipeline.execution.devices import free_memory, make_accelerator
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -33,6 +35,14 @@ def main(place: Path) -> None:
     settings = PromptTuneConfig.model_validate({"model": "m", "task": task, "optimizer": "adamw"})
     launch = LaunchContext.from_environment()
     accelerator = make_accelerator(settings, launch, place)
+    found, large = train(launch, accelerator)
+    free_memory(accelerator)
+    found["freed"] = [one() is None for one in large]
+    (place / f"{accelerator.process_index}.json").write_text(json.dumps(found))
+    accelerator.wait_for_everyone()
+
+
+def train(launch: LaunchContext, accelerator: Accelerator) -> tuple[dict[str, Any], list[weakref.ref[Any]]]:
     t5 = init_t5(SHAPE, seed=0)
     model = PromptedT5(t5, PromptBank([torch.ones(ROWS, SHAPE.d_model)]))
     engine = make_engine(launch, accelerator, model, lambda trained: AdamW(trained, lr=0.01))
@@ -63,8 +73,7 @@ def main(place: Path) -> None:
         "norm": norm,
         "weights": {shard.name: [shard.start, shard.stop] for shard in engine.weights()},
     }
-    (place / f"{accelerator.process_index}.json").write_text(json.dumps(found))
-    accelerator.wait_for_everyone()
+    return found, [weakref.ref(one) for one in (model, engine, engine.optimizer)]
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path, engin
         assert rank["timeouts_s"] == [COLLECTIVE_TIMEOUT.total_seconds()] * 2
         assert rank["frozen"] > 20
         assert rank["with_gradient"] == 0
+        assert rank["freed"] == [True] * 3
         assert rank["norm"] > 0
         # Two moments of AdamW for each number of the prompt, or of this rank's part of it, padded by a few elements.
         assert 2 * TRAINED // sharded <= rank["moments"] <= 2 * (TRAINED // sharded + 8)
