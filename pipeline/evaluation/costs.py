@@ -30,18 +30,29 @@ def artifact_costs(artifact: Artifact) -> dict[str, Any]:
     """Bytes of an artifact's tensors (of all files if there are none), and its share of the training that made it.
 
     Cells that were trained in one process share its time. Peak memory is that of the GPU, or of the process on a CPU.
-    The trained numbers are those of training, whatever is published.
     """
     files = [file for file in artifact.path.rglob("*") if file.is_file()]
     tensors = [file for file in files if file.suffix == ".safetensors"]
     found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in tensors or files)}
     if artifact.manifest is not None:
-        # A manifest is a file that may have been edited.
-        facts = {name: fact for name, fact in artifact.manifest.facts.items() if isinstance(fact, int) and fact > 0}
+        facts = _facts(artifact)
         found["training_seconds"] = artifact.manifest.seconds / facts.get("cells_together", 1)
         found["peak_bytes"] = facts.get("peak_gpu_bytes", facts.get("peak_rss_bytes"))
-        found |= {"trained": facts["trained"]} if "trained" in facts else {}
     return found
+
+
+def trained_numbers(candidate: Candidate) -> int | None:
+    """Number of parameters that were trained, such as those of a reparametrization, whatever is published.
+
+    None if neither the training nor the method says.
+    """
+    return _facts(candidate.artifact).get("trained", candidate.about.get("trained"))
+
+
+def _facts(artifact: Artifact) -> dict[str, int]:
+    """The positive numbers among the facts of an artifact's manifest, a file that may have been edited."""
+    facts = {} if artifact.manifest is None else artifact.manifest.facts
+    return {name: fact for name, fact in facts.items() if isinstance(fact, int) and fact > 0}
 
 
 def latency_seconds(

@@ -11,6 +11,7 @@ import numpy as np
 
 from t5_pipeline.config.sweep import without_seed
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.evaluation.costs import trained_numbers
 from t5_pipeline.evaluation.held_out import HeldOut
 from t5_pipeline.evaluation.label_scoring import probabilities
 from t5_pipeline.evaluation.predict import Outputs
@@ -39,7 +40,7 @@ def ensemble_rows(task: TaskConfig, answers: Sequence[Answer]) -> list[dict[str,
             row["source"] = sources.pop() if len(sources) == 1 else None
             row["cell"] = without_seed(first.artifact.cell) or None
             row["settings"] = first.artifact.settings_digest
-            row["trained"] = sum(candidate.about["trained"] for candidate, _, _ in group)
+            row["trained"] = sum(trained_numbers(candidate) or 0 for candidate, _, _ in group)
             rows.append(row | split.scored(vote([outputs for _, _, outputs in group], task.labels or ())))
     return rows
 

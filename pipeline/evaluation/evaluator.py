@@ -14,7 +14,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.answering import Answerer, Asked
-from t5_pipeline.evaluation.costs import artifact_costs, latency_seconds
+from t5_pipeline.evaluation.costs import artifact_costs, latency_seconds, trained_numbers
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows
 from t5_pipeline.evaluation.held_out import HeldOut, load_held_out
@@ -145,7 +145,7 @@ class Evaluator:
         row = {"method": candidate.method, **candidate.about}
         artifact = candidate.artifact
         row |= {"source": artifact.name, "cell": artifact.cell, "settings": artifact.settings_digest}
-        row |= {"examples": len(split), **artifact_costs(artifact)}
+        row |= {"examples": len(split), "trained": trained_numbers(candidate), **artifact_costs(artifact)}
         if self.c.latency_tasks and candidate.task.name == task.name:
             row["latency_seconds"] = latency_seconds(
                 self.answerer, candidate, split, self.c.latency_tasks, self._decoding(task)

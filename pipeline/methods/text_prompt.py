@@ -70,8 +70,17 @@ class TextPrompt(Record):
 def candidates(artifact: Artifact) -> Iterator[Candidate]:
     prompt = TextPrompt.load(artifact.path)
     shots = len(prompt.demonstrations)
-    about = {"seed": prompt.seed, "variant": f"{shots} shots" if shots else "zero-shot", "trained": 0}
+    about = {"seed": prompt.seed, "variant": _shots(shots), "trained": 0}
     yield Candidate.of("prompt design", artifact, prompt, about, encode=prompt.encode)
+
+
+def _shots(number: int) -> str:
+    """A number of demonstrations as text.
+
+    >>> _shots(0), _shots(1), _shots(4)
+    ('zero-shot', '1 shot', '4 shots')
+    """
+    return "zero-shot" if number == 0 else f"{number} shot{'s' if number > 1 else ''}"
 
 
 def demonstrations(

@@ -13,7 +13,7 @@ import torch
 
 from t5_pipeline.evaluation import costs
 from t5_pipeline.evaluation.answering import Answerer
-from t5_pipeline.evaluation.costs import LOADS, REQUESTS, artifact_costs, latency_seconds
+from t5_pipeline.evaluation.costs import LOADS, REQUESTS, artifact_costs, latency_seconds, trained_numbers
 from t5_pipeline.evaluation.predict import AnswerForm
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.soft_prompt import candidates
@@ -66,3 +66,14 @@ def test_costs_of_an_artifact(tmp_path: Path) -> None:
     made.facts |= {"cells_together": 0, "peak_gpu_bytes": "4"}
     edited = artifact_costs(Artifact("p", tmp_path, "d", manifest=made))
     assert (edited["training_seconds"], edited["peak_bytes"]) == (30.0, 5)
+
+
+def test_trained_numbers_are_those_of_training(tmp_path: Path) -> None:
+    """A reparametrization may train more or fewer numbers than the rows that it publishes."""
+    artifact = Artifact("labels", write_world(tmp_path) / "prompts" / "labels", "digest")
+    (prompt,) = candidates(artifact)
+    assert trained_numbers(prompt) == prompt.prompts[0].numel()
+    made: Any = SimpleNamespace(facts={"trained": 105_744})
+    assert trained_numbers(replace(prompt, artifact=replace(artifact, manifest=made))) == 105_744
+    made.facts["trained"] = "many"  # edited
+    assert trained_numbers(replace(prompt, artifact=replace(artifact, manifest=made))) == prompt.prompts[0].numel()

@@ -88,6 +88,25 @@ def together(world: int, directory: Path) -> list[Checkpoints]:
     return [Checkpoints(directory, "f", control_group=Ring(rank, world, shared)) for rank in range(world)]
 
 
+def errors_of_two(directory: Path, **options: Any) -> dict[int, str]:
+    """The errors of two processes that save step 2, by rank."""
+    said: dict[int, str] = {}
+
+    def write(rank: int, checkpoints: Checkpoints) -> None:
+        try:
+            checkpoints.save(2, SHARDS, {}, **options)
+            checkpoints.wait()
+        except InputError as error:
+            said[rank] = str(error)
+
+    threads = [threading.Thread(target=write, args=each) for each in enumerate(together(2, directory))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    return said
+
+
 @given(cuts=st.lists(st.integers(0, 1200), max_size=6), reads=st.lists(st.integers(0, 1200), min_size=2, max_size=2))
 def test_any_slice_of_a_tensor_that_was_saved_in_shards(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], reads: list[int]
@@ -142,23 +161,11 @@ def test_a_failed_write_on_one_rank_fails_on_all_and_keeps_older_checkpoints(tmp
     saved_before = Checkpoints(tmp_path, "f")
     saved_before.save(1, SHARDS, {})
     saved_before.wait()
-    said: dict[int, str] = {}
 
     def full() -> None:
         raise OSError("no space left")
 
-    def write(rank: int, checkpoints: Checkpoints) -> None:
-        try:
-            checkpoints.save(2, SHARDS, {}, before=full)  # only rank 0 calls it
-            checkpoints.wait()
-        except InputError as error:
-            said[rank] = str(error)
-
-    threads = [threading.Thread(target=write, args=(r, c)) for r, c in enumerate(together(2, tmp_path))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=20)
+    said = errors_of_two(tmp_path, before=full)  # only rank 0 calls it
     assert "cannot write " in said[0]
     assert "(no space left)" in said[0]
     assert "another process could not write its shards" in said[1]
@@ -174,20 +181,7 @@ def test_a_process_that_cannot_write_says_so_unless_the_first_one_does(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store, "write_shards", write_shards)
-    said: dict[int, str] = {}
-
-    def write(rank: int, checkpoints: Checkpoints) -> None:
-        try:
-            checkpoints.save(2, SHARDS, {})
-            checkpoints.wait()
-        except InputError as error:
-            said[rank] = str(error)
-
-    threads = [threading.Thread(target=write, args=(r, c)) for r, c in enumerate(together(2, tmp_path))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=20)
+    said = errors_of_two(tmp_path)
     full = f"cannot write {tmp_path}/step-00000002 (No space left on device); free some space and run again"
     assert said[1] == full
     assert (
