@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-COLOURS = {"ours": "#1f6feb", "Trainer": "#8b949e", "Accelerate loop": "#c4c9d0", "PEFT": "#8b949e"}
+COLORS = {"ours": "#1f6feb", "Trainer": "#8b949e", "Accelerate loop": "#c4c9d0", "PEFT": "#8b949e"}
 PARTS = {"weights": "#c4c9d0", "activations": "#1f6feb", "gradients": "#d29922", "moments": "#8b949e"}
 
 Groups = Mapping[str, Mapping[str, float]]
@@ -30,7 +30,7 @@ def results(name: str) -> dict[str, Any]:
 def tokens() -> Figure:
     found = results("lm_adaptation")
     groups = {f"T5 1.1 {row['size'].capitalize()}": row["tokens_per_second"] for row in found["rows"]}
-    return grouped(groups, "LM adaptation: tokens/s without padding", COLOURS)
+    return grouped(groups, "LM adaptation: tokens/s without padding", COLORS)
 
 
 def prompts() -> Figure:
@@ -38,7 +38,7 @@ def prompts() -> Figure:
         f"{row['task']}\ndropout {row['dropout']:g}": {"ours": row["ours_per_second"], "PEFT": row["theirs_per_second"]}
         for row in results("prompt_tuning")["rows"]
     }
-    return grouped(groups, "Prompt tuning, T5 1.1 Small: examples/s", COLOURS)
+    return grouped(groups, "Prompt tuning, T5 1.1 Small: examples/s", COLORS)
 
 
 def memory() -> Figure:
@@ -49,8 +49,8 @@ def memory() -> Figure:
     return grouped(groups, "Memory of a step, T5 1.1 Small: MiB", PARTS, stacked=True)
 
 
-def grouped(groups: Groups, title: str, colours: Mapping[str, str], *, stacked: bool = False) -> Figure:
-    """Bars side by side, or on top of one another, labelled with their values or sums."""
+def grouped(groups: Groups, title: str, colors: Mapping[str, str], *, stacked: bool = False) -> Figure:
+    """Bars side by side, or on top of one another, labeled with their values or sums."""
     figure = Figure(figsize=(7.2, 2.8), dpi=96, layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -61,7 +61,7 @@ def grouped(groups: Groups, title: str, colours: Mapping[str, str], *, stacked: 
         values = [group[name] for group in groups.values()]
         shift = 0.0 if stacked else (place - (len(names) - 1) / 2) * width
         at = [index + shift for index in range(len(groups))]
-        bars = axes.bar(at, values, width, bottom=below if stacked else None, color=colours[name], label=name)
+        bars = axes.bar(at, values, width, bottom=below if stacked else None, color=colors[name], label=name)
         if stacked:
             below = [low + value for low, value in zip(below, values, strict=True)]
         if not stacked or name == names[-1]:

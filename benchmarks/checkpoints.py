@@ -4,7 +4,7 @@ Checkpoints: blocks of training steps of T5 1.1 Small with AdamW, alternating wi
 written in the background from the block's first step. The difference, over 300 seconds, is the cost of one checkpoint
 every five minutes.
 
-Resuming: `lm_adapt` in a fresh process, from a checkpoint of step 1 and from a copy of it labelled step 100,000:
+Resuming: `lm_adapt` in a fresh process, from a checkpoint of step 1 and from a copy of it labeled step 100,000:
 seconds of the whole stage (it reads the checkpoint, takes one step, saves and publishes), and all bytes that the
 process reads (`/proc/self/io`, libraries included).
 

@@ -5,7 +5,7 @@ and dropout 0 as in the paper. Ours is a step of `lm_adapt`: microbatches by len
 peers are `T5ForConditionalGeneration` with DataCollatorForSeq2Seq, in microbatches of 8 in the order of the data set,
 with gradients accumulated over the same global batch. The sides take turns.
 
-Utilisation is the rate of the products that these tokens need, forward and backward (three times forward_flops of
+Utilization is the rate of the products that these tokens need, forward and backward (three times forward_flops of
 pipeline/cost/flops.py: with attention, without padding, recomputation and the optimizer), divided by the rate of the
 model's d_model × d_ff product in bf16 at the tokens of a microbatch, measured before and after each of our turns.
 """

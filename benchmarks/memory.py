@@ -1,7 +1,7 @@
 """Peak memory of real stages on a CPU, compared with the estimate of `t5-pipeline plan`.
 
 Each case is a whole stage in its own process. The process first runs the same stage on a T5 of 50,000 weights, so that
-everything is imported and initialised. From then on its parent reads its anonymous memory (`RssAnon`: allocations, not
+everything is imported and initialized. From then on its parent reads its anonymous memory (`RssAnon`: allocations, not
 mapped files) every two milliseconds. The measured peak is the largest reading minus the first: weights, everything a
 step allocates, and the data.
 

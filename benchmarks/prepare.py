@@ -1,4 +1,4 @@
-"""Tokenisation by `prepare`, compared with `datasets.map` and transformers' fast tokenizer on the same text and cores.
+"""Tokenization by `prepare`, compared with `datasets.map` and transformers' fast tokenizer on the same text and cores.
 
 The peer reads the same Parquet file and runs, batched and with one process per core (`num_proc`), the tokenizer.json
 published with the vocabulary, or the tokenizer that transformers derives from spiece.model. It writes ids to its Arrow

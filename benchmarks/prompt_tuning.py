@@ -90,7 +90,7 @@ def our_step(model: PromptedT5, optimizer: torch.optim.Optimizer, batch: Batch) 
 
 
 def prompted(t5: T5, prompts: int = 1) -> tuple[PromptedT5, torch.optim.Optimizer]:
-    """A bank of prompts on a frozen T5, initialised with rows of the vocabulary, and their optimizer."""
+    """A bank of prompts on a frozen T5, initialized with rows of the vocabulary, and their optimizer."""
     rows = t5.shared.weight.detach().float()
     bank = PromptBank([rows[start : start + PROMPT] for start in range(3, 3 + prompts)])
     model = PromptedT5(t5, bank)

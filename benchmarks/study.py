@@ -26,10 +26,10 @@ from t5_pipeline.report.arms import Arm, Scored, scored
 from t5_pipeline.report.claims import Finding, findings
 from t5_pipeline.report.collect import ModelSize, Run, collect
 from t5_pipeline.report.scores import Answers, Score
-from t5_pipeline.report.summary import summarise
+from t5_pipeline.report.summary import summarize
 
 STUDIES = ("study", "wikipedia-study")
-_LEFT_OUT = {"samples", "neighbours"}
+_LEFT_OUT = {"samples", "neighbors"}
 _FIRST = ord("a")  # an answer is recorded as a letter: a, b, … are its places in the confusion matrix
 
 
@@ -91,7 +91,7 @@ def run_of(results: dict[str, Any]) -> Run:
 
 
 def judged(run: Run) -> list[Finding]:
-    return findings(scored(run, summarise(run)))
+    return findings(scored(run, summarize(run)))
 
 
 def verdict_table(run: Run) -> str:
@@ -106,7 +106,7 @@ def verdict_table(run: Run) -> str:
 
 def score_tables(run: Run) -> Iterator[str]:
     """All scores in Markdown, a table for each task: mean ± standard deviation over seeds."""
-    for task in scored(run, summarise(run)):
+    for task in scored(run, summarize(run)):
         metric = task.task.metric.replace("_", " ")
         lines = [
             f"| T5 | pretraining | method | prompt | {metric} | by label likelihood | seeds |",

@@ -102,7 +102,7 @@ def reporter(stage: Stage[PrepareConfig], stop: StopSignal) -> Iterator[Callable
         MetricsLog(stage.directory / "metrics.jsonl") as metrics,
     ):
         metrics.truncate_after(-1)
-        first: list[Counts] = []  # the shards of previous runs, which do not count towards this run's throughput
+        first: list[Counts] = []  # the shards of previous runs, which do not count toward this run's throughput
 
         def report(counts: Counts) -> None:
             first[:] = first or [counts]

@@ -46,8 +46,8 @@ def hub_rows(
 
     def read() -> Iterator[Row]:
         for number, fields in enumerate(_fetched(stream, where), 1):
-            labelled = {c: names[c][fields[c]] for c in names if isinstance(fields.get(c), int) and fields[c] >= 0}
-            yield Row({**fields, **labelled}, f"{where}: row {number}")
+            labeled = {c: names[c][fields[c]] for c in names if isinstance(fields.get(c), int) and fields[c] >= 0}
+            yield Row({**fields, **labeled}, f"{where}: row {number}")
 
     return read()
 

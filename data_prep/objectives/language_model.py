@@ -1,4 +1,4 @@
-"""Language modelling without a prefix: all tokens are targets (`lm` and `full_lm` of T5's code).
+"""Language modeling without a prefix: all tokens are targets (`lm` and `full_lm` of T5's code).
 
     lm        128 documents concatenated, cut into segments of L−1 tokens:   targets = segment + EOS
     full_lm   EOS after each document, concatenated, cut into L tokens:      targets = segment

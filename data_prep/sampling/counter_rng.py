@@ -4,7 +4,7 @@ The examples of step s must be the same whether a run reached s from step 0 or f
 with eight. A draw is therefore computed from its purpose: the seed, a stream that names the purpose
 ("prefix_lm/prefix") and a few integer counters (epoch, example, position within the example).
 
-Each counter passes through the finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit words
+Each counter passes through the finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64-bit words
 with full avalanche, under keys taken from SHA-256 of seed and stream. All arithmetic is on unsigned 64-bit words:
 the same bits on every platform and NumPy version.
 
@@ -26,7 +26,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 
 def _mix(x: Bits) -> Bits:
-    """SplitMix64's finaliser: a bijection of 64-bit words. Overwrites and returns `x`."""
+    """SplitMix64's finalizer: a bijection of 64-bit words. Overwrites and returns `x`."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

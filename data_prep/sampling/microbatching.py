@@ -33,7 +33,7 @@ GPU = Device(at_once=32_768, per_pass=8192)
 def min_padding_microbatches(
     input_widths_N: npt.ArrayLike, target_widths_N: npt.ArrayLike, device: Device = CPU
 ) -> list[tuple[int, int]]:
-    """The parts (begin, end) of adjacent rows that minimise Σ_parts rows·(widest input + widest target) + per_pass.
+    """The parts (begin, end) of adjacent rows that minimize Σ_parts rows·(widest input + widest target) + per_pass.
 
     Args:
         input_widths_N: padded input width of each row.

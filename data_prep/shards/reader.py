@@ -1,4 +1,4 @@
-"""Token shards: a tokenised corpus on disk, written once (data_prep.shards.writer) and memory-mapped for reading.
+"""Token shards: a tokenized corpus on disk, written once (data_prep.shards.writer) and memory-mapped for reading.
 
     tokens.json                  summary; written last, so a directory that has it is complete
     tokenizer/                   the vocabulary

@@ -162,10 +162,10 @@ def _multirc(row: Row, training: bool) -> Iterator[dict[str, Any]]:
             yield _choice(row["passage"]["text"], question, answer["text"], answer, question_id)
 
 
-def _choice(paragraph: str, question: Any, answer: str, labelled: Any, question_id: str) -> dict[str, Any]:
+def _choice(paragraph: str, question: Any, answer: str, labeled: Any, question_id: str) -> dict[str, Any]:
     texts = {"paragraph": paragraph, "question": question["question"], "answer": answer}
     bare = {name: _TAG.sub("", text.replace("<br>", " ")) for name, text in texts.items()}
-    return {**bare, "label": labelled.get("label"), "question_id": question_id}  # SuperGLUE's test rows have no label
+    return {**bare, "label": labeled.get("label"), "question_id": question_id}  # SuperGLUE's test rows have no label
 
 
 def _record(row: Row, training: bool) -> Iterator[Question]:

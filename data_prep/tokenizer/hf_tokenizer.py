@@ -5,9 +5,9 @@ The T5 tokenizer of transformers differs from SentencePiece in three ways, which
     A literal "</s>" or "<extra_id_0>" in the text becomes a control id, through the added tokens and again through the
         unigram model, in which control pieces win with score 0.
         → `split_special_tokens` is set, and such a literal is split at a point that no piece spans.
-    Text is split at every Unicode space (such as U+0085); SentencePiece splits only at spaces left by its normaliser.
-        → Only spaces (after normalisation) separate words.
-    The normaliser works on grapheme clusters and drops marks of clusters of which it only knows a prefix (decomposed
+    Text is split at every Unicode space (such as U+0085); SentencePiece splits only at spaces left by its normalizer.
+        → Only spaces (after normalization) separate words.
+    The normalizer works on grapheme clusters and drops marks of clusters of which it only knows a prefix (decomposed
         "ỗ" becomes "ô").
         → Text is composed (NFC) first.
 
@@ -63,7 +63,7 @@ def write_fast_tokenizer(
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in added])
     tokenizer.save(str(directory / "tokenizer.json"))
 
-    # The generic class, because transformers' T5Tokenizer would replace the normaliser and the word splitting.
+    # The generic class, because transformers' T5Tokenizer would replace the normalizer and the word splitting.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": names[special.eos],
@@ -114,7 +114,7 @@ def _tokenizer(
     if rules.get(4, 1):
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" +"), " ")]
     prefix = bool(rules.get(3, 1))
-    # Metaspace puts no ▁ before a text that begins with one. In T5 none does, because its normaliser makes it a space.
+    # Metaspace puts no ▁ before a text that begins with one. In T5 none does, because its normalizer makes it a space.
     by_metaspace = normalizers.Sequence(steps).normalize_str("▁ a") == "a"
     if prefix and not by_metaspace:
         steps.append(normalizers.Prepend(" "))
@@ -140,7 +140,7 @@ def _tokenizer(
 
 
 def _bpe(pieces: sentencepiece.SentencePieceProcessor, names: list[str], byte_fallback: bool) -> models.BPE:
-    """SentencePiece merges the neighbours whose joined piece has the highest score, so each piece gives its merges."""
+    """SentencePiece merges the neighbors whose joined piece has the highest score, so each piece gives its merges."""
     count = pieces.get_piece_size()
     ids = {name: i for i, name in enumerate(names)}
     whole = [i for i in range(count) if not (pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i))]
@@ -154,7 +154,7 @@ def _bpe(pieces: sentencepiece.SentencePieceProcessor, names: list[str], byte_fa
     return models.BPE(ids, merges, unk_token=unk, fuse_unk=True, byte_fallback=byte_fallback)
 
 
-# Text of several scripts with the cases in which normalisers differ: spaces at the ends and in rows, letters of two
+# Text of several scripts with the cases in which normalizers differ: spaces at the ends and in rows, letters of two
 # forms, capitals, control strings.
 _LITERALS = "a</s>b <extra_id_0> <pad>"
 _PROBES = (
@@ -187,7 +187,7 @@ def _check_agrees(tokenizer: Tokenizer, pieces: sentencepiece.SentencePieceProce
         if found != right and not (text == _LITERALS and all_unknown):
             raise InputError(
                 f"vocabulary: transformers would read {text!r} as ids {found} instead of SentencePiece's {right}; train"
-                " the vocabulary with T5's normalisation (nmt_nfkc) or let `prepare` train one"
+                " the vocabulary with T5's normalization (nmt_nfkc) or let `prepare` train one"
             )
     tokenizer.encode_special_tokens = False
 

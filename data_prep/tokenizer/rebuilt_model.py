@@ -1,6 +1,6 @@
 """A SentencePiece model rebuilt from a T5's tokenizer.json, which is all that transformers 5 saves.
 
-tokenizer.json contains the pieces with their scores and the compiled normaliser; the other rules are those of every T5.
+tokenizer.json contains the pieces with their scores and the compiled normalizer; the other rules are those of every T5.
 So the rebuilt model gives the ids of the T5's own spiece.model, on text that transformers itself may read differently
 (hf_tokenizer).
 """
@@ -56,7 +56,7 @@ def rebuilt_model(directory: Path) -> bytes | None:
 
 
 def _charsmap(normalizer: dict[str, Any]) -> bytes | None:
-    """The compiled normaliser; None if there is none."""
+    """The compiled normalizer; None if there is none."""
     steps: Iterator[dict[str, Any]] = iter(normalizer.get("normalizers") or [normalizer])
     return next((base64.b64decode(s["precompiled_charsmap"]) for s in steps if s.get("type") == "Precompiled"), None)
 

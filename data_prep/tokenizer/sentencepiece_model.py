@@ -100,7 +100,7 @@ class SentencePieceModel:
 def trained_model(texts: Iterable[str], size: int) -> bytes:
     """The bytes of a unigram model of `size` pieces trained on texts, deterministically.
 
-    As in T5: nmt_nfkc normalisation, no byte fallback, pad 0, eos 1, unk 2, no bos. Scores are multiples of 1/256,
+    As in T5: nmt_nfkc normalization, no byte fallback, pad 0, eos 1, unk 2, no bos. Scores are multiples of 1/256,
     on which other tokenizers agree (sentencepiece_proto). SentencePiece keeps its training text in memory, so pass
     only a part of a large corpus.
 

@@ -15,7 +15,7 @@ _SCORE_UNIT = 2.0**-8
 def message(model: bytes, field: int) -> dict[int, int | bytes]:
     """The fields of one sub-message of the model: number → value (the last one if a number repeats).
 
-    Trainer: 3 model type, 24 whitespace as suffix, 35 byte fallback. Normaliser: 2 compiled character map, 3 add a
+    Trainer: 3 model type, 24 whitespace as suffix, 35 byte fallback. Normalizer: 2 compiled character map, 3 add a
     dummy prefix, 4 remove extra whitespace, 5 escape whitespace.
     """
     for number, value, _ in _fields(model):
@@ -25,7 +25,7 @@ def message(model: bytes, field: int) -> dict[int, int | bytes]:
 
 
 def meaning(model: bytes) -> list[object]:
-    """The entries of the model that decide its ids: pieces with scores, and the rules of the normaliser."""
+    """The entries of the model that decide its ids: pieces with scores, and the rules of the normalizer."""
     pieces = [
         tuple(v for _, v, _ in _fields(p))[:2] for n, p, _ in _fields(model) if n == PIECES and isinstance(p, bytes)
     ]

@@ -28,7 +28,7 @@ class TextModel(Protocol):
         content: the bytes that decide the ids, from which `opened` makes it again in another process.
         size: number of ids.
         pad, eos, unk: ids that the model itself defines; −1 for those that only other files name.
-        normalizer: name of the rules by which text is normalised, such as nmt_nfkc.
+        normalizer: name of the rules by which text is normalized, such as nmt_nfkc.
         complete: whether it names all ids of the tokenizer, so that no sentinels are added by default.
         sentinel_ids: the sentinels that are ids of the model itself, extra_id_0 first.
         own_sentinels: how they are found, for people.
@@ -55,7 +55,7 @@ class TextModel(Protocol):
         """The text of ids below `size`."""
 
     def bytes_per_id(self) -> npt.NDArray[np.int64]:
-        """UTF-8 bytes of the text of every id, after normalisation; 0 for ids that are not text."""
+        """UTF-8 bytes of the text of every id, after normalization; 0 for ids that are not text."""
 
     def in_text(self, i: int) -> bool:
         """Whether the id of a sentinel also occurs in texts."""

@@ -223,7 +223,7 @@ class Vocabulary:
         return [*self.text.names(), *self.layout.above]
 
     def piece_bytes(self) -> npt.NDArray[np.int64]:
-        """UTF-8 bytes of the text of every id, after normalisation; 0 for ids that are not text."""
+        """UTF-8 bytes of the text of every id, after normalization; 0 for ids that are not text."""
         found = np.zeros(self.size, np.int64)
         found[: self.text.size] = self.text.bytes_per_id()
         for i, name in self._name_added.items():
@@ -308,7 +308,7 @@ class Vocabulary:
             )
         if own.model != self.model and own.text.meaning() != self.text.meaning():
             raise InputError(
-                f"{model}: the text was tokenised with another vocabulary than {Path(model) / MODEL_FILE};"
+                f"{model}: the text was tokenized with another vocabulary than {Path(model) / MODEL_FILE};"
                 f" prepare it again with `vocabulary: {model}`"
             )
         return own

@@ -135,12 +135,12 @@ def _add_prompts(commands: Any) -> None:
     verify.add_argument("--model", metavar="M", help="also check that the prompts were trained on this T5")
     verify.set_defaults(command=_verify)
 
-    near = commands.add_parser("neighbours", help="show the vocabulary tokens nearest to each row", allow_abbrev=False)
+    near = commands.add_parser("neighbors", help="show the vocabulary tokens nearest to each row", allow_abbrev=False)
     near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; must be that of the prompts")
     near.add_argument("--top", type=positive, default=5, metavar="K", help="tokens per row (default: 5)")
     near.add_argument("--json", action="store_true", help="print JSON")
-    near.set_defaults(command=_neighbours)
+    near.set_defaults(command=_neighbors)
 
     export = commands.add_parser("export", help="export prompts to PEFT or .npy", allow_abbrev=False)
     export.add_argument("prompts", metavar="DIR", help=_PROMPTS)
@@ -251,10 +251,10 @@ def _verify(given: argparse.Namespace) -> int:
     return 0
 
 
-def _neighbours(given: argparse.Namespace) -> int:
-    from t5_pipeline.serving.exchange import neighbours
+def _neighbors(given: argparse.Namespace) -> int:
+    from t5_pipeline.serving.exchange import neighbors
 
-    found = neighbours(named_prompts(given.prompts, "DIR"), given.model, given.top)
+    found = neighbors(named_prompts(given.prompts, "DIR"), given.model, given.top)
     if given.json:
         show(json.dumps(found, ensure_ascii=False))
         return 0

@@ -26,7 +26,7 @@ _TRAINED = tuple(
 
 
 class T5Sizes(Config):
-    """Sizes of a randomly initialised T5 (`init`); the defaults are those of T5 1.1 Small."""
+    """Sizes of a randomly initialized T5 (`init`); the defaults are those of T5 1.1 Small."""
 
     d_model: int = setting(512, "width of the residual stream", gt=0, le=2**20)
     d_kv: int = setting(64, "width of one attention head", gt=0, le=2**20)
@@ -103,7 +103,7 @@ class SpanCorruptConfig(LanguageModelConfig):
     model: Annotated[str | None, Input("model")] = setting(
         None, "T5 to continue from (or give `init`): hub name, directory or stage"
     )
-    init: T5Sizes | None = setting(None, "sizes of a randomly initialised T5 (or give `model`)")
+    init: T5Sizes | None = setting(None, "sizes of a randomly initialized T5 (or give `model`)")
     input_length: int = setting(512, "encoder tokens of an example", unit="tokens", gt=8)
     noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, le=0.99)
     mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", ge=1)

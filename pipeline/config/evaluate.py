@@ -48,7 +48,7 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     latency_tasks: list[Annotated[int, Field(gt=0, le=10_000)]] = setting(
         [], "time a request for one of N tasks on one T5, for each of these N; none: off", unit="tasks"
     )
-    neighbours: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)
+    neighbors: int = setting(5, "nearest vocabulary pieces to record per prompt row (0: off)", unit="pieces", ge=0)
 
     @classmethod
     def for_methods(cls, methods: Iterable[type[StageConfig]]) -> type[EvaluateConfig]:

@@ -200,7 +200,7 @@ class PromptMixtureConfig(SoftPromptConfig, OneTaskConfig):
         "prompt mixtures: a prompt_mixture stage, or a directory",
     )
 
-    components: int = setting(5, "number of prompts, each initialised with its own seed", unit="prompts", gt=1)
+    components: int = setting(5, "number of prompts, each initialized with its own seed", unit="prompts", gt=1)
     weight_learning_rate: float = setting(
         0.01, "learning rate of the mixture weights' logits; they share the prompts' schedule", gt=0
     )

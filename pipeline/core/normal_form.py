@@ -1,7 +1,7 @@
 """The Unicode normal form in which texts are compared.
 
 A letter with a mark has two forms: one character ("é") or two ("e" and U+0301). Texts that differ only in this have the
-same ids in T5's vocabulary, whose normaliser includes NFKC. So every comparison of texts uses NFKC: held-out texts with
+same ids in T5's vocabulary, whose normalizer includes NFKC. So every comparison of texts uses NFKC: held-out texts with
 documents, targets with labels, answers with targets.
 """
 

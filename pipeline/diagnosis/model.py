@@ -60,7 +60,7 @@ def diagnose_model(place: Path, location: str) -> Diagnosis:
             d.fact("digest", digest, short_digest(digest))
     if t5 is not None and vocabulary is not None and d.ok:
         vocabulary = vocabulary.with_start(t5.special.start)
-        _behaviour(d, t5, vocabulary, metadata or ModelMetadata())
+        _behavior(d, t5, vocabulary, metadata or ModelMetadata())
     if shape and vocabulary and metadata:
         _uses(d, shape, vocabulary, metadata, str(place))
     return d
@@ -178,7 +178,7 @@ def _weights(d: Diagnosis, directory: Path, shape: T5Config) -> T5 | None:
     return t5
 
 
-def _behaviour(d: Diagnosis, t5: T5, vocabulary: Vocabulary, metadata: ModelMetadata) -> None:
+def _behavior(d: Diagnosis, t5: T5, vocabulary: Vocabulary, metadata: ModelMetadata) -> None:
     """Checks by running the T5."""
     if vocabulary.unk in vocabulary.encode(" ".join(SENTENCES)):
         return

@@ -29,7 +29,7 @@ SENTENCES = (
 FP16_LARGEST = 65_504
 SPAN = 3  # tokens of a hidden span: T5's mean
 _EXCHANGES = 16
-_NEIGHBOURS = 16  # ids; vocabularies are sorted by frequency, so pieces are exchanged for others as frequent
+_NEIGHBORS = 16  # ids; vocabularies are sorted by frequency, so pieces are exchanged for others as frequent
 
 
 def not_finite(model: nn.Module) -> dict[str, int]:
@@ -61,7 +61,7 @@ class ForwardPass:
 
 @torch.no_grad()
 def forward_pass(t5: T5, vocabulary: Vocabulary) -> ForwardPass:
-    """Run a sentence through a T5 on the CPU. Afterwards the T5 has its former dtype, rounded to bf16."""
+    """Run a sentence through a T5 on the CPU. Afterward the T5 has its former dtype, rounded to bf16."""
     inputs, targets = _halves(vocabulary, SENTENCES[0])
     largest = 0.0
 
@@ -165,10 +165,10 @@ def text_loss(t5: T5, vocabulary: Vocabulary, spans: bool) -> TextLoss:
 
 
 def _exchange(rows: int, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:
-    """A permutation of the ids of pieces among neighbours; special ids stay."""
+    """A permutation of the ids of pieces among neighbors; special ids stay."""
     fixed = {vocabulary.pad, vocabulary.eos, vocabulary.unk, *vocabulary.sentinel_ids}
     exchange_V = torch.arange(rows)
-    for _, block in groupby((i for i in range(vocabulary.size) if i not in fixed), key=lambda i: i // _NEIGHBOURS):
+    for _, block in groupby((i for i in range(vocabulary.size) if i not in fixed), key=lambda i: i // _NEIGHBORS):
         ids = torch.tensor(list(block))
         exchange_V[ids] = ids[torch.randperm(len(ids), generator=generator)]
     return exchange_V

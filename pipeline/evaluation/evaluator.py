@@ -152,10 +152,10 @@ class Evaluator:
             )
         if candidate.task.name != task.name:
             row["trained_on"] = candidate.task.name
-        elif candidate.is_single_prompt and self.c.neighbours:
+        elif candidate.is_single_prompt and self.c.neighbors:
             pieces = self.answerer.vocabulary.names()
-            row["neighbours"] = nearest_pieces(
-                candidate.prompts[0], self.answerer.t5.shared.weight, pieces, self.c.neighbours
+            row["neighbors"] = nearest_pieces(
+                candidate.prompts[0], self.answerer.t5.shared.weight, pieces, self.c.neighbors
             )
         return row | split.scored(outputs)
 

@@ -278,7 +278,7 @@ def answer_form(
     def text(ids: Sequence[int]) -> str:
         return vocabulary.decode(vocabulary.strip_sentinel(ids, sentinel))
 
-    # A vocabulary that normalises text does not return every label as it is written.
+    # A vocabulary that normalizes text does not return every label as it is written.
     written = {text(ids): label for label, ids in zip(labels, label_ids, strict=True)}
 
     def decode(ids: Sequence[int]) -> str:

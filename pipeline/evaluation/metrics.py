@@ -112,10 +112,10 @@ OF_COUNTS: dict[str, Callable[[Counts], Values]] = {
 """Metrics of confusion matrices [..., true label, predicted label or illegal]."""
 
 
-def normalise_answer(text: str) -> str:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces.
+def normalize_answer(text: str) -> str:
+    """SQuAD's normalization: lower case, no punctuation, no articles, single spaces.
 
-    >>> normalise_answer("The  U.S. Army's an old idea!")
+    >>> normalize_answer("The  U.S. Army's an old idea!")
     'us armys old idea'
     """
     bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
@@ -164,12 +164,12 @@ def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> float:
 
 
 def exact_match(predictions: Texts, targets: Answers) -> float:
-    """Share of predictions that equal an acceptable answer after SQuAD's normalisation."""
+    """Share of predictions that equal an acceptable answer after SQuAD's normalization."""
     return _best(predictions, targets, lambda p, t: float(p == t))
 
 
 def token_f1(predictions: Texts, targets: Answers) -> float:
-    """Mean F1 of the words shared by prediction and best answer, after SQuAD's normalisation.
+    """Mean F1 of the words shared by prediction and best answer, after SQuAD's normalization.
 
     >>> token_f1(["the red house"], [["a house", "red barn by the lake"]])
     0.6666666666666666
@@ -251,7 +251,7 @@ def right(
     """Whether each prediction is right as the named metrics see it, for the display of single rows.
 
     With `referent`, if it agrees with `holds`; with `exact_match` or `token_f1`, if it equals an acceptable answer in
-    SQuAD's normalisation; with ROUGE, BLEU or chrF, if it equals one in a Unicode normal form; otherwise if it equals
+    SQuAD's normalization; with ROUGE, BLEU or chrF, if it equals one in a Unicode normal form; otherwise if it equals
     its target in that form.
 
     >>> right(["exact_match"], ["The Broncos!"], ["Denver"], answers=[["Denver", "broncos"]])
@@ -263,7 +263,7 @@ def right(
     """
     if "referent" in names and holds is not None:
         return [_names(p, t) is bool(h) for p, t, h in zip(predictions, targets, holds, strict=True)]
-    form = normalise_answer if set(_OF_ANSWERS).intersection(names) else str
+    form = normalize_answer if set(_OF_ANSWERS).intersection(names) else str
     several = any(name in _OF_ANSWERS or name in OF_TEXTS for name in names)
     acceptable = (several and answers) or [[target] for target in targets]
     return [
@@ -288,9 +288,9 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
 def _best(predictions: Texts, targets: Answers, compare: Callable[[str, str], float]) -> float:
     best = []
     for prediction, answers in zip(predictions, targets, strict=True):
-        p = normalise_answer(prediction)
+        p = normalize_answer(prediction)
         acceptable = [answers] if isinstance(answers, str) else answers
-        best.append(max(compare(p, normalise_answer(answer)) for answer in acceptable))
+        best.append(max(compare(p, normalize_answer(answer)) for answer in acceptable))
     return _mean(best)
 
 

@@ -1,6 +1,6 @@
 """Nearest vocabulary pieces of a prompt's rows, by cosine (Lester et al. 2021, §7).
 
-P prompt length, D d_model, V pieces, K neighbours
+P prompt length, D d_model, V pieces, K neighbors
 """
 
 from __future__ import annotations

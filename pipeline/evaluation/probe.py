@@ -159,7 +159,7 @@ def summary(scores: Sequence[float], prompts: int) -> dict[str, float]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Keep gradients away from a model's parameters; afterwards the same ones as before are trained."""
+    """Keep gradients away from a model's parameters; afterward the same ones as before are trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
     try:

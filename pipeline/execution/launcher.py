@@ -54,7 +54,7 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
 def launch(kind: str, configuration: str | None, arguments: list[str], exit_file: Path) -> tuple[int, str]:
     """Run a stage to its end.
 
-    SIGTERM and SIGINT are forwarded to its ranks. The launcher is not signalled, because on SIGTERM it would kill ranks
+    SIGTERM and SIGINT are forwarded to its ranks. The launcher is not signaled, because on SIGTERM it would kill ranks
     that are still saving. If the stage had already finished, the exit code still reports the signal.
 
     Args:

@@ -3,7 +3,7 @@
     LoRA            W + alpha/r · B A  for projections W of encoder and decoder, B of width r and initially 0
     (IA)³           keys, values and inner feed-forward activations times learned vectors, initially 1
     prefix tuning   learned keys and values before those of the self-attention in each decoder layer
-    P-tuning        a soft prompt before the encoder's input, produced by a small network that is dropped afterwards
+    P-tuning        a soft prompt before the encoder's input, produced by a small network that is dropped afterward
 
 The PEFT library computes all of them, on transformers' own T5, which is frozen. An adapter is stored in PEFT's files
 (`adapter_model.safetensors`, `adapter_config.json`), with `adapter.json` for what it was trained on.

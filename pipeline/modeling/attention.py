@@ -1,6 +1,6 @@
 """T5's attention over given queries, keys and values: the reference, and faster implementations.
 
-    out = softmax(q kᵀ + bias) v        no 1/√K: T5 puts that factor into the initialisation of q
+    out = softmax(q kᵀ + bias) v        no 1/√K: T5 puts that factor into the initialization of q
 
 Tests compare outputs and gradients of all implementations.
 
@@ -278,7 +278,7 @@ def bucket_table(bidirectional: bool, buckets: int, max_distance: int, device: t
     """Buckets of the distances −max_distance … max_distance, int64; farther ones share those at the ends.
 
     Computed on the CPU for every device: at the edge of a bucket, a logarithm that rounds differently would choose the
-    neighbouring one.
+    neighboring one.
     """
     distance = torch.arange(-max_distance, max_distance + 1, device="cpu")
     return position_buckets(distance, bidirectional, buckets, max_distance).to(device)

@@ -1,7 +1,7 @@
-"""Load, initialise and save a T5, and grow its vocabulary.
+"""Load, initialize and save a T5, and grow its vocabulary.
 
 A saved model is what transformers' `save_pretrained` writes: config.json, generation_config.json and safetensors. An
-untied output matrix stays untied whether the model is initialised, loaded or saved.
+untied output matrix stays untied whether the model is initialized, loaded or saved.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def assemble(shape: T5Config, tensors: Mapping[str, Tensor], where: str) -> T5:
 
 
 def init_t5(shape: T5Config, seed: int) -> T5:
-    """A randomly initialised T5 in fp32.
+    """A randomly initialized T5 in fp32.
 
     Weights are normal, with the standard deviations of Mesh-TF (T5X has the same scale): 1 for embeddings; (D·K)^−½ for
     q, because scores are not scaled; D^−½ for k, v, the feed-forward's input side and the position biases; (H·K)^−½ for

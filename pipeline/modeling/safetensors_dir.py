@@ -143,7 +143,7 @@ def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
                     tensor = opened.get_tensor(name)
                     if not tensor.is_floating_point():
                         raise InputError(
-                            f"{file}: {name} is {tensor.dtype}; quantised weights are not supported, give the original"
+                            f"{file}: {name} is {tensor.dtype}; quantized weights are not supported, give the original"
                         )
                     if name != "shared.weight" and name not in copies:
                         yield name, tensor

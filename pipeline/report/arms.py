@@ -177,7 +177,7 @@ def groups(arms: Iterable[Arm], *names: str) -> list[dict[Any, Arm]]:
 
 
 def usual_prompts(arms: Iterable[Arm], shifted: bool = False) -> list[Arm]:
-    """Prompt-tuned arms with the length and initialiser that most of them have: the centre of a star of experiments.
+    """Prompt-tuned arms with the length and initializer that most of them have: the center of a star of experiments.
 
     Of equally frequent ones the longest prompts are taken.
 

@@ -63,7 +63,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """The judgement of a claim by the scores of a run.
+    """The judgment of a claim by the scores of a run.
 
     Attributes:
         difference: mean contrast over tasks, on the scale of the metrics.
@@ -181,9 +181,9 @@ CLAIMS = (
           "20 tokens − 1 token", _more("prompt_length", LONG, ONE)),
     Claim("plateau", "Prompts longer than 20 tokens gain less than the first 20 do.", "Figure 3(a)",
           "(20 tokens − 1) − (longest − 20)", _plateau),
-    Claim("vocabulary", "Initialising from the vocabulary is better than random rows.", "Figure 3(b)",
+    Claim("vocabulary", "Initializing from the vocabulary is better than random rows.", "Figure 3(b)",
           "vocabulary − random", _more("prompt_init", "vocabulary", "uniform")),
-    Claim("labels", "Initialising from the labels is better than random rows.", "Figure 3(b)",
+    Claim("labels", "Initializing from the labels is better than random rows.", "Figure 3(b)",
           "class labels − random", _more("prompt_init", "class_labels", "uniform")),
     Claim("adaptation", "An LM-adapted T5 is a better base than one of span corruption.", "Figure 3(c)",
           "LM adaptation − span corruption",

@@ -53,7 +53,7 @@ def unit(metric: str) -> str:
 
 
 def sentence_case(phrase: str) -> str:
-    """The phrase with its first letter capitalised."""
+    """The phrase with its first letter capitalized."""
     return phrase[:1].upper() + phrase[1:]
 
 

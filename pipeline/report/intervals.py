@@ -51,11 +51,11 @@ def wilson(share: float, rows: int) -> Interval:
     >>> [round(end, 3) for end in wilson(0.5, 100)], [round(end, 3) for end in wilson(1.0, 20)]
     ([0.404, 0.596], [0.839, 1.0])
     """
-    centre = share + _Z**2 / (2 * rows)
+    center = share + _Z**2 / (2 * rows)
     half = _Z * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
     scale = 1 + _Z**2 / rows
     # By rounding, an end could miss a share of 0 or 1.
-    return Interval(min(share, max(0.0, (centre - half) / scale)), max(share, min(1.0, (centre + half) / scale)))
+    return Interval(min(share, max(0.0, (center - half) / scale)), max(share, min(1.0, (center + half) / scale)))
 
 
 @functools.lru_cache(maxsize=1024)

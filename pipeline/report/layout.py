@@ -50,7 +50,7 @@ def figure(plot: Markup, caption: Markup | str) -> Markup:
 
 
 def swatch(series: int | None) -> Markup | None:
-    """The colour of a model, shown beside its name."""
+    """The color of a model, shown beside its name."""
     if series is None:
         return None
     return tag("span", class_="swatch", style=f"--c:var(--series-{series % SERIES})", aria_hidden="true")

@@ -19,7 +19,7 @@ from t5_pipeline.report.sections.claims import claims_section, experiments_secti
 from t5_pipeline.report.sections.comparison import comparison_section
 from t5_pipeline.report.sections.confusion import confusion_section
 from t5_pipeline.report.sections.data import data_section
-from t5_pipeline.report.sections.nearest_tokens import neighbours_section
+from t5_pipeline.report.sections.nearest_tokens import neighbors_section
 from t5_pipeline.report.sections.notes import notes
 from t5_pipeline.report.sections.overview import overview_section
 from t5_pipeline.report.sections.reproduce import reproduce_section
@@ -35,7 +35,7 @@ from t5_pipeline.report.sections.training import (
 )
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.signature import SIGNATURE
-from t5_pipeline.report.summary import TaskScores, path_names, summarise
+from t5_pipeline.report.summary import TaskScores, path_names, summarize
 
 # Keeps browsers from fetching anything even when online.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -60,7 +60,7 @@ def render(run: Run) -> str:
     """The report of a run as HTML."""
     paths = path_names(run)
     series = {model: number for number, model in enumerate(paths)}
-    tasks = summarise(run)
+    tasks = summarize(run)
     arms = scored(run, tasks)
     found = [
         claims_section(findings(arms)),
@@ -70,7 +70,7 @@ def render(run: Run) -> str:
         comparison_section(tasks),
         confusion_section(tasks, series),
         examples_section(tasks, series),
-        neighbours_section(tasks),
+        neighbors_section(tasks),
         similarity_section(run, paths),
         sweeps_section(run),
         validation_section(run, paths, series),

@@ -1,6 +1,6 @@
 """Plots of the report: strips of scores, and charts with linear or logarithmic axes and error bars.
 
-Colours are distinct for readers with any colour vision (tests/report/test_plots.py); lines are labelled directly.
+Colors are distinct for readers with any color vision (tests/report/test_plots.py); lines are labeled directly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from t5_pipeline.core.printable import printable
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup
 from t5_pipeline.report.summary import PROMPT_TUNING, ScoreLine, TaskScores
-from t5_pipeline.report.svg import HALO, INK, PAPER, QUIET, RULE, drawing, new_axes, series_colour, to_svg
+from t5_pipeline.report.svg import HALO, INK, PAPER, QUIET, RULE, drawing, new_axes, series_color, to_svg
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of a chart in the colour of a model (None: ink), joined by a line.
+    """Points of a chart in the color of a model (None: ink), joined by a line.
 
     Attributes:
         errors: low and high end of each point's error bar.
@@ -82,8 +82,8 @@ def chart(lines: Sequence[Line], x: Axis, y: Axis, name: str, description: str) 
 def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
     """Plot one strip per line: a dot per seed, a bar at the mean, a whisker for the 95% interval over test rows.
 
-    Hollow without prompt, dashed for the majority class. Prompt-tuned lines come first, in the colours of their models;
-    the best of each other method follows in grey.
+    Hollow without prompt, dashed for the majority class. Prompt-tuned lines come first, in the colors of their models;
+    the best of each other method follows in gray.
     """
     lines, usual = [*task.tuned, *task.best_of_each_method()], task.usual_variant()
     with drawing(name):
@@ -92,10 +92,10 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         untuned = {line.model: spread for line in task.untuned if (spread := line.spread(task.metric))}
         for row, line in enumerate(lines):
             own = line.method == PROMPT_TUNING
-            colour = series_colour(series.get(line.model or "")) if own else QUIET
+            color = series_color(series.get(line.model or "")) if own else QUIET
             parts = [part for part in line.variant.split(", ") if part and part not in usual]
             label = ", ".join([line.path or "", *parts]) if own else line.title
-            values += _strip(axes, row, line, label, task.metric, colour)
+            values += _strip(axes, row, line, label, task.metric, color)
             if own and line.model in untuned:
                 bare = 100 * untuned.pop(line.model).mean
                 values.append(bare)
@@ -121,7 +121,7 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         return to_svg(figure, name, _describe_scores(task))
 
 
-def _strip(axes: Axes, row: int, line: ScoreLine, label: str, metric: str, colour: str) -> list[float]:
+def _strip(axes: Axes, row: int, line: ScoreLine, label: str, metric: str, color: str) -> list[float]:
     """Draw the strip of one line; returns the values that must be visible."""
     spread, interval = line.spread(metric), line.interval(metric)
     if spread is None:
@@ -131,11 +131,11 @@ def _strip(axes: Axes, row: int, line: ScoreLine, label: str, metric: str, colou
     if interval is not None:
         ends = [100 * interval.low, 100 * interval.high]
         shown += ends
-        axes.hlines(row, *ends, color=colour, linewidth=1)
-        axes.plot(ends, [row, row], "|", color=colour, markersize=6, markeredgewidth=1)
-    axes.plot(dots, [row] * len(dots), "o", color=colour, markersize=5, alpha=0.75, markeredgewidth=0)
-    axes.plot([100 * spread.mean], [row], "|", color=colour, markersize=15, markeredgewidth=2.4)
-    _above(axes, row, label, spread.text, colour)
+        axes.hlines(row, *ends, color=color, linewidth=1)
+        axes.plot(ends, [row, row], "|", color=color, markersize=6, markeredgewidth=1)
+    axes.plot(dots, [row] * len(dots), "o", color=color, markersize=5, alpha=0.75, markeredgewidth=0)
+    axes.plot([100 * spread.mean], [row], "|", color=color, markersize=15, markeredgewidth=2.4)
+    _above(axes, row, label, spread.text, color)
     return shown
 
 
@@ -161,11 +161,11 @@ def size_plot(rows: Sequence[tuple[str, int, str]], name: str, description: str)
 
 
 def _draw(axes: Axes, line: Line) -> None:
-    colour = series_colour(line.series)
+    color = series_color(line.series)
     axes.plot(
         line.x,
         line.y,
-        color=colour,
+        color=color,
         linewidth=0.9 if line.light else 1.9,
         alpha=0.38 if line.light else 1.0,
         marker="o" if line.dots else None,
@@ -174,12 +174,12 @@ def _draw(axes: Axes, line: Line) -> None:
         solid_capstyle="round",
     )
     if line.errors is not None:
-        # Around its centre: the interval of a resampled metric may lie to one side of the value.
-        centres = [(low + high) / 2 for low, high in line.errors]
+        # Around its center: the interval of a resampled metric may lie to one side of the value.
+        centers = [(low + high) / 2 for low, high in line.errors]
         halves = [(high - low) / 2 for low, high in line.errors]
-        axes.errorbar(line.x, centres, halves, fmt="none", color=colour, ecolor=colour, elinewidth=1.1, capsize=2.5)
+        axes.errorbar(line.x, centers, halves, fmt="none", color=color, ecolor=color, elinewidth=1.1, capsize=2.5)
     ringed = [line.x[i] for i in line.marked], [line.y[i] for i in line.marked]
-    axes.plot(*ringed, "o", color=PAPER, markeredgecolor=colour, markersize=6, markeredgewidth=1.6, clip_on=False)
+    axes.plot(*ringed, "o", color=PAPER, markeredgecolor=color, markersize=6, markeredgewidth=1.6, clip_on=False)
 
 
 # Ticks of a logarithmic axis in each decade, by the ratio of its largest to its smallest value.
@@ -223,18 +223,18 @@ def _label_ends(axes: Axes, lines: Sequence[Line], height: float) -> None:
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
-            color=series_colour(line.series),
+            color=series_color(line.series),
             annotation_clip=False,
         )
 
 
-def _above(axes: Axes, row: int, label: str, amount: str, colour: str) -> None:
+def _above(axes: Axes, row: int, label: str, amount: str, color: str) -> None:
     """Write a strip's label at the left and its value at the right, above its line."""
     place = axes.get_yaxis_transform()
     shown = printable(fmt.truncate(label, 58))
     common: dict[str, Any] = {"transform": place, "va": "center", "bbox": HALO}
     axes.text(0, row - 0.38, shown, ha="left", **common)
-    axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=colour, **common)
+    axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=color, **common)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class Score(BaseModel):
         training_seconds: its share of the training that made it.
         peak_bytes: peak memory of the training process, on its GPU if it had one.
         latency_seconds: seconds of a request for one of N tasks, by N (evaluation/costs.py).
-        neighbours: nearest vocabulary tokens and their cosines, for each row of a prompt.
+        neighbors: nearest vocabulary tokens and their cosines, for each row of a prompt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,7 +96,7 @@ class Score(BaseModel):
     training_seconds: FiniteFloat | None = None
     peak_bytes: Count | None = None
     latency_seconds: dict[int, FiniteFloat] = {}
-    neighbours: list[list[tuple[str, float]]] | None = None
+    neighbors: list[list[tuple[str, float]]] | None = None
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:
@@ -119,7 +119,7 @@ class Score(BaseModel):
     @functools.cached_property
     def identity(self) -> str:
         """The same for what two evaluate stages scored in the same way."""
-        return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbours"})
+        return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbors"})
 
     def counts(self) -> list[list[int]] | None:
         """The confusion matrix with its last column; None without labels or rows."""

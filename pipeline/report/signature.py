@@ -1,4 +1,4 @@
-"""The last line of a report, by which a file is recognised as one. Nothing heavy is imported."""
+"""The last line of a report, by which a file is recognized as one. Nothing heavy is imported."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def in_table_order(methods: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(methods), key=lambda method: _PLACES.get(method, 2))
 
 
-def summarise(run: Run) -> list[TaskScores]:
+def summarize(run: Run) -> list[TaskScores]:
     """Aggregate the scores of a run: one entry per task and split, in order of appearance."""
     paths = path_names(run)
     found = []

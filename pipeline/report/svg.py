@@ -1,6 +1,6 @@
-"""Matplotlib figures as inline SVG that take colours and fonts from the page, for light and dark mode.
+"""Matplotlib figures as inline SVG that take colors and fonts from the page, for light and dark mode.
 
-Matplotlib draws with one placeholder colour per role, which becomes a CSS variable in the SVG (style.css). Text stays
+Matplotlib draws with one placeholder color per role, which becomes a CSS variable in the SVG (style.css). Text stays
 text. Drawing is deterministic.
 """
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from t5_pipeline.report.html import Markup, identifier, tag
 
 SERIES = 8
-"""Number of colours for models; they repeat after that."""
+"""Number of colors for models; they repeat after that."""
 
 INK, QUIET, RULE, GRID, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 HALO = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
@@ -67,13 +67,13 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def series_colour(index: int | None) -> str:
-    """Placeholder of a model's colour; ink without a model."""
+def series_color(index: int | None) -> str:
+    """Placeholder of a model's color; ink without a model."""
     return INK if index is None else f"#0606{index % SERIES:02d}"
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
-    """The figure as an SVG element with unique ids, colours as CSS variables, and a text description."""
+    """The figure as an SVG element with unique ids, colors as CSS variables, and a text description."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
@@ -96,8 +96,8 @@ def _element(drawn: ElementTree.Element, prefix: str) -> Markup | None:
             value = f"#{prefix}-{value.removeprefix('#')}"
         else:
             value = value.replace("url(#", f"url(#{prefix}-").replace("'DejaVu Sans'", "var(--sans)")
-            for colour, variable in _VARIABLES.items():
-                value = value.replace(colour, f"var({variable})")
+            for color, variable in _VARIABLES.items():
+                value = value.replace(color, f"var({variable})")
         attributes[key] = value
     words = drawn.text if name == "text" or name == "tspan" else None
     return tag(name, words, *[_element(child, prefix) for child in drawn], **attributes)

@@ -9,7 +9,7 @@ from t5_pipeline.core.tables import aligned
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
 from t5_pipeline.report.scores import Score
-from t5_pipeline.report.summary import summarise
+from t5_pipeline.report.summary import summarize
 
 _HEADER = ("method", "T5", "task", "score", "step", "bytes", "time")
 _UNKNOWN = "–"
@@ -23,7 +23,7 @@ def results_table(run: Run) -> list[str]:
     rows: list[Sequence[str]] = []
     stale = set(run.stale)
     scored: set[tuple[str, str]] = set()
-    for task in summarise(run):
+    for task in summarize(run):
         baselines = [*task.untuned, *([task.majority] if task.majority else [])]
         for line in [*task.tuned, *task.others, *baselines]:
             fresh = [row for row in line.rows if row.identity not in stale]

@@ -324,7 +324,7 @@ def facts_of(prompt: Prompt) -> dict[str, str]:
     }
 
 
-def neighbours(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
+def neighbors(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
     """The vocabulary tokens nearest to each row of each prompt, with their cosines.
 
     Raises:

@@ -178,7 +178,7 @@ def write_tokenizer(directory: Path, vocabulary: Vocabulary, tokens: Iterable[Pr
         found = tokenizer.encode(f"{one.alias} {probe}", add_special_tokens=False).ids
         if found != [*range(one.first, one.first + one.length), *vocabulary.encode(probe)]:
             raise InputError(
-                "vocabulary: its normaliser is not T5's (nmt_nfkc), so an alias would change the ids of its text;"
+                "vocabulary: its normalizer is not T5's (nmt_nfkc), so an alias would change the ids of its text;"
                 " serve these prompts with `t5-pipeline serve`"
             )
 
@@ -200,7 +200,7 @@ def write_row_tokens(
         )
     tokenizer, tokens = Tokenizer.from_file(str(path)), list(tokens)
     if aliases:
-        # The alias is replaced in the normalised text, in which tokens with normalized=True are then found.
+        # The alias is replaced in the normalized text, in which tokens with normalized=True are then found.
         replaced = [normalizers.Replace(one.alias, "".join(one.tokens)) for one in tokens]
         own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
         tokenizer.normalizer = normalizers.Sequence([*replaced, *own])

@@ -1,6 +1,6 @@
 """One training step.
 
-g = Σ over ranks and microbatches of ∇ Σ_rows weight·loss        (weights are normalised over the global batch)
+g = Σ over ranks and microbatches of ∇ Σ_rows weight·loss        (weights are normalized over the global batch)
 w ← optimizer(w, g, learning rate of the step)
 """
 
@@ -75,7 +75,7 @@ def gradients(state: TrainState, batch: StepBatch, loss_fn: LossFn, losses: int)
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """63-bit seed for the dropout of one step on one rank (the finaliser of SplitMix64, applied to each number).
+    """63-bit seed for the dropout of one step on one rank (the finalizer of SplitMix64, applied to each number).
 
     >>> dropout_seed(0, 0, 0) != dropout_seed(0, 1, 0) != dropout_seed(0, 0, 1)
     True

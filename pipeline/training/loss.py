@@ -215,7 +215,7 @@ def _softmax_and_loss(logits_nV: Tensor, targets_n1: Tensor, z_loss: float) -> t
 def batch_losses(loss_BT: Tensor, weights_B: Tensor, prompt_B: Tensor, prompts: int = 1) -> Tensor:
     """Σ weights_B·Σ_T loss_BT over each prompt's own rows, [C] with C = `prompts`.
 
-    A row's weight contains the normalisation over the *global* batch (1/target tokens for a mean, 1 for a sum), so the
+    A row's weight contains the normalization over the *global* batch (1/target tokens for a mean, 1 for a sum), so the
     losses of microbatches and ranks add up to the loss of the global batch. Back-propagate the sum over C: the loss of
     one prompt has no gradient in another.
 

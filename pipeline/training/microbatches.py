@@ -21,7 +21,7 @@ class ArrayBatch(Protocol):
     """Examples as padded NumPy arrays.
 
     Attributes:
-        weights_B: weight of each row's token losses, normalised over the *global* batch.
+        weights_B: weight of each row's token losses, normalized over the *global* batch.
         prompt_B: index of each row's prompt in the bank.
         segments: number of the example that each token of a packed row belongs to; None if rows are not packed.
     """

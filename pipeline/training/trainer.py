@@ -192,7 +192,7 @@ class Trainer:
         """Train until `steps` steps are done in all (or until early stopping), and save the last one.
 
         Raises:
-            Interrupted: if `stop` was signalled; the current step was finished and saved.
+            Interrupted: if `stop` was signaled; the current step was finished and saved.
             InputError: if a loss or gradient is not finite, or a checkpoint cannot be written; older ones are intact.
         """
         if self.exhausted:

@@ -35,7 +35,7 @@ def test_changed_and_damaged_files_are_found(tmp_path: Path) -> None:
     assert changed_files(tmp_path, manifest) == {}
     assert damaged_files(tmp_path, manifest) == {}
 
-    os.utime(file, ns=(5, 5))  # a copy: the bytes decide, and are not read again afterwards
+    os.utime(file, ns=(5, 5))  # a copy: the bytes decide, and are not read again afterward
     assert changed_files(tmp_path, manifest) == {}
     renew_times(tmp_path, manifest)
     manifest = read(tmp_path)

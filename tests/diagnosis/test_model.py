@@ -153,7 +153,7 @@ def test_a_broken_copy(change: Callable[[Path, World], None], world: World, tmp_
 
 
 def test_span_corruption_and_untrained_weights(world: World, tmp_path: Path) -> None:
-    """A T5 that answers with a sentinel is recognised as one of span corruption, and without training as untrained."""
+    """A T5 that answers with a sentinel is recognized as one of span corruption, and without training as untrained."""
     copy = tmp_path / "model"
     LoadedT5.init(SIZES, Vocabulary.load(world.model), seed=0).save(copy, ModelMetadata())
     d = diagnose(str(copy))

@@ -13,21 +13,21 @@ LABELS = ["no", "yes", "maybe"]
 SCORES = st.lists(st.floats(-20, 0), min_size=3, max_size=3)
 
 
-def labelled(rows: list[list[float]]) -> Outputs:
+def labeled(rows: list[list[float]]) -> Outputs:
     texts = [LABELS[int(np.argmax(row))] for row in rows]
     return Outputs(texts, texts, rows)
 
 
 @given(rows=st.lists(SCORES, min_size=1, max_size=5), copies=st.integers(1, 5))
 def test_vote_of_equal_answers(rows: list[list[float]], copies: int) -> None:
-    one = labelled(rows)
+    one = labeled(rows)
     assert vote([one] * copies, LABELS).texts == one.texts
     assert vote([one] * copies, LABELS).decoded == one.decoded
 
 
 @given(rows=st.lists(st.lists(SCORES, min_size=2, max_size=2), min_size=1, max_size=6), data=st.data())
 def test_vote_does_not_depend_on_order(rows: list[list[list[float]]], data: st.DataObject) -> None:
-    voters = [labelled(row) for row in rows]
+    voters = [labeled(row) for row in rows]
     # Rounding could break exact ties differently for each order.
     summed = np.sum([one.scores for one in voters], axis=0)
     if min(np.diff(np.sort(row)).min() for row in summed) > 1e-6:
@@ -35,7 +35,7 @@ def test_vote_does_not_depend_on_order(rows: list[list[list[float]]], data: st.D
 
 
 def test_vote_ties() -> None:
-    a, b = labelled([[-1.0, -2.0, -9.0]]), labelled([[-5.0, -1.0, -9.0]])
+    a, b = labeled([[-1.0, -2.0, -9.0]]), labeled([[-5.0, -1.0, -9.0]])
     assert vote([a, b], LABELS).texts == ["yes"]  # −6 against −3
     assert vote([Outputs(["x"], ["x"]), Outputs(["y"], ["y"])]).texts == ["x"]
     assert vote([Outputs(["x"], ["x"]), Outputs(["y"], ["y"]), Outputs(["y"], ["y"])]).texts == ["y"]

@@ -203,7 +203,7 @@ def test_labels_are_decoded_as_they_are_written() -> None:
 
 
 def test_samples_are_right_as_the_metrics_see_them() -> None:
-    """SQuAD's normalisation and other answers; a false referent is right if it is not named."""
+    """SQuAD's normalization and other answers; a false referent is right if it is not named."""
     answers = [["Denver", "Broncos"], ["Denver", "Broncos"], ["1966"], ["1966"]]
     rows = split(["yes", "no", "yes", "no"], labels=False, metrics=["token_f1", "exact_match"])
     rows = replace(rows, rows=replace(rows.rows, answers=answers))

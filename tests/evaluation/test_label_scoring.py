@@ -39,7 +39,7 @@ def test_scores_equal_log_probabilities_of_labels(
 
 
 def test_scores_are_normalized(model: PromptedT5) -> None:
-    """Σ over v of p(v)·p(EOS | v) by enumeration: scores are normalised probabilities, EOS included."""
+    """Σ over v of p(v)·p(EOS | v) by enumeration: scores are normalized probabilities, EOS included."""
     encoded, mask = model.encode(PROMPT_B, INPUTS_BS)
     scores_BL = score_labels(model, encoded, mask, [[v] for v in range(64)])
     assert torch.allclose(scores_BL.exp().sum(1), torch.ones(3), atol=1e-5)

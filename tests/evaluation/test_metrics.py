@@ -22,7 +22,7 @@ from t5_pipeline.evaluation.metrics import (
     illegal_share,
     macro_f1,
     mcc,
-    normalise_answer,
+    normalize_answer,
     pearson,
     referent,
     score,
@@ -102,9 +102,9 @@ def test_text_that_is_not_a_number_counts_as_minus_one() -> None:
     assert pearson(["0.2", "two", "nan"], targets) == pearson(["0.2", "-1", "-1"], targets)
 
 
-def test_squad_normalisation() -> None:
-    assert normalise_answer("  The Beyoncé-Knowles, (an)  A ") == "beyoncéknowles"
-    assert normalise_answer("theatre and anthem") == "theatre and anthem"
+def test_squad_normalization() -> None:
+    assert normalize_answer("  The Beyoncé-Knowles, (an)  A ") == "beyoncéknowles"
+    assert normalize_answer("theatre and anthem") == "theatre and anthem"
     assert exact_match(["The cat.", "dog"], ["cat", ["a wolf", "the dog!"]]) == 1.0
     assert exact_match(["cats"], ["cat"]) == 0.0
 
@@ -146,7 +146,7 @@ def test_properties_of_answer_metrics(rows: list[tuple[str, list[str]]], more: s
     # With one answer per row, F1 is symmetric, and not below exact match if words remain.
     first = [acceptable[0] for acceptable in answers]
     assert token_f1(predictions, first) == pytest.approx(token_f1(first, predictions))
-    if all(normalise_answer(answer) for answer in first):
+    if all(normalize_answer(answer) for answer in first):
         assert token_f1(predictions, first) >= exact_match(predictions, first) - 1e-12
 
 
@@ -224,7 +224,7 @@ def test_every_metric_of_the_settings_is_computed() -> None:
 
 
 def test_all_acceptable_answers_count() -> None:
-    """ReCoRD and SQuAD: the best answer, after SQuAD's normalisation."""
+    """ReCoRD and SQuAD: the best answer, after SQuAD's normalization."""
     answers = [["Ada Lovelace", "the Countess"], ["1815"]]
     found = score(["exact_match", "token_f1"], ["countess!", "in 1815"], ["Ada Lovelace", "1815"], answers=answers)
     assert found == {"exact_match": 0.5, "token_f1": pytest.approx((1 + 2 / 3) / 2)}

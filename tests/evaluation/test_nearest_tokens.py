@@ -8,7 +8,7 @@ import torch
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 
 
-def test_neighbours_match_reference_and_exclude_padding() -> None:
+def test_neighbors_match_reference_and_exclude_padding() -> None:
     rng = np.random.default_rng(0)
     table, rows = rng.normal(size=(50, 8)).astype(np.float32), 100 * rng.normal(size=(6, 8)).astype(np.float32)
     pieces = [f"p{i}" for i in range(40)]

@@ -79,7 +79,7 @@ def test_exit_code_and_message_of_two_processes_are_reported(tiny: Tiny) -> None
 
 
 def launch_two(flags: list[str], exit_file: Path) -> tuple[int, str, bool]:
-    """Exit code and message of two processes, and whether the signal handlers are the same afterwards."""
+    """Exit code and message of two processes, and whether the signal handlers are the same afterward."""
     before = signals()
     code, message = launch("lm_adapt", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml"), flags, exit_file)
     return code, message, signals() == before

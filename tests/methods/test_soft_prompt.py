@@ -60,7 +60,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (lambda d: (d / "prompt.json").write_text("{,"), r"prompt\.json: is not valid JSON"),
         (lambda d: (d / "prompt.json").write_text("[]"), r"prompt\.json: the file: "),
         (_edit(format=7), "format: input should be 1, not 7"),
-        (_edit(colour="red"), r"prompt\.json: colour: unknown key"),
+        (_edit(color="red"), r"prompt\.json: color: unknown key"),
         (_edit(seed=-1), r"prompt\.json: seed: "),
         (_edit(task={"name": "x"}), r"prompt\.json: task\.data: is missing"),
         (_edit(prompt_length=6), r"says 6 rows of width 8.*use the file that belongs to it"),

@@ -1,4 +1,4 @@
-"""Loading, initialising and saving a T5; errors name every tensor that does not fit."""
+"""Loading, initializing and saving a T5; errors name every tensor that does not fit."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _missing_shard(directory: Path) -> None:
         ),
         (
             _edit_tensors(lambda t: t.update({"shared.weight": t["shared.weight"].to(torch.int8)})),
-            "shared.weight is torch.int8; quantised weights are not supported",
+            "shared.weight is torch.int8; quantized weights are not supported",
         ),
         (_only_pickle, "pickled weights (pytorch_model.bin)"),
         (_missing_shard, "model-00001-of-00001.safetensors does not exist"),
@@ -186,7 +186,7 @@ def test_load_errors_are_one_line(damage: Damage, message: str, tmp_path: Path) 
     assert "\n" not in str(raised.value)
 
 
-def test_untied_checkpoint_labelled_tied_is_rejected(tmp_path: Path) -> None:
+def test_untied_checkpoint_labeled_tied_is_rejected(tmp_path: Path) -> None:
     shape = SHAPES["gated_untied"]
     save_t5(init_t5(shape, seed=0), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.replace(shape, tied=True).to_config()))
@@ -248,7 +248,7 @@ def test_new_rows_as_normal_noise_have_the_spread_of_the_others() -> None:
         assert not torch.equal(new, made[2].state_dict()[name][400:])
 
 
-def test_initialisation_scales_and_seeds() -> None:
+def test_initialization_scales_and_seeds() -> None:
     shape = T5Config(vocab_size=2000, d_model=128, d_kv=32, d_ff=512, num_layers=1, num_decoder_layers=1, num_heads=8)
     model = init_t5(shape, seed=3)
     state = model.state_dict()

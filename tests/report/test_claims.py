@@ -16,7 +16,7 @@ from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.scores import Score
 from t5_pipeline.report.sections.claims import claims_section, experiments_section
-from t5_pipeline.report.summary import summarise
+from t5_pipeline.report.summary import summarize
 from tests.report.conftest import RECIPE, RunBuilder
 
 ROWS = 400
@@ -34,7 +34,7 @@ def arms(builder: RunBuilder, rows: list[dict[str, Any]], **parameters: int) -> 
     size = run.models["lm_adapt"]
     for model in {row["model"] for row in rows}:
         run.models[model] = replace(size, parameters=parameters.get(model, size.parameters))
-    return scored(run, summarise(run))
+    return scored(run, summarize(run))
 
 
 def rows(

@@ -317,7 +317,7 @@ def test_ids_are_unique_and_references_resolve(page: Page) -> None:
             assert target in ids
 
 
-def test_plots_have_a_description_and_colours_from_the_page(html: str) -> None:
+def test_plots_have_a_description_and_colors_from_the_page(html: str) -> None:
     plots = re.findall(r'<svg class="plot"[^>]*aria-label="([^"]+)"[^>]*>(.*?)</svg>', html, re.DOTALL)
     assert len(plots) == 1 + 2 + 2 + 1 + 1  # scores, two experiments, two language models, prompts, sizes
     assert (

@@ -1,4 +1,4 @@
-"""Charts with logarithmic axes, error bars and labels; colours for every reader."""
+"""Charts with logarithmic axes, error bars and labels; colors for every reader."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ VISION = {
 }
 
 
-def linear(colour: str) -> np.ndarray:
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def linear(color: str) -> np.ndarray:
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
@@ -77,17 +77,17 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2], ids=["light", "dark", "print"])
-def test_colours_are_readable_and_distinct_for_every_reader(mode: int) -> None:
+def test_colors_are_readable_and_distinct_for_every_reader(mode: int) -> None:
     style = resources.files("t5_pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
     block = style.split(":root {")[mode + 1].split("}")[0]
-    colours = re.findall(r"--series-\d: (#\w+);", block)
+    colors = re.findall(r"--series-\d: (#\w+);", block)
     paper = re.findall(r"--paper: (#\w+);", block)[0].replace("#fff;", "#ffffff;")
     paper = "#ffffff" if paper == "#fff" else paper
-    assert len(colours) == 8
-    for colour in colours:
-        light, dark = sorted((float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (colour, paper)), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
+    assert len(colors) == 8
+    for color in colors:
+        light, dark = sorted((float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (color, paper)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, color
     for kind, matrix in VISION.items():
-        seen = [lab(np.array(matrix) @ linear(colour)) for colour in colours[:4]]
+        seen = [lab(np.array(matrix) @ linear(color)) for color in colors[:4]]
         for one, two in itertools.combinations(range(4), 2):
-            assert np.linalg.norm(seen[one] - seen[two]) > 11, (kind, colours[one], colours[two])
+            assert np.linalg.norm(seen[one] - seen[two]) > 11, (kind, colors[one], colors[two])

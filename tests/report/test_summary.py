@@ -11,17 +11,17 @@ import pytest
 
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.sentences import headline, model_comparison
-from t5_pipeline.report.summary import TaskScores, path_names, summarise
+from t5_pipeline.report.summary import TaskScores, path_names, summarize
 
 
 def of_rows(finished: Any, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[TaskScores]:
     path = finished.run_dir.path / "evaluate/scores/scores.json"
     path.write_text(json.dumps({"rows": change(finished.score_rows()), "seconds": 1.0}))
-    return summarise(collect(finished.run_dir.path))
+    return summarize(collect(finished.run_dir.path))
 
 
 def test_mean_spread_and_difference(finished) -> None:
-    (task,) = summarise(collect(finished.run_dir.path))
+    (task,) = summarize(collect(finished.run_dir.path))
     assert (task.task, task.split, task.examples, task.metric) == ("package", "test", 200, "accuracy")
     line = next(line for line in task.tuned if line.model == "lm_adapt")
     spread = line.spread("accuracy")
@@ -51,7 +51,7 @@ def test_models_from_elsewhere_keep_their_name(finished) -> None:
 
 
 def test_headline_and_model_comparison(finished) -> None:
-    (task,) = summarise(collect(finished.run_dir.path))
+    (task,) = summarize(collect(finished.run_dir.path))
     assert (headline(task) or "").replace("\u00a0", " ") == (
         "With LM adaptation @40 steps, prompts of 4 tokens reach 64.0 ± 4.0 % accuracy on package,"
         " 24.0 points above the majority class (40.0 %)."

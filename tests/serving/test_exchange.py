@@ -324,14 +324,14 @@ def test_verify_finds_a_changed_byte(tiny: Tiny) -> None:
     assert "1 of 6 prompts" in said.err
 
 
-def test_neighbours_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:
+def test_neighbors_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:
     """A row that is a piece's own embedding, larger, is nearest to that piece."""
     table = load_t5(place.model).shared.weight.detach()
     info = place.loaded["tone"].info.model_copy(update={"prompt_length": 2})
     Prompt(3 * table[[40, 77]], info).save(tmp_path / "mine")
-    said = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model, "--top", 2, "--json")
+    said = t5_pipeline("prompts", "neighbors", tmp_path / "mine", "--model", place.model, "--top", 2, "--json")
     (rows,) = json.loads(said.out).values()
     names = place.vocabulary.names()
     assert [row[0] for row in rows] == [[names[40], 1.0], [names[77], 1.0]]
-    plain = t5_pipeline("prompts", "neighbours", tmp_path / "mine", "--model", place.model)
+    plain = t5_pipeline("prompts", "neighbors", tmp_path / "mine", "--model", place.model)
     assert plain.out.splitlines()[1].split()[:3] == ["1", names[40], "1.000"]

@@ -145,9 +145,9 @@ def test_every_method_is_a_row_of_the_same_table(finished: Tiny, place: Path, tm
         assert [line["row"] for line in mine] == list(range(1, 10))
         right = [line["output"] == line["target"] for line in mine]
         assert sum(right) / 9 == pytest.approx(row["metrics"]["accuracy"])
-    neighbours = by_method["prompt tuning"]["neighbours"]
-    assert [len(row) for row in neighbours] == [5] * 4
-    assert "neighbours" not in by_method["ensemble"]
+    neighbors = by_method["prompt tuning"]["neighbors"]
+    assert [len(row) for row in neighbors] == [5] * 4
+    assert "neighbors" not in by_method["ensemble"]
 
     for method in ("mixture", "words", "prefix", "lora"):
         (prompts / method).symlink_to(place / method)

@@ -1,4 +1,4 @@
-"""Every prompt initialisation, through the stage, at the shortest and at long lengths."""
+"""Every prompt initialization, through the stage, at the shortest and at long lengths."""
 
 from __future__ import annotations
 

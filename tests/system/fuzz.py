@@ -108,7 +108,7 @@ def on_models(draw: random.Random, world: World) -> tuple[Command, list[Path]]:
     damage(draw, path, world.root / "victim")
     if draw.random() < 0.5:
         return lambda: stage("sentinel", "--model", model, "--threads", 1, "--output-dir", out), [path, out]
-    return lambda: t5_pipeline("prompts", "neighbours", world.root / "prompt", "--model", model), [path]
+    return lambda: t5_pipeline("prompts", "neighbors", world.root / "prompt", "--model", model), [path]
 
 
 def on_prompts(draw: random.Random, world: World) -> tuple[Command, list[Path]]:

@@ -123,7 +123,7 @@ def test_a_vocabulary_that_does_not_fit_the_model(
     unchanged()
     refused(
         tell("lm_adapt", "lm_adapt", "--model", model, "--tokens", other, "--steps", 4),
-        r"\S+/model: the text was tokenised with another vocabulary than \S+spiece.model; prepare it again with `vocabulary: \S+`",
+        r"\S+/model: the text was tokenized with another vocabulary than \S+spiece.model; prepare it again with `vocabulary: \S+`",
     )
     unchanged()
 

@@ -42,7 +42,7 @@ BANNED = {
     r"\bfor want of\b": "for lack of",
     r"\bbut for\b": "except",
     r"\bin company\b|\bthe company\b": "in a batch with others; batch composition",
-    r"\btold\b": "signalled, reported or given",
+    r"\btold\b": "signaled, reported or given",
     r"\b(that|which) (is|are|was|were) (already )?there\b|\b(is|are|was|were) not (yet )?there\b": "exists; is missing",
     r"\bthings? (that|which) (is|are)\b": "name them",
     r"\bsuch ones\b": "name them",

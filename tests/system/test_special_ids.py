@@ -84,7 +84,7 @@ def losses(model: T5, micros: list[TensorBatch], reference: bool) -> tuple[float
 
 @pytest.mark.parametrize("name", ["prefix_lm", "span_corruption", "lm", "full_lm", "packed_pairs"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_language_modelling(models: tuple[T5, T5], name: str, packed: bool) -> None:
+def test_language_modeling(models: tuple[T5, T5], name: str, packed: bool) -> None:
     rows = (48, 48) if packed else None
     batches = [LMBatches(objective(name, to), 8, 0, rows, pad=int(to[0])).at(3) for to in (SAME, TO)]
     assert (TO[batches[0].inputs_BS] == batches[1].inputs_BS).all()

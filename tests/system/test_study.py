@@ -22,7 +22,7 @@ def test_the_report_draws_the_recorded_experiments() -> None:
     run = run_of(read_json(results_of("study")))
     html = render(run)
     assert all(finding.claim.text in html for finding in judged(run))
-    titles = ("Size of the T5", "Prompt length", "Initialisation", "Pretraining", "LM adaptation")
+    titles = ("Size of the T5", "Prompt length", "Initialization", "Pretraining", "LM adaptation")
     assert all(f"{title} (the paper's Figure" in html.replace("&#x27;", "'") for title in titles)
 
 

@@ -86,7 +86,7 @@ def test_packing_keeps_loss_and_gradients(objective: str, microbatch_size: int) 
         assert (together[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_an_example_does_not_see_its_neighbours() -> None:
+def test_an_example_does_not_see_its_neighbors() -> None:
     """Changing all examples of a row but the first does not change the output for the first."""
     model = init_t5(SHAPE, seed=1)
     model.set_dropout(0.0)

@@ -90,11 +90,11 @@ def _place(names: Sequence[str]) -> Callable[[Any], float | None]:
     return lambda value: float(names.index(value)) if value in names else None
 
 
-_INITIALISERS = ("uniform", "vocabulary", "class_labels")
+_INITIALIZERS = ("uniform", "vocabulary", "class_labels")
 EXPERIMENTS = (
     Experiment("Prompt length", "Figure 3(a)", ("prompt_length",), float, fmt.count, log=True, label="Tokens"),
     Experiment(
-        "Initialisation", "Figure 3(b)", ("prompt_init",), _place(_INITIALISERS), lambda value: value.replace("_", " ")
+        "Initialization", "Figure 3(b)", ("prompt_init",), _place(_INITIALIZERS), lambda value: value.replace("_", " ")
     ),
     Experiment(
         "Pretraining", "Figure 3(c)", ("pretraining", "share"),

@@ -11,14 +11,14 @@ ROWS = 8
 """Number of prompt rows shown, spread evenly."""
 
 
-def neighbours_section(tasks: list[TaskScores]) -> Section | None:
+def neighbors_section(tasks: list[TaskScores]) -> Section | None:
     """Nearest vocabulary tokens to rows of the best prompt of each task."""
     parts: list[Markup | None] = []
     for task in tasks:
-        best = next((line for line in task.ranked() if line.rows[0].neighbours), None)
+        best = next((line for line in task.ranked() if line.rows[0].neighbors), None)
         if best is None:
             continue
-        found = best.rows[0].neighbours or []
+        found = best.rows[0].neighbors or []
         shown = sorted({round(i * (len(found) - 1) / max(1, ROWS - 1)) for i in range(ROWS)})
         rows = [
             tag(
@@ -38,9 +38,9 @@ def neighbours_section(tasks: list[TaskScores]) -> Section | None:
         )
         seed = f", seed {best.rows[0].seed}" if best.rows[0].seed is not None else ""
         caption = f"{task.task}: with {best.path_in_sentence}{seed}. {_labels(found, best.labels)}"
-        parts.append(table(caption, tag("thead", head), tag("tbody", *rows), class_="neighbours"))
+        parts.append(table(caption, tag("thead", head), tag("tbody", *rows), class_="neighbors"))
     note = "Vocabulary tokens nearest to some rows of the best prompt, by cosine similarity of embeddings."
-    return noted("neighbours", "Nearest vocabulary tokens", note, *parts)
+    return noted("neighbors", "Nearest vocabulary tokens", note, *parts)
 
 
 def _labels(found: list[list[tuple[str, float]]], labels: list[str]) -> str:

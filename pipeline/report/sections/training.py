@@ -46,19 +46,19 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section |
 
 def _model_losses(job: Job, series: Series, name: str) -> Markup:
     train, validation = thinned(job.log.train[""]), job.log.validation.get("")
-    colour = _colour(job, series)
-    lines = [Line(train.steps, train.values, colour, light=validation is not None)]
+    color = _color(job, series)
+    lines = [Line(train.steps, train.values, color, light=validation is not None)]
     legend: list[Markup | str | None] = [tag("b", job.stage), f", {job.cells[0].settings.summary}. "]
     description = f"Training loss of {job.stage}: {_ends(lines[0])}."
     if validation is not None:
-        lines.append(Line(validation.steps, validation.values, colour, dots=True))
+        lines.append(Line(validation.steps, validation.values, color, dots=True))
         legend.append("Light: training. Dots: validation.")
         description += f" Validation loss: {_ends(lines[1])}."
     return figure(chart(lines, _steps(lines), Axis("Loss per target token"), name, description), join(legend))
 
 
-def _colour(job: Job, series: Series) -> int | None:
-    """The colour of the T5 that a job makes."""
+def _color(job: Job, series: Series) -> int | None:
+    """The color of the T5 that a job makes."""
     return next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
 
 
@@ -95,9 +95,9 @@ def promptability_section(run: Run, series: Series) -> Section | None:
     for number, job in enumerate(run.jobs):
         for task in dict.fromkeys(name.rpartition(",")[0] for name in job.log.probes):
             curves = [curve for name, curve in job.log.probes.items() if name.rpartition(",")[0] == task]
-            colour, average = _colour(job, series), mean(curves)
-            bold = Line(average.steps, [100 * value for value in average.values], colour)
-            light = [Line(c.steps, [100 * value for value in c.values], colour, light=True, dots=True) for c in curves]
+            color, average = _color(job, series), mean(curves)
+            bold = Line(average.steps, [100 * value for value in average.values], color)
+            light = [Line(c.steps, [100 * value for value in c.values], color, light=True, dots=True) for c in curves]
             plot = chart(
                 [bold, *light],
                 _steps([bold]),
@@ -177,7 +177,7 @@ def _lines(
     scale: float = 1.0,
     dots: bool = False,
 ) -> list[Line]:
-    """A light line for each seed, and a bold one for the mean of each model, labelled if there are several models."""
+    """A light line for each seed, and a bold one for the mean of each model, labeled if there are several models."""
     light, bold = [], []
     for model in _in_order(groups, series):
         short = [(result, thinned(curve)) for result, curve in groups[model]]

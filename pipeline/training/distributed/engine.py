@@ -2,7 +2,7 @@
 
     loss of a microbatch → backward, once for each microbatch → step: gradients summed over all processes, optimizer
 
-Losses and gradients are summed, never averaged: row weights are normalised over the global batch.
+Losses and gradients are summed, never averaged: row weights are normalized over the global batch.
 """
 
 from __future__ import annotations

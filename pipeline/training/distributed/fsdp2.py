@@ -74,7 +74,7 @@ class FSDP2(Engine):
         fully_shard(scope, **options)
         for module in scope.modules():
             if isinstance(module, FSDPModule):
-                # A plain sum: the losses are already normalised over the global batch, and gloo has no scaled sum.
+                # A plain sum: the losses are already normalized over the global batch, and gloo has no scaled sum.
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         for module in scope.modules():

@@ -11,7 +11,7 @@ import pytest
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render
 from t5_pipeline.report.sections.comparison import comparison_section
-from t5_pipeline.report.summary import summarise
+from t5_pipeline.report.summary import summarize
 from tests.report.conftest import RunBuilder
 
 COSTS = {
@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_methods_are_compared_by_quality_and_cost(path: Path) -> None:
-    tasks = summarise(collect(path))
+    tasks = summarize(collect(path))
     found = comparison_section(tasks)
     assert found is not None
     html = str(found.markup)
@@ -69,4 +69,4 @@ def test_methods_are_compared_by_quality_and_cost(path: Path) -> None:
 
 
 def test_a_single_method_is_not_compared(finished: RunBuilder) -> None:
-    assert comparison_section(summarise(collect(finished.run_dir.path))) is None
+    assert comparison_section(summarize(collect(finished.run_dir.path))) is None

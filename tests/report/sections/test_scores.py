@@ -15,7 +15,7 @@ from t5_pipeline.report.page import write_report
 from t5_pipeline.report.sections.overview import overview_section, task_mean
 from t5_pipeline.report.sections.scores import examples_section, scores_section
 from t5_pipeline.report.sentences import method_comparison
-from t5_pipeline.report.summary import TaskScores, summarise
+from t5_pipeline.report.summary import TaskScores, summarize
 from tests.report.conftest import LABELS, RunBuilder
 
 OTHERS = {
@@ -38,7 +38,7 @@ class Compared(RunBuilder):
                              "prompt_length": None, "prompt_init": None, "metrics": metrics, "illegal": 0.25,
                              "illegal_by_label": [40, 6, 3], "scoring": "likelihood", **more})  # fmt: skip
         near = [[["▁email", 0.9], ["▁the", 0.5]]] + [[["▁of", 0.4], ["▁a", 0.3]]] * 3
-        rows = [row | {"neighbours": near} if row["method"] == "prompt tuning" else row for row in rows]
+        rows = [row | {"neighbors": near} if row["method"] == "prompt tuning" else row for row in rows]
         second = [{**row, "task": "second", "metrics": {"f1": row["metrics"]["accuracy"] / 2}} for row in rows
                   if row["method"] != "P-tuning"]  # fmt: skip
         tuned = [row for row in rows if row["method"] == "prompt tuning" and row["model"] == "lm_adapt"]
@@ -53,7 +53,7 @@ def compared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tasks(compared: Path) -> dict[str, TaskScores]:
-    return {task.task: task for task in summarise(collect(compared))}
+    return {task.task: task for task in summarize(collect(compared))}
 
 
 def text_of(html: str) -> str:
@@ -112,7 +112,7 @@ def test_examples_of_rows_with_the_same_input(compared: Path) -> None:
     one = {"input": "Ann wrote to Eve that *she* won.", "output": "Ann"}
     samples = [one | {"target": "Ann", "right": True}, one | {"target": "Eve", "right": True}]
     path.write_text(json.dumps({"rows": [row | {"samples": samples}], "seconds": 1.0}))
-    page = text_of(str(examples_section(summarise(collect(compared)), {}).markup))  # type: ignore[union-attr]
+    page = text_of(str(examples_section(summarize(collect(compared)), {}).markup))  # type: ignore[union-attr]
     right, _, wrong = page.partition("Wrong with")
     found = re.findall(r"Answer: (\w+) LM adaptation @40 steps Ann (.)", right)
     assert found == [("Ann", "✓"), ("Eve", "✓")]
