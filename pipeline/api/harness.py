@@ -18,7 +18,7 @@ from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each
+from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
@@ -97,10 +97,9 @@ class HarnessLM(LM):
     def _answer(self, texts: list[str], forms: list[AnswerForm], decoding: Decoding | None = None) -> Outputs:
         inputs = encode_inputs(texts, self.vocabulary, self.max_input_length, self.sentinel).ids
         prompts = [0] * len(texts) if self.with_prompt else None
-        return answer_each(
-            self.model, prompts, inputs, forms, batch_size=self.size, device=self._device, precision=self.precision,
-            decoding=decoding,
-        )  # fmt: skip
+        queries = [Query(ids, form, number) for number, (ids, form) in enumerate(zip(inputs, forms, strict=True))]
+        options = AnswerOptions(self._device, self.precision, self.size, decoding or Decoding())
+        return answer_each(self.model, prompts, queries, options)
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.vocabulary.decode(self.vocabulary.strip_sentinel(ids, self.sentinel))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,27 +12,17 @@ import torch
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Continuations, Decoding, tokens
-from t5_pipeline.evaluation.predict import AnswerForm, Ids, Outputs, answer_each, answer_mixture
+from t5_pipeline.evaluation.predict import AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An input to answer.
+class Asked(Query):
+    """A query with the candidate that answers it; None for the T5 without a prompt."""
 
-    Attributes:
-        candidate: answers it; None for the T5 without a prompt.
-        ids: its token ids, with EOS.
-        form: form of the answer.
-        number: what samples depend on, besides the seed.
-    """
-
-    candidate: Candidate | None
-    ids: Ids
-    form: AnswerForm
-    number: int = 0
+    candidate: Candidate | None = None
 
 
 class Answerer:
@@ -92,35 +81,23 @@ class Answerer:
         asked: Sequence[Asked],
         batch_size: int,
         decoding: Decoding | None = None,
-        on_batch: Callable[[int], None] = lambda examples: None,
+        on_batch: Callable[[int], None] = lambda queries: None,
     ) -> Outputs:
         """The answers, in order; each is that of its candidate alone, up to floating-point rounding.
 
         Single prompts share batches; so do candidates that read the T5 without a prompt.
 
         Args:
-            batch_size: examples per batch.
+            batch_size, on_batch: as of `AnswerOptions`.
             decoding: the way to decode free text (default: greedily).
-            on_batch: receives the number of examples after each batch.
         """
+        options = AnswerOptions(self.device, self.precision, batch_size, decoding or Decoding(), on_batch)
         outputs = Outputs.none(len(asked))
         groups: dict[object, list[int]] = {}
         for i, one in enumerate(asked):
             groups.setdefault(_group(one.candidate), []).append(i)
         for places in groups.values():
-            mine = [asked[i] for i in places]
-            answer = self._by_candidate(mine)
-            found = answer(
-                [one.ids for one in mine],
-                [one.form for one in mine],
-                device=self.device,
-                precision=self.precision,
-                batch_size=batch_size,
-                decoding=decoding,
-                numbers=[one.number for one in mine],
-                on_batch=on_batch,
-            )
-            outputs.put(places, found)
+            outputs.put(places, self._answer_group([asked[i] for i in places], options))
         return outputs
 
     @torch.no_grad()
@@ -134,32 +111,30 @@ class Answerer:
             prompt_B = torch.tensor([self._places[id(candidate)][0]])
         model.eval()
         ids_BS = torch.from_numpy(asked.ids.astype("int64"))[None].to(self.device)
+        autocast = AnswerOptions(self.device, self.precision, batch_size=1).autocast
         # The caller's code runs between two tokens, outside of autocast.
-        with self._autocast():
+        with autocast():
             texts = Continuations(model, *model.encode(prompt_B, ids_BS))
         following, ids = tokens(texts, asked.form.max_length, decoding.chooser([asked.number])), []
         while True:
-            with self._autocast():
+            with autocast():
                 token_B = next(following, None)
             if token_B is None:
                 return
             ids.append(int(token_B))
             yield asked.form.decode(ids)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def _by_candidate(self, asked: Sequence[Asked]) -> Callable[..., Outputs]:
-        """The function that answers a group, for its inputs and forms."""
+    def _answer_group(self, asked: Sequence[Asked], options: AnswerOptions) -> Outputs:
+        """The answers to queries whose candidates share batches."""
         first = asked[0].candidate
         if first is not None and first.weights:
-            return partial(answer_mixture, self.model, self._places[id(first)], first.weights)
+            return answer_mixture(self.model, self._places[id(first)], first.weights, asked, options)
         if first is not None and first.load_model is not None:
-            return partial(answer_each, self._model_of(first), None)
+            return answer_each(self._model_of(first), None, asked, options)
         if first is not None and first.prompts:
             places = [self._places[id(one.candidate)][0] for one in asked]
-            return partial(answer_each, self.model, places)
-        return partial(answer_each, self.model, None)
+            return answer_each(self.model, places, asked, options)
+        return answer_each(self.model, None, asked, options)
 
     def _model_of(self, candidate: Candidate) -> ReadingModel:
         """The model that answers instead of the T5."""

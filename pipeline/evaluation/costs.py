@@ -77,7 +77,7 @@ def latency_seconds(
 
         def answer(number: int, copies: list[Candidate] = copies, serving: Answerer = serving) -> None:
             candidate = copies[number * len(copies) // REQUESTS]
-            serving.answer([Asked(candidate, inputs[number], form)], batch_size=1, decoding=decoding)
+            serving.answer([Asked(inputs[number], form, candidate=candidate)], batch_size=1, decoding=decoding)
 
         answer(0)  # loads what stays in memory
         answer_seconds[number_of_copies] = _median(answer, REQUESTS)

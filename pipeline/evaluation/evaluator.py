@@ -106,7 +106,7 @@ class Evaluator:
 
     def _asked(self, pairs: Sequence[tuple[Candidate | None, HeldOut]]) -> list[Outputs]:
         """Each candidate's answers to its rows of one task; None is the T5 without a prompt."""
-        asked = [Asked(one, ids, split.form) for one, split in pairs for ids in split.rows.inputs]
+        asked = [Asked(ids, split.form, candidate=one) for one, split in pairs for ids in split.rows.inputs]
         outputs = self.answerer.answer(asked, self.c.batch_size, self._decoding(pairs[0][1].task), self.on_batch)
         ends = list(itertools.accumulate((len(split) for _, split in pairs), initial=0))
         return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.metrics import confusion, illegal_share, right, score, task_average
-from t5_pipeline.evaluation.predict import AnswerForm, Outputs, answer_each, answer_mixture
+from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
@@ -58,13 +58,14 @@ class HeldOut:
             holds=rows.holds,
         )
 
-    def forms_with_targets(self) -> list[AnswerForm]:
-        """The form of each row's answer for `measured`: the log p of the target also for free text."""
+    def queries_with_targets(self) -> list[Query]:
+        """The rows as queries for `measured`, which needs the log p of the target also for free text."""
         if self.task.labels:
-            return [self.form if self.scoring == "decode" else replace(self.form, max_length=0)] * len(self)
+            form = self.form if self.scoring == "decode" else replace(self.form, max_length=0)
+            return [Query(ids, form) for ids in self.rows.inputs]
         return [
-            replace(self.form, labels=[text], label_ids=[ids.tolist()])
-            for text, ids in zip(self.rows.target_texts, self.rows.targets, strict=True)
+            Query(ids, replace(self.form, labels=[text], label_ids=[target.tolist()]))
+            for ids, text, target in zip(self.rows.inputs, self.rows.target_texts, self.rows.targets, strict=True)
         ]
 
     def answers(self, outputs: Outputs) -> list[str]:
@@ -72,7 +73,7 @@ class HeldOut:
         return outputs.texts if self.task.labels and self.scoring == "likelihood" else outputs.decoded
 
     def measured(self, outputs: Outputs) -> Measured:
-        """The validation that outputs in `forms_with_targets` give. Targets that do not hold are not in the loss."""
+        """The validation that outputs of `queries_with_targets` give. Targets that do not hold are not in the loss."""
         metrics, rows, log_p = self.metrics(self.answers(outputs)), self.rows, outputs.scores
         index = [0] * len(self) if rows.label_index is None else rows.label_index.tolist()
         true = [i for i in range(len(self)) if rows.holds is None or rows.holds[i]]
@@ -165,34 +166,20 @@ def load_held_out(
 
 
 def answer_all(
-    model: ReadingModel,
-    prompts: Sequence[int | None],
-    splits: Sequence[HeldOut],
-    *,
-    device: torch.device,
-    precision: Precision,
-    batch_size: int = SCORED_EXAMPLES,
-    on_batch: Callable[[int], None] = lambda examples: None,
-    targets: bool = False,
+    model: ReadingModel, prompts: Sequence[int | None], splits: Sequence[HeldOut], options: AnswerOptions
 ) -> list[Outputs]:
-    """Each prompt's answers to its own rows, in mixed batches.
+    """Each prompt's answers to its own rows for `HeldOut.measured`, in mixed batches.
 
     Args:
         prompts: prompts in the model's bank; or all None, for answers without a prompt.
         splits: rows of each prompt.
-        targets: whether the answers are for `HeldOut.measured`, with the log p of the targets of free text.
-        on_batch: receives the number of examples after each batch.
     """
     asked = [prompt for prompt, rows in zip(prompts, splits, strict=True) for _ in range(len(rows))]
     outputs = answer_each(
         model,
         None if None in prompts else [prompt for prompt in asked if prompt is not None],
-        [ids for rows in splits for ids in rows.rows.inputs],
-        [form for rows in splits for form in (rows.forms_with_targets() if targets else [rows.form] * len(rows))],
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        on_batch=on_batch,
+        [query for rows in splits for query in rows.queries_with_targets()],
+        options,
     )
     ends = list(itertools.accumulate((len(rows) for rows in splits), initial=0))
     return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
@@ -213,7 +200,7 @@ def score_prompts(
     """
     prompts = range(len(splits)) if prompts is None else prompts
     own = [splits[prompt] for prompt in prompts]
-    outputs = answer_all(model, prompts, own, device=device, precision=precision, targets=True)
+    outputs = answer_all(model, prompts, own, AnswerOptions(device, precision, SCORED_EXAMPLES))
     return [rows.measured(found) for rows, found in zip(own, outputs, strict=True)]
 
 
@@ -221,16 +208,14 @@ def score_mixture(
     model: PromptedT5, weights: Sequence[float], split: HeldOut, device: torch.device, precision: Precision
 ) -> Measured:
     """Validation of a mixture of all prompts of a bank."""
-    outputs = answer_mixture(
-        model, range(len(weights)), weights, split.rows.inputs, split.forms_with_targets(),
-        batch_size=SCORED_EXAMPLES, device=device, precision=precision,
-    )  # fmt: skip
+    options = AnswerOptions(device, precision, SCORED_EXAMPLES)
+    outputs = answer_mixture(model, range(len(weights)), weights, split.queries_with_targets(), options)
     return split.measured(outputs)
 
 
 def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: Precision) -> Measured:
     """Validation of a model without a prompt; for several tasks the mean of their averages, and all metrics."""
-    outputs = answer_all(model, [None] * len(splits), splits, device=device, precision=precision, targets=True)
+    outputs = answer_all(model, [None] * len(splits), splits, AnswerOptions(device, precision, SCORED_EXAMPLES))
     return mean_of_tasks(splits, [rows.measured(of_task) for rows, of_task in zip(splits, outputs, strict=True)])
 
 

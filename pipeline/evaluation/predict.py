@@ -2,7 +2,8 @@
 
 A mixture of prompts (Qin and Eisner 2021) answers like one model, p(y | x) = Σ_m w_m p(y | [P_m; x]).
 
-B inputs of a batch, M prompts of a mixture, E = M·B rows of the encoder, S input length, L labels, N all inputs
+B queries of a batch, M prompts of a mixture, E = M·B rows of the encoder, S input length, T decoded length, L labels,
+D d_model, N all queries
 """
 
 from __future__ import annotations
@@ -41,8 +42,43 @@ class AnswerForm:
 
 
 @dataclass(frozen=True)
+class Query:
+    """An input to answer.
+
+    Attributes:
+        ids: its token ids, with EOS.
+        form: form of the answer.
+        number: what samples depend on, besides the seed.
+    """
+
+    ids: Ids
+    form: AnswerForm
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How queries are answered.
+
+    Attributes:
+        batch_size: rows that the encoder reads at once.
+        decoding: the way to decode (default: greedily).
+        on_batch: receives the number of queries after each batch.
+    """
+
+    device: torch.device
+    precision: Precision
+    batch_size: int
+    decoding: Decoding = field(default_factory=Decoding)
+    on_batch: Callable[[int], None] = lambda queries: None
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
 class Outputs:
-    """A model's answers, in the order of the inputs.
+    """A model's answers, in the order of the queries.
 
     Attributes:
         texts: the likeliest label, or the decoded text if there are no labels.
@@ -56,15 +92,15 @@ class Outputs:
 
     @classmethod
     def none(cls, N: int) -> Outputs:
-        """Outputs of N inputs that were not answered yet."""
+        """Outputs of N queries that were not answered yet."""
         return cls([""] * N, [""] * N, [[] for _ in range(N)])
 
     def part(self, begin: int, end: int) -> Outputs:
-        """The outputs of inputs `begin` to `end`."""
+        """The outputs of queries `begin` to `end`."""
         return Outputs(self.texts[begin:end], self.decoded[begin:end], self.scores[begin:end])
 
     def put(self, places: Sequence[int], outputs: Outputs) -> None:
-        """Replace the outputs of some inputs."""
+        """Replace the outputs of some queries."""
         for name in ("texts", "decoded", "scores"):
             mine, theirs = getattr(self, name), getattr(outputs, name)
             for place, one in zip(places, theirs, strict=True):
@@ -73,42 +109,28 @@ class Outputs:
 
 @torch.no_grad()
 def answer_each(
-    model: ReadingModel,
-    prompts: Sequence[int] | None,
-    inputs: Sequence[Ids],
-    forms: Sequence[AnswerForm],
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: Precision,
-    decoding: Decoding | None = None,
-    numbers: Sequence[int] | None = None,
-    on_batch: Callable[[int], None] = lambda examples: None,
+    model: ReadingModel, prompts: Sequence[int] | None, queries: Sequence[Query], options: AnswerOptions
 ) -> Outputs:
-    """Answer each input with its own prompt and in its own form, in mixed batches.
+    """Answer each query with its own prompt and in its own form, in mixed batches.
 
     The encoder runs once per batch; label scoring and decoding both read its output. Answers do not depend on batch
     composition, up to floating-point rounding.
 
     Args:
-        prompts: each input's prompt in the bank; None for the T5 without a prompt.
-        inputs: token ids of each input, with EOS.
-        forms: form of each input's answer.
-        decoding: the way to decode (default: greedily).
-        numbers: number of each input, which its samples depend on (default: its place in `inputs`).
-        on_batch: receives the number of examples after each batch.
+        prompts: each query's prompt in the bank; None for the T5 without a prompt.
     """
     model.eval()
-    outputs, ways = Outputs.none(len(inputs)), (decoding or Decoding(), numbers or range(len(inputs)))
-    prompt_lengths = [0] * len(inputs)
+    outputs, prompt_lengths = Outputs.none(len(queries)), [0] * len(queries)
     if prompts is not None:
         assert isinstance(model, PromptedT5)
         prompt_lengths = [model.bank.lengths[prompt] for prompt in prompts]
-    for rows, inputs_BS in _batches(inputs, prompt_lengths, batch_size, model.special.pad):
+    for rows, inputs_BS in _batches(queries, prompt_lengths, options.batch_size, model.special.pad):
         prompt_B = None if prompts is None else torch.tensor([prompts[row] for row in rows])
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            _answer(model, *model.encode(prompt_B, inputs_BS.to(device)), rows, forms, ways, outputs)
-        on_batch(len(rows))
+        with options.autocast():
+            encoded, mask = model.encode(prompt_B, inputs_BS.to(options.device))
+            batch = _Batch(model, [queries[row] for row in rows], encoded, mask)
+            outputs.put(rows, batch.answer(options.decoding))
+        options.on_batch(len(rows))
     return outputs
 
 
@@ -117,67 +139,86 @@ def answer_mixture(
     model: ReadingModel,
     prompts: Sequence[int],
     weights: Sequence[float],
-    inputs: Sequence[Ids],
-    forms: Sequence[AnswerForm],
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: Precision,
-    decoding: Decoding | None = None,
-    numbers: Sequence[int] | None = None,
-    on_batch: Callable[[int], None] = lambda examples: None,
+    queries: Sequence[Query],
+    options: AnswerOptions,
 ) -> Outputs:
-    """Answer each input with a mixture of prompts: labels and decoded tokens are those of p(y) = Σ_k w_k p_k(y).
+    """Answer each query with a mixture of prompts: labels and decoded tokens are those of p(y) = Σ_m w_m p_m(y).
 
     Args:
         prompts, weights: the mixture's prompts in the bank, and their weights.
-        inputs, forms, decoding, numbers, on_batch: as for `answer_each`.
-        batch_size: inputs read by all prompts together, so that a batch has `batch_size` rows.
+        options: `batch_size` counts each query once per prompt.
     """
     model.eval()
-    outputs, ways = Outputs.none(len(inputs)), (decoding or Decoding(), numbers or range(len(inputs)))
-    M = len(prompts)
-    log_w_M = torch.tensor(weights, dtype=torch.float32, device=device).log()
-    for rows, inputs_BS in _batches(inputs, [0] * len(inputs), max(1, batch_size // M), model.special.pad):
+    outputs, M = Outputs.none(len(queries)), len(prompts)
+    log_w_M = torch.tensor(weights, dtype=torch.float32, device=options.device).log()
+    size = max(1, options.batch_size // M)
+    for rows, inputs_BS in _batches(queries, [0] * len(queries), size, model.special.pad):
         prompt_E = torch.tensor(prompts).repeat_interleave(len(rows))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            encoded, mask = model.encode(prompt_E, inputs_BS.repeat(M, 1).to(device))
-            _answer(model, encoded, mask, rows, forms, ways, outputs, log_w_M)
-        on_batch(len(rows))
+        with options.autocast():
+            encoded, mask = model.encode(prompt_E, inputs_BS.repeat(M, 1).to(options.device))
+            batch = _Batch(model, [queries[row] for row in rows], encoded, mask, log_w_M)
+            outputs.put(rows, batch.answer(options.decoding))
+        options.on_batch(len(rows))
     return outputs
 
 
-def _answer(
-    model: ReadingModel,
-    encoded: Tensor,
-    mask: Tensor | None,
-    rows: Sequence[int],
-    forms: Sequence[AnswerForm],
-    ways: tuple[Decoding, Sequence[int]],
-    outputs: Outputs,
-    log_w_M: Tensor | None = None,
-) -> None:
-    """Answer the inputs `rows` from the encoder's output, with a mixture once per prompt, and record the answers."""
-    here = [forms[row] for row in rows]
-    M = 1 if log_w_M is None else len(log_w_M)
-    decoding, numbers = ways
-    # Beam search depends on the maximum length; otherwise a longer text begins with the shorter one.
-    lengths = [form.max_length if decoding.beams > 1 else form.max_length > 0 for form in here]
-    for places in _grouped(lengths, but=0):
-        longest = max(here[place].max_length for place in places)
-        texts = Continuations(model, *_chosen(encoded, mask, places, M), log_w_M)
-        decoded_BT = decoding.decode(texts, longest, [numbers[rows[place]] for place in places])
-        for place, ids in zip(places, decoded_BT.tolist(), strict=True):
-            text = here[place].decode(ids[: here[place].max_length])
-            outputs.decoded[rows[place]] = outputs.texts[rows[place]] = text
-    for places in _grouped([len(form.label_ids) for form in here], but=0):
-        sets = [here[place].label_ids for place in places]
-        scores_BL = score_label_sets(model, *_chosen(encoded, mask, places, M), sets * M)
-        if log_w_M is not None:
-            scores_BL = (log_w_M.view(M, 1, 1) + scores_BL.view(M, len(places), -1)).logsumexp(dim=0)
-        for place, scores_L in zip(places, scores_BL.cpu(), strict=True):
-            outputs.texts[rows[place]] = here[place].labels[int(scores_L.argmax())]
-            outputs.scores[rows[place]] = scores_L.tolist()
+@dataclass(frozen=True)
+class _Batch:
+    """B queries that the encoder has read.
+
+    Attributes:
+        encoded_ESD, mask_ES: output of the model's `encode`; row m·B + b is query b read with prompt m.
+        log_w_M: log weights of a mixture; None for a single prompt.
+    """
+
+    model: ReadingModel
+    queries: Sequence[Query]
+    encoded_ESD: Tensor
+    mask_ES: Tensor | None
+    log_w_M: Tensor | None = None
+
+    @property
+    def prompts(self) -> int:
+        return 1 if self.log_w_M is None else len(self.log_w_M)
+
+    def answer(self, decoding: Decoding) -> Outputs:
+        """Decode and score what the form of each query asks for."""
+        outputs = Outputs.none(len(self.queries))
+        # Beam search depends on the maximum length; otherwise a longer text begins with the shorter one.
+        lengths = [q.form.max_length if decoding.beams > 1 else q.form.max_length > 0 for q in self.queries]
+        for places in _grouped(lengths, but=0):
+            for place, text in zip(places, self._decode(places, decoding), strict=True):
+                outputs.decoded[place] = outputs.texts[place] = text
+        for places in _grouped([len(q.form.label_ids) for q in self.queries], but=0):
+            for place, scores_L in zip(places, self._score(places).cpu(), strict=True):
+                outputs.texts[place] = self.queries[place].form.labels[int(scores_L.argmax())]
+                outputs.scores[place] = scores_L.tolist()
+        return outputs
+
+    def _decode(self, places: Sequence[int], decoding: Decoding) -> list[str]:
+        """The decoded texts of these queries."""
+        queries = [self.queries[place] for place in places]
+        texts = Continuations(self.model, *self._rows(places), self.log_w_M)
+        decoded_BT = decoding.decode(texts, max(q.form.max_length for q in queries), [q.number for q in queries])
+        return [q.form.decode(ids[: q.form.max_length]) for q, ids in zip(queries, decoded_BT.tolist(), strict=True)]
+
+    def _score(self, places: Sequence[int]) -> Tensor:
+        """log p [B, L] of the labels of these queries, which have equally many."""
+        sets = [self.queries[place].form.label_ids for place in places]
+        scores_EL = score_label_sets(self.model, *self._rows(places), sets * self.prompts)
+        if self.log_w_M is None:
+            return scores_EL
+        scores_MBL = scores_EL.view(self.prompts, len(places), -1)
+        return (self.log_w_M.view(-1, 1, 1) + scores_MBL).logsumexp(dim=0)
+
+    def _rows(self, places: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Encoder output and mask of these queries."""
+        B = len(self.queries)
+        if len(places) == B:
+            return self.encoded_ESD, self.mask_ES
+        rows = [m * B + place for m in range(self.prompts) for place in places]
+        chosen = torch.tensor(rows, device=self.encoded_ESD.device)
+        return self.encoded_ESD[chosen], None if self.mask_ES is None else self.mask_ES[chosen]
 
 
 def _grouped(kinds: Sequence[int], but: int) -> list[list[int]]:
@@ -189,19 +230,11 @@ def _grouped(kinds: Sequence[int], but: int) -> list[list[int]]:
     return [[p for p, k in enumerate(kinds) if k == kind] for kind in dict.fromkeys(kinds) if kind != but]
 
 
-def _chosen(encoded: Tensor, mask: Tensor | None, places: Sequence[int], M: int) -> tuple[Tensor, Tensor | None]:
-    """Encoder output and mask of some inputs of a batch, which M prompts read."""
-    B = encoded.size(0) // M
-    if len(places) == B:
-        return encoded, mask
-    chosen = torch.tensor([m * B + place for m in range(M) for place in places], device=encoded.device)
-    return encoded[chosen], None if mask is None else mask[chosen]
-
-
 def _batches(
-    inputs: Sequence[Ids], prompt_lengths: Sequence[int], size: int, pad: int
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Batches of similar prompt and input lengths: the indices of their rows, and padded ids [B, S]."""
+    queries: Sequence[Query], prompt_lengths: Sequence[int], size: int, pad: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of similar prompt and input lengths: the indices of their queries, and padded ids [B, S]."""
+    inputs = [query.ids for query in queries]
     order = sorted(range(len(inputs)), key=lambda i: (prompt_lengths[i], len(inputs[i]), i))
     for start in range(0, len(order), size):
         rows = order[start : start + size]

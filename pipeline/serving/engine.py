@@ -256,7 +256,7 @@ class Engine:
                 form = replace(form, max_length=0)
             inputs = one.read([parts[i][0].texts[parts[i][1]] for i in places], vocabulary)
             for i, ids, cut in zip(places, inputs.ids, inputs.cut, strict=True):
-                asked[i] = Asked(one, ids, form, parts[i][0].number), cut
+                asked[i] = Asked(ids, form, parts[i][0].number, one), cut
         found = [asked[i] for i in range(len(parts))]
         return [one for one, _ in found], [cut for _, cut in found]
 

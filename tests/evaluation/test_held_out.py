@@ -14,7 +14,7 @@ from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import HeldOut, answer_all, answer_form, score_model, score_prompts
-from t5_pipeline.evaluation.predict import AnswerForm, Outputs
+from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptedT5
 from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import token_loss
@@ -123,7 +123,7 @@ def test_several_tasks_count_alike(model: PromptedT5) -> None:
 def answers(model: PromptedT5) -> Outputs:
     """Answers of the T5 without a prompt to INPUTS, decoded and by likelihood."""
     rows = split(TARGETS, labels=True, metrics=["accuracy"])
-    return answer_all(BareT5(model.t5), [None], [rows], device=CPU, precision="fp32")[0]
+    return answer_all(BareT5(model.t5), [None], [rows], AnswerOptions(CPU, "fp32", batch_size=8))[0]
 
 
 def both(model: PromptedT5, targets: list[str]) -> tuple[Measured, Measured]:

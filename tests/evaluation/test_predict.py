@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from t5_pipeline.evaluation.predict import AnswerForm, answer_each, answer_mixture
+from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Query, answer_each, answer_mixture
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 
 INPUTS = [np.array(ids, np.int32) for ids in ([5, 9, 33, 1], [7, 1], [40, 41, 42, 43, 44, 1])]
 FORM = AnswerForm(str, ["no", "yes", "maybe"], [[9, 1], [12, 30, 1], [8, 1]], max_length=4)
-RUN: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32"}
+OPTIONS = AnswerOptions(torch.device("cpu"), "fp32", batch_size=8)
+
+
+def queries(*forms: AnswerForm) -> list[Query]:
+    return [Query(ids, form) for ids, form in zip(INPUTS, forms, strict=True)]
 
 
 def test_a_mixture_is_the_weighted_sum_of_probabilities(model: PromptedT5) -> None:
-    forms = [FORM, AnswerForm(str, max_length=3), FORM]
-    alone = [answer_each(model, [k] * 3, INPUTS, forms, batch_size=8, **RUN).scores for k in (0, 1)]
+    asked = queries(FORM, AnswerForm(str, max_length=3), FORM)
+    alone = [answer_each(model, [k] * 3, asked, OPTIONS).scores for k in (0, 1)]
     for batch_size in (1, 4, 64):
         seen: list[int] = []
-        mixed = answer_mixture(
-            model, [0, 1], [0.3, 0.7], INPUTS, forms, batch_size=batch_size, on_batch=seen.append, **RUN
-        )
+        options = replace(OPTIONS, batch_size=batch_size, on_batch=seen.append)
+        mixed = answer_mixture(model, [0, 1], [0.3, 0.7], asked, options)
         assert sum(seen) == 3
         assert mixed.scores[1] == []
         assert mixed.texts[1] == mixed.decoded[1]
@@ -34,7 +37,7 @@ def test_a_mixture_is_the_weighted_sum_of_probabilities(model: PromptedT5) -> No
 
 
 def test_a_mixture_with_one_weight_equals_that_prompt(model: PromptedT5) -> None:
-    mixed = answer_mixture(model, [0, 1], [0.0, 1.0], INPUTS, [FORM] * 3, batch_size=8, **RUN)
-    alone = answer_each(model, [1] * 3, INPUTS, [FORM] * 3, batch_size=8, **RUN)
+    mixed = answer_mixture(model, [0, 1], [0.0, 1.0], queries(FORM, FORM, FORM), OPTIONS)
+    alone = answer_each(model, [1] * 3, queries(FORM, FORM, FORM), OPTIONS)
     assert (mixed.texts, mixed.decoded) == (alone.texts, alone.decoded)
     assert np.array(mixed.scores) == pytest.approx(np.array(alone.scores), rel=1e-4)

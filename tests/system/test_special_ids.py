@@ -19,7 +19,7 @@ from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.evaluation.predict import AnswerForm, answer_each
+from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Query, answer_each
 from t5_pipeline.methods.mixture import MixtureWeights
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import assemble, init_t5
@@ -129,11 +129,9 @@ def test_prompts_and_answers(models: tuple[T5, T5]) -> None:
         mixture = MixtureWeights(prompted, 2, int(to[0]))(mixed.inputs_BS, mixed.targets_BT, mixed.weights_B, 0.0)
         labels = [to[[5, 1]].tolist(), to[[6, 7, 1]].tolist()]
         form = AnswerForm(lambda ids, back=back: " ".join(str(back[i]) for i in ids), ["a", "b"], labels, 6)  # type: ignore[misc]
-        inputs = task(to).inputs
-        outputs = answer_each(
-            prompted, [0, 1, 0, 1, 0, 1, 0, 1, 0], inputs, [form] * 9,
-            batch_size=4, device=torch.device("cpu"), precision="fp32",
-        )  # fmt: skip
+        queries = [Query(ids, form) for ids in task(to).inputs]
+        options = AnswerOptions(torch.device("cpu"), "fp32", batch_size=4)
+        outputs = answer_each(prompted, [0, 1, 0, 1, 0, 1, 0, 1, 0], queries, options)
         found.append((loss_BT.sum(1), mixture, torch.tensor(outputs.scores), outputs.decoded))
     for one, other in zip(found[0][:3], found[1][:3], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
