@@ -145,17 +145,21 @@ def free_memory(accelerator: Accelerator) -> None:
 
 
 def _forget_zero3() -> None:
-    """Remove the modules of finished ZeRO-3 engines from where DeepSpeed keeps them, in a list and in a method's cache.
+    """Remove finished ZeRO-3 engines from two globals of DeepSpeed, which would keep their modules in memory.
 
-    Where a version of DeepSpeed keeps them elsewhere, they stay.
+    DeepSpeed 0.19 has no public call for this: `engine.destroy()`, which accelerate calls, clears neither. If a version
+    has no attributes of these names, there is nothing to clear.
     """
     offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    # The module of every engine is pushed when the engine is made, and never popped.
     getattr(offload, "FWD_MODULE_STACK", []).clear()
-    for method in vars(getattr(offload, "PartitionedParameterCoordinator", object)).values():
-        inner = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
-        for cached in (method, *inner):  # DeepSpeed wraps the cached method once more
-            if hasattr(cached, "cache_clear"):
-                cached.cache_clear()
+    # The cache of a method keeps its arguments, the coordinator and the modules. A decorator wraps it once more.
+    coordinator = getattr(offload, "PartitionedParameterCoordinator", None)
+    method = getattr(coordinator, "_PartitionedParameterCoordinator__params_to_release", None)
+    wrapped = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
+    for cached in (method, *wrapped):
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,33 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger("t5-pipeline")
+
+
+@dataclass(frozen=True)
+class _Partition:
+    """The elements `start` … of a flattened parameter that this process optimizes.
+
+    Attributes:
+        name, shape: those of the whole parameter.
+        numel: number of elements.
+        flat: fp32 tensor of the optimizer with the elements of many parameters; their moments are as long.
+        offset: place of the first element in `flat`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    numel: int
+    flat: Tensor
+    offset: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.numel
+
+    def view(self, flat: Tensor) -> Tensor:
+        """Its elements [N] in `flat`, or in a moment of it."""
+        return flat.narrow(0, self.offset, self.numel)
 
 
 class Zero(Engine):
@@ -101,27 +129,22 @@ class Zero(Engine):
         return torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
 
     def weights(self) -> list[TensorShard]:
-        return [TensorShard(MODEL + name, shape, start, flat_N) for name, shape, start, flat_N, _ in self._partitions()]
+        return [TensorShard(MODEL + p.name, p.shape, p.start, p.view(p.flat)) for p in self._partitions()]
 
     def moments(self) -> list[TensorShard]:
         found = []
-        for name, shape, start, flat_N, (flat, offset) in self._partitions():
-            for key, value in self.zero.optimizer.state.get(flat, {}).items():
-                full = f"{OPTIMIZER}{name}/{key}"
+        for p in self._partitions():
+            for key, value in self.zero.optimizer.state.get(p.flat, {}).items():
+                full = f"{OPTIMIZER}{p.name}/{key}"
                 if value.dim() == 0:
-                    if start == 0:  # saved by the process with the first element
+                    if p.start == 0:  # saved by the process with the first element
                         found.append(TensorShard(full, (), 0, value.reshape(1)))
                 else:
-                    found.append(TensorShard(full, shape, start, value.narrow(0, offset, flat_N.numel())))
+                    found.append(TensorShard(full, p.shape, p.start, p.view(value)))
         return found
 
-    def _partitions(self) -> Iterator[tuple[str, tuple[int, ...], int, Tensor, tuple[Tensor, int]]]:
-        """Parts of parameters on this process.
-
-        Yields:
-            (name, shape of the whole parameter, start of the part, the part [N] as an fp32 view, (flat tensor in the
-            optimizer, offset of the part in it)).
-        """
+    def _partitions(self) -> Iterator[_Partition]:
+        """The partitions on this process, one for each parameter that has elements here."""
         parameters: dict[str, Any] = {**self.trained}  # typed Any: DeepSpeed adds attributes of its own
         for name, p in parameters.items():
             if self.stage == 3:
@@ -130,31 +153,25 @@ class Zero(Engine):
                 start = self.group.rank * padded  # each parameter is padded to a multiple of the world size
                 numel = max(0, min(padded, math.prod(p.ds_shape) - start))
                 if numel:
-                    yield name, tuple(p.ds_shape), start, flat.narrow(0, offset, numel), (flat, offset)
+                    yield _Partition(name, tuple(p.ds_shape), start, numel, flat, offset)
             elif (mapping := p._hp_mapping) is not None:
                 flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
-                offset = mapping.hp_fragment_address.start
-                yield (
-                    name,
-                    tuple(p.shape),
-                    mapping.lp_fragment_address.start,
-                    flat.narrow(0, offset, mapping.hp_fragment_address.numel),
-                    (flat, offset),
-                )
+                here, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+                yield _Partition(name, tuple(p.shape), start, here.numel, flat, here.start)
 
     @torch.no_grad()
     def load(self, saved: SavedTensors) -> None:
         self.zero.optimizer.state.clear()
-        for name, _, start, flat_N, (flat, offset) in self._partitions():
-            flat_N.copy_(saved.read(MODEL + name, start, start + flat_N.numel()))
-            for key in states_saved(saved, name):
-                full = f"{OPTIMIZER}{name}/{key}"
-                state = self.zero.optimizer.state[flat]
+        for p in self._partitions():
+            p.view(p.flat).copy_(saved.read(MODEL + p.name, p.start, p.stop))
+            for key in states_saved(saved, p.name):
+                full = f"{OPTIMIZER}{p.name}/{key}"
+                state = self.zero.optimizer.state[p.flat]
                 if saved.shape(full) == ():
                     state[key] = saved.tensor(full)
                     continue
-                state.setdefault(key, torch.zeros_like(flat))
-                state[key].narrow(0, offset, flat_N.numel()).copy_(saved.read(full, start, start + flat_N.numel()))
+                state.setdefault(key, torch.zeros_like(p.flat))
+                p.view(state[key]).copy_(saved.read(full, p.start, p.stop))
         self._weights_from_partitions(saved)
 
     def _weights_from_partitions(self, saved: SavedTensors) -> None:
