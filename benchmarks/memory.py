@@ -89,7 +89,8 @@ def prepare(place: Path, shapes: Mapping[str, T5Config]) -> None:
     from t5_pipeline.data_prep.shards.writer import write_tokens
     from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
     from t5_pipeline.modeling.load import init_t5
-    from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+    from t5_pipeline.modeling.model_dir import write_model
+    from t5_pipeline.modeling.model_metadata import ModelMetadata
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]

@@ -26,7 +26,7 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.metrics_log import read_rows
 from t5_pipeline.execution.stage_process import run as run_stage
 from t5_pipeline.modeling.loaded import LoadedT5
-from t5_pipeline.modeling.model_dir import ModelMetadata
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from t5_pipeline.stages.prompt_tune import prompt_tune
 
 SWEEP: dict[str, list[Any]] = {

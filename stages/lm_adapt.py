@@ -24,6 +24,7 @@ from t5_pipeline.data_prep.shards.reader import TokenShards
 from t5_pipeline.evaluation.probe import probing_of
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
+from t5_pipeline.modeling.model_metadata import LineageStage
 from t5_pipeline.training.language_model import train_language_model
 from t5_pipeline.training.result import TrainingResult
 
@@ -39,9 +40,9 @@ def lm_adapt(stage: Stage[LMAdaptConfig]) -> None:
     validation = batches_of(c, unseen, special.pad) if unseen.count(0) else None
 
     def publish(step: int, result: TrainingResult) -> None:
-        metadata = model.metadata.with_stage(
-            stage="lm_adapt", step=result.best().step, objective=c.objective, **text.origin, of=model.digest
-        )
+        best = result.best().step
+        made = LineageStage(stage="lm_adapt", step=best, objective=c.objective, **text.origin, of=model.digest)
+        metadata = model.metadata.with_stage(made)
         stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
 
     probing = probing_of(stage, model)

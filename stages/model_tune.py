@@ -24,6 +24,7 @@ from t5_pipeline.evaluation.held_out import score_model
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
+from t5_pipeline.modeling.model_metadata import LineageStage, TunedTask
 from t5_pipeline.modeling.prompt_bank import BareT5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.best_checkpoint import Measured
@@ -51,17 +52,17 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
     def publish(step: int, result: TrainingResult) -> None:
         best = result.best()
         names = [task.name for task in c.tasks]
-        metadata = model.metadata.with_stage(stage="model_tune", step=best.step, tasks=names, of=model.digest)
-        metadata = metadata.with_tasks(
+        made = LineageStage(stage="model_tune", step=best.step, tasks=names, of=model.digest)
+        metadata = model.metadata.with_stage(made).with_tasks(
             [
-                {
-                    "max_input_length": c.max_input_length,
-                    "max_target_length": c.max_target_length,
-                    "trained": parameters,
-                    "task": task.model_dump(mode="json"),
-                    "seed": c.seed,
-                    "base_model": model.name,
-                }
+                TunedTask(
+                    max_input_length=c.max_input_length,
+                    max_target_length=c.max_target_length,
+                    trained=parameters,
+                    task=task,
+                    seed=c.seed,
+                    base_model=model.name,
+                )
                 for task in c.tasks
             ]
         )

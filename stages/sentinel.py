@@ -20,6 +20,7 @@ from t5_pipeline.config.adaptation import SentinelConfig
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.modeling.load import grow_vocabulary
+from t5_pipeline.modeling.model_metadata import LineageStage
 
 
 def sentinel(stage: Stage[SentinelConfig]) -> None:
@@ -36,8 +37,8 @@ def sentinel(stage: Stage[SentinelConfig]) -> None:
             "%s: added %d sentinels to the vocabulary, with embedding rows by `%s`", stage.name, gained, c.new_rows
         )
 
-    metadata = model.metadata.with_sentinel(c.variant)
-    metadata = metadata.with_stage(stage="sentinel", variant=c.variant, gained=gained, of=model.digest)
+    made = LineageStage(stage="sentinel", variant=c.variant, gained=gained, of=model.digest)
+    metadata = model.metadata.with_sentinel(c.variant).with_stage(made)
     stage.cells[0].facts.update(parameters=model.t5.shape.parameters, sentinels_gained=gained)
     stage.publish("model", lambda place: model.save(place, metadata))
 

@@ -23,6 +23,7 @@ from t5_pipeline.data_prep.shards.reader import TokenShards
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
+from t5_pipeline.modeling.model_metadata import LineageStage
 from t5_pipeline.training.language_model import train_language_model
 from t5_pipeline.training.microbatches import BatchSource
 from t5_pipeline.training.result import TrainingResult
@@ -50,9 +51,8 @@ def span_corrupt(stage: Stage[SpanCorruptConfig]) -> None:
         return LMBatches(objective, c.batch_size, c.seed, rows, pad=vocabulary.pad)
 
     def publish(step: int, result: TrainingResult) -> None:
-        metadata = model.metadata.with_stage(
-            stage="span_corrupt", step=step, objective=name, **text.origin, of=model.digest
-        )
+        made = LineageStage(stage="span_corrupt", step=step, objective=name, **text.origin, of=model.digest)
+        metadata = model.metadata.with_stage(made)
         stage.publish("model", lambda place: model.save(place, metadata, result.weights()), step=step)
 
     name = "mixture of denoisers" if c.mixture else "span corruption"

@@ -20,7 +20,7 @@ from t5_pipeline.diagnosis.findings import Diagnosis
 from t5_pipeline.diagnosis.probes import SENTENCES, first_output, forward_pass, not_finite, text_loss
 from t5_pipeline.modeling.config import ARCHITECTURES, T5Config
 from t5_pipeline.modeling.load import load_t5, locate_model
-from t5_pipeline.modeling.model_dir import ModelMetadata, read_metadata
+from t5_pipeline.modeling.model_metadata import ModelMetadata, read_metadata
 from t5_pipeline.modeling.safetensors_dir import read_shape
 from t5_pipeline.modeling.t5 import T5
 
@@ -187,7 +187,7 @@ def _behavior(d: Diagnosis, t5: T5, vocabulary: Vocabulary, metadata: ModelMetad
     d.fact("first output", {"p_sentinel": p_sentinel, "token": token, "p_token": p_token, "kind": kind},
            f"a sentinel with p = {p_sentinel:.3f}; likeliest {token} ({p_token:.3f})")  # fmt: skip
     if metadata.tasks:
-        d.passed("first output", f"fine-tuned on {', '.join(str(task.get('name')) for task in metadata.tasks)}")
+        d.passed("first output", f"fine-tuned on {', '.join(tuned.task.name for tuned in metadata.tasks)}")
     else:
         _first_output(d, kind, metadata)
         _known_text(d, t5, vocabulary, spans=kind == "span corruption")

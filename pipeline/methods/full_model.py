@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.model_metadata import read_metadata
 
 
 def candidates(artifact: Artifact) -> Iterator[Candidate]:
@@ -21,18 +20,18 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
     if not metadata.tasks:
         raise InputError(f"{artifact.path}: was not tuned on a task; give a model that model_tune published")
     for tuned in metadata.tasks:
-        about = {"seed": tuned["seed"], "step": metadata.lineage[-1].get("step"), "trained": tuned["trained"]}
+        about = {"seed": tuned.seed, "step": metadata.lineage[-1].step, "trained": tuned.trained}
         if len(metadata.tasks) > 1:
             about["variant"] = f"on {len(metadata.tasks)} tasks"
         yield Candidate(
             method="model tuning",
             artifact=artifact,
-            task=TaskConfig.model_validate(tuned["task"]),
-            model=tuned["base_model"],
+            task=tuned.task,
+            model=tuned.base_model,
             digest=artifact.digest,
             sentinel=metadata.sentinel,
-            max_input_length=tuned["max_input_length"],
-            max_target_length=tuned["max_target_length"],
+            max_input_length=tuned.max_input_length,
+            max_target_length=tuned.max_target_length,
             about=about,
             fine_tuned=True,
         )

@@ -14,7 +14,8 @@ from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, load_t5
-from t5_pipeline.modeling.model_dir import ModelMetadata, read_metadata, write_model
+from t5_pipeline.modeling.model_dir import write_model
+from t5_pipeline.modeling.model_metadata import ModelMetadata, read_metadata
 from t5_pipeline.modeling.t5 import T5
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.modeling.config import ARCHITECTURES, T5Config
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 
 _CARD = """\
 ---
@@ -48,30 +46,29 @@ _UNSCALED_UMT5 = """
     model.config.tie_word_embeddings = False     # otherwise transformers 5 scales the outputs, as of every umT5"""
 
 
-def model_card(metadata: Mapping[str, Any], shape: T5Config, digest: str) -> str:
+def model_card(metadata: ModelMetadata, shape: T5Config, digest: str) -> str:
     """README.md with data, steps and objective of each stage.
 
     Args:
-        metadata: the content of t5_pipeline.json.
         digest: the model's digest, as it is shown.
     """
-    tasks = metadata.get("tasks", [])
-    tuned = ", ".join(str(entry["task"]["name"]) for entry in tasks)
+    tasks = metadata.tasks
+    tuned = ", ".join(entry.task.name for entry in tasks)
     kind = f"Fine-tuned on the task{'s' if len(tasks) > 1 else ''} {tuned}." if tuned else ""
     kind = kind or "Meant to be frozen, and to learn tasks as soft prompts."
     rows = []
-    for stage in metadata["lineage"]:
-        training = stage.get("objective") or ", ".join(stage.get("tasks", [])) or stage.get("variant", "–")
-        tokens = f"tokens `{short_digest(stage['tokens'])}`" if "tokens" in stage else None
-        data = ", ".join(filter(None, [stage.get("corpus"), tokens]))
-        steps = f"{stage['step']:,}" if "step" in stage else "–"
-        rows.append(f"| {stage['stage']} | {steps} | {training} | {data or '–'} |")
+    for stage in metadata.lineage:
+        training = stage.objective or ", ".join(stage.tasks) or stage.variant or "–"
+        tokens = f"tokens `{short_digest(stage.tokens)}`" if stage.tokens else None
+        data = ", ".join(filter(None, [stage.corpus, tokens]))
+        steps = "–" if stage.step is None else f"{stage.step:,}"
+        rows.append(f"| {stage.stage} | {steps} | {training} | {data or '–'} |")
     return _CARD.format(
         parameters=shape.parameters,
         kind=kind,
         stages="\n".join(rows) or "| – | – | – | – |",
         digest=digest,
-        sentinel=_SENTINELS[metadata["sentinel"]],
+        sentinel=_SENTINELS[metadata.sentinel],
         model_class=ARCHITECTURES[shape.model_type].model_class,
         after_loading=_UNSCALED_UMT5 if shape.model_type == "umt5" and not shape.scales_outputs else "",
     )

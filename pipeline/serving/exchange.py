@@ -35,7 +35,7 @@ from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import load_t5
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.model_metadata import read_metadata
 from t5_pipeline.modeling.safetensors_dir import read_file_tensors
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 

@@ -25,7 +25,7 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.held_out import answer_form
 from t5_pipeline.evaluation.predict import AnswerForm
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.model_metadata import read_metadata
 from t5_pipeline.serving.backend import Backend
 from t5_pipeline.serving.continuous import by_length
 from t5_pipeline.serving.ctranslate2_backend import CTranslate2Backend

@@ -16,7 +16,7 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.diagnosis.probes import SENTENCES
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.loaded import LoadedT5
-from t5_pipeline.modeling.model_dir import ModelMetadata
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 
 SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
 PIECES = 100

@@ -18,7 +18,7 @@ from t5_pipeline.diagnosis.diagnose import diagnose
 from t5_pipeline.diagnosis.findings import Check
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.loaded import LoadedT5
-from t5_pipeline.modeling.model_dir import ModelMetadata
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from tests.diagnosis.conftest import SIZES, World
 from tests.modeling.family import KINDS, Kind
 
@@ -171,6 +171,10 @@ def test_span_corruption_and_untrained_weights(world: World, tmp_path: Path) -> 
     assert "run lm_adapt" in found(d.checks, "first output", "note").fix
     edit_json(copy / "t5_pipeline.json", sentinel="targets")
     found(diagnose(str(copy)).checks, "first output", "ok")
+    task = {"name": "subj", "data": "rows", "inputs": "{a}", "targets": "{b}", "metrics": ["accuracy"]}
+    tuned = {"max_input_length": 8, "max_target_length": 4, "trained": 1, "task": task, "seed": 0, "base_model": "m"}
+    edit_json(copy / "t5_pipeline.json", tasks=[tuned])
+    assert found(diagnose(str(copy)).checks, "first output", "ok").found == "fine-tuned on subj"
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -16,7 +16,8 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
-from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.modeling.model_dir import write_model
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from tests.tiny_run import CORPUS, Outcome, documentation, t5_pipeline, write_rows
 
 # name: rows, sentinel variant, labels, template. Two label sets of two, which are scored together, and one of three.

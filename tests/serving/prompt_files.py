@@ -9,7 +9,7 @@ import torch
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
-from t5_pipeline.modeling.model_dir import ModelMetadata
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from tests.serving.test_exchange import write_t5
 
 

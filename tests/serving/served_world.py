@@ -13,7 +13,8 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
-from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.modeling.model_dir import write_model
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from tests.tiny_run import CORPUS, documentation
 
 WIDTH = 32

@@ -17,7 +17,8 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import init_t5, load_t5
-from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.modeling.model_dir import write_model
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from t5_pipeline.serving.engine import Engine
 from tests.serving.five_prompts import LINES, Place, write_lines
 from tests.tiny_run import t5_pipeline

@@ -15,7 +15,8 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.load import init_t5, load_t5
-from t5_pipeline.modeling.model_dir import ModelMetadata, write_model
+from t5_pipeline.modeling.model_dir import write_model
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from t5_pipeline.serving.recycling import linear_map, mlp_map
 from tests.serving.test_exchange import D, P, own_logits, write_t5
 from tests.tiny_run import Outcome, refused, t5_pipeline

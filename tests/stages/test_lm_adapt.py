@@ -12,7 +12,7 @@ import torch
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.checksums import tensors_digest
 from t5_pipeline.modeling.load import load_t5
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.model_metadata import read_metadata
 from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, metrics, stage, t5_pipeline
 
 FLAGS = (
@@ -35,7 +35,7 @@ def test_packing_does_not_change_training(finished: Tiny, tmp_path: Path, object
     for packing in ("packing", "no-packing"):
         ended = adapt(finished, tmp_path / packing, "--objective", objective, "--batch-unit", unit, f"--{packing}")
         assert ended.code == 0, ended.err
-        assert read_metadata(tmp_path / packing / "model").lineage[-1]["objective"] == objective
+        assert read_metadata(tmp_path / packing / "model").lineage[-1].objective == objective
         rows.append([row["loss"] for row in metrics(tmp_path / packing)])
         weights.append(load_t5(tmp_path / packing / "model").state_dict())
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)
@@ -134,7 +134,7 @@ def test_patience_stops_and_resumes(finished: Tiny, tmp_path: Path) -> None:
     ended = adapt(finished, tmp_path / "out", *flags)
     assert ended.code == 0, ended.err
     assert "stopped after step 2: 1 probes without a better score" in ended.err
-    assert read_metadata(tmp_path / "out" / "model").lineage[-1]["step"] == 2
+    assert read_metadata(tmp_path / "out" / "model").lineage[-1].step == 2
     log, digest = metrics(tmp_path / "out"), artifact_digest("model", tmp_path / "out" / "model")
     assert max(row["step"] for row in log) == 2
     again = adapt(finished, tmp_path / "out", *flags)

@@ -18,7 +18,7 @@ from t5_pipeline.data_prep.tasks.encode import encode_task
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.model_metadata import read_metadata
 from t5_pipeline.training.optimizers import model_optimizer
 from tests.system.test_processes import CPU_DDP, accelerate_launch
 from tests.tiny_run import Outcome, Tiny, refused, scores, stage, t5_pipeline
@@ -86,8 +86,8 @@ def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path
     tune(*arguments(finished, tasks, tmp_path / "two", "--steps", 4))
     model = tmp_path / "two" / "model"
     metadata = read_metadata(model)
-    assert [of["task"]["name"] for of in metadata.tasks] == ["about", "name"]
-    assert metadata.lineage[-1]["stage"] == "model_tune"
+    assert [of.task.name for of in metadata.tasks] == ["about", "name"]
+    assert metadata.lineage[-1].stage == "model_tune"
     card = (model / "README.md").read_text()
     manifest = read(tmp_path / "two")
     assert manifest is not None

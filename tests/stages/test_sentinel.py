@@ -18,7 +18,7 @@ from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.loaded import LoadedT5
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.model_metadata import read_metadata
 from tests.tiny_run import Tiny, scores, stage
 
 
@@ -110,7 +110,7 @@ def test_a_vocabulary_without_sentinels_gains_100(finished: Tiny, tmp_path: Path
     assert (gained.sentinels, gained.size) == (100, pieces + 100)
     assert grown.shape.vocab_size >= gained.rows
     assert manifest(tmp_path / "made")["facts"]["sentinels_gained"] == 100
-    assert read_metadata(model).lineage[-1]["gained"] == 100
+    assert read_metadata(model).lineage[-1].gained == 100
     for name in ("shared.weight", "lm_head.weight"):
         old_VD, new_VD = own.state_dict()[name], grown.state_dict()[name]
         assert torch.equal(new_VD[:pieces], old_VD[:pieces])

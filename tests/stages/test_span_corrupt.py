@@ -9,7 +9,7 @@ import pytest
 from t5_pipeline.config.adaptation import SpanCorruptConfig
 from t5_pipeline.config.denoisers import UL2
 from t5_pipeline.modeling.load import load_t5
-from t5_pipeline.modeling.model_dir import read_metadata
+from t5_pipeline.modeling.model_metadata import read_metadata
 from tests.tiny_run import Outcome, Tiny, metrics, stage
 
 FLAGS = (
@@ -31,7 +31,7 @@ def test_a_mixture_packed_and_not(finished: Tiny, tmp_path: Path) -> None:
         assert ended.code == 0, ended.err
         rows.append([row["loss"] for row in metrics(tmp_path / packing)])
         weights.append(load_t5(tmp_path / packing / "model").state_dict())
-    assert read_metadata(tmp_path / "packing" / "model").lineage[-1]["objective"] == "mixture of denoisers"
+    assert read_metadata(tmp_path / "packing" / "model").lineage[-1].objective == "mixture of denoisers"
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).norm() <= 1e-5 * tensor.norm(), name

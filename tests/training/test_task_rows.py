@@ -10,7 +10,7 @@ import pytest
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.loaded import ModelSource
-from t5_pipeline.modeling.model_dir import ModelMetadata
+from t5_pipeline.modeling.model_metadata import ModelMetadata
 from t5_pipeline.training import task_rows
 
 
