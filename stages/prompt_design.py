@@ -22,7 +22,6 @@ from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.progress import scores_text
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
-from t5_pipeline.modeling.compilation import use_compiler, use_flex
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5
 
@@ -64,8 +63,7 @@ def best_on_validation(
     """The candidate with the highest average of the task's metrics, then the lowest loss; of equal ones the first."""
     c, device = stage.config, stage.accelerator.device
     t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
-    compiled = use_compiler(c.compile, device.type)
-    t5.set_execution(compiled=compiled, flex=use_flex(c.attention, compiled, device.type))
+    stage.configure_execution(t5)
     model = BareT5(t5).to(device)
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
     sentinel = candidates[0].sentinel

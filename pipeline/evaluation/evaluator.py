@@ -22,7 +22,6 @@ from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.methods.base import Candidate
-from t5_pipeline.modeling.compilation import use_compiler, use_flex
 
 Row = dict[str, Any]
 """A row of scores.json, and its predictions."""
@@ -51,11 +50,8 @@ class Evaluator:
         first = candidates[0]
         source = first.artifact if first.fine_tuned else stage.model_of(first.artifact, first.model, first.digest)
         self.name = first.model if first.fine_tuned else source.name
-        device = stage.accelerator.device
-        compiled = use_compiler(self.c.compile, device.type)
-        self.answerer = Answerer(source.path, candidates, self.c.precision, device)
-        flex = use_flex(self.c.attention, compiled, device.type)
-        self.answerer.t5.set_execution(compiled=compiled, flex=flex)
+        self.answerer = Answerer(source.path, candidates, self.c.precision, stage.accelerator.device)
+        stage.configure_execution(self.answerer.t5)
         self.on_batch = on_batch
         self._splits: dict[tuple[str, str, int, int], HeldOut] = {}
 

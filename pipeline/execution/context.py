@@ -16,7 +16,7 @@ from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Cell
-from t5_pipeline.config.stage import ExecutionConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import CompileConfig, ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.checksums import json_digest, short_digest
 from t5_pipeline.core.errors import InputError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from t5_pipeline.config.adaptation import T5Sizes
     from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
     from t5_pipeline.modeling.loaded import LoadedT5, ModelSource
+    from t5_pipeline.modeling.t5 import T5
 
 C = TypeVar("C", bound=StageConfig)
 log = logging.getLogger("t5-pipeline")
@@ -231,15 +232,23 @@ class Stage(Generic[C]):
         return self._configured(LoadedT5.init(sizes.model_dump(), vocabulary, self.config.seed))
 
     def _configured(self, model: LoadedT5) -> LoadedT5:
-        from t5_pipeline.modeling.compilation import use_compiler, use_flex
-
         if isinstance(self.config, TrainingConfig):
             model.t5.set_dropout(self.config.dropout)
-        if isinstance(self.config, ExecutionConfig):
-            c, device = self.config, self.accelerator.device.type
-            compiled = use_compiler(c.compile, device)
-            model.t5.set_execution(c.reference_ops, c.recompute, compiled, use_flex(c.attention, compiled, device))
+        self.configure_execution(model.t5)
         return model
+
+    def configure_execution(self, t5: T5) -> None:
+        """Run a T5 with the implementations that the settings choose; with its defaults if they do not."""
+        from t5_pipeline.modeling.execution import configure_execution
+
+        c, device_type = self.config, self.accelerator.device.type
+        if isinstance(c, ExecutionConfig):
+            configure_execution(
+                t5, device_type, compile=c.compile, attention=c.attention, reference_ops=c.reference_ops,
+                recompute=c.recompute,
+            )  # fmt: skip
+        elif isinstance(c, CompileConfig):
+            configure_execution(t5, device_type, compile=c.compile, attention=c.attention)
 
     def model_of(self, prompt: Artifact, name: str, digest: str) -> Artifact:
         """The frozen T5 that a prompt was trained on.

@@ -34,7 +34,7 @@ from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
-from t5_pipeline.modeling.compilation import use_compiler
+from t5_pipeline.modeling.execution import configure_execution
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 
 
@@ -278,7 +278,7 @@ class Engine:
         if path not in self._answerers:
             mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
             answerer = self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
-            answerer.t5.set_execution(compiled=self.compiled and use_compiler("true", self.device.type))
+            configure_execution(answerer.t5, self.device.type, compile="true" if self.compiled else "false")
         return self._answerers[path]
 
     def _problem(self, name: str, one: Candidate) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from t5_pipeline.evaluation.label_scoring import score_label_sets
-from t5_pipeline.modeling.compilation import use_compiler
+from t5_pipeline.modeling.execution import configure_execution
 from t5_pipeline.modeling.layers import Consecutive
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.packed_product import packed_product
@@ -46,8 +46,7 @@ class TorchBackend:
     def load(cls, store: PromptStore, precision: str = "fp32", compiled: bool = False) -> TorchBackend:
         """Load the T5 of a store, with the device and dtype of its prompts."""
         t5 = load_t5(store.model, store.like.dtype).to(store.like.device)
-        compiled = compiled and use_compiler("true", store.like.device.type)
-        t5.set_execution(compiled=compiled)
+        compiled = configure_execution(t5, store.like.device.type, compile="true" if compiled else "false")
         return cls(t5, precision, compiled)
 
     @property
