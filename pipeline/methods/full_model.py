@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.context import Artifact
@@ -20,7 +21,7 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
     if not metadata.tasks:
         raise InputError(f"{artifact.path}: was not tuned on a task; give a model that model_tune published")
     for tuned in metadata.tasks:
-        about = {"seed": tuned.seed, "step": metadata.lineage[-1].step, "trained": tuned.trained}
+        about: dict[str, Any] = {"seed": tuned.seed, "step": metadata.lineage[-1].step, "trained": tuned.trained}
         if len(metadata.tasks) > 1:
             about["variant"] = f"on {len(metadata.tasks)} tasks"
         yield Candidate(
