@@ -26,11 +26,9 @@ def model_optimizer(
     Args:
         step_offset: steps that Adafactor's β₂ counts before the first.
     """
-    if name == "adafactor":
+    if _is_adafactor(name):
         return Adafactor(parameters, weight_decay=weight_decay, step_offset=step_offset)
-    if name == "adamw":
-        return AdamW(parameters, weight_decay=weight_decay)
-    raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
+    return AdamW(parameters, weight_decay=weight_decay)
 
 
 def prompt_optimizer(
@@ -83,22 +81,28 @@ def bank_optimizer(
         parts: of the bank, one for each parameter.
         rules: one for each prompt; the prompts of a part must have the same one.
     """
+    adafactor = _is_adafactor(name)
     groups: list[dict[str, Any]] = []
     for p, part in zip(parameters, parts, strict=True):
         rule = rules[part.prompts[0]]
         group = {"params": [p], "weight_decay": rule.weight_decay, _RATE: part.prompts[0]}
         if part.factors:
             group[RATE_SCALE] = rule.factor_rate
-        if name == "adafactor":
+        if adafactor:
             smallest = FACTORED_FROM if rule.factored and part.segments is not None else None
             group |= {"segments": part.segments, "clipping": rule.clipping, "step_offset": rule.step_offset}
             group |= {"min_dim_to_factor": smallest}
         groups.append(group)
-    if name not in ("adafactor", "adamw"):
-        raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
-    optimizer = Adafactor(groups, parameter_scaling=False) if name == "adafactor" else AdamW(groups)
+    optimizer = Adafactor(groups, parameter_scaling=False) if adafactor else AdamW(groups)
     optimizer.register_step_pre_hook(_hold_waiting)
     return optimizer
+
+
+def _is_adafactor(name: str) -> bool:
+    """Whether the setting `optimizer` names Adafactor, not AdamW; there is no other."""
+    if name not in ("adafactor", "adamw"):
+        raise ValueError(f"unknown optimizer `{name}`; use adafactor or adamw")
+    return name == "adafactor"
 
 
 RATE_SCALE = "rate_scale"
