@@ -118,6 +118,7 @@ def encode_task(
         "targets": targets.truncated(),
     }
     labels = task.labels
+    index = {label: i for i, label in enumerate(labels or [])}
     return EncodedTask(
         task.name,
         inputs.ids,
@@ -125,7 +126,7 @@ def encode_task(
         input_texts,
         target_texts,
         labels,
-        None if labels is None else np.array([labels.index(text) for text in target_texts], dtype=np.int64),
+        None if labels is None else np.array([index[text] for text in target_texts], dtype=np.int64),
         _complete([task.answers(row) for row in rows]),
         _complete([task.group(row) for row in rows]),
         _complete([task.holds(row) for row in rows]),

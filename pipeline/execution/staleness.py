@@ -43,12 +43,17 @@ class CellStatus:
         return self.action == "up to date"
 
 
+_ByStage = dict[str, dict[str, CellStatus]]  # stage → id of the cell → status
+
+
 def cell_statuses(recipe: Recipe, run_dir: RunDir) -> list[CellStatus]:
     """The status of each cell, in the recipe's order."""
-    found: dict[tuple[str, str], CellStatus] = {}
+    found, earlier = list[CellStatus](), _ByStage()
     for cell in recipe.cells():
-        found[cell.stage, cell.id] = _status_of(recipe, run_dir, cell, found)
-    return list(found.values())
+        status = _status_of(recipe, run_dir, cell, earlier)
+        earlier.setdefault(cell.stage, {})[cell.id] = status
+        found.append(status)
+    return found
 
 
 def check_outside(cells: Iterable[Cell]) -> None:
@@ -87,7 +92,7 @@ def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:
         run_dir.refuse_links_out(stage, outputs)
 
 
-def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: dict[tuple[str, str], CellStatus]) -> CellStatus:
+def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: _ByStage) -> CellStatus:
     makers = [maker for ref in cell.inputs.values() for maker in _makers(ref, earlier)]
     waiting = sorted({maker.cell.stage for maker in makers if not maker.up_to_date})
     manifest, started = run_dir.manifest(cell), run_dir.started(cell)
@@ -145,13 +150,15 @@ def _more_steps(manifest: Manifest, missing: list[int]) -> str:
     return f"step {', '.join(f'{s:,}' for s in missing)} was not kept"
 
 
-def _makers(ref: InputRef, earlier: dict[tuple[str, str], CellStatus]) -> list[CellStatus]:
-    return [found for (stage, cell), found in earlier.items() if stage == ref.stage and ref.cell in (None, cell)]
+def _makers(ref: InputRef, earlier: _ByStage) -> list[CellStatus]:
+    """The cells whose artifacts an input refers to; none for a path."""
+    of_stage = {} if ref.stage is None else earlier.get(ref.stage, {})
+    if ref.cell is None:
+        return list(of_stage.values())
+    return [of_stage[ref.cell]] if ref.cell in of_stage else []
 
 
-def _records(
-    ref: InputRef, run_dir: RunDir, cell: Cell, name: str, earlier: dict[tuple[str, str], CellStatus]
-) -> list[InputRecord]:
+def _records(ref: InputRef, run_dir: RunDir, cell: Cell, name: str, earlier: _ByStage) -> list[InputRecord]:
     """The current artifacts of an input: one record, or one for each cell of a stage of prompts."""
     artifact = cell.settings.inputs()[name]
     if ref.stage is None:

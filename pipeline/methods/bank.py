@@ -113,7 +113,8 @@ def make_bank(
     if apart:
         return PromptBank(prompts, range(len(prompts)))
     keys = [(c.learning_rate, c.schedule, c.warmup_steps, c.step_offset, _rule(c)) for c in configs]
-    return PromptBank(prompts, [keys.index(key) for key in keys])
+    first: dict[object, int] = {}
+    return PromptBank(prompts, [first.setdefault(key, index) for index, key in enumerate(keys)])
 
 
 def optimizer_of(bank: PromptBank, configs: Sequence[PromptTuneConfig]) -> MakeOptimizer:

@@ -270,7 +270,8 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
         shifted = f"trained on {row.trained_on}" if row.trained_on else ""
         variant = ", ".join(filter(None, [row.variant, variant, shifted]))
         groups.setdefault((row.model, variant), []).append(row)
-    order = [*paths, *(row.model for row in rows)]
+    models = dict.fromkeys([*paths, *(row.model for row in rows)])
+    order = {model: place for place, model in enumerate(models)}
     lines = [
         ScoreLine(
             alike[0].method,
@@ -282,7 +283,7 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
         for (model, variant), group in groups.items()
         for source, alike in _by_settings(group).items()
     ]
-    return sorted(lines, key=lambda line: order.index(line.model))
+    return sorted(lines, key=lambda line: order[line.model])
 
 
 def _by_settings(rows: list[Score]) -> dict[str, list[Score]]:
