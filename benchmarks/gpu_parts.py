@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.core.errors import one_line
 from t5_pipeline.cost.activations import Microbatch
-from t5_pipeline.cost.flops import forward_flops
+from t5_pipeline.cost.flops import training_flops
 from t5_pipeline.cost.memory import TrainingFootprint, training_memory
 from t5_pipeline.modeling.attention import attend_flex, attend_fused, attention_reference, block_mask, compiled_flex
 from t5_pipeline.modeling.compilation import use_compiler
@@ -143,8 +143,7 @@ def trained(shape: T5Config, rows: int, inputs: int, targets: int, prompt: int, 
         step()
     seconds = median(step)
     peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
-    # Products of a frozen T5's weights have no gradient of the weights: twice the forward pass in all.
-    flops = (2 if prompt else 3) * rows * forward_flops(shape, inputs + prompt, targets)
+    flops = rows * training_flops(shape, inputs + prompt, targets, frozen=prompt > 0)
     rate = product_rate(rows * (inputs + prompt), shape.d_model, shape.d_ff)
     microbatch = Microbatch(rows, prompt + inputs, targets, prompt, recompute=recompute, cpu=DEVICE.type == "cpu")
     numbers = sum(p.numel() for p in engine.trained.values())

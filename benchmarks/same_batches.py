@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.lm_adaptation import BATCHES, LENGTH, PEER_ROWS, Documents, as_rows, same_weights
 from benchmarks.machine import compared, fast_dtype, in_turn, layer_rate
-from t5_pipeline.cost.flops import forward_flops
+from t5_pipeline.cost.flops import forward_flops, training_flops
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.sampling.batches import LMBatches
 from t5_pipeline.modeling.compilation import use_compiler
@@ -83,7 +83,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     rate = layer_rate(shape, inputs_BS.numel(), dtype)
     times = in_turn(sides, rounds)
     rate = (rate + layer_rate(shape, inputs_BS.numel(), dtype)) / 2
-    flops = 3 * ROWS * forward_flops(shape, INPUTS, TARGETS)
+    flops = ROWS * training_flops(shape, INPUTS, TARGETS, frozen=False)
     return {
         "size": size,
         "dtype": str(dtype).removeprefix("torch."),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.machine import compared, fast_dtype, in_turn, layer_rate
 from benchmarks.prompt_tuning import BATCH, PROMPT, encoded, has_tasks, peft_model, prompted
 from benchmarks.same_batches import grouped, padded_flops, tables
-from t5_pipeline.cost.flops import forward_flops
+from t5_pipeline.cost.flops import forward_flops, training_flops
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.modeling.compilation import use_compiler
@@ -77,8 +77,7 @@ def measure(data: Path, rounds: int) -> dict[str, Any]:
     rate = layer_rate(shape, positions, dtype)
     times = in_turn(sides, rounds)
     rate = (rate + layer_rate(shape, positions, dtype)) / 2
-    # Weights are frozen: a forward pass, and the gradient of the states.
-    flops = 2 * ROWS * forward_flops(shape, PROMPT + inputs_BS.size(1), targets_BT.size(1))
+    flops = ROWS * training_flops(shape, PROMPT + inputs_BS.size(1), targets_BT.size(1), frozen=True)
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "batch": [ROWS, PROMPT, inputs_BS.size(1), targets_BT.size(1)],

@@ -101,6 +101,9 @@ def step_cost(settings: TrainingConfig, shape: T5Config) -> StepCost | None:
 def training_flops(shape: T5Config, inputs: int, targets: int, frozen: bool) -> float:
     """FLOPs of one example's forward and backward pass.
 
+    The products of a frozen T5's weights have a gradient of the activations, but none of the weights; attention, whose
+    operands are both activations, has two gradients either way.
+
     Args:
         frozen: whether only the encoder's input is trained.
     """
