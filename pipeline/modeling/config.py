@@ -147,66 +147,28 @@ class T5Config:
         model_type = str(config.get("model_type") or _type_of_class(config.get("architectures")))
         if model_type not in ARCHITECTURES:
             raise InputError(f"{where}: model_type {model_type!r:.50} is not supported; {_why_not(model_type, config)}")
-        architecture = ARCHITECTURES[model_type]
-
-        def size(key: str, default: int | None = None) -> int:
-            value = config.get(key)
-            value = default if value is None else value
-            if type(value) is not int or not 0 < value < 2**31:
-                raise InputError(
-                    f"{where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31 − 1; fix the file"
-                )
-            return value
-
-        def number(key: str, default: float) -> float:
-            value = config.get(key, default)
-            if type(value) not in (int, float) or not 0 <= value < 1:
-                raise InputError(
-                    f"{where}: {key} is {value!r:.50}; must be a number, at least 0 and below 1; fix the file"
-                )
-            return float(value)
-
-        def unless_false(flags: tuple[str, ...]) -> bool:
-            return bool(flags) and all(config.get(flag) is not False for flag in flags)
-
-        projection = str(config.get("feed_forward_proj", "relu" if model_type == "t5" else "gated-gelu"))
-        gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
-        if projection == "gated-gelu":  # T5 1.1 means the tanh approximation and calls it gelu
-            activation = "gelu_new"
-        if activation not in ACTIVATIONS:
-            raise InputError(
-                f"{where}: feed_forward_proj {projection!r} is not supported; use a model with one of"
-                f" {', '.join(ACTIVATIONS)} or gated-…"
-            )
-        num_layers = size("num_layers")
-        tied, scaled = unless_false(architecture.tied_by), unless_false(architecture.scaled_by)
-        buckets = size("relative_attention_num_buckets", 32)
-        farthest = size("relative_attention_max_distance", 128)
-        if problem := bucket_problem(buckets, farthest):
-            raise InputError(f"{where}: {problem}; fix the file")
-        special = SpecialTokens.of_config(config, where)
-        vocab_size = size("vocab_size")
-        if max(special.pad, special.eos, special.start) >= vocab_size:
-            raise InputError(
-                f"{where}: pad_token_id, eos_token_id or decoder_start_token_id is not below vocab_size,"
-                f" {vocab_size:,}; fix the file"
-            )
+        architecture, entries = ARCHITECTURES[model_type], _Entries(config, where)
+        gated, activation = entries.feed_forward("relu" if model_type == "t5" else "gated-gelu")
+        num_layers = entries.size("num_layers")
+        tied, scaled = entries.unless_false(architecture.tied_by), entries.unless_false(architecture.scaled_by)
+        buckets, farthest = entries.position_buckets()
+        vocab_size, special = entries.vocabulary()
         return cls(
             vocab_size=vocab_size,
-            d_model=size("d_model"),
-            d_kv=size("d_kv"),
-            d_ff=size("d_ff"),
+            d_model=entries.size("d_model"),
+            d_kv=entries.size("d_kv"),
+            d_ff=entries.size("d_ff"),
             num_layers=num_layers,
-            num_decoder_layers=size("num_decoder_layers", num_layers),
-            num_heads=size("num_heads"),
+            num_decoder_layers=entries.size("num_decoder_layers", num_layers),
+            num_heads=entries.size("num_heads"),
             relative_attention_num_buckets=buckets,
             relative_attention_max_distance=farthest,
             gated=gated,
             activation=activation,
             tied=tied,
             scaled=None if scaled == tied else scaled,
-            dropout_rate=number("dropout_rate", 0.1),
-            layer_norm_epsilon=number("layer_norm_epsilon", 1e-6),
+            dropout_rate=entries.share("dropout_rate", 0.1),
+            layer_norm_epsilon=entries.share("layer_norm_epsilon", 1e-6),
             special=special,
             model_type=model_type,
         )
@@ -240,6 +202,67 @@ class T5Config:
             "use_cache": True,
             **self.special.to_config(),
         }
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """The entries of a config.json; each is checked when it is read, and an InputError names it and the file."""
+
+    config: Mapping[str, Any]
+    where: str
+
+    def size(self, key: str, default: int | None = None) -> int:
+        value = self.config.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not 0 < value < 2**31:
+            raise InputError(
+                f"{self.where}: {key} is {value!r:.50}; must be a whole number from 1 to 2^31 − 1; fix the file"
+            )
+        return value
+
+    def share(self, key: str, default: float) -> float:
+        """A number in [0, 1)."""
+        value = self.config.get(key, default)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise InputError(
+                f"{self.where}: {key} is {value!r:.50}; must be a number, at least 0 and below 1; fix the file"
+            )
+        return float(value)
+
+    def unless_false(self, flags: tuple[str, ...]) -> bool:
+        return bool(flags) and all(self.config.get(flag) is not False for flag in flags)
+
+    def feed_forward(self, default: str) -> tuple[bool, str]:
+        """Whether the feed-forward is gated, and its activation."""
+        projection = str(self.config.get("feed_forward_proj", default))
+        gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
+        if projection == "gated-gelu":  # T5 1.1 means the tanh approximation and calls it gelu
+            activation = "gelu_new"
+        if activation not in ACTIVATIONS:
+            raise InputError(
+                f"{self.where}: feed_forward_proj {projection!r} is not supported; use a model with one of"
+                f" {', '.join(ACTIVATIONS)} or gated-…"
+            )
+        return gated, activation
+
+    def position_buckets(self) -> tuple[int, int]:
+        """The number of buckets of relative positions, and the distance from which all share the last one."""
+        buckets = self.size("relative_attention_num_buckets", 32)
+        farthest = self.size("relative_attention_max_distance", 128)
+        if problem := bucket_problem(buckets, farthest):
+            raise InputError(f"{self.where}: {problem}; fix the file")
+        return buckets, farthest
+
+    def vocabulary(self) -> tuple[int, SpecialTokens]:
+        """The number of embedding rows, and the special ids, which are below it."""
+        special = SpecialTokens.of_config(self.config, self.where)
+        vocab_size = self.size("vocab_size")
+        if max(special.pad, special.eos, special.start) >= vocab_size:
+            raise InputError(
+                f"{self.where}: pad_token_id, eos_token_id or decoder_start_token_id is not below vocab_size,"
+                f" {vocab_size:,}; fix the file"
+            )
+        return vocab_size, special
 
 
 def _type_of_class(names: object) -> str:
