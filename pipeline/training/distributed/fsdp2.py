@@ -55,32 +55,15 @@ class FSDP2(Engine):
         self.group = group
         self.device = device
         self.model = scope.model
+        self.scope = scope
         names = [name for name, _ in scope.named_parameters()]
         frozen = any(not p.requires_grad for p in scope.parameters())
-        trained = trained_parameters(self.model)
-        beside = sum(p.numel() for p in trained.values()) <= REPLICATED_ELEMENTS
-        whole = set(trained.values()) if frozen and beside else set()
-        if whole:
-            for module in self.model.modules():
-                for p in module.parameters(recurse=False):
-                    if p in whole:
-                        p.data = p.data.to(device)
-
-        mesh = init_device_mesh(device.type, (group.world,))
-        options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
-        options["offload_policy"] = CPUOffloadPolicy() if offload else OffloadPolicy()
-        for block in blocks_of(self.model):
-            fully_shard(block, reshard_after_forward=reshard, **options)
-        fully_shard(scope, **options)
-        for module in scope.modules():
-            if isinstance(module, FSDPModule):
-                # A plain sum: the losses are already normalized over the global batch, and gloo has no scaled sum.
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)
-        for module in scope.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
-        self.scope = scope
+        trained = list(trained_parameters(self.model).values())
+        replicates = frozen and sum(p.numel() for p in trained) <= REPLICATED_ELEMENTS
+        if replicates:
+            for p in trained:
+                p.data = p.data.to(device)
+        self._shard_modules(set(trained) if replicates else set(), reshard, offload)
 
         check_untied(names, scope)
         self.trained = trained_parameters(self.model)
@@ -89,11 +72,27 @@ class FSDP2(Engine):
         if not sharded or any(p.device_mesh.size() != group.world for p in sharded):
             raise RuntimeError(f"FSDP2 did not shard the model over {group.world} processes")
         self.optimizer = make_optimizer(list(self.trained.values()))
-        if frozen and not beside and isinstance(self.optimizer, Adafactor):
+        if frozen and not replicates and isinstance(self.optimizer, Adafactor):
             raise InputError(
                 f"optimizer: adafactor needs whole prompts, of which fsdp2 replicates at most {REPLICATED_ELEMENTS:,}"
                 " numbers; set `optimizer: adamw`, train fewer prompts at a time, or launch with DDP"
             )
+
+    def _shard_modules(self, whole: set[nn.Parameter], reshard: bool, offload: bool) -> None:
+        """Shard each block, then what is outside of the blocks, except the parameters that stay whole."""
+        mesh = init_device_mesh(self.device.type, (self.group.world,))
+        options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
+        options["offload_policy"] = CPUOffloadPolicy() if offload else OffloadPolicy()
+        for block in blocks_of(self.model):
+            fully_shard(block, reshard_after_forward=reshard, **options)
+        fully_shard(self.scope, **options)
+        for module in self.scope.modules():
+            if isinstance(module, FSDPModule):
+                # A plain sum: the losses are already normalized over the global batch, and gloo has no scaled sum.
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
 
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
         return self.scope(do, *arguments)
@@ -119,11 +118,11 @@ class FSDP2(Engine):
         return norm
 
     def weights(self) -> list[TensorShard]:
-        return [self._shard(MODEL + name, p, p.detach()) for name, p in self.trained.items()]
+        return [self._shard(MODEL + name, p.detach()) for name, p in self.trained.items()]
 
     def moments(self) -> list[TensorShard]:
         return [
-            self._shard(f"{OPTIMIZER}{name}/{key}", p, value)
+            self._shard(f"{OPTIMIZER}{name}/{key}", value)
             for name, p in self.trained.items()
             for key, value in self.optimizer.state.get(p, {}).items()
         ]
@@ -142,14 +141,15 @@ class FSDP2(Engine):
                 full = f"{OPTIMIZER}{name}/{key}"
                 if isinstance(p, DTensor) and saved.shape(full) == tuple(p.shape):
                     value: Tensor = torch.zeros_like(p)
-                    shard = self._shard(full, p, value)
+                    shard = self._shard(full, value)
                     shard.values_N.copy_(saved.read(full, shard.start, shard.stop))
                 else:
                     value = saved.tensor(full)
                     value = value if key == "step" else value.to(_local(p).device)
                 self.optimizer.state[p][key] = value
 
-    def _shard(self, name: str, parameter: nn.Parameter, value: Tensor) -> TensorShard:
+    def _shard(self, name: str, value: Tensor) -> TensorShard:
+        """This process's part of a parameter or a moment, as a view."""
         if not isinstance(value, DTensor):
             return TensorShard.whole(name, value)
         # Sharded along the first dimension like torch.chunk: equal sizes, smaller or empty on the last ranks.
