@@ -10,7 +10,7 @@ R rows of a prompt bank, D d_model, C prompts in the bank; F, K those of factore
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,27 @@ from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
 from t5_pipeline.modeling.t5x import SecondMoments
 from t5_pipeline.training.buckets import buckets
 from t5_pipeline.training.segment_sums import segment_sums
+
+
+class _Factored(NamedTuple):
+    """The factored prompts of a bank.
+
+    Attributes:
+        rows_F: their rows in the bank.
+        others_W: rows of the other prompts.
+        segments_F: index among the factored prompts of each row of `rows_F`.
+        lengths_K: their lengths, in the dtype of the bank.
+    """
+
+    rows_F: Tensor
+    others_W: Tensor
+    segments_F: Tensor
+    lengths_K: Tensor
+
+    def means(self, x_F: Tensor) -> Tensor:
+        """The mean over the rows of each factored prompt, [K, …]."""
+        sums_K = segment_sums(x_F, self.segments_F, len(self.lengths_K))
+        return sums_K / self.lengths_K.view(-1, *[1] * (x_F.ndim - 1))
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -89,9 +110,9 @@ class Adafactor(torch.optim.Optimizer):
         if factored_C.any():
             # Rows by index: a boolean mask would make the GPU wait in every step.
             factored_R = factored_C[segments_R]
-            factored_F, whole_W = factored_R.nonzero().squeeze(1), (~factored_R).nonzero().squeeze(1)
-            segments_F = (factored_C.cumsum(0) - 1)[segments_R[factored_F]]
-            group["factored"] = (factored_F, whole_W, segments_F, lengths_C[factored_C].to(bank_RD.dtype))
+            rows_F, others_W = factored_R.nonzero().squeeze(1), (~factored_R).nonzero().squeeze(1)
+            segments_F = (factored_C.cumsum(0) - 1)[segments_R[rows_F]]
+            group["factored"] = _Factored(rows_F, others_W, segments_F, lengths_C[factored_C].to(bank_RD.dtype))
 
     def restore(self, moments: Iterable[SecondMoments], step: int) -> None:
         """Continue from the state after `step` steps of T5X's Adafactor.
@@ -137,47 +158,27 @@ class Adafactor(torch.optim.Optimizer):
             assert bank_RD.grad is not None
             update_RD = self._directions(group, [bank_RD], bank_RD.grad.unsqueeze(0), None).squeeze(0)
         else:
-            update_RD = self._bank_directions(group, bank_RD, *group["factored"])
+            update_RD = self._bank_directions(group, bank_RD, group["factored"])
         scale_C = group["lr"] / (self._rms_per_prompt(group, update_RD) / group["clipping"]).clamp(min=1.0)
         if group["parameter_scaling"]:
             scale_C *= self._rms_per_prompt(group, bank_RD).clamp(min=group["epsilon2"])
         update_RD *= scale_C[group["segments"]].unsqueeze(1)
         bank_RD.mul_(1.0 - group["weight_decay"]).sub_(update_RD)
 
-    def _bank_directions(
-        self,
-        group: dict[str, Any],
-        bank_RD: Tensor,
-        factored_F: Tensor,
-        whole_W: Tensor,
-        segments_F: Tensor,
-        lengths_K: Tensor,
-    ) -> Tensor:
-        """g / √v of a bank with factored prompts.
-
-        Args:
-            factored_F: rows of factored prompts.
-            whole_W: the other rows.
-            segments_F: index among the factored prompts of each row of `factored_F`.
-            lengths_K: lengths of the factored prompts.
-        """
+    def _bank_directions(self, group: dict[str, Any], bank_RD: Tensor, factored: _Factored) -> Tensor:
+        """g / √v of a bank with factored prompts, [R, D]."""
         gradient_RD = bank_RD.grad
         assert gradient_RD is not None
         square_RD = gradient_RD * gradient_RD + group["epsilon1"]
-        square_FD, square_WD = square_RD[factored_F], square_RD[whole_W]
-
-        def of_prompts(x_F: Tensor) -> Tensor:
-            """The mean over the rows of each factored prompt."""
-            sums_K = segment_sums(x_F, segments_F, len(lengths_K))
-            return sums_K / lengths_K.view(-1, *[1] * (x_F.ndim - 1))
-
-        news = {"mean_square": square_WD, "row": square_FD.mean(dim=1), "column": of_prompts(square_FD)}
+        rows_F, others_W, segments_F, _ = factored
+        square_FD, square_WD = square_RD[rows_F], square_RD[others_W]
+        news = {"mean_square": square_WD, "row": square_FD.mean(dim=1), "column": factored.means(square_FD)}
         stacks = {key: new.unsqueeze(0) for key, new in news.items()}
         mean_WD, row_F, column_KD = (mean.squeeze(0) for mean in self._average_in(group, [bank_RD], stacks))
-        row_factors_F1 = (row_F / of_prompts(row_F)[segments_F]).rsqrt_().unsqueeze(1)
+        row_factors_F1 = (row_F / factored.means(row_F)[segments_F]).rsqrt_().unsqueeze(1)
         update_RD = torch.empty_like(bank_RD)
-        update_RD[whole_W] = gradient_RD[whole_W] / mean_WD.sqrt()
-        update_RD[factored_F] = gradient_RD[factored_F] * row_factors_F1 * column_KD.rsqrt()[segments_F]
+        update_RD[others_W] = gradient_RD[others_W] / mean_WD.sqrt()
+        update_RD[rows_F] = gradient_RD[rows_F] * row_factors_F1 * column_KD.rsqrt()[segments_F]
         return update_RD
 
     @staticmethod
