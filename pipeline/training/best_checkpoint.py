@@ -106,7 +106,7 @@ class Selection:
 
     def due(self, step: int) -> bool:
         """Whether this step is measured; independent of the total number of steps."""
-        return step > 0 and (self.halving.trained(step)[0] % self.every == 0 or step in self.halving.ends)
+        return step > 0 and (self.halving.trained(step).step % self.every == 0 or step in self.halving.ends)
 
     @property
     def exhausted(self) -> bool:
@@ -171,7 +171,7 @@ class Selection:
 
     def validations(self, step: int) -> list[int]:
         """Number of validations that count for each cell, once training has ended after `step` steps."""
-        _, active = self.halving.trained(step)
+        active = self.halving.trained(step).prompts
         return [
             count + (index in active and self._validates_last(index, step))
             for index, count in enumerate(self._validations)

@@ -9,8 +9,21 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from t5_pipeline.config.sweep import Stretch
+
+
+class Turn(NamedTuple):
+    """The prompts that train together.
+
+    Attributes:
+        step: number of steps that they have done.
+        prompts: their indices in the bank, ascending.
+    """
+
+    step: int
+    prompts: list[int]
 
 
 class Halving:
@@ -20,13 +33,13 @@ class Halving:
     >>> halving.drop(10, [(0.5, 2.0), (0.9, 2.0), (0.9, 3.0), (0.1, 2.0)])
     [0, 2]
     >>> halving.turn(9), halving.turn(10)
-    ((9, [0, 1, 2, 3]), (10, [1, 3]))
+    (Turn(step=9, prompts=[0, 1, 2, 3]), Turn(step=10, prompts=[1, 3]))
 
     Two prompts, one at a time:
 
     >>> halving = Halving([0, 0], [Stretch(0, 0, 5, slice(0, 1)), Stretch(5, 0, 5, slice(1, 2))])
     >>> halving.turn(4), halving.turn(5), halving.takes_turns
-    ((4, [0]), (0, [1]), True)
+    (Turn(step=4, prompts=[0]), Turn(step=0, prompts=[1]), True)
 
     Attributes:
         takes_turns: whether prompts wait while others train.
@@ -47,16 +60,16 @@ class Halving:
         self.dropped_at: list[int | None] = [None] * len(groups)
         self._starts = [stretch.start for stretch in self.stretches]
 
-    def turn(self, step: int) -> tuple[int, list[int]]:
-        """The prompts in the batch of a step of the run (0 is the first), after the number of steps they have done."""
+    def turn(self, step: int) -> Turn:
+        """The prompts in the batch of a step of the run (0 is the first), before that step."""
         stretch = self._stretch(step)
         members = [i for group in self.groups for i in self._remaining(group, stretch)[stretch.members]]
-        return stretch.begin + step - stretch.start, sorted(members)
+        return Turn(stretch.begin + step - stretch.start, sorted(members))
 
-    def trained(self, step: int) -> tuple[int, list[int]]:
-        """The prompts that trained last, after `step` steps of the run, after the number of steps they have done."""
-        before, members = self.turn(step - 1)
-        return before + 1, members
+    def trained(self, step: int) -> Turn:
+        """The prompts that trained last, after `step` steps of the run."""
+        before = self.turn(step - 1)
+        return before._replace(step=before.step + 1)
 
     def left(self) -> list[int]:
         """The prompts that have not been dropped."""

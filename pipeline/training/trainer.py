@@ -246,12 +246,12 @@ class Trainer:
             device=state.device.type,
             lockstep=state.engine.lockstep,
         )
-        return replace(batch, step=self.halving.turn(step)[0])
+        return replace(batch, step=self.halving.turn(step).step)
 
     def _step(self, batch: StepBatch) -> None:
         c, state, halving = self.config, self.state, self.halving
         self._score = None
-        active = halving.turn(state.step)[1] if state.selection else None
+        active = halving.turn(state.step).prompts if state.selection else None
         waiting = set(range(len(self.cells))).difference(active or ()) if halving.takes_turns else set()
         rates = [None if index in waiting else schedule(batch.step) for index, schedule in enumerate(self.schedules)]
         train_step(
@@ -335,7 +335,7 @@ class Trainer:
     def _log(self, row: Mapping[str, Any]) -> None:
         if self.state.group.rank == 0:
             step = self.state.step
-            own = {"prompt_step": self.halving.trained(step)[0]} if self.halving.takes_turns else {}
+            own = {"prompt_step": self.halving.trained(step).step} if self.halving.takes_turns else {}
             self.metrics.write({"step": step, **own, **row})
 
     def result(self) -> TrainingResult:

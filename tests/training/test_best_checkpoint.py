@@ -223,7 +223,7 @@ def test_turns_make_the_decisions_of_a_sweep_that_trains_at_once(
             return [validation(scores[at - 1][i], loss=i % 3) for i in active]
 
         def kept(model: object, index: int) -> dict[str, torch.Tensor]:
-            return {"w": torch.tensor(float(10 * index + selection.halving.trained(step)[0]))}
+            return {"w": torch.tensor(float(10 * index + selection.halving.trained(step).step))}
 
         def new() -> Selection:
             halving = Halving([0, 1] * 4, c.stretches(11))
@@ -231,12 +231,12 @@ def test_turns_make_the_decisions_of_a_sweep_that_trains_at_once(
 
         selection = new()
         for step in range(1, c.run_steps(11) + 1):
-            assert len(selection.halving.turn(step - 1)[1]) <= 2 * (slots or 4)
+            assert len(selection.halving.turn(step - 1).prompts) <= 2 * (slots or 4)
             if selection.due(step):
                 measured = selection.update(step, ENGINE)
                 if selection.dropped:
-                    decisions[selection.halving.trained(step)[0]] = selection.dropped
-                assert list(measured) == ["abcdefgh"[i] for i in selection.halving.trained(step)[1]]
+                    decisions[selection.halving.trained(step).step] = selection.dropped
+                assert list(measured) == ["abcdefgh"[i] for i in selection.halving.trained(step).prompts]
             if step == stop_at:
                 selection = resumed(selection, new())
             if selection.exhausted:
