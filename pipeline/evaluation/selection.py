@@ -10,11 +10,12 @@ from torch import Tensor
 
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.evaluation.held_out import HeldOut, validation_rows
+from t5_pipeline.evaluation.held_out import validation_rows
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.training.best_checkpoint import Measured, Selection
 from t5_pipeline.training.halving import Halving
+from t5_pipeline.training.task_rows import for_each_task
 
 
 def select_best(
@@ -41,11 +42,7 @@ def select_best(
     c: LearningConfig = stage.config
     if c.select == "last":
         return None
-    read: dict[str, HeldOut] = {}
-    for task in tasks:
-        if task.model_dump_json() not in read:
-            read[task.model_dump_json()] = validation_rows(task, source.vocabulary, source.sentinel, c)
-    splits = [read[task.model_dump_json()] for task in tasks]
+    splits = for_each_task(tasks, lambda task: validation_rows(task, source.vocabulary, source.sentinel, c))
     stage.record_rows([split.rows.counts for split in splits])
     splits = [splits[index] for index in task_of or range(len(splits))]
     measure = partial(score, splits=splits, device=stage.accelerator.device, precision=c.precision)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -15,6 +15,7 @@ from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.loaded import ModelSource
 
 log = logging.getLogger("t5-pipeline")
+Made = TypeVar("Made")
 _FEW = 10  # distinct targets that are probably classes
 
 
@@ -25,18 +26,23 @@ def training_rows(stage: Stage[Any], source: ModelSource, tasks: Sequence[TaskCo
         tasks: the task of each cell, or all tasks of the only cell.
     """
     c: LearningConfig = stage.config
-    encoded: dict[str, EncodedTask] = {}
-    for task in tasks:
-        key = task.model_dump_json()
-        if key not in encoded:
-            lengths = (c.max_input_length, c.max_target_length)
-            encoded[key] = encode_task(
-                Task.load(task), "train", source.vocabulary, *lengths, source.sentinel, training=True
-            )
-            _hint_at_labels(encoded[key])
-    found = [encoded[task.model_dump_json()] for task in tasks]
+
+    def encoded(task: TaskConfig) -> EncodedTask:
+        lengths = (c.max_input_length, c.max_target_length)
+        rows = encode_task(Task.load(task), "train", source.vocabulary, *lengths, source.sentinel, training=True)
+        _hint_at_labels(rows)
+        return rows
+
+    found = for_each_task(tasks, encoded)
     stage.record_rows([rows.counts for rows in found])
     return found
+
+
+def for_each_task(tasks: Sequence[TaskConfig], make: Callable[[TaskConfig], Made]) -> list[Made]:
+    """make(task) for each task, called once for equal ones."""
+    keys = [task.model_dump_json() for task in tasks]
+    made = {key: make(task) for key, task in dict(zip(keys, tasks, strict=True)).items()}
+    return [made[key] for key in keys]
 
 
 def _hint_at_labels(task: EncodedTask) -> None:
