@@ -24,7 +24,7 @@ from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
-from t5_pipeline.training.best_checkpoint import Selection
+from t5_pipeline.training.best_checkpoint import Measured, Selection
 from t5_pipeline.training.checkpoints.format import Checkpoint
 from t5_pipeline.training.checkpoints.store import Checkpoints
 from t5_pipeline.training.distributed import MakeOptimizer, make_engine
@@ -266,18 +266,28 @@ class Trainer:
         row = None
         # A row is about the same prompts in all of its steps.
         if state.step % c.log_every == 0 or (halving.takes_turns and state.step in halving.ends):
-            self._synchronize()
-            row = state.stats.read(self.cells, self.unit, active)
-            used = {index: rate for index, rate in enumerate(rates) if rate is not None}
-            if len(set(used.values())) > 1:
-                row["learning_rates"] = {self.cells[index]: rate for index, rate in used.items()}
-            else:
-                row["learning_rate"] = next(iter(used.values()))
-            row["elapsed_s"] = round(state.elapsed, 3)
-            if state.skipped:
-                row["skipped"] = state.skipped
+            row = self._training_row(active, rates)
             self._log(row)
         self.progress.update(state.step, row)
+
+    def _training_row(self, active: Sequence[int] | None, rates: Sequence[float | None]) -> dict[str, object]:
+        """The row of metrics.jsonl about the steps since the last one.
+
+        Args:
+            active: indices of the losses that count; None for all.
+            rates: learning rate of each schedule in the last step, None for a prompt that waits.
+        """
+        self._synchronize()
+        row = self.state.stats.read(self.cells, self.unit, active)
+        used = {index: rate for index, rate in enumerate(rates) if rate is not None}
+        if len(set(used.values())) > 1:
+            row["learning_rates"] = {self.cells[index]: rate for index, rate in used.items()}
+        else:
+            row["learning_rate"] = next(iter(used.values()))
+        row["elapsed_s"] = round(self.state.elapsed, 3)
+        if self.state.skipped:
+            row["skipped"] = self.state.skipped
+        return row
 
     def validate(self) -> None:
         """Measure and log the held-out loss, which becomes the score of this step's checkpoint."""
@@ -291,19 +301,18 @@ class Trainer:
         """
         selection = self.state.selection
         assert selection is not None
+        measured: dict[str, Measured] = {}
 
         def measure(state: TrainState) -> Mapping[str, Any]:
-            measured = selection.update(state.step, state.engine)
-            averages.extend(each.score for each in measured.values())
+            measured.update(selection.update(state.step, state.engine))
             return {
                 "scores": {cell: each.scores for cell, each in measured.items()},
                 "losses": {cell: each.loss for cell, each in measured.items()},
                 **({"dropped": selection.dropped} if selection.dropped else {}),
             }
 
-        averages: list[float] = []
         self._measure(measure)
-        self._score = sum(averages) / len(averages)
+        self._score = sum(each.score for each in measured.values()) / len(measured)
 
     def _measure(
         self, measure: Callable[[TrainState], Mapping[str, Any]], split: str = "validation"
