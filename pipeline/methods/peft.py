@@ -8,7 +8,7 @@
 The PEFT library computes all of them, on transformers' own T5, which is frozen. An adapter is stored in PEFT's files
 (`adapter_model.safetensors`, `adapter_config.json`), with `adapter.json` for what it was trained on.
 
-Shapes: B batch, S input length, T target length, R decoder rows, D d_model, V vocabulary rows
+Shapes: B batch, P prompt length, S input length, T target length, R decoder rows, D d_model, V vocabulary rows
 """
 
 from __future__ import annotations
@@ -161,24 +161,31 @@ class PeftT5(nn.Module):
 
     def forward(self, inputs_BS: Tensor, targets_BT: Tensor) -> Tensor:
         """fp32 logits [B, T, V] for each target token."""
-        encoded, mask = self.encode(None, inputs_BS)
-        return self.decode(shift_right(targets_BT, start=self.special.start), encoded, mask).float()
+        encoded_BSD, mask_BS = self.encode(None, inputs_BS)
+        return self.decode(shift_right(targets_BT, start=self.special.start), encoded_BSD, mask_BS).float()
 
     def encode(self, prompt_B: Tensor | None, inputs_BS: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encoder output and its mask."""
+        """Encoder output [B, S, D] and its mask, bool [B, S]; with P-tuning, S includes the prompt.
+
+        Args:
+            prompt_B: must be None, because an adapter is not in a bank of prompts.
+        """
         assert prompt_B is None
-        t5, mask = self.adapted.get_base_model(), inputs_BS != self.special.pad
-        embedded = t5.get_input_embeddings()(inputs_BS)
+        t5, mask_BS = self.adapted.get_base_model(), inputs_BS != self.special.pad
+        embedded_BSD = t5.get_input_embeddings()(inputs_BS)
         if self.method == "p_tuning":
-            prompt = self.adapted.get_prompt(len(inputs_BS)).to(embedded.dtype)
-            embedded = torch.cat([prompt, embedded], dim=1)
-            mask = torch.cat([mask.new_ones(prompt.shape[:2]), mask], dim=1)
-        return t5.get_encoder()(inputs_embeds=embedded, attention_mask=mask).last_hidden_state, mask
+            prompt_BPD = self.adapted.get_prompt(len(inputs_BS)).to(embedded_BSD.dtype)
+            embedded_BSD = torch.cat([prompt_BPD, embedded_BSD], dim=1)
+            mask_BS = torch.cat([mask_BS.new_ones(prompt_BPD.shape[:2]), mask_BS], dim=1)
+        return t5.get_encoder()(inputs_embeds=embedded_BSD, attention_mask=mask_BS).last_hidden_state, mask_BS
 
     def decode(
         self, decoder_ids_RT: Tensor, encoded: Tensor, mask: Tensor | None, cache: DecoderCache | None = None
     ) -> Tensor:
-        """Logits [R, T, V]; rows i·L … i·L+L−1 read input i. The cache contains the ids so far."""
+        """Logits [R, T, V], not states as of our own T5s: transformers' T5 computes both in one call.
+
+        Rows i·L … i·L+L−1 read input i. The cache contains only the ids so far, which are decoded again.
+        """
         ids_RT = decoder_ids_RT
         if cache is not None:
             cache.ids = ids_RT if cache.ids is None else torch.cat([cache.ids, ids_RT], dim=1)
@@ -195,7 +202,7 @@ class PeftT5(nn.Module):
         return logits[:, -decoder_ids_RT.size(1) :]
 
     def logits(self, hidden_RTD: Tensor) -> Tensor:
-        """`decode` already returns logits."""
+        """fp32 logits [R, T, V] from the output of `decode`, which already consists of logits."""
         return hidden_RTD.float()
 
 
