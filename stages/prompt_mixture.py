@@ -23,7 +23,7 @@ from t5_pipeline.evaluation.held_out import HeldOut, score_mixture
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
-from t5_pipeline.methods.mixture import Mixture, MixtureWeights, check_starts, mixture_optimizer
+from t5_pipeline.methods.mixture import Mixture, MixtureModel, check_starts, mixture_optimizer
 from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -42,10 +42,10 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     bank = PromptBank(check_starts(starts, c.dropout))
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
-    model = MixtureWeights(PromptedT5(t5, bank), c.components, t5.special.pad)
+    model = MixtureModel(PromptedT5(t5, bank), c.components, t5.special.pad)
     batches = TaskBatches(training_rows(stage, loaded, [c.task]), [c.batch_size], [c.seed], c.loss)
 
-    def loss_fn(model: MixtureWeights, batch: TensorBatch) -> Tensor:
+    def loss_fn(model: MixtureModel, batch: TensorBatch) -> Tensor:
         loss: Tensor = model(batch.inputs_BS, batch.targets_BT, batch.weights_B, c.z_loss, "loss" in c.reference_ops)
         return loss
 
@@ -75,9 +75,7 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     train_stage(stage, trainer, publish)
 
 
-def score(
-    model: MixtureWeights, splits: Sequence[HeldOut], device: torch.device, precision: Precision
-) -> list[Measured]:
+def score(model: MixtureModel, splits: Sequence[HeldOut], device: torch.device, precision: Precision) -> list[Measured]:
     """Validation of the mixture's answers on the validation rows of its task."""
     prompted, (split,) = model.model, splits
     assert isinstance(prompted, PromptedT5)

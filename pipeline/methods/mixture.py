@@ -119,8 +119,8 @@ def mixture_loss(loss_KBT: Tensor, logits_K: Tensor, weights_B: Tensor) -> Tenso
     return -(log_mixed_B * weights_B).sum().unsqueeze(0)
 
 
-class MixtureWeights(nn.Module):
-    """A prompted model and the logits of its prompts' weights, which start equal."""
+class MixtureModel(nn.Module):
+    """A mixture in training: a prompted model and the logits of its prompts' weights, which start equal."""
 
     def __init__(self, model: nn.Module, prompts: int, pad: int = 0) -> None:
         """
@@ -137,7 +137,13 @@ class MixtureWeights(nn.Module):
     def forward(
         self, inputs_BS: Tensor, targets_BT: Tensor, weights_B: Tensor, z_loss: float, reference: bool = False
     ) -> Tensor:
-        """The loss of a batch [1]; each example is read once with every prompt."""
+        """The loss of a batch [1], in nats; each example is read once with every prompt.
+
+        Args:
+            weights_B: weight of each example, as of `batch_losses`.
+            z_loss: factor of (log Z)² in the token losses, as of `token_loss`.
+            reference: compute the token losses by their definition.
+        """
         K, B = len(self.logits_K), len(inputs_BS)
         # On the device, because a CUDA graph cannot copy from the host.
         prompt_N = torch.arange(K, device=inputs_BS.device).unsqueeze(1).expand(K, B).flatten()
@@ -148,6 +154,7 @@ class MixtureWeights(nn.Module):
 
     @property
     def weights(self) -> list[float]:
+        """The weight of each prompt, which add up to 1."""
         found: list[float] = self.logits_K.detach().double().softmax(dim=0).cpu().tolist()
         return found
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.methods.mixture import MixtureWeights, check_starts, mixture_loss, mixture_optimizer
+from t5_pipeline.methods.mixture import MixtureModel, check_starts, mixture_loss, mixture_optimizer
 from t5_pipeline.training.loss import token_loss
 from t5_pipeline.training.optimizers import set_learning_rate
 
@@ -38,7 +38,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_loss_and_gradients_match_formula() -> None:
-    model = MixtureWeights(Reader(3), 3)
+    model = MixtureModel(Reader(3), 3)
     with torch.no_grad():
         model.logits_K.copy_(torch.tensor([0.3, -1.0, 0.5]))
     inputs, targets, weights = batch()
@@ -67,13 +67,13 @@ def test_single_prompt_has_prompt_tuning_loss() -> None:
     reader = Reader(1)
     tokens = token_loss(reader(torch.zeros(5, dtype=torch.long), inputs, targets), targets, 1e-2)
     torch.testing.assert_close(
-        MixtureWeights(reader, 1)(inputs, targets, weights, 1e-2)[0], (tokens.sum(1) * weights).sum()
+        MixtureModel(reader, 1)(inputs, targets, weights, 1e-2)[0], (tokens.sum(1) * weights).sum()
     )
     torch.testing.assert_close(mixture_loss(tokens[None], torch.zeros(1), weights)[0], (tokens.sum(1) * weights).sum())
 
 
 def test_weights_have_own_learning_rate() -> None:
-    model = MixtureWeights(Reader(2), 2)
+    model = MixtureModel(Reader(2), 2)
     rows = model.model.rows_RD
     optimizer = mixture_optimizer("adafactor", rows, torch.arange(2), model.logits_K, 1e-5, 0.1)
     set_learning_rate(optimizer, 0.3)

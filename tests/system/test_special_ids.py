@@ -20,7 +20,7 @@ from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Query, answer_each
-from t5_pipeline.methods.mixture import MixtureWeights
+from t5_pipeline.methods.mixture import MixtureModel
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import assemble, init_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -126,7 +126,7 @@ def test_prompts_and_answers(models: tuple[T5, T5]) -> None:
         hidden_BTD = prompted.predict(batch.prompt_B, batch.inputs_BS, batch.targets_BT)
         loss_BT = model_loss(prompted, hidden_BTD, batch.targets_BT, 0.0, "fp32", False)
         mixed = TensorBatch.of(MixedTaskBatches([task(to)], 5, 0).at(0))
-        mixture = MixtureWeights(prompted, 2, int(to[0]))(mixed.inputs_BS, mixed.targets_BT, mixed.weights_B, 0.0)
+        mixture = MixtureModel(prompted, 2, int(to[0]))(mixed.inputs_BS, mixed.targets_BT, mixed.weights_B, 0.0)
         labels = [to[[5, 1]].tolist(), to[[6, 7, 1]].tolist()]
         form = AnswerForm(lambda ids, back=back: " ".join(str(back[i]) for i in ids), ["a", "b"], labels, 6)  # type: ignore[misc]
         queries = [Query(ids, form) for ids in task(to).inputs]
