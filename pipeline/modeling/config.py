@@ -265,6 +265,27 @@ class _Entries:
         return vocab_size, special
 
 
+def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """The tensors that do not fit a model, by kind of problem; empty if all fit.
+
+    Args:
+        expected, found: shapes by name.
+
+    >>> misfits({"a": (2,), "b": (3,)}, {"b": (4,), "c": (1,)})
+    {'missing': ['a'], 'unexpected': ['c'], 'of another shape': ['b [4] instead of [3]']}
+    """
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    return {kind: names for kind, names in problems.items() if names}
+
+
 def _type_of_class(names: object) -> str:
     """`model_type` by the class of the model, for the published umT5s, whose config.json names only this; else t5."""
     named = names if isinstance(names, list) else []

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import T5Config, misfits
 from t5_pipeline.modeling.digest import t5x_folder
 from t5_pipeline.modeling.hub import fetch_model
 from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS, read_shape, read_tensors
@@ -64,22 +64,15 @@ def assemble(shape: T5Config, tensors: Mapping[str, Tensor], where: str) -> T5:
     """
     with torch.device("meta"):
         model = T5(shape)
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - expected.keys())
-    misshapen = [
-        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    if missing == ["lm_head.weight"] and not extra and not misshapen:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = misfits(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    if problems == {"missing": ["lm_head.weight"]}:
         raise InputError(
             f"{where}: has no output matrix (lm_head.weight), but its config.json says that it is not tied to the"
             " embedding; set `tie_word_embeddings: true` there, or fetch the model again"
         )
-    problems = {"missing": missing, "unexpected": extra, "of another shape": misshapen}
-    if any(problems.values()):
-        named = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
+    if problems:
+        named = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items())
         raise InputError(f"{where}: the weights do not fit the sizes in config.json ({named}); fetch the model again")
     model.load_state_dict(tensors, assign=True)
     check_untied(expected, model)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import T5Config, misfits
 from t5_pipeline.modeling.zarr import from_bytes, read_zarr, zarr_layout
 
 TREE = "checkpoint"
@@ -129,17 +129,9 @@ def t5x_tensors(checkpoint: Path, shape: T5Config) -> Iterator[tuple[str, Tensor
         InputError: if arrays are missing, unexpected or of another shape; names all of them.
     """
     leaves, expected = _weights(checkpoint), _expected(shape)
-    problems = {
-        "missing": sorted(expected.keys() - leaves.keys()),
-        "unexpected": sorted(leaves.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} {list(leaves[name].shape)} instead of {list(array.shape)}"
-            for name, array in expected.items()
-            if name in leaves and leaves[name].shape != array.shape
-        ],
-    }
-    if any(problems.values()):
-        named = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    shapes = {name: array.shape for name, array in expected.items()}
+    if problems := misfits(shapes, {name: leaf.shape for name, leaf in leaves.items()}):
+        named = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items())
         raise InputError(f"{checkpoint}: arrays do not fit a T5 of these sizes ({named}); fetch the checkpoint again")
     together: dict[object, list[str]] = {}  # a scanned array is read once for all layers
     for name in expected:
