@@ -17,6 +17,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.plan import Rate
 from t5_pipeline.cost.plan import plan as plan_of
 from t5_pipeline.cost.plan_text import as_text
+from tests.system.test_wikipedia_tasks import ARTICLES, REVIEWS
 from tests.tiny_run import ROOT, Tiny, listing, refused, stage, t5_pipeline
 
 
@@ -208,8 +209,11 @@ def test_all_recipes_can_be_planned(
         (made.parent / "text").symlink_to(real / "text")
         for folder in (real / "tasks").iterdir():
             (made / folder.name).symlink_to(folder)
-        reviews = real / "tasks/qa/squadshifts/amazon_reviews_v1.0.json"
-        wikipedia_tasks.write(real / "text/wikipedia", reviews, made / "wikipedia")
+        for task, splits in wikipedia_tasks.tasks(ARTICLES[:30], ARTICLES[30:], REVIEWS).items():
+            (made / "wikipedia" / task).mkdir(parents=True)
+            for split, rows in splits.items():
+                lines = "".join(json.dumps(row) + "\n" for row in rows)
+                (made / "wikipedia" / task / f"{split}.jsonl").write_text(lines)
     text = plan(load_recipe(recipe), RunDir(tmp_path / "run"))
     assert "cells to run" in text
     assert not (tmp_path / "run").exists()

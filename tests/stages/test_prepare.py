@@ -75,7 +75,7 @@ def command(process: psutil.Process) -> str:
 
 
 def test_ray(flags: list[object], tmp_path: Path, expected: str) -> None:
-    """Ray is started and stopped by the stage; one of its workers is killed from outside."""
+    """Ray is started and stopped by the stage. test_local_workers.py kills its workers."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
     place = tmp_path / "ray"
@@ -91,8 +91,6 @@ def test_ray(flags: list[object], tmp_path: Path, expected: str) -> None:
         of_ray = psutil.Process(running.pid).children(recursive=True)
         at_work = [process for process in of_ray if "ray::_encode_chunk" in command(process)]
         time.sleep(0.002)
-    if at_work:
-        at_work[0].kill()
     _, said = running.communicate(timeout=300)
     assert at_work, said
     assert running.returncode == 0, said

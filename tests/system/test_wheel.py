@@ -16,7 +16,8 @@ import torch
 from tests.tiny_run import ROOT
 
 SOURCES = ["pyproject.toml", "README.md", "LICENSE", "pipeline", "data_prep", "stages", "recipes", "accelerate_configs"]
-SHORT = ["prepare.vocabulary_size=1000", "prepare.vocabulary_characters=200000", "evaluate.limit=6"]
+SHORT = ["prepare.vocabulary_size=1000", "prepare.vocabulary_characters=200000", "prepare.max_documents=2000"]
+SHORT += ["evaluate.limit=6"]
 SHORT += [
     f"{stage}.{setting}"
     for stage in ("span_corrupt", "lm_adapt")

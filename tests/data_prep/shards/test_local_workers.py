@@ -193,12 +193,12 @@ def test_workers_exit_when_their_parent_is_killed(corpus: Path, vocabulary: Voca
 def test_ray_writes_the_same_bytes_as_one_process(
     corpus: Path, vocabulary: Vocabulary, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    """Two of six workers are killed."""
-    broken = killing(corpus, tmp_path / "mark", times=1)
+    """One of six workers is killed."""
+    broken = killing(corpus, tmp_path / "mark", times=1, numbers=(4,))
     calls: list[Counts] = []
     write_tokens(broken, vocabulary, tmp_path / "tokens", **SETTINGS, workers=RAY, on_progress=calls.append)  # type: ignore[arg-type]
     assert calls[-1].documents == 1198
-    assert len([p for p in (tmp_path / "mark").rglob("*") if p.is_file()]) == 2
+    assert len([p for p in (tmp_path / "mark").rglob("*") if p.is_file()]) == 1
     assert content(tmp_path / "tokens") == expected
 
 
