@@ -14,6 +14,7 @@ import torch
 from benchmarks import (
     agreement,
     checkpoints,
+    grouped_peers,
     label_scoring,
     lm_adaptation,
     memory,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "prompt_tuning": prompt_tuning,
     "same_batches": same_batches,
     "same_prompts": same_prompts,
+    "grouped_peers": grouped_peers,
     "prompt_memory": prompt_memory,
     "label_scoring": label_scoring,
     "overhead": overhead,

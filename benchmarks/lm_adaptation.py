@@ -52,13 +52,15 @@ class Documents:
         return np.random.default_rng(i).integers(3, 32_000, self.lengths_N[i])
 
 
-def our_step(model: T5, optimizer: torch.optim.Optimizer, batches: LMBatches, step: int) -> float:
+def our_step(
+    model: T5, optimizer: torch.optim.Optimizer, batches: LMBatches, step: int, dtype: torch.dtype = torch.bfloat16
+) -> float:
     """One step of lm_adapt; returns the loss."""
     total = torch.zeros(1)
     optimizer.zero_grad(set_to_none=True)
     for part in batches.at(step).microbatches(0):
         batch = TensorBatch.of(part)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             hidden, weight = model.before_logits(model.predict(batch.inputs_BS, batch.targets_BT, batch.segments))
             loss_BT = output_loss(hidden, weight, batch.targets_BT)
             losses_C = batch_losses(loss_BT, batch.weights_B, batch.prompt_B)

@@ -73,13 +73,15 @@ def encoded(data: Path, name: str, rows: int = 512) -> EncodedTask:
     return encode_task(Task.load(settings), "train", Vocabulary.load(data / "t5"), 512, 128, limit=rows)
 
 
-def our_step(model: PromptedT5, optimizer: torch.optim.Optimizer, batch: Batch) -> Tensor:
+def our_step(
+    model: PromptedT5, optimizer: torch.optim.Optimizer, batch: Batch, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
     """One step of prompt_tune; returns the losses [C]."""
     total_C = torch.zeros(len(model.bank))
     optimizer.zero_grad(set_to_none=True)
     for part in batch.microbatches(0):
         micro = TensorBatch.of(part)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             hidden, weight = model.before_logits(model.predict(micro.prompt_B, micro.inputs_BS, micro.targets_BT))
             loss_BT = output_loss(hidden, weight, micro.targets_BT)
             losses_C = batch_losses(loss_BT, micro.weights_B, micro.prompt_B, len(model.bank))
