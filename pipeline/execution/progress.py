@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from t5_pipeline.core.durations import duration
 from t5_pipeline.core.printable import printable
 
 # The bar measures its speed over at most this time, or 1,000 steps. rich's 30 s are less than some steps take.
@@ -165,15 +166,3 @@ def scores_text(scores: Mapping[str, float]) -> str:
     'accuracy 86.7, macro_f1 85.0'
     """
     return ", ".join(f"{metric} {100 * value:.1f}" for metric, value in scores.items())
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text, with minutes or hours if there are any.
-
-    >>> duration(7.4), duration(112), duration(7_260)
-    ('7 s', '1 min 52 s', '2 h 1 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -12,6 +12,7 @@ from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.durations import duration
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.execution.metrics_log import LoggedRow, read_row, read_rows
 from t5_pipeline.execution.staleness import cell_statuses
@@ -67,19 +68,12 @@ def as_text(rows: list[dict[str, Any]]) -> str:
                 of,
                 f"{row['loss']:.3f}" if isinstance(row["loss"], float) else "",
                 f"{row['seconds']:,.0f}" if row["seconds"] is not None else "",
-                f"{_ago(time.time() - row['updated'])} ago" if row["updated"] else "",
+                f"{duration(max(time.time() - row['updated'], 0))} ago" if row["updated"] else "",
                 short_digest(row["digest"] or ""),
                 "" if row["state"] == "up to date" else row["reason"],
             ]
         )
     return "\n".join(aligned(table))
-
-
-def _ago(seconds: float) -> str:
-    for size, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {name}"
-    return f"{max(seconds, 0):.0f} s"
 
 
 def _last_row(path: Path, steps: int | None) -> tuple[LoggedRow | None, float | None]:

@@ -6,6 +6,8 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5_pipeline.core.durations import duration
+
 MINUS = "−"
 SHARES = frozenset({"accuracy", "macro_f1", "f1", "token_f1", "exact_match", "group_accuracy", "referent"})
 """Metrics that are fractions, shown in percent. Others (correlations, BLEU, …) are shown times 100, as is customary."""
@@ -112,21 +114,6 @@ def size(number: int) -> str:
         if number >= scale:
             return f"{number / scale:.1f} {name}"
     return f"{number} bytes"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds.
-
-    >>> duration(8.24), duration(499), duration(3_780), duration(180_000)
-    ('8.2 s', '8 min 19 s', '1 h 3 min', '50 h')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if minutes and hours < 24 else f"{hours} h"
 
 
 def parse_time(iso: str) -> datetime.datetime:

@@ -9,6 +9,7 @@ from t5_pipeline.config.adaptation import SpanCorruptConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
+from t5_pipeline.core.durations import duration
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import scored
 from t5_pipeline.report.claims import findings
@@ -162,7 +163,7 @@ def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
         pairs.setdefault("Prompts", []).append(f"{len(tuned)}{of}")
     seconds = sum(job.seconds or 0.0 for job in run.jobs)
     if seconds:
-        pairs["Time"] = [fmt.duration(seconds)]
+        pairs["Time"] = [duration(seconds)]
     if not pairs:
         return None
     rows = [tag("div", tag("dt", name), tag("dd", join(dict.fromkeys(values), "; "))) for name, values in pairs.items()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.core.durations import duration
 from t5_pipeline.core.tables import aligned
-from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
 from t5_pipeline.report.scores import Score
 from t5_pipeline.report.summary import summarize
@@ -71,4 +71,4 @@ def _cost(run: Run, results: Sequence[CellResult]) -> tuple[str, str, str]:
     size = sum(file.size for name, file in manifests[0].files.items() if name.startswith(places))
     keys = {_key(result) for result in results}
     jobs: list[Job] = [job for job in run.jobs if any(_key(result) in keys for result in job.cells)]
-    return shown or _UNKNOWN, f"{size:,}", fmt.duration(sum(job.seconds or 0.0 for job in jobs))
+    return shown or _UNKNOWN, f"{size:,}", duration(sum(job.seconds or 0.0 for job in jobs))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+from t5_pipeline.core.durations import duration
 from t5_pipeline.report.collect import collect
-from t5_pipeline.report.format import duration
 from t5_pipeline.report.terminal import results_table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+from t5_pipeline.core.durations import duration
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import Section, figure, plots, section
@@ -131,4 +132,4 @@ def _name(line: ScoreLine, lines: list[ScoreLine]) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:,.1f} ms" if seconds < 1 else fmt.duration(seconds)
+    return f"{1000 * seconds:,.1f} ms" if seconds < 1 else duration(seconds)

@@ -8,6 +8,7 @@ from typing import Any
 from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.config.adaptation import T5Sizes
 from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.core.durations import duration
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
 from t5_pipeline.report.html import Markup, join, tag
@@ -100,7 +101,7 @@ def _job_row(job: Job, longest: float) -> Markup:
         "tr",
         tag("th", name, scope="row"),
         tag("td", fmt.count(max(m.step or 0 for m in finished)) if finished else "–", class_="n"),
-        tag("td", fmt.duration(job.seconds or 0.0), class_="n"),
+        tag("td", duration(job.seconds or 0.0), class_="n"),
         tag("td", tag("span", style=f"--share:{share:.4f}"), class_="bar", aria_hidden="true"),
         tag("td", fmt.time_of_day(began), class_="n"),
         tag("td", fmt.time_of_day(ended), class_="n"),
@@ -108,7 +109,7 @@ def _job_row(job: Job, longest: float) -> Markup:
 
 
 def _total(jobs: list[Job]) -> str:
-    return fmt.duration(sum(job.seconds or 0.0 for job in jobs))
+    return duration(sum(job.seconds or 0.0 for job in jobs))
 
 
 def _stage_card(stage: str, results: list[CellResult]) -> Markup:
