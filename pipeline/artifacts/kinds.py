@@ -14,6 +14,9 @@ from t5_pipeline.core.records import read_published
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
 from t5_pipeline.modeling.digest import model_digest, t5x_files, t5x_folder
 
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""PEFT's names of the files of an adapter."""
+
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
 

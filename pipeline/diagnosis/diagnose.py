@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from t5_pipeline.artifacts.kinds import kind_at, locate_one
+from t5_pipeline.artifacts.kinds import PEFT_CONFIG, kind_at, locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_files
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS
@@ -41,7 +41,7 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
     from t5_pipeline.diagnosis.learned import diagnose_artifact, diagnose_peft
     from t5_pipeline.diagnosis.model import diagnose_model
 
-    if kind is None and (path / "adapter_config.json").is_file():
+    if kind is None and (path / PEFT_CONFIG).is_file():
         return diagnose_peft(path, location, model)
     place = locate_one(kind or "model", location, "WHAT")
     if kind in (None, "model"):

@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from t5_pipeline.artifacts.kinds import PEFT_CONFIG, PEFT_WEIGHTS
 from t5_pipeline.config.tuning import PeftMethod, PeftTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
@@ -36,7 +37,6 @@ from t5_pipeline.modeling.decoder_cache import DecoderCache
 from t5_pipeline.modeling.in_transformers import load_in_transformers
 from t5_pipeline.modeling.t5 import shift_right
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAMES: dict[PeftMethod, str] = {
     "lora": "LoRA",
     "ia3": "(IA)³",
@@ -129,7 +129,7 @@ class PeftT5(nn.Module):
             InputError: if a file is missing.
         """
         peft, info = _peft(), AdapterInfo.load(directory)
-        for name in (WEIGHTS, CONFIG):
+        for name in (PEFT_WEIGHTS, PEFT_CONFIG):
             if not (directory / name).is_file():
                 raise InputError(f"{directory / name}: does not exist; {info.repair}")
         with warnings.catch_warnings():

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t5_pipeline.artifacts import manifest as manifests
-from t5_pipeline.artifacts.kinds import named_prompts
+from t5_pipeline.artifacts.kinds import PEFT_CONFIG, PEFT_WEIGHTS, named_prompts
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core import bounded
 from t5_pipeline.core.atomic_files import STDOUT, is_stream, write_directory, write_output
@@ -40,7 +40,6 @@ from t5_pipeline.modeling.safetensors_dir import read_file_tensors
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 
 PEFT_ROWS = "prompt_embeddings"
-PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE = "base_model_digest"  # in the metadata of adapters exported here
 _REPAIR = "download or save the adapter again"
 

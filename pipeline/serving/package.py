@@ -20,7 +20,7 @@ from typing import ClassVar, Literal, get_args
 import yaml
 from pydantic import Field
 
-from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.artifacts.kinds import PEFT_CONFIG, PEFT_WEIGHTS, artifact_digest
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.checksums import file_digest, short_digest
 from t5_pipeline.core.errors import InputError
@@ -29,7 +29,7 @@ from t5_pipeline.core.printable import printable
 from t5_pipeline.core.records import Record
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.methods.soft_prompt import WEIGHTS, Prompt, PromptInfo
-from t5_pipeline.serving.exchange import PEFT_CONFIG, PEFT_WEIGHTS, facts_of, read_peft, write_peft
+from t5_pipeline.serving.exchange import facts_of, read_peft, write_peft
 
 CARD = "README.md"
 _Checked = Literal["prompt.safetensors", "adapter_model.safetensors", "adapter_config.json", "prompt.json"]
