@@ -68,8 +68,8 @@ def is_json_list(path: Path) -> bool:
     return False
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def read_json_data(path: Path) -> Any:
+    """The content of a JSON file of data, which may be large and compressed.
 
     Raises:
         InputError: if it is not JSON; names the line.
@@ -84,7 +84,7 @@ def read_json(path: Path) -> Any:
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    rows = read_json(path)
+    rows = read_json_data(path)
     if not isinstance(rows, list):
         raise InputError(f"{path}: is a JSON {type(rows).__name__}; write a list of objects")
     for number, fields in enumerate(rows, 1):

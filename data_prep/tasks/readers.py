@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.files import decode, file_format, lines
-from t5_pipeline.data_prep.corpora.json_rows import read_json
+from t5_pipeline.data_prep.corpora.json_rows import read_json_data
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.corpora.rows import read_rows
 from t5_pipeline.data_prep.tasks.splits import Slice
@@ -233,7 +233,7 @@ def _with_case_of(referent: str, index: int, text: str) -> str:
 def _paragraphs(path: Path) -> Iterator[Row]:
     """The paragraphs of SQuAD's JSON."""
     try:
-        articles = read_json(path)["data"]
+        articles = read_json_data(path)["data"]
         for a, article in enumerate(articles):
             for p, paragraph in enumerate(article["paragraphs"]):
                 yield Row(paragraph, f"{path}: data[{a}].paragraphs[{p}]")

@@ -86,17 +86,18 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_object(path: Path, repair: str) -> dict[str, Any]:
-    """The object in a JSON file that this program did not write.
+    """The object in a JSON file.
 
     Args:
         repair: what to do about a damaged file, for errors: "fetch the model again".
 
     Raises:
-        OSError: as `read_file`.
-        InputError: if it is not a JSON object.
+        InputError: if it cannot be read, or is not a JSON object.
     """
     try:
         content = read_json(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path, or {repair}") from None
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}); {repair}") from None
     if not isinstance(content, dict):

@@ -68,14 +68,9 @@ def read_published(path: Path) -> dict[str, Any]:
     """The JSON object in a file that a stage published.
 
     Raises:
-        InputError: if it is missing or damaged.
+        InputError: if it cannot be read, or is not a JSON object.
     """
-    try:
-        return dict(bounded.read_json(path))
-    except (OSError, ValueError, TypeError):
-        raise InputError(
-            f"{path}: is missing or damaged; check the path, or run its stage again to rebuild it"
-        ) from None
+    return bounded.read_object(path, "run its stage again to rebuild it")
 
 
 def _first_problem(error: ValidationError) -> str:

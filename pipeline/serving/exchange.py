@@ -155,10 +155,9 @@ def read_peft(directory: Path) -> Tensor:
     """
     directory = _adapter_directory(directory)
     config_path, weights = directory / PEFT_CONFIG, directory / PEFT_WEIGHTS
-    try:
-        config = bounded.read_object(config_path, _REPAIR)
-    except OSError:
-        raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter") from None
+    if not config_path.exists():
+        raise InputError(f"{directory}: contains no {PEFT_CONFIG}; give the directory of a PEFT adapter")
+    config = bounded.read_object(config_path, _REPAIR)
     if config.get("peft_type") != "PROMPT_TUNING":
         raise InputError(
             f"{config_path}: peft_type {config.get('peft_type')!r} is not a prompt; only PROMPT_TUNING is supported"

@@ -40,11 +40,17 @@ def test_json_that_cannot_be_parsed(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [("{", r"is not valid JSON \(.*\)"), ("[]", "contains a list instead of")]
+    ("text", "problem"),
+    [
+        ("{", r"is not valid JSON \(.*\)"),
+        ("[]", "contains a list instead of"),
+        (None, r"cannot be read \(No such file or directory\); check the path, or"),
+    ],
 )
-def test_a_file_without_a_json_object(text: str, problem: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(InputError, match=rf"^\S+a\.json: {problem}.*; fetch it again$"):
+def test_a_file_without_a_json_object(text: str | None, problem: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=rf"^\S+a\.json: {problem}.*fetch it again$"):
         bounded.read_object(tmp_path / "a.json", "fetch it again")
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t5_pipeline.core.atomic_files import fsync_file
-from t5_pipeline.core.bounded import read_json
+from t5_pipeline.core.bounded import read_json, read_object
 from t5_pipeline.core.checksums import block_sha256, json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.training.checkpoints.tensor_shards import TensorShard
@@ -138,7 +138,7 @@ def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, worl
             f"now {fingerprint}); use another run directory or remove {path.parent}"
         )
     for index, (name, digest) in enumerate(state["files"].items()):
-        written = _read_json(path / name)
+        written = _read_object(path / name)
         if json_digest(written) != digest:
             raise Damaged(f"{path / name}: has the wrong checksum")
         if index % world == rank:
@@ -199,20 +199,18 @@ def _verify(path: Path, written: Mapping[str, Any]) -> None:
 
 def _checked(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains its own checksum."""
-    content = _read_json(path)
+    content = _read_object(path)
     if content.pop("sha256", None) != json_digest(content):
         raise Damaged(f"{path}: has the wrong checksum")
     return content
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; Damaged instead of InputError, because another checkpoint may be intact."""
     try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path}: cannot be read ({error!r})") from error
-    if not isinstance(content, dict):
-        raise Damaged(f"{path}: is not a JSON object")
-    return content
+        return read_object(path, "remove this checkpoint")
+    except InputError as error:
+        raise Damaged(str(error)) from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
