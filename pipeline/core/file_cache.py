@@ -154,7 +154,7 @@ class FileCache:
 
     def _fetch(self, url: str, size: int, blocks: Sequence[str] | None, temporary: Path) -> None:
         read = number = 0
-        with remote_errors(url, "tokens"), temporary.open("r+b") as to:
+        with remote_errors(url, "the cache"), temporary.open("r+b") as to:
             try:
                 with _open(url) as file:
                     while block := _whole_block(file):
@@ -167,7 +167,7 @@ class FileCache:
                         to.write(block)
                         read, number = read + len(block), number + 1
             except FileNotFoundError:
-                raise InputError(f"{url}: does not exist; upload the token shards again") from None
+                raise InputError(f"{url}: does not exist; upload the file again") from None
             if read != size:
                 raise InputError(f"{url}: is not {size:,} bytes long; upload the file again")
             to.flush()

@@ -192,7 +192,7 @@ def test_a_killed_fetch_does_not_block_the_next(store: Store, cache: Path) -> No
             r"^counted:///.*/f1: block 1 of 1 is damaged; upload the file again$",
         ),
         ("shorter", r"^counted:///.*/f1: is not 2,000 bytes long; upload"),
-        ("gone", r"^counted:///.*/f1: does not exist; upload the token shards again$"),
+        ("gone", r"^counted:///.*/f1: does not exist; upload the file again$"),
     ],
 )
 def test_damage_in_the_store(store: Store, cache: Path, damage: str, message: str) -> None:
