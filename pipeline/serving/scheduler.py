@@ -252,7 +252,7 @@ class Scheduler:
     def _dropped(self, job: Job) -> bool:
         # From here on a waiting client cannot cancel `done` itself, so the scheduler always resolves it.
         if not job.done.set_running_or_notify_cancel():
-            self.counts.cancelled += 1
+            self._count_cancelled()
             return True
         if job.cancelled.is_set():
             self._cancel(job)
@@ -261,8 +261,13 @@ class Scheduler:
         return False
 
     def _cancel(self, job: Job) -> None:
-        self.counts.cancelled += 1
+        self._count_cancelled()
         job.done.set_exception(CancelledError())
+
+    def _count_cancelled(self) -> None:
+        """Count a job that this thread, or a client's in `submit`, found cancelled."""
+        with self._changed:
+            self.counts.cancelled += 1
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         """Report an error to its jobs; the server continues with the others."""

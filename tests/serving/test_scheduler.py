@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -21,7 +22,7 @@ from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.frozen_t5 import OtherModel
 from t5_pipeline.serving.jobs import Draining, Job, Limits, QueueFull, TooLong
 from t5_pipeline.serving.prompt_store import PromptStore
-from t5_pipeline.serving.scheduler import Scheduler
+from t5_pipeline.serving.scheduler import Counts, Scheduler
 from tests.serving.served_world import TEXTS, WIDTH, info, write_prompt, write_world
 
 
@@ -247,3 +248,30 @@ def test_jobs_whose_clients_went_away_do_not_fill_the_queue(store: PromptStore) 
     assert all(isinstance(job.done.exception(0), CancelledError) for job in waiting)
     assert scheduler.counts.cancelled == 5
     scheduler.close()
+
+
+class SlowCounts(Counts):
+    """Counts that leave other threads time between reading and writing `cancelled`."""
+
+    def __getattribute__(self, name: str) -> object:
+        value = super().__getattribute__(name)
+        if name == "cancelled":
+            time.sleep(0.01)
+        return value
+
+
+def test_cancelled_jobs_are_counted_from_several_threads(store: PromptStore) -> None:
+    """The scheduler's thread drops jobs while clients' threads make room in the queue."""
+    scheduler = Scheduler.load(store)
+    scheduler.counts = SlowCounts()
+    jobs = [scheduler.job(store.get("free"), "x") for _ in range(8)]
+    for number, job in enumerate(jobs):
+        if number % 2:
+            job.done.cancel()
+        job.cancelled.set()
+    threads = [threading.Thread(target=scheduler._dropped, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert scheduler.counts.cancelled == 8
