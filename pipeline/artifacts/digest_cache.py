@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,16 @@ class DigestCache:
         if not path.exists():
             return f"hub:{location}"
         files = files_of(path) if path.is_dir() else [path]
-        _announce(path, [file for file in files if self._known(file, [file]) is None])
         base = path if path.is_dir() else path.parent
-        digests = [[str(p.relative_to(base)), self._of_file(p)] for p in files]
-        self._save()
-        return json_digest(digests)
+        return json_digest([[str(p.relative_to(base)), digest] for p, digest in self._of_files(path, files).items()])
 
     def of_task(self, task: TaskConfig) -> str:
         """Digest of a task's rows: of the files of its splits only."""
         if task.data in _BUILT_IN or not Path(task.data).exists():
             return self.of_corpus(task.data)
-        digests = [[split, file.name, self._of_file(file)] for split, file in sorted(task.files().items())]
-        self._save()
-        return json_digest(digests)
+        files = dict(sorted(task.files().items()))
+        digests = self._of_files(Path(task.data), files.values())
+        return json_digest([[split, file.name, digests[file]] for split, file in files.items()])
 
     def of_artifact(self, artifact: str, path: Path) -> str:
         """Digest of an input from outside the run; the name for a model on the hub.
@@ -76,18 +74,26 @@ class DigestCache:
         if not path.is_dir():
             return f"hub:{path}"
         files = sorted(p for p in path.rglob("*") if p.is_file())
-        _announce(path, files if self._known(path, files) is None else [])
-        digest = self._of(path, lambda: artifact_digest(artifact, path), files)
+        digest = self._known(path, files)
+        if digest is None:
+            _announce(path, files)
+            digest = self._compute(path, lambda: artifact_digest(artifact, path), files)
         self._save()
         return digest
 
-    def _of_file(self, path: Path) -> str:
-        return self._of(path, lambda: file_digest(path), [path])
+    def _of_files(self, source: Path, files: Iterable[Path]) -> dict[Path, str]:
+        """The digest of each file of a corpus, a vocabulary or a task."""
+        found = {file: self._known(file, [file]) for file in files}
+        _announce(source, [file for file, digest in found.items() if digest is None])
+        digests = {
+            file: self._compute(file, partial(file_digest, file), [file]) if digest is None else digest
+            for file, digest in found.items()
+        }
+        self._save()
+        return digests
 
-    def _of(self, path: Path, compute: Callable[[], str], files: list[Path]) -> str:
-        known = self._known(path, files)
-        if known is not None:
-            return known
+    def _compute(self, path: Path, compute: Callable[[], str], files: list[Path]) -> str:
+        """A digest that is not known yet."""
         stamp, digest = _stamp(files), compute()
         self.entries[str(path.resolve())] = [stamp, digest]
         self._saved = False

@@ -71,3 +71,15 @@ def test_reading_many_bytes_is_announced_once(
     (tmp_path / "c.txt").write_text("new")
     cache.of_corpus(str(tmp_path))
     assert capsys.readouterr().err == ""
+
+
+def test_the_times_of_each_file_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    cache = DigestCache(None)
+    first = cache.of_corpus(str(tmp_path))
+    stamped: list[Path] = []
+    stamp = digest_cache._stamp
+    monkeypatch.setattr(digest_cache, "_stamp", lambda files: (stamped.extend(files), stamp(files))[1])
+    assert cache.of_corpus(str(tmp_path)) == first
+    assert len(stamped) == 5
