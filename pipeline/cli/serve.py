@@ -45,7 +45,11 @@ def add_serve(commands: Any) -> None:
     )
     limits.add_argument(
         "--max-input-length", type=positive, default=512, metavar="N",
-        help="maximum input tokens without a prompt (default: 512); prompts have their own limits",
+        help="maximum input tokens without a prompt (default: 512)",
+    )  # fmt: skip
+    limits.add_argument(
+        "--max-prompt-input-length", type=positive, default=4096, metavar="N",
+        help="maximum input tokens with a prompt whose own maximum is larger (default: 4096)",
     )  # fmt: skip
     limits.add_argument(
         "--max-output-length",

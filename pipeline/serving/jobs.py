@@ -62,8 +62,10 @@ class Limits:
     Attributes:
         batch: maximum jobs whose labels are scored in one turn, and maximum texts in the running batch.
         waiting: maximum jobs in the queue.
-        input_tokens: maximum input tokens without a prompt, with EOS; prompts have their own.
+        input_tokens: maximum input tokens without a prompt, with EOS.
         output_tokens: maximum tokens of an answer.
+        prompt_input_tokens: maximum input tokens with a prompt, if its own maximum is larger: prompts may come from
+            strangers, and attention takes time and memory in proportion to the square of the length.
         window: seconds to wait for more jobs when nothing runs.
     """
 
@@ -71,6 +73,7 @@ class Limits:
     waiting: int = 1024
     input_tokens: int = 512
     output_tokens: int = 512
+    prompt_input_tokens: int = 4096
     window: float = 0.002
 
 

@@ -142,7 +142,7 @@ class Scheduler:
         """
         if decoding is not None and decoding.temperature and not self.backend.samples:
             raise NotSupported("temperature", "this engine decodes greedily; leave it out")
-        limit = self.limits.input_tokens if prompt is None else prompt.info.max_input_length
+        limit = self.input_limit(prompt)
         sentinel = self.sentinel if prompt is None else prompt.info.sentinel
         if len(text) > limit * _CHARACTERS:  # blanks, say, which are few tokens but take long to read
             raise TooLong(len(text), limit * _CHARACTERS, "characters")
@@ -154,6 +154,12 @@ class Scheduler:
         return Job(
             prompt, ids_S.tolist(), longest, form.labels, form.label_ids, decoding or Decoding(), number, on_token
         )
+
+    def input_limit(self, prompt: ServedPrompt | None) -> int:
+        """Maximum input tokens, with EOS."""
+        if prompt is None:
+            return self.limits.input_tokens
+        return min(prompt.info.max_input_length, self.limits.prompt_input_tokens)
 
     def _form_of(self, prompt: ServedPrompt | None) -> AnswerForm:
         return self._form if prompt is None else prompt.form

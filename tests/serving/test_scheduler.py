@@ -150,6 +150,20 @@ def test_a_full_queue_and_a_long_input_are_refused(store: PromptStore, scheduler
     assert not any(job.done.done() for job in jobs)
 
 
+def test_a_prompt_cannot_raise_the_limit_of_the_server(tmp_path: Path) -> None:
+    """The maximum in the prompt.json of a stranger may be any number."""
+    world = write_world(tmp_path)
+    write_prompt(world, "free", 2, max_input_length=10**12)
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    store.load(str(world / "prompts"))
+    scheduler = Scheduler.load(store, limits=Limits(prompt_input_tokens=60))
+    with pytest.raises(TooLong, match=r"has \d+ tokens, but at most 60 fit"):
+        scheduler.job(store.get("free"), "word " * 90)
+    with pytest.raises(TooLong, match="at most 48 fit"):
+        scheduler.job(store.get("labels"), "word " * 90)
+    assert [Scheduler.load(store).input_limit(store.get(name)) for name in ("free", "labels")] == [4096, 48]
+
+
 def test_closing_finishes_accepted_jobs(store: PromptStore, scheduler: Scheduler) -> None:
     jobs = [scheduler.job(store.get(name), "say: x") for name in ("labels", "free", "long") for _ in range(6)]
     scheduler.submit(jobs)

@@ -50,7 +50,13 @@ def load_app(given: argparse.Namespace, keys: frozenset[str]) -> FastAPI:
     like = torch.empty(0, dtype=dtype, device="cuda" if on_gpu else "cpu")
     store = PromptStore.of(given.model, like, reserved=given.name)
     directory = store.load(given.prompts)
-    limits = Limits(given.max_batch, given.max_waiting, given.max_input_length, given.max_output_length)
+    limits = Limits(
+        batch=given.max_batch,
+        waiting=given.max_waiting,
+        input_tokens=given.max_input_length,
+        output_tokens=given.max_output_length,
+        prompt_input_tokens=given.max_prompt_input_length,
+    )
     scheduler = Scheduler.load(
         store, engine=given.engine, precision=given.precision, limits=limits, compiled=given.compile
     )

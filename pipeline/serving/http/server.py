@@ -163,7 +163,7 @@ class Server:
             "digest": prompt.digest,
             "base_model": info.base_model,
             "base_model_digest": info.base_model_digest,
-            "max_input_length": info.max_input_length,
+            "max_input_length": self.scheduler.input_limit(prompt),
             "max_target_length": info.max_target_length,
             "sentinel": info.sentinel,
             "step": info.step,
