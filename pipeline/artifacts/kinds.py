@@ -17,6 +17,7 @@ from t5_pipeline.modeling.digest import model_digest, t5x_files, t5x_folder
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's names of the files of an adapter."""
 
+_SINGLE = ("model", "tokens", "scores")  # kinds of which a stage reads one
 _DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
 
@@ -28,8 +29,9 @@ def marker(kind: str) -> str:
 def locate(kind: str, location: str, where: str) -> list[Path]:
     """Directories of the artifacts at a path: the path itself, or what a stage published in it.
 
-    A stage with many cells, or a folder of artifacts, gives all of them. A name that is not a directory is a model on
-    the hub, and stays a name. Token shards at a URL are represented by a local directory.
+    A stage with many cells, or a folder of artifacts, gives all of them; of models, token shards and scores, only what
+    a stage published if there is such a one. A name that is not a directory is a model on the hub, and stays a name.
+    Token shards at a URL are represented by a local directory.
 
     Args:
         where: setting that names the location, for errors.
@@ -46,7 +48,7 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
         raise InputError(f"{where}: {location} {foreign}")
     if (path / name).is_file() or (kind == "model" and t5x_files(path)):
         return [path]
-    if (path / kind / name).is_file():
+    if kind in _SINGLE and (path / kind / name).is_file():
         return [path / kind]
     if many := _within(path, kind):
         return many
@@ -65,14 +67,18 @@ def locate_one(kind: str, location: str, where: str) -> Path:
     """
     found = locate(kind, location, where)
     if len(found) > 1:
-        named = ", ".join(str(path.parent if path.name == kind else path) for path in found[:8])
+        places = [path.parent if path.name == kind and path.parent != Path(location) else path for path in found]
+        named = ", ".join(map(str, places[:8]))
         named += ", …" if len(found) > 8 else ""
         raise InputError(f"{where}: {location} contains {len(found)} {kind.replace('_', ' ')}s; choose one of {named}")
     return found[0]
 
 
 def _within(folder: Path, kind: str) -> list[Path]:
-    """Artifacts of a folder in the order of their names: FOLDER/NAME, or FOLDER/NAME/KIND as stages publish them."""
+    """Artifacts of a folder in the order of their names: FOLDER/NAME, or FOLDER/NAME/KIND as stages publish them.
+
+    FOLDER/KIND, which a stage published, is one of them, because a prompt in a folder of prompts may be named `prompt`.
+    """
     places = [[child, child / kind] for child in sorted(folder.glob("[!.]*"))]
     marked = [[place for place in pair if _is_marked(place, kind)] for pair in places]
     return [found[0] for found in marked if found]
@@ -86,8 +92,8 @@ def named_prompts(location: str, where: str) -> dict[str, Path]:
 def named_artifacts(kinds: Sequence[str], location: str, where: str) -> dict[str, tuple[str, Path]]:
     """Kind and directory of the artifacts at a location, as `locate` finds them, by their names.
 
-    An artifact is named after its directory, or after the parent of a directory that a stage published (`prompt`). Of
-    the models in a folder, only fine-tuned ones are taken.
+    An artifact is named after its directory, or after the parent of a directory that a stage published (`prompt`),
+    unless that parent contains several artifacts. Of the models in a folder, only fine-tuned ones are taken.
 
     Args:
         kinds: kinds to look for; a directory that could be of several is the first of them.
@@ -98,15 +104,17 @@ def named_artifacts(kinds: Sequence[str], location: str, where: str) -> dict[str
     """
     folder = Path(location)
     found = _marked(kinds, folder)
-    if not found:
-        inner = [pair for child in sorted(folder.glob("[!.]*")) for pair in _marked(kinds, child)]
-        found = [(kind, path) for kind, path in inner if kind != "model" or _is_fine_tuned(path)]
+    if [path for _, path in found] != [folder]:
+        pairs = [pair for child in sorted(folder.glob("[!.]*")) for pair in _marked(kinds, child)]
+        inner = [(kind, path) for kind, path in pairs if kind != "model" or _is_fine_tuned(path)]
+        found = inner if len(inner) > 1 else found or inner
     if not found:
         locate(kinds[0], location, where)  # raises the error
     names = {}
     for kind, path in found:
         full = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its own name; resolve() would follow it)
-        names[full.parent.name if full.name == kind else full.name] = (kind, path)
+        published = full.name == kind and not (len(found) > 1 and path.parent == folder)
+        names[full.parent.name if published else full.name] = (kind, path)
     return names
 
 

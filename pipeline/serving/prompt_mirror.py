@@ -100,15 +100,18 @@ class Mirror:
                 prompt = folders.setdefault(place.parent, _Listed())
                 prompt.files[place.name] = path
                 prompt.state += sorted((f"{place.name} {key}", str(value)) for key, value in details.items())
+        marked = {
+            folder: prompt
+            for folder, prompt in sorted(folders.items(), key=lambda pair: len(pair[0].parts))
+            if marker("prompt") in prompt.files
+            and not any(part.startswith(".") for part in folder.relative_to(top).parts)
+        }
+        if top in marked:  # the URL of one prompt
+            marked = {top: marked[top]}
         prompts: dict[str, _Listed] = {}
-        for folder, prompt in sorted(folders.items(), key=lambda pair: len(pair[0].parts)):
-            name = folder.parent.name if folder.name == "prompt" else folder.name
-            if marker("prompt") in prompt.files and not any(
-                part.startswith(".") for part in folder.relative_to(top).parts
-            ):
-                prompts.setdefault(name, prompt)
-                if folder == top:  # the URL of one prompt
-                    break
+        for folder, prompt in marked.items():
+            published = folder.name == "prompt" and not (len(marked) > 1 and folder.parent == top)
+            prompts.setdefault(folder.parent.name if published else folder.name, prompt)
         return prompts
 
     def _fetch(self, prompt: _Listed, version: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from t5_pipeline.artifacts.kinds import artifact_digest, check_data, kind_at, locate
+from t5_pipeline.artifacts.kinds import artifact_digest, check_data, kind_at, locate, locate_one, named_prompts
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.core.errors import InputError
 
@@ -57,3 +57,21 @@ def test_a_tilde_is_neither_expanded_nor_a_name_on_the_hub(location: str) -> Non
             find()
     with pytest.raises(InputError, match="write the whole path"):
         RunDir(Path("~/runs"))
+
+
+def test_a_prompt_named_prompt_does_not_hide_the_others(tmp_path: Path) -> None:
+    """A stage publishes its only prompt as STAGE/prompt; in a folder of several it is one of them."""
+    folder = tmp_path / "mine"
+    places = {"prompt": folder / "prompt", "tone": folder / "tone", "kind": folder / "kind/prompt"}
+    for name, place in places.items():
+        place.mkdir(parents=True)
+        (place / "prompt.json").write_text("{}")
+        if name == "prompt":
+            assert named_prompts(str(folder), "x") == {"mine": place}
+            assert locate("prompt", str(folder), "x") == [place]
+    assert named_prompts(str(folder), "x") == places
+    assert sorted(locate("prompt", str(folder), "x")) == sorted(places.values())
+    with pytest.raises(
+        InputError, match=rf"^x: {folder} contains 3 prompts; choose one of \S+/kind, \S+/prompt, \S+/tone$"
+    ):
+        locate_one("prompt", str(folder), "x")

@@ -137,3 +137,13 @@ def test_a_prompt_that_cannot_be_fetched_does_not_delay_the_others(
     assert warned.endswith("its previous version, if any, is still served\n")
     Shared.forbidden = ""
     assert store.look(directory)[0].startswith("replaced prompt `labels`")
+
+
+def test_a_prompt_named_prompt_does_not_hide_the_others(world: Path) -> None:
+    """Nor one that is named like the last part of the URL."""
+    for name in ("prompt", "prompts"):
+        write_prompt(world, name, 5)
+        upload(world, name)
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    store.load("shared://bucket/prompts")
+    assert list(store.all()) == ["free", "labels", "long", "prompt", "prompts"]
