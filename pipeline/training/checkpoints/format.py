@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t5_pipeline.core.atomic_files import fsync_file
-from t5_pipeline.core.bounded import read_json, read_object
+from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import block_sha256, json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.training.checkpoints.tensor_shards import TensorShard
@@ -206,11 +206,14 @@ def _checked(path: Path) -> dict[str, Any]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; Damaged instead of InputError, because another checkpoint may be intact."""
+    """The object in a JSON file. Raises Damaged, because another checkpoint may be intact."""
     try:
-        return read_object(path, "remove this checkpoint")
-    except InputError as error:
-        raise Damaged(str(error)) from error
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise Damaged(f"{path}: is not a JSON object")
+    return content
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
