@@ -169,10 +169,11 @@ class Trainer:
             InputError: if the checkpoint belongs to other settings or another model, or there is none of step `at`.
         """
         state = self.state
-        found = self.checkpoints.latest(at_most) if at is None else self.checkpoints.at(at)
-        if others is not None and at_most is not None:
-            other = others.newest_intact(at_most)
-            found = max(filter(None, (other, found)), key=lambda checkpoint: checkpoint.step, default=None)
+        if others is not None and at_most is not None:  # a step that is trained again, if need be from step 0
+            intact = filter(None, (others.newest_intact(at_most), self.checkpoints.newest_intact(at_most)))
+            found = max(intact, key=lambda checkpoint: checkpoint.step, default=None)
+        else:
+            found = self.checkpoints.latest(at_most) if at is None else self.checkpoints.at(at)
         self._resumed = found
         step = -1 if found is None else found.step
         if found is not None:

@@ -1,9 +1,11 @@
-"""The small run shared by the Trainer's tests."""
+"""The small run and captured log messages, shared by the tests of training."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -21,3 +23,13 @@ def small_run() -> ModuleType:
     sys.modules["small_run"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def log_messages(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Captured log messages; the logger of stages does not propagate by default."""
+    logger = logging.getLogger("t5-pipeline")
+    before, logger.propagate = logger.propagate, True
+    with caplog.at_level(logging.WARNING):
+        yield caplog
+    logger.propagate = before

@@ -135,8 +135,13 @@ def run(
     keep_last: int = 2,
     keep_every: int = 0,
     skip: bool = False,
+    others: Path | None = None,
 ) -> TrainState:
-    """One process of the run, from its newest checkpoint to `steps`, in one call of run_to for each of `stops` too."""
+    """One process of the run, from its newest checkpoint to `steps`, in one call of run_to for each of `stops` too.
+
+    Args:
+        others: another directory of the run, of which `steps` is an earlier step.
+    """
     torch.manual_seed(0)
     model = SmallModel(dropout)
     accelerator = Accelerator(cpu=True)
@@ -190,7 +195,10 @@ def run(
         Progress("small", steps, every=0) as progress,
         trainer.open(directory, f"dropout {dropout}", stop=stop, progress=progress),
     ):
-        trainer.resume(at)
+        if others is None:
+            trainer.resume(at)
+        else:
+            trainer.resume(at_most=steps, others=trainer.checkpoints_in(others, f"dropout {dropout}"))
         for end in (*stops, steps):
             trainer.run_to(end)
     return trainer.state

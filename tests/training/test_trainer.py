@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -92,6 +93,24 @@ def test_resuming_at_a_chosen_step_repeats_the_trajectory(small_run: ModuleType,
     again = small_run.run(tmp_path, steps=14, at=6)
     assert_same_bits(tensors_of(first), tensors_of(again))
     assert rows(tmp_path) == before
+
+
+def test_damaged_checkpoints_of_an_earlier_step_are_not_needed(
+    small_run: ModuleType, tmp_path: Path, log_messages: pytest.LogCaptureFixture
+) -> None:
+    """Training an earlier step again begins with another checkpoint of the run, or with step 0."""
+    small_run.run(tmp_path / "whole", steps=14, keep_every=6)
+    expected = tensors_of(small_run.run(tmp_path / "nine", steps=9))
+    for _ in range(2):
+        again = small_run.run(tmp_path / "again", steps=9, keep_last=1, others=tmp_path / "whole")
+        assert_same_bits(tensors_of(again), expected)
+        (checkpoint,) = (tmp_path / "again" / "checkpoints").iterdir()
+        os.truncate(checkpoint / "state.json", 9)
+        shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step-00000006", ignore_errors=True)
+    log_messages.clear()
+    small_run.run(tmp_path / "again", steps=9, keep_last=1, others=tmp_path / "whole")
+    (line,) = log_messages.messages
+    assert re.fullmatch(r"\S+state.json: cannot be read \(.*\); using the checkpoint before it", line)
 
 
 def test_microbatches_change_the_sum_by_rounding_only(small_run: ModuleType, tmp_path: Path) -> None:

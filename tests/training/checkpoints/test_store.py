@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import logging
 import resource
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +39,6 @@ def saved(directory: Path, *steps: int, fingerprint: str = "f", **keep: Any) -> 
         checkpoints.save(step, SHARDS, {"elapsed_s": 0.1 + step})
     checkpoints.wait()
     return checkpoints
-
-
-@pytest.fixture
-def log_messages(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """Captured log messages; the logger of stages does not propagate by default."""
-    logger = logging.getLogger("t5-pipeline")
-    before, logger.propagate = logger.propagate, True
-    with caplog.at_level(logging.WARNING):
-        yield caplog
-    logger.propagate = before
 
 
 def test_saved_tensors_are_read_back(tmp_path: Path) -> None:
