@@ -2,11 +2,15 @@
 
 Included: settings with the role `trajectory`, the seed, digests of inputs and data, the stage's code version.
 Excluded: the roles `extent` (`steps`, unless the schedule depends on it) and `runtime`.
+
+Locations of data are included, but a finished cell stays up to date if its data was only moved (see `only_moved`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
@@ -47,6 +51,32 @@ def parts(
             for name, source in sources.items()
         },
     }
+
+
+def only_moved(old: dict[str, Any], new: dict[str, Any], settings: StageConfig) -> bool:
+    """Whether two sets of parts differ only in the location of data, which has the same contents.
+
+    Not of tasks that the artifact solves: it records where their rows are, and is scored on them.
+
+    Args:
+        settings: those of the `new` parts.
+    """
+    recorded = [name for name, task in settings.task_sources().items() if task in settings.made_for()]
+    names = settings.data().keys() - recorded
+    return _without(old, names) == _without(new, names)
+
+
+def _without(described: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Parts without the settings of these dotted names."""
+    kept = {**described, "settings": copy.deepcopy(described.get("settings"))}
+    for name in names:
+        *outer, last = name.split(".")
+        place: Any = kept["settings"]
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # the other parts may have other settings
+            for key in outer:
+                place = place[int(key) if isinstance(place, list) else key]
+            del place[last]
+    return kept
 
 
 def _metrics_of_tasks(settings: StageConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
+from t5_pipeline.artifacts.fingerprint import differences, fingerprint, only_moved, parts
 from t5_pipeline.artifacts.kinds import check_data, locate, locate_one
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
@@ -108,6 +108,13 @@ def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: _ByStage) -
         cell.settings.extra_data([maker.cell.settings for maker in makers]),
     )
     found = fingerprint(described)
+    if (
+        manifest is not None
+        and manifest.fingerprint != found
+        and only_moved(manifest.parts, described, cell.settings)
+        and not changed_files(run_dir.cell(cell), manifest)  # rebuilt token shards would name another corpus
+    ):
+        described, found = manifest.parts, manifest.fingerprint
     wanted = wanted_steps(recipe, cell)
     status = CellStatus(cell, "run", "not run yet", found, described, inputs, steps_wanted=wanted)
     existing = manifest or started

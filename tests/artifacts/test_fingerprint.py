@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.fingerprint import differences, fingerprint, parts
+from t5_pipeline.artifacts.fingerprint import differences, fingerprint, only_moved, parts
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
@@ -78,3 +79,23 @@ def test_metrics_change_only_the_fingerprints_that_use_them(rows: Path) -> None:
     )
     assert differences(old, new) == ["metrics.t: ['accuracy'] → ['f1']"]
     assert printed(tuned(rows)) != printed(tuned(rows, labels=["b", "a"]))
+
+
+def test_data_that_only_moved(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Those of nested settings too, but not the rows of the task that a prompt solves, whose place it records."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(rows, elsewhere, dirs_exist_ok=True)
+
+    def moved(*both: StageConfig) -> bool:
+        old, new = (parts(settings, {}, DigestCache(None)) for settings in both)
+        return only_moved(old, new, both[1])
+
+    def prepared(place: Path, **more: Any) -> PrepareConfig:
+        return PrepareConfig(corpus=str(place), decontaminate=[task(place, **more)])
+
+    assert moved(prepared(rows), prepared(elsewhere))
+    assert not moved(prepared(rows), prepared(elsewhere, inputs="{text}!"))
+    assert not moved(prepared(rows), PrepareConfig(corpus=str(elsewhere)))
+    assert not moved(tuned(rows), tuned(elsewhere))
+    (elsewhere / "test.jsonl").write_text("{}")
+    assert not moved(prepared(rows), prepared(elsewhere))

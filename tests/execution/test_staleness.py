@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,29 @@ def test_changed_data_make_cells_stale(run: Run) -> None:
     data = run.recipe.parent / "rows.jsonl"
     data.write_text(data.read_text() * 2)
     assert run.todo()["prepare"] == "data of corpus changed"
+
+
+def test_a_corpus_may_move(run: Run) -> None:
+    """Its contents count. A prompt records where the rows of its task are, which `evaluate` reads again."""
+    rows = run.recipe.parent / "rows.jsonl"
+    corpus = run.recipe.parent / "corpus" / rows.name
+    corpus.parent.mkdir()
+    shutil.copy(rows, corpus)
+    run.make_all()
+    moved = f"prepare.corpus={corpus}"
+    assert run.todo(moved) == {}
+    assert run.statuses(moved)["prepare"].fingerprint == run.statuses()["prepare"].fingerprint
+    file = run.dir.path / "prepare" / "tokens" / "file"
+    before = file.read_text()
+    file.write_text("damaged")
+    assert run.todo(moved)["prepare"].startswith("corpus: ")
+    file.write_text(before)
+    before = run.recipe.read_text()
+    run.recipe.write_text(before.replace(f"tone: {{data: {rows}", f"tone: {{data: {corpus}"))
+    assert {label.split()[0] for label in run.todo(moved)} == {"prompt_tune", "evaluate"}
+    run.recipe.write_text(before)
+    corpus.write_text(corpus.read_text() * 2)
+    assert "data of corpus changed" in run.todo(moved)["prepare"]
 
 
 def test_a_missing_or_changed_output_is_rebuilt(run: Run) -> None:
