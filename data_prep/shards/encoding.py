@@ -93,14 +93,19 @@ def encode_serially(encoding: Encoding, chunks: dict[int, Chunk], threads: int =
 
 @dataclass(frozen=True)
 class Encoding:
-    """The settings for encoding chunks, which can be sent to other processes and machines that share `directory`."""
+    """The settings for encoding chunks, which can be sent to other processes and machines that share `directory`.
+
+    Attributes:
+        held_out: texts that must not occur in a document. Each process builds their n-grams, which are nine times as
+            many bytes, and slower to send than to build.
+    """
 
     directory: Path
     model: bytes
     layout: Layout
     seed: int
     validation_fraction: float
-    decontamination: Decontamination
+    held_out: tuple[str, ...]
     settings: dict[str, Any]
     limit: Limit = NO_LIMIT
 
@@ -113,7 +118,7 @@ class Encoding:
         Raises:
             InputError: if a document cannot be read.
         """
-        vocabulary = _vocabulary(self.model, self.layout)
+        vocabulary, held_out = _vocabulary(self.model, self.layout), decontamination(self.held_out)
         path = self.directory / shard_name(number)
         temporary = self.directory / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp"
         temporary.mkdir()
@@ -131,7 +136,7 @@ class Encoding:
                 for document, ids, split in zip(batch, encoded, self._splits_of(batch), strict=True):
                     if left_out:
                         left_out += 1
-                    elif reason := self._reason_to_drop(document, ids):
+                    elif reason := _reason_to_drop(document, ids, held_out):
                         counts.dropped[reason] += 1
                     elif not self.limit.admits(counts.documents + 1, counts.tokens + len(ids)):
                         left_out += 1
@@ -160,11 +165,6 @@ class Encoding:
                 raise InputError(f"{path}: was removed while it was written; find out what removes it and run again")
         yield ShardDone(number, record)
 
-    def _reason_to_drop(self, document: Document, ids: npt.NDArray[np.int32]) -> str | None:
-        if not len(ids):
-            return EMPTY
-        return CONTAMINATED if self.decontamination.found_in(document.text) else None
-
     def _splits_of(self, documents: Sequence[Document]) -> list[Split]:
         positions = np.array([document.position for document in documents])
         draws = uniform(bits(self.seed, "shards/validation", positions))
@@ -172,10 +172,22 @@ class Encoding:
         return ["validation" if validation else "train" for validation in held_out.tolist()]
 
 
+def _reason_to_drop(document: Document, ids: npt.NDArray[np.int32], held_out: Decontamination) -> str | None:
+    if not len(ids):
+        return EMPTY
+    return CONTAMINATED if held_out.found_in(document.text) else None
+
+
 # Loading a SentencePiece model is slow compared with encoding a small chunk.
 @functools.lru_cache(maxsize=1)
 def _vocabulary(model: bytes, layout: Layout) -> Vocabulary:
     return Vocabulary(model, layout)
+
+
+@functools.lru_cache(maxsize=1)
+def decontamination(held_out: tuple[str, ...]) -> Decontamination:
+    """The n-grams of held-out texts, built once in a process."""
+    return Decontamination(held_out)
 
 
 class _SplitWriter:

@@ -17,7 +17,6 @@ from typing import Any
 
 from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.documents import Chunk
 from t5_pipeline.data_prep.shards.encoding import (
     Counts,
@@ -25,6 +24,7 @@ from t5_pipeline.data_prep.shards.encoding import (
     ShardDone,
     ShardProgress,
     Workers,
+    decontamination,
     encode_serially,
     ids_dtype,
 )
@@ -82,19 +82,17 @@ def write_tokens(
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(directory)
-    decontamination = Decontamination(decontaminate)
+    held_out = tuple(dict.fromkeys(decontaminate))
     settings = {
         "format": FORMAT,
         "vocabulary": vocabulary.digest,
         "validation_fraction": validation_fraction,
         "seed": seed,
-        "keep_out": decontamination.digest,
+        "keep_out": decontamination(held_out).digest,
         "corpus": description or {},
         **({"limit": asdict(limit)} if limit else {}),
     }
-    encoding = Encoding(
-        directory, vocabulary.model, vocabulary.layout, seed, validation_fraction, decontamination, settings
-    )
+    encoding = Encoding(directory, vocabulary.model, vocabulary.layout, seed, validation_fraction, held_out, settings)
     records = finished_shards(directory, settings, chunks)
     with tempfile.TemporaryDirectory() as scratch:  # before the corpus is read: some vocabularies cannot be written
         vocabulary.save(scratch)

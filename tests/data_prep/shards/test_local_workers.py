@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Chunk, Document, FileChunk, corpus_chunks
 from t5_pipeline.data_prep.shards import local_workers, ray_workers
-from t5_pipeline.data_prep.shards.encoding import CONTAMINATED, Counts, Workers, encode_serially
+from t5_pipeline.data_prep.shards.encoding import CONTAMINATED, Counts, Encoding, Events, Workers, encode_serially
 from t5_pipeline.data_prep.shards.local_workers import ATTEMPTS, encode_in_processes, encode_locally
 from t5_pipeline.data_prep.shards.ray_workers import encode_on_ray
 from t5_pipeline.data_prep.shards.writer import write_tokens
@@ -55,6 +56,20 @@ def expected(corpus: Path, vocabulary: Vocabulary, tmp_path_factory: pytest.Temp
     place = tmp_path_factory.mktemp("expected")
     write_tokens(chunks(corpus), vocabulary, place, **SETTINGS)  # type: ignore[arg-type]
     return content(place)
+
+
+def test_workers_build_the_ngrams_of_held_out_texts(corpus: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Sending them would take the main process longer than it takes a worker to build them."""
+    held_out = [" ".join(f"{text}{word}" for word in range(100)) for text in range(200)]
+    sent: list[int] = []
+
+    def workers(encoding: Encoding, chunks: dict[int, Chunk]) -> Events:
+        sent.append(len(pickle.dumps(encoding)))
+        yield from encode_serially(encoding, chunks)
+
+    for texts in ([], held_out):
+        write_tokens(chunks(corpus)[:1], vocabulary, tmp_path / str(len(texts)), decontaminate=texts, workers=workers)
+    assert sent[1] - sent[0] < 1.1 * sum(map(len, held_out))
 
 
 def content(place: Path) -> dict[str, bytes]:
