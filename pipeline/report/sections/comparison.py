@@ -76,7 +76,7 @@ def _table(task: TaskScores, lines: list[ScoreLine], counts: list[int]) -> Marku
         "trained parameters": (lambda line: line.trained, lambda n: fmt.count(round(n))),
         "bytes per task": (lambda line: cost(line, "bytes"), lambda n: fmt.size(round(n))),
         "peak memory": (lambda line: cost(line, "peak_bytes"), lambda n: fmt.size(round(n))),
-        "training time": (lambda line: cost(line, "training_seconds"), fmt.duration),
+        "training time": (lambda line: cost(line, "training_seconds"), duration),
     }
     for count in counts:
         columns[f"latency, 1 of {fmt.count(count)}"] = (partial(latency, count=count), _milliseconds)
@@ -106,7 +106,7 @@ def _table(task: TaskScores, lines: list[ScoreLine], counts: list[int]) -> Marku
 def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup | None:
     axes: dict[Cost, tuple[str, Callable[[float], str]]] = {
         "bytes": ("Bytes per task, logarithmic", lambda n: fmt.size(round(n))),
-        "training_seconds": ("Training time, logarithmic", fmt.duration),
+        "training_seconds": ("Training time, logarithmic", duration),
     }
     figures = []
     for name, (label, text) in axes.items():
