@@ -59,7 +59,7 @@ def test_uniform_int_is_uniform(n: int) -> None:
     assert abs(statistic - (n - 1)) < 4 * np.sqrt(2 * (n - 1)) + 4
 
 
-def test_bits_are_balanced_and_neighbours_are_independent() -> None:
+def test_bits_are_balanced_and_neighbors_are_independent() -> None:
     words = bits(2, "avalanche", np.arange(20_000))
     ones = np.unpackbits(words.view(np.uint8)).reshape(-1, 64)
     assert np.abs(ones.mean(axis=0) - 0.5).max() < 0.02

@@ -53,7 +53,7 @@ def owners(seed: int) -> list[int]:
 
 
 def test_order_within_blocks_is_random() -> None:
-    assert 70 < np.count_nonzero(np.diff(owners(3))) < 130  # half of the 199 neighbours differ
+    assert 70 < np.count_nonzero(np.diff(owners(3))) < 130  # half of the 199 neighbors differ
     assert owners(3) != owners(4)
 
 

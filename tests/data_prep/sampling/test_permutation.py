@@ -29,7 +29,7 @@ def test_orders_of_four_are_uniform() -> None:
     assert sum((count - 200) ** 2 / 200 for count in orders.values()) < 49.7  # chi-squared, 23 degrees: p = 0.001
 
 
-def test_neighbours_are_separated() -> None:
+def test_neighbors_are_separated() -> None:
     n = 10_000
     order = Permutation(n, 3)(np.arange(n))
     assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.05

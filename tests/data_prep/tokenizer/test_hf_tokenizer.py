@@ -30,7 +30,7 @@ TRICKY = [
     "<</s>>",
     "<pad><unk>",
     "<extra_id_0> and <extra_id_99>, <extra_id_100>",
-    "\uff1c/s\uff1e",  # full-width, normalises to </s>
+    "\uff1c/s\uff1e",  # full-width, normalizes to </s>
     "▁ under ▁▁x",
     "a\u00a0b\u3000c\u2028d\u0085e",
     "\u0085",
@@ -180,7 +180,7 @@ NORMALIZERS: dict[str, dict[str, Any]] = {
     "identity": {"normalization_rule_name": "identity"},
     "byte_fallback": {"byte_fallback": True, "character_coverage": 0.98, "vocab_size": 500},
     "user symbols": {"user_defined_symbols": ["<sep>", "[NLU]", "<extra_id_0>"]},
-    "user symbol that is normalised": {"user_defined_symbols": ["①"]},
+    "user symbol that is normalized": {"user_defined_symbols": ["①"]},
     "pieces over several words": {"split_by_whitespace": False},
     "whitespace pieces": {"allow_whitespace_only_pieces": True, "remove_extra_whitespaces": False},
     "suffix": {"treat_whitespace_as_suffix": True},
@@ -191,7 +191,7 @@ NORMALIZERS: dict[str, dict[str, Any]] = {
     },
     "char": {"model_type": "char"},
 }  # fmt: skip
-REJECTED = {"user symbol that is normalised", "suffix", "char"}
+REJECTED = {"user symbol that is normalized", "suffix", "char"}
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)

@@ -102,7 +102,7 @@ def test_model_with_another_vocabulary(vocabulary: Vocabulary, texts: list[str],
     other = Vocabulary.train(texts[::7], 500)
     other.save(tmp_path)
     other.check_fits(1152, tmp_path)
-    with pytest.raises(InputError, match=r"tokenised with another vocabulary than .*spiece\.model; prepare it again"):
+    with pytest.raises(InputError, match=r"tokenized with another vocabulary than .*spiece\.model; prepare it again"):
         vocabulary.check_fits(1152, tmp_path)
 
 
