@@ -171,11 +171,13 @@ def _shortened(value: Any) -> str:
 
 
 def _hint(kind: str, given: Any, context: Mapping[str, Any]) -> str:
-    """The probable meaning of a wrong value: the nearest choice, a list instead of a text, a text without quotes."""
+    """The probable meaning of a wrong value: the nearest choice, a list, several values, a text without quotes."""
     if kind == "literal_error" and (meant := close_to(str(given), re.findall(r"'([^']*)'", context["expected"]))):
         return f"; did you mean `{meant}`?"
     if kind == "list_type" and isinstance(given, str):
         return f"; write a list: [{', '.join(given.replace(',', ' ').split())}]"
+    if isinstance(given, list):
+        return "; give one value, or write several under the stage's `matrix:`"
     if kind == "string_type" and given is not None:
         return "; YAML reads a text as something else unless it is in quotes"
     return ""

@@ -262,3 +262,14 @@ def test_texts_of_set(recipe: Path) -> None:
     with pytest.raises(InputError, match=r"tasks\.tone\.inputs: .*, not \{'review'.*; .* unless it is in quotes$"):
         overridden(recipe, "tasks.tone.inputs=review: {text}")
     assert overridden(recipe, 'tasks.tone.inputs="review: {text}"').stages["prompt_tune"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluate.prompts=[prompt_tune, other]", "lm_adapt.learning_rate=[1e-3, 1e-2]", "prompt_tune.task=[tone, tone]"],
+)
+def test_several_values_of_a_setting_belong_under_matrix(recipe: Path, override: str) -> None:
+    with pytest.raises(
+        InputError, match=r", not \[.*\]; give one value, or write several under the stage's `matrix:`$"
+    ):
+        overridden(recipe, override)
