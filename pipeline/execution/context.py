@@ -142,6 +142,7 @@ class Stage(Generic[C]):
         config: settings of the first cell; settings that differ between cells are in `cells`.
         directory: directory of the job's metrics, log and checkpoints.
         stopped_by: signal received after the training loop finished; 0 if none.
+        seconds_before: seconds of training in earlier processes, up to the checkpoint from which this one resumed.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Stage(Generic[C]):
         self.launch = launch
         self.accelerator = accelerator
         self.stopped_by = 0
+        self.seconds_before = 0.0
         self._began = time.monotonic()
         self.name = _name([cell.status.cell for cell in cells])
 

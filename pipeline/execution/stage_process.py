@@ -206,7 +206,7 @@ def _run_job(
             costs = peak_memory(accelerator.device) | ({"cells_together": len(cells)} if len(cells) > 1 else {})
             for cell in cells:
                 if main_process:
-                    _finish(cell, launch, time.monotonic() - began, costs)
+                    _finish(cell, launch, time.monotonic() - began, stage.seconds_before, costs)
             log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
     accelerator.wait_for_everyone()
     return stage.stopped_by
@@ -266,11 +266,14 @@ def _described(cell: CellRun[C], launch: LaunchContext) -> dict[str, Any]:
     }
 
 
-def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float, costs: dict[str, int]) -> None:
+def _finish(
+    cell: CellRun[C], launch: LaunchContext, seconds: float, seconds_before: float, costs: dict[str, int]
+) -> None:
     """Write the manifest, which marks the cell as finished.
 
     Args:
-        seconds: duration of the job.
+        seconds: duration of the job in this process.
+        seconds_before: seconds that earlier processes trained.
         costs: further facts of the job.
     """
     before = manifests.read(cell.directory)
@@ -294,7 +297,7 @@ def _finish(cell: CellRun[C], launch: LaunchContext, seconds: float, costs: dict
         facts={**(before.facts if before else {}), **cell.facts, **costs},
         rows=cell.rows or (before.rows if before else []),
         finished=_now(),
-        seconds=round(seconds + (before.seconds if before else 0.0), 1),
+        seconds=round(seconds + max(seconds_before, before.seconds if before else 0.0), 1),
     )
     manifest.save(cell.directory)
 

@@ -126,7 +126,7 @@ class Job:
 
     @property
     def seconds(self) -> float | None:
-        """Duration of the process, which every one of its cells records in full."""
+        """Duration of the job over all restarts, which every one of its cells records in full."""
         return max((m.seconds for m in self.manifests), default=None)
 
 

@@ -31,13 +31,13 @@ class TrainState:
         self.stats = StepStats(self.group)
         self.selection = selection
         self.probing = probing
-        self._elapsed_before = 0.0
+        self.elapsed_before = 0.0  # seconds of training before the checkpoint from which this process resumed
         self._started = time.monotonic()
 
     @property
     def elapsed(self) -> float:
         """Seconds of training, including those before the checkpoint from which this process resumed."""
-        return self._elapsed_before + time.monotonic() - self._started
+        return self.elapsed_before + time.monotonic() - self._started
 
     def evaluate(self, do: Callable[..., Any], *arguments: Any) -> Any:
         """do(model, *arguments) without dropout and gradients; the caller sets training mode again."""
@@ -88,5 +88,5 @@ class TrainState:
         self.step = step
         self.skipped = scalars["skipped"]
         self.stats.history_NC = saved.tensor("meter")
-        self._elapsed_before = scalars["elapsed_s"]
+        self.elapsed_before = scalars["elapsed_s"]
         self._started = time.monotonic()

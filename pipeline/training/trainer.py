@@ -391,6 +391,7 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
                 trainer.open(directory, stage.fingerprint, stop=stop, progress=progress, track=track),
             ):
                 trainer.resume(at, steps[0], others)
+                stage.seconds_before = max(stage.seconds_before, trainer.state.elapsed_before)
                 progress.restart()
                 for step in steps:
                     trainer.run_to(step)

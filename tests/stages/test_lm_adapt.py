@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.artifacts.manifest import read
 from t5_pipeline.core.checksums import tensors_digest
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_metadata import read_metadata
+from t5_pipeline.training.state import TrainState
 from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, metrics, stage, t5_pipeline
 
 FLAGS = (
@@ -50,6 +52,23 @@ def test_a_smaller_density_lengthens_the_prefix(finished: Tiny, tmp_path: Path) 
     assert adapt(finished, tmp_path / "tenth", "--prefix-density", 0.1).code == 0
     half, tenth = (load_t5(tmp_path / name / "model").state_dict() for name in ("half", "tenth"))
     assert not torch.equal(half["shared.weight"], tenth["shared.weight"])
+
+
+def test_the_duration_includes_earlier_processes(
+    finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainState, "elapsed", 5000.0)
+        assert adapt(finished, tmp_path / "adapted").code == 0
+    (tmp_path / "adapted" / "manifest.json").unlink()  # as if it had been killed before
+    assert adapt(finished, tmp_path / "adapted").code == 0
+    resumed = read(tmp_path / "adapted")
+    assert resumed is not None
+    assert 5000 < resumed.seconds < 10_000
+    assert adapt(finished, tmp_path / "adapted", "--steps", 5).code == 0
+    longer = read(tmp_path / "adapted")
+    assert longer is not None
+    assert resumed.seconds < longer.seconds < 10_000
 
 
 def plan_of_lm_adapt(tiny: Tiny) -> str:
