@@ -74,9 +74,13 @@ def write_error(place: object, error: BaseException) -> InputError:
 
     >>> print(write_error("run/model", OSError(errno.ENOSPC, "No space left on device")))
     cannot write run/model (No space left on device); free some space and run again
+    >>> print(write_error("run/model", Exception("File too large (os error 27)")))
+    cannot write run/model (File too large (os error 27)); raise `ulimit -f`, or choose a file system for larger files
     """
     reason = getattr(error, "strerror", None) or one_line(error)
-    return InputError(f"cannot write {place} ({reason}); {remedy(errno_of(error))}")
+    number = errno_of(error)
+    advice = "raise `ulimit -f`, or choose a file system for larger files" if number == errno.EFBIG else remedy(number)
+    return InputError(f"cannot write {place} ({reason}); {advice}")
 
 
 def one_line(error: BaseException) -> str:
