@@ -1,7 +1,8 @@
 """Requests and responses of the HTTP server.
 
 Completions follow OpenAI's API, with two extensions: `fields`, which fills the template of a prompt, and `models`, one
-prompt per input. A field that this server does not support is an error that names it, never ignored.
+prompt per input. A field that this server does not support is an error that names it, never ignored, unless its value
+is OpenAI's default.
 """
 
 from __future__ import annotations
@@ -63,6 +64,19 @@ class Inputs(Strict):
         return self.models if self.models is not None else [self.model or ""] * len(self.items)
 
 
+UNUSED: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (),
+    "presence_penalty": (0,),
+    "stop": ("", []),
+    "suffix": ("",),
+}
+"""Fields of OpenAI's API that this server does not support, and their values that ask for nothing, besides null."""
+
+
 class CompletionRequest(Inputs):
     """The body of `POST /v1/completions`."""
 
@@ -73,6 +87,19 @@ class CompletionRequest(Inputs):
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unused(cls, body: Any) -> Any:
+        """Leave out fields of OpenAI's API that ask for nothing, because many clients send all of them."""
+        if not isinstance(body, dict):
+            return body
+        known = {*cls.model_fields, *UNUSED}
+        return {
+            name: value
+            for name, value in body.items()
+            if name not in known or not (value is None or value in UNUSED.get(name, ()))
+        }
 
 
 class ClassifyRequest(Inputs):

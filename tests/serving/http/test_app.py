@@ -116,6 +116,17 @@ def test_openai_client_completes_for_every_prompt(served: Served, engine: Engine
     assert served.client.completions.create(model="base", prompt=["x", "y"], max_tokens=4).choices[1].index == 1
 
 
+def test_fields_at_openai_defaults_change_nothing(served: Served, engine: Engine) -> None:
+    nothing: dict[str, Any] = {
+        "best_of": 1, "echo": False, "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "suffix": "",
+    }  # fmt: skip
+    unset = dict.fromkeys(("stop", "logprobs", "max_tokens", "n", "seed", "stream", "temperature", "top_p", "user"))
+    for more in (nothing, unset, dict.fromkeys(nothing), {"stop": []}):
+        status, answer, _ = served.request("POST", "/v1/completions", {"model": "free", "prompt": "x", **more})
+        assert status == 200, answer
+        assert answer["choices"][0]["text"] == expected(engine, "free", "x")
+
+
 def test_extensions_fill_templates_and_mix_prompts(served: Served, engine: Engine) -> None:
     names = ["labels", "free", "labels-2", "long"]
     extra = {"fields": [{"text": text} for text in TEXTS], "models": names}
@@ -162,6 +173,9 @@ def test_classify_gives_exact_probabilities_and_votes(served: Served, engine: En
     ("body", "status", "code", "message"),
     [
         ({"model": "free", "prompt": "x", "best_of": 2, "echo": True}, 400, "unsupported_field", "not supported: `best_of`, `echo`"),
+        ({"model": "free", "prompt": "x", "stop": ["."]}, 400, "unsupported_field", "not supported: `stop`"),
+        ({"model": "free", "prompt": "x", "seeed": None}, 400, "unsupported_field", "not supported: `seeed`"),
+        ({"model": "free", "prompt": "x", "logprobs": 0}, 400, "unsupported_field", "not supported: `logprobs`"),
         (b'{"model": "free", "prompt": "x", "temperature": NaN}', 400, None, "temperature: "),
         (b'{"model": "free", "prompt": "x", "top_p": NaN}', 400, None, "top_p: "),
         ({"model": "fre", "prompt": "x"}, 404, "model_not_found", "there is no prompt `fre`"),
