@@ -37,7 +37,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
             state = "running" if running and begun else "queued" if running or active else state
         log, settings = run_dir.log_directory(cell, jobs[cell.stage]) or run_dir.cell(cell), cell.settings
         steps = settings.run_steps(settings.steps) if isinstance(settings, TrainingConfig) else None
-        last, updated = _last_row(log / "metrics.jsonl", steps)
+        step, last, updated = _last_rows(log / "metrics.jsonl", steps)
         rows.append(
             {
                 "stage": cell.stage,
@@ -45,7 +45,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "kind": cell.settings.kind,
                 "state": state,
                 "reason": status.reason,
-                "step": last.step if last else None,
+                "step": step,
                 "steps": settings.steps if isinstance(settings, TrainingConfig) else None,
                 "loss": last.losses.get(cell.id, last.loss) if last else None,
                 "seconds": manifest.seconds if manifest else None,
@@ -76,8 +76,8 @@ def as_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(aligned(table))
 
 
-def _last_row(path: Path, steps: int | None) -> tuple[LoggedRow | None, float | None]:
-    """The last complete training row of a metrics file, and the file's modification time.
+def _last_rows(path: Path, steps: int | None) -> tuple[int | None, LoggedRow | None, float | None]:
+    """The step of the last complete row of a metrics file, its last training row, and the file's modification time.
 
     Args:
         steps: leave out the rows of later steps, of a time when the stage had more `steps`; None: read all.
@@ -88,10 +88,9 @@ def _last_row(path: Path, steps: int | None) -> tuple[LoggedRow | None, float | 
             file.seek(max(0, path.stat().st_size - 65_536))
             lines = file.read().splitlines(keepends=True)
     except OSError:
-        return None, None
-    rows = (row for line in reversed(lines) if (row := read_row(line)) and row.split == "train")
-    last = next(rows, None)
-    if last is not None and steps is not None and last.step > steps:
-        before = (row for row in read_rows(path) if row and row.split == "train" and row.step <= steps)
-        last = max(before, key=lambda row: row.step, default=None)
-    return last, updated if last else None
+        return None, None, None
+    rows = [row for line in lines if (row := read_row(line))]
+    if rows and steps is not None and rows[-1].step > steps:
+        rows = sorted((row for row in read_rows(path) if row and row.step <= steps), key=lambda row: row.step)
+    trained = next((row for row in reversed(rows) if row.split == "train"), None)
+    return (rows[-1].step if rows else None), trained, updated if rows else None

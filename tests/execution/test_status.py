@@ -74,6 +74,15 @@ def test_rows_after_a_lowered_number_of_steps_are_not_shown(finished: Tiny) -> N
     assert row["loss"] == at_6[0]["loss"]
 
 
+def test_a_validation_counts_as_a_step_that_was_logged(tiny: Tiny) -> None:
+    """The last step is validated, but not always a multiple of log_every."""
+    log = tiny.run / "lm_adapt" / "metrics.jsonl"
+    at_6 = [row for row in metrics(log.parent) if row["step"] == 6]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(row) + "\n" for row in lines if row["step"] < 8 or "split" in row))
+    assert (rows(tiny)["lm_adapt"]["step"], rows(tiny)["lm_adapt"]["loss"]) == (8, at_6[0]["loss"])
+
+
 def test_damaged_lines_are_ignored(tiny: Tiny) -> None:
     with (tiny.run / "lm_adapt" / "metrics.jsonl").open("a") as file:
         file.write('[]\n{"step": 9, "loss": "x"}\n{"step": 9, "lo')
