@@ -188,7 +188,8 @@ class Task:
             if (label := as_listed(target, self.labels)) in self.labels:
                 return label
             raise InputError(
-                f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row"
+                f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row,"
+                " add it to `labels`, or map it with `values`"
             )
         return target
 

@@ -34,7 +34,10 @@ from tests.data_prep.tasks.small_task import ROWS, settings, write
         ({"text": ["x"], "label": "good"}, r"train\.jsonl:2: field 'text' is a list"),
         ({"text": "\ud800", "label": "good"}, r"train\.jsonl:2: character 0 is half of a surrogate pair"),
         ({"text": "x"}, r"train\.jsonl:2: has no field 'label' \(only text\)"),
-        ({"text": "x", "label": "Good"}, r"train\.jsonl:2: target 'Good' is not a label of t \(good, bad\)"),
+        (
+            {"text": "x", "label": "Good"},
+            r"train\.jsonl:2: target 'Good' is not a label of t \(good, bad\); fix the row, add it to `labels`, or map it with",
+        ),
     ],
 )
 def test_bad_rows(tmp_path: Path, vocabulary: Vocabulary, row: dict[str, Any], message: str) -> None:
