@@ -376,6 +376,10 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
         """Steps of a run after which `steps` steps of training are done; more if prompts take turns."""
         return steps
 
+    def may_stop_early(self) -> bool:
+        """Whether training may end before the last step."""
+        return False
+
     def share_of_steps(self) -> float:
         """Mean share of `trained_together` that take part in a step of the run."""
         return 1.0

@@ -87,6 +87,9 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
     def selects_by(self) -> dict[str, list[str]]:
         return {task.name: sorted(task.metrics) for task in self.made_for()} if self.select == "best" else {}
 
+    def may_stop_early(self) -> bool:
+        return self.patience > 0
+
     def example_lengths(self) -> list[tuple[int, int]]:
         return [(self.max_input_length, self.longest_target())]
 

@@ -38,6 +38,8 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
         log, settings = run_dir.log_directory(cell, jobs[cell.stage]) or run_dir.cell(cell), cell.settings
         steps = settings.run_steps(settings.steps) if isinstance(settings, TrainingConfig) else None
         step, last, updated = _last_rows(log / "metrics.jsonl", steps)
+        if status.up_to_date and isinstance(settings, TrainingConfig) and not settings.may_stop_early():
+            step = steps  # also if the last step was not logged
         rows.append(
             {
                 "stage": cell.stage,

@@ -80,7 +80,16 @@ def test_a_validation_counts_as_a_step_that_was_logged(tiny: Tiny) -> None:
     at_6 = [row for row in metrics(log.parent) if row["step"] == 6]
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     log.write_text("".join(json.dumps(row) + "\n" for row in lines if row["step"] < 8 or "split" in row))
+    (log.parent / "manifest.json").unlink()
     assert (rows(tiny)["lm_adapt"]["step"], rows(tiny)["lm_adapt"]["loss"]) == (8, at_6[0]["loss"])
+
+
+def test_a_finished_stage_that_logged_nothing_is_at_its_last_step(tiny: Tiny) -> None:
+    """Fewer steps than log_every."""
+    (tiny.run / "lm_adapt" / "metrics.jsonl").write_text("")
+    assert (rows(tiny)["lm_adapt"]["step"], rows(tiny)["lm_adapt"]["loss"]) == (8, None)
+    (tiny.run / "lm_adapt" / "manifest.json").unlink()
+    assert rows(tiny)["lm_adapt"]["step"] is None
 
 
 def test_damaged_lines_are_ignored(tiny: Tiny) -> None:
