@@ -271,7 +271,7 @@ def _cells(
         resolved = {"seed": seed, **values, **axes}
         for key, value in resolved.items():
             resolved[key] = resolve_tasks(cls, key, value, tasks, partial(where, (key,)))
-        settings = validate(cls, resolved, where)
+        settings = validate(cls, resolved, where, "give one value, or write several under the stage's `matrix:`")
         inputs = {
             key: parse_ref(
                 getattr(settings, key),

@@ -124,11 +124,14 @@ def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Ba
                 )
 
 
-def validate(cls: type[Model], values: Mapping[str, Any], where: Callable[[tuple[str | int, ...]], str]) -> Model:
+def validate(
+    cls: type[Model], values: Mapping[str, Any], where: Callable[[tuple[str | int, ...]], str], for_list: str = ""
+) -> Model:
     """Validate plain values as settings of class `cls`.
 
     Args:
         where: location of a key, for errors: `recipes/demo.yaml:7: stages.prepare.corpus`, or `--corpus`.
+        for_list: the remedy if a list was given for a setting that takes one value.
 
     Raises:
         InputError: if a value is wrong; reports the first one and its location.
@@ -140,6 +143,8 @@ def validate(cls: type[Model], values: Mapping[str, Any], where: Callable[[tuple
         # A misspelt key also leaves the right one missing; report the misspelling.
         problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         place = where(tuple(problem["loc"]))
+        if for_list and isinstance(problem["input"], list) and problem["type"] not in ("missing", "value_error"):
+            problem = {**problem, "remedy": for_list}
         raise InputError(f"{place}: {_say(cls, problem)}") from None
 
 
@@ -159,7 +164,8 @@ def message_of(problem: Any) -> str:
     if problem["type"] == "value_error":
         return message
     given = problem["input"]
-    return f"{message}, not {_shortened(given)}{_hint(problem['type'], given, problem.get('ctx', {}))}"
+    remedy = f"; {problem['remedy']}" if "remedy" in problem else _hint(problem["type"], given, problem.get("ctx", {}))
+    return f"{message}, not {_shortened(given)}{remedy}"
 
 
 def _shortened(value: Any) -> str:
@@ -171,13 +177,11 @@ def _shortened(value: Any) -> str:
 
 
 def _hint(kind: str, given: Any, context: Mapping[str, Any]) -> str:
-    """The probable meaning of a wrong value: the nearest choice, a list, several values, a text without quotes."""
+    """The probable meaning of a wrong value: the nearest choice, a list instead of a text, a text without quotes."""
     if kind == "literal_error" and (meant := close_to(str(given), re.findall(r"'([^']*)'", context["expected"]))):
         return f"; did you mean `{meant}`?"
     if kind == "list_type" and isinstance(given, str):
         return f"; write a list: [{', '.join(given.replace(',', ' ').split())}]"
-    if isinstance(given, list):
-        return "; give one value, or write several under the stage's `matrix:`"
     if kind == "string_type" and given is not None:
         return "; YAML reads a text as something else unless it is in quotes"
     return ""
