@@ -143,28 +143,27 @@ def validate(
         # A misspelt key also leaves the right one missing; report the misspelling.
         problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         place = where(tuple(problem["loc"]))
-        if for_list and isinstance(problem["input"], list) and problem["type"] not in ("missing", "value_error"):
-            problem = {**problem, "remedy": for_list}
-        raise InputError(f"{place}: {_say(cls, problem)}") from None
+        remedy = for_list if isinstance(problem["input"], list) else ""
+        raise InputError(f"{place}: {_say(cls, problem, remedy)}") from None
 
 
-def _say(cls: type[BaseModel], problem: Any) -> str:
+def _say(cls: type[BaseModel], problem: Any, remedy: str) -> str:
     loc, kind = problem["loc"], problem["type"]
     if kind == "extra_forbidden":
         return f"unknown key; {nearest(str(loc[-1]), _fields_at(cls, loc[:-1]))}"
     if kind == "missing":
         return "is required; give a value"
-    return message_of(problem)
+    return message_of(problem, remedy)
 
 
-def message_of(problem: Any) -> str:
-    """Pydantic's message for one problem, in lower case, with the value that was given."""
+def message_of(problem: Any, remedy: str = "") -> str:
+    """Pydantic's message for one problem, in lower case, with the value that was given and a remedy (default: a hint)."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
         return message
     given = problem["input"]
-    remedy = f"; {problem['remedy']}" if "remedy" in problem else _hint(problem["type"], given, problem.get("ctx", {}))
+    remedy = f"; {remedy}" if remedy else _hint(problem["type"], given, problem.get("ctx", {}))
     return f"{message}, not {_shortened(given)}{remedy}"
 
 
