@@ -157,7 +157,7 @@ def _say(cls: type[BaseModel], problem: Any, remedy: str) -> str:
 
 
 def message_of(problem: Any, remedy: str = "") -> str:
-    """Pydantic's message for one problem, in lower case, with the value that was given and a remedy (default: a hint)."""
+    """Pydantic's message for one problem, in lower case, with the value that was given and a remedy, or a hint."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
