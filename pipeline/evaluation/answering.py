@@ -12,7 +12,7 @@ import torch
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.decoding import Continuations, Decoding, tokens
-from t5_pipeline.evaluation.predict import AnswerOptions, Outputs, Query, answer_each, answer_mixture
+from t5_pipeline.evaluation.predict import AnswerOptions, Outputs, Query, answer_each, answer_mixture, autocast
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptBank, PromptedT5
@@ -111,13 +111,12 @@ class Answerer:
             prompt_B = torch.tensor([self._places[id(candidate)][0]])
         model.eval()
         ids_BS = torch.from_numpy(asked.ids.astype("int64"))[None].to(self.device)
-        autocast = AnswerOptions(self.device, self.precision, batch_size=1).autocast
         # The caller's code runs between two tokens, outside of autocast.
-        with autocast():
+        with autocast(self.device, self.precision):
             texts = Continuations(model, *model.encode(prompt_B, ids_BS))
         following, ids = tokens(texts, asked.form.max_length, decoding.chooser([asked.number])), []
         while True:
-            with autocast():
+            with autocast(self.device, self.precision):
                 token_B = next(following, None)
             if token_B is None:
                 return

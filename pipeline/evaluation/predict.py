@@ -73,7 +73,12 @@ class AnswerOptions:
     on_batch: Callable[[int], None] = lambda queries: None
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.device, self.precision)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """A context in which a model computes in bf16, if that is the precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @dataclass(frozen=True)

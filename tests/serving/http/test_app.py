@@ -2,97 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import socket
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import pytest
-import torch
-import uvicorn
 
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
-from t5_pipeline.serving.http.app import create_app
 from t5_pipeline.serving.http.schemas import ClassifyRequest
-from t5_pipeline.serving.http.server import Options
-from t5_pipeline.serving.jobs import Limits
-from t5_pipeline.serving.prompt_store import PromptStore
-from t5_pipeline.serving.scheduler import Scheduler
-from tests.serving.served_world import TEXTS, write_prompt, write_world
-
-if TYPE_CHECKING:  # it takes seconds, also in processes that do not run these tests
-    import openai
-
-KEY = "a-key"
-
-
-@dataclass
-class Served:
-    """A running server."""
-
-    world: Path
-    url: str
-    scheduler: Scheduler
-    server: uvicorn.Server
-    thread: threading.Thread
-
-    @property
-    def client(self) -> openai.OpenAI:
-        import openai
-
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
-
-    def request(
-        self, method: str, path: str, body: Any = None, key: str | None = KEY
-    ) -> tuple[int, Any, dict[str, str]]:
-        """Status, decoded body and headers."""
-        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self.url + path, data, method=method)
-        asked.add_header("Content-Type", "application/json")
-        if key:
-            asked.add_header("Authorization", f"Bearer {key}")
-        try:
-            with urllib.request.urlopen(asked, timeout=60) as answer:
-                status, content, headers = answer.status, answer.read(), dict(answer.headers)
-        except urllib.error.HTTPError as error:
-            status, content, headers = error.code, error.read(), dict(error.headers)
-        is_json = headers.get("content-type", "").startswith("application/json")
-        return status, json.loads(content) if is_json and content else content.decode(), headers
-
-
-def serve(world: Path, **options: Any) -> Served:
-    store = PromptStore.of(str(world / "model"), torch.zeros(1))
-    store.load(str(world / "prompts"))
-    limits = Limits(batch=8, waiting=options.pop("waiting", 64))
-    scheduler = Scheduler.load(store, limits=limits)
-    settings = {"model_name": "base", "keys": frozenset({KEY}), "prompts": world / "prompts", "allow_changes": True}
-    app = create_app(scheduler, store, Options(**{**settings, "watch_seconds": 0.05, **options}))
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    until = time.monotonic() + 30
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.01)
-    return Served(world, f"http://127.0.0.1:{listening.getsockname()[1]}", scheduler, server, thread)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    made = serve(write_world(tmp_path_factory.mktemp("http")))
-    yield made
-    made.server.should_exit = True
-    made.thread.join(30)
+from tests.serving.http.served_app import Served
+from tests.serving.served_world import TEXTS, write_prompt
 
 
 @pytest.fixture(scope="module")
@@ -224,69 +145,6 @@ def test_many_inputs_share_one_list_of_voters() -> None:
     assert first is second
 
 
-def test_a_full_queue_says_when_to_retry(served: Served) -> None:
-    def ask(_: int) -> tuple[int, Any, dict[str, str]]:
-        return served.request("POST", "/v1/completions", {"model": "free", "prompt": ["x"] * 64})
-
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(ask, range(4)))
-    refused = [(answer["error"], headers) for status, answer, headers in answers if status == 429]
-    assert refused
-    assert len(refused) + [status for status, *_ in answers].count(200) == 4
-    for error, headers in refused:
-        assert (error["code"], int(headers["retry-after"]) >= 1) == ("queue_full", True)
-        assert "the queue is full" in error["message"]
-
-
-def test_keys_are_required_except_for_pages_and_health(served: Served) -> None:
-    for path in ("/health", "/ready", "/", "/docs", "/docs/swagger-ui.css", "/openapi.json"):
-        assert served.request("GET", path, key=None)[0] == 200
-    assert (
-        served.request("GET", "/docs/..%2fcore.py")[0] == served.request("GET", "/docs/redoc.standalone.js")[0] == 404
-    )
-    for path, key in (("/v1/models", None), ("/v1/models", "wrong"), ("/metrics", None)):
-        status, answer, _ = served.request("GET", path, key=key)
-        assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
-    for credentials, status in ((f"bearer {KEY}", 200), (KEY, 401), (f"Basic {KEY}", 401)):
-        head = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: {credentials}\r\nConnection: close\r\n\r\n"
-        assert sent(served, head, 30) == status
-
-
-def sent(served: Served, text: str, seconds: float) -> int:
-    """The status of the answer to the bytes of a request, which may be incomplete."""
-    port = int(served.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
-        connection.sendall(text.encode())
-        return int(connection.recv(1000).split()[1])
-
-
-def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
-    made = serve(write_world(tmp_path), timeout=0.5)
-    try:
-        head = "POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
-        assert sent(made, f"{head}Authorization: Bearer {KEY}\r\n\r\n{{", 20) == 408
-        assert sent(made, f"{head}\r\n{{", 20) == 401
-        assert sent(made, f"{head.replace('100', '9' * 5000)}\r\n", 20) in (400, 401, 413)
-    finally:
-        made.server.should_exit = True
-        made.thread.join(30)
-
-
-def test_a_page_under_a_name_of_its_own_changes_no_prompts(tmp_path: Path) -> None:
-    """A browser sends the name by which a page reaches the server, which may have been pointed at 127.0.0.1."""
-    made = serve(write_world(tmp_path), keys=frozenset())
-    try:
-        head = "DELETE /v1/prompts/{} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n"
-        for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "[", ""):
-            assert sent(made, head.format("free", host), 20) == 403, host
-        for name, host in (("free", "localhost:8000"), ("long", "127.0.0.1"), ("labels", "[::1]:8000")):
-            assert sent(made, head.format(name, host), 20) == 204, host
-        assert sent(made, "GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", 20) == 200
-    finally:
-        made.server.should_exit = True
-        made.thread.join(30)
-
-
 def test_prompts_change_while_serving(served: Served) -> None:
     write_prompt(served.world, "outside", 9)
     (served.world / "prompts/outside").rename(served.world / "elsewhere")
@@ -338,20 +196,6 @@ def test_metrics_have_bounded_labels(served: Served) -> None:
     assert "/nothing" not in text
 
 
-def test_shutdown_answers_accepted_requests(tmp_path: Path) -> None:
-    made = serve(write_world(tmp_path), keys=frozenset())
-    with ThreadPoolExecutor(8) as pool:
-        body = {"model": "long", "prompt": "x", "temperature": 50.0, "max_tokens": 300}
-        asked = [pool.submit(made.request, "POST", "/v1/completions", {**body, "seed": i}) for i in range(8)]
-        until = time.monotonic() + 20
-        while made.scheduler.running + made.scheduler.counts.jobs < 8 and time.monotonic() < until:
-            time.sleep(0.005)
-        made.server.should_exit = True
-        assert [one.result()[0] for one in asked] == [200] * 8
-    made.thread.join(30)
-    assert not made.thread.is_alive()
-
-
 def test_a_score_that_is_not_a_number_is_left_out(served: Served) -> None:
     """JSON has no NaN, and the page expects numbers."""
     server = served.server.config.app.state.server  # type: ignore[union-attr]
@@ -360,50 +204,3 @@ def test_a_score_that_is_not_a_number_is_left_out(served: Served) -> None:
     card = server.card(replace(prompt, info=info)).card
     assert card is not None
     assert card["scores"] == {"accuracy": 0.5}
-
-
-def test_a_stream_that_fails_says_why_in_the_log_only(
-    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As an answer that is not streamed."""
-
-    def fails(jobs: Any) -> None:
-        raise RuntimeError("out of memory at 0x7f00")
-
-    monkeypatch.setattr(served.scheduler.backend, "join", fails)
-    for stream in (False, True):
-        _, answer, _ = served.request("POST", "/v1/completions", {"model": "long", "prompt": "x", "stream": stream})
-        error = json.loads(answer.split("\n")[0].removeprefix("data: ")) if stream else answer
-        assert error == {"error": {"message": "the request failed; the server's log says why", "type": "server_error"}}
-    said = "error: /v1/completions: RuntimeError: out of memory at 0x7f00"
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")] == [said] * 2
-
-
-def test_a_request_that_runs_out_of_time_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made, released = serve(write_world(tmp_path), timeout=0.2), threading.Event()
-    join = made.scheduler.backend.join
-
-    def late(jobs: Any) -> None:
-        assert released.wait(30)
-        join(jobs)
-
-    made.scheduler.backend.join = late  # type: ignore[method-assign]
-    status, answer, _ = made.request("POST", "/v1/completions", {"model": "free", "prompt": ["x", "y"]})
-    released.set()
-    made.server.should_exit = True
-    made.thread.join(30)
-    assert (status, answer["error"]["code"]) == (504, "timeout")
-    assert made.scheduler.counts.cancelled == 2
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def test_a_client_that_goes_away_frees_its_place(served: Served) -> None:
-    before = served.scheduler.counts.cancelled
-    stream = served.client.completions.create(model="long", prompt="x", stream=True, temperature=50.0, max_tokens=400)
-    next(iter(stream))
-    stream.close()
-    until = time.monotonic() + 20
-    while served.scheduler.running and time.monotonic() < until:
-        time.sleep(0.01)
-    assert served.scheduler.running == 0
-    assert served.scheduler.counts.cancelled >= before

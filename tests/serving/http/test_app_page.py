@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.serving.http.test_app import serve
+from tests.serving.http.served_app import serve
 from tests.serving.served_world import write_prompt, write_world
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.serving.http.test_app import serve
+from tests.serving.http.served_app import serve
 from tests.serving.served_world import FREE, write_prompt, write_world
 
 

@@ -21,7 +21,7 @@ from hypothesis.errors import Unsatisfiable
 
 from t5_pipeline.data_prep.corpora.rows import Row
 from t5_pipeline.serving.engine import Engine
-from tests.serving.http.test_app import KEY, Served, serve
+from tests.serving.http.served_app import KEY, Served, serve
 from tests.serving.served_world import FREE, TEXTS, write_prompt, write_world
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", 600))

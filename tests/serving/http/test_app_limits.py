@@ -1,0 +1,129 @@
+"""Requests that the HTTP server refuses or must not lose: keys, a full queue, slow clients, its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.http.served_app import KEY, Served, serve
+from tests.serving.served_world import write_world
+
+
+def test_a_full_queue_says_when_to_retry(served: Served) -> None:
+    def ask(_: int) -> tuple[int, Any, dict[str, str]]:
+        return served.request("POST", "/v1/completions", {"model": "free", "prompt": ["x"] * 64})
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(4)))
+    refused = [(answer["error"], headers) for status, answer, headers in answers if status == 429]
+    assert refused
+    assert len(refused) + [status for status, *_ in answers].count(200) == 4
+    for error, headers in refused:
+        assert (error["code"], int(headers["retry-after"]) >= 1) == ("queue_full", True)
+        assert "the queue is full" in error["message"]
+
+
+def test_keys_are_required_except_for_pages_and_health(served: Served) -> None:
+    for path in ("/health", "/ready", "/", "/docs", "/docs/swagger-ui.css", "/openapi.json"):
+        assert served.request("GET", path, key=None)[0] == 200
+    assert (
+        served.request("GET", "/docs/..%2fcore.py")[0] == served.request("GET", "/docs/redoc.standalone.js")[0] == 404
+    )
+    for path, key in (("/v1/models", None), ("/v1/models", "wrong"), ("/metrics", None)):
+        status, answer, _ = served.request("GET", path, key=key)
+        assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+    for credentials, status in ((f"bearer {KEY}", 200), (KEY, 401), (f"Basic {KEY}", 401)):
+        head = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: {credentials}\r\nConnection: close\r\n\r\n"
+        assert served.send(head, 30) == status
+
+
+def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
+    made = serve(write_world(tmp_path), timeout=0.5)
+    try:
+        head = "POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+        assert made.send(f"{head}Authorization: Bearer {KEY}\r\n\r\n{{", 20) == 408
+        assert made.send(f"{head}\r\n{{", 20) == 401
+        assert made.send(f"{head.replace('100', '9' * 5000)}\r\n", 20) in (400, 401, 413)
+    finally:
+        made.stop()
+
+
+def test_a_page_under_a_name_of_its_own_changes_no_prompts(tmp_path: Path) -> None:
+    """A browser sends the name by which a page reaches the server, which may have been pointed at 127.0.0.1."""
+    made = serve(write_world(tmp_path), keys=frozenset())
+    try:
+        head = "DELETE /v1/prompts/{} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n"
+        for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "[", ""):
+            assert made.send(head.format("free", host), 20) == 403, host
+        for name, host in (("free", "localhost:8000"), ("long", "127.0.0.1"), ("labels", "[::1]:8000")):
+            assert made.send(head.format(name, host), 20) == 204, host
+        assert made.send("GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", 20) == 200
+    finally:
+        made.stop()
+
+
+def test_shutdown_answers_accepted_requests(tmp_path: Path) -> None:
+    made = serve(write_world(tmp_path), keys=frozenset())
+    with ThreadPoolExecutor(8) as pool:
+        body = {"model": "long", "prompt": "x", "temperature": 50.0, "max_tokens": 300}
+        asked = [pool.submit(made.request, "POST", "/v1/completions", {**body, "seed": i}) for i in range(8)]
+        until = time.monotonic() + 20
+        while made.scheduler.running + made.scheduler.counts.jobs < 8 and time.monotonic() < until:
+            time.sleep(0.005)
+        made.server.should_exit = True
+        assert [one.result()[0] for one in asked] == [200] * 8
+    made.thread.join(30)
+    assert not made.thread.is_alive()
+
+
+def test_a_stream_that_fails_says_why_in_the_log_only(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an answer that is not streamed."""
+
+    def fails(jobs: Any) -> None:
+        raise RuntimeError("out of memory at 0x7f00")
+
+    monkeypatch.setattr(served.scheduler.backend, "join", fails)
+    for stream in (False, True):
+        _, answer, _ = served.request("POST", "/v1/completions", {"model": "long", "prompt": "x", "stream": stream})
+        error = json.loads(answer.split("\n")[0].removeprefix("data: ")) if stream else answer
+        assert error == {"error": {"message": "the request failed; the server's log says why", "type": "server_error"}}
+    said = "error: /v1/completions: RuntimeError: out of memory at 0x7f00"
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")] == [said] * 2
+
+
+def test_a_request_that_runs_out_of_time_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made, released = serve(write_world(tmp_path), timeout=0.2), threading.Event()
+    join = made.scheduler.backend.join
+
+    def late(jobs: Any) -> None:
+        assert released.wait(30)
+        join(jobs)
+
+    made.scheduler.backend.join = late  # type: ignore[method-assign]
+    status, answer, _ = made.request("POST", "/v1/completions", {"model": "free", "prompt": ["x", "y"]})
+    released.set()
+    made.stop()
+    assert (status, answer["error"]["code"]) == (504, "timeout")
+    assert made.scheduler.counts.cancelled == 2
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_client_that_goes_away_frees_its_place(served: Served) -> None:
+    before = served.scheduler.counts.cancelled
+    stream = served.client.completions.create(model="long", prompt="x", stream=True, temperature=50.0, max_tokens=400)
+    next(iter(stream))
+    stream.close()
+    until = time.monotonic() + 20
+    while served.scheduler.running and time.monotonic() < until:
+        time.sleep(0.01)
+    assert served.scheduler.running == 0
+    assert served.scheduler.counts.cancelled >= before
