@@ -1,5 +1,7 @@
 """The model alone: forward, loss and backward of one padded batch, ours and transformers' with SDPA, also compiled.
 
+nanoT5 joins them if `T5_PIPELINE_NANOT5` names its model file (benchmarks/nanot5.py).
+
 Both sides have the same weights and the same padded batch, without dropout. No side removes padding here, as a user's
 run does. The savings are counted, not timed: the products of all microbatches relative to those of the examples
 alone, for rows in data order, for rows grouped by length as the Trainer's `group_by_length` does, and for ours.
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.lm_adaptation import BATCHES, LENGTH, PEER_ROWS, Documents, as_rows, same_weights
 from benchmarks.machine import compared, fast_dtype, in_turn, layer_rate
+from benchmarks.nanot5 import nanot5_model
 from t5_pipeline.cost.flops import forward_flops, training_flops
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.sampling.batches import LMBatches
@@ -55,11 +58,11 @@ def our_pass(model: T5, compiled: bool, inputs_BS: Tensor, targets_BT: Tensor, d
     return float(loss.detach())
 
 
-def their_pass(model: Any, inputs_BS: Tensor, targets_BT: Tensor, dtype: torch.dtype) -> float:
+def their_pass(model: Any, inputs_BS: Tensor, targets_BT: Tensor, dtype: torch.dtype, **flags: bool) -> float:
     model.zero_grad(set_to_none=True)
     labels = targets_BT.masked_fill(targets_BT == 0, -100)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        loss = model(input_ids=inputs_BS, attention_mask=(inputs_BS != 0).long(), labels=labels, use_cache=False).loss
+        loss = model(input_ids=inputs_BS, attention_mask=(inputs_BS != 0).long(), labels=labels, **flags).loss
     loss.backward()
     return float(loss.detach())
 
@@ -68,18 +71,21 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     shape: T5Config = SIZES[size]
     ours, [theirs] = same_weights(shape, {"attn_implementation": "sdpa"})
     theirs.train()
+    peers: dict[str, tuple[Any, dict[str, bool]]] = {"transformers, SDPA": (theirs, {"use_cache": False})}
+    if (nanot5 := nanot5_model(theirs)) is not None:
+        peers["nanoT5"] = nanot5, {}
     dtype = fast_dtype()
     inputs_BS, targets_BT = padded_batch(shape.vocab_size)
     batch = inputs_BS, targets_BT, dtype
-    sides = {
-        "ours": partial(our_pass, ours, False, *batch),
-        "transformers, SDPA": partial(their_pass, theirs, *batch),
-    }
+    sides = {"ours": partial(our_pass, ours, False, *batch)}
+    sides |= {name: partial(their_pass, model, *batch, **flags) for name, (model, flags) in peers.items()}
+    losses = {name: round(side(), 4) for name, side in sides.items()}
+    for name in peers:
+        assert abs(losses["ours"] / losses[name] - 1) < 2e-3, losses
     if use_compiler("true", "cpu"):
         sides["ours, compiled"] = partial(our_pass, ours, True, *batch)
-        sides["transformers, SDPA, compiled"] = partial(their_pass, torch.compile(theirs), *batch)
-    losses = {name: round(sides[name](), 4) for name in ("ours", "transformers, SDPA")}
-    assert abs(losses["ours"] / losses["transformers, SDPA"] - 1) < 2e-3, losses
+        for name, (model, flags) in peers.items():
+            sides[f"{name}, compiled"] = partial(their_pass, torch.compile(model), *batch, **flags)
     rate = layer_rate(shape, inputs_BS.numel(), dtype)
     times = in_turn(sides, rounds)
     rate = (rate + layer_rate(shape, inputs_BS.numel(), dtype)) / 2
@@ -129,7 +135,7 @@ def padding(shape: T5Config, examples: int) -> dict[str, float]:
     }
 
 
-def run(rounds: int, data: Path, sizes: tuple[str, ...] = ("small",)) -> dict[str, Any]:
+def run(rounds: int, data: Path, sizes: tuple[str, ...] = ("small", "base")) -> dict[str, Any]:
     return {
         "rows": [measure(size, rounds) for size in sizes],
         "peer_flags": 'attn_implementation="sdpa", torch.compile',
