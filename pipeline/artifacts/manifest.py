@@ -83,6 +83,28 @@ class Manifest(Started):
     def all_outputs(self) -> list[OutputRecord]:
         return [*self.outputs.values(), *self.steps_published.values()]
 
+    @property
+    def training_seconds(self) -> float:
+        """The cell's share of `seconds`, which it spent in one process with the cells that were trained together."""
+        cells = self.facts.get("cells_together")
+        return self.seconds / cells if type(cells) is int and cells > 0 else self.seconds
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the outputs, as `stored_bytes` counts them; published steps do not count."""
+        places = tuple(f"{output.path}/" for output in self.outputs.values())
+        return stored_bytes({name: file.size for name, file in self.files.items() if name.startswith(places)})
+
+
+def stored_bytes(sizes: Mapping[str, int]) -> int:
+    """Bytes that an artifact stores: those of its tensors, or of all its files if it has no tensors.
+
+    Args:
+        sizes: bytes of its files, by name.
+    """
+    tensors = [size for name, size in sizes.items() if name.endswith(".safetensors")]
+    return sum(tensors or sizes.values())
+
 
 def read(directory: Path) -> Manifest | None:
     """The manifest in a cell's directory; None if the cell has not finished.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from t5_pipeline.artifacts.manifest import stored_bytes
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.held_out import HeldOut
@@ -31,12 +32,11 @@ def artifact_costs(artifact: Artifact) -> dict[str, Any]:
 
     Cells that were trained in one process share its time. Peak memory is that of the GPU, or of the process on a CPU.
     """
-    files = [file for file in artifact.path.rglob("*") if file.is_file()]
-    tensors = [file for file in files if file.suffix == ".safetensors"]
-    found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in tensors or files)}
+    sizes = {str(file): file.stat().st_size for file in artifact.path.rglob("*") if file.is_file()}
+    found: dict[str, Any] = {"bytes": stored_bytes(sizes)}
     if artifact.manifest is not None:
         facts = _facts(artifact)
-        found["training_seconds"] = artifact.manifest.seconds / facts.get("cells_together", 1)
+        found["training_seconds"] = artifact.manifest.training_seconds
         found["peak_bytes"] = facts.get("peak_gpu_bytes", facts.get("peak_rss_bytes"))
     return found
 

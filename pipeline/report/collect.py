@@ -294,7 +294,7 @@ def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None
         run.models[name] = model
         swept = result.sweep.settings if result.sweep else {}
         length = int(swept.get("prompt_length", manifest.settings["prompt_length"]))
-        size = PromptSize(length, length * model.shape.d_model, _weights(manifest, "prompt"))
+        size = PromptSize(length, length * model.shape.d_model, manifest.stored_bytes)
         if size not in run.prompts:
             run.prompts.append(size)
 
@@ -316,11 +316,3 @@ def _model_size(name: str, directory: Path) -> ModelSize | None:
         return None
     on_disk = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     return ModelSize(name, shape.parameters, on_disk or None, shape)
-
-
-def _weights(manifest: Manifest, output: str) -> int:
-    """Published bytes of an output's tensors."""
-    place = manifest.outputs[output].path
-    return sum(
-        f.size for name, f in manifest.files.items() if name.startswith(f"{place}/") and name.endswith(".safetensors")
-    )

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.sweep import without_seed
@@ -14,6 +15,8 @@ from t5_pipeline.report.collect import Run
 from t5_pipeline.report.constant_answers import Constant, constant_answer
 from t5_pipeline.report.intervals import Interval, mean_interval, row_interval
 from t5_pipeline.report.scores import Sample, Score
+
+Cost = Literal["bytes", "training_seconds", "peak_bytes"]
 
 PROMPT_TUNING = "prompt tuning"
 NO_PROMPT = "no prompt"
@@ -72,6 +75,11 @@ class ScoreLine:
     def interval(self, metric: str) -> Interval | None:
         """95% interval over the test rows; None if unknown."""
         return mean_interval([row_interval(row, metric) for row in self.rows])
+
+    def cost(self, name: Cost) -> float | None:
+        """The mean of a cost over the seeds; None if unknown."""
+        found = [value for row in self.rows if (value := getattr(row, name)) is not None]
+        return statistics.fmean(found) if found else None
 
     @property
     def constants(self) -> list[Constant | None]:

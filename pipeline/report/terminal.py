@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.durations import duration
 from t5_pipeline.core.tables import aligned
-from t5_pipeline.report.collect import CellResult, Job, Run
+from t5_pipeline.report.collect import CellResult, Run
 from t5_pipeline.report.scores import Score
 from t5_pipeline.report.summary import summarize
 
@@ -18,7 +19,8 @@ _UNKNOWN = "–"
 def results_table(run: Run) -> list[str]:
     """One line for each method on each task: mean score and spread over seeds, published steps, bytes, training time.
 
-    Cells that were trained but not scored are listed without a score; empty if nothing was trained or scored.
+    Bytes and time are those of the report: what is stored for a task, and one cell's share of the training. Cells that
+    were trained but not scored are listed without a score; empty if nothing was trained or scored.
     """
     rows: list[Sequence[str]] = []
     stale = set(run.stale)
@@ -32,14 +34,16 @@ def results_table(run: Run) -> list[str]:
             spread = line.spread(task.metric)
             score = _UNKNOWN if spread is None else f"{task.metric} {spread.text}"
             score += "" if len(fresh) == len(line.rows) else " (stale)"
-            rows.append((line.title, line.path or _UNKNOWN, task.task, score, *_cost(run, made)))
+            costs = (_bytes(line.cost("bytes")), _time(line.cost("training_seconds"))) if fresh else (_UNKNOWN,) * 2
+            rows.append((line.title, line.path or _UNKNOWN, task.task, score, _steps(made), *costs))
     for job in run.jobs:
         left = [result for result in job.cells if result.manifest and _key(result) not in scored]
         if left and (left[0].settings.made_for() or (not run.scores and isinstance(left[0].settings, TrainingConfig))):
             tasks = dict.fromkeys(task.name for result in left for task in result.settings.made_for())
-            rows.append(
-                (job.kind, left[0].frozen or _UNKNOWN, ", ".join(tasks) or _UNKNOWN, _UNKNOWN, *_cost(run, left))
-            )
+            manifests = [result.manifest for result in left if result.manifest]
+            seconds = statistics.fmean(manifest.training_seconds for manifest in manifests)
+            texts = (left[0].frozen or _UNKNOWN, ", ".join(tasks) or _UNKNOWN, _UNKNOWN, _steps(left))
+            rows.append((job.kind, *texts, _bytes(manifests[0].stored_bytes), _time(seconds)))
     return aligned([_HEADER, *rows]) if rows else []
 
 
@@ -60,15 +64,17 @@ def _key(result: CellResult) -> tuple[str, str]:
     return result.cell.stage, result.cell.id
 
 
-def _cost(run: Run, results: Sequence[CellResult]) -> tuple[str, str, str]:
-    """Published steps, bytes of one artifact, and the time of the jobs, which train their cells together."""
+def _steps(results: Sequence[CellResult]) -> str:
+    """The published steps."""
     manifests = [result.manifest for result in results if result.manifest]
-    if not manifests:
-        return _UNKNOWN, _UNKNOWN, _UNKNOWN
     steps = sorted({step for m in manifests if (step := m.facts.get("best_step", m.step)) is not None})
     shown = ", ".join(f"{step:,}" for step in steps) if len(steps) < 4 else f"{steps[0]:,} to {steps[-1]:,}"
-    places = tuple(f"{output.path}/" for output in manifests[0].outputs.values())
-    size = sum(file.size for name, file in manifests[0].files.items() if name.startswith(places))
-    keys = {_key(result) for result in results}
-    jobs: list[Job] = [job for job in run.jobs if any(_key(result) in keys for result in job.cells)]
-    return shown or _UNKNOWN, f"{size:,}", duration(sum(job.seconds or 0.0 for job in jobs))
+    return shown or _UNKNOWN
+
+
+def _bytes(number: float | None) -> str:
+    return _UNKNOWN if number is None else f"{round(number):,}"
+
+
+def _time(seconds: float | None) -> str:
+    return _UNKNOWN if seconds is None else duration(seconds)

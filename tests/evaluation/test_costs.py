@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.evaluation import costs
 from t5_pipeline.evaluation.answering import Answerer
 from t5_pipeline.evaluation.costs import LOADS, REQUESTS, artifact_costs, latency_seconds, trained_numbers
@@ -57,15 +58,20 @@ def test_costs_of_an_artifact(tmp_path: Path) -> None:
     (tmp_path / "prompt.json").write_text("x" * 10)
     assert artifact_costs(Artifact("p", tmp_path, "d")) == {"bytes": 10}
     (tmp_path / "prompt.safetensors").write_text("x" * 7)
-    made: Any = SimpleNamespace(seconds=30.0, facts={"cells_together": 3, "peak_rss_bytes": 5})
+    made = manifest(facts={"cells_together": 3, "peak_rss_bytes": 5})
     assert artifact_costs(Artifact("p", tmp_path, "d", manifest=made)) == {
         "bytes": 7, "training_seconds": 10.0, "peak_bytes": 5,
     }  # fmt: skip
     made.facts["peak_gpu_bytes"] = 4
     assert artifact_costs(Artifact("p", tmp_path, "d", manifest=made))["peak_bytes"] == 4
-    made.facts |= {"cells_together": 0, "peak_gpu_bytes": "4"}
+    made.facts.update({"cells_together": 0, "peak_gpu_bytes": "4"})
     edited = artifact_costs(Artifact("p", tmp_path, "d", manifest=made))
     assert (edited["training_seconds"], edited["peak_bytes"]) == (30.0, 5)
+
+
+def manifest(facts: dict[str, Any]) -> Manifest:
+    return Manifest(stage="prompt_tune", kind="prompt_tune", fingerprint="f", parts={}, settings={}, outputs={}, files={},
+                    started="", finished="", seconds=30.0, facts=facts)  # fmt: skip
 
 
 def test_trained_numbers_are_those_of_training(tmp_path: Path) -> None:

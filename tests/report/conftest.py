@@ -130,7 +130,9 @@ class RunBuilder:
         rows_PD = np.zeros((cell.settings.prompt_length, self.shape.d_model), np.float32)  # type: ignore[attr-defined]
         save_file({"prompt": rows_PD}, directory / "prompt.safetensors")
         (directory / "prompt.json").write_text("{}")
-        self._finish(cell, {"prompt": "prompt"}, facts={"best_step": 10 * (1 + int(cell.axes["seed"]))})
+        together = sum(other.axes["model"] == cell.axes["model"] for other in self.recipe.stages[cell.stage])
+        facts = {"best_step": 10 * (1 + int(cell.axes["seed"])), "cells_together": together}
+        self._finish(cell, {"prompt": "prompt"}, facts=facts)
 
     def _evaluate(self, cell: Cell) -> None:
         self._write(cell, "scores/scores.json", json.dumps({"rows": self.score_rows(), "seconds": 2.0}))
@@ -138,12 +140,16 @@ class RunBuilder:
 
     def score_rows(self) -> list[dict[str, Any]]:
         common = {"task": "package", "split": "test", "examples": EXAMPLES, "labels": LABELS}
+        prompts = {cell.id: self.run_dir.manifest(cell) for cell in self.recipe.stages.get("prompt_tune", [])}
         rows: list[dict[str, Any]] = []
         for model, accuracies in ACCURACY.items():
             for seed, accuracy in enumerate(accuracies):
+                made = prompts.get(f"model={model},seed={seed}")
+                costs = {"bytes": made.stored_bytes, "training_seconds": made.training_seconds} if made else {}
                 rows.append(
                     {
                         **common,
+                        **costs,
                         "method": "prompt tuning",
                         "model": model,
                         "cell": f"model={model},seed={seed}",

@@ -7,6 +7,7 @@ import shutil
 
 from t5_pipeline.core.durations import duration
 from t5_pipeline.report.collect import collect
+from t5_pipeline.report.summary import summarize
 from t5_pipeline.report.terminal import results_table
 
 
@@ -22,11 +23,25 @@ def test_every_line_of_the_scores_has_its_step_bytes_and_time(finished) -> None:
     by_name = {tuple(row[:2]): row[2:] for row in rows}
     prompts = by_name["Prompt tuning", "LM adaptation @40 steps"]
     directory = finished.run_dir.path / "prompt_tune" / "model=lm_adapt,seed=0" / "prompt"
-    size = sum(file.stat().st_size for file in directory.iterdir())
-    seconds = next(m for m in collect(finished.run_dir.path).manifests() if m.stage == "prompt_tune").seconds
+    size = (directory / "prompt.safetensors").stat().st_size
+    seconds = next(m for m in collect(finished.run_dir.path).manifests() if m.stage == "prompt_tune").seconds / 3
     assert prompts[:4] == ["package", "accuracy 64.0 ± 4.0", "10, 20, 30", f"{size:,}"]
     assert prompts[4] == duration(seconds)
     assert by_name["Majority class", "–"] == ["package", "accuracy 40.0", "–", "–", "–"]
+
+
+def test_costs_are_those_of_the_report(finished) -> None:
+    """Cells that were trained together share their time, with scores and without."""
+    run = collect(finished.run_dir.path)
+    line = next(line for task in summarize(run) for line in task.tuned if line.model == "lm_adapt")
+    seconds = line.cost("training_seconds")
+    together = next(job for job in run.jobs if line.rows[0].cell in [result.cell.id for result in job.cells])
+    assert len(together.cells) == 3
+    assert seconds == together.seconds / 3
+    scored = next(row for row in table(finished) if row[:2] == ["Prompt tuning", "LM adaptation @40 steps"])
+    shutil.rmtree(finished.run_dir.path / "evaluate")
+    unscored = next(row for row in table(finished) if row[:2] == ["prompt_tune", "lm_adapt"])
+    assert scored[-2:] == unscored[-2:] == [f"{round(line.cost('bytes')):,}", duration(seconds)]
 
 
 def test_without_scores(finished) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 from t5_pipeline.core.durations import duration
 from t5_pipeline.report import format as fmt
@@ -13,10 +12,8 @@ from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
 from t5_pipeline.report.sections.scores import task_title
-from t5_pipeline.report.summary import ScoreLine, TaskScores
+from t5_pipeline.report.summary import Cost, ScoreLine, TaskScores
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
-
-Cost = Literal["bytes", "training_seconds", "peak_bytes"]
 
 NOTE = (
     "Bytes: weights stored for the task. Time: of the process that trained it, validation included, divided by the"
@@ -51,14 +48,8 @@ def compared_lines(task: TaskScores) -> list[ScoreLine]:
     return [
         line
         for line in [*task.tuned, *task.others]
-        if cost(line, "bytes") is not None and not line.rows[0].trained_on and line.spread(task.metric)
+        if line.cost("bytes") is not None and not line.rows[0].trained_on and line.spread(task.metric)
     ]
-
-
-def cost(line: ScoreLine, name: Cost) -> float | None:
-    """The mean of a cost over the seeds of a line; None if unknown."""
-    found = [value for row in line.rows if (value := getattr(row, name)) is not None]
-    return statistics.fmean(found) if found else None
 
 
 def latency(line: ScoreLine, count: int) -> float | None:
@@ -74,9 +65,9 @@ def _task_counts(lines: list[ScoreLine]) -> list[int]:
 def _table(task: TaskScores, lines: list[ScoreLine], counts: list[int]) -> Markup:
     columns: dict[str, tuple[Callable[[ScoreLine], Value], Callable[[float], str]]] = {
         "trained parameters": (lambda line: line.trained, lambda n: fmt.count(round(n))),
-        "bytes per task": (lambda line: cost(line, "bytes"), lambda n: fmt.size(round(n))),
-        "peak memory": (lambda line: cost(line, "peak_bytes"), lambda n: fmt.size(round(n))),
-        "training time": (lambda line: cost(line, "training_seconds"), duration),
+        "bytes per task": (lambda line: line.cost("bytes"), lambda n: fmt.size(round(n))),
+        "peak memory": (lambda line: line.cost("peak_bytes"), lambda n: fmt.size(round(n))),
+        "training time": (lambda line: line.cost("training_seconds"), duration),
     }
     for count in counts:
         columns[f"latency, 1 of {fmt.count(count)}"] = (partial(latency, count=count), _milliseconds)
@@ -112,7 +103,7 @@ def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup | None:
     for name, (label, text) in axes.items():
         points = []
         for number, line in enumerate(lines):
-            spread, interval, at = line.spread(task.metric), line.interval(task.metric), cost(line, name)
+            spread, interval, at = line.spread(task.metric), line.interval(task.metric), line.cost(name)
             if spread is None or not at:
                 continue
             errors = [(100 * interval.low, 100 * interval.high)] if interval else None

@@ -27,7 +27,7 @@ LATENCIES = {
 
 
 class Costly(RunBuilder):
-    """Adds the rows of two methods, and costs to all."""
+    """Adds the rows of two methods, and the costs of what one T5 was tuned with; the others' costs are unknown."""
 
     def score_rows(self) -> list[dict[str, Any]]:
         rows = super().score_rows()
@@ -38,7 +38,7 @@ class Costly(RunBuilder):
         return [
             {**row, **COSTS[row["method"]], "latency_seconds": LATENCIES[row["method"]]}
             if row["model"] == "lm_adapt" and row["method"] in COSTS
-            else row
+            else {name: value for name, value in row.items() if name not in ("bytes", "training_seconds")}
             for row in rows
         ]
 
