@@ -20,7 +20,7 @@ from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row, check_unicode
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.ensemble import classified
+from t5_pipeline.evaluation.ensemble import classified, voters
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Answer, Engine, Question
 from t5_pipeline.serving.exchange import refuse_to_replace
@@ -33,7 +33,8 @@ Input = str | Mapping[str, Any]
 """A finished input text, or the fields for the template of the prompt."""
 
 Names = str | Sequence[str | Sequence[str]] | None
-"""The prompt of all inputs ("a"; "a+b+c" votes), or a list with one for each input; None if there is only one."""
+"""The prompt of all inputs ("a"; "a+b+c" votes, unless it is the name of one prompt), or a list with one for each
+input; None if there is only one."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,12 @@ class PromptedModel:
                 raise InputError(f"name a prompt, one of: {', '.join(self.prompts) or 'none is loaded'}")
             prompt = self.prompts[0]
         if isinstance(prompt, str):
-            return [prompt.split("+")] * inputs
+            return [voters(prompt, self._engine.prompts)] * inputs
         if len(prompt) != inputs:
             raise InputError(f"{len(prompt)} prompts for {inputs} inputs; give one name, or one for each input")
         if any(not names for names in prompt):
             raise InputError("prompt: an input has no prompt; name at least one for each")
-        return [names.split("+") if isinstance(names, str) else list(names) for names in prompt]
+        return [voters(names, self._engine.prompts) for names in prompt]
 
     # --------------------------------------------------------------------------------------------------------- prompts
 

@@ -11,12 +11,15 @@ from t5_pipeline.core.errors import InputError
 
 MAX_NAME = 100  # bytes; file systems allow 255, and temporary files and moved results get longer names
 
+_RESTORE = "restore the file, or move it away"
 
-def below(path: str, where: object) -> str:
+
+def below(path: str, where: object, remedy: str = _RESTORE) -> str:
     """A relative path without `..`, unchanged.
 
     Args:
         where: file that contains the path, for errors.
+        remedy: what to do about another path, for errors.
 
     Raises:
         InputError: if it is empty, absolute, or has a part `..`.
@@ -26,22 +29,21 @@ def below(path: str, where: object) -> str:
     """
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise InputError(
-            f"{where}: the path {path!r} does not stay inside its directory; restore the file, or move it away"
-        )
+        raise InputError(f"{where}: the path {path!r} does not stay inside its directory; {remedy}")
     return path
 
 
-def inside(root: Path, path: str, where: object) -> Path:
+def inside(root: Path, path: str, where: object, remedy: str = _RESTORE) -> Path:
     """`root / path`, if it is below `root` lexically and after following symbolic links.
 
     Args:
         where: file that contains the path, for errors.
+        remedy: what to do about a path that is not, for errors.
 
     Raises:
         InputError: if it is not.
     """
-    found = root / below(path, where)
+    found = root / below(path, where, remedy)
     try:
         stays = found.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):  # a loop of links

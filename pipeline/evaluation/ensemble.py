@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,20 @@ def ensemble_rows(task: TaskConfig, answers: Sequence[Answer]) -> list[dict[str,
             row["trained"] = sum(trained_numbers(candidate) or 0 for candidate, _, _ in group)
             rows.append(row | split.scored(vote([outputs for _, _, outputs in group], task.labels or ())))
     return rows
+
+
+def voters(names: str | Sequence[str], known: Container[str]) -> list[str]:
+    """The prompts that vote: a list of names, one name, or several joined by "+".
+
+    Args:
+        known: names of all prompts; one that contains "+" is a single prompt.
+
+    >>> voters("a+b", known={"a", "b"}), voters("a+b", known={"a", "b", "a+b"})
+    (['a', 'b'], ['a+b'])
+    """
+    if not isinstance(names, str):
+        return list(names)
+    return [names] if names in known else names.split("+")
 
 
 def vote(outputs: Sequence[Outputs], labels: Sequence[str] = ()) -> Outputs:

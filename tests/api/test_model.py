@@ -67,6 +67,12 @@ def test_votes(t5: t5_pipeline.PromptedModel) -> None:
         assert vote.probabilities["a"] == pytest.approx((one.probabilities["a"] + two.probabilities["a"]) / 2)
 
 
+def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(world: Path) -> None:
+    t5 = t5_pipeline.load(world / "model", world / "prompts", precision="fp32")
+    t5.add("labels+labels-2", world / "prompts/labels-2")
+    assert t5.classify(["x"], "labels+labels-2") == t5.classify(["x"], ["labels-2"])
+
+
 def test_stream_gives_the_text_of_generate(t5: t5_pipeline.PromptedModel) -> None:
     for text in TEXTS:
         pieces = list(t5.stream({"text": text}, "long"))

@@ -171,7 +171,7 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
         """Exact probabilities of the labels; several prompts vote."""
         param = "prompt" if body.prompt is not None else "fields"
-        voters_of = body.voters
+        voters_of = body.voters({server.options.model_name, *server.store.all()})
         server.check_fits(sum(map(len, voters_of)))
 
         def jobs_of() -> list[Job]:
@@ -209,7 +209,7 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     )
     async def load_adapter(body: LoadAdapterRequest) -> ModelCard:
         """`POST /v1/prompts` under vLLM's name."""
-        prompt = await asyncio.to_thread(server.add, body.lora_name, body.lora_path)
+        prompt = await asyncio.to_thread(server.add, body.lora_name, body.lora_path, "lora_path")
         return server.card(prompt)
 
     @app.post("/v1/unload_lora_adapter", dependencies=changes, responses={403: {"model": ErrorResponse}})

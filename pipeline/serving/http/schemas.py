@@ -7,9 +7,12 @@ is OpenAI's default.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from t5_pipeline.evaluation.ensemble import voters
 
 Fields = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[\w.=,-]{1,200}$", description="name of the prompt")]
@@ -28,7 +31,8 @@ class Inputs(Strict):
     """One or more inputs: ready texts (`prompt`), or fields for the template of the prompt.
 
     Attributes:
-        model: name of a prompt; the base model's name means no prompt. "a+b+c" votes, for classification.
+        model: name of a prompt; the base model's name means no prompt. For classification, "a+b+c" votes, unless a
+            prompt has this name.
         models: one name per input, instead of `model`.
     """
 
@@ -114,16 +118,15 @@ class ClassifyRequest(Inputs):
             raise ValueError("a list of prompts is empty; name at least one")
         return self
 
-    @property
-    def voters(self) -> list[list[str]]:
-        """The prompts of each input: one, or several that vote."""
+    def voters(self, known: Container[str]) -> list[list[str]]:
+        """The prompts of each input: one, or several that vote.
+
+        Args:
+            known: names of all prompts; one that contains "+" is a single prompt.
+        """
         if self.models is None:  # one list for all inputs: a short request may name many prompts for many inputs
-            return [_voters(self.model or "")] * len(self.items)
-        return [_voters(names) for names in self.models]
-
-
-def _voters(names: str | list[str]) -> list[str]:
-    return names if isinstance(names, list) else names.split("+")
+            return [voters(self.model or "", known)] * len(self.items)
+        return [voters(names, known) for names in self.models]
 
 
 class PromptRequest(Strict):

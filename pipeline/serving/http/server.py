@@ -203,18 +203,23 @@ class Server:
                 403, f"prompts cannot be changed under the name {host}; use localhost, or start the server with --keys"
             )
 
-    def add(self, name: str, path: str) -> ServedPrompt:
-        """Load a prompt from the directory of prompts."""
+    def add(self, name: str, path: str, param: str = "path") -> ServedPrompt:
+        """Load a prompt from the directory of prompts.
+
+        Args:
+            param: field of the request that contains the path, for errors.
+        """
         root = self.options.prompts
         if not self.options.allow_changes or root is None:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
         try:
-            prompt = self.store.read(name, locate_one("prompt", str(inside(root, path, "path")), "path"))
+            place = inside(root, path, param, "name a prompt in the server's directory of prompts")
+            prompt = self.store.read(name, locate_one("prompt", str(place), param))
         except OtherModel as error:
             digests = {"prompt": error.of_prompt, "server": error.of_t5}
-            raise Refused(409, str(error), param="path", code="other_model", digests=digests) from error
+            raise Refused(409, str(error), param=param, code="other_model", digests=digests) from error
         except (InputError, OSError) as error:
-            raise Refused(400, str(error), param="path") from error
+            raise Refused(400, str(error), param=param) from error
         self.store.add(prompt)
         return prompt
 

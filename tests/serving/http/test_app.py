@@ -90,6 +90,16 @@ def test_classify_gives_exact_probabilities_and_votes(served: Served, engine: En
         assert vote["label"] in vote["votes"]
 
 
+def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(served: Served) -> None:
+    store = served.server.config.app.state.server.store  # type: ignore[union-attr]
+    name = "labels+labels-2"
+    store.add(store.read(name, served.world / "prompts/labels-2"))
+    own = served.request("POST", "/v1/classify", {"model": "labels-2", "prompt": "x"})[1]["data"]
+    for body in ({"model": name, "prompt": "x"}, {"models": [name], "prompt": ["x"]}):
+        assert served.request("POST", "/v1/classify", body)[1]["data"] == own
+    store.remove(name)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "message"),
     [
@@ -140,7 +150,7 @@ def test_bad_classifications(served: Served, body: Any, status: int, message: st
 
 def test_many_inputs_share_one_list_of_voters() -> None:
     """Otherwise a body of 1 MiB could make lists of gigabytes."""
-    first, second = ClassifyRequest(model="a+b", prompt=["x", "y"]).voters
+    first, second = ClassifyRequest(model="a+b", prompt=["x", "y"]).voters(known={"a", "b"})
     assert first == ["a", "b"]
     assert first is second
 
@@ -151,9 +161,14 @@ def test_prompts_change_while_serving(served: Served) -> None:
     for path in ("../elsewhere", str(served.world / "elsewhere"), "absent", "\ud800"):
         status, answer, _ = served.request("POST", "/v1/prompts", {"name": "new", "path": path})
         assert (status, answer["error"]["param"]) == (400, "path"), answer
+    status, answer, _ = served.request("POST", "/v1/prompts", {"name": "new", "path": "../elsewhere"})
+    assert "; name a prompt in the server's directory of prompts" in answer["error"]["message"]
     assert served.request("POST", "/v1/prompts", {"name": "new", "path": "labels"})[0] == 201
     assert served.request("POST", "/v1/classify", {"model": "new", "fields": {"text": "x"}})[0] == 200
     assert served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "\ud800"})[0] == 400
+    status, answer, _ = served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "../labels"})
+    assert answer["error"]["param"] == "lora_path"
+    assert answer["error"]["message"].startswith("lora_path: ")
     assert served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "free"})[0] == 200
     assert served.request("POST", "/v1/unload_lora_adapter", {"lora_name": "n2"})[0] == 200
     assert served.request("DELETE", "/v1/prompts/new")[0] == 204
