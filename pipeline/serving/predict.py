@@ -187,7 +187,8 @@ def _check(path: Path, engine: Engine) -> int:
     """The number of rows of a file.
 
     Raises:
-        InputError: if the file cannot be read, or is a table without rows or without a column that a prompt uses.
+        InputError: if the file cannot be read, is a table without rows or without a column that a prompt uses, or no
+            row names a prompt although there are several.
     """
     rows = _rows(path, engine)
     first = next(rows, None)
@@ -202,7 +203,18 @@ def _check(path: Path, engine: Engine) -> int:
                 f"{path}: none of its columns{columns} is `input` or a field of a prompt ({', '.join(engine.fields)});"
                 f" {'name the columns in the first line' if header else 'rename its columns'}"
             )
-    return sum(1 for _ in rows) + (first is not None)
+    total, readable, named_rows = 0, None, 0
+    for row in [] if first is None else itertools.chain([first], rows):
+        total += 1
+        if isinstance(row, Row):
+            readable = readable or row
+            named_rows += "prompt" in row
+    if readable is not None and not named_rows and _is_named(engine):
+        raise InputError(
+            f"{readable.where}: neither this row nor any other names its prompt; add `prompt`, one of:"
+            f" {', '.join(engine.prompts)}"
+        )
+    return total
 
 
 def _rows(path: Path, engine: Engine) -> Iterator[Row | BadRow]:
@@ -262,11 +274,15 @@ def _arriving(rows: Iterator[Row | BadRow], size: int) -> Iterator[list[Row | Ba
 
 def _question(engine: Engine, row: Row, number: int) -> Question:
     """The question of a row, which names its prompt or prompts unless there is only one."""
-    known = [*engine.prompts, *engine.refused]
-    if "prompt" not in row and len(known) > 1:
+    if "prompt" not in row and _is_named(engine):
         raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {", ".join(engine.prompts)}')
-    named = row.get("prompt", known[0])
+    named = row.get("prompt", next(iter(engine.prompts)))
     return engine.question(named if isinstance(named, list) and named else [named], row, number)
+
+
+def _is_named(engine: Engine) -> bool:
+    """Whether rows must name their prompt."""
+    return len(engine.prompts) + len(engine.refused) > 1
 
 
 # ----------------------------------------------------------------------------------------------------------- answers

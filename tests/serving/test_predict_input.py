@@ -69,6 +69,8 @@ def test_lines_that_are_not_json_objects(place: Place, tmp_path: Path, monkeypat
     ("rows.txt", "A fine film.\n", "has no rows below its header line"),
     ("rows.tsv", "text\n", "has no rows below its header line"),
     ("rows.txt", "A fine film.\nA dull one.\n", "none of its columns (A fine film.) is `input` or a field of a prompt"),
+    ("rows.csv", "text,input\nA fine film.,\nA dull one.,\n", "rows.csv:2: neither this row nor any other names its prompt; add"),
+    ("rows.jsonl", '{oops\n{"text": "x"}\n{"text": "y"}\n', "rows.jsonl:2: neither this row nor any other names its prompt; add"),
     ("rows.csv", 'prompt,text\ntone,"A fine\n', "rows.csv:2: not CSV"),
     ("rows.xlsx", "PK", ".xlsx is not a known format of rows"),
 ])  # fmt: skip

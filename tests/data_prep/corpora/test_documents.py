@@ -75,6 +75,15 @@ def test_single_file(tmp_path: Path) -> None:
     assert [d.text for d in read_corpus(tmp_path / "d.parquet")] == ["five", "six"]
 
 
+def test_a_text_file_is_one_document_also_if_it_is_compressed(tmp_path: Path) -> None:
+    text = "one\n\ntwo\n\n\nthree\n"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "c.txt.zst").write_bytes(zstandard.compress(text.encode()))
+    for name in ("a.txt", "b.txt.gz", "c.txt.zst"):
+        assert [d.text for d in read_corpus(tmp_path / name)] == [text]
+
+
 def test_other_text_field(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "one", "text": 3}\n')
