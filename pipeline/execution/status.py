@@ -21,7 +21,8 @@ from t5_pipeline.execution.staleness import cell_statuses
 def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
     """Rows with the keys stage, cell, kind, state, reason, step, steps, loss, seconds, updated (Unix time) and digest.
 
-    While a run is active, cells that have not been started are queued.
+    Steps are those of the run, which does more than its prompts if these take turns in a sweep. While a run is active,
+    cells that have not been started are queued.
     """
     rows = []
     active = is_locked(run_dir.state / "lock", run_dir.path)
@@ -48,7 +49,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "state": state,
                 "reason": status.reason,
                 "step": step,
-                "steps": settings.steps if isinstance(settings, TrainingConfig) else None,
+                "steps": steps,
                 "loss": last.losses.get(cell.id, last.loss) if last else None,
                 "seconds": manifest.seconds if manifest else None,
                 "updated": updated,

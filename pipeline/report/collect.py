@@ -66,7 +66,11 @@ class Sweep(BaseModel):
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell of the recipe, its manifest and its progress."""
+    """A cell of the recipe, its manifest and its progress.
+
+    Attributes:
+        step: step that was published, or the last logged step of an unfinished run.
+    """
 
     cell: Cell
     state: State
@@ -79,8 +83,8 @@ class CellResult:
 
     @property
     def steps(self) -> int | None:
-        """Steps that the recipe specifies; None for stages that do not train."""
-        return self.settings.steps if isinstance(self.settings, TrainingConfig) else None
+        """Steps of a run; None for stages that do not train."""
+        return self.settings.run_steps(self.settings.steps) if isinstance(self.settings, TrainingConfig) else None
 
     @property
     def chosen(self) -> int | None:
@@ -255,11 +259,8 @@ def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], M
         for cell in together:
             manifest = manifests[cell.stage, cell.id]
             started = manifest is not None or run_dir.started(cell) is not None
-            begins = f"{cell.id}," if cell.id else ""  # a sweep's names
-            curves = [curve for name, curve in log.train.items() if name in ("", cell.id) or name.startswith(begins)]
-            last = max((curve.steps[-1] for curve in curves), default=None)
             state = _state(cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
-            results.append(CellResult(cell, state, manifest, manifest.step if manifest else last))
+            results.append(CellResult(cell, state, manifest, manifest.step if manifest else log.step))
         yield Job(cells[0].stage, cells[0].settings.kind, results, log)
 
 

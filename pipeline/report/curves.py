@@ -36,6 +36,7 @@ class JobLog:
         probes: average of the task's metrics by prompt of the probes, `TASK,seed=N`.
         bits_per_byte: of held-out text, after LM adaptation so far.
         damaged: number of lines that could not be read.
+        step: the last step of the run that was logged; None without any.
     """
 
     train: Curves = field(default_factory=dict)
@@ -44,6 +45,7 @@ class JobLog:
     probes: Curves = field(default_factory=dict)
     bits_per_byte: Curve = field(default_factory=lambda: Curve([], []))
     damaged: int = 0
+    step: int | None = None
 
 
 def read_log(path: Path, last: int | None = None) -> JobLog:
@@ -57,13 +59,14 @@ def read_log(path: Path, last: int | None = None) -> JobLog:
     scores: Curves = {}
     probes: Curves = {}
     bits = Curve([], [])
-    damaged = 0
+    damaged, reached = 0, None
     for row in read_rows(path):
         if row is None:
             damaged += 1
             continue
         if last is not None and row.step > last:
             continue
+        reached = row.step
         step = row.step if row.prompt_step is None else row.prompt_step
         losses = row.losses or ({"": row.loss} if row.loss is not None else {})
         for cell, loss in losses.items():
@@ -75,7 +78,7 @@ def read_log(path: Path, last: int | None = None) -> JobLog:
                 (probes if row.split == "probe" else scores).setdefault(cell, Curve([], [])).add(
                     step, statistics.fmean(metrics.values())
                 )
-    return JobLog(train, validation, scores, probes, bits, damaged)
+    return JobLog(train, validation, scores, probes, bits, damaged, reached)
 
 
 def thinned(curve: Curve, points: int = 240) -> Curve:

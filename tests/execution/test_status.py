@@ -74,6 +74,19 @@ def test_rows_after_a_lowered_number_of_steps_are_not_shown(finished: Tiny) -> N
     assert row["loss"] == at_6[0]["loss"]
 
 
+def test_steps_of_a_sweep_in_turns_are_those_of_the_run(tiny: Tiny) -> None:
+    """Three prompts in two slots: the run has twice the steps of a prompt, and its log counts them."""
+    values = ["sweep={learning_rate: [0.1, 0.2, 0.3]}", "halving=0", "sweep_slots=2", "steps=9"]
+    recipe = load_recipe(tiny.recipe, [parse_override(f"prompt_tune.{value}") for value in values])
+    cell = recipe.stages["prompt_tune"][0]
+    run_dir = RunDir(tiny.run)
+    log = run_dir.log_directory(cell, run_dir.job_directories("prompt_tune"))
+    assert log is not None
+    (log / "metrics.jsonl").write_text('{"step": 12, "prompt_step": 3, "loss": 7.0}\n')
+    (row,) = (row for row in collect(recipe, run_dir) if row["cell"] == cell.id and row["kind"] == "prompt_tune")
+    assert (row["step"], row["steps"]) == (12, 18)
+
+
 def test_a_validation_counts_as_a_step_that_was_logged(tiny: Tiny) -> None:
     """The last step is validated, but not always a multiple of log_every."""
     log = tiny.run / "lm_adapt" / "metrics.jsonl"

@@ -12,6 +12,7 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.manifest import OutputRecord
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.report.collect import collect
+from tests.report.conftest import RECIPE, RunBuilder
 
 
 def test_finished_run(finished) -> None:
@@ -79,6 +80,20 @@ def test_partial_run(builder) -> None:
     (lm_adapt,) = [result for result in run.cells() if result.cell.stage == "lm_adapt"]
     assert (lm_adapt.step, lm_adapt.steps) == (20, 40)
     assert run.scores == []
+
+
+def test_progress_of_a_sweep_in_turns_is_that_of_the_run(tmp_path: Path, builders: type[RunBuilder]) -> None:
+    """Three prompts in two slots: the run has twice the steps of a prompt."""
+    sweep = "model: lm_adapt\n    sweep: {learning_rate: [0.1, 0.2, 0.3]}\n    halving: 0\n    sweep_slots: 2\n"
+    begin, end = RECIPE.index("matrix:"), RECIPE.index("  evaluate:")
+    builder = builders(tmp_path / "run", RECIPE[:begin] + sweep + RECIPE[end:])
+    for stage in ("prepare", "span_corrupt", "lm_adapt", "sentinel"):
+        builder.stage(stage)
+    builder.begin("prompt_tune", step=80)
+    log = builder.run_dir.path / "prompt_tune/metrics.jsonl"
+    log.write_text('{"step": 80, "prompt_step": 20, "loss": 7.0}\n')
+    (found,) = (r for r in collect(builder.run_dir.path).cells() if r.cell.stage == "prompt_tune")
+    assert (found.step, found.steps) == (80, 120)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_scores_are_the_average_of_the_metrics(tmp_path: Path) -> None:
     }
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     found = read_log(tmp_path / "metrics.jsonl")
-    assert found == JobLog({}, {"seed=0": Curve([5], [2.0])}, {"seed=0": Curve([5], [0.625])})
+    assert found == JobLog({}, {"seed=0": Curve([5], [2.0])}, {"seed=0": Curve([5], [0.625])}, step=5)
 
 
 def test_rows_after_the_last_step_are_left_out(tmp_path: Path) -> None:
