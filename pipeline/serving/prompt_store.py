@@ -27,6 +27,14 @@ from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 from t5_pipeline.serving.prompt_mirror import Mirror
 
+# Limits of a prompt, which may come from a stranger: each request that names it takes time and memory in proportion.
+_MOST_JSON = 2**20
+"""Bytes of prompt.json."""
+_MOST_FIELDS = 100
+"""Places in the template of the input that the fields of a request fill."""
+_MOST_LABEL_TOKENS = 2**14
+"""Tokens on which an input is scored: the number of labels times the tokens of the longest, with EOS."""
+
 
 @dataclass(frozen=True)
 class ServedPrompt:
@@ -96,21 +104,42 @@ class PromptStore:
 
         Raises:
             OtherModel: if it was trained on another T5 or with another vocabulary.
-            InputError: if it is damaged.
+            InputError: if it is damaged, or too large to be served.
         """
         if name == self.reserved:
             raise InputError(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
+        what = f"prompt `{name}`"
+        record = path / marker("prompt")
+        if record.is_file() and (size := record.stat().st_size) > _MOST_JSON:
+            raise InputError(
+                f"{what}: {record} has {size:,} bytes, and at most {_MOST_JSON:,} are served; train it with fewer or"
+                " shorter labels"
+            )
         prompt = Prompt.load(path)
         info = prompt.info
-        self.t5.check_prompt(f"prompt `{name}`", info)
+        self.t5.check_prompt(what, info)
+        task = Task.load(info.task)
+        if (fields := len(task.input_template.fields)) > _MOST_FIELDS:
+            raise InputError(
+                f"{what}: the template `inputs` in {record} has {fields:,} fields, and at most {_MOST_FIELDS} are"
+                " served; train it with fewer"
+            )
+        form = answer_form(info.task.labels or [], self.vocabulary, info.sentinel, info.max_target_length)
+        longest = max(map(len, form.label_ids), default=0)
+        if (tokens := len(form.label_ids) * longest) > _MOST_LABEL_TOKENS:
+            raise InputError(
+                f"{what}: the {len(form.label_ids):,} labels in {record}, of up to {longest:,} tokens, are"
+                f" {tokens:,} tokens to score for each input, and at most {_MOST_LABEL_TOKENS:,} are served; train it"
+                " with fewer or shorter labels, or without `labels`"
+            )
         return ServedPrompt(
             name=name,
             digest=artifact_digest("prompt", path),
             path=path,
             rows_PD=prompt.rows_PD.to(self.like),
             info=info,
-            task=Task.load(info.task),
-            form=answer_form(info.task.labels or [], self.vocabulary, info.sentinel, info.max_target_length),
+            task=task,
+            form=form,
         )
 
     def add(self, prompt: ServedPrompt) -> ServedPrompt | None:

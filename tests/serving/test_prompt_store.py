@@ -121,3 +121,21 @@ def test_an_unexpected_error_of_one_prompt_does_not_keep_the_others_from_changin
         assert store.look(str(world / "prompts")) == []
     assert capsys.readouterr().err == "warning: prompt `a-new`: RuntimeError('out of memory')\n"
     assert [line[:20] for line in store.look(str(world / "prompts"))] == ["added prompt `a-new`"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": [f"label {i}" for i in range(8_000)]}, "the 8,000 labels in .*, of up to .* tokens to score"),
+        ({"labels": ["a", "b " * 20_000]}, "the 2 labels in .*, of up to .* tokens to score"),
+        ({"labels": ["a", "b " * 600_000]}, "prompt.json has .* bytes, and at most 1,048,576 are served"),
+        ({"inputs": "{text}" * 101}, "`inputs` in .*prompt.json has 101 fields, and at most 100 are served"),
+    ],
+)
+def test_a_prompt_that_makes_every_request_expensive_is_refused(
+    world: Path, store: PromptStore, change: dict[str, object], words: str
+) -> None:
+    task = store.all()["labels"].info.task.model_copy(update=change)
+    path = write_prompt(world, "labels", 0, task=task)
+    with pytest.raises(InputError, match=f"^prompt `labels`: .*{words}"):
+        store.read("labels", path)
