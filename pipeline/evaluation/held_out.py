@@ -18,7 +18,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.metrics import confusion, illegal_share, right, score, task_average
+from t5_pipeline.evaluation.metrics import confusion, illegal_share, right, score_with_errors, task_average
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
@@ -47,8 +47,12 @@ class HeldOut:
 
     def metrics(self, texts: Sequence[str]) -> dict[str, float]:
         """The task's metrics of answers in the order of the rows."""
+        return self.metrics_with_errors(texts)[0]
+
+    def metrics_with_errors(self, texts: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """The task's metrics of answers, and the standard errors of some, as `score_with_errors` gives them."""
         rows = self.rows
-        return score(
+        return score_with_errors(
             self.task.metrics,
             texts,
             rows.target_texts,
@@ -106,8 +110,10 @@ class HeldOut:
     def scored_texts(self, texts: Sequence[str]) -> dict[str, Any]:
         """The entries of a row of scores.json that follow from the answers: metrics, confusion, texts."""
         labels, targets, is_right = self.task.labels, self.rows.target_texts, self.right(texts)
+        metrics, errors = self.metrics_with_errors(texts)
         return {
-            "metrics": self.metrics(texts),
+            "metrics": metrics,
+            "standard_errors": errors,
             "scoring": None,
             "by_scoring": None,
             "illegal": None,

@@ -157,15 +157,19 @@ def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> float:
     >>> group_accuracy(["True", "False", "True"], ["True", "True", "True"], ["q1", "q1", "q2"])
     0.5
     """
+    return _mean(_right_groups(predictions, targets, groups))
+
+
+def _right_groups(predictions: Texts, targets: Texts, groups: Texts) -> list[float]:
     right: dict[str, bool] = {}
     for prediction, target, group in zip(predictions, targets, groups, strict=True):
         right[group] = right.get(group, True) and prediction == target
-    return _mean(list(right.values()))
+    return list(map(float, right.values()))
 
 
 def exact_match(predictions: Texts, targets: Answers) -> float:
     """Share of predictions that equal an acceptable answer after SQuAD's normalization."""
-    return _best(predictions, targets, lambda p, t: float(p == t))
+    return _mean(_best(predictions, targets, lambda p, t: float(p == t)))
 
 
 def token_f1(predictions: Texts, targets: Answers) -> float:
@@ -174,6 +178,10 @@ def token_f1(predictions: Texts, targets: Answers) -> float:
     >>> token_f1(["the red house"], [["a house", "red barn by the lake"]])
     0.6666666666666666
     """
+    return _mean(_token_f1_of_rows(predictions, targets))
+
+
+def _token_f1_of_rows(predictions: Texts, targets: Answers) -> list[float]:
     return _best(predictions, targets, _shared_words)
 
 
@@ -190,16 +198,16 @@ def spearman(predictions: Texts, targets: Texts) -> float:
     return _correlation(_ranks(_numbers(predictions)), _ranks(_numbers(targets)))
 
 
-_COMPUTE: dict[str, Callable[..., float]] = {
+_COMPUTE: dict[str, Callable[..., float | list[float]]] = {
     "accuracy": accuracy,
     "exact_match": exact_match,
-    "token_f1": token_f1,
+    "token_f1": _token_f1_of_rows,
     "pearson": pearson,
     "spearman": spearman,
     "f1": f1,
     "macro_f1": macro_f1,
     "mcc": mcc,
-    "group_accuracy": group_accuracy,
+    "group_accuracy": _right_groups,
     "referent": referent,
 }
 _OF_ANSWERS = ("exact_match", "token_f1")
@@ -229,7 +237,29 @@ def score(
     >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
     {'accuracy': 0.5, 'f1': 0.6666666666666666}
     """
+    return score_with_errors(names, predictions, targets, labels, answers=answers, groups=groups, holds=holds)[0]
+
+
+def score_with_errors(
+    names: Sequence[str],
+    predictions: Texts,
+    targets: Texts,
+    labels: Texts | None = None,
+    *,
+    answers: Sequence[Texts] | None = None,
+    groups: Texts | None = None,
+    holds: Sequence[bool] | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The named metrics, and the standard errors of those that are means over rows or groups (see `score`).
+
+    Of shares of rows, and of metrics of the confusion matrix, the error follows from these; that of a correlation, BLEU
+    or chrF is not known.
+
+    >>> score_with_errors(["token_f1", "accuracy"], ["a b", "c"], ["b", "d"])
+    ({'token_f1': 0.5, 'accuracy': 0.0}, {'token_f1': 0.5})
+    """
     references = answers or [[target] for target in targets]
+    found: dict[str, float | list[float]]
     found = {name: OF_TEXTS[name](predictions, references) for name in names if name in OF_TEXTS}
     predictions, targets = list(map(normal_form, predictions)), list(map(normal_form, targets))
     labels = labels and list(map(normal_form, labels))
@@ -237,7 +267,9 @@ def score(
     needs = {"": (), "labels": (labels,), "group": (groups,), "holds": (holds,)}
     for name in (name for name in names if name not in found):
         found[name] = _COMPUTE[name](predictions, (name in _OF_ANSWERS and answers) or targets, *needs[METRICS[name]])
-    return {name: found[name] for name in names}
+    each = {name: values for name in names if isinstance(values := found[name], list)}
+    metrics = {name: _mean(value) if isinstance(value := found[name], list) else value for name in names}
+    return metrics, {name: _standard_error(values) for name, values in each.items() if len(values) > 1}
 
 
 def right(
@@ -285,13 +317,18 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
     return float(np.mean(values)) if len(values) else 0.0
 
 
-def _best(predictions: Texts, targets: Answers, compare: Callable[[str, str], float]) -> float:
+def _standard_error(values: Sequence[float]) -> float:
+    """Standard error of the mean of independent values."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _best(predictions: Texts, targets: Answers, compare: Callable[[str, str], float]) -> list[float]:
     best = []
     for prediction, answers in zip(predictions, targets, strict=True):
         p = normalize_answer(prediction)
         acceptable = [answers] if isinstance(answers, str) else answers
         best.append(max(compare(p, normalize_answer(answer)) for answer in acceptable))
-    return _mean(best)
+    return best
 
 
 def _shared_words(prediction: str, target: str) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -21,19 +20,19 @@ References = Sequence[Sequence[str]]
 _PACKAGES = {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}
 
 
-def rouge(kind: str, predictions: Sequence[str], references: References) -> float:
-    """Mean F of a ROUGE; `rougeLsum` divides texts into sentences at line breaks and at " . ", as in T5's code.
+def rouge(kind: str, predictions: Sequence[str], references: References) -> list[float]:
+    """F of a ROUGE of each row; `rougeLsum` divides texts into sentences at line breaks and at " . ", as in T5's code.
 
-    T5's code resamples the rows and takes the median of their means, which is this mean up to the draws.
+    The metric is their mean. T5's code resamples the rows and takes the median of their means, which is this mean up to
+    the draws.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([kind])
-    each = [
+    return [
         scorer.score_multi([_sentences(text) for text in of_row], _sentences(prediction))[kind].fmeasure
         for prediction, of_row in zip(predictions, references, strict=True)
     ]
-    return statistics.fmean(each) if each else 0.0
 
 
 def bleu(predictions: Sequence[str], references: References) -> float:
@@ -50,12 +49,12 @@ def chrf(predictions: Sequence[str], references: References) -> float:
     return _corpus(corpus_chrf, predictions, references)
 
 
-OF_TEXTS: dict[str, Callable[[Sequence[str], References], float]] = {
+OF_TEXTS: dict[str, Callable[[Sequence[str], References], float | list[float]]] = {
     **{kind: partial(rouge, kind) for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")},
     "bleu": bleu,
     "chrf": chrf,
 }
-"""The metrics by name: (predictions, references of each row) → score."""
+"""The metrics by name: (predictions, references of each row) → score, or the score of each row."""
 
 
 def check_installed(metrics: Iterable[str]) -> None:

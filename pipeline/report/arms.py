@@ -76,7 +76,7 @@ class Scored:
         return float(np.mean([row.metrics[self.task.metric] for row in self.by_arm[arm]]))
 
     def resamples_rows(self, arm: Arm) -> bool:
-        """Whether the draws of an arm resample the test rows; those of F1 of words or of a correlation do not."""
+        """Whether the draws of an arm resample the test rows; those of a correlation or of BLEU do not."""
         return all(has_row_scores(row, self.task.metric) for row in self.by_arm[arm])
 
     def drawn(self, arm: Arm) -> NDArray[np.float64]:

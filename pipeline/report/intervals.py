@@ -2,6 +2,7 @@
 
     share of rows (accuracy, exact match)          Wilson's score interval
     F1, macro F1, Matthews correlation             percentile bootstrap of the confusion matrix
+    F1 of words, ROUGE, accuracy of groups         normal interval of the mean over rows or groups
 
 The spread over seeds is another quantity: what another training run might have given on the same rows. The interval of
 several seeds is the mean of their lower and of their upper ends. That is exact if the seeds fail on the same rows, and
@@ -28,8 +29,9 @@ DRAWS = 1_000
 METHOD = (
     "± is the spread over seeds: what another training run might give on the same rows. The 95% interval over rows is"
     " what another sample of test rows might give: Wilson's score interval for shares of rows, the percentile bootstrap"
-    f" of the confusion matrix ({DRAWS:,} draws) for F1 and Matthews correlation; with several seeds, the mean of their"
-    " lower and of their upper ends."
+    f" of the confusion matrix ({DRAWS:,} draws) for F1 and Matthews correlation, and the normal interval of the mean"
+    " for F1 of words, ROUGE and accuracy of groups; with several seeds, the mean of their lower and of their upper"
+    " ends."
 )
 _Z = statistics.NormalDist().inv_cdf(0.975)
 _SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
@@ -84,15 +86,17 @@ def row_interval(score: Score, metric: str) -> Interval | None:
         return None
     if metric in _SHARES_OF_ROWS:
         return wilson(value, score.examples) if 0 <= value <= 1 else None
+    if (error := score.standard_errors.get(metric)) is not None and 0 <= value <= 1:
+        return Interval(max(0.0, value - _Z * error), min(1.0, value + _Z * error))
     counts = counts_of(score, metric)
     return None if counts is None else bootstrap(metric, counts)
 
 
 def has_row_scores(score: Score, metric: str) -> bool:
-    """Whether a score says what other test rows might have given: a share of rows, or with a confusion matrix."""
+    """Whether a score says what other test rows might have given: a share, a known error, or a confusion matrix."""
     if metric in _SHARES_OF_ROWS:
         return score.examples > 0 and 0 <= score.metrics[metric] <= 1
-    return counts_of(score, metric) is not None
+    return metric in score.standard_errors or counts_of(score, metric) is not None
 
 
 def resampled_scores(score: Score, metric: str, draws: int, generator: np.random.Generator) -> NDArray[Any]:
@@ -100,6 +104,8 @@ def resampled_scores(score: Score, metric: str, draws: int, generator: np.random
     value, counts = score.metrics[metric], counts_of(score, metric)
     if metric in _SHARES_OF_ROWS and score.examples > 0 and 0 <= value <= 1:
         return generator.binomial(score.examples, value, size=draws) / score.examples
+    if metric in score.standard_errors:
+        return generator.normal(value, score.standard_errors[metric], size=draws)
     return np.full(draws, value) if counts is None else _resampled(metric, counts, draws, generator)
 
 

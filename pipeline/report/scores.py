@@ -59,6 +59,7 @@ class Score(BaseModel):
         trained_on: task of the training data, if it is not `task`.
         trained: number of trained parameters.
         metrics: scores of the answers that `scoring` names.
+        standard_errors: over test rows, of metrics that are means of the scores of rows or groups.
         by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
         illegal: share of decoded texts that are not a label.
         bytes: size of what is stored for the task.
@@ -85,6 +86,7 @@ class Score(BaseModel):
     split: str
     examples: Count
     metrics: dict[str, FiniteFloat]
+    standard_errors: dict[str, Annotated[FiniteFloat, Field(ge=0)]] = {}
     scoring: Scoring | None = None
     by_scoring: dict[Scoring, dict[str, FiniteFloat]] | None = None
     illegal: FiniteFloat | None = None
@@ -119,7 +121,7 @@ class Score(BaseModel):
     @functools.cached_property
     def identity(self) -> str:
         """The same for what two evaluate stages scored in the same way."""
-        return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbors"})
+        return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbors", "standard_errors"})
 
     def counts(self) -> list[list[int]] | None:
         """The confusion matrix with its last column; None without labels or rows."""

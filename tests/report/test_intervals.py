@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from t5_pipeline.evaluation import metrics
-from t5_pipeline.report.intervals import Interval, bootstrap, mean_interval, row_interval, wilson
+from t5_pipeline.report.intervals import (
+    Interval,
+    bootstrap,
+    has_row_scores,
+    mean_interval,
+    resampled_scores,
+    row_interval,
+    wilson,
+)
 from t5_pipeline.report.scores import Score
 
 LABELS = ["a", "b", "c"]
@@ -69,6 +77,32 @@ def test_accuracy_needs_only_the_rows_and_f1_a_matrix_that_fits() -> None:
     assert row_interval(fits, "pearson") is None
     assert row_interval(score(metrics={"macro_f1": value + 0.01}, confusion=COUNTS), "macro_f1") is None
     assert row_interval(score(metrics={"macro_f1": value}), "macro_f1") is None
+
+
+def test_means_over_rows_have_the_interval_of_resampled_rows() -> None:
+    """F1 of words: recorded with its standard error by evaluation, and resampled here row by row."""
+    rng = np.random.default_rng(3)
+    words = ["a red house", "red", "blue house", "green barn by the lake", "house"]
+    predictions, targets = rng.choice(words, 400).tolist(), rng.choice(words, 400).tolist()
+    found, errors = metrics.score_with_errors(["token_f1", "exact_match"], predictions, targets)
+    assert errors.keys() == {"token_f1"}
+    interval = row_interval(score(metrics=found, standard_errors=errors, examples=400), "token_f1")
+    draws = [
+        metrics.token_f1([predictions[i] for i in rows], [targets[i] for i in rows])
+        for rows in rng.integers(400, size=(1000, 400))
+    ]
+    assert interval == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.01)
+    made = score(metrics=found, standard_errors=errors, examples=400)
+    assert np.quantile(resampled_scores(made, "token_f1", 4000, rng), [0.025, 0.975]) == pytest.approx(
+        interval, abs=0.01
+    )
+    assert has_row_scores(made, "token_f1")
+
+
+def test_interval_of_a_mean_stays_between_0_and_1() -> None:
+    perfect = score(metrics={"rouge1": 0.99}, standard_errors={"rouge1": 0.02})
+    assert row_interval(perfect, "rouge1") == Interval(pytest.approx(0.951, abs=1e-3), 1.0)
+    assert row_interval(score(metrics={"rouge1": 0.99}), "rouge1") is None
 
 
 def test_interval_of_several_seeds() -> None:
