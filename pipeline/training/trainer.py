@@ -364,7 +364,7 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
     """Train through every step that is still to be published, from the newest checkpoint.
 
     Steps before that checkpoint are retrained in a directory of their own, so newer checkpoints stay. Each begins with
-    the newest checkpoint before it.
+    the newest checkpoint before it. Once all are published, the checkpoints of that directory are removed.
 
     Args:
         publish: called on every process with (step, result), once the checkpoint of the step is on disk.
@@ -396,4 +396,6 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
                 for step in steps:
                     trainer.run_to(step)
                     publish(pending[step], trainer.result())
+            if passed and steps[-1] == passed[-1] and stage.is_main:
+                trainer.checkpoints.discard()
         stage.stopped_by = stop.signum

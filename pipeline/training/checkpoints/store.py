@@ -238,6 +238,10 @@ class Checkpoints:
             if later > step:
                 self._remove(later)
 
+    def discard(self) -> None:
+        """Remove all checkpoints and their directory, on one process."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
     def _read_together(self, step: int) -> Checkpoint | Damaged:
         """Verify a checkpoint, each process its share."""
         found: Checkpoint | Damaged
