@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import logging
+import platform
 import shutil
 import signal
 import sys
@@ -70,9 +71,11 @@ def run(
 
     def leave(code: int, message: str, error: Exception | None = None) -> int:
         """Print the message on one process, and leave code and message for the runner; a launcher hides the code."""
+        # Another machine may lack a file that the first one has, so one process of each prints its errors.
         first_here = launch.rank % launch.local_processes == 0
-        if launch.rank and (isinstance(error, OutOfMemory) or (isinstance(error, ProcessLost) and first_here)):
-            say(f"error: {message}")
+        if launch.rank and (isinstance(error, OutOfMemory) or (error is not None and first_here)):
+            machine = "" if isinstance(error, (OutOfMemory, ProcessLost)) else f"{platform.node()}: "
+            say(f"error: {machine}{message}")
         if launch.rank == 0:
             if message:
                 say(f"error: {message}" if code == BAD_INPUT else message)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import signal
 import weakref
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_a_log_on_a_full_disk_does_not_hide_why_a_stage_ends(
 def test_a_rank_reports_that_its_own_memory_does_not_suffice(
     error: Exception, prints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other errors are the same on all ranks, of which the first reports them."""
+    """Other errors are the same on all ranks of a machine, of which the first reports them."""
 
     def fail(*_: object) -> None:
         raise error
@@ -120,6 +121,21 @@ def test_a_rank_reports_that_its_own_memory_does_not_suffice(
     said = capsys.readouterr().err
     assert said.startswith("error: the GPU is out of memory (Tried to allocate 2.00 GiB.") == prints
     assert said.count("\n") == prints
+
+
+def test_another_machine_reports_its_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tokens that only the first machine has: the first rank of the second one says so, with the machine's name."""
+    for rank, lines in ((2, 1), (3, 0)):
+        of_launch = {"RANK": rank, "LOCAL_RANK": rank % 2, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}
+        for name, number in of_launch.items():
+            monkeypatch.setenv(name, str(number))
+        flags = ["--model", str(tmp_path), "--tokens", str(tmp_path / "absent"), "--output-dir", str(tmp_path / "out")]
+        assert stage_process.run(lambda stage: None, LMAdaptConfig, [*flags, "--steps", "1"], "lm_adapt.py") == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == lines
+        assert (f"error: {platform.node()}: lm_adapt.tokens: {tmp_path}/absent does not exist" in said) == bool(lines)
 
 
 def test_a_job_frees_its_memory_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
