@@ -209,7 +209,7 @@ def _check(path: Path, engine: Engine) -> int:
         if isinstance(row, Row):
             readable = readable or row
             named_rows += "prompt" in row
-    if readable is not None and not named_rows and _is_named(engine):
+    if readable is not None and not named_rows and len(_names(engine)) > 1:
         raise InputError(
             f"{readable.where}: neither this row nor any other names its prompt; add `prompt`, one of:"
             f" {', '.join(engine.prompts)}"
@@ -274,15 +274,15 @@ def _arriving(rows: Iterator[Row | BadRow], size: int) -> Iterator[list[Row | Ba
 
 def _question(engine: Engine, row: Row, number: int) -> Question:
     """The question of a row, which names its prompt or prompts unless there is only one."""
-    if "prompt" not in row and _is_named(engine):
+    if "prompt" not in row and len(_names(engine)) > 1:
         raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {", ".join(engine.prompts)}')
-    named = row.get("prompt", next(iter(engine.prompts)))
+    named = row.get("prompt", _names(engine)[0])
     return engine.question(named if isinstance(named, list) and named else [named], row, number)
 
 
-def _is_named(engine: Engine) -> bool:
-    """Whether rows must name their prompt."""
-    return len(engine.prompts) + len(engine.refused) > 1
+def _names(engine: Engine) -> list[str]:
+    """All prompts; if there are several, a row must name its own."""
+    return [*engine.prompts, *engine.refused]
 
 
 # ----------------------------------------------------------------------------------------------------------- answers
