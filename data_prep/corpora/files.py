@@ -131,9 +131,10 @@ def decode(data: bytes, path: Path | str, first_line: int) -> str:
     try:
         return data.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = first_line + data[: error.start].count(b"\n")
+        text = error.object  # without the byte order mark
+        line = first_line + text[: error.start].count(b"\n")
         raise InputError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+            f"{path}:{line}: byte 0x{text[error.start]:02x} is not UTF-8; convert the file to UTF-8"
         ) from None
 
 

@@ -26,7 +26,8 @@ class Places:
     """The objective at each place of an endless sequence.
 
     Args:
-        rates: relative shares of the objectives; they need not sum to 1.
+        rates: relative shares of the objectives, which need not sum to 1. Each is at least 1/1024 of their sum: the
+            examples of a smaller share, rounded at the end of each block, could decrease.
         seed: seed of the orders within blocks.
 
     >>> places = Places([3, 1], seed=0)

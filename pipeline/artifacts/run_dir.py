@@ -21,6 +21,7 @@ import contextlib
 import datetime
 import fcntl
 import os
+import re
 import shutil
 import socket
 import time
@@ -51,6 +52,19 @@ _PATIENCE = 0.5
 def step_name(step: int) -> str:
     """Directory name of a step, in numerical order when sorted: `000500`."""
     return f"{step:06d}"
+
+
+def checkpoint_name(step: int) -> str:
+    """Directory name of the checkpoint of a step: `step-00000500`."""
+    return f"step-{step:08d}"
+
+
+def checkpoint_steps(directory: Path) -> list[int]:
+    """Steps that have a checkpoint in a directory of checkpoints, ascending, intact or not."""
+    if not directory.is_dir():
+        return []
+    names = (re.fullmatch(r"step-(\d{8,})", path.name) for path in directory.iterdir())
+    return sorted(int(name[1]) for name in names if name)
 
 
 class RunDir:

@@ -122,6 +122,21 @@ class SpanCorruptConfig(LanguageModelConfig):
             raise ValueError(f"there is no mixture `{name}`; {nearest(name, MIXTURES)}")
         return MIXTURES[name]
 
+    @field_validator("mixture")
+    @classmethod
+    def every_block_has_each(cls, value: list[DenoiserConfig]) -> list[DenoiserConfig]:
+        """Reject a share of less than one example in a block, which `Places` cannot deal."""
+        from t5_pipeline.data_prep.sampling.mixed_batches import BLOCK  # imports NumPy
+
+        total = sum(one.rate for one in value)
+        for one in value:
+            if one.rate * BLOCK < total:
+                raise ValueError(
+                    f"rate {one.rate:g} is less than 1/{BLOCK} of the sum of the rates, {total:g}; raise it, or remove"
+                    " this denoiser"
+                )
+        return value
+
     @model_validator(mode="after")
     def one_objective(self) -> SpanCorruptConfig:
         if self.mixture and (self.noise_density, self.mean_span_length) != (0.15, 3.0):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from t5_pipeline.artifacts.run_dir import RunDir
+from t5_pipeline.artifacts.run_dir import RunDir, checkpoint_steps
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.launch import LaunchConfig, read_launch_config
 from t5_pipeline.config.prepare import PrepareConfig
@@ -199,8 +199,7 @@ def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
         return steps
     if any(status.action == "run" for status in group):
         return 0
-    saved = [int(path.name.removeprefix("step-")) for path in job.glob("checkpoints/step-*")]
-    return max((step for step in saved if step <= steps), default=0)
+    return max((step for step in checkpoint_steps(job / "checkpoints") if step <= steps), default=0)
 
 
 def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int | None]:

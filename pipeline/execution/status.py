@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from t5_pipeline.core.durations import duration
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.execution.metrics_log import LoggedRow, read_row, read_rows
 from t5_pipeline.execution.staleness import cell_statuses
+
+_END = 65_536  # bytes of a metrics file, at its end, that are read first
 
 
 def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
@@ -88,12 +91,13 @@ def _last_rows(path: Path, steps: int | None) -> tuple[int | None, LoggedRow | N
     try:
         with open_file(path) as file:
             updated = os.fstat(file.fileno()).st_mtime
-            file.seek(max(0, path.stat().st_size - 65_536))
+            file.seek(max(0, path.stat().st_size - _END))
             lines = file.read().splitlines(keepends=True)
     except OSError:
         return None, None, None
+    most = math.inf if steps is None else steps
     rows = [row for line in lines if (row := read_row(line))]
-    if rows and steps is not None and rows[-1].step > steps:
-        rows = sorted((row for row in read_rows(path) if row and row.step <= steps), key=lambda row: row.step)
+    if all(row.split != "train" for row in rows) or rows[-1].step > most:
+        rows = sorted((row for row in read_rows(path) if row and row.step <= most), key=lambda row: row.step)
     trained = next((row for row in reversed(rows) if row.split == "train"), None)
     return (rows[-1].step if rows else None), trained, updated if rows else None

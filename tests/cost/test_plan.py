@@ -111,6 +111,8 @@ def test_remaining_work(tiny: Tiny) -> None:
     shutil.rmtree(tiny.run / "lm_adapt" / "model")
     (tiny.run / "lm_adapt" / "manifest.json").unlink()
     assert tables(planned(tiny, "lm_adapt.steps=12"))[0]["lm_adapt"]["left"] == "33%"
+    saved = tiny.run / "lm_adapt" / "checkpoints"
+    shutil.copytree(saved / "step-00000006", saved / "step-00000006.bak")
     # The newest of the checkpoints of steps 6 and 8 that fewer steps can use.
     assert tables(planned(tiny, "lm_adapt.steps=7"))[0]["lm_adapt"]["left"] == "14%"
 

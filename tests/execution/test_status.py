@@ -105,6 +105,15 @@ def test_a_finished_stage_that_logged_nothing_is_at_its_last_step(tiny: Tiny) ->
     assert rows(tiny)["lm_adapt"]["step"] is None
 
 
+def test_rows_longer_than_the_end_of_the_file_that_is_read_first(tiny: Tiny) -> None:
+    """A row of a sweep of a thousand prompts has a loss or scores of each."""
+    found = rows(tiny)["lm_adapt"]
+    scores = {f"learning_rate=0.3,prompt_length=100,seed={seed}": {"accuracy": 0.8671875} for seed in range(1000)}
+    with (tiny.run / "lm_adapt" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 8, "split": "validation", "scores": scores}) + "\n")
+    assert (rows(tiny)["lm_adapt"]["step"], rows(tiny)["lm_adapt"]["loss"]) == (8, found["loss"])
+
+
 def test_damaged_lines_are_ignored(tiny: Tiny) -> None:
     with (tiny.run / "lm_adapt" / "metrics.jsonl").open("a") as file:
         file.write('[]\n{"step": 9, "loss": "x"}\n{"step": 9, "lo')

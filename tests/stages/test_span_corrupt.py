@@ -52,6 +52,7 @@ def test_mixtures_in_a_recipe(tiny: Tiny) -> None:
         ("[{rate: 0}]", "mixture.0.rate: input should be greater than 0"),
         ("[{prefix_density: 0.5, noise_density: 0.3}]", "`prefix_density` is a prefix LM"),
         ("[{density: 0.5}]", "mixture.0.density: unknown key"),
+        ("[{}, {rate: 0.0009}]", "mixture: rate 0.0009 is less than 1/1024 of the sum of the rates, 1.0009; raise it"),
     ],
 )
 def test_invalid_mixtures_are_named(tiny: Tiny, mixture: str, words: str) -> None:

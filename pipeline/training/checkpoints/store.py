@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.artifacts.run_dir import checkpoint_name, checkpoint_steps
 from t5_pipeline.core.atomic_files import move_directory, sweep
 from t5_pipeline.core.errors import InputError, write_error
 from t5_pipeline.core.printable import say
@@ -227,10 +227,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending, intact or not."""
-        if not self.directory.is_dir():
-            return []
-        names = (re.fullmatch(r"step-(\d{8,})", path.name) for path in self.directory.iterdir())
-        return sorted(int(name[1]) for name in names if name)
+        return checkpoint_steps(self.directory)
 
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints after `step`; training resumes there and writes them again."""
@@ -256,7 +253,7 @@ class Checkpoints:
         return found
 
     def _path(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}"
+        return self.directory / checkpoint_name(step)
 
     # ------------------------------------------------------------------------------------------------------ retention
 

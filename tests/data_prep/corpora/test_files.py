@@ -32,6 +32,9 @@ def test_read_text(tmp_path: Path) -> None:
     path.write_bytes(b"fine\nnot \xe9 fine\n")
     with pytest.raises(InputError, match=r"a\.txt:2: byte 0xe9 is not UTF-8"):
         read_text(path)
+    path.write_bytes(b"\xef\xbb\xbfa byte order mark\n\xe9\n")
+    with pytest.raises(InputError, match=r"a\.txt:2: byte 0xe9 is not UTF-8"):
+        read_text(path)
     with pytest.raises(InputError, match="does not exist"):
         read_text(tmp_path / "absent.txt")
 

@@ -11,7 +11,8 @@ from t5_pipeline.data_prep.objectives.documents import Example
 from t5_pipeline.data_prep.sampling.batches import LMBatches
 from t5_pipeline.data_prep.sampling.mixed_batches import BLOCK, MixedBatches, Places, seed_of
 
-RATES = st.lists(st.floats(0.1, 10), min_size=1, max_size=7)
+# The smallest share is 1/1018, and one of 1/1024 is allowed.
+RATES = st.lists(st.floats(0.0118, 2), min_size=1, max_size=7)
 
 
 class Numbered:
