@@ -5,9 +5,9 @@ Suffixes: N documents, G groups of documents, U requested groups, D documents of
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,6 @@ from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform_int
 Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
 Example = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
-
-Result = TypeVar("Result")
 
 CHUNK = 65_536  # tokens; seqio's select_random_chunk
 GROUP = 128  # documents
@@ -146,19 +144,8 @@ class DocumentGroups:
         return lengths_UD
 
 
-def cache_recent(compute: Callable[[int], Result], keep: int = 2) -> Callable[[int], Result]:
-    """`compute` with a cache of its last `keep` results, because batches near each other need the same epochs."""
-    kept: OrderedDict[int, Result] = OrderedDict()
-
-    def of_epoch(key: int) -> Result:
-        if key not in kept:
-            kept[key] = compute(key)
-            if len(kept) > keep:
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        return kept[key]
-
-    return of_epoch
+# A batch can span two epochs. The ids of a batch are also computed while another thread prefetches later ones.
+cache_recent = lru_cache(maxsize=2)
 
 
 def locate(ends_N: Ints, index_B: npt.ArrayLike) -> tuple[Ints, Ints]:

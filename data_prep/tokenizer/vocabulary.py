@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.hub_names import is_hub_name
+from t5_pipeline.core.machine import available_cores
 from t5_pipeline.data_prep.tokenizer.byte_model import BYTES
 from t5_pipeline.data_prep.tokenizer.json_model import bpe_content, json_content
 from t5_pipeline.data_prep.tokenizer.rebuilt_model import rebuilt_model
@@ -237,8 +237,8 @@ class Vocabulary:
         return found
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
-        threads = min(os.cpu_count() or 1, len(texts) or 1)
+        """`encode` of each text, on all cores that this process may use."""
+        threads = min(available_cores(), len(texts) or 1)
         return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
 
     def encode_arrays(self, texts: Sequence[str], threads: int = 1) -> list[npt.NDArray[np.int32]]:

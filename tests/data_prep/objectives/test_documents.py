@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,3 +58,18 @@ def test_recent_results_are_cached() -> None:
     of_epoch = cache_recent(compute)
     assert [of_epoch(k) for k in (0, 1, 0, 1, 2, 1, 0)] == [0, 10, 0, 10, 20, 10, 0]
     assert computed == [0, 1, 2, 0]
+
+
+class Yielding(int):
+    """A key that lets another thread run whenever it is looked up."""
+
+    def __hash__(self) -> int:
+        time.sleep(0)
+        return int.__hash__(self)
+
+
+def test_threads_share_recent_results() -> None:
+    """The ids of a non-finite step are computed while later batches are prefetched."""
+    of_epoch = cache_recent(lambda key: key * 10)
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(of_epoch, [Yielding(k % 7) for k in range(2000)])) == [k % 7 * 10 for k in range(2000)]
