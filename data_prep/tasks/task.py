@@ -198,7 +198,7 @@ class Task:
         if self.settings.answers is None:
             return None
         found = row.get(self.settings.answers)
-        if not isinstance(found, list) or not found:
+        if not isinstance(found, list) or not found or any(map(is_null, found)):
             raise InputError(
                 f"{row.where}: field {self.settings.answers!r} is {found!r}, not a list of answers;"
                 f" fix `tasks.{self.name}.answers` or the row"
@@ -225,6 +225,8 @@ class Task:
     def _field(self, row: Row, name: str, key: str) -> object:
         if name not in row:
             raise InputError(f"{row.where}: has no field {name!r} (only {listed(row)}); fix `tasks.{self.name}.{key}`")
+        if is_null(row[name]):
+            raise InputError(f"{row.where}: field {name!r} is empty (null); fix the row, or set `nulls: drop`")
         return row[name]
 
     def held_out_texts(self, splits: Iterable[str] = ("validation", "test"), at_least: int = 5) -> list[str]:

@@ -110,6 +110,25 @@ def test_missing_data(tmp_path: Path) -> None:
             Task.load(settings(tmp_path, labels=labels))
 
 
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ({"passage": None}, r"train\.jsonl:1: field 'passage' is empty \(null\); fix the row"),
+        ({"answers": ["good", None]}, r"train\.jsonl:1: field 'answers' is \['good', None\], not a list of answers"),
+    ],
+)
+def test_nulls_in_fields_for_scoring(tmp_path: Path, missing: dict[str, object], words: str) -> None:
+    """They are neither the group nor an answer "None"."""
+    row = {"text": "a", "label": "good", "passage": 7, "answers": ["good", 5]}
+    task = Task.load(settings(write(tmp_path, rows=[row]), group="passage", answers="answers"))
+    (found,) = task.rows("train")
+    assert (task.group(found), task.answers(found)) == ("7", ["good", "5"])
+    write(tmp_path, rows=[{**row, **missing}])
+    (found,) = task.rows("train")
+    with pytest.raises(InputError, match=words):
+        _ = task.group(found), task.answers(found)
+
+
 def test_held_out_texts(tmp_path: Path) -> None:
     rows = [
         {"text": "a text of five words", "question": "why not this one then", "label": "good"},
