@@ -32,8 +32,9 @@ from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import batch_losses, token_loss
 from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.result import TrainingResult
+from t5_pipeline.training.stage_training import train_stage
 from t5_pipeline.training.task_rows import training_rows
-from t5_pipeline.training.trainer import Trainer, train_stage
+from t5_pipeline.training.trainer import Trainer
 
 
 def peft_tune(stage: Stage[PeftTuneConfig]) -> None:

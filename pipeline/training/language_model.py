@@ -19,8 +19,9 @@ from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, TensorBat
 from t5_pipeline.training.pretraining_state import pretraining_optimizer
 from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.result import TrainingResult
+from t5_pipeline.training.stage_training import train_stage
 from t5_pipeline.training.state import TrainState
-from t5_pipeline.training.trainer import Trainer, Validation, train_stage
+from t5_pipeline.training.trainer import Trainer, Validation
 
 
 def train_language_model(

@@ -1,4 +1,4 @@
-"""Trainer: train a model to any step, resumable with the same bits; train_stage: publish every requested step.
+"""Trainer: train a model to any step, resumable with the same bits.
 
 The batch, the dropout masks and the learning rate are functions of the step. A run that was killed at any moment and
 resumed from its newest checkpoint therefore ends, on the same processes, with the same bits as an uninterrupted one.
@@ -6,6 +6,7 @@ resumed from its newest checkpoint therefore ends, on the same processes, with t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -15,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from t5_pipeline.artifacts.run_dir import step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import ExecutionConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import Interrupted
-from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
@@ -38,10 +37,12 @@ from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.result import TrainingResult
 from t5_pipeline.training.schedules import Schedule, schedule_of
 from t5_pipeline.training.state import TrainState
-from t5_pipeline.training.trackers import Track, trackers
+from t5_pipeline.training.trackers import Track
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger("t5-pipeline")
 
 # Reported to the other ranks in place of a signal number: this rank's last checkpoint could not be written.
 NOT_SAVED = 1 << 10
@@ -358,44 +359,3 @@ class Trainer:
             return TrainingResult(checkpoint, [])
         best = selection.finalize(state.step, state.engine)
         return TrainingResult(checkpoint, best, selection.validations(state.step))
-
-
-def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, TrainingResult], None]) -> None:
-    """Train through every step that is still to be published, from the newest checkpoint.
-
-    Steps before that checkpoint are retrained in a directory of their own, so newer checkpoints stay. Each begins with
-    the newest checkpoint before it. Once all are published, the checkpoints of that directory are removed.
-
-    Args:
-        publish: called on every process with (step, result), once the checkpoint of the step is on disk.
-    """
-    # Steps of the run, and what each is published as.
-    pending = {trainer.config.run_steps(step): step for step in stage.steps_pending()}
-    if problem := trainer.config.rate_problem():
-        log.warning("%s: %s", stage.name, problem)
-    with StopSignal(stage.launch) as stop, Progress(stage.name, max(pending), shown=stage.is_main) as progress:
-        start, made = stage.resume_from, trainer.checkpoints_in(stage.directory, stage.fingerprint)
-        if start is None:
-            newest = made.latest()
-            start = newest.step if newest else 0
-        passed = [step for step in pending if step < start]
-        ahead = [step for step in pending if step >= start]
-        passes: list[tuple[Path, list[int], int | None, Checkpoints | None]] = [
-            (stage.directory / "steps" / step_name(passed[-1]), [step], None, made) for step in passed
-        ]
-        if ahead:
-            passes.append((stage.directory, ahead, stage.resume_from, None))
-        for directory, steps, at, others in passes:
-            with (
-                trackers(stage, directory) as track,
-                trainer.open(directory, stage.fingerprint, stop=stop, progress=progress, track=track),
-            ):
-                trainer.resume(at, steps[0], others)
-                stage.seconds_before = max(stage.seconds_before, trainer.state.elapsed_before)
-                progress.restart()
-                for step in steps:
-                    trainer.run_to(step)
-                    publish(pending[step], trainer.result())
-            if passed and steps[-1] == passed[-1] and stage.is_main:
-                trainer.checkpoints.discard()
-        stage.stopped_by = stop.signum
