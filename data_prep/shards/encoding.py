@@ -31,7 +31,7 @@ from t5_pipeline.data_prep.sampling.counter_rng import bits, uniform
 from t5_pipeline.data_prep.shards.finished import Record, shard_name
 from t5_pipeline.data_prep.shards.limit import NO_LIMIT, Limit
 from t5_pipeline.data_prep.shards.reader import SPLITS, Split
-from t5_pipeline.data_prep.tokenizer.special_tokens import Layout
+from t5_pipeline.data_prep.tokenizer.layout import Layout
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 _BATCH_DOCUMENTS = 512  # encoded at a time

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from t5_pipeline.data_prep.tokenizer.layout import Layout, sentinel_name
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
-from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name
 
 BYTES = b"UTF-8 bytes"
 _CONTROL = ("<pad>", "</s>", "<unk>")

@@ -32,8 +32,8 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tokenizer.layout import Layout, sentinel_name
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import BPE, NORMALIZER, TRAINER, UNIGRAM, message
-from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name
 
 _SPACE = "▁"
 

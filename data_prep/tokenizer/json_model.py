@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from t5_pipeline.core.bounded import read_file, read_object
 from t5_pipeline.core.errors import InputError, one_line
-from t5_pipeline.data_prep.tokenizer.special_tokens import Layout, sentinel_name, token_name
+from t5_pipeline.data_prep.tokenizer.layout import Layout, sentinel_name, token_name
 
 _LARGEST = 2**28  # bytes
 _MOST_IDS = 2**22  # a file of a few bytes can name any id, and each id below it would get a name

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.bounded import read_object
+from t5_pipeline.data_prep.tokenizer.layout import token_name
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, PIECES, TRAINER, UNIGRAM
 from t5_pipeline.data_prep.tokenizer.sources import CONFIG, TOKENIZER
-from t5_pipeline.data_prep.tokenizer.special_tokens import token_name
 
 _REPAIR = "save the tokenizer again"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6

@@ -13,8 +13,8 @@ import sentencepiece
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.hf_tokenizer import write_fast_tokenizer
+from t5_pipeline.data_prep.tokenizer.layout import MODEL_FILE, Layout, sentinel_name
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import NORMALIZER, meaning, message, with_rounded_scores
-from t5_pipeline.data_prep.tokenizer.special_tokens import MODEL_FILE, Layout, sentinel_name
 
 # Fixed, because the result of training depends on the number of threads.
 _TRAINING_THREADS = 1

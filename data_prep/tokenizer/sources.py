@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from t5_pipeline.core.bounded import read_object
-from t5_pipeline.data_prep.tokenizer.special_tokens import CONFIG_FILES
+from t5_pipeline.data_prep.tokenizer.layout import CONFIG_FILES
 
 SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model")
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from t5_pipeline.data_prep.tokenizer.special_tokens import Layout
+from t5_pipeline.data_prep.tokenizer.layout import Layout
 
 Ids = npt.NDArray[np.int32]
 

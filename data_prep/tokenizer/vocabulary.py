@@ -25,17 +25,17 @@ from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.core.machine import available_cores
 from t5_pipeline.data_prep.tokenizer.byte_model import BYTES
 from t5_pipeline.data_prep.tokenizer.json_model import bpe_content, json_content
-from t5_pipeline.data_prep.tokenizer.rebuilt_model import rebuilt_model
-from t5_pipeline.data_prep.tokenizer.sentencepiece_model import trained_model
-from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
-from t5_pipeline.data_prep.tokenizer.sources import FILES, TOKENIZER, Source, source_of
-from t5_pipeline.data_prep.tokenizer.special_tokens import (
+from t5_pipeline.data_prep.tokenizer.layout import (
     CONFIG_FILES,
     MODEL_FILE,
     TOKENIZER_FILES,
     Layout,
     sentinel_name,
 )
+from t5_pipeline.data_prep.tokenizer.rebuilt_model import rebuilt_model
+from t5_pipeline.data_prep.tokenizer.sentencepiece_model import trained_model
+from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
+from t5_pipeline.data_prep.tokenizer.sources import FILES, TOKENIZER, Source, source_of
 from t5_pipeline.data_prep.tokenizer.text_model import opened
 
 _MAX_MODEL = 2**28  # bytes

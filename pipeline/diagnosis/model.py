@@ -13,8 +13,8 @@ from t5_pipeline.config.adaptation import LMAdaptConfig, known_steps
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tokenizer.layout import UnclearIds
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
-from t5_pipeline.data_prep.tokenizer.special_tokens import UnclearIds
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.diagnosis.findings import Diagnosis
 from t5_pipeline.diagnosis.probes import SENTENCES, first_output, forward_pass, not_finite, text_loss

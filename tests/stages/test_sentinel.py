@@ -13,7 +13,7 @@ import torch
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_task
-from t5_pipeline.data_prep.tokenizer.special_tokens import Layout
+from t5_pipeline.data_prep.tokenizer.layout import Layout
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
