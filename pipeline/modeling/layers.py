@@ -24,12 +24,12 @@ from t5_pipeline.modeling.attention import (
     attend_flex,
     attend_to_states,
     attention_reference,
-    bucket_table,
     compiled_flex,
 )
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.decoder_cache import Encoded, KeysValues, LayerCache
 from t5_pipeline.modeling.limits import attends_without_keys
+from t5_pipeline.modeling.position_buckets import bucket_table
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

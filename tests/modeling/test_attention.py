@@ -1,10 +1,7 @@
-"""Implementations of attention compared with the reference, and position buckets with T5X's rule."""
+"""Implementations of attention compared with the reference."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
@@ -17,9 +14,7 @@ from t5_pipeline.modeling.attention import (
     attend_to_states,
     attention_reference,
     block_mask,
-    bucket_table,
     mask_bias,
-    position_buckets,
 )
 
 
@@ -101,27 +96,6 @@ def test_fully_masked_rows_are_finite() -> None:
         assert attention(q, k, v, torch.full((1, 1, 1, 9), MASKED)).isfinite().all()
 
 
-@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 12), (64, 256)])
-@pytest.mark.parametrize("bidirectional", [True, False])
-def test_buckets_follow_t5x(buckets: int, max_distance: int, bidirectional: bool) -> None:
-    distance = np.arange(-700, 701)
-    # T5X's rule (relative_position_bucket), in NumPy: with an epsilon that Mesh-TF and transformers do not have.
-    expected = np.zeros_like(distance)
-    half = buckets // 2 if bidirectional else buckets
-    n = np.abs(distance) if bidirectional else np.maximum(-distance, 0)
-    expected += (distance > 0) * half * bidirectional
-    exact = half // 2
-    far = exact + np.trunc(
-        np.log(n.astype(np.float32) / exact + np.finfo(np.float32).eps)
-        / math.log(max_distance / exact)
-        * (half - exact)
-    ).astype(int)
-    expected += np.where(n < exact, n, np.minimum(far, half - 1))
-    assert (
-        position_buckets(torch.from_numpy(distance), bidirectional, buckets, max_distance).tolist() == expected.tolist()
-    )
-
-
 @pytest.mark.parametrize("kind", ["none", "position", "mask", "both", "apart"])
 def test_products_in_bf16_equal_the_definition_within_rounding(kind: str) -> None:
     q, k, v = (x.detach().bfloat16().requires_grad_() for x in _inputs())
@@ -179,12 +153,3 @@ def test_skipping_keys_and_values_gives_the_same_result(dtype: torch.dtype, drop
     near = 1e-5 if dtype == torch.float32 else 0.02
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast.float(), plain, atol=near * float(plain.detach().abs().max()), rtol=near)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 12)])
-def test_bucket_table_contains_every_distance(bidirectional: bool, buckets: int, farthest: int) -> None:
-    distance = torch.arange(-3 * farthest, 3 * farthest + 1)
-    table = bucket_table(bidirectional, buckets, farthest, torch.device("cpu"))
-    found = table[distance.clamp(-farthest, farthest) + farthest]
-    assert torch.equal(found, position_buckets(distance, bidirectional, buckets, farthest))
