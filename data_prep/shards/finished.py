@@ -70,8 +70,8 @@ def _record(path: Path) -> Record | None:
     try:
         record: Record = read_json(path)
         written = record.pop("sha256", None)
-        return record if written in (None, checksums.json_digest(record)) else None
-    except (OSError, ValueError, AttributeError):
+        return record if "settings" in record and written in (None, checksums.json_digest(record)) else None
+    except (OSError, ValueError, AttributeError, TypeError):
         return None
 
 

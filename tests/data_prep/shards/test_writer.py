@@ -104,11 +104,15 @@ def test_interrupted_write_resumes(
     assert names[0] == names[1]
 
 
-def test_a_shard_whose_removal_was_interrupted_is_written_again(
-    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path
+@pytest.mark.parametrize("record", [None, "[]", "{}", '{"settings": {'])
+def test_a_shard_without_its_record_is_written_again(
+    documents: list[Document], vocabulary: Vocabulary, tmp_path: Path, record: str | None
 ) -> None:
+    """Its removal was interrupted, or the file is damaged."""
     first = write_tokens(cut(documents, 300), vocabulary, tmp_path)
     (tmp_path / "shard-00002" / "shard.json").unlink()
+    if record is not None:
+        (tmp_path / "shard-00002" / "shard.json").write_text(record)
     (tmp_path / "shard-00001.tar").write_text("a copy")
     (tmp_path / "shard-00001-old").mkdir()
     assert write_tokens(cut(documents, 300), vocabulary, tmp_path).digest == first.digest
