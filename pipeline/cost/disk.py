@@ -19,6 +19,7 @@ from t5_pipeline.data_prep.corpora.parquet import column_bytes
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.presets import PRESETS
 
 _FP32 = 4
 BYTES_PER_TOKEN = 4.26
@@ -53,8 +54,11 @@ def published_bytes(settings: StageConfig, shape: T5Config, steps: int = 1) -> i
 
 def shards_bytes(tokens: int, settings: PrepareConfig) -> int:
     """Token shards: two bytes per token, four for a large vocabulary. Ends of documents add little."""
-    narrow = settings.vocabulary is not None or settings.vocabulary_size + SENTINELS <= 2**16
-    return tokens * (2 if narrow else 4)
+    if settings.vocabulary is None:
+        ids = settings.vocabulary_size + SENTINELS
+    else:
+        ids = PRESETS.get(settings.vocabulary, T5Config()).vocab_size
+    return tokens * (2 if ids <= 2**16 else 4)
 
 
 def tokens_of(settings: PrepareConfig) -> int | None:

@@ -45,6 +45,8 @@ def test_shards(finished: Tiny) -> None:
     tokens = sum(file.stat().st_size for file in files) // 2
     assert shards_bytes(tokens, settings) == 2 * tokens
     assert shards_bytes(tokens, settings.model_copy(update={"vocabulary_size": 70_000})) == 4 * tokens
+    for name, each in (("t5.model", 2), ("google/t5-v1_1-base", 2), ("google/mt5-base", 4)):
+        assert shards_bytes(tokens, settings.model_copy(update={"vocabulary": name})) == each * tokens
 
 
 def test_text_bytes_without_reading(tmp_path: Path) -> None:
