@@ -175,14 +175,13 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
     for key in data:
         if key not in _RECIPE_KEYS:
             raise InputError(f"{located.where((str(key),))}: unknown key; {nearest(str(key), _RECIPE_KEYS)}")
-    for key, kind in (("name", str), ("stages", dict)):
-        if not isinstance(data.get(key), kind) or not data[key]:
-            raise InputError(f"{located.where((key,))}: is required in a recipe ({_KIND_WORDS[kind]})")
-    check_file_name(data["name"], located.where(("name",)))
+    if not isinstance(data.get("stages"), dict) or not data["stages"]:
+        raise InputError(f"{located.where(('stages',))}: is required in a recipe (a mapping)")
+    substitute(located, (*_RECIPE_KEYS, *map(str, data["stages"])))
+    _check_name(located, data.get("name"))
     seed = data.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"{located.where(('seed',))}: must be a whole number from 0 to 2^63 − 1; change it")
-    substitute(located, (*_RECIPE_KEYS, *map(str, data["stages"])))
     _check_launch(located, ("launch",), data.get("launch"))
     tasks = _tasks(located, {} if data.get("tasks") is None else data["tasks"])
     stages: dict[str, list[Cell]] = {}
@@ -195,7 +194,13 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
     return Recipe(data["name"], seed, located.path, stages, launch, data)
 
 
-_KIND_WORDS = {str: "text", dict: "a mapping"}
+def _check_name(located: Located, name: Any) -> None:
+    where = located.where(("name",))
+    if name is None or name == "":
+        raise InputError(f"{where}: is required in a recipe (text)")
+    if not isinstance(name, str):
+        raise InputError(f"{where}: must be text; put it in quotes")
+    check_file_name(name, where)
 
 
 def _tasks(located: Located, entries: Any) -> dict[str, TaskConfig]:
@@ -306,7 +311,7 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
         InputError: if there is no such stage, or a path leads through a value.
     """
     data: dict[str, Any] = located.data
-    stages: dict[str, Any] = data["stages"] if isinstance(data.get("stages"), dict) else {}
+    stages, tasks = (data[key] if isinstance(data.get(key), dict) else {} for key in ("stages", "tasks"))
     variables = variables_of(located)
     for override in overrides:
         path, where = override.path, f"{override.flag} {'.'.join(override.path)}"
@@ -314,7 +319,7 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
             path = ("vars", *path)
         if path[0] not in (*_RECIPE_KEYS, *stages):
             raise InputError(f"{where}: {_unknown_path(path, stages, variables)}")
-        if path[0] == "tasks" and len(path) > 2 and path[1] not in (tasks := data.get("tasks") or {}):
+        if path[0] == "tasks" and len(path) > 2 and path[1] not in tasks:
             raise InputError(f"{where}: there is no task `{path[1]}`; {nearest(path[1], tasks)}")
         is_stage = path[0] not in _RECIPE_KEYS
         target = stages if is_stage else data

@@ -59,9 +59,7 @@ def parse_ref(
     Raises:
         InputError: if the stage or cell cannot be the input.
     """
-    head, at, step_text = value.rpartition("@")
-    target, step = (head, step_text) if at and step_text.isdigit() else (value, None)
-    stage, _, cell = target.partition("/")
+    stage, cell, step = _parts_of(value, earlier)
     if stage not in all_stages:
         meant = None if Path(value).exists() or value in PRESETS else close_to(stage, all_stages, cutoff=0.8)
         if meant is not None and not (cell and artifact == "model"):  # ORGANIZATION/NAME on the hub
@@ -78,16 +76,26 @@ def parse_ref(
     if not cell and len(ids) > 1 and not many:
         raise InputError(f"{where()}: stage `{stage}` has {len(ids)} cells; choose one, as in {stage}/{ids[0]}")
     if step is not None and artifact != "model":
-        raise InputError(f"{where()}: only models have steps; use `{target}` without @{step}")
+        raise InputError(f"{where()}: only models have steps; use `{InputRef(stage, cell)}` without @{step}")
     if step is not None:
-        last = min(getattr(c.settings, "steps", -1) for c in earlier[stage] if not cell or c.id == cell)
+        last = min(getattr(c.settings, "steps", -1) for c in earlier[stage] if cell is None or c.id == cell)
         if last < 0:
-            raise InputError(f"{where()}: stage `{stage}` has no steps; use `{target}` without @{step}")
-        if int(step) > last:
+            raise InputError(f"{where()}: stage `{stage}` has no steps; use `{InputRef(stage, cell)}` without @{step}")
+        if step > last:
             raise InputError(
                 f"{where()}: `{stage}` has {last:,} steps; use an earlier one than {step}, or more `steps`"
             )
-    return InputRef(stage=stage, cell=cell or None, step=int(step) if step is not None else None)
+    return InputRef(stage, cell, step)
+
+
+def _parts_of(value: str, earlier: Mapping[str, Sequence[EarlierCell]]) -> tuple[str, str | None, int | None]:
+    """Stage, cell and step of a reference. An @ may also be in the name of a cell, such as `model=lm_adapt@400`."""
+    stage, _, cell = value.partition("/")
+    head, at, step = value.rpartition("@")
+    if at and step.isdecimal() and cell not in [one.id for one in earlier.get(stage, ())]:
+        stage, _, cell = head.partition("/")
+        return stage, cell or None, int(step)
+    return stage, cell or None, None
 
 
 def load_task(path: Path) -> TaskConfig:

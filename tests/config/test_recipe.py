@@ -102,6 +102,8 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("      seed: [0, 1]", "      sed: [0, 1]", "small.yaml:25: stages.prompt_tune.matrix.sed: unknown key; did you mean `seed`?"),
         ("    inputs:", "    imputs:", "small.yaml:6: tasks.tone.imputs: unknown key; did you mean `inputs`?"),
         ("name: small", "nam: small", "small.yaml:1: nam: unknown key; did you mean `name`?"),
+        ("name: small", "name: no", "small.yaml:1: name: must be text; put it in quotes"),
+        ("name: small", "name: ''", "small.yaml:1: name: is required in a recipe (text)"),
         ("seed: 7", "seed: seven", "small.yaml:2: seed: must be a whole number"),
         ("    corpus: text", "    corpus: text\n    corpus: more", "small.yaml:12: stages.prepare.corpus: duplicate key; it is also on line 11"),
         ("    corpus: text", "    corpus: [text", "small.yaml:12: is not valid YAML"),
@@ -184,6 +186,12 @@ def test_a_wrong_override_is_an_error(recipe: Path, override: str, message: str)
         overridden(recipe, override)
 
 
+def test_overrides_of_tasks_that_are_not_a_mapping(recipe: Path) -> None:
+    recipe.write_text("name: small\ntasks: [tone]\nstages: {prepare: {corpus: text}}\n")
+    with pytest.raises(InputError, match=r"--set tasks\.tone\.data: there is no task `tone`"):
+        overridden(recipe, "tasks.tone.data=rows")
+
+
 def test_a_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_recipe(tmp_path / "none.yaml")
@@ -244,6 +252,24 @@ def test_steps_that_a_stage_never_reaches_are_refused(recipe: Path, model: str, 
     assert overridden(recipe, "prompt_tune.matrix.model=[lm_adapt@20, lm_adapt@0]")
     with pytest.raises(InputError, match="`lm_adapt` has 9 steps; use an earlier one than 10"):
         overridden(recipe, "lm_adapt.steps=9")
+
+
+def test_a_cell_whose_name_ends_like_a_step(recipe: Path) -> None:
+    """`model=lm_adapt@10` is a cell, next to the cell `model=lm_adapt`."""
+    more = "  tuned: {uses: model_tune, tasks: tone, steps: 30, matrix: {model: [lm_adapt@10, lm_adapt]}}\n"
+    more += "  last: {uses: prompt_tune, task: tone, matrix: {model: [tuned/model=lm_adapt@10, tuned/model=lm_adapt@9@5]}}\n"
+    recipe.write_text(RECIPE.replace("  prompt_tune:\n", more + "  prompt_tune:\n", 1))
+    with pytest.raises(InputError, match="stage `tuned` has no cell `model=lm_adapt@9`"):
+        load_recipe(recipe)
+    recipe.write_text(recipe.read_text().replace("@9@5", "@10@5"))
+    assert [cell.inputs["model"] for cell in load_recipe(recipe).stages["last"]] == [
+        InputRef("tuned", "model=lm_adapt@10"), InputRef("tuned", "model=lm_adapt@10", 5),
+    ]  # fmt: skip
+
+
+def test_a_step_is_a_decimal_number(recipe: Path) -> None:
+    with pytest.raises(InputError, match=r"lm_adapt@² is neither a stage nor a path; did you mean `lm_adapt`"):
+        overridden(recipe, "prompt_tune.matrix.model=[lm_adapt@²]")
 
 
 def test_steps_of_a_stage_without_steps_are_refused(recipe: Path) -> None:

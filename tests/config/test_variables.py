@@ -41,6 +41,19 @@ def test_values_of_variables_and_overrides(tmp_path: Path) -> None:
         assert "vars" not in recipe.resolved
 
 
+def test_names_and_seeds_of_recipes_are_checked_after_their_variables(tmp_path: Path) -> None:
+    text = RECIPE.replace("vars:", "seed: $(steps)\nvars:")
+    assert load(tmp_path, text).seed == 40
+    for value, message in (("[a]", "must be text, a number"), ("-1", "seed: must be a whole number from 0")):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, text, f"steps={value}")
+    for value in ("../up", "a/b"):
+        with pytest.raises(InputError, match=r"recipe.yaml:1: name: must not contain / or"):
+            load(tmp_path, RECIPE, f"size={value}")
+    with pytest.raises(InputError, match=r"recipe.yaml:1: name: must be text; put it in quotes"):
+        load(tmp_path, RECIPE.replace("prompts-$(size)", "$(steps)"))
+
+
 def test_without_variables_a_dollar_is_text(tmp_path: Path) -> None:
     recipe = load(tmp_path, RECIPE.replace("vars: {size: base, steps: 40}\n", "").replace("$(steps)", "40"))
     assert recipe.name == "prompts-$(size)"
