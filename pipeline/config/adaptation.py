@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from t5_pipeline.config.denoisers import MIXTURES, DenoiserConfig
 from t5_pipeline.config.probe import ProbeConfig
@@ -53,7 +53,7 @@ class LanguageModelConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, Train
     outputs: ClassVar[tuple[str, ...]] = ("model",)
 
     tokens: Annotated[str, Input("tokens")] = setting(..., "token shards: a prepare stage or a directory")
-    keep_steps: list[int] = setting(
+    keep_steps: list[Annotated[int, Field(ge=0)]] = setting(
         [], "steps whose models are published too, for other stages to use as STAGE@STEP", unit="steps", role="runtime"
     )
     validate_every: int = setting(500, "steps between validations of the loss", unit="steps", role="runtime", gt=0)

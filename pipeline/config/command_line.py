@@ -19,6 +19,7 @@ from t5_pipeline.config.references import load_task
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import parse_value
+from t5_pipeline.core.schema import model_in, types_in
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -27,7 +28,11 @@ _TASK_FILE = "; YAML keys: name, data, inputs, targets, labels, metrics"
 
 @dataclass(frozen=True)
 class Flags:
-    """The parsed command line of a stage; `values` contains only the settings that were given."""
+    """The parsed command line of a stage.
+
+    Attributes:
+        values: the settings that were given, by dotted name.
+    """
 
     recipe: Path | None
     stage: str | None
@@ -37,6 +42,21 @@ class Flags:
     overwrite: bool
     resume_from: int | None
     values: dict[str, Any]
+
+    def nested(self) -> dict[str, Any]:
+        """`values` as a recipe has them: the sizes of `init` as a mapping."""
+        found: dict[str, Any] = {}
+        for name, value in self.values.items():
+            *outer, last = name.split(".")
+            place = found
+            for key in outer:
+                place = place.setdefault(key, {})
+            place[last] = value
+        return found
+
+    def overrides_of(self, stage: str) -> list[Override]:
+        """`values` as overrides of a recipe's stage."""
+        return [Override((stage, *name.split(".")), value, flag(name)) for name, value in self.values.items()]
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,10 +168,7 @@ def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
         SystemExit: after --help.
     """
     given = vars(parser(cls, program).parse_args(arguments))
-    values: dict[str, Any] = {}
-    for name, _ in _fields(cls):
-        if (value := given[name]) is not None:
-            _put(values, name, _read_tasks(cls, name, value))
+    values = {name: _read_tasks(cls, name, given[name]) for name, _ in _fields(cls) if given[name] is not None}
     recipe, output = given["recipe"], given["output_dir"]
     if (recipe is None) == (output is None):
         raise InputError(f"{program}: give either --recipe FILE, or the stage's settings and --output-dir DIR")
@@ -177,23 +194,16 @@ def flag(name: str) -> str:
 def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Dotted name of every setting: the sizes of `init` one by one, a task or a list as a whole."""
     for name, field in cls.model_fields.items():
-        inner = next((a for a in _parts(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)), None)
-        many = any(get_origin(part) is list for part in _parts(field.annotation))
+        inner = model_in(field.annotation)
+        many = any(get_origin(part) is list for part in types_in(field.annotation))
         if inner is None or many or issubclass(inner, TaskConfig):
             yield prefix + name, field
         else:
             yield from _fields(inner, f"{prefix}{name}.")
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and the types in it, without the metadata of `Annotated`."""
-    yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _parts(inner)
-
-
 def _add(group: Any, name: str, field: FieldInfo) -> None:
-    types = list(_parts(field.annotation))
+    types = list(types_in(field.annotation))
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     unit = f" [{extra['unit']}]" if extra.get("unit") else ""
     if field.is_required():
@@ -226,24 +236,8 @@ def _metavar(types: list[Any]) -> str:
     return "N" if int in types else "X" if float in types else "TEXT"
 
 
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    *outer, last = name.split(".")
-    for key in outer:
-        values = values.setdefault(key, {})
-    values[last] = value
-
-
 def _read_tasks(cls: type[BaseModel], name: str, value: Any) -> Any:
     field = cls.model_fields.get(name)
-    if field is None or TaskConfig not in _parts(field.annotation):
+    if field is None or TaskConfig not in types_in(field.annotation):
         return value
     return [load_task(Path(v)) for v in value] if isinstance(value, list) else load_task(Path(value))
-
-
-def as_overrides(stage: str, values: dict[str, Any], *outer: str) -> Iterator[Override]:
-    """Settings that were given as flags, as overrides of a recipe's stage."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from as_overrides(stage, value, *outer, name)
-        else:
-            yield Override((stage, *outer, name), value, flag(".".join((*outer, name))))

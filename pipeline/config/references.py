@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import read_yaml
-from t5_pipeline.core.schema import validate
+from t5_pipeline.core.schema import types_in, validate
 from t5_pipeline.core.suggestions import close_to, nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.presets import PRESETS
@@ -115,10 +115,7 @@ def resolve_tasks(
 ) -> Any:
     """Replace names of tasks by their settings, if field `key` contains tasks; other values are returned as given."""
     field_info = cls.model_fields.get(key)
-    if field_info is None or TaskConfig not in (
-        field_info.annotation,
-        *getattr(field_info.annotation, "__args__", ()),
-    ):
+    if field_info is None or TaskConfig not in types_in(field_info.annotation):
         return value
     many = getattr(field_info.annotation, "__origin__", None) is list
     if many and isinstance(value, str):

@@ -74,8 +74,11 @@ class Config(BaseModel):
     @classmethod
     def number_is_not_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
         """Python and pydantic take True for 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
-            raise ValueError(f"must be a number, not {str(value).lower()}")
+        types = list(types_in(cls.model_fields[info.field_name or ""].annotation))
+        takes_numbers = (int in types or float in types) and bool not in types
+        for one in value if isinstance(value, list) else [value]:
+            if takes_numbers and isinstance(one, bool):
+                raise ValueError(f"must be a number, not {str(one).lower()}")
         return value
 
     @field_validator("*")
@@ -192,17 +195,21 @@ def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
         field = cls.model_fields.get(str(name))
         if field is None:
             continue
-        found = _model_in(field.annotation)
-        if found is not None:
-            cls = found
+        cls = model_in(field.annotation) or cls
     return list(cls.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+def types_in(annotation: Any) -> Iterator[Any]:
+    """An annotation and the types in it, without the metadata of `Annotated`.
+
+    >>> list(types_in(list[int] | None))
+    [list[int] | None, list[int], <class 'int'>, <class 'NoneType'>]
+    """
+    yield annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None
+        yield from types_in(inner)
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The class of nested settings in an annotation; None if there is none."""
+    return next((one for one in types_in(annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None)

@@ -25,7 +25,7 @@ from t5_pipeline.artifacts.fingerprint import differences
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, lock
-from t5_pipeline.config.command_line import Flags, as_overrides, flag, parse
+from t5_pipeline.config.command_line import Flags, flag, parse
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Cell, Recipe, apply_overrides, parse_recipe, read_recipe, stages_of_kind
 from t5_pipeline.config.references import InputRef
@@ -103,7 +103,7 @@ def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) 
     """The recipe of a command line, its run directory, and the name of the stage in it."""
     if flags.recipe is None:
         assert flags.output_dir is not None
-        settings = validate(cls, flags.values, lambda loc: flag(".".join(map(str, loc))) if loc else "flags")
+        settings = validate(cls, flags.nested(), lambda loc: flag(".".join(map(str, loc))) if loc else "flags")
         inputs = {n: InputRef(path=getattr(settings, n)) for n in cls.inputs() if getattr(settings, n) is not None}
         cell = Cell(cls.kind, {}, settings, inputs)
         return (
@@ -116,7 +116,7 @@ def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) 
     of_kind = stages_of_kind(located, cls.kind)
     name = flags.stage or (of_kind[0] if len(of_kind) == 1 else "")
     if name in of_kind:
-        apply_overrides(located, as_overrides(name, flags.values))
+        apply_overrides(located, flags.overrides_of(name))
     recipe = parse_recipe(located, kinds)
     if not name:
         raise InputError(

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
-from t5_pipeline.config.command_line import as_overrides, flag, parse, parser
+from t5_pipeline.config.command_line import flag, parse, parser
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
+from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -50,7 +52,7 @@ def test_model_sizes_are_separate_flags() -> None:
         "x.py",
         ["--init.d-model", "64", "--init.num-layers", "2", "--tokens", "t", "--output-dir", "o"],
     )
-    assert flags.values["init"] == {"d_model": "64", "num_layers": "2"}
+    assert flags.nested() == {"init": {"d_model": "64", "num_layers": "2"}, "tokens": "t"}
 
 
 def test_a_task_is_read_from_its_file(tmp_path: Path) -> None:
@@ -86,7 +88,30 @@ def test_flags_override_a_recipe(tmp_path: Path) -> None:
     path.write_text(
         "name: r\nstages:\n  prepare: {corpus: c}\n  lm_adapt: {model: /m, tokens: prepare, steps: 4, keep_steps: [1]}\n"
     )
-    values = {"steps": "9", "keep_steps": ["2", "3"], "learning_rate": "0.5"}
-    settings = load_recipe(path, as_overrides("lm_adapt", values)).stages["lm_adapt"][0].settings
+    flags = parse(
+        LMAdaptConfig,
+        "lm_adapt.py",
+        ["--recipe", str(path), "--steps", "9", "--keep-steps", "2", "3", "--learning-rate", "0.5"],
+    )
+    settings = load_recipe(path, flags.overrides_of("lm_adapt")).stages["lm_adapt"][0].settings
     assert isinstance(settings, LMAdaptConfig)
     assert (settings.steps, settings.keep_steps, settings.learning_rate) == (9, [2, 3], 0.5)
+
+
+def test_a_flag_replaces_a_mapping_of_the_recipe_and_single_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    task = "{data: stdlib-kinds, inputs: '{text}', targets: '{label}', labels: [a, b]}"
+    stages = "  tune: {uses: prompt_tune, model: /m, task: kind, sweep: {seed: [0, 1]}}\n"
+    stages += "  pretrain: {uses: span_corrupt, tokens: /t, steps: 1, init: {d_model: 64, num_layers: 2}}\n"
+    path.write_text(f"name: r\ntasks: {{kind: {task}}}\nstages:\n{stages}")
+
+    def settings(cls: type[StageConfig], stage: str, *given: str) -> Any:
+        flags = parse(cls, "x.py", ["--recipe", str(path), *given])
+        return load_recipe(path, flags.overrides_of(stage)).stages[stage][0].settings
+
+    assert settings(PromptTuneConfig, "tune", "--sweep", "{learning_rate: [0.1, 0.3]}").sweep == {
+        "learning_rate": [0.1, 0.3]
+    }
+    assert settings(PromptTuneConfig, "tune", "--sweep", "{}").sweep == {}
+    sizes = settings(SpanCorruptConfig, "pretrain", "--init.d-model", "32").init
+    assert (sizes.d_model, sizes.num_layers) == (32, 2)

@@ -109,6 +109,7 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("    corpus: text", "    corpus: [text", "small.yaml:12: is not valid YAML"),
         ("    init: {d_model: 64}\n", "", "small.yaml:12: stages.pretrain: give either `model`"),
         ("    corpus: text", "    {}", "stages.prepare.corpus: is required; give a value"),
+        ("    steps: 10", "    steps: 10\n    mixture: [{noise_density: yes}]", "stages.pretrain.mixture.0.noise_density: must be a number, not true"),
         ("uses: span_corrupt", "uses: [a]", "small.yaml:13: stages.pretrain.uses: there is no stage kind `['a']`"),
         ("      seed: [0, 1]", "      5: [3]", "small.yaml:25: stages.prompt_tune.matrix.5: unknown key"),
         ("    task: tone", "    task: [tone]", "small.yaml:22: stages.prompt_tune.task: input should be a valid dictionary"),
@@ -123,6 +124,8 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("    labels: [good, bad]", "    labels: [good, bad]\n    metrics: []", "small.yaml:9: tasks.tone.metrics: name at least one metric"),
         ("    prompts: prompt_tune", "    prompts: prompt_tune\n    length_penalty: 5000", "small.yaml:28: stages.evaluate.length_penalty: input should be less than or equal to 20"),
         ("    prompts: prompt_tune", "    prompts: prompt_tune\n    metrics: {tune: [f1]}", "small.yaml:28: stages.evaluate.metrics.tune: the task `tune` is not evaluated here; did you mean `tone`?"),
+        ("    steps: 20", "    steps: 20\n    keep_steps: [5, yes]", "small.yaml:21: stages.lm_adapt.keep_steps: must be a number, not true"),
+        ("    steps: 20", "    steps: 20\n    keep_steps: [5, -1]", "stages.lm_adapt.keep_steps.1: input should be greater than or equal to 0"),
         ("    steps: 20", "    steps: 20\n    schedule: linear\n    warmup_steps: 20", "small.yaml:22: stages.lm_adapt.warmup_steps: must be fewer than the 20 `steps`"),
         (
             "    prompts: prompt_tune",
