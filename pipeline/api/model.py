@@ -18,6 +18,7 @@ from t5_pipeline.cli.tune import one_task, tune
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.paths import check_file_name
 from t5_pipeline.data_prep.corpora.row import Row, check_unicode
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import classified, voters
@@ -35,6 +36,9 @@ Input = str | Mapping[str, Any]
 Names = str | Sequence[str | Sequence[str]] | None
 """The prompt of all inputs ("a"; "a+b+c" votes, unless it is the name of one prompt), or a list with one for each
 input; None if there is only one."""
+
+Example = tuple[str, str] | Mapping[str, Any]
+"""A pair of input and target text, or the fields for the two templates of a task."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +190,9 @@ class PromptedModel:
         _check_at_least(0, max_tokens=max_tokens)
         (question,) = self._questions([input], prompt)
         decoding = Decoding(temperature=temperature, top_p=top_p, seed=seed)
-        pieces, text = Pieces(), ""
         cut, texts = self._engine.stream(question, max_output_length=max_tokens, decoding=decoding)
         _warn_about_cuts([Answer("", cut=cut)])
-        for text in texts:
-            if new := pieces.grown(text):
-                yield new
-        if new := pieces.rest(text):
-            yield new
+        return _in_pieces(texts)
 
     def _questions(self, inputs: Sequence[Input], prompt: Names) -> list[Question]:
         if isinstance(inputs, (str, Mapping)):
@@ -213,7 +212,7 @@ class PromptedModel:
         if prompt is None:
             if len(self.prompts) != 1:
                 raise InputError(f"name a prompt, one of: {', '.join(self.prompts) or 'none is loaded'}")
-            prompt = self.prompts[0]
+            return [self.prompts] * inputs
         if isinstance(prompt, str):
             return [voters(prompt, self._engine.prompts)] * inputs
         if len(prompt) != inputs:
@@ -226,11 +225,11 @@ class PromptedModel:
 
     def tune(
         self,
-        examples: Sequence[tuple[str, str] | Mapping[str, Any]],
+        examples: Sequence[Example],
         *,
         name: str,
         labels: Sequence[str] | None = None,
-        validation: Sequence[tuple[str, str] | Mapping[str, Any]] | None = None,
+        validation: Sequence[Example] | None = None,
         inputs: str = "{text}",
         targets: str = "{target}",
         output_dir: str | Path | None = None,
@@ -240,7 +239,7 @@ class PromptedModel:
 
         Args:
             examples: pairs of input and target text, or rows for the two templates.
-            name: name of the prompt and its task.
+            name: name of the prompt and its task; a directory gets this name, too.
             labels: all possible targets; None for free text.
             validation: examples to select the checkpoint by; None publishes the last step.
             inputs: template of the input text; pairs have the field `text`.
@@ -254,19 +253,21 @@ class PromptedModel:
         Raises:
             InputError: if an example or a setting is invalid, or training failed.
         """
+        check_file_name(name, "name")
+        if not name:
+            raise InputError("name: is empty; name the prompt")
         with tempfile.TemporaryDirectory() as scratch:
             place = Path(output_dir or scratch)
             if place.exists() and not place.is_dir():
                 raise InputError(f"output_dir: {place} is a file; name a folder for the run")
-            data = place / "examples"
-            data.mkdir(parents=True, exist_ok=True)
-            files = {"train": examples, "validation": validation}
-            paths = {split: data / f"{split}.jsonl" for split, rows in files.items() if rows is not None}
-            for split, path in paths.items():
-                where = "examples" if split == "train" else split
-                lines = [check_unicode(_line(row), f"{where}[{i}]") for i, row in enumerate(files[split] or ())]
-                path.write_text("".join(lines), encoding="utf-8")
-            task = one_task(name, paths["train"], inputs, targets, labels, None, paths.get("validation"))
+            lines = {"train": _lines(examples, "examples")}
+            if validation is not None:
+                lines["validation"] = _lines(validation, "validation")
+            files = {split: place / "examples" / name / f"{split}.jsonl" for split in lines}
+            for split, file in files.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(lines[split], encoding="utf-8")
+            task = one_task(name, files["train"], inputs, targets, labels, None, files.get("validation"))
             code = tune(task, {"model": self._model, **settings}, place / name)
             if code != 0:
                 raise InputError(f"tune: training of `{name}` failed with exit code {code}; the log above says why")
@@ -338,6 +339,33 @@ def _check_at_least(least: int, **values: int) -> None:
             raise InputError(f"{name}: must be at least {least}, not {value}; choose another value")
 
 
-def _line(row: tuple[str, str] | Mapping[str, Any]) -> str:
+def _in_pieces(texts: Iterator[str]) -> Iterator[str]:
+    """The new part of each text of one that grows."""
+    pieces, text = Pieces(), ""
+    for text in texts:
+        if new := pieces.grown(text):
+            yield new
+    if new := pieces.rest(text):
+        yield new
+
+
+def _lines(examples: Sequence[Example], where: str) -> str:
+    """Examples as JSON lines.
+
+    Raises:
+        InputError: if there is none, or one is neither a pair nor a mapping of texts and numbers; names it.
+    """
+    lines = [_line(row, f"{where}[{i}]") for i, row in enumerate(examples)]
+    if not lines:
+        raise InputError(f"{where}: is empty; give at least one example")
+    return "".join(lines)
+
+
+def _line(row: Example, where: str) -> str:
+    if not isinstance(row, Mapping) and not (isinstance(row, (tuple, list)) and len(row) == 2):
+        raise InputError(f"{where}: must be a pair of input and target, or a dictionary, not {row!r:.60}; change it")
     fields = dict(row) if isinstance(row, Mapping) else {"text": row[0], "target": row[1]}
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    try:
+        return check_unicode(json.dumps(fields, ensure_ascii=False), where) + "\n"
+    except TypeError as error:
+        raise InputError(f"{where}: must consist of texts and numbers ({error}); convert it") from None

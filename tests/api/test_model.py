@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,9 @@ def test_stream_gives_the_text_of_generate(t5: t5_pipeline.PromptedModel) -> Non
         sampled = "".join(t5.stream({"text": text}, "long", temperature=2.0, seed=3))
         assert [sampled] == t5.generate([{"text": text}], "long", temperature=2.0, seed=3)
     with pytest.raises(t5_pipeline.InputError, match="cannot be streamed"):
-        list(t5.stream({"text": "x"}, "labels"))
+        t5.stream({"text": "x"}, "labels")  # at once, not when the first piece is asked for
+    with pytest.raises(t5_pipeline.InputError, match="there is no prompt 'lung'"):
+        t5.stream({"text": "x"}, "lung")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,29 @@ def test_wrong_precision_and_output_dir(t5: t5_pipeline.PromptedModel, world: Pa
         t5.tune([("x", "y"), ("\ud800", "y")], name="new", output_dir=tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    ("examples", "more", "message"),
+    [
+        (["a fine film", "a bad film"], {}, "examples[0]: must be a pair of input and target, or a dictionary, not 'a fine film'"),
+        ("train.jsonl", {}, "examples[0]: must be a pair of input and target, or a dictionary, not 't'"),
+        ([("x", "y"), ("x",)], {}, "examples[1]: must be a pair"),
+        ([("x", "y", "z")], {}, "examples[0]: must be a pair"),
+        ([("x", object())], {}, "examples[0]: must consist of texts and numbers"),
+        ([], {}, "examples: is empty; give at least one example"),
+        ([("x", "y")], {"validation": []}, "validation: is empty"),
+        ([("x", "y")], {"validation": ["yes"]}, "validation[0]: must be a pair"),
+        ([("x", "y")], {"name": ""}, "name: is empty; name the prompt"),
+        ([("x", "y")], {"name": "a/b"}, "name: must not contain /"),
+    ],
+)  # fmt: skip
+def test_wrong_examples_end_before_anything_is_written(
+    t5: t5_pipeline.PromptedModel, tmp_path: Path, examples: Any, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(t5_pipeline.InputError, match=f"^{re.escape(message)}"):
+        t5.tune(examples, **{"name": "new", "output_dir": tmp_path / "run", **more})
+    assert not (tmp_path / "run").exists()
+
+
 def test_tune_adds_a_prompt_that_can_be_saved_and_loaded(world: Path, tmp_path: Path) -> None:
     """In a fork, whose stages are forks (tests/forked.py)."""
     call(tune_save_and_load, world, tmp_path)
@@ -159,6 +185,9 @@ def test_a_prompt_is_added_and_replaced(world: Path) -> None:
     before = t5.classify([{"text": "x"}], prompt="labels")
     t5.add("labels", write_prompt(world, "elsewhere", 88))
     assert t5.classify([{"text": "x"}], prompt="labels") != before
+    t5.add("labels+free", world / "prompts" / "labels")  # a name with a +, which is not a vote
+    assert t5.classify([{"text": "x"}], prompt="labels+free") == before
+    assert t5.classify([{"text": "x"}], prompt=["labels+free"]) == before
     with pytest.raises(t5_pipeline.InputError, match="trained on another T5"):
         t5.add("bad", write_prompt(world, "foreign", 1, base_model_digest="f" * 64))
 

@@ -16,6 +16,9 @@ from t5_pipeline.serving.http.schemas import ErrorDetail, ErrorResponse
 _FORM = re.compile(r"str|(list|dict)\[.*\]")
 """pydantic's name of one of several forms of a field, which it puts after the name of the field."""
 
+_NO_OBJECT = ("missing", "model_attributes_type")
+"""pydantic's types of the error about a body that is empty, or something else than a JSON object."""
+
 
 class Refused(Exception):
     """A request that is answered with an error."""
@@ -58,7 +61,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return Refused(400, f"the body is not JSON ({first['ctx']['error']}); fix it").response()
         place = ".".join(str(part) for part in first["loc"][1:] if not _FORM.fullmatch(str(part)))
+        if not place and first["type"] in _NO_OBJECT:
+            return Refused(400, "the body must be a JSON object, sent as `Content-Type: application/json`").response()
         if first["type"] == "extra_forbidden":
             names = [".".join(map(str, e["loc"][1:])) for e in error.errors() if e["type"] == "extra_forbidden"]
             listed = ", ".join(f"`{name}`" for name in names)

@@ -44,12 +44,17 @@ class Served:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
 
     def request(
-        self, method: str, path: str, body: Any = None, key: str | None = KEY
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        key: str | None = KEY,
+        content_type: str = "application/json",
     ) -> tuple[int, Any, dict[str, str]]:
         """Status, decoded body and headers."""
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(self.url + path, data, method=method)
-        asked.add_header("Content-Type", "application/json")
+        asked.add_header("Content-Type", content_type)
         if key:
             asked.add_header("Authorization", f"Bearer {key}")
         try:

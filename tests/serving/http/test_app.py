@@ -121,7 +121,9 @@ def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(served: Served) -> No
         ({"model": "free", "prompt": [1, 2, 3]}, 400, None, "prompt: Input should be a valid string"),
         ({"model": "free", "prompt": ["x"] * 65}, 413, None, "65 inputs (one for each prompt), but at most 64 fit"),
         ({"model": "free", "prompt": "a\ud800"}, 400, None, "prompt: character 1 is half of a surrogate pair"),
-        (b"{", 400, None, "JSON"),
+        (b"{", 400, None, "the body is not JSON (Expecting property name enclosed in double quotes); fix it"),
+        (b"", 400, None, "the body must be a JSON object, sent as `Content-Type: application/json`"),
+        (b"[1]", 400, None, "the body must be a JSON object"),
         (b"[" * 100_000, 400, None, ""),
         (b'{"prompt": "' + b"x" * 1_100_000 + b'"}', 413, None, "the body is larger than"),
     ],
@@ -131,6 +133,15 @@ def test_bad_requests(served: Served, body: Any, status: int, code: str | None, 
     assert found == status, answer
     assert message in answer["error"]["message"]
     assert answer["error"].get("code") == code
+
+
+def test_a_body_of_another_content_type_names_the_right_one(served: Served) -> None:
+    """Without a header, curl sends a form."""
+    for content_type in ("application/x-www-form-urlencoded", "text/plain"):
+        body = b'{"model": "free", "prompt": "x"}'
+        status, answer, _ = served.request("POST", "/v1/completions", body, content_type=content_type)
+        assert status == 400
+        assert "sent as `Content-Type: application/json`" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(
