@@ -31,26 +31,32 @@ def parts(
         inputs: digest of each input.
         data: locations and tasks whose contents count, in addition to the stage's own.
     """
-    names = settings.shaping()
-    if settings.schedule_depends_on_steps():
-        names.append("steps")
-    # Metrics are excluded because evaluate has its own setting for them, except those that select a checkpoint.
-    dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
     own: dict[str, str | TaskConfig] = {**settings.data(), **settings.task_sources()}
-    sources = {name: source for name, source in own.items() if name.partition(".")[0] in names} | dict(data or {})
+    of_settings = settings_parts(settings)
+    shaping = of_settings["settings"]
+    sources = {name: source for name, source in own.items() if name.partition(".")[0] in shaping} | dict(data or {})
     of_data = {"corpus": digests.of_corpus, "vocabulary": digests.of_vocabulary}
-    chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}
     return {
         "kind": settings.kind,
         "code version": settings.code_version,
-        "settings": {name: dumped[name] for name in names},
-        **chosen,
+        **of_settings,
         "inputs": inputs,
         "data": {
             name: digests.of_task(source) if isinstance(source, TaskConfig) else of_data[name](source)
             for name, source in sources.items()
         },
     }
+
+
+def settings_parts(settings: StageConfig) -> dict[str, Any]:
+    """The parts that follow from the settings alone: those that shape the result, and what selects a checkpoint."""
+    names = settings.shaping()
+    if settings.schedule_depends_on_steps():
+        names.append("steps")
+    # Metrics are excluded because evaluate has its own setting for them, except those that select a checkpoint.
+    dumped = settings.model_dump(mode="json", exclude=_metrics_of_tasks(settings))
+    chosen = {"selected by": settings.selects_by()} if settings.selects_by() else {}
+    return {"settings": {name: dumped[name] for name in names}, **chosen}
 
 
 def only_moved(old: dict[str, Any], new: dict[str, Any], settings: StageConfig) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from t5_pipeline.artifacts.fingerprint import only_moved, parts, settings_parts
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
@@ -259,16 +260,17 @@ def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], M
         for cell in together:
             manifest = manifests[cell.stage, cell.id]
             started = manifest is not None or run_dir.started(cell) is not None
-            state = _state(cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
+            state = (
+                _state(run_dir, cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
+            )
             results.append(CellResult(cell, state, manifest, manifest.step if manifest else log.step))
         yield Job(cells[0].stage, cells[0].settings.kind, results, log)
 
 
-def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Manifest | None]) -> State:
+def _state(run_dir: RunDir, cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Manifest | None]) -> State:
     """Whether a finished cell is up to date with the present recipe and inputs."""
     settings, inputs = cell.settings, cell.settings.inputs()
-    now = settings.model_dump(mode="json")
-    if any(manifest.settings.get(name) != now[name] for name in settings.shaping()):
+    if not _has_settings(run_dir, manifest, settings):
         return "stale"
     if isinstance(settings, TrainingConfig) and (manifest.step or 0) < settings.steps:
         return "stale"
@@ -283,6 +285,20 @@ def _state(cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Mani
             if (published or maker.outputs[artifact]).digest != record.digest:
                 return "stale"
     return "up to date"
+
+
+def _has_settings(run_dir: RunDir, manifest: Manifest, settings: StageConfig) -> bool:
+    """Whether a cell was made with these settings. Only if a location differs, the data there are compared."""
+    made, now = manifest.parts, settings_parts(settings)
+    if {name: made.get(name) for name in ("settings", "selected by")} == {"selected by": None, **now}:
+        return True
+    if not settings.data():
+        return False
+    try:
+        whole = parts(settings, made.get("inputs", {}), run_dir.digests)
+    except (InputError, OSError):  # the data cannot be read here
+        return False
+    return only_moved(made, {**whole, "data": {**made.get("data", {}), **whole["data"]}}, settings)
 
 
 def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None:

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.fingerprint import parts
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
@@ -254,7 +255,7 @@ class RunBuilder:
             "kind": cell.settings.kind,
             "cell": cell.axes,
             "fingerprint": self._fingerprint(cell),
-            "parts": {},
+            "parts": parts(cell.settings, {}, self.run_dir.digests),
             "settings": cell.settings.model_dump(mode="json"),
             "inputs": inputs,
             "versions": {"python": "3.11.2", "torch": "2.13.0"},

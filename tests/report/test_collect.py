@@ -113,6 +113,24 @@ def test_results_of_other_settings_are_stale(finished, old: str, new: str, stale
     assert {result.cell.stage for result in run.cells() if result.state == "stale"} == stale
 
 
+def test_results_stay_if_data_were_moved_or_other_metrics_are_computed(builders, tmp_path: Path) -> None:
+    """As in `plan`: the location of a corpus does not matter, nor do metrics that choose no checkpoint."""
+    for name, text in (("old", "a text"), ("new", "a text"), ("other", "another text")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(text)
+    recipe = RECIPE.replace("corpus: stdlib-docs", f"corpus: {tmp_path}/old").replace(
+        "steps: 60", "steps: 60\n    select: last"
+    )
+    path = builders(tmp_path / "run", recipe).all().run_dir.path / "recipe.yaml"
+    for old, new, stale in (
+        ("metrics: [accuracy, macro_f1]", "metrics: [accuracy]", {"evaluate"}),
+        (f"{tmp_path}/old", f"{tmp_path}/new", set()),
+        (f"{tmp_path}/old", f"{tmp_path}/other", {"prepare"}),
+    ):
+        path.write_text(recipe.replace(old, new))
+        assert {p.cell.stage for p in collect(path.parent).cells() if p.state == "stale"} == stale, new
+
+
 def test_results_of_another_input_are_stale(finished) -> None:
     directory = finished.run_dir.path / "span_corrupt"
     manifest = manifests.read(directory)
