@@ -18,13 +18,12 @@ from t5_pipeline.cli.tune import one_task, tune
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.paths import check_file_name
+from t5_pipeline.core.paths import check_file_name, refuse_to_replace
 from t5_pipeline.data_prep.corpora.row import Row, check_unicode
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import classified, voters
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Answer, Engine, Question
-from t5_pipeline.serving.exchange import refuse_to_replace
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 from t5_pipeline.serving.package import write_package
 from t5_pipeline.serving.pieces import Pieces

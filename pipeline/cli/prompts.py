@@ -204,7 +204,7 @@ def _add_prompts(commands: Any) -> None:
 
 
 def _list(given: argparse.Namespace) -> int:
-    from t5_pipeline.serving.exchange import summary
+    from t5_pipeline.serving.inspection import summary
 
     rows = [summary(name, path) for name, path in named_prompts(given.prompts, "DIR").items()]
     show(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else _table(rows), keep="\n")
@@ -227,7 +227,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _show(given: argparse.Namespace) -> int:
-    from t5_pipeline.serving.exchange import description
+    from t5_pipeline.serving.inspection import description
 
     texts = [description(name, path) for name, path in named_prompts(given.prompts, "DIR").items()]
     show("\n\n".join(texts), keep="\n")
@@ -235,8 +235,8 @@ def _show(given: argparse.Namespace) -> int:
 
 
 def _verify(given: argparse.Namespace) -> int:
-    from t5_pipeline.serving.exchange import problems
     from t5_pipeline.serving.frozen_t5 import FrozenT5
+    from t5_pipeline.serving.inspection import problems
 
     t5 = FrozenT5.find(given.model) if given.model else None
     bad, places = 0, named_prompts(given.prompts, "DIR")
@@ -252,7 +252,7 @@ def _verify(given: argparse.Namespace) -> int:
 
 
 def _neighbors(given: argparse.Namespace) -> int:
-    from t5_pipeline.serving.exchange import neighbors
+    from t5_pipeline.serving.inspection import neighbors
 
     found = neighbors(named_prompts(given.prompts, "DIR"), given.model, given.top)
     if given.json:

@@ -1,4 +1,4 @@
-"""Paths and names that are read from files: they must not lead out of the directory they belong to."""
+"""Paths and names that are given or read from files: they must not lead out of a directory, or replace a file."""
 
 from __future__ import annotations
 
@@ -110,3 +110,16 @@ def check_file_name(name: str, where: object, reserved: Iterable[str] = ()) -> N
         problem = f"is longer than {MAX_NAME} bytes"
     if problem is not None:
         raise InputError(f"{where}: {problem}; choose another name")
+
+
+def refuse_to_replace(path: Path, where: str = "--output") -> None:
+    """Protect existing files; an empty directory may be replaced.
+
+    Args:
+        where: setting that names the path, for errors.
+
+    Raises:
+        InputError: if `path` exists.
+    """
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{where}: {path} already exists; choose another path, or remove it")

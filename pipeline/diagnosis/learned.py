@@ -22,8 +22,9 @@ from t5_pipeline.methods.registry import METHODS
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from t5_pipeline.serving.exchange import adapter_base, check_base, facts_of, problems, read_peft
+from t5_pipeline.serving.exchange import adapter_base, check_base, read_peft
 from t5_pipeline.serving.frozen_t5 import FrozenT5
+from t5_pipeline.serving.inspection import facts_of, problems
 
 WHAT = {
     "prompt": "soft prompt", "task_prompts": "prompts of several tasks", "mixture": "mixture of prompts",

@@ -29,7 +29,8 @@ from t5_pipeline.core.printable import printable
 from t5_pipeline.core.records import Record
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.methods.soft_prompt import WEIGHTS, Prompt, PromptInfo
-from t5_pipeline.serving.exchange import facts_of, read_peft, write_peft
+from t5_pipeline.serving.exchange import read_peft, write_peft
+from t5_pipeline.serving.inspection import facts_of
 
 CARD = "README.md"
 _Checked = Literal["prompt.safetensors", "adapter_model.safetensors", "adapter_config.json", "prompt.json"]

@@ -26,6 +26,7 @@ from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.paths import refuse_to_replace
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import check_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -33,7 +34,6 @@ from t5_pipeline.evaluation.held_out import load_held_out, score_prompts
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from t5_pipeline.serving.exchange import refuse_to_replace
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 
 MapKind = Literal["linear", "mlp"]

@@ -21,8 +21,8 @@ from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.file_cache import is_url, remote_errors
 from t5_pipeline.core.hub_names import is_hub_name
+from t5_pipeline.core.paths import refuse_to_replace
 from t5_pipeline.methods.soft_prompt import PromptInfo
-from t5_pipeline.serving.exchange import refuse_to_replace
 from t5_pipeline.serving.package import CARD, FILES, check_package, write_package
 
 _HUB_FILES = frozenset({".gitattributes", CARD})  # of a repository without a prompt

@@ -35,14 +35,15 @@ from torch import Tensor
 from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.paths import refuse_to_replace
 from t5_pipeline.data_prep.tokenizer.sizes import embedding_rows
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.in_transformers import load_in_transformers, quiet
 from t5_pipeline.modeling.load import assemble, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5, shift_right
-from t5_pipeline.serving.exchange import load_checked, refuse_to_replace
 from t5_pipeline.serving.frozen_t5 import FrozenT5
+from t5_pipeline.serving.inspection import load_checked
 
 INDEX = "prompts.json"
 _LOWEST = 16  # output rows averaged for a new id: enough that their mean never ties with the greatest logit
