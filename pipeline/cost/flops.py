@@ -29,7 +29,7 @@ from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import T5Config, read_config
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.presets import PRESETS
 
@@ -56,9 +56,8 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Config | None:
         makers = recipe.stages[ref.stage]
         return shape_of(recipe, run_dir, next((c for c in makers if c.id == ref.cell), makers[0]))
     place = locate_one("model", str(ref.path), f"{cell.stage}.model")
-    config = place / "config.json"
-    if config.is_file():
-        return T5Config.from_config(read_published(config), str(config))
+    if (place / "config.json").is_file():
+        return read_config(place)
     return PRESETS.get(str(place))
 
 

@@ -11,11 +11,17 @@ Shazeer 2020), and umT5 (Chung et al. 2023):
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from t5_pipeline.core.bounded import read_object, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS, SpecialTokens
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+REPAIR = "fetch the model again"
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")
 
@@ -114,6 +120,11 @@ class T5Config:
         return self.tied if self.scaled is None else self.scaled
 
     @property
+    def tied_unlike_published(self) -> bool:
+        """Whether the output matrix is the embedding although published T5s of this kind keep them apart."""
+        return self.tied and not (ARCHITECTURES[self.model_type].tied_by and self.scales_outputs)
+
+    @property
     def parameters(self) -> int:
         """Number of parameters; a tied embedding counts once."""
         return sum(count * rows * columns for count, rows, columns in self.matrices())
@@ -133,7 +144,7 @@ class T5Config:
 
         A `t5` is untied if either flag says so: transformers 5 writes `tie_word_embeddings: true` for every T5, and
         only `scale_decoder_outputs` is right; transformers 4 writes only the former. For the other model types, the
-        weights say whether the model is tied (safetensors_dir.read_shape); here it is not, like all published ones.
+        weights say whether the model is tied (read_config); here it is not, like all published ones.
 
         Args:
             where: name of the file, for errors.
@@ -263,6 +274,33 @@ class _Entries:
                 f" {vocab_size:,}; fix the file"
             )
         return vocab_size, special
+
+
+def read_config(directory: Path) -> T5Config:
+    """Sizes of a model, from its config.json and the names of its weights.
+
+    transformers 5 writes `tie_word_embeddings: true` for every T5 1.1, mT5 and umT5, and for those that it ties. The
+    weights decide: without an output matrix the T5 is tied.
+
+    Raises:
+        InputError: if config.json is missing or damaged, or is not that of a T5.
+    """
+    path = directory / "config.json"
+    config = read_object(path, REPAIR)
+    shape = T5Config.from_config(config, where=str(path))
+    if shape.tied or config.get(_TIE) is not True or _has_output_matrix(directory):
+        return shape
+    return replace(shape, tied=True, scaled=None if shape.scales_outputs else False)
+
+
+def _has_output_matrix(directory: Path) -> bool:
+    """Whether `lm_head.weight` is among the weights; True if they cannot be read, which is reported elsewhere."""
+    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
+        return "lm_head.weight" in read_object(directory / INDEX, REPAIR).get("weight_map", {})
+    try:
+        return "lm_head.weight" in tensor_entries(directory / WEIGHTS)
+    except (OSError, InputError):
+        return True
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:

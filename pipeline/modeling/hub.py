@@ -13,7 +13,7 @@ from huggingface_hub.errors import CacheNotFound
 
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.hub_names import is_hub_name
-from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS
+from t5_pipeline.modeling.config import INDEX, WEIGHTS
 
 CONVERSION_BOT = "SFconvertbot"
 WANTED = ["config.json", "generation_config.json", "*.safetensors", INDEX]

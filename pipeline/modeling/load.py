@@ -7,6 +7,7 @@ untied output matrix stays untied whether the model is initialized, loaded or sa
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.modeling.config import T5Config, misfits
+from t5_pipeline.modeling.config import INDEX, WEIGHTS, T5Config, misfits
 from t5_pipeline.modeling.digest import t5x_folder
 from t5_pipeline.modeling.hub import fetch_model
-from t5_pipeline.modeling.safetensors_dir import INDEX, WEIGHTS, read_shape, read_tensors
+from t5_pipeline.modeling.safetensors_dir import read_shape, read_tensors
 from t5_pipeline.modeling.t5 import T5
+
+log = logging.getLogger("t5-pipeline")
 
 
 def locate_model(location: str | Path) -> Path:
@@ -48,6 +51,12 @@ def load_t5(location: str | Path, dtype: torch.dtype = torch.float32) -> T5:
     """
     directory = locate_model(location)
     shape = read_shape(directory)
+    if shape.tied_unlike_published:
+        log.warning(
+            "%s: the output matrix is tied to the embedding, as in a new T5 1.1 of transformers 5; a pretrained one"
+            " loses its own matrix when transformers resizes the embedding",
+            directory,
+        )
     # Copied one at a time: the model does not depend on the files, and only one tensor is in memory twice.
     tensors = {name: tensor.to(dtype, copy=True) for name, tensor in read_tensors(directory, shape)}
     return assemble(shape, tensors, where=str(directory))

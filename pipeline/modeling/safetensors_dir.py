@@ -6,9 +6,7 @@ a model does not depend on which library saved it. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,55 +17,25 @@ from torch import Tensor
 from t5_pipeline.core.bounded import open_file, read_object, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import INDEX, REPAIR, WEIGHTS, T5Config, read_config
 from t5_pipeline.modeling.t5x import find_t5x, t5x_shape, t5x_tensors
-
-log = logging.getLogger("t5-pipeline")
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_REPAIR = "fetch the model again"
 
 # Original T5 checkpoints carry this table, which neither Mesh-TF nor transformers ever uses.
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def read_shape(directory: Path) -> T5Config:
-    """Sizes of a model, from its config.json or the arrays of a T5X checkpoint.
-
-    transformers 5 writes `tie_word_embeddings: true` for every T5 1.1, mT5 and umT5, and for those that it ties. The
-    weights decide: without an output matrix the T5 is tied.
+    """Sizes of a model, from its files in the form of transformers or the arrays of a T5X checkpoint.
 
     Raises:
         InputError: if the directory contains neither.
     """
-    path = directory / "config.json"
-    if path.is_file():
-        config = read_object(path, _REPAIR)
-        shape = T5Config.from_config(config, where=str(path))
-        if not shape.tied and config.get("tie_word_embeddings") is True and not _has_output_matrix(directory):
-            log.warning(
-                "%s: the output matrix is tied to the embedding, as in a new T5 1.1 of transformers 5; a pretrained one"
-                " loses its own matrix when transformers resizes the embedding",
-                directory,
-            )
-            return replace(shape, tied=True, scaled=None if shape.scales_outputs else False)
-        return shape
+    if (directory / "config.json").is_file():
+        return read_config(directory)
     checkpoint = find_t5x(directory)
     if checkpoint is not None:
         return t5x_shape(checkpoint)
     raise InputError(f"{directory}: contains neither config.json nor a T5X checkpoint; give the directory of a model")
-
-
-def _has_output_matrix(directory: Path) -> bool:
-    """Whether `lm_head.weight` is among the weights; True if they cannot be read, which is reported elsewhere."""
-    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
-        return "lm_head.weight" in read_object(directory / INDEX, _REPAIR).get("weight_map", {})
-    try:
-        with safe_open(directory / WEIGHTS, framework="pt") as opened:
-            return "lm_head.weight" in opened.keys()  # noqa: SIM118 (an opened file is not a dict)
-    except (OSError, SafetensorError):
-        return True
 
 
 def read_file_tensors(path: Path, repair: str) -> dict[str, Tensor]:
@@ -97,7 +65,7 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if (directory / INDEX).is_file():
-        weight_map = read_object(directory / INDEX, _REPAIR).get("weight_map")
+        weight_map = read_object(directory / INDEX, REPAIR).get("weight_map")
         names = weight_map.values() if isinstance(weight_map, dict) else [None]
         if not all(isinstance(name, str) for name in names):
             raise InputError(f"{directory / INDEX}: `weight_map` does not map names to files; fetch the model again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import LaunchConfig
+from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptTuneConfig
 from t5_pipeline.config.tuning import ModelTuneConfig, PeftTuneConfig
 from t5_pipeline.cost.flops import (
     forward_flops,
     microbatches,
+    shape_of,
     stage_memory,
     step_cost,
     training_flops,
@@ -30,7 +34,7 @@ from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.modeling import layers
 from t5_pipeline.modeling.attention import attention_reference
 from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.load import init_t5
+from t5_pipeline.modeling.load import init_t5, save_t5
 from t5_pipeline.modeling.presets import SIZES
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 
@@ -74,6 +78,24 @@ def test_flops_equal_those_of_torch(gated: bool, monkeypatch: pytest.MonkeyPatch
     with FlopCounterMode(display=False) as both:
         prompted(torch.zeros(2, dtype=torch.long), ids_BS, ids_BT[:, :5]).sum().backward()
     assert both.get_total_flops() == pytest.approx(2 * training_flops(shape, 90 + 24, 5, frozen=True), rel=0.005)
+
+
+def test_weights_say_whether_a_new_t5_of_transformers_is_tied(tmp_path: Path) -> None:
+    """transformers 5 writes the same config.json for a T5 1.1 with and without an output matrix of its own."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: x\nstages: {sentinel: {model: MODEL}}\n".replace("MODEL", str(tmp_path / "model")))
+    for tied in (True, False):
+        shape = T5Config(
+            96, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2, tied=tied, scaled=False
+        )
+        model = init_t5(shape, seed=0)
+        save_t5(model, tmp_path / "model")
+        config = tmp_path / "model/config.json"
+        config.write_text(config.read_text().replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+        loaded = load_recipe(recipe)
+        found = shape_of(loaded, RunDir(tmp_path / "run"), loaded.stages["sentinel"][0])
+        assert found is not None
+        assert found.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_step_of_each_kind() -> None:
