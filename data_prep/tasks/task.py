@@ -162,9 +162,11 @@ class Task:
             return [Row(dict(row), f"{data}/{split}:{row['name']}") for row in fields]
         path = Path(data)
         if path.is_file():
+            order = "stratified" if self.settings.labels else "shuffled"
             raise InputError(
                 f"tasks.{self.name}.splits: {data} contains one split only, and there is no file for {split!r} next to"
-                " it; name one or remove the split"
+                f' it; name one, or slice {data}, as in {{train: "{path.stem}[:80%, {order}]", validation:'
+                f' "{path.stem}[80%:90%, {order}]", test: "{path.stem}[90%:, {order}]"}}'
             )
         if path.is_dir():
             files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"

@@ -17,7 +17,7 @@ from t5_pipeline.cli.doctor import add_doctor
 from t5_pipeline.cli.export import add_export
 from t5_pipeline.cli.prompts import add_commands
 from t5_pipeline.cli.serve import add_serve
-from t5_pipeline.config.command_line import Parser, add_set
+from t5_pipeline.config.command_line import Parser, add_command, add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
 from t5_pipeline.core.boundary import boundary
@@ -52,9 +52,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"t5-pipeline {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser(
-        "run", help="run all stages that are not up to date, then write the report", allow_abbrev=False
-    )
+    run = add_command(commands, "run", "run all stages that are not up to date, then write the report")
     _recipe_arguments(run)
     run.add_argument(
         "--from", dest="first", metavar="STAGE", help="first stage to run; earlier ones must be up to date"
@@ -62,9 +60,7 @@ def _parser() -> Parser:
     run.add_argument("--until", dest="last", metavar="STAGE", help="last stage to run")
     run.set_defaults(command=_run)
 
-    plan = commands.add_parser(
-        "plan", help="show what would run, why, and at what cost, without running it", allow_abbrev=False
-    )
+    plan = add_command(commands, "plan", "show what would run, why, and at what cost, without running it")
     _recipe_arguments(plan)
     plan.add_argument(
         "--rate",
@@ -82,21 +78,19 @@ def _parser() -> Parser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(command=_plan)
 
-    status = commands.add_parser("status", help="show the progress of a run", allow_abbrev=False)
+    status = add_command(commands, "status", "show the progress of a run")
     status.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
 
-    report = commands.add_parser(
-        "report", help="write the report, one HTML page that works offline", allow_abbrev=False
-    )
+    report = add_command(commands, "report", "write the report, one HTML page that works offline")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
     report.add_argument(
         "--output", type=Path, metavar="FILE", help="output file, or - for stdout (default: RUN_DIR/report.html)"
     )
     report.set_defaults(command=_report)
 
-    verify = commands.add_parser("verify", help="check every published file against its checksums", allow_abbrev=False)
+    verify = add_command(commands, "verify", "check every published file against its checksums")
     verify.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
     verify.set_defaults(command=_verify)
 

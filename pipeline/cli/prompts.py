@@ -12,7 +12,7 @@ from typing import Any
 
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.cli.tune_flags import add_tune
-from t5_pipeline.config.command_line import above_zero, positive
+from t5_pipeline.config.command_line import above_zero, add_command, positive
 from t5_pipeline.core.atomic_files import STDOUT, check_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import SOME_FAILED, InputError
@@ -32,9 +32,7 @@ def add_commands(commands: Any) -> None:
         )
     )
     add_tune(commands)
-    prompts = commands.add_parser(
-        "prompts", help="inspect, push and pull prompts; import and export PEFT or .npy", allow_abbrev=False
-    )
+    prompts = add_command(commands, "prompts", "inspect, push and pull prompts; import and export PEFT or .npy")
     _add_prompts(prompts.add_subparsers(required=True, metavar="COMMAND"))
 
 
@@ -121,28 +119,28 @@ def _probability(text: str) -> float:
 
 
 def _add_prompts(commands: Any) -> None:
-    listed = commands.add_parser("list", help="list prompts", allow_abbrev=False)
+    listed = add_command(commands, "list", "list prompts")
     listed.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     listed.add_argument("--json", action="store_true", help="print JSON")
     listed.set_defaults(command=_list)
 
-    show = commands.add_parser("show", help="show the templates, sizes and origin of prompts", allow_abbrev=False)
+    show = add_command(commands, "show", "show the templates, sizes and origin of prompts")
     show.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     show.set_defaults(command=_show)
 
-    verify = commands.add_parser("verify", help="check prompts against their checksums", allow_abbrev=False)
+    verify = add_command(commands, "verify", "check prompts against their checksums")
     verify.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     verify.add_argument("--model", metavar="M", help="also check that the prompts were trained on this T5")
     verify.set_defaults(command=_verify)
 
-    near = commands.add_parser("neighbors", help="show the vocabulary tokens nearest to each row", allow_abbrev=False)
+    near = add_command(commands, "neighbors", "show the vocabulary tokens nearest to each row")
     near.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     near.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; must be that of the prompts")
     near.add_argument("--top", type=positive, default=5, metavar="K", help="tokens per row (default: 5)")
     near.add_argument("--json", action="store_true", help="print JSON")
     near.set_defaults(command=_neighbors)
 
-    export = commands.add_parser("export", help="export prompts to PEFT or .npy", allow_abbrev=False)
+    export = add_command(commands, "export", "export prompts to PEFT or .npy")
     export.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     export.add_argument("--to", required=True, choices=("peft", "npy"), help="PEFT adapter, or float32 array [P, D]")
     export.add_argument(
@@ -153,7 +151,7 @@ def _add_prompts(commands: Any) -> None:
     )
     export.set_defaults(command=_export)
 
-    load = commands.add_parser("import", help="import a prompt from PEFT or .npy", allow_abbrev=False)
+    load = add_command(commands, "import", "import a prompt from PEFT or .npy")
     load.add_argument("source", metavar="FILE", help="adapter directory or .npy file")
     load.add_argument("--from", dest="form", required=True, choices=("peft", "npy"), help="format of the file")
     load.add_argument("--model", required=True, metavar="M", help=f"{_MODEL}; must be that of the prompt")
@@ -174,7 +172,7 @@ def _add_prompts(commands: Any) -> None:
     )
     load.set_defaults(command=_import)
 
-    recycle = commands.add_parser("recycle", help="map a prompt to another T5 without training", allow_abbrev=False)
+    recycle = add_command(commands, "recycle", "map a prompt to another T5 without training")
     recycle.add_argument("prompt", metavar="PROMPT", help="prompt or prompt_tune stage")
     recycle.add_argument("--from-model", required=True, metavar="A", help="T5 that the prompt was trained on")
     recycle.add_argument("--to-model", required=True, metavar="B", help="T5 to map the prompt to")
@@ -188,16 +186,12 @@ def _add_prompts(commands: Any) -> None:
     )
     recycle.set_defaults(command=_recycle)
 
-    push = commands.add_parser(
-        "push", help="send a prompt as a package to the hub, a URL or a directory", allow_abbrev=False
-    )
+    push = add_command(commands, "push", "send a prompt as a package to the hub, a URL or a directory")
     push.add_argument("prompt", metavar="PROMPT", help="prompt or prompt_tune stage")
     push.add_argument("to", metavar="TO", help="user/name on the hub, a URL such as s3://bucket/name, or a directory")
     push.set_defaults(command=_push)
 
-    pull = commands.add_parser(
-        "pull", help="fetch a package, check it, and write it to a directory", allow_abbrev=False
-    )
+    pull = add_command(commands, "pull", "fetch a package, check it, and write it to a directory")
     pull.add_argument("source", metavar="FROM", help="user/name on the hub, a URL, or a directory")
     pull.add_argument("directory", type=Path, metavar="DIR", help="directory to write the prompt to")
     pull.set_defaults(command=_pull)

@@ -105,7 +105,7 @@ def application(flags: Sequence[str]) -> FastAPI:
 def _installed() -> Iterator[None]:
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise InputError(
             f"serve needs {error.name}, which is not installed; pip install 't5-pipeline[serve]'"
         ) from None

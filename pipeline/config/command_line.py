@@ -114,6 +114,15 @@ def parser(cls: type[StageConfig], program: str) -> Parser:
     return made
 
 
+def add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """Add a command whose own help begins with its line in the list of commands."""
+    description = f"{purpose[0].upper()}{purpose[1:]}."
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=purpose, description=description, allow_abbrev=False
+    )
+    return parser
+
+
 def add_set(group: argparse._ActionsContainer) -> None:
     """Add `--set`, which overrides a setting of the recipe."""
     group.add_argument(

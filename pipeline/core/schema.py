@@ -179,13 +179,18 @@ def _shortened(value: Any) -> str:
 
 
 def _hint(kind: str, given: Any, context: Mapping[str, Any]) -> str:
-    """The probable meaning of a wrong value: the nearest choice, a list instead of a text, a text without quotes."""
+    """The probable meaning of a wrong value: the nearest choice, a list, a text without quotes, a number."""
     if kind == "literal_error" and (meant := close_to(str(given), re.findall(r"'([^']*)'", context["expected"]))):
         return f"; did you mean `{meant}`?"
     if kind == "list_type" and isinstance(given, str):
         return f"; write a list: [{', '.join(given.replace(',', ' ').split())}]"
     if kind == "string_type" and given is not None:
         return "; YAML reads a text as something else unless it is in quotes"
+    if kind == "int_parsing" and re.fullmatch(r"\d+(,\d{3})+|\d{1,9}(\.\d+)?[eE]\+?\d{1,2}", str(given)):
+        number = float(str(given).replace(",", ""))
+        return f"; write {number:.0f}" if number.is_integer() else ""
+    if kind == "float_parsing" and re.fullmatch(r"-?\d+,\d+", str(given)):
+        return f"; write {str(given).replace(',', '.')}"
     return ""
 
 

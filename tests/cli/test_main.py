@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.cli.main import main
 from t5_pipeline.core.checksums import short_digest
 from tests.tiny_run import COMMAND, ROOT, Outcome, Tiny, command, listing, t5_pipeline
 
@@ -152,3 +153,12 @@ def test_the_command_is_installed() -> None:
     assert COMMAND.is_file()
     assert Outcome.of(command("--version")).out.startswith("t5-pipeline ")
     assert (ROOT / "stages" / "lm_adapt.py").is_file()
+
+
+def test_help_of_every_command_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["run", "plan", "status", "report", "verify", "predict", "tune", "doctor", "export", "serve", "prompts"]
+    for name in [[name] for name in names] + [["prompts", "list"], ["prompts", "pull"]]:
+        with pytest.raises(SystemExit):
+            main([*name, "--help"])
+        _, purpose, *_ = capsys.readouterr().out.split("\n\n")
+        assert purpose.endswith("."), name

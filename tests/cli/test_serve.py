@@ -14,10 +14,21 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from t5_pipeline.cli.serve import _keys, application
+from t5_pipeline.cli.serve import _installed, _keys, application
+from t5_pipeline.core.errors import InputError
 from tests.forked import Forked
 from tests.serving.served_world import TEXTS, write_prompt, write_world
 from tests.tiny_run import ROOT, command, refused, t5_pipeline
+
+
+def test_only_a_missing_package_is_reported_as_not_installed() -> None:
+    with (
+        pytest.raises(InputError, match=r"serve needs absent_package, which is not installed; pip install"),
+        _installed(),
+    ):
+        import absent_package  # type: ignore[import-not-found]  # noqa: F401
+    with pytest.raises(ImportError, match="cannot import name"), _installed():
+        from t5_pipeline.core import absent  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path) -> None:

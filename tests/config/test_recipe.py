@@ -87,6 +87,9 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
     [
         ("    corpus: text", "    corpse: text", "small.yaml:11: stages.prepare.corpse: unknown key; did you mean `corpus`?"),
         ("    steps: 20", "    steps: many", "small.yaml:20: stages.lm_adapt.steps: input should be a valid integer"),
+        ("    steps: 20", "    steps: 1e3", "as an integer, not '1e3'; write 1000"),
+        ("    steps: 20", "    steps: '1,000'", "as an integer, not '1,000'; write 1000"),
+        ("    steps: 20", "    steps: 20\n    learning_rate: 0,3", "as a number, not '0,3'; write 0.3"),
         ("    steps: 20", "    steps: -2", "small.yaml:20: stages.lm_adapt.steps: input should be greater than or equal to 0"),
         ("init: {d_model: 64}", "init: {d_modle: 64}", "small.yaml:14: stages.pretrain.init.d_modle: unknown key; did you mean `d_model`?"),
         ("uses: span_corrupt", "uses: span_corupt", "small.yaml:13: stages.pretrain.uses: there is no stage kind `span_corupt`; did you mean `span_corrupt`?"),

@@ -62,7 +62,8 @@ def add_error_handlers(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            return Refused(400, f"the body is not JSON ({first['ctx']['error']}); fix it").response()
+            place = first["loc"][-1]
+            return Refused(400, f"the body is not JSON ({first['ctx']['error']} at character {place})").response()
         place = ".".join(str(part) for part in first["loc"][1:] if not _FORM.fullmatch(str(part)))
         if not place and first["type"] in _NO_OBJECT:
             return Refused(400, "the body must be a JSON object, sent as `Content-Type: application/json`").response()
@@ -75,7 +76,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return Refused(error.status_code, str(error.detail), headers=dict(error.headers or {})).response()
+        message = str(error.detail)
+        if error.status_code in (404, 405):  # of the router: the routes here raise Refused
+            message = f"there is no {request.method} {request.url.path[:100]}; GET /openapi.json lists all requests"
+        return Refused(error.status_code, message, headers=dict(error.headers or {})).response()
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -213,7 +213,8 @@ class Server:
         if not self.options.allow_changes or root is None:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
         try:
-            place = inside(root, path, param, "name a prompt in the server's directory of prompts")
+            remedy = "copy the prompt into the server's directory of prompts, and give the path relative to it"
+            place = inside(root, path, param, remedy)
             prompt = self.store.read(name, locate_one("prompt", str(place), param))
         except OtherModel as error:
             digests = {"prompt": error.of_prompt, "server": error.of_t5}

@@ -121,7 +121,7 @@ def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(served: Served) -> No
         ({"model": "free", "prompt": [1, 2, 3]}, 400, None, "prompt: Input should be a valid string"),
         ({"model": "free", "prompt": ["x"] * 65}, 413, None, "65 inputs (one for each prompt), but at most 64 fit"),
         ({"model": "free", "prompt": "a\ud800"}, 400, None, "prompt: character 1 is half of a surrogate pair"),
-        (b"{", 400, None, "the body is not JSON (Expecting property name enclosed in double quotes); fix it"),
+        (b"{", 400, None, "the body is not JSON (Expecting property name enclosed in double quotes at character 1)"),
         (b"", 400, None, "the body must be a JSON object, sent as `Content-Type: application/json`"),
         (b"[1]", 400, None, "the body must be a JSON object"),
         (b"[" * 100_000, 400, None, ""),
@@ -159,6 +159,13 @@ def test_bad_classifications(served: Served, body: Any, status: int, message: st
     assert message in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/completions")])
+def test_unknown_routes_point_to_the_list_of_requests(served: Served, method: str, path: str) -> None:
+    status, answer, _ = served.request(method, path, {} if method == "POST" else None)
+    assert status in (404, 405)
+    assert answer["error"]["message"] == f"there is no {method} {path}; GET /openapi.json lists all requests"
+
+
 def test_many_inputs_share_one_list_of_voters() -> None:
     """Otherwise a body of 1 MiB could make lists of gigabytes."""
     first, second = ClassifyRequest(model="a+b", prompt=["x", "y"]).voters(known={"a", "b"})
@@ -169,11 +176,16 @@ def test_many_inputs_share_one_list_of_voters() -> None:
 def test_prompts_change_while_serving(served: Served) -> None:
     write_prompt(served.world, "outside", 9)
     (served.world / "prompts/outside").rename(served.world / "elsewhere")
-    for path in ("../elsewhere", str(served.world / "elsewhere"), "absent", "\ud800"):
+    outside = "does not stay inside its directory; copy the prompt into the server's directory of prompts"
+    for path, problem in {
+        "../elsewhere": outside,
+        str(served.world / "elsewhere"): outside,
+        "absent": "",
+        "\ud800": "",
+    }.items():
         status, answer, _ = served.request("POST", "/v1/prompts", {"name": "new", "path": path})
         assert (status, answer["error"]["param"]) == (400, "path"), answer
-    status, answer, _ = served.request("POST", "/v1/prompts", {"name": "new", "path": "../elsewhere"})
-    assert "; name a prompt in the server's directory of prompts" in answer["error"]["message"]
+        assert problem in answer["error"]["message"]
     assert served.request("POST", "/v1/prompts", {"name": "new", "path": "labels"})[0] == 201
     assert served.request("POST", "/v1/classify", {"model": "new", "fields": {"text": "x"}})[0] == 200
     assert served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "\ud800"})[0] == 400
