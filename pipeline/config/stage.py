@@ -214,13 +214,20 @@ class OptimizerConfig(Config):
         return self.schedule == "linear"
 
     def rate_problem(self) -> str | None:
-        """Why the learning rate is too small to train with; None if `step_offset` does not make it so."""
-        rate = self.learning_rate / math.sqrt(max(self.step_offset, 1))
-        if self.schedule != "rsqrt" or self.step_offset <= self.warmup_steps or rate >= _SMALL_RATE:
+        """Why the learning rate is too small to train with; None if `schedule: rsqrt` does not make it so."""
+        if self.schedule != "rsqrt":
             return None
+        without_offset = self.learning_rate / math.sqrt(max(self.warmup_steps, 1))
+        rate = min(without_offset, self.learning_rate / math.sqrt(max(self.step_offset, 1)))
+        if rate >= _SMALL_RATE:
+            return None
+        if without_offset < _SMALL_RATE:
+            cause, remedy = "schedule: rsqrt", "schedule: constant"
+        else:
+            cause, remedy = f"step_offset: {self.step_offset:,}", "step_offset: 0"
         return (
-            f"`step_offset: {self.step_offset:,}` makes the learning rate {rate:.1e}, below {_SMALL_RATE:g}; raise"
-            " `learning_rate`, or set `step_offset: 0`"
+            f"`{cause}` makes the learning rate {rate:.1e}, below {_SMALL_RATE:g}; raise `learning_rate`, or set"
+            f" `{remedy}`"
         )
 
 

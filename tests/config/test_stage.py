@@ -120,6 +120,16 @@ def test_a_step_offset_that_leaves_no_learning_rate() -> None:
     assert settings.model_copy(update={"schedule": "linear"}).rate_problem() is None
 
 
+@pytest.mark.parametrize(("model", "rate"), [("google/t5-v1_1-xl", "1.0e-06"), ("my-t5", "1.0e-05")])
+def test_a_rate_for_adamw_is_too_small_for_rsqrt(model: str, rate: str) -> None:
+    settings = LMAdaptConfig(model=model, tokens="tokens", learning_rate=1e-3, optimizer="adamw")
+    assert settings.rate_problem() == (
+        f"`schedule: rsqrt` makes the learning rate {rate}, below 0.0001; raise `learning_rate`, or set"
+        " `schedule: constant`"
+    )
+    assert settings.model_copy(update={"schedule": "constant"}).rate_problem() is None
+
+
 def test_linear_warmup_ends_before_the_last_step() -> None:
     with pytest.raises(ValidationError, match="must be fewer than the 10 `steps`"):
         OptimizerConfig(steps=10, schedule="linear", warmup_steps=10)
