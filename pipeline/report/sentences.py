@@ -5,11 +5,15 @@ from __future__ import annotations
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.summary import ScoreLine, TaskScores
 
+_MANY_ILLEGAL = 0.5
+"""Share of decoded texts that are not a label from which a score says little else."""
+
 
 def headline(task: TaskScores) -> str | None:
     """The result of a task in one sentence; None if no prompt has been scored.
 
-    Prompts that give one answer to all inputs are described as such, whatever their score.
+    Prompts that give one answer to all inputs are described as such, whatever their score, and so are those that seldom
+    give a label.
     """
     ranked = task.ranked()
     if not ranked:
@@ -31,7 +35,10 @@ def headline(task: TaskScores) -> str | None:
         sentence += f", {_relative(difference)} the majority class ({_score(task.majority, task.metric)})"
         if _within(best, task) and not constant and fmt.points(difference) != "0.0":
             sentence += ", a difference within the 95% interval over the test rows"
-    return f"{sentence}." + (f" {fmt.sentence_case(note)}." if note and not constant else "")
+    sentence += f". {fmt.sentence_case(note)}." if note and not constant else "."
+    if best.scoring == "decode" and (best.illegal or 0) >= _MANY_ILLEGAL:
+        sentence += f" {fmt.times_100(best.illegal or 0)}\u00a0% of the decoded texts are not a label."
+    return sentence
 
 
 def interval_sentence(task: TaskScores) -> str | None:

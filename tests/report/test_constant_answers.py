@@ -65,6 +65,15 @@ def test_headline_names_seeds_that_always_answer_alike(finished) -> None:
     assert said.endswith(" 1 of 3 seeds gives one answer to all inputs (“email”).")
 
 
+@pytest.mark.parametrize(
+    ("scoring", "share", "said"), [("decode", 0.975, True), ("decode", 0.25, False), ("likelihood", 0.975, False)]
+)
+def test_headline_names_prompts_that_seldom_give_a_label(finished, scoring: str, share: float, said: bool) -> None:
+    changes = {"scoring": scoring, "illegal": share}
+    (task,) = of_rows(finished, lambda rows: [r | changes if r["method"] == "prompt tuning" else r for r in rows])
+    assert (headline(task) or "").endswith(". 97.5\u00a0% of the decoded texts are not a label.") is said
+
+
 def test_comparison_names_them_too(finished) -> None:
     (task,) = of_rows(
         finished,
