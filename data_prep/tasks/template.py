@@ -66,7 +66,9 @@ class Template:
         """The text of one field of a row (see `render`)."""
         value = row.field(field)
         if value is MISSING:
-            raise InputError(f"{row.where}: has no field {field!r} (only {listed(row)}); fix `{self.key}` or the row")
+            raise InputError(
+                f"{row.where}: has no field {field!r} (only {listed(row)}); add it to the row, or fix `{self.key}`"
+            )
         finite = not isinstance(value, float) or math.isfinite(value)
         # bool is an int and becomes True or False, as in T5's tasks.
         if not isinstance(value, str | int | float) or not finite:

@@ -28,7 +28,7 @@ from tests.data_prep.tasks.small_task import ROWS, settings, write
     [
         (
             {"body": "x", "label": "good"},
-            r"train\.jsonl:2: has no field 'text' \(only body, label\); fix `tasks\.t\.inputs` or the row",
+            r"train\.jsonl:2: has no field 'text' \(only body, label\); add it to the row, or fix `tasks\.t\.inputs`",
         ),
         ({"text": None, "label": "good"}, r"train\.jsonl:2: field 'text' is empty \(null\)"),
         ({"text": ["x"], "label": "good"}, r"train\.jsonl:2: field 'text' is a list"),
