@@ -13,8 +13,9 @@ demo: $(READY)
 study: $(READY)
 	$(BIN)/t5-pipeline run recipes/study.yaml
 
+# Three workers for two cores: a test often waits for the processes that it has started.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The tests that `make test` leaves out: the other pairs of engine and stage, and a hundred kills. About half an hour.
 soak: $(READY)

@@ -29,7 +29,7 @@ settings.load_profile("suite")
 
 ROOT = Path(__file__).parent.parent
 
-# One worker starts with the first file, the other with the second and then builds the finished pipeline.
+# Each worker starts with one of these; the second then builds the finished pipeline.
 LONGEST = ("cost/test_memory.py", "data_prep/shards/test_local_workers.py", "system/test_wheel.py")
 LONG = ("system", "stages", "execution", "serving")
 
