@@ -30,7 +30,15 @@ class UnclearIds(InputError):
 
 
 class Named(Protocol):
-    """The names of a text model's ids (text_model.TextModel)."""
+    """The names of a text model's ids.
+
+    Attributes:
+        size: number of ids.
+        pad, eos, unk: ids that the model itself defines; −1 for those that only other files name.
+        complete: whether it names all ids of the tokenizer, so that no sentinels are added by default.
+        sentinel_ids: the sentinels that are ids of the model itself, extra_id_0 first.
+        own_sentinels: how they are found, for people.
+    """
 
     size: int
     pad: int

@@ -16,37 +16,21 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from t5_pipeline.data_prep.tokenizer.layout import Layout
+from t5_pipeline.data_prep.tokenizer.layout import Layout, Named
 
 Ids = npt.NDArray[np.int32]
 
 
-class TextModel(Protocol):
+class TextModel(Named, Protocol):
     """Text to ids and back.
 
     Attributes:
         content: the bytes that decide the ids, from which `opened` makes it again in another process.
-        size: number of ids.
-        pad, eos, unk: ids that the model itself defines; −1 for those that only other files name.
         normalizer: name of the rules by which text is normalized, such as nmt_nfkc.
-        complete: whether it names all ids of the tokenizer, so that no sentinels are added by default.
-        sentinel_ids: the sentinels that are ids of the model itself, extra_id_0 first.
-        own_sentinels: how they are found, for people.
     """
 
     content: bytes
-    size: int
-    pad: int
-    eos: int
-    unk: int
     normalizer: str
-    complete: bool
-    sentinel_ids: tuple[int, ...]
-    own_sentinels: str
-
-    def id_of(self, name: str) -> int | None: ...
-
-    def names(self) -> list[str]: ...
 
     def encode(self, texts: Sequence[str], threads: int) -> list[Ids]:
         """Ids of each text, without EOS, on `threads` threads; control strings are text."""

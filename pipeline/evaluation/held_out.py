@@ -18,7 +18,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.metrics import confusion, illegal_share, right, score_with_errors, task_average
+from t5_pipeline.evaluation.metrics import Scores, confusion, illegal_share, right, score, task_average
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
@@ -45,14 +45,10 @@ class HeldOut:
         """The same rows with other input ids."""
         return replace(self, rows=self.rows.with_inputs(inputs))
 
-    def metrics(self, texts: Sequence[str]) -> dict[str, float]:
+    def score(self, texts: Sequence[str]) -> Scores:
         """The task's metrics of answers in the order of the rows."""
-        return self.metrics_with_errors(texts)[0]
-
-    def metrics_with_errors(self, texts: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
-        """The task's metrics of answers, and the standard errors of some, as `score_with_errors` gives them."""
         rows = self.rows
-        return score_with_errors(
+        return score(
             self.task.metrics,
             texts,
             rows.target_texts,
@@ -78,7 +74,7 @@ class HeldOut:
 
     def measured(self, outputs: Outputs) -> Measured:
         """The validation that outputs of `queries_with_targets` give. Targets that do not hold are not in the loss."""
-        metrics, rows, log_p = self.metrics(self.answers(outputs)), self.rows, outputs.scores
+        metrics, rows, log_p = self.score(self.answers(outputs)).metrics, self.rows, outputs.scores
         index = [0] * len(self) if rows.label_index is None else rows.label_index.tolist()
         true = [i for i in range(len(self)) if rows.holds is None or rows.holds[i]]
         tokens = sum(len(rows.targets[i]) for i in true)
@@ -94,10 +90,10 @@ class HeldOut:
         """The entries of a row of scores.json; with labels also both ways of scoring and the illegal outputs."""
         labels, found = self.task.labels, self.scored_texts(self.answers(outputs))
         if labels:
-            by_scoring = {"decode": self.metrics(outputs.decoded), "likelihood": self.metrics(outputs.texts)}
+            by_scoring = {"decode": outputs.decoded, "likelihood": outputs.texts}
             found |= {
                 "scoring": self.scoring,
-                "by_scoring": by_scoring,
+                "by_scoring": {way: self.score(texts).metrics for way, texts in by_scoring.items()},
                 "illegal": illegal_share(outputs.decoded, labels),
                 "illegal_by_label": self._illegal_by_label(outputs.decoded),
             }
@@ -110,10 +106,10 @@ class HeldOut:
     def scored_texts(self, texts: Sequence[str]) -> dict[str, Any]:
         """The entries of a row of scores.json that follow from the answers: metrics, confusion, texts."""
         labels, targets, is_right = self.task.labels, self.rows.target_texts, self.right(texts)
-        metrics, errors = self.metrics_with_errors(texts)
+        scores = self.score(texts)
         return {
-            "metrics": metrics,
-            "standard_errors": errors,
+            "metrics": scores.metrics,
+            "standard_errors": scores.standard_errors,
             "scoring": None,
             "by_scoring": None,
             "illegal": None,

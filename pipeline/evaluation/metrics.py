@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -151,16 +152,14 @@ def _names(prediction: str, target: str) -> bool | None:
     return any("'" in w for w in p) == any("'" in w for w in t) and (p <= t or (t or {""}) <= p)
 
 
-def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> float:
-    """Share of groups in which every prediction equals its target (MultiRC's exact match per question).
+def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> list[float]:
+    """1 for each group in which every prediction equals its target, else 0; the metric is their mean.
+
+    Source: MultiRC's exact match per question.
 
     >>> group_accuracy(["True", "False", "True"], ["True", "True", "True"], ["q1", "q1", "q2"])
-    0.5
+    [0.0, 1.0]
     """
-    return _mean(_right_groups(predictions, targets, groups))
-
-
-def _right_groups(predictions: Texts, targets: Texts, groups: Texts) -> list[float]:
     right: dict[str, bool] = {}
     for prediction, target, group in zip(predictions, targets, groups, strict=True):
         right[group] = right.get(group, True) and prediction == target
@@ -172,16 +171,14 @@ def exact_match(predictions: Texts, targets: Answers) -> float:
     return _mean(_best(predictions, targets, lambda p, t: float(p == t)))
 
 
-def token_f1(predictions: Texts, targets: Answers) -> float:
-    """Mean F1 of the words shared by prediction and best answer, after SQuAD's normalization.
+def token_f1(predictions: Texts, targets: Answers) -> list[float]:
+    """F1 of the words shared by each prediction and its best answer, after SQuAD's normalization.
+
+    The metric is their mean.
 
     >>> token_f1(["the red house"], [["a house", "red barn by the lake"]])
-    0.6666666666666666
+    [0.6666666666666666]
     """
-    return _mean(_token_f1_of_rows(predictions, targets))
-
-
-def _token_f1_of_rows(predictions: Texts, targets: Answers) -> list[float]:
     return _best(predictions, targets, _shared_words)
 
 
@@ -201,16 +198,29 @@ def spearman(predictions: Texts, targets: Texts) -> float:
 _COMPUTE: dict[str, Callable[..., float | list[float]]] = {
     "accuracy": accuracy,
     "exact_match": exact_match,
-    "token_f1": _token_f1_of_rows,
+    "token_f1": token_f1,
     "pearson": pearson,
     "spearman": spearman,
     "f1": f1,
     "macro_f1": macro_f1,
     "mcc": mcc,
-    "group_accuracy": _right_groups,
+    "group_accuracy": group_accuracy,
     "referent": referent,
 }
 _OF_ANSWERS = ("exact_match", "token_f1")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of the answers to all rows.
+
+    Attributes:
+        standard_errors: of the metrics that are means over rows or groups. Those of shares of rows and of metrics of
+            the confusion matrix follow from these; that of a correlation, BLEU or chrF is not known.
+    """
+
+    metrics: dict[str, float]
+    standard_errors: dict[str, float]
 
 
 def score(
@@ -222,7 +232,7 @@ def score(
     answers: Sequence[Texts] | None = None,
     groups: Texts | None = None,
     holds: Sequence[bool] | None = None,
-) -> dict[str, float]:
+) -> Scores:
     """The named metrics (`METRICS` of data_prep/tasks/config.py, whose needs a `TaskConfig` has checked).
 
     Texts are compared in one Unicode normal form, except by ROUGE, BLEU and chrF.
@@ -234,29 +244,8 @@ def score(
         groups: group of each row (group_accuracy).
         holds: whether each row's target is true (referent).
 
-    >>> score(["accuracy", "f1"], ["yes", "no"], ["yes", "yes"], labels=["no", "yes"])
-    {'accuracy': 0.5, 'f1': 0.6666666666666666}
-    """
-    return score_with_errors(names, predictions, targets, labels, answers=answers, groups=groups, holds=holds)[0]
-
-
-def score_with_errors(
-    names: Sequence[str],
-    predictions: Texts,
-    targets: Texts,
-    labels: Texts | None = None,
-    *,
-    answers: Sequence[Texts] | None = None,
-    groups: Texts | None = None,
-    holds: Sequence[bool] | None = None,
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The named metrics, and the standard errors of those that are means over rows or groups (see `score`).
-
-    Of shares of rows, and of metrics of the confusion matrix, the error follows from these; that of a correlation, BLEU
-    or chrF is not known.
-
-    >>> score_with_errors(["token_f1", "accuracy"], ["a b", "c"], ["b", "d"])
-    ({'token_f1': 0.5, 'accuracy': 0.0}, {'token_f1': 0.5})
+    >>> score(["token_f1", "accuracy"], ["a b", "c"], ["b", "d"])
+    Scores(metrics={'token_f1': 0.5, 'accuracy': 0.0}, standard_errors={'token_f1': 0.5})
     """
     references = answers or [[target] for target in targets]
     found: dict[str, float | list[float]]
@@ -269,7 +258,7 @@ def score_with_errors(
         found[name] = _COMPUTE[name](predictions, (name in _OF_ANSWERS and answers) or targets, *needs[METRICS[name]])
     each = {name: values for name in names if isinstance(values := found[name], list)}
     metrics = {name: _mean(value) if isinstance(value := found[name], list) else value for name in names}
-    return metrics, {name: _standard_error(values) for name, values in each.items() if len(values) > 1}
+    return Scores(metrics, {name: _standard_error(values) for name, values in each.items() if len(values) > 1})
 
 
 def right(

@@ -62,7 +62,9 @@ def test_bootstrap_agrees_with_resampled_rows(metric: str) -> None:
     rng, found = np.random.default_rng(7), []
     for _ in range(1500):
         rows = rng.integers(len(targets), size=len(targets))
-        found.append(metrics.score([metric], predictions[rows].tolist(), targets[rows].tolist(), LABELS)[metric])
+        found.append(
+            metrics.score([metric], predictions[rows].tolist(), targets[rows].tolist(), LABELS).metrics[metric]
+        )
     assert list(bootstrap(metric, tuple(map(tuple, COUNTS)))) == pytest.approx(
         list(np.quantile(found, [0.025, 0.975])), abs=0.02
     )
@@ -84,15 +86,15 @@ def test_means_over_rows_have_the_interval_of_resampled_rows() -> None:
     rng = np.random.default_rng(3)
     words = ["a red house", "red", "blue house", "green barn by the lake", "house"]
     predictions, targets = rng.choice(words, 400).tolist(), rng.choice(words, 400).tolist()
-    found, errors = metrics.score_with_errors(["token_f1", "exact_match"], predictions, targets)
-    assert errors.keys() == {"token_f1"}
-    interval = row_interval(score(metrics=found, standard_errors=errors, examples=400), "token_f1")
+    found = metrics.score(["token_f1", "exact_match"], predictions, targets)
+    assert found.standard_errors.keys() == {"token_f1"}
+    made = score(metrics=found.metrics, standard_errors=found.standard_errors, examples=400)
+    interval = row_interval(made, "token_f1")
     draws = [
-        metrics.token_f1([predictions[i] for i in rows], [targets[i] for i in rows])
+        np.mean(metrics.token_f1([predictions[i] for i in rows], [targets[i] for i in rows]))
         for rows in rng.integers(400, size=(1000, 400))
     ]
     assert interval == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.01)
-    made = score(metrics=found, standard_errors=errors, examples=400)
     assert np.quantile(resampled_scores(made, "token_f1", 4000, rng), [0.025, 0.975]) == pytest.approx(
         interval, abs=0.01
     )
