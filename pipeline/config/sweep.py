@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from pydantic import model_validator
@@ -13,6 +14,7 @@ from pydantic import model_validator
 from t5_pipeline.core.schema import Config, setting
 
 MAX_TRIALS = 1_000
+_LONGEST = 60  # characters of a value in a name
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ def combination_name(values: dict[str, Any]) -> str:
 
     >>> combination_name({"learning_rate": 0.1, "init_labels": ["a b", "c"]})
     'learning_rate=0.1,init_labels=a-b+c'
+
+    Of a value with more than 60 characters, the name has the first 51 and 8 digits of its SHA-256.
     """
     return ",".join(f"{name}={_short(value)}" for name, value in values.items())
 
@@ -158,4 +162,5 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(_short, value))
     text = str(value.get("name", value)) if isinstance(value, dict) else str(value)
-    return "".join(c if c.isalnum() or c in "._-@" else "-" for c in text)[:60]
+    name = "".join(c if c.isalnum() or c in "._-@" else "-" for c in text)
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 9]}-{sha256(text.encode()).hexdigest()[:8]}"

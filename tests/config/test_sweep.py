@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
-from t5_pipeline.config.sweep import SweepConfig
+from t5_pipeline.config.sweep import SweepConfig, combination_name
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.flops import stage_memory, step_cost
 from t5_pipeline.modeling.presets import SIZES
@@ -128,3 +128,10 @@ def test_turns_cost_the_same_in_smaller_batches() -> None:
     with pytest.raises(InputError, match="skips waiting prompts, which zero2 does not"):
         sweep(rates, prompt_init="vocabulary", sweep_slots=4, optimizer="adamw").check_engine("zero2")
     whole.check_engine("fsdp2")
+
+
+def test_long_values_that_end_differently_have_different_names() -> None:
+    start = "default/model=lm_adapt,prompt_length=20,prompt_init=class_labels"
+    names = {combination_name({"init_prompt": f"{start},task={task},seed=0"}) for task in ("subj", "field")}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {len("init_prompt=") + 60}
