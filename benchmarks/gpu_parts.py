@@ -1,4 +1,4 @@
-"""The benchmarks of gpu.py, one function each: `python -m benchmarks.gpu_parts NAME [--dry]` prints one line of JSON.
+"""The benchmarks of gpu.py, a function each: `python -m benchmarks.gpu_parts NAME [--dry]` ends with a line of JSON.
 
 Weights are random. Steps are those of the stages: the engine of one process, the loss and the optimizers of training.
 Shares and predictions of memory are those of `t5-pipeline plan`: useful FLOPs divided by the time and by the rate of
@@ -178,10 +178,10 @@ def tune_xl(dry: bool, **execution: bool) -> dict[str, Any]:
     return trained(TINY, 2, 32, 8, 4, **execution) if dry else trained(SIZES["xl"], 16, 256, 8, PROMPT, **execution)
 
 
-def attention(dry: bool) -> dict[str, Any]:
+def attention(dry: bool) -> Iterator[dict[str, Any]]:
     """Seconds of forward and backward of self-attention; the default of the setting `attention` should follow them."""
     flex = compiled_flex if DEVICE.type == "cuda" else attend_flex
-    rows, sizes, rates = (2, [("tiny", 2, 64)], []) if dry else (16, [("base", 12, 512), ("xl", 32, 256)], [])
+    rows, sizes = (2, [("tiny", 2, 64)]) if dry else (16, [("base", 12, 512), ("xl", 32, 256)])
     for name, heads, S in sizes:
         shape = rows, heads, S, 64
         q, k, v = (torch.randn(shape, device=DEVICE).mul(0.1).bfloat16().requires_grad_() for _ in range(3))
@@ -200,9 +200,7 @@ def attention(dry: bool) -> dict[str, Any]:
             row: dict[str, Any] = {"model": name, "length": S, "bias learns": learns}
             for way, out in ways.items():
                 row[way] = _attempt(partial(_forward_backward, out))
-            rates.append(row)
-            print(json.dumps(row), flush=True)
-    return {"rows": rates}
+            yield row
 
 
 def _forward_backward(out: Callable[[], Tensor]) -> float:
@@ -229,7 +227,7 @@ def transformers_t5(shape: T5Config, directory: str, dtype: torch.dtype, attenti
     return load(directory, dropout_rate=0.0, dtype=dtype, attn_implementation=attention).to(DEVICE)  # type: ignore[no-any-return]
 
 
-def trainer(dry: bool) -> dict[str, Any]:
+def trainer(dry: bool) -> Iterator[dict[str, Any]]:
     """Useful tokens/s of LM adaptation, 512/512, documents as long as Wikipedia's, against transformers' Trainer."""
     from benchmarks.lm_adaptation import Documents, as_rows
     from benchmarks.lm_adaptation import trainer as peer
@@ -247,7 +245,6 @@ def trainer(dry: bool) -> dict[str, Any]:
         hidden, weight = t5.before_logits(t5.predict(micro.inputs_BS, micro.targets_BT))
         return batch_losses(output_loss(hidden, weight, micro.targets_BT), micro.weights_B, micro.prompt_B)
 
-    rows = []
     with tempfile.TemporaryDirectory() as directory:
         save_t5(t5, Path(directory))
         for compiled in (False,) if dry else (False, True):
@@ -262,7 +259,7 @@ def trainer(dry: bool) -> dict[str, Any]:
 
             for _ in range(3):  # the second records CUDA graphs
                 step()
-            rows.append({"side": f"ours{', compile' * compiled}", "tokens/s": tokens / median(step)})
+            yield {"side": f"ours{', compile' * compiled}", "tokens/s": tokens / median(step)}
         variants = [("eager", False)] if dry else [("eager", False), ("sdpa", False), ("sdpa", True)]
         for attention_, compiled in variants:
 
@@ -272,24 +269,21 @@ def trainer(dry: bool) -> dict[str, Any]:
                 flags |= {"train_sampling_strategy": "group_by_length", "steps": 1 if dry else 8}
                 return tokens / peer(model, as_rows(batch), directory, **flags)()
 
-            rows.append({"side": f"Trainer, {attention_}{', compile' * compiled}", "tokens/s": _attempt(measure)})
-    return {"rows": rows, "tokens": tokens}
+            yield {"side": f"Trainer, {attention_}{', compile' * compiled}", "tokens/s": _attempt(measure)}
 
 
-def peft(dry: bool) -> dict[str, Any]:
+def peft(dry: bool) -> Iterator[dict[str, Any]]:
     """Examples/s of prompt tuning on one padded batch without dropout, against PEFT."""
     from benchmarks.prompt_tuning import peft_model
     from t5_pipeline.modeling.load import save_t5
 
     shape, rows, length = (TINY, 2, 32) if dry else (SIZES["base"], 32, 256)
-    found: list[dict[str, Any]] = []
-    for compiled in (False,) if dry else (False, True):
-        ours = trained(shape, rows, length, 8, PROMPT, compiled=compiled)
-        found.append({"side": f"ours{', compile' * compiled}", "examples/s": ours["examples_per_second"]})
     batch = {"input_ids": ids(rows, length, shape), "labels": ids(rows, 8, shape)}
     with tempfile.TemporaryDirectory() as directory:
         save_t5(random_t5(shape), Path(directory))
         for compiled in (False,) if dry else (False, True):
+            ours = trained(shape, rows, length, 8, PROMPT, compiled=compiled)
+            yield {"side": f"ours{', compile' * compiled}", "examples/s": ours["examples_per_second"]}
 
             def measure(compiled: bool = compiled) -> float:
                 model = peft_model(directory, torch.zeros(PROMPT, shape.d_model), 0.0).to(DEVICE)
@@ -304,11 +298,10 @@ def peft(dry: bool) -> dict[str, Any]:
                 step()
                 return rows / median(step)
 
-            found.append({"side": f"PEFT{', compile' * compiled}", "examples/s": _attempt(measure)})
-    return {"rows": found}
+            yield {"side": f"PEFT{', compile' * compiled}", "examples/s": _attempt(measure)}
 
 
-def serving(dry: bool) -> dict[str, Any]:
+def serving(dry: bool) -> Iterator[dict[str, Any]]:
     """Latency of one input of 128 tokens with a prompt on T5 1.1 Base: two labels scored, and 16 tokens decoded."""
     from t5_pipeline.evaluation.decoding import Continuations, Decoding
     from t5_pipeline.evaluation.label_scoring import score_labels
@@ -326,23 +319,20 @@ def serving(dry: bool) -> dict[str, Any]:
     def decoded() -> None:
         Decoding().decode(Continuations(model, *model.encode(prompt_B, inputs)), 16, [0])
 
-    rows = []
     for compiled in (False,) if dry else (False, True):  # a CPU's compiler takes minutes
         t5.set_execution(compiled=compiled and use_compiler("true", DEVICE.type))
         for name, work in (("labels", labels), ("16 tokens", decoded)):
             first_s = timed(work)
             took = sorted(timed(work) for _ in range(5 if dry else 50))
             row = {"answer": name, "compiled": compiled, "median ms": 1e3 * statistics.median(took)}
-            rows.append({**row, "p95 ms": 1e3 * took[int(0.95 * len(took))], "first s": first_s})
-    return {"rows": rows}
-
-
-def parts() -> Iterator[Callable[[bool], dict[str, Any]]]:
-    yield from (device, attention, train_base, train_xl, tune_xl, trainer, peft, serving)
+            yield {**row, "p95 ms": 1e3 * took[int(0.95 * len(took))], "first s": first_s}
 
 
 def main() -> None:
-    named: dict[str, Callable[[bool], dict[str, Any]]] = {part.__name__: part for part in parts()}
+    parts: list[Callable[[bool], dict[str, Any] | Iterator[dict[str, Any]]]] = [
+        device, attention, train_base, train_xl, tune_xl, trainer, peft, serving,
+    ]  # fmt: skip
+    named = {part.__name__: part for part in parts}
     named |= {f"{f.__name__}_compiled": partial(f, compiled=True) for f in (train_base, tune_xl)}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_parts")
     parser.add_argument("name", choices=named)
@@ -350,6 +340,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     measured = named[given.name](given.dry)
+    if not isinstance(measured, dict):
+        rows = []
+        for row in measured:
+            rows.append(row)
+            print(json.dumps({"row": row}), flush=True)  # what is left if the time is up
+        measured = {"rows": rows}
     print(json.dumps({"device": DEVICE.type, **measured}))
 
 
