@@ -1,6 +1,6 @@
 """Results of the studies (recipes/study.yaml and others): the tables of docs/results.md, and all that recomputes them.
 
-python -m benchmarks.study RUN_DIR records a finished run of recipes/NAME.yaml in benchmarks/results/NAME.json and
+python -m benchmarks.study RUN_DIR records a run of recipes/NAME.yaml in benchmarks/results/NAME.json and
 prints its tables.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.machine import described
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.stage import Scoring
+from t5_pipeline.config.sweep import combination_name
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.modeling.config import T5Config
@@ -28,7 +29,7 @@ from t5_pipeline.report.collect import ModelSize, Run, collect
 from t5_pipeline.report.scores import Answers, Score
 from t5_pipeline.report.summary import summarize
 
-STUDIES = ("study", "wikipedia-study")
+STUDIES = ("study", "wikipedia-study", "wikipedia-gpu")
 _LEFT_OUT = {"samples", "neighbors"}
 _FIRST = ord("a")  # an answer is recorded as a letter: a, b, … are its places in the confusion matrix
 
@@ -42,7 +43,7 @@ def results_of(name: str) -> Path:
 
 
 def recorded(run: Run) -> dict[str, Any]:
-    """Scores, answers, sizes, digests and times of a finished run."""
+    """Scores, answers, sizes, digests and times of what has finished of a run, and the labels of the other cells."""
     return {
         "recipe": run.recipe.name,
         "scores": [
@@ -52,6 +53,8 @@ def recorded(run: Run) -> dict[str, Any]:
         ],
         "models": {name: model.shape.to_config() for name, model in run.models.items()},
         "cells": list(_cells(run)),
+        "missing": [result.cell.label for result in run.cells() if result.manifest is None],
+        "not_scored": _not_scored(run),
         "seconds": _seconds(run),
         "machine": described(),
     }
@@ -71,9 +74,26 @@ def _seconds(run: Run) -> dict[str, float]:
 
 def _cells(run: Run) -> Iterator[dict[str, Any]]:
     for result in run.cells():
-        assert result.manifest is not None, f"{result.cell.label} has not finished"
+        if result.manifest is None:
+            continue
         digests = {name: output.digest for name, output in result.manifest.outputs.items()}
         yield {"cell": result.cell.label, "step": result.manifest.step, "chosen": result.chosen, "digests": digests}
+
+
+def _not_scored(run: Run) -> dict[str, list[float]]:
+    """Validation scores that chose the results whose scoring has not finished, by stage, T5 and task, a seed each."""
+    scoring = [result for result in run.cells() if result.settings.kind == "evaluate" and result.manifest]
+    covered = {ref.stage for result in scoring for ref in result.cell.inputs.values()}
+    found: dict[str, list[float]] = {}
+    for job in run.jobs:
+        for result in job.cells:
+            if result.manifest is None or result.chosen is None or job.stage in covered:
+                continue
+            axes = {name: value for name, value in result.cell.axes.items() if name in ("model", "task", "tasks")}
+            curve = job.log.scores.get(result.cell.id) or job.log.scores[""]
+            score = curve.values[curve.steps.index(result.chosen)]
+            found.setdefault(f"{job.stage} [{combination_name(axes)}]", []).append(round(score, 4))
+    return found
 
 
 def run_of(results: dict[str, Any]) -> Run:
@@ -124,15 +144,22 @@ def _pretraining(arm: Arm) -> str:
 
 
 def _prompt(arm: Arm) -> str:
-    start = f", {(arm.prompt_init or '').replace('_', ' ')}" if arm.prompt_init else ""
-    return f"{fmt.plural(arm.prompt_length, 'token')}{start}" if arm.prompt_length else arm.other
+    if not arm.prompt_length:
+        return arm.other
+    # A vote names further settings of its prompts after their number.
+    other = arm.other.partition(", ")[2] if arm.method == "ensemble" else arm.other
+    start = (arm.prompt_init or "").replace("_", " ")
+    return ", ".join(filter(None, (fmt.plural(arm.prompt_length, "token"), start, other)))
 
 
 def _spreads(task: Scored, rows: Sequence[Score]) -> Iterator[str]:
     ways: tuple[Scoring, ...] = ("decode", "likelihood")
     for way in ways:
-        values = [100 * row.by_scoring[way][task.task.metric] for row in rows if row.by_scoring]
-        yield f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+        yield _spread([100 * row.by_scoring[way][task.task.metric] for row in rows if row.by_scoring])
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def digest_table(results: dict[str, Any]) -> str:
@@ -146,16 +173,25 @@ def digest_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def validation_table(results: dict[str, Any]) -> Iterator[str]:
+    """Validation scores of results that were trained but not scored on test rows, in Markdown."""
+    if not (of_arm := results.get("not_scored")):
+        return
+    lines = ["| trained, not scored on test rows | validation, percent | seeds |", "|---|---|---|"]
+    lines += [
+        f"| {arm} | {_spread([100 * score for score in scores])} | {len(scores)} |" for arm, scores in of_arm.items()
+    ]
+    yield "\n".join(lines)
+
+
 def tables(results: dict[str, Any]) -> list[str]:
     run = run_of(results)
-    return [verdict_table(run), *score_tables(run), digest_table(results)]
+    return [verdict_table(run), *score_tables(run), *validation_table(results), digest_table(results)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
-    parser.add_argument(
-        "run_dir", nargs="?", type=Path, help="a finished run to record (default: print the recorded ones)"
-    )
+    parser.add_argument("run_dir", nargs="?", type=Path, help="a run to record (default: print the recorded ones)")
     given = parser.parse_args()
     names = STUDIES
     if given.run_dir:

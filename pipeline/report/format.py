@@ -170,6 +170,19 @@ def truncate(phrase: str, length: int) -> str:
     return phrase if len(phrase) <= length else phrase[:length].rsplit(" ", 1)[0].rstrip(" ,.;:") + " …"
 
 
+def truncate_middle(phrase: str, length: int) -> str:
+    """The phrase on one line, cut between words in the middle: labels often differ at the end only.
+
+    >>> truncate_middle("LM adaptation @312 steps, reparametrization residual", 40)
+    'LM adaptation @312 steps … residual'
+    """
+    phrase = " ".join(phrase.split())
+    if len(phrase) <= length:
+        return phrase
+    end = phrase[-(length // 3) :].partition(" ")[2]
+    return f"{truncate(phrase, length - len(end) - 1)} {end}".rstrip()
+
+
 def value(found: Any, name: str = "") -> str:
     """A setting or fact of any type on one line.
 

@@ -215,7 +215,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line], height: float) -> None:
         at.append(max(y, at[-1] + gap) if at else y)
     excess = max(0.0, at[-1] - 1.0) if at else 0.0
     for y, (_, line) in zip(at, ends, strict=True):
-        shown = printable(fmt.truncate(line.label, 28))
+        shown = printable(fmt.truncate_middle(line.label, 28))
         axes.annotate(
             shown,
             (1, y - excess),
@@ -231,7 +231,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line], height: float) -> None:
 def _above(axes: Axes, row: int, label: str, amount: str, color: str) -> None:
     """Write a strip's label at the left and its value at the right, above its line."""
     place = axes.get_yaxis_transform()
-    shown = printable(fmt.truncate(label, 58))
+    shown = printable(fmt.truncate_middle(label, 58))
     common: dict[str, Any] = {"transform": place, "va": "center", "bbox": HALO}
     axes.text(0, row - 0.38, shown, ha="left", **common)
     axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=color, **common)
