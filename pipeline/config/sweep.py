@@ -163,4 +163,7 @@ def _short(value: Any) -> str:
         return "+".join(map(_short, value))
     text = str(value.get("name", value)) if isinstance(value, dict) else str(value)
     name = "".join(c if c.isalnum() or c in "._-@" else "-" for c in text)
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
+    if len(name) <= _LONGEST:
+        return name
+    digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name[: _LONGEST - 9]}-{digest[:8]}"
