@@ -35,6 +35,7 @@ KINDS = ("class", "function", "method")
 PAGE_WIDTH = 160  # characters
 MAX_ROWS_PER_KIND = 600
 SHARES = {"test": 0.25, "validation": 0.15}  # of the rows; the rest is for training
+TASK_SPLITS = ("train", "validation", "test")
 SHORTEST_TEXT = 20  # characters; shorter docstrings are too uninformative for the task
 OPENING = 9  # words; a text with the same first words as a held-out docstring counts as a near copy
 
@@ -74,11 +75,7 @@ def documents() -> Iterator[Page]:
 
 
 def task_rows(split: str) -> list[dict[str, str]]:
-    """Rows {"name", "text", "kind"} of "train", "validation" or "test", balanced over kinds.
-
-    Raises:
-        KeyError: for any other split.
-    """
+    """Rows {"name", "text", "kind"} of one of `TASK_SPLITS`, balanced over kinds."""
     return [{"name": entry.name, "text": _without_kinds(entry), "kind": entry.kind} for entry in _task_entries()[split]]
 
 
@@ -101,7 +98,7 @@ def _task_entries() -> dict[str, list[Entry]]:
             first = min(entries, key=_hash)
             by_kind[first.kind].append(first)
     size = min(MAX_ROWS_PER_KIND, *map(len, by_kind.values()))
-    splits: dict[str, list[Entry]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[Entry]] = {split: [] for split in TASK_SPLITS}
     for entries in by_kind.values():
         rest = sorted(entries, key=_hash)[:size]
         for split, share in SHARES.items():

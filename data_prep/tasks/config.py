@@ -24,6 +24,8 @@ from t5_pipeline.data_prep.tasks.readers import PASSAGES, Reader
 from t5_pipeline.data_prep.tasks.splits import parallel_files, split_file, split_slice, stem
 from t5_pipeline.data_prep.tasks.template import fields_of
 
+HELD_OUT = ("validation", "test")
+"""Splits whose texts must not occur in a corpus."""
 METRICS = {
     **dict.fromkeys(("accuracy", "exact_match", "token_f1", "pearson", "spearman"), ""),
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"), ""),

@@ -107,6 +107,8 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
     Raises:
         ValueError: if the slice is malformed.
     """
+    if split.count("[") != split.count("]"):
+        raise ValueError(f"`{split}` has a bracket without its partner; write a slice as in train[:90%]")
     if "[" not in split or not split.endswith("]"):
         return split, None
     name, _, inside = split[:-1].rpartition("[")

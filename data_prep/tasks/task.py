@@ -15,12 +15,12 @@ from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
 from t5_pipeline.data_prep.corpora.hub import hub_rows
 from t5_pipeline.data_prep.corpora.row import Row, listed
-from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, task_rows
+from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, TASK_SPLITS, task_rows
 from t5_pipeline.data_prep.corpora.tables import TABLES
-from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.config import HELD_OUT, TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts, Rows, is_null, without_nulls
 from t5_pipeline.data_prep.tasks.readers import file_rows, flatten, parallel_rows, used_columns
-from t5_pipeline.data_prep.tasks.splits import parallel_files, split_file, split_slice
+from t5_pipeline.data_prep.tasks.splits import Slice, parallel_files, split_file, split_slice
 from t5_pipeline.data_prep.tasks.template import Template
 
 
@@ -80,9 +80,8 @@ class Task:
         Raises:
             InputError: if there is no such split, or it has no usable rows.
         """
+        self.check_split(split, inputs_only)
         splits = self.settings.splits
-        if split not in splits:
-            raise InputError(f"tasks.{self.name}.splits: has no {split!r}; add it or choose one of {', '.join(splits)}")
         rows = self._read(splits[split], training, inputs_only)
         if training and self.settings.holds is not None:
             true = [row for row in rows if self.holds(row)]
@@ -95,6 +94,53 @@ class Task:
             )
         return rows
 
+    def check_split(self, split: str, inputs_only: bool = False) -> None:
+        """Check that a split exists, without reading it. A data set on the hub is not checked.
+
+        Args:
+            split, inputs_only: as for `rows`.
+
+        Raises:
+            InputError: if it does not exist.
+        """
+        splits, data = self.settings.splits, self.settings.data
+        if split not in splits:
+            raise InputError(f"tasks.{self.name}.splits: has no {split!r}; add it or choose one of {', '.join(splits)}")
+        name, part = split_slice(splits[split])
+        if self.settings.reader == "parallel":
+            self._check_parallel(name, self._columns(part, inputs_only))
+        elif split_file(data, name) is None:
+            self._check_elsewhere(name)
+
+    def _check_parallel(self, split: str, fields: Sequence[str]) -> None:
+        """Check that there is a file for each field, such as train.en and train.de."""
+        data = Path(self.settings.data)
+        found = parallel_files(self.settings.data, split, fields)
+        for name in (f"{split}.{field}" for field in fields if field not in found):
+            if not data.is_dir():
+                raise InputError(f"tasks.{self.name}.data: {data} is not a folder; name that of {name}")
+            raise InputError(f"tasks.{self.name}.splits: {data} contains no file {name}; fix the split or the field")
+
+    def _check_elsewhere(self, split: str) -> None:
+        """Check that a split without a file is built in, or may be on the hub."""
+        data = self.settings.data
+        path = Path(data)
+        if data == STDLIB_KINDS:
+            if split not in TASK_SPLITS:
+                raise InputError(f"tasks.{self.name}.splits: {data} has no {split!r}; use {', '.join(TASK_SPLITS)}")
+        elif path.is_file():
+            order = "stratified" if self.labels else "shuffled"
+            raise InputError(
+                f"tasks.{self.name}.splits: {data} contains one split only, and there is no file for {split!r} next to"
+                f' it; name one, or slice {data}, as in {{train: "{path.stem}[:80%, {order}]", validation:'
+                f' "{path.stem}[80%:90%, {order}]", test: "{path.stem}[90%:, {order}]"}}'
+            )
+        elif path.is_dir():
+            files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"
+            raise InputError(f"tasks.{self.name}.splits: {data} contains no file for {split!r}; it contains {files}")
+        elif path.suffix or not is_hub_name(data):
+            raise InputError(f"tasks.{self.name}.data: {data} does not exist; check the path")
+
     def counts(self, split: str, rows: Rows, targets: Sequence[str] = ()) -> RowCounts:
         """Counts of the rows of a split, before they are encoded.
 
@@ -105,16 +151,17 @@ class Task:
 
     def _read(self, split: str, training: bool, inputs_only: bool) -> Rows:
         c, (name, part) = self.settings, split_slice(split)
-        fields = self.input_template.fields if inputs_only else self._fields()
-        by_target = part is not None and part.order == "stratified"
-        columns, optional = used_columns(c.reader, [*fields, *(self.target_template.fields if by_target else ())])
+        fields = self._fields(inputs_only)
+        columns, optional = used_columns(c.reader, self._columns(part, inputs_only))
         file, dropped = split_file(c.data, split), Counter[str]()
         if c.reader == "parallel":
-            rows = self._read_parallel(split, columns)
-        elif file is None:
-            rows = self._read_elsewhere(name, columns, optional)
-        else:
+            rows = parallel_rows(parallel_files(c.data, split, columns))
+        elif file is not None:
             rows = file_rows(file, c.reader, columns, optional, header=self.has_header, skipped=dropped)
+        elif c.data == STDLIB_KINDS:
+            rows = [Row(dict(row), f"{c.data}/{name}:{row['name']}") for row in task_rows(name)]
+        else:
+            rows = hub_rows(c.data, c.config, name, columns, optional)
         no_nulls = c.reader == "parallel" or (file is not None and file_format(file) in TABLES)
         stratum = partial(self._stratum, empty=no_nulls)
         found = flatten(rows, c.reader, part, dropped, training=training, stratum=stratum)
@@ -133,47 +180,18 @@ class Task:
             return ""
         return self.targets(row)
 
-    def _fields(self) -> list[str]:
+    def _columns(self, part: Slice | None, inputs_only: bool) -> list[str]:
+        """The fields to read: those that the task uses, and the targets by which a slice is stratified."""
+        strata = self.target_template.fields if part is not None and part.order == "stratified" else ()
+        return [*self._fields(inputs_only), *strata]
+
+    def _fields(self, inputs_only: bool) -> list[str]:
         """The fields of a row that the task uses."""
+        if inputs_only:
+            return list(self.input_template.fields)
         c = self.settings
         others = [name for name in (c.answers, c.group, c.holds) if name is not None]
         return list(dict.fromkeys([*self.input_template.fields, *self.target_template.fields, *others]))
-
-    def _read_parallel(self, split: str, fields: Sequence[str]) -> Iterable[Row]:
-        """Rows of a file for each field, such as train.en and train.de."""
-        files, data = parallel_files(self.settings.data, split, fields), Path(self.settings.data)
-        if missing := [field for field in fields if field not in files]:
-            name = f"{split_slice(split)[0]}.{missing[0]}"
-            if not data.is_dir():
-                raise InputError(f"tasks.{self.name}.data: {data} is not a folder; name that of {name}")
-            raise InputError(f"tasks.{self.name}.splits: {data} contains no file {name}; fix the split or the field")
-        return parallel_rows(files)
-
-    def _read_elsewhere(self, split: str, columns: Sequence[str], optional: Sequence[str]) -> Iterable[Row]:
-        """Rows that are built in or on the hub."""
-        data = self.settings.data
-        if data == STDLIB_KINDS:
-            try:
-                fields = task_rows(split)
-            except KeyError:
-                raise InputError(
-                    f"tasks.{self.name}.splits: {data} has no {split!r}; use train, validation or test"
-                ) from None
-            return [Row(dict(row), f"{data}/{split}:{row['name']}") for row in fields]
-        path = Path(data)
-        if path.is_file():
-            order = "stratified" if self.settings.labels else "shuffled"
-            raise InputError(
-                f"tasks.{self.name}.splits: {data} contains one split only, and there is no file for {split!r} next to"
-                f' it; name one, or slice {data}, as in {{train: "{path.stem}[:80%, {order}]", validation:'
-                f' "{path.stem}[80%:90%, {order}]", test: "{path.stem}[90%:, {order}]"}}'
-            )
-        if path.is_dir():
-            files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"
-            raise InputError(f"tasks.{self.name}.splits: {data} contains no file for {split!r}; it contains {files}")
-        if path.suffix or not is_hub_name(data):
-            raise InputError(f"tasks.{self.name}.data: {data} does not exist; check the path")
-        return hub_rows(data, self.settings.config, split, columns, optional)
 
     def inputs(self, row: Row) -> str:
         """The input text of a row."""
@@ -231,7 +249,7 @@ class Task:
             raise InputError(f"{row.where}: field {name!r} is empty (null); fix the row, or set `nulls: drop`")
         return row[name]
 
-    def held_out_texts(self, splits: Iterable[str] = ("validation", "test"), at_least: int = 5) -> list[str]:
+    def held_out_texts(self, splits: Iterable[str] = HELD_OUT, at_least: int = 5) -> list[str]:
         """The texts that must not occur in a corpus: input fields of at least `at_least` words.
 
         Fields are returned one by one, because no corpus contains the template's own words. Shorter fields ("Yes.")

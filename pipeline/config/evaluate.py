@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, StageConfig
+from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, SplitRead, StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Input, setting, validate
 from t5_pipeline.core.suggestions import nearest
@@ -109,6 +109,11 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
 
     def extra_data(self, makers: Sequence[StageConfig]) -> dict[str, TaskConfig]:
         return {f"task {task.name}": task for maker in makers for task in maker.made_for()}
+
+    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+        tasks = [*(task for maker in makers for task in maker.made_for()), *self.also_on]
+        majority = [task for task in tasks if self.baselines and task.labels and "train" in task.splits]
+        return [SplitRead(task, self.split) for task in tasks] + [SplitRead(task, "train") for task in majority]
 
     def resolved(self, makers: Sequence[StageConfig], where: Callable[[tuple[str | int, ...]], str]) -> EvaluateConfig:
         """With the metrics that the recipe's tasks have now, whatever they were at training time."""

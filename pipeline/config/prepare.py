@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.stage import SplitRead, StageConfig
 from t5_pipeline.core.schema import Data, setting
-from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.config import HELD_OUT, TaskConfig
 
 
 class PrepareConfig(StageConfig):
@@ -51,3 +52,11 @@ class PrepareConfig(StageConfig):
         None, "Ray cluster: its address, or `local` to start one; none: `threads` local processes",
         role="runtime",
     )  # fmt: skip
+
+    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+        return [
+            SplitRead(task, split, inputs_only=True)
+            for task in self.decontaminate
+            for split in HELD_OUT
+            if split in task.splits
+        ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.stage import SplitRead, StageConfig, TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -71,6 +72,9 @@ class ProbeConfig(TrainingConfig):
                 f"{self.kind}: `probe` needs whole weights, which {engine} shards; remove it, or launch with DDP"
                 " (accelerate_configs/ddp.yaml)"
             )
+
+    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+        return [SplitRead(task, split) for task in self.probe for split in ("train", "validation")]
 
     def shaping(self) -> list[str]:
         """With patience, the probes decide when training stops."""

@@ -110,6 +110,10 @@ class Recipe:
         for cells in self.stages.values():
             yield from cells
 
+    def makers(self, cell: Cell) -> list[StageConfig]:
+        """The settings of the stages that make the inputs of a cell."""
+        return _makers(cell.inputs, self.stages)
+
     def kind(self, stage: str) -> str:
         return self.stages[stage][0].settings.kind
 
@@ -289,8 +293,7 @@ def _cells(
             for key, artifact in cls.inputs().items()
             if getattr(settings, key) is not None
         }
-        makers = [cell.settings for ref in inputs.values() for cell in earlier.get(ref.stage or "", [])]
-        cells.append(Cell(name, axes, settings.resolved(makers, where), inputs))
+        cells.append(Cell(name, axes, settings.resolved(_makers(inputs, earlier), where), inputs))
     for cell_id, times in Counter(cell.id for cell in cells).items():
         if times > 1:
             raise InputError(
@@ -302,6 +305,16 @@ def _cells(
                 f" {MAX_CELL_NAME} bytes; use fewer axes or shorter values"
             )
     return cells
+
+
+def _makers(inputs: Mapping[str, InputRef], stages: Mapping[str, list[Cell]]) -> list[StageConfig]:
+    """The settings of the cells that inputs refer to."""
+    return [
+        cell.settings
+        for ref in inputs.values()
+        for cell in stages.get(ref.stage or "", [])
+        if ref.cell in (None, cell.id)
+    ]
 
 
 def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:

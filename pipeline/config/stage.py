@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -23,6 +23,20 @@ Scoring = Literal["decode", "likelihood"]
 """Answer to a task with labels: the decoded text (T5, the paper), or the label with the highest likelihood."""
 _SMALL_RATE = 1e-4
 RSQRT_WARMUP = 10_000  # T5's own number of warm-up steps
+
+
+class SplitRead(NamedTuple):
+    """A split of a task that a stage reads.
+
+    Attributes:
+        inputs_only: only fields of the input are needed.
+        reason: why it is needed and how to do without, for errors; empty if it goes without saying.
+    """
+
+    task: TaskConfig
+    split: str
+    inputs_only: bool = False
+    reason: str = ""
 
 
 class StageConfig(Config):
@@ -101,6 +115,14 @@ class StageConfig(Config):
 
     def made_for(self) -> list[TaskConfig]:
         """The tasks that the published artifact solves."""
+        return []
+
+    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+        """The splits of tasks that the stage reads.
+
+        Args:
+            makers: the stages that make its inputs.
+        """
         return []
 
     def selects_by(self) -> dict[str, list[str]]:

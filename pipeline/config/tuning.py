@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
@@ -11,6 +12,7 @@ from t5_pipeline.config.stage import (
     InferenceConfig,
     LogitsConfig,
     ScoringConfig,
+    SplitRead,
     StageConfig,
     TrainingConfig,
     WholeModelConfig,
@@ -19,6 +21,8 @@ from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
+FOR_SELECTION = "needed for `select: best`; or set `select: last`"
+"""Why a stage that learns a task reads validation rows."""
 PeftMethod = Literal["lora", "ia3", "prefix_tuning", "p_tuning"]
 Projection = Literal["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"]
 TARGETS: dict[str, list[Projection]] = {"lora": ["q", "v"], "ia3": ["k", "v", "wo"]}
@@ -83,6 +87,12 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
         if self.patience and self.select == "last":
             raise ValueError("`patience` needs validation scores; set `select: best`")
         return self
+
+    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+        found = [SplitRead(task, "train") for task in self.made_for()]
+        if self.select == "best":
+            found += [SplitRead(task, "validation", reason=FOR_SELECTION) for task in self.made_for()]
+        return found
 
     def selects_by(self) -> dict[str, list[str]]:
         return {task.name: sorted(task.metrics) for task in self.made_for()} if self.select == "best" else {}
@@ -189,6 +199,10 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
         if value.count("{target}") != 1:
             raise ValueError(f"{value!r} must contain {{target}} exactly once")
         return value
+
+    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+        needed = {"train": self.shots > 0, "validation": len(self.templates) > 1}
+        return [SplitRead(self.task, split) for split, is_needed in needed.items() if is_needed]
 
     def selects_by(self) -> dict[str, list[str]]:
         return {self.task.name: sorted(self.task.metrics)} if len(self.templates) > 1 else {}

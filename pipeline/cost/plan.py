@@ -100,7 +100,8 @@ def plan(
     Raises:
         InputError: if an input outside the run does not exist, or a launch configuration is wrong.
     """
-    check_outside(recipe.cells())
+    for name in recipe.stages:
+        check_outside(recipe, name)
     made = Plan(recipe, run_dir, cell_statuses(recipe, run_dir))
     for name in recipe.stages:
         of_stage = [status for status in made.statuses if status.cell.stage == name]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from t5_pipeline.config.stage import Precision, Scoring
-from t5_pipeline.config.tuning import LearningConfig
+from t5_pipeline.config.tuning import FOR_SELECTION, LearningConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -282,11 +282,6 @@ def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel
     Raises:
         InputError: if there are none, or they do not match the task's settings.
     """
-    if "validation" not in task.splits:
-        raise InputError(
-            f"tasks.{task.name}.splits: has no `validation`, which `select: best` needs to choose a checkpoint; add one"
-            " or set `select: last`"
-        )
     try:
         return load_held_out(
             task,
@@ -299,4 +294,4 @@ def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel
             limit=c.validation_limit,
         )
     except InputError as error:
-        raise InputError(f"{error} (needed for `select: best`; or set `select: last`)") from None
+        raise InputError(f"{error} ({FOR_SELECTION})") from None

@@ -35,7 +35,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     """
     names = _chosen(recipe, first, last)
     for name in names:
-        check_outside(recipe.stages[name])
+        check_outside(recipe, name)
         check_places(recipe.stages[name], run_dir)
         configuration = _configuration(recipe, name)
         command(recipe.kind(name), configuration, [])

@@ -138,7 +138,7 @@ def _run(
     name: str,
     launch: LaunchContext,
 ) -> None:
-    check_outside(recipe.stages[name])
+    check_outside(recipe, name)
     check_places(recipe.stages[name], run_dir)
     statuses = [s for s in cell_statuses(recipe, run_dir) if s.cell.stage == name]
     _refuse_missing_inputs(statuses, run_dir)

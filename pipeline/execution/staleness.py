@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import TrainingConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.task import Task
 
 Action = Literal["up to date", "run", "continue"]
 
@@ -56,19 +57,24 @@ def cell_statuses(recipe: Recipe, run_dir: RunDir) -> list[CellStatus]:
     return found
 
 
-def check_outside(cells: Iterable[Cell]) -> None:
-    """Check that everything that cells read from outside the run exists, before anything is launched.
+def check_outside(recipe: Recipe, stage: str) -> None:
+    """Check that everything that a stage reads from outside the run exists, before anything is launched.
 
     Raises:
         InputError: if something is missing; names the setting.
     """
-    for cell in cells:
+    for cell in recipe.stages[stage]:
         for name, location in cell.settings.data().items():
             check_data(location, f"{cell.stage}.{name}")
         for name, ref in cell.inputs.items():
             if ref.path is not None:
                 find = locate if cell.settings.takes_many(name) else locate_one
                 find(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
+        for read in cell.settings.splits_read(recipe.makers(cell)):
+            try:
+                Task.load(read.task).check_split(read.split, read.inputs_only)
+            except InputError as error:
+                raise InputError(f"{error} ({read.reason or f'{cell.stage} reads it'})") from None
 
 
 def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:

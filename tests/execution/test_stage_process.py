@@ -156,7 +156,7 @@ def test_a_job_frees_its_memory_before_the_next(tmp_path: Path, monkeypatch: pyt
         models.append(weakref.ref(model))
         return 0
 
-    monkeypatch.setattr(stage_process, "check_outside", lambda _: None)
+    monkeypatch.setattr(stage_process, "check_outside", lambda *_: None)
     monkeypatch.setattr(stage_process, "cell_statuses", lambda *_: statuses)
     monkeypatch.setattr(stage_process, "jobs", lambda *_: [[one] for one in statuses])
     monkeypatch.setattr(stage_process, "_run_job", run_job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -240,4 +241,34 @@ def test_a_folder_of_prompts_is_an_error_where_one_is_required(run: Run) -> None
     with pytest.raises(
         InputError, match=r"^prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one of \S+/a, \S+/b$"
     ):
-        check_outside(load_recipe(run.recipe, map(parse_override, overrides)).cells())
+        check_outside(load_recipe(run.recipe, map(parse_override, overrides)), "prompt_tune")
+
+
+@pytest.mark.parametrize(("stage", "overrides", "message"), [
+    ("evaluate", [], r"tasks\.tone\.splits: \S+/rows contains no file for 'test'; it contains train\.jsonl,"
+     r" validation\.jsonl \(evaluate reads it\)$"),
+    ("evaluate", ["evaluate.split=held"], r"tasks\.tone\.splits: has no 'held'; add it or choose one of train, v"),
+    ("evaluate", ["evaluate.split=validation"], None),
+    ("evaluate", ["tasks.tone.splits={test: rest, train: gone}"], r"contains no file for 'rest'"),
+    ("evaluate", ["tasks.tone.splits={test: train, train: gone}"], r"contains no file for 'gone'"),
+    ("evaluate", ["tasks.tone.splits={test: train, train: gone}", "evaluate.baselines=false"], None),
+    ("prompt_tune", [], None),
+    ("prompt_tune", ["tasks.tone.splits={train: train}"],
+     r"has no 'validation'; add .* \(needed for `select: best`; or set `select: last`\)$"),
+    ("prompt_tune", ["tasks.tone.splits={train: train}", "prompt_tune.select=last"], None),
+    ("prepare", [], None),
+    ("prepare", ["prepare.decontaminate=[tone]"], r"contains no file for 'test'; .* \(prepare reads it\)$"),
+    ("prepare", ["prepare.decontaminate=[tone]", "tasks.tone.splits={train: gone}"], None),
+    ("lm_adapt", ["lm_adapt.probe=[tone]", "tasks.tone.splits={train: gone, validation: train}"], "file for 'gone'"),
+    ("evaluate", ["tasks.tone.data=owner/name"], None),
+    ("evaluate", ["tasks.tone.reader=parallel"], r"contains no file test\.text; fix the split or the field"),
+])  # fmt: skip
+def test_a_split_that_a_stage_reads_exists(run: Run, stage: str, overrides: list[str], message: str | None) -> None:
+    """Otherwise `evaluate` would find out after hours of training. Splits that it does not read may be missing."""
+    rows = run.recipe.parent / "rows"
+    rows.mkdir()
+    for split in ("train", "validation"):
+        shutil.copy(run.recipe.parent / "rows.jsonl", rows / f"{split}.jsonl")
+    recipe = load_recipe(run.recipe, map(parse_override, [f"tasks.tone.data={rows}", *overrides]))
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        check_outside(recipe, stage)

@@ -116,6 +116,8 @@ def test_split_name_and_slice(split: str, name: str, part: Slice | None) -> None
     ("train[:90%, shufled]", "'shufled' is not an order of rows; write train.:90%, shuffled. or"),
     ("train[:90%,]", "'' is not an order of rows"),
     ("train[shuffled]", "has no range of rows; write train"),
+    ("train.jsonl[90%", "has a bracket without its partner; write a slice as in train"),
+    ("train.jsonl:90%]", "has a bracket without its partner"),
     ("train[:90%, shuffled=-1]", "'shuffled=-1' is not an order"),
 ])  # fmt: skip
 def test_invalid_slices(split: str, message: str) -> None:
