@@ -215,7 +215,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     """
 
     def shown(value: Any) -> str:
-        return ", ".join(f"{k} {v:.3f}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        return ", ".join(f"{k} {v:z.3f}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
     return "\n".join(aligned([list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]))
 
@@ -255,7 +255,7 @@ def _neighbors(given: argparse.Namespace) -> int:
     for name, rows in found.items():
         show(f"{name}: nearest tokens of each row, with cosines")
         for number, pieces in enumerate(rows, 1):
-            show(f"{number:>5}  " + "  ".join(f"{piece} {cosine:.3f}" for piece, cosine in pieces))
+            show(f"{number:>5}  " + "  ".join(f"{piece} {cosine:z.3f}" for piece, cosine in pieces))
     return 0
 
 
@@ -291,7 +291,7 @@ def _recycle(given: argparse.Namespace) -> int:
     show(f"{given.output}: {given.mapping} map, fitted on {found.shared:,} shared vocabulary pieces")
     if found.scores:
         rows = [{"prompt": way} | metrics for way, metrics in found.scores.items()]
-        show(_table([{k: v if k == "prompt" else f"{v:.3f}" for k, v in row.items()} for row in rows]), keep="\n")
+        show(_table([{k: v if k == "prompt" else f"{v:z.3f}" for k, v in row.items()} for row in rows]), keep="\n")
     return 0
 
 

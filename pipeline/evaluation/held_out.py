@@ -13,6 +13,7 @@ import torch
 from t5_pipeline.config.stage import Precision, Scoring
 from t5_pipeline.config.tuning import FOR_SELECTION, LearningConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.rounding import rounded
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
@@ -100,7 +101,7 @@ class HeldOut:
             for line, text in zip(found["predictions"], outputs.decoded, strict=True):
                 line["decoded"] = text
             for line, scores in zip(found["predictions"], outputs.scores, strict=False):  # a vote has none
-                line["scores"] = {label: round(score, 6) for label, score in zip(labels, scores, strict=True)}
+                line["scores"] = {label: rounded(score, 6) for label, score in zip(labels, scores, strict=True)}
         return found
 
     def scored_texts(self, texts: Sequence[str]) -> dict[str, Any]:

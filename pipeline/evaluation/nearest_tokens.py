@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from t5_pipeline.core.rounding import rounded
+
 
 def nearest_pieces(
     rows_PD: Tensor, embedding_VD: Tensor, pieces: Sequence[str], top: int
@@ -27,6 +29,6 @@ def nearest_pieces(
     cosine_PV = F.normalize(rows_PD.detach().float().cpu(), dim=1) @ known_VD.T
     found = cosine_PV.topk(min(top, len(pieces)), dim=1)
     return [
-        [(pieces[i], round(cosine, 4)) for i, cosine in zip(ids_K, cosines_K, strict=True)]
+        [(pieces[i], rounded(cosine, 4)) for i, cosine in zip(ids_K, cosines_K, strict=True)]
         for ids_K, cosines_K in zip(found.indices.tolist(), found.values.tolist(), strict=True)
     ]

@@ -143,7 +143,7 @@ def validation_text(row: Mapping[str, Any]) -> str:
     'probe score 71.2 ± 3.1'
     """
     if row.get("split") == "probe":
-        return f"probe score {100 * row['score']:.1f} ± {100 * row['spread']:.1f}"
+        return f"probe score {100 * row['score']:z.1f} ± {100 * row['spread']:.1f}"
     if "loss" in row:
         return f"validation loss {row['loss']:.3f}"
     found: dict[str, list[float]] = {}
@@ -154,7 +154,7 @@ def validation_text(row: Mapping[str, Any]) -> str:
     for metric, values in found.items():
         text = scores_text({metric: sum(values) / len(values)})
         if len(values) > 1:
-            text += f" ({len(values)} cells: {100 * min(values):.1f} to {100 * max(values):.1f})"
+            text += f" ({len(values)} cells: {100 * min(values):z.1f} to {100 * max(values):z.1f})"
         shown.append(text)
     return f"validation {', '.join(shown)}"
 
@@ -162,7 +162,7 @@ def validation_text(row: Mapping[str, Any]) -> str:
 def scores_text(scores: Mapping[str, float]) -> str:
     """Metrics times 100, as in the report.
 
-    >>> scores_text({"accuracy": 0.8667, "macro_f1": 0.85})
-    'accuracy 86.7, macro_f1 85.0'
+    >>> scores_text({"accuracy": 0.8667, "mcc": -0.0001})
+    'accuracy 86.7, mcc 0.0'
     """
-    return ", ".join(f"{metric} {100 * value:.1f}" for metric, value in scores.items())
+    return ", ".join(f"{metric} {100 * value:z.1f}" for metric, value in scores.items())

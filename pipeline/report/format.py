@@ -62,16 +62,16 @@ def sentence_case(phrase: str) -> str:
 def times_100(value: float) -> str:
     """A fraction or correlation times 100.
 
-    >>> times_100(0.6234), times_100(-0.05)
-    ('62.3', '−5.0')
+    >>> times_100(0.6234), times_100(-0.05), times_100(-0.0001)
+    ('62.3', '−5.0', '0.0')
     """
-    return f"{100 * value:.1f}".replace("-", MINUS)
+    return f"{100 * value:z.1f}".replace("-", MINUS)
 
 
 def points(difference: float) -> str:
     """A difference of fractions in percentage points, with its sign.
 
-    >>> points(0.221), points(-0.02), points(0.0)
+    >>> points(0.221), points(-0.02), points(-0.0001)
     ('+22.1', '−2.0', '0.0')
     """
     rounded = round(100 * difference, 1)
@@ -198,7 +198,7 @@ def value(found: Any, name: str = "") -> str:
     if isinstance(found, float):
         if name.endswith("seconds"):
             return duration(found)
-        return f"{found:,.0f}" if abs(found) >= 1e4 else f"{found:.4g}"
+        return f"{found:,.0f}" if abs(found) >= 1e4 else f"{found:z.4g}"
     if isinstance(found, dict):
         if "name" in found and "inputs" in found:  # a task; its settings are in the recipe
             return str(found["name"])

@@ -37,7 +37,7 @@ class Axis:
     low: float | None = None
     high: float | None = None
     whole: bool = False
-    text: Callable[[float], str] = field(default=lambda value: f"{value:,.12g}")
+    text: Callable[[float], str] = field(default=lambda value: f"{value:z,.12g}")
 
 
 @dataclass(frozen=True)

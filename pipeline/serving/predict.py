@@ -38,6 +38,7 @@ from t5_pipeline.core.atomic_files import STDOUT, check_output, open_output
 from t5_pipeline.core.checksums import file_digest, json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable, say
+from t5_pipeline.core.rounding import rounded
 from t5_pipeline.data_prep.corpora.files import file_format, lines
 from t5_pipeline.data_prep.corpora.json_rows import json_row
 from t5_pipeline.data_prep.corpora.row import Row, listed
@@ -310,5 +311,5 @@ def _line(question: Question, answer: Answer) -> str:
     if answer.votes is not None:
         line["votes"] = answer.votes
     if answer.scores is not None:
-        line["scores"] = {label: round(score, 6) for label, score in answer.scores.items()}
+        line["scores"] = {label: rounded(score, 6) for label, score in answer.scores.items()}
     return json.dumps(line, ensure_ascii=False) + "\n"

@@ -84,6 +84,22 @@ def page(html: str) -> Page:
     return Page(html)
 
 
+def test_no_number_is_negative_zero(builders, tmp_path: Path) -> None:
+    """Correlations just below zero, and the contrasts between them, are shown as 0.0."""
+    run = builders(tmp_path / "run").all()
+    place = run.run_dir.path / "evaluate/scores/scores.json"
+    scores = json.loads(place.read_text())
+    for number, row in enumerate(scores["rows"]):
+        row["metrics"] = {"pearson": -1e-4 * (number % 3), "spearman": 1e-4 * (number % 2)}
+        row["by_scoring"] = {"decode": row["metrics"], "likelihood": {"pearson": -2e-4}}
+        row["neighbors"] = [[["house", -0.001]]]
+    place.write_text(json.dumps(scores))
+    page = Page(render(collect(run.run_dir.path)))
+    described = [value for name, value in page.attributes if name == "aria-label"]
+    assert any("Pearson correlation on package" in text for text in described)
+    assert not [text for text in [page.text, *described] if re.search(r"(?<!\w)[-−]0(\.0*)?(?![\w.])", text)]
+
+
 def test_score_table(page: Page) -> None:
     """Wilson intervals of 200 rows below the accuracies; the made-up confusion matrices do not fit the macro F1."""
     metrics = ["Accuracy\u00a0%", "Macro F1\u00a0%"]

@@ -153,7 +153,7 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
         lines += [
             Line(places, y, None, light=True, label=task.task.task) for y, (task, _) in zip(each, found, strict=True)
         ]
-    described = "; ".join(f"{ticks[p]}: {m:.1f}" for p, m in zip(places, means, strict=True))
+    described = "; ".join(f"{ticks[p]}: {m:z.1f}" for p, m in zip(places, means, strict=True))
     plot = chart(lines, x, Axis("Score × 100"), name, f"Scores of prompts by {experiment.title.lower()}: {described}.")
     return figure(plot, f"{experiment.title} (the paper's {experiment.source})")
 
@@ -182,7 +182,7 @@ def _sizes(tasks: Sequence[Scored]) -> Markup | None:
         return None
     ticks = sorted({size for line in lines for size in line.x})
     x = Axis("Parameters of the T5", log=True, ticks=ticks, text=fmt.approximate)
-    described = "; ".join(f"{line.label} {line.y[0]:.1f} to {line.y[-1]:.1f}" for line in lines)
+    described = "; ".join(f"{line.label} {line.y[0]:z.1f} to {line.y[-1]:z.1f}" for line in lines)
     plot = chart(lines, x, Axis("Score × 100"), "experiment-size", f"Scores by the size of the T5: {described}.")
     return figure(plot, "Size of the T5 (the paper's Figure 1)")
 

@@ -111,7 +111,7 @@ def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup | None:
         if not points:
             continue
         y = Axis(fmt.metric_label(task.metric) + (" in percent" if fmt.unit(task.metric) else " × 100"))
-        told = "; ".join(f"{point.label}: {text(point.x[0])}, {point.y[0]:.1f}" for point in points)
+        told = "; ".join(f"{point.label}: {text(point.x[0])}, {point.y[0]:z.1f}" for point in points)
         plot = chart(points, Axis(label, log=True, text=text), y, f"cost-{task.task}-{task.split}-{name}", f"{told}.")
         figures.append(figure(plot, "Mean over the seeds; bars: 95% interval over the rows."))
     return plots(figures)

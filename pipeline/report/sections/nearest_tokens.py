@@ -25,7 +25,7 @@ def neighbors_section(tasks: list[TaskScores]) -> Section | None:
                 "tr",
                 tag("th", str(number + 1), scope="row", class_="n"),
                 *[
-                    tag("td", piece.replace("▁", " ").strip() or piece, " ", tag("small", f"{cosine:.2f}"))
+                    tag("td", piece.replace("▁", " ").strip() or piece, " ", tag("small", f"{cosine:z.2f}"))
                     for piece, cosine in found[number]
                 ],
             )

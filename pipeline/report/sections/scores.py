@@ -145,7 +145,7 @@ def score_sheet(task: TaskScores) -> Sheet:
                     "95% interval over rows, high": interval.high if interval else None,
                     "difference from majority class": task.difference(line, metric),
                     "seeds": len(line.rows),
-                    "values by seed": " ".join(f"{value:.6g}" for value in spread.values),
+                    "values by seed": " ".join(f"{value:z.6g}" for value in spread.values),
                     **{f"by {name}": _mean_by(line, scoring, metric) for scoring, name in SCORINGS.items()},
                     "illegal": line.illegal,
                     "trained parameters": line.trained,

@@ -62,7 +62,7 @@ def _table(result: CellResult, sweep: Sweep) -> Markup:
     for name in names:
         prompt = sweep.prompts[name]
         rows.append([_name(result, name), _fate(name, sweep, prompt), prompt.score, prompt.loss, prompt.step])
-        texts = (f"{100 * prompt.score:.1f}", f"{prompt.loss:.3f}", fmt.count(prompt.step))
+        texts = (fmt.times_100(prompt.score), f"{prompt.loss:.3f}", fmt.count(prompt.step))
         shown.append([_name(result, name), _fate(name, sweep, prompt), *texts])
     columns = ["settings", "result", "best score", "loss", "at step"]
     caption = f"{result.cell.label}: {len(names)} settings in one batch."

@@ -202,4 +202,4 @@ def _steps(lines: list[Line]) -> Axis:
 
 
 def _ends(line: Line) -> str:
-    return f"{line.y[0]:.2f} at step {line.x[0]:,} to {line.y[-1]:.2f} at step {line.x[-1]:,}"
+    return f"{line.y[0]:z.2f} at step {line.x[0]:,} to {line.y[-1]:z.2f} at step {line.x[-1]:,}"

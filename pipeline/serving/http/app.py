@@ -19,6 +19,7 @@ from fastapi.security import HTTPBearer
 
 from t5_pipeline import __version__
 from t5_pipeline.core.printable import say
+from t5_pipeline.core.rounding import rounded
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import classified
 from t5_pipeline.serving.http.errors import Refused, add_error_handlers
@@ -233,5 +234,5 @@ def _voting(server: Server, voters: Sequence[str], item: str | Fields, param: st
 def _classification(results: Sequence[Result]) -> Classification:
     """The answer of one prompt, or the vote of several."""
     label, mean, votes = classified([result.text for result in results], [result.scores for result in results])
-    alone = None if votes else {name: round(value, 6) for name, value in results[0].scores.items()}
+    alone = None if votes else {name: rounded(value, 6) for name, value in results[0].scores.items()}
     return Classification(label=label, probabilities=mean, log_likelihoods=alone, votes=votes)
