@@ -165,5 +165,5 @@ def _short(value: Any) -> str:
     name = "".join(c if c.isalnum() or c in "._-@" else "-" for c in text)
     if len(name) <= _LONGEST:
         return name
-    digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = sha256(text.encode(errors="surrogatepass")).hexdigest()  # YAML can escape half of a surrogate pair
     return f"{name[: _LONGEST - 9]}-{digest[:8]}"
