@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ MAX_NODES = 50_000  # with repetitions by aliases
 _TYPES = ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge")
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in _TYPES}
 _INTEGER, _LONGEST_INTEGER = "tag:yaml.org,2002:int", 100
+_FLOAT = "tag:yaml.org,2002:float"
+_OCTAL = re.compile(r"[-+]?0[\d_]+")
 
 Key = tuple[str | int, ...]
 
@@ -45,7 +48,7 @@ def read_yaml(path: Path) -> Located:
     """Read one YAML file.
 
     Raises:
-        InputError: if the file is missing, is too large, is not YAML, or contains a key twice.
+        InputError: if the file is missing, is too large, is not YAML, or contains a key twice or a number like 010.
     """
     try:
         text = read_file(path, MAX_BYTES).decode("utf-8")
@@ -121,6 +124,11 @@ class _Nodes:
             raise InputError(f"{place}: {_name(key)}: the tag {node.tag} is not supported; remove it")
         if node.tag == _INTEGER and len(node.value) > _LONGEST_INTEGER:
             raise InputError(f"{place}: {_name(key)}: is a number of {len(node.value):,} digits; change it")
+        if base := _unusual_base(node):
+            raise InputError(
+                f"{place}: {_name(key)}: YAML reads {node.value} as a number in base {base}; write a decimal number"
+                f' without leading zeros, or text in quotes: "{node.value}"'
+            )
         outer = (*outer, node)
         if isinstance(node, yaml.MappingNode):
             for name, value in node.value:
@@ -141,6 +149,13 @@ class _Nodes:
                 f"{self.where}:{line}: {_name(key)}: duplicate key; it is also on line {self.lines[key]}; remove one"
             )
         self.lines[key] = line
+
+
+def _unusual_base(node: yaml.Node) -> int | None:
+    """The base of a number that only YAML 1.1 does not read as decimal: 8 for 010, 60 for 1:30; None for any other."""
+    if node.tag == _INTEGER and _OCTAL.fullmatch(node.value):
+        return 8
+    return 60 if node.tag in (_INTEGER, _FLOAT) and ":" in node.value else None
 
 
 def _name(key: Key) -> str:

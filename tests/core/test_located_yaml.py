@@ -26,6 +26,14 @@ def test_values_and_lines(tmp_path: Path) -> None:
     assert read_yaml(written(tmp_path, "")).data is None
 
 
+def test_numbers_and_texts(tmp_path: Path) -> None:
+    """Forms that are read alike by a person and by YAML 1.1 or 1.2, or that settings of another type then reject."""
+    text = "[0, -0, 1_000, 0x10, 0b11, 0.5, 1e3, 1.0e+3, 08, 0o10, '010', '1:30', a:1, on, no]"
+    assert read_yaml(written(tmp_path, text)).data == [
+        0, 0, 1_000, 16, 3, 0.5, "1e3", 1e3, "08", "0o10", "010", "1:30", "a:1", True, False,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
@@ -40,6 +48,12 @@ def test_values_and_lines(tmp_path: Path) -> None:
         ("a: 2020-13-45", r"is not valid YAML \(month must be in 1..12\)"),
         ("a: " + "9" * 5_000, r"a.yaml:1: a: is a number of 5,000 digits"),
         ("a: 0x" + "f" * 5_000, r"a.yaml:1: a: is a number of 5,002 digits"),
+        ("a:\n  b: 010", r'a.yaml:2: a\.b: YAML reads 010 as a number in base 8; write a decimal number without leading zeros,'
+         r' or text in quotes: "010"$'),
+        ("a: [-0_7]", r"a.yaml:1: a\.0: YAML reads -0_7 as a number in base 8"),
+        ("a: {007: b}", r"a.yaml:1: a\.007: YAML reads 007 as a number in base 8"),
+        ("a: 1:30", r"a.yaml:1: a: YAML reads 1:30 as a number in base 60"),
+        ("a: 1:30:00.5", r"a.yaml:1: a: YAML reads 1:30:00.5 as a number in base 60"),
         ("? [a]\n: b", r"has a key that is not text"),
         ("a: !!int x", r"is not valid YAML"),
         ("a: 1\nb: 2\na: 3", r"a.yaml:3: a: duplicate key; it is also on line 1; remove one"),
