@@ -80,7 +80,7 @@ def load(
     if prompts is None:
         t5 = FrozenT5.find(str(model), "model")
         return PromptedModel(Engine(t5, {}, precision=precision, device=where))
-    engine = Engine.load(str(model), str(prompts), precision=precision, device=where)
+    engine = Engine.load(str(model), str(prompts), precision=precision, device=where, named=str)
     if engine.refused:
         raise InputError(next(iter(engine.refused.values())))
     return PromptedModel(engine)
@@ -266,8 +266,10 @@ class PromptedModel:
             for split, file in files.items():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(lines[split], encoding="utf-8")
-            task = one_task(name, files["train"], inputs, targets, labels, None, files.get("validation"))
-            code = tune(task, {"model": self._model, **settings}, place / name)
+            task = one_task(
+                name, files["train"], inputs, targets, labels, None, files.get("validation"), named=_parameter
+            )
+            code = tune(task, {"model": self._model, **settings}, place / name, named=_parameter)
             if code != 0:
                 raise InputError(f"tune: training of `{name}` failed with exit code {code}; the log above says why")
             self._engine.add(name, place / name / "prompt")
@@ -307,7 +309,7 @@ class PromptedModel:
             InputError: if the prompt is unknown, something else is at `to`, or it cannot be written.
         """
         with self._source(name) as source:
-            return push(source, to)
+            return push(source, to, where="to")
 
     @contextlib.contextmanager
     def _source(self, name: str) -> Iterator[Path]:
@@ -320,6 +322,11 @@ class PromptedModel:
         with tempfile.TemporaryDirectory() as scratch:
             self._tuned[name].save(scratch)
             yield Path(scratch)
+
+
+def _parameter(setting: str) -> str:
+    """The parameter of `PromptedModel.tune` that gives a setting."""
+    return "examples" if setting == "train" else setting
 
 
 def _warn_about_cuts(answers: Sequence[Answer]) -> None:

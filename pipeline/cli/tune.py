@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from t5_pipeline.execution.runner import run
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.tuned import score_on_test
 
+Named = Callable[[str], str]
+"""Gives the name of a setting in errors: by default its flag."""
 TUNE, EVALUATE = "prompt_tune", "evaluate"
 _ALSO_OF_EVALUATE = ("scoring", "precision", "threads")
 _FEWEST = 8  # rows of which each tenth has at least one
@@ -46,23 +48,25 @@ def one_task(
     metrics: Sequence[str] | None,
     validation: Path | None,
     test: Path | None = None,
+    *,
+    named: Named = flag,
 ) -> TaskConfig:
     """A task with its rows in one or several files, or in slices of them.
 
     Raises:
         InputError: if a file does not exist or a setting is invalid.
     """
-    data, part = _file_and_slice("--train", train)
+    data, part = _file_and_slice(named("train"), train)
     splits = {"train": data.name + part}
     for split, given in (("validation", validation), ("test", test)):
         if given is not None:
-            file, part = _file_and_slice(flag(split), given)
+            file, part = _file_and_slice(named(split), given)
             splits[split] = os.path.relpath(file, data.parent) + part
     values: dict[str, Any] = {
         "name": name, "data": str(data), "splits": splits, "inputs": inputs, "targets": targets, "labels": labels,
         "metrics": metrics or (["accuracy"] if labels else ["exact_match", "token_f1"]),
     }  # fmt: skip
-    return validate(TaskConfig, values, lambda loc: flag(".".join(map(str, loc))) if loc else "--train")
+    return validate(TaskConfig, values, lambda loc: named(".".join(map(str, loc)) or "train"))
 
 
 def _file_and_slice(where: str, given: Path) -> tuple[Path, str]:
@@ -109,15 +113,17 @@ def hold_out(task: TaskConfig, seed: int, select: str = "best") -> TaskConfig:
     return validate(TaskConfig, {**task.model_dump(), "splits": splits}, lambda loc: "--train")
 
 
-def checked(task: TaskConfig, settings: Mapping[str, Any], configuration: str | None) -> dict[str, Any]:
+def checked(
+    task: TaskConfig, settings: Mapping[str, Any], configuration: str | None, named: Named = flag
+) -> dict[str, Any]:
     """The settings of prompt_tune with the defaults for this task, checked before anything is read or written.
 
     Raises:
-        InputError: if one is invalid; names the flag.
+        InputError: if one is invalid; names it.
     """
     settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
-    c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: flag(".".join(map(str, loc))))
-    locate_one("model", c.model, "--model")
+    c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: named(".".join(map(str, loc))))
+    locate_one("model", c.model, named("model"))
     command(TUNE, configuration, [])
     return settings
 
@@ -131,6 +137,7 @@ def tune(
     seeds: int = 1,
     vote: bool = False,
     tested: str | None = None,
+    named: Named = flag,
 ) -> int:
     """Learn a task as a soft prompt in separate processes, and publish it as a package in `output/prompt`.
 
@@ -151,9 +158,9 @@ def tune(
     """
     if "validation" not in task.splits:
         settings = {"select": "last", **settings}
-    settings = checked(task, settings, configuration)
-    recipe = _recipe(task, settings, output, configuration, seeds, tested)
-    _refuse_other_runs(output)
+    settings = checked(task, settings, configuration, named)
+    recipe = _recipe(task, settings, output, configuration, seeds, tested, named)
+    _refuse_other_runs(output, named)
     run_dir = RunDir(output)
     code = run(recipe, run_dir)
     if code == 0:
@@ -162,7 +169,13 @@ def tune(
 
 
 def _recipe(
-    task: TaskConfig, settings: Mapping[str, Any], output: Path, launch: str | None, seeds: int, tested: str | None
+    task: TaskConfig,
+    settings: Mapping[str, Any],
+    output: Path,
+    launch: str | None,
+    seeds: int,
+    tested: str | None,
+    named: Named,
 ) -> Recipe:
     first = int(settings.get("seed", 0))
     own = {name: value for name, value in settings.items() if name != "seed"}
@@ -176,17 +189,17 @@ def _recipe(
         "stages": stages,
         **({} if launch is None else {"launch": launch}),
     }
-    where: dict[Key, str] = {("stages", TUNE, name): flag(name) for name in own}
-    return parse_recipe(Located(output / "recipe.yaml", data, {}, {("name",): "--output-dir", **where}))
+    where: dict[Key, str] = {("stages", TUNE, name): named(name) for name in own}
+    return parse_recipe(Located(output / "recipe.yaml", data, {}, {("name",): named("output_dir"), **where}))
 
 
-def _refuse_other_runs(output: Path) -> None:
+def _refuse_other_runs(output: Path, named: Named) -> None:
     """Protect a run directory of another recipe."""
     if not (output / "recipe.yaml").is_file():
         return
     stages = read_recipe(output / "recipe.yaml").data.get("stages")
     if not isinstance(stages, dict) or TUNE not in stages or set(stages) - {TUNE, EVALUATE}:
-        raise InputError(f"--output-dir: {output} contains another run; choose another directory")
+        raise InputError(f"{named('output_dir')}: {output} contains another run; choose another directory")
 
 
 # ----------------------------------------------------------------------------------------------------------- results

@@ -46,7 +46,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     same = has_content(recipe_file, text.encode())
     if os.path.lexists(recipe_file) and not same and not run_dir.state.is_dir():
         raise InputError(
-            f"{recipe_file}: already exists and was not written by a run; choose another --run-dir, or move it away"
+            f"{recipe_file}: already exists and was not written by a run; choose another run directory, or move it away"
         )
     created = Rollback(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path), created:

@@ -19,6 +19,7 @@ import torch
 
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import named_artifacts
+from t5_pipeline.config.command_line import flag
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
@@ -114,6 +115,7 @@ class Engine:
         precision: Precision = "bf16",
         device: torch.device | None = None,
         compiled: bool = False,
+        named: Callable[[str], str] = flag,
     ) -> Engine:
         """The prompts at a location, by the names of their directories, and their T5.
 
@@ -122,18 +124,19 @@ class Engine:
         Args:
             model: a model directory, a stage's directory, or the name of a hub model.
             prompts: a prompt, the directory of a stage, or a folder of these.
+            named: what the user calls `model` and `prompts`, for errors: by default their flags.
 
         Raises:
             InputError: if there are no prompts, one of them is damaged, or all are of other T5s.
         """
         digests, found = DigestCache(None), {}
-        for name, (kind, path) in named_artifacts(tuple(METHODS), prompts, "--prompts").items():
+        for name, (kind, path) in named_artifacts(tuple(METHODS), prompts, named("prompts")).items():
             candidates = list(METHODS[kind](Artifact(str(path), path, "")))
             artifact = Artifact(str(path), path, digests.of_artifact(kind, path))
             for one in candidates:
                 own = name if len(candidates) == 1 else f"{name}:{one.task.name}"
                 found[own] = replace(one, artifact=artifact)
-        t5 = None if model is None else FrozenT5.find(model)
+        t5 = None if model is None else FrozenT5.find(model, named("model"))
         engine = cls(t5, found, precision=precision, device=device, compiled=compiled)
         if not engine.prompts:
             raise InputError(next(iter(engine.refused.values())))

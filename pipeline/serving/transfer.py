@@ -28,7 +28,7 @@ from t5_pipeline.serving.package import CARD, FILES, check_package, write_packag
 _HUB_FILES = frozenset({".gitattributes", CARD})  # of a repository without a prompt
 
 
-def push(source: Path, to: str, endpoint: str | None = None) -> str:
+def push(source: Path, to: str, endpoint: str | None = None, *, where: str = "TO") -> str:
     """Send the package of a prompt to the hub, a URL or a directory.
 
     A new repository is private. In a repository with a prompt, a commit replaces the prompt and keeps the card.
@@ -36,6 +36,7 @@ def push(source: Path, to: str, endpoint: str | None = None) -> str:
     Args:
         source: directory of a prompt, or a package.
         endpoint: another hub; default: that of the hub client.
+        where: what the user calls `to`, for errors.
 
     Returns:
         The digest of the prompt.
@@ -47,11 +48,11 @@ def push(source: Path, to: str, endpoint: str | None = None) -> str:
         package = Path(scratch)
         digest = write_package(source, package)
         if is_url(to):
-            _to_url(package, to)
+            _to_url(package, to, where)
         elif _is_on_hub(to, Path(to).parent):
-            _to_hub(package, to, endpoint)
+            _to_hub(package, to, endpoint, where)
         else:
-            refuse_to_replace(Path(to), "TO")
+            refuse_to_replace(Path(to), where)
             write_directory(Path(to), lambda directory: _copy(package, directory))
     return digest
 
@@ -102,13 +103,13 @@ def _copy(source: Path, directory: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- stores
 
 
-def _to_url(package: Path, url: str) -> None:
+def _to_url(package: Path, url: str, where: str) -> None:
     from fsspec.core import url_to_fs
 
-    with remote_errors(url, "TO", "write"):
+    with remote_errors(url, where, "write"):
         store, root = url_to_fs(url)
         if store.exists(root) and (store.isfile(root) or store.ls(root)):
-            raise InputError(f"TO: {url} already exists; choose another URL, or remove it")
+            raise InputError(f"{where}: {url} already exists; choose another URL, or remove it")
         store.makedirs(root, exist_ok=True)
         for name in FILES:
             store.put_file(str(package / name), f"{root}/{name}")
@@ -124,15 +125,15 @@ def _from_url(url: str, directory: Path) -> None:
                 (directory / name).write_bytes(store.cat_file(f"{root}/{name}"))
 
 
-def _to_hub(package: Path, name: str, endpoint: str | None) -> None:
+def _to_hub(package: Path, name: str, endpoint: str | None, where: str) -> None:
     from huggingface_hub import HfApi
 
-    with _hub_errors(name, "TO", "write"):
+    with _hub_errors(name, where, "write"):
         api = HfApi(endpoint)
         api.create_repo(name, private=True, exist_ok=True)
         there = set(api.list_repo_files(name))
         if there - _HUB_FILES and PromptInfo.file_name not in there:
-            raise InputError(f"TO: the repository {name} contains other files than a prompt; choose another name")
+            raise InputError(f"{where}: the repository {name} contains other files than a prompt; choose another name")
         kept = [CARD] if PromptInfo.file_name in there and CARD in there else []
         api.upload_folder(repo_id=name, folder_path=package, ignore_patterns=kept, commit_message="Push a prompt")
 

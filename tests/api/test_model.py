@@ -129,6 +129,34 @@ def test_wrong_precision_and_output_dir(t5: t5_pipeline.PromptedModel, world: Pa
         t5.tune([("x", "y"), ("\ud800", "y")], name="new", output_dir=tmp_path / "new")
 
 
+def test_errors_name_parameters_instead_of_flags(t5: t5_pipeline.PromptedModel, world: Path, tmp_path: Path) -> None:
+    def raises(beginning: str) -> Any:
+        return pytest.raises(t5_pipeline.InputError, match=f"^{beginning}(?!.*--)")
+
+    def tune(place: str = "run", **settings: Any) -> None:
+        t5.tune([("x", "y")], name="new", output_dir=tmp_path / place, **settings)
+
+    for prompts in (None, world / "prompts"):
+        with raises("model: .*/absent"):
+            t5_pipeline.load(tmp_path / "absent", prompts)
+    with raises("prompts: .*/absent"):
+        t5_pipeline.load(world / "model", tmp_path / "absent")
+    with raises("prompt_length: "):
+        tune(prompt_length="long")
+    with raises("prompt_lenght: unknown key; did you mean `prompt_length`"):
+        tune(prompt_lenght=3)
+    with raises("labels: has the single label `a b`; put commas"):
+        tune(labels=["a b"])
+    (tmp_path / "other/new").mkdir(parents=True)
+    (tmp_path / "other/new/recipe.yaml").write_text("stages: {prepare: {}}")
+    with raises("output_dir: .*/new contains another run"):
+        tune("other", steps=1)
+    with raises("to: .*/other already exists"):
+        t5.push("labels", str(tmp_path / "other"))
+    with raises("directory: .*/other already exists"):
+        t5.save("labels", tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("examples", "more", "message"),
     [
