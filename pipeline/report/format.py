@@ -179,7 +179,7 @@ def truncate_middle(phrase: str, length: int) -> str:
     phrase = " ".join(phrase.split())
     if len(phrase) <= length:
         return phrase
-    end = phrase[-(length // 3) :].partition(" ")[2]
+    end = phrase[len(phrase) - length // 3 :].partition(" ")[2]
     return f"{truncate(phrase, length - len(end) - 1)} {end}".rstrip()
 
 

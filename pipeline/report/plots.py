@@ -17,7 +17,7 @@ from t5_pipeline.core.printable import printable
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup
 from t5_pipeline.report.summary import PROMPT_TUNING, ScoreLine, TaskScores
-from t5_pipeline.report.svg import HALO, INK, PAPER, QUIET, RULE, drawing, new_axes, series_color, to_svg
+from t5_pipeline.report.svg import HALO, INK, PAPER, QUIET, RULE, WIDTH, drawing, new_axes, series_color, to_svg
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,9 @@ def _draw(axes: Axes, line: Line) -> None:
     axes.plot(*ringed, "o", color=PAPER, markeredgecolor=color, markersize=6, markeredgewidth=1.6, clip_on=False)
 
 
+_LONGEST = 58  # characters of a strip's label
+_GAP = 0.3  # inches between a strip's label and its value, and for the margins of the axes
+
 # Ticks of a logarithmic axis in each decade, by the ratio of its largest to its smallest value.
 _SUBS = {10: (1, 2, 3, 4, 5, 7), 100: (1, 2, 5)}
 
@@ -229,12 +232,16 @@ def _label_ends(axes: Axes, lines: Sequence[Line], height: float) -> None:
 
 
 def _above(axes: Axes, row: int, label: str, amount: str, color: str) -> None:
-    """Write a strip's label at the left and its value at the right, above its line."""
-    place = axes.get_yaxis_transform()
-    shown = printable(fmt.truncate_middle(label, 58))
-    common: dict[str, Any] = {"transform": place, "va": "center", "bbox": HALO}
-    axes.text(0, row - 0.38, shown, ha="left", **common)
-    axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=color, **common)
+    """Write a strip's label at the left, cut to the room there is, and its value at the right, above its line."""
+    common: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": HALO}
+    common["in_layout"] = False  # otherwise a long label makes the axes narrower, and ends on the value
+    value = axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=color, **common)
+    name = axes.text(0, row - 0.38, printable(fmt.truncate_middle(label, _LONGEST)), ha="left", **common)
+    room = 72 * (WIDTH - _GAP) - value.get_window_extent().width  # an SVG is measured in points
+    for length in range(_LONGEST, 0, -1):
+        if name.get_window_extent().width <= room:
+            break
+        name.set_text(printable(fmt.truncate_middle(label, length)))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

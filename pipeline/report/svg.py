@@ -21,11 +21,11 @@ SERIES = 8
 """Number of colors for models; they repeat after that."""
 
 INK, QUIET, RULE, GRID, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
-HALO = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
+HALO = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.6}
 _VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", GRID: "--grid", PAPER: "--paper"} | {
     f"#0606{i:02d}": f"--series-{i}" for i in range(SERIES)
 }
-_WIDTH = 4.7  # inches of 96 CSS pixels at 1:1; the page scales plots to its columns
+WIDTH = 4.7  # inches of 96 CSS pixels at 1:1; the page scales plots to its columns
 _STYLE = {
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same layout everywhere; the page sets its own
     "font.size": 8.5,
@@ -62,7 +62,7 @@ def drawing(name: str) -> AbstractContextManager[None]:
 
 def new_axes(height: float) -> tuple[Figure, Axes]:
     """A figure of `height` inches with one pair of axes."""
-    figure = Figure(figsize=(_WIDTH, height), dpi=96, layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), dpi=96, layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.add_subplot()
 

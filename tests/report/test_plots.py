@@ -9,8 +9,10 @@ from importlib import resources
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
-from t5_pipeline.report.plots import Axis, Line, chart
+from t5_pipeline.report.plots import Axis, Line, chart, size_plot
 
 
 def drawn(*lines: Line, x: Axis | None = None) -> str:
@@ -91,3 +93,19 @@ def test_colors_are_readable_and_distinct_for_every_reader(mode: int) -> None:
         seen = [lab(np.array(matrix) @ linear(color)) for color in colors[:4]]
         for one, two in itertools.combinations(range(4), 2):
             assert np.linalg.norm(seen[one] - seen[two]) > 11, (kind, colors[one], colors[two])
+
+
+@pytest.mark.parametrize("label", ["W" * 80, "PROMPTS OF " * 8, "a short label"])
+def test_the_label_of_a_strip_ends_before_its_value(label: str) -> None:
+    """Widths are those of DejaVu Sans, in which plots are laid out; it is wider than the fonts of the page."""
+    figure = str(size_plot([(label, 5, "98.8 ± 0.2"), ("b", 9, "9")], "figure", "sizes"))
+    (width,) = (float(w) for w in re.findall(r'viewBox="0 0 ([\d.]+) ', figure))
+    texts = {text: float(x) for x, text in re.findall(r' x="([\d.]+)"[^>]*>([^<]+)</text>', figure)}
+    (shown,) = (text for text in texts if text[:2] == label[:2])
+    assert shown == label or " …" in shown
+    name, value = (
+        TextPath((0, 0), text, prop=FontProperties(family="DejaVu Sans", size=8.5, weight=weight)).get_extents().width
+        for text, weight in ((shown, "normal"), ("98.8 ± 0.2", "bold"))
+    )
+    assert texts["98.8 ± 0.2"] > 0.95 * width, "the end of the value, at the end of the axes"
+    assert texts[shown] + name + 4 < texts["98.8 ± 0.2"] - value
