@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.core.checksums import block_sha256
 from t5_pipeline.core.paths import below, inside
 from t5_pipeline.core.records import Record
@@ -28,6 +29,11 @@ class InputRecord(Record):
     step: int | None = None
     path: str
     digest: str
+
+    @property
+    def ref(self) -> InputRef:
+        """What it refers to: the stage, cell and step that made it, or else its path."""
+        return InputRef(self.stage, self.cell, self.step) if self.stage is not None else InputRef(path=self.path)
 
 
 class OutputRecord(Record):

@@ -117,6 +117,10 @@ class Recipe:
     def kind(self, stage: str) -> str:
         return self.stages[stage][0].settings.kind
 
+    def maker(self, ref: InputRef) -> Cell | None:
+        """The cell that a reference names, or the first one of its stage; None for a path."""
+        return next((c for c in self.stages.get(ref.stage or "", []) if ref.cell in (None, c.id)), None)
+
     def kept_steps(self, stage: str) -> list[int]:
         """Steps of a stage that other stages use as `STAGE@STEP`."""
         return sorted(

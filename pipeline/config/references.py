@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from t5_pipeline.modeling.presets import PRESETS
 
 @dataclass(frozen=True)
 class InputRef:
-    """The source of an input: a stage of the recipe (or one cell or step of it), or a path."""
+    """The source of an input: a stage of the recipe (or one cell or step of it), or a path.
+
+    As text, `STAGE/CELL@STEP`, it names a T5 in prompts, scores and reports. `named` reads such names.
+    """
 
     stage: str | None = None
     cell: str | None = None
@@ -85,16 +89,23 @@ def parse_ref(
             raise InputError(
                 f"{where()}: `{stage}` has {last:,} steps; use an earlier one than {step}, or more `steps`"
             )
-    return InputRef(stage, cell, step)
+    return InputRef(stage, cell or (None if many else ids[0]) or None, step)
+
+
+def named(name: str, stages: Mapping[str, Sequence[EarlierCell]]) -> InputRef:
+    """The reference that is written as `name`; a path unless it names one of `stages`, or a cell of one."""
+    stage, cell, step = _parts_of(name, stages)
+    known = cell is None or cell in [one.id for one in stages.get(stage, ())]
+    return InputRef(stage, cell, step) if stage in stages and known else InputRef(path=name)
 
 
 def _parts_of(value: str, earlier: Mapping[str, Sequence[EarlierCell]]) -> tuple[str, str | None, int | None]:
     """Stage, cell and step of a reference. An @ may also be in the name of a cell, such as `model=lm_adapt@400`."""
     stage, _, cell = value.partition("/")
-    head, at, step = value.rpartition("@")
-    if at and step.isdecimal() and cell not in [one.id for one in earlier.get(stage, ())]:
-        stage, _, cell = head.partition("/")
-        return stage, cell or None, int(step)
+    stepped = re.fullmatch(r"(.+)@([0-9]{1,18})", value, re.DOTALL)
+    if stepped and cell not in [one.id for one in earlier.get(stage, ())]:
+        stage, _, cell = stepped[1].partition("/")
+        return stage, cell or None, int(stepped[2])
     return stage, cell or None, None
 
 

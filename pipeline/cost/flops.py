@@ -52,9 +52,8 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Config | None:
     ref = cell.inputs.get("model")
     if ref is None:
         return None
-    if ref.stage is not None:
-        makers = recipe.stages[ref.stage]
-        return shape_of(recipe, run_dir, next((c for c in makers if c.id == ref.cell), makers[0]))
+    if (maker := recipe.maker(ref)) is not None:
+        return shape_of(recipe, run_dir, maker)
     place = locate_one("model", str(ref.path), f"{cell.stage}.model")
     if (place / "config.json").is_file():
         return read_config(place)

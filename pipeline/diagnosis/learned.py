@@ -10,6 +10,7 @@ from torch import Tensor
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import artifact_digest, locate_one
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
@@ -43,7 +44,7 @@ def diagnose_artifact(kind: str, path: Path, location: str, model: str | None) -
     d = Diagnosis(WHAT[kind], location)
     with d.attempt("files"):
         made = next((m for m in (manifests.read(path), manifests.read(path.parent)) if m), None)
-        artifact = Artifact(location, path, artifact_digest(kind, path), manifest=made)
+        artifact = Artifact(InputRef(path=location), path, artifact_digest(kind, path), made)
         candidate = next(iter(METHODS[kind](artifact)))
         d.fact("digest", artifact.digest, short_digest(artifact.digest))
         d.fact("task", candidate.task.name)

@@ -36,9 +36,9 @@ def ensemble_rows(task: TaskConfig, answers: Sequence[Answer]) -> list[dict[str,
             row["variant"] = f"{len(group)} prompts"
             if first.task.name != task.name:
                 row["trained_on"] = first.task.name
-            sources = {candidate.artifact.name for candidate, _, _ in group}
+            sources = {candidate.artifact.source for candidate, _, _ in group}
             row["source"] = sources.pop() if len(sources) == 1 else None
-            row["cell"] = without_seed(first.artifact.cell) or None
+            row["cell"] = without_seed(first.artifact.origin.cell) or None
             row["settings"] = first.artifact.settings_digest
             row["trained"] = sum(trained_numbers(candidate) or 0 for candidate, _, _ in group)
             rows.append(row | split.scored(vote([outputs for _, _, outputs in group], task.labels or ())))

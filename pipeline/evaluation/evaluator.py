@@ -140,7 +140,7 @@ class Evaluator:
     def _row(self, task: TaskConfig, candidate: Candidate, split: HeldOut, outputs: Outputs) -> Row:
         row = {"method": candidate.method, **candidate.about}
         artifact = candidate.artifact
-        row |= {"source": artifact.name, "cell": artifact.cell, "settings": artifact.settings_digest}
+        row |= {"source": artifact.source, "cell": artifact.origin.cell, "settings": artifact.settings_digest}
         row |= {"examples": len(split), "trained": trained_numbers(candidate), **artifact_costs(artifact)}
         if self.c.latency_tasks and candidate.task.name == task.name:
             row["latency_seconds"] = latency_seconds(

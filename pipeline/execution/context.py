@@ -16,6 +16,7 @@ from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Cell
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import CompileConfig, ExecutionConfig, StageConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.checksums import json_digest, short_digest
@@ -39,18 +40,26 @@ log = logging.getLogger("t5-pipeline")
 
 @dataclass(frozen=True)
 class Artifact:
-    """An input that is ready to be read. `name` is its origin, `lm_adapt@500`, or the path that was given.
+    """An input that is ready to be read.
 
     Attributes:
-        step: step of an intermediate result; None for the final one.
+        origin: the stage, cell and step that made it; no step for its final result. Or the path that was given.
     """
 
-    name: str
+    origin: InputRef
     path: Path
     digest: str
-    cell: str | None = None
     manifest: Manifest | None = None
-    step: int | None = None
+
+    @property
+    def name(self) -> str:
+        """`lm_adapt@500`, `lm_adapt/objective=lm@500`, or a path."""
+        return str(self.origin)
+
+    @property
+    def source(self) -> str:
+        """The name without the cell, which scores.json has beside it."""
+        return str(replace(self.origin, cell=None))
 
     @property
     def settings_digest(self) -> str | None:
@@ -62,7 +71,7 @@ class Artifact:
             return None
         parts = self.manifest.parts
         settings = {name: value for name, value in parts.get("settings", {}).items() if name != "seed"}
-        steps = self.manifest.settings.get("steps") if self.step is None else self.step
+        steps = self.manifest.settings.get("steps") if self.origin.step is None else self.origin.step
         return json_digest({**parts, "settings": settings, "steps": steps})
 
 
@@ -329,7 +338,7 @@ def recorded_model(artifact: Artifact, name: str) -> tuple[Artifact, RunDir | No
         InputError: if the T5 is missing.
     """
     if artifact.manifest is None:
-        return Artifact(name, locate_one("model", name, f"the T5 of {artifact.path}"), ""), None
+        return Artifact(InputRef(path=name), locate_one("model", name, f"the T5 of {artifact.path}"), ""), None
     # Paths in a manifest are relative to the artifact's own run, which may be another one.
     cell = next(path for path in artifact.path.resolve().parents if (path / manifests.NAME).is_file())
     run_dir = RunDir(cell.parents[1 if artifact.manifest.cell else 0])
@@ -365,8 +374,7 @@ def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
     if record.stage is None:
         path = Path(record.path)
         made = next((m for m in (manifests.read(path), manifests.read(path.parent)) if m), None)
-        return Artifact(record.path, path, record.digest, manifest=made)
-    name = record.stage + (f"@{record.step}" if record.step is not None else "")
+        return Artifact(record.ref, path, record.digest, made)
     directory = inside(run_dir.path, f"{record.stage}/{record.cell or ''}", run_dir.path)
     path = inside(run_dir.path, record.path, run_dir.path)
-    return Artifact(name, path, record.digest, record.cell, manifests.read(directory), record.step)
+    return Artifact(record.ref, path, record.digest, manifests.read(directory))

@@ -109,8 +109,8 @@ def vote_group(method: str, artifact: Artifact, info: PromptInfo) -> str:
 
     prompt.json does not contain all settings of training. Those of a prompt with a manifest are compared too.
     """
-    record = info.model_dump(mode="json", exclude={"seed", "step", "scores"})
-    return json.dumps([method, without_seed(artifact.cell), artifact.settings_digest, record], sort_keys=True)
+    record = info.model_dump(mode="json", exclude={"base_model", "seed", "step", "scores"})
+    return json.dumps([method, without_seed(artifact.origin.cell), artifact.settings_digest, record], sort_keys=True)
 
 
 def described(info: PromptInfo) -> dict[str, Any]:

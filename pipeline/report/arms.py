@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5_pipeline.config.recipe import Cell
+from t5_pipeline.config.references import named
 from t5_pipeline.config.stage import Scoring, TrainingConfig
 from t5_pipeline.evaluation.metrics import OF_COUNTS
-from t5_pipeline.report.collect import Run, model_name
+from t5_pipeline.report.collect import Run
 from t5_pipeline.report.intervals import counts_of, has_row_scores, resampled_scores
 from t5_pipeline.report.scores import Answers, Score
-from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores, other_axes, stage_of
+from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores, other_axes
 
 SPAN_CORRUPTION, SENTINEL, LM_ADAPTATION = "span corruption", "span corruption + sentinel", "LM adaptation"
 DRAWS = 2_000
@@ -213,20 +214,25 @@ def _arm(row: Score, bases: Mapping[str, Arm]) -> Arm:
 def _bases(run: Run) -> dict[str, Arm]:
     """Pretraining and size of each frozen T5, by its name in the scores."""
     found = {model: _base(run, model) for model in dict.fromkeys(row.model for row in run.scores) if model}
+    makers = {model: str(replace(named(model, run.recipe.stages), step=None)) for model in found}
+    # Of several makers, such as two cells of a stage, all steps keep their name: their curves do not mix.
+    shared = Counter(arm for _, arm in {(makers[model], arm) for model, arm in found.items()})
+    unclear = {makers[model] for model, arm in found.items() if shared[arm] > 1}
+    found = {m: replace(arm, t5=makers[m]) if makers[m] in unclear else arm for m, arm in found.items()}
     # The last step of a stage has two names.
-    names = {model: stage_of(model)[0] if arm.share == 1 else model for model, arm in found.items()}
+    names = {model: makers[model] if arm.share == 1 else model for model, arm in found.items()}
     alike = Counter(arm for _, arm in {(names[model], arm) for model, arm in found.items()})
     return {model: replace(arm, t5=names[model]) if alike[arm] > 1 else arm for model, arm in found.items()}
 
 
 def _base(run: Run, model: str) -> Arm:
-    stage, step = stage_of(model)
-    size, cells = run.models.get(model), {cell.stage: cell for cell in run.recipe.cells()}
-    parameters, kind = size.parameters if size else None, cells[stage].settings.kind if stage in cells else ""
-    if kind == "lm_adapt":
-        return Arm("", LM_ADAPTATION, _share(cells[stage], step), parameters)
-    starts = [cell.inputs.get("model") for cell in cells.values() if cell.settings.kind == "lm_adapt"]
-    if model in {model_name(ref) for ref in starts if ref is not None}:
+    ref = named(model, run.recipe.stages)
+    size, maker = run.models.get(model), run.recipe.maker(ref)
+    parameters, kind = size.parameters if size else None, maker.settings.kind if maker else ""
+    if maker is not None and kind == "lm_adapt":
+        return Arm("", LM_ADAPTATION, _share(maker, ref.step), parameters)
+    starts = [cell.inputs.get("model") for cell in run.recipe.cells() if cell.settings.kind == "lm_adapt"]
+    if model in map(str, starts):
         return Arm("", SPAN_CORRUPTION, 0.0, parameters)
     return Arm("", {"sentinel": SENTINEL, "span_corrupt": SPAN_CORRUPTION}.get(kind), None, parameters)
 

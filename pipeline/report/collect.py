@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from t5_pipeline.artifacts.fingerprint import only_moved, parts, settings_parts
-from t5_pipeline.artifacts.manifest import InputRecord, Manifest
+from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
@@ -113,7 +113,7 @@ class CellResult:
         ref = self.cell.inputs.get("model")
         if ref is None or not self.settings.made_for():
             return None
-        return model_name(ref)
+        return str(ref)
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,10 @@ class Run:
         for job in self.jobs:
             yield from job.manifests
 
-    def last_step(self, stage: str) -> int | None:
-        """Step of a stage's final model; None if the stage has not finished."""
-        return next((m.step for m in self.manifests() if m.stage == stage), None)
+    def last_step(self, ref: InputRef) -> int | None:
+        """Step of the final model of a stage or cell; None if it has not finished."""
+        maker = self.recipe.maker(ref)
+        return next((result.manifest.step for result in self.cells() if result.cell is maker and result.manifest), None)
 
     def task(self, name: str) -> TaskConfig | None:
         """The task of that name, with the settings it was trained or scored with."""
@@ -238,13 +239,6 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
     if answers:
         run.answers.update(answers_of([*scored, *stale]))
     return run
-
-
-def model_name(found: InputRecord | InputRef) -> str:
-    """Name of a frozen model in the scores: its stage and step, or its path."""
-    if found.stage is None:
-        return str(found.path)
-    return found.stage + (f"@{found.step}" if found.step is not None else "")
 
 
 def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], Manifest | None]) -> Iterator[Job]:
@@ -304,7 +298,7 @@ def _has_settings(run_dir: RunDir, manifest: Manifest, settings: StageConfig) ->
 def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None:
     """Record the sizes of a prompt and of its base T5 in `run`."""
     for record in manifest.inputs.get("model", []):
-        name = model_name(record)
+        name = str(record.ref)
         model = run.models.get(name) or _model_size(name, path / record.path if record.stage else Path(record.path))
         if model is None:
             continue

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from t5_pipeline.config.references import named
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.sweep import without_seed
 from t5_pipeline.report import format as fmt
@@ -231,32 +232,26 @@ def path_names(run: Run) -> dict[str, str]:
     """Display names of the frozen models: name in the scores → text, in the order of the recipe.
 
     The name is that of the stage kind (`LM adaptation`), with the step if several steps of one stage are compared, and
-    with the stage if several stages of one kind are compared. Paths are unchanged.
+    with the stage and its cell if several of one kind are compared. Paths are unchanged.
     """
-    named = [*(result.frozen for result in run.cells()), *(row.model for row in run.scores)]
-    models = list(dict.fromkeys(model for model in named if model is not None))
-    plain = {model: stage_of(model) for model in models}
-    stepped = {stage for model, (stage, step) in plain.items() if step is not None}
-    kinds = {stage: run.recipe.kind(stage) for stage, _ in plain.values() if stage in run.recipe.stages}
+    models = [*(result.frozen for result in run.cells()), *(row.model for row in run.scores)]
+    refs = {model: named(model, run.recipe.stages) for model in models if model is not None}
+    stepped = {ref.stage for ref in refs.values() if ref.step is not None}
+    makers = {(ref.stage, ref.cell): run.recipe.kind(ref.stage) for ref in refs.values() if ref.stage is not None}
     found = {}
-    for model, (stage, step) in plain.items():
-        if stage not in kinds or kinds[stage] not in _PATHS:
+    for model, ref in refs.items():
+        kind = makers.get((ref.stage, ref.cell))
+        if kind is None or kind not in _PATHS:
             found[model] = model
             continue
-        name = _PATHS[kinds[stage]]
-        if sum(kind == kinds[stage] for kind in kinds.values()) > 1:
-            name += f" ({stage})"
-        if stage in stepped:
-            step = step if step is not None else run.last_step(stage)
+        name = _PATHS[kind]
+        if list(makers.values()).count(kind) > 1:
+            name += f" ({replace(ref, step=None)})"
+        if ref.stage in stepped:
+            step = ref.step if ref.step is not None else run.last_step(ref)
             name += f" @{step:,} steps" if step is not None else " @last step"
         found[model] = name
     return found
-
-
-def stage_of(model: str) -> tuple[str, int | None]:
-    """`lm_adapt@500` → its stage and step."""
-    head, at, step = model.rpartition("@")
-    return (head, int(step)) if at and step.isdigit() else (model, None)
 
 
 def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:

@@ -20,6 +20,7 @@ import torch
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import named_artifacts
 from t5_pipeline.config.command_line import flag
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
@@ -131,8 +132,9 @@ class Engine:
         """
         digests, found = DigestCache(None), {}
         for name, (kind, path) in named_artifacts(tuple(METHODS), prompts, named("prompts")).items():
-            candidates = list(METHODS[kind](Artifact(str(path), path, "")))
-            artifact = Artifact(str(path), path, digests.of_artifact(kind, path))
+            artifact = Artifact(InputRef(path=str(path)), path, "")
+            candidates = list(METHODS[kind](artifact))
+            artifact = replace(artifact, digest=digests.of_artifact(kind, path))
             for one in candidates:
                 own = name if len(candidates) == 1 else f"{name}:{one.task.name}"
                 found[own] = replace(one, artifact=artifact)
@@ -232,8 +234,9 @@ class Engine:
         Raises:
             InputError: if it is damaged, or of another T5.
         """
-        (one,) = METHODS["prompt"](Artifact(str(path), path, ""))
-        one = replace(one, artifact=Artifact(str(path), path, DigestCache(None).of_artifact("prompt", path)))
+        artifact = Artifact(InputRef(path=str(path)), path, "")
+        (one,) = METHODS["prompt"](artifact)
+        one = replace(one, artifact=replace(artifact, digest=DigestCache(None).of_artifact("prompt", path)))
         problem = self._problem(name, one)
         if problem is not None:
             raise InputError(problem)

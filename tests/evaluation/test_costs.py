@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from t5_pipeline.artifacts.manifest import Manifest
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.evaluation import costs
 from t5_pipeline.evaluation.answering import Answerer
 from t5_pipeline.evaluation.costs import LOADS, REQUESTS, artifact_costs, latency_seconds, trained_numbers
@@ -28,7 +29,7 @@ class Split(SimpleNamespace):
 
 def test_prompts_stay_in_memory_and_others_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = write_world(tmp_path)
-    artifact = Artifact("labels", world / "prompts" / "labels", "digest")
+    artifact = Artifact(InputRef(path="labels"), world / "prompts" / "labels", "digest")
     (prompt,) = candidates(artifact)
     answerer = Answerer(world / "model", [prompt], "fp32", torch.device("cpu"))
     inputs = [np.array([5, 6, 1], np.int32), np.array([7, 1], np.int32)]
@@ -56,16 +57,16 @@ def test_prompts_stay_in_memory_and_others_are_loaded(tmp_path: Path, monkeypatc
 
 def test_costs_of_an_artifact(tmp_path: Path) -> None:
     (tmp_path / "prompt.json").write_text("x" * 10)
-    assert artifact_costs(Artifact("p", tmp_path, "d")) == {"bytes": 10}
+    assert artifact_costs(Artifact(InputRef(path="p"), tmp_path, "d")) == {"bytes": 10}
     (tmp_path / "prompt.safetensors").write_text("x" * 7)
     made = manifest(facts={"cells_together": 3, "peak_rss_bytes": 5})
-    assert artifact_costs(Artifact("p", tmp_path, "d", manifest=made)) == {
+    assert artifact_costs(Artifact(InputRef(path="p"), tmp_path, "d", manifest=made)) == {
         "bytes": 7, "training_seconds": 10.0, "peak_bytes": 5,
     }  # fmt: skip
     made.facts["peak_gpu_bytes"] = 4
-    assert artifact_costs(Artifact("p", tmp_path, "d", manifest=made))["peak_bytes"] == 4
+    assert artifact_costs(Artifact(InputRef(path="p"), tmp_path, "d", manifest=made))["peak_bytes"] == 4
     made.facts.update({"cells_together": 0, "peak_gpu_bytes": "4"})
-    edited = artifact_costs(Artifact("p", tmp_path, "d", manifest=made))
+    edited = artifact_costs(Artifact(InputRef(path="p"), tmp_path, "d", manifest=made))
     assert (edited["training_seconds"], edited["peak_bytes"]) == (30.0, 5)
 
 
@@ -76,7 +77,7 @@ def manifest(facts: dict[str, Any]) -> Manifest:
 
 def test_trained_numbers_are_those_of_training(tmp_path: Path) -> None:
     """A reparametrization may train more or fewer numbers than the rows that it publishes."""
-    artifact = Artifact("labels", write_world(tmp_path) / "prompts" / "labels", "digest")
+    artifact = Artifact(InputRef(path="labels"), write_world(tmp_path) / "prompts" / "labels", "digest")
     (prompt,) = candidates(artifact)
     assert trained_numbers(prompt) == prompt.prompts[0].numel()
     made: Any = SimpleNamespace(facts={"trained": 105_744})

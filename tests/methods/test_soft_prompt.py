@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from t5_pipeline.artifacts.manifest import Manifest
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.execution.context import Artifact
@@ -88,12 +89,15 @@ def test_rows_must_match_info(prompt: Prompt) -> None:
 
 
 def test_prompts_vote_with_those_of_the_same_method_only(prompt: Prompt, tmp_path: Path) -> None:
-    artifact = Artifact("prompt", tmp_path, "0" * 64, cell="seed=3")
+    artifact = Artifact(InputRef("prompt_tune", "seed=3"), tmp_path, "0" * 64)
     other = prompt.info.model_copy(update={"seed": 4, "step": 20_000, "scores": {}})
-    alike = vote_group("prompt tuning", replace(artifact, cell="seed=4"), other)
+    alike = vote_group("prompt tuning", replace(artifact, origin=InputRef("prompt_tune", "seed=4")), other)
     assert vote_group("prompt tuning", artifact, prompt.info) == alike
     assert vote_group("multitask prompt tuning on 2 tasks", artifact, prompt.info) != alike
-    assert vote_group("prompt tuning", replace(artifact, cell="learning_rate=0.1,seed=3"), prompt.info) != alike
+    faster = replace(artifact, origin=InputRef("prompt_tune", "learning_rate=0.1,seed=3"))
+    assert vote_group("prompt tuning", faster, prompt.info) != alike
+    again = other.model_copy(update={"base_model": "runs/demo/lm_adapt"})
+    assert vote_group("prompt tuning", artifact, again) == alike, "the same T5 under another name"
 
 
 def test_prompts_with_other_settings_of_training_do_not_vote(prompt: Prompt, tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_prompts_with_other_settings_of_training_do_not_vote(prompt: Prompt, tmp
             stage="prompt_tune", kind="prompt_tune", fingerprint="", parts={"settings": settings},
             settings=settings | {"steps": steps, "threads": seed}, started="", finished="", outputs={}, files={}, seconds=1.0,
         )  # fmt: skip
-        artifact = Artifact(f"prompts/{seed}", tmp_path, "0" * 64, manifest=made)
+        artifact = Artifact(InputRef(path=f"prompts/{seed}"), tmp_path, "0" * 64, manifest=made)
         return vote_group("prompt tuning", artifact, prompt.info.model_copy(update={"seed": seed}))
 
     assert group(0, 0.3) == group(1, 0.3)
@@ -118,6 +122,6 @@ def test_results_of_earlier_steps_have_other_settings(tmp_path: Path) -> None:
         stage="model_tune", kind="model_tune", fingerprint="", parts={"settings": {"seed": 0}}, settings={"steps": 100},
         started="", finished="", outputs={}, files={}, seconds=1.0,
     )  # fmt: skip
-    final = Artifact("model_tune", tmp_path, "0" * 64, manifest=made)
-    at_50, at_100 = (replace(final, name=f"model_tune@{step}", step=step) for step in (50, 100))
+    final = Artifact(InputRef("model_tune"), tmp_path, "0" * 64, manifest=made)
+    at_50, at_100 = (replace(final, origin=InputRef("model_tune", step=step)) for step in (50, 100))
     assert at_50.settings_digest != final.settings_digest == at_100.settings_digest

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
+from t5_pipeline.config.references import named
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
@@ -23,7 +24,7 @@ Panels = dict[tuple[str, str], dict[str, list[tuple[CellResult, Curve]]]]
 def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section | None:
     """Loss curves: a plot per stage that trains a T5, and per task and variant one with all models."""
     figures = [
-        _model_losses(job, series, f"loss-{n}")
+        _model_losses(run, job, series, f"loss-{n}")
         for n, job in enumerate(run.jobs)
         if "" in job.log.train and not _about_a_task(job)
     ]
@@ -44,12 +45,12 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section |
     return section("losses", "Loss curves", plots(figures)) if figures else None
 
 
-def _model_losses(job: Job, series: Series, name: str) -> Markup:
+def _model_losses(run: Run, job: Job, series: Series, name: str) -> Markup:
     train, validation = thinned(job.log.train[""]), job.log.validation.get("")
-    color = _color(job, series)
+    color, made = _color(run, job, series), job.cells[0].cell.label
     lines = [Line(train.steps, train.values, color, light=validation is not None)]
-    legend: list[Markup | str | None] = [tag("b", job.stage), f", {job.cells[0].settings.summary}. "]
-    description = f"Training loss of {job.stage}: {_ends(lines[0])}."
+    legend: list[Markup | str | None] = [tag("b", made), f", {job.cells[0].settings.summary}. "]
+    description = f"Training loss of {made}: {_ends(lines[0])}."
     if validation is not None:
         lines.append(Line(validation.steps, validation.values, color, dots=True))
         legend.append("Light: training. Dots: validation.")
@@ -57,9 +58,10 @@ def _model_losses(job: Job, series: Series, name: str) -> Markup:
     return figure(chart(lines, _steps(lines), Axis("Loss per target token"), name, description), join(legend))
 
 
-def _color(job: Job, series: Series) -> int | None:
+def _color(run: Run, job: Job, series: Series) -> int | None:
     """The color of the T5 that a job makes."""
-    return next((series[model] for model in reversed(series) if model.partition("@")[0] == job.stage), None)
+    made = [result.cell for result in job.cells]
+    return next((series[m] for m in reversed(series) if run.recipe.maker(named(m, run.recipe.stages)) in made), None)
 
 
 def validation_section(run: Run, paths: dict[str, str], series: Series) -> Section | None:
@@ -95,7 +97,7 @@ def promptability_section(run: Run, series: Series) -> Section | None:
     for number, job in enumerate(run.jobs):
         for task in dict.fromkeys(name.rpartition(",")[0] for name in job.log.probes):
             curves = [curve for name, curve in job.log.probes.items() if name.rpartition(",")[0] == task]
-            color, average = _color(job, series), mean(curves)
+            color, average = _color(run, job, series), mean(curves)
             bold = Line(average.steps, [100 * value for value in average.values], color)
             light = [Line(c.steps, [100 * value for value in c.values], color, light=True, dots=True) for c in curves]
             plot = chart(
@@ -103,10 +105,10 @@ def promptability_section(run: Run, series: Series) -> Section | None:
                 _steps([bold]),
                 Axis("Probe score × 100"),
                 f"probes-{number}-{task}",
-                f"Scores of prompts tuned during {job.stage} on {task}: {_ends(bold)}.",
+                f"Scores of prompts tuned during {job.cells[0].cell.label} on {task}: {_ends(bold)}.",
             )
             text = f", prompts for {task} tuned on the weights of each step. Light: seeds. Bold: their mean."
-            figures.append(figure(plot, join([tag("b", job.stage), text])))
+            figures.append(figure(plot, join([tag("b", job.cells[0].cell.label), text])))
     note = (
         "Average of the task's metrics on its validation rows after a few steps of prompt tuning: how well the T5 can"
         " be prompted after more and more steps of adaptation (Lester et al. 2021, Figure 3(d))."
@@ -122,7 +124,7 @@ def perplexity_section(run: Run) -> Section | None:
         if isinstance(job.cells[0].settings, LMAdaptConfig) and curve is not None and len(curve.steps) > 1:
             bits = dict(zip(job.log.bits_per_byte.steps, job.log.bits_per_byte.values, strict=True))
             for step, loss in ((curve.steps[0], curve.values[0]), (curve.steps[-1], curve.values[-1])):
-                rows.append([job.stage, step, loss, math.exp(min(loss, 700.0)), bits.get(step)])
+                rows.append([job.cells[0].cell.label, step, loss, math.exp(min(loss, 700.0)), bits.get(step)])
     if not rows:
         return None
     columns = ["stage", "after step", "loss in nats per token", "perplexity", "bits per byte"]
