@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from t5_pipeline.core.durations import duration
@@ -170,17 +171,22 @@ def truncate(phrase: str, length: int) -> str:
     return phrase if len(phrase) <= length else phrase[:length].rsplit(" ", 1)[0].rstrip(" ,.;:") + " …"
 
 
-def truncate_middle(phrase: str, length: int) -> str:
-    """The phrase on one line, cut between words in the middle: labels often differ at the end only.
+def truncate_all(phrases: Sequence[str], length: int) -> list[str]:
+    """The phrases, truncated; those that would look alike without the first words that they share.
 
-    >>> truncate_middle("LM adaptation @312 steps, reparametrization residual", 40)
-    'LM adaptation @312 steps … residual'
+    >>> truncate_all(["Span corruption", "LM adaptation (seed=0)", "LM adaptation (seed=1)"], 16)
+    ['Span corruption', '… (seed=0)', '… (seed=1)']
     """
-    phrase = " ".join(phrase.split())
-    if len(phrase) <= length:
-        return phrase
-    end = phrase[len(phrase) - length // 3 :].partition(" ")[2]
-    return f"{truncate(phrase, length - len(end) - 1)} {end}".rstrip()
+    groups: dict[str, set[str]] = {}
+    for phrase in phrases:
+        groups.setdefault(truncate(phrase, length), set()).add(phrase)
+    found = []
+    for phrase in phrases:
+        alike = groups[truncate(phrase, length)]
+        columns = zip(*(other.split()[:-1] for other in alike), strict=False) if len(alike) > 1 else ()
+        shared = len(list(takewhile(lambda words: len(set(words)) == 1, columns)))
+        found.append(truncate(" ".join(["…", *phrase.split()[shared:]]) if shared else phrase, length))
+    return found
 
 
 def value(found: Any, name: str = "") -> str:

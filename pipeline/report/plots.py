@@ -19,6 +19,8 @@ from t5_pipeline.report.html import Markup
 from t5_pipeline.report.summary import PROMPT_TUNING, ScoreLine, TaskScores
 from t5_pipeline.report.svg import HALO, INK, PAPER, QUIET, RULE, WIDTH, drawing, new_axes, series_color, to_svg
 
+_STRIP_LABEL = 58  # characters at most above a strip, beside its value
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -85,16 +87,15 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
     Hollow without prompt, dashed for the majority class. Prompt-tuned lines come first, in the colors of their models;
     the best of each other method follows in gray.
     """
-    lines, usual = [*task.tuned, *task.best_of_each_method()], task.usual_variant()
+    lines = [*task.tuned, *task.best_of_each_method()]
+    labels = fmt.truncate_all([_strip_label(line, task.usual_variant()) for line in lines], _STRIP_LABEL)
     with drawing(name):
         figure, axes = new_axes(0.85 + 0.5 * max(1, len(lines)))
         values: list[float] = []
         untuned = {line.model: spread for line in task.untuned if (spread := line.spread(task.metric))}
-        for row, line in enumerate(lines):
+        for row, (line, label) in enumerate(zip(lines, labels, strict=True)):
             own = line.method == PROMPT_TUNING
             color = series_color(series.get(line.model or "")) if own else QUIET
-            parts = [part for part in line.variant.split(", ") if part and part not in usual]
-            label = ", ".join([line.path or "", *parts]) if own else line.title
             values += _strip(axes, row, line, label, task.metric, color)
             if own and line.model in untuned:
                 bare = 100 * untuned.pop(line.model).mean
@@ -119,6 +120,12 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
             f"{printable(fmt.metric_label(task.metric))}{' in percent' if fmt.unit(task.metric) else ' × 100'}"
         )
         return to_svg(figure, name, _describe_scores(task))
+
+
+def _strip_label(line: ScoreLine, usual: Sequence[str]) -> str:
+    """The T5 of prompts, and what is unusual about them; the name of another method."""
+    parts = [part for part in line.variant.split(", ") if part and part not in usual]
+    return ", ".join([line.path or "", *parts]) if line.method == PROMPT_TUNING else line.title
 
 
 def _strip(axes: Axes, row: int, line: ScoreLine, label: str, metric: str, color: str) -> list[float]:
@@ -182,7 +189,6 @@ def _draw(axes: Axes, line: Line) -> None:
     axes.plot(*ringed, "o", color=PAPER, markeredgecolor=color, markersize=6, markeredgewidth=1.6, clip_on=False)
 
 
-_LONGEST = 58  # characters of a strip's label
 _GAP = 0.3  # inches between a strip's label and its value, and for the margins of the axes
 
 # Ticks of a logarithmic axis in each decade, by the ratio of its largest to its smallest value.
@@ -217,10 +223,10 @@ def _label_ends(axes: Axes, lines: Sequence[Line], height: float) -> None:
     for (_, y), _line in ends:
         at.append(max(y, at[-1] + gap) if at else y)
     excess = max(0.0, at[-1] - 1.0) if at else 0.0
-    for y, (_, line) in zip(at, ends, strict=True):
-        shown = printable(fmt.truncate_middle(line.label, 28))
+    labels = fmt.truncate_all([line.label for _, line in ends], 28)
+    for y, (_, line), label in zip(at, ends, labels, strict=True):
         axes.annotate(
-            shown,
+            printable(label),
             (1, y - excess),
             xycoords="axes fraction",
             xytext=(5, 0),
@@ -236,12 +242,12 @@ def _above(axes: Axes, row: int, label: str, amount: str, color: str) -> None:
     common: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": HALO}
     common["in_layout"] = False  # otherwise a long label makes the axes narrower, and ends on the value
     value = axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=color, **common)
-    name = axes.text(0, row - 0.38, printable(fmt.truncate_middle(label, _LONGEST)), ha="left", **common)
+    name = axes.text(0, row - 0.38, printable(fmt.truncate(label, _STRIP_LABEL)), ha="left", **common)
     room = 72 * (WIDTH - _GAP) - value.get_window_extent().width  # an SVG is measured in points
-    for length in range(_LONGEST, 0, -1):
+    for length in range(_STRIP_LABEL, 0, -1):
         if name.get_window_extent().width <= room:
             break
-        name.set_text(printable(fmt.truncate_middle(label, length)))
+        name.set_text(printable(fmt.truncate(label, length)))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -232,7 +232,7 @@ def path_names(run: Run) -> dict[str, str]:
     """Display names of the frozen models: name in the scores → text, in the order of the recipe.
 
     The name is that of the stage kind (`LM adaptation`), with the step if several steps of one stage are compared, and
-    with the stage and its cell if several of one kind are compared. Paths are unchanged.
+    with the stage or its cell if several of one kind are compared. Paths are unchanged.
     """
     models = [*(result.frozen for result in run.cells()), *(row.model for row in run.scores)]
     refs = {model: named(model, run.recipe.stages) for model in models if model is not None}
@@ -245,8 +245,9 @@ def path_names(run: Run) -> dict[str, str]:
             found[model] = model
             continue
         name = _PATHS[kind]
-        if list(makers.values()).count(kind) > 1:
-            name += f" ({replace(ref, step=None)})"
+        alike = [stage for (stage, _), other in makers.items() if other == kind]
+        if len(alike) > 1:
+            name += f" ({ref.cell if ref.cell and len(set(alike)) == 1 else replace(ref, step=None)})"
         if ref.stage in stepped:
             step = ref.step if ref.step is not None else run.last_step(ref)
             name += f" @{step:,} steps" if step is not None else " @last step"

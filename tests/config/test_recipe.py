@@ -7,7 +7,7 @@ import pytest
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
-from t5_pipeline.config.references import InputRef
+from t5_pipeline.config.references import InputRef, named
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 
@@ -273,9 +273,33 @@ def test_a_cell_whose_name_ends_like_a_step(recipe: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_step_is_a_decimal_number(recipe: Path) -> None:
-    with pytest.raises(InputError, match=r"lm_adapt@² is neither a stage nor a path; did you mean `lm_adapt`"):
-        overridden(recipe, "prompt_tune.matrix.model=[lm_adapt@²]")
+def test_names_of_references_are_read_back(recipe: Path) -> None:
+    more = "  tuned: {uses: model_tune, tasks: tone, steps: 30, matrix: {model: [lm_adapt@10, lm_adapt]}}\n"
+    recipe.write_text(RECIPE.replace("  prompt_tune:\n", more + "  prompt_tune:\n", 1))
+    stages = load_recipe(recipe).stages
+    for ref in (
+        InputRef("lm_adapt"), InputRef("lm_adapt", step=10), InputRef("tuned"), InputRef("tuned", step=5),
+        InputRef("tuned", "model=lm_adapt"), InputRef("tuned", "model=lm_adapt@10"),
+        InputRef("tuned", "model=lm_adapt@10", 5), InputRef(path="google/t5-v1_1-base"), InputRef(path="/models/t5@10"),
+        InputRef(path="lm_adapt/model"), InputRef(path="tuned/model=other@10"), InputRef(path="lm_adapt@" + "9" * 5000),
+    ):  # fmt: skip
+        assert named(str(ref), stages) == ref
+
+
+def test_the_only_cell_of_a_stage_has_the_name_that_it_has_among_others(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace("    steps: 20", "    steps: 20\n    matrix: {objective: [lm]}"))
+    loaded = overridden(recipe, "prompt_tune.matrix.model=[lm_adapt, lm_adapt@10]")
+    assert [str(cell.inputs["model"]) for cell in loaded.stages["prompt_tune"][::2]] == [
+        "lm_adapt/objective=lm", "lm_adapt/objective=lm@10",
+    ]  # fmt: skip
+    (evaluate,) = loaded.stages["evaluate"]
+    assert evaluate.inputs["prompts"] == InputRef("prompt_tune")
+
+
+@pytest.mark.parametrize("step", ["²", "٣"])
+def test_a_step_is_a_decimal_number(recipe: Path, step: str) -> None:
+    with pytest.raises(InputError, match=rf"lm_adapt@{step} is neither a stage nor a path; did you mean `lm_adapt`"):
+        overridden(recipe, f"prompt_tune.matrix.model=[lm_adapt@{step}]")
 
 
 def test_steps_of_a_stage_without_steps_are_refused(recipe: Path) -> None:

@@ -90,8 +90,8 @@ class RunBuilder:
         for cell in cells:
             getattr(self, f"_{cell.settings.kind}")(cell)
         if cells[0].axes:
-            for model in dict.fromkeys(cell.axes["model"] for cell in cells):
-                self._job([cell for cell in cells if cell.axes["model"] == model], model)
+            for number, model in enumerate(dict.fromkeys(cell.axes.get("model", cell.id) for cell in cells)):
+                self._job([cell for cell in cells if model in (cell.axes.get("model"), cell.id)], model, number)
         return self
 
     def begin(self, name: str, step: int) -> RunBuilder:
@@ -222,13 +222,14 @@ class RunBuilder:
                 rows.append({"step": step, "split": "validation", "loss": loss + 0.1, "bits_per_byte": loss / 2})
         path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 99')
 
-    def _job(self, cells: list[Cell], model: str) -> None:
-        directory = self.run_dir.path / cells[0].stage / "jobs" / f"job-{list(ACCURACY).index(model)}"
+    def _job(self, cells: list[Cell], model: str, number: int) -> None:
+        directory = self.run_dir.path / cells[0].stage / "jobs" / f"job-{number}"
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "job.json").write_text(json.dumps({"cells": {cell.id: self._fingerprint(cell) for cell in cells}}))
-        floor = 2.6 - 2 * sum(ACCURACY[model]) / 3
+        floor = 2.6 - 2 * sum(ACCURACY.get(model, [0.5] * 3)) / 3
         steps = cells[0].settings.steps  # type: ignore[attr-defined]
-        self._write_metrics(directory / "metrics.jsonl", steps, floor, tuple(cell.id for cell in cells))
+        together = tuple(cell.id for cell in cells) if cells[0].settings.made_for() else ()
+        self._write_metrics(directory / "metrics.jsonl", steps, floor, together)
 
     def _fingerprint(self, cell: Cell) -> str:
         return f"print of {cell.label}"
@@ -238,6 +239,8 @@ class RunBuilder:
         for name, ref in cell.inputs.items():
             records = []
             for made in self.recipe.stages.get(ref.stage or "", []):
+                if ref.cell not in (None, made.id):
+                    continue
                 found = self.run_dir.manifest(made)
                 assert found is not None, f"{cell.label} needs {made.label}"
                 output = found.outputs[cell.settings.inputs()[name]]
