@@ -40,6 +40,34 @@ def test_both_ways_of_scoring_are_recorded(finished: Tiny, tmp_path: Path) -> No
     assert {sample["output"] for sample in likeliest["samples"]} <= labels
 
 
+def test_t5s_of_two_cells_have_names_of_their_own(tiny: Tiny) -> None:
+    """In scores, prompts and tuned models, and so in votes, in the table that ends the run and in its report."""
+    t5s = ["lm_adapt/objective=prefix_lm", "lm_adapt/objective=lm"]
+    tiny.edit("    segment_length: 48\n", "    segment_length: 48\n    matrix: {objective: [prefix_lm, lm]}\n")
+    tiny.edit("[lm_adapt@4, lm_adapt, sentinel]", f"[{', '.join(t5s)}]")
+    tuned = f"{{uses: model_tune, tasks: about, steps: 1, batch_size: 4, threads: 1, matrix: {{model: [{', '.join(t5s)}]}}}}"
+    tiny.edit("  evaluate: {", f"  tuned: {tuned}\n  evaluate: {{tuned_models: tuned, ")
+    done = tiny.start()
+    assert done.code == 0, done.err
+    ends = [line.split("  ")[0] for line in done.out.splitlines() if "(objective=lm)" in line]
+    assert ends == ["Prompt tuning", "Ensemble, 2 prompts", "Model tuning", "No prompt"]
+    found = scores(tiny.run / "evaluate")
+    for t5 in t5s:
+        cell = "model=" + t5.replace("/", "-").replace("=", "-")
+        rows = [row for row in found if row["model"] == t5 and row["method"] != "majority class"]
+        assert [(row["method"], row.get("source"), row.get("cell")) for row in rows] == [
+            ("no prompt", None, None),
+            ("prompt tuning", "prompt_tune", f"{cell},seed=0"),
+            ("prompt tuning", "prompt_tune", f"{cell},seed=1"),
+            ("ensemble", "prompt_tune", cell),
+            ("model tuning", "tuned", cell),
+        ]
+        prompt = json.loads((tiny.run / "prompt_tune" / f"{cell},seed=0/prompt/prompt.json").read_text())
+        assert prompt["base_model"] == t5
+    assert {row["model"] for row in found} == set(t5s)
+    assert all(line.startswith("up to date") for line in tiny.plan())
+
+
 def test_metrics_flag_names_task(tiny: Tiny) -> None:
     output = tiny.run.parent / "scores"
     prompts = ["--prompts", tiny.run / "prompt_tune" / "model=sentinel,seed=0", "--precision", "fp32", "--limit", 4]
