@@ -154,6 +154,7 @@ class Task:
         fields = self._fields(inputs_only)
         columns, optional = used_columns(c.reader, self._columns(part, inputs_only))
         file, dropped = split_file(c.data, split), Counter[str]()
+        rows: Iterable[Row]
         if c.reader == "parallel":
             rows = parallel_rows(parallel_files(c.data, split, columns))
         elif file is not None:

@@ -240,7 +240,7 @@ def path_names(run: Run) -> dict[str, str]:
     makers = {(ref.stage, ref.cell): run.recipe.kind(ref.stage) for ref in refs.values() if ref.stage is not None}
     found = {}
     for model, ref in refs.items():
-        kind = makers.get((ref.stage, ref.cell))
+        kind = makers[ref.stage, ref.cell] if ref.stage is not None else None
         if kind is None or kind not in _PATHS:
             found[model] = model
             continue
