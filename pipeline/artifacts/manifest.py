@@ -32,7 +32,7 @@ class InputRecord(Record):
 
     @property
     def ref(self) -> InputRef:
-        """What it refers to: the stage, cell and step that made it, or else its path."""
+        """The stage, cell and step that made it, or else its path."""
         return InputRef(self.stage, self.cell, self.step) if self.stage is not None else InputRef(path=self.path)
 
 
