@@ -30,7 +30,7 @@ from t5_pipeline.data_prep.corpora.files import (
 from t5_pipeline.data_prep.corpora.hub import hub_shards, shard_rows
 from t5_pipeline.data_prep.corpora.json_rows import is_json_list, json_file, json_row
 from t5_pipeline.data_prep.corpora.parquet import column_bytes, parquet_rows
-from t5_pipeline.data_prep.corpora.row import Row, check_unicode, listed
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, listed
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, documents
 
 CHUNK_BYTES = 2**28
@@ -78,7 +78,7 @@ def corpus_chunks(
         location: a .txt file (one document), a .jsonl, .ndjson, .json or .parquet file (one document per row), all but
             the last also as .gz or .zst; a folder of these, read in the order of their paths; "stdlib-docs"; or a
             `datasets` hub name. Other files of a folder are skipped (see `skipped_files`).
-        text_field: the field of a row that contains the text.
+        text_field: the field of a row that contains the text; "doc.text" is field `text` of the object `doc`.
         config: configuration of a hub data set.
         split: split of a hub data set.
         chunk_bytes: bytes per chunk; for .parquet, uncompressed bytes of the text column. Reduced for corpora of fewer
@@ -266,9 +266,9 @@ def text_of(row: Row, text_field: str) -> str:
     Raises:
         InputError: if it has none.
     """
-    if text_field not in row:
+    text = row.field(text_field)
+    if text is MISSING:
         raise InputError(f"{row.where}: has no field {text_field!r} (only {listed(row)}); set `text_field`")
-    text = row[text_field]
     if not isinstance(text, str):
         what = "empty (null)" if text is None else f"a {type(text).__name__}"
         raise InputError(f"{row.where}: field {text_field!r} is {what}, not text; fix the row or set `text_field`")

@@ -55,11 +55,11 @@ def parquet_file(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
 
 
 def column_bytes(path: Path, column: str) -> list[tuple[int, int]]:
-    """(uncompressed bytes of a column, rows) of each row group of a Parquet file, from its metadata."""
+    """(uncompressed bytes of a column or nested field, rows) of each row group of a Parquet file, from its metadata."""
     with parquet_file(path, [column]) as file:
         paths = [file.schema.column(i).path for i in range(file.metadata.num_columns)]
         # pyarrow ends the process if it looks at the metadata of a damaged column.
-        leaves = [i for i, name in enumerate(paths) if name.split(".")[0] == column]
+        leaves = [i for i, name in enumerate(paths) if f"{name}.".startswith(f"{column}.")]
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         return [(sum(g.column(i).total_uncompressed_size for i in leaves), g.num_rows) for g in groups]
 

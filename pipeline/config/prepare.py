@@ -26,7 +26,7 @@ class PrepareConfig(StageConfig):
     )
     config: str | None = setting(None, "configuration of a hub data set")
     split: str = setting("train", "split of a hub data set")
-    text_field: str = setting("text", "field that contains the text in JSONL, Parquet and hub rows")
+    text_field: str = setting("text", "field with the text in JSONL, Parquet and hub rows; nested: doc.text")
     vocabulary: Annotated[str | None, Data()] = setting(
         None, "SentencePiece file, tokenizer directory or hub model; none: train one on the corpus"
     )

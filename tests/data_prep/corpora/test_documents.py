@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import Document, HubShard, corpus_chunks, skipped_files
 from t5_pipeline.data_prep.corpora.hub import hub_rows, hub_shards
+from t5_pipeline.data_prep.corpora.parquet import column_bytes
 
 
 def read_corpus(location: str | Path, **options: Any) -> Iterator[Document]:
@@ -88,6 +89,22 @@ def test_other_text_field(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "one", "text": 3}\n')
     assert [d.text for d in read_corpus(path, text_field="body")] == ["one"]
+
+
+@pytest.mark.parametrize("row", [{"doc": {"text": "one", "id": 1}, "text": 3}, {"doc.text": "one", "doc.id": 1}])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_nested_text_field(tmp_path: Path, row: dict[str, Any], suffix: str) -> None:
+    """As in tasks: a field of a nested object, or one whose name contains a dot. Chunks are cut by its size."""
+    path, rows = tmp_path / f"rows.{suffix}", [row] * 3
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1)
+        assert all(size > 0 for size, _ in column_bytes(path, "doc.text"))
+        assert len(corpus_chunks(path, text_field="doc.text", chunk_bytes=1)) == 3
+    else:
+        path.write_text(json.dumps(rows) if suffix == "json" else "".join(json.dumps(one) + "\n" for one in rows))
+    assert [document.text for document in read_corpus(path, text_field="doc.text")] == ["one"] * 3
+    with pytest.raises(InputError, match=r"has no (field|column) 'doc\.body'"):
+        list(read_corpus(path, text_field="doc.body"))
 
 
 @pytest.mark.parametrize(
