@@ -85,6 +85,7 @@ def test_a_bad_row(
     task = tmp_path / "about.yaml"
     task.write_text(
         f'data: {tmp_path}/train.jsonl\ninputs: "about: {{text}}"\ntargets: "{{label}}"\nlabels: [files, numbers]\n'
+        "splits: {train: train, validation: train}\n"
     )
     shutil.rmtree(tiny.run / "prompt_tune")
     unchanged()
@@ -202,7 +203,8 @@ def test_archived_results_are_restored_after_bad_input(
 ) -> None:
     """With a recipe and by hand, the previous results are back in place and up to date."""
     task = tmp_path / "about.yaml"
-    write_rows(tmp_path / "train.jsonl", [{"text": "x", "label": "none"}])
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.jsonl", [{"text": "x", "label": "none"}])
     settings = f'name: about\ndata: {tiny.data}/rows\ninputs: "about: {{text}}"\ntargets: "{{label}}"\nlabels: [files, numbers]\n'
     task.write_text(settings)
     flags = (
