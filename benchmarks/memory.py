@@ -31,7 +31,7 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.cost.flops import shape_of, stage_memory
 from t5_pipeline.cost.memory import Memory
 from t5_pipeline.modeling.config import T5Config

@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from t5_pipeline.config.denoisers import MIXTURES, DenoiserConfig
 from t5_pipeline.config.probe import ProbeConfig
-from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig, WholeModelConfig
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.modeling.config import T5Config, bucket_problem

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationInfo, field_validator
 
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
-from t5_pipeline.config.stage import SplitRead, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import SplitRead, StageConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from t5_pipeline.config.reparametrization import RankOneConfig, ReparametrizationConfig
-from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.sweep import MAX_TRIALS, SweepConfig, combination_name
+from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig, OneTaskConfig, SeveralTasksConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Input, defaults, message_of, setting

@@ -7,16 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from t5_pipeline.config.stage import (
-    ExecutionConfig,
-    InferenceConfig,
-    LogitsConfig,
-    ScoringConfig,
-    SplitRead,
-    StageConfig,
-    TrainingConfig,
-    WholeModelConfig,
-)
+from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, SplitRead, StageConfig
+from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Input, defaults, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config

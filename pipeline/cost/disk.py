@@ -9,7 +9,8 @@ from pathlib import Path
 
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.flops import training_footprint
 from t5_pipeline.cost.memory import moments_bytes

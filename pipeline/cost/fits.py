@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from t5_pipeline.config.launch import LaunchConfig
-from t5_pipeline.config.stage import ExecutionConfig, TrainingConfig
+from t5_pipeline.config.training import ExecutionConfig, TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.flops import stage_memory
 from t5_pipeline.modeling.config import T5Config

@@ -21,7 +21,7 @@ from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
-from t5_pipeline.config.stage import ExecutionConfig, LogitsConfig, TrainingConfig
+from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import read_published

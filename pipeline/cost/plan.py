@@ -12,7 +12,7 @@ from t5_pipeline.config.launch import LaunchConfig, read_launch_config
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, tokens_of

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from t5_pipeline.config.launch import LaunchConfig
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.printable import printable
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.cost.fits import Fit

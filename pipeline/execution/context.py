@@ -17,7 +17,8 @@ from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Cell
 from t5_pipeline.config.references import InputRef
-from t5_pipeline.config.stage import CompileConfig, ExecutionConfig, StageConfig, TrainingConfig
+from t5_pipeline.config.stage import CompileConfig, StageConfig
+from t5_pipeline.config.training import ExecutionConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
 from t5_pipeline.core.checksums import json_digest, short_digest
 from t5_pipeline.core.errors import InputError

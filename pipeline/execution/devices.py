@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.machine import available_cores
 from t5_pipeline.execution.malloc import keep_freed_memory

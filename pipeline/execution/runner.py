@@ -10,7 +10,7 @@ from t5_pipeline.artifacts.manifest import renew_times
 from t5_pipeline.artifacts.run_dir import Rollback, RunDir, lock
 from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.atomic_files import write_bytes, write_text
 from t5_pipeline.core.bounded import has_content
 from t5_pipeline.core.errors import BAD_INPUT, InputError

@@ -13,7 +13,7 @@ from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.task import Task
 

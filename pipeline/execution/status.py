@@ -10,7 +10,7 @@ from typing import Any
 
 from t5_pipeline.artifacts.run_dir import RunDir, is_locked
 from t5_pipeline.config.recipe import Recipe
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.bounded import open_file
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.durations import duration

@@ -19,7 +19,8 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.config.stage import StageConfig, TrainingConfig
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.bounded import read_file, read_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import MAX_BYTES

@@ -20,6 +20,7 @@ from t5_pipeline.report.summary import PROMPT_TUNING, ScoreLine, TaskScores
 from t5_pipeline.report.svg import HALO, INK, PAPER, QUIET, RULE, WIDTH, drawing, new_axes, series_color, to_svg
 
 _STRIP_LABEL = 58  # characters at most above a strip, beside its value
+_GAP = 0.3  # inches between a strip's label and its value, and for the margins of the axes
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,6 @@ def _draw(axes: Axes, line: Line) -> None:
     axes.plot(*ringed, "o", color=PAPER, markeredgecolor=color, markersize=6, markeredgewidth=1.6, clip_on=False)
 
 
-_GAP = 0.3  # inches between a strip's label and its value, and for the margins of the axes
-
 # Ticks of a logarithmic axis in each decade, by the ratio of its largest to its smallest value.
 _SUBS = {10: (1, 2, 3, 4, 5, 7), 100: (1, 2, 5)}
 
@@ -239,8 +238,10 @@ def _label_ends(axes: Axes, lines: Sequence[Line], height: float) -> None:
 
 def _above(axes: Axes, row: int, label: str, amount: str, color: str) -> None:
     """Write a strip's label at the left, cut to the room there is, and its value at the right, above its line."""
-    common: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": HALO}
-    common["in_layout"] = False  # otherwise a long label makes the axes narrower, and ends on the value
+    # In the layout, a long label would make the axes narrower, and end on the value.
+    common: dict[str, Any] = {
+        "transform": axes.get_yaxis_transform(), "va": "center", "bbox": HALO, "in_layout": False,
+    }  # fmt: skip
     value = axes.text(1, row - 0.38, amount, ha="right", weight="bold", color=color, **common)
     name = axes.text(0, row - 0.38, printable(fmt.truncate(label, _STRIP_LABEL)), ha="left", **common)
     room = 72 * (WIDTH - _GAP) - value.get_window_extent().width  # an SVG is measured in points

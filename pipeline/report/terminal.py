@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.durations import duration
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.report.collect import CellResult, Run

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from t5_pipeline.config.stage import OptimizerConfig
+from t5_pipeline.config.training import OptimizerConfig
 
 Schedule = Callable[[int], float]
 

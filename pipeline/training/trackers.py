@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.execution.context import Stage
 
 Track = Callable[[Mapping[str, Any]], None]

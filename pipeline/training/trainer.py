@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.stage import ExecutionConfig, TrainingConfig
+from t5_pipeline.config.training import ExecutionConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import Interrupted
 from t5_pipeline.execution.metrics_log import MetricsLog

@@ -12,7 +12,8 @@ from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptTuneConfig
-from t5_pipeline.config.stage import OptimizerConfig, StageConfig
+from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.training import OptimizerConfig
 from t5_pipeline.config.tuning import PeftTuneConfig
 from t5_pipeline.core.schema import Config, defaults, setting
 

@@ -12,7 +12,7 @@ import pytest
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import load_recipe
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.cost.disk import checkpoints_bytes, published_bytes, shards_bytes, text_bytes, tokens_of
 from t5_pipeline.cost.flops import shape_of
 from tests.tiny_run import Tiny

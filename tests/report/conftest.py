@@ -16,7 +16,7 @@ from t5_pipeline.artifacts.fingerprint import parts
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.recipe import Cell, Recipe, load_recipe
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.modeling.config import T5Config
 
 RECIPE = """\

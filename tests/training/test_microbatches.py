@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.batches import LMBatches

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.stage import TrainingConfig
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.modeling.config import T5Config
