@@ -1,7 +1,7 @@
-"""Results of the studies (recipes/study.yaml and others): the tables of docs/results.md, and all that recomputes them.
+"""Results of the studies (recipes/study.yaml and others): docs/results_tables.md, and the verdicts of docs/results.md.
 
-python -m benchmarks.study RUN_DIR records a run of recipes/NAME.yaml in benchmarks/results/NAME.json and
-prints its tables.
+python -m benchmarks.study RUN_DIR records a run of recipes/NAME.yaml in benchmarks/results/NAME.json. With or without
+a run, it writes docs/results_tables.md from all records and prints the table of verdicts.
 """
 
 from __future__ import annotations
@@ -24,12 +24,22 @@ from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import Arm, Scored, scored
-from t5_pipeline.report.claims import Finding, findings
+from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import ModelSize, Run, collect
 from t5_pipeline.report.scores import Answers, Score
 from t5_pipeline.report.summary import summarize
 
-STUDIES = ("study", "wikipedia-study", "wikipedia-gpu")
+# Name of a recipe → what its T5s read, and their sizes.
+STUDIES = {
+    "study": "Standard library, 0.3 to 1.9M",
+    "wikipedia-study": "Wikipedia, 3.6 and 12M",
+    "wikipedia-gpu": "Wikipedia on a GPU, 3.6 to 77M",
+}
+TABLES_PAGE = Path(__file__).parent.parent / "docs/results_tables.md"
+_INTRODUCTION = """\
+Written by `python -m benchmarks.study` from the records in `benchmarks/results/`; [Results](results.md) explains them.
+Scores are percentages, mean ± sample standard deviation over seeds, of decoded text and of the likeliest label. Points
+are differences of accuracies times 100, and intervals those of a bootstrap over seeds and test rows."""
 _LEFT_OUT = {"samples", "neighbors"}
 _FIRST = ord("a")  # an answer is recorded as a letter: a, b, … are its places in the confusion matrix
 
@@ -135,7 +145,21 @@ def score_tables(run: Run) -> Iterator[str]:
         for arm, rows in task.by_arm.items():
             cells = (f"{(arm.parameters or 0) / 1e6:.2f}M", _pretraining(arm), arm.method, _prompt(arm))
             lines.append(f"| {' | '.join((*cells, *_spreads(task, rows), str(len(rows))))} |")
+        yield f"### {task.task.task}"
+        yield _caption(task)
         yield "\n".join(lines)
+
+
+def _caption(task: Scored) -> str:
+    trained_on = next((arm.trained_on for arm in task.by_arm if arm.trained_on), None)
+    majority = task.task.majority.spread(task.task.metric) if task.task.majority else None
+    return "".join(
+        (
+            f"{task.task.examples:,} {task.task.split} rows",
+            f", majority class {majority.text}%" if majority else "",
+            f"; learned on {trained_on}" if trained_on else "",
+        )
+    )
 
 
 def _pretraining(arm: Arm) -> str:
@@ -173,33 +197,57 @@ def digest_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def validation_table(results: dict[str, Any]) -> Iterator[str]:
-    """Validation scores of results that were trained but not scored on test rows, in Markdown."""
+def validation_scores(results: dict[str, Any]) -> Iterator[str]:
+    """Validation scores of results that were trained but not scored, in Markdown; nothing if there are none."""
     if not (of_arm := results.get("not_scored")):
         return
-    lines = ["| trained, not scored on test rows | validation, percent | seeds |", "|---|---|---|"]
+    yield "### Trained, not scored on test rows"
+    yield "Scores of the validation rows that also chose the published step, so they are a little too high."
+    lines = ["| cells | validation | seeds |", "|---|---|---|"]
     lines += [
         f"| {arm} | {_spread([100 * score for score in scores])} | {len(scores)} |" for arm, scores in of_arm.items()
     ]
     yield "\n".join(lines)
 
 
-def tables(results: dict[str, Any]) -> list[str]:
-    run = run_of(results)
-    return [verdict_table(run), *score_tables(run), *validation_table(results), digest_table(results)]
+def overview() -> str:
+    """The verdicts of all studies side by side, in Markdown."""
+    of_study = [{found.claim: found for found in judged(run_of(read_json(results_of(name))))} for name in STUDIES]
+    lines = [f"| finding of the paper | {' | '.join(STUDIES.values())} |", "|---|" + "---|" * len(STUDIES)]
+    for claim in CLAIMS:
+        cells = [_verdict(found[claim]) if claim in found else "–" for found in of_study]
+        lines.append(f"| {claim.text} ({claim.source}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _verdict(found: Finding) -> str:
+    return f"**{found.verdict}**, {fmt.points(found.difference)}"
+
+
+def tables_page() -> str:
+    """The text of docs/results_tables.md."""
+    parts = [
+        "# Tables of the results",
+        _INTRODUCTION,
+    ]
+    for name, title in STUDIES.items():
+        results = read_json(results_of(name))
+        parts += [f"## {title}", f"`recipes/{name}.yaml`, `benchmarks/results/{name}.json`"]
+        run = run_of(results)
+        parts += ["### Verdicts", verdict_table(run), *score_tables(run), *validation_scores(results)]
+        parts += ["### Digests", digest_table(results)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", type=Path, help="a run to record (default: print the recorded ones)")
+    parser.add_argument("run_dir", nargs="?", type=Path, help="a run to record (default: none)")
     given = parser.parse_args()
-    names = STUDIES
     if given.run_dir:
         run = collect(given.run_dir, answers=True)
-        names = (run.recipe.name,)
-        results_of(*names).write_text(json.dumps(recorded(run), indent=1) + "\n", encoding="utf-8")
-    for name in names:
-        print("\n\n".join((f"{name}:", *tables(read_json(results_of(name))))))
+        results_of(run.recipe.name).write_text(json.dumps(recorded(run), indent=1) + "\n", encoding="utf-8")
+    TABLES_PAGE.write_text(tables_page(), encoding="utf-8")
+    print(overview())
 
 
 if __name__ == "__main__":
