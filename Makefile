@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo study test soak check types format bench gpu wheel docs clean
 
@@ -50,16 +51,19 @@ wheel: $(READY)
 
 # The documentation as a site, with all links checked.
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# torch first and in its pinned version: a bare `torch` may download gigabytes of CUDA that a CPU does not need.
+# torch first and in its pinned version: a bare `torch` may download gigabytes of CUDA that a CPU does not need. The pip that
+# comes with Python 3.11 takes three times as long to resolve the dependencies, hence its update. Compiling all packages
+# would take longer than installing them; Python compiles what it imports.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "t5-pipeline needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) pip
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
 	touch $@

@@ -6,6 +6,7 @@ make the segments of a denoiser shorter; T5's code would take ordinary pieces fo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,10 +66,13 @@ def fitting_length(input_length: int, noise_density: float, mean_span_length: fl
     Raises:
         InputError: if there are hardly any sentinels.
     """
-    for length in range(input_length, _SHORTEST, -1):
+    def spans(length: int) -> int:
         tokens, _ = tokens_length(length, noise_density, mean_span_length)
-        if noise_counts(tokens, noise_density, mean_span_length)[1] <= sentinels:
-            return length
+        return noise_counts(tokens, noise_density, mean_span_length)[1]
+
+    lengths = range(_SHORTEST + 1, input_length + 1)
+    if fitting := bisect_right(lengths, sentinels, key=spans):
+        return lengths[fitting - 1]
     raise InputError(f"mixture: the vocabulary has {sentinels} sentinels, too few; add 100 by the `sentinel` stage")
 
 

@@ -94,12 +94,11 @@ def test_targets_of_the_prefix_lm() -> None:
     assert max(shares) <= 0.51
 
 
-def test_spans_do_not_outnumber_sentinels() -> None:
-    for sentinels in (100, 30, 3):
-        length = fitting_length(512, 0.5, 3, sentinels)
-        spans = [noise_counts(tokens_length(n, 0.5, 3)[0], 0.5, 3)[1] for n in (length, length + 1)]
-        assert spans[0] <= sentinels
-        assert length == 512 or spans[1] > sentinels
+@pytest.mark.parametrize(("density", "mean_span"), [(0.5, 3), (0.15, 3), (0.5, 1.5)])
+def test_spans_do_not_outnumber_sentinels(density: float, mean_span: float) -> None:
+    spans = {n: noise_counts(tokens_length(n, density, mean_span)[0], density, mean_span)[1] for n in range(8, 129)}
+    for sentinels in (3, 10, 30, 100):
+        assert fitting_length(128, density, mean_span, sentinels) == max(n for n in spans if spans[n] <= sentinels)
     with pytest.raises(InputError, match="mixture: the vocabulary has 0 sentinels"):
         fitting_length(512, 0.5, 3, 0)
 
