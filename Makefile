@@ -59,7 +59,8 @@ clean:
 
 # torch first and in its pinned version: a bare `torch` may download gigabytes of CUDA that a CPU does not need. The pip that
 # comes with Python 3.11 takes three times as long to resolve the dependencies, hence its update. Compiling all packages
-# would take longer than installing them; Python compiles what it imports.
+# would take longer than installing them; Python compiles what it imports, if nothing forbids it.
+unexport PYTHONDONTWRITEBYTECODE
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "t5-pipeline needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -66,6 +66,7 @@ def fitting_length(input_length: int, noise_density: float, mean_span_length: fl
     Raises:
         InputError: if there are hardly any sentinels.
     """
+
     def spans(length: int) -> int:
         tokens, _ = tokens_length(length, noise_density, mean_span_length)
         return noise_counts(tokens, noise_density, mean_span_length)[1]
