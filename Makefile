@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP    := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo study test soak check types format bench gpu wheel docs clean
 
@@ -59,7 +59,8 @@ clean:
 
 # torch first and in its pinned version: a bare `torch` may download gigabytes of CUDA that a CPU does not need. The pip that
 # comes with Python 3.11 takes three times as long to resolve the dependencies, hence its update. Compiling all packages
-# would take longer than installing them; Python compiles what it imports, if nothing forbids it.
+# would take longer than installing them; Python compiles what it imports, if nothing forbids it. New versions of pip print
+# setuptools' warning on editable installations even if they are quiet.
 unexport PYTHONDONTWRITEBYTECODE
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "t5-pipeline needs Python 3.11 or newer")'
