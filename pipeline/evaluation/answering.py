@@ -55,10 +55,9 @@ class Answerer:
         self.t5 = load_t5(path, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.vocabulary = Vocabulary.load(path)
         self._loaded: dict[int, ReadingModel] = {}
-        self.use(candidates)
+        self._use(candidates)
 
-    def use(self, candidates: Sequence[Candidate]) -> None:
-        """Answer with other candidates from now on."""
+    def _use(self, candidates: Sequence[Candidate]) -> None:
         prompts = [rows_PD for candidate in candidates for rows_PD in candidate.prompts]
         model = PromptedT5(self.t5, PromptBank(prompts)) if prompts else BareT5(self.t5)
         self.model: ReadingModel = model.to(self.device)
@@ -69,11 +68,16 @@ class Answerer:
             self._places[id(candidate)] = range(begin, begin + len(candidate.prompts))
             begin += len(candidate.prompts)
 
+    def with_candidates(self, candidates: Sequence[Candidate]) -> Answerer:
+        """The same T5 with other candidates; answers of this one that are being computed do not change."""
+        other = copy.copy(self)
+        other._use(candidates)
+        return other
+
     def serving(self, candidates: Sequence[Candidate]) -> Answerer:
         """The same T5 with other candidates, whose own models stay in memory after their first answer."""
-        other = copy.copy(self)
+        other = self.with_candidates(candidates)
         other.keep_models, other._loaded = True, {}
-        other.use(candidates)
         return other
 
     def answer(

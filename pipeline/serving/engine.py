@@ -10,6 +10,7 @@ or a fine-tuned T5, which answers with its own weights.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,6 +107,7 @@ class Engine:
         self.digest = json_digest([of_t5, [[name, one.artifact.digest] for name, one in prompts.items()]])
         self._tasks = {name: Task.load(one.task) for name, one in self.prompts.items()}
         self._answerers: dict[Path, Answerer] = {}
+        self._lock = threading.Lock()  # held while prompts and answerers change
 
     @classmethod
     def load(
@@ -195,16 +197,20 @@ class Engine:
         outputs = Outputs.none(len(parts))
         of_t5: dict[Path, list[int]] = {}
         cut: dict[int, int] = {}
-        for i, (q, k) in enumerate(parts):
-            of_t5.setdefault(self._t5_of(self.prompts[q.names[k]]), []).append(i)
+        with self._lock:
+            prompts = self.prompts
+            for i, (q, k) in enumerate(parts):
+                of_t5.setdefault(self._t5_of(prompts[q.names[k]]), []).append(i)
+            answerers = {path: self._answerer(path) for path in of_t5}
         for path, places in of_t5.items():
-            answerer = self._answerer(path)
-            asked, lost = self._asked([parts[i] for i in places], answerer.vocabulary, max_output_length)
+            answerer = answerers[path]
+            asked, lost = self._asked([parts[i] for i in places], prompts, answerer.vocabulary, max_output_length)
             outputs.put(places, answerer.answer(asked, batch_size, decoding, on_batch))
             cut |= dict(zip(places, lost, strict=True))
         answers, begin = [], 0
         for q in questions:
-            answer = self._answer(q, outputs.part(begin, begin + len(q.names)))
+            labels = prompts[q.names[0]].task.labels or []
+            answer = self._answer(q, labels, outputs.part(begin, begin + len(q.names)))
             answers.append(replace(answer, cut=max(cut[begin + k] for k in range(len(q.names)))))
             begin += len(q.names)
         return answers
@@ -221,15 +227,18 @@ class Engine:
             InputError: for a vote, labels, a mixture or beam search, whose texts do not grow token by token.
         """
         name, decoding = question.names[0], decoding or Decoding()
-        one = self.prompts[name]
+        with self._lock:
+            prompts, answerer = self.prompts, self._answerer(self._t5_of(self.prompts[name]))
+        one = prompts[name]
         if len(question.names) > 1 or one.task.labels or one.weights or decoding.beams > 1:
             raise InputError(f"`{'+'.join(question.names)}`: cannot be streamed; ask for the whole answer")
-        answerer = self._answerer(self._t5_of(one))
-        (asked,), (cut,) = self._asked([(question, 0)], answerer.vocabulary, max_output_length)
+        (asked,), (cut,) = self._asked([(question, 0)], prompts, answerer.vocabulary, max_output_length)
         return cut, answerer.stream(asked, decoding)
 
     def add(self, name: str, path: Path) -> None:
         """Add a soft prompt from its directory, or replace the solution of its name.
+
+        Answers that are being computed, here or in other threads, are those of the solution before.
 
         Raises:
             InputError: if it is damaged, or of another T5.
@@ -240,13 +249,19 @@ class Engine:
         problem = self._problem(name, one)
         if problem is not None:
             raise InputError(problem)
-        self.prompts[name], self._tasks[name] = one, Task.load(one.task)
-        t5 = self._t5_of(one)
-        if t5 in self._answerers:
-            self._answerers[t5].use([other for other in self.prompts.values() if self._t5_of(other) == t5])
+        task, t5 = Task.load(one.task), self._t5_of(one)
+        with self._lock:
+            self.prompts, self._tasks = {**self.prompts, name: one}, {**self._tasks, name: task}
+            if t5 in self._answerers:
+                mine = [other for other in self.prompts.values() if self._t5_of(other) == t5]
+                self._answerers[t5] = self._answerers[t5].with_candidates(mine)
 
     def _asked(
-        self, parts: Sequence[tuple[Question, int]], vocabulary: Vocabulary, max_output_length: int
+        self,
+        parts: Sequence[tuple[Question, int]],
+        prompts: Mapping[str, Candidate],
+        vocabulary: Vocabulary,
+        max_output_length: int,
     ) -> tuple[list[Asked], list[int]]:
         """The inputs as ids, with the form of their answers; and the tokens that were cut from each."""
         of_name: dict[str, list[int]] = {}
@@ -254,7 +269,7 @@ class Engine:
             of_name.setdefault(q.names[k], []).append(i)
         asked: dict[int, tuple[Asked, int]] = {}
         for name, places in of_name.items():
-            one = self.prompts[name]
+            one = prompts[name]
             form = answer_form(
                 one.task.labels or [], vocabulary, one.sentinel, max_output_length or one.max_target_length
             )
@@ -266,8 +281,8 @@ class Engine:
         found = [asked[i] for i in range(len(parts))]
         return [one for one, _ in found], [cut for _, cut in found]
 
-    def _answer(self, question: Question, outputs: Outputs) -> Answer:
-        labels = self._tasks[question.names[0]].labels or []
+    @staticmethod
+    def _answer(question: Question, labels: Sequence[str], outputs: Outputs) -> Answer:
         if len(question.names) > 1:
             each = [outputs.part(k, k + 1) for k in range(len(question.names))]
             return Answer(vote(each, labels).texts[0], votes=dict(Counter(outputs.texts).most_common()))
@@ -281,6 +296,7 @@ class Engine:
         return self.t5.path
 
     def _answerer(self, path: Path) -> Answerer:
+        """The T5 of a path with its prompts, loaded once; call it with the lock held."""
         if path not in self._answerers:
             mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
             answerer = self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)

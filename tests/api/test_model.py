@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,39 @@ def test_a_prompt_is_added_and_replaced(world: Path) -> None:
     assert t5.classify([{"text": "x"}], prompt=["labels+free"]) == before
     with pytest.raises(t5_pipeline.InputError, match="trained on another T5"):
         t5.add("bad", write_prompt(world, "foreign", 1, base_model_digest="f" * 64))
+
+
+def test_a_stream_continues_while_its_prompt_is_replaced(world: Path) -> None:
+    t5 = t5_pipeline.load(world / "model", world / "prompts" / "long")
+    (text,) = t5.generate(["say: x"], prompt="long")
+    pieces = t5.stream("say: x", "long")
+    t5.add("long", write_prompt(world, "other", 89))
+    assert "".join(pieces) == text
+
+
+def test_threads_ask_while_their_prompt_is_replaced(world: Path) -> None:
+    t5 = t5_pipeline.load(world / "model", world / "prompts" / "labels")
+    one = t5.classify(["say: x"], prompt="labels")
+    places = [world / "prompts" / "labels", write_prompt(world, "another", 90)]
+    t5.add("labels", places[1])
+    two = t5.classify(["say: x"], prompt="labels")
+    replaced = threading.Event()
+
+    def ask() -> list[list[t5_pipeline.Classification]]:
+        found = []
+        while not replaced.is_set():
+            found.append(t5.classify(["say: x"], prompt="labels"))
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(ask) for _ in range(2)]
+        for i in range(100):
+            t5.add("labels", places[i % 2])
+        replaced.set()
+        found = [answer for each in asked for answer in each.result()]
+    assert one != two
+    assert found
+    assert all(answer in (one, two) for answer in found)
 
 
 def test_inputs_that_are_cut_are_reported(t5: t5_pipeline.PromptedModel) -> None:
