@@ -244,17 +244,26 @@ class _Entries:
         return bool(flags) and all(self.config.get(flag) is not False for flag in flags)
 
     def feed_forward(self, default: str) -> tuple[bool, str]:
-        """Whether the feed-forward is gated, and its activation."""
+        """Whether the feed-forward is gated, and its activation.
+
+        `is_gated_act` and `dense_act_fn`, which transformers derives from `feed_forward_proj` and writes beside it,
+        have precedence if they differ from it, as in transformers.
+        """
         projection = str(self.config.get("feed_forward_proj", default))
         gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
         if projection == "gated-gelu":  # T5 1.1 means the tanh approximation and calls it gelu
             activation = "gelu_new"
+        named = "feed_forward_proj", projection
+        if isinstance(derived := self.config.get("dense_act_fn"), str) and derived != activation:
+            activation, named = derived, ("dense_act_fn", derived)
         if activation not in ACTIVATIONS:
+            key, value = named
             raise InputError(
-                f"{self.where}: feed_forward_proj {projection!r} is not supported; use a model with one of"
-                f" {', '.join(ACTIVATIONS)} or gated-…"
+                f"{self.where}: {key} {value!r} is not supported; use a model with one of {', '.join(ACTIVATIONS)}"
+                + (" or gated-…" if key == "feed_forward_proj" else "")
             )
-        return gated, activation
+        derived = self.config.get("is_gated_act")
+        return derived if isinstance(derived, bool) else gated, activation
 
     def position_buckets(self) -> tuple[int, int]:
         """The number of buckets of relative positions, and the distance from which all share the last one."""

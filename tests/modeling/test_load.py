@@ -79,6 +79,40 @@ def test_new_t5_1_1_of_transformers_5(tmp_path: Path, caplog: pytest.LogCaptureF
     )
 
 
+@pytest.mark.parametrize(
+    ("start", "change", "means"),
+    [
+        ("gated-gelu", {"feed_forward_proj": "gated-silu"}, (True, "gelu_new")),
+        ("gated-gelu", {"feed_forward_proj": "relu"}, (True, "gelu_new")),
+        ("gated-gelu", {"dense_act_fn": "gelu"}, (True, "gelu")),
+        ("relu", {"dense_act_fn": "silu"}, (False, "silu")),
+    ],
+)
+def test_an_activation_that_was_changed_in_one_place(
+    start: str, change: dict[str, str], means: tuple[bool, str], tmp_path: Path
+) -> None:
+    """transformers writes the activation twice, and `from_pretrained(…, feed_forward_proj=…)` changes only one."""
+    from transformers import T5Config as TheirConfig
+    from transformers import T5ForConditionalGeneration
+
+    sizes = {"vocab_size": 96, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    first = TheirConfig(**sizes, feed_forward_proj=start, decoder_start_token_id=0)
+    T5ForConditionalGeneration(first).save_pretrained(tmp_path / "first")
+    T5ForConditionalGeneration.from_pretrained(tmp_path / "first", **change).save_pretrained(tmp_path / "theirs")
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path / "theirs").eval()
+    ours = load_t5(tmp_path / "theirs").eval()
+    assert (ours.shape.gated, ours.shape.activation) == means
+    inputs, targets = token_rows([5, 9], seed=4), token_rows([4, 6], seed=5)
+    logits = theirs(input_ids=inputs, attention_mask=(inputs != 0).long(), labels=targets).logits
+    torch.testing.assert_close(ours(inputs, targets), logits, atol=1e-5, rtol=1e-5)
+    save_t5(ours, tmp_path / "ours")
+    assert load_t5(tmp_path / "ours").shape == ours.shape
+    again = T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(
+        again(input_ids=inputs, labels=targets).logits, theirs(input_ids=inputs, labels=targets).logits
+    )
+
+
 def test_loads_models_of_transformers(model: T5, tmp_path: Path) -> None:
     from transformers import T5ForConditionalGeneration
 
