@@ -14,7 +14,7 @@ from t5_pipeline.core.normal_form import as_listed, normal_form
 from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
 from t5_pipeline.data_prep.corpora.hub import hub_rows
-from t5_pipeline.data_prep.corpora.row import Row, listed
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, listed
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, TASK_SPLITS, task_rows
 from t5_pipeline.data_prep.corpora.tables import TABLES
 from t5_pipeline.data_prep.tasks.config import HELD_OUT, TaskConfig
@@ -218,7 +218,7 @@ class Task:
         """All acceptable answers of a row; None if the task has no `answers` field."""
         if self.settings.answers is None:
             return None
-        found = row.get(self.settings.answers)
+        found = self._field(row, self.settings.answers, "answers")
         if not isinstance(found, list) or not found or any(map(is_null, found)):
             raise InputError(
                 f"{row.where}: field {self.settings.answers!r} is {found!r}, not a list of answers;"
@@ -244,11 +244,12 @@ class Task:
         return str(value).lower() in ("true", "1")
 
     def _field(self, row: Row, name: str, key: str) -> object:
-        if name not in row:
+        value = row.field(name)
+        if value is MISSING:
             raise InputError(f"{row.where}: has no field {name!r} (only {listed(row)}); fix `tasks.{self.name}.{key}`")
-        if is_null(row[name]):
+        if is_null(value):
             raise InputError(f"{row.where}: field {name!r} is empty (null); fix the row, or set `nulls: drop`")
-        return row[name]
+        return value
 
     def held_out_texts(self, splits: Iterable[str] = HELD_OUT, at_least: int = 5) -> list[str]:
         """The texts that must not occur in a corpus: input fields of at least `at_least` words.

@@ -292,7 +292,7 @@ def test_rounded_numbers_have_the_decimals_of_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("more", "row", "message"), [
     ({"answers": "all"}, {"a": "x", "b": "y", "all": []}, r"field 'all' is \[\], not a list of answers; fix `tasks\.t\.answers`"),
-    ({"answers": "all"}, {"a": "x", "b": "y"}, "field 'all' is None, not a list of answers"),
+    ({"answers": "all"}, {"a": "x", "b": "y"}, r"has no field 'all' \(only a, b\)"),
     ({"group": "g"}, {"a": "x", "b": "y"}, r"has no field 'g' \(only a, b\); fix `tasks\.t\.group`"),
     ({"holds": "h"}, {"a": "x", "b": "y", "h": "perhaps"}, r"field 'h' is 'perhaps', not true or false; fix `tasks\.t\.holds`"),
 ])  # fmt: skip

@@ -130,6 +130,22 @@ def test_nulls_in_fields_for_scoring(tmp_path: Path, missing: dict[str, object],
         _ = task.group(found), task.answers(found)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_nested_fields_for_scoring(tmp_path: Path, suffix: str) -> None:
+    """As in templates; SQuAD's rows on the hub have their answers in `answers.text`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"text": "who", "label": "good", "answers": {"text": ["good", "fine"]}, "meta": {"passage": 7, "true": False}}
+    write(tmp_path, rows=[row])
+    if suffix == "parquet":
+        (tmp_path / "train.jsonl").unlink()
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+    task = Task.load(settings(tmp_path, answers="answers.text", group="meta.passage", holds="meta.true"))
+    (found,) = task.rows("train")
+    assert (task.answers(found), task.group(found), task.holds(found)) == (["good", "fine"], "7", False)
+
+
 def test_held_out_texts(tmp_path: Path) -> None:
     rows = [
         {"text": "a text of five words", "question": "why not this one then", "label": "good"},
