@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.data_prep.corpora.decontamination import Decontamination
 from t5_pipeline.data_prep.corpora.files import (
-    COMPRESSIONS,
     compression,
     file_format,
     line_number,
@@ -27,7 +25,7 @@ from t5_pipeline.data_prep.corpora.files import (
     lines_from,
     read_text,
 )
-from t5_pipeline.data_prep.corpora.hub import hub_shards, shard_rows
+from t5_pipeline.data_prep.corpora.hub import hub_shards, may_be_on_hub, shard_rows
 from t5_pipeline.data_prep.corpora.json_rows import is_json_list, json_file, json_row
 from t5_pipeline.data_prep.corpora.parquet import column_bytes, parquet_rows
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, listed
@@ -99,7 +97,7 @@ def corpus_chunks(
         if not corpus_files(path):
             raise InputError(f"corpus {path}: has an unknown suffix; use {_KNOWN}")
         return _cut(path.parent, [path.name], text_field, chunk_bytes)
-    if path.suffix.lower() in (*_SUFFIXES, *COMPRESSIONS) or not is_hub_name(str(location)):
+    if not may_be_on_hub(str(location)):
         raise InputError(f"corpus {location} does not exist; check the path")
     shards = hub_shards(str(location), config, split)
     return [HubShard(str(location), config, split, text_field, index, shards) for index in range(shards)]

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
 
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+"""The suffixes of all files of text or rows that are read."""
+
 COMPRESSIONS = (".gz", ".zst")
 _MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 _BLOCK = 2**20  # bytes
@@ -36,6 +39,15 @@ def file_format(path: Path) -> str:
     '.jsonl'
     """
     return Path(path.stem if compression(path) else path.name).suffix.lower()
+
+
+def is_data_name(path: Path) -> bool:
+    """Whether a file is named as one of text or rows, or as a compressed one.
+
+    >>> [is_data_name(Path(name)) for name in ("rows.ndjson", "ROWS.CSV.GZ", "train.de.zst", "wikitext", "c4.v2")]
+    [True, True, True, False, False]
+    """
+    return file_format(path) in FORMATS or compression(path) != ""
 
 
 def blocks(path: Path) -> Iterator[bytes]:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from t5_pipeline.core.errors import InputError, one_line
+from t5_pipeline.core.hub_names import is_hub_name
+from t5_pipeline.data_prep.corpora.files import is_data_name
 from t5_pipeline.data_prep.corpora.row import Row, listed
+
+
+def may_be_on_hub(location: str) -> bool:
+    """Whether a location that does not exist here may be a data set on the hub, rather than the path of a file.
+
+    >>> [may_be_on_hub(text) for text in ("rajpurkar/squad", "lab/rows.v2", "lab/rows.jsonl", "rows.ndjson.zst")]
+    [True, True, False, False]
+    """
+    return is_hub_name(location) and not is_data_name(Path(location))
 
 
 def hub_shards(name: str, config: str | None, split: str) -> int:

@@ -12,14 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.files import COMPRESSIONS
+from t5_pipeline.data_prep.corpora.files import COMPRESSIONS, FORMATS
 from t5_pipeline.data_prep.sampling.permutation import Permutation
 
-SUFFIXES = tuple(
-    f".{kind}{compression}"
-    for kind in ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet")
-    for compression in ("", ".gz", ".zst")
-)
+_SUFFIXES = [f"{form}{compression}" for form in FORMATS for compression in ("", *COMPRESSIONS)]
 
 _TXT = re.compile(r"\.txt(\.gz|\.zst)?$", re.IGNORECASE)
 _BOUND = re.compile(r"-?\d+%?")
@@ -195,5 +191,5 @@ def stem(name: str) -> str:
     >>> stem("train.v2.CSV.gz")
     'train.v2'
     """
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
+    suffix = next((s for s in sorted(_SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.core.normal_form import as_listed, normal_form
 from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
-from t5_pipeline.data_prep.corpora.hub import hub_rows
+from t5_pipeline.data_prep.corpora.hub import hub_rows, may_be_on_hub
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, listed
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, TASK_SPLITS, task_rows
 from t5_pipeline.data_prep.corpora.tables import TABLES
@@ -138,7 +137,7 @@ class Task:
         elif path.is_dir():
             files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"
             raise InputError(f"tasks.{self.name}.splits: {data} contains no file for {split!r}; it contains {files}")
-        elif path.suffix or not is_hub_name(data):
+        elif not may_be_on_hub(data):
             raise InputError(f"tasks.{self.name}.data: {data} does not exist; check the path")
 
     def counts(self, split: str, rows: Rows, targets: Sequence[str] = ()) -> RowCounts:

@@ -10,7 +10,9 @@ from typing import Any
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
+from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.core.records import read_published
+from t5_pipeline.data_prep.corpora.hub import may_be_on_hub
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
 from t5_pipeline.modeling.digest import model_digest, t5x_files, t5x_folder
 
@@ -18,7 +20,6 @@ PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's names of the files of an adapter."""
 
 _SINGLE = ("model", "tokens", "scores")  # kinds of which a stage reads one
-_DATA_SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".model")
 
 
 def marker(kind: str) -> str:
@@ -54,7 +55,7 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
         return many
     if path.is_dir():
         raise InputError(f"{where}: no {kind} in {location} ({name} is missing); check the path")
-    if kind == "model" and not path.is_absolute() and location.count("/") <= 1 and not location.startswith((".", "~")):
+    if kind == "model" and is_hub_name(location):
         return [path]
     raise InputError(f"{where}: {location} does not exist; {_check_path(location)}")
 
@@ -157,8 +158,7 @@ def check_data(location: str, where: str) -> None:
     path = Path(location)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{where}: {location} is neither a file nor a directory; check the path")
-    named_as_path = path.is_absolute() or location.startswith((".", "~")) or location.count("/") > 1
-    if (named_as_path or path.suffix in _DATA_SUFFIXES) and not path.exists():
+    if not path.exists() and (not may_be_on_hub(location) or path.suffix == ".model"):
         raise InputError(f"{where}: {location} does not exist; {_check_path(location)}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from t5_pipeline.artifacts.kinds import PEFT_CONFIG, kind_at, locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_files
+from t5_pipeline.data_prep.corpora.files import is_data_name
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS
 from t5_pipeline.diagnosis.data import diagnose_corpus, diagnose_task, diagnose_tokens
 from t5_pipeline.diagnosis.findings import Diagnosis
@@ -56,4 +57,4 @@ def _has_weights(path: Path) -> bool:
 
 
 def _is_corpus(path: Path) -> bool:
-    return bool(corpus_files(path)) if path.exists() else path.suffix in (".txt", ".jsonl", ".parquet")
+    return bool(corpus_files(path)) if path.exists() else is_data_name(path)

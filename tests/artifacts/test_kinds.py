@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from t5_pipeline.artifacts.kinds import artifact_digest, check_data, kind_at, locate, locate_one, named_prompts
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.files import COMPRESSIONS, FORMATS
 
 
 def model(directory: Path, **metadata: str) -> Path:
@@ -57,6 +58,24 @@ def test_a_tilde_is_neither_expanded_nor_a_name_on_the_hub(location: str) -> Non
             find()
     with pytest.raises(InputError, match="write the whole path"):
         RunDir(Path("~/runs"))
+
+
+@pytest.mark.parametrize("name", [f"{form}{packed}" for form in FORMATS for packed in ("", *COMPRESSIONS)])
+def test_a_missing_file_is_not_a_data_set_on_the_hub(name: str) -> None:
+    for location in (f"absent/rows{name}", f"rows{name.upper()}"):
+        with pytest.raises(InputError, match=rf"^prepare.corpus: {location} does not exist; check the path$"):
+            check_data(location, "prepare.corpus")
+
+
+def test_names_on_the_hub_may_contain_dots() -> None:
+    for name in ("lab/rows.v2", "wikitext", "stdlib-docs"):
+        check_data(name, "prepare.corpus")
+    for name in ("lab/spiece.model", "lab/", "my rows"):
+        with pytest.raises(InputError, match="does not exist"):
+            check_data(name, "prepare.vocabulary")
+    assert locate("model", "google/t5-v1.1", "lm_adapt.model") == [Path("google/t5-v1.1")]
+    with pytest.raises(InputError, match="models/ does not exist"):
+        locate("model", "models/", "lm_adapt.model")
 
 
 def test_a_prompt_named_prompt_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -36,4 +36,6 @@ def test_a_wrong_model(finished: Tiny, tmp_path: Path) -> None:
     assert "→ give the T5 that it was trained on as --model" in said.out
     assert said.out.endswith("1 wrong\n")
     refused(t5_pipeline("doctor", tmp_path / "nowhere"), r"WHAT: .*nowhere does not exist; check the path")
+    missing = t5_pipeline("doctor", "absent/rows.ndjson.gz")
+    assert (missing.code, "✗ documents  corpus absent/rows.ndjson.gz does not exist" in missing.out) == (2, True)
     refused(t5_pipeline("doctor", finished.run / "evaluate"), r".*evaluate: contains scores; give .*")

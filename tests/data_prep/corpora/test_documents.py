@@ -132,8 +132,9 @@ def test_parquet_without_the_column(tmp_path: Path) -> None:
 def test_missing_corpus_is_reported_before_reading(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         read_corpus(tmp_path / "absent")
-    with pytest.raises(InputError, match="does not exist"):
-        read_corpus("absent/corpus.jsonl")
+    for name in ("corpus.jsonl", "corpus.csv", "corpus.ndjson.gz"):
+        with pytest.raises(InputError, match=rf"^corpus absent/{name} does not exist; check the path"):
+            read_corpus(f"absent/{name}")
     with pytest.raises(InputError, match=r"contains no \.txt"):
         read_corpus(tmp_path)
     (tmp_path / "x.pdf").write_text("")

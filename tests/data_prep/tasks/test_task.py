@@ -98,6 +98,7 @@ def test_missing_data(tmp_path: Path) -> None:
     for data, split, message in [
         (tmp_path / "absent", "train", "does not exist"),
         ("absent/rows.jsonl", "train", "does not exist"),
+        ("absent/rows.ndjson.zst", "train", "does not exist"),
         (tmp_path, "test", r"contains no file for 'test'; it contains train\.jsonl"),
         (tmp_path, "dev", "has no 'dev'; add it or choose one of train, validation, test"),
     ]:
@@ -109,6 +110,10 @@ def test_missing_data(tmp_path: Path) -> None:
     for labels in ([], ["a", "a"]):
         with pytest.raises(InputError, match="labels"):
             Task.load(settings(tmp_path, labels=labels))
+
+
+def test_a_name_on_the_hub_may_contain_a_dot() -> None:
+    Task.load(settings("lab/rows.v2")).check_split("train")
 
 
 @pytest.mark.parametrize(
