@@ -12,13 +12,17 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.core.records import read_published
+from t5_pipeline.core.schema import validate
 from t5_pipeline.data_prep.corpora.hub import may_be_on_hub
 from t5_pipeline.data_prep.shards.remote_tokens import local_tokens
+from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.digest import model_digest, t5x_files, t5x_folder
+from t5_pipeline.modeling.model_metadata import read_metadata
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's names of the files of an adapter."""
 
+_FOLDERS_OF_PROMPTS = ("mixture", "task_prompts")
 _SINGLE = ("model", "tokens", "scores")  # kinds of which a stage reads one
 
 
@@ -120,6 +124,24 @@ def named_artifacts(kinds: Sequence[str], location: str, where: str) -> dict[str
 
 
 KINDS = ("prompt", "task_prompts", "adapter", "mixture", "text_prompt", "tokens", "scores", "model")
+
+
+def solved_tasks(kind: str, path: Path) -> list[TaskConfig]:
+    """The tasks that an artifact solves, as its records name them; none for a model that was not fine-tuned.
+
+    Raises:
+        InputError: if a record is damaged.
+    """
+    if kind == "model":
+        return [tuned.task for tuned in read_metadata(path).tasks]
+    own = path / marker(kind)
+    records = sorted(path.glob(f"*/{marker('prompt')}")) if kind in _FOLDERS_OF_PROMPTS else [own]
+    return [_task_of(record) for record in records]
+
+
+def _task_of(record: Path) -> TaskConfig:
+    task = read_published(record).get("task")
+    return validate(TaskConfig, task, lambda loc: f"{record}: {'.'.join(map(str, ('task', *loc)))}")
 
 
 def kind_at(location: str) -> str | None:

@@ -107,11 +107,11 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
         asked = {**task.model_dump(), "metrics": self.metrics.get(task.name, task.metrics)}
         return validate(TaskConfig, asked, lambda loc: where or f"metrics.{task.name}")
 
-    def extra_data(self, makers: Sequence[StageConfig]) -> dict[str, TaskConfig]:
-        return {f"task {task.name}": task for maker in makers for task in maker.made_for()}
+    def extra_data(self, solved: Sequence[TaskConfig]) -> dict[str, TaskConfig]:
+        return {f"task {task.name}": task for task in solved}
 
-    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
-        tasks = [*(task for maker in makers for task in maker.made_for()), *self.also_on]
+    def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
+        tasks = [*solved, *self.also_on]
         majority = [task for task in tasks if self.baselines and task.labels and "train" in task.splits]
         return [SplitRead(task, self.split) for task in tasks] + [SplitRead(task, "train") for task in majority]
 

@@ -53,7 +53,7 @@ class PrepareConfig(StageConfig):
         role="runtime",
     )  # fmt: skip
 
-    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+    def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
         return [
             SplitRead(task, split, inputs_only=True)
             for task in self.decontaminate

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationInfo, field_validator
 
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
-from t5_pipeline.config.stage import SplitRead, StageConfig
+from t5_pipeline.config.stage import SplitRead
 from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import setting
@@ -74,7 +74,7 @@ class ProbeConfig(TrainingConfig):
                 " (accelerate_configs/ddp.yaml)"
             )
 
-    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+    def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
         return [SplitRead(task, split) for task in self.probe for split in ("train", "validation")]
 
     def shaping(self) -> list[str]:

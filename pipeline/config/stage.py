@@ -114,11 +114,11 @@ class StageConfig(Config):
         """The tasks that the published artifact solves."""
         return []
 
-    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+    def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
         """The splits of tasks that the stage reads.
 
         Args:
-            makers: the stages that make its inputs.
+            solved: the tasks that its inputs solve.
         """
         return []
 
@@ -146,11 +146,11 @@ class StageConfig(Config):
         """Numbers that a step computes from the trained parameters before it uses them."""
         return 0
 
-    def extra_data(self, makers: Sequence[StageConfig]) -> dict[str, TaskConfig]:
+    def extra_data(self, solved: Sequence[TaskConfig]) -> dict[str, TaskConfig]:
         """Tasks whose rows the stage reads because of its inputs.
 
         Args:
-            makers: the stages that made its inputs.
+            solved: the tasks that its inputs solve.
 
         Returns:
             Name in the fingerprint → task.

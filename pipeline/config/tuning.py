@@ -80,7 +80,7 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
             raise ValueError("`patience` needs validation scores; set `select: best`")
         return self
 
-    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+    def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
         found = [SplitRead(task, "train") for task in self.made_for()]
         if self.select == "best":
             found += [SplitRead(task, "validation", reason=FOR_SELECTION) for task in self.made_for()]
@@ -192,7 +192,7 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
             raise ValueError(f"{value!r} must contain {{target}} exactly once")
         return value
 
-    def splits_read(self, makers: Sequence[StageConfig]) -> list[SplitRead]:
+    def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
         needed = {"train": self.shots > 0, "validation": len(self.templates) > 1}
         return [SplitRead(self.task, split) for split, is_needed in needed.items() if is_needed]
 

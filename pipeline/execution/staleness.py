@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t5_pipeline.artifacts.fingerprint import differences, fingerprint, only_moved, parts
-from t5_pipeline.artifacts.kinds import check_data, locate, locate_one
+from t5_pipeline.artifacts.kinds import check_data, locate, locate_one, solved_tasks
 from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.task import Task
 
 Action = Literal["up to date", "run", "continue"]
@@ -70,7 +71,7 @@ def check_outside(recipe: Recipe, stage: str) -> None:
             if ref.path is not None:
                 find = locate if cell.settings.takes_many(name) else locate_one
                 find(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
-        for read in cell.settings.splits_read(recipe.makers(cell)):
+        for read in cell.settings.splits_read(_solved(recipe, cell)):
             try:
                 Task.load(read.task).check_split(read.split, read.inputs_only)
             except InputError as error:
@@ -98,6 +99,17 @@ def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:
         run_dir.refuse_links_out(stage, outputs)
 
 
+def _solved(recipe: Recipe, cell: Cell) -> list[TaskConfig]:
+    """The tasks that the inputs of a cell solve: those of the stages that make them, and of artifacts at paths."""
+    tasks = [task for maker in recipe.makers(cell) for task in maker.made_for()]
+    for name, ref in cell.inputs.items():
+        if ref.path is not None and cell.settings.takes_many(name):
+            kind = cell.settings.inputs()[name]
+            paths = locate(kind, ref.path, f"{cell.stage}.{name}")
+            tasks += [task for path in paths for task in solved_tasks(kind, path)]
+    return tasks
+
+
 def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: _ByStage) -> CellStatus:
     makers = [maker for ref in cell.inputs.values() for maker in _makers(ref, earlier)]
     waiting = sorted({maker.cell.stage for maker in makers if not maker.up_to_date})
@@ -111,7 +123,7 @@ def _status_of(recipe: Recipe, run_dir: RunDir, cell: Cell, earlier: _ByStage) -
         cell.settings,
         {n: _digests(r) for n, r in inputs.items()},
         run_dir.digests,
-        cell.settings.extra_data([maker.cell.settings for maker in makers]),
+        cell.settings.extra_data(_solved(recipe, cell)),
     )
     found = fingerprint(described)
     if (

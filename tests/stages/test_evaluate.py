@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.data_prep.tasks.counts import RowCounts
-from tests.tiny_run import Tiny, scores, stage
+from tests.tiny_run import Tiny, refused, scores, stage, t5_pipeline
 
 
 def test_changed_metrics_rerun_only_evaluate(tiny: Tiny) -> None:
@@ -82,8 +82,7 @@ def test_metrics_flag_names_task(tiny: Tiny) -> None:
     assert (counts.split, counts.used) == ("test", 4)
     assert counts.dropped == {"over the limit": counts.read - 4}
     assert f"evaluate: {counts}" in done.err
-    refused = stage("evaluate", *prompts, "--metrics", "f1", "--output-dir", output)
-    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    refused(stage("evaluate", *prompts, "--metrics", "f1", "--output-dir", output), ".*")
 
 
 def test_two_tasks_of_one_name_are_refused(finished: Tiny, tmp_path: Path) -> None:
@@ -104,6 +103,35 @@ def test_two_tasks_of_one_name_are_refused(finished: Tiny, tmp_path: Path) -> No
     limits = ("--model", finished.run / "lm_adapt", "--limit", 4, "--threads", 1, "--no-baselines")
     done = stage("evaluate", "--prompts", prompts, "--precision", "fp32", *limits, "--output-dir", tmp_path / "x")
     assert done.code == 0, done.err
+
+
+def test_the_split_of_prompts_at_a_path_is_checked_before_the_run(tiny: Tiny, tmp_path: Path) -> None:
+    prompts = tiny.run / "prompt_tune"
+    said = r"tasks\.about\.splits: has no 'gone'; add it or choose one of .* \(evaluate reads it\)"
+    refused(stage("evaluate", "--prompts", prompts, "--split", "gone", "--output-dir", tmp_path / "x"), said)
+    assert not (tmp_path / "x").exists()
+    tiny.edit("  evaluate: {prompts: prompt_tune, ", f"  evaluate: {{prompts: {prompts}, split: gone, ")
+    refused(t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run), said)
+
+
+def test_changed_rows_of_prompts_at_a_path_make_the_scores_stale(finished: Tiny, tmp_path: Path) -> None:
+    prompt, rows = tmp_path / "prompt", tmp_path / "rows"
+    shutil.copytree(finished.run / "prompt_tune/model=lm_adapt,seed=0/prompt", prompt)
+    info = json.loads((prompt / "prompt.json").read_text())
+    shutil.copytree(info["task"]["data"], rows)
+    info["task"]["data"] = str(rows)
+    (prompt / "prompt.json").write_text(json.dumps(info))
+    flags = ("--model", finished.run / "lm_adapt", "--limit", 4, "--precision", "fp32", "--threads", 1)
+    command = ("--prompts", prompt, *flags, "--output-dir", tmp_path / "x")
+    done = stage("evaluate", *command)
+    assert done.code == 0, done.err
+    assert "nothing to do" in stage("evaluate", *command).out
+    (test,) = rows.glob("test*")
+    test.write_text(test.read_text() + test.read_text().splitlines()[0] + "\n")
+    refused(
+        stage("evaluate", *command),
+        r"\S+/x: contains results with other settings \(data of task about changed\); choose another .*",
+    )
 
 
 def test_a_shift_to_a_task_without_training_rows(finished: Tiny, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.artifacts.kinds import artifact_digest, solved_tasks
 from t5_pipeline.artifacts.manifest import read
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -87,6 +87,7 @@ def test_publishes_a_plain_model_with_its_tasks(finished: Tiny, tasks: list[Path
     model = tmp_path / "two" / "model"
     metadata = read_metadata(model)
     assert [of.task.name for of in metadata.tasks] == ["about", "name"]
+    assert solved_tasks("model", model) == [of.task for of in metadata.tasks]
     assert metadata.lineage[-1].stage == "model_tune"
     card = (model / "README.md").read_text()
     manifest = read(tmp_path / "two")

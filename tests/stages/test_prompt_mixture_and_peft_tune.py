@@ -254,6 +254,11 @@ def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, t
         ".*was not tuned on a task; give a model that model_tune published",
     )
     prompts = finished.run / "prompt_tune" / "model=lm_adapt,seed=0"
+    for given in (("--mixtures", "mixture"), ("--text-prompts", "words"), ("--adapters", "prefix")):
+        refused(
+            stage("evaluate", given[0], place / given[1], "--split", "gone", *common),
+            r"tasks\.about\.splits: has no 'gone'; .* \(evaluate reads it\)",
+        )
     asked = ("--metrics", "about=referent")
     refused(
         stage("evaluate", "--prompts", prompts, *asked, *common),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t5_pipeline.artifacts.kinds import solved_tasks
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.methods.multitask import SharedPrompt
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -116,6 +117,7 @@ def test_tasks_share_a_prompt_that_starts_others(tmp_path: Path, monkeypatch: py
     alone = stage("evaluate", "--prompts", folder, "--limit", 6, "--precision", "fp32", "--threads", 1, "--scoring",
                   "likelihood", "--no-baselines", "--output-dir", tmp_path / "alone")  # fmt: skip
     assert alone.code == 0, alone.err
+    assert [task.name for task in solved_tasks("task_prompts", folder)] == ["about", "name"]
     assert {row["task"]: row["metrics"] for row in scores(tmp_path / "alone")} == {
         task: row["metrics"] for (method, task), row in by_method.items() if method == "multitask prompt tuning"
     }
