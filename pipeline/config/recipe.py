@@ -32,7 +32,7 @@ from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.sweep import combination_name
 from t5_pipeline.config.variables import substitute, variables_of
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.located_yaml import Key, Located, parse_value, read_yaml
+from t5_pipeline.core.located_yaml import Key, Located, NotYAML, parse_value, read_yaml
 from t5_pipeline.core.packaged import or_packaged
 from t5_pipeline.core.paths import check_file_name
 from t5_pipeline.core.schema import validate
@@ -63,6 +63,11 @@ class Override:
 def parse_override(text: str) -> Override:
     """Parse `stage.key=value`, `tasks.name.key=value`, `seed=value` or a variable, as `--set` takes them, in YAML.
 
+    A value that YAML cannot read is text, and so is a number like 010 that is not in a list.
+
+    Raises:
+        InputError: if it has no key, or a list or mapping contains a key twice or a number like 010.
+
     >>> parse_override("lm_adapt.keep_steps=[100, 200]")
     Override(path=('lm_adapt', 'keep_steps'), value=[100, 200], flag='--set')
     """
@@ -71,8 +76,12 @@ def parse_override(text: str) -> Override:
     if not equals or not all(keys):
         raise InputError(f"--set {text}: is not an override; write it as stage.key=value")
     try:
-        return Override(keys, parse_value(value, f"--set {path}"))
+        return Override(keys, parse_value(value, f"--set {path.strip()}"))
+    except NotYAML:  # such as the template {premise} {hypothesis}
+        return Override(keys, value)
     except InputError:
+        if value.lstrip().startswith(("[", "{")):
+            raise
         return Override(keys, value)
 
 

@@ -23,6 +23,10 @@ _OCTAL = re.compile(r"[-+]?0[\d_]+")
 Key = tuple[str | int, ...]
 
 
+class NotYAML(InputError):
+    """A text that YAML cannot read."""
+
+
 @dataclass(frozen=True)
 class Located:
     """Parsed data and the line of every key in it: `lines[("stages", "prepare", "corpus")] == 7`.
@@ -63,8 +67,12 @@ def read_yaml(path: Path) -> Located:
 def parse_value(text: str, where: str) -> Any:
     """Parse a value that was given on the command line. It has no comments: one with a # where YAML begins one is text.
 
+    Args:
+        where: the flag that gave it, for errors.
+
     Raises:
-        InputError: as `read_yaml`.
+        NotYAML: if it is not YAML.
+        InputError: if it contains a key twice or a number like 010.
 
     >>> parse_value("[1, 2]", "--set"), parse_value("question #1", "--set"), parse_value("'a #1'", "--set")
     ([1, 2], 'question #1', 'a #1')
@@ -90,12 +98,17 @@ def _parse(text: str, where: Path | str, lines: dict[Key, int]) -> Any:
         _Nodes(where, lines).walk(node, (), ())
         return _separate(yaml.SafeLoader("").construct_document(node))
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{where}:{line}: is not valid YAML ({error.problem}); fix the file") from None
+        line = f":{error.problem_mark.line + 1 if error.problem_mark else 1}" if isinstance(where, Path) else ""
+        raise NotYAML(f"{where}{line}: is not valid YAML ({error.problem}); fix {_what(where)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise InputError(f"{where}: is not valid YAML ({' '.join(str(error).split())}); fix the file") from None
+        problem = " ".join(str(error).split())
+        raise NotYAML(f"{where}: is not valid YAML ({problem}); fix {_what(where)}") from None
     except RecursionError:
-        raise InputError(f"{where}: is nested too deeply; fix the file") from None
+        raise InputError(f"{where}: is nested too deeply; fix {_what(where)}") from None
+
+
+def _what(where: Path | str) -> str:
+    return "the file" if isinstance(where, Path) else "the value"
 
 
 def _separate(value: Any) -> Any:
@@ -115,25 +128,28 @@ class _Nodes:
 
     def walk(self, node: yaml.Node, key: Key, outer: tuple[yaml.Node, ...]) -> None:
         self.left -= 1
-        place = f"{self.where}:{node.start_mark.line + 1}"
+        place = self._place(node.start_mark.line + 1, key)
         if self.left < 0:
-            raise InputError(f"{place}: more than {MAX_NODES:,} values (aliases count each time); shorten the file")
+            raise InputError(
+                f"{place}: contains more than {MAX_NODES:,} values (aliases count each time);"
+                f" shorten {_what(self.where)}"
+            )
         if any(node is other for other in outer):
-            raise InputError(f"{place}: {_name(key)}: contains itself by an alias; remove it")
+            raise InputError(f"{place}: contains itself by an alias; remove it")
         if node.tag not in _TAGS:
-            raise InputError(f"{place}: {_name(key)}: the tag {node.tag} is not supported; remove it")
+            raise InputError(f"{place}: the tag {node.tag} is not supported; remove it")
         if node.tag == _INTEGER and len(node.value) > _LONGEST_INTEGER:
-            raise InputError(f"{place}: {_name(key)}: is a number of {len(node.value):,} digits; change it")
+            raise InputError(f"{place}: is a number of {len(node.value):,} digits; change it")
         if base := _unusual_base(node):
             raise InputError(
-                f"{place}: {_name(key)}: YAML reads {node.value} as a number in base {base}; write a decimal number"
+                f"{place}: YAML reads {node.value} as a number in base {base}; write a decimal number"
                 f' without leading zeros, or text in quotes: "{node.value}"'
             )
         outer = (*outer, node)
         if isinstance(node, yaml.MappingNode):
             for name, value in node.value:
                 if not isinstance(name, yaml.ScalarNode):
-                    raise InputError(f"{place}: {_name(key)}: has a key that is not text; fix it")
+                    raise InputError(f"{place}: has a key that is not text; fix it")
                 self.walk(name, (*key, name.value), outer)
                 self._add((*key, name.value), name)
                 self.walk(value, (*key, name.value), outer)
@@ -146,9 +162,15 @@ class _Nodes:
         line = node.start_mark.line + 1
         if key in self.lines:
             raise InputError(
-                f"{self.where}:{line}: {_name(key)}: duplicate key; it is also on line {self.lines[key]}; remove one"
+                f"{self._place(line, key)}: duplicate key; it is also on line {self.lines[key]}; remove one"
             )
         self.lines[key] = line
+
+    def _place(self, line: int, key: Key) -> str:
+        """The key, and in a file its line."""
+        if isinstance(self.where, Path):
+            return f"{self.where}:{line}: {'.'.join(map(str, key)) or 'the file'}"
+        return ".".join([self.where, *map(str, key)])
 
 
 def _unusual_base(node: yaml.Node) -> int | None:
@@ -156,7 +178,3 @@ def _unusual_base(node: yaml.Node) -> int | None:
     if node.tag == _INTEGER and _OCTAL.fullmatch(node.value):
         return 8
     return 60 if node.tag in (_INTEGER, _FLOAT) and ":" in node.value else None
-
-
-def _name(key: Key) -> str:
-    return ".".join(map(str, key)) or "the file"

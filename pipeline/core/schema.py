@@ -183,7 +183,8 @@ def _hint(kind: str, given: Any, context: Mapping[str, Any]) -> str:
     if kind == "literal_error" and (meant := close_to(str(given), re.findall(r"'([^']*)'", context["expected"]))):
         return f"; did you mean `{meant}`?"
     if kind == "list_type" and isinstance(given, str):
-        return f"; write a list: [{', '.join(given.replace(',', ' ').split())}]"
+        items = given.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+        return f"; write a list: [{', '.join(items)}]"
     if kind == "string_type" and given is not None:
         return "; YAML reads a text as something else unless it is in quotes"
     if kind == "int_parsing" and re.fullmatch(r"\d+(,\d{3})+|\d{1,9}(\.\d+)?[eE]\+?\d{1,2}", str(given)):

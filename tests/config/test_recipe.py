@@ -53,6 +53,25 @@ def overridden(recipe: Path, *overrides: str) -> Recipe:
     return load_recipe(recipe, map(parse_override, overrides))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lm_adapt.keep_steps=[010]", r"^--set lm_adapt\.keep_steps\.0: YAML reads 010 as a number in base 8; write a decimal"),
+        ("tasks.tone={splits: {test: 1:30}}", r"^--set tasks\.tone\.splits\.test: YAML reads 1:30 as a number in base 60; "),
+        ("tasks.tone={data: a, data: b}", r"^--set tasks\.tone\.data: duplicate key"),
+        ("evaluate.metrics={a: !!binary aGk=}", r"^--set evaluate\.metrics\.a: the tag \S+ is not supported"),
+    ],
+)  # fmt: skip
+def test_ambiguous_values_in_a_list_on_the_command_line(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_override(text)
+
+
+@pytest.mark.parametrize("text", ["{premise} {hypothesis}", "010", "1:30", "[MASK", "a: b: c", "2020-13-45"])
+def test_texts_on_the_command_line_need_no_quotes(text: str) -> None:
+    assert parse_override(f"prompt_tune.init_text={text}").value == text
+
+
 def test_a_recipe_becomes_cells(recipe: Path) -> None:
     found = load_recipe(recipe)
     assert [(name, len(cells)) for name, cells in found.stages.items()] == [
@@ -97,6 +116,7 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
         ("    model: pretrain\n", "    model: pretrian\n", "small.yaml:18: stages.lm_adapt.model: pretrian is neither a stage nor a path; did you mean `pretrain`?"),
         ("    model: pretrain\n", "    model: pretrain\n    optimizer: adafctor\n", "input should be 'adafactor' or 'adamw', not 'adafctor'; did you mean `adafactor`?"),
         ("    labels: [good, bad]", "    labels: good, bad", "small.yaml:8: tasks.tone.labels: input should be a valid list, not 'good, bad'; write a list: [good, bad]"),
+        ("    labels: [good, bad]", "    labels: '[good, bad'", "small.yaml:8: tasks.tone.labels: input should be a valid list, not '[good, bad'; write a list: [good, bad]"),
         ("    labels: [good, bad]", "    labels: [good bad]", "small.yaml:8: tasks.tone.labels: has the single label `good bad`; put commas between labels: good, bad"),
         ("    model: pretrain\n", "    model: prepare\n", "small.yaml:18: stages.lm_adapt.model: needs a model, but stage `prepare` publishes tokens"),
         ("    task: tone", "    task: tune", "small.yaml:22: stages.prompt_tune.task: there is no task `tune` under `tasks:`; did you mean `tone`?"),
