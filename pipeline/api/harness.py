@@ -9,10 +9,12 @@ choice is a label. log p is that of a whole target with its EOS, as in `predict`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from t5_pipeline.api.parameters import check_at_least, check_paths, check_precision
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.errors import InputError
@@ -36,7 +38,11 @@ class HarnessLM(LM):
     """A T5, with or without a soft prompt, that answers the requests of lm-evaluation-harness."""
 
     def __init__(
-        self, model: str, prompt: str | None = None, precision: Precision = "bf16", batch_size: int = 64
+        self,
+        model: str | Path,
+        prompt: str | Path | None = None,
+        precision: Precision = "bf16",
+        batch_size: int = 64,
     ) -> None:
         """
         Args:
@@ -46,17 +52,20 @@ class HarnessLM(LM):
             batch_size: requests per batch.
 
         Raises:
-            InputError: if a file cannot be read, or the prompt was not trained on this T5.
+            InputError: if a file cannot be read, the prompt was not trained on this T5, or another parameter is wrong.
         """
+        check_paths(model=model, **({} if prompt is None else {"prompt": prompt}))
+        check_precision(precision)
+        check_at_least(1, batch_size=batch_size)
         super().__init__()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision, self.size = precision, batch_size
-        frozen = FrozenT5.find(model, "model")
-        t5 = frozen.load(model)
+        frozen = FrozenT5.find(str(model), "model")
+        t5 = frozen.load(str(model))
         self.vocabulary, self.sentinel, self.max_input_length = t5.vocabulary, t5.sentinel, MAX_INPUT_LENGTH
         self.with_prompt, answering = prompt is not None, BareT5(t5.t5)
         if prompt is not None:
-            found = Prompt.load(locate_one("prompt", prompt, "prompt"))
+            found = Prompt.load(locate_one("prompt", str(prompt), "prompt"))
             frozen.check_prompt(f"{prompt}:", found.info)
             self.sentinel, self.max_input_length = found.info.sentinel, found.info.max_input_length
             answering = PromptedT5(t5.t5, PromptBank([found.rows_PD]))

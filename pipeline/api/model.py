@@ -6,13 +6,21 @@ import contextlib
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
+from t5_pipeline.api.parameters import (
+    check_at_least,
+    check_numbers,
+    check_paths,
+    check_precision,
+    check_texts,
+    device_named,
+)
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.cli.tune import one_task, tune
 from t5_pipeline.config.stage import Precision
@@ -72,11 +80,11 @@ def load(
         device: default: the first GPU if there is one, otherwise the CPU.
 
     Raises:
-        InputError: if the model does not exist, or a prompt is damaged or of another T5.
+        InputError: if the model does not exist, a prompt is damaged or of another T5, or another parameter is wrong.
     """
-    if precision not in get_args(Precision):
-        raise InputError(f"precision: must be {' or '.join(get_args(Precision))}, not {precision!r}; choose one")
-    where = None if device is None else torch.device(device)
+    check_paths(model=model, **({} if prompts is None else {"prompts": prompts}))
+    check_precision(precision)
+    where = device_named(device)
     if prompts is None:
         t5 = FrozenT5.find(str(model), "model")
         return PromptedModel(Engine(t5, {}, precision=precision, device=where))
@@ -119,7 +127,7 @@ class PromptedModel:
         Raises:
             InputError: if a prompt is unknown or has no labels, prompts cannot vote, or an input lacks fields.
         """
-        _check_at_least(1, batch_size=batch_size)
+        check_at_least(1, batch_size=batch_size)
         questions = self._questions(inputs, prompt)
         for question in questions:
             if not self._engine.prompts[question.names[0]].task.labels:
@@ -162,8 +170,9 @@ class PromptedModel:
         Raises:
             InputError: if a prompt is unknown, prompts cannot vote, or an input lacks fields.
         """
-        _check_at_least(1, batch_size=batch_size)
-        _check_at_least(0, max_tokens=max_tokens)
+        check_at_least(1, batch_size=batch_size, beams=beams)
+        check_at_least(0, max_tokens=max_tokens, seed=seed)
+        check_numbers(temperature=temperature, top_p=top_p)
         decoding = Decoding(beams=beams, temperature=temperature, top_p=top_p, seed=seed)
         answers = self._engine.answer(
             self._questions(inputs, prompt), batch_size=batch_size, max_output_length=max_tokens, decoding=decoding
@@ -186,7 +195,8 @@ class PromptedModel:
         Raises:
             InputError: as `generate`, and if the prompt has labels.
         """
-        _check_at_least(0, max_tokens=max_tokens)
+        check_at_least(0, max_tokens=max_tokens, seed=seed)
+        check_numbers(temperature=temperature, top_p=top_p)
         (question,) = self._questions([input], prompt)
         decoding = Decoding(temperature=temperature, top_p=top_p, seed=seed)
         cut, texts = self._engine.stream(question, max_output_length=max_tokens, decoding=decoding)
@@ -194,8 +204,8 @@ class PromptedModel:
         return _in_pieces(texts)
 
     def _questions(self, inputs: Sequence[Input], prompt: Names) -> list[Question]:
-        if isinstance(inputs, (str, Mapping)):
-            raise InputError("inputs must be a list; put the single input in brackets")
+        if isinstance(inputs, (str, Mapping)) or not isinstance(inputs, Collection):
+            raise InputError("inputs: must be a list of texts or fields; put a single input in brackets")
         for i, one in enumerate(inputs):
             if not isinstance(one, (str, Mapping)):
                 raise InputError(f"inputs[{i}]: must be a text or fields, not {one!r}; pass a string or a dictionary")
@@ -212,12 +222,19 @@ class PromptedModel:
             if len(self.prompts) != 1:
                 raise InputError(f"name a prompt, one of: {', '.join(self.prompts) or 'none is loaded'}")
             return [self.prompts] * inputs
+        if not isinstance(prompt, Collection) or isinstance(prompt, Mapping):
+            raise InputError(
+                f"prompt: must be a name, or a list with one for each input, not {prompt!r:.60}; change it"
+            )
         if isinstance(prompt, str):
             return [voters(prompt, self._engine.prompts)] * inputs
         if len(prompt) != inputs:
-            raise InputError(f"{len(prompt)} prompts for {inputs} inputs; give one name, or one for each input")
-        if any(not names for names in prompt):
-            raise InputError("prompt: an input has no prompt; name at least one for each")
+            raise InputError(f"prompt: {len(prompt)} for {inputs} inputs; give one name, or one for each input")
+        for i, names in enumerate(prompt):
+            if not isinstance(names, (str, list, tuple)) or not all(isinstance(name, str) for name in names):
+                raise InputError(f"prompt[{i}]: must be a name, or a list of names, not {names!r:.60}; change it")
+            if not names:
+                raise InputError(f"prompt[{i}]: is empty, but an input needs a prompt; name at least one")
         return [voters(names, self._engine.prompts) for names in prompt]
 
     # --------------------------------------------------------------------------------------------------------- prompts
@@ -252,6 +269,9 @@ class PromptedModel:
         Raises:
             InputError: if an example or a setting is invalid, or training failed.
         """
+        check_texts(name=name, inputs=inputs, targets=targets)
+        if output_dir is not None:
+            check_paths(output_dir=output_dir)
         check_file_name(name, "name")
         if not name:
             raise InputError("name: is empty; name the prompt")
@@ -282,6 +302,8 @@ class PromptedModel:
         Raises:
             InputError: if it is damaged, or of another T5.
         """
+        check_texts(name=name)
+        check_paths(path=path)
         self._engine.add(name, locate_one("prompt", str(path), "path"))
         self._tuned.pop(name, None)
 
@@ -291,6 +313,7 @@ class PromptedModel:
         Raises:
             InputError: if the prompt is unknown or the directory exists.
         """
+        check_paths(directory=directory)
         with self._source(name) as source:
             refuse_to_replace(Path(directory), "directory")
             write_directory(Path(directory), lambda place: write_package(source, place))
@@ -308,6 +331,7 @@ class PromptedModel:
         Raises:
             InputError: if the prompt is unknown, something else is at `to`, or it cannot be written.
         """
+        check_texts(to=to)
         with self._source(name) as source:
             return push(source, to, where="to")
 
@@ -339,12 +363,6 @@ def _warn_about_cuts(answers: Sequence[Answer]) -> None:
         )
 
 
-def _check_at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"{name}: must be at least {least}, not {value}; choose another value")
-
-
 def _in_pieces(texts: Iterator[str]) -> Iterator[str]:
     """The new part of each text of one that grows."""
     pieces, text = Pieces(), ""
@@ -361,6 +379,8 @@ def _lines(examples: Sequence[Example], where: str) -> str:
     Raises:
         InputError: if there is none, or one is neither a pair nor a mapping of texts and numbers; names it.
     """
+    if not isinstance(examples, Iterable):
+        raise InputError(f"{where}: must be a list of examples, not {examples!r:.60}; change it")
     lines = [_line(row, f"{where}[{i}]") for i, row in enumerate(examples)]
     if not lines:
         raise InputError(f"{where}: is empty; give at least one example")

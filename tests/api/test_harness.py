@@ -112,3 +112,20 @@ def test_log_likelihoods_and_texts_are_those_of_the_api(world: Path) -> None:
     assert lm(world, None).loglikelihood(asked)[0][0] != pytest.approx(log_p[0])
     with pytest.raises(InputError, match="does not compute the perplexity of whole texts"):
         lm(world, None).loglikelihood_rolling([request("a")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp16"}, "precision: must be fp32 or bf16, not 'fp16'; choose one"),
+        ({"batch_size": "auto"}, "batch_size: must be an integer, not 'auto'"),
+        ({"batch_size": 0}, "batch_size: must be at least 1"),
+        ({"prompt": 5}, "prompt: must be a path, not 5"),
+        ({"model": None}, "model: must be a path, not None"),
+    ],
+)
+def test_wrong_parameters(world: Path, settings: dict[str, Any], message: str) -> None:
+    from t5_pipeline.api.harness import HarnessLM
+
+    with pytest.raises(InputError, match=f"^{message}"):
+        HarnessLM(**{"model": world / "model", **settings})

@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,11 +97,15 @@ def test_stream_gives_the_text_of_generate(t5: t5_pipeline.PromptedModel) -> Non
         (["x"], "lables", "did you mean `labels`"),
         (["x"], "free", "has no labels; use generate"),
         ([{"txt": "x"}], "labels", r"inputs\[0\]: has no field 'text'"),
-        (["x", "y"], ["labels"], "1 prompts for 2 inputs"),
-        ("x", "labels", "put the single input in brackets"),
+        (["x", "y"], ["labels"], "^prompt: 1 for 2 inputs"),
+        ("x", "labels", "^inputs: must be a list .*; put a single input in brackets"),
         (["x"], "labels+free", "different labels"),
         ([5], "labels", r"inputs\[0\]: must be a text or fields, not 5"),
-        (["x"], [[]], "an input has no prompt"),
+        (["x"], [[]], r"^prompt\[0\]: is empty, but an input needs a prompt"),
+        (["x"], 5, r"^prompt: must be a name, or .* not 5; change it"),
+        (["x"], [5], r"^prompt\[0\]: must be a name, or a list of names, not 5"),
+        (["x"], [["labels", None]], r"^prompt\[0\]: must be a name, or a list of names"),
+        (None, "labels", "^inputs: must be a list of texts or fields"),
     ],
 )
 def test_wrong_inputs(t5: t5_pipeline.PromptedModel, inputs: Any, prompt: Any, message: str) -> None:
@@ -114,11 +120,57 @@ def test_wrong_inputs(t5: t5_pipeline.PromptedModel, inputs: Any, prompt: Any, m
         ({"beams": 2, "temperature": 1.0}, "beams: cannot be combined with temperature"),
         ({"max_tokens": -1}, "max_tokens: must be at least 0, not -1"),
         ({"batch_size": 0}, "batch_size: must be at least 1, not 0"),
+        ({"batch_size": "8"}, "batch_size: must be an integer, not '8'"),
+        ({"batch_size": True}, "batch_size: must be an integer, not True"),
+        ({"beams": 1.5}, "beams: must be an integer, not 1.5"),
+        ({"max_tokens": None}, "max_tokens: must be an integer, not None"),
+        ({"seed": -1}, "seed: must be at least 0, not -1"),
+        ({"temperature": "hot"}, "temperature: must be a number, not 'hot'"),
+        ({"temperature": float("nan")}, "temperature: must be at least 0, not nan"),
+        ({"top_p": [0.9]}, "top_p: must be a number"),
     ],
 )
 def test_wrong_settings(t5: t5_pipeline.PromptedModel, settings: Any, message: str) -> None:
     with pytest.raises(t5_pipeline.InputError, match=f"^{message}"):
         t5.generate(["x"], "free", **settings)
+    if not {"batch_size", "beams"} & settings.keys():
+        with pytest.raises(t5_pipeline.InputError, match=f"^{message}"):
+            t5.stream("x", "free", **settings)
+
+
+def test_numbers_of_numpy_are_numbers(t5: t5_pipeline.PromptedModel) -> None:
+    settings: Any = {"batch_size": np.int64(2), "temperature": np.float32(0.5), "seed": np.int64(3)}
+    assert t5.generate(["x"], "free", **settings) == t5.generate(["x"], "free", temperature=0.5, seed=3)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:99", 5.0, torch.device("cuda:99")])
+def test_a_device_that_torch_does_not_have(world: Path, device: Any) -> None:
+    with pytest.raises(
+        t5_pipeline.InputError, match=r"^device: .* is not a device that torch can use here; use cpu, or"
+    ):
+        t5_pipeline.load(world / "model", device=device)
+
+
+def test_parameters_of_other_types(t5: t5_pipeline.PromptedModel, world: Path) -> None:
+    examples: Any = [("x", "y")]
+    calls: list[tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
+        ("model", t5_pipeline.load, (None,), {}),
+        ("model: is empty", t5_pipeline.load, ("",), {}),
+        ("prompts", t5_pipeline.load, (world / "model", 3), {}),
+        ("name", t5.tune, (examples,), {"name": 5}),
+        ("inputs", t5.tune, (examples,), {"name": "new", "inputs": None}),
+        ("targets", t5.tune, (examples,), {"name": "new", "targets": ["{target}"]}),
+        ("output_dir", t5.tune, (examples,), {"name": "new", "output_dir": 5}),
+        ("labels", t5.tune, (examples,), {"name": "new", "labels": "good"}),
+        ("examples", t5.tune, (None,), {"name": "new"}),
+        ("path", t5.add, ("new", None), {}),
+        ("name", t5.add, (None, world / "prompts/free"), {}),
+        ("directory", t5.save, ("free", None), {}),
+        ("to", t5.push, ("free", None), {}),
+    ]
+    for name, call_, given, named in calls:
+        with pytest.raises(t5_pipeline.InputError, match=f"^{name}"):
+            call_(*given, **named)
 
 
 def test_wrong_precision_and_output_dir(t5: t5_pipeline.PromptedModel, world: Path, tmp_path: Path) -> None:
