@@ -318,13 +318,14 @@ class Stage(Generic[C]):
             if not final:
                 working.complete(cell.directory, place)
         self.accelerator.wait_for_everyone()
-        record = OutputRecord(path=place, digest=artifact_digest(output, cell.directory / place))
-        if final:
-            cell.outputs[output] = record
-            cell.step = step
-        else:
-            assert step is not None
-            cell.steps[step] = record
+        if self.is_main:  # which writes the manifest
+            record = OutputRecord(path=place, digest=artifact_digest(output, cell.directory / place))
+            if final:
+                cell.outputs[output] = record
+                cell.step = step
+            else:
+                assert step is not None
+                cell.steps[step] = record
         of = chosen or (f"step {step:,}" if step is not None else "")
         log.info("%s: published %s%s", cell.status.cell.label, output, f" of {of}" if of else "")
 

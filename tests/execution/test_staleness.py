@@ -222,6 +222,17 @@ def test_a_started_cell_resumes(run: Run) -> None:
     assert (decision.action, decision.replaces) == ("run", run.statuses()["pretrain"].fingerprint)
 
 
+def test_a_rebuilt_output_does_not_make_dependents_stale(run: Run) -> None:
+    """As after its weights were deleted to save space: the digest is what counts."""
+    run.make_all()
+    shutil.rmtree(run.dir.path / "pretrain" / "model")
+    todo = run.todo()
+    assert todo["pretrain"] == "model/file is missing"
+    assert todo["lm_adapt"] == "depends on pretrain"
+    run.make(run.statuses()["pretrain"])
+    assert run.todo() == {}
+
+
 def test_prompts_on_one_frozen_model_form_one_job(run: Run) -> None:
     run.make_all()
     run.recipe.write_text(run.recipe.read_text().replace("steps: 5", "steps: 6"))
