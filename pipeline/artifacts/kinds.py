@@ -141,7 +141,11 @@ def solved_tasks(kind: str, path: Path) -> list[TaskConfig]:
 
 def _task_of(record: Path) -> TaskConfig:
     task = read_published(record).get("task")
-    return validate(TaskConfig, task, lambda loc: f"{record}: {'.'.join(map(str, ('task', *loc)))}")
+    return validate(
+        TaskConfig,
+        task if isinstance(task, dict) else {},
+        lambda loc: f"{record}: {'.'.join(map(str, ('task', *loc)))}",
+    )
 
 
 def kind_at(location: str) -> str | None:
