@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from t5_pipeline.config.recipe import Cell
-from t5_pipeline.config.references import named
+from t5_pipeline.config.references import InputRef, named
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.evaluation.metrics import OF_COUNTS
@@ -29,6 +29,21 @@ from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores, othe
 SPAN_CORRUPTION, SENTINEL, LM_ADAPTATION = "span corruption", "span corruption + sentinel", "LM adaptation"
 DRAWS = 2_000
 _MOST_PAIRED = 20_000  # rows; their draws take 160 MB, and more rows add little to the interval's width
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a frozen T5 is from, in names of the recipe.
+
+    Attributes:
+        name: of the T5, `stage/cell@step`; without the step if it is the last one.
+        maker: the stage or cell that made it, the same for all of its steps.
+        start: name of the T5 before LM adaptation and sentinel; its own without them.
+    """
+
+    name: str
+    maker: str
+    start: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Arm:
         scoring: answers that count; None for free text.
         trained_on: task of the training data, if it is not the one that is scored.
         other: further differences, as text.
+        lineage: of the frozen T5; None without one. Arms with equal properties have the same.
     """
 
     method: str
@@ -56,6 +72,11 @@ class Arm:
     prompt_init: str | None = None
     trained_on: str | None = None
     other: str = ""
+    lineage: Lineage | None = field(default=None, compare=False, repr=False)
+
+
+Grouping = Callable[[Iterable[Arm]], list[dict[Any, Arm]]]
+"""Arms that differ in one respect: its values → arm, a group for each setting of everything else."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +199,41 @@ def groups(arms: Iterable[Arm], *names: str) -> list[dict[Any, Arm]]:
     return [group for group in found.values() if len(group) > 1]
 
 
+def by_length(arms: Iterable[Arm]) -> list[dict[Any, Arm]]:
+    """Arms that differ only in the length of their prompts."""
+    return groups(arms, "prompt_length")
+
+
+def by_initializer(arms: Iterable[Arm]) -> list[dict[Any, Arm]]:
+    """Arms that differ only in the initializer of their prompts."""
+    return groups(arms, "prompt_init")
+
+
+def by_pretraining(arms: Iterable[Arm]) -> list[dict[Any, Arm]]:
+    """Arms that differ only in the pretraining of their T5: (pretraining, share) → arm.
+
+    Each LM adaptation has a group of its own: its steps, and the T5s that it started from. Several adaptations of one
+    T5 share the latter.
+    """
+    found = []
+    for group in groups(arms, "pretraining", "share", "t5"):
+        families: dict[str, list[Arm]] = {}
+        for arm in group.values():
+            if arm.lineage is not None:
+                families.setdefault(arm.lineage.start, []).append(arm)
+        for family in families.values():
+            makers = {adaptation(arm): None for arm in family if adaptation(arm)} or [None]
+            for maker in makers:
+                members = [arm for arm in family if adaptation(arm) in (None, maker)]
+                found.append({(arm.pretraining, arm.share): arm for arm in members})
+    return [group for group in found if len(group) > 1]
+
+
+def adaptation(arm: Arm) -> str | None:
+    """The stage or cell that adapted an arm's T5; None without LM adaptation."""
+    return arm.lineage.maker if arm.lineage is not None and arm.pretraining == LM_ADAPTATION else None
+
+
 def usual_prompts(arms: Iterable[Arm], shifted: bool = False) -> list[Arm]:
     """Prompt-tuned arms with the length and initializer that most of them have: the center of a star of experiments.
 
@@ -213,29 +269,44 @@ def _arm(row: Score, bases: Mapping[str, Arm]) -> Arm:
 
 
 def _bases(run: Run) -> dict[str, Arm]:
-    """Pretraining and size of each frozen T5, by its name in the scores."""
+    """Pretraining and size of each frozen T5, by its name in the scores; `t5` is set if several T5s share them."""
     found = {model: _base(run, model) for model in dict.fromkeys(row.model for row in run.scores) if model}
-    makers = {model: str(replace(named(model, run.recipe.stages), step=None)) for model in found}
-    # Of several makers, such as two cells of a stage, all steps keep their name: their curves do not mix.
-    shared = Counter(arm for _, arm in {(makers[model], arm) for model, arm in found.items()})
-    unclear = {makers[model] for model, arm in found.items() if shared[arm] > 1}
-    found = {m: replace(arm, t5=makers[m]) if makers[m] in unclear else arm for m, arm in found.items()}
-    # The last step of a stage has two names.
-    names = {model: makers[model] if arm.share == 1 else model for model, arm in found.items()}
-    alike = Counter(arm for _, arm in {(names[model], arm) for model, arm in found.items()})
-    return {model: replace(arm, t5=names[model]) if alike[arm] > 1 else arm for model, arm in found.items()}
+    alike: dict[Arm, set[Lineage | None]] = {}
+    for arm in found.values():
+        alike.setdefault(arm, set()).add(arm.lineage)
+    return {
+        model: replace(arm, t5=arm.lineage.name) if arm.lineage and len(alike[arm]) > 1 else arm
+        for model, arm in found.items()
+    }
 
 
 def _base(run: Run, model: str) -> Arm:
     ref = named(model, run.recipe.stages)
     size, maker = run.models.get(model), run.recipe.maker(ref)
     parameters, kind = size.parameters if size else None, maker.settings.kind if maker else ""
+    lineage = Lineage(_name(run, ref), str(replace(ref, step=None)), _start(run, ref))
+    arm = Arm("", parameters=parameters, lineage=lineage)
     if maker is not None and kind == "lm_adapt":
-        return Arm("", LM_ADAPTATION, _share(maker, ref.step), parameters)
-    starts = [cell.inputs.get("model") for cell in run.recipe.cells() if cell.settings.kind == "lm_adapt"]
-    if model in map(str, starts):
-        return Arm("", SPAN_CORRUPTION, 0.0, parameters)
-    return Arm("", {"sentinel": SENTINEL, "span_corrupt": SPAN_CORRUPTION}.get(kind), None, parameters)
+        return replace(arm, pretraining=LM_ADAPTATION, share=_share(maker, ref.step))
+    if kind == "sentinel":
+        return replace(arm, pretraining=SENTINEL)
+    adapted = [cell.inputs.get("model") for cell in run.recipe.cells() if cell.settings.kind == "lm_adapt"]
+    if lineage.name in {_start(run, start) for start in adapted if start}:
+        return replace(arm, pretraining=SPAN_CORRUPTION, share=0.0)
+    return replace(arm, pretraining=SPAN_CORRUPTION if kind == "span_corrupt" else None)
+
+
+def _name(run: Run, ref: InputRef) -> str:
+    """The name of a T5: the last step of a stage has two."""
+    maker = run.recipe.maker(ref)
+    last = maker is not None and isinstance(maker.settings, TrainingConfig) and ref.step == maker.settings.steps
+    return str(replace(ref, step=None) if last else ref)
+
+
+def _start(run: Run, ref: InputRef) -> str:
+    maker = run.recipe.maker(ref)
+    changed = maker.inputs.get("model") if maker and maker.settings.kind in ("lm_adapt", "sentinel") else None
+    return _name(run, ref) if changed is None else _start(run, changed)
 
 
 def _share(cell: Cell, step: int | None) -> float:

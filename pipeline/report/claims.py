@@ -1,7 +1,8 @@
 """The paper's findings as contrasts of scores, and verdicts on them by one fixed rule.
 
 A contrast is a weighted sum of the mean scores of arms, positive if the finding holds: `{20 tokens: 1, 1 token: -1}`.
-A finding is judged by the mean of its contrasts over all tasks and arms of a run that have what it needs.
+A finding is judged by the mean of its contrasts over all tasks and arms of a run that have what it needs. Each LM
+adaptation is compared with the span corruption that it started from.
 The interval is a percentile bootstrap over seeds and test rows (`Scored.drawn`). The verdict follows from the 95%
 interval: above 0, below 0, or neither.
 
@@ -10,6 +11,7 @@ Source: Lester et al. 2021, Figures 1, 3 and 4, Tables 1 and 3; Efron & Tibshira
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +24,11 @@ from t5_pipeline.report.arms import (
     SENTINEL,
     SPAN_CORRUPTION,
     Arm,
+    Grouping,
     Scored,
+    by_initializer,
+    by_length,
+    by_pretraining,
     groups,
     own,
     usual_prompts,
@@ -128,11 +134,11 @@ def verdict(low: float, high: float, seeds: int) -> Verdict:
 # --------------------------------------------------------------------------------------------------------- contrasts
 
 
-def _more(name: str, better: object, worse: object) -> Callable[[Sequence[Arm]], Iterator[Contrast]]:
-    """Contrasts of two values of a property of prompts."""
+def _more(grouping: Grouping, better: object, worse: object) -> Callable[[Sequence[Arm]], Iterator[Contrast]]:
+    """Contrasts of two values of one property."""
 
     def of(arms: Sequence[Arm]) -> Iterator[Contrast]:
-        for group in groups(own(arms), *name.split()):
+        for group in grouping(own(arms)):
             if better in group and worse in group:
                 yield {group[better]: 1.0, group[worse]: -1.0}
 
@@ -140,7 +146,7 @@ def _more(name: str, better: object, worse: object) -> Callable[[Sequence[Arm]],
 
 
 def _plateau(arms: Sequence[Arm]) -> Iterator[Contrast]:
-    for group in groups(own(arms), "prompt_length"):
+    for group in by_length(own(arms)):
         longest = max(length or 0 for length in group)
         if ONE in group and LONG in group and longest > LONG:
             yield {group[LONG]: 2.0, group[ONE]: -1.0, group[longest]: -1.0}
@@ -168,31 +174,33 @@ def _fits(other: Arm, prompt: Arm) -> bool:
 
 
 def _narrower(arms: Sequence[Arm]) -> Iterator[Contrast]:
-    for prompts in groups(usual_prompts(arms), "parameters"):
-        for models in groups(own(arms, "model tuning"), "parameters"):
-            sizes = sorted(n for n in prompts if n and n in models)
-            if len(sizes) > 1 and without_prompt(prompts[sizes[0]]) == without_prompt(models[sizes[0]]):
-                small, large = sizes[0], sizes[-1]
-                yield {prompts[large]: 1.0, models[large]: -1.0, prompts[small]: -1.0, models[small]: 1.0}
+    """Contrasts of each two T5s of the smallest and of the largest size."""
+    for prompts in groups(usual_prompts(arms), "parameters", "t5"):
+        for models in groups(own(arms, "model tuning"), "parameters", "t5"):
+            t5s = [t5 for t5 in prompts if t5 in models and without_prompt(prompts[t5]) == without_prompt(models[t5])]
+            sizes = sorted({size for size, _ in t5s if size})
+            for small, large in itertools.product(t5s, t5s):
+                if len(sizes) > 1 and (small[0], large[0]) == (sizes[0], sizes[-1]):
+                    yield {prompts[large]: 1.0, models[large]: -1.0, prompts[small]: -1.0, models[small]: 1.0}
 
 
 CLAIMS = (
     Claim("length", "A prompt of 20 tokens is better than one of a single token.", "Figure 3(a)",
-          "20 tokens − 1 token", _more("prompt_length", LONG, ONE)),
+          "20 tokens − 1 token", _more(by_length, LONG, ONE)),
     Claim("plateau", "Prompts longer than 20 tokens gain less than the first 20 do.", "Figure 3(a)",
           "(20 tokens − 1) − (longest − 20)", _plateau),
     Claim("vocabulary", "Initializing from the vocabulary is better than random rows.", "Figure 3(b)",
-          "vocabulary − random", _more("prompt_init", "vocabulary", "uniform")),
+          "vocabulary − random", _more(by_initializer, "vocabulary", "uniform")),
     Claim("labels", "Initializing from the labels is better than random rows.", "Figure 3(b)",
-          "class labels − random", _more("prompt_init", "class_labels", "uniform")),
+          "class labels − random", _more(by_initializer, "class_labels", "uniform")),
     Claim("adaptation", "An LM-adapted T5 is a better base than one of span corruption.", "Figure 3(c)",
           "LM adaptation − span corruption",
-          _more("pretraining share", (LM_ADAPTATION, 1.0), (SPAN_CORRUPTION, 0.0))),
+          _more(by_pretraining, (LM_ADAPTATION, 1.0), (SPAN_CORRUPTION, 0.0))),
     Claim("sentinel", "A sentinel in the targets does not replace LM adaptation.", "Figure 3(c)",
           "LM adaptation − span corruption + sentinel",
-          _more("pretraining share", (LM_ADAPTATION, 1.0), (SENTINEL, None))),
+          _more(by_pretraining, (LM_ADAPTATION, 1.0), (SENTINEL, None))),
     Claim("steps", "More LM adaptation is better: all of it beats a tenth.", "Figure 3(d)",
-          "100% − 10% of the steps", _more("pretraining share", (LM_ADAPTATION, 1.0), (LM_ADAPTATION, 0.1))),
+          "100% − 10% of the steps", _more(by_pretraining, (LM_ADAPTATION, 1.0), (LM_ADAPTATION, 0.1))),
     Claim("model-tuning", "Small T5s need model tuning: prompts are behind.", "Figure 1",
           "model tuning − prompt tuning", _against("model tuning", -1.0)),
     Claim("size", "Larger T5s narrow the gap between prompts and model tuning.", "Figure 1",

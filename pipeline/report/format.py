@@ -69,6 +69,15 @@ def times_100(value: float) -> str:
     return f"{100 * value:z.1f}".replace("-", MINUS)
 
 
+def decimal(value: float, digits: int = 1) -> str:
+    """A number with a fixed number of decimals, never a negative zero.
+
+    >>> decimal(62.34), decimal(-0.004, 2), decimal(-0.005, 3)
+    ('62.3', '0.00', '−0.005')
+    """
+    return f"{value:z.{digits}f}".replace("-", MINUS)
+
+
 def points(difference: float) -> str:
     """A difference of fractions in percentage points, with its sign.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,76 @@ def test_t5s_that_differ_in_something_else_are_arms_of_their_own(finished: RunBu
     [task] = arms(finished, [*rows(0.5, model="a"), *rows(0.6, model="b"), *rows(0.7), *rows(0.7, model="lm_adapt@40")])
     assert sorted(arm.t5 or "" for arm in task.by_arm) == ["", "a", "b"]
     assert not findings([task])
+
+
+SEVERAL = RECIPE.replace(
+    "  sentinel: {model: span_corrupt}\n",
+    "  sentinel: {model: span_corrupt}\n"
+    "  lm_long: {uses: lm_adapt, model: span_corrupt@40, tokens: prepare, segment_length: 64, steps: 400}\n"
+    "  lm_more: {uses: lm_adapt, model: lm_adapt, tokens: prepare, segment_length: 64, steps: 10}\n"
+    "  other:\n"
+    "    uses: span_corrupt\n"
+    "    init: {d_model: 8, d_kv: 4, d_ff: 16, num_layers: 2, num_decoder_layers: 2, num_heads: 2}\n"
+    "    tokens: prepare\n"
+    "    input_length: 64\n"
+    "    steps: 40\n"
+    "  lm_other: {uses: lm_adapt, model: other, tokens: prepare, segment_length: 64, steps: 40}\n",
+)
+
+
+@pytest.fixture
+def several(builders: type[RunBuilder], tmp_path: Path) -> RunBuilder:
+    """A run with several LM adaptations of T5s of one size."""
+    return builders(tmp_path / "several", SEVERAL).all()
+
+
+def of_models(**scores: float) -> list[dict[str, Any]]:
+    """Three seeds with the same score on each T5; `_at_` in a name is an @."""
+    return [row for name, score in scores.items() for row in rows(*[score] * 3, model=name.replace("_at_", "@"))]
+
+
+def test_each_adaptation_is_judged_against_its_own_start(several: RunBuilder) -> None:
+    scores = of_models(span_corrupt=0.5, sentinel=0.6, lm_adapt=0.7, lm_long=0.8, lm_more=0.9, other=0.2, lm_other=0.6)
+    found = {name: finding.difference for name, finding in judged(several, scores).items()}
+    assert found == pytest.approx({"adaptation": (0.2 + 0.3 + 0.4 + 0.4) / 4, "sentinel": (0.1 + 0.2 + 0.3) / 3})
+
+
+def test_a_tenth_of_an_adaptation_is_compared_with_its_own_end(several: RunBuilder) -> None:
+    scores = of_models(lm_adapt_at_4=0.5, lm_adapt=0.6, lm_long_at_40=0.5, lm_long=0.8)
+    assert judged(several, scores)["steps"].difference == pytest.approx((0.1 + 0.3) / 2)
+
+
+def test_charts_name_the_adaptation_if_there_are_several(several: RunBuilder) -> None:
+    def html(scores: list[dict[str, Any]]) -> str:
+        section = experiments_section(arms(several, scores))
+        assert section is not None
+        return str(section.markup)
+
+    one = of_models(span_corrupt=0.5, lm_adapt_at_20=0.6, lm_adapt=0.7)
+    two = html([*one, *of_models(lm_long=0.8)])
+    assert "lm_adapt: 0%: 50.0; 50%: 60.0; 100%: 70.0. lm_long: 0%: 50.0; 100%: 80.0." in two
+    assert {">lm_adapt</text>", ">lm_long</text>"} <= set(re.findall(r">\w+</text>", two))
+    alone = html(one)
+    assert "LM adaptation, scores of prompts. 0%: 50.0; 50%: 60.0; 100%: 70.0." in alone
+    assert ">lm_adapt</text>" not in alone
+    assert "frozen T5" not in alone
+    lengths = [*rows(0.5, prompt_length=1), *rows(0.6)]
+    assert "frozen T5" not in html(lengths)
+    assert "Figure 3(a)); frozen T5: lm_adapt</figcaption>" in html([*lengths, *of_models(lm_long=0.8)])
+
+
+def test_gaps_to_model_tuning_are_those_of_all_t5s_of_a_size(finished: RunBuilder) -> None:
+    scores = [
+        row
+        for model, (prompts, tuned) in {"small": (0.5, 0.8), "a": (0.7, 0.9), "b": (0.8, 0.9)}.items()
+        for row in (*rows(*[prompts] * 3, model=model), *rows(*[tuned] * 3, model=model, method="model tuning"))
+    ]
+    tasks = arms(finished, scores, small=10, a=99, b=99)
+    assert {f.claim.name: f.difference for f in findings(tasks)}["size"] == pytest.approx(0.3 - (0.2 + 0.1) / 2)
+    section = experiments_section(tasks)
+    assert section is not None
+    assert "prompt tuning 50.0 to 75.0; model tuning 80.0 to 90.0." in str(section.markup)
+    assert "mean over T5s of the same size" in str(section.markup)
 
 
 def test_the_usual_prompt_is_the_longest_of_equally_frequent_ones(finished: RunBuilder) -> None:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from t5_pipeline.report import format as fmt
-from t5_pipeline.report.arms import LM_ADAPTATION, SENTINEL, SPAN_CORRUPTION, Arm, Scored, groups, own
+from t5_pipeline.report.arms import (
+    LM_ADAPTATION,
+    SENTINEL,
+    SPAN_CORRUPTION,
+    Arm,
+    Grouping,
+    Scored,
+    adaptation,
+    by_initializer,
+    by_length,
+    by_pretraining,
+    groups,
+    own,
+)
 from t5_pipeline.report.claims import RULE, Finding, not_resampled
 from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.layout import Section, figure, plots, section
@@ -66,24 +79,43 @@ def _narrow(tasks: Sequence[str]) -> str:
     )
 
 
+def _frozen(arm: Arm) -> str | None:
+    return arm.lineage.name if arm.lineage is not None else None
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A property that varies while all others stay equal.
 
     Attributes:
-        names: attributes of `Arm` that vary together.
         order: position of a value on the axis; None leaves an arm out.
         text: a value as text.
         label: of the axis; empty if the values are names.
+        t5: name of the T5 on which it is made, of which a run may have several.
     """
 
     title: str
     source: str
-    names: tuple[str, ...]
+    grouping: Grouping
     order: Callable[[Any], float | None]
     text: Callable[[Any], str]
     log: bool = False
     label: str = ""
+    t5: Callable[[Arm], str | None] = _frozen
+
+    def series(self, tasks: Sequence[Scored]) -> dict[str, list[tuple[Scored, dict[Any, Arm]]]]:
+        """By T5, for each task the largest group of arms that the chart can show."""
+        found: dict[str, list[tuple[Scored, dict[Any, Arm]]]] = {}
+        for task in tasks:
+            largest: dict[str, dict[Any, Arm]] = {}
+            for group in self.grouping(own(task.by_arm)):
+                shown = {v: arm for v, arm in group.items() if v is not None and self.order(v) is not None}
+                name = next((name for arm in shown.values() if (name := self.t5(arm))), "")
+                if len(shown) > max(1, len(largest.get(name, ()))):
+                    largest[name] = shown
+            for name, group in largest.items():
+                found.setdefault(name, []).append((task, group))
+        return found
 
 
 def _place(names: Sequence[str]) -> Callable[[Any], float | None]:
@@ -92,19 +124,19 @@ def _place(names: Sequence[str]) -> Callable[[Any], float | None]:
 
 _INITIALIZERS = ("uniform", "vocabulary", "class_labels")
 EXPERIMENTS = (
-    Experiment("Prompt length", "Figure 3(a)", ("prompt_length",), float, fmt.count, log=True, label="Tokens"),
+    Experiment("Prompt length", "Figure 3(a)", by_length, float, fmt.count, log=True, label="Tokens"),
     Experiment(
-        "Initialization", "Figure 3(b)", ("prompt_init",), _place(_INITIALIZERS), lambda value: value.replace("_", " ")
+        "Initialization", "Figure 3(b)", by_initializer, _place(_INITIALIZERS), lambda value: value.replace("_", " ")
     ),
     Experiment(
-        "Pretraining", "Figure 3(c)", ("pretraining", "share"),
+        "Pretraining", "Figure 3(c)", by_pretraining,
         lambda value: {(SPAN_CORRUPTION, 0.0): 0.0, (SENTINEL, None): 1.0, (LM_ADAPTATION, 1.0): 2.0}.get(value),
-        lambda value: {SENTINEL: "+ sentinel"}.get(value[0], value[0]),
+        lambda value: {SENTINEL: "+ sentinel"}.get(value[0], value[0]), t5=adaptation,
     ),
     Experiment(
-        "LM adaptation", "Figure 3(d)", ("pretraining", "share"),
+        "LM adaptation", "Figure 3(d)", by_pretraining,
         lambda value: None if value[1] is None else 100 * value[1], lambda value: f"{100 * value[1]:.0f}%",
-        label="Share of its steps",
+        label="Share of its steps", t5=adaptation,
     ),
 )  # fmt: skip
 
@@ -126,69 +158,75 @@ def experiments_section(tasks: Sequence[Scored]) -> Section | None:
 
 
 def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | None:
-    found: list[tuple[Scored, dict[Any, Arm]]] = []
-    for task in tasks:
-        several = [_placed(experiment, group) for group in groups(own(task.by_arm), *experiment.names)]
-        several = [group for group in several if len(group) > 1]
-        if several:
-            found.append((task, max(several, key=len)))
-    if not found:
+    """A line for each T5, or with a single T5 also one for each task."""
+    lines: list[Line] = []
+    ticks: dict[float, str] = {}
+    described = []
+    drawn = experiment.series(tasks)
+    for number, (t5, found) in enumerate(drawn.items()):
+        values = set.intersection(*[set(group) for _, group in found])
+        if len(values) < 2:
+            continue
+        places = {experiment.order(value) or 0.0: value for value in values}
+        at = sorted(places)
+        ticks |= {place: experiment.text(places[place]) for place in at}
+        means, errors = _means([[(task, group[places[place]]) for task, group in found] for place in at])
+        label = t5 if len(drawn) > 1 else ""
+        if experiment.label:
+            lines.append(Line(at, means, number, errors, label=label, dots=True))
+        else:  # names have no order: points without a line between them, those of several T5s side by side
+            beside = [place + 0.08 * number for place in at]
+            points = [Line([x], [m], number, [e], dots=True) for x, m, e in zip(beside, means, errors, strict=True)]
+            lines += [*points[:-1], replace(points[-1], label=label)]
+        if len(found) > 1 and len(drawn) == 1:
+            each = {task.task.task: [100 * task.mean(group[places[place]]) for place in at] for task, group in found}
+            lines += [Line(at, y, None, light=True, label=name) for name, y in each.items()]
+        told = "; ".join(f"{ticks[place]}: {fmt.decimal(mean)}" for place, mean in zip(at, means, strict=True))
+        described.append(f"{label}: {told}" if label else told)
+    if not lines:
         return None
-    values = {value for _, group in found for value in group}
-    common = sorted((v for v in values if all(v in g for _, g in found)), key=lambda v: experiment.order(v) or 0.0)
-    if len(common) < 2:
-        return None
-    places = [experiment.order(value) or 0.0 for value in common]
-    arms = [[(task, group[value]) for task, group in found] for value in common]
     name = f"experiment-{experiment.title.lower().replace(' ', '-')}"
-    ticks = {place: experiment.text(value) for place, value in zip(places, common, strict=True)}
-    x = Axis(experiment.label, log=experiment.log, ticks=places, text=lambda place: ticks.get(place, ""))
-    means, errors = _means(arms)
-    if experiment.label:
-        lines = [Line(places, means, 0, errors, dots=True)]
-    else:  # names have no order: points without a line between them
-        lines = [Line([p], [m], 0, [e], dots=True) for p, m, e in zip(places, means, errors, strict=True)]
-    if len(found) > 1:
-        each = [[100 * task.mean(group[value]) for value in common] for task, group in found]
-        lines += [
-            Line(places, y, None, light=True, label=task.task.task) for y, (task, _) in zip(each, found, strict=True)
-        ]
-    described = "; ".join(f"{ticks[p]}: {m:z.1f}" for p, m in zip(places, means, strict=True))
-    plot = chart(lines, x, Axis("Score × 100"), name, f"Scores of prompts by {experiment.title.lower()}: {described}.")
-    return figure(plot, f"{experiment.title} (the paper's {experiment.source})")
-
-
-def _placed(experiment: Experiment, group: dict[Any, Arm]) -> dict[Any, Arm]:
-    return {value: arm for value, arm in group.items() if value is not None and experiment.order(value) is not None}
+    x = Axis(experiment.label, log=experiment.log, ticks=sorted(ticks), text=lambda place: ticks.get(place, ""))
+    plot = chart(lines, x, Axis("Score × 100"), name, f"{experiment.title}, scores of prompts. {'. '.join(described)}.")
+    several = {name for task in tasks for arm in own(task.by_arm) if (name := experiment.t5(arm))}
+    on = f"; frozen T5: {next(iter(drawn))}" if len(drawn) == 1 and len(several) > 1 else ""
+    return figure(plot, f"{experiment.title} (the paper's {experiment.source}){on}")
 
 
 def _sizes(tasks: Sequence[Scored]) -> Markup | None:
     """Prompt tuning and model tuning by the size of the T5, averaged over the tasks that have all sizes."""
     lines = []
+    several = False
     for number, method in enumerate(_METHODS):
-        found = []
+        found: list[tuple[Scored, dict[int, list[Arm]]]] = []
         for task in tasks:
             adapted = [arm for arm in own(task.by_arm, method) if arm.share in (1.0, None)]
-            several = [_known(group) for group in groups(adapted, "parameters")]
-            if several := [group for group in several if len(group) > 1]:
-                found.append((task, max(several, key=len)))
+            by_size = max((_by_size(group) for group in groups(adapted, "parameters", "t5")), key=len, default={})
+            if len(by_size) > 1:
+                found.append((task, by_size))
         if not found:
             continue
-        sizes = sorted(set.intersection(*[set(group) for _, group in found]))
+        sizes = sorted(set.intersection(*[set(by_size) for _, by_size in found]))
         if len(sizes) > 1:
-            means, errors = _means([[(task, group[size]) for task, group in found] for size in sizes])
+            several |= any(len(by_size[size]) > 1 for _, by_size in found for size in sizes)
+            means, errors = _means([[(task, arm) for task, of in found for arm in of[size]] for size in sizes])
             lines.append(Line(sizes, means, number, errors, label=method, dots=True))
     if not lines:
         return None
     ticks = sorted({size for line in lines for size in line.x})
     x = Axis("Parameters of the T5", log=True, ticks=ticks, text=fmt.approximate)
-    described = "; ".join(f"{line.label} {line.y[0]:z.1f} to {line.y[-1]:z.1f}" for line in lines)
+    described = "; ".join(f"{line.label} {fmt.decimal(line.y[0])} to {fmt.decimal(line.y[-1])}" for line in lines)
     plot = chart(lines, x, Axis("Score × 100"), "experiment-size", f"Scores by the size of the T5: {described}.")
-    return figure(plot, "Size of the T5 (the paper's Figure 1)")
+    averaged = "; mean over T5s of the same size" if several else ""
+    return figure(plot, f"Size of the T5 (the paper's Figure 1){averaged}")
 
 
-def _known(group: dict[Any, Arm]) -> dict[Any, Arm]:
-    return {size: arm for size, arm in group.items() if size is not None}
+def _by_size(group: dict[Any, Arm]) -> dict[int, list[Arm]]:
+    found: dict[int, list[Arm]] = {}
+    for (size, _), arm in group.items():
+        if size is not None:
+            found.setdefault(size, []).append(arm)
+    return found
 
 
 def _means(arms: Sequence[Sequence[tuple[Scored, Arm]]]) -> tuple[list[float], list[tuple[float, float]]]:
