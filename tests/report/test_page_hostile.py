@@ -48,7 +48,8 @@ def hostile(value: Any, payload: str, name: str = "") -> Any:
     if isinstance(value, Path):
         return Path(str(value) + payload.replace("\x00", ""))
     if isinstance(value, dict):
-        return {inside(key): inside(item) for key, item in value.items()}
+        # The program itself names the inputs of a cell.
+        return {key if name == "inputs" else inside(key): inside(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(inside(item) for item in value)
     if isinstance(value, BaseModel):
