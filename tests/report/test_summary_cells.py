@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from t5_pipeline.report.arms import scored
+from t5_pipeline.report.arms import adaptation, own, scored
 from t5_pipeline.report.claims import findings
 from t5_pipeline.report.collect import Run, collect
 from t5_pipeline.report.page import render
@@ -90,11 +90,12 @@ def test_each_t5_has_lines_of_its_own(cells: RunBuilder) -> None:
 def test_findings_contrast_steps_of_one_cell(cells: RunBuilder) -> None:
     run = read(cells)
     [task] = scored(run, summarize(run))
-    assert {(arm.t5, arm.share): round(task.mean(arm), 9) for arm in task.by_arm if arm.method == "prompt tuning"} == {
+    means = {(adaptation(arm), arm.share): round(task.mean(arm), 9) for arm in own(task.by_arm)}
+    assert means == {
         (PREFIX, 1.0): 0.6, (PREFIX, 0.1): 0.3, (LM, 1.0): 0.8, (LM, 0.1): 0.5, (None, 0.0): 0.2,
     }  # fmt: skip
     found = {finding.claim.name: finding.difference for finding in findings([task])}
-    assert found == pytest.approx({"steps": 0.3, "ensemble": 0.05})
+    assert found == pytest.approx({"adaptation": 0.5, "steps": 0.3, "ensemble": 0.05})
 
 
 def test_the_page_tells_them_apart(cells: RunBuilder) -> None:
