@@ -19,7 +19,15 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.metrics import Scores, confusion, illegal_share, right, score, task_average
+from t5_pipeline.evaluation.metrics import (
+    Scores,
+    bootstrap_errors,
+    confusion,
+    illegal_share,
+    right,
+    score,
+    task_average,
+)
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
@@ -108,9 +116,10 @@ class HeldOut:
         """The entries of a row of scores.json that follow from the answers: metrics, confusion, texts."""
         labels, targets, is_right = self.task.labels, self.rows.target_texts, self.right(texts)
         scores = self.score(texts)
+        drawn = bootstrap_errors(self.task.metrics, texts, targets, answers=self.rows.answers)
         return {
             "metrics": scores.metrics,
-            "standard_errors": scores.standard_errors,
+            "standard_errors": {**scores.standard_errors, **drawn},
             "scoring": None,
             "by_scoring": None,
             "illegal": None,

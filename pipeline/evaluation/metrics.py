@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.data_prep.tasks.config import METRICS
-from t5_pipeline.evaluation.text_metrics import OF_TEXTS
+from t5_pipeline.evaluation.text_metrics import OF_CORPUS, OF_TEXTS, OfDrawnRows, of_drawn_rows
 
 Texts = Sequence[str]
 # Free-text tasks may have several acceptable answers per row: the best one counts.
 Answers = Sequence[str | Sequence[str]]
 Counts = NDArray[Any]
 Values = NDArray[np.float64]
+
+DRAWS = 1_000
+"""Bootstrap draws of the standard error of a correlation, BLEU or chrF."""
 
 
 def accuracy(predictions: Texts, targets: Texts) -> float:
@@ -192,7 +195,7 @@ def pearson(predictions: Texts, targets: Texts) -> float:
 
 def spearman(predictions: Texts, targets: Texts) -> float:
     """Rank correlation of the texts as numbers; equal numbers share the mean of their ranks."""
-    return _correlation(_ranks(_numbers(predictions)), _ranks(_numbers(targets)))
+    return _rank_correlation(_numbers(predictions), _numbers(targets))
 
 
 _COMPUTE: dict[str, Callable[..., float | list[float]]] = {
@@ -216,7 +219,7 @@ class Scores:
 
     Attributes:
         standard_errors: of the metrics that are means over rows or groups. Those of shares of rows and of metrics of
-            the confusion matrix follow from these; that of a correlation, BLEU or chrF is not known.
+            the confusion matrix follow from these; `bootstrap_errors` estimates those of correlations, BLEU and chrF.
     """
 
     metrics: dict[str, float]
@@ -259,6 +262,37 @@ def score(
     each = {name: values for name in names if isinstance(values := found[name], list)}
     metrics = {name: _mean(value) if isinstance(value := found[name], list) else value for name in names}
     return Scores(metrics, {name: _standard_error(values) for name, values in each.items() if len(values) > 1})
+
+
+def bootstrap_errors(
+    names: Sequence[str], predictions: Texts, targets: Texts, *, answers: Sequence[Texts] | None = None
+) -> dict[str, float]:
+    """Standard errors over rows of the named correlations, BLEU and chrF: their standard deviation over `DRAWS` draws.
+
+    Args:
+        answers: as for `score`.
+
+    Source: Efron & Tibshirani 1993, ch. 6.
+    """
+    rows, references = len(predictions), answers or [[target] for target in targets]
+    of_drawn: dict[str, OfDrawnRows] = {
+        name: _of_drawn_numbers(_OF_NUMBERS[name], predictions, targets) for name in names if name in _OF_NUMBERS
+    }
+    of_drawn |= {name: of_drawn_rows(name, predictions, references) for name in names if name in OF_CORPUS}
+    if not of_drawn or rows < 2:
+        return {}
+    generator = np.random.default_rng(0)
+    values: dict[str, list[float]] = {name: [] for name in of_drawn}
+    for _ in range(DRAWS):
+        drawn_T = generator.integers(rows, size=rows)
+        for name, metric in of_drawn.items():
+            values[name].append(metric(drawn_T))
+    return {name: float(np.std(of_draws, ddof=1)) for name, of_draws in values.items()}
+
+
+def _of_drawn_numbers(metric: Callable[[Values, Values], float], predictions: Texts, targets: Texts) -> OfDrawnRows:
+    x, y = (_numbers(list(map(normal_form, texts))) for texts in (predictions, targets))
+    return lambda drawn_T: metric(x[drawn_T], y[drawn_T])
 
 
 def right(
@@ -348,3 +382,10 @@ def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
         return 0.0
     x, y = (side / np.abs(side).max() for side in (x - _mean(x), y - _mean(y)))
     return float(np.clip(x @ y / (np.sqrt(x @ x) * np.sqrt(y @ y)), -1, 1))
+
+
+def _rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    return _correlation(_ranks(x), _ranks(y))
+
+
+_OF_NUMBERS = {"pearson": _correlation, "spearman": _rank_correlation}

@@ -14,9 +14,16 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from t5_pipeline.core.errors import InputError
 
 References = Sequence[Sequence[str]]
+OfDrawnRows = Callable[[NDArray[np.int64]], float]
+"""Numbers of the drawn rows [rows] → the metric of these rows."""
+OF_CORPUS = {"bleu": "BLEU", "chrf": "CHRF"}
+"""Metrics that are not means over rows, and their classes in sacrebleu."""
 _PACKAGES = {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}
 
 
@@ -49,6 +56,18 @@ def chrf(predictions: Sequence[str], references: References) -> float:
     return _corpus(corpus_chrf, predictions, references)
 
 
+def of_drawn_rows(name: str, predictions: Sequence[str], references: References) -> OfDrawnRows:
+    """A metric of `OF_CORPUS` as a function of drawn rows.
+
+    It adds up statistics of each row. So does sacrebleu's bootstrap, which needs memory for all draws at once.
+    """
+    import sacrebleu
+
+    metric = getattr(sacrebleu, OF_CORPUS[name])()
+    statistics = np.array(metric._extract_corpus_statistics(list(predictions), _streams(references)), np.float64)
+    return lambda drawn: float(metric._compute_score_from_stats(statistics[drawn].sum(axis=0)).score) / 100
+
+
 OF_TEXTS: dict[str, Callable[[Sequence[str], References], float | list[float]]] = {
     **{kind: partial(rouge, kind) for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")},
     "bleu": bleu,
@@ -74,7 +93,10 @@ def _sentences(text: str) -> str:
 
 
 def _corpus(score: Callable, predictions: Sequence[str], references: References) -> float:
-    # One stream for the first references of all rows, one for the second, …; None where a row has fewer.
-    streams = [list(stream) for stream in itertools.zip_longest(*references)]
     # sacrebleu can exceed 100 by rounding.
-    return min(1.0, float(score(list(predictions), streams).score) / 100) if predictions else 0.0
+    return min(1.0, float(score(list(predictions), _streams(references)).score) / 100) if predictions else 0.0
+
+
+def _streams(references: References) -> list[list[str | None]]:
+    """A stream for the first references of all rows, one for the second, …; None where a row has fewer."""
+    return [list(stream) for stream in itertools.zip_longest(*references)]

@@ -99,7 +99,7 @@ class Scored:
         return float(np.mean([row.metrics[self.task.metric] for row in self.by_arm[arm]]))
 
     def resamples_rows(self, arm: Arm) -> bool:
-        """Whether the draws of an arm resample the test rows; those of a correlation or of BLEU do not."""
+        """Whether the draws of an arm resample the test rows: not if its scores are without a standard error."""
         return all(has_row_scores(row, self.task.metric) for row in self.by_arm[arm])
 
     def drawn(self, arm: Arm) -> NDArray[np.float64]:

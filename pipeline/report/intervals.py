@@ -3,6 +3,7 @@
     share of rows (accuracy, exact match)          Wilson's score interval
     F1, macro F1, Matthews correlation             percentile bootstrap of the confusion matrix
     F1 of words, ROUGE, accuracy of groups         normal interval of the mean over rows or groups
+    Pearson and Spearman correlation, BLEU, chrF   normal interval, standard error by bootstrap of the rows
 
 The spread over seeds is another quantity: what another training run might have given on the same rows. The interval of
 several seeds is the mean of their lower and of their upper ends. That is exact if the seeds fail on the same rows, and
@@ -29,13 +30,13 @@ DRAWS = 1_000
 METHOD = (
     "± is the spread over seeds: what another training run might give on the same rows. The 95% interval over rows is"
     " what another sample of test rows might give: Wilson's score interval for shares of rows, the percentile bootstrap"
-    f" of the confusion matrix ({DRAWS:,} draws) for F1 and Matthews correlation, and the normal interval of the mean"
-    " for F1 of words, ROUGE and accuracy of groups; with several seeds, the mean of their lower and of their upper"
-    " ends."
+    f" of the confusion matrix ({DRAWS:,} draws) for F1 and Matthews correlation, the normal interval of the mean for"
+    " F1 of words, ROUGE and accuracy of groups, and the normal interval with a bootstrap standard error for other"
+    " correlations, BLEU and chrF. With several seeds, it is the mean of their lower and of their upper ends."
 )
 _Z = statistics.NormalDist().inv_cdf(0.975)
 _SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
-
+_CORRELATIONS = frozenset({"pearson", "spearman"})
 
 _Counts = tuple[tuple[int, ...], ...]
 
@@ -86,8 +87,9 @@ def row_interval(score: Score, metric: str) -> Interval | None:
         return None
     if metric in _SHARES_OF_ROWS:
         return wilson(value, score.examples) if 0 <= value <= 1 else None
-    if (error := score.standard_errors.get(metric)) is not None and 0 <= value <= 1:
-        return Interval(max(0.0, value - _Z * error), min(1.0, value + _Z * error))
+    lowest = -1.0 if metric in _CORRELATIONS else 0.0
+    if (error := score.standard_errors.get(metric)) is not None and lowest <= value <= 1:
+        return Interval(max(lowest, value - _Z * error), min(1.0, value + _Z * error))
     counts = counts_of(score, metric)
     return None if counts is None else bootstrap(metric, counts)
 

@@ -59,7 +59,7 @@ class Score(BaseModel):
         trained_on: task of the training data, if it is not `task`.
         trained: number of trained parameters.
         metrics: scores of the answers that `scoring` names.
-        standard_errors: over test rows, of metrics that are means of the scores of rows or groups.
+        standard_errors: over test rows, of means of the scores of rows or groups, correlations, BLEU and chrF.
         by_scoring: the metrics of decoded texts ("decode") and of likeliest labels ("likelihood"); None for free text.
         illegal: share of decoded texts that are not a label.
         bytes: size of what is stored for the task.

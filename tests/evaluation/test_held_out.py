@@ -215,3 +215,11 @@ def test_samples_are_right_as_the_metrics_see_them() -> None:
     found = pronoun.scored_texts(["The yes", "no", "yes", "no"])
     assert [sample["right"] for sample in found["samples"]] == [True, False, False, True]
     assert found["metrics"]["referent"] == 0.5
+
+
+def test_scores_have_the_standard_error_of_a_correlation() -> None:
+    rows = split(["no", "yes", "maybe", "no"], labels=False, metrics=["spearman", "accuracy"])
+    rows.rows.target_texts[:] = ["1", "2", "3", "4"]
+    found = rows.scored_texts(["1", "3", "2", "9"])
+    assert found["metrics"] == {"spearman": pytest.approx(0.8), "accuracy": 0.25}
+    assert found["standard_errors"].keys() == {"spearman"}

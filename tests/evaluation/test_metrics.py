@@ -16,6 +16,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import METRICS
 from t5_pipeline.evaluation.metrics import (
     accuracy,
+    bootstrap_errors,
     confusion,
     exact_match,
     f1,
@@ -247,6 +248,30 @@ def test_rouge_by_hand() -> None:
     # No stemming; the best acceptable answer counts.
     assert metrics_of(["rouge1"], ["cats"], ["cat"]) == {"rouge1": 0}
     assert metrics_of(["rouge1"], ["cats"], ["cat"], answers=[["cat", "cats"]]) == {"rouge1": 1}
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman", "bleu", "chrf"])
+def test_bootstrap_errors_are_those_of_resampled_rows(name: str) -> None:
+    """Of each draw, the metric itself is computed."""
+    rng = np.random.default_rng(5)
+    if name in ("pearson", "spearman"):
+        targets = [f"{x:.1f}" for x in rng.normal(size=60)]
+        predictions = [f"{float(t) + x:.1f}" for t, x in zip(targets, rng.normal(size=60), strict=True)]
+    else:
+        words = np.array(["the", "a", "red", "house", "is", "near", "small", "lake", "and", "green"])
+        predictions, targets = ([" ".join(rng.choice(words, 9)) for _ in range(60)] for _ in range(2))
+        predictions[:30] = targets[:30]
+    answers = [[target, "another answer"] if i % 2 else [target] for i, target in enumerate(targets)]
+    answers = None if name in ("pearson", "spearman") else answers
+    found = []
+    for _ in range(300):
+        rows = rng.integers(60, size=60)
+        drawn = [[of_row[i] for i in rows] for of_row in (predictions, targets)]
+        several = None if answers is None else [answers[i] for i in rows]
+        found.append(metrics_of([name], *drawn, answers=several)[name])
+    errors = bootstrap_errors(["accuracy", name], predictions, targets, answers=answers)
+    assert errors == {name: pytest.approx(np.std(found), rel=0.15)}
+    assert bootstrap_errors([name], predictions[:1], targets[:1]) == {}
 
 
 def test_bleu_and_chrf_by_hand() -> None:

@@ -107,6 +107,12 @@ def test_interval_of_a_mean_stays_between_0_and_1() -> None:
     assert row_interval(score(metrics={"rouge1": 0.99}), "rouge1") is None
 
 
+def test_interval_of_a_correlation_stays_between_minus_1_and_1() -> None:
+    negative = score(metrics={"pearson": -0.98}, standard_errors={"pearson": 0.02})
+    assert row_interval(negative, "pearson") == Interval(-1.0, pytest.approx(-0.941, abs=1e-3))
+    assert has_row_scores(negative, "pearson")
+
+
 def test_interval_of_several_seeds() -> None:
     assert mean_interval([Interval(0.25, 0.5), Interval(0.5, 1.0)]) == Interval(0.375, 0.75)
     assert mean_interval([Interval(0.25, 0.5), None]) is None

@@ -74,8 +74,8 @@ def _narrow(tasks: Sequence[str]) -> str:
     if not tasks:
         return ""
     return (
-        f" On {fmt.enumeration(tasks)} only seeds are resampled, because the metric has no score of single rows: these"
-        " intervals are too narrow."
+        f" On {fmt.enumeration(tasks)} only seeds are resampled, because scores.json lacks the standard error of the"
+        " metric: these intervals are too narrow. The present `evaluate` records it."
     )
 
 
