@@ -252,7 +252,7 @@ def test_rouge_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["pearson", "spearman", "bleu", "chrf"])
 def test_bootstrap_errors_are_those_of_resampled_rows(name: str) -> None:
-    """Of each draw, the metric itself is computed."""
+    """The metric itself, computed on 300 draws."""
     rng = np.random.default_rng(5)
     if name in ("pearson", "spearman"):
         targets = [f"{x:.1f}" for x in rng.normal(size=60)]
