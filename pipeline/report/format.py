@@ -60,15 +60,6 @@ def sentence_case(phrase: str) -> str:
     return phrase[:1].upper() + phrase[1:]
 
 
-def times_100(value: float) -> str:
-    """A fraction or correlation times 100.
-
-    >>> times_100(0.6234), times_100(-0.05), times_100(-0.0001)
-    ('62.3', '−5.0', '0.0')
-    """
-    return f"{100 * value:z.1f}".replace("-", MINUS)
-
-
 def decimal(value: float, digits: int = 1) -> str:
     """A number with a fixed number of decimals, never a negative zero.
 
@@ -78,14 +69,23 @@ def decimal(value: float, digits: int = 1) -> str:
     return f"{value:z.{digits}f}".replace("-", MINUS)
 
 
+def times_100(value: float) -> str:
+    """A fraction or correlation times 100.
+
+    >>> times_100(0.6234), times_100(-0.05), times_100(-0.0001)
+    ('62.3', '−5.0', '0.0')
+    """
+    return decimal(100 * value)
+
+
 def points(difference: float) -> str:
     """A difference of fractions in percentage points, with its sign.
 
     >>> points(0.221), points(-0.02), points(-0.0001)
     ('+22.1', '−2.0', '0.0')
     """
-    rounded = round(100 * difference, 1)
-    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", MINUS)
+    shown = times_100(difference)
+    return shown if shown == "0.0" or shown.startswith(MINUS) else f"+{shown}"
 
 
 def interval(low: float, high: float) -> str:

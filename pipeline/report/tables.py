@@ -96,18 +96,16 @@ def plain_table(
 
     Args:
         shown: the cells of the sheet as the page shows them.
+        class_: "stacked" puts the cells of a row below one another on a phone.
         links: whether the sheet can be downloaded.
     """
     numeric = [all(not isinstance(row[i], str) for row in sheet.rows) for i in range(len(sheet.columns))]
-    body = [
-        tag(
-            "tr",
-            tag("th", row[0], scope="row"),
-            *[tag("td", text, class_=_kind(number)) for text, number in zip(row[1:], numeric[1:], strict=True)],
-        )
-        for row in shown
-    ]
-    columns = zip(map(sentence_case, sheet.columns), numeric, strict=True)
+    columns = list(zip(map(sentence_case, sheet.columns), numeric, strict=True))
+    body = []
+    for name, *cells in shown:
+        titled = zip(cells, columns[1:], strict=True)
+        data = [tag("td", text, class_=_kind(number), data_column=title) for text, (title, number) in titled]
+        body.append(tag("tr", tag("th", name, scope="row"), *data))
     return table(caption, head(columns), tag("tbody", *body), class_=class_, sheet=sheet if links else None)
 
 

@@ -1,4 +1,4 @@
-"""Downloads: CSV and Markdown inside the page."""
+"""Tables on the page, and their downloads as CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import base64
 import csv
 import io
 import re
+from importlib import resources
 
 import pytest
 
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render
-from t5_pipeline.report.tables import Sheet, downloads
+from t5_pipeline.report.tables import Sheet, downloads, plain_table
 
 
 def files(html: str) -> dict[str, str]:
@@ -49,3 +50,15 @@ def test_cells_keep_their_place() -> None:
         assert len(re.findall(r"(?<!\\)\|", line)) == 3
         assert not re.search(r"(?<!\\)[<`*\[]", line)
     assert set(files(str(downloads(sheet)))) == {"etc-pass-wd.csv", "etc-pass-wd.md"}
+
+
+def test_stacked_cells_have_the_title_of_their_column() -> None:
+    """On a phone the head of the table is hidden, and each cell shows its own title."""
+    sheet = Sheet("x", ["finding", "points"], [["a", 0.5]])
+    found = plain_table("Caption", sheet, [["a", "+50.0"]], "stacked", links=False)
+    assert '<td class="n" data-column="Points">+50.0</td>' in found
+    assert '<table class="stacked">' in found
+    style = resources.files("t5_pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
+    phone = style[style.index("@media (max-width: 40rem)") : style.index("@media print")]
+    assert ":is(.scores, .stacked) thead" in phone
+    assert ".stacked td::before { content: attr(data-column);" in phone

@@ -91,7 +91,7 @@ def _table(task: TaskScores, lines: list[ScoreLine], counts: list[int]) -> Marku
     caption = f"{fmt.sentence_case(task.split)} split of {task.task}: mean ± standard deviation over the seeds."
     page = Sheet("", ["method", metric_title, "95% interval", *columns], [[row[0], 0, 0, *row[7:]] for row in rows])
     download = Sheet(f"comparison-{task.task}-{task.split}", names, rows)
-    return join([plain_table(caption, page, shown, links=False), downloads(download)])
+    return join([plain_table(caption, page, shown, "stacked", links=False), downloads(download)])
 
 
 def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup | None:
@@ -111,7 +111,7 @@ def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup | None:
         if not points:
             continue
         y = Axis(fmt.metric_label(task.metric) + (" in percent" if fmt.unit(task.metric) else " × 100"))
-        told = "; ".join(f"{point.label}: {text(point.x[0])}, {point.y[0]:z.1f}" for point in points)
+        told = "; ".join(f"{point.label}: {text(point.x[0])}, {fmt.decimal(point.y[0])}" for point in points)
         plot = chart(points, Axis(label, log=True, text=text), y, f"cost-{task.task}-{task.split}-{name}", f"{told}.")
         figures.append(figure(plot, "Mean over the seeds; bars: 95% interval over the rows."))
     return plots(figures)

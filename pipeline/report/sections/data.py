@@ -26,7 +26,7 @@ def data_section(run: Run) -> Section | None:
     rows = [_row(counts, ", ".join(stages)) for counts, stages in found.values()]
     shown = [["" if value is None else fmt.value(value) for value in row] for row in rows]
     caption = "Rows of each split. Truncated: texts longer than the maximum length of the stage."
-    return section("data", "Data", plain_table(caption, Sheet("rows", _COLUMNS, rows), shown))
+    return section("data", "Data", plain_table(caption, Sheet("rows", _COLUMNS, rows), shown, "stacked"))
 
 
 def row_counts(run: Run) -> Iterator[tuple[str, RowCounts]]:

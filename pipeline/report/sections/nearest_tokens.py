@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.layout import Section, noted
 from t5_pipeline.report.summary import TaskScores
@@ -25,7 +26,7 @@ def neighbors_section(tasks: list[TaskScores]) -> Section | None:
                 "tr",
                 tag("th", str(number + 1), scope="row", class_="n"),
                 *[
-                    tag("td", piece.replace("▁", " ").strip() or piece, " ", tag("small", f"{cosine:z.2f}"))
+                    tag("td", piece.replace("▁", " ").strip() or piece, " ", tag("small", fmt.decimal(cosine, 2)))
                     for piece, cosine in found[number]
                 ],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup
 from t5_pipeline.report.layout import Section, noted
@@ -25,7 +26,7 @@ def similarity_section(run: Run, paths: dict[str, str]) -> Section | None:
                 [task, *[found[task, other][index] if (task, other) in found else None for other in tasks]]
                 for task in tasks
             ]
-            shown = [[str(row[0]), *["–" if v is None else f"{v:z.2f}" for v in row[1:]]] for row in rows]
+            shown = [[str(row[0]), *["–" if v is None else fmt.decimal(v, 2) for v in row[1:]]] for row in rows]
             caption = f"{paths.get(model, model)}, by {kind}."
             sheet = Sheet(f"similarity-{kind}-{model}", ["task", *tasks], rows)
             parts.append(plain_table(caption, sheet, shown))

@@ -204,4 +204,5 @@ def _steps(lines: list[Line]) -> Axis:
 
 
 def _ends(line: Line) -> str:
-    return f"{line.y[0]:z.2f} at step {line.x[0]:,} to {line.y[-1]:z.2f} at step {line.x[-1]:,}"
+    first, last = fmt.decimal(line.y[0], 2), fmt.decimal(line.y[-1], 2)
+    return f"{first} at step {line.x[0]:,} to {last} at step {line.x[-1]:,}"
