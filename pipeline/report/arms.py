@@ -155,7 +155,7 @@ def scored(run: Run, tasks: Sequence[TaskScores]) -> list[Scored]:
     found = []
     for number, task in enumerate(tasks):
         by_arm: dict[Arm, dict[int | None, Score]] = {}
-        for line in (*task.tuned, *task.others, *task.untuned):
+        for line in task.lines:
             for row in line.rows:
                 if row.method != MAJORITY and task.metric in row.metrics:
                     seeds = by_arm.setdefault(_arm(row, bases), {})

@@ -41,10 +41,10 @@ Contrast = Mapping[Arm, float]
 
 MIN_SEEDS = 3
 RULE = (
-    "A finding is confirmed if the 95% interval of its contrast is above 0, and not confirmed if it is below 0."
-    f" Otherwise it is undecided, also if a trained arm has fewer than {MIN_SEEDS} seeds. The interval is a percentile"
-    f" bootstrap ({DRAWS:,} draws) over seeds and test rows. All methods of a task get the same drawn rows. (If a run"
-    " did not record the answers to each row, each method gets rows of its own; the interval is then usually wider.)"
+    "A finding is confirmed if the 95% interval of its contrast is above 0, and not confirmed if it is below 0. It is"
+    f" undecided if the interval contains 0, or if a trained method has fewer than {MIN_SEEDS} seeds. The interval is a"
+    f" percentile bootstrap over seeds and test rows ({DRAWS:,} draws); all methods of a task get the same drawn rows."
+    " (Without recorded answers to each row, each method gets rows of its own, and the interval is usually wider.)"
 )
 LONG, ONE = 20, 1  # the paper's lengths: most of the gain is reached at 20 tokens
 
@@ -197,7 +197,7 @@ CLAIMS = (
           "LM adaptation − span corruption",
           _more(by_pretraining, (LM_ADAPTATION, 1.0), (SPAN_CORRUPTION, 0.0))),
     Claim("sentinel", "A sentinel in the targets does not replace LM adaptation.", "Figure 3(c)",
-          "LM adaptation − span corruption + sentinel",
+          "LM adaptation − (span corruption + sentinel)",
           _more(by_pretraining, (LM_ADAPTATION, 1.0), (SENTINEL, None))),
     Claim("steps", "More LM adaptation is better: all of it beats a tenth.", "Figure 3(d)",
           "100% − 10% of the steps", _more(by_pretraining, (LM_ADAPTATION, 1.0), (LM_ADAPTATION, 0.1))),

@@ -42,7 +42,7 @@ def with_metric(metric: str, value: str) -> str:
     """A formatted value with its metric, for use in a sentence.
 
     >>> with_metric("macro_f1", "62.3"), with_metric("pearson", "62.3")
-    ('62.3\xa0% macro F1', 'a Pearson correlation of 62.3')
+    ('62.3% macro F1', 'a Pearson correlation of 62.3')
     """
     name = metric_label(metric)
     if metric not in SHARES:
@@ -52,7 +52,21 @@ def with_metric(metric: str, value: str) -> str:
 
 def unit(metric: str) -> str:
     """Unit of a metric's values: percent or none."""
-    return "\u00a0%" if metric in SHARES else ""
+    return "%" if metric in SHARES else ""
+
+
+def with_scale(title: str, metric: str) -> str:
+    """The title of a column or axis with values of a metric."""
+    return f"{title}\u00a0{unit(metric)}" if unit(metric) else f"{title}\u00a0×\u00a0100"
+
+
+def metric_title(metric: str) -> str:
+    """The name of a metric as the title of a column or axis.
+
+    >>> metric_title("macro_f1"), metric_title("bleu")
+    ('Macro F1\xa0%', 'BLEU\xa0×\xa0100')
+    """
+    return with_scale(metric_label(metric), metric)
 
 
 def sentence_case(phrase: str) -> str:
@@ -153,7 +167,15 @@ def fact_label(name: str) -> str:
     ('peak memory', 'validation loss')
     """
     plain = name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
-    return "peak memory" if plain == "peak rss" else plain
+    return _FACTS.get(plain, plain)
+
+
+_FACTS = {
+    "peak rss": "peak memory",
+    "trained": "trained parameters",
+    "cells together": "cells trained together",
+    "solutions": "prompts and other solutions",
+}
 
 
 def enumeration(names: Sequence[str], last: str = "and") -> str:

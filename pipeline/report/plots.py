@@ -117,9 +117,7 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.grid(axis="x")
-        axes.set_xlabel(
-            f"{printable(fmt.metric_label(task.metric))}{' in percent' if fmt.unit(task.metric) else ' × 100'}"
-        )
+        axes.set_xlabel(printable(fmt.metric_title(task.metric)))
         return to_svg(figure, name, _describe_scores(task))
 
 

@@ -37,7 +37,7 @@ def headline(task: TaskScores) -> str | None:
             sentence += ", a difference within the 95% interval over the test rows"
     sentence += f". {fmt.sentence_case(note)}." if note and not constant else "."
     if best.scoring == "decode" and (best.illegal or 0) >= _MANY_ILLEGAL:
-        sentence += f" {fmt.times_100(best.illegal or 0)}\u00a0% of the decoded texts are not a label."
+        sentence += f" {fmt.times_100(best.illegal or 0)}% of the decoded texts are not a label."
     return sentence
 
 

@@ -158,6 +158,11 @@ class TaskScores:
     untuned: list[ScoreLine]
     majority: ScoreLine | None
 
+    @property
+    def lines(self) -> list[ScoreLine]:
+        """All lines in the order of the table: prompt tuning, other methods, baselines."""
+        return [*self.tuned, *self.others, *self.untuned, *([self.majority] if self.majority else [])]
+
     def usual_variant(self) -> list[str]:
         """Parts of the variants that most prompt-tuned lines share; a plot names only the others."""
         counts = Counter(part for line in self.tuned for part in line.variant.split(", ") if part)

@@ -10,7 +10,7 @@ from t5_pipeline.core.durations import duration
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.report.collect import CellResult, Run
 from t5_pipeline.report.scores import Score
-from t5_pipeline.report.summary import summarize
+from t5_pipeline.report.summary import MAJORITY, NO_PROMPT, summarize
 
 _HEADER = ("method", "T5", "task", "score", "step", "bytes", "time")
 _UNKNOWN = "–"
@@ -26,10 +26,10 @@ def results_table(run: Run) -> list[str]:
     stale = set(run.stale)
     scored: set[tuple[str, str]] = set()
     for task in summarize(run):
-        baselines = [*task.untuned, *([task.majority] if task.majority else [])]
-        for line in [*task.tuned, *task.others, *baselines]:
+        for line in task.lines:
             fresh = [row for row in line.rows if row.identity not in stale]
-            made = [] if line in baselines else [result for row in fresh for result in _made(run, row)]
+            baseline = line.method in (NO_PROMPT, MAJORITY)
+            made = [] if baseline else [result for row in fresh for result in _made(run, row)]
             scored |= {_key(result) for result in made}
             spread = line.spread(task.metric)
             score = _UNKNOWN if spread is None else f"{task.metric} {spread.text}"

@@ -53,7 +53,7 @@ def test_headline_names_prompts_that_always_answer_alike(finished) -> None:
     (task,) = of_rows(finished, lambda rows: constant(rows, "span_corrupt", {0, 1, 2}))
     assert (headline(task) or "").replace("\u00a0", " ") == (
         "With span corruption, every prompt of 4 tokens gives one answer to all inputs (“email”) of package:"
-        " 90.0 ± 0.0 % accuracy, 50.0 points above the majority class (40.0 %)."
+        " 90.0 ± 0.0% accuracy, 50.0 points above the majority class (40.0%)."
     )
     assert "one answer to all inputs (“email”)" in render(collect(finished.run_dir.path))
 
@@ -71,7 +71,7 @@ def test_headline_names_seeds_that_always_answer_alike(finished) -> None:
 def test_headline_names_prompts_that_seldom_give_a_label(finished, scoring: str, share: float, said: bool) -> None:
     changes = {"scoring": scoring, "illegal": share}
     (task,) = of_rows(finished, lambda rows: [r | changes if r["method"] == "prompt tuning" else r for r in rows])
-    assert (headline(task) or "").endswith(". 97.5\u00a0% of the decoded texts are not a label.") is said
+    assert (headline(task) or "").endswith(". 97.5% of the decoded texts are not a label.") is said
 
 
 def test_comparison_names_them_too(finished) -> None:

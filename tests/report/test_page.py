@@ -215,7 +215,7 @@ def test_perplexity_is_the_exponential_of_the_first_and_last_held_out_loss(page:
     ]
     validated = [row for row in rows if row.get("split") == "validation"]
     losses = [row["loss"] for row in validated]
-    shown = page.table("Held-out text.")[1:]
+    shown = page.table("Before and after LM adaptation.")[1:]
     assert [row[0] for row in shown] == ["lm_adapt", "lm_adapt"]
     assert [row[4] for row in shown] == ["–", f"{validated[-1]['bits_per_byte']:.3f}"]
     assert [float(row[3].replace(",", "")) for row in shown] == [

@@ -53,13 +53,13 @@ def test_models_from_elsewhere_keep_their_name(finished) -> None:
 def test_headline_and_model_comparison(finished) -> None:
     (task,) = summarize(collect(finished.run_dir.path))
     assert (headline(task) or "").replace("\u00a0", " ") == (
-        "With LM adaptation @40 steps, prompts of 4 tokens reach 64.0 ± 4.0 % accuracy on package,"
-        " 24.0 points above the majority class (40.0 %)."
+        "With LM adaptation @40 steps, prompts of 4 tokens reach 64.0 ± 4.0% accuracy on package,"
+        " 24.0 points above the majority class (40.0%)."
     )
     assert (model_comparison(task) or "").replace("\u00a0", " ") == (
-        "LM adaptation @20 steps: 52.0 ± 2.0 %, 12.0 points less;"
-        " span corruption + sentinel: 50.0 ± 5.0 %, 14.0 points less;"
-        " span corruption: 40.0 ± 1.0 %, 24.0 points less. Means ± standard deviation over 3 seeds."
+        "LM adaptation @20 steps: 52.0 ± 2.0%, 12.0 points less;"
+        " span corruption + sentinel: 50.0 ± 5.0%, 14.0 points less;"
+        " span corruption: 40.0 ± 1.0%, 24.0 points less. Means ± standard deviation over 3 seeds."
     )
 
 
@@ -106,7 +106,7 @@ def test_prompt_lengths_are_separate_lines(finished) -> None:
     ]
     assert {line.variant for line in task.ranked()} == {"9 tokens"}
     assert task.majority is None
-    assert headline(task).endswith("reach 90.0\u00a0±\u00a00.0\u00a0% accuracy on package.")  # type: ignore[union-attr]
+    assert headline(task).endswith("reach 90.0\u00a0±\u00a00.0% accuracy on package.")  # type: ignore[union-attr]
 
 
 def test_stages_with_other_settings_are_separate_lines(finished) -> None:

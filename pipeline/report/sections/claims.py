@@ -63,7 +63,7 @@ def claims_section(found: Sequence[Finding]) -> Section | None:
     head = ["finding of the paper", "source", "contrast", "points", "95% interval", "verdict"]
     listed = Sheet("findings", head, [[*row] for row in shown])
     tasks = fmt.enumeration(list(dict.fromkeys(task for f in found for task in f.tasks)))
-    caption = f"Findings of Lester et al. (2021) that this run can judge, on {tasks}. Points: scores times 100."
+    caption = f"Findings of Lester et al. (2021) that this run can judge, on {tasks}. Points: contrast of scores × 100."
     shown_table = plain_table(caption, listed, shown, "findings stacked", links=False)
     note = RULE + _narrow(list(dict.fromkeys(name for f in found for name in f.over_seeds)))
     return section("findings", "The paper's findings", shown_table, downloads(sheet), tag("p", note, class_="note"))

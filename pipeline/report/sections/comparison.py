@@ -16,13 +16,13 @@ from t5_pipeline.report.summary import Cost, ScoreLine, TaskScores
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
 
 NOTE = (
-    "Bytes: weights stored for the task. Time: of the process that trained it, validation included, divided by the"
-    " cells that it trained together. Peak memory: of that process, on its GPU if it had one, otherwise with Python and"
-    " its libraries; cells that trained together share it."
+    "Bytes: the weights stored for the task. Training time: that of the process, including validation, divided by the"
+    " number of cells that it trained together. Peak memory: that of the process, on its GPU if it had one, otherwise"
+    " including Python and its libraries; cells that were trained together share it."
 )
 LATENCY = (
-    " Latency: median time of one request for one of N tasks on one T5 in memory. All N soft prompts are in memory; of"
-    " adapters and fine-tuned T5s one is, and N − 1 of N requests load theirs from cached files."
+    " Latency: median time of a request for one of N tasks, with one T5 in memory. All N soft prompts are in memory,"
+    " but only one adapter or fine-tuned T5, so that N − 1 of N requests load theirs from cached files."
 )
 
 
@@ -85,11 +85,12 @@ def _table(task: TaskScores, lines: list[ScoreLine], counts: list[int]) -> Marku
             for value, (_, text) in zip(values, columns.values(), strict=True)
         ]
         shown.append([_name(line, lines), spread.text, fmt.interval(*interval) if interval else "–", *texts])
-    metric_title = fmt.metric_label(metric) + fmt.unit(metric)
     names = ["method", "metric", "mean", "standard deviation over seeds", "95% interval over rows, low"]
     names += ["95% interval over rows, high", "seeds", *columns]
     caption = f"{fmt.sentence_case(task.split)} split of {task.task}: mean ± standard deviation over the seeds."
-    page = Sheet("", ["method", metric_title, "95% interval", *columns], [[row[0], 0, 0, *row[7:]] for row in rows])
+    page = Sheet(
+        "", ["method", fmt.metric_title(metric), "95% interval", *columns], [[row[0], 0, 0, *row[7:]] for row in rows]
+    )
     download = Sheet(f"comparison-{task.task}-{task.split}", names, rows)
     return join([plain_table(caption, page, shown, "stacked", links=False), downloads(download)])
 
@@ -110,7 +111,7 @@ def _plots(task: TaskScores, lines: list[ScoreLine]) -> Markup | None:
             points.append(Line([at], [100 * spread.mean], number, errors, _name(line, lines), dots=True))
         if not points:
             continue
-        y = Axis(fmt.metric_label(task.metric) + (" in percent" if fmt.unit(task.metric) else " × 100"))
+        y = Axis(fmt.metric_title(task.metric))
         told = "; ".join(f"{point.label}: {text(point.x[0])}, {fmt.decimal(point.y[0])}" for point in points)
         plot = chart(points, Axis(label, log=True, text=text), y, f"cost-{task.task}-{task.split}-{name}", f"{told}.")
         figures.append(figure(plot, "Mean over the seeds; bars: 95% interval over the rows."))

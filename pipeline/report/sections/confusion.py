@@ -25,9 +25,9 @@ def confusion_section(tasks: list[TaskScores], series: dict[str, int]) -> Sectio
         apart |= any(_illegal_apart(line) is not None for line in lines)
         if lines:
             parts += [task_title(task, tasks), _matrices(lines, series), downloads(_sheet(task, lines))]
-    note = "Rows: true label and number of its examples. Columns: answer. Percent of the row over all seeds."
+    note = "Rows: true label and number of its examples. Columns: answer. Cells: percent of the row, over all seeds."
     if apart:
-        note += " Free: percent of these examples for which the decoded text is not a label."
+        note += " Free: percent of the row for which the decoded text is not a label."
     return noted("confusion", "Confusion matrices", note, *parts)
 
 

@@ -30,7 +30,7 @@ def notes(run: Run) -> list[Markup]:
     warnings = dict.fromkeys(counts.warning for _, counts in row_counts(run) if counts.warning)
     return [
         *_note("This run is not complete. The report covers what exists so far.", incomplete),
-        *_note("Some splits say little.", [tag("li", warning) for warning in warnings]),
+        *_note("Scores on some splits say little.", [tag("li", warning) for warning in warnings]),
         *_note("Some logs are damaged. The curves leave out lines that could not be read.", damaged),
     ]
 

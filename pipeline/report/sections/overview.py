@@ -18,7 +18,7 @@ def overview_section(run: Run, tasks: list[TaskScores]) -> Section | None:
     """Table of the best line of each method (columns) on each task (rows); None for a single task."""
     # Tasks that nothing was trained for do not count in a mean over tasks.
     own = [task for task in tasks if any(not line.rows[0].trained_on for line in [*task.tuned, *task.others])]
-    found = in_table_order(line.method for task in own for line in _lines(task))
+    found = in_table_order(line.method for task in own for line in task.lines)
     methods = [method for method in found if any(best_line(task, method) for task in own)]
     if len(own) < 2 or not methods:
         return None
@@ -54,7 +54,7 @@ def overview_section(run: Run, tasks: list[TaskScores]) -> Section | None:
 
 def best_line(task: TaskScores, method: str) -> ScoreLine | None:
     """The best line of a method that was trained on this task itself."""
-    lines = [line for line in _lines(task) if line.method == method and not line.rows[0].trained_on]
+    lines = [line for line in task.lines if line.method == method and not line.rows[0].trained_on]
     scored = [(spread.mean, -n) for n, line in enumerate(lines) if (spread := line.spread(task.metric))]
     return lines[-max(scored)[1]] if scored else None
 
@@ -76,7 +76,3 @@ def suite_name(run: Run, tasks: list[TaskScores]) -> str:
     settings = [run.task(task.task) for task in tasks]
     formats = sorted(str(task.format) for task in settings if task is not None)
     return "SuperGLUE average" if formats == sorted(SUPERGLUE) else f"Mean of {len(tasks)} tasks"
-
-
-def _lines(task: TaskScores) -> list[ScoreLine]:
-    return [*task.tuned, *task.others, *task.untuned, *([task.majority] if task.majority else [])]

@@ -15,7 +15,7 @@ def reproduce_section(run: Run) -> Section:
     return section(
         "reproduce",
         "Reproduce",
-        tag("p", "Save the recipe of this run as ", save, ", then:", class_="note"),
+        tag("p", "Save the recipe of this run as ", save, ", then run:", class_="note"),
         tag("pre", "t5-pipeline run recipe.yaml"),
         *_machines(run),
         _versions(run),

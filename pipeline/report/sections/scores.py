@@ -55,35 +55,31 @@ def score_figure(task: TaskScores, series: dict[str, int], name: str) -> Markup:
 
 
 def _score_table(task: TaskScores, series: dict[str, int]) -> Markup:
-    lines = [*task.tuned, *task.others, *task.untuned]
-    columns = _columns(task, lines)
+    columns = _columns(task)
     titles = [tag("th", title, scope="col", class_="n") for title in columns]
     head = tag("tr", tag("th", "Frozen T5", scope="col"), tag("th", "Method", scope="col"), *titles)
     groups = []
-    for model in dict.fromkeys(line.model for line in lines):
-        rows = [line for line in lines if line.model == model]
+    for model in dict.fromkeys(line.model for line in task.lines):
+        rows = [line for line in task.lines if line.model == model]
         groups.append(tag("tbody", *[_score_row(line, rows, columns, series) for line in rows]))
-    if task.majority:
-        groups.append(tag("tbody", _score_row(task.majority, [task.majority], columns, series)))
-    illegal = any(line.illegal is not None for line in lines)
-    return table(_caption(task, illegal), tag("thead", head), *groups, class_="scores", sheet=score_sheet(task))
+    return table(_caption(task), tag("thead", head), *groups, class_="scores", sheet=score_sheet(task))
 
 
-def _columns(task: TaskScores, lines: list[ScoreLine]) -> Columns:
+def _columns(task: TaskScores) -> Columns:
     """Columns of numbers: title, and what a line shows there; None is a dash."""
 
     def difference(line: ScoreLine) -> str | None:
         found = None if line.method == MAJORITY else task.difference(line)
         return None if found is None else fmt.points(found)
 
-    columns: Columns = {fmt.metric_label(m) + fmt.unit(m): partial(_score, metric=m) for m in task.metrics}
+    columns: Columns = {fmt.metric_title(m): partial(_score, metric=m) for m in task.metrics}
     columns["vs majority, points"] = difference
     for scoring, name in SCORINGS.items():
-        if any(line.scoring not in (None, scoring) for line in lines):
-            columns[f"By {name}{fmt.unit(task.metric)}"] = partial(_score_by, scoring=scoring, metric=task.metric)
-    if any(line.illegal is not None for line in lines):
+        if any(line.scoring not in (None, scoring) for line in task.lines):
+            columns[fmt.with_scale(f"By {name}", task.metric)] = partial(_score_by, scoring=scoring, metric=task.metric)
+    if any(line.illegal is not None for line in task.lines):
         columns["Illegal\u00a0%"] = lambda line: None if line.illegal is None else fmt.times_100(line.illegal)
-    if any(line.trained for line in lines):
+    if any(line.trained for line in task.lines):
         columns["Trained parameters"] = lambda line: None if line.trained is None else fmt.approximate(line.trained)
     columns["Seeds"] = lambda line: None if line.method in (NO_PROMPT, MAJORITY) else str(len(line.rows))
     return columns
@@ -101,22 +97,24 @@ def _score_by(line: ScoreLine, scoring: Scoring, metric: str) -> str | None:
     return spread.text if spread else None
 
 
-def _caption(task: TaskScores, illegal: bool) -> str:
-    lines = [*task.tuned, *task.others, *task.untuned]
+def _caption(task: TaskScores) -> str:
+    lines = task.lines
     parts = [f"{fmt.sentence_case(task.split)} split of {task.task}, {fmt.plural(task.examples, 'row')}."]
     if max((len(line.rows) for line in lines), default=0) > 1:
         parts.append("Mean ± sample standard deviation over the seeds.")
     if any(line.interval(metric) for line in lines for metric in task.metrics):
         parts.append("Below it: 95% interval over the rows.")
-    if not fmt.SHARES.issuperset(task.metrics):
-        parts.append("Correlations are times 100.")
     if any(line.scoring == "decode" for line in lines):
         parts.append(
-            "Decoded texts are scored: one that is not a label is wrong. By label likelihood: likeliest label."
+            "Decoded texts are scored; one that is not a label is wrong. By label likelihood: scores of the likeliest"
+            " labels instead."
         )
     if any(line.scoring == "likelihood" for line in lines):
-        parts.append("The likeliest labels are scored. By decoded text: one that is not a label is wrong.")
-    if illegal:
+        parts.append(
+            "The likeliest labels are scored. By decoded text: scores of the decoded texts instead; one that is not a"
+            " label is wrong."
+        )
+    if any(line.illegal is not None for line in lines):
         parts.append("Illegal: percentage of decoded texts that are not a label.")
     return " ".join(parts)
 
@@ -124,7 +122,7 @@ def _caption(task: TaskScores, illegal: bool) -> str:
 def score_sheet(task: TaskScores) -> Sheet:
     """The scores of a task: one row per line and metric."""
     rows: list[dict[str, Value]] = []
-    for line in [*task.tuned, *task.others, *task.untuned, *([task.majority] if task.majority else [])]:
+    for line in task.lines:
         for metric in task.metrics:
             spread, interval = line.spread(metric), line.interval(metric)
             if spread is None:
@@ -192,7 +190,9 @@ def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Section
             samples = [sample for sample in best.samples if sample.is_right == wanted][:EXAMPLES]
             cards = [_example(sample, [*task.compared(), *task.best_of_each_method()], series) for sample in samples]
             heading = tag("h4", f"{title} with {best.path_in_sentence}, {first}")
-            columns.append(tag("div", heading, *(cards or [tag("p", "none among the stored examples", class_="note")])))
+            columns.append(
+                tag("div", heading, *(cards or [tag("p", "None among the stored examples.", class_="note")]))
+            )
         parts += [task_title(task, tasks), tag("div", *columns, class_="examples")]
     return section("examples", "Examples", *parts) if parts else None
 

@@ -31,7 +31,8 @@ def similarity_section(run: Run, paths: dict[str, str]) -> Section | None:
             sheet = Sheet(f"similarity-{kind}-{model}", ["task", *tasks], rows)
             parts.append(plain_table(caption, sheet, shown))
     note = (
-        "Cosines of prompts of two tasks, mean over all pairs: of their average rows, and of each two rows (Vu et al."
-        " 2022). Prompts of similar tasks are good starts for one another (prompt_init: prompt)."
+        "Cosine similarity of the prompts of two tasks, averaged over all pairs of prompts: of their mean rows (by"
+        " average), and of each pair of rows (by token), as in Vu et al. 2022. A prompt for a similar task is a good"
+        " initialization (prompt_init: prompt)."
     )
     return noted("similarity", "Similarity of tasks", note, *parts)

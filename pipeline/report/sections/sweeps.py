@@ -19,8 +19,8 @@ def sweeps_section(run: Run) -> Section | None:
                 number = len(parts)
                 parts += [_chart(job, result, result.sweep, f"sweep-{number}"), _table(result, result.sweep)]
     note = (
-        "Settings that were tried in one batch. At each rung the prompts with the best validation so far remained; of"
-        " equal scores those with the lower loss. The last one is published."
+        "Settings that were tried in one batch. At each rung, the prompts with the best validation scores so far were"
+        " kept; ties are broken by the lower loss. The last remaining prompt is published."
     )
     return noted("sweeps", "Sweeps", note, *parts)
 

@@ -85,8 +85,8 @@ def validation_section(run: Run, paths: dict[str, str], series: Series) -> Secti
             )
             figures.append(figure(plot, join([tag("b", stage), title])))
     note = (
-        "Average of the task's metrics on its validation rows. The step with the best average is published; of equal"
-        " ones the one with the lower validation loss, then the later step."
+        "Average of the task's metrics on its validation rows. The step with the best average is published; ties are"
+        " broken by the lower validation loss, then by the later step."
     )
     return noted("validation", "Validation and the published step", note, plots(figures))
 
@@ -133,10 +133,10 @@ def perplexity_section(run: Run) -> Section | None:
         for row in rows
     ]
     note = (
-        "Loss of the target tokens of held-out text, its exponential, and the same in bits per byte of that text."
-        " The first two depend on the vocabulary, all on the objective."
+        "Loss of the target tokens of held-out text, its exponential (perplexity), and the loss in bits per byte of the"
+        " text. Loss and perplexity depend on the vocabulary, all three on the objective."
     )
-    shown_table = plain_table("Held-out text.", Sheet("perplexity", columns, rows), shown)
+    shown_table = plain_table("Before and after LM adaptation.", Sheet("perplexity", columns, rows), shown)
     return section("perplexity", "Perplexity on held-out text", tag("p", note, class_="note"), shown_table)
 
 

@@ -87,8 +87,8 @@ def test_method_comparison(tasks: dict[str, TaskScores]) -> None:
     said = method_comparison(tasks["package"])
     assert said is not None
     assert said.replace("\u00a0", " ") == (
-        "For comparison: ensemble (3 prompts) 66.0 %, 2.0 points above; model tuning 72.0 ± 2.8 %, 8.0 points above;"
-        " prompt design (4 shots) 42.0 %, 22.0 points below; P-tuning 55.0 %, 9.0 points below."
+        "For comparison: ensemble (3 prompts) 66.0%, 2.0 points above; model tuning 72.0 ± 2.8%, 8.0 points above;"
+        " prompt design (4 shots) 42.0%, 22.0 points below; P-tuning 55.0%, 9.0 points below."
     )
     assert method_comparison(tasks["elsewhere"]) is None
 
@@ -116,7 +116,7 @@ def test_examples_of_rows_with_the_same_input(compared: Path) -> None:
     right, _, wrong = page.partition("Wrong with")
     found = re.findall(r"Answer: (\w+) LM adaptation @40 steps Ann (.)", right)
     assert found == [("Ann", "✓"), ("Eve", "✓")]
-    assert "none among the stored examples" in wrong
+    assert "None among the stored examples." in wrong
 
 
 def test_report_shows_other_methods(compared: Path, tmp_path: Path) -> None:
