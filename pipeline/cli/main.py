@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
@@ -52,6 +53,16 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"t5-pipeline {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_recipe_commands(commands)
+    _add_run_dir_commands(commands)
+    add_commands(commands)
+    add_doctor(commands)
+    add_export(commands)
+    add_serve(commands)
+    return parser
+
+
+def _add_recipe_commands(commands: Any) -> None:
     run = add_command(commands, "run", "run all stages that are not up to date, then write the report")
     _recipe_arguments(run)
     run.add_argument(
@@ -78,27 +89,18 @@ def _parser() -> Parser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(command=_plan)
 
-    status = add_command(commands, "status", "show the progress of a run")
-    status.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(command=_status)
 
+def _add_run_dir_commands(commands: Any) -> None:
+    status = add_command(commands, "status", "show the progress of a run")
+    status.add_argument("--json", action="store_true", help="print JSON")
     report = add_command(commands, "report", "write the report, one HTML page that works offline")
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
     report.add_argument(
         "--output", type=Path, metavar="FILE", help="output file, or - for stdout (default: RUN_DIR/report.html)"
     )
-    report.set_defaults(command=_report)
-
     verify = add_command(commands, "verify", "check every published file against its checksums")
-    verify.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
-    verify.set_defaults(command=_verify)
-
-    add_commands(commands)
-    add_doctor(commands)
-    add_export(commands)
-    add_serve(commands)
-    return parser
+    for parser, command in ((status, _status), (report, _report), (verify, _verify)):
+        parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/demo")
+        parser.set_defaults(command=command)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,10 @@ def add_commands(commands: Any) -> None:
     )
     add_tune(commands)
     prompts = add_command(commands, "prompts", "inspect, push and pull prompts; import and export PEFT or .npy")
-    _add_prompts(prompts.add_subparsers(required=True, metavar="COMMAND"))
+    subcommands = prompts.add_subparsers(required=True, metavar="COMMAND")
+    _add_inspection(subcommands)
+    _add_exchange(subcommands)
+    _add_transfer(subcommands)
 
 
 # ----------------------------------------------------------------------------------------------------------- predict
@@ -61,7 +64,11 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile the T5 with torch.compile; faster for large inputs (default: off)",
     )
-    text = predict.add_argument_group("free text (default: greedy decoding)")
+    _add_free_text(predict.add_argument_group("free text (default: greedy decoding)"))
+    predict.set_defaults(command=_predict)
+
+
+def _add_free_text(text: argparse._ArgumentGroup) -> None:
     text.add_argument(
         "--max-output-length", type=positive, default=0, metavar="N",
         help="maximum tokens of an answer (default: target length in training)",
@@ -80,7 +87,6 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the samples; each row has its own draws (default: 0)"
     )
-    predict.set_defaults(command=_predict)
 
 
 def _predict(given: argparse.Namespace) -> int:
@@ -118,7 +124,7 @@ def _probability(text: str) -> float:
 # ----------------------------------------------------------------------------------------------------------- prompts
 
 
-def _add_prompts(commands: Any) -> None:
+def _add_inspection(commands: Any) -> None:
     listed = add_command(commands, "list", "list prompts")
     listed.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     listed.add_argument("--json", action="store_true", help="print JSON")
@@ -140,6 +146,8 @@ def _add_prompts(commands: Any) -> None:
     near.add_argument("--json", action="store_true", help="print JSON")
     near.set_defaults(command=_neighbors)
 
+
+def _add_exchange(commands: Any) -> None:
     export = add_command(commands, "export", "export prompts to PEFT or .npy")
     export.add_argument("prompts", metavar="DIR", help=_PROMPTS)
     export.add_argument("--to", required=True, choices=("peft", "npy"), help="PEFT adapter, or float32 array [P, D]")
@@ -172,6 +180,8 @@ def _add_prompts(commands: Any) -> None:
     )
     load.set_defaults(command=_import)
 
+
+def _add_transfer(commands: Any) -> None:
     recycle = add_command(commands, "recycle", "map a prompt to another T5 without training")
     recycle.add_argument("prompt", metavar="PROMPT", help="prompt or prompt_tune stage")
     recycle.add_argument("--from-model", required=True, metavar="A", help="T5 that the prompt was trained on")

@@ -36,7 +36,12 @@ def add_serve(commands: Any) -> None:
     address.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000; 0: any free one)")
     address.add_argument("--keys", type=Path, metavar="FILE", help="file of API keys, one per line (default: no keys)")
     address.add_argument("--allow-changes", action="store_true", help="allow requests that add and remove prompts")
-    limits = serve.add_argument_group("limits")
+    _add_limits(serve.add_argument_group("limits"))
+    _add_execution(serve.add_argument_group("execution"))
+    serve.set_defaults(command=_serve)
+
+
+def _add_limits(limits: argparse._ArgumentGroup) -> None:
     limits.add_argument(
         "--max-batch", type=positive, default=32, metavar="N", help="maximum inputs per batch (default: 32)"
     )
@@ -64,7 +69,9 @@ def add_serve(commands: Any) -> None:
     limits.add_argument(
         "--timeout", type=above_zero, default=60.0, metavar="S", help="maximum seconds for a request (default: 60)"
     )
-    execution = serve.add_argument_group("execution")
+
+
+def _add_execution(execution: argparse._ArgumentGroup) -> None:
     execution.add_argument(
         "--engine", choices=("torch", "ctranslate2"), default="torch",
         help="library that runs the T5 (default: torch); ctranslate2: greedy, needs restarts for changes",
@@ -79,7 +86,6 @@ def add_serve(commands: Any) -> None:
         action="store_true",
         help="compile the T5 with torch.compile; the first requests wait for it (default: off)",
     )
-    serve.set_defaults(command=_serve)
 
 
 def _serve(given: argparse.Namespace) -> int:

@@ -26,7 +26,26 @@ def add_tune(commands: Any) -> None:
         "Freeze a T5, learn one task as a soft prompt, and score it on held-out rows. By default, a tenth of the rows"
         " selects the checkpoint, and another tenth is used for the test. Run the same command to resume."
     )
-    task = tune.add_argument_group("task")
+    _add_task(tune.add_argument_group("task"))
+    seeds = tune.add_argument_group("seeds")
+    seeds.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="prompts to train in one batch, with seeds from --seed upwards (default: 1)",
+    )
+    seeds.add_argument("--vote", action="store_true", help="keep all seeds for a majority vote (default: the best)")
+    run = tune.add_argument_group("execution")
+    run.add_argument(
+        "--output-dir", required=True, type=Path, metavar="DIR", help="run directory, with the prompt in DIR/prompt"
+    )
+    run.add_argument("--launch", metavar="FILE", help="accelerate configuration (default: one process)")
+    add_settings(tune, PromptTuneConfig, but=_OWN)
+    tune.set_defaults(command=_tune)
+
+
+def _add_task(task: argparse._ArgumentGroup) -> None:
     task.add_argument(
         "--train", required=True, type=Path, metavar="FILE",
         help="examples: a file, or a slice of it as in rows.tsv[:90%%, stratified]",
@@ -51,22 +70,6 @@ def add_tune(commands: Any) -> None:
         "--metrics", nargs="+", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
     )
     task.add_argument("--name", help="name of the task (default: the name of --output-dir)")
-    seeds = tune.add_argument_group("seeds")
-    seeds.add_argument(
-        "--seeds",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="prompts to train in one batch, with seeds from --seed upwards (default: 1)",
-    )
-    seeds.add_argument("--vote", action="store_true", help="keep all seeds for a majority vote (default: the best)")
-    run = tune.add_argument_group("execution")
-    run.add_argument(
-        "--output-dir", required=True, type=Path, metavar="DIR", help="run directory, with the prompt in DIR/prompt"
-    )
-    run.add_argument("--launch", metavar="FILE", help="accelerate configuration (default: one process)")
-    add_settings(tune, PromptTuneConfig, but=_OWN)
-    tune.set_defaults(command=_tune)
 
 
 def _tune(given: argparse.Namespace) -> int:

@@ -147,7 +147,7 @@ def parse_time(iso: str) -> datetime.datetime:
 
 
 def date(when: datetime.datetime) -> str:
-    return f"{when.day} {_MONTHS[when.month - 1]} {when.year}"
+    return f"{_MONTHS[when.month - 1]} {when.day}, {when.year}"
 
 
 def time_of_day(when: datetime.datetime) -> str:

@@ -84,8 +84,15 @@ def render(run: Run) -> str:
         reproduce_section(run),
     ]
     sections = [part for part in found if part is not None]
+    parts = [part.markup for part in sections]
+    main = tag("main", _header(run, tasks, series), *notes(run), contents(sections), *parts)
+    footer = tag("footer", tag("p", f"{SIGNATURE} Works offline."))
+    return f"<!doctype html>\n{tag('html', _head(run), tag('body', main, footer), lang='en')}\n"
+
+
+def _head(run: Run) -> Markup:
     style = resources.files("t5_pipeline.report").joinpath("style.css").read_text(encoding="utf-8")
-    head = tag(
+    return tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
@@ -94,10 +101,6 @@ def render(run: Run) -> str:
         tag("title", f"{run.recipe.name}: prompt tuning report"),
         tag("style", Markup(style)),
     )
-    parts = [part.markup for part in sections]
-    main = tag("main", _header(run, tasks, series), *notes(run), contents(sections), *parts)
-    body = tag("body", main, _footer())
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def _header(run: Run, tasks: list[TaskScores], series: dict[str, int]) -> Markup:
@@ -168,7 +171,3 @@ def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
         return None
     rows = [tag("div", tag("dt", name), tag("dd", join(dict.fromkeys(values), "; "))) for name, values in pairs.items()]
     return tag("dl", *rows, class_="glance")
-
-
-def _footer() -> Markup:
-    return tag("footer", tag("p", f"{SIGNATURE} Works offline."))

@@ -130,6 +130,16 @@ class Score(BaseModel):
         return [row + [0] * (len(self.labels) + 1 - len(row)) for row in self.confusion]
 
 
+def frequent_confusions(counts: Sequence[Sequence[int]], most: int) -> list[tuple[int, int, int]]:
+    """The most frequent wrong answers of a confusion matrix: rows, number of the true label, number of the answer.
+
+    >>> frequent_confusions([[5, 2, 0], [3, 7, 1]], most=2)
+    [(3, 1, 0), (2, 0, 1)]
+    """
+    wrong = [(rows, i, j) for i, row in enumerate(counts) for j, rows in enumerate(row) if rows and i != j]
+    return sorted(wrong, key=lambda found: (-found[0], *found[1:]))[:most]
+
+
 def read_scores(directory: Path) -> list[Score]:
     """The rows of scores.json; none if it does not exist.
 

@@ -8,7 +8,7 @@ from t5_pipeline.core.tables import aligned
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.intervals import row_interval
-from t5_pipeline.report.scores import Score
+from t5_pipeline.report.scores import Score, frequent_confusions
 from t5_pipeline.report.summary import PROMPT_TUNING
 
 _VOTE = "ensemble"
@@ -75,6 +75,5 @@ def _confusions(score: Score) -> list[str]:
         table: list[Sequence[str]] = [["true ↓ answer →", *columns]]
         table += [[label, *map(str, row[: len(columns)])] for label, row in zip(labels, counts, strict=True)]
         return ["", *aligned(table, right=True)]
-    wrong = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
-    most = sorted(wrong, key=lambda found: (-found[0], *found[1:]))[:_LABELS]
+    most = frequent_confusions(counts, _LABELS)
     return ["", *aligned([["true", "answer", "rows"], *([labels[i], columns[j], str(n)] for n, i, j in most)])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import Section, noted, swatch
+from t5_pipeline.report.scores import frequent_confusions
 from t5_pipeline.report.sections.scores import task_title
 from t5_pipeline.report.summary import PROMPT_TUNING, ScoreLine, TaskScores
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table, table
@@ -72,11 +73,9 @@ def _matrix(line: ScoreLine, series: dict[str, int]) -> Markup:
 def _list(line: ScoreLine, series: dict[str, int]) -> Markup:
     """The most frequent confusions of a matrix that is too large to draw."""
     counts, labels = line.confusion or [], [*line.labels, "illegal"]
-    wrong = [(given, i, j) for i, row in enumerate(counts) for j, given in enumerate(row) if given and i != j]
-    most = sorted(wrong, key=lambda found: (-found[0], *found[1:]))[:LISTED]
     rows: list[list[Value]] = []
     shown = []
-    for given, i, j in most:
+    for given, i, j in frequent_confusions(counts, LISTED):
         each, share = given / len(line.rows), given / sum(counts[i])
         rows.append([labels[i], labels[j], each, share])
         shown.append([labels[i], labels[j], f"{each:,.1f}", f"{100 * share:.0f}"])

@@ -212,7 +212,7 @@ def _example(shown: Sample, lines: list[ScoreLine], series: dict[str, int]) -> M
     return tag(
         "article",
         tag("blockquote", fmt.truncate(shown.input, 260)),
-        tag("p", "Answer: ", tag("b", fmt.truncate(shown.target, 120)), class_="answer"),
+        tag("p", "Correct answer: ", tag("b", fmt.truncate(shown.target, 120)), class_="answer"),
         tag("ul", *outcomes),
         class_="example",
     )

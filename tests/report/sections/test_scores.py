@@ -114,7 +114,7 @@ def test_examples_of_rows_with_the_same_input(compared: Path) -> None:
     path.write_text(json.dumps({"rows": [row | {"samples": samples}], "seconds": 1.0}))
     page = text_of(str(examples_section(summarize(collect(compared)), {}).markup))  # type: ignore[union-attr]
     right, _, wrong = page.partition("Wrong with")
-    found = re.findall(r"Answer: (\w+) LM adaptation @40 steps Ann (.)", right)
+    found = re.findall(r"Correct answer: (\w+) LM adaptation @40 steps Ann (.)", right)
     assert found == [("Ann", "✓"), ("Eve", "✓")]
     assert "None among the stored examples." in wrong
 
