@@ -188,7 +188,7 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     name = f"experiment-{experiment.title.lower().replace(' ', '-')}"
     x = Axis(experiment.label, log=experiment.log, ticks=sorted(ticks), text=lambda place: ticks.get(place, ""))
     plot = chart(lines, x, Axis("Score × 100"), name, f"{experiment.title}, scores of prompts. {'. '.join(described)}.")
-    several = {name for task in tasks for arm in own(task.by_arm) if (name := experiment.t5(arm))}
+    several = {frozen for task in tasks for arm in own(task.by_arm) if (frozen := experiment.t5(arm))}
     on = f"; frozen T5: {next(iter(drawn))}" if len(drawn) == 1 and len(several) > 1 else ""
     return figure(plot, f"{experiment.title} (the paper's {experiment.source}){on}")
 

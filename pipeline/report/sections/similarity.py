@@ -22,11 +22,14 @@ def similarity_section(run: Run, paths: dict[str, str]) -> Section | None:
         tasks = list(dict.fromkeys(task for task, _ in prompts))
         found = similarities(prompts) if len(tasks) > 1 else {}
         for index, kind in enumerate(_KINDS) if found else ():
-            rows: list[list[Value]] = [
-                [task, *[found[task, other][index] if (task, other) in found else None for other in tasks]]
-                for task in tasks
+            cosines = [
+                [found[key][index] if (key := (task, other)) in found else None for other in tasks] for task in tasks
             ]
-            shown = [[str(row[0]), *["–" if v is None else fmt.decimal(v, 2) for v in row[1:]]] for row in rows]
+            rows: list[list[Value]] = [[task, *of_task] for task, of_task in zip(tasks, cosines, strict=True)]
+            shown = [
+                [task, *["–" if cosine is None else fmt.decimal(cosine, 2) for cosine in of_task]]
+                for task, of_task in zip(tasks, cosines, strict=True)
+            ]
             caption = f"{paths.get(model, model)}, by {kind}."
             sheet = Sheet(f"similarity-{kind}-{model}", ["task", *tasks], rows)
             parts.append(plain_table(caption, sheet, shown))
