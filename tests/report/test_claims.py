@@ -120,7 +120,7 @@ def test_the_gap_to_model_tuning_is_that_of_the_smallest_minus_that_of_the_large
     assert section is not None
     html = str(section.markup)
     assert "Scores by the size of the T5: prompt tuning 50.0 to 70.0; model tuning 80.0 to 90.0." in html
-    assert "Scores on package. Whiskers" in html
+    assert "Size of the T5 (the paper&#x27;s Figure 1) on package</figcaption>" in html
 
 
 def test_an_adaptation_of_a_tenth_of_the_steps(finished: RunBuilder) -> None:
@@ -236,7 +236,9 @@ def test_charts_name_the_adaptation_if_there_are_several(several: RunBuilder) ->
     assert "frozen T5" not in alone
     lengths = [*rows(0.5, prompt_length=1), *rows(0.6)]
     assert "frozen T5" not in html(lengths)
-    assert "Figure 3(a)); frozen T5: lm_adapt</figcaption>" in html([*lengths, *of_models(lm_long=0.8)])
+    assert "Figure 3(a)) on package; frozen T5: lm_adapt</figcaption>" in html([*lengths, *of_models(lm_long=0.8)])
+    unfinished = of_models(span_corrupt=0.5, sentinel=0.6, lm_adapt_at_20=0.6, lm_long_at_40=0.7)
+    assert "Figure 3(c)) on package</figcaption>" in html(unfinished)
 
 
 def test_gaps_to_model_tuning_are_those_of_all_t5s_of_a_size(finished: RunBuilder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,10 +148,9 @@ def experiments_section(tasks: Sequence[Scored]) -> Section | None:
     figures = [sizes, *figures] if sizes is not None else figures
     if not figures:
         return None
-    names = list(dict.fromkeys(task.task.task for task in tasks if any(own(task.by_arm, one) for one in _METHODS)))
-    note = f"Scores on {fmt.enumeration(names)}. Whiskers: 95% interval over seeds and test rows."
-    if len(names) > 1:
-        note += " Points are means over the tasks that have them; light lines, if any, are single tasks."
+    note = "Whiskers: 95% interval over seeds and test rows."
+    if len(tasks) > 1:
+        note += " Points on several tasks are means; light lines, if any, are single tasks."
     drawn = [(task, arm) for task in tasks for method in _METHODS for arm in own(task.by_arm, method)]
     note += _narrow(not_resampled(drawn))
     return section("experiments", "Experiments", plots(figures), tag("p", note, class_="note"))
@@ -189,14 +188,20 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     x = Axis(experiment.label, log=experiment.log, ticks=sorted(ticks), text=lambda place: ticks.get(place, ""))
     plot = chart(lines, x, Axis("Score × 100"), name, f"{experiment.title}, scores of prompts. {'. '.join(described)}.")
     several = {frozen for task in tasks for arm in own(task.by_arm) if (frozen := experiment.t5(arm))}
-    on = f"; frozen T5: {next(iter(drawn))}" if len(drawn) == 1 and len(several) > 1 else ""
-    return figure(plot, f"{experiment.title} (the paper's {experiment.source}){on}")
+    t5 = next(iter(drawn)) if len(drawn) == 1 and len(several) > 1 else ""
+    shown = [task for found in drawn.values() for task, _ in found]
+    return figure(plot, _caption(experiment.title, experiment.source, shown) + (f"; frozen T5: {t5}" if t5 else ""))
+
+
+def _caption(title: str, source: str, shown: Iterable[Scored]) -> str:
+    names = dict.fromkeys(task.task.task for task in shown)
+    return f"{title} (the paper's {source}) on {fmt.enumeration(list(names))}"
 
 
 def _sizes(tasks: Sequence[Scored]) -> Markup | None:
     """Prompt tuning and model tuning by the size of the T5, averaged over the tasks that have all sizes."""
     lines = []
-    several = False
+    several, shown = False, list[Scored]()
     for number, method in enumerate(_METHODS):
         found: list[tuple[Scored, dict[int, list[Arm]]]] = []
         for task in tasks:
@@ -208,6 +213,7 @@ def _sizes(tasks: Sequence[Scored]) -> Markup | None:
             continue
         sizes = sorted(set.intersection(*[set(by_size) for _, by_size in found]))
         if len(sizes) > 1:
+            shown += [task for task, _ in found]
             several |= any(len(by_size[size]) > 1 for _, by_size in found for size in sizes)
             means, errors = _means([[(task, arm) for task, of in found for arm in of[size]] for size in sizes])
             lines.append(Line(sizes, means, number, errors, label=method, dots=True))
@@ -218,7 +224,7 @@ def _sizes(tasks: Sequence[Scored]) -> Markup | None:
     described = "; ".join(f"{line.label} {fmt.decimal(line.y[0])} to {fmt.decimal(line.y[-1])}" for line in lines)
     plot = chart(lines, x, Axis("Score × 100"), "experiment-size", f"Scores by the size of the T5: {described}.")
     averaged = "; mean over T5s of the same size" if several else ""
-    return figure(plot, f"Size of the T5 (the paper's Figure 1){averaged}")
+    return figure(plot, _caption("Size of the T5", "Figure 1", shown) + averaged)
 
 
 def _by_size(group: dict[Any, Arm]) -> dict[int, list[Arm]]:
