@@ -35,12 +35,14 @@ STUDIES = {
     "wikipedia-study": "Wikipedia, 3.6 and 12M",
     "wikipedia-gpu": "Wikipedia on a GPU, 3.6 to 77M",
 }
+FOLLOW_UPS = {"wikipedia-shift": "Follow-up: domain shift, 3.6M"}
 TABLES_PAGE = Path(__file__).parent.parent / "docs/results_tables.md"
 _INTRODUCTION = """\
 Written by `python -m benchmarks.study` from the records in `benchmarks/results/`; [Results](results.md) explains them.
 Scores are percentages, mean ± sample standard deviation over seeds, of decoded text and of the likeliest label. Points
 are differences of accuracies times 100, and intervals those of a bootstrap over seeds and test rows."""
 _LEFT_OUT = {"samples", "neighbors"}
+_WITH_DIGEST = ("prepare", "span", "lm", "sentinel", "default")
 _FIRST = ord("a")  # an answer is recorded as a letter: a, b, … are its places in the confusion matrix
 
 
@@ -143,7 +145,8 @@ def score_tables(run: Run) -> Iterator[str]:
             "|---|---|---|---|---|---|---|",
         ]
         for arm, rows in task.by_arm.items():
-            cells = (f"{(arm.parameters or 0) / 1e6:.2f}M", _pretraining(arm), arm.method, _prompt(arm))
+            size = f"{arm.parameters / 1e6:.2f}M" if arm.parameters else "–"
+            cells = (size, _pretraining(arm), arm.method, _prompt(arm))
             lines.append(f"| {' | '.join((*cells, *_spreads(task, rows), str(len(rows))))} |")
         yield f"### {task.task.task}"
         yield _caption(task)
@@ -164,7 +167,7 @@ def _caption(task: Scored) -> str:
 
 def _pretraining(arm: Arm) -> str:
     part = f", {arm.share:.0%} of the steps" if arm.share not in (None, 0.0, 1.0) else ""
-    return f"{arm.pretraining}{part}"
+    return f"{arm.pretraining or '–'}{part}"
 
 
 def _prompt(arm: Arm) -> str:
@@ -187,11 +190,12 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def digest_table(results: dict[str, Any]) -> str:
-    """Digests of the models, and of the prompts of the default, in Markdown."""
+    """Digests in Markdown: those of T5s and of the default's prompts, or all that a follow-up trained."""
     lines = ["| result | step | digest |", "|---|---|---|"]
     for cell in results["cells"]:
         for name in ("tokens", "model", "prompt"):
-            if name in cell["digests"] and cell["cell"].startswith(("prepare", "span", "lm", "sentinel", "default")):
+            shown = results["recipe"] in FOLLOW_UPS or cell["cell"].startswith(_WITH_DIGEST)
+            if shown and name in cell["digests"]:
                 step = cell["chosen"] or cell["step"] or ""
                 lines.append(f"| {cell['cell']} | {step} | `{short_digest(cell['digests'][name])}` |")
     return "\n".join(lines)
@@ -230,12 +234,12 @@ def tables_page() -> str:
         "# Tables of the results",
         _INTRODUCTION,
     ]
-    for name, title in STUDIES.items():
+    for name, title in (STUDIES | FOLLOW_UPS).items():
         results = read_json(results_of(name))
         parts += [f"## {title}", f"`recipes/{name}.yaml`, `benchmarks/results/{name}.json`"]
         run = run_of(results)
-        parts += ["### Verdicts", verdict_table(run), *score_tables(run), *validation_scores(results)]
-        parts += ["### Digests", digest_table(results)]
+        parts += ["### Verdicts", verdict_table(run)] if name in STUDIES else []
+        parts += [*score_tables(run), *validation_scores(results), "### Digests", digest_table(results)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.study import STUDIES, TABLES_PAGE, judged, overview, recipe_of, results_of, run_of, tables_page
+from benchmarks.study import (
+    FOLLOW_UPS,
+    STUDIES,
+    TABLES_PAGE,
+    judged,
+    overview,
+    recipe_of,
+    results_of,
+    run_of,
+    tables_page,
+)
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.report.page import render
@@ -27,7 +37,7 @@ def test_the_report_draws_the_recorded_experiments() -> None:
     assert all(f"{title} (the paper's Figure" in html.replace("&#x27;", "'") for title in titles)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [*STUDIES, *FOLLOW_UPS])
 def test_the_results_are_of_the_present_recipe(name: str) -> None:
     results = read_json(results_of(name))
     missing = set(results.get("missing", ()))
