@@ -115,14 +115,21 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
         majority = [task for task in tasks if self.baselines and task.labels and "train" in task.splits]
         return [SplitRead(task, self.split) for task in tasks] + [SplitRead(task, "train") for task in majority]
 
-    def resolved(self, makers: Sequence[StageConfig], where: Callable[[tuple[str | int, ...]], str]) -> EvaluateConfig:
+    def check_solved(self, solved: Sequence[TaskConfig]) -> None:
+        self._check_metrics([*solved, *self.also_on], lambda name: f"metrics.{name}")
+
+    def resolved(
+        self, makers: Sequence[StageConfig], others: bool, where: Callable[[tuple[str | int, ...]], str]
+    ) -> EvaluateConfig:
         """With the metrics that the recipe's tasks have now, whatever they were at training time."""
-        tasks = {task.name: task for maker in makers for task in maker.made_for()}
-        tasks |= {task.name: task for task in self.also_on}
-        for name in self.metrics:
-            if makers and name not in tasks:
-                raise InputError(
-                    f"{where(('metrics', name))}: the task `{name}` is not evaluated here; {nearest(name, tasks)}"
-                )
-        metrics = {name: self.scored(task, where(("metrics", name))).metrics for name, task in tasks.items()}
+        tasks = [*(task for maker in makers for task in maker.made_for()), *self.also_on]
+        if not others:
+            self._check_metrics(tasks, lambda name: where(("metrics", name)))
+        metrics = {task.name: self.scored(task, where(("metrics", task.name))).metrics for task in tasks}
         return self.model_copy(update={"metrics": {**self.metrics, **metrics}})
+
+    def _check_metrics(self, tasks: Sequence[TaskConfig], where: Callable[[str], str]) -> None:
+        names = [task.name for task in tasks]
+        for name in self.metrics:
+            if name not in names:
+                raise InputError(f"{where(name)}: the task `{name}` is not evaluated here; {nearest(name, names)}")

@@ -306,7 +306,8 @@ def _cells(
             for key, artifact in cls.inputs().items()
             if getattr(settings, key) is not None
         }
-        cells.append(Cell(name, axes, settings.resolved(_makers(inputs, earlier), where), inputs))
+        others = any(ref.path is not None for ref in inputs.values())
+        cells.append(Cell(name, axes, settings.resolved(_makers(inputs, earlier), others, where), inputs))
     for cell_id, times in Counter(cell.id for cell in cells).items():
         if times > 1:
             raise InputError(

@@ -157,11 +157,24 @@ class StageConfig(Config):
         """
         return {}
 
-    def resolved(self, makers: Sequence[StageConfig], where: Callable[[tuple[str | int, ...]], str]) -> Self:
+    def check_solved(self, solved: Sequence[TaskConfig]) -> None:
+        """Check the settings that name tasks of the inputs.
+
+        Args:
+            solved: the tasks that its inputs solve.
+
+        Raises:
+            InputError: if there is no such task; names the setting.
+        """
+
+    def resolved(
+        self, makers: Sequence[StageConfig], others: bool, where: Callable[[tuple[str | int, ...]], str]
+    ) -> Self:
         """The same settings completed by those of the stages that make its inputs.
 
         Args:
             makers: the recipe's stages that make the inputs.
+            others: whether there are also inputs from outside the recipe.
             where: place of a key, for errors.
 
         Raises:

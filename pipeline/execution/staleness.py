@@ -71,7 +71,12 @@ def check_outside(recipe: Recipe, stage: str) -> None:
             if ref.path is not None:
                 find = locate if cell.settings.takes_many(name) else locate_one
                 find(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
-        for read in cell.settings.splits_read(_solved(recipe, cell)):
+        solved = _solved(recipe, cell)
+        try:
+            cell.settings.check_solved(solved)
+        except InputError as error:
+            raise InputError(f"{cell.stage}.{error}") from None
+        for read in cell.settings.splits_read(solved):
             try:
                 Task.load(read.task).check_split(read.split, read.inputs_only)
             except InputError as error:

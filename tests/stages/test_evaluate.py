@@ -114,6 +114,25 @@ def test_the_split_of_prompts_at_a_path_is_checked_before_the_run(tiny: Tiny, tm
     refused(t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run), said)
 
 
+def test_metrics_of_prompts_at_a_path(tiny: Tiny, tmp_path: Path) -> None:
+    """Their tasks count as those of the recipe's stages do."""
+    prompt = tmp_path / "elsewhere"
+    shutil.copytree(tiny.run / "prompt_tune/model=lm_adapt,seed=0/prompt", prompt)
+    info = json.loads((prompt / "prompt.json").read_text())
+    info["task"]["name"] = "elsewhere"
+    (prompt / "prompt.json").write_text(json.dumps(info))
+    said = r"evaluate\.metrics\.elsewere: the task `elsewere` is not evaluated here; did you mean `elsewhere`\?"
+    typo = ("--prompts", prompt, "--metrics", "elsewere=macro_f1", "--output-dir", tmp_path / "x")
+    refused(stage("evaluate", *typo), said)
+    (tmp_path / "wording").mkdir()
+    (tmp_path / "wording/text_prompt.json").write_text(json.dumps({"task": info["task"]}))
+    metrics = "{about: [accuracy], elsewhere: [macro_f1]}"
+    more = f"  more: {{uses: evaluate, prompts: prompt_tune, text_prompts: {tmp_path}/wording, metrics: {metrics}}}\n"
+    tiny.recipe.write_text(tiny.recipe.read_text() + more)
+    planned = t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run)
+    assert planned.code == 0, planned.err
+
+
 def test_changed_rows_of_prompts_at_a_path_make_the_scores_stale(finished: Tiny, tmp_path: Path) -> None:
     prompt, rows = tmp_path / "prompt", tmp_path / "rows"
     shutil.copytree(finished.run / "prompt_tune/model=lm_adapt,seed=0/prompt", prompt)
