@@ -202,7 +202,9 @@ def test_all_recipes_can_be_planned(
     (tmp_path / "here/runs/demo").symlink_to(finished.run)
     (tmp_path / "here/runs/official-prompts/prompts").symlink_to(finished.run / "prompt_tune")
     monkeypatch.chdir(tmp_path / "here")
-    if "data/text/" in recipe.read_text():  # a study of real data in the current directory
+    (tmp_path / "here/runs/wikipedia-gpu").mkdir()
+    (tmp_path / "here/runs/wikipedia-gpu/lm_s").symlink_to(finished.run / "lm_adapt")
+    if "data/tasks/" in recipe.read_text():  # a study of real data in the current directory
         real = ROOT.parent / "shared" / "data"
         if not real.is_dir():
             pytest.skip("../shared/data does not exist")
