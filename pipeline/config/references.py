@@ -118,6 +118,10 @@ def load_task(path: Path) -> TaskConfig:
     located = read_yaml(path)
     if not isinstance(located.data, dict):
         raise InputError(f"{path}:1: the file: is not a task; give the keys name, data, inputs, targets")
+    if "stages" in located.data:
+        raise InputError(
+            f"{path}: is a recipe; write the task in a file of its own, with the keys name, data, inputs, targets"
+        )
     return validate(TaskConfig, {"name": path.stem, **located.data}, located.where)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from t5_pipeline.artifacts import manifest
 from t5_pipeline.artifacts.kinds import PEFT_CONFIG, kind_at, locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_files
@@ -13,6 +15,7 @@ from t5_pipeline.diagnosis.data import diagnose_corpus, diagnose_task, diagnose_
 from t5_pipeline.diagnosis.findings import Diagnosis
 
 _YAML = (".yaml", ".yml")
+_MOST_SHOWN = 8
 
 
 def diagnose(location: str, model: str | None = None, text_field: str = "text") -> Diagnosis:
@@ -36,6 +39,9 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
         raise InputError(f"{location}: contains scores; give a model, a prompt, a corpus or a task file")
     if kind == "tokens":
         return diagnose_tokens(locate_one(kind, location, "WHAT"), location, model)
+    if kind is None and (inside := [*_results(path)]):
+        shown = ", ".join(map(str, inside[:_MOST_SHOWN])) + (", …" if len(inside) > _MOST_SHOWN else "")
+        raise InputError(f"{location}: contains several results; give one of them: {shown}")
     if kind is None and not _has_weights(path) and _is_corpus(path):
         return diagnose_corpus(location, text_field, model)
     # These import torch.
@@ -48,6 +54,19 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
     if kind in (None, "model"):
         return diagnose_model(place, location)
     return diagnose_artifact(kind, place, location, model)
+
+
+def _results(folder: Path, depth: int = 2) -> Iterator[Path]:
+    """The directories with results in a run directory, or in the directory of a stage with several cells.
+
+    A model without a manifest does not count: a config.json may be part of a corpus.
+    """
+    for child in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
+        kind = kind_at(str(child))
+        if kind is None and depth > 1:
+            yield from _results(child, depth - 1)
+        elif kind not in (None, "scores") and (kind != "model" or (child / manifest.NAME).is_file()):
+            yield child
 
 
 def _has_weights(path: Path) -> bool:

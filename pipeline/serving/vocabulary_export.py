@@ -197,7 +197,7 @@ def write_row_tokens(
     if not path.is_file():
         raise InputError(
             "vocabulary: bytes have no tokenizer.json to which tokens could be added; serve these prompts with"
-            " `t5-pipeline serve`"
+            " `t5-pipeline serve --engine torch`"
         )
     tokenizer, tokens = Tokenizer.from_file(str(path)), list(tokens)
     if aliases:

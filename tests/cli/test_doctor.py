@@ -39,3 +39,25 @@ def test_a_wrong_model(finished: Tiny, tmp_path: Path) -> None:
     missing = t5_pipeline("doctor", "absent/rows.ndjson.gz")
     assert (missing.code, "✗ documents  corpus absent/rows.ndjson.gz does not exist" in missing.out) == (2, True)
     refused(t5_pipeline("doctor", finished.run / "evaluate"), r".*evaluate: contains scores; give .*")
+
+
+def test_several_results(finished: Tiny, tmp_path: Path) -> None:
+    """Not a corpus, although a run contains JSON files."""
+    refused(
+        t5_pipeline("doctor", finished.run),
+        r".*run: contains several results; give one of them: (\S+/(lm_adapt|prepare|pretrain|prompt_tune/\S+), )+…",
+    )
+    refused(
+        t5_pipeline("doctor", finished.run / "prompt_tune"),
+        r".*prompt_tune: contains several results; give one of them: (\S+seed=[01](, )?){6}",
+    )
+    folder = tmp_path / "corpus" / "project"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"text": "a document"}')
+    assert "corpus" in t5_pipeline("doctor", tmp_path / "corpus").out
+
+
+def test_a_recipe_is_not_a_task(finished: Tiny) -> None:
+    said = t5_pipeline("doctor", finished.recipe)
+    assert said.code == 2
+    assert f"{finished.recipe}: is a recipe → write the task in a file of its own" in " ".join(said.out.split())

@@ -22,7 +22,8 @@ from t5_pipeline.modeling.load import init_t5, load_t5
 from t5_pipeline.modeling.model_dir import write_model
 from t5_pipeline.modeling.model_metadata import ModelMetadata
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from t5_pipeline.serving.vocabulary_export import INDEX, PromptTokens, add_rows, export
+from t5_pipeline.serving.vocabulary_export import INDEX, PromptTokens, add_rows, export, write_row_tokens
+from tests.data_prep.tokenizer.kinds import byt5
 from tests.tiny_run import CORPUS, documentation, refused, t5_pipeline
 
 LENGTHS = {"short": 2, "model=a,seed=0": 5}
@@ -205,6 +206,13 @@ def test_prompts_that_cannot_be_vocabulary(world: World, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="already exists"):
         export(str(world.directory / "model"), str(world.directory / "prompts"), "transformers", str(tmp_path))
+
+
+def test_bytes_cannot_be_extended(tmp_path: Path) -> None:
+    """The remedy is not the command that failed: `serve --engine ctranslate2` also needs the tokens."""
+    vocabulary = Vocabulary.load(byt5(tmp_path / "byt5"))
+    with pytest.raises(InputError, match=r"bytes have no tokenizer\.json .* `t5-pipeline serve --engine torch`"):
+        write_row_tokens(tmp_path, vocabulary, [PromptTokens("a", vocabulary.size, 2)])
 
 
 def test_the_rows_of_a_tied_t5_keep_its_logits(world: World) -> None:
