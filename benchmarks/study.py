@@ -230,10 +230,7 @@ def _verdict(found: Finding) -> str:
 
 def tables_page() -> str:
     """The text of docs/results_tables.md."""
-    parts = [
-        "# Tables of the results",
-        _INTRODUCTION,
-    ]
+    parts = ["# Tables of the results", _INTRODUCTION]
     for name, title in (STUDIES | FOLLOW_UPS).items():
         results = read_json(results_of(name))
         parts += [f"## {title}", f"`recipes/{name}.yaml`, `benchmarks/results/{name}.json`"]

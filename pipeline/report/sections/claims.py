@@ -160,12 +160,13 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     """A line for each T5, or with a single T5 also one for each task."""
     lines: list[Line] = []
     ticks: dict[float, str] = {}
-    described = []
+    described, shown = [], list[Scored]()
     drawn = experiment.series(tasks)
     for number, (t5, found) in enumerate(drawn.items()):
         values = set.intersection(*[set(group) for _, group in found])
         if len(values) < 2:
             continue
+        shown += [task for task, _ in found]
         places = {experiment.order(value) or 0.0: value for value in values}
         at = sorted(places)
         ticks |= {place: experiment.text(places[place]) for place in at}
@@ -189,7 +190,6 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     plot = chart(lines, x, Axis("Score × 100"), name, f"{experiment.title}, scores of prompts. {'. '.join(described)}.")
     several = {frozen for task in tasks for arm in own(task.by_arm) if (frozen := experiment.t5(arm))}
     t5 = next(iter(drawn)) if len(drawn) == 1 and len(several) > 1 else ""
-    shown = [task for found in drawn.values() for task, _ in found]
     return figure(plot, _caption(experiment.title, experiment.source, shown) + (f"; frozen T5: {t5}" if t5 else ""))
 
 
