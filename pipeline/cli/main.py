@@ -26,10 +26,12 @@ from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say, show
+from t5_pipeline.core.quick_exit import exit_quickly
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (docs/command_line.md)."""
+    exit_quickly()
     try:
         with boundary():
             given = _parser().parse_args(arguments)

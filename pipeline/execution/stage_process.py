@@ -35,6 +35,7 @@ from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, OutOfMemory, ProcessLost
 from t5_pipeline.core.printable import LogFile, LogFormatter, say, show
+from t5_pipeline.core.quick_exit import exit_quickly
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, CellRun, Stage, log
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
     """Run a stage script: read the command line, call `body` for each job, and exit."""
+    exit_quickly()
     sys.exit(run(body, cls, sys.argv[1:], Path(sys.argv[0]).name))
 
 

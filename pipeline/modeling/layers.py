@@ -135,6 +135,14 @@ class _RMSNorm(torch.autograd.Function):
         return x_gradient.to(x.dtype), weight_gradient, None, None
 
 
+class Embedding(nn.Embedding):
+    """`nn.Embedding` that draws no values on the meta device, where torch would import its compiler to do nothing."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class OutputHead(nn.Linear):
     """logits = hidden · weightᵀ in fp32, under autocast too."""
 
@@ -170,7 +178,7 @@ class Attention(nn.Module):
         # T5X drops a key's weight for all queries at once, which is the same as dropping its value.
         self.dropout = SharedDropout(shape.dropout_rate, shared_dim=-1)
         if owns_bias:
-            self.relative_attention_bias = nn.Embedding(shape.relative_attention_num_buckets, shape.num_heads)
+            self.relative_attention_bias = Embedding(shape.relative_attention_num_buckets, shape.num_heads)
 
     def _split(self, x_BSE: Tensor) -> Tensor:
         return x_BSE.unflatten(-1, (self.heads, -1)).transpose(1, 2)

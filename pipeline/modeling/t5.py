@@ -23,6 +23,7 @@ from t5_pipeline.modeling.decoder_cache import DecoderCache
 from t5_pipeline.modeling.layers import (
     Attention,
     Consecutive,
+    Embedding,
     OutputHead,
     RMSNorm,
     SharedDropout,
@@ -36,7 +37,7 @@ class T5(nn.Module):
     def __init__(self, shape: T5Config) -> None:
         super().__init__()
         self.shape = shape
-        self.shared = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.shared = Embedding(shape.vocab_size, shape.d_model)
         self.encoder = Encoder(shape)
         self.decoder = Decoder(shape)
         if not shape.tied:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_run import ROOT
+from tests.tiny_run import ROOT, Tiny
 
 LAYERS = [
     "core", "data_prep", "modeling", "config", "artifacts", "execution", "training", "cost", "methods", "evaluation",
@@ -97,6 +98,22 @@ def test_folders_without_torch() -> None:
     names = [module for module, _ in modules() if layer(module) in TORCH_FREE]
     check = f"import sys; found = {HEAVY!r} & set(sys.modules); assert not found, found"
     subprocess.run([sys.executable, "-c", "\n".join([*(f"import {name}" for name in names), check])], check=True)
+
+
+def test_answering_does_not_import_the_compiler_of_torch(finished: Tiny, tmp_path: Path) -> None:
+    """It takes as long as torch itself; many functions of torch import it when they are first called."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "Copy a file."}\n')
+    prompt = finished.run / "prompt_tune/model=lm_adapt,seed=0"
+    command = ["predict", "--model", str(finished.run / "lm_adapt"), "--prompts", str(prompt)]
+    program = f"""
+import sys
+from t5_pipeline.cli.main import main
+assert main({[*command, "--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "answers")]!r}) == 0
+assert "torch" in sys.modules
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert json.loads((tmp_path / "answers").read_text())["output"] in ("files", "numbers")
 
 
 def test_every_package_is_installed() -> None:
