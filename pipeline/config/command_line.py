@@ -23,6 +23,8 @@ from t5_pipeline.core.schema import model_in, types_in
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
+# What paths are called in the help.
+_PLACES = ("DIR", "FILE", "FROM", "M", "PATH", "PROMPT", "RECIPE", "RUN_DIR", "TO", "WHAT")
 _TASK_FILE = "; YAML keys: name, data, inputs, targets, labels, metrics"
 
 
@@ -76,6 +78,13 @@ class Parser(argparse.ArgumentParser):
                 hint = nearest(flag_name, self._option_string_actions, "--help lists the flags")
                 raise InputError(f"{self.prog}: unknown flag {flag_name}; {hint}")
         return super().parse_known_args(words, namespace)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse an empty path, which would be the current directory."""
+        if "" in arg_strings and action.metavar in _PLACES:
+            place = "/".join(action.option_strings) or str(action.metavar)
+            raise InputError(f"{self.prog}: {place}: is empty; give a path (is a variable of the shell not set?)")
+        return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check one of several choices, among them the name of a command."""

@@ -91,6 +91,22 @@ class LogFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+class WarnOnce(logging.Filter):
+    """Drops warnings that repeat an earlier one word for word, such as one that holds for each prompt of a job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        message = record.getMessage()
+        new = message not in self._seen
+        self._seen.add(message)
+        return new
+
+
 class LogFile(logging.FileHandler):
     """A log file. On a full disk lines are dropped, because they must neither stop a stage nor hide its error."""
 

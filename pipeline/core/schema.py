@@ -89,6 +89,15 @@ class Config(BaseModel):
                 raise ValueError("must be less than 2^63")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def place_is_not_empty(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty path would be the current directory."""
+        marks = cls.model_fields[info.field_name or ""].metadata
+        if value == "" and any(isinstance(mark, (Input, Data)) for mark in marks):
+            raise ValueError("is empty; give a path or a name (is a variable of the shell not set?)")
+        return value
+
 
 def defaults(**values: Any) -> Callable[[type[Model]], type[Model]]:
     """Class decorator: change the defaults of inherited settings; description, unit, role and constraints stay.

@@ -34,7 +34,7 @@ from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, OutOfMemory, ProcessLost
-from t5_pipeline.core.printable import LogFile, LogFormatter, say, show
+from t5_pipeline.core.printable import LogFile, LogFormatter, WarnOnce, say, show
 from t5_pipeline.core.quick_exit import exit_quickly
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
@@ -328,6 +328,7 @@ def _logging(directory: Path, main_process: bool) -> Iterator[None]:
         handlers[0].setFormatter(LogFormatter("%(message)s"))
         handlers[1].setFormatter(LogFormatter("%(asctime)s %(message)s"))
     for handler in handlers:
+        handler.addFilter(WarnOnce())
         log.addHandler(handler)
     try:
         yield

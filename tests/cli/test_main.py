@@ -86,6 +86,10 @@ def test_default_run_dir(finished: Tiny, tmp_path: Path) -> None:
         ),
         (["report", "nowhere"], "nowhere: is not a run directory"),
         (["verify", "nowhere"], "nowhere: is not a run directory"),
+        (["status", ""], "t5-pipeline status: RUN_DIR: is empty; give a path (is a variable of the shell not set?)"),
+        (["run", "x.yaml", "--run-dir", ""], "t5-pipeline run: --run-dir: is empty"),
+        (["doctor", ""], "t5-pipeline doctor: WHAT: is empty"),
+        (["prompts", "push", "p", ""], "t5-pipeline prompts push: TO: is empty"),
     ],
 )
 def test_a_wrong_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:

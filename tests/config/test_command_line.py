@@ -73,6 +73,7 @@ def test_a_task_is_read_from_its_file(tmp_path: Path) -> None:
         (["--output-dir", "o", "--stage", "s"], "--stage, --run-dir and --set need --recipe"),
         (["--output-dir", "o", "--schedule", "steep"], "--schedule: there is no `steep`; choose one of constant,"),
         (["--output-dir", "o", "--schedule", "rsqr"], "--schedule: there is no `rsqr`; did you mean `rsqrt`?"),
+        (["--output-dir", ""], "lm_adapt.py: --output-dir: is empty; give a path"),
         (["--reference-ops", "attention,norm"], "there is no `attention,norm`; separate several values with spaces"),
     ],
 )

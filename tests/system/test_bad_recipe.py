@@ -32,6 +32,13 @@ RECIPES = {
         "    task: about\n", "    task: abuot\n",
         r"\S+tiny.yaml:LINE: stages.prompt_tune.task: there is no task `abuot` under `tasks:`; did you mean `about`\?",
     ),
+    "an empty path": (
+        "  sentinel: {model: pretrain,", '  sentinel: {model: "",',
+        r"\S+tiny.yaml:LINE: stages.sentinel.model: is empty; give a path or a name .*",
+    ),
+    "empty data": (
+        "    data: DATA/rows\n", "    data: ''\n", r"\S+tiny.yaml:LINE: tasks.about.data: is empty; give a path or a name .*",
+    ),
     "a missing corpus": (
         "/corpus\n", "/no/such/folder\n", r"prepare.corpus: /\S+/no/such/folder does not exist; check the path",
     ),
