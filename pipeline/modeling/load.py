@@ -114,7 +114,7 @@ def init_t5(shape: T5Config, seed: int) -> T5:
     }
     with torch.device("meta"):
         model = T5(shape)
-    model.to_empty(device="cpu")
+    model.load_state_dict({name: torch.empty(like.shape) for name, like in model.state_dict().items()}, assign=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -9,11 +9,13 @@ R rows of a prompt bank, D d_model, C prompts in the bank; F, K those of factore
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from t5_pipeline.modeling.limits import FACTORED_FROM, UPDATED_ELEMENTS
@@ -43,7 +45,7 @@ class _Factored(NamedTuple):
         return sums_K / self.lengths_K.view(-1, *[1] * (x_F.ndim - 1))
 
 
-class Adafactor(torch.optim.Optimizer):
+class Adafactor(Optimizer):
     """Adafactor (Shazeer and Stern 2018) without momentum, with T5X's rules. At the t-th step (t = 1, 2, …):
 
         β₂ = 1 − (t + step_offset)^−0.8
@@ -94,7 +96,8 @@ class Adafactor(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
+        # Without the decorator that keeps torch.compile out: it imports the compiler for that, which takes seconds.
+        inspect.unwrap(Optimizer.add_param_group)(self, param_group)
         group = self.param_groups[-1]
         if group["segments"] is None:
             return
@@ -113,6 +116,9 @@ class Adafactor(torch.optim.Optimizer):
             rows_F, others_W = factored_R.nonzero().squeeze(1), (~factored_R).nonzero().squeeze(1)
             segments_F = (factored_C.cumsum(0) - 1)[segments_R[rows_F]]
             group["factored"] = _Factored(rows_F, others_W, segments_F, lengths_C[factored_C].to(bank_RD.dtype))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        inspect.unwrap(Optimizer.zero_grad)(self, set_to_none)  # as above
 
     def restore(self, moments: Iterable[SecondMoments], step: int) -> None:
         """Continue from the state after `step` steps of T5X's Adafactor.
