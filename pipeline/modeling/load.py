@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -141,8 +141,12 @@ def save_t5(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     _write_json(directory / "config.json", model.shape.to_config())
     _write_json(directory / "generation_config.json", model.shape.special.to_config())
-    split = split_torch_state_dict_into_shards(
-        state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    # The variant for torch imports DTensor and with it a second's worth of modules; these tensors are plain.
+    split = split_state_dict_into_shards_factory(
+        state,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
     )
     for file, names in split.filename_to_tensors.items():
         save_file({name: state[name] for name in names}, directory / file, metadata={"format": "pt"})
