@@ -89,8 +89,9 @@ def test_ray(flags: list[object], tmp_path: Path, expected: str) -> None:
     at_work: list[psutil.Process] = []
     while not at_work and running.poll() is None:
         of_ray = psutil.Process(running.pid).children(recursive=True)
-        at_work = [process for process in of_ray if "ray::_encode_chunk" in command(process)]
-        time.sleep(0.002)
+        named = {process: name for process in of_ray if "ray::" in (name := command(process))}
+        at_work = [process for process, name in named.items() if "_encode_chunk" in name]
+        time.sleep(0.002 if named else 0.2)  # looking for processes slows down Ray, which needs seconds to start
     _, said = running.communicate(timeout=300)
     assert at_work, said
     assert running.returncode == 0, said
