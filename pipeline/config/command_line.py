@@ -23,7 +23,7 @@ from t5_pipeline.core.schema import model_in, types_in
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-# What paths are called in the help.
+# Names of paths in the help.
 _PLACES = ("DIR", "FILE", "FROM", "M", "PATH", "PROMPT", "RECIPE", "RUN_DIR", "TO", "WHAT")
 _TASK_FILE = "; YAML keys: name, data, inputs, targets, labels, metrics"
 

@@ -77,6 +77,8 @@ class Arm:
 
 Grouping = Callable[[Iterable[Arm]], list[dict[Any, Arm]]]
 """Arms that differ in one respect: its values → arm, a group for each setting of everything else."""
+PromptSetting = tuple[int | None, str | None, str]
+"""Length, initializer and further settings of prompts."""
 
 
 @dataclass(frozen=True)
@@ -234,20 +236,27 @@ def adaptation(arm: Arm) -> str | None:
     return arm.lineage.maker if arm.lineage is not None and arm.pretraining == LM_ADAPTATION else None
 
 
-def usual_prompts(arms: Iterable[Arm], shifted: bool = False) -> list[Arm]:
-    """Prompt-tuned arms with the length and initializer that most of them have: the center of a star of experiments.
+def usual_setting(arms: Iterable[Arm]) -> PromptSetting | None:
+    """The prompt that most prompt-tuned arms have: the center of a star of experiments. Of equally frequent ones, the
+    longest; None if there are no prompts.
+    """
+    counts = Counter(setting_of(arm) for arm in arms if arm.method == PROMPT_TUNING)
+    return max(counts, key=lambda one: (counts[one], one[0] or 0), default=None)
 
-    Of equally frequent ones the longest prompts are taken.
+
+def usual_prompts(arms: Iterable[Arm], usual: PromptSetting | None, shifted: bool = False) -> list[Arm]:
+    """The prompt-tuned arms of a task that have the usual prompt of the run; on a task without it, its own usual one.
 
     Args:
         shifted: those trained on another task, instead of those trained on the task itself.
     """
     tuned = [arm for arm in arms if arm.method == PROMPT_TUNING and (arm.trained_on is not None) == shifted]
-    if not tuned:
-        return []
-    counts = Counter((arm.prompt_length, arm.prompt_init, arm.other) for arm in tuned)
-    usual = max(counts, key=lambda one: (counts[one], one[0] or 0))
-    return [arm for arm in tuned if (arm.prompt_length, arm.prompt_init, arm.other) == usual]
+    center = usual if usual in [setting_of(arm) for arm in tuned] else usual_setting(tuned)
+    return [arm for arm in tuned if setting_of(arm) == center]
+
+
+def setting_of(arm: Arm) -> PromptSetting:
+    return arm.prompt_length, arm.prompt_init, arm.other
 
 
 def without_prompt(arm: Arm) -> Arm:

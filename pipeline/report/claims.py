@@ -25,6 +25,7 @@ from t5_pipeline.report.arms import (
     SPAN_CORRUPTION,
     Arm,
     Grouping,
+    PromptSetting,
     Scored,
     by_initializer,
     by_length,
@@ -32,12 +33,14 @@ from t5_pipeline.report.arms import (
     groups,
     own,
     usual_prompts,
+    usual_setting,
     without_prompt,
 )
 from t5_pipeline.report.intervals import Interval
 
 Verdict = Literal["confirmed", "not confirmed", "undecided"]
 Contrast = Mapping[Arm, float]
+Contrasts = Callable[[Sequence[Arm], PromptSetting | None], Iterator[Contrast]]
 
 MIN_SEEDS = 3
 RULE = (
@@ -57,14 +60,14 @@ class Claim:
         name: a short name, for the saved table.
         text: the finding, as a sentence.
         contrast: the contrast in words.
-        of: the contrasts that the arms of a task allow.
+        of: the contrasts that the arms of a task allow, given the run's usual prompt.
     """
 
     name: str
     text: str
     source: str
     contrast: str
-    of: Callable[[Sequence[Arm]], Iterator[Contrast]]
+    of: Contrasts
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,10 @@ class Finding:
 
 def findings(tasks: Sequence[Scored]) -> list[Finding]:
     """Judge the claims for which a run has scores."""
+    usual = usual_setting(arm for task in tasks for arm in task.by_arm)
     found = []
     for claim in CLAIMS:
-        contrasts = [(task, contrast) for task in tasks for contrast in claim.of(list(task.by_arm))]
+        contrasts = [(task, contrast) for task in tasks for contrast in claim.of(list(task.by_arm), usual)]
         if not contrasts:
             continue
         drawn_KD = [
@@ -134,10 +138,10 @@ def verdict(low: float, high: float, seeds: int) -> Verdict:
 # --------------------------------------------------------------------------------------------------------- contrasts
 
 
-def _more(grouping: Grouping, better: object, worse: object) -> Callable[[Sequence[Arm]], Iterator[Contrast]]:
+def _more(grouping: Grouping, better: object, worse: object) -> Contrasts:
     """Contrasts of two values of one property."""
 
-    def of(arms: Sequence[Arm]) -> Iterator[Contrast]:
+    def of(arms: Sequence[Arm], _usual: PromptSetting | None) -> Iterator[Contrast]:
         for group in grouping(own(arms)):
             if better in group and worse in group:
                 yield {group[better]: 1.0, group[worse]: -1.0}
@@ -145,18 +149,18 @@ def _more(grouping: Grouping, better: object, worse: object) -> Callable[[Sequen
     return of
 
 
-def _plateau(arms: Sequence[Arm]) -> Iterator[Contrast]:
+def _plateau(arms: Sequence[Arm], _usual: PromptSetting | None) -> Iterator[Contrast]:
     for group in by_length(own(arms)):
         longest = max(length or 0 for length in group)
         if ONE in group and LONG in group and longest > LONG:
             yield {group[LONG]: 2.0, group[ONE]: -1.0, group[longest]: -1.0}
 
 
-def _against(method: str, sign: float = 1.0, shifted: bool = False) -> Callable[[Sequence[Arm]], Iterator[Contrast]]:
+def _against(method: str, sign: float = 1.0, shifted: bool = False) -> Contrasts:
     """Contrasts of the usual prompt and another method on the same T5."""
 
-    def of(arms: Sequence[Arm]) -> Iterator[Contrast]:
-        for prompt in usual_prompts(arms, shifted):
+    def of(arms: Sequence[Arm], usual: PromptSetting | None) -> Iterator[Contrast]:
+        for prompt in usual_prompts(arms, usual, shifted):
             for other in arms:
                 same_t5 = without_prompt(other) == without_prompt(prompt)
                 if other.method == method and same_t5 and _fits(other, prompt):
@@ -173,9 +177,9 @@ def _fits(other: Arm, prompt: Arm) -> bool:
     return same and prompts in ((None, None), (prompt.prompt_length, prompt.prompt_init))
 
 
-def _narrower(arms: Sequence[Arm]) -> Iterator[Contrast]:
+def _narrower(arms: Sequence[Arm], usual: PromptSetting | None) -> Iterator[Contrast]:
     """Contrasts of each two T5s of the smallest and of the largest size."""
-    for prompts in groups(usual_prompts(arms), "parameters", "t5"):
+    for prompts in groups(usual_prompts(arms, usual), "parameters", "t5"):
         for models in groups(own(arms, "model tuning"), "parameters", "t5"):
             t5s = [t5 for t5 in prompts if t5 in models and without_prompt(prompts[t5]) == without_prompt(models[t5])]
             sizes = sorted({size for size, _ in t5s if size})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from t5_pipeline.evaluation.metrics import OF_COUNTS
-from t5_pipeline.report.arms import DRAWS, Scored, _share, drawn_means, scored, usual_prompts
+from t5_pipeline.report.arms import DRAWS, Scored, _share, drawn_means, scored, usual_setting
 from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.scores import Score
@@ -255,11 +255,66 @@ def test_gaps_to_model_tuning_are_those_of_all_t5s_of_a_size(finished: RunBuilde
     assert "mean over T5s of the same size" in str(section.markup)
 
 
+def test_the_chart_of_sizes_shows_the_prompts_most_like_the_usual_ones(finished: RunBuilder) -> None:
+    scores = [
+        *[row for task in ("package", "second", "third") for row in rows(0.6, task=task, model="small")],
+        *[row for model in ("small", "a") for row in rows(0.1, model=model, prompt_length=1)],
+        *rows(0.5, model="small", prompt_init="uniform"), *rows(0.8, model="a", prompt_init="uniform"),
+        *[row for model in ("small", "a") for row in rows(0.9, model=model, prompt_length=100)],
+    ]  # fmt: skip
+    unfinished = experiments_section(arms(finished, scores, small=10, a=99))
+    whole = experiments_section(arms(finished, [*scores, *rows(0.7, model="a")], small=10, a=99))
+    assert unfinished is not None
+    assert whole is not None
+    assert "prompt tuning 50.0 to 80.0" in str(unfinished.markup)
+    assert "Figure 1) on package; prompts: 20 tokens, uniform</figcaption>" in str(unfinished.markup)
+    assert "prompt tuning 60.0 to 70.0" in str(whole.markup)
+    assert "Figure 1) on package</figcaption>" in str(whole.markup)
+
+
+def test_a_task_with_fewer_lengths_does_not_shorten_the_line(finished: RunBuilder) -> None:
+    lengths = {
+        ("package", 1): 0.1,
+        ("package", 20): 0.8,
+        ("package", 100): 0.9,
+        ("second", 20): 0.6,
+        ("second", 100): 0.7,
+    }
+    scores = [row for (task, length), score in lengths.items() for row in rows(score, task=task, prompt_length=length)]
+    section = experiments_section(arms(finished, scores))
+    assert section is not None
+    assert "Prompt length, scores of prompts. 1: 10.0; 20: 80.0; 100: 90.0." in str(section.markup)
+    assert "Figure 3(a)) on package</figcaption>" in str(section.markup)
+
+
 def test_the_usual_prompt_is_the_longest_of_equally_frequent_ones(finished: RunBuilder) -> None:
     [task] = arms(finished, [*rows(0.5, prompt_length=1), *rows(0.6), *rows(0.6, prompt_length=5)])
-    assert [arm.prompt_length for arm in usual_prompts(task.by_arm)] == [20]
+    assert usual_setting(task.by_arm) == (20, "vocabulary", "")
     [task] = arms(finished, [*rows(0.5, prompt_length=1), *rows(0.5, prompt_length=1, model="sentinel"), *rows(0.6)])
-    assert [arm.prompt_length for arm in usual_prompts(task.by_arm)] == [1, 1]
+    assert usual_setting(task.by_arm) == (1, "vocabulary", "")
+
+
+def test_the_usual_prompt_is_that_of_all_tasks(finished: RunBuilder) -> None:
+    """A task with two lengths is judged at the one that the run is about; a task without it, at its own."""
+    tuned = dict.fromkeys(("package", "second", "third"), 0.9)
+    lengths = {("package", 1): 0.1, ("package", 20): 0.8, ("second", 20): 0.6, ("second", 100): 0.9, ("third", 5): 0.5}
+    scores = [row for (task, length), score in lengths.items() for row in rows(score, task=task, prompt_length=length)]
+    scores += [row for task, score in tuned.items() for row in rows(score, task=task, method="model tuning")]
+    found = judged(finished, scores)["model-tuning"]
+    assert found.difference == pytest.approx((0.1 + 0.3 + 0.4) / 3)
+    assert found.tasks == ("package", "second", "third")
+
+
+def test_a_shift_is_judged_with_the_usual_prompt(finished: RunBuilder) -> None:
+    own = [*rows(0.8), *rows(0.8, model="sentinel"), *rows(0.9, prompt_length=100)]
+    shifted = {"task": "shifted", "trained_on": "package"}
+    elsewhere = [
+        *rows(0.5, **shifted),
+        *rows(0.7, prompt_length=100, **shifted),
+        *rows(0.6, method="model tuning", **shifted),
+    ]
+    found = judged(finished, [*own, *elsewhere])["shift"]
+    assert found.difference == pytest.approx(0.5 - 0.6)
 
 
 def test_an_arm_in_several_contrasts_is_drawn_once(finished: RunBuilder) -> None:

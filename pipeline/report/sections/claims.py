@@ -15,6 +15,7 @@ from t5_pipeline.report.arms import (
     SPAN_CORRUPTION,
     Arm,
     Grouping,
+    PromptSetting,
     Scored,
     adaptation,
     by_initializer,
@@ -22,6 +23,8 @@ from t5_pipeline.report.arms import (
     by_pretraining,
     groups,
     own,
+    setting_of,
+    usual_setting,
 )
 from t5_pipeline.report.claims import RULE, Finding, not_resampled
 from t5_pipeline.report.html import Markup, tag
@@ -157,15 +160,17 @@ def experiments_section(tasks: Sequence[Scored]) -> Section | None:
 
 
 def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | None:
-    """A line for each T5, or with a single T5 also one for each task."""
+    """A line for each T5, or with a single T5 also one for each task.
+
+    A line is the mean over the tasks that have all of its points, so a task with fewer points is left out.
+    """
     lines: list[Line] = []
     ticks: dict[float, str] = {}
     described, shown = [], list[Scored]()
     drawn = experiment.series(tasks)
     for number, (t5, found) in enumerate(drawn.items()):
-        values = set.intersection(*[set(group) for _, group in found])
-        if len(values) < 2:
-            continue
+        values = max((set(group) for _, group in found), key=len)
+        found = [(task, group) for task, group in found if values <= set(group)]
         shown += [task for task, _ in found]
         places = {experiment.order(value) or 0.0: value for value in values}
         at = sorted(places)
@@ -199,14 +204,19 @@ def _caption(title: str, source: str, shown: Iterable[Scored]) -> str:
 
 
 def _sizes(tasks: Sequence[Scored]) -> Markup | None:
-    """Prompt tuning and model tuning by the size of the T5, averaged over the tasks that have all sizes."""
+    """Prompt tuning and model tuning by the size of the T5, averaged over the tasks that have all sizes.
+
+    The prompts are those that most sizes have; of these the usual ones of the run, or the most similar to them.
+    """
+    usual = usual_setting(arm for task in tasks for arm in task.by_arm)
     lines = []
-    several, shown = False, list[Scored]()
+    several, shown, prompts = False, list[Scored](), set[PromptSetting]()
     for number, method in enumerate(_METHODS):
         found: list[tuple[Scored, dict[int, list[Arm]]]] = []
         for task in tasks:
             adapted = [arm for arm in own(task.by_arm, method) if arm.share in (1.0, None)]
-            by_size = max((_by_size(group) for group in groups(adapted, "parameters", "t5")), key=len, default={})
+            found_sizes = map(_by_size, groups(adapted, "parameters", "t5"))
+            by_size = max(found_sizes, key=lambda one: (len(one), _likeness(one, usual)), default={})
             if len(by_size) > 1:
                 found.append((task, by_size))
         if not found:
@@ -215,6 +225,8 @@ def _sizes(tasks: Sequence[Scored]) -> Markup | None:
         if len(sizes) > 1:
             shown += [task for task, _ in found]
             several |= any(len(by_size[size]) > 1 for _, by_size in found for size in sizes)
+            if method == PROMPT_TUNING:
+                prompts |= {setting_of(arm) for _, by_size in found for size in sizes for arm in by_size[size]}
             means, errors = _means([[(task, arm) for task, of in found for arm in of[size]] for size in sizes])
             lines.append(Line(sizes, means, number, errors, label=method, dots=True))
     if not lines:
@@ -224,7 +236,22 @@ def _sizes(tasks: Sequence[Scored]) -> Markup | None:
     described = "; ".join(f"{line.label} {fmt.decimal(line.y[0])} to {fmt.decimal(line.y[-1])}" for line in lines)
     plot = chart(lines, x, Axis("Score × 100"), "experiment-size", f"Scores by the size of the T5: {described}.")
     averaged = "; mean over T5s of the same size" if several else ""
-    return figure(plot, _caption("Size of the T5", "Figure 1", shown) + averaged)
+    return figure(plot, _caption("Size of the T5", "Figure 1", shown) + _named(prompts - {usual}) + averaged)
+
+
+def _named(unusual: Iterable[PromptSetting]) -> str:
+    """The part of a caption that names prompts other than the run's usual ones."""
+    texts = sorted(
+        f"{fmt.plural(length or 0, 'token')}, {(start or '').replace('_', ' ')}" for length, start, _ in unusual
+    )
+    return f"; prompts: {'; '.join(texts)}" if texts else ""
+
+
+def _likeness(by_size: dict[int, list[Arm]], usual: PromptSetting | None) -> tuple[bool, bool, int]:
+    """How similar the prompts of a group are to the usual ones: equal, of their length, and how long."""
+    arm = next(arm for of_size in by_size.values() for arm in of_size)
+    same_length = usual is not None and arm.prompt_length == usual[0]
+    return setting_of(arm) == usual, same_length, arm.prompt_length or 0
 
 
 def _by_size(group: dict[Any, Arm]) -> dict[int, list[Arm]]:
