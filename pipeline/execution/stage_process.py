@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+_MAIN_PROCESS_S = 5.0  # it may fail later than the others, or not at all
+
+
 def main(body: Callable[[Stage[C]], None], cls: type[C]) -> None:
     """Run a stage script: read the command line, call `body` for each job, and exit."""
     exit_quickly()
@@ -68,15 +71,16 @@ def run(
     kinds: Mapping[str, type[StageConfig]] = STAGES,
 ) -> int:
     """Run a stage and return its exit code: 0 success, 2 bad input, 128 + signal if interrupted."""
-    launch = LaunchContext.from_environment()
+    launch, began = LaunchContext.from_environment(), time.time()
     report: Path | None = None
 
     def leave(code: int, message: str, error: Exception | None = None) -> int:
         """Print the message on one process, and leave code and message for the runner; a launcher hides the code."""
         # Another machine may lack a file that the first one has, so one process of each prints its errors.
         first_here = launch.rank % launch.local_processes == 0
+        own = isinstance(error, (OutOfMemory, ProcessLost))
         if launch.rank and (isinstance(error, OutOfMemory) or (error is not None and first_here)):
-            machine = "" if isinstance(error, (OutOfMemory, ProcessLost)) else f"{platform.node()}: "
+            machine = "" if own else f"{platform.node()}: "
             say(f"error: {machine}{message}")
         if launch.rank == 0:
             if message:
@@ -84,6 +88,8 @@ def run(
             if report is not None and report.parent.is_dir():
                 with contextlib.suppress(OSError):
                     write_text(report, json.dumps({"code": code, "message": message}))
+        elif code and not own and report is not None and report.parent.is_dir():
+            _wait_for(report, began)
         return code
 
     try:
@@ -99,6 +105,20 @@ def run(
         return leave(error.exit_code, str(error))
     except KeyboardInterrupt:
         return leave(128 + signal.SIGINT, "stopped by SIGINT; run the same command to resume")
+
+
+def _wait_for(report: Path, began: float) -> None:
+    """Let the main process leave its message first: a launcher kills it as soon as another process has failed.
+
+    Args:
+        began: time.time() at the start of this process; an older message is that of an earlier run.
+    """
+    deadline = time.monotonic() + _MAIN_PROCESS_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if report.stat().st_mtime >= began:
+                return
+        time.sleep(0.05)
 
 
 def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) -> tuple[Recipe, RunDir, str]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import platform
 import signal
+import threading
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +135,30 @@ def test_a_rank_reports_that_its_own_memory_does_not_suffice(
     said = capsys.readouterr().err
     assert said.startswith("error: the GPU is out of memory (Tried to allocate 2.00 GiB.") == prints
     assert said.count("\n") == prints
+
+
+def test_a_rank_that_fails_first_lets_the_main_process_leave_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher kills the main process as soon as another one has exited. A message of an earlier run does not count."""
+
+    def fail(*_: object) -> None:
+        raise InputError("no checkpoint of step 7")
+
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    left = tmp_path / "run/.state/lm_adapt.exit"
+    left.parent.mkdir(parents=True)
+    left.write_text("earlier")
+    os.utime(left, (1, 1))
+    monkeypatch.setattr(stage_process, "_run", fail)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    main_process = threading.Timer(0.3, left.write_text, ["of this run"])
+    main_process.start()
+    flags = ["--recipe", str(tmp_path / "r.yaml"), "--run-dir", str(tmp_path / "run")]
+    assert stage_process.run(lambda stage: None, LMAdaptConfig, flags, "lm_adapt.py") == 2
+    assert left.read_text() == "of this run"
+    main_process.join()
 
 
 def test_another_machine_reports_its_errors(
