@@ -275,7 +275,7 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
     ]
     groups: dict[tuple[str | None, str], list[Score]] = {}
     for row, traits in zip(rows, described, strict=True):
-        variant = ", ".join(f"{_trait(key, traits[key])}" for key in differing if traits.get(key) is not None)
+        variant = ", ".join(f"{trait(key, traits[key])}" for key in differing if traits.get(key) is not None)
         shifted = f"trained on {row.trained_on}" if row.trained_on else ""
         variant = ", ".join(filter(None, [row.variant, variant, shifted]))
         groups.setdefault((row.model, variant), []).append(row)
@@ -336,7 +336,7 @@ def _traits(row: Score) -> dict[str, str | None]:
 
 def other_axes(row: Score) -> list[str]:
     """Matrix axes of a score's cell as text, except those that it has as values of their own."""
-    return [_trait(key, value) for key, value in _axes(row).items() if key not in ("prompt_length", "prompt_init")]
+    return [trait(key, value) for key, value in _axes(row).items() if key not in ("prompt_length", "prompt_init")]
 
 
 def _axes(row: Score) -> dict[str, str]:
@@ -344,7 +344,8 @@ def _axes(row: Score) -> dict[str, str]:
     return {key: value for key, value in axes.items() if key not in ("model", "seed", "task", "tasks", "shots")}
 
 
-def _trait(key: str, value: str | None) -> str:
+def trait(key: str, value: str | int | None) -> str:
+    """A setting of a prompt as text: `20 tokens`, `from class labels`."""
     if key == "prompt_length":
         return fmt.plural(int(value or 0), "token")
     if key == "prompt_init":

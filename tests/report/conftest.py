@@ -299,3 +299,24 @@ def builders() -> type[RunBuilder]:
 @pytest.fixture
 def builder(tmp_path: Path) -> RunBuilder:
     return RunBuilder(tmp_path / "run")
+
+
+SEVERAL = RECIPE.replace(
+    "  sentinel: {model: span_corrupt}\n",
+    "  sentinel: {model: span_corrupt}\n"
+    "  lm_long: {uses: lm_adapt, model: span_corrupt@40, tokens: prepare, segment_length: 64, steps: 400}\n"
+    "  lm_more: {uses: lm_adapt, model: lm_adapt, tokens: prepare, segment_length: 64, steps: 10}\n"
+    "  other:\n"
+    "    uses: span_corrupt\n"
+    "    init: {d_model: 8, d_kv: 4, d_ff: 16, num_layers: 2, num_decoder_layers: 2, num_heads: 2}\n"
+    "    tokens: prepare\n"
+    "    input_length: 64\n"
+    "    steps: 40\n"
+    "  lm_other: {uses: lm_adapt, model: other, tokens: prepare, segment_length: 64, steps: 40}\n",
+)
+
+
+@pytest.fixture
+def several(builders: type[RunBuilder], tmp_path: Path) -> RunBuilder:
+    """A run with several LM adaptations of T5s of one size."""
+    return builders(tmp_path / "several", SEVERAL).all()

@@ -30,7 +30,7 @@ from t5_pipeline.report.claims import RULE, Finding, not_resampled
 from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
-from t5_pipeline.report.summary import PROMPT_TUNING
+from t5_pipeline.report.summary import PROMPT_TUNING, trait
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
 
 _METHODS = (PROMPT_TUNING, "model tuning")
@@ -242,7 +242,8 @@ def _sizes(tasks: Sequence[Scored]) -> Markup | None:
 def _named(unusual: Iterable[PromptSetting]) -> str:
     """The part of a caption that names prompts other than the run's usual ones."""
     texts = sorted(
-        f"{fmt.plural(length or 0, 'token')}, {(start or '').replace('_', ' ')}" for length, start, _ in unusual
+        ", ".join(filter(None, [trait("prompt_length", length), trait("prompt_init", start), other]))
+        for length, start, other in unusual
     )
     return f"; prompts: {'; '.join(texts)}" if texts else ""
 
