@@ -50,6 +50,7 @@ class Engine(ABC):
     """A model and its optimizer, sharded over the processes or replicated.
 
     Attributes:
+        scope: the `ForwardScope` around the model, perhaps wrapped.
         trained: the trained parameters by name; frozen ones have neither gradients nor moments.
         lockstep: the engine runs collectives in every microbatch, so all ranks need the same number of them.
     """
@@ -59,16 +60,17 @@ class Engine(ABC):
     group: ProcessGroup
     device: torch.device
     model: nn.Module
+    scope: nn.Module
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]
 
-    @abstractmethod
     def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
         """do(model, *arguments) as one forward pass. Collective if the model is sharded."""
+        return self.scope(do, *arguments)
 
-    @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate the gradient of a microbatch's loss; `last`: of the last microbatch of the step."""
+        loss.backward()
 
     def accumulate(self, loss_fn: Callable[..., Tensor], batch: Any, *, last: bool) -> Tensor:
         """Add the gradient of loss_fn(model, microbatch); returns its losses [C], which the next call may overwrite."""
@@ -91,17 +93,44 @@ class Engine(ABC):
             The norm of the summed gradient, 0-d.
         """
 
-    @abstractmethod
     def weights(self) -> list[TensorShard]:
-        """This process's shards of the trained parameters, `model/…`, as views to read or write."""
+        """This process's shards of the trained parameters, `model/…`."""
+        return [self._shard(MODEL + name, p.detach()) for name, p in self.trained.items()]
 
-    @abstractmethod
     def moments(self) -> list[TensorShard]:
-        """This process's shards of the optimizer's state, `optimizer/<parameter>/<key>`, as views."""
+        """This process's shards of the optimizer's state, `optimizer/<parameter>/<key>`."""
+        return [
+            self._shard(f"{OPTIMIZER}{name}/{key}", value)
+            for name, p in self.trained.items()
+            for key, value in self.optimizer.state.get(p, {}).items()
+        ]
 
-    @abstractmethod
+    @torch.no_grad()
     def load(self, saved: SavedTensors) -> None:
         """Load weights and moments saved by any engine on any number of processes."""
+        self.optimizer.state.clear()
+        for name, p in self.trained.items():
+            self._read(saved, MODEL + name, p)
+            for key in states_saved(saved, name):
+                self.optimizer.state[p][key] = self._moment(saved, f"{OPTIMIZER}{name}/{key}", p)
+
+    def _moment(self, saved: SavedTensors, name: str, p: nn.Parameter) -> Tensor:
+        if name.endswith("/step"):
+            # Stays on the CPU, where the optimizers create it: reading a step count must not wait for a device.
+            return saved.tensor(name)
+        if saved.shape(name) != tuple(p.shape):
+            return saved.tensor(name).to(p.device)
+        value = torch.empty_like(p)
+        self._read(saved, name, value)
+        return value
+
+    def _shard(self, name: str, value: Tensor) -> TensorShard:
+        """This process's shard of a parameter or a moment."""
+        return TensorShard.whole(name, value)
+
+    def _read(self, saved: SavedTensors, name: str, to: Tensor) -> None:
+        """Copy this process's part of a saved tensor to a parameter or a moment."""
+        to.copy_(saved.tensor(name))
 
     def set_training(self, training: bool) -> None:
         self.model.train(training)

@@ -8,7 +8,6 @@ are outside of the blocks, are gathered for the whole forward and backward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,15 +22,7 @@ from t5_pipeline.modeling.load import check_untied
 from t5_pipeline.training.adafactor import Adafactor
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.collectives import ProcessGroup
-from t5_pipeline.training.distributed.engine import (
-    MODEL,
-    OPTIMIZER,
-    Engine,
-    ForwardScope,
-    MakeOptimizer,
-    states_saved,
-    trained_parameters,
-)
+from t5_pipeline.training.distributed.engine import Engine, ForwardScope, MakeOptimizer, trained_parameters
 
 
 class FSDP2(Engine):
@@ -94,12 +85,6 @@ class FSDP2(Engine):
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
 
-    def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        return self.scope(do, *arguments)
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        loss.backward()
-
     def step(self, *, skip_nonfinite: bool = False) -> Tensor:
         whole = [self.trained[name] for name in sorted(self.whole)]
         for p in whole:
@@ -117,45 +102,27 @@ class FSDP2(Engine):
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def weights(self) -> list[TensorShard]:
-        return [self._shard(MODEL + name, p.detach()) for name, p in self.trained.items()]
-
-    def moments(self) -> list[TensorShard]:
-        return [
-            self._shard(f"{OPTIMIZER}{name}/{key}", value)
-            for name, p in self.trained.items()
-            for key, value in self.optimizer.state.get(p, {}).items()
-        ]
-
     @torch.no_grad()
     def load(self, saved: SavedTensors) -> None:
-        self.optimizer.state.clear()
         # After a forward pass without backward the outermost weights are still gathered, and would be stale.
         for module in self.scope.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-        for shard in self.weights():
-            shard.values_N.copy_(saved.read(shard.name, shard.start, shard.stop))
-        for name, p in self.trained.items():
-            for key in states_saved(saved, name):
-                full = f"{OPTIMIZER}{name}/{key}"
-                if isinstance(p, DTensor) and saved.shape(full) == tuple(p.shape):
-                    value: Tensor = torch.zeros_like(p)
-                    shard = self._shard(full, value)
-                    shard.values_N.copy_(saved.read(full, shard.start, shard.stop))
-                else:
-                    value = saved.tensor(full)
-                    value = value if key == "step" else value.to(_local(p).device)
-                self.optimizer.state[p][key] = value
+        super().load(saved)
 
     def _shard(self, name: str, value: Tensor) -> TensorShard:
-        """This process's part of a parameter or a moment, as a view."""
         if not isinstance(value, DTensor):
-            return TensorShard.whole(name, value)
+            return super()._shard(name, value)
         # Sharded along the first dimension like torch.chunk: equal sizes, smaller or empty on the last ranks.
         local, rows = value.to_local(), -(-value.shape[0] // self.group.world)
         start = min(self.group.rank * rows, value.shape[0]) * math.prod(value.shape[1:])
         return TensorShard(name, tuple(value.shape), start, local.reshape(-1))
+
+    def _read(self, saved: SavedTensors, name: str, to: Tensor) -> None:
+        if not isinstance(to, DTensor):
+            return super()._read(saved, name, to)
+        shard = self._shard(name, to.detach())
+        shard.values_N.copy_(saved.read(name, shard.start, shard.stop))
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

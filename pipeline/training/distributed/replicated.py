@@ -9,18 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.cuda_graphs import MicrobatchGraphs
 from t5_pipeline.training.distributed.collectives import ProcessGroup
-from t5_pipeline.training.distributed.engine import (
-    MODEL,
-    OPTIMIZER,
-    Engine,
-    ForwardScope,
-    MakeOptimizer,
-    states_saved,
-    trained_parameters,
-)
+from t5_pipeline.training.distributed.engine import Engine, ForwardScope, MakeOptimizer, trained_parameters
 
 
 class Replicated(Engine):
@@ -49,12 +40,6 @@ class Replicated(Engine):
         self.optimizer = make_optimizer(list(self.trained.values()))
         self._in_sync = group.world == 1
         self._graphs = MicrobatchGraphs(partial(super().accumulate, last=True)) if cuda_graphs else None
-
-    def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        return self.scope(do, *arguments)
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        loss.backward()
 
     def accumulate(self, loss_fn: Callable[..., Tensor], batch: Any, *, last: bool) -> Tensor:
         if self._graphs is None:
@@ -87,26 +72,6 @@ class Replicated(Engine):
             check_in_sync(self.group, list(self.trained.values()))
             self._in_sync = True
         return norm
-
-    def weights(self) -> list[TensorShard]:
-        return [TensorShard.whole(MODEL + name, p) for name, p in self.trained.items()]
-
-    def moments(self) -> list[TensorShard]:
-        return [
-            TensorShard.whole(f"{OPTIMIZER}{name}/{key}", value)
-            for name, p in self.trained.items()
-            for key, value in self.optimizer.state.get(p, {}).items()
-        ]
-
-    @torch.no_grad()
-    def load(self, saved: SavedTensors) -> None:
-        self.optimizer.state.clear()
-        for name, p in self.trained.items():
-            p.copy_(saved.tensor(MODEL + name))
-            for key in states_saved(saved, name):
-                value = saved.tensor(f"{OPTIMIZER}{name}/{key}")
-                # Step counts stay on the CPU, where the optimizers create them: reading one must not wait for a device.
-                self.optimizer.state[p][key] = value if key == "step" else value.to(p.device)
 
 
 def check_in_sync(group: ProcessGroup, parameters: Sequence[nn.Parameter]) -> None:

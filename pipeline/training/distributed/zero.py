@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,7 @@ class Zero(Engine):
         bucket = min(ZERO_BUCKET, sum(p.numel() for p in trained.values()))
         plugin.deepspeed_config["zero_optimization"]["reduce_bucket_size"] = bucket
         self.engine, _ = accelerator.prepare(scope, make_optimizer(list(trained.values())))
+        self.scope = self.engine
         self.zero = self.engine.optimizer
         self.stage = self.engine.zero_optimization_stage()
         self.trained = {name: trained[name] for name in trained_parameters(self.model)}
@@ -114,9 +115,6 @@ class Zero(Engine):
             if name.endswith(".EncDecAttention"):
                 for projection in (module.k, module.v):
                     deepspeed.zero.register_external_parameter(module, projection.weight)
-
-    def call(self, do: Callable[..., Any], *arguments: Any) -> Any:
-        return self.engine(do, *arguments)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
