@@ -44,7 +44,7 @@ def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
         )
         for template in c.templates
     ]
-    best = candidates[0] if len(candidates) == 1 else best_on_validation(stage, candidates, source.vocabulary)
+    best = best_on_validation(stage, candidates, source.vocabulary) if c.runs_model() else candidates[0]
     stage.cells[0].facts.update(template=best.template, shown=len(best.demonstrations), scores=best.scores)
     stage.publish("text_prompt", best.save)
 

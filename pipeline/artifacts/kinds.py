@@ -61,6 +61,8 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
         raise InputError(f"{where}: no {kind} in {location} ({name} is missing); check the path")
     if kind == "model" and is_hub_name(location):
         return [path]
+    if path.exists():
+        raise InputError(f"{where}: {location} is not a directory; give the directory of a {kind.replace('_', ' ')}")
     raise InputError(f"{where}: {location} does not exist; {_check_path(location)}")
 
 

@@ -122,6 +122,10 @@ class StageConfig(Config):
         """
         return []
 
+    def runs_model(self) -> bool:
+        """Whether the stage computes with a T5."""
+        return True
+
     def selects_by(self) -> dict[str, list[str]]:
         """Task → metrics whose average selects the published checkpoint or candidate; empty if nothing is selected."""
         return {}

@@ -192,9 +192,13 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
             raise ValueError(f"{value!r} must contain {{target}} exactly once")
         return value
 
+    def runs_model(self) -> bool:
+        """A single template is published without being scored."""
+        return len(self.templates) > 1
+
     def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
-        needed = {"train": self.shots > 0, "validation": len(self.templates) > 1}
+        needed = {"train": self.shots > 0, "validation": self.runs_model()}
         return [SplitRead(self.task, split) for split, is_needed in needed.items() if is_needed]
 
     def selects_by(self) -> dict[str, list[str]]:
-        return {self.task.name: sorted(self.task.metrics)} if len(self.templates) > 1 else {}
+        return {self.task.name: sorted(self.task.metrics)} if self.runs_model() else {}

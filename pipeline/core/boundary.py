@@ -1,6 +1,7 @@
 """The boundary of every command: errors of the operating system end it with one line and exit code 2.
 
-Also prepares what a command needs of its process: a standard output that accepts any text, and enough open files.
+Also prepares what a command needs of its process: a standard output that accepts any text, enough open files, and a
+current directory that exists.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from t5_pipeline.core.errors import InputError, OutOfMemory, ProcessLost, errno_of, remedy, write_error
 from t5_pipeline.core.printable import finish_stdout
@@ -38,6 +40,10 @@ def boundary() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     _allow_open_files()
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the current directory was deleted; change to another directory") from None
     try:
         yield
         finish_stdout()

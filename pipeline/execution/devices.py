@@ -46,7 +46,7 @@ def slow_precision(settings: StageConfig, device: str, cpuinfo: Path = Path("/pr
     Args:
         device: type of the device: cpu, cuda, …
     """
-    if getattr(settings, "precision", "fp32") != "bf16":
+    if getattr(settings, "precision", "fp32") != "bf16" or not settings.runs_model():
         return None
     if device == "cuda":
         import torch

@@ -46,6 +46,12 @@ def test_models_in_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
         locate("model", str(tmp_path / "checkpoint_1000"), "model")
 
 
+@pytest.mark.parametrize(("kind", "location"), [("model", "/dev/null"), ("prompt", "/dev/null"), ("prompt", __file__)])
+def test_a_file_in_place_of_a_directory(kind: str, location: str) -> None:
+    with pytest.raises(InputError, match=f"^PLACE: {location} is not a directory; give the directory of a {kind}$"):
+        locate(kind, location, "PLACE")
+
+
 def test_a_name_that_no_file_can_have_is_not_an_artifact() -> None:
     """Reading it raises OSError, as a directory does that may not be entered."""
     assert kind_at("x" * 999) is None

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,17 @@ def test_a_line_is_not_put_into_another_one() -> None:
 def test_names_that_are_not_utf8() -> None:
     with pytest.raises(InputError, match="is not UTF-8; rename the file"), boundary():
         "caf\udce9".encode()
+
+
+def test_a_deleted_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with (
+        pytest.raises(InputError, match=r"^the current directory was deleted; change to another directory$"),
+        boundary(),
+    ):
+        raise AssertionError("a command has started")
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), "x".encode])

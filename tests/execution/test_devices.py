@@ -11,11 +11,16 @@ import torch
 from t5_pipeline.config.adaptation import LMAdaptConfig, SentinelConfig
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.tuning import PromptDesignConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.execution.devices import make_accelerator, slow_precision
 from tests.tiny_run import Outcome
 
 BF16 = LMAdaptConfig(model="m", tokens="t")
+DESIGN = PromptDesignConfig(
+    model="m", task=TaskConfig(name="rte", data="rte.tsv", inputs="{text}", targets="{label}"), precision="bf16"
+)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,8 @@ BF16 = LMAdaptConfig(model="m", tokens="t")
         (BF16, "cpu", "unknown\t: bf16", False),
         (BF16.model_copy(update={"precision": "fp32"}), "cpu", "flags\t\t: fpu", False),
         (SentinelConfig(model="m"), "cpu", "flags\t\t: fpu", False),
+        (DESIGN, "cpu", "flags\t\t: fpu", False),  # a single template is published without being scored
+        (DESIGN.model_copy(update={"templates": ["{input}", "Is {input}?"]}), "cpu", "flags\t\t: fpu", True),
     ],
 )
 def test_slow_bf16(settings: StageConfig, device: str, line: str, slow: bool, tmp_path: Path) -> None:
