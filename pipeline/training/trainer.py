@@ -81,7 +81,16 @@ class Trainer:
         validation: held-out loss to log; also the score of a checkpoint, unless there is a selection.
         cells: names of the losses in metrics.jsonl.
         schedules: learning rate of each prompt of a bank; default: that of the settings.
+
+    Attributes:
+        stop, progress, checkpoints, on_nonfinite, metrics: those of the last call of `open`.
     """
+
+    stop: StopSignal
+    progress: Progress
+    checkpoints: Checkpoints
+    on_nonfinite: OnNonFinite
+    metrics: MetricsLog
 
     def __init__(
         self,
@@ -153,7 +162,8 @@ class Trainer:
         self.stop, self.progress = stop, progress
         self.checkpoints = self.checkpoints_in(directory, fingerprint)
         self.on_nonfinite = OnNonFinite(self.config.on_nonfinite, directory if self.state.group.rank == 0 else None)
-        with MetricsLog(directory / "metrics.jsonl", track) as self.metrics:
+        with MetricsLog(directory / "metrics.jsonl", track) as metrics:
+            self.metrics = metrics
             yield
 
     def resume(self, at: int | None = None, at_most: int | None = None, others: Checkpoints | None = None) -> None:
