@@ -228,14 +228,20 @@ def move_directory(source: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(directory: Path) -> None:
-    """Remove temporary files of killed writers, at any depth. Only the process with the lock may call this."""
+def sweep(directory: Path, *, below: bool = True) -> None:
+    """Remove temporary files of killed writers. Only the process with the lock may call this.
+
+    Args:
+        below: also in directories below this one, at any depth.
+    """
     for place, folders, files in os.walk(directory):
         for name in [name for name in files if _left_behind(name)]:
             Path(place, name).unlink(missing_ok=True)
         for name in [name for name in folders if _left_behind(name)]:
             shutil.rmtree(Path(place, name), ignore_errors=True)
             folders.remove(name)
+        if not below:
+            return
 
 
 def _left_behind(name: str) -> bool:

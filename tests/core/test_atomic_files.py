@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,12 @@ def test_sweep_removes_temporary_files_of_killed_writers(tmp_path: Path) -> None
     (tmp_path / ".model.1234.tmp" / "x").write_text("x")
     (tmp_path / ".manifest.json.1234.tmp").write_text("{")
     write_text(tmp_path / "kept", "text")
+    shutil.copytree(tmp_path, tmp_path / "stage")
+    sweep(tmp_path, below=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "stage"]
+    assert len(list((tmp_path / "stage").iterdir())) == 3
     sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["kept"]
 
 
 def test_output_replaces_the_target_of_a_link(tmp_path: Path) -> None:
