@@ -29,9 +29,9 @@ from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
-from t5_pipeline.modeling.config import T5Config, read_config
+from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
-from t5_pipeline.modeling.presets import PRESETS
+from t5_pipeline.modeling.presets import shape_at
 
 _LABEL_TOKENS = 4  # of a label, EOS included; the exact number needs the vocabulary, which is not read here
 
@@ -54,10 +54,7 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Config | None:
         return None
     if (maker := recipe.maker(ref)) is not None:
         return shape_of(recipe, run_dir, maker)
-    place = locate_one("model", str(ref.path), f"{cell.stage}.model")
-    if (place / "config.json").is_file():
-        return read_config(place)
-    return PRESETS.get(str(place))
+    return shape_at(locate_one("model", str(ref.path), f"{cell.stage}.model"))
 
 
 def _rows(recipe: Recipe, tokens: InputRef) -> int:
@@ -115,7 +112,8 @@ def forward_flops(shape: T5Config, inputs: int, targets: int) -> float:
     Args:
         inputs, targets: encoder and decoder tokens.
 
-    >>> f"{forward_flops(PRESETS['google/t5-v1_1-base'], 512, 512):.2e}"
+    >>> from t5_pipeline.modeling.presets import SIZES
+    >>> f"{forward_flops(SIZES['base'], 512, 512):.2e}"
     '2.57e+11'
     """
     width, inner = shape.d_model, shape.num_heads * shape.d_kv

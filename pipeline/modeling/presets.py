@@ -1,14 +1,15 @@
-"""Sizes of published T5s by hub name, so that a plan needs no download. No torch.
+"""Sizes of T5s in directories and, so that a plan needs no download, of published ones by hub name. No torch.
 
-They are those of each model's config.json on the hub; T5X's gin files have the same for mT5 and ByT5.
+The latter are those of each model's config.json on the hub; T5X's gin files have the same for mT5 and ByT5.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import T5Config, read_config
 
 
 def _gated(
@@ -102,3 +103,17 @@ PRESETS: dict[str, T5Config] = {
     "Rostlab/prot_t5_xxl_uniref50": _PROT["11b"],
 }
 """Hub name → sizes."""
+
+
+def shape_at(place: Path) -> T5Config | None:
+    """Sizes of the T5 in a directory, or of a published T5 by its hub name; None if unknown.
+
+    Raises:
+        InputError: if the model is damaged.
+    """
+    from t5_pipeline.modeling.t5x_layout import find_t5x, t5x_shape  # imports NumPy
+
+    if (place / "config.json").is_file():
+        return read_config(place)
+    checkpoint = find_t5x(place)
+    return PRESETS.get(str(place)) if checkpoint is None else t5x_shape(checkpoint)

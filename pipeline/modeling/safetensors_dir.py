@@ -18,7 +18,8 @@ from t5_pipeline.core.bounded import open_file, read_object, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import INDEX, REPAIR, WEIGHTS, T5Config, read_config
-from t5_pipeline.modeling.t5x import find_t5x, t5x_shape, t5x_tensors
+from t5_pipeline.modeling.t5x import t5x_tensors
+from t5_pipeline.modeling.t5x_layout import find_t5x, t5x_shape
 
 # Original T5 checkpoints carry this table, which neither Mesh-TF nor transformers ever uses.
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"

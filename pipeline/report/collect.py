@@ -21,12 +21,12 @@ from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.training import TrainingConfig
-from t5_pipeline.core.bounded import read_file, read_json
+from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import MAX_BYTES
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
-from t5_pipeline.modeling.presets import PRESETS
+from t5_pipeline.modeling.presets import shape_at
 from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
 from t5_pipeline.report.scores import Answers, Count, Score, answers_of, read_scores
 from t5_pipeline.report.similarity import PromptMeans
@@ -319,11 +319,10 @@ def _learned(run_dir: RunDir, result: CellResult, manifest: Manifest) -> Iterato
 
 
 def _model_size(name: str, directory: Path) -> ModelSize | None:
-    shape: T5Config | None
     try:
-        shape = T5Config.from_config(read_json(directory / "config.json"))
-    except (OSError, ValueError, KeyError, TypeError, InputError):
-        shape = PRESETS.get(str(directory))
+        shape = shape_at(directory)
+    except (OSError, InputError):  # the T5 may have been damaged or removed since
+        shape = None
     if shape is None:
         return None
     on_disk = sum(file.stat().st_size for file in directory.glob("*.safetensors"))

@@ -12,7 +12,8 @@ from torch import nn
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.t5 import T5
-from t5_pipeline.modeling.t5x import find_t5x, t5x_moments
+from t5_pipeline.modeling.t5x import t5x_moments
+from t5_pipeline.modeling.t5x_layout import find_t5x
 from t5_pipeline.training.adafactor import Adafactor
 from t5_pipeline.training.distributed import MakeOptimizer
 from t5_pipeline.training.distributed.engine import trained_parameters

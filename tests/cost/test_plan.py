@@ -17,6 +17,8 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.plan import Rate
 from t5_pipeline.cost.plan import plan as plan_of
 from t5_pipeline.cost.plan_text import as_text
+from t5_pipeline.modeling.config import T5Config
+from tests.modeling.t5x_files import random_arrays, write_checkpoint
 from tests.system.test_wikipedia_tasks import ARTICLES, REVIEWS
 from tests.tiny_run import ROOT, Tiny, listing, refused, stage, t5_pipeline
 
@@ -35,6 +37,17 @@ def test_finished_run(finished: Tiny) -> None:
     assert "\nnothing to do\n" in text
     assert text.count("\nup to date  ") == 11
     assert listing(finished.run) == before
+
+
+def test_a_t5x_checkpoint(finished: Tiny, tmp_path: Path) -> None:
+    """Its sizes are those of its arrays, also without a config.json."""
+    shape = T5Config(512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=1, num_heads=2)
+    write_checkpoint(tmp_path / "checkpoint_7", random_arrays(shape))
+    recipe = load_recipe(finished.recipe, [parse_override(f"lm_adapt.model={tmp_path}")])
+    (cost,) = (one for one in plan_of(recipe, RunDir(finished.run)).stages if one.name == "lm_adapt")
+    assert cost.parameters == shape.parameters
+    assert cost.flops
+    assert cost.memory is not None
 
 
 def test_new_run(finished: Tiny, tmp_path: Path) -> None:

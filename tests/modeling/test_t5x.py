@@ -22,7 +22,8 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import assemble, init_t5, load_t5, save_t5
 from t5_pipeline.modeling.t5 import T5
-from t5_pipeline.modeling.t5x import find_t5x, t5x_moments, t5x_shape, t5x_tensors
+from t5_pipeline.modeling.t5x import t5x_moments, t5x_tensors
+from t5_pipeline.modeling.t5x_layout import find_t5x, t5x_shape
 from tests.modeling.conftest import SHAPES, model_digest, token_rows
 from tests.modeling.t5x_files import Arrays, random_arrays, scanned_arrays, write_checkpoint
 
