@@ -7,17 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.artifact import Artifact, recorded_model
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import artifact_digest, locate_one
-from t5_pipeline.config.references import InputRef
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.diagnosis.findings import Diagnosis
 from t5_pipeline.diagnosis.probes import SENTENCES
-from t5_pipeline.execution.context import Artifact, recorded_model
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -43,8 +41,7 @@ def diagnose_artifact(kind: str, path: Path, location: str, model: str | None) -
     """
     d = Diagnosis(WHAT[kind], location)
     with d.attempt("files"):
-        made = next((m for m in (manifests.read(path), manifests.read(path.parent)) if m), None)
-        artifact = Artifact(InputRef(path=location), path, artifact_digest(kind, path), made)
+        artifact = Artifact.at(path, artifact_digest(kind, path))
         candidate = next(iter(METHODS[kind](artifact)))
         d.fact("digest", artifact.digest, short_digest(artifact.digest))
         d.fact("task", candidate.task.name)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.artifacts.manifest import stored_bytes
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.held_out import HeldOut
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.modeling.load import load_t5
 

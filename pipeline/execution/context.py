@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts import working
-from t5_pipeline.artifacts.kinds import artifact_digest, locate_one
-from t5_pipeline.artifacts.manifest import InputRecord, Manifest, OutputRecord
+from t5_pipeline.artifacts.artifact import Artifact, recorded_model
+from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.artifacts.manifest import OutputRecord
 from t5_pipeline.artifacts.run_dir import RunDir, step_name
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Cell
-from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.stage import CompileConfig, StageConfig
 from t5_pipeline.config.training import ExecutionConfig, TrainingConfig
 from t5_pipeline.core.atomic_files import move_directory, write_directory
-from t5_pipeline.core.checksums import json_digest, short_digest
+from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.execution.staleness import CellStatus
@@ -37,43 +36,6 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=StageConfig)
 log = logging.getLogger("t5-pipeline")
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An input that is ready to be read.
-
-    Attributes:
-        origin: the stage, cell and step that made it; no step for its final result. Or the path that was given.
-    """
-
-    origin: InputRef
-    path: Path
-    digest: str
-    manifest: Manifest | None = None
-
-    @property
-    def name(self) -> str:
-        """`lm_adapt@500`, `lm_adapt/objective=lm@500`, or a path."""
-        return str(self.origin)
-
-    @property
-    def source(self) -> str:
-        """The name without the cell, which scores.json has beside it."""
-        return str(replace(self.origin, cell=None))
-
-    @property
-    def settings_digest(self) -> str | None:
-        """Digest of everything that shaped it, except the seed; None without a manifest.
-
-        Artifacts of one kind that have the same digest differ only in their seed.
-        """
-        if self.manifest is None:
-            return None
-        parts = self.manifest.parts
-        settings = {name: value for name, value in parts.get("settings", {}).items() if name != "seed"}
-        steps = self.manifest.settings.get("steps") if self.origin.step is None else self.origin.step
-        return json_digest({**parts, "settings": settings, "steps": steps})
 
 
 @dataclass
@@ -102,10 +64,10 @@ class CellRun(Generic[C]):
         Raises:
             InputError: if a file is damaged. (Token shards are checked block by block when they are read.)
         """
-        found = [_artifact(record, self.run_dir) for record in self.status.inputs[name]]
+        found = [Artifact.of(record, self.run_dir) for record in self.status.inputs[name]]
         for artifact in found if self.config.inputs()[name] != "tokens" else ():
             if artifact.path not in self.verified:
-                _verify(artifact)
+                artifact.verify()
                 self.verified.add(artifact.path)
         return found
 
@@ -330,23 +292,6 @@ class Stage(Generic[C]):
         log.info("%s: published %s%s", cell.status.cell.label, output, f" of {of}" if of else "")
 
 
-def recorded_model(artifact: Artifact, name: str) -> tuple[Artifact, RunDir | None]:
-    """The T5 that an artifact was trained on, and the run that made it (None: the T5 has no digest here).
-
-    Args:
-        name: name of the T5 in the artifact's own record, which counts if there is no manifest.
-
-    Raises:
-        InputError: if the T5 is missing.
-    """
-    if artifact.manifest is None:
-        return Artifact(InputRef(path=name), locate_one("model", name, f"the T5 of {artifact.path}"), ""), None
-    # Paths in a manifest are relative to the artifact's own run, which may be another one.
-    cell = next(path for path in artifact.path.resolve().parents if (path / manifests.NAME).is_file())
-    run_dir = RunDir(cell.parents[1 if artifact.manifest.cell else 0])
-    return _artifact(artifact.manifest.inputs["model"][0], run_dir), run_dir
-
-
 def _name(cells: list[Cell]) -> str:
     """Name of a job in the log: its only cell, or what its cells have in common: `prompt_tune [model=lm_adapt] × 3`."""
     first = cells[0]
@@ -354,29 +299,3 @@ def _name(cells: list[Cell]) -> str:
         return first.label
     common = {axis: value for axis, value in first.axes.items() if all(cell.axes.get(axis) == value for cell in cells)}
     return f"{replace(first, axes=common).label} × {len(cells)}"
-
-
-def _verify(artifact: Artifact) -> None:
-    """Compare an artifact with the checksums of its manifest, if it has one.
-
-    Raises:
-        InputError: if a file is damaged. The file is marked, so that the next run rebuilds it.
-    """
-    place = next((path for path in artifact.path.parents if (path / manifests.NAME).is_file()), None)
-    if artifact.manifest is None or place is None:
-        return
-    below = artifact.path.relative_to(place).as_posix()
-    if damaged := manifests.damaged_files(place, artifact.manifest, below):
-        manifests.mark_damaged(place, damaged)
-        name, problem = next(iter(damaged.items()))
-        raise InputError(f"{place / name}: {problem}; run {artifact.manifest.stage} again to rebuild it")
-
-
-def _artifact(record: InputRecord, run_dir: RunDir) -> Artifact:
-    if record.stage is None:
-        path = Path(record.path)
-        made = next((m for m in (manifests.read(path), manifests.read(path.parent)) if m), None)
-        return Artifact(record.ref, path, record.digest, made)
-    directory = inside(run_dir.path, f"{record.stage}/{record.cell or ''}", run_dir.path)
-    path = inside(run_dir.path, record.path, run_dir.path)
-    return Artifact(record.ref, path, record.digest, manifests.read(directory))

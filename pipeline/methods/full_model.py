@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.modeling.model_metadata import read_metadata
 

@@ -20,9 +20,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
-from t5_pipeline.execution.context import Artifact, log
+from t5_pipeline.execution.context import log
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.soft_prompt import Prompt, described
 from t5_pipeline.training.loss import token_loss, token_loss_reference

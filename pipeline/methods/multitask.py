@@ -21,9 +21,9 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, float32
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.soft_prompt import Prompt, described, vote_group
 from t5_pipeline.modeling.reparametrization import scaled_rows

@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.artifacts.kinds import PEFT_CONFIG, PEFT_WEIGHTS
 from t5_pipeline.config.tuning import PeftMethod, PeftTuneConfig
 from t5_pipeline.core.errors import InputError
@@ -31,7 +32,6 @@ from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.modeling.decoder_cache import DecoderCache
 from t5_pipeline.modeling.in_transformers import load_in_transformers

@@ -14,13 +14,13 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, float32
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.config.sweep import without_seed
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.modeling.safetensors_dir import read_file_tensors
 

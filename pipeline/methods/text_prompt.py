@@ -13,12 +13,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.core.records import Record
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTexts, encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 
 

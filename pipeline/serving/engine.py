@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import named_artifacts
 from t5_pipeline.config.command_line import flag
@@ -34,7 +35,6 @@ from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import vote
 from t5_pipeline.evaluation.held_out import answer_form
 from t5_pipeline.evaluation.predict import Outputs
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
 from t5_pipeline.modeling.execution import configure_execution

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.evaluation import costs
 from t5_pipeline.evaluation.answering import Answerer
 from t5_pipeline.evaluation.costs import LOADS, REQUESTS, artifact_costs, latency_seconds, trained_numbers
 from t5_pipeline.evaluation.predict import AnswerForm
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.soft_prompt import candidates
 from tests.serving.served_world import write_world
 

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.command_line import parser
 from t5_pipeline.config.recipe import load_recipe
@@ -32,7 +33,7 @@ from t5_pipeline.cost.plan_text import as_text
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import encode_task
 from t5_pipeline.data_prep.tasks.task import Task
-from t5_pipeline.execution.context import Artifact, Stage
+from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import run
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS

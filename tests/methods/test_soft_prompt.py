@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from t5_pipeline.artifacts.artifact import Artifact
 from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.execution.context import Artifact
 from t5_pipeline.methods.soft_prompt import Prompt, PromptInfo, vote_group
 
 
