@@ -20,10 +20,11 @@ from typing import Any, cast
 
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.config.registry import STAGES
+from t5_pipeline.core.scores import scores_text
 from t5_pipeline.evaluation.evaluator import Evaluator, write_scores
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.metrics_log import MetricsLog
-from t5_pipeline.execution.progress import Progress, scores_text
+from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.base import Method, check_tasks
 from t5_pipeline.methods.registry import METHODS

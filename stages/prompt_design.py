@@ -15,11 +15,11 @@ from __future__ import annotations
 import torch
 
 from t5_pipeline.config.tuning import PromptDesignConfig
+from t5_pipeline.core.scores import scores_text
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import load_held_out, score_model
 from t5_pipeline.execution.context import Stage, log
-from t5_pipeline.execution.progress import scores_text
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
 from t5_pipeline.modeling.load import load_t5

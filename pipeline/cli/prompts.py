@@ -17,6 +17,7 @@ from t5_pipeline.core.atomic_files import STDOUT, check_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import SOME_FAILED, InputError
 from t5_pipeline.core.printable import say, show
+from t5_pipeline.core.scores import scores_text
 from t5_pipeline.core.tables import aligned
 
 _PROMPTS = "prompt, prompt_tune stage, or folder of them; a prompt is named after its directory"
@@ -221,13 +222,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
     >>> print(_table([{"name": "rte", "rows": 5, "scores": {}}, {"name": "sst2", "rows": 100, "scores": {"f1": 0.5}}]))
     name  rows  scores
     rte   5
-    sst2  100   f1 0.500
+    sst2  100   f1 50.0
     """
-
-    def shown(value: Any) -> str:
-        return ", ".join(f"{k} {v:z.3f}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-    return "\n".join(aligned([list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]))
+    shown = [[scores_text(v) if isinstance(v, dict) else str(v) for v in row.values()] for row in rows]
+    return "\n".join(aligned([list(rows[0]), *shown]))
 
 
 def _show(given: argparse.Namespace) -> int:
@@ -300,8 +298,8 @@ def _recycle(given: argparse.Namespace) -> int:
     found = recycle(given.prompt, given.from_model, given.to_model, given.output, given.mapping, given.task)
     show(f"{given.output}: {given.mapping} map, fitted on {found.shared:,} shared vocabulary pieces")
     if found.scores:
-        rows = [{"prompt": way} | metrics for way, metrics in found.scores.items()]
-        show(_table([{k: v if k == "prompt" else f"{v:z.3f}" for k, v in row.items()} for row in rows]), keep="\n")
+        table = {way: {name: f"{100 * value:z.1f}" for name, value in of.items()} for way, of in found.scores.items()}
+        show(_table([{"prompt": way} | metrics for way, metrics in table.items()]), keep="\n")
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from t5_pipeline.core.durations import duration
 from t5_pipeline.core.printable import printable
+from t5_pipeline.core.scores import scores_text
 
 # The bar measures its speed over at most this time, or 1,000 steps. rich's 30 s are less than some steps take.
 _SPEED_OVER_S = 3600.0
@@ -157,12 +158,3 @@ def validation_text(row: Mapping[str, Any]) -> str:
             text += f" ({len(values)} cells: {100 * min(values):z.1f} to {100 * max(values):z.1f})"
         shown.append(text)
     return f"validation {', '.join(shown)}"
-
-
-def scores_text(scores: Mapping[str, float]) -> str:
-    """Metrics times 100, as in the report.
-
-    >>> scores_text({"accuracy": 0.8667, "mcc": -0.0001})
-    'accuracy 86.7, mcc 0.0'
-    """
-    return ", ".join(f"{metric} {100 * value:z.1f}" for metric, value in scores.items())

@@ -49,7 +49,7 @@ def score_on_test(run: Run, cell: str) -> str | None:
     for score in run.scores:
         if (score.cell, score.method, score.split) == (cell, PROMPT_TUNING, "test"):
             found = [
-                f"{metric} {fmt.decimal(score.metrics[metric], 4)}" + (f" (95% interval × 100: {ends})" if ends else "")
+                f"{metric} {fmt.times_100(score.metrics[metric])}" + (f" (95% interval: {ends})" if ends else "")
                 for metric in score.metrics
                 for ends in [_interval(score, metric)]
             ]

@@ -10,6 +10,7 @@ from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
+from t5_pipeline.core.scores import scores_text
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -58,7 +59,7 @@ def facts_of(prompt: Prompt) -> dict[str, str]:
         "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
         "model": f"{info.base_model} (digest {short_digest(info.base_model_digest)})",
         "vocabulary": f"digest {short_digest(info.tokenizer_digest)}",
-        "scores": ", ".join(f"{metric} {value:.4f}" for metric, value in info.scores.items()) or "none recorded",
+        "scores": scores_text(info.scores) or "none recorded",
     }
 
 

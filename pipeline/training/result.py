@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from t5_pipeline.execution.progress import scores_text
+from t5_pipeline.core.scores import scores_text
 from t5_pipeline.modeling.prompt_bank import PromptBank
 from t5_pipeline.training.best_checkpoint import SELECTION, Best, Measured
 from t5_pipeline.training.checkpoints.format import Checkpoint

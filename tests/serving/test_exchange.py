@@ -289,7 +289,7 @@ def test_existing_files_are_not_overwritten(world: Path, tmp_path: Path) -> None
 def test_list_and_show(world: Path) -> None:
     said = t5_pipeline("prompts", "list", world / "prompts")
     assert [line.split()[0] for line in said.out.splitlines()] == ["name", "one", "two"]
-    assert said.out.count("accuracy 0.750") == 2
+    assert said.out.count("accuracy 75.0") == 2
     rows = json.loads(t5_pipeline("prompts", "list", world / "prompts", "--json").out)
     assert [(row["name"], row["rows"], row["width"], row["sentinel"]) for row in rows] == [
         ("one", P, D, "targets"), ("two", P, D, "targets"),

@@ -64,7 +64,7 @@ def test_the_card(world: Path, tmp_path: Path) -> None:
     for fact in (
         "| inputs | say: {text} |",
         "| labels | a, b\\|c |",
-        "accuracy 0.7500",
+        "accuracy 75.0",
         "accuracy 86.5 %",
         "5 rows × 32",
     ):

@@ -9,8 +9,9 @@ import pytest
 
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.scores import scores_text
 from t5_pipeline.evaluation.metrics import task_average
-from t5_pipeline.execution.progress import scores_text, validation_text
+from t5_pipeline.execution.progress import validation_text
 from t5_pipeline.methods.soft_prompt import Prompt
 from tests.tiny_run import Outcome, Tiny, refused, stage
 
