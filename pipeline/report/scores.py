@@ -104,18 +104,10 @@ class Score(BaseModel):
     def _check_shapes(self) -> Self:
         size = len(self.labels or [])
         matrix, illegal = self.confusion, self.illegal_by_label
-        if (
-            self.labels
-            and matrix
-            and (len(matrix), {len(row) for row in matrix})
-            not in (
-                (size, {size}),
-                (size, {size + 1}),
-            )
-        ):
+        if self.labels and matrix and (len(matrix), {*map(len, matrix)}) not in ((size, {size}), (size, {size + 1})):
             raise ValueError(f"confusion is not a matrix of {size} labels")
         if self.labels and illegal and len(illegal) != size:
-            raise ValueError(f"illegal_by_label has not {size} numbers")
+            raise ValueError(f"illegal_by_label does not have {size} numbers")
         return self
 
     @functools.cached_property

@@ -275,7 +275,7 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
     ]
     groups: dict[tuple[str | None, str], list[Score]] = {}
     for row, traits in zip(rows, described, strict=True):
-        variant = ", ".join(f"{trait(key, traits[key])}" for key in differing if traits.get(key) is not None)
+        variant = ", ".join(trait(key, traits[key]) for key in differing if traits.get(key) is not None)
         shifted = f"trained on {row.trained_on}" if row.trained_on else ""
         variant = ", ".join(filter(None, [row.variant, variant, shifted]))
         groups.setdefault((row.model, variant), []).append(row)

@@ -33,15 +33,8 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section |
             what = "prompts for" if jobs[0].kind == PromptTuneConfig.kind else "on"
             title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean."
             lines = _lines(groups, paths, series)
-            ends = "; ".join(f"{line.label} {_ends(line)}" for line in lines if line.label)
-            plot = chart(
-                lines,
-                _steps(lines),
-                Axis("Loss per target token"),
-                f"loss-{stage}-{number}",
-                f"Losses of {stage} on {task}: {ends}.",
-            )
-            figures.append(figure(plot, join([tag("b", stage), title])))
+            described = f"Losses of {stage} on {task}: {_all_ends(lines)}."
+            figures.append(_figure(stage, title, lines, "Loss per target token", f"loss-{stage}-{number}", described))
     return section("losses", "Loss curves", plots(figures)) if figures else None
 
 
@@ -49,13 +42,18 @@ def _model_losses(run: Run, job: Job, series: Series, name: str) -> Markup:
     train, validation = thinned(job.log.train[""]), job.log.validation.get("")
     color, made = _color(run, job, series), job.cells[0].cell.label
     lines = [Line(train.steps, train.values, color, light=validation is not None)]
-    legend: list[Markup | str | None] = [tag("b", made), f", {job.cells[0].settings.summary}. "]
+    title = f", {job.cells[0].settings.summary}. "
     description = f"Training loss of {made}: {_ends(lines[0])}."
     if validation is not None:
         lines.append(Line(validation.steps, validation.values, color, dots=True))
-        legend.append("Light: training. Dots: validation.")
+        title += "Light: training. Dots: validation."
         description += f" Validation loss: {_ends(lines[1])}."
-    return figure(chart(lines, _steps(lines), Axis("Loss per target token"), name, description), join(legend))
+    return _figure(made, title, lines, "Loss per target token", name, description)
+
+
+def _figure(made: str, title: str, lines: list[Line], y: str, name: str, description: str) -> Markup:
+    """Lines by step, with the stage or cell that logged them in bold before the title."""
+    return figure(chart(lines, _steps(lines), Axis(y), name, description), join([tag("b", made), title]))
 
 
 def _color(run: Run, job: Job, series: Series) -> int | None:
@@ -75,15 +73,10 @@ def validation_section(run: Run, paths: dict[str, str], series: Series) -> Secti
             title = f", {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean."
             if steps:
                 title += f" Rings: the published steps ({fmt.enumeration(steps)})."
-            ends = "; ".join(f"{line.label} {_ends(line)}" for line in lines if line.label)
-            plot = chart(
-                lines,
-                _steps(lines),
-                Axis("Validation score × 100"),
-                f"validation-{stage}-{number}",
-                f"Validation scores of {stage} on {task}: {ends}. Published steps: {', '.join(steps) or 'unknown'}.",
-            )
-            figures.append(figure(plot, join([tag("b", stage), title])))
+            described = f"Validation scores of {stage} on {task}: {_all_ends(lines)}."
+            described += f" Published steps: {', '.join(steps) or 'unknown'}."
+            name = f"validation-{stage}-{number}"
+            figures.append(_figure(stage, title, lines, "Validation score × 100", name, described))
     note = (
         "Average of the task's metrics on its validation rows. The step with the best average is published; ties are"
         " broken by the lower validation loss, then by the later step."
@@ -100,15 +93,10 @@ def promptability_section(run: Run, series: Series) -> Section | None:
             color, average = _color(run, job, series), mean(curves)
             bold = Line(average.steps, [100 * value for value in average.values], color)
             light = [Line(c.steps, [100 * value for value in c.values], color, light=True, dots=True) for c in curves]
-            plot = chart(
-                [bold, *light],
-                _steps([bold]),
-                Axis("Probe score × 100"),
-                f"probes-{number}-{task}",
-                f"Scores of prompts tuned during {job.cells[0].cell.label} on {task}: {_ends(bold)}.",
-            )
-            text = f", prompts for {task} tuned on the weights of each step. Light: seeds. Bold: their mean."
-            figures.append(figure(plot, join([tag("b", job.cells[0].cell.label), text])))
+            made, name = job.cells[0].cell.label, f"probes-{number}-{task}"
+            described = f"Scores of prompts tuned during {made} on {task}: {_ends(bold)}."
+            title = f", prompts for {task} tuned on the weights of each step. Light: seeds. Bold: their mean."
+            figures.append(_figure(made, title, [bold, *light], "Probe score × 100", name, described))
     note = (
         "Average of the task's metrics on its validation rows after a few steps of prompt tuning: how well the T5 can"
         " be prompted after more and more steps of adaptation (Lester et al. 2021, Figure 3(d))."
@@ -201,6 +189,10 @@ def _in_order(groups: dict[str, list[tuple[CellResult, Curve]]], series: Series)
 def _steps(lines: list[Line]) -> Axis:
     last = max(step for line in lines for step in line.x)
     return Axis("Step", low=0, high=max(last, 1), whole=True)
+
+
+def _all_ends(lines: list[Line]) -> str:
+    return "; ".join(f"{line.label} {_ends(line)}" for line in lines if line.label)
 
 
 def _ends(line: Line) -> str:
