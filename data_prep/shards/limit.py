@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from t5_pipeline.data_prep.shards.reader import SPLITS
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -43,8 +45,9 @@ class Limit:
         for number, record in enumerate(written):
             if record is None:
                 return None
-            documents += sum(record[split]["documents"] for split in ("train", "validation"))
-            tokens += sum(record[split]["tokens"] for split in ("train", "validation"))
+            for split in SPLITS:
+                documents += record[split]["documents"]
+                tokens += record[split]["tokens"]
             if record.get("left_out") or not self.admits(documents + 1, tokens + 1):
                 return number
         return None

@@ -10,9 +10,10 @@ Source: Raffel et al. 2020, appendix D, and T5's preprocessors.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
+
+from t5_pipeline.data_prep.tasks.template import fields_of
 
 _JSONL = {"train": "train", "validation": "val"}
 _TSV = {"train": "train", "validation": "dev"}
@@ -222,7 +223,7 @@ def expanded(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = {**form, **values}
     if str(values.get("task_prefix")).lower() == "true" and "inputs" not in values:
         found["inputs"] = f"{task_name(name)}{':' if name in _WITH_COLON else ''} {found['inputs']}".lstrip()
-    named = set(re.findall(r"\{([^{}]+)\}", f"{found['inputs']}{found['targets']}"))
+    named = fields_of(str(found["inputs"]), str(found["targets"]))
     for key in ("values", "round_to"):
         if key not in values and key in form:
             found[key] = {field: value for field, value in form[key].items() if field in named}

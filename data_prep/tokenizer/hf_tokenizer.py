@@ -32,7 +32,7 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.tokenizer.layout import Layout, sentinel_name
+from t5_pipeline.data_prep.tokenizer.layout import Layout
 from t5_pipeline.data_prep.tokenizer.sentencepiece_proto import BPE, NORMALIZER, TRAINER, UNIGRAM, message
 
 _SPACE = "▁"
@@ -55,8 +55,7 @@ def write_fast_tokenizer(
     """
     special, count = layout.special, pieces.get_piece_size()
     names = [*(str(pieces.id_to_piece(i)) for i in range(count)), *layout.above]
-    numbered = [name for j in range(len(layout.above)) if (name := sentinel_name(j)) in layout.above]
-    sentinels = [names[i] for i in own_sentinels] or numbered
+    sentinels = [names[i] for i in own_sentinels] or layout.sentinels
     added = [name for name in layout.above if name not in sentinels]
     tokenizer = _tokenizer(pieces, model, names, special.eos, sentinels)
     _check_agrees(tokenizer, pieces, special.eos)
@@ -69,12 +68,12 @@ def write_fast_tokenizer(
         "eos_token": names[special.eos],
         "unk_token": names[pieces.unk_id()],
         "pad_token": names[special.pad],
-        "extra_ids": len(numbered),
+        "extra_ids": len(layout.sentinels),
         "additional_special_tokens": sentinels,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
-    if layout != Layout.of_t5(len(numbered), special):
+    if layout != Layout.of_t5(len(layout.sentinels), special):
         config["added_tokens_decoder"] = {
             str(count + k): {"content": name, "special": name in sentinels, **_PLAIN}
             for k, name in enumerate(layout.above)

@@ -72,6 +72,11 @@ class Layout:
         """T5's: sentinels above the pieces, extra_id_0 highest."""
         return cls(tuple(sentinel_name(j) for j in reversed(range(sentinels))), special)
 
+    @property
+    def sentinels(self) -> list[str]:
+        """Names of the sentinels above the text model, extra_id_0 first."""
+        return [name for j in range(len(self.above)) if (name := sentinel_name(j)) in self.above]
+
     @classmethod
     def find(cls, model: Named, files: Mapping[str, Path], where: str) -> Layout:
         """The layout that the files beside a text model describe.
@@ -119,17 +124,7 @@ def _above(
             f"{config_at}: `extra_ids` is {extra_ids}, but {where} contains {len(own)} sentinels itself"
             f" ({model.names()[own[0]]} is id {own[0]}); set `extra_ids` to 0"
         )
-    known = {name: i for name in added if (i := model.id_of(name)) is not None}
-    if not model.complete:
-        known |= {sentinel_name(j): i for j, i in enumerate(own)}
-    named: dict[int, str] = {}
-    for name, (i, file) in added.items():
-        if name not in known:
-            named[i] = name
-        elif known[name] != i:
-            raise UnclearIds(
-                f"{file}: {name} is id {i}, but {where} says {known[name]}; use the files of one tokenizer"
-            )
+    named = _named_above(model, added, where)
     numbered = {i: name for i, name in named.items() if name.startswith("<extra_id_")}
     if numbered and extra_ids is not None and extra_ids != len(numbered) and not model.complete:
         raise UnclearIds(
@@ -148,6 +143,26 @@ def _above(
         numbered = {model.size + k: name for k, name in enumerate(implied)}
     others = {i: name for i, name in named.items() if i not in numbered}
     return _in_row(model.size, numbered, others, next(iter(added.values()), (0, where))[1], where), found
+
+
+def _named_above(model: Named, added: Mapping[str, tuple[int, str]], where: str) -> dict[int, str]:
+    """Id → name of the added tokens that are not among the ids of the text model.
+
+    Raises:
+        UnclearIds: if one is, with another id.
+    """
+    known = {name: i for name in added if (i := model.id_of(name)) is not None}
+    if not model.complete:
+        known |= {sentinel_name(j): i for j, i in enumerate(model.sentinel_ids)}
+    found: dict[int, str] = {}
+    for name, (i, file) in added.items():
+        if name not in known:
+            found[i] = name
+        elif known[name] != i:
+            raise UnclearIds(
+                f"{file}: {name} is id {i}, but {where} says {known[name]}; use the files of one tokenizer"
+            )
+    return found
 
 
 def _in_row(size: int, numbered: dict[int, str], others: dict[int, str], file: str, where: str) -> tuple[str, ...]:

@@ -83,8 +83,7 @@ class Vocabulary:
         self.size: int = self.text.size + len(self.layout.above)
         self.rows: int = embedding_rows(self.size)
         above = {name: self.text.size + k for k, name in enumerate(self.layout.above)}
-        numbered = [name for j in range(len(above)) if (name := sentinel_name(j)) in above]
-        self.sentinel_ids: tuple[int, ...] = self.text.sentinel_ids or tuple(above[name] for name in numbered)
+        self.sentinel_ids: tuple[int, ...] = self.text.sentinel_ids or tuple(above[n] for n in self.layout.sentinels)
         self._sentinel_number = {i: j for j, i in enumerate(self.sentinel_ids) if not self.text.in_text(i)}
         control = {self.pad, self.eos, self.unk, *self.sentinel_ids}
         self.added = {name: i for name, i in above.items() if i not in control}

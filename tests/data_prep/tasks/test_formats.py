@@ -119,3 +119,10 @@ def test_unknown_format_is_reported_with_its_line(tmp_path: Path) -> None:
     recipe.write_text(f"name: r\n{task.format('superglue/rtee')}{stages}")
     with pytest.raises(InputError, match=r"r\.yaml:3: tasks\.rte: unknown format .* did you mean `superglue/rte`"):
         load_recipe(recipe)
+
+
+def test_braces_in_a_text_name_no_field() -> None:
+    """The format's rounding of a field that no template contains would be refused."""
+    found = settings(format="glue/stsb", inputs="{{score}} {sentence1}", targets="{sentence2}")
+    assert found.round_to == {}
+    Task.load(found)
