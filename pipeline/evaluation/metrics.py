@@ -336,7 +336,7 @@ def task_average(metrics: Mapping[str, float]) -> float:
     return _mean(list(metrics.values()))
 
 
-def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+def _mean(values: Sequence[float] | Values) -> float:
     return float(np.mean(values)) if len(values) else 0.0
 
 
@@ -360,7 +360,7 @@ def _shared_words(prediction: str, target: str) -> float:
     return 2 * shared / (predicted.total() + true.total()) if shared else 0.0
 
 
-def _numbers(texts: Texts) -> NDArray[np.float64]:
+def _numbers(texts: Texts) -> Values:
     def number(text: str) -> float:
         try:
             value = float(text)
@@ -371,20 +371,20 @@ def _numbers(texts: Texts) -> NDArray[np.float64]:
     return np.array([number(text) for text in texts])
 
 
-def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ranks(x: Values) -> Values:
     _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[which]
 
 
-def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def _correlation(x: Values, y: Values) -> float:
     if np.ptp(x) == 0 or np.ptp(y) == 0:  # before rounding of the means makes them differ
         return 0.0
     x, y = (side / np.abs(side).max() for side in (x - _mean(x), y - _mean(y)))
     return float(np.clip(x @ y / (np.sqrt(x @ x) * np.sqrt(y @ y)), -1, 1))
 
 
-def _rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+def _rank_correlation(x: Values, y: Values) -> float:
     return _correlation(_ranks(x), _ranks(y))
 
 

@@ -59,7 +59,8 @@ def chrf(predictions: Sequence[str], references: References) -> float:
 def of_drawn_rows(name: str, predictions: Sequence[str], references: References) -> OfDrawnRows:
     """A metric of `OF_CORPUS` as a function of drawn rows.
 
-    It adds up statistics of each row. So does sacrebleu's bootstrap, which needs memory for all draws at once.
+    It adds up the statistics of each row. So does sacrebleu's bootstrap, which needs memory for all draws at once. No
+    public function gives the statistics, so two private ones are used; a test compares them with public functions.
     """
     import sacrebleu
 

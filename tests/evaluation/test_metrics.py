@@ -32,7 +32,7 @@ from t5_pipeline.evaluation.metrics import (
     task_average,
     token_f1,
 )
-from t5_pipeline.evaluation.text_metrics import check_installed
+from t5_pipeline.evaluation.text_metrics import check_installed, of_drawn_rows
 
 LABELS = ["entailment", "contradiction", "neutral", "never seen"]
 
@@ -269,6 +269,9 @@ def test_bootstrap_errors_are_those_of_resampled_rows(name: str) -> None:
         drawn = [[of_row[i] for i in rows] for of_row in (predictions, targets)]
         several = None if answers is None else [answers[i] for i in rows]
         found.append(metrics_of([name], *drawn, answers=several)[name])
+        if answers is not None:
+            exact = of_drawn_rows(name, predictions, answers)(rows)
+            assert exact == pytest.approx(found[-1], abs=1e-12)
     errors = bootstrap_errors(["accuracy", name], predictions, targets, answers=answers)
     assert errors == {name: pytest.approx(np.std(found), rel=0.15)}
     assert bootstrap_errors([name], predictions[:1], targets[:1]) == {}
