@@ -134,12 +134,9 @@ class Engine:
         """
         digests, found = DigestCache(None), {}
         for name, (kind, path) in named_artifacts(tuple(METHODS), prompts, named("prompts")).items():
-            artifact = Artifact(InputRef(path=str(path)), path, "")
-            candidates = list(METHODS[kind](artifact))
-            artifact = replace(artifact, digest=digests.of_artifact(kind, path))
-            for one in candidates:
-                own = name if len(candidates) == 1 else f"{name}:{one.task.name}"
-                found[own] = replace(one, artifact=artifact)
+            solutions = _solutions(kind, path, digests)
+            for one in solutions:
+                found[name if len(solutions) == 1 else f"{name}:{one.task.name}"] = one
         t5 = None if model is None else FrozenT5.find(model, named("model"))
         engine = cls(t5, found, precision=precision, device=device, compiled=compiled)
         if not engine.prompts:
@@ -243,9 +240,7 @@ class Engine:
         Raises:
             InputError: if it is damaged, or of another T5.
         """
-        artifact = Artifact(InputRef(path=str(path)), path, "")
-        (one,) = METHODS["prompt"](artifact)
-        one = replace(one, artifact=replace(artifact, digest=DigestCache(None).of_artifact("prompt", path)))
+        (one,) = _solutions("prompt", path, DigestCache(None))
         problem = self._problem(name, one)
         if problem is not None:
             raise InputError(problem)
@@ -326,6 +321,14 @@ class Engine:
             f"there is no prompt {name!r}; {f'did you mean `{meant}`? ' if meant else ''}prompts (named after their"
             f" directories): {', '.join(self.prompts)}"
         )
+
+
+def _solutions(kind: str, path: Path, digests: DigestCache) -> list[Candidate]:
+    """The solutions in a directory, checked before the digest is computed, which reads all of their weights."""
+    artifact = Artifact(InputRef(path=str(path)), path, "")
+    found = list(METHODS[kind](artifact))
+    artifact = replace(artifact, digest=digests.of_artifact(kind, path))
+    return [replace(one, artifact=artifact) for one in found]
 
 
 def _text(row: Row, task: Task) -> str:

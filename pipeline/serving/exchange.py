@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,28 +84,26 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
         InputError: if there is no prompt, or an output already exists.
     """
     prompts = {name: Prompt.load(path) for name, path in named_prompts(location, "DIR").items()}
-    suffix = ".npy" if form == "npy" else ""
+    npy, streamed = form == "npy", output == STDOUT or is_stream(Path(output))
     if len(prompts) == 1:
-        to = {name: Path(output) for name in prompts}
-        if suffix and output != STDOUT and not is_stream(Path(output)) and Path(output).suffix != suffix:
+        to = dict.fromkeys(prompts, Path(output))
+        if npy and not streamed and Path(output).suffix != ".npy":
             raise InputError(f"--output: {output} does not end in .npy; name the output file, or give - for stdout")
+    elif streamed:
+        raise InputError(f"--output: {output} takes one prompt, but {location} has {len(prompts)}; give a directory")
     else:
-        if output == STDOUT or is_stream(Path(output)):
-            raise InputError(
-                f"--output: {output} takes one prompt, but {location} has {len(prompts)}; give a directory"
-            )
-        to = {name: Path(output) / f"{name}{suffix}" for name in prompts}
-    if form == "peft" and output == STDOUT:
+        to = {name: Path(output) / f"{name}{'.npy' if npy else ''}" for name in prompts}
+    if not npy and output == STDOUT:
         raise InputError("--output: a PEFT adapter is a directory; give its path, not -")
-    for path in to.values():
-        if form != "npy" or not (str(path) == STDOUT or is_stream(path)):
+    if not (npy and streamed):
+        for path in to.values():
             refuse_to_replace(path)
     for name, prompt in prompts.items():
         to[name].parent.mkdir(parents=True, exist_ok=True)
-        if form == "npy":
+        if npy:
             write_npy(prompt, to[name])
         else:
-            write_directory(to[name], lambda directory, p=prompt: write_peft(p, directory, base_model))  # type: ignore[misc]
+            write_directory(to[name], partial(write_peft, prompt, base_model=base_model))
     return list(to.values())
 
 

@@ -199,38 +199,42 @@ class PromptStore:
             found = named_prompts(directory, "--prompts")
         except InputError:  # no prompt is left
             found = {}
-        changes = []
-        for name, path in found.items():
-            signature = _signature(path)
-            if self._watched.get(name) == (path, signature):
-                self._warned.pop(name, None)
-                continue
-            if self._unreadable.get(name) == signature:
-                continue
-            try:
-                prompt = self.read(name, path)
-            except Exception as error:  # of any library, which must not keep the other prompts from changing
-                if isinstance(error, InputError):
-                    self._unreadable[name] = signature
-                self._warn(name, str(error) if isinstance(error, InputError) else f"prompt `{name}`: {error!r}")
-                continue
-            if _signature(path) != signature:  # still being written
-                continue
-            before = self.add(prompt)
-            self._watched[name] = path, signature
-            self._unreadable.pop(name, None)
+        changes = [self._update(name, path) for name, path in found.items()]
+        changes += [self._remove_missing(name) for name in [name for name in self._watched if name not in found]]
+        return [change for change in changes if change is not None]
+
+    def _update(self, name: str, path: Path) -> str | None:
+        """Read a prompt of the watched directory again if its files changed; one line if it is served now."""
+        signature = _signature(path)
+        if self._watched.get(name) == (path, signature):
             self._warned.pop(name, None)
-            changes.append(f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})")
-        for name in [name for name in self._watched if name not in found]:
-            path, _ = self._watched[name]
-            if name in self._prompts and not _is_gone(path):  # as while permissions are being changed
-                self._warn(name, f"prompt `{name}`: {path} cannot be read; it is still served")
-                continue
-            del self._watched[name]
-            self._warned.pop(name, None)
-            if self.remove(name):
-                changes.append(f"removed prompt `{name}`")
-        return changes
+            return None
+        if self._unreadable.get(name) == signature:
+            return None
+        try:
+            prompt = self.read(name, path)
+        except Exception as error:  # of any library, which must not keep the other prompts from changing
+            if isinstance(error, InputError):
+                self._unreadable[name] = signature
+            self._warn(name, str(error) if isinstance(error, InputError) else f"prompt `{name}`: {error!r}")
+            return None
+        if _signature(path) != signature:  # still being written
+            return None
+        before = self.add(prompt)
+        self._watched[name] = path, signature
+        self._unreadable.pop(name, None)
+        self._warned.pop(name, None)
+        return f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})"
+
+    def _remove_missing(self, name: str) -> str | None:
+        """Remove a prompt that was not found, unless its directory only cannot be read; one line if it is removed."""
+        path, _ = self._watched[name]
+        if name in self._prompts and not _is_gone(path):  # as while permissions are being changed
+            self._warn(name, f"prompt `{name}`: {path} cannot be read; it is still served")
+            return None
+        del self._watched[name]
+        self._warned.pop(name, None)
+        return f"removed prompt `{name}`" if self.remove(name) else None
 
     def _warn(self, name: str, problem: str) -> None:
         """Report a problem of a prompt, once."""
