@@ -95,6 +95,7 @@ class Scored:
     task: TaskScores
     by_arm: Mapping[Arm, Sequence[Score]]
     answers: Mapping[str, Answers]
+    _drawn: dict[Arm, NDArray[np.float64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def mean(self, arm: Arm) -> float:
         """Mean score of an arm over its seeds."""
@@ -120,10 +121,6 @@ class Scored:
             else:
                 self._drawn[arm] = drawn_means(rows, self.task.metric, generator)
         return self._drawn[arm]
-
-    @functools.cached_property
-    def _drawn(self) -> dict[Arm, NDArray[np.float64]]:
-        return {}
 
     def _on_drawn_rows(self, score: Score) -> NDArray[np.float64] | None:
         """Scores of the drawn test rows [DRAWS]; None if they do not follow from the answers."""
