@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import math
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from t5_pipeline.core.errors import InputError, errno_of, write_error
 from t5_pipeline.core.printable import finish_stdout, show_bytes
 
 STDOUT = "-"
+_ABANDONED_AFTER_S = 24 * 3600.0
 
 
 def fsync_directory(path: Path) -> None:
@@ -228,21 +231,31 @@ def move_directory(source: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(directory: Path, *, below: bool = True) -> None:
-    """Remove temporary files of killed writers. Only the process with the lock may call this.
+def sweep(directory: Path) -> None:
+    """Remove temporary files of killed writers, at any depth. Only the process with the lock may call this."""
+    for place, folders, _ in os.walk(directory):
+        removed = _remove_temporary(Path(place))
+        folders[:] = [name for name in folders if name not in removed]
 
-    Args:
-        below: also in directories below this one, at any depth.
+
+def sweep_shared(directory: Path) -> None:
+    """Remove temporary files of killed writers from a directory in which commands write without the lock, too.
+
+    Those of running commands are younger than a day. Directories below this one are left alone.
     """
-    for place, folders, files in os.walk(directory):
-        for name in [name for name in files if _left_behind(name)]:
-            Path(place, name).unlink(missing_ok=True)
-        for name in [name for name in folders if _left_behind(name)]:
-            shutil.rmtree(Path(place, name), ignore_errors=True)
-            folders.remove(name)
-        if not below:
-            return
+    _remove_temporary(directory, time.time() - _ABANDONED_AFTER_S)
 
 
-def _left_behind(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
+def _remove_temporary(directory: Path, before: float = math.inf) -> set[str]:
+    """Remove the temporary files and directories that were last changed before a time; returns their names."""
+    removed = set()
+    for path in directory.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_mtime >= before:
+                continue
+            removed.add(path.name)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+    return removed

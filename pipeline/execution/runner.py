@@ -11,7 +11,7 @@ from t5_pipeline.artifacts.run_dir import Rollback, RunDir, lock
 from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.training import TrainingConfig
-from t5_pipeline.core.atomic_files import sweep, write_bytes, write_text
+from t5_pipeline.core.atomic_files import sweep_shared, write_bytes, write_text
 from t5_pipeline.core.bounded import has_content
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.printable import say
@@ -52,7 +52,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
     with lock(run_dir.state / "lock", run_dir.path), created:
         began = time.monotonic()
         for directory in (run_dir.path, run_dir.state):  # stages sweep their own
-            sweep(directory, below=False)
+            sweep_shared(directory)
         replaced = None if same or not recipe_file.exists() else recipe_file.read_bytes()
         if not same:
             write_text(recipe_file, text)

@@ -4,12 +4,20 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from t5_pipeline.core.atomic_files import check_output, open_output, sweep, write_directory, write_output, write_text
+from t5_pipeline.core.atomic_files import (
+    check_output,
+    open_output,
+    sweep,
+    sweep_shared,
+    write_directory,
+    write_output,
+    write_text,
+)
 from t5_pipeline.core.errors import InputError
 
 
@@ -48,12 +56,23 @@ def test_sweep_removes_temporary_files_of_killed_writers(tmp_path: Path) -> None
     (tmp_path / ".model.1234.tmp" / "x").write_text("x")
     (tmp_path / ".manifest.json.1234.tmp").write_text("{")
     write_text(tmp_path / "kept", "text")
-    shutil.copytree(tmp_path, tmp_path / "stage")
-    sweep(tmp_path, below=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "stage"]
-    assert len(list((tmp_path / "stage").iterdir())) == 3
     sweep(tmp_path)
-    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["kept"]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_shared_directory_loses_old_temporary_files_only(tmp_path: Path) -> None:
+    """Younger ones may be those of a running command that needs no lock."""
+    for name in (".old.json.1234.tmp", ".young.json.1234.tmp", "old.tmp"):
+        (tmp_path / name).write_text("{")
+    for name in (".model.1234.tmp", "stage/.model.1234.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+    old = time.time() - 2 * 24 * 3600
+    for path in tmp_path.rglob("*"):
+        if "young" not in path.name:
+            os.utime(path, (old, old))
+    sweep_shared(tmp_path)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == [".young.json.1234.tmp", "old.tmp", "stage", "stage/.model.1234.tmp"]
 
 
 def test_output_replaces_the_target_of_a_link(tmp_path: Path) -> None:
