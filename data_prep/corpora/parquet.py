@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.data_prep.corpora.files import compression, whole
+from t5_pipeline.data_prep.corpora.narrow_floats import with_written_floats
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
 
 # KeyError: a time zone that pytz does not know; pyarrow uses it where it is installed.
@@ -109,7 +110,7 @@ def _parquet_rows(
             rows = batch.to_pylist()
         except _NOT_IN_PYTHON as error:
             _raise_unreadable_value(batch, path, number, error)
-        for fields in rows:
+        for fields in with_written_floats(rows, batch.schema):
             number += 1
             yield Row(fields, f"{path}: row {number}")
 

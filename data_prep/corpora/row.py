@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -20,13 +21,37 @@ class Row(dict[str, Any]):
         self.where = where
 
     def field(self, name: str) -> object:
-        """The value of a field, or of a field in a nested object ("meta.title"); MISSING if there is none."""
+        """The value of a field, or of a field in a nested object ("meta.title"); MISSING if there is none.
+
+        The fields of a null object are null.
+        """
         value: object = self
         for key in [name] if name in self else name.split("."):
+            if value is None:
+                return None
             if not isinstance(value, dict) or key not in value:
                 return MISSING
             value = value[key]
         return value
+
+
+def value_text(value: object, what: str, where: str, fix: str = "fix the row") -> str:
+    """The text of a value.
+
+    Args:
+        what: the value, for errors: "field 'text'".
+        where: its row.
+        fix: what to do about another value.
+
+    Raises:
+        InputError: if it is neither text nor a finite number.
+    """
+    finite = not isinstance(value, float) or math.isfinite(value)
+    # bool is an int and becomes True or False, as in T5's tasks.
+    if not isinstance(value, str | int | float) or not finite:
+        found = "empty (null)" if value is None else f"a {type(value).__name__}" if finite else str(value)
+        raise InputError(f"{where}: {what} is {found}, not text or a number; {fix}")
+    return check_unicode(value, where) if isinstance(value, str) else str(value)
 
 
 def check_unicode(text: str, where: str) -> str:

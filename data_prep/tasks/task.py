@@ -13,7 +13,7 @@ from t5_pipeline.core.normal_form import as_listed, normal_form
 from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
 from t5_pipeline.data_prep.corpora.hub import hub_rows, may_be_on_hub
-from t5_pipeline.data_prep.corpora.row import MISSING, Row, listed
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, listed, value_text
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, TASK_SPLITS, task_rows
 from t5_pipeline.data_prep.corpora.tables import TABLES
 from t5_pipeline.data_prep.tasks.config import HELD_OUT, TaskConfig
@@ -223,7 +223,8 @@ class Task:
                 f"{row.where}: field {self.settings.answers!r} is {found!r}, not a list of answers;"
                 f" fix `tasks.{self.name}.answers` or the row"
             )
-        return [str(answer) for answer in found]
+        what, fix = f"an answer in field {self.settings.answers!r}", "write the answers as a list of texts"
+        return [value_text(answer, what, row.where, fix) for answer in found]
 
     def group(self, row: Row) -> str | None:
         """The group of a row; None if the task has no `group` field."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, listed
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, listed, value_text
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -69,12 +68,7 @@ class Template:
             raise InputError(
                 f"{row.where}: has no field {field!r} (only {listed(row)}); add it to the row, or fix `{self.key}`"
             )
-        finite = not isinstance(value, float) or math.isfinite(value)
-        # bool is an int and becomes True or False, as in T5's tasks.
-        if not isinstance(value, str | int | float) or not finite:
-            what = "empty (null)" if value is None else f"a {type(value).__name__}" if finite else str(value)
-            raise InputError(f"{row.where}: field {field!r} is {what}, not text or a number; fix the row")
-        found = check_unicode(value, row.where) if isinstance(value, str) else str(value)
+        found = value_text(value, f"field {field!r}", row.where)
         if field in self.round_to:
             return self._rounded(row, field, found)
         texts = self.values.get(field)

@@ -264,6 +264,11 @@ def test_only_used_columns_of_a_hub_data_set_are_decoded(hub_like: Path) -> None
         read("when")
 
 
+def test_floats_of_a_hub_data_set_are_the_numbers_that_were_written(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": pa.array([3.8, 0.7], pa.float32())}), tmp_path / "train.parquet")
+    assert [dict(row) for row in hub_rows(str(tmp_path), None, "train", ["label"])] == [{"label": 3.8}, {"label": 0.7}]
+
+
 def test_damaged_file_of_a_hub_data_set(hub_like: Path) -> None:
     chunk = HubShard(str(hub_like), None, "train", "text", 1, hub_shards(str(hub_like), None, "train"))
     path = hub_like / "data" / "train-00001-of-00003.parquet"

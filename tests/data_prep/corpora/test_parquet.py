@@ -44,6 +44,25 @@ def test_parquet_columns_that_are_not_needed_are_not_decoded(tmp_path: Path) -> 
         list(read_rows(path, ["when"]))
 
 
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_floats_are_the_numbers_that_were_written(tmp_path: Path, kind: pa.DataType) -> None:
+    """Widened to 64 bits, 3.8 in 32 bits is 3.799999952316284."""
+    scores = [3.8, 0.1, None, -2.5]
+    cells = [{"score": score, "name": "a"} for score in scores]
+    table = pa.table({
+        "score": pa.array(scores, kind),
+        "meta": pa.array(cells, pa.struct({"score": kind, "name": pa.string()})),
+        "all": pa.array([scores] * 4, pa.list_(kind)),
+        "id": range(4),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "rows.parquet")
+    read = [dict(row) for row in read_rows(tmp_path / "rows.parquet")]
+    assert read == [
+        {"score": score, "meta": cell, "all": scores, "id": i}
+        for i, (score, cell) in enumerate(zip(scores, cells, strict=True))
+    ]
+
+
 def test_parquet_values_out_of_range(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     when = pa.array([0, 2**60], pa.timestamp("ms"))

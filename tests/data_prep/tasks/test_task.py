@@ -151,6 +151,34 @@ def test_nested_fields_for_scoring(tmp_path: Path, suffix: str) -> None:
     assert (task.answers(found), task.group(found), task.holds(found)) == (["good", "fine"], "7", False)
 
 
+@pytest.mark.parametrize("answer", [{"text": "good"}, ["good"], float("inf")])
+def test_answers_are_texts_or_numbers(tmp_path: Path, answer: object) -> None:
+    write(tmp_path, rows=[{"text": "who", "label": "good", "answers": ["good", 5, answer]}])
+    task = Task.load(settings(tmp_path, answers="answers"))
+    (found,) = task.rows("train")
+    with pytest.raises(
+        InputError,
+        match=r"train\.jsonl:1: an answer in field 'answers' is (a \w+|inf), not text or a number; write the answers as"
+        " a list of texts",
+    ):
+        task.answers(found)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_the_fields_of_a_null_object_are_null(tmp_path: Path, suffix: str) -> None:
+    rows = [{"meta": {"text": "kept"}, "label": "good"}, {"meta": None, "label": "bad"}]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    else:
+        write(tmp_path, rows=rows)
+    task = Task.load(settings(tmp_path, inputs="{meta.text}", nulls="drop"))
+    found = task.rows("train")
+    assert ([task.inputs(row) for row in found], found.dropped) == (["kept"], {"without meta.text": 1})
+    task = Task.load(settings(tmp_path, inputs="{meta.text}"))
+    with pytest.raises(InputError, match=r"(row |:)2: field 'meta\.text' is empty \(null\), not text or a number"):
+        [task.inputs(row) for row in task.rows("train")]
+
+
 def test_held_out_texts(tmp_path: Path) -> None:
     rows = [
         {"text": "a text of five words", "question": "why not this one then", "label": "good"},
