@@ -13,6 +13,7 @@ import torch
 from t5_pipeline.config.stage import Precision, Scoring
 from t5_pipeline.config.tuning import FOR_SELECTION, LearningConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.core.rounding import rounded
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -275,12 +276,14 @@ def answer_form(
     def text(ids: Sequence[int]) -> str:
         return vocabulary.decode(vocabulary.strip_sentinel(ids, sentinel))
 
-    # A vocabulary that normalizes text does not return every label as it is written.
-    written = {text(ids): label for label, ids in zip(labels, label_ids, strict=True)}
+    # A vocabulary that normalizes text does not return every label as it is written; one that does not (ByT5's) can
+    # write a label in two Unicode forms.
+    written = {normal_form(label): label for label in labels}
+    written |= {text(ids): label for label, ids in zip(labels, label_ids, strict=True)}
 
     def decode(ids: Sequence[int]) -> str:
         found = text(ids)
-        return written.get(found, found)
+        return written.get(found) or written.get(normal_form(found), found)
 
     longest = max(map(len, label_ids)) + 1 if labels else max_output_length
     return AnswerForm(decode, labels, label_ids, longest)

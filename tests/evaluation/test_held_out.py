@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptedT5
 from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import token_loss
+from tests.data_prep.tokenizer import kinds
 from tests.tiny_run import CORPUS, documentation
 
 CPU = torch.device("cpu")
@@ -200,6 +202,15 @@ def test_labels_are_decoded_as_they_are_written() -> None:
         assert form.decode([*vocabulary.encode("a file"), *vocabulary.encode("s"), 1]) not in (task.labels or ())
     free = task.model_copy(update={"labels": None})
     assert answer_form(free.labels or [], vocabulary, "none", 64).max_length == 64
+
+
+def test_a_label_in_another_unicode_form_is_legal(tmp_path: Path) -> None:
+    """ByT5's vocabulary returns both forms of "é"; accuracy counts either as right."""
+    vocabulary = Vocabulary.load(kinds.byt5(tmp_path))
+    form = answer_form(["caf\u00e9", "nai\u0308f"], vocabulary, "none", 64)
+    written = ["cafe\u0301", "caf\u00e9", "na\u00eff", "nai\u0308f", "cafe"]
+    found = [form.decode([*vocabulary.encode(text), vocabulary.eos]) for text in written]
+    assert found == ["caf\u00e9", "caf\u00e9", "nai\u0308f", "nai\u0308f", "cafe"]
 
 
 def test_samples_are_right_as_the_metrics_see_them() -> None:
