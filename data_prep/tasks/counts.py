@@ -91,6 +91,8 @@ class RowCounts(BaseModel):
         dropped: number of rows that are not used, by reason.
         used: number of examples; a question with several answers can be several.
         inputs, targets: those that were truncated to `max_input_length` and `max_target_length` tokens.
+        unknown_inputs, unknown_targets: number of texts with characters that the vocabulary lacks.
+        unwritable: number of free-text targets that a metric of equality counts, but the vocabulary cannot write.
         only_target: the target of all examples, if they have the same one.
     """
 
@@ -105,6 +107,9 @@ class RowCounts(BaseModel):
     max_target_length: int | None = None
     inputs: Truncated = Truncated()
     targets: Truncated = Truncated()
+    unknown_inputs: int = 0
+    unknown_targets: int = 0
+    unwritable: int = 0
     only_target: str | None = None
 
     @classmethod
@@ -127,14 +132,24 @@ class RowCounts(BaseModel):
     def __str__(self) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         dropped = f"{sum(self.dropped.values()):,} dropped" + (f" ({reasons})" if reasons else "")
+        unknown = ""
+        if self.unknown_inputs or self.unknown_targets:
+            lacking = f"{self.unknown_inputs:,} inputs, {self.unknown_targets:,} targets"
+            unknown = f"; with characters that the vocabulary lacks: {lacking}"
         return (
             f"{self.task}, {self.split}: {self.read:,} rows, {dropped};"
-            f" inputs truncated: {self.inputs}, targets truncated: {self.targets}"
+            f" inputs truncated: {self.inputs}, targets truncated: {self.targets}{unknown}"
         )
 
     @property
     def warning(self) -> str | None:
         """Reason why training on these rows, or scores on them, say little; None if there is none."""
+        if self.unwritable:
+            return (
+                f"tasks.{self.task}: the vocabulary cannot write {self.unwritable:,} of the {self.used:,} targets of split"
+                f" {self.split!r} (characters that it lacks, line breaks, repeated spaces), so no output equals them;"
+                " change the targets, compare by exact_match, which ignores spaces, or use another T5"
+            )
         if self.only_target is None:
             return None
         return (

@@ -116,6 +116,8 @@ def encode_task(
         "max_target_length": max_target_length,
         "inputs": inputs.truncated(),
         "targets": targets.truncated(),
+        "unknown_inputs": sum(vocabulary.unk in ids for ids in inputs.ids),
+        "unknown_targets": sum(vocabulary.unk in ids for ids in targets.ids),
     }
     labels = task.labels
     index = {label: i for i, label in enumerate(labels or [])}

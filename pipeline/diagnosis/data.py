@@ -188,7 +188,6 @@ def _lengths(d: Diagnosis, task: Task, vocabulary: Vocabulary) -> None:
     with d.attempt("lengths"):
         split = "train" if "train" in task.settings.splits else next(iter(task.settings.splits))
         encoded = encode_task(task, split, vocabulary, *longest, training=True)
-        unknown = sum((ids == vocabulary.unk).any() for ids in encoded.inputs)
         tokens = [len(ids) for ids in encoded.inputs]
         d.fact("tokens per input", statistics.median(tokens), f"{statistics.median(tokens):,.0f} in the median,"
                f" {max(tokens):,} at most, after truncation to {longest[0]:,}")  # fmt: skip
@@ -198,5 +197,6 @@ def _lengths(d: Diagnosis, task: Task, vocabulary: Vocabulary) -> None:
                    "raise max_input_length or max_target_length")  # fmt: skip
         else:
             d.passed("lengths", f"no text is truncated at {longest[0]:,} and {longest[1]:,} tokens")
-        if unknown > _MOSTLY * len(tokens):
-            d.note("vocabulary", f"{unknown:,} of {len(tokens):,} inputs have characters that the vocabulary lacks")
+        for kind, unknown in (("inputs", counts.unknown_inputs), ("targets", counts.unknown_targets)):
+            if unknown > _MOSTLY * len(tokens):
+                d.note("vocabulary", f"{unknown:,} of {len(tokens):,} {kind} have characters that the vocabulary lacks")

@@ -66,6 +66,14 @@ def test_a_task(world: World, tmp_path: Path) -> None:
     assert "'fire' is not a label" in check.found
     write_rows(tmp_path / "rows" / "validation.jsonl", rows[:2])
     assert notes(diagnose(str(file))) == ["overlap: 2 inputs of `train` are in another split too"]
+    write_rows(tmp_path / "rows" / "validation.jsonl", [{"text": "\u732b", "kind": "\u732b"}])
+    write_rows(tmp_path / "rows" / "train.jsonl", [{"text": text, "kind": "\u732b"} for text in ("\u732b cat", "Air.")])
+    file.write_text(yaml.dump({key: value for key, value in settings.items() if key != "labels"}))
+    assert notes(diagnose(str(file), model=str(world.model))) == [
+        "vocabulary: 1 of 2 inputs have characters that the vocabulary lacks",
+        "vocabulary: 2 of 2 targets have characters that the vocabulary lacks",
+    ]
+    file.write_text(yaml.dump(settings))
     file.write_text(yaml.dump({**settings, "inputs": "{text"}))
     assert not diagnose(str(file)).ok
 

@@ -14,13 +14,13 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.encode import EncodedTask
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.held_out import HeldOut, answer_all, answer_form, score_model, score_prompts
+from t5_pipeline.evaluation.held_out import HeldOut, answer_all, answer_form, load_held_out, score_model, score_prompts
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptedT5
 from t5_pipeline.training.best_checkpoint import Measured
 from t5_pipeline.training.loss import token_loss
 from tests.data_prep.tokenizer import kinds
-from tests.tiny_run import CORPUS, documentation
+from tests.tiny_run import CORPUS, documentation, write_rows
 
 CPU = torch.device("cpu")
 LABELS = {"no": [9, 1], "yes": [12, 30, 1], "maybe": [8, 1]}
@@ -211,6 +211,27 @@ def test_a_label_in_another_unicode_form_is_legal(tmp_path: Path) -> None:
     written = ["cafe\u0301", "caf\u00e9", "na\u00eff", "nai\u0308f", "cafe"]
     found = [form.decode([*vocabulary.encode(text), vocabulary.eos]) for text in written]
     assert found == ["caf\u00e9", "caf\u00e9", "nai\u0308f", "nai\u0308f", "cafe"]
+
+
+TARGETS_AS_TEXT = ["two words", "two\nlines", "two  spaces", "\u732b", "The end."]
+
+
+@pytest.mark.parametrize(("metrics", "unwritable"), [(["accuracy"], 3), (["exact_match"], 1), (["token_f1"], 0)])
+def test_targets_that_the_vocabulary_cannot_write_are_a_warning(
+    tmp_path: Path, metrics: list[str], unwritable: int
+) -> None:
+    """It has no line breaks, no repeated spaces and no Chinese. SQuAD's normalization ignores spaces."""
+    vocabulary = Vocabulary.train((text for module in CORPUS[:8] for _, text in documentation(module)), 300)
+    write_rows(tmp_path / "test.jsonl", [{"a": "text", "b": target} for target in TARGETS_AS_TEXT])
+    task = TaskConfig(name="t", data=str(tmp_path), inputs="{a}", targets="{b}", metrics=metrics)
+    found = load_held_out(
+        task, "test", vocabulary, sentinel="none", max_input_length=9, max_target_length=9, scoring="decode"
+    )
+    counts = found.rows.counts
+    assert (counts.unwritable, counts.unknown_targets) == (unwritable, 1)
+    said = f"tasks.t: the vocabulary cannot write {unwritable} of the 5 targets of split 'test' (characters that it lacks"
+    assert (counts.warning or "").startswith(said if unwritable else "")
+    assert (counts.warning is None) == (unwritable == 0)
 
 
 def test_samples_are_right_as_the_metrics_see_them() -> None:

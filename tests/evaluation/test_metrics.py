@@ -166,6 +166,12 @@ def test_group_accuracy_counts_groups(rows: list[tuple[str, bool]]) -> None:
     assert np.mean(group_accuracy(predictions, targets, alone)) == pytest.approx(accuracy(predictions, targets))
 
 
+def test_texts_without_words_match_exactly_and_share_none() -> None:
+    """As in T5's code, whose F1 is 0 if no word is shared."""
+    found = score(["exact_match", "token_f1"], ["", "The", "a!"], ["", "", "an"]).metrics
+    assert found == {"exact_match": 1.0, "token_f1": 0.0}
+
+
 def test_multirc() -> None:
     """SuperGLUE's: F1 over all answers, exact match of each question's answers; an illegal answer is wrong in both."""
     targets = ["True", "False", "False", "True", "True", "False"]

@@ -1,4 +1,4 @@
-"""Section on the rows of tasks: read, dropped, truncated."""
+"""Section on the rows of tasks: read, dropped, truncated, with unknown characters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from t5_pipeline.report.tables import Sheet, Value, plain_table
 
 _COLUMNS = [
     "task", "split", "read by", "rows", "dropped", "reasons", "inputs truncated", "median of tokens cut",
-    "most tokens cut", "targets truncated",
+    "most tokens cut", "targets truncated", "inputs with unknown characters", "targets with unknown characters",
 ]  # fmt: skip
 
 
@@ -25,7 +25,10 @@ def data_section(run: Run) -> Section | None:
         return None
     rows = [_row(counts, ", ".join(stages)) for counts, stages in found.values()]
     shown = [["" if value is None else fmt.value(value) for value in row] for row in rows]
-    caption = "Rows of each split. Truncated: texts longer than the maximum length of the stage."
+    caption = (
+        "Rows of each split. Truncated: texts longer than the maximum length of the stage. Unknown characters: those that"
+        " the vocabulary lacks."
+    )
     return section("data", "Data", plain_table(caption, Sheet("rows", _COLUMNS, rows), shown, "stacked"))
 
 
@@ -43,4 +46,5 @@ def _row(counts: RowCounts, stages: str) -> list[Value]:
     dropped = sum(counts.dropped.values())
     return [
         counts.task, counts.split, stages, counts.read, dropped, reasons, inputs.texts, *cut, counts.targets.texts,
+        counts.unknown_inputs, counts.unknown_targets,
     ]  # fmt: skip

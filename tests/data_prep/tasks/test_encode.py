@@ -132,6 +132,14 @@ def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabu
         encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 64, 8)
 
 
+def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    rows = [{"text": text, "label": label} for text, label in (("a \u732b", "b"), ("c", "\u732b"), ("\u732b\u732b", "\n"))]
+    write(tmp_path, rows=rows)
+    counts = encode_task(Task.load(settings(tmp_path, labels=None)), "train", vocabulary, 16, 8).counts
+    assert (counts.unknown_inputs, counts.unknown_targets) == (2, 1)
+    assert str(counts).endswith("; with characters that the vocabulary lacks: 2 inputs, 1 targets")
+
+
 def test_a_split_with_one_class_is_a_warning(tmp_path: Path, vocabulary: Vocabulary) -> None:
     task = Task.load(settings(write(tmp_path), splits={"train": "train", "sorted": "one", "one row": "train[:1]"}))
     write(tmp_path, "one.jsonl", ROWS[::2])

@@ -10,7 +10,8 @@ from tests.report.conftest import RunBuilder
 
 TRAIN = RowCounts(
     task="kind", split="train", read=1200, dropped={"without text": 3, "without label": 1}, used=1196,
-    max_input_length=64, max_target_length=8, inputs=Truncated(texts=40, median=12, most=300), only_target="a <b>",
+    max_input_length=64, max_target_length=8, inputs=Truncated(texts=40, median=12, most=300), unknown_inputs=1021,
+    unknown_targets=2, only_target="a <b>",
 )  # fmt: skip
 
 
@@ -26,6 +27,7 @@ def test_counts_of_all_stages_and_warnings(finished: RunBuilder) -> None:
     (row,) = re.findall(r"<tr><th scope=\"row\".*?</tr>", found.markup)  # the seeds of a matrix read the same rows
     assert re.findall(r">([^<>]+)</t[dh]>", row) == [
         "kind", "train", "prompt_tune", "1,200", "4", "3 without text, 1 without label", "40", "12", "300", "0",
+        "1,021", "2",
     ]  # fmt: skip
     (note,) = notes(run)
     assert "all 1,196 rows of split &#x27;train&#x27; have the target &#x27;a &lt;b&gt;&#x27;, so training" in note
