@@ -229,7 +229,9 @@ def test_targets_that_the_vocabulary_cannot_write_are_a_warning(
     )
     counts = found.rows.counts
     assert (counts.unwritable, counts.unknown_targets) == (unwritable, 1)
-    said = f"tasks.t: the vocabulary cannot write {unwritable} of the 5 targets of split 'test' (characters that it lacks"
+    said = (
+        f"tasks.t: the vocabulary cannot write {unwritable} of the 5 targets of split 'test' (characters that it lacks"
+    )
     assert (counts.warning or "").startswith(said if unwritable else "")
     assert (counts.warning is None) == (unwritable == 0)
 

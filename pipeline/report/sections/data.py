@@ -26,8 +26,8 @@ def data_section(run: Run) -> Section | None:
     rows = [_row(counts, ", ".join(stages)) for counts, stages in found.values()]
     shown = [["" if value is None else fmt.value(value) for value in row] for row in rows]
     caption = (
-        "Rows of each split. Truncated: texts longer than the maximum length of the stage. Unknown characters: those that"
-        " the vocabulary lacks."
+        "Rows of each split. Truncated: texts longer than the maximum length of the stage. Unknown characters: those"
+        " that the vocabulary lacks."
     )
     return section("data", "Data", plain_table(caption, Sheet("rows", _COLUMNS, rows), shown, "stacked"))
 

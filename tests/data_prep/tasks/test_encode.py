@@ -133,7 +133,9 @@ def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabu
 
 
 def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    rows = [{"text": text, "label": label} for text, label in (("a \u732b", "b"), ("c", "\u732b"), ("\u732b\u732b", "\n"))]
+    rows = [
+        {"text": text, "label": label} for text, label in (("a \u732b", "b"), ("c", "\u732b"), ("\u732b\u732b", "\n"))
+    ]
     write(tmp_path, rows=rows)
     counts = encode_task(Task.load(settings(tmp_path, labels=None)), "train", vocabulary, 16, 8).counts
     assert (counts.unknown_inputs, counts.unknown_targets) == (2, 1)
