@@ -147,8 +147,8 @@ class RowCounts(BaseModel):
         if self.unwritable:
             return (
                 f"tasks.{self.task}: the vocabulary cannot write {self.unwritable:,} of the {self.used:,} targets of"
-                f" split {self.split!r} (characters that it lacks, line breaks, repeated spaces), so no output equals them;"
-                " change the targets, compare by exact_match, which ignores spaces, or use another T5"
+                f" split {self.split!r} (characters that it lacks, line breaks, repeated spaces), so no output equals"
+                " them; change the targets, compare by exact_match, which ignores spaces, or use another T5"
             )
         if self.only_target is None:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ _ORDER = re.compile(r"(shuffled|stratified)(?:\s*=\s*(\d{1,9}))?")
 
 
 Order = Literal["file", "shuffled", "stratified"]
+STRATIFIED_ORDER = 2
+"""Version of the order `stratified`: raise it if a change gives slices other rows, so that results become stale."""
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples are spread evenly over [0, 1), however many there are
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,14 @@ class Slice:
         if self.order == "shuffled":
             return shuffled
         assert strata is not None
-        # Row k of a class of n rows is placed at (k + ½)/n of the way, so that the classes are mixed evenly.
-        _, class_R = np.unique(np.asarray(strata)[shuffled], return_inverse=True)
+        # Row k of a class of n rows is placed at (k + u)/n of the way, so that the classes are mixed evenly. Each class
+        # has its own u: with u = ½ for all, the last tenth would contain no row of a class of 3.
+        _, first_C, class_R = np.unique(np.asarray(strata)[shuffled], return_index=True, return_inverse=True)
         place_R = np.empty(rows)
-        for number, count in enumerate(np.bincount(class_R)):
-            place_R[class_R == number] = (np.arange(count) + 0.5) / count
+        for number, one in enumerate(np.argsort(-first_C)):
+            of_class = class_R == one
+            count = np.count_nonzero(of_class)
+            place_R[of_class] = (np.arange(count) + (number + 0.5) * _GOLDEN % 1) / count
         return shuffled[np.argsort(place_R, kind="stable")]
 
     @staticmethod

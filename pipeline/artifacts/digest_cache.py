@@ -18,6 +18,7 @@ from t5_pipeline.core.printable import say
 from t5_pipeline.data_prep.corpora.documents import corpus_files
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, STDLIB_KINDS
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.splits import STRATIFIED_ORDER, split_slice
 from t5_pipeline.data_prep.tokenizer.sources import vocabulary_files
 
 _BUILT_IN = (STDLIB_DOCS, STDLIB_KINDS)
@@ -58,7 +59,13 @@ class DigestCache:
         return json_digest([[str(p.relative_to(base)), digest] for p, digest in self._of_files(path, files).items()])
 
     def of_task(self, task: TaskConfig) -> str:
-        """Digest of a task's rows: of the files of its splits only."""
+        """Digest of a task's rows: of the files of its splits only, and of the order of stratified slices."""
+        found = self._of_splits(task)
+        parts = [split_slice(split)[1] for split in task.splits.values()]
+        stratified = any(part is not None and part.order == "stratified" for part in parts)
+        return json_digest([found, STRATIFIED_ORDER]) if stratified else found
+
+    def _of_splits(self, task: TaskConfig) -> str:
         if task.data in _BUILT_IN or not Path(task.data).exists():
             return self.of_corpus(task.data)
         files = dict(sorted(task.files().items()))

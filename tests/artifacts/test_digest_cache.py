@@ -8,6 +8,7 @@ import pytest
 from t5_pipeline.artifacts import digest_cache
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.core.atomic_files import write_text
+from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 
 def test_external_data_is_read_again_only_if_it_changed(tmp_path: Path) -> None:
@@ -37,6 +38,25 @@ def test_a_folder_is_written_to_the_cache_once(tmp_path: Path, monkeypatch: pyte
     assert cache.of_corpus(str(folder)) == first
     assert written == [state / "digests.json"]
     assert len(DigestCache(state / "digests.json").entries) == 50
+
+
+def test_stratified_slices_are_stale_if_their_order_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+
+    def digests() -> list[str]:
+        tasks = [
+            TaskConfig(
+                name="t", data=data, inputs="{a}", targets="{b}", labels=["x", "y"],
+                splits={"train": f"rows[:90%, {order}]", "test": "other"},
+            )
+            for data in (str(tmp_path), "lab/rows")
+            for order in ("stratified", "shuffled")
+        ]  # fmt: skip
+        return [DigestCache(None).of_task(task) for task in tasks]
+
+    before = digests()
+    monkeypatch.setattr(digest_cache, "STRATIFIED_ORDER", 99)
+    assert [old == new for old, new in zip(before, digests(), strict=True)] == [False, True, False, True]
 
 
 def test_only_files_that_are_read_count(tmp_path: Path) -> None:

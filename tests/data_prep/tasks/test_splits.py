@@ -62,6 +62,18 @@ def test_slices_of_one_order_share_no_row(rows: list[str], cuts: list[int], orde
             assert abs(found - count * len(part) / len(rows)) <= len(set(rows)) / 2 + 1
 
 
+@pytest.mark.parametrize("rare", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_rare_classes_are_in_every_slice(rare: int, seed: int) -> None:
+    """20 classes of few rows have their share of the last two tenths, as two frequent classes have."""
+    rows = ["a"] * 100 + ["b"] * 100 + [f"c{i}" for i in range(20) for _ in range(rare)]
+    for bounds in (("", "80%"), ("80%", "90%"), ("90%", "")):
+        part = [rows[i] for i in Slice(*bounds, "stratified", seed).of(len(rows), rows)]
+        found, share = Counter(part), len(part) / len(rows)
+        assert all(abs(found[label] - count * share) <= 1 for label, count in Counter(rows).items())
+        assert abs(sum(found[label] for label in found if label[0] == "c") - 20 * rare * share) <= 2
+
+
 def test_orders_depend_on_the_seed_and_mix_sorted_files(tmp_path: Path) -> None:
     rows = [{"a": str(i), "b": "no" if i < 80 else "yes"} for i in range(100)]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
