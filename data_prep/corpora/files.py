@@ -152,19 +152,19 @@ def decode(data: bytes, path: Path | str, first_line: int) -> str:
 
 def lines(path: Path) -> Iterator[bytes]:
     """The lines of a plain or compressed file."""
-    rest = b""
+    rest, number = b"", 1
     for block in blocks(path):
         *complete, rest = (rest + block).split(b"\n")
+        _check_length((complete or [rest])[0], path, number)
         yield from complete
-        _check_line(rest, path)
+        number += len(complete)
     if rest:
         yield rest
 
 
-def _check_line(line: bytes, path: Path) -> bytes:
+def _check_length(line: bytes, path: Path, number: int) -> None:
     if len(line) > LONGEST_LINE:
-        raise InputError(f"{path}: has a line of more than {LONGEST_LINE:,} bytes; divide it")
-    return line
+        raise InputError(f"{path}:{number}: has more than {LONGEST_LINE:,} bytes; divide the line")
 
 
 def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -180,7 +180,9 @@ def lines_from(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, 
             while (rest := file.readline(_BLOCK)) and not rest.endswith(b"\n"):
                 pass  # skip the rest of the previous line, or only its newline
         at = file.tell()
-        while (stop is None or at < stop) and (line := _check_line(file.readline(LONGEST_LINE + 1), path)):
+        while (stop is None or at < stop) and (line := file.readline(LONGEST_LINE + 1)):
+            if len(line) > LONGEST_LINE:
+                _check_length(line.rstrip(b"\n"), path, line_number(path, at))
             yield at, line.rstrip(b"\n")
             at += len(line)
 

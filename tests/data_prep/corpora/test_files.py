@@ -45,7 +45,7 @@ def test_compressed_bombs(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     zeros = b"\0" * 120_000_000
     path.write_bytes(gzip.compress(zeros) if suffix == ".gz" else zstandard.compress(zeros))
-    with pytest.raises(InputError, match=r"expands to more than 200 times its size|has a line of more than"):
+    with pytest.raises(InputError, match=r"expands to more than 200 times its size|a\.jsonl.*:1: has more than"):
         list(lines(path))
     with pytest.raises(InputError, match=r"expands to more than 200 times its size"):
         read_text(path)
@@ -71,12 +71,30 @@ def test_a_long_window_of_zstandard(tmp_path: Path) -> None:
         list(lines(path))
 
 
+def test_the_longest_line_is_the_same_in_plain_and_compressed_files(tmp_path: Path) -> None:
+    for suffix, write in (("", lambda path, data: path.write_bytes(data)), (".gz", _write_gzip)):
+        path = tmp_path / f"a.jsonl{suffix}"
+        write(path, b"first\n" + b"x" * LONGEST_LINE + b"\nlast\n")
+        assert [len(line) for line in lines(path)] == [5, LONGEST_LINE, 4]
+        if not suffix:
+            assert [len(line) for _, line in lines_from(path, 0, None)] == [5, LONGEST_LINE, 4]
+        write(path, b"first\n" + b"x" * (LONGEST_LINE + 1) + b"\nlast\n")
+        with pytest.raises(InputError, match=rf"a\.jsonl{suffix}:2: has more than"):
+            list(lines(path))
+
+
+def _write_gzip(path: Path, data: bytes) -> None:
+    # Stored, not compressed: a line of one letter would expand to more than 200 times its size.
+    path.write_bytes(gzip.compress(data, compresslevel=0))
+
+
 def test_an_endless_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
+        file.write(b"first\n")
         file.truncate(2**40)
     for read in (lambda: list(lines(path)), lambda: list(lines_from(path, 0, None))):
-        with pytest.raises(InputError, match=f"has a line of more than {LONGEST_LINE:,} bytes; divide it"):
+        with pytest.raises(InputError, match=rf"a\.jsonl:2: has more than {LONGEST_LINE:,} bytes; divide the line"):
             read()
     os.mkfifo(tmp_path / "fifo.jsonl")
     with pytest.raises(InputError, match="does not exist"):
