@@ -19,6 +19,7 @@ from pydantic import (
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, Data, setting
 from t5_pipeline.core.suggestions import nearest
+from t5_pipeline.data_prep.corpora.row import first_duplicate
 from t5_pipeline.data_prep.tasks.formats import FORMATS, expanded, task_name
 from t5_pipeline.data_prep.tasks.readers import PASSAGES, Reader
 from t5_pipeline.data_prep.tasks.splits import parallel_files, split_file, split_slice, stem
@@ -96,6 +97,8 @@ class TaskConfig(Config):
         A boolean is the value of a field (a key of `values`: true matches a row's true), but never a text.
         """
         if isinstance(value, dict):
+            if twice := first_duplicate(map(str, value)):
+                raise ValueError(f"two keys are the text {twice}; remove one")
             return {str(key): cls.as_text(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [_text(item) for item in value]

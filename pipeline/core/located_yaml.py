@@ -17,7 +17,7 @@ MAX_NODES = 50_000  # with repetitions by aliases
 _TYPES = ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge")
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in _TYPES}
 _INTEGER, _LONGEST_INTEGER = "tag:yaml.org,2002:int", 100
-_FLOAT = "tag:yaml.org,2002:float"
+_FLOAT, _MERGE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
 _OCTAL = re.compile(r"[-+]?0[\d_]+")
 
 Key = tuple[str | int, ...]
@@ -147,11 +147,14 @@ class _Nodes:
             )
         outer = (*outer, node)
         if isinstance(node, yaml.MappingNode):
+            read: dict[Any, yaml.ScalarNode] = {}
             for name, value in node.value:
                 if not isinstance(name, yaml.ScalarNode):
                     raise InputError(f"{place}: has a key that is not text; fix it")
                 self.walk(name, (*key, name.value), outer)
                 self._add((*key, name.value), name)
+                if name.tag != _MERGE:
+                    self._check_not_read(name, key, read)
                 self.walk(value, (*key, name.value), outer)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
@@ -165,6 +168,16 @@ class _Nodes:
                 f"{self._place(line, key)}: duplicate key; it is also on line {self.lines[key]}; remove one"
             )
         self.lines[key] = line
+
+    def _check_not_read(self, name: yaml.ScalarNode, key: Key, read: dict[Any, yaml.ScalarNode]) -> None:
+        """Check that no other spelling of a key is read as the same value, which would replace this one's."""
+        other = read.setdefault(yaml.SafeLoader("").construct_document(name), name)
+        if other is not name:
+            place = self._place(name.start_mark.line + 1, (*key, name.value))
+            raise InputError(
+                f"{place}: duplicate key; YAML reads it as equal to {other.value} on line {other.start_mark.line + 1};"
+                " remove one, or write texts in quotes"
+            )
 
     def _place(self, line: int, key: Key) -> str:
         """The key, and in a file its line."""
