@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from t5_pipeline.evaluation.metrics import OF_COUNTS
-from t5_pipeline.report.arms import DRAWS, drawn_means, usual_setting
+from t5_pipeline.report.arms import DRAWS, drawn_means, over_seeds, usual_setting
+from t5_pipeline.report.claims import RULE
 from t5_pipeline.report.scores import Score
 from tests.report.conftest import RunBuilder
 from tests.report.scored_rows import ROWS, arms, judged, rows
@@ -19,6 +20,20 @@ def test_the_usual_prompt_is_the_longest_of_equally_frequent_ones(finished: RunB
     assert usual_setting(task.by_arm) == (20, "vocabulary", "")
     [task] = arms(finished, [*rows(0.5, prompt_length=1), *rows(0.5, prompt_length=1, model="sentinel"), *rows(0.6)])
     assert usual_setting(task.by_arm) == (1, "vocabulary", "")
+
+
+@pytest.mark.parametrize(("seeds", "stated"), [(3, 0.81), (5, 0.87), (10, 0.91)])
+def test_intervals_over_few_seeds_contain_the_truth_as_often_as_the_report_says(seeds: int, stated: float) -> None:
+    """Two methods of the same normal scores, without any spread over rows."""
+    assert f"{stated:.0%} " in RULE or f"{stated:.0%}," in RULE
+    generator, cases = np.random.default_rng(0), 1500
+    covered = 0
+    for _ in range(cases):
+        first, second = (np.repeat(generator.normal(size=(seeds, 1)), DRAWS, axis=1) for _ in range(2))
+        difference = over_seeds(first, generator) - over_seeds(second, generator)
+        low, high = np.quantile(difference, [0.025, 0.975])
+        covered += low <= 0 <= high
+    assert covered / cases == pytest.approx(stated, abs=0.025)
 
 
 def test_bootstrap_draws_have_the_spread_of_seeds_and_rows() -> None:
