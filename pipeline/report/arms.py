@@ -7,6 +7,7 @@ differ in one property are an experiment of the paper.
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -176,10 +177,20 @@ def drawn_means(rows: Sequence[Score], metric: str, generator: np.random.Generat
 
 
 def over_seeds(scores_SD: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Mean score of resampled seeds [DRAWS], from the scores of each seed [seeds, DRAWS]."""
-    seeds_SD = generator.integers(len(scores_SD), size=scores_SD.shape)
-    means_D: NDArray[np.float64] = scores_SD[seeds_SD, np.arange(DRAWS)].mean(axis=0)
-    return means_D
+    """Mean score of resampled seeds [DRAWS], from the scores of each seed [seeds, DRAWS].
+
+    Resampled means of n seeds vary less than the mean of n new ones would, by (n − 1)/n in variance. So their distance
+    from the mean of all seeds is scaled by √(n/(n − 1)).
+
+    Source: Rao and Wu 1988 (rescaling bootstrap).
+    """
+    seeds = len(scores_SD)
+    if seeds == 1:
+        return scores_SD[0]
+    mean_D = scores_SD.mean(axis=0)
+    drawn_SD = scores_SD[generator.integers(seeds, size=scores_SD.shape), np.arange(DRAWS)]
+    scaled_D: NDArray[np.float64] = mean_D + math.sqrt(seeds / (seeds - 1)) * (drawn_SD.mean(axis=0) - mean_D)
+    return scaled_D
 
 
 def own(arms: Iterable[Arm], method: str = PROMPT_TUNING) -> list[Arm]:

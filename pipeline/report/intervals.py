@@ -36,7 +36,7 @@ METHOD = (
 )
 _Z = statistics.NormalDist().inv_cdf(0.975)
 _SHARES_OF_ROWS = frozenset({"accuracy", "exact_match", "referent"})
-_CORRELATIONS = frozenset({"pearson", "spearman"})
+_SIGNED = frozenset({"pearson", "spearman", "mcc"})
 
 _Counts = tuple[tuple[int, ...], ...]
 
@@ -77,6 +77,11 @@ def _resampled(metric: str, confusion: _Counts, draws: int, generator: np.random
     return np.asarray(OF_COUNTS[metric](drawn.reshape(draws, *counts_LP.shape)))
 
 
+def lowest_score(metric: str) -> float:
+    """The lowest possible score; the highest is 1."""
+    return -1.0 if metric in _SIGNED else 0.0
+
+
 def row_interval(score: Score, metric: str) -> Interval | None:
     """Interval over the rows of one score; None if the score does not contain what it needs.
 
@@ -87,7 +92,7 @@ def row_interval(score: Score, metric: str) -> Interval | None:
         return None
     if metric in _SHARES_OF_ROWS:
         return wilson(value, score.examples) if 0 <= value <= 1 else None
-    lowest = -1.0 if metric in _CORRELATIONS else 0.0
+    lowest = lowest_score(metric)
     if (error := score.standard_errors.get(metric)) is not None and lowest <= value <= 1:
         return Interval(max(lowest, value - _Z * error), min(1.0, value + _Z * error))
     counts = counts_of(score, metric)

@@ -22,7 +22,7 @@ def test_the_usual_prompt_is_the_longest_of_equally_frequent_ones(finished: RunB
     assert usual_setting(task.by_arm) == (1, "vocabulary", "")
 
 
-@pytest.mark.parametrize(("seeds", "stated"), [(3, 0.81), (5, 0.87), (10, 0.91)])
+@pytest.mark.parametrize(("seeds", "stated"), [(3, 0.85), (5, 0.91), (10, 0.93)])
 def test_intervals_over_few_seeds_contain_the_truth_as_often_as_the_report_says(seeds: int, stated: float) -> None:
     """Two methods of the same normal scores, without any spread over rows."""
     assert f"{stated:.0%} " in RULE or f"{stated:.0%}," in RULE
@@ -48,7 +48,8 @@ def test_bootstrap_draws_have_the_spread_of_seeds_and_rows() -> None:
     seeds = (0.5, 0.7, 0.9)
     several = [Score(**base | {"seed": n, "metrics": {"accuracy": seed}}) for n, seed in enumerate(seeds)]
     within = [(p * (1 - p) / ROWS) ** 0.5 for p in seeds]
-    expected = np.mean(within) ** 2 + (np.var(within) + np.var(seeds)) / 3  # seeds are averaged, the rows are the same
+    of_seeds = (np.var(within) + np.var(seeds, ddof=1)) / 3  # what the mean of three new seeds would vary
+    expected = np.mean(within) ** 2 + of_seeds  # seeds are averaged, the rows are the same
     assert np.var(drawn_means(several, "accuracy", generator)) == pytest.approx(expected, rel=0.1)
     same = [Score(**base | {"seed": seed, "metrics": {"accuracy": 0.5}}) for seed in range(9)]
     assert np.std(drawn_means(same, "accuracy", generator)) == pytest.approx(0.5 / ROWS**0.5, rel=0.1)

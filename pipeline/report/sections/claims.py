@@ -28,6 +28,7 @@ from t5_pipeline.report.arms import (
 )
 from t5_pipeline.report.claims import RULE, Finding, not_resampled
 from t5_pipeline.report.html import Markup, tag
+from t5_pipeline.report.intervals import lowest_score
 from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
 from t5_pipeline.report.summary import PROMPT_TUNING, trait
@@ -268,7 +269,8 @@ def _means(arms: Sequence[Sequence[tuple[Scored, Arm]]]) -> tuple[list[float], l
     means, errors = [], []
     for point in arms:
         drawn_D = np.mean([task.drawn(arm) for task, arm in point], axis=0)
-        low, high = np.quantile(drawn_D, [0.025, 0.975])
+        lowest = np.mean([lowest_score(task.task.metric) for task, _ in point])
+        low, high = np.clip(np.quantile(drawn_D, [0.025, 0.975]), lowest, 1.0)
         means.append(100 * float(np.mean([task.mean(arm) for task, arm in point])))
         errors.append((min(100 * float(low), means[-1]), max(100 * float(high), means[-1])))
     return means, errors

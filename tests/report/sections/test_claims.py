@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from t5_pipeline.report.claims import CLAIMS, findings
-from t5_pipeline.report.sections.claims import claims_section, experiments_section
+from t5_pipeline.report.sections.claims import _means, claims_section, experiments_section
 from tests.report.conftest import RunBuilder
 from tests.report.scored_rows import arms, of_models, rows
 
@@ -78,6 +78,16 @@ def test_a_task_with_fewer_lengths_does_not_shorten_the_line(finished: RunBuilde
     assert section is not None
     assert "Prompt length, scores of prompts. 1: 10.0; 20: 80.0; 100: 90.0." in str(section.markup)
     assert "Figure 3(a)) on package</figcaption>" in str(section.markup)
+
+
+def test_intervals_of_points_end_where_scores_end(finished: RunBuilder) -> None:
+    """Scaled draws of seeds that differ widely are beyond."""
+    scores = [*rows(0.0, 0.01, 0.2, prompt_length=1), *rows(0.7, 1.0, 1.0)]
+    (task,) = arms(finished, scores)
+    assert min(task.drawn(next(iter(task.by_arm)))) < 0
+    means, (low, high) = _means([[(task, arm)] for arm in task.by_arm])
+    assert means == pytest.approx([7.0, 90.0])
+    assert low[0] == 0 < 7 < low[1] < high[0] < 90 < high[1] == 100
 
 
 def test_metrics_without_scores_of_rows_are_named(finished: RunBuilder) -> None:
