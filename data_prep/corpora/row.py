@@ -34,6 +34,14 @@ class Row(dict[str, Any]):
             value = value[key]
         return value
 
+    def lacks(self, name: str) -> str:
+        """The beginning of an error about a field that the row does not have.
+
+        >>> Row({"txt": "Fine."}, "new.jsonl:1").lacks("text")
+        "new.jsonl:1: has no field 'text' (only txt)"
+        """
+        return f"{self.where}: has no field {name!r} ({f'only {listed(self)}' if self else 'it has none'})"
+
 
 def value_text(value: object, what: str, where: str, fix: str = "fix the row") -> str:
     """The text of a value.

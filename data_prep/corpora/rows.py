@@ -50,6 +50,8 @@ def read_rows(
         case ".parquet":
             return parquet_file_rows(path, columns, optional)
         case other:
+            if not path.is_file():
+                raise InputError(f"{path} does not exist; check the path")
             raise InputError(
                 f"{path}: {other or 'no suffix'} is not a known format of rows;"
                 " use .jsonl, .json, .csv, .tsv or .parquet"

@@ -13,7 +13,7 @@ from t5_pipeline.core.normal_form import as_listed, normal_form
 from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
 from t5_pipeline.data_prep.corpora.hub import hub_rows, may_be_on_hub
-from t5_pipeline.data_prep.corpora.row import MISSING, Row, listed, value_text
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, value_text
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, TASK_SPLITS, task_rows
 from t5_pipeline.data_prep.corpora.tables import TABLES
 from t5_pipeline.data_prep.tasks.config import HELD_OUT, TaskConfig
@@ -246,7 +246,7 @@ class Task:
     def _field(self, row: Row, name: str, key: str) -> object:
         value = row.field(name)
         if value is MISSING:
-            raise InputError(f"{row.where}: has no field {name!r} (only {listed(row)}); fix `tasks.{self.name}.{key}`")
+            raise InputError(f"{row.lacks(name)}; fix `tasks.{self.name}.{key}`")
         if is_null(value):
             raise InputError(f"{row.where}: field {name!r} is empty (null); fix the row, or set `nulls: drop`")
         return value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.row import MISSING, Row, listed, value_text
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, value_text
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -65,9 +65,7 @@ class Template:
         """The text of one field of a row (see `render`)."""
         value = row.field(field)
         if value is MISSING:
-            raise InputError(
-                f"{row.where}: has no field {field!r} (only {listed(row)}); add it to the row, or fix `{self.key}`"
-            )
+            raise InputError(f"{row.lacks(field)}; add it to the row, or fix `{self.key}`")
         found = value_text(value, f"field {field!r}", row.where)
         if field in self.round_to:
             return self._rounded(row, field, found)

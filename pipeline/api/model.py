@@ -27,7 +27,7 @@ from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import check_file_name, refuse_to_replace
-from t5_pipeline.data_prep.corpora.row import Row, check_unicode
+from t5_pipeline.data_prep.corpora.row import Row, check_unicode, listed
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import classified, voters
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -220,7 +220,7 @@ class PromptedModel:
         """The voting prompts of each input."""
         if prompt is None:
             if len(self.prompts) != 1:
-                raise InputError(f"name a prompt, one of: {', '.join(self.prompts) or 'none is loaded'}")
+                raise InputError(f"name a prompt, one of: {listed(self.prompts) or 'none is loaded'}")
             return [self.prompts] * inputs
         if not isinstance(prompt, Collection) or isinstance(prompt, Mapping):
             raise InputError(
@@ -339,7 +339,7 @@ class PromptedModel:
     def _source(self, name: str) -> Iterator[Path]:
         """A directory with a prompt."""
         if name not in self._engine.prompts:
-            raise InputError(f"there is no prompt `{name}`; prompts: {', '.join(self.prompts) or 'none'}")
+            raise InputError(f"there is no prompt `{name}`; prompts: {listed(self.prompts) or 'none'}")
         if name not in self._tuned:
             yield self._engine.prompts[name].artifact.path
             return

@@ -51,7 +51,9 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
     )
     predict.add_argument("--model", metavar="M", help=f"{_MODEL}; not needed for fine-tuned T5s")
     predict.add_argument("--prompts", required=True, metavar="DIR", help=_SOLUTIONS)
-    predict.add_argument("--input", default="-", metavar="FILE", help="input file (default: -, standard input)")
+    predict.add_argument(
+        "--input", default="-", metavar="FILE", help="input file, or a FIFO of JSON lines (default: -, standard input)"
+    )
     predict.add_argument("--output", default="-", metavar="FILE", help="output file (default: -, standard output)")
     predict.add_argument(
         "--batch-size", type=positive, default=64, metavar="N", help="examples per batch (default: 64)"

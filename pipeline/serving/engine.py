@@ -27,7 +27,7 @@ from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to
-from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, listed
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.answering import Answerer, Asked
@@ -319,7 +319,7 @@ class Engine:
         meant = close_to(str(name), self.prompts)
         return (
             f"there is no prompt {name!r}; {f'did you mean `{meant}`? ' if meant else ''}prompts (named after their"
-            f" directories): {', '.join(self.prompts)}"
+            f" directories): {listed(self.prompts)}"
         )
 
 
@@ -338,6 +338,8 @@ def _text(row: Row, task: Task) -> str:
     # A table has empty values in the columns that a row does not use.
     blank = all(value == "" for value in present.values()) and row.get("input") not in (None, "")
     if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
+        for name in (name for name, value in fields.items() if value is MISSING):
+            raise InputError(f"{row.lacks(name)}; add it, or give the finished text as `input`")
         return task.inputs(row)
     if present and not blank:
         absent = ", ".join(name for name in fields if name not in present)

@@ -14,7 +14,7 @@ Output lines:
 {"line": 4, "error": "there is no prompt 'ss2'; did you mean `sst2`? …"}
 
 Rows are answered in windows of several batches, which are sorted by length. The windows of a file are always the same,
-so that the answers of a resumed command are bit-identical. Rows from standard input are answered as they arrive.
+so that the answers of a resumed command are bit-identical. Rows from a stream are answered as they arrive.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from t5_pipeline import __version__
-from t5_pipeline.core.atomic_files import STDOUT, check_output, open_output
+from t5_pipeline.core.atomic_files import STDOUT, check_output, is_stream, open_output
 from t5_pipeline.core.checksums import file_digest, json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable, say
@@ -52,7 +52,7 @@ STDIN = "-"
 WINDOW = 16
 """Batches of a window."""
 WAIT = 0.05
-"""Seconds that a row from standard input waits, at most, for others to share its batch."""
+"""Seconds that a row of a stream waits, at most, for others to share its batch."""
 
 _ERROR = '{"line": '
 """Beginning of the output line of a row that cannot be answered."""
@@ -101,7 +101,8 @@ class Predict:
         """Answer every row of a file or of standard input with one JSON line.
 
         Args:
-            source: JSONL, JSON, CSV, TSV or Parquet file, or "-" for JSON lines from standard input.
+            source: JSONL, JSON, CSV, TSV or Parquet file; "-" for JSON lines from standard input; or a FIFO of JSON
+                lines, such as the shell's <(command).
             to: output file, which appears when it is complete, or "-" for standard output.
 
         Raises:
@@ -112,8 +113,9 @@ class Predict:
         size, counts, kept, partial = WINDOW * self.batch_size, Counts(), 0, None
         if source == STDIN:
             windows, total = _arriving(_json_lines(sys.stdin.buffer, "stdin"), size), None
+        elif is_stream(path := Path(source)):
+            windows, total = _arriving(_stream_lines(path), size), None
         else:
-            path = Path(source)
             total = _check(path, engine)
             if to != STDOUT:
                 if Path(to).exists() and Path(to).samefile(path):
@@ -201,7 +203,7 @@ def _check(path: Path, engine: Engine) -> int:
         if isinstance(first, Row) and not named.intersection(first):
             columns = f" ({listed(first, most=8)})" if first else ""
             raise InputError(
-                f"{path}: none of its columns{columns} is `input` or a field of a prompt ({', '.join(engine.fields)});"
+                f"{path}: none of its columns{columns} is `input` or a field of a prompt ({listed(engine.fields)});"
                 f" {'name the columns in the first line' if header else 'rename its columns'}"
             )
     total, readable, named_rows = 0, None, 0
@@ -213,7 +215,7 @@ def _check(path: Path, engine: Engine) -> int:
     if readable is not None and not named_rows and len(_names(engine)) > 1:
         raise InputError(
             f"{readable.where}: neither this row nor any other names its prompt; add `prompt`, one of:"
-            f" {', '.join(engine.prompts)}"
+            f" {listed(engine.prompts)}"
         )
     return total
 
@@ -233,6 +235,14 @@ def _json_lines(found: Iterator[bytes], source: Path | str) -> Iterator[Row | Ba
                 yield json_row(line, source, number)
             except InputError as error:
                 yield BadRow.of(error, f"{source}:{number}")
+
+
+def _stream_lines(path: Path) -> Iterator[Row | BadRow]:
+    try:
+        with path.open("rb") as file:
+            yield from _json_lines(file, path)
+    except OSError as error:
+        raise InputError(f"--input: cannot read {path} ({error}); check the path") from None
 
 
 def _in_windows(rows: Iterator[Row | BadRow], size: int) -> Iterator[list[Row | BadRow]]:
@@ -276,7 +286,7 @@ def _arriving(rows: Iterator[Row | BadRow], size: int) -> Iterator[list[Row | Ba
 def _question(engine: Engine, row: Row, number: int) -> Question:
     """The question of a row, which names its prompt or prompts unless there is only one."""
     if "prompt" not in row and len(_names(engine)) > 1:
-        raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {", ".join(engine.prompts)}')
+        raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {listed(engine.prompts)}')
     named = row.get("prompt", _names(engine)[0])
     return engine.question(named if isinstance(named, list) and named else [named], row, number)
 

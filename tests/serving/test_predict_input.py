@@ -30,7 +30,7 @@ from tests.tiny_run import t5_pipeline
         ({"prompt": "ton", "text": "x"}, "no prompt 'ton'; did you mean `tone`? prompts (named after their directories): gap,"),
         ({"prompt": [["tone"]], "text": "x"}, "no prompt ['tone']"),
         ({"text": "x"}, "names no prompt"),
-        ({"prompt": "tone", "txt": "x"}, "has no field 'text' (only prompt, txt)"),
+        ({"prompt": "tone", "txt": "x"}, "has no field 'text' (only prompt, txt); add it, or give the finished text as `input`"),
         ({"prompt": "truth", "claim": {}}, "no field 'claim.text'"),
         ({"prompt": "tone", "text": None}, "field 'text' is empty (null)"),
         ({"prompt": "tone", "input": 7}, "`input` must be text, not int"),
@@ -136,9 +136,20 @@ def test_unused_prompts_may_belong_to_another_model(place: Place, tmp_path: Path
     assert "prompt `gap` was trained on another T5" in said.out
 
 
+def test_an_error_lists_some_of_many_prompts(place: Place, tmp_path: Path) -> None:
+    for index in range(23):
+        place.loaded["tone"].save(tmp_path / "prompts" / f"tone-{index:02}")
+    many = Place(place.model, tmp_path / "prompts", place.loaded, place.vocabulary)
+    source = write_lines(tmp_path, [{"prompt": "gone", "text": "x"}, {"text": "x"}])
+    unknown, unnamed = [json.loads(line)["error"] for line in many.run("--input", source).out.splitlines()]
+    assert unknown.endswith("tone-18, tone-19 and 3 more")
+    assert unnamed.endswith("tone-18, tone-19 and 3 more")
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     (["--output", "nowhere/out.jsonl"], "cannot write nowhere/out.jsonl"),
     (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    (["--input", "nowhere"], "nowhere does not exist"),
     (["--prompts", "nowhere"], "nowhere does not exist"),
     (["--prompts", "tests"], "no prompt in tests"),
     (["--model", "runs/nowhere"], "than runs/nowhere (a hub model, as there is no such directory)"),

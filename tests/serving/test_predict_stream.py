@@ -40,6 +40,20 @@ def test_answers_arrive_while_input_is_still_coming(
     assert ended[0].code == 0
 
 
+def test_a_fifo_is_read_like_standard_input(place: Place, tmp_path: Path) -> None:
+    """As `--input <(command)`, whose name has no suffix."""
+    content = write_lines(tmp_path).read_bytes()
+    os.mkfifo(tmp_path / "63")
+    writer = Thread(target=lambda: (tmp_path / "63").write_bytes(content + b"{oops"), daemon=True)
+    writer.start()
+    said = place.run("--input", tmp_path / "63")
+    writer.join(60)
+    *answers, bad = [json.loads(line) for line in said.out.splitlines()]
+    assert answers == place.predict("--input", tmp_path / "mixed.jsonl")
+    assert (said.code, bad["line"]) == (1, len(LINES) + 1)
+    assert bad["error"].startswith("not JSON")
+
+
 def test_a_killed_command_resumes_with_the_same_bytes(place: Place, tmp_path: Path) -> None:
     source = write_lines(
         tmp_path, [{**line, "prompt": line.get("prompt", "")} for line in LINES] * 8 + [{"text": "no"}]

@@ -141,14 +141,13 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     @app.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """Answer texts, each with its own prompt; `stream` sends server-sent events."""
-        param = "prompt" if body.prompt is not None else "fields"
         server.check_fits(len(body.items))
         decoding = Decoding(temperature=body.temperature, top_p=body.top_p, seed=body.seed)
 
         def jobs_of() -> list[Job]:
             return [
-                server.job(name, item, param, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
-                for i, (name, item) in enumerate(zip(body.names, body.items, strict=True))
+                server.job(name, item, place, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
+                for i, (name, item, place) in enumerate(zip(body.names, body.items, body.places, strict=True))
             ]
 
         jobs = await asyncio.to_thread(jobs_of)  # other requests need not wait while texts are encoded
@@ -171,13 +170,12 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     @app.post("/v1/classify")
     async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
         """Exact probabilities of the labels; several prompts vote."""
-        param = "prompt" if body.prompt is not None else "fields"
         voters_of = body.voters({server.options.model_name, *server.store.all()})
         server.check_fits(sum(map(len, voters_of)))
 
         def jobs_of() -> list[Job]:
-            pairs = zip(voters_of, body.items, strict=True)
-            return [job for voters, item in pairs for job in _voting(server, voters, item, param)]
+            inputs = zip(voters_of, body.items, body.places, strict=True)
+            return [job for voters, item, place in inputs for job in _voting(server, voters, item, place)]
 
         jobs = await asyncio.to_thread(jobs_of)
         results = iter(await server.results(request, jobs))

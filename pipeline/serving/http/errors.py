@@ -60,15 +60,18 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        errors = error.errors()
+        first = errors[0]
         if first["type"] == "json_invalid":
             place = first["loc"][-1]
             return Refused(400, f"the body is not JSON ({first['ctx']['error']} at character {place})").response()
+        # Of the forms of a field, such as a text or a list of texts, the one that fits best: its error is the deepest.
+        first = max((e for e in errors if e["loc"][:2] == first["loc"][:2]), key=lambda e: len(e["loc"]))
         place = ".".join(str(part) for part in first["loc"][1:] if not _FORM.fullmatch(str(part)))
         if not place and first["type"] in _NO_OBJECT:
             return Refused(400, "the body must be a JSON object, sent as `Content-Type: application/json`").response()
         if first["type"] == "extra_forbidden":
-            names = [".".join(map(str, e["loc"][1:])) for e in error.errors() if e["type"] == "extra_forbidden"]
+            names = [".".join(map(str, e["loc"][1:])) for e in errors if e["type"] == "extra_forbidden"]
             listed = ", ".join(f"`{name}`" for name in names)
             return Refused(400, f"not supported: {listed}", param=names[0], code="unsupported_field").response()
         message = first["msg"].removeprefix("Value error, ")
@@ -77,6 +80,8 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         message = str(error.detail)
+        if error.status_code == 400 and error.__cause__ is not None:  # of FastAPI, about a body that it cannot read
+            message = f"the body is not JSON ({str(error.__cause__).partition(';')[0]})"
         if error.status_code in (404, 405):  # of the router: the routes here raise Refused
             message = f"there is no {request.method} {request.url.path[:100]}; GET /openapi.json lists all requests"
         return Refused(error.status_code, message, headers=dict(error.headers or {})).response()

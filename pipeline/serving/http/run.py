@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import socket
+import sys
 
 import torch
 import uvicorn
@@ -82,7 +83,7 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
     Raises:
         InputError: as `load_app`, or if the address cannot be used.
     """
-    with _listen(given.host, given.port) as listening:
+    with _listen(given.host, given.port, given.timeout) as listening:
         app = load_app(given, keys)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + 1)
         server = uvicorn.Server(config)
@@ -100,8 +101,13 @@ def _url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, opened before the model is loaded so that a wrong address fails at once."""
+def _listen(host: str, port: int, timeout: float) -> socket.socket:
+    """A bound socket, opened before the model is loaded so that a wrong address fails at once.
+
+    Args:
+        timeout: on Linux, maximum seconds in which a client reads nothing of its answer. Its connection would otherwise
+            stay open forever, and the server wait for it when it ends.
+    """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, proto)
@@ -109,6 +115,9 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InputError(f"--host: {host} is not an address of this machine ({error}); choose another one") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # connections inherit it
+            milliseconds = min(max(1, int(timeout * 1000)), 2**31 - 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listening.bind(address)
     except (OSError, OverflowError) as error:
         listening.close()

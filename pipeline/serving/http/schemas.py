@@ -63,6 +63,12 @@ class Inputs(Strict):
         return list(given) if isinstance(given, list) else ["" if given is None else given]
 
     @property
+    def places(self) -> list[str]:
+        """Where the request contains each input, for errors: "prompt", or "prompt.0", "prompt.1", …"""
+        given, name = (self.fields, "fields") if self.prompt is None else (self.prompt, "prompt")
+        return [f"{name}.{i}" for i in range(len(given))] if isinstance(given, list) else [name]
+
+    @property
     def names(self) -> list[str]:
         """The prompt of each input."""
         return self.models if self.models is not None else [self.model or ""] * len(self.items)

@@ -17,7 +17,7 @@ from fastapi import Request
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
-from t5_pipeline.data_prep.corpora.row import Row, check_unicode
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.serving.frozen_t5 import OtherModel
 from t5_pipeline.serving.http.errors import Refused
@@ -81,23 +81,35 @@ class Server:
             )
         return found
 
-    def text(self, prompt: ServedPrompt | None, item: str | Fields) -> str:
+    def text(self, prompt: ServedPrompt | None, item: str | Fields, param: str) -> str:
         """The input text of a ready text or of fields."""
-        where = "prompt" if isinstance(item, str) else "fields"
-        if where == "fields" and prompt is None:
-            raise Refused(400, "`fields` need a prompt with a template; give `prompt` for the base model", param=where)
+        if isinstance(item, dict) and prompt is None:
+            raise Refused(400, "`fields` need a prompt with a template; give `prompt` for the base model", param=param)
         try:
             if isinstance(item, str):
-                return check_unicode(item, where)
+                return check_unicode(item, param)
             assert prompt is not None
-            return prompt.task.inputs(Row(item, where))
+            row = Row(item, param)
+            for field_name in prompt.task.input_template.fields:
+                if row.field(field_name) is MISSING:
+                    raise InputError(f"{row.lacks(field_name)}; add it, or give the finished text as `prompt`")
+            return prompt.task.inputs(row)
         except InputError as error:
-            raise Refused(400, str(error), param=where) from error
+            raise Refused(400, str(error), param=param) from error
 
-    def job(self, name: str, item: str | Fields, param: str = "prompt", **more: Any) -> Job:
+    def job(self, name: str, item: str | Fields, param: str, **more: Any) -> Job:
+        """The job of an input.
+
+        Args:
+            param: where the request contains the input, for errors: "prompt", "fields.2".
+            more: as of `Scheduler.job`.
+
+        Raises:
+            Refused: if there is no such prompt, or the input or an option cannot be used.
+        """
         prompt = self.prompt(name)
         try:
-            return self.scheduler.job(prompt, self.text(prompt, item), **more)
+            return self.scheduler.job(prompt, self.text(prompt, item, param), **more)
         except NotSupported as error:
             raise Refused(400, str(error), param=error.param, code="unsupported_value") from error
         except TooLong as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -17,11 +16,14 @@ from t5_pipeline.serving.pieces import Pieces
 
 
 class Events:
-    """Server-sent events of a completion: text as it is decoded, then the reasons why it ended, then [DONE]."""
+    """Server-sent events of a completion: text as it is decoded, then the reasons why it ended, then [DONE].
+
+    Jobs are cancelled if the client goes away or the time is over, also while it does not read what was sent.
+    """
 
     def __init__(self, server: Server, whole: Completion, jobs: Sequence[Job], *, include_usage: bool) -> None:
         self.server, self.whole, self.jobs, self.include_usage = server, whole, jobs, include_usage
-        self.queue: asyncio.Queue[tuple[int, list[int] | None]] = asyncio.Queue()
+        self.queue: asyncio.Queue[tuple[int, list[int] | None] | None] = asyncio.Queue()  # None: too late
         loop = asyncio.get_running_loop()
 
         def put(index: int, ids: list[int] | None) -> None:
@@ -34,14 +36,18 @@ class Events:
             job.on_token = partial(put, index)
             job.done.add_done_callback(partial(ended, index))
         server.submit(jobs)
+        self._late = loop.call_later(server.options.timeout, self._time_out)
 
     async def run(self) -> AsyncIterator[str]:
-        """The events; jobs are cancelled if the client goes away or the time is over."""
+        """The events."""
         pieces = [Pieces() for _ in self.jobs]
-        left, until = len(self.jobs), time.monotonic() + self.server.options.timeout
+        left = len(self.jobs)
         try:
             while left:
-                index, ids = await asyncio.wait_for(self.queue.get(), until - time.monotonic())
+                event = await self.queue.get()
+                if event is None:
+                    raise TimeoutError
+                index, ids = event
                 job = self.jobs[index]
                 if ids is not None:
                     if new := pieces[index].grown(self.server.scheduler.text(job, ids)):
@@ -59,9 +65,17 @@ class Events:
         except Exception as error:
             yield _error(failure("/v1/completions", error))
         finally:
-            for job in self.jobs:
-                if not job.done.done():
-                    job.cancelled.set()
+            self._late.cancel()
+            self._cancel()
+
+    def _time_out(self) -> None:
+        self._cancel()
+        self.queue.put_nowait(None)
+
+    def _cancel(self) -> None:
+        for job in self.jobs:
+            if not job.done.done():
+                job.cancelled.set()
 
     def _event(self, index: int, text: str, finish: str | None = None) -> str:
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish}

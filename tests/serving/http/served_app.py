@@ -16,6 +16,7 @@ import torch
 import uvicorn
 
 from t5_pipeline.serving.http.app import create_app
+from t5_pipeline.serving.http.run import _listen
 from t5_pipeline.serving.http.server import Options
 from t5_pipeline.serving.jobs import Limits
 from t5_pipeline.serving.prompt_store import PromptStore
@@ -36,6 +37,7 @@ class Served:
     scheduler: Scheduler
     server: uvicorn.Server
     thread: threading.Thread
+    listening: socket.socket
 
     @property
     def client(self) -> openai.OpenAI:
@@ -84,12 +86,11 @@ def serve(world: Path, **options: Any) -> Served:
     scheduler = Scheduler.load(store, limits=limits)
     settings = {"model_name": "base", "keys": frozenset({KEY}), "prompts": world / "prompts", "allow_changes": True}
     app = create_app(scheduler, store, Options(**{**settings, "watch_seconds": 0.05, **options}))
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
+    listening = _listen("127.0.0.1", 0, options.get("timeout", Options.timeout))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     until = time.monotonic() + 30
     while not server.started and time.monotonic() < until:
         time.sleep(0.01)
-    return Served(world, f"http://127.0.0.1:{listening.getsockname()[1]}", scheduler, server, thread)
+    return Served(world, f"http://127.0.0.1:{listening.getsockname()[1]}", scheduler, server, thread, listening)

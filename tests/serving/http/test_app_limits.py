@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +117,22 @@ def test_a_request_that_runs_out_of_time_logs_nothing(tmp_path: Path, caplog: py
     assert (status, answer["error"]["code"]) == (504, "timeout")
     assert made.scheduler.counts.cancelled == 2
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs TCP_USER_TIMEOUT")
+def test_a_client_that_stops_reading_cannot_delay_the_end(tmp_path: Path) -> None:
+    made = serve(write_world(tmp_path), timeout=1.0, keys=frozenset())
+    made.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(made.listening.getsockname())
+        client.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n")  # more than all buffers hold
+        assert client.recv(12) == b"HTTP/1.1 200"
+        made.server.should_exit = True
+        made.thread.join(20)
+        ended = not made.thread.is_alive()
+    made.stop()
+    assert ended
 
 
 def test_a_client_that_goes_away_frees_its_place(served: Served) -> None:
