@@ -216,7 +216,9 @@ class PromptStore:
         except Exception as error:  # of any library, which must not keep the other prompts from changing
             if isinstance(error, InputError):
                 self._unreadable[name] = signature
-            self._warn(name, str(error) if isinstance(error, InputError) else f"prompt `{name}`: {error!r}")
+            problem = str(error) if isinstance(error, InputError) else f"prompt `{name}`: {error!r}"
+            kept = "; its previous version is still served" if name in self._prompts else ""
+            self._warn(name, problem + kept)
             return None
         if _signature(path) != signature:  # still being written
             return None

@@ -123,6 +123,20 @@ def test_an_unexpected_error_of_one_prompt_does_not_keep_the_others_from_changin
     assert [line[:20] for line in store.look(str(world / "prompts"))] == ["added prompt `a-new`"]
 
 
+def test_a_warning_about_a_damaged_prompt_says_what_is_served(
+    world: Path, store: PromptStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_prompt(world, "new", 5)
+    before = store.all()["labels"]
+    for name in ("labels", "new"):
+        (world / "prompts" / name / "prompt.safetensors").write_bytes(b"half")
+    assert store.look(str(world / "prompts")) == []
+    replaced, new = capsys.readouterr().err.splitlines()
+    assert replaced.endswith("run prompt_tune again to rebuild it; its previous version is still served")
+    assert new.endswith("run prompt_tune again to rebuild it")
+    assert store.all()["labels"] is before
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -67,8 +67,12 @@ class Guard:
                 )
         length = headers.get("content-length", b"0")
         if not length.isdigit() or len(length) > _DIGITS or int(length) > options.body_bytes:
-            return Refused(413, f"the body is larger than {options.body_bytes:,} bytes; send fewer inputs")
+            return Refused(413, _too_large(options.body_bytes))
         return None
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than {limit:,} bytes; send fewer inputs"
 
 
 async def _discard(receive: Receive, at_most: int = 16 << 20) -> None:
@@ -85,7 +89,7 @@ class _Limited:
     """`receive` that ends a request whose body grows beyond a limit (bodies without a length) or does not arrive."""
 
     def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
-        self.receive, self.left, self.seconds = receive, limit, seconds
+        self.receive, self.limit, self.left, self.seconds = receive, limit, limit, seconds
         self.until: float | None = time.monotonic() + seconds  # None once the body is complete
 
     async def __call__(self) -> Message:
@@ -96,7 +100,7 @@ class _Limited:
             raise HTTPException(408, f"the body did not arrive within {self.seconds:g} seconds") from None
         self.left -= len(message.get("body", b""))
         if self.left < 0:
-            raise HTTPException(413, "the body is too large; send fewer inputs")
+            raise HTTPException(413, _too_large(self.limit))
         if not message.get("more_body", False):
             self.until = None
         return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import socket
@@ -55,6 +56,16 @@ def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
         assert made.send(f"{head.replace('100', '9' * 5000)}\r\n", 20) in (400, 401, 413)
     finally:
         made.stop()
+
+
+def test_a_body_without_a_length_has_the_same_limit(served: Served) -> None:
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=30)
+    body = iter([b"x" * 600_000] * 2)
+    connection.request("POST", "/v1/completions", body, {"Authorization": f"Bearer {KEY}"})
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert json.loads(answer.read())["error"]["message"].startswith("the body is larger than 1,048,576 bytes")
+    connection.close()
 
 
 def test_a_page_under_a_name_of_its_own_changes_no_prompts(tmp_path: Path) -> None:
