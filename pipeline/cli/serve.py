@@ -33,12 +33,19 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--name", metavar="NAME", help="name of the T5 without a prompt (default: base)", default="base")
     address = serve.add_argument_group("address and access")
     address.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address (default: 127.0.0.1)")
-    address.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: 8000; 0: any free one)")
+    address.add_argument("--port", type=_port, default=8000, metavar="N", help="port (default: 8000; 0: any free one)")
     address.add_argument("--keys", type=Path, metavar="FILE", help="file of API keys, one per line (default: no keys)")
     address.add_argument("--allow-changes", action="store_true", help="allow requests that add and remove prompts")
     _add_limits(serve.add_argument_group("limits"))
     _add_execution(serve.add_argument_group("execution"))
     serve.set_defaults(command=_serve)
+
+
+def _port(text: str) -> int:
+    """A port. The system would silently take a larger number modulo 65,536."""
+    if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 65535, not {text!r}")
+    return int(text)
 
 
 def _add_limits(limits: argparse._ArgumentGroup) -> None:

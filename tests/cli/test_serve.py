@@ -117,6 +117,8 @@ def test_flags_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
         r"--host, --port: cannot listen at 192\.0\.2\.1:8000 .*",
     )
     refused(t5_pipeline(*given, "--name", "free", "--port", "0"), r"`free` is the name of the T5 without a prompt; .*")
+    for port in ("65536", "99999", "-1", "http"):
+        refused(t5_pipeline(*given, f"--port={port}"), f".*--port: must be an integer from 0 to 65535, not '{port}'.*")
     converted = ("--engine", "ctranslate2", "--port", "0")
     refused(t5_pipeline(*given, *converted, "--allow-changes"), r"--allow-changes: .* or use --engine torch")
     refused(t5_pipeline(*given, "--precision", "int8", "--port", "0"), r"--precision: int8 needs --engine .*")

@@ -119,7 +119,7 @@ def _listen(host: str, port: int, timeout: float) -> socket.socket:
             milliseconds = min(max(1, int(timeout * 1000)), 2**31 - 1)
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listening.close()
         raise InputError(f"--host, --port: cannot listen at {host}:{port} ({error}); choose another address") from None
     return listening

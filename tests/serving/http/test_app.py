@@ -48,6 +48,18 @@ def test_fields_at_openai_defaults_change_nothing(served: Served, engine: Engine
         assert answer["choices"][0]["text"] == expected(engine, "free", "x")
 
 
+def test_any_seed_of_openai_is_a_seed(served: Served) -> None:
+    def text(seed: int) -> str:
+        body = {"model": "long", "prompt": "x", "temperature": 50.0, "seed": seed}
+        status, answer, _ = served.request("POST", "/v1/completions", body)
+        assert status == 200, answer
+        return str(answer["choices"][0]["text"])
+
+    seeds = (-(2**63), -1, 1, 2**63 - 1)
+    assert len({text(seed) for seed in seeds}) == len(seeds)
+    assert text(-1) == text(-1)
+
+
 def test_extensions_fill_templates_and_mix_prompts(served: Served, engine: Engine) -> None:
     names = ["labels", "free", "labels-2", "long"]
     extra = {"fields": [{"text": text} for text in TEXTS], "models": names}
