@@ -50,7 +50,7 @@ def read_rows(
         case ".parquet":
             return parquet_file_rows(path, columns, optional)
         case other:
-            if not path.is_file():
+            if not path.exists():
                 raise InputError(f"{path} does not exist; check the path")
             raise InputError(
                 f"{path}: {other or 'no suffix'} is not a known format of rows;"
