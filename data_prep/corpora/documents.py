@@ -92,6 +92,11 @@ def corpus_chunks(
         files = corpus_files(path)
         if not files:
             raise InputError(f"corpus {path}: contains no {_KNOWN} file; check the path")
+        plain: dict[Path, Path] = {}
+        for file in files:
+            if (other := plain.setdefault(file.with_suffix("") if compression(file) else file, file)) != file:
+                names = " and ".join(str(one.relative_to(path)) for one in (other, file))
+                raise InputError(f"corpus {path}: {names} are one file, compressed and not; remove one")
         return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, chunk_bytes)
     if path.is_file():
         if not corpus_files(path):

@@ -22,7 +22,7 @@ from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.corpora.row import first_duplicate
 from t5_pipeline.data_prep.tasks.formats import FORMATS, expanded, task_name
 from t5_pipeline.data_prep.tasks.readers import PASSAGES, Reader
-from t5_pipeline.data_prep.tasks.splits import parallel_files, split_file, split_slice, stem
+from t5_pipeline.data_prep.tasks.splits import parallel_files, share_rows, split_file, split_slice, stem
 from t5_pipeline.data_prep.tasks.template import fields_of
 
 HELD_OUT = ("validation", "test")
@@ -131,15 +131,27 @@ class TaskConfig(Config):
                 needed = "a task with `labels`" if not self.labels else "a reader without passages"
                 raise ValueError(f"`{split}`: a stratified slice needs {needed}; use `shuffled`")
             order = f"{part.order}={part.seed}"
-            file = stem(name)
-            with contextlib.suppress(InputError, OSError):  # which reading the rows reports
-                file = str(split_file(self.data, split) or file)  # one file may have two names
-            if orders.setdefault(file, order) != order:
+            if orders.setdefault(self._file_of(split), order) != order:
                 raise ValueError(
                     f"`{split}`: the slices of {name} take its rows in different orders and can overlap; give all the"
                     " same order and seed"
                 )
         return self
+
+    def _file_of(self, split: str) -> str:
+        """The file of a split, which may have two names."""
+        with contextlib.suppress(InputError, OSError):  # which reading the rows reports
+            if file := split_file(self.data, split):
+                return str(file)
+        return stem(split_slice(split)[0])
+
+    def contains_training_rows(self, name: str) -> bool:
+        """Whether a split certainly contains rows of `train`, by their slices."""
+        if name == "train" or not {name, "train"} <= self.splits.keys():
+            return False
+        held_out, train = self.splits[name], self.splits["train"]
+        same_file = self._file_of(held_out) == self._file_of(train)
+        return same_file and share_rows(split_slice(held_out)[1], split_slice(train)[1])
 
     @model_serializer(mode="wrap")
     def without_new_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class RowCounts(BaseModel):
         unknown_inputs, unknown_targets: number of texts with characters that the vocabulary lacks.
         unwritable: number of free-text targets that a metric of equality counts, but the vocabulary cannot write.
         only_target: the target of all examples, if they have the same one.
+        trained_on: the split contains rows of `train`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,6 +112,7 @@ class RowCounts(BaseModel):
     unknown_targets: int = 0
     unwritable: int = 0
     only_target: str | None = None
+    trained_on: bool = False
 
     @classmethod
     def of(cls, task: str, split: str, rows: Rows, targets: Sequence[str]) -> RowCounts:
@@ -142,17 +144,23 @@ class RowCounts(BaseModel):
         )
 
     @property
-    def warning(self) -> str | None:
-        """Reason why training on these rows, or scores on them, say little; None if there is none."""
+    def warnings(self) -> list[str]:
+        """Reasons why training on these rows, or scores on them, say little."""
+        found = []
+        if self.trained_on:
+            found.append(
+                f"tasks.{self.task}: split {self.split!r} contains rows of `train`, so scores on it are too good; give"
+                " each split rows of its own, as in train[:80%] and train[80%:]"
+            )
         if self.unwritable:
-            return (
+            found.append(
                 f"tasks.{self.task}: the vocabulary cannot write {self.unwritable:,} of the {self.used:,} targets of"
                 f" split {self.split!r} (characters that it lacks, line breaks, repeated spaces), so no output equals"
                 " them; change the targets, compare by exact_match, which ignores spaces, or use another T5"
             )
-        if self.only_target is None:
-            return None
-        return (
-            f"tasks.{self.task}: all {self.used:,} rows of split {self.split!r} have the target {self.only_target!r},"
-            " so training and scores say little; check the file, or use a `shuffled` slice"
-        )
+        if self.only_target is not None:
+            found.append(
+                f"tasks.{self.task}: all {self.used:,} rows of split {self.split!r} have the target"
+                f" {self.only_target!r}, so training and scores say little; check the file, or use a `shuffled` slice"
+            )
+        return found

@@ -142,6 +142,20 @@ def split_slice(split: str) -> tuple[str, Slice | None]:
     return name, Slice(begin, end, cast(Order, order[1]), int(order[2] or 0))
 
 
+def share_rows(first: Slice | None, second: Slice | None) -> bool:
+    """Whether two slices of a file (None: all of it) contain the same rows, whatever the number of rows.
+
+    >>> share_rows(None, Slice("90%", "")), share_rows(Slice("", "90%"), Slice("90%", ""))
+    (True, False)
+    """
+
+    def share(rows: int) -> bool:
+        a, b = ((slice(0, rows) if part is None else part.range_of(rows)) for part in (first, second))
+        return max(a.start, b.start) < min(a.stop, b.stop)
+
+    return all(map(share, (100, 10_000, 1_000_000)))
+
+
 def split_file(data: str, split: str) -> Path | None:
     """The file of a split: in the folder `data`, or next to the file `data`; None if there is none.
 

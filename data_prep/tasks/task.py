@@ -146,7 +146,8 @@ class Task:
         Args:
             targets: the targets of the rows, to find out whether all are the same.
         """
-        return RowCounts.of(self.name, split, rows, targets if len(self.labels or ()) > 1 else ())
+        found = RowCounts.of(self.name, split, rows, targets if len(self.labels or ()) > 1 else ())
+        return found.model_copy(update={"trained_on": self.settings.contains_training_rows(split)})
 
     def _read(self, split: str, training: bool, inputs_only: bool) -> Rows:
         c, (name, part) = self.settings, split_slice(split)

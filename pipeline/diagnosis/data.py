@@ -165,9 +165,11 @@ def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     if split == "train":
         d.facts["example"] = ({"inputs": inputs[0], "targets": targets[0]}, f"{inputs[0]!r:.100} → {targets[0]!r:.40}")
     missing = [label for label in task.labels or () if not classes[label]]
-    if counts.warning:
-        d.note(split, *_parts(counts.warning))
-    elif missing:
+    for warning in counts.warnings:
+        d.note(split, *_parts(warning))
+    if counts.warnings:
+        return set(inputs)
+    if missing:
         d.note(split, f"no row has the label {missing[0]!r}", "add rows, or remove the label")
     elif counts.dropped:
         d.note(split, f"{sum(counts.dropped.values()):,} of {counts.read:,} rows are dropped")

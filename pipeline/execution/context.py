@@ -173,8 +173,8 @@ class Stage(Generic[C]):
         for cell, found in zip(cells, counts, strict=True):
             if not any(found in other.rows for other in self.cells):
                 log.info("%s: %s", self.name, found)
-                if found.warning:
-                    log.warning("%s", found.warning)
+                for warning in found.warnings:
+                    log.warning("%s", warning)
             if found not in cell.rows:
                 cell.rows.append(found)
 

@@ -27,7 +27,7 @@ def notes(run: Run) -> list[Markup]:
         for job in run.jobs
         if job.log.damaged
     ]
-    warnings = dict.fromkeys(counts.warning for _, counts in row_counts(run) if counts.warning)
+    warnings = dict.fromkeys(warning for _, counts in row_counts(run) for warning in counts.warnings)
     return [
         *_note("This run is not complete. The report covers what exists so far.", incomplete),
         *_note("Scores on some splits say little.", [tag("li", warning) for warning in warnings]),

@@ -59,6 +59,16 @@ def test_c4_as_distributed(tmp_path: Path) -> None:
     assert skipped_files(tmp_path) == []
 
 
+def test_a_file_and_its_compressed_copy_are_not_read_twice(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    for name in ("a.txt", "part/a.txt.gz", "b.jsonl"):
+        (tmp_path / name).write_bytes(gzip.compress(b"text") if name.endswith("gz") else b'{"text": "b"}\n')
+    assert len(list(read_corpus(tmp_path))) == 3
+    (tmp_path / "part/a.txt").write_text("text")
+    with pytest.raises(InputError, match=r"part/a\.txt and part/a\.txt\.gz are one file, compressed and not; remove one"):
+        corpus_chunks(tmp_path)
+
+
 def test_skipped_files(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     for name in ("e.CSV", "b/f.parquet.gz", "g.jsonl.bz2", "B.JSONL.GZ"):

@@ -142,13 +142,36 @@ def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Pat
     assert str(counts).endswith("; with characters that the vocabulary lacks: 2 inputs, 1 targets")
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out", "shared"),
+    [
+        ("rows", "rows[90%:]", True),
+        ("rows[:60%]", "rows.jsonl[50%:]", True),
+        ("rows[:60%, shuffled]", "rows[60%:, shuffled]", False),
+        ("rows[:-2]", "rows[-2:]", False),
+        ("rows[:4]", "rows[50%:]", False),  # depends on the number of rows
+        ("rows[:90%]", "other", False),
+    ],
+)
+def test_a_split_with_rows_of_train_is_a_warning(
+    train: str, held_out: str, shared: bool, tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    for name in ("rows.jsonl", "other.jsonl"):
+        write(tmp_path, name)
+    task = Task.load(settings(tmp_path, splits={"train": train, "test": held_out}))
+    found = {split: encode_task(task, split, vocabulary, 16, 8).counts for split in ("train", "test")}
+    assert found["train"].warnings == []
+    said = [warning.partition(";")[0] for warning in found["test"].warnings if "rows of `train`" in warning]
+    assert said == ["tasks.t: split 'test' contains rows of `train`, so scores on it are too good"] * shared
+
+
 def test_a_split_with_one_class_is_a_warning(tmp_path: Path, vocabulary: Vocabulary) -> None:
     task = Task.load(settings(write(tmp_path), splits={"train": "train", "sorted": "one", "one row": "train[:1]"}))
     write(tmp_path, "one.jsonl", ROWS[::2])
     for split in ("train", "one row"):
-        assert encode_task(task, split, vocabulary, 16, 8).counts.warning is None
-    message = encode_task(task, "sorted", vocabulary, 16, 8).counts.warning
-    assert message is not None
+        counts = encode_task(task, split, vocabulary, 16, 8).counts
+        assert counts.only_target is None
+    (message,) = encode_task(task, "sorted", vocabulary, 16, 8).counts.warnings
     assert message.startswith("tasks.t: all 5 rows of split 'sorted' have the target 'good', so")
 
 
