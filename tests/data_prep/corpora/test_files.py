@@ -8,6 +8,7 @@ import pytest
 import zstandard
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora import files
 from t5_pipeline.data_prep.corpora.files import LONGEST_LINE, lines, lines_from, read_text
 from t5_pipeline.data_prep.corpora.rows import read_rows
 
@@ -71,14 +72,18 @@ def test_a_long_window_of_zstandard(tmp_path: Path) -> None:
         list(lines(path))
 
 
-def test_the_longest_line_is_the_same_in_plain_and_compressed_files(tmp_path: Path) -> None:
+def test_the_longest_line_is_the_same_in_plain_and_compressed_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = 2**22 + 1  # some blocks
+    monkeypatch.setattr(files, "LONGEST_LINE", longest)
     for suffix, write in (("", lambda path, data: path.write_bytes(data)), (".gz", _write_gzip)):
         path = tmp_path / f"a.jsonl{suffix}"
-        write(path, b"first\n" + b"x" * LONGEST_LINE + b"\nlast\n")
-        assert [len(line) for line in lines(path)] == [5, LONGEST_LINE, 4]
+        write(path, b"first\n" + b"x" * longest + b"\nlast\n")
+        assert [len(line) for line in lines(path)] == [5, longest, 4]
         if not suffix:
-            assert [len(line) for _, line in lines_from(path, 0, None)] == [5, LONGEST_LINE, 4]
-        write(path, b"first\n" + b"x" * (LONGEST_LINE + 1) + b"\nlast\n")
+            assert [len(line) for _, line in lines_from(path, 0, None)] == [5, longest, 4]
+        write(path, b"first\n" + b"x" * (longest + 1) + b"\nlast\n")
         with pytest.raises(InputError, match=rf"a\.jsonl{suffix}:2: has more than"):
             list(lines(path))
 

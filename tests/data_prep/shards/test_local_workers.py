@@ -251,7 +251,7 @@ def test_a_worker_that_cannot_write_ends_with_one_line(
     vocabulary.save(tmp_path / "vocabulary")
     (tmp_path / "corpus").mkdir()
     for name in ("a", "b"):
-        (tmp_path / f"corpus/{name}.txt").write_text("\n".join(texts) * 20)
+        (tmp_path / f"corpus/{name}.txt").write_text("\n".join(texts) * 4)
     most = max(file.stat().st_size for file in (tmp_path / "vocabulary").iterdir()) // 1024 + 100
     command = (
         f"ulimit -f {most}; exec {sys.executable} -m t5_pipeline.stages.prepare --corpus {tmp_path}/corpus --threads 2"
