@@ -248,7 +248,7 @@ def _prompts(recipe: Recipe, run_dir: RunDir) -> dict[str, Path]:
 def _write_package(run_dir: RunDir, prompt: Path, place: Path, tested: str | None) -> None:
     from t5_pipeline.serving.package import write_package
 
-    with tempfile.TemporaryDirectory(dir=run_dir.state, suffix=".tmp") as scratch:
+    with tempfile.TemporaryDirectory(dir=run_dir.state, prefix=".", suffix=".tmp") as scratch:
         made = Path(scratch) / place.name
         made.mkdir()
         write_package(prompt, made, tested)
