@@ -98,7 +98,7 @@ class TaskConfig(Config):
         """
         if isinstance(value, dict):
             if twice := first_duplicate(map(str, value)):
-                raise ValueError(f"two keys are the text {twice}; remove one")
+                raise ValueError(f"two keys are the same text, {twice}; remove one")
             return {str(key): cls.as_text(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [_text(item) for item in value]
@@ -139,14 +139,14 @@ class TaskConfig(Config):
         return self
 
     def _file_of(self, split: str) -> str:
-        """The file of a split, which may have two names."""
+        """The file of a split, which may be named with or without its suffix."""
         with contextlib.suppress(InputError, OSError):  # which reading the rows reports
             if file := split_file(self.data, split):
                 return str(file)
         return stem(split_slice(split)[0])
 
     def contains_training_rows(self, name: str) -> bool:
-        """Whether a split certainly contains rows of `train`, by their slices."""
+        """Whether the slices alone show that a split contains rows of `train`."""
         if name == "train" or not {name, "train"} <= self.splits.keys():
             return False
         held_out, train = self.splits[name], self.splits["train"]

@@ -92,9 +92,10 @@ class RowCounts(BaseModel):
         used: number of examples; a question with several answers can be several.
         inputs, targets: those that were truncated to `max_input_length` and `max_target_length` tokens.
         unknown_inputs, unknown_targets: number of texts with characters that the vocabulary lacks.
-        unwritable: number of free-text targets that a metric of equality counts, but the vocabulary cannot write.
+        unwritable: number of free-text targets that no output can equal, because the vocabulary cannot write them;
+            0 if no metric compares texts for equality.
         only_target: the target of all examples, if they have the same one.
-        trained_on: the split contains rows of `train`.
+        trained_on: whether the split contains rows of `train`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -149,14 +150,14 @@ class RowCounts(BaseModel):
         found = []
         if self.trained_on:
             found.append(
-                f"tasks.{self.task}: split {self.split!r} contains rows of `train`, so scores on it are too good; give"
+                f"tasks.{self.task}: split {self.split!r} contains rows of `train`, so scores on it are too high; give"
                 " each split rows of its own, as in train[:80%] and train[80%:]"
             )
         if self.unwritable:
             found.append(
                 f"tasks.{self.task}: the vocabulary cannot write {self.unwritable:,} of the {self.used:,} targets of"
                 f" split {self.split!r} (characters that it lacks, line breaks, repeated spaces), so no output equals"
-                " them; change the targets, compare by exact_match, which ignores spaces, or use another T5"
+                " them; change the targets, use the metric exact_match, which ignores spaces, or use another T5"
             )
         if self.only_target is not None:
             found.append(

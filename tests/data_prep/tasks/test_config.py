@@ -24,5 +24,5 @@ def test_labels_and_values_that_yaml_does_not_read_as_text(changed: dict[str, An
 
 def test_values_of_one_text_are_refused() -> None:
     """YAML's true is the text True; the second of the two would replace the first."""
-    with pytest.raises(ValidationError, match="two keys are the text True; remove one"):
+    with pytest.raises(ValidationError, match="two keys are the same text, True; remove one"):
         settings("rows", values={"label": {True: "good", "True": "bad"}})

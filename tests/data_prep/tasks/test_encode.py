@@ -162,7 +162,7 @@ def test_a_split_with_rows_of_train_is_a_warning(
     found = {split: encode_task(task, split, vocabulary, 16, 8).counts for split in ("train", "test")}
     assert found["train"].warnings == []
     said = [warning.partition(";")[0] for warning in found["test"].warnings if "rows of `train`" in warning]
-    assert said == ["tasks.t: split 'test' contains rows of `train`, so scores on it are too good"] * shared
+    assert said == ["tasks.t: split 'test' contains rows of `train`, so scores on it are too high"] * shared
 
 
 def test_a_split_with_one_class_is_a_warning(tmp_path: Path, vocabulary: Vocabulary) -> None:

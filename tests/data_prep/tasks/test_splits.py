@@ -17,7 +17,7 @@ from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.splits import Slice, split_file, split_slice
+from t5_pipeline.data_prep.tasks.splits import Slice, share_rows, split_file, split_slice
 from t5_pipeline.data_prep.tasks.task import Task
 
 
@@ -72,6 +72,23 @@ def test_rare_classes_are_in_every_slice(rare: int, seed: int) -> None:
         found, share = Counter(part), len(part) / len(rows)
         assert all(abs(found[label] - count * share) <= 1 for label, count in Counter(rows).items())
         assert abs(sum(found[label] for label in found if label[0] == "c") - 20 * rare * share) <= 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        ("a", "a[1000:2000]", True),  # of every file that is long enough
+        ("a[:5000]", "a[4000:]", True),
+        ("a[:80%]", "a[79%:]", True),
+        ("a[:-500]", "a[-600:]", True),
+        ("a[:-500]", "a[-500:]", False),
+        ("a[:90%]", "a[5000:]", False),  # not of a file of 5,100 rows
+        ("a[:90%]", "a[-500:]", False),
+    ],
+)
+def test_slices_that_share_rows_at_every_length_of_the_file(first: str, second: str, shared: bool) -> None:
+    parts = [split_slice(split)[1] for split in (first, second)]
+    assert share_rows(*parts) == share_rows(*reversed(parts)) == shared
 
 
 def test_orders_depend_on_the_seed_and_mix_sorted_files(tmp_path: Path) -> None:
