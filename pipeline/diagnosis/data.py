@@ -167,13 +167,11 @@ def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     missing = [label for label in task.labels or () if not classes[label]]
     for warning in counts.warnings:
         d.note(split, *_parts(warning))
-    if counts.warnings:
-        return set(inputs)
-    if missing:
+    if missing and counts.only_target is None:
         d.note(split, f"no row has the label {missing[0]!r}", "add rows, or remove the label")
     elif counts.dropped:
         d.note(split, f"{sum(counts.dropped.values()):,} of {counts.read:,} rows are dropped")
-    else:
+    elif not counts.warnings:
         d.passed(split, f"all {len(rows):,} rows can be used")
     return set(inputs)
 

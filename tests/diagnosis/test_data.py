@@ -66,6 +66,12 @@ def test_a_task(world: World, tmp_path: Path) -> None:
     assert "'fire' is not a label" in check.found
     write_rows(tmp_path / "rows" / "validation.jsonl", rows[:2])
     assert notes(diagnose(str(file))) == ["overlap: 2 inputs of `train` are in another split too"]
+    file.write_text(yaml.dump(settings | {"splits": {"train": "train", "validation": "train[-1:]"}}))
+    assert notes(diagnose(str(file))) == [
+        "validation: tasks.kind: split 'validation' contains rows of `train`, so scores on it are too high",
+        "validation: no row has the label 'air'",
+        "overlap: 1 inputs of `train` are in another split too",
+    ]
     write_rows(tmp_path / "rows" / "validation.jsonl", [{"text": "\u732b", "kind": "\u732b"}])
     write_rows(tmp_path / "rows" / "train.jsonl", [{"text": text, "kind": "\u732b"} for text in ("\u732b cat", "Air.")])
     file.write_text(yaml.dump({key: value for key, value in settings.items() if key != "labels"}))
