@@ -1,7 +1,7 @@
 """Floats of 32 and 16 bits as the numbers that were written: 3.8, not 3.799999952316284.
 
-Parquet files and hub data sets often have scores in this precision (STS-B on the hub). Widened to 64 bits, they become
-texts of 17 digits, and fall on the other side of ties in `round_to`.
+Parquet files and hub data sets often store scores in this precision (STS-B on the hub). Widened to 64 bits, they become
+texts of up to 17 digits, and some fall on the other side of a tie of `round_to`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def with_written_floats(rows: list[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
-    """The rows with each float of less than 64 bits as its shortest decimal number, also in nested values.
+    """The rows, with each float of less than 64 bits as its shortest decimal number, also in nested values.
 
     Args:
         schema: the `pyarrow.Schema` of the rows.
@@ -27,7 +27,7 @@ def _written_fields(fields: Mapping[str, Any], types: Mapping[str, Any]) -> dict
 
 
 def _written(value: Any, kind: Any) -> Any:
-    if isinstance(value, float):
+    if isinstance(value, float | np.floating):  # older versions of pyarrow return float16 as NumPy's
         narrow = np.float16(value) if kind.bit_width == 16 else np.float32(value)
         return float(str(narrow))
     if isinstance(value, dict):

@@ -3,11 +3,13 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.narrow_floats import with_written_floats
 from t5_pipeline.data_prep.corpora.rows import read_rows
 
 ROWS = [{"text": 'first, "quoted"', "label": "a"}, {"text": "second\tline é", "label": "b"}]
@@ -61,6 +63,11 @@ def test_floats_are_the_numbers_that_were_written(tmp_path: Path, kind: pa.DataT
         {"score": score, "meta": cell, "all": scores, "id": i}
         for i, (score, cell) in enumerate(zip(scores, cells, strict=True))
     ]
+
+
+def test_floats_of_16_bits_as_older_versions_of_pyarrow_return_them() -> None:
+    [row] = with_written_floats([{"score": np.float16(3.8)}], pa.schema({"score": pa.float16()}))
+    assert (row["score"], type(row["score"])) == (3.8, float)
 
 
 def test_parquet_values_out_of_range(tmp_path: Path) -> None:
