@@ -96,7 +96,7 @@ def corpus_chunks(
         for file in files:
             if (other := plain.setdefault(file.with_suffix("") if compression(file) else file, file)) != file:
                 names = " and ".join(str(one.relative_to(path)) for one in (other, file))
-                raise InputError(f"corpus {path}: {names} are one file, compressed and not; remove one")
+                raise InputError(f"corpus {path}: {names} differ only in compression; remove one")
         return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, chunk_bytes)
     if path.is_file():
         if not corpus_files(path):

@@ -44,15 +44,15 @@ class Row(dict[str, Any]):
 
 
 def value_text(value: object, what: str, where: str, fix: str = "fix the row") -> str:
-    """The text of a value.
+    """A value as text: itself, or the digits of a number.
 
     Args:
-        what: the value, for errors: "field 'text'".
-        where: its row.
-        fix: what to do about another value.
+        what: what the value is, for errors: "field 'text'".
+        where: the row that contains it, for errors.
+        fix: the remedy, for errors.
 
     Raises:
-        InputError: if it is neither text nor a finite number.
+        InputError: if the value is neither text nor a finite number.
     """
     finite = not isinstance(value, float) or math.isfinite(value)
     # bool is an int and becomes True or False, as in T5's tasks.

@@ -146,10 +146,10 @@ def _above(
 
 
 def _named_above(model: Named, added: Mapping[str, tuple[int, str]], where: str) -> dict[int, str]:
-    """Id → name of the added tokens that are not among the ids of the text model.
+    """Id → name of the added tokens that are not in the text model.
 
     Raises:
-        UnclearIds: if one is, with another id.
+        UnclearIds: if an added token is in the text model under another id.
     """
     known = {name: i for name in added if (i := model.id_of(name)) is not None}
     if not model.complete:

@@ -42,7 +42,7 @@ def add_serve(commands: Any) -> None:
 
 
 def _port(text: str) -> int:
-    """A port. The system would silently take a larger number modulo 65,536."""
+    """Read a port. The operating system would silently take a larger number modulo 65,536."""
     if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"must be an integer from 0 to 65535, not {text!r}")
     return int(text)

@@ -239,15 +239,15 @@ def sweep(directory: Path) -> None:
 
 
 def sweep_shared(directory: Path) -> None:
-    """Remove temporary files of killed writers from a directory in which commands write without the lock, too.
+    """Remove temporary files of killed writers from a directory to which commands also write without the lock.
 
-    Those of running commands are younger than a day. Directories below this one are left alone.
+    Files younger than a day may belong to a running command, so they stay. Subdirectories are left alone.
     """
     _remove_temporary(directory, time.time() - _ABANDONED_AFTER_S)
 
 
 def _remove_temporary(directory: Path, before: float = math.inf) -> set[str]:
-    """Remove the temporary files and directories that were last changed before a time; returns their names."""
+    """Remove the temporary files and directories that were last changed before a time; return their names."""
     removed = set()
     for path in directory.glob(".*.tmp"):
         with contextlib.suppress(FileNotFoundError):

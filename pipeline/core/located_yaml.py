@@ -154,7 +154,7 @@ class _Nodes:
                 self.walk(name, (*key, name.value), outer)
                 self._add((*key, name.value), name)
                 if name.tag != _MERGE:
-                    self._check_not_read(name, key, read)
+                    self._check_not_equal(name, key, read)
                 self.walk(value, (*key, name.value), outer)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
@@ -169,14 +169,14 @@ class _Nodes:
             )
         self.lines[key] = line
 
-    def _check_not_read(self, name: yaml.ScalarNode, key: Key, read: dict[Any, yaml.ScalarNode]) -> None:
-        """Check that no other spelling of a key is read as the same value, which would replace this one's."""
+    def _check_not_equal(self, name: yaml.ScalarNode, key: Key, read: dict[Any, yaml.ScalarNode]) -> None:
+        """Refuse a key that YAML reads as equal to an earlier one, whose value it would replace."""
         other = read.setdefault(yaml.SafeLoader("").construct_document(name), name)
         if other is not name:
             place = self._place(name.start_mark.line + 1, (*key, name.value))
             raise InputError(
                 f"{place}: duplicate key; YAML reads it as equal to {other.value} on line {other.start_mark.line + 1};"
-                " remove one, or write texts in quotes"
+                " remove one, or write both in quotes"
             )
 
     def _place(self, line: int, key: Key) -> str:

@@ -1,6 +1,6 @@
-"""Sizes of T5s in directories and, so that a plan needs no download, of published ones by hub name. No torch.
+"""Sizes of T5s: read from directories, or known by hub name, so that a plan needs no download. No torch.
 
-The latter are those of each model's config.json on the hub; T5X's gin files have the same for mT5 and ByT5.
+Those known by name are from each model's config.json on the hub; T5X's gin files have the same for mT5 and ByT5.
 """
 
 from __future__ import annotations

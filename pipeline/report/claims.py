@@ -48,9 +48,9 @@ RULE = (
     f" undecided if the interval contains 0, or if a trained method has fewer than {MIN_SEEDS} seeds. The interval is a"
     f" percentile bootstrap over seeds and test rows ({DRAWS:,} draws); all methods of a task get the same drawn rows."
     " (Without recorded answers to each row, each method gets rows of its own, and the interval is usually wider.)"
-    " The spread over n seeds is scaled by √(n/(n − 1)). With few seeds, the interval is still narrow if the seeds"
-    " matter more than the rows: for the difference of two methods, it contains the true one in about 85% of cases with"
-    " 3 seeds each, 91% with 5, and 93% with 10, instead of 95%."
+    " The spread over n seeds is scaled by √(n/(n − 1)). With few seeds, the interval is still too narrow if the"
+    " seeds matter more than the rows: for the difference of two methods, it contains the true difference in about 85%"
+    " of cases with 3 seeds each, 91% with 5, and 93% with 10, instead of 95%."
 )
 LONG, ONE = 20, 1  # the paper's lengths: most of the gain is reached at 20 tokens
 

@@ -324,7 +324,7 @@ class Engine:
 
 
 def _solutions(kind: str, path: Path, digests: DigestCache) -> list[Candidate]:
-    """The solutions in a directory, checked before the digest is computed, which reads all of their weights."""
+    """The solutions in a directory. They are checked first, because the digest reads all of their weights."""
     artifact = Artifact(InputRef(path=str(path)), path, "")
     found = list(METHODS[kind](artifact))
     artifact = replace(artifact, digest=digests.of_artifact(kind, path))
@@ -338,8 +338,9 @@ def _text(row: Row, task: Task) -> str:
     # A table has empty values in the columns that a row does not use.
     blank = all(value == "" for value in present.values()) and row.get("input") not in (None, "")
     if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
-        for name in (name for name, value in fields.items() if value is MISSING):
-            raise InputError(f"{row.lacks(name)}; add it, or give the finished text as `input`")
+        missing = next((name for name, value in fields.items() if value is MISSING), None)
+        if missing is not None:
+            raise InputError(f"{row.lacks(missing)}; add it, or give the finished text as `input`")
         return task.inputs(row)
     if present and not blank:
         absent = ", ".join(name for name in fields if name not in present)

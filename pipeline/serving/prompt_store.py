@@ -204,7 +204,7 @@ class PromptStore:
         return [change for change in changes if change is not None]
 
     def _update(self, name: str, path: Path) -> str | None:
-        """Read a prompt of the watched directory again if its files changed; one line if it is served now."""
+        """Read a prompt of the watched directory if its files are new or changed; return a line if it is now served."""
         signature = _signature(path)
         if self._watched.get(name) == (path, signature):
             self._warned.pop(name, None)
@@ -229,7 +229,7 @@ class PromptStore:
         return f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})"
 
     def _remove_missing(self, name: str) -> str | None:
-        """Remove a prompt that was not found, unless its directory only cannot be read; one line if it is removed."""
+        """Remove a prompt that was not found, unless it merely cannot be read; return a line if it was removed."""
         path, _ = self._watched[name]
         if name in self._prompts and not _is_gone(path):  # as while permissions are being changed
             self._warn(name, f"prompt `{name}`: {path} cannot be read; it is still served")

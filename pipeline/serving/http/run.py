@@ -105,8 +105,8 @@ def _listen(host: str, port: int, timeout: float) -> socket.socket:
     """A bound socket, opened before the model is loaded so that a wrong address fails at once.
 
     Args:
-        timeout: on Linux, maximum seconds in which a client reads nothing of its answer. Its connection would otherwise
-            stay open forever, and the server wait for it when it ends.
+        timeout: on Linux, the seconds after which a connection is closed whose client reads nothing of its answer.
+            Otherwise it would stay open forever, and the server would wait for it when it shuts down.
     """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

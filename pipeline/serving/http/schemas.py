@@ -28,7 +28,7 @@ class StreamOptions(Strict):
 
 
 class Inputs(Strict):
-    """One or more inputs: ready texts (`prompt`), or fields for the template of the prompt.
+    """One or more inputs: finished texts (`prompt`), or fields for the template of the prompt.
 
     Attributes:
         model: name of a prompt; the base model's name means no prompt. For classification, "a+b+c" votes, unless a

@@ -82,7 +82,7 @@ class Server:
         return found
 
     def text(self, prompt: ServedPrompt | None, item: str | Fields, param: str) -> str:
-        """The input text of a ready text or of fields."""
+        """The input text: a finished text as it is, or the template of the prompt, filled with fields."""
         if isinstance(item, dict) and prompt is None:
             raise Refused(400, "`fields` need a prompt with a template; give `prompt` for the base model", param=param)
         try:

@@ -18,7 +18,7 @@ from t5_pipeline.serving.pieces import Pieces
 class Events:
     """Server-sent events of a completion: text as it is decoded, then the reasons why it ended, then [DONE].
 
-    Jobs are cancelled if the client goes away or the time is over, also while it does not read what was sent.
+    Jobs are cancelled if the client disconnects or the time is over, even while the client reads nothing.
     """
 
     def __init__(self, server: Server, whole: Completion, jobs: Sequence[Job], *, include_usage: bool) -> None:
