@@ -18,6 +18,7 @@ _TYPES = ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "mer
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in _TYPES}
 _INTEGER, _LONGEST_INTEGER = "tag:yaml.org,2002:int", 100
 _FLOAT, _MERGE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
+_BOOL, _TIMESTAMP = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
 _OCTAL = re.compile(r"[-+]?0[\d_]+")
 
 Key = tuple[str | int, ...]
@@ -145,6 +146,8 @@ class _Nodes:
                 f"{place}: YAML reads {node.value} as a number in base {base}; write a decimal number"
                 f' without leading zeros, or text in quotes: "{node.value}"'
             )
+        if not _fits_tag(node):
+            raise InputError(f"{place}: {node.value} does not fit the tag {node.tag}; remove the tag")
         outer = (*outer, node)
         if isinstance(node, yaml.MappingNode):
             read: dict[Any, yaml.ScalarNode] = {}
@@ -184,6 +187,13 @@ class _Nodes:
         if isinstance(self.where, Path):
             return f"{self.where}:{line}: {'.'.join(map(str, key)) or 'the file'}"
         return ".".join([self.where, *map(str, key)])
+
+
+def _fits_tag(node: yaml.Node) -> bool:
+    """Whether the text of a boolean or a date has the form that its tag requires, which PyYAML does not check."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in (_BOOL, _TIMESTAMP):
+        return True
+    return bool(yaml.SafeLoader("").resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag)
 
 
 def _unusual_base(node: yaml.Node) -> int | None:

@@ -56,6 +56,8 @@ def test_numbers_and_texts(tmp_path: Path) -> None:
         ("a: 1:30:00.5", r"a.yaml:1: a: YAML reads 1:30:00.5 as a number in base 60"),
         ("? [a]\n: b", r"has a key that is not text"),
         ("a: !!int x", r"is not valid YAML"),
+        ("a:\n  b: !!bool x", r"a.yaml:2: a\.b: x does not fit the tag \S+:bool; remove the tag"),
+        ("!!timestamp x: b", r"a.yaml:1: x: x does not fit the tag \S+:timestamp; remove the tag"),
         ("a: 1\nb: 2\na: 3", r"a.yaml:3: a: duplicate key; it is also on line 1; remove one"),
         ("a:\n  1.1: b\n  1.10: c", r"a.yaml:3: a\.1\.10: duplicate key; YAML reads it as equal to 1\.1 on line 2; remove one, or"
          " write both in quotes$"),
