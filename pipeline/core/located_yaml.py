@@ -193,7 +193,8 @@ def _fits_tag(node: yaml.Node) -> bool:
     """Whether the text of a boolean or a date has the form that its tag requires, which PyYAML does not check."""
     if not isinstance(node, yaml.ScalarNode) or node.tag not in (_BOOL, _TIMESTAMP):
         return True
-    return bool(yaml.SafeLoader("").resolve(yaml.ScalarNode, node.value, (True, False)) == node.tag)
+    form = yaml.SafeLoader("").resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+    return bool(form == node.tag)
 
 
 def _unusual_base(node: yaml.Node) -> int | None:
