@@ -157,7 +157,7 @@ class RowCounts(BaseModel):
             found.append(
                 f"tasks.{self.task}: the vocabulary cannot write {self.unwritable:,} of the {self.used:,} targets of"
                 f" split {self.split!r} (characters that it lacks, line breaks, repeated spaces), so no output equals"
-                " them; change the targets, use the metric exact_match, which ignores spaces, or use another T5"
+                " them; change the targets, or use another T5 (the metric exact_match ignores spaces)"
             )
         if self.only_target is not None:
             found.append(

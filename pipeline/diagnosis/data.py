@@ -148,7 +148,7 @@ def diagnose_task(path: Path, model: str | None) -> Diagnosis:
         held_out = set().union(*(found for split, found in inputs.items() if split != "train"))
         shared = len(inputs.get("train", set()) & held_out)
         if shared:
-            d.note("overlap", f"{shared:,} inputs of `train` are in another split too", "remove them from one split")
+            d.note("overlap", f"inputs of `train` that another split has: {shared:,}", "remove them from one split")
         if model is not None:
             _lengths(d, task, Vocabulary.load(locate_one("model", model, "--model")))
     return d

@@ -65,12 +65,12 @@ def test_a_task(world: World, tmp_path: Path) -> None:
     assert check.name == "validation"
     assert "'fire' is not a label" in check.found
     write_rows(tmp_path / "rows" / "validation.jsonl", rows[:2])
-    assert notes(diagnose(str(file))) == ["overlap: 2 inputs of `train` are in another split too"]
+    assert notes(diagnose(str(file))) == ["overlap: inputs of `train` that another split has: 2"]
     file.write_text(yaml.dump(settings | {"splits": {"train": "train", "validation": "train[-1:]"}}))
     assert notes(diagnose(str(file))) == [
         "validation: tasks.kind: split 'validation' contains rows of `train`, so scores on it are too high",
         "validation: no row has the label 'air'",
-        "overlap: 1 inputs of `train` are in another split too",
+        "overlap: inputs of `train` that another split has: 1",
     ]
     write_rows(tmp_path / "rows" / "validation.jsonl", [{"text": "\u732b", "kind": "\u732b"}])
     write_rows(tmp_path / "rows" / "train.jsonl", [{"text": text, "kind": "\u732b"} for text in ("\u732b cat", "Air.")])
