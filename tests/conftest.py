@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.made_once import made_once
 from tests.tiny_run import Tiny, listing, make
 
 torch.set_num_threads(1)
@@ -80,16 +80,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     Under pytest-xdist, the first worker that needs it runs it, and the others copy it.
     """
     place = tmp_path_factory.mktemp("tiny")
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return make(place)
-    with (place.parents[1] / "tiny").open("a+") as whose:
-        fcntl.flock(whose, fcntl.LOCK_EX)
-        whose.seek(0)
-        if there := whose.read():
-            return Tiny(Path(there), Path(there, "tiny.yaml"), Path(there, "run")).copy(place)
-        made = make(place)
-        whose.write(str(place))
-        return made
+    made = made_once(tmp_path_factory, "tiny", lambda: make(place))
+    return made if made.run.is_relative_to(place) else made.copy(place)
 
 
 @pytest.fixture

@@ -92,11 +92,7 @@ def corpus_chunks(
         files = corpus_files(path)
         if not files:
             raise InputError(f"corpus {path}: contains no {_KNOWN} file; check the path")
-        plain: dict[Path, Path] = {}
-        for file in files:
-            if (other := plain.setdefault(file.with_suffix("") if compression(file) else file, file)) != file:
-                names = " and ".join(str(one.relative_to(path)) for one in (other, file))
-                raise InputError(f"corpus {path}: {names} differ only in compression; remove one")
+        _check_copies(path, files)
         return _cut(path, [file.relative_to(path).as_posix() for file in files], text_field, chunk_bytes)
     if path.is_file():
         if not corpus_files(path):
@@ -106,6 +102,15 @@ def corpus_chunks(
         raise InputError(f"corpus {location} does not exist; check the path")
     shards = hub_shards(str(location), config, split)
     return [HubShard(str(location), config, split, text_field, index, shards) for index in range(shards)]
+
+
+def _check_copies(path: Path, files: list[Path]) -> None:
+    """Refuse a file beside its compressed copy, whose documents would be read twice."""
+    plain: dict[Path, Path] = {}
+    for file in files:
+        if (other := plain.setdefault(file.with_suffix("") if compression(file) else file, file)) != file:
+            names = " and ".join(str(one.relative_to(path)) for one in (other, file))
+            raise InputError(f"corpus {path}: {names} differ only in compression; remove one")
 
 
 def corpus_files(path: Path) -> list[Path]:

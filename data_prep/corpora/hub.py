@@ -10,7 +10,7 @@ from typing import Any
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.data_prep.corpora.files import is_data_name
-from t5_pipeline.data_prep.corpora.narrow_floats import with_written_floats
+from t5_pipeline.data_prep.corpora.narrow_floats import as_written, narrow_fields
 from t5_pipeline.data_prep.corpora.row import Row, listed
 
 
@@ -57,13 +57,12 @@ def hub_rows(
         column: feature.names for column, feature in (stream.features or {}).items() if isinstance(feature, ClassLabel)
     }
 
-    schema = stream.features.arrow_schema if stream.features else ()
+    narrow = narrow_fields(stream.features.arrow_schema) if stream.features else {}
 
     def read() -> Iterator[Row]:
         for number, fields in enumerate(_fetched(stream, where), 1):
             labeled = {c: names[c][fields[c]] for c in names if isinstance(fields.get(c), int) and fields[c] >= 0}
-            (fields,) = with_written_floats([fields], schema)
-            yield Row({**fields, **labeled}, f"{where}: row {number}")
+            yield Row({**as_written(fields, narrow), **labeled}, f"{where}: row {number}")
 
     return read()
 

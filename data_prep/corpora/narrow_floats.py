@@ -6,24 +6,26 @@ texts of up to 17 digits, and some fall on the other side of a tie of `round_to`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 
-def with_written_floats(rows: list[dict[str, Any]], schema: Any) -> list[dict[str, Any]]:
-    """The rows, with each float of less than 64 bits as its shortest decimal number, also in nested values.
+def narrow_fields(fields: Iterable[Any]) -> dict[str, Any]:
+    """Name → type of the fields that contain such floats, also in nested values.
 
     Args:
-        schema: the `pyarrow.Schema` of the rows.
+        fields: a `pyarrow.Schema`, or the fields of a struct.
     """
-    narrow = {field.name: field.type for field in schema if _has_narrow(field.type)}
-    return [_written_fields(row, narrow) for row in rows] if narrow else rows
+    return {field.name: field.type for field in fields if _has_narrow(field.type)}
 
 
-def _written_fields(fields: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _written(value, types[name]) if name in types else value for name, value in fields.items()}
+def as_written(row: dict[str, Any], narrow: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the floats of its `narrow_fields` as their shortest decimal numbers."""
+    if not narrow:
+        return row
+    return {name: _written(value, narrow[name]) if name in narrow else value for name, value in row.items()}
 
 
 def _written(value: Any, kind: Any) -> Any:
@@ -31,7 +33,7 @@ def _written(value: Any, kind: Any) -> Any:
         narrow = np.float16(value) if kind.bit_width == 16 else np.float32(value)
         return float(str(narrow))
     if isinstance(value, dict):
-        return _written_fields(value, {field.name: field.type for field in kind if _has_narrow(field.type)})
+        return as_written(value, narrow_fields(kind))
     if isinstance(value, list):
         return [_written(one, kind.value_type) for one in value]
     return value

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.data_prep.corpora.files import compression, whole
-from t5_pipeline.data_prep.corpora.narrow_floats import with_written_floats
+from t5_pipeline.data_prep.corpora.narrow_floats import as_written, narrow_fields
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
 
 # KeyError: a time zone that pytz does not know; pyarrow uses it where it is installed.
@@ -110,9 +110,10 @@ def _parquet_rows(
             rows = batch.to_pylist()
         except _NOT_IN_PYTHON as error:
             _raise_unreadable_value(batch, path, number, error)
-        for fields in with_written_floats(rows, batch.schema):
+        narrow = narrow_fields(batch.schema)
+        for fields in rows:
             number += 1
-            yield Row(fields, f"{path}: row {number}")
+            yield Row(as_written(fields, narrow), f"{path}: row {number}")
 
 
 def _raise_unreadable_value(batch: Any, path: Path, number: int, error: Exception) -> NoReturn:

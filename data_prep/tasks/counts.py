@@ -92,8 +92,8 @@ class RowCounts(BaseModel):
         used: number of examples; a question with several answers can be several.
         inputs, targets: those that were truncated to `max_input_length` and `max_target_length` tokens.
         unknown_inputs, unknown_targets: number of texts with characters that the vocabulary lacks.
-        unwritable: number of free-text targets that no output can equal, because the vocabulary cannot write them;
-            0 if no metric compares texts for equality.
+        unwritable: number of free-text targets that even their own ids do not equal once they are decoded; 0 if no
+            metric compares texts for equality.
         only_target: the target of all examples, if they have the same one.
         trained_on: whether the split contains rows of `train`.
     """
@@ -155,9 +155,9 @@ class RowCounts(BaseModel):
             )
         if self.unwritable:
             found.append(
-                f"tasks.{self.task}: the vocabulary cannot write {self.unwritable:,} of the {self.used:,} targets of"
-                f" split {self.split!r} (characters that it lacks, line breaks, repeated spaces), so no output equals"
-                " them; change the targets, or use another T5 (the metric exact_match ignores spaces)"
+                f"tasks.{self.task}: no output can equal {self.unwritable:,} of the {self.used:,} targets of split"
+                f" {self.split!r} (characters that the vocabulary lacks, line breaks, repeated spaces, truncation);"
+                " change the targets, or use another T5 (the metric exact_match ignores spaces)"
             )
         if self.only_target is not None:
             found.append(

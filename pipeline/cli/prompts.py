@@ -17,7 +17,7 @@ from t5_pipeline.core.atomic_files import STDOUT, check_output
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import SOME_FAILED, InputError
 from t5_pipeline.core.printable import say, show
-from t5_pipeline.core.scores import scores_text
+from t5_pipeline.core.scores import score_text, scores_text
 from t5_pipeline.core.tables import aligned
 
 _PROMPTS = "prompt, prompt_tune stage, or folder of them; a prompt is named after its directory"
@@ -300,7 +300,7 @@ def _recycle(given: argparse.Namespace) -> int:
     found = recycle(given.prompt, given.from_model, given.to_model, given.output, given.mapping, given.task)
     show(f"{given.output}: {given.mapping} map, fitted on {found.shared:,} shared vocabulary pieces")
     if found.scores:
-        table = {way: {name: f"{100 * value:z.1f}" for name, value in of.items()} for way, of in found.scores.items()}
+        table = {way: {name: score_text(value) for name, value in of.items()} for way, of in found.scores.items()}
         show(_table([{"prompt": way} | metrics for way, metrics in table.items()]), keep="\n")
     return 0
 

@@ -11,7 +11,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -233,8 +233,8 @@ def move_directory(source: Path, path: Path) -> None:
 
 def sweep(directory: Path) -> None:
     """Remove temporary files of killed writers, at any depth. Only the process with the lock may call this."""
-    for place, folders, _ in os.walk(directory):
-        removed = _remove_temporary(Path(place))
+    for place, folders, files in os.walk(directory):
+        removed = _remove_temporary(Path(place), [*folders, *files])
         folders[:] = [name for name in folders if name not in removed]
 
 
@@ -243,13 +243,13 @@ def sweep_shared(directory: Path) -> None:
 
     Files younger than a day may belong to a running command, so they stay. Subdirectories are left alone.
     """
-    _remove_temporary(directory, time.time() - _ABANDONED_AFTER_S)
+    _remove_temporary(directory, [path.name for path in directory.iterdir()], time.time() - _ABANDONED_AFTER_S)
 
 
-def _remove_temporary(directory: Path, before: float = math.inf) -> set[str]:
+def _remove_temporary(directory: Path, names: Iterable[str], before: float = math.inf) -> set[str]:
     """Remove the temporary files and directories that were last changed before a time; return their names."""
     removed = set()
-    for path in directory.glob(".*.tmp"):
+    for path in (directory / name for name in names if name.startswith(".") and name.endswith(".tmp")):
         with contextlib.suppress(FileNotFoundError):
             if path.lstat().st_mtime >= before:
                 continue

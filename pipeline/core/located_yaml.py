@@ -126,6 +126,7 @@ class _Nodes:
         self.where = where
         self.lines = lines
         self.left = MAX_NODES
+        self.loader = yaml.SafeLoader("")
 
     def walk(self, node: yaml.Node, key: Key, outer: tuple[yaml.Node, ...]) -> None:
         self.left -= 1
@@ -146,7 +147,7 @@ class _Nodes:
                 f"{place}: YAML reads {node.value} as a number in base {base}; write a decimal number"
                 f' without leading zeros, or text in quotes: "{node.value}"'
             )
-        if not _fits_tag(node):
+        if not self._fits_tag(node):
             raise InputError(f"{place}: {node.value} does not fit the tag {node.tag}; remove the tag")
         outer = (*outer, node)
         if isinstance(node, yaml.MappingNode):
@@ -174,7 +175,7 @@ class _Nodes:
 
     def _check_not_equal(self, name: yaml.ScalarNode, key: Key, read: dict[Any, yaml.ScalarNode]) -> None:
         """Refuse a key that YAML reads as equal to an earlier one, whose value it would replace."""
-        other = read.setdefault(yaml.SafeLoader("").construct_document(name), name)
+        other = read.setdefault(self.loader.construct_document(name), name)
         if other is not name:
             place = self._place(name.start_mark.line + 1, (*key, name.value))
             raise InputError(
@@ -182,19 +183,18 @@ class _Nodes:
                 " remove one, or write both in quotes"
             )
 
+    def _fits_tag(self, node: yaml.Node) -> bool:
+        """Whether the text of a boolean or a date has the form that its tag requires, which PyYAML does not check."""
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in (_BOOL, _TIMESTAMP):
+            return True
+        form = self.loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+        return bool(form == node.tag)
+
     def _place(self, line: int, key: Key) -> str:
         """The key, and in a file its line."""
         if isinstance(self.where, Path):
             return f"{self.where}:{line}: {'.'.join(map(str, key)) or 'the file'}"
         return ".".join([self.where, *map(str, key)])
-
-
-def _fits_tag(node: yaml.Node) -> bool:
-    """Whether the text of a boolean or a date has the form that its tag requires, which PyYAML does not check."""
-    if not isinstance(node, yaml.ScalarNode) or node.tag not in (_BOOL, _TIMESTAMP):
-        return True
-    form = yaml.SafeLoader("").resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
-    return bool(form == node.tag)
 
 
 def _unusual_base(node: yaml.Node) -> int | None:

@@ -174,17 +174,17 @@ def load_held_out(
     """
     check_installed(task.metrics)
     rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
-    counts = rows.counts.model_copy(update={"unwritable": _unwritable(task, rows, vocabulary)})
     form = answer_form(task.labels or [], vocabulary, sentinel, max_output_length or max_target_length)
+    counts = rows.counts.model_copy(update={"unwritable": _unwritable(task, rows, form)})
     return HeldOut(task, replace(rows, counts=counts), form, scoring)
 
 
-def _unwritable(task: TaskConfig, rows: EncodedTask, vocabulary: Vocabulary) -> int:
+def _unwritable(task: TaskConfig, rows: EncodedTask, form: AnswerForm) -> int:
     """Number of free-text targets that count as wrong even if a T5 gives exactly their ids."""
     compared = next((metric for metric in ("accuracy", "exact_match") if metric in task.metrics), None)
     if task.labels or compared is None:
         return 0
-    written = [vocabulary.decode(ids) for ids in vocabulary.encode_batch(rows.target_texts)]
+    written = [form.decode(ids.tolist()) for ids in rows.targets]
     return right([compared], written, rows.target_texts, answers=rows.answers).count(False)
 
 

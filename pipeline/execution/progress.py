@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 
 from t5_pipeline.core.durations import duration
 from t5_pipeline.core.printable import printable
-from t5_pipeline.core.scores import scores_text
+from t5_pipeline.core.scores import score_text, scores_text
 
 # The bar measures its speed over at most this time, or 1,000 steps. rich's 30 s are less than some steps take.
 _SPEED_OVER_S = 3600.0
@@ -144,7 +144,7 @@ def validation_text(row: Mapping[str, Any]) -> str:
     'probe score 71.2 ± 3.1'
     """
     if row.get("split") == "probe":
-        return f"probe score {100 * row['score']:z.1f} ± {100 * row['spread']:.1f}"
+        return f"probe score {score_text(row['score'])} ± {100 * row['spread']:.1f}"
     if "loss" in row:
         return f"validation loss {row['loss']:.3f}"
     found: dict[str, list[float]] = {}
@@ -155,6 +155,6 @@ def validation_text(row: Mapping[str, Any]) -> str:
     for metric, values in found.items():
         text = scores_text({metric: sum(values) / len(values)})
         if len(values) > 1:
-            text += f" ({len(values)} cells: {100 * min(values):z.1f} to {100 * max(values):z.1f})"
+            text += f" ({len(values)} cells: {score_text(min(values))} to {score_text(max(values))})"
         shown.append(text)
     return f"validation {', '.join(shown)}"

@@ -220,18 +220,23 @@ TARGETS_AS_TEXT = ["two words", "two\nlines", "two  spaces", "\u732b", "The end.
 def test_targets_that_the_vocabulary_cannot_write_are_a_warning(
     tmp_path: Path, metrics: list[str], unwritable: int
 ) -> None:
-    """It has no line breaks, no repeated spaces and no Chinese. SQuAD's normalization ignores spaces."""
+    """It has no line breaks, no repeated spaces and no Chinese. SQuAD's normalization ignores spaces.
+
+    Truncated targets count, too.
+    """
     vocabulary = Vocabulary.train((text for module in CORPUS[:8] for _, text in documentation(module)), 300)
     write_rows(tmp_path / "test.jsonl", [{"a": "text", "b": target} for target in TARGETS_AS_TEXT])
     task = TaskConfig(name="t", data=str(tmp_path), inputs="{a}", targets="{b}", metrics=metrics)
-    found = load_held_out(
-        task, "test", vocabulary, sentinel="none", max_input_length=9, max_target_length=9, scoring="decode"
-    )
-    counts = found.rows.counts
+
+    def counts_at(longest: int) -> RowCounts:
+        return load_held_out(
+            task, "test", vocabulary, sentinel="none", max_input_length=9, max_target_length=longest, scoring="decode"
+        ).rows.counts
+
+    assert counts_at(2).unwritable == (5 if unwritable else 0)
+    counts = counts_at(40)
     assert (counts.unwritable, counts.unknown_targets) == (unwritable, 1)
-    said = (
-        f"tasks.t: the vocabulary cannot write {unwritable} of the 5 targets of split 'test' (characters that it lacks"
-    )
+    said = f"tasks.t: no output can equal {unwritable} of the 5 targets of split 'test' (characters that the"
     assert [warning[: len(said)] for warning in counts.warnings] == [said] * (unwritable > 0)
 
 

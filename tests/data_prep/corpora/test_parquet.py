@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.corpora.narrow_floats import with_written_floats
+from t5_pipeline.data_prep.corpora.narrow_floats import as_written, narrow_fields
 from t5_pipeline.data_prep.corpora.rows import read_rows
 
 ROWS = [{"text": 'first, "quoted"', "label": "a"}, {"text": "second\tline é", "label": "b"}]
@@ -66,7 +66,7 @@ def test_floats_are_the_numbers_that_were_written(tmp_path: Path, kind: pa.DataT
 
 
 def test_floats_of_16_bits_as_older_versions_of_pyarrow_return_them() -> None:
-    [row] = with_written_floats([{"score": np.float16(3.8)}], pa.schema({"score": pa.float16()}))
+    row = as_written({"score": np.float16(3.8)}, narrow_fields(pa.schema({"score": pa.float16()})))
     assert (row["score"], type(row["score"])) == (3.8, float)
 
 
