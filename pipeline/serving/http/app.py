@@ -122,12 +122,13 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         """Prometheus metrics."""
         return Response(server.metrics.text(), media_type=CONTENT_TYPE)
 
+    @app.get("/v1/models/", include_in_schema=False)
     @app.get("/v1/models")
     async def models() -> ModelList:
         """The base model and all prompts, with their cards."""
         return ModelList(data=server.models())
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")  # the base model's name may contain a slash, as names on the hub do
     async def model(name: str) -> ModelCard:
         """One prompt with the vocabulary token nearest to each of its rows, or the base model."""
         prompt = server.prompt(name)

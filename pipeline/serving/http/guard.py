@@ -52,7 +52,7 @@ class Guard:
                 options = self.server.options
                 await self.app(scope, _Limited(receive, options.body_bytes, options.timeout), counted)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path_format", "other")
             self.server.metrics.requests.labels(route, f"{status // 100}xx").inc()
             self.server.metrics.latency.labels(route).observe(time.monotonic() - began)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ import pytest
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.http.schemas import ClassifyRequest
-from tests.serving.http.served_app import Served
-from tests.serving.served_world import TEXTS, write_prompt
+from tests.serving.http.served_app import Served, serve
+from tests.serving.served_world import TEXTS, write_prompt, write_world
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,20 @@ def test_openai_client_completes_for_every_prompt(served: Served, engine: Engine
         assert answer.usage is not None
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert served.client.completions.create(model="base", prompt=["x", "y"], max_tokens=4).choices[1].index == 1
+
+
+def test_a_base_model_whose_name_contains_a_slash_is_found(tmp_path: Path) -> None:
+    """OpenAI's Python client encodes the slash; others do not."""
+    name = "google/t5-v1_1-small"
+    made = serve(write_world(tmp_path), model_name=name)
+    try:
+        assert made.client.models.retrieve(name).id == name
+        assert made.request("GET", f"/v1/models/{name}")[1]["method"] == "base"
+        assert made.request("GET", "/v1/models/free")[1]["parent"] == name
+        assert made.request("GET", "/v1/models/google")[0] == 404
+        assert made.request("GET", "/v1/models/")[1] == made.request("GET", "/v1/models")[1]
+    finally:
+        made.stop()
 
 
 def test_fields_at_openai_defaults_change_nothing(served: Served, engine: Engine) -> None:
