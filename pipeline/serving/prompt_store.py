@@ -36,6 +36,10 @@ _MOST_LABEL_TOKENS = 2**14
 """Tokens on which an input is scored: the number of labels times the tokens of the longest, with EOS."""
 
 
+class ReservedName(InputError):
+    """A prompt with the name of the T5 without a prompt."""
+
+
 @dataclass(frozen=True)
 class ServedPrompt:
     """A prompt in memory.
@@ -103,11 +107,12 @@ class PromptStore:
         """Load a prompt without adding it.
 
         Raises:
+            ReservedName: if the T5 without a prompt has this name.
             OtherModel: if it was trained on another T5 or with another vocabulary.
             InputError: if it is damaged, or too large to be served.
         """
         if name == self.reserved:
-            raise InputError(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
+            raise ReservedName(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
         what = f"prompt `{name}`"
         record = path / marker("prompt")
         if record.is_file() and (size := record.stat().st_size) > _MOST_JSON:

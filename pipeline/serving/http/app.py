@@ -209,7 +209,7 @@ def _add_routes(app: FastAPI, server: Server) -> None:
     )
     async def load_adapter(body: LoadAdapterRequest) -> ModelCard:
         """`POST /v1/prompts` under vLLM's name."""
-        prompt = await asyncio.to_thread(server.add, body.lora_name, body.lora_path, "lora_path")
+        prompt = await asyncio.to_thread(server.add, body.lora_name, body.lora_path, "lora_")
         return server.card(prompt)
 
     @app.post("/v1/unload_lora_adapter", dependencies=changes, responses={403: {"model": ErrorResponse}})

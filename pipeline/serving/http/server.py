@@ -24,7 +24,7 @@ from t5_pipeline.serving.http.errors import Refused
 from t5_pipeline.serving.http.metrics import Metrics
 from t5_pipeline.serving.http.schemas import Fields, ModelCard, Usage
 from t5_pipeline.serving.jobs import Draining, Job, NotSupported, QueueFull, Result, TooLong
-from t5_pipeline.serving.prompt_store import PromptStore, ServedPrompt
+from t5_pipeline.serving.prompt_store import PromptStore, ReservedName, ServedPrompt
 from t5_pipeline.serving.scheduler import Scheduler
 
 
@@ -215,12 +215,13 @@ class Server:
                 403, f"prompts cannot be changed under the name {host}; use localhost, or start the server with --keys"
             )
 
-    def add(self, name: str, path: str, param: str = "path") -> ServedPrompt:
+    def add(self, name: str, path: str, prefix: str = "") -> ServedPrompt:
         """Load a prompt from the directory of prompts.
 
         Args:
-            param: field of the request that contains the path, for errors.
+            prefix: what precedes "name" and "path" in the fields of the request, for errors.
         """
+        param = f"{prefix}path"
         root = self.options.prompts
         if not self.options.allow_changes or root is None:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
@@ -228,6 +229,8 @@ class Server:
             remedy = "copy the prompt into the server's directory of prompts, and give the path relative to it"
             place = inside(root, path, param, remedy)
             prompt = self.store.read(name, locate_one("prompt", str(place), param))
+        except ReservedName as error:
+            raise Refused(400, str(error), param=f"{prefix}name") from error
         except OtherModel as error:
             digests = {"prompt": error.of_prompt, "server": error.of_t5}
             raise Refused(409, str(error), param=param, code="other_model", digests=digests) from error

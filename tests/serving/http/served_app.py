@@ -80,7 +80,7 @@ class Served:
 
 
 def serve(world: Path, **options: Any) -> Served:
-    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    store = PromptStore.of(str(world / "model"), torch.zeros(1), reserved=options.get("model_name", "base"))
     store.load(str(world / "prompts"))
     limits = Limits(batch=8, waiting=options.pop("waiting", 64))
     scheduler = Scheduler.load(store, limits=limits)

@@ -219,6 +219,10 @@ def test_prompts_change_while_serving(served: Served) -> None:
         status, answer, _ = served.request("POST", "/v1/prompts", {"name": "new", "path": path})
         assert (status, answer["error"]["param"]) == (400, "path"), answer
         assert problem in answer["error"]["message"]
+    for route, prefix in (("prompts", ""), ("load_lora_adapter", "lora_")):
+        body = {f"{prefix}name": "base", f"{prefix}path": "labels"}
+        status, answer, _ = served.request("POST", f"/v1/{route}", body)
+        assert (status, answer["error"]["param"]) == (400, f"{prefix}name"), answer
     assert served.request("POST", "/v1/prompts", {"name": "new", "path": "labels"})[0] == 201
     assert served.request("POST", "/v1/classify", {"model": "new", "fields": {"text": "x"}})[0] == 200
     assert served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "\ud800"})[0] == 400
