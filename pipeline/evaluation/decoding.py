@@ -1,7 +1,8 @@
 """Decoding: greedy, by sampling, and by beam search; with one prompt or with a mixture of prompts.
 
 B inputs, M prompts of a mixture, E = M·B rows of the encoder, K beams, R = K·B texts, Q = M·R rows of the decoder,
-S encoder length (prompt included), T decoded length, D d_model, V vocabulary rows, N = 2·K continuations of an input
+S encoder length (prompt included), T decoded length, D d_model, V vocabulary rows, C of them that are sorted,
+N = 2·K continuations of an input
 """
 
 from __future__ import annotations
@@ -143,34 +144,38 @@ def tokens(texts: Continuations, max_length: int, choose: Callable[[Tensor, int]
 
 
 def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float) -> Tensor:
-    """The token [B] at which the cumulative probability, from the likeliest token down, exceeds a number in [0, 1).
+    """The token [B] at which the cumulative probability, in the order of ids, exceeds a number in [0, 1).
 
     Args:
         drawn_B: one number for each row.
 
-    >>> logits_BV = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(3, 1)
-    >>> sampled(logits_BV, torch.tensor([0.49, 0.79, 0.81]), temperature=1, top_p=1).tolist()
+    >>> logits_BV = torch.tensor([[0.2, 0.5, 0.3]]).log().repeat(3, 1)
+    >>> sampled(logits_BV, torch.tensor([0.19, 0.69, 0.71]), temperature=1, top_p=1).tolist()
     [0, 1, 2]
-    >>> sampled(logits_BV, torch.tensor([0.49, 0.79, 0.81]), temperature=1, top_p=0.7).tolist()
-    [0, 1, 1]
+    >>> sampled(logits_BV, torch.tensor([0.19, 0.62, 0.63]), temperature=1, top_p=0.7).tolist()
+    [1, 1, 2]
     """
-    p_BV, token_BV = kept(logits_BV, temperature, top_p)
-    last_B1 = ((p_BV > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)  # −1 if the logits are NaN
-    place_B1 = (p_BV.cumsum(dim=-1) <= drawn_B.double().unsqueeze(1)).sum(dim=-1, keepdim=True)
-    return token_BV.gather(1, place_B1.minimum(last_B1)).squeeze(1)
+    cumulative_BV = kept(logits_BV, temperature, top_p).cumsum(dim=-1)
+    total_B1 = cumulative_BV[:, -1:]
+    place_B1 = torch.searchsorted(cumulative_BV, drawn_B.double().unsqueeze(1) * total_B1, right=True)
+    return place_B1.clamp(max=logits_BV.size(-1) - 1).squeeze(1)  # V if the logits are NaN
 
 
-def kept(logits_BV: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """The probabilities [B, V] that are sampled from, highest first, and their tokens; 0 for those that `top_p` drops.
+def kept(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
+    """The weights [B, V] of the tokens in a sample: their probabilities, and 0 for those that `top_p` drops.
 
     The rules are those of transformers' `generate(do_sample=True, temperature=…, top_p=…, top_k=0)`.
     """
     # Relative to the highest, so that a tiny temperature does not divide to infinity.
     below_BV = logits_BV.double() - logits_BV.amax(dim=-1, keepdim=True)
-    p_BV, token_BV = (below_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    if top_p < 1:
-        p_BV = p_BV.masked_fill(p_BV.cumsum(dim=-1) - p_BV >= top_p, 0.0)
-    return p_BV / p_BV.sum(dim=-1, keepdim=True), token_BV
+    p_BV = (below_BV / temperature).softmax(dim=-1)
+    if top_p == 1:
+        return p_BV
+    # Tokens below this probability have less than 1 - top_p together: they are dropped without being sorted.
+    (likely_C,) = (p_BV >= (1 - top_p) / p_BV.size(-1)).any(dim=0).nonzero(as_tuple=True)
+    p_BC, order_BC = p_BV[:, likely_C].sort(dim=-1, descending=True, stable=True)
+    p_BC = p_BC.masked_fill(p_BC.cumsum(dim=-1) - p_BC >= top_p, 0.0)
+    return torch.zeros_like(p_BV).scatter(1, likely_C[order_BC], p_BC)
 
 
 @torch.no_grad()

@@ -126,10 +126,26 @@ def test_samples_have_the_distribution_of_transformers(model: PromptedT5, tmp_pa
         )  # fmt: skip
         logits_BTV = model(None, INPUTS_BS, sample.sequences[:, 1:])
         for position, scores_BV in enumerate(sample.scores):
-            p_BV, token_BV = kept(logits_BTV[:, position], temperature, top_p)
-            mine_BV = torch.zeros_like(p_BV).scatter(1, token_BV, p_BV)
+            weights_BV = kept(logits_BTV[:, position], temperature, top_p)
+            mine_BV = weights_BV / weights_BV.sum(dim=-1, keepdim=True)
             torch.testing.assert_close(mine_BV.float(), scores_BV.softmax(-1), atol=1e-5, rtol=1e-4)
             assert (mine_BV == 0).any() == (top_p < 1)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 30.0])
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999999, 1.0])
+def test_the_tokens_of_top_p_are_those_of_a_full_sort(spread: float, top_p: float) -> None:
+    """Also where many tokens are equally likely: those with the lowest ids stay."""
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = (torch.randn(3, 997, generator=generator) * spread).round(decimals=1)
+    p_BV, token_BV = logits_BV.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    stays_BV = (p_BV.cumsum(-1) - p_BV < top_p) | torch.tensor(top_p == 1)
+    plain_BV = torch.zeros_like(p_BV).scatter(1, token_BV, p_BV * stays_BV)
+    weights_BV = kept(logits_BV, 1.0, top_p)
+    assert torch.equal(weights_BV > 0, plain_BV > 0)
+    torch.testing.assert_close(weights_BV, plain_BV)
+    of_one = torch.cat([kept(row_1V, 1.0, top_p) for row_1V in logits_BV.split(1)])
+    assert torch.equal(of_one > 0, weights_BV > 0)
 
 
 @torch.no_grad()
