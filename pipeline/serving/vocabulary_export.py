@@ -271,7 +271,7 @@ def write_ctranslate2(directory: Path, t5: T5, tokens: Collection[PromptTokens],
             spec.decoder.projection.bias = bias_V
             return spec
 
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".ctranslate2.") as scratch:
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".ctranslate2.", suffix=".tmp") as scratch:
         source, made = Path(scratch) / "transformers", Path(scratch) / "ctranslate2"
         shutil.copytree(directory, source)
         write_transformers(source, t5, tokens, None)

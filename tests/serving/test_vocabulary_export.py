@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.artifacts.kinds import artifact_digest
+from t5_pipeline.core.atomic_files import sweep
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
@@ -152,6 +153,26 @@ def check_ctranslate2(world: World) -> None:
 
 def test_ctranslate2_gives_the_same_scores(world: World) -> None:
     check_ctranslate2(world)
+
+
+def test_all_that_a_killed_export_leaves_is_swept(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ctranslate2")
+    left: list[Path] = []
+
+    def killed(*_: Any) -> None:
+        left.extend(tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("t5_pipeline.serving.vocabulary_export.write_transformers", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(str(world.directory / "model"), str(world.directory / "prompts"), "ctranslate2", str(tmp_path / "out"))
+    assert len(left) == 2
+    for path in left:
+        path.mkdir()
+    sweep(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_ctranslate2_scales_the_outputs_of_umt5(tmp_path: Path) -> None:
