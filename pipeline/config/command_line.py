@@ -171,10 +171,10 @@ def positive(text: str) -> int:
     """The value of a flag that counts something.
 
     Raises:
-        argparse.ArgumentTypeError: if it is not an integer from 1.
+        argparse.ArgumentTypeError: if it is not an integer from 1 to 999,999,999, which every library accepts.
     """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1, not {text!r}")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to 999,999,999, not {text[:20]!r}")
     return int(text)
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
-from t5_pipeline.config.command_line import flag, parse, parser
+from t5_pipeline.config.command_line import Parser, flag, parse, parser, positive
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
@@ -116,3 +116,12 @@ def test_a_flag_replaces_a_mapping_of_the_recipe_and_single_sizes(tmp_path: Path
     assert settings(PromptTuneConfig, "tune", "--sweep", "{}").sweep == {}
     sizes = settings(SpanCorruptConfig, "pretrain", "--init.d-model", "32").init
     assert (sizes.d_model, sizes.num_layers) == (32, 2)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1e3", "", "1000000000", "9" * 5000])
+def test_a_count_has_a_range(given: str) -> None:
+    made = Parser(prog="program")
+    made.add_argument("--n", type=positive)
+    with pytest.raises(InputError, match=r"^program: --n: must be an integer from 1 to 999,999,999, not '"):
+        made.parse_args([f"--n={given}"])
+    assert made.parse_args(["--n=999999999"]).n == 999_999_999

@@ -116,7 +116,7 @@ def _listen(host: str, port: int, timeout: float) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sys.platform == "linux":  # connections inherit it
-            milliseconds = min(max(1, int(timeout * 1000)), 2**31 - 1)
+            milliseconds = int(min(max(1, timeout * 1000), 2**31 - 1))
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listening.bind(address)
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from t5_pipeline.cli.main import main
-from t5_pipeline.serving.http.run import _url
+from t5_pipeline.serving.http.run import _listen, _url
 from tests.serving.served_world import write_world
 
 
@@ -35,3 +35,8 @@ def test_the_printed_address_is_a_url(host: str, start: str) -> None:
         except OSError:
             pytest.skip(f"{host} is not an address of this machine")
         assert _url(listening) == f"{start}{listening.getsockname()[1]}"
+
+
+def test_a_timeout_may_be_any_number() -> None:
+    for timeout in (1e-300, 1e308):
+        _listen("127.0.0.1", 0, timeout).close()
