@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.methods.base import ReadingModel
-from t5_pipeline.modeling.limits import SCORED_LOGITS_ROWS
+from t5_pipeline.modeling.limits import SCORED_LABEL_TOKENS, SCORED_LOGITS_ROWS
 
 
 @torch.no_grad()
@@ -35,8 +35,23 @@ def score_label_sets(
     model: ReadingModel, encoded_BSD: Tensor, mask_BS: Tensor | None, labels: Sequence[Sequence[Sequence[int]]]
 ) -> Tensor:
     """Like `score_labels`, with L labels for each input: `labels[b][l]` are token ids."""
-    device = encoded_BSD.device
     longest = max(len(label) for of_input in labels for label in of_input)
+    size = max(1, SCORED_LABEL_TOKENS // (len(labels[0]) * longest))
+    parts = [slice(begin, begin + size) for begin in range(0, len(labels), size)]
+    return torch.cat(
+        [_score(model, encoded_BSD[b], None if mask_BS is None else mask_BS[b], labels[b], longest) for b in parts]
+    )
+
+
+def _score(
+    model: ReadingModel,
+    encoded_BSD: Tensor,
+    mask_BS: Tensor | None,
+    labels: Sequence[Sequence[Sequence[int]]],
+    longest: int,
+) -> Tensor:
+    """The scores of a few inputs, whose labels are decoded at once."""
+    device = encoded_BSD.device
     padded = [[*label, *[0] * (longest - len(label))] for of_input in labels for label in of_input]
     targets_RT = torch.tensor(padded, device=device)
     lengths_R1 = torch.tensor([[len(label)] for of_input in labels for label in of_input], device=device)

@@ -8,6 +8,9 @@ LOSS_ROWS = {"cpu": 512, "cuda": 4096}
 SCORED_LOGITS_ROWS = 2048
 """Rows of logits that label scoring makes at a time."""
 
+SCORED_LABEL_TOKENS = 1 << 14
+"""Label tokens that label scoring decodes at a time, unless a single input has more."""
+
 SCORED_EXAMPLES = 64
 """Examples of a validation batch."""
 

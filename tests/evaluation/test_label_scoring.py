@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +38,26 @@ def test_scores_equal_log_probabilities_of_labels(
     expected_BL = torch.stack([log_p_of_forward(model, prompt_B, label) for label in LABELS], dim=1)
     assert scores_BL.dtype == torch.float32
     assert torch.allclose(scores_BL, expected_BL, rtol=1e-5, atol=1e-4)
+
+
+def test_a_bounded_number_of_label_tokens_is_decoded_at_once(
+    model: PromptedT5, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a batch of inputs with thousands of labels takes tens of gigabytes."""
+    encoded, mask = model.encode(PROMPT_B, INPUTS_BS)
+    whole_BL = score_labels(model, encoded, mask, LABELS)
+    decode, tokens = model.decode, []
+
+    def counted(inputs_RT: Tensor, *rest: Any) -> Tensor:
+        tokens.append(inputs_RT.numel())
+        return decode(inputs_RT, *rest)
+
+    monkeypatch.setattr(model, "decode", counted)
+    for at_once, expected in ((35, [32, 16]), (1, [16] * 3)):
+        monkeypatch.setattr(label_scoring, "SCORED_LABEL_TOKENS", at_once)
+        tokens.clear()
+        assert torch.allclose(score_labels(model, encoded, mask, LABELS), whole_BL, rtol=1e-5, atol=1e-4)
+        assert tokens == expected
 
 
 def test_scores_are_normalized(model: PromptedT5) -> None:
