@@ -30,6 +30,8 @@ from t5_pipeline.serving.prompt_mirror import Mirror
 # Limits of a prompt, which may come from a stranger: each request that names it takes time and memory in proportion.
 _MOST_JSON = 2**20
 """Bytes of prompt.json."""
+_MOST_ROWS = 2**10
+"""Rows, which lengthen each input of the encoder."""
 _MOST_FIELDS = 100
 """Places in the template of the input that the fields of a request fill."""
 _MOST_LABEL_TOKENS = 2**14
@@ -123,6 +125,10 @@ class PromptStore:
         prompt = Prompt.load(path)
         info = prompt.info
         self.t5.check_prompt(what, info)
+        if info.prompt_length > _MOST_ROWS:
+            raise InputError(
+                f"{what}: has {info.prompt_length:,} rows, and at most {_MOST_ROWS:,} are served; train it with fewer"
+            )
         task = Task.load(info.task)
         if (fields := len(task.input_template.fields)) > _MOST_FIELDS:
             raise InputError(

@@ -153,3 +153,10 @@ def test_a_prompt_that_makes_every_request_expensive_is_refused(
     path = write_prompt(world, "labels", 0, task=task)
     with pytest.raises(InputError, match=f"^prompt `labels`: .*{words}"):
         store.read("labels", path)
+
+
+def test_a_prompt_with_very_many_rows_is_refused(world: Path, store: PromptStore) -> None:
+    """The encoder's attention takes memory in proportion to the square of rows and input."""
+    with pytest.raises(InputError, match=r"^prompt `a`: has 1,025 rows, and at most 1,024 are served; train it with"):
+        store.read("a", write_prompt(world, "a", 0, length=1025))
+    assert len(store.read("a", write_prompt(world, "a", 0, length=1024)).rows_PD) == 1024
