@@ -85,8 +85,7 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
     """
     with _listen(given.host, given.port, given.timeout) as listening:
         app = load_app(given, keys)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(given.timeout) + 1)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn_config(app, given.timeout))
         for number in (signal.SIGTERM, signal.SIGINT):  # before uvicorn handles them; it raises them again at the end
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         listening.listen()  # from here on, clients wait for uvicorn instead of being refused
@@ -94,6 +93,16 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
         say(f"serving {count} prompts at {url} (OpenAI clients: base_url {url}/v1)")
         server.run(sockets=[listening])
         return 0
+
+
+def uvicorn_config(app: FastAPI, timeout: float) -> uvicorn.Config:
+    """The settings of uvicorn.
+
+    Args:
+        timeout: maximum seconds for a request.
+    """
+    # Unlike httptools, h11 limits the size of a request's head, which is read before any key is checked.
+    return uvicorn.Config(app, http="h11", log_level="warning", timeout_graceful_shutdown=int(timeout) + 1)
 
 
 def _url(listening: socket.socket) -> str:

@@ -16,7 +16,7 @@ import torch
 import uvicorn
 
 from t5_pipeline.serving.http.app import create_app
-from t5_pipeline.serving.http.run import _listen
+from t5_pipeline.serving.http.run import _listen, uvicorn_config
 from t5_pipeline.serving.http.server import Options
 from t5_pipeline.serving.jobs import Limits
 from t5_pipeline.serving.prompt_store import PromptStore
@@ -86,8 +86,9 @@ def serve(world: Path, **options: Any) -> Served:
     scheduler = Scheduler.load(store, limits=limits)
     settings = {"model_name": "base", "keys": frozenset({KEY}), "prompts": world / "prompts", "allow_changes": True}
     app = create_app(scheduler, store, Options(**{**settings, "watch_seconds": 0.05, **options}))
-    listening = _listen("127.0.0.1", 0, options.get("timeout", Options.timeout))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    timeout = options.get("timeout", Options.timeout)
+    listening = _listen("127.0.0.1", 0, timeout)
+    server = uvicorn.Server(uvicorn_config(app, timeout))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     until = time.monotonic() + 30

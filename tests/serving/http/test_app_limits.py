@@ -58,6 +58,12 @@ def test_a_body_that_does_not_arrive_ends_the_request(tmp_path: Path) -> None:
         made.stop()
 
 
+def test_a_head_of_a_request_has_a_limit(served: Served) -> None:
+    """Clients without a key send heads, too; they must not fill the memory."""
+    for line in ("GET /health?{} HTTP/1.1\r\n", "GET /health HTTP/1.1\r\nX-Long: {}\r\n"):
+        assert served.send(line.format("x" * 20_000), 20) == 400
+
+
 def test_a_body_without_a_length_has_the_same_limit(served: Served) -> None:
     connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=30)
     body = iter([b"x" * 600_000] * 2)
