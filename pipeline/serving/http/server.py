@@ -227,8 +227,8 @@ class Server:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
         try:
             remedy = "copy the prompt into the server's directory of prompts, and give the path relative to it"
-            place = inside(root, path, param, remedy)
-            prompt = self.store.read(name, locate_one("prompt", str(place), param))
+            place = locate_one("prompt", str(inside(root, path, param, remedy)), param)
+            prompt = self.store.read(name, inside(root, str(place.relative_to(root)), param, remedy))
         except ReservedName as error:
             raise Refused(400, str(error), param=f"{prefix}name") from error
         except OtherModel as error:

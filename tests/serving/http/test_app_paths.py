@@ -28,6 +28,8 @@ def test_paths_reach_nothing_outside_the_folder_of_prompts(tmp_path: Path) -> No
     write_prompt(world, "hostile", 8, base_model=str(victim), **hostile)
     (world / "prompts/link").symlink_to(victim)  # its owner may do so; requests may not use it
     (world / "prompts/loop").symlink_to("loop")
+    (world / "prompts/stage").mkdir()
+    (world / "prompts/stage/prompt").symlink_to(victim)
     (world / "prompts/notes.txt").write_text("not a prompt")
     before = state(tmp_path)
     made = serve(world, keys=frozenset())
@@ -49,7 +51,7 @@ def test_paths_reach_nothing_outside_the_folder_of_prompts(tmp_path: Path) -> No
                     assert (status, answer["error"]["param"]) == (400, f"{key}name"), name
                 body = {f"{key}name": "new", f"{key}path": name}
                 assert name == "labels/" or made.request("POST", f"/v1/{route}", body)[0] == 400, name
-        for path in ("link", "link/prompt.json", "loop", "loop/..", "labels/../link"):
+        for path in ("link", "link/prompt.json", "loop", "loop/..", "labels/../link", "stage", "stage/prompt"):
             assert made.request("POST", "/v1/prompts", {"name": "new", "path": path})[0] == 400, path
         for name in ("hostile", "link"):
             assert made.request("POST", "/v1/completions", {"model": name, "prompt": "say: x"})[0] == 200
