@@ -248,7 +248,7 @@ class Server:
 
 def _is_loopback(address: str) -> bool:
     try:
-        return ip_address(address).is_loopback
+        return ip_address(address.removeprefix("::ffff:")).is_loopback  # of a client over IPv4 if the server has ::
     except ValueError:
         return False
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from t5_pipeline.serving.http.server import _is_loopback
 from tests.serving.http.served_app import KEY, Served, serve
 from tests.serving.served_world import write_world
 
@@ -86,6 +87,12 @@ def test_a_page_under_a_name_of_its_own_changes_no_prompts(tmp_path: Path) -> No
         assert made.send("GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", 20) == 200
     finally:
         made.stop()
+
+
+def test_a_server_at_all_addresses_is_reached_on_the_loopback_over_ipv4_too() -> None:
+    """Linux writes the address of such a connection to `::` as one of IPv6."""
+    assert all(map(_is_loopback, ("127.0.0.1", "::1", "::ffff:127.0.0.1")))
+    assert not any(map(_is_loopback, ("192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "/run/socket")))
 
 
 def test_shutdown_answers_accepted_requests(tmp_path: Path) -> None:
