@@ -6,6 +6,7 @@ Routes never read a path from a request except `POST /v1/prompts`, whose path mu
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -55,9 +56,11 @@ def create_app(scheduler: Scheduler, store: PromptStore, options: Options) -> Fa
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         scheduler.start()
-        watching = asyncio.create_task(_watch(server))
+        ended = threading.Event()
+        # A daemon, because a look at a store that does not answer must not delay the end of the process.
+        threading.Thread(target=_watch, args=(server, ended), name="watch", daemon=True).start()
         yield
-        watching.cancel()
+        ended.set()
         await asyncio.to_thread(scheduler.close)
 
     app = FastAPI(
@@ -78,12 +81,11 @@ def create_app(scheduler: Scheduler, store: PromptStore, options: Options) -> Fa
     return app
 
 
-async def _watch(server: Server) -> None:
+def _watch(server: Server, ended: threading.Event) -> None:
     options = server.options
-    while options.watch_seconds and options.prompts is not None:
-        await asyncio.sleep(options.watch_seconds)
+    while options.watch_seconds and options.prompts is not None and not ended.wait(options.watch_seconds):
         try:
-            for line in await asyncio.to_thread(server.store.look, str(options.prompts)):
+            for line in server.store.look(str(options.prompts)):
                 say(line)
         except Exception as error:  # the next look may succeed
             say(f"warning: {options.prompts}: cannot be read ({error})")

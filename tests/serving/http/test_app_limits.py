@@ -109,6 +109,25 @@ def test_shutdown_answers_accepted_requests(tmp_path: Path) -> None:
     assert not made.thread.is_alive()
 
 
+def test_a_store_that_does_not_answer_cannot_delay_the_end(tmp_path: Path) -> None:
+    made = serve(write_world(tmp_path))
+    looking, answered = threading.Event(), threading.Event()
+
+    def look(directory: str) -> list[str]:
+        looking.set()
+        assert answered.wait(60)
+        return []
+
+    made.server.config.app.state.server.store.look = look  # type: ignore[union-attr]
+    assert looking.wait(20)
+    made.server.should_exit = True
+    made.thread.join(20)
+    ended = not made.thread.is_alive()
+    answered.set()
+    made.stop()
+    assert ended
+
+
 def test_a_stream_that_fails_says_why_in_the_log_only(
     served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
