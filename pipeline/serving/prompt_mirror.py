@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from t5_pipeline.artifacts.kinds import marker
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.file_cache import remote_errors
 
 _SUFFIXES = (".json", ".safetensors")  # the files that a prompt is read from
@@ -90,7 +90,9 @@ class Mirror:
             store.invalidate_cache()
             try:
                 found = store.find(root, maxdepth=_DEEPEST, detail=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if self._seen is not None:  # the hub also answers this if a token has expired
+                    raise OSError(one_line(error)) from None
                 found = {}
         folders: dict[PurePosixPath, _Listed] = {}
         top = PurePosixPath(root)

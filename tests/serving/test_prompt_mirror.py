@@ -19,12 +19,12 @@ from tests.serving.served_world import write_prompt, write_world
 
 
 class Shared(MemoryFileSystem):
-    """A store that can be out of reach, and whose files can be forbidden."""
+    """A store that can be out of reach or gone, and whose files can be forbidden."""
 
     protocol = "shared"
     store: dict[str, Any] = {}  # noqa: RUF012 (as in the base class)
     pseudo_dirs = [""]  # noqa: RUF012
-    reachable = True
+    problem: Exception | None = None
     forbidden = ""
 
     def get_file(self, rpath: str, *arguments: Any, **more: Any) -> Any:
@@ -33,8 +33,8 @@ class Shared(MemoryFileSystem):
         return super().get_file(rpath, *arguments, **more)
 
     def find(self, *arguments: Any, **more: Any) -> Any:
-        if not Shared.reachable:
-            raise ConnectionError("no route to the store")
+        if Shared.problem is not None:
+            raise Shared.problem
         return super().find(*arguments, **more)
 
 
@@ -50,7 +50,7 @@ def world(tmp_path: Path) -> Iterator[Path]:
     upload(world, "long", "long/prompt")
     yield world
     Shared.store.clear()
-    Shared.reachable, Shared.forbidden = True, ""
+    Shared.problem, Shared.forbidden = None, ""
 
 
 def upload(
@@ -81,12 +81,14 @@ def test_prompts_of_a_url_are_added_replaced_and_removed(world: Path, capsys: py
     assert store.look(directory) == []  # the files changed since the last look
     assert store.look(directory)[0].startswith("added prompt `labels-2`")
 
+    for problem in (ConnectionError("no route to the store"), FileNotFoundError("the repository does not exist")):
+        Shared.problem = problem
+        assert store.look(directory) == store.look(directory) == []
+        Shared.problem = None
+        assert len(store) == 4
+        assert capsys.readouterr().err.count(str(problem)) == 1  # one warning
+        assert store.look(directory) == []
     fsspec.filesystem("shared").rm("shared://bucket/prompts/long", recursive=True)
-    Shared.reachable = False
-    assert store.look(directory) == store.look(directory) == []
-    Shared.reachable = True
-    assert len(store) == 4
-    assert capsys.readouterr().err.count("no route to the store") == 1  # one warning
     assert store.look(directory) == ["removed prompt `long`"]
     # Nothing remains of earlier versions.
     assert len([path for path in Path(directory).iterdir() if not path.is_symlink()]) == len(store) == 3
