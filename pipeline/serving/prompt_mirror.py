@@ -57,6 +57,10 @@ class Mirror:
             InputError: if the store cannot be read.
         """
         listed = self._list()
+        for name, prompt in list(self._taken.items()):
+            # Cleaners of temporary directories remove files that were not read for days.
+            if not all((self.directory / name / file).is_file() for file in prompt.files):
+                del self._taken[name]
         seen = listed if self._seen is None else self._seen  # the first time, all prompts are taken at once
         changed = {name: prompt for name, prompt in listed.items() if self._taken.get(name) != prompt == seen.get(name)}
         fetched: dict[str, Path] = {}
@@ -134,7 +138,7 @@ class Mirror:
         new.symlink_to(version.name)
         new.replace(link)
         if before is not None:
-            shutil.rmtree(before)
+            shutil.rmtree(before, ignore_errors=True)
 
     def _remove(self, name: str) -> None:
         link = self.directory / name

@@ -94,6 +94,20 @@ def test_prompts_of_a_url_are_added_replaced_and_removed(world: Path, capsys: py
     assert len([path for path in Path(directory).iterdir() if not path.is_symlink()]) == len(store) == 3
 
 
+def test_a_copy_that_a_cleaner_of_temporary_files_removes_is_fetched_again(world: Path) -> None:
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    directory = store.load("shared://bucket/prompts")
+    removed = [path for path in directory.rglob("*") if path.is_file()]
+    for path in removed:
+        path.unlink()
+    (directory / "long").resolve().rmdir()
+    (directory / "free").unlink()
+    changes = store.look(str(directory))
+    assert [line.split(" (")[0] for line in changes] == [f"replaced prompt `{name}`" for name in store.all()]
+    assert list(store.all()) == ["free", "labels", "long"]
+    assert store.look(str(directory)) == []
+
+
 def test_a_url_of_one_prompt_and_wrong_urls(world: Path) -> None:
     store = PromptStore.of(str(world / "model"), torch.zeros(1))
     store.load(f"file://{world}/prompts/free")
