@@ -212,6 +212,9 @@ class PromptStore:
             found = {}
         changes = [self._update(name, path) for name, path in found.items()]
         changes += [self._remove_missing(name) for name in [name for name in self._watched if name not in found]]
+        for name in self._warned.keys() - found.keys() - self._watched.keys():  # if it comes back, it is reported again
+            del self._warned[name]
+            self._unreadable.pop(name, None)
         return [change for change in changes if change is not None]
 
     def _update(self, name: str, path: Path) -> str | None:

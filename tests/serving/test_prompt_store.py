@@ -137,6 +137,18 @@ def test_a_warning_about_a_damaged_prompt_says_what_is_served(
     assert store.all()["labels"] is before
 
 
+def test_a_damaged_prompt_that_comes_back_is_reported_again(
+    world: Path, store: PromptStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        path = write_prompt(world, "new", 5)
+        (path / "prompt.safetensors").write_bytes(b"half")
+        assert store.look(str(world / "prompts")) == store.look(str(world / "prompts")) == []
+        assert capsys.readouterr().err.count("warning: ") == 1
+        shutil.rmtree(path)
+        assert store.look(str(world / "prompts")) == []
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
