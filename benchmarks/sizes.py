@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import load_recipe, parse_override
+from t5_pipeline.config.overrides import parse_override
+from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.atomic_files import write_output
 from t5_pipeline.cost.plan import Rate, StageCost, plan
 from t5_pipeline.cost.plan_text import count_text, hours_text, size_text

@@ -17,7 +17,8 @@ from typing import Any
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.command_line import flag
-from t5_pipeline.config.recipe import Recipe, load_recipe, parse_recipe, read_recipe
+from t5_pipeline.config.recipe import Recipe, load_recipe, parse_recipe
+from t5_pipeline.config.recipe_file import read_recipe
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.atomic_files import move_directory
 from t5_pipeline.core.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from t5_pipeline.config.recipe import Override, parse_override
+from t5_pipeline.config.overrides import Override, parse_override
 from t5_pipeline.config.references import load_task
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,15 @@ from typing import Any
 
 import yaml
 
+from t5_pipeline.config.overrides import Override, apply_overrides
+from t5_pipeline.config.recipe_file import RECIPE_KEYS, read_recipe
 from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.sweep import combination_name
-from t5_pipeline.config.variables import substitute, variables_of
+from t5_pipeline.config.variables import substitute
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.located_yaml import Key, Located, NotYAML, parse_value, read_yaml
-from t5_pipeline.core.packaged import or_packaged
+from t5_pipeline.core.located_yaml import Key, Located
 from t5_pipeline.core.paths import check_file_name
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
@@ -43,46 +44,6 @@ RESERVED = ("superseded",)  # used in run directories
 MAX_CELLS = 1_000  # of a stage
 MAX_CELL_NAME = 200  # bytes; file systems allow 255, and temporary files get longer names
 _STAGE_KEYS = ("uses", "matrix", "launch")
-_RECIPE_KEYS = ("name", "vars", "seed", "tasks", "stages", "launch")
-
-
-@dataclass(frozen=True)
-class Override:
-    """A value that replaces a setting of the recipe.
-
-    Attributes:
-        path: (stage, key), ("tasks", name, key), or a key or variable of the recipe, such as ("seed",).
-        flag: the command-line flag that gave it, for errors.
-    """
-
-    path: tuple[str, ...]
-    value: Any
-    flag: str = "--set"
-
-
-def parse_override(text: str) -> Override:
-    """Parse `stage.key=value`, `tasks.name.key=value`, `seed=value` or a variable, as `--set` takes them, in YAML.
-
-    A value that YAML cannot read is text, and so is a number like 010 that is not in a list.
-
-    Raises:
-        InputError: if it has no key, or a list or mapping contains a key twice or a number like 010.
-
-    >>> parse_override("lm_adapt.keep_steps=[100, 200]")
-    Override(path=('lm_adapt', 'keep_steps'), value=[100, 200], flag='--set')
-    """
-    path, equals, value = text.partition("=")
-    keys = tuple(path.strip().split("."))
-    if not equals or not all(keys):
-        raise InputError(f"--set {text}: is not an override; write it as stage.key=value")
-    try:
-        return Override(keys, parse_value(value, f"--set {path.strip()}"))
-    except NotYAML:  # such as the template {premise} {hypothesis}
-        return Override(keys, value)
-    except InputError:
-        if value.lstrip().startswith(("[", "{")):
-            raise
-        return Override(keys, value)
 
 
 @dataclass(frozen=True)
@@ -162,26 +123,6 @@ def load_recipe(
     return parse_recipe(located, kinds)
 
 
-def read_recipe(path: str | Path) -> Located:
-    """Read the YAML of a recipe without parsing its settings.
-
-    Raises:
-        InputError: if the file is not a YAML mapping.
-    """
-    path = or_packaged(Path(path))
-    located = read_yaml(path)
-    if not isinstance(located.data, dict):
-        raise InputError(f"{path}:1: the file: is not a recipe; give the keys {', '.join(_RECIPE_KEYS)}")
-    return located
-
-
-def stages_of_kind(located: Located, kind: str) -> list[str]:
-    """Names of the stages of one kind, before the recipe is parsed."""
-    entries = located.data.get("stages")
-    entries = entries if isinstance(entries, dict) else {}
-    return [name for name, entry in entries.items() if isinstance(entry, dict) and entry.get("uses", name) == kind]
-
-
 def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAGES) -> Recipe:
     """Parse and check a recipe that has been read.
 
@@ -190,25 +131,25 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
     """
     data = located.data
     for key in data:
-        if key not in _RECIPE_KEYS:
-            raise InputError(f"{located.where((str(key),))}: unknown key; {nearest(str(key), _RECIPE_KEYS)}")
+        if key not in RECIPE_KEYS:
+            raise InputError(f"{located.where((str(key),))}: unknown key; {nearest(str(key), RECIPE_KEYS)}")
     if not isinstance(data.get("stages"), dict) or not data["stages"]:
         raise InputError(f"{located.where(('stages',))}: is required in a recipe (a mapping)")
-    substitute(located, (*_RECIPE_KEYS, *map(str, data["stages"])))
+    substitute(located, (*RECIPE_KEYS, *map(str, data["stages"])))
     _check_name(located, data.get("name"))
     seed = data.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise InputError(f"{located.where(('seed',))}: must be a whole number from 0 to 2^63 − 1; change it")
     _check_launch(located, ("launch",), data.get("launch"))
     tasks = _tasks(located, {} if data.get("tasks") is None else data["tasks"])
-    stages: dict[str, list[Cell]] = {}
+    stages = _StageParser(located, kinds, seed, tasks)
     launch: dict[str, str | None] = {}
     for name, entry in data["stages"].items():
         if not isinstance(name, str):
             raise InputError(f"{located.where(('stages', str(name)))}: a stage's name must be text; put it in quotes")
-        stages[name] = _cells(located, name, entry, seed, tasks, stages, set(data["stages"]), kinds)
+        stages.parse(name, entry)
         launch[name] = entry.get("launch", data.get("launch"))
-    return Recipe(data["name"], seed, located.path, stages, launch, data)
+    return Recipe(data["name"], seed, located.path, stages.parsed, launch, data)
 
 
 def _check_name(located: Located, name: Any) -> None:
@@ -243,82 +184,100 @@ def _where(located: Located, key: Key, loc: Key) -> str:
     return located.where((*key, *loc))
 
 
-def _cells(
-    located: Located,
-    name: str,
-    entry: Any,
-    seed: int,
-    tasks: Mapping[str, TaskConfig],
-    earlier: Mapping[str, list[Cell]],
-    all_stages: set[str],
-    kinds: Mapping[str, type[StageConfig]],
-) -> list[Cell]:
-    at: Key = ("stages", name)
-    if not isinstance(entry, dict):
-        raise InputError(
-            f"{located.where(at)}: must contain the stage's settings, with `uses:` and one of {', '.join(kinds)}"
-        )
-    check_file_name(name, located.where(at), RESERVED)
-    if not name or "@" in name or "." in name or name.startswith("-"):
-        raise InputError(f"{located.where(at)}: a stage's name must not contain @ . or begin with -; choose another")
-    kind = entry.get("uses", name)
-    if not isinstance(kind, str) or kind not in kinds:
-        raise InputError(
-            f"{located.where((*at, 'uses'))}: there is no stage kind `{kind}`; {nearest(str(kind), kinds)}"
-        )
-    cls = kinds[kind]
-    _check_launch(located, (*at, "launch"), entry.get("launch"))
-    values = {str(key): value for key, value in entry.items() if key not in _STAGE_KEYS}
-    matrix = {} if entry.get("matrix") is None else entry["matrix"]
-    if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
-        raise InputError(
-            f"{located.where((*at, 'matrix'))}: must map settings to lists of values, as in seed: [0, 1, 2]"
-        )
-    for axis in map(str, matrix):
-        if axis not in cls.model_fields:
-            raise InputError(f"{located.where((*at, 'matrix', axis))}: unknown key; {nearest(axis, cls.model_fields)}")
-        if axis in values:
-            raise InputError(f"{located.where((*at, axis))}: is also in `matrix:`; keep one of the two")
-    if (count := math.prod(map(len, matrix.values()))) > MAX_CELLS:
-        raise InputError(
-            f"{located.where((*at, 'matrix'))}: makes {count:,} cells; a stage may have {MAX_CELLS:,}, so split it"
-        )
-    cells = []
-    for combination in itertools.product(*matrix.values()):
-        axes = dict(zip(matrix, combination, strict=True))
+@dataclass
+class _StageParser:
+    """Parses the stages of a recipe in their order.
 
-        def where(loc: tuple[str | int, ...], axes: Mapping[str, Any] = axes) -> str:
-            return located.where((*at, "matrix", *loc) if loc and loc[0] in axes else (*at, *loc))
+    Attributes:
+        parsed: the stages so far; the next one may refer to them.
+    """
 
-        resolved = {"seed": seed, **values, **axes}
-        for key, value in resolved.items():
-            resolved[key] = resolve_tasks(cls, key, value, tasks, partial(where, (key,)))
-        settings = validate(cls, resolved, where, "give one value, or write several under the stage's `matrix:`")
-        inputs = {
-            key: parse_ref(
-                getattr(settings, key),
-                earlier,
-                all_stages,
-                artifact,
-                cls.takes_many(key),
-                partial(where, (key,)),
+    located: Located
+    kinds: Mapping[str, type[StageConfig]]
+    seed: int
+    tasks: Mapping[str, TaskConfig]
+    parsed: dict[str, list[Cell]] = field(default_factory=dict)
+
+    def parse(self, name: str, entry: Any) -> None:
+        """Add the cells of a stage to `parsed`."""
+        cls = self._kind(name, entry)
+        _check_launch(self.located, ("stages", name, "launch"), entry.get("launch"))
+        values = {str(key): value for key, value in entry.items() if key not in _STAGE_KEYS}
+        matrix = self._matrix(name, entry.get("matrix"), cls, values)
+        cells = [
+            self._cell(name, cls, values, dict(zip(matrix, combination, strict=True)))
+            for combination in itertools.product(*matrix.values())
+        ]
+        self._check_ids(name, cells)
+        self.parsed[name] = cells
+
+    def _where(self, *key: str | int) -> str:
+        return self.located.where(("stages", *key))
+
+    def _kind(self, name: str, entry: Any) -> type[StageConfig]:
+        if not isinstance(entry, dict):
+            raise InputError(
+                f"{self._where(name)}: must contain the stage's settings, with `uses:` and one of"
+                f" {', '.join(self.kinds)}"
             )
+        check_file_name(name, self._where(name), RESERVED)
+        if not name or "@" in name or "." in name or name.startswith("-"):
+            raise InputError(
+                f"{self._where(name)}: a stage's name must not contain @ . or begin with -; choose another"
+            )
+        kind = entry.get("uses", name)
+        if not isinstance(kind, str) or kind not in self.kinds:
+            raise InputError(
+                f"{self._where(name, 'uses')}: there is no stage kind `{kind}`; {nearest(str(kind), self.kinds)}"
+            )
+        return self.kinds[kind]
+
+    def _matrix(self, name: str, given: Any, cls: type[StageConfig], values: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The values of each axis.
+
+        Args:
+            values: the stage's settings outside the matrix.
+        """
+        where = self._where(name, "matrix")
+        matrix = {} if given is None else given
+        if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
+            raise InputError(f"{where}: must map settings to lists of values, as in seed: [0, 1, 2]")
+        for axis in map(str, matrix):
+            if axis not in cls.model_fields:
+                raise InputError(f"{self._where(name, 'matrix', axis)}: unknown key; {nearest(axis, cls.model_fields)}")
+            if axis in values:
+                raise InputError(f"{self._where(name, axis)}: is also in `matrix:`; keep one of the two")
+        if (count := math.prod(map(len, matrix.values()))) > MAX_CELLS:
+            raise InputError(f"{where}: makes {count:,} cells; a stage may have {MAX_CELLS:,}, so split it")
+        return matrix
+
+    def _cell(self, name: str, cls: type[StageConfig], values: Mapping[str, Any], axes: dict[str, Any]) -> Cell:
+        def where(loc: Key) -> str:
+            return self._where(name, *(("matrix", *loc) if loc and loc[0] in axes else loc))
+
+        resolved = {"seed": self.seed, **values, **axes}
+        for key, value in resolved.items():
+            resolved[key] = resolve_tasks(cls, key, value, self.tasks, partial(where, (key,)))
+        settings = validate(cls, resolved, where, "give one value, or write several under the stage's `matrix:`")
+        every_stage = self.located.data["stages"]
+        inputs = {
+            key: parse_ref(given, self.parsed, every_stage, artifact, cls.takes_many(key), partial(where, (key,)))
             for key, artifact in cls.inputs().items()
-            if getattr(settings, key) is not None
+            if (given := getattr(settings, key)) is not None
         }
         others = any(ref.path is not None for ref in inputs.values())
-        cells.append(Cell(name, axes, settings.resolved(_makers(inputs, earlier), others, where), inputs))
-    for cell_id, times in Counter(cell.id for cell in cells).items():
-        if times > 1:
-            raise InputError(
-                f"{located.where((*at, 'matrix'))}: contains the cell {cell_id} twice; remove the repeated value"
-            )
-        if len(cell_id.encode()) > MAX_CELL_NAME:
-            raise InputError(
-                f"{located.where((*at, 'matrix'))}: the name of the cell {cell_id[:60]}… is longer than"
-                f" {MAX_CELL_NAME} bytes; use fewer axes or shorter values"
-            )
-    return cells
+        return Cell(name, axes, settings.resolved(_makers(inputs, self.parsed), others, where), inputs)
+
+    def _check_ids(self, name: str, cells: Sequence[Cell]) -> None:
+        where = self._where(name, "matrix")
+        for cell_id, times in Counter(cell.id for cell in cells).items():
+            if times > 1:
+                raise InputError(f"{where}: contains the cell {cell_id} twice; remove the repeated value")
+            if len(cell_id.encode()) > MAX_CELL_NAME:
+                raise InputError(
+                    f"{where}: the name of the cell {cell_id[:60]}… is longer than {MAX_CELL_NAME} bytes;"
+                    " use fewer axes or shorter values"
+                )
 
 
 def _makers(inputs: Mapping[str, InputRef], stages: Mapping[str, list[Cell]]) -> list[StageConfig]:
@@ -329,43 +288,3 @@ def _makers(inputs: Mapping[str, InputRef], stages: Mapping[str, list[Cell]]) ->
         for cell in stages.get(ref.stage or "", [])
         if ref.cell in (None, cell.id)
     ]
-
-
-def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
-    """Replace values in a recipe that has been read.
-
-    Raises:
-        InputError: if there is no such stage, or a path leads through a value.
-    """
-    data: dict[str, Any] = located.data
-    stages, tasks = (data[key] if isinstance(data.get(key), dict) else {} for key in ("stages", "tasks"))
-    variables = variables_of(located)
-    for override in overrides:
-        path, where = override.path, f"{override.flag} {'.'.join(override.path)}"
-        if len(path) == 1 and path[0] in variables:
-            path = ("vars", *path)
-        if path[0] not in (*_RECIPE_KEYS, *stages):
-            raise InputError(f"{where}: {_unknown_path(path, stages, variables)}")
-        if path[0] == "tasks" and len(path) > 2 and path[1] not in tasks:
-            raise InputError(f"{where}: there is no task `{path[1]}`; {nearest(path[1], tasks)}")
-        is_stage = path[0] not in _RECIPE_KEYS
-        target = stages if is_stage else data
-        for key in path[:-1]:
-            inner = target.setdefault(key, {})
-            if not isinstance(inner, dict):
-                raise InputError(f"{where}: `{key}` is a value without keys; set it as a whole")
-            target = inner
-        target[path[-1]] = override.value
-        # A value replaces the matrix axis of the same name.
-        if is_stage and len(path) == 2 and isinstance(target.get("matrix"), dict):
-            target["matrix"].pop(path[1], None)
-        located.overridden[("stages", *path) if is_stage else path] = override.flag
-
-
-def _unknown_path(path: tuple[str, ...], stages: Mapping[str, Any], variables: Iterable[str]) -> str:
-    """The problem of an override that begins with neither a stage nor a key of the recipe."""
-    kinds = {name: entry.get("uses", name) for name, entry in stages.items() if isinstance(entry, dict)}
-    having = [name for name, kind in kinds.items() if kind in STAGES and path[0] in STAGES[kind].model_fields]
-    if len(path) == 1 and having:
-        return f"is a setting of {', '.join(having)}; name the stage, as in {having[-1]}.{path[0]}=VALUE"
-    return f"there is no stage `{path[0]}`; {nearest(path[0], [*variables, *stages, *_RECIPE_KEYS])}"

@@ -27,7 +27,9 @@ from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, lock
 from t5_pipeline.config.command_line import Flags, flag, parse
 from t5_pipeline.config.launch import LaunchContext
-from t5_pipeline.config.recipe import Cell, Recipe, apply_overrides, parse_recipe, read_recipe, stages_of_kind
+from t5_pipeline.config.overrides import apply_overrides
+from t5_pipeline.config.recipe import Cell, Recipe, parse_recipe
+from t5_pipeline.config.recipe_file import read_recipe, stages_of_kind
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig

@@ -6,70 +6,11 @@ import pytest
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.evaluate import EvaluateConfig
-from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
-from t5_pipeline.config.references import InputRef, named
+from t5_pipeline.config.recipe import load_recipe
+from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
-
-RECIPE = """\
-name: small
-seed: 7
-tasks:
-  tone:
-    data: rows
-    inputs: "{text}"
-    targets: "{label}"
-    labels: [good, bad]
-stages:
-  prepare:
-    corpus: text
-  pretrain:
-    uses: span_corrupt
-    init: {d_model: 64}
-    tokens: prepare
-    steps: 10
-  lm_adapt:
-    model: pretrain
-    tokens: prepare
-    steps: 20
-  prompt_tune:
-    task: tone
-    matrix:
-      model: [pretrain, lm_adapt@10, lm_adapt]
-      seed: [0, 1]
-  evaluate:
-    prompts: prompt_tune
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
-def overridden(recipe: Path, *overrides: str) -> Recipe:
-    return load_recipe(recipe, map(parse_override, overrides))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("lm_adapt.keep_steps=[010]", r"^--set lm_adapt\.keep_steps\.0: YAML reads 010 as a number in base 8; write a decimal"),
-        ("tasks.tone={splits: {test: 1:30}}", r"^--set tasks\.tone\.splits\.test: YAML reads 1:30 as a number in base 60; "),
-        ("tasks.tone={data: a, data: b}", r"^--set tasks\.tone\.data: duplicate key"),
-        ("evaluate.metrics={a: !!binary aGk=}", r"^--set evaluate\.metrics\.a: the tag \S+ is not supported"),
-    ],
-)  # fmt: skip
-def test_ambiguous_values_in_a_list_on_the_command_line(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_override(text)
-
-
-@pytest.mark.parametrize("text", ["{premise} {hypothesis}", "010", "1:30", "[MASK", "a: b: c", "2020-13-45"])
-def test_texts_on_the_command_line_need_no_quotes(text: str) -> None:
-    assert parse_override(f"prompt_tune.init_text={text}").value == text
+from tests.config.small_recipe import RECIPE, overridden
 
 
 def test_a_recipe_becomes_cells(recipe: Path) -> None:
@@ -88,17 +29,6 @@ def test_a_recipe_becomes_cells(recipe: Path) -> None:
     assert prompt.settings.task.name == "tone"
     assert prompt.settings.seed == 0
     assert found.kept_steps("lm_adapt") == [10]
-
-
-def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: Path) -> None:
-    found = overridden(recipe, "lm_adapt.steps=99", "prompt_tune.seed=5", "tasks.tone.labels=[a, b, c]", "seed=3")
-    again = tmp_path / "again.yaml"
-    again.write_text(found.text())
-    for loaded in (found, load_recipe(again)):
-        assert loaded.stages["lm_adapt"][0].settings.steps == 99  # type: ignore[attr-defined]
-        assert [cell.settings.seed for cell in loaded.stages["prompt_tune"]] == [5, 5, 5]
-        assert loaded.stages["prompt_tune"][0].settings.task.labels == ["a", "b", "c"]  # type: ignore[attr-defined]
-        assert loaded.stages["prepare"][0].settings.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -194,30 +124,6 @@ def test_default_warmup_depends_on_the_schedule(recipe: Path) -> None:
     assert given.warmup_steps == 19  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("lm_adapt.stepz=3", "--set: stages.lm_adapt.stepz: unknown key; did you mean `steps`?"),
-        ("lm_adapted.steps=3", "--set lm_adapted.steps: there is no stage `lm_adapted`; did you mean `lm_adapt`?"),
-        (
-            "steps=3",
-            "--set steps: is a setting of pretrain, lm_adapt, prompt_tune; name the stage, as in prompt_tune.steps=VALUE",
-        ),
-        ("tasks.tune.metrics=[f1]", "--set tasks.tune.metrics: there is no task `tune`; did you mean `tone`?"),
-        ("lm_adapt.steps", "--set lm_adapt.steps: is not an override; write it as stage.key=value"),
-    ],
-)
-def test_a_wrong_override_is_an_error(recipe: Path, override: str, message: str) -> None:
-    with pytest.raises(InputError, match=message.replace("?", r"\?")):
-        overridden(recipe, override)
-
-
-def test_overrides_of_tasks_that_are_not_a_mapping(recipe: Path) -> None:
-    recipe.write_text("name: small\ntasks: [tone]\nstages: {prepare: {corpus: text}}\n")
-    with pytest.raises(InputError, match=r"--set tasks\.tone\.data: there is no task `tone`"):
-        overridden(recipe, "tasks.tone.data=rows")
-
-
 def test_a_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_recipe(tmp_path / "none.yaml")
@@ -248,96 +154,6 @@ def test_single_tasks_and_lists_of_tasks(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("[a, b, [a, b]]", "[a, [a, c]]"))
     with pytest.raises(InputError, match=r"tuning\.yaml:6: stages\.model_tune\.matrix\.tasks: there is no task `c`"):
         load_recipe(path)
-
-
-def test_overrides_of_a_stage_or_task_do_not_reach_those_that_share_its_lines(tmp_path: Path) -> None:
-    path = tmp_path / "shared.yaml"
-    tone = "tone: &tone\n    data: rows\n    splits: &splits {train: train, validation: validation}\n"
-    text = RECIPE.replace("tone:\n    data: rows\n", tone)
-    text = text.replace("stages:\n", "  other: {<<: *tone, splits: *splits}\nstages:\n")
-    text = text.replace("  prompt_tune:\n", "  prompt_tune: &tune\n    uses: prompt_tune\n")
-    path.write_text(text.replace("  evaluate:", "  more: {<<: *tune, task: other, learning_rate: 0.1}\n  evaluate:"))
-    found = overridden(
-        path, "tasks.tone.splits.train=train[:9]", "prompt_tune.seed=5", "prompt_tune.matrix.model=[lm_adapt]"
-    )
-    assert [len(found.stages[name]) for name in ("prompt_tune", "more")] == [1, 6]
-    tuned = [found.stages[name][0].settings for name in ("prompt_tune", "more")]
-    assert [one.task.splits["train"] for one in tuned if isinstance(one, PromptTuneConfig)] == ["train[:9]", "train"]
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("lm_adapt@21", "`lm_adapt` has 20 steps; use an earlier one than 21, or more `steps`"),
-        ("prepare@5", "needs a model"),
-    ],
-)
-def test_steps_that_a_stage_never_reaches_are_refused(recipe: Path, model: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        overridden(recipe, f"prompt_tune.matrix.model=[{model}]")
-    assert overridden(recipe, "prompt_tune.matrix.model=[lm_adapt@20, lm_adapt@0]")
-    with pytest.raises(InputError, match="`lm_adapt` has 9 steps; use an earlier one than 10"):
-        overridden(recipe, "lm_adapt.steps=9")
-
-
-def test_a_cell_whose_name_ends_like_a_step(recipe: Path) -> None:
-    """`model=lm_adapt@10` is a cell, next to the cell `model=lm_adapt`."""
-    more = "  tuned: {uses: model_tune, tasks: tone, steps: 30, matrix: {model: [lm_adapt@10, lm_adapt]}}\n"
-    more += "  last: {uses: prompt_tune, task: tone, matrix: {model: [tuned/model=lm_adapt@10, tuned/model=lm_adapt@9@5]}}\n"
-    recipe.write_text(RECIPE.replace("  prompt_tune:\n", more + "  prompt_tune:\n", 1))
-    with pytest.raises(InputError, match="stage `tuned` has no cell `model=lm_adapt@9`"):
-        load_recipe(recipe)
-    recipe.write_text(recipe.read_text().replace("@9@5", "@10@5"))
-    assert [cell.inputs["model"] for cell in load_recipe(recipe).stages["last"]] == [
-        InputRef("tuned", "model=lm_adapt@10"), InputRef("tuned", "model=lm_adapt@10", 5),
-    ]  # fmt: skip
-
-
-def test_names_of_references_are_read_back(recipe: Path) -> None:
-    more = "  tuned: {uses: model_tune, tasks: tone, steps: 30, matrix: {model: [lm_adapt@10, lm_adapt]}}\n"
-    recipe.write_text(RECIPE.replace("  prompt_tune:\n", more + "  prompt_tune:\n", 1))
-    stages = load_recipe(recipe).stages
-    for ref in (
-        InputRef("lm_adapt"), InputRef("lm_adapt", step=10), InputRef("tuned"), InputRef("tuned", step=5),
-        InputRef("tuned", "model=lm_adapt"), InputRef("tuned", "model=lm_adapt@10"),
-        InputRef("tuned", "model=lm_adapt@10", 5), InputRef(path="google/t5-v1_1-base"), InputRef(path="/models/t5@10"),
-        InputRef(path="lm_adapt/model"), InputRef(path="tuned/model=other@10"), InputRef(path="lm_adapt@" + "9" * 5000),
-    ):  # fmt: skip
-        assert named(str(ref), stages) == ref
-
-
-def test_the_only_cell_of_a_stage_has_the_name_that_it_has_among_others(recipe: Path) -> None:
-    recipe.write_text(RECIPE.replace("    steps: 20", "    steps: 20\n    matrix: {objective: [lm]}"))
-    loaded = overridden(recipe, "prompt_tune.matrix.model=[lm_adapt, lm_adapt@10]")
-    assert [str(cell.inputs["model"]) for cell in loaded.stages["prompt_tune"][::2]] == [
-        "lm_adapt/objective=lm", "lm_adapt/objective=lm@10",
-    ]  # fmt: skip
-    (evaluate,) = loaded.stages["evaluate"]
-    assert evaluate.inputs["prompts"] == InputRef("prompt_tune")
-
-
-@pytest.mark.parametrize("step", ["²", "٣"])
-def test_a_step_is_a_decimal_number(recipe: Path, step: str) -> None:
-    with pytest.raises(InputError, match=rf"lm_adapt@{step} is neither a stage nor a path; did you mean `lm_adapt`"):
-        overridden(recipe, f"prompt_tune.matrix.model=[lm_adapt@{step}]")
-
-
-def test_steps_of_a_stage_without_steps_are_refused(recipe: Path) -> None:
-    recipe.write_text(RECIPE.replace("  prompt_tune:\n", "  sentinel: {model: lm_adapt}\n  prompt_tune:\n"))
-    with pytest.raises(InputError, match="stage `sentinel` has no steps; use `sentinel` without @5"):
-        overridden(recipe, "prompt_tune.matrix.model=[sentinel@5]")
-
-
-def test_texts_of_set(recipe: Path) -> None:
-    """A shell command has no YAML comments, and a text that YAML reads as a mapping needs quotes."""
-    found = overridden(recipe, "prompt_tune.prompt_init=text", "prompt_tune.init_text=question #1", "prepare.corpus=#1")
-    assert found.stages["prompt_tune"][0].settings.init_text == "question #1"  # type: ignore[attr-defined]
-    assert found.stages["prepare"][0].settings.corpus == "#1"  # type: ignore[attr-defined]
-    found = overridden(recipe, "prompt_tune.prompt_init=text", "prompt_tune.init_text=question: the first #1")
-    assert found.stages["prompt_tune"][0].settings.init_text == "question: the first #1"  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=r"tasks\.tone\.inputs: .*, not \{'review'.*; .* unless it is in quotes$"):
-        overridden(recipe, "tasks.tone.inputs=review: {text}")
-    assert overridden(recipe, 'tasks.tone.inputs="review: {text}"').stages["prompt_tune"]
 
 
 @pytest.mark.parametrize(

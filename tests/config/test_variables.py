@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
+from t5_pipeline.config.overrides import parse_override
+from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.errors import InputError
 
 RECIPE = """\

@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks import wikipedia_tasks
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import Recipe, load_recipe, parse_override
+from t5_pipeline.config.overrides import parse_override
+from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.cost.plan import Rate
 from t5_pipeline.cost.plan import plan as plan_of

@@ -13,7 +13,7 @@ import pytest
 from torch.nn import Module
 
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config import recipe as recipes
+from t5_pipeline.config import recipe_file
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.command_line import parse
 from t5_pipeline.config.launch import LaunchContext
@@ -49,7 +49,7 @@ def test_a_recipe_is_read_once_and_flags_override_it(tmp_path: Path, monkeypatch
         reads.append(path)
         return read_yaml(path)
 
-    monkeypatch.setattr(recipes, "read_yaml", counted)
+    monkeypatch.setattr(recipe_file, "read_yaml", counted)
     recipe, name = resolved(path, "--steps", "9", "--seed", "5", "--set", "lm_adapt.steps=7", "--set", "prepare.seed=3")
     assert reads == [path]
     (cell,) = recipe.stages[name]

@@ -12,7 +12,8 @@ import pytest
 from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.recipe import load_recipe, parse_override
+from t5_pipeline.config.overrides import parse_override
+from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, jobs
 

@@ -6,7 +6,8 @@ import json
 import shutil
 
 from t5_pipeline.artifacts.run_dir import RunDir, lock
-from t5_pipeline.config.recipe import load_recipe, parse_override
+from t5_pipeline.config.overrides import parse_override
+from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.execution.status import as_text, collect
 from tests.tiny_run import Tiny, listing, metrics, t5_pipeline
 

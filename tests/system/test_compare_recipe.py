@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from t5_pipeline.config.recipe import Override, load_recipe
+from t5_pipeline.config.overrides import Override
+from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render
 from tests.stages.frozen_t5 import frozen_t5

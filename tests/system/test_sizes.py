@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.sizes import PAGE, PUBLISHED, RECIPES, page_with_table
-from t5_pipeline.config.recipe import load_recipe, parse_override
+from t5_pipeline.config.overrides import parse_override
+from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.formats import SUPERGLUE
 from t5_pipeline.modeling.presets import PRESETS, SIZES
