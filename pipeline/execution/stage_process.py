@@ -1,29 +1,20 @@
 """`main` of a stage script, run by hand or by the runner.
 
-Finds the stale cells of the stage, runs the stage's body on them, writes each cell's manifest last, and exits with the
-exit code.
+Reads the command line, finds the stale cells of the stage, runs them in jobs, and exits with the exit code.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
-import logging
 import platform
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from t5_pipeline.artifacts import manifest as manifests
-from t5_pipeline.artifacts.fingerprint import differences
-from t5_pipeline.artifacts.kinds import artifact_digest
-from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, lock
 from t5_pipeline.config.command_line import Flags, flag, parse
 from t5_pipeline.config.launch import LaunchContext
@@ -33,28 +24,17 @@ from t5_pipeline.config.recipe_file import read_recipe, stages_of_kind
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
-from t5_pipeline.core.atomic_files import sweep, write_text
+from t5_pipeline.core.atomic_files import write_text
 from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, OutOfMemory, ProcessLost
-from t5_pipeline.core.printable import LogFile, LogFormatter, WarnOnce, say, show
+from t5_pipeline.core.printable import say, show
 from t5_pipeline.core.quick_exit import exit_quickly
 from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
-from t5_pipeline.execution.context import C, CellRun, Stage, log
-from t5_pipeline.execution.devices import (
-    free_memory,
-    make_accelerator,
-    peak_memory,
-    reset_peak_memory,
-    set_threads,
-    slow_precision,
-)
-from t5_pipeline.execution.environment import environment, versions
+from t5_pipeline.execution.context import C, Stage
+from t5_pipeline.execution.devices import free_memory, make_accelerator, set_threads
+from t5_pipeline.execution.job import JobRunner
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 _MAIN_PROCESS_S = 5.0  # it may fail later than the others, or not at all
 
@@ -181,152 +161,13 @@ def _run(
     with guard if main_process else contextlib.nullcontext(lambda: None) as lock_again, created:
         groups = [group for group in jobs(statuses, run_dir) if any(not status.up_to_date for status in group)]
         accelerator.wait_for_everyone()
+        runner = JobRunner(body, flags, run_dir, launch, accelerator, lock_again)
         for number, group in enumerate(groups, 1):
-            stopped_by = _run_job(body, group, flags, run_dir, launch, accelerator, lock_again)
+            stopped_by = runner.run(group)
             if stopped_by and number < len(groups):
                 raise Interrupted(stopped_by)
             if number < len(groups):
                 free_memory(accelerator)
-
-
-def _run_job(
-    body: Callable[[Stage[C]], None],
-    group: list[CellStatus],
-    flags: Flags,
-    run_dir: RunDir,
-    launch: LaunchContext,
-    accelerator: Accelerator,
-    lock_again: Callable[[], None],
-) -> int:
-    """Run the cells of one job; returns the signal received while the last one was published, or 0."""
-    began, now = time.monotonic(), _now()
-    cells: list[CellRun[C]] = [CellRun(s, s.cell.settings, run_dir.cell(s.cell), run_dir, now) for s in group]  # type: ignore[arg-type]
-    prints = {cell.id: cell.status.fingerprint or "" for cell in cells}
-    directory = run_dir.job(prints, group[0].cell)
-    main_process = accelerator.is_main_process
-    places = [directory.parent, directory, run_dir.path / "superseded", *(cell.directory for cell in cells)]
-    with Rollback(*(places if main_process else [])) as created:
-        if main_process:
-            for cell in cells:
-                _clear_stale_outputs(cell, flags, run_dir, created)
-                lock_again()  # results with other settings were moved, with the locked directory
-                cell.directory.mkdir(parents=True, exist_ok=True)
-                if manifests.read_started(cell.directory) is not None:
-                    sweep(cell.directory)
-                else:
-                    for left in cell.directory.glob(f".{manifests.STARTED}.*.tmp"):
-                        left.unlink()
-                    Started(**_described(cell, launch)).save(cell.directory)
-            directory.mkdir(parents=True, exist_ok=True)
-            if group[0].cell.axes:
-                sweep(directory)
-                write_text(directory / "job.json", json.dumps({"cells": prints}, indent=1))
-        accelerator.wait_for_everyone()
-        stage = Stage(cells, directory, run_dir, flags.resume_from, launch, accelerator)
-        with _logging(directory, main_process):
-            log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
-            if slow := slow_precision(group[0].cell.settings, accelerator.device.type):
-                log.warning("%s: %s", stage.name, slow)
-            _warn_of_other_versions(cells)
-            reset_peak_memory(accelerator.device)
-            body(stage)
-            costs = peak_memory(accelerator.device) | ({"cells_together": len(cells)} if len(cells) > 1 else {})
-            for cell in cells:
-                if main_process:
-                    _finish(cell, launch, time.monotonic() - began, stage.seconds_before, costs)
-            log.info("%s: done in %.0f s", stage.name, time.monotonic() - began)
-    accelerator.wait_for_everyone()
-    return stage.stopped_by
-
-
-def _warn_of_other_versions(cells: list[CellRun[C]]) -> None:
-    """Log changed library versions: the result may then not be bit-identical to an uninterrupted run."""
-    now = versions()
-    for cell in cells:
-        existing = manifests.read_started(cell.directory)
-        then = existing.versions if existing else now
-        if changed := [f"{name} {then.get(name)} → {now.get(name)}" for name in now if then.get(name) != now[name]]:
-            log.warning("%s: was started with other versions: %s", cell.status.cell.label, ", ".join(changed))
-
-
-def _clear_stale_outputs(cell: CellRun[C], flags: Flags, run_dir: RunDir, created: Rollback) -> None:
-    """Remove damaged outputs, and archive results with other settings.
-
-    Raises:
-        InputError: if results with other settings are in an --output-dir and --overwrite is not given.
-    """
-    if cell.status.replaces is None:
-        before = manifests.read(cell.directory)
-        if before is not None and not cell.config.repairs_output:
-            for name in manifests.changed_files(cell.directory, before):
-                place = next((o.path for o in before.all_outputs() if name.startswith(o.path + "/")), None)
-                if place is not None:
-                    cell.claim(place)
-                    shutil.rmtree(cell.directory / place, ignore_errors=True)
-        return
-    existing = manifests.read(cell.directory) or manifests.read_started(cell.directory)
-    assert existing is not None
-    if flags.recipe is None and not flags.overwrite:
-        changed = "; ".join(differences(existing.parts, cell.status.parts))
-        raise InputError(
-            f"{cell.directory}: contains results with other settings ({changed});"
-            " choose another --output-dir, or pass --overwrite to move them"
-        )
-    to = created.archive(run_dir, cell.directory, existing.fingerprint)
-    log.warning("%s: results with other settings were moved to %s", cell.status.cell.label, to)
-
-
-def _described(cell: CellRun[C], launch: LaunchContext) -> dict[str, Any]:
-    status = cell.status
-    assert status.fingerprint is not None
-    return {
-        "stage": status.cell.stage,
-        "kind": cell.config.kind,
-        "cell": status.cell.axes,
-        "fingerprint": status.fingerprint,
-        "parts": status.parts,
-        "settings": cell.config.model_dump(mode="json"),
-        "inputs": status.inputs,
-        "versions": versions(),
-        "environment": environment(launch),
-        "started": cell.started,
-    }
-
-
-def _finish(
-    cell: CellRun[C], launch: LaunchContext, seconds: float, seconds_before: float, costs: dict[str, int]
-) -> None:
-    """Write the manifest, which marks the cell as finished.
-
-    Args:
-        seconds: duration of the job in this process.
-        seconds_before: seconds that earlier processes trained.
-        costs: further facts of the job.
-    """
-    before = manifests.read(cell.directory)
-    existing = manifests.read_started(cell.directory)
-    steps = {**(before.steps_published if before else {}), **cell.steps}
-    for step, place in cell.steps_on_disk().items():
-        if step not in steps:
-            digest = artifact_digest(cell.config.outputs[0], cell.directory / place)
-            steps[step] = OutputRecord(path=place, digest=digest)
-    steps = {step: record for step, record in steps.items() if (cell.directory / record.path).is_dir()}
-    outputs = {**(before.outputs if before else {}), **cell.outputs}
-    places = [record.path for record in (*outputs.values(), *steps.values())]
-    described = _described(cell, launch)
-    described["started"] = existing.started if existing else cell.started
-    manifest = Manifest(
-        **described,
-        step=cell.step if cell.step is not None else (before.step if before else None),
-        steps_published=steps,
-        outputs=outputs,
-        files=manifests.record_files(cell.directory, places),
-        facts={**(before.facts if before else {}), **cell.facts, **costs},
-        rows=cell.rows or (before.rows if before else []),
-        finished=_now(),
-        seconds=round(seconds + max(seconds_before, before.seconds if before else 0.0), 1),
-    )
-    manifest.save(cell.directory)
 
 
 def _refuse_missing_inputs(statuses: list[CellStatus], run_dir: RunDir) -> None:
@@ -337,28 +178,3 @@ def _refuse_missing_inputs(statuses: list[CellStatus], run_dir: RunDir) -> None:
                 f"{run_dir.path}: {status.cell.stage} needs the output of {', '.join(makers)}, which is missing or"
                 " stale; run those stages first, or the whole recipe with `t5-pipeline run`"
             )
-
-
-@contextlib.contextmanager
-def _logging(directory: Path, main_process: bool) -> Iterator[None]:
-    """Log to stderr and to the job's log.txt, from the main process only."""
-    handlers: list[logging.Handler] = []
-    log.setLevel(logging.INFO if main_process else logging.ERROR)
-    log.propagate = False
-    if main_process:
-        handlers = [logging.StreamHandler(), LogFile(directory / "log.txt", encoding="utf-8")]
-        handlers[0].setFormatter(LogFormatter("%(message)s"))
-        handlers[1].setFormatter(LogFormatter("%(asctime)s %(message)s"))
-    for handler in handlers:
-        handler.addFilter(WarnOnce())
-        log.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import threading
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from torch.nn import Module
@@ -19,10 +17,10 @@ from t5_pipeline.config.command_line import parse
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.core.errors import InputError, Interrupted
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Located, read_yaml
 from t5_pipeline.execution import stage_process
-from t5_pipeline.execution.context import log
+from t5_pipeline.execution.job import JobRunner
 
 RECIPE = """\
 name: two
@@ -83,32 +81,6 @@ def test_a_wrong_value_names_its_flag(tmp_path: Path, flags: list[str], message:
     path.write_text(RECIPE)
     with pytest.raises(InputError, match=message):
         resolved(path, *flags)
-
-
-def test_a_log_on_a_full_disk_does_not_hide_why_a_stage_ends(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-
-    def train() -> None:
-        log.info("a line")
-        raise Interrupted(signal.SIGTERM)
-
-    with pytest.raises(Interrupted), stage_process._logging(tmp_path, True):
-        train()
-    assert capsys.readouterr().err == "a line\n"
-
-
-def test_a_warning_that_holds_for_each_cell_is_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):  # another job warns again
-        with stage_process._logging(tmp_path, True):
-            for labels in (2, 2, 3, 2):
-                log.warning("%d labels but only %d prompt rows", labels, 1)
-            log.info("step 1")
-            log.info("step 1")
-    expected = ["2 labels but only 1 prompt rows", "3 labels but only 1 prompt rows", "step 1", "step 1"] * 2
-    assert capsys.readouterr().err.splitlines() == expected
-    assert [line.split(maxsplit=2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()] == expected
 
 
 @pytest.mark.parametrize(
@@ -186,18 +158,18 @@ def test_a_job_frees_its_memory_before_the_next(tmp_path: Path, monkeypatch: pyt
     ]
     models: list[weakref.ref[Module]] = []
 
-    def run_job(*arguments: Any) -> int:
+    def run_job(self: JobRunner[LMAdaptConfig], group: object) -> int:
         assert not any(one() for one in models)
         model = Module()
         model.register_forward_hook(lambda *_: model)
-        arguments[5]._models.append(model)  # as accelerate does for DeepSpeed
+        self.accelerator._models.append(model)  # as accelerate does for DeepSpeed
         models.append(weakref.ref(model))
         return 0
 
     monkeypatch.setattr(stage_process, "check_outside", lambda *_: None)
     monkeypatch.setattr(stage_process, "cell_statuses", lambda *_: statuses)
     monkeypatch.setattr(stage_process, "jobs", lambda *_: [[one] for one in statuses])
-    monkeypatch.setattr(stage_process, "_run_job", run_job)
+    monkeypatch.setattr(JobRunner, "run", run_job)
     given = parse(LMAdaptConfig, "lm_adapt.py", ["--recipe", str(path)])
     run_dir = RunDir(tmp_path / "run")
     stage_process._run(lambda stage: None, given, recipe, run_dir, name, LaunchContext())
