@@ -20,15 +20,8 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.metrics import (
-    Scores,
-    bootstrap_errors,
-    confusion,
-    illegal_share,
-    right,
-    score,
-    task_average,
-)
+from t5_pipeline.evaluation.confusion import confusion
+from t5_pipeline.evaluation.metrics import Scores, bootstrap_errors, illegal_share, right, score, task_average
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel

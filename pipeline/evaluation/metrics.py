@@ -5,25 +5,19 @@ A prediction that is not one of the task's labels is illegal: wrong in every met
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.data_prep.tasks.config import METRICS
+from t5_pipeline.evaluation.confusion import f1, macro_f1, mcc
+from t5_pipeline.evaluation.correlation import CORRELATIONS, correlation_of_drawn_rows, pearson, spearman
+from t5_pipeline.evaluation.squad import exact_match, normalize_answer, token_f1
 from t5_pipeline.evaluation.text_metrics import OF_CORPUS, OF_TEXTS, OfDrawnRows, of_drawn_rows
 
 Texts = Sequence[str]
-# Free-text tasks may have several acceptable answers per row: the best one counts.
-Answers = Sequence[str | Sequence[str]]
-Counts = NDArray[Any]
-Values = NDArray[np.float64]
 
 DRAWS = 1_000
 """Bootstrap draws of the standard error of a correlation, BLEU or chrF."""
@@ -42,88 +36,6 @@ def illegal_share(predictions: Texts, labels: Texts) -> float:
     """Share of predictions that are not one of the labels."""
     legal = set(labels)
     return _mean([p not in legal for p in predictions])
-
-
-def confusion(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.int64]:
-    """Counts [true label, predicted label] in the order of `labels`; the last column counts illegal predictions.
-
-    >>> confusion(["b", "b", "x"], ["a", "b", "b"], ["a", "b"]).tolist()
-    [[0, 1, 0], [0, 1, 1]]
-    """
-    number = {label: index for index, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels) + 1), np.int64)
-    for p, t in zip(predictions, targets, strict=True):
-        counts[number[t], number.get(p, -1)] += 1
-    return counts
-
-
-def macro_f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
-    """Mean of the F1 of every label (CB in SuperGLUE); 0 for a label that was neither predicted nor true."""
-    return float(_macro_f1(confusion(predictions, targets, labels)))
-
-
-def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
-    """F1 of the positive label, which is the *last* of `labels`: True of [False, True] (MRPC, QQP, MultiRC's F1a).
-
-    As in T5's code an illegal prediction counts as the opposite of its target: as a false positive if the positive
-    label is not true.
-
-    >>> f1(["True", "maybe", "True"], ["True", "False", "False"], ["False", "True"])
-    0.5
-    """
-    return float(_f1(confusion(predictions, targets, labels)))
-
-
-def mcc(predictions: Texts, targets: Texts, labels: Texts) -> float:
-    """Matthews correlation (CoLA), for any number of classes; illegal predictions are a class of their own."""
-    return float(_mcc(confusion(predictions, targets, labels)))
-
-
-def _accuracy(counts: Counts) -> Values:
-    return _hits(counts).sum(axis=-1) / np.maximum(counts.sum(axis=(-2, -1)), 1)
-
-
-def _macro_f1(counts: Counts) -> Values:
-    either = counts.sum(axis=-2)[..., :-1] + counts.sum(axis=-1)
-    return (2 * _hits(counts) / np.maximum(either, 1)).mean(axis=-1)
-
-
-def _f1(counts: Counts) -> Values:
-    hits = counts[..., -1, -2]
-    wrongly_positive = counts[..., :-1, -2:].sum(axis=(-2, -1))
-    return 2 * hits / np.maximum(hits + wrongly_positive + counts[..., -1, :].sum(axis=-1), 1)
-
-
-def _mcc(counts: Counts) -> Values:
-    counts = counts.astype(np.float64)
-    true, predicted, total = counts.sum(axis=-1), counts.sum(axis=-2), counts.sum(axis=(-2, -1))
-    covariance = _hits(counts).sum(axis=-1) * total - (true * predicted[..., :-1]).sum(axis=-1)
-    spread = np.sqrt((total**2 - (predicted**2).sum(axis=-1)) * (total**2 - (true**2).sum(axis=-1)))
-    return np.where(spread > 0, covariance / np.where(spread > 0, spread, 1.0), 0.0)
-
-
-def _hits(counts: Counts) -> Counts:
-    """Right predictions of each label."""
-    return np.diagonal(counts, axis1=-2, axis2=-1)
-
-
-OF_COUNTS: dict[str, Callable[[Counts], Values]] = {
-    "accuracy": _accuracy,
-    "macro_f1": _macro_f1,
-    "f1": _f1,
-    "mcc": _mcc,
-}
-"""Metrics of confusion matrices [..., true label, predicted label or illegal]."""
-
-
-def normalize_answer(text: str) -> str:
-    """SQuAD's normalization: lower case, no punctuation, no articles, single spaces.
-
-    >>> normalize_answer("The  U.S. Army's an old idea!")
-    'us armys old idea'
-    """
-    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 # As T5's code lists them.
@@ -167,35 +79,6 @@ def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> list[fl
     for prediction, target, group in zip(predictions, targets, groups, strict=True):
         right[group] = right.get(group, True) and prediction == target
     return list(map(float, right.values()))
-
-
-def exact_match(predictions: Texts, targets: Answers) -> float:
-    """Share of predictions that equal an acceptable answer after SQuAD's normalization."""
-    return _mean(_best(predictions, targets, lambda p, t: float(p == t)))
-
-
-def token_f1(predictions: Texts, targets: Answers) -> list[float]:
-    """F1 of the words shared by each prediction and its best answer, after SQuAD's normalization.
-
-    The metric is their mean.
-
-    >>> token_f1(["the red house"], [["a house", "red barn by the lake"]])
-    [0.6666666666666666]
-    """
-    return _best(predictions, targets, _shared_words)
-
-
-def pearson(predictions: Texts, targets: Texts) -> float:
-    """Correlation of the texts as numbers (STS-B); 0 if either side is constant.
-
-    As in T5's code, a text that is not a number counts as −1.
-    """
-    return _correlation(_numbers(predictions), _numbers(targets))
-
-
-def spearman(predictions: Texts, targets: Texts) -> float:
-    """Rank correlation of the texts as numbers; equal numbers share the mean of their ranks."""
-    return _rank_correlation(_numbers(predictions), _numbers(targets))
 
 
 _COMPUTE: dict[str, Callable[..., float | list[float]]] = {
@@ -276,7 +159,7 @@ def bootstrap_errors(
     """
     rows, references = len(predictions), answers or [[target] for target in targets]
     of_drawn: dict[str, OfDrawnRows] = {
-        name: _of_drawn_numbers(_OF_NUMBERS[name], predictions, targets) for name in names if name in _OF_NUMBERS
+        name: correlation_of_drawn_rows(name, predictions, targets) for name in names if name in CORRELATIONS
     }
     of_drawn |= {name: of_drawn_rows(name, predictions, references) for name in names if name in OF_CORPUS}
     if not of_drawn or rows < 2:
@@ -288,11 +171,6 @@ def bootstrap_errors(
         for name, metric in of_drawn.items():
             values[name].append(metric(drawn_T))
     return {name: float(np.std(of_draws, ddof=1)) for name, of_draws in values.items()}
-
-
-def _of_drawn_numbers(metric: Callable[[Values, Values], float], predictions: Texts, targets: Texts) -> OfDrawnRows:
-    x, y = (_numbers(list(map(normal_form, texts))) for texts in (predictions, targets))
-    return lambda drawn_T: metric(x[drawn_T], y[drawn_T])
 
 
 def right(
@@ -336,56 +214,10 @@ def task_average(metrics: Mapping[str, float]) -> float:
     return _mean(list(metrics.values()))
 
 
-def _mean(values: Sequence[float] | Values) -> float:
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else 0.0
 
 
 def _standard_error(values: Sequence[float]) -> float:
     """Standard error of the mean of independent values."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def _best(predictions: Texts, targets: Answers, compare: Callable[[str, str], float]) -> list[float]:
-    best = []
-    for prediction, answers in zip(predictions, targets, strict=True):
-        p = normalize_answer(prediction)
-        acceptable = [answers] if isinstance(answers, str) else answers
-        best.append(max(compare(p, normalize_answer(answer)) for answer in acceptable))
-    return best
-
-
-def _shared_words(prediction: str, target: str) -> float:
-    predicted, true = Counter(prediction.split()), Counter(target.split())
-    shared = (predicted & true).total()
-    return 2 * shared / (predicted.total() + true.total()) if shared else 0.0
-
-
-def _numbers(texts: Texts) -> Values:
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            return -1.0
-        return value if np.isfinite(value) else -1.0
-
-    return np.array([number(text) for text in texts])
-
-
-def _ranks(x: Values) -> Values:
-    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[which]
-
-
-def _correlation(x: Values, y: Values) -> float:
-    if np.ptp(x) == 0 or np.ptp(y) == 0:  # before rounding of the means makes them differ
-        return 0.0
-    x, y = (side / np.abs(side).max() for side in (x - _mean(x), y - _mean(y)))
-    return float(np.clip(x @ y / (np.sqrt(x @ x) * np.sqrt(y @ y)), -1, 1))
-
-
-def _rank_correlation(x: Values, y: Values) -> float:
-    return _correlation(_ranks(x), _ranks(y))
-
-
-_OF_NUMBERS = {"pearson": _correlation, "spearman": _rank_correlation}

@@ -21,7 +21,7 @@ from t5_pipeline.config.recipe import Cell
 from t5_pipeline.config.references import InputRef, named
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.training import TrainingConfig
-from t5_pipeline.evaluation.metrics import OF_COUNTS
+from t5_pipeline.evaluation.confusion import OF_COUNTS
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.intervals import counts_of, has_row_scores, resampled_scores
 from t5_pipeline.report.scores import Answers, Score

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from t5_pipeline.evaluation.metrics import OF_COUNTS
+from t5_pipeline.evaluation.confusion import OF_COUNTS
 from t5_pipeline.report.scores import Score
 
 DRAWS = 1_000

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from t5_pipeline.evaluation.metrics import OF_COUNTS
+from t5_pipeline.evaluation.confusion import OF_COUNTS
 from t5_pipeline.report.arms import DRAWS, drawn_means, over_seeds, usual_setting
 from t5_pipeline.report.claims import RULE
 from t5_pipeline.report.scores import Score

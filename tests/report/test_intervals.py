@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from t5_pipeline.evaluation import metrics
+from t5_pipeline.evaluation.confusion import macro_f1
+from t5_pipeline.evaluation.squad import token_f1
 from t5_pipeline.report.intervals import (
     Interval,
     bootstrap,
@@ -72,7 +74,7 @@ def test_bootstrap_agrees_with_resampled_rows(metric: str) -> None:
 
 def test_accuracy_needs_only_the_rows_and_f1_a_matrix_that_fits() -> None:
     predictions, targets = texts(COUNTS)
-    value = metrics.macro_f1(predictions, targets, LABELS)
+    value = macro_f1(predictions, targets, LABELS)
     fits = score(metrics={"accuracy": 0.64, "macro_f1": value, "pearson": 0.5}, confusion=COUNTS)
     assert row_interval(fits, "accuracy") == wilson(0.64, 200)
     assert row_interval(fits, "macro_f1") == bootstrap("macro_f1", tuple(map(tuple, COUNTS)))
@@ -90,7 +92,7 @@ def test_means_over_rows_have_the_interval_of_resampled_rows() -> None:
     assert found.standard_errors.keys() == {"token_f1"}
     made = score(metrics=found.metrics, standard_errors=found.standard_errors, examples=400)
     interval = row_interval(made, "token_f1")
-    of_rows = np.array([np.mean(metrics.token_f1([p], [t])) for p, t in zip(predictions, targets, strict=True)])
+    of_rows = np.array([np.mean(token_f1([p], [t])) for p, t in zip(predictions, targets, strict=True)])
     draws = of_rows[rng.integers(400, size=(1000, 400))].mean(axis=1)
     assert interval == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.01)
     assert np.quantile(resampled_scores(made, "token_f1", 4000, rng), [0.025, 0.975]) == pytest.approx(
