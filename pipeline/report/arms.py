@@ -25,7 +25,8 @@ from t5_pipeline.evaluation.confusion import OF_COUNTS
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.intervals import counts_of, has_row_scores, resampled_scores
 from t5_pipeline.report.scores import Answers, Score
-from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores, other_axes
+from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores
+from t5_pipeline.report.traits import other_axes
 
 SPAN_CORRUPTION, SENTINEL, LM_ADAPTATION = "span corruption", "span corruption + sentinel", "LM adaptation"
 DRAWS = 2_000

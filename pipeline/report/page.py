@@ -16,6 +16,7 @@ from t5_pipeline.report.claims import findings
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
+from t5_pipeline.report.model_names import model_names
 from t5_pipeline.report.sections.claims import claims_section, experiments_section
 from t5_pipeline.report.sections.comparison import comparison_section
 from t5_pipeline.report.sections.confusion import confusion_section
@@ -36,7 +37,7 @@ from t5_pipeline.report.sections.training import (
 )
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.signature import SIGNATURE
-from t5_pipeline.report.summary import TaskScores, path_names, summarize
+from t5_pipeline.report.summary import TaskScores, summarize
 
 # Keeps browsers from fetching anything even when online.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -59,7 +60,7 @@ def write_report(run: Run, output: Path) -> None:
 
 def render(run: Run) -> str:
     """The report of a run as HTML."""
-    paths = path_names(run)
+    paths = model_names(run)
     series = {model: number for number, model in enumerate(paths)}
     tasks = summarize(run)
     arms = scored(run, tasks)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from t5_pipeline.config.references import named
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.sweep import without_seed
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.constant_answers import Constant, constant_answer
 from t5_pipeline.report.intervals import Interval, mean_interval, row_interval
+from t5_pipeline.report.model_names import model_names
 from t5_pipeline.report.scores import Sample, Score
+from t5_pipeline.report.traits import trait, traits
 
 Cost = Literal["bytes", "training_seconds", "peak_bytes"]
 
@@ -24,12 +25,6 @@ NO_PROMPT = "no prompt"
 MAJORITY = "majority class"
 # Places in tables; other methods are between them, in order of appearance.
 _PLACES = {PROMPT_TUNING: 0, "ensemble": 1, NO_PROMPT: 3, MAJORITY: 4}
-
-_PATHS = {
-    "lm_adapt": "LM adaptation",
-    "sentinel": "Span corruption + sentinel",
-    "span_corrupt": "Span corruption",
-}
 
 
 @dataclass(frozen=True)
@@ -212,7 +207,7 @@ def in_table_order(methods: Iterable[str]) -> list[str]:
 
 def summarize(run: Run) -> list[TaskScores]:
     """Aggregate the scores of a run: one entry per task and split, in order of appearance."""
-    paths = path_names(run)
+    paths = model_names(run)
     found = []
     for task, split in dict.fromkeys((row.task, row.split) for row in run.scores):
         rows = [row for row in run.scores if (row.task, row.split) == (task, split)]
@@ -233,33 +228,6 @@ def summarize(run: Run) -> list[TaskScores]:
     return found
 
 
-def path_names(run: Run) -> dict[str, str]:
-    """Display names of the frozen models: name in the scores → text, in the order of the recipe.
-
-    The name is that of the stage kind (`LM adaptation`), with the step if several steps of one stage are compared, and
-    with the stage or its cell if several of one kind are compared. Paths are unchanged.
-    """
-    models = [*(result.frozen for result in run.cells()), *(row.model for row in run.scores)]
-    refs = {model: named(model, run.recipe.stages) for model in models if model is not None}
-    stepped = {ref.stage for ref in refs.values() if ref.step is not None}
-    makers = {(ref.stage, ref.cell): run.recipe.kind(ref.stage) for ref in refs.values() if ref.stage is not None}
-    found = {}
-    for model, ref in refs.items():
-        kind = makers[ref.stage, ref.cell] if ref.stage is not None else None
-        if kind is None or kind not in _PATHS:
-            found[model] = model
-            continue
-        name = _PATHS[kind]
-        alike = [stage for (stage, _), other in makers.items() if other == kind]
-        if len(alike) > 1:
-            name += f" ({ref.cell if ref.cell and len(set(alike)) == 1 else replace(ref, step=None)})"
-        if ref.stage in stepped:
-            step = ref.step if ref.step is not None else run.last_step(ref)
-            name += f" @{step:,} steps" if step is not None else " @last step"
-        found[model] = name
-    return found
-
-
 def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:
     """Drop repeated baselines, which several evaluate stages may have scored."""
     found: dict[str | None, Score] = {}
@@ -269,13 +237,13 @@ def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:
 
 
 def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
-    described = [_traits(row) for row in rows]
+    described = [traits(row) for row in rows]
     differing = [
         key for key in dict.fromkeys(k for d in described for k in d) if len({d.get(key) for d in described}) > 1
     ]
     groups: dict[tuple[str | None, str], list[Score]] = {}
-    for row, traits in zip(rows, described, strict=True):
-        variant = ", ".join(trait(key, traits[key]) for key in differing if traits.get(key) is not None)
+    for row, own in zip(rows, described, strict=True):
+        variant = ", ".join(trait(key, own[key]) for key in differing if own.get(key) is not None)
         shifted = f"trained on {row.trained_on}" if row.trained_on else ""
         variant = ", ".join(filter(None, [row.variant, variant, shifted]))
         groups.setdefault((row.model, variant), []).append(row)
@@ -320,34 +288,3 @@ def _once(rows: list[Score]) -> list[Score]:
         if row.seed is None or (row.seed, row.metrics) not in [(other.seed, other.metrics) for other in found]:
             found.append(row)
     return found
-
-
-def _traits(row: Score) -> dict[str, str | None]:
-    """Properties in which scores may differ, except model and seed."""
-    found: dict[str, str | None] = {**_axes(row)}
-    if row.prompt_length is not None:
-        found["prompt_length"] = str(row.prompt_length)
-    if row.prompt_init is not None:
-        found["prompt_init"] = row.prompt_init
-    if row.scoring is not None:
-        found["scored_by"] = row.scoring
-    return found
-
-
-def other_axes(row: Score) -> list[str]:
-    """Matrix axes of a score's cell as text, except those that it has as values of their own."""
-    return [trait(key, value) for key, value in _axes(row).items() if key not in ("prompt_length", "prompt_init")]
-
-
-def _axes(row: Score) -> dict[str, str]:
-    axes = dict(axis.split("=", 1) for axis in (row.cell or "").split(",") if "=" in axis)
-    return {key: value for key, value in axes.items() if key not in ("model", "seed", "task", "tasks", "shots")}
-
-
-def trait(key: str, value: str | int | None) -> str:
-    """A setting of a prompt as text: `20 tokens`, `from class labels`."""
-    if key == "prompt_length":
-        return fmt.plural(int(value or 0), "token")
-    if key == "prompt_init":
-        return f"from {str(value).replace('_', ' ')}"
-    return f"{key.replace('_', ' ')} {value}"

@@ -11,7 +11,7 @@ import pytest
 
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.sentences import headline, model_comparison
-from t5_pipeline.report.summary import TaskScores, path_names, summarize
+from t5_pipeline.report.summary import TaskScores, summarize
 
 
 def of_rows(finished: Any, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[TaskScores]:
@@ -34,15 +34,6 @@ def test_mean_spread_and_difference(finished) -> None:
     assert line.confusion == [[150, 60, 30, 0], [30, 120, 30, 0], [15, 45, 120, 0]]
     assert task.majority is not None
     assert task.majority.spread("accuracy").text == "40.0"
-
-
-def test_models_are_named_by_their_stage(finished) -> None:
-    assert path_names(collect(finished.run_dir.path)) == {
-        "lm_adapt@20": "LM adaptation @20 steps",
-        "lm_adapt": "LM adaptation @40 steps",
-        "span_corrupt": "Span corruption",
-        "sentinel": "Span corruption + sentinel",
-    }
 
 
 def test_models_from_elsewhere_keep_their_name(finished) -> None:
@@ -184,16 +175,3 @@ def test_several_tasks_and_metrics(finished) -> None:
 def test_one_seed_has_no_spread(finished) -> None:
     (task,) = of_rows(finished, lambda rows: [row for row in rows if row.get("seed", 0) == 0])
     assert "±" not in (headline(task) or "") + (model_comparison(task) or "")
-
-
-def test_models_are_named_by_their_actual_step(finished) -> None:
-    recipe = finished.run_dir.path / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("batch_size: 32, steps: 40", "batch_size: 32, steps: 90"))
-    assert path_names(collect(finished.run_dir.path))["lm_adapt"] == "LM adaptation @40 steps"
-
-
-def test_models_have_names_before_tuning(builder) -> None:
-    builder.stage("prepare").stage("span_corrupt")
-    names = path_names(collect(builder.run_dir.path))
-    assert list(names) == ["lm_adapt@20", "lm_adapt", "span_corrupt", "sentinel"]
-    assert names["lm_adapt"] == "LM adaptation @last step"

@@ -12,9 +12,10 @@ import pytest
 from t5_pipeline.report.arms import adaptation, own, scored
 from t5_pipeline.report.claims import findings
 from t5_pipeline.report.collect import Run, collect
+from t5_pipeline.report.model_names import model_names
 from t5_pipeline.report.page import render
 from t5_pipeline.report.sentences import model_comparison
-from t5_pipeline.report.summary import path_names, summarize
+from t5_pipeline.report.summary import summarize
 from tests.report.conftest import RECIPE, RunBuilder
 
 PREFIX, LM = "lm_adapt/objective=prefix_lm", "lm_adapt/objective=lm"
@@ -57,7 +58,7 @@ def read(builder: RunBuilder) -> Run:
 def test_names_have_the_cell(cells: RunBuilder) -> None:
     run = read(cells)
     assert {result.frozen for result in run.cells()} - {None} == set(run.models) == set(ACCURACY)
-    assert path_names(run) == {
+    assert model_names(run) == {
         PREFIX: "LM adaptation (objective=prefix_lm) @40 steps",
         f"{PREFIX}@4": "LM adaptation (objective=prefix_lm) @4 steps",
         LM: "LM adaptation (objective=lm) @40 steps",
@@ -70,7 +71,7 @@ def test_cells_beside_another_stage_of_the_kind_have_its_name_too(builders: type
     recipe = RECIPE.replace("lm_adapt: {", "lm_adapt: {matrix: {objective: [prefix_lm, lm]}, ")
     more = "  more: {uses: lm_adapt, model: span_corrupt, tokens: prepare, segment_length: 64, steps: 40}\n  sentinel:"
     recipe = recipe.replace("  sentinel:", more).replace("lm_adapt@20, lm_adapt, span_corrupt, sentinel", f"more, {LM}")
-    assert path_names(collect(builders(tmp_path / "run", recipe).run_dir.path)) == {
+    assert model_names(collect(builders(tmp_path / "run", recipe).run_dir.path)) == {
         "more": "LM adaptation (more)", LM: f"LM adaptation ({LM})",
     }  # fmt: skip
 

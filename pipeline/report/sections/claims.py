@@ -31,8 +31,9 @@ from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.intervals import lowest_score
 from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
-from t5_pipeline.report.summary import PROMPT_TUNING, trait
+from t5_pipeline.report.summary import PROMPT_TUNING
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
+from t5_pipeline.report.traits import trait
 
 _METHODS = (PROMPT_TUNING, "model tuning")
 
