@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from t5_pipeline.api.examples import Example, parameter_of, write_examples
 from t5_pipeline.api.parameters import (
     check_at_least,
     check_numbers,
@@ -22,12 +22,12 @@ from t5_pipeline.api.parameters import (
     device_named,
 )
 from t5_pipeline.artifacts.kinds import locate_one
-from t5_pipeline.cli.tune import one_task, tune
+from t5_pipeline.cli.tune import TuneRun, one_task
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import check_file_name, refuse_to_replace
-from t5_pipeline.data_prep.corpora.row import Row, check_unicode, listed
+from t5_pipeline.data_prep.corpora.row import Row, listed
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import classified, voters
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -43,9 +43,6 @@ Input = str | Mapping[str, Any]
 Names = str | Sequence[str | Sequence[str]] | None
 """The prompt of all inputs ("a"; "a+b+c" votes, unless it is the name of one prompt), or a list with one for each
 input; None if there is only one."""
-
-Example = tuple[str, str] | Mapping[str, Any]
-"""A pair of input and target text, or the fields for the two templates of a task."""
 
 
 @dataclass(frozen=True)
@@ -279,17 +276,10 @@ class PromptedModel:
             place = Path(output_dir or scratch)
             if place.exists() and not place.is_dir():
                 raise InputError(f"output_dir: {place} is a file; name a folder for the run")
-            lines = {"train": _lines(examples, "examples")}
-            if validation is not None:
-                lines["validation"] = _lines(validation, "validation")
-            files = {split: place / "examples" / name / f"{split}.jsonl" for split in lines}
-            for split, file in files.items():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(lines[split], encoding="utf-8")
-            task = one_task(
-                name, files["train"], inputs, targets, labels, None, files.get("validation"), named=_parameter
-            )
-            code = tune(task, {"model": self._model, **settings}, place / name, named=_parameter)
+            splits = {"train": examples} if validation is None else {"train": examples, "validation": validation}
+            files = write_examples(splits, place / "examples" / name)
+            task = one_task(name, files, inputs=inputs, targets=targets, labels=labels, named=parameter_of)
+            code = TuneRun(task, {"model": self._model, **settings}, place / name, named=parameter_of).run()
             if code != 0:
                 raise InputError(f"tune: training of `{name}` failed with exit code {code}; the log above says why")
             self._engine.add(name, place / name / "prompt")
@@ -348,11 +338,6 @@ class PromptedModel:
             yield Path(scratch)
 
 
-def _parameter(setting: str) -> str:
-    """The parameter of `PromptedModel.tune` that gives a setting."""
-    return "examples" if setting == "train" else setting
-
-
 def _warn_about_cuts(answers: Sequence[Answer]) -> None:
     cut = [answer.cut for answer in answers if answer.cut]
     if cut:
@@ -371,27 +356,3 @@ def _in_pieces(texts: Iterator[str]) -> Iterator[str]:
             yield new
     if new := pieces.rest(text):
         yield new
-
-
-def _lines(examples: Sequence[Example], where: str) -> str:
-    """Examples as JSON lines.
-
-    Raises:
-        InputError: if there is none, or one is neither a pair nor a mapping of texts and numbers; names it.
-    """
-    if not isinstance(examples, Iterable):
-        raise InputError(f"{where}: must be a list of examples, not {examples!r:.60}; change it")
-    lines = [_line(row, f"{where}[{i}]") for i, row in enumerate(examples)]
-    if not lines:
-        raise InputError(f"{where}: is empty; give at least one example")
-    return "".join(lines)
-
-
-def _line(row: Example, where: str) -> str:
-    if not isinstance(row, Mapping) and not (isinstance(row, (tuple, list)) and len(row) == 2):
-        raise InputError(f"{where}: must be a pair of input and target, or a dictionary, not {row!r:.60}; change it")
-    fields = dict(row) if isinstance(row, Mapping) else {"text": row[0], "target": row[1]}
-    try:
-        return check_unicode(json.dumps(fields, ensure_ascii=False), where) + "\n"
-    except TypeError as error:
-        raise InputError(f"{where}: must consist of texts and numbers ({error}); convert it") from None

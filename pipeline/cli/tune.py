@@ -11,13 +11,15 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.command_line import flag
-from t5_pipeline.config.recipe import Recipe, load_recipe, parse_recipe
+from t5_pipeline.config.recipe import Recipe, parse_recipe
 from t5_pipeline.config.recipe_file import read_recipe
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.atomic_files import move_directory
@@ -42,29 +44,27 @@ _FEWEST = 8  # rows of which each tenth has at least one
 
 def one_task(
     name: str,
-    train: Path,
+    files: Mapping[str, Path | None],
+    *,
     inputs: str,
     targets: str,
-    labels: Sequence[str] | None,
-    metrics: Sequence[str] | None,
-    validation: Path | None,
-    test: Path | None = None,
-    *,
+    labels: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
     named: Named = flag,
 ) -> TaskConfig:
-    """A task with its rows in one or several files, or in slices of them.
+    """A task with its rows in files of their own, or in slices of files.
+
+    Args:
+        files: split → file or slice; `train` is required.
 
     Raises:
         InputError: if a file does not exist or a setting is invalid.
     """
-    data, part = _file_and_slice(named("train"), train)
-    splits = {"train": data.name + part}
-    for split, given in (("validation", validation), ("test", test)):
-        if given is not None:
-            file, part = _file_and_slice(named(split), given)
-            splits[split] = os.path.relpath(file, data.parent) + part
+    given = {split: _file_and_slice(named(split), place) for split, place in files.items() if place is not None}
+    data = given["train"][0]
     values: dict[str, Any] = {
-        "name": name, "data": str(data), "splits": splits, "inputs": inputs, "targets": targets, "labels": labels,
+        "name": name, "data": str(data), "inputs": inputs, "targets": targets, "labels": labels,
+        "splits": {split: os.path.relpath(file, data.parent) + part for split, (file, part) in given.items()},
         "metrics": metrics or (["accuracy"] if labels else ["exact_match", "token_f1"]),
     }  # fmt: skip
     return validate(TaskConfig, values, lambda loc: named(".".join(map(str, loc)) or "train"))
@@ -129,121 +129,125 @@ def checked(
     return settings
 
 
-def tune(
-    task: TaskConfig,
-    settings: Mapping[str, Any],
-    output: Path,
-    configuration: str | None = None,
-    *,
-    seeds: int = 1,
-    vote: bool = False,
-    tested: str | None = None,
-    named: Named = flag,
-) -> int:
-    """Learn a task as a soft prompt in separate processes, and publish it as a package in `output/prompt`.
+@dataclass(frozen=True)
+class TuneRun:
+    """A run that learns a task as a soft prompt, in processes of its own.
 
-    Args:
+    Attributes:
         settings: settings of prompt_tune, including `model`; the default of `prompt_init` is `vocabulary` for a task
             without labels, and that of `select` is `last` for a task without validation rows.
         output: the run directory.
-        configuration: an accelerate configuration file; None for one process.
+        launch: an accelerate configuration file; None for one process.
         seeds: number of prompts, with the seeds from `seed` on; they train in one batch.
-        vote: publish all of them in `output/prompts`, instead of the best.
+        vote: publish all of them, instead of the best.
         tested: split to score on; None for no scores.
-
-    Returns:
-        The exit code of the stage that ended the run.
-
-    Raises:
-        InputError: if a setting is invalid, or the directory contains something else; nothing is written.
     """
-    if "validation" not in task.splits:
-        settings = {"select": "last", **settings}
-    settings = checked(task, settings, configuration, named)
-    recipe = _recipe(task, settings, output, configuration, seeds, tested, named)
-    _refuse_other_runs(output, named)
-    run_dir = RunDir(output)
-    code = run(recipe, run_dir)
-    if code == 0:
-        _publish(recipe, run_dir, vote)
-    return code
 
+    task: TaskConfig
+    settings: Mapping[str, Any]
+    output: Path
+    launch: str | None = None
+    seeds: int = 1
+    vote: bool = False
+    tested: str | None = None
+    named: Named = flag
 
-def _recipe(
-    task: TaskConfig,
-    settings: Mapping[str, Any],
-    output: Path,
-    launch: str | None,
-    seeds: int,
-    tested: str | None,
-    named: Named,
-) -> Recipe:
-    first = int(settings.get("seed", 0))
-    own = {name: value for name, value in settings.items() if name != "seed"}
-    stages: dict[str, Any] = {TUNE: {"task": task.name, **own, "matrix": {"seed": list(range(first, first + seeds))}}}
-    if tested is not None:
-        also = {name: value for name, value in settings.items() if name in _ALSO_OF_EVALUATE}
-        stages[EVALUATE] = {"prompts": TUNE, "split": tested, **also}
-    data = {
-        "name": output.absolute().name,
-        "tasks": {task.name: task.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
-        "stages": stages,
-        **({} if launch is None else {"launch": launch}),
-    }
-    where: dict[Key, str] = {("stages", TUNE, name): named(name) for name in own}
-    return parse_recipe(Located(output / "recipe.yaml", data, {}, {("name",): named("output_dir"), **where}))
+    def run(self) -> int:
+        """Train, score and publish.
 
+        Returns:
+            The exit code of the stage that ended the run.
 
-def _refuse_other_runs(output: Path, named: Named) -> None:
-    """Protect a run directory of another recipe."""
-    if not (output / "recipe.yaml").is_file():
-        return
-    stages = read_recipe(output / "recipe.yaml").data.get("stages")
-    if not isinstance(stages, dict) or TUNE not in stages or set(stages) - {TUNE, EVALUATE}:
-        raise InputError(f"{named('output_dir')}: {output} contains another run; choose another directory")
+        Raises:
+            InputError: if a setting is invalid, or the directory contains something else; nothing is written.
+        """
+        recipe = self.recipe
+        self._refuse_other_runs()
+        code = run(recipe, self.run_dir)
+        if code == 0:
+            self._publish()
+        return code
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The stages prompt_tune, with a cell for each seed, and evaluate.
 
-# ----------------------------------------------------------------------------------------------------------- results
+        Raises:
+            InputError: if a setting is invalid.
+        """
+        settings = dict(self.settings) if "validation" in self.task.splits else {"select": "last", **self.settings}
+        settings = checked(self.task, settings, self.launch, self.named)
+        first = int(settings.get("seed", 0))
+        own = {name: value for name, value in settings.items() if name != "seed"}
+        matrix = {"seed": list(range(first, first + self.seeds))}
+        stages: dict[str, Any] = {TUNE: {"task": self.task.name, **own, "matrix": matrix}}
+        if self.tested is not None:
+            also = {name: value for name, value in settings.items() if name in _ALSO_OF_EVALUATE}
+            stages[EVALUATE] = {"prompts": TUNE, "split": self.tested, **also}
+        data = {
+            "name": self.output.absolute().name,
+            "tasks": {self.task.name: self.task.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
+            "stages": stages,
+            **({} if self.launch is None else {"launch": self.launch}),
+        }
+        where: dict[Key, str] = {("stages", TUNE, name): self.named(name) for name in own}
+        where[("name",)] = self.named("output_dir")
+        return parse_recipe(Located(self.output / "recipe.yaml", data, {}, where))
 
+    @cached_property
+    def run_dir(self) -> RunDir:
+        return RunDir(self.output)
 
-def _publish(recipe: Recipe, run_dir: RunDir, vote: bool) -> None:
-    """Write packages of the prompts, and move what was there before to superseded/."""
-    run = collect(run_dir.path)
-    prompts = _prompts(recipe, run_dir)
-    kept = {packages(run_dir.path, vote) / f"{recipe.name}-{cell.removeprefix('seed=')}": cell for cell in prompts}
-    kept = kept if vote else {packages(run_dir.path, vote): best_cell(run_dir.path)}
-    other = packages(run_dir.path, not vote)
-    if os.path.lexists(other):
-        run_dir.archive(other, "earlier")
-    for place, cell in kept.items():
-        _write_package(run_dir, prompts[cell], place, score_on_test(run, cell))
+    @property
+    def published(self) -> Path:
+        """Where the package of the best prompt is, or the folder with all packages."""
+        return self._place(self.vote)
 
+    def best_cell(self) -> str:
+        """The seed with the best average of the task's metrics on validation rows; of equal ones the first."""
 
-def packages(output: Path, vote: bool) -> Path:
-    """Where the package of the best prompt is, or a folder with all of them."""
-    return output / ("prompts" if vote else "prompt")
+        def average(path: Path) -> float:
+            scores = read_published(path / "prompt.json")["scores"]
+            return statistics.fmean(scores.values()) if scores else 0.0
 
+        prompts = self._prompts()
+        return max(prompts, key=lambda cell: average(prompts[cell]))
 
-def best_cell(output: Path) -> str:
-    """The seed with the best average of the task's metrics on validation rows; of equal ones the first."""
-    recipe, run_dir = load_recipe(output / "recipe.yaml"), RunDir(output)
+    def _refuse_other_runs(self) -> None:
+        """Protect a run directory of another recipe."""
+        if not (self.output / "recipe.yaml").is_file():
+            return
+        stages = read_recipe(self.output / "recipe.yaml").data.get("stages")
+        if not isinstance(stages, dict) or TUNE not in stages or set(stages) - {TUNE, EVALUATE}:
+            raise InputError(
+                f"{self.named('output_dir')}: {self.output} contains another run; choose another directory"
+            )
 
-    def average(path: Path) -> float:
-        scores = read_published(path / "prompt.json")["scores"]
-        return statistics.fmean(scores.values()) if scores else 0.0
+    def _publish(self) -> None:
+        """Write packages of the prompts, and move what was there before to superseded/."""
+        results = collect(self.output)
+        prompts = self._prompts()
+        if self.vote:
+            kept = {self.published / f"{self.recipe.name}-{cell.removeprefix('seed=')}": cell for cell in prompts}
+        else:
+            kept = {self.published: self.best_cell()}
+        other = self._place(not self.vote)
+        if os.path.lexists(other):
+            self.run_dir.archive(other, "earlier")
+        for place, cell in kept.items():
+            _write_package(self.run_dir, prompts[cell], place, score_on_test(results, cell))
 
-    prompts = _prompts(recipe, run_dir)
-    return max(prompts, key=lambda cell: average(prompts[cell]))
+    def _place(self, vote: bool) -> Path:
+        return self.output / ("prompts" if vote else "prompt")
 
-
-def _prompts(recipe: Recipe, run_dir: RunDir) -> dict[str, Path]:
-    """The directory of each cell's prompt."""
-    found = {}
-    for cell in recipe.stages[TUNE]:
-        manifest = run_dir.manifest(cell)
-        assert manifest is not None
-        found[cell.id] = run_dir.cell(cell) / manifest.outputs["prompt"].path
-    return found
+    def _prompts(self) -> dict[str, Path]:
+        """The directory of each cell's prompt."""
+        found = {}
+        for cell in self.recipe.stages[TUNE]:
+            manifest = self.run_dir.manifest(cell)
+            assert manifest is not None
+            found[cell.id] = self.run_dir.cell(cell) / manifest.outputs["prompt"].path
+        return found
 
 
 def _write_package(run_dir: RunDir, prompt: Path, place: Path, tested: str | None) -> None:

@@ -6,13 +6,15 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t5_pipeline.config.command_line import add_settings, positive
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say, show
-from t5_pipeline.data_prep.tasks.config import TaskConfig
+
+if TYPE_CHECKING:
+    from t5_pipeline.cli.tune import TuneRun
 
 _OWN = ("task",)
 
@@ -73,19 +75,17 @@ def _add_task(task: argparse._ArgumentGroup) -> None:
 
 
 def _tune(given: argparse.Namespace) -> int:
-    from t5_pipeline.cli.tune import checked, hold_out, one_task, tune
+    from t5_pipeline.cli.tune import TuneRun, checked, hold_out, one_task
     from t5_pipeline.data_prep.tasks.task import Task
 
     _check_seeds(given)
     task = one_task(
         given.name or given.output_dir.absolute().name,
-        given.train,
-        given.inputs,
-        given.targets,
-        _listed(given.labels),
-        _listed(given.metrics),
-        given.validation,
-        given.test,
+        {"train": given.train, "validation": given.validation, "test": given.test},
+        inputs=given.inputs,
+        targets=given.targets,
+        labels=_listed(given.labels),
+        metrics=_listed(given.metrics),
     )
     names = set(PromptTuneConfig.model_fields) - set(_OWN)
     settings = {name: value for name, value in vars(given).items() if name in names and value is not None}
@@ -102,9 +102,10 @@ def _tune(given: argparse.Namespace) -> int:
         if given.seeds > 1 and not given.vote:
             raise InputError(f"--seeds: {few} and choose a seed by; give --validation, or add --vote")
         say(f"{few[0].upper()}{few[1:]}: the prompt of the last step is published.")
-    code = tune(task, settings, given.output_dir, given.launch, seeds=given.seeds, vote=given.vote, tested=tested)
+    run = TuneRun(task, settings, given.output_dir, given.launch, given.seeds, given.vote, tested)
+    code = run.run()
     if code == 0:
-        _show_results(given, task)
+        _show_results(run)
     return code
 
 
@@ -115,21 +116,20 @@ def _check_seeds(given: argparse.Namespace) -> None:
         raise InputError("--seeds: --select last gives no validation scores to choose a seed by; add --vote")
 
 
-def _show_results(given: argparse.Namespace, task: TaskConfig) -> None:
-    from t5_pipeline.cli.tune import best_cell, packages
+def _show_results(run: TuneRun) -> None:
     from t5_pipeline.report.collect import collect
     from t5_pipeline.report.tuned import tuned_text
 
-    place = packages(given.output_dir, given.vote)
-    for line in tuned_text(collect(given.output_dir), None if given.vote else best_cell(given.output_dir)):
+    for line in tuned_text(collect(run.output), None if run.vote else run.best_cell()):
         show(line)
-    asked = ["--model", given.model, "--prompts", str(place if given.vote else given.output_dir)]
+    place = run.published
+    asked = ["--model", run.settings["model"], "--prompts", str(place if run.vote else run.output)]
     show("")
-    show(f"{place}: " + ("prompts that vote if a row names them all:" if given.vote else "the prompt. Next:"))
-    if given.vote:
+    show(f"{place}: " + ("prompts that vote if a row names them all:" if run.vote else "the prompt. Next:"))
+    if run.vote:
         show("    " + json.dumps({"prompt": sorted(path.name for path in place.iterdir())}))
     commands = [["predict", *asked, "--input", "new.jsonl", "--output", "out.jsonl"], ["serve", *asked]]
-    for words in [*commands, ["report", str(given.output_dir)]]:
+    for words in [*commands, ["report", str(run.output)]]:
         show(f"    {shlex.join(['t5-pipeline', *words])}")
 
 

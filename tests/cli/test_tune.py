@@ -13,8 +13,8 @@ from t5_pipeline.data_prep.tasks.task import Task
 
 
 def task(train: Path | str, validation: Path | str | None = None, labels: list[str] | None = None) -> TaskConfig:
-    held_out = None if validation is None else Path(validation)
-    return one_task("t", Path(train), "{0}", "{1}", labels, None, held_out)
+    files = {"train": Path(train), "validation": validation and Path(validation)}
+    return one_task("t", files, inputs="{0}", targets="{1}", labels=labels)
 
 
 def test_slices_of_one_file(tmp_path: Path) -> None:
@@ -73,9 +73,10 @@ def test_held_out_rows(tmp_path: Path) -> None:
 
 
 def test_a_test_file_is_not_cut_from_the_training_rows(tmp_path: Path) -> None:
-    for name in ("train", "test"):
-        (tmp_path / f"{name}.tsv").write_text("x\tno\n" * 10)
-    given = one_task("t", tmp_path / "train.tsv", "{0}", "{1}", None, None, None, tmp_path / "test.tsv")
+    files = {name: tmp_path / f"{name}.tsv" for name in ("train", "test")}
+    for file in files.values():
+        file.write_text("x\tno\n" * 10)
+    given = one_task("t", files, inputs="{0}", targets="{1}")
     assert hold_out(given, 3).splits == {
         "train": "train.tsv[:90%, shuffled=3]", "validation": "train.tsv[90%:100%, shuffled=3]", "test": "test.tsv"
     }  # fmt: skip
