@@ -59,6 +59,9 @@ class Validation:
     measure: Callable[[TrainState], Mapping[str, Any]]
     every: int
 
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
 
 class Trainer:
     """Trains a model.
@@ -209,26 +212,19 @@ class Trainer:
         """
         if self.exhausted:
             return
-        state, selection, probing = self.state, self.state.selection, self.state.probing
+        state = self.state
         state.engine.set_training(True)
         state.stats.restart_clock()
-        if state.step == 0 < steps and state.group.rank == 0:
-            self.metrics.truncate_after(-1)  # rows of step 0 of a run that was killed before its next checkpoint
-        if self.validation is not None and state.step == 0 < steps:
-            self.validate()
-        if probing is not None and state.step == 0 < steps:
-            self._measure(probing.update, "probe")
+        if state.step == 0 < steps:
+            if state.group.rank == 0:
+                self.metrics.truncate_after(-1)  # rows of step 0 of a run that was killed before its next checkpoint
+            self._measure_due()
         if steps == 0:
             self.save()
         with closing(self._batches(steps)) as batches, self.checkpoints.finishing():
             for batch in batches:
                 self._step(batch)
-                if self.validation is not None and state.step % self.validation.every == 0:
-                    self.validate()
-                if probing is not None and probing.due(state.step):
-                    self._measure(probing.update, "probe")
-                if selection is not None and selection.due(state.step):
-                    self.validate_and_select()
+                self._measure_due()
                 ended = state.step == steps or self.exhausted
                 signum = state.group.all_reduce_max(NOT_SAVED if self.checkpoints.failed else self.stop.signum)
                 if signum == NOT_SAVED:
@@ -301,18 +297,25 @@ class Trainer:
             row["skipped"] = self.state.skipped
         return row
 
-    def validate(self) -> None:
-        """Measure and log the held-out loss, which becomes the score of this step's checkpoint."""
-        assert self.validation is not None
-        self._score = -float(self._measure(self.validation.measure)["loss"])
+    def _measure_due(self) -> None:
+        """Validate, probe and select, whichever is due at this step."""
+        step, probing, selection = self.state.step, self.state.probing, self.state.selection
+        if self.validation is not None and self.validation.due(step):
+            self._validate(self.validation)
+        if probing is not None and probing.due(step):
+            self._measure(probing.update, "probe")
+        if selection is not None and selection.due(step):
+            self._select(selection)
 
-    def validate_and_select(self) -> None:
+    def _validate(self, validation: Validation) -> None:
+        """Measure and log the held-out loss, which becomes the score of this step's checkpoint."""
+        self._score = -float(self._measure(validation.measure)["loss"])
+
+    def _select(self, selection: Selection) -> None:
         """Score every cell on its validation rows, log the scores, and keep what is better than before.
 
         The score of this step's checkpoint is the mean over the cells of each one's average of metrics.
         """
-        selection = self.state.selection
-        assert selection is not None
         measured: dict[str, Measured] = {}
 
         def measure(state: TrainState) -> Mapping[str, Any]:
