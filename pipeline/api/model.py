@@ -22,7 +22,8 @@ from t5_pipeline.api.parameters import (
     device_named,
 )
 from t5_pipeline.artifacts.kinds import locate_one
-from t5_pipeline.cli.tune import TuneRun, one_task
+from t5_pipeline.cli.tune_run import TuneRun
+from t5_pipeline.cli.tune_task import one_task
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError

@@ -16,8 +16,10 @@ from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.doctor import add_doctor
 from t5_pipeline.cli.export import add_export
-from t5_pipeline.cli.prompts import add_commands
+from t5_pipeline.cli.predict import add_predict
+from t5_pipeline.cli.prompts import add_prompts
 from t5_pipeline.cli.serve import add_serve
+from t5_pipeline.cli.tune import add_tune
 from t5_pipeline.config.command_line import Parser, add_command, add_set
 from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
@@ -57,7 +59,9 @@ def _parser() -> Parser:
 
     _add_recipe_commands(commands)
     _add_run_dir_commands(commands)
-    add_commands(commands)
+    add_predict(commands)
+    add_tune(commands)
+    add_prompts(commands)
     add_doctor(commands)
     add_export(commands)
     add_serve(commands)

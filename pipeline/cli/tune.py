@@ -1,271 +1,143 @@
-"""`t5-pipeline tune`: from a file of examples to a tested prompt.
-
-The flags become a recipe with the stages prompt_tune, one cell for each seed, and evaluate. The runner runs it in
---output-dir, which is therefore a run directory: the same command resumes, and status, report and verify read it. The
-best seed by validation is published as a package in `prompt/`, or all of them in `prompts/` for voting.
-"""
+"""`t5-pipeline tune`: from a file of examples to a tested prompt."""
 
 from __future__ import annotations
 
-import os
-import statistics
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import argparse
+import json
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from t5_pipeline.artifacts.kinds import locate_one
-from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.config.command_line import flag
-from t5_pipeline.config.recipe import Recipe, parse_recipe
-from t5_pipeline.config.recipe_file import read_recipe
+from t5_pipeline.config.command_line import add_settings, positive
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
-from t5_pipeline.core.atomic_files import move_directory
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.located_yaml import Key, Located
-from t5_pipeline.core.records import read_published
-from t5_pipeline.core.schema import validate
-from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.splits import split_slice
-from t5_pipeline.data_prep.tasks.task import Task
-from t5_pipeline.execution.launcher import command
-from t5_pipeline.execution.runner import run
-from t5_pipeline.report.collect import collect
-from t5_pipeline.report.tuned import score_on_test
+from t5_pipeline.core.printable import say, show
 
-Named = Callable[[str], str]
-"""Gives the name of a setting in errors: by default its flag."""
-TUNE, EVALUATE = "prompt_tune", "evaluate"
-_ALSO_OF_EVALUATE = ("scoring", "precision", "threads")
-_FEWEST = 8  # rows of which each tenth has at least one
+if TYPE_CHECKING:
+    from t5_pipeline.cli.tune_run import TuneRun
+
+_OWN = ("task",)
 
 
-def one_task(
-    name: str,
-    files: Mapping[str, Path | None],
-    *,
-    inputs: str,
-    targets: str,
-    labels: Sequence[str] | None = None,
-    metrics: Sequence[str] | None = None,
-    named: Named = flag,
-) -> TaskConfig:
-    """A task with its rows in files of their own, or in slices of files.
+def add_tune(commands: Any) -> None:
+    """Add the command to the subparsers of `t5-pipeline`."""
+    tune = commands.add_parser(
+        "tune", help="turn a file of examples into a tested prompt, without a recipe", allow_abbrev=False
+    )
+    tune.description = (
+        "Freeze a T5, learn one task as a soft prompt, and score it on held-out rows. By default, a tenth of the rows"
+        " selects the checkpoint, and another tenth is used for the test. Run the same command to resume."
+    )
+    _add_task(tune.add_argument_group("task"))
+    seeds = tune.add_argument_group("seeds")
+    seeds.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="prompts to train in one batch, with seeds from --seed upwards (default: 1)",
+    )
+    seeds.add_argument("--vote", action="store_true", help="keep all seeds for a majority vote (default: the best)")
+    run = tune.add_argument_group("execution")
+    run.add_argument(
+        "--output-dir", required=True, type=Path, metavar="DIR", help="run directory, with the prompt in DIR/prompt"
+    )
+    run.add_argument("--launch", metavar="FILE", help="accelerate configuration (default: one process)")
+    add_settings(tune, PromptTuneConfig, but=_OWN)
+    tune.set_defaults(command=_tune)
 
-    Args:
-        files: split → file or slice; `train` is required.
 
-    Raises:
-        InputError: if a file does not exist or a setting is invalid.
+def _add_task(task: argparse._ArgumentGroup) -> None:
+    task.add_argument(
+        "--train", required=True, type=Path, metavar="FILE",
+        help="examples: a file, or a slice of it as in rows.tsv[:90%%, stratified]",
+    )  # fmt: skip
+    task.add_argument(
+        "--inputs", required=True, metavar="TEMPLATE", help="input text, with {field} for fields of a row"
+    )
+    task.add_argument(
+        "--targets", required=True, metavar="TEMPLATE", help="target text, with {field} for fields of a row"
+    )
+    task.add_argument("--labels", nargs="+", metavar="A,B", help="all possible targets (default: free text)")
+    task.add_argument(
+        "--validation", type=Path, metavar="FILE", help="rows that select the checkpoint (default: part of --train)"
+    )
+    task.add_argument(
+        "--test", type=Path, metavar="FILE", help="rows to score on (default: part of --train, or --validation)"
+    )
+    task.add_argument(
+        "--split-seed", type=int, default=0, metavar="N", help="seed of the rows held out of --train (default: 0)"
+    )
+    task.add_argument(
+        "--metrics", nargs="+", metavar="A,B", help="metrics (default: accuracy, or exact_match,token_f1 for free text)"
+    )
+    task.add_argument("--name", help="name of the task (default: the name of --output-dir)")
+
+
+def _tune(given: argparse.Namespace) -> int:
+    from t5_pipeline.cli.tune_run import TuneRun, checked
+    from t5_pipeline.cli.tune_task import hold_out, one_task
+    from t5_pipeline.data_prep.tasks.task import Task
+
+    _check_seeds(given)
+    task = one_task(
+        given.name or given.output_dir.absolute().name,
+        {"train": given.train, "validation": given.validation, "test": given.test},
+        inputs=given.inputs,
+        targets=given.targets,
+        labels=_listed(given.labels),
+        metrics=_listed(given.metrics),
+    )
+    names = set(PromptTuneConfig.model_fields) - set(_OWN)
+    settings = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    checked(task, settings, given.launch)
+    task = hold_out(task, given.split_seed, settings.get("select", "best"))
+    for split, place in task.splits.items():
+        rows = len(Task.load(task).rows(split, training=split == "train"))
+        say(f"{split}: {rows:,} rows, {place}")
+    tested = next((split for split in ("test", "validation") if split in task.splits), None)
+    if "validation" not in task.splits and given.select != "last":
+        few = "the rows are too few to hold some out"
+        if given.select == "best":
+            raise InputError(f"--select: {few} and choose a step by; give --validation, or leave --select out")
+        if given.seeds > 1 and not given.vote:
+            raise InputError(f"--seeds: {few} and choose a seed by; give --validation, or add --vote")
+        say(f"{few[0].upper()}{few[1:]}: the prompt of the last step is published.")
+    run = TuneRun(task, settings, given.output_dir, given.launch, given.seeds, given.vote, tested)
+    code = run.run()
+    if code == 0:
+        _show_results(run)
+    return code
+
+
+def _check_seeds(given: argparse.Namespace) -> None:
+    if given.vote and given.seeds < 2:
+        raise InputError("--vote: a single prompt cannot vote; give --seeds 3, for example")
+    if given.seeds > 1 and not given.vote and given.select == "last":
+        raise InputError("--seeds: --select last gives no validation scores to choose a seed by; add --vote")
+
+
+def _show_results(run: TuneRun) -> None:
+    from t5_pipeline.report.collect import collect
+    from t5_pipeline.report.tuned import tuned_text
+
+    for line in tuned_text(collect(run.output), None if run.vote else run.best_cell()):
+        show(line)
+    place = run.published
+    asked = ["--model", run.settings["model"], "--prompts", str(place if run.vote else run.output)]
+    show("")
+    show(f"{place}: " + ("prompts that vote if a row names them all:" if run.vote else "the prompt. Next:"))
+    if run.vote:
+        show("    " + json.dumps({"prompt": sorted(path.name for path in place.iterdir())}))
+    commands = [["predict", *asked, "--input", "new.jsonl", "--output", "out.jsonl"], ["serve", *asked]]
+    for words in [*commands, ["report", str(run.output)]]:
+        show(f"    {shlex.join(['t5-pipeline', *words])}")
+
+
+def _listed(words: list[str] | None) -> list[str] | None:
+    """Names between commas or in several arguments as a list; a name may contain spaces.
+
+    >>> _listed(["not entailment, entailment"]), _listed(["negative,", "positive"]), _listed(["negative", "positive"])
+    (['not entailment', 'entailment'], ['negative', 'positive'], ['negative', 'positive'])
     """
-    given = {split: _file_and_slice(named(split), place) for split, place in files.items() if place is not None}
-    data = given["train"][0]
-    values: dict[str, Any] = {
-        "name": name, "data": str(data), "inputs": inputs, "targets": targets, "labels": labels,
-        "splits": {split: os.path.relpath(file, data.parent) + part for split, (file, part) in given.items()},
-        "metrics": metrics or (["accuracy"] if labels else ["exact_match", "token_f1"]),
-    }  # fmt: skip
-    return validate(TaskConfig, values, lambda loc: named(".".join(map(str, loc)) or "train"))
-
-
-def _file_and_slice(where: str, given: Path) -> tuple[Path, str]:
-    """The file and the slice of a flag such as `--train "rows.tsv[:90%, shuffled]"`."""
-    try:
-        name = str(given) if given.is_file() else split_slice(str(given))[0]
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-    if not Path(name).is_file():
-        raise InputError(f"{where}: {name} does not exist; give a .jsonl, .json, .csv, .tsv or .parquet file")
-    return Path(name), str(given)[len(name) :]
-
-
-def hold_out(task: TaskConfig, seed: int, select: str = "best") -> TaskConfig:
-    """The task with a tenth of its training rows for each of validation and test that it lacks.
-
-    Slices are stratified if there are labels, and shuffled otherwise. With validation rows of its own the task gets no
-    test rows: all training rows are trained on, as given. So are those of fewer than 8 rows.
-
-    Args:
-        seed: seed of the split.
-        select: the setting of prompt_tune; `last` needs no validation rows.
-
-    Raises:
-        InputError: if the training rows are a slice already.
-    """
-    if "validation" in task.splits:
-        return task
-    lacking = [split for split in ("validation", "test") if split not in task.splits]
-    if select == "last":
-        lacking.remove("validation")
-    train, part = split_slice(task.splits["train"])
-    if not lacking or (part is not None and select == "last"):
-        return task
-    if part is not None:
-        raise InputError("--train: a slice is not divided again; give --validation, too, or the whole file")
-    if len(Task.load(task).rows("train")) < _FEWEST:
-        return task
-    order = f"{'stratified' if task.labels else 'shuffled'}={seed}"
-    first = 100 - 10 * len(lacking)
-    splits = {**task.splits, "train": f"{train}[:{first}%, {order}]"}
-    for begin, split in zip(range(first, 100, 10), lacking, strict=True):
-        splits[split] = f"{train}[{begin}%:{begin + 10}%, {order}]"
-    return validate(TaskConfig, {**task.model_dump(), "splits": splits}, lambda loc: "--train")
-
-
-def checked(
-    task: TaskConfig, settings: Mapping[str, Any], configuration: str | None, named: Named = flag
-) -> dict[str, Any]:
-    """The settings of prompt_tune with the defaults for this task, checked before anything is read or written.
-
-    Raises:
-        InputError: if one is invalid; names it.
-    """
-    settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
-    c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: named(".".join(map(str, loc))))
-    locate_one("model", c.model, named("model"))
-    command(TUNE, configuration, [])
-    return settings
-
-
-@dataclass(frozen=True)
-class TuneRun:
-    """A run that learns a task as a soft prompt, in processes of its own.
-
-    Attributes:
-        settings: settings of prompt_tune, including `model`; the default of `prompt_init` is `vocabulary` for a task
-            without labels, and that of `select` is `last` for a task without validation rows.
-        output: the run directory.
-        launch: an accelerate configuration file; None for one process.
-        seeds: number of prompts, with the seeds from `seed` on; they train in one batch.
-        vote: publish all of them, instead of the best.
-        tested: split to score on; None for no scores.
-    """
-
-    task: TaskConfig
-    settings: Mapping[str, Any]
-    output: Path
-    launch: str | None = None
-    seeds: int = 1
-    vote: bool = False
-    tested: str | None = None
-    named: Named = flag
-
-    def run(self) -> int:
-        """Train, score and publish.
-
-        Returns:
-            The exit code of the stage that ended the run.
-
-        Raises:
-            InputError: if a setting is invalid, or the directory contains something else; nothing is written.
-        """
-        recipe = self.recipe
-        self._refuse_other_runs()
-        code = run(recipe, self.run_dir)
-        if code == 0:
-            self._publish()
-        return code
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The stages prompt_tune, with a cell for each seed, and evaluate.
-
-        Raises:
-            InputError: if a setting is invalid.
-        """
-        settings = dict(self.settings) if "validation" in self.task.splits else {"select": "last", **self.settings}
-        settings = checked(self.task, settings, self.launch, self.named)
-        first = int(settings.get("seed", 0))
-        own = {name: value for name, value in settings.items() if name != "seed"}
-        matrix = {"seed": list(range(first, first + self.seeds))}
-        stages: dict[str, Any] = {TUNE: {"task": self.task.name, **own, "matrix": matrix}}
-        if self.tested is not None:
-            also = {name: value for name, value in settings.items() if name in _ALSO_OF_EVALUATE}
-            stages[EVALUATE] = {"prompts": TUNE, "split": self.tested, **also}
-        data = {
-            "name": self.output.absolute().name,
-            "tasks": {self.task.name: self.task.model_dump(mode="json", exclude_defaults=True, exclude={"name"})},
-            "stages": stages,
-            **({} if self.launch is None else {"launch": self.launch}),
-        }
-        where: dict[Key, str] = {("stages", TUNE, name): self.named(name) for name in own}
-        where[("name",)] = self.named("output_dir")
-        return parse_recipe(Located(self.output / "recipe.yaml", data, {}, where))
-
-    @cached_property
-    def run_dir(self) -> RunDir:
-        return RunDir(self.output)
-
-    @property
-    def published(self) -> Path:
-        """Where the package of the best prompt is, or the folder with all packages."""
-        return self._place(self.vote)
-
-    def best_cell(self) -> str:
-        """The seed with the best average of the task's metrics on validation rows; of equal ones the first."""
-
-        def average(path: Path) -> float:
-            scores = read_published(path / "prompt.json")["scores"]
-            return statistics.fmean(scores.values()) if scores else 0.0
-
-        prompts = self._prompts()
-        return max(prompts, key=lambda cell: average(prompts[cell]))
-
-    def _refuse_other_runs(self) -> None:
-        """Protect a run directory of another recipe."""
-        if not (self.output / "recipe.yaml").is_file():
-            return
-        stages = read_recipe(self.output / "recipe.yaml").data.get("stages")
-        if not isinstance(stages, dict) or TUNE not in stages or set(stages) - {TUNE, EVALUATE}:
-            raise InputError(
-                f"{self.named('output_dir')}: {self.output} contains another run; choose another directory"
-            )
-
-    def _publish(self) -> None:
-        """Write packages of the prompts, and move what was there before to superseded/."""
-        results = collect(self.output)
-        prompts = self._prompts()
-        if self.vote:
-            kept = {self.published / f"{self.recipe.name}-{cell.removeprefix('seed=')}": cell for cell in prompts}
-        else:
-            kept = {self.published: self.best_cell()}
-        other = self._place(not self.vote)
-        if os.path.lexists(other):
-            self.run_dir.archive(other, "earlier")
-        for place, cell in kept.items():
-            _write_package(self.run_dir, prompts[cell], place, score_on_test(results, cell))
-
-    def _place(self, vote: bool) -> Path:
-        return self.output / ("prompts" if vote else "prompt")
-
-    def _prompts(self) -> dict[str, Path]:
-        """The directory of each cell's prompt."""
-        found = {}
-        for cell in self.recipe.stages[TUNE]:
-            manifest = self.run_dir.manifest(cell)
-            assert manifest is not None
-            found[cell.id] = self.run_dir.cell(cell) / manifest.outputs["prompt"].path
-        return found
-
-
-def _write_package(run_dir: RunDir, prompt: Path, place: Path, tested: str | None) -> None:
-    from t5_pipeline.serving.package import write_package
-
-    with tempfile.TemporaryDirectory(dir=run_dir.state, prefix=".", suffix=".tmp") as scratch:
-        made = Path(scratch) / place.name
-        made.mkdir()
-        write_package(prompt, made, tested)
-        if os.path.lexists(place):
-            if place.is_dir() and _content(place) == _content(made):
-                return
-            run_dir.archive(place, "earlier")
-        place.parent.mkdir(exist_ok=True)
-        move_directory(made, place)
-
-
-def _content(package: Path) -> list[bytes | None]:
-    """The files of which the rest of a package is made; safetensors writes metadata in an arbitrary order."""
-    paths = [package / name for name in ("prompt.safetensors", "prompt.json", "README.md")]
-    return [path.read_bytes() if path.is_file() else None for path in paths]
+    return None if words is None else [part.strip() for part in ",".join(words).split(",") if part.strip()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t5_pipeline.cli.tune import hold_out, one_task
+from t5_pipeline.cli.tune_task import hold_out, one_task
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.task import Task
