@@ -34,28 +34,13 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
         InputError: if a stage name is not in the recipe, or the directory is in use.
     """
     names = _chosen(recipe, first, last)
-    for name in names:
-        check_outside(recipe, name)
-        check_places(recipe.stages[name], run_dir)
-        configuration = _configuration(recipe, name)
-        command(recipe.kind(name), configuration, [])
-        if configuration is not None:
-            recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
-    cell_statuses(recipe, run_dir)
-    recipe_file, text = run_dir.path / "recipe.yaml", recipe.text()
-    same = has_content(recipe_file, text.encode())
-    if os.path.lexists(recipe_file) and not same and not run_dir.state.is_dir():
-        raise InputError(
-            f"{recipe_file}: already exists and was not written by a run; choose another run directory, or move it away"
-        )
+    _check(recipe, run_dir, names)
     created = Rollback(run_dir.path)
     with lock(run_dir.state / "lock", run_dir.path), created:
         began = time.monotonic()
         for directory in (run_dir.path, run_dir.state):  # stages sweep their own
             sweep_shared(directory)
-        replaced = None if same or not recipe_file.exists() else recipe_file.read_bytes()
-        if not same:
-            write_text(recipe_file, text)
+        replaced = _write_recipe(recipe, run_dir)
         ran = 0
         for name in names:
             todo = [s for s in cell_statuses(recipe, run_dir) if s.cell.stage == name and not s.up_to_date]
@@ -63,16 +48,13 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
                 continue
             ran += 1
             say(f"▶ {name}: {_why(todo)}")
-            arguments = ["--recipe", str(recipe_file), "--stage", name, "--run-dir", str(run_dir.path)]
-            code, message = launch(
-                recipe.kind(name), _configuration(recipe, name), arguments, run_dir.state / f"{name}.exit"
-            )
+            code, message = _launch(recipe, run_dir, name)
             if code == BAD_INPUT:
                 created.undo()
                 if ran == 1 and replaced is not None and not _has_begun(recipe, run_dir, todo):
-                    write_bytes(recipe_file, replaced)
+                    write_bytes(run_dir.path / "recipe.yaml", replaced)
             if code != 0:
-                return failed(name, code, message)
+                return _failed(name, code, message)
         left = [status for status in cell_statuses(recipe, run_dir) if status.cell.stage in names]
         for status in left:
             manifest = run_dir.manifest(status.cell)
@@ -83,6 +65,40 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
         else:
             say(f"✓ {ran} of {len(names)} stages ran in {time.monotonic() - began:.0f} s; results in {run_dir.path}")
     return 0
+
+
+def _check(recipe: Recipe, run_dir: RunDir, names: list[str]) -> None:
+    """Check all stages before the first is launched."""
+    for name in names:
+        check_outside(recipe, name)
+        check_places(recipe.stages[name], run_dir)
+        configuration = _configuration(recipe, name)
+        command(recipe.kind(name), configuration, [])
+        if configuration is not None:
+            recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
+    cell_statuses(recipe, run_dir)
+    file = run_dir.path / "recipe.yaml"
+    same = has_content(file, recipe.text().encode())
+    if os.path.lexists(file) and not same and not run_dir.state.is_dir():
+        raise InputError(
+            f"{file}: already exists and was not written by a run; choose another run directory, or move it away"
+        )
+
+
+def _write_recipe(recipe: Recipe, run_dir: RunDir) -> bytes | None:
+    """Write the recipe to the run directory; returns another one that it replaced."""
+    file, text = run_dir.path / "recipe.yaml", recipe.text()
+    if has_content(file, text.encode()):
+        return None
+    replaced = file.read_bytes() if file.exists() else None
+    write_text(file, text)
+    return replaced
+
+
+def _launch(recipe: Recipe, run_dir: RunDir, name: str) -> tuple[int, str]:
+    """Run a stage in processes of its own; returns its exit code and its message."""
+    arguments = ["--recipe", str(run_dir.path / "recipe.yaml"), "--stage", name, "--run-dir", str(run_dir.path)]
+    return launch(recipe.kind(name), _configuration(recipe, name), arguments, run_dir.state / f"{name}.exit")
 
 
 def _has_begun(recipe: Recipe, run_dir: RunDir, tried: list[CellStatus]) -> bool:
@@ -116,7 +132,7 @@ def _why(todo: list[CellStatus]) -> str:
     return cells + "; ".join(reasons[:3])
 
 
-def failed(name: str, code: int, message: str) -> int:
+def _failed(name: str, code: int, message: str) -> int:
     """Report how a launched stage ended, if it has not done so itself, and return its exit code."""
     if code == BAD_INPUT:
         return code  # the stage has printed the error
