@@ -10,8 +10,9 @@ from t5_pipeline.artifacts.run_dir import RunDir, checkpoint_steps
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.launch import LaunchConfig, read_launch_config
 from t5_pipeline.config.prepare import PrepareConfig
-from t5_pipeline.config.recipe import Recipe
+from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
+from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.cost.activations import Microbatch
@@ -103,16 +104,18 @@ def plan(
     for name in recipe.stages:
         check_outside(recipe, name)
     made = Plan(recipe, run_dir, cell_statuses(recipe, run_dir))
+    estimator = _Estimator(recipe, run_dir, rate, memory)
     for name in recipe.stages:
         of_stage = [status for status in made.statuses if status.cell.stage == name]
         launch = _launch(recipe, of_stage[0])
         trains = isinstance(of_stage[0].cell.settings, TrainingConfig)
         for size in SIZES if sizes and trains else (None,):
             shape = SIZES[size] if size else None
-            found = _stage_cost(recipe, run_dir, of_stage, launch, rate, shape, memory)
+            found = estimator.stage_cost(of_stage, launch, shape)
             found.name += f", {size}" if size else ""
             made.stages.append(found)
-            saving = _saving(recipe, run_dir, of_stage[0], shape, f"{name}, {size}" if size else name)
+            cell = of_stage[0].cell
+            saving = _saving(cell.settings, estimator.shape(cell, shape), f"{name}, {size}" if size else name)
             made.savings.extend([saving] if saving else [])
     return made
 
@@ -127,71 +130,85 @@ def _launch(recipe: Recipe, status: CellStatus) -> LaunchConfig:
     return asked
 
 
-def _stage_cost(
-    recipe: Recipe,
-    run_dir: RunDir,
-    statuses: list[CellStatus],
-    launch: LaunchConfig,
-    rate: Rate | None,
-    size: T5Config | None,
-    memory: int | None,
-) -> StageCost:
-    """Cost of the cells of one stage."""
-    cell = statuses[0].cell
-    found = StageCost(cell.stage + (f" × {len(statuses)}" if len(statuses) > 1 else ""), launch=launch)
-    if isinstance(cell.settings, PrepareConfig):
-        found.tokens, found.disk = _tokens(run_dir.cell(cell) / "tokens", cell.settings)
-        return found
-    shape = size or shape_of(recipe, run_dir, cell)
-    if shape is None:
-        return found
-    found.parameters = shape.parameters
-    found.trained = cell.settings.trained_parameters(shape)
-    found.disk = published_bytes(cell.settings, shape)
-    if isinstance(cell.settings, TrainingConfig) and found.trained is not None:
-        _add_training(found, recipe, run_dir, statuses, rate, size, memory)
-        found.problem = cell.settings.rate_problem()
-        if isinstance(cell.settings, LMAdaptConfig):
-            found.probes = probe_cost(cell.settings, shape)
-    return found
+@dataclass(frozen=True)
+class _Estimator:
+    """Estimates what the stages of a run cost.
 
+    Attributes:
+        rate, memory: as for `plan`.
+    """
 
-def _add_training(
-    found: StageCost,
-    recipe: Recipe,
-    run_dir: RunDir,
-    statuses: list[CellStatus],
-    rate: Rate | None,
-    size: T5Config | None,
-    memory: int | None,
-) -> None:
-    found.tokens, found.disk = 0, 0
-    total = left = timed_flops = seconds = 0.0
-    for group in jobs(statuses, run_dir):
-        together = [status.cell.settings for status in group if isinstance(status.cell.settings, TrainingConfig)]
-        shape = size or shape_of(recipe, run_dir, group[0].cell)
+    recipe: Recipe
+    run_dir: RunDir
+    rate: Rate | None
+    memory: int | None
+
+    def stage_cost(self, statuses: list[CellStatus], launch: LaunchConfig, size: T5Config | None) -> StageCost:
+        """Cost of the cells of one stage."""
+        cell = statuses[0].cell
+        found = StageCost(cell.stage + (f" × {len(statuses)}" if len(statuses) > 1 else ""), launch=launch)
+        if isinstance(cell.settings, PrepareConfig):
+            found.tokens, found.disk = _tokens(self.run_dir.cell(cell) / "tokens", cell.settings)
+            return found
+        shape = self.shape(cell, size)
         if shape is None:
-            continue
-        place = run_dir.job({status.cell.id: status.fingerprint or "" for status in group}, group[0].cell)
-        costs = [cost for cost in (step_cost(settings, shape) for settings in together) if cost is not None]
-        steps, flops = together[0].run_steps(together[0].steps), sum(cost.flops for cost in costs)
-        total += steps * flops
-        left += (steps - (0 if size else _steps_done(group, place, steps))) * flops
-        found.tokens += steps * sum(cost.tokens for cost in costs)
-        of_a_step = None if size else seconds_of_a_step(place)
-        if of_a_step is not None:
-            timed_flops, seconds = timed_flops + flops, seconds + of_a_step
-        found.disk += checkpoints_bytes(together, shape) or 0
-        for status, settings in zip(group, together, strict=True):
-            found.disk += published_bytes(settings, shape, len(wanted_steps(recipe, status.cell))) or 0
-        needs = stage_memory(together, shape, found.launch)
-        if needs is not None and (found.memory is None or needs.peak > found.memory.peak):
-            found.memory, found.at_once = needs, sum(len(c.at_once()) for c in together)
-            found.fit = None if memory is None else fit(together, shape, found.launch, memory)
-    found.flops, found.left = total, left / total if total else 0.0
-    if rate is not None:
-        rate_of_all = rate.flops * found.launch.processes if rate.flops else timed_flops / seconds if seconds else 0.0
-        found.hours = left / rate_of_all / 3600 if rate_of_all else None
+            return found
+        found.parameters = shape.parameters
+        found.trained = cell.settings.trained_parameters(shape)
+        found.disk = published_bytes(cell.settings, shape)
+        if isinstance(cell.settings, TrainingConfig) and found.trained is not None:
+            self._add_training(found, statuses, size)
+            found.problem = cell.settings.rate_problem()
+            if isinstance(cell.settings, LMAdaptConfig):
+                found.probes = probe_cost(cell.settings, shape)
+        return found
+
+    def _add_training(self, found: StageCost, statuses: list[CellStatus], size: T5Config | None) -> None:
+        found.tokens, found.disk = 0, 0
+        total = left = timed_flops = seconds = 0.0
+        for group in jobs(statuses, self.run_dir):
+            together = [status.cell.settings for status in group if isinstance(status.cell.settings, TrainingConfig)]
+            shape = self.shape(group[0].cell, size)
+            if shape is None:
+                continue
+            place = self.run_dir.job({status.cell.id: status.fingerprint or "" for status in group}, group[0].cell)
+            costs = [cost for cost in (step_cost(settings, shape) for settings in together) if cost is not None]
+            steps, flops = together[0].run_steps(together[0].steps), sum(cost.flops for cost in costs)
+            total += steps * flops
+            left += (steps - (0 if size else _steps_done(group, place, steps))) * flops
+            found.tokens += steps * sum(cost.tokens for cost in costs)
+            of_a_step = None if size else seconds_of_a_step(place)
+            if of_a_step is not None:
+                timed_flops, seconds = timed_flops + flops, seconds + of_a_step
+            found.disk += checkpoints_bytes(together, shape) or 0
+            for status, settings in zip(group, together, strict=True):
+                found.disk += published_bytes(settings, shape, len(wanted_steps(self.recipe, status.cell))) or 0
+            needs = stage_memory(together, shape, found.launch)
+            if needs is not None and (found.memory is None or needs.peak > found.memory.peak):
+                found.memory, found.at_once = needs, sum(len(c.at_once()) for c in together)
+                found.fit = None if self.memory is None else fit(together, shape, found.launch, self.memory)
+        found.flops, found.left = total, left / total if total else 0.0
+        if (rate := self.rate) is not None:
+            measured = timed_flops / seconds if seconds else 0.0
+            rate_of_all = rate.flops * found.launch.processes if rate.flops else measured
+            found.hours = left / rate_of_all / 3600 if rate_of_all else None
+
+    def shape(self, cell: Cell, size: T5Config | None) -> T5Config | None:
+        """The T5 of a cell, or one of another size; None if unknown."""
+        return size or shape_of(self.recipe, self.run_dir, cell)
+
+
+def _saving(settings: StageConfig, shape: T5Config | None, name: str) -> Saving | None:
+    """Bytes per task as a prompt and as a fine-tuned model; None for other stages."""
+    if not isinstance(settings, PromptTuneConfig) or shape is None:
+        return None
+    p, N = settings.prompt_length, shape.parameters
+    trained = settings.trained_numbers(p, shape.d_model)
+    footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), trained, settings.optimizer)
+    prompt, model = _FP32 * p * shape.d_model, _FP32 * N
+    either = [moments_bytes(shape, TrainingFootprint(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
+    to_train = (_FP32 * trained + moments_bytes(shape, footprint), *(model + moments for moments in either))
+    return Saving(name, prompt, model, *to_train)
 
 
 def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
@@ -212,18 +229,3 @@ def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int |
         tokens = tokens_of(settings)
         return tokens, None if tokens is None else shards_bytes(tokens, settings)
     return size, sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def _saving(recipe: Recipe, run_dir: RunDir, status: CellStatus, size: T5Config | None, name: str) -> Saving | None:
-    """Bytes per task as a prompt and as a fine-tuned model; None for other stages."""
-    settings = status.cell.settings
-    shape = size or shape_of(recipe, run_dir, status.cell)
-    if not isinstance(settings, PromptTuneConfig) or shape is None:
-        return None
-    p, N = settings.prompt_length, shape.parameters
-    trained = settings.trained_numbers(p, shape.d_model)
-    footprint = TrainingFootprint(Microbatch(1, p, 1, prompt=p), trained, settings.optimizer)
-    prompt, model = _FP32 * p * shape.d_model, _FP32 * N
-    either = [moments_bytes(shape, TrainingFootprint(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
-    to_train = (_FP32 * trained + moments_bytes(shape, footprint), *(model + moments for moments in either))
-    return Saving(name, prompt, model, *to_train)
