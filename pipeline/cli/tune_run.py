@@ -38,9 +38,7 @@ TUNE, EVALUATE = "prompt_tune", "evaluate"
 _ALSO_OF_EVALUATE = ("scoring", "precision", "threads")
 
 
-def checked(
-    task: TaskConfig, settings: Mapping[str, Any], configuration: str | None, named: Named = flag
-) -> dict[str, Any]:
+def checked(task: TaskConfig, settings: Mapping[str, Any], launch: str | None, named: Named = flag) -> dict[str, Any]:
     """The settings of prompt_tune with the defaults for this task, checked before anything is read or written.
 
     Raises:
@@ -49,7 +47,7 @@ def checked(
     settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
     c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: named(".".join(map(str, loc))))
     locate_one("model", c.model, named("model"))
-    command(TUNE, configuration, [])
+    command(TUNE, launch, [])
     return settings
 
 
