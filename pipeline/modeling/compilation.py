@@ -131,7 +131,8 @@ class CompiledForward:
         try:
             return self._compiled(*arguments)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # of the compiler, not of the layers
-            log.warning("compile: %s: %s; running without torch.compile", name, one_line(error))
+            reason = one_line(getattr(error, "inner_exception", error))  # of the backend
+            log.warning("compile: %s: %s; running without torch.compile", name, reason)
             self._compiled = self._layers
             return self._layers(*arguments)
 
@@ -144,13 +145,19 @@ class _Backend:
         self.graphs = 0
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        from torch._dynamo.exc import SkipFrame
+
         for x in inputs:
             for size in x.shape if isinstance(x, Tensor) else (x,):
                 if isinstance(size, torch.SymInt):
                     env = size.node.shape_env
                     env.var_to_hint_override |= dict.fromkeys(env.var_to_range, LIKELY_SIZE)
         began = time.monotonic()
-        compiled = torch._dynamo.lookup_backend(backend)(graph, inputs, **_OPTIONS.get(backend, {}))
+        try:
+            compiled = torch._dynamo.lookup_backend(backend)(graph, inputs, **_OPTIONS.get(backend, {}))
+        except SkipFrame as error:
+            # Inductor skips bf16 on a GPU without it. A skipped frame would be an error that is not of the compiler.
+            raise RuntimeError(str(error)) from error
         self.graphs += 1
         log.info("compile: %s, graph %d, in %.0f s", self.name, self.graphs, time.monotonic() - began)
         return compiled

@@ -16,9 +16,10 @@ import pytest
 import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.exc import SkipFrame
 
 from t5_pipeline.modeling import compilation
-from t5_pipeline.modeling.compilation import use_compiler
+from t5_pipeline.modeling.compilation import CompiledForward, use_compiler
 from t5_pipeline.modeling.t5 import T5
 from tests.modeling.conftest import SHAPES as MODELS
 from tests.modeling.conftest import token_loss, token_rows
@@ -77,6 +78,25 @@ def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch, ca
     compilation._problem.cache_clear()
     assert not use_compiler("auto", "cpu")
     assert not use_compiler("false", "cuda")
+
+
+def test_a_graph_that_the_compiler_skips_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As inductor skips bf16 on a T4 or V100."""
+
+    def skips(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        raise SkipFrame("BF16 is not supported")
+
+    def doubled(x: Tensor) -> Tensor:
+        return x * 2
+
+    monkeypatch.setattr(compilation, "backend", skips)
+    forward = CompiledForward(doubled)
+    for _ in range(2):
+        assert torch.equal(forward(torch.ones(2, 3)), torch.full((2, 3), 2.0))
+    (line,) = [record.message for record in caplog.records if record.name == "t5-pipeline"]
+    assert line == "compile: doubled: BF16 is not supported; running without torch.compile"
 
 
 @pytest.mark.parametrize(
