@@ -43,7 +43,7 @@ PARTS: dict[str, int] = {
     "test_resumed_runs_are_bit_identical": 300,
     "test_cuda_graphs_compute_the_same_bits": 180,
     "test_cuda_graphs_of_prompts_compute_the_same_bits": 180,
-    "test_after_a_recording_that_fails_dropout_and_stream_are_as_before": 60,
+    "test_after_a_recording_that_fails_dropout_stream_and_memory_are_as_before": 60,
     "test_released_graphs_free_their_memory": 60,
     "test_answers_equal_those_of_the_cpu": 120,
     "train_base": 60,

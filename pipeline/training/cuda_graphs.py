@@ -78,33 +78,41 @@ class MicrobatchGraphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            # The inner context leaves its own stream behind if the recording cannot be ended. Meanwhile another thread
-            # may copy a checkpoint from the device.
+            # The inner context leaves its own stream behind if the recording cannot be ended. Meanwhile another thread,
+            # such as NCCL's, may call CUDA.
             with (
                 torch.cuda.stream(stream),
                 torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
             ):
                 losses_C = self._run(loss_fn, own)
+            log.info(
+                "cuda graphs: recorded a microbatch of %s", " and ".join(str(list(x.shape)) for x in own.tensors()[:2])
+            )
+            return _Recorded(graph, own, losses_C)
         except RuntimeError as error:  # of CUDA or torch
             # What made it impossible to end the recording says more.
             log.warning("cuda graphs: %s; running without them", one_line(error.__context__ or error))
-            _leave_recording(own.inputs_BS.device, self._pool)
-            self.release()
-            return None
-        log.info(
-            "cuda graphs: recorded a microbatch of %s", " and ".join(str(list(x.shape)) for x in own.tensors()[:2])
-        )
-        return _Recorded(graph, own, losses_C)
+        # Outside the handler, whose traceback would keep the memory of the recording.
+        pool = self._pool
+        self.release()
+        _leave_recording(graph, own.inputs_BS.device, pool)
+        return None
 
 
-def _leave_recording(device: torch.device, pool: Any) -> None:
+def _leave_recording(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
     """Reset what torch does not if a recording cannot be ended.
 
-    Otherwise its allocator would keep the memory of the recording and release no other, and up to torch 2.11 its
-    generator would refuse to draw dropout masks.
+    Otherwise its allocator would keep the memory of the recording and, up to torch 2.12, release no other, and up to
+    torch 2.11 its generator would refuse to draw dropout masks.
     """
-    with contextlib.suppress(RuntimeError):  # the recording was ended, after all
+    with contextlib.suppress(RuntimeError):  # it is no longer recording, as from torch 2.13 on
         torch._C._cuda_endAllocateToPool(device.index, pool)
+    graph.reset()
+    torch.cuda.empty_cache()
+    # Whether the graph has released its pool depends on the version, and a second release would break the allocator. A
+    # pool that is not released keeps unused segments.
+    segments = [segment for segment in torch.cuda.memory_snapshot() if segment["segment_pool_id"] == pool]
+    if any(segment["active_size"] == 0 for segment in segments):
         torch._C._cuda_releasePool(device.index, pool)
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(generator.clone_state())

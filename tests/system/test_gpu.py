@@ -281,13 +281,13 @@ def microbatch() -> TensorBatch:
     return TensorBatch(ids, ids, weights, ids[:, 0])
 
 
-def test_after_a_recording_that_fails_dropout_and_stream_are_as_before(
+def test_after_a_recording_that_fails_dropout_stream_and_memory_are_as_before(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("t5-pipeline"), "propagate", True)
 
     def run(loss_fn: Any, batch: TensorBatch) -> Tensor:
-        kept = torch.nn.functional.dropout(batch.weights_B).sum()
+        kept = torch.nn.functional.dropout(batch.weights_B).sum() * torch.ones(1 << 28, device="cuda")[0]  # 1 GiB
         return torch.tensor([float(kept)])  # waits for the device, which a recording cannot
 
     found = []
@@ -297,6 +297,8 @@ def test_after_a_recording_that_fails_dropout_and_stream_are_as_before(
     assert found[0] == found[1]
     assert "running without them" in caplog.text
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < 1 << 30
 
 
 def test_released_graphs_free_their_memory() -> None:

@@ -35,13 +35,25 @@ def batch(rows: int) -> TensorBatch:
     return TensorBatch(ids_BS, ids_BS, torch.ones(rows), torch.zeros(rows, dtype=torch.long))
 
 
+POOL = (0, 1)
+
+
 class Cuda:
-    """The stream and the generator of a device, and recordings that can be broken."""
+    """The stream, the generator and the pool of a device, and recordings that can be broken.
+
+    Attributes:
+        torch: version whose failed recordings it has. Up to 2.12 they still allocate from the pool; up to 2.13 their
+            graph does not release it.
+        uses: uses of the pool, whose memory is freed at 0.
+    """
 
     def __init__(self) -> None:
         self.stream = "default"
         self.recording = self.broken = False
         self.replayed = 0
+        self.torch = "2.13"
+        self.uses = 0
+        self.allocating = self.cached = False
 
     @contextlib.contextmanager
     def use(self, stream: str) -> Iterator[None]:
@@ -55,9 +67,12 @@ class Cuda:
     def record(self, *_: object, **__: object) -> Iterator[None]:
         """Like torch's: what cannot be ended stays as it is."""
         self.stream, self.recording = "recording", True
+        self.uses += 1
+        self.allocating = self.cached = True
         try:
             yield
         finally:
+            self.allocating = self.broken and self.torch <= "2.12"
             if self.broken:
                 raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
             self.stream, self.recording = "default", False
@@ -71,16 +86,44 @@ class Cuda:
     def replay(self) -> None:
         self.replayed += 1
 
+    def end_allocating(self, *_: object) -> None:
+        if not self.allocating:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.allocating = False
+
+    def reset(self) -> None:
+        if self.torch > "2.13":
+            self.release_pool()
+
+    def release_pool(self, *_: object) -> None:
+        self.uses -= 1
+        assert self.uses >= 0
+
+    def empty_cache(self) -> None:
+        assert not self.allocating
+        self.cached = self.uses > 0
+
+    def snapshot(self) -> list[dict[str, object]]:
+        ours = [{"segment_pool_id": POOL, "active_size": 0}] if self.cached else []
+        return [
+            {"segment_pool_id": POOL, "active_size": 32 << 20},
+            {"segment_pool_id": (0, 0), "active_size": 0},
+            *ours,
+        ]
+
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     made = Cuda()
     stands_in = {
-        "CUDAGraph": lambda: made, "graph_pool_handle": lambda: (0, 1), "graph": made.record, "stream": made.use,
-        "current_stream": lambda: made.stream, "default_generators": {None: made},
+        "CUDAGraph": lambda: made, "graph_pool_handle": lambda: POOL, "graph": made.record, "stream": made.use,
+        "current_stream": lambda: made.stream, "default_generators": {None: made}, "empty_cache": made.empty_cache,
+        "memory_snapshot": made.snapshot,
     }  # fmt: skip
     for name, value in stands_in.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", made.end_allocating)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", made.release_pool)
     return made
 
 
@@ -106,6 +149,20 @@ def test_after_a_recording_that_fails_microbatches_run_as_before(cuda: Cuda, cap
     assert line == "cuda graphs: CUDA error: operation not permitted when stream is capturing; running without them"
     assert (cuda.stream, cuda.recording) == ("default", False)
     assert not graphs.release()
+
+
+@pytest.mark.parametrize("version", ["2.11", "2.13", "2.14"])
+def test_the_memory_of_a_recording_that_fails_is_released_once(cuda: Cuda, version: str) -> None:
+    def run(loss_fn: Any, micro: TensorBatch) -> Tensor:
+        if cuda.recording:
+            raise torch.OutOfMemoryError(SHORT)
+        return torch.zeros(1)
+
+    cuda.torch, cuda.broken = version, True
+    graphs = MicrobatchGraphs(run)
+    for _ in range(3):
+        graphs(None, batch(1))
+    assert (cuda.uses, cuda.allocating) == (0, False)
 
 
 class Short(MicrobatchGraphs):
