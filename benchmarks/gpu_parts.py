@@ -147,7 +147,7 @@ def trained(shape: T5Config, rows: int, inputs: int, targets: int, prompt: int, 
     rate = product_rate(rows * (inputs + prompt), shape.d_model, shape.d_ff)
     microbatch = Microbatch(rows, prompt + inputs, targets, prompt, recompute=recompute, cpu=DEVICE.type == "cpu")
     numbers = sum(p.numel() for p in engine.trained.values())
-    footprint = TrainingFootprint(microbatch, numbers, "adafactor", keeps_gradients=graphs)
+    footprint = TrainingFootprint(microbatch, numbers, "adafactor", cuda_graphs=graphs)
     planned = training_memory(shape, footprint, LaunchConfig())
     return {
         "batch": [rows, inputs, targets],

@@ -167,8 +167,9 @@ def training_footprint(
         probe = training_footprint(settings.probe_cells(settings.model), shape, replace(launch, processes=1), settings)
     labels = [len(task.labels or []) for cell in together for task in cell.made_for()]
 
+    replicated = launch.engine in ("one", "ddp") and adapts is None
     device = "cpu" if launch.cpu else "cuda"
-    graphs = adapts is None and isinstance(settings, ExecutionConfig) and settings.uses_cuda_graphs(device)
+    graphs = replicated and isinstance(settings, ExecutionConfig) and settings.uses_cuda_graphs(device)
 
     def footprint(rows: int, inputs: int, targets: int) -> TrainingFootprint:
         microbatch = Microbatch(
@@ -189,7 +190,7 @@ def training_footprint(
             sum(numbers),
             settings.optimizer,
             accumulates=len(parts) > 1,
-            keeps_gradients=graphs,
+            cuda_graphs=graphs,
             kept=sum(cell.published_parameters(shape) or 0 for cell in together) if selects else 0,
             computed=sum(cell.computed_parameters(shape) for cell in together),
             scoring=replace(microbatch, rows=_scored_together(together)) if selects or adapts else None,

@@ -14,6 +14,8 @@ therefore the maximum over the moments of a step:
     scoring    with `select: best`: inference on a validation batch
     probe      with `lm_adapt.probe`: the largest of these moments of the probe's prompts, with their optimizer state
 
+CUDA graphs keep the largest of the first six from then on, in addition to the last four.
+
 The engine decides which parts are replicated and which are sharded. Weights, gradients and moments are fp32; a frozen
 T5 with bf16 products is bf16. Checked against measured peaks on CPUs (docs/performance.md), not on GPUs or with
 sharding engines, for which the default buffers of DeepSpeed and FSDP2 are added.
@@ -54,7 +56,7 @@ class TrainingFootprint:
         microbatch: the largest one.
         numbers: trained parameters: all of the T5, or those of prompts before a frozen one.
         accumulates: whether a step has several microbatches (gradient accumulation).
-        keeps_gradients: whether they stay allocated from step to step, as CUDA graphs need.
+        cuda_graphs: whether microbatches are CUDA graphs, which keep their memory and gradients from step to step.
         kept: numbers of the best weights so far, which are kept until the end (`select: best`); 0 without.
         computed: numbers of the rows of reparametrized prompts, and of what they are computed from.
         scoring: the batch in which validation rows are scored; None without scores.
@@ -66,7 +68,7 @@ class TrainingFootprint:
     numbers: int
     optimizer: Literal["adafactor", "adamw"]
     accumulates: bool = False
-    keeps_gradients: bool = False
+    cuda_graphs: bool = False
     kept: int = 0
     computed: int = 0
     scoring: Microbatch | None = None
@@ -113,7 +115,7 @@ def training_memory(shape: T5Config, footprint: TrainingFootprint, launch: Launc
     loading = _FP32 * shape.parameters
     return Memory(
         weights=held.weights + held.gathered,
-        gradients=held.gradients + max(held.buffer, moments["sum"] - held.gradients),
+        gradients=held.gradients + max(held.buffer, _summed(footprint, launch, _largest(shape, footprint))),
         optimizer=held.optimizer,
         activations=activations,
         peak=max(peak, loading) if launch.cpu else peak,
@@ -187,7 +189,7 @@ def _moments(
     shape: T5Config, footprint: TrainingFootprint, launch: LaunchConfig, gradients: int
 ) -> tuple[int, dict[str, int]]:
     """Activations at their largest, and the bytes at each moment of a step beside weights and optimizer state."""
-    m, N, largest = footprint.microbatch, footprint.numbers, _largest(shape, footprint)
+    m, largest = footprint.microbatch, _largest(shape, footprint)
     saved = saved_activations(shape, m)
     loss = saved.encoder + saved.decoder + loss_peak(shape, m)
     table = 0 if m.frozen else _FP32 * shape.vocab_size * shape.d_model
@@ -199,10 +201,9 @@ def _moments(
     in_encoder = saved.encoder + saved.encoder_block + residual
     # With a single microbatch there are no gradients at its loss, unless the engine keeps their memory.
     whole = launch.engine in ("one", "ddp")
-    before = gradients if footprint.accumulates or footprint.keeps_gradients or not whole else 0
+    before = gradients if footprint.accumulates or footprint.cuda_graphs or not whole else 0
     by_encoder = gradients if before or m.frozen else _FP32 * _after_encoder(shape)
     moments_here = not launch.offload_optimizer or _replicates_prompts(footprint, launch)
-    summed = _FP32 * max(largest, min(N, REDUCED_ELEMENTS)) if launch.engine == "ddp" else 0
     moments = {
         "loss": before + loss,
         "head": before + saved.total + head,
@@ -210,21 +211,24 @@ def _moments(
         "encoder": by_encoder + table + in_encoder,
         "attention": by_encoder + table + in_encoder + attention_backward(shape, m),
         "end": gradients + table,
-        "sum": gradients + summed,
-        "update": gradients + (_update(footprint, launch, largest) if moments_here else 0),
     }
+    recorded = max(moments.values()) if footprint.cuda_graphs else 0
+    left = max(gradients, recorded)
+    moments["sum"] = left + _summed(footprint, launch, largest)
+    moments["update"] = left + (_update(footprint, launch, largest) if moments_here else 0)
     if footprint.scoring is not None:
-        moments["scoring"] = inference_peak(shape, footprint.scoring, footprint.label_tokens)
+        moments["scoring"] = recorded + inference_peak(shape, footprint.scoring, footprint.label_tokens)
     recomputed = saved.encoder + max(saved.encoder_block, saved.decoder + saved.decoder_block)
     activations = max(loss, saved.total, recomputed)
     if footprint.probe is not None:
-        of_probe, moments["probe"] = _probe(shape, footprint.probe, launch)
+        of_probe, peak = _probe(shape, footprint.probe, launch)
+        moments["probe"] = recorded + peak
         activations = max(activations, of_probe)
     return activations, moments
 
 
 def _probe(shape: T5Config, probe: TrainingFootprint, launch: LaunchConfig) -> tuple[int, int]:
-    """Activations of a probe, and its peak beside weights and optimizer state of the T5, whose gradients are freed.
+    """Activations of a probe, and its peak beside weights and optimizer state of the T5, without its gradients.
 
     Every process computes the whole probe by itself.
     """
@@ -284,6 +288,11 @@ def _buffer(launch: LaunchConfig, numbers: int, largest: int) -> int:
     if launch.engine == "fsdp2":
         return _FP32 * largest
     return _FP32 * min(numbers, ZERO_BUCKET)
+
+
+def _summed(footprint: TrainingFootprint, launch: LaunchConfig, largest: int) -> int:
+    """Flat bucket in which ranks all-reduce gradients."""
+    return _FP32 * max(largest, min(footprint.numbers, REDUCED_ELEMENTS)) if launch.engine == "ddp" else 0
 
 
 def _update(footprint: TrainingFootprint, launch: LaunchConfig, largest: int) -> int:

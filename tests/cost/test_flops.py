@@ -173,13 +173,16 @@ def test_targets_with_labels_are_short() -> None:
     ("settings", "keeps"),
     [({}, True), ({"compile": False}, False), ({"recompute": True}, False), ({"cuda_graphs": False}, False)],
 )
-def test_gradients_stay_allocated_for_cuda_graphs(settings: dict[str, bool], keeps: bool) -> None:
+def test_microbatches_are_cuda_graphs_as_in_training(settings: dict[str, bool], keeps: bool) -> None:
     shape, stage = SIZES["base"], lm(batch_size=8, **settings)
     on_gpu, on_cpu = (training_footprint([stage], shape, LaunchConfig(cpu=cpu)) for cpu in (False, True))
     assert on_gpu is not None
     assert on_cpu is not None
-    assert (on_gpu.keeps_gradients, on_cpu.keeps_gradients) == (keeps, False)
-    without = training_memory(shape, replace(on_gpu, keeps_gradients=False), LaunchConfig())
+    assert (on_gpu.cuda_graphs, on_cpu.cuda_graphs) == (keeps, False)
+    sharded = training_footprint([stage], shape, LaunchConfig("fsdp2", 8))
+    assert sharded is not None
+    assert not sharded.cuda_graphs
+    without = training_memory(shape, replace(on_gpu, cuda_graphs=False), LaunchConfig())
     assert (training_memory(shape, on_gpu, LaunchConfig()).peak > without.peak) == keeps
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import memory as benchmark
 from t5_pipeline.config.launch import Engine, LaunchConfig
-from t5_pipeline.cost.activations import Microbatch
+from t5_pipeline.cost.activations import Microbatch, inference_peak
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes, training_memory
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
@@ -140,6 +140,20 @@ def test_fsdp2_replicates_prompts() -> None:
         found = training_memory(shape, trained, launch)
         assert (found.gradients, found.optimizer) == (4 * N, 8 * N)
         assert found.host == (2 * shape.parameters // 8 if offload else 0)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_cuda_graphs_keep_the_memory_of_a_microbatch(scored: bool) -> None:
+    """During the update, too, which needs √v̂ of AdamW for all weights, and during validation."""
+    shape, eight = SIZES["base"], Microbatch(8, 512, 114)
+    scoring = Microbatch(64, 512, 114) if scored else None
+    trained = TrainingFootprint(eight, shape.parameters, "adamw", accumulates=True, scoring=scoring)
+    without, graphs = (
+        training_memory(shape, replace(trained, cuda_graphs=graphs), LaunchConfig()) for graphs in (False, True)
+    )
+    at_once = inference_peak(shape, scoring, 0) if scoring else 4 * shape.parameters
+    assert graphs.peak >= without.weights + without.gradients + without.optimizer + without.activations + at_once
+    assert replace(graphs, peak=without.peak) == without
 
 
 def test_peak_is_less_than_the_sum_of_parts_without_accumulation() -> None:
