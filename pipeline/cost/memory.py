@@ -14,7 +14,8 @@ therefore the maximum over the moments of a step:
     scoring    with `select: best`: inference on a validation batch
     probe      with `lm_adapt.probe`: the largest of these moments of the probe's prompts, with their optimizer state
 
-CUDA graphs keep the largest of the first six from then on, in addition to the last four.
+CUDA graphs keep the largest of the first six from then on, in addition to the last four. ZeRO begins with the whole
+model on each device.
 
 The engine decides which parts are replicated and which are sharded. Weights, gradients and moments are fp32; a frozen
 T5 with bf16 products is bf16. Checked against measured peaks on CPUs (docs/performance.md), not on GPUs or with
@@ -118,7 +119,7 @@ def training_memory(shape: T5Config, footprint: TrainingFootprint, launch: Launc
         gradients=held.gradients + max(held.buffer, _summed(footprint, launch, _largest(shape, footprint))),
         optimizer=held.optimizer,
         activations=activations,
-        peak=max(peak, loading) if launch.cpu else peak,
+        peak=max(peak, loading if launch.cpu else held.unsharded),
         host=held.host,
         snapshot=held.snapshot,
         loading=loading,
@@ -130,11 +131,13 @@ class PersistentMemory:
     """Bytes that stay allocated from step to step.
 
     Attributes:
+        unsharded: weights on a device before the engine shards them there; 0 if it does not.
         gathered: whole weights beside the shards, at most.
         buffer: bucket through which gradients are sent to other ranks.
     """
 
     weights: int
+    unsharded: int
     gathered: int
     gradients: int
     buffer: int
@@ -170,6 +173,7 @@ def _persistent(shape: T5Config, footprint: TrainingFootprint, launch: LaunchCon
     weights += _FP32 * footprint.computed
     return PersistentMemory(
         weights=weights,
+        unsharded=element * shape.parameters if zero else 0,
         gathered=_gathered(shape, launch, element) if stage == 3 else 0,
         gradients=gradients,
         buffer=_buffer(launch, N, _largest(shape, footprint)) if stage and not replicated else 0,

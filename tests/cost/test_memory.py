@@ -131,6 +131,17 @@ def test_offloading_moves_memory_to_the_host() -> None:
     assert there.host - here.host == (12 + 4 + 4) * P // 8
 
 
+def test_zero_begins_with_the_whole_model_on_each_device() -> None:
+    """Even with offloading; FSDP2 moves one block at a time."""
+    shape = SIZES["xxl"]
+    prompts = TrainingFootprint(Microbatch(1, 64, 16, prompt=100), 100 * shape.d_model, "adamw")
+    peaks = [
+        training_memory(shape, prompts, LaunchConfig(engine, 64, offload_optimizer=True, offload_parameters=True)).peak
+        for engine in ("zero3", "fsdp2")
+    ]
+    assert peaks[0] == 2 * shape.parameters > peaks[1]
+
+
 def test_fsdp2_replicates_prompts() -> None:
     shape = SIZES["xl"]
     N = 100 * shape.d_model
