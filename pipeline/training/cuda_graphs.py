@@ -111,8 +111,9 @@ def _leave_recording(graph: torch.cuda.CUDAGraph, device: torch.device, pool: An
     torch.cuda.empty_cache()
     # Whether the graph has released its pool depends on the version, and a second release would break the allocator. A
     # pool that is not released keeps unused segments.
-    segments = [segment for segment in torch.cuda.memory_snapshot() if segment["segment_pool_id"] == pool]
-    if any(segment["active_size"] == 0 for segment in segments):
-        torch._C._cuda_releasePool(device.index, pool)
+    with contextlib.suppress(RuntimeError):  # of another allocator (`backend:cudaMallocAsync`), which has no segments
+        segments = [segment for segment in torch.cuda.memory_snapshot() if segment["segment_pool_id"] == pool]
+        if any(segment["active_size"] == 0 for segment in segments):
+            torch._C._cuda_releasePool(device.index, pool)
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(generator.clone_state())
