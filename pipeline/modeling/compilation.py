@@ -35,8 +35,8 @@ GRAPHS = 32
 
 backend = "inductor"
 
-# Do not choose kernels by measuring them, which would differ between runs. Dynamo resets torch's option after a graph,
-# and the backward pass is compiled later, perhaps by another thread: it must be an option of the graph.
+# Do not choose kernels by measuring them, which would differ between runs. Dynamo resets torch's option after a graph, so
+# it must be an option of the graph.
 _OPTIONS = {"inductor": {"config_patches": {"deterministic": True}}}
 
 
@@ -95,11 +95,14 @@ _here = threading.local()
 def _configure() -> None:
     """Set torch's options, which since torch 2.12 are those of a thread."""
     import torch._dynamo.config
+    import torch._functorch.config
     import torch.fx.experimental._config
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     # Blocks of one kind differ: the first has the position bias. FSDP2 must not reuse its graph for the others.
     torch._dynamo.config.skip_fsdp_guards = False
+    # Compile the backward pass with the forward pass, which can still run eagerly if the compiler fails.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     # Equal sizes in one batch are not equal in the next.
     torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
     # Tracing looks at the gradient of every input, and torch warns of those between layers.

@@ -16,6 +16,7 @@ import pytest
 import torch
 from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import SkipFrame
 
 from t5_pipeline.modeling import compilation
@@ -97,6 +98,29 @@ def test_a_graph_that_the_compiler_skips_runs_eagerly(
         assert torch.equal(forward(torch.ones(2, 3)), torch.full((2, 3), 2.0))
     (line,) = [record.message for record in caplog.records if record.name == "t5-pipeline"]
     assert line == "compile: doubled: BF16 is not supported; running without torch.compile"
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_block_whose_backward_pass_cannot_be_compiled_runs_eagerly(
+    dynamic: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def forward_only(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        return make_boxed_func(graph.forward)
+
+    def fails(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        raise ValueError("out of resource: shared memory")
+
+    def squared(x: Tensor) -> Tensor:
+        return x * x * x.size(0)
+
+    backend = aot_autograd(fw_compiler=forward_only, bw_compiler=fails)
+    monkeypatch.setattr(compilation, "backend", backend)
+    x = torch.ones(2, 3, requires_grad=True)
+    CompiledForward(squared, dynamic=dynamic)(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((2, 3), 4.0))
+    (line,) = [record.message for record in caplog.records if record.name == "t5-pipeline"]
+    assert line == "compile: squared: out of resource: shared memory; running without torch.compile"
 
 
 @pytest.mark.parametrize(
