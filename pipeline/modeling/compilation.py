@@ -35,8 +35,8 @@ GRAPHS = 32
 
 backend = "inductor"
 
-# Do not choose kernels by measuring them, which would differ between runs. Dynamo resets torch's option after a graph, so
-# it must be an option of the graph.
+# Do not choose kernels by measuring them, which would differ between runs. Dynamo resets torch's option after a graph,
+# so it must be an option of the graph.
 _OPTIONS = {"inductor": {"config_patches": {"deterministic": True}}}
 
 
