@@ -2,8 +2,9 @@
 
 A text occurs in a document if 13 consecutive words of it do, or all its words if it is shorter (GPT-3's contamination
 test, Brown et al. 2020, appendix C). Words are case-folded runs of letters, marks and digits in one Unicode normal
-form, so layout, punctuation and the form of accents do not matter. Scripts that write no spaces between words (Chinese,
-Japanese, Thai, …) count two characters as a word. One pass over a document checks thousands of texts.
+form, without format characters (soft hyphens, joiners), so layout, punctuation and the form of accents do not matter.
+Scripts that write no spaces between words (Chinese, Japanese, Thai, …) count two characters as a word. One pass over a
+document checks thousands of texts.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class _Units:
     """
 
     def __init__(self, text: str) -> None:
+        if not text.isascii():
+            text = _format_characters().sub("", text)
         text = normal_form(normal_form(text).casefold())
         self.all: list[str] = (_WORD if text.isascii() else _unit()).findall(text)
         self.mixed = _ANY_SPACELESS.search(text) is not None
@@ -116,8 +119,18 @@ class _Units:
 
 @cache
 def _unit() -> re.Pattern[str]:
-    """A unit of any text. Marks belong to the letters before them; `re` has no class for marks."""
-    numbers = enumerate(c for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
-    blocks = [[c for _, c in block] for _, block in groupby(numbers, lambda pair: pair[1] - pair[0])]
-    marks = "".join(f"{chr(block[0])}-{chr(block[-1])}" for block in blocks)
+    """A unit of any text. Marks belong to the letters before them."""
+    marks = _ranges("Mn", "Mc")
     return re.compile(rf"(?=[^\W_])[{_SPACELESS}][{marks}]*|[^\W_{_SPACELESS}](?:[^\W_{_SPACELESS}]+|[{marks}]+)*")
+
+
+@cache
+def _format_characters() -> re.Pattern[str]:
+    return re.compile(f"[{_ranges('Cf')}]+")
+
+
+def _ranges(*categories: str) -> str:
+    """The characters of Unicode categories, for which `re` has no classes, as the content of a class."""
+    numbers = enumerate(c for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) in categories)
+    blocks = [[c for _, c in block] for _, block in groupby(numbers, lambda pair: pair[1] - pair[0])]
+    return "".join(f"{chr(block[0])}-{chr(block[-1])}" for block in blocks)

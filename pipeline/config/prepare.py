@@ -17,7 +17,7 @@ class PrepareConfig(StageConfig):
     summary: ClassVar[str] = "read a corpus, train or load the vocabulary, write token shards"
     outputs: ClassVar[tuple[str, ...]] = ("tokens",)
     repairs_output: ClassVar[bool] = True
-    code_version: ClassVar[int] = 4
+    code_version: ClassVar[int] = 5
 
     # Files: .txt, .jsonl, .ndjson, .json (each also .gz or .zst) or .parquet. stdlib-docs: the documentation that ships
     # with Python.

@@ -71,6 +71,16 @@ def test_every_normal_form_is_found(text: str, form: str) -> None:
     assert Decontamination([found]).found_in(f"x. {text} y")
 
 
+@pytest.mark.parametrize("sign", ["\u00ad", "\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\U000e0065"])
+def test_format_characters_are_ignored(sign: str) -> None:
+    """Soft hyphens, joiners and zero-width spaces are not visible."""
+    for text in (LONG, "The concatenated sentences are short.", "le garçon a mangé une crème brûlée", CHINESE):
+        hidden = sign.join(text)
+        assert Decontamination([text]).found_in(f"x. {hidden} y")
+        assert Decontamination([hidden]).found_in(f"x. {text} y")
+        assert Decontamination([hidden]).digest == Decontamination([text]).digest
+
+
 def test_marks_belong_to_words() -> None:
     held_out = Decontamination(["यह किताब"])
     assert not held_out.found_in("यह कताब")
