@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from t5_pipeline.config.sweep import without_seed
+from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.evaluation.costs import trained_numbers
 from t5_pipeline.evaluation.held_out import HeldOut
@@ -95,10 +96,21 @@ def classified(
     if len(texts) == 1:
         return texts[0], mean, None
     outputs = [Outputs([text], [], [list(one.values())]) for text, one in zip(texts, scores, strict=True)]
-    return vote(outputs, list(mean)).texts[0], mean, dict(Counter(texts).most_common())
+    return vote(outputs, list(mean)).texts[0], mean, votes(texts)
+
+
+def votes(answers: Iterable[str]) -> dict[str, int]:
+    """The number of votes for each answer, in descending order; on ties the earliest answer first.
+
+    Answers that are equal in the Unicode normal form are one, as metrics compare them. It is written as the first.
+
+    >>> votes(["no", "cafe\\u0301", "caf\\u00e9"]) == {"cafe\\u0301": 2, "no": 1}
+    True
+    """
+    written: dict[str, str] = {}
+    return dict(Counter(written.setdefault(normal_form(answer), answer) for answer in answers).most_common())
 
 
 def _most_frequent(answers: Sequence[str], likelihood: dict[str, float]) -> str:
-    counts = Counter(answers)
-    first = {answer: -answers.index(answer) for answer in counts}
-    return max(counts, key=lambda answer: (counts[answer], likelihood.get(answer, -math.inf), first[answer]))
+    counts = votes(answers)
+    return max(counts, key=lambda answer: (counts[answer], likelihood.get(answer, -math.inf)))

@@ -11,7 +11,6 @@ or a fine-tuned T5, which answers with its own weights.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.ensemble import vote
+from t5_pipeline.evaluation.ensemble import vote, votes
 from t5_pipeline.evaluation.held_out import answer_form
 from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.methods.base import Candidate
@@ -280,7 +279,7 @@ class Engine:
     def _answer(question: Question, labels: Sequence[str], outputs: Outputs) -> Answer:
         if len(question.names) > 1:
             each = [outputs.part(k, k + 1) for k in range(len(question.names))]
-            return Answer(vote(each, labels).texts[0], votes=dict(Counter(outputs.texts).most_common()))
+            return Answer(vote(each, labels).texts[0], votes=votes(outputs.texts))
         scores = dict(zip(labels, outputs.scores[0], strict=True)) if labels else None
         return Answer(outputs.texts[0], scores)
 

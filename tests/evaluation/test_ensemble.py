@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5_pipeline.evaluation.ensemble import vote
+from t5_pipeline.evaluation.ensemble import vote, votes
 from t5_pipeline.evaluation.predict import Outputs
 
 LABELS = ["no", "yes", "maybe"]
@@ -48,3 +48,10 @@ def test_an_illegal_output_is_a_vote_that_matches_no_label() -> None:
     for voters, decoded in (([x, y, no], "no"), ([x, no], "no"), ([x, x, no], "x"), ([y, x], "y")):
         found = vote(voters, LABELS)
         assert (found.texts, found.decoded) == (["no"], [decoded])
+
+
+def test_answers_in_other_unicode_forms_are_the_same_answer() -> None:
+    """ByT5 can write a letter with a mark in two forms; metrics compare them as equal."""
+    texts = ["tea", "caf\u00e9", "tea", "cafe\u0301", "cafe\u0301"]
+    assert vote([Outputs([text], [text]) for text in texts]) == Outputs(["caf\u00e9"], ["caf\u00e9"])
+    assert list(votes(texts).items()) == [("caf\u00e9", 3), ("tea", 2)]
