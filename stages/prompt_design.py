@@ -72,7 +72,7 @@ def best_on_validation(
     )
     scored = []
     for prompt in candidates:
-        worded = split.with_inputs(prompt.encode(split.rows.input_texts, vocabulary))
+        worded = split.with_inputs(prompt.encode(split.rows.input_texts, vocabulary), vocabulary)
         stage.record_rows([worded.rows.counts])
         measured = score_model(model, [worded], device, c.precision)
         scores = measured.scores

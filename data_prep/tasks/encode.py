@@ -36,6 +36,10 @@ class EncodedTexts:
     def truncated(self) -> Truncated:
         return Truncated.of(self.cut)
 
+    def unknown(self, vocabulary: Vocabulary) -> int:
+        """Number of texts with characters that the vocabulary lacks."""
+        return sum(vocabulary.unk in ids for ids in self.ids)
+
 
 @dataclass(frozen=True)
 class EncodedTask:
@@ -72,9 +76,10 @@ class EncodedTask:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def with_inputs(self, inputs: EncodedTexts) -> EncodedTask:
-        """The same rows with other input ids."""
-        counts = self.counts.model_copy(update={"inputs": inputs.truncated()})
+    def with_inputs(self, inputs: EncodedTexts, vocabulary: Vocabulary) -> EncodedTask:
+        """The same rows with other input ids of the vocabulary."""
+        found = {"inputs": inputs.truncated(), "unknown_inputs": inputs.unknown(vocabulary)}
+        counts = self.counts.model_copy(update=found)
         return replace(self, inputs=inputs.ids, counts=counts)
 
 
@@ -116,8 +121,8 @@ def encode_task(
         "max_target_length": max_target_length,
         "inputs": inputs.truncated(),
         "targets": targets.truncated(),
-        "unknown_inputs": sum(vocabulary.unk in ids for ids in inputs.ids),
-        "unknown_targets": sum(vocabulary.unk in ids for ids in targets.ids),
+        "unknown_inputs": inputs.unknown(vocabulary),
+        "unknown_targets": targets.unknown(vocabulary),
     }
     labels = task.labels
     index = {label: i for i, label in enumerate(labels or [])}

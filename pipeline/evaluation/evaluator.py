@@ -133,7 +133,8 @@ class Evaluator:
     def _as_read(self, split: HeldOut, candidate: Candidate) -> HeldOut:
         if candidate.encode is None:
             return split
-        worded = split.with_inputs(candidate.encode(split.rows.input_texts, self.answerer.vocabulary))
+        vocabulary = self.answerer.vocabulary
+        worded = split.with_inputs(candidate.encode(split.rows.input_texts, vocabulary), vocabulary)
         self.stage.record_rows([worded.rows.counts])
         return worded
 

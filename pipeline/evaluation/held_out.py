@@ -44,9 +44,9 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def with_inputs(self, inputs: EncodedTexts) -> HeldOut:
-        """The same rows with other input ids."""
-        return replace(self, rows=self.rows.with_inputs(inputs))
+    def with_inputs(self, inputs: EncodedTexts, vocabulary: Vocabulary) -> HeldOut:
+        """The same rows with other input ids of the vocabulary."""
+        return replace(self, rows=self.rows.with_inputs(inputs, vocabulary))
 
     def score(self, texts: Sequence[str]) -> Scores:
         """The task's metrics of answers in the order of the rows."""

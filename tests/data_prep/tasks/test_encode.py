@@ -137,8 +137,11 @@ def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Pat
         {"text": text, "label": label} for text, label in (("a \u732b", "b"), ("c", "\u732b"), ("\u732b\u732b", "\n"))
     ]
     write(tmp_path, rows=rows)
-    counts = encode_task(Task.load(settings(tmp_path, labels=None)), "train", vocabulary, 16, 8).counts
+    encoded = encode_task(Task.load(settings(tmp_path, labels=None)), "train", vocabulary, 16, 8)
+    counts = encoded.counts
     assert (counts.unknown_inputs, counts.unknown_targets) == (2, 1)
+    worded = encoded.with_inputs(encode_inputs(["a", "\u732b a", "c"], vocabulary, 16), vocabulary).counts
+    assert (worded.unknown_inputs, worded.unknown_targets) == (1, 1)
     assert str(counts).endswith("; with characters that the vocabulary lacks: 2 inputs, 1 targets")
 
 
