@@ -7,13 +7,15 @@ files disagree, the model would read other ids than it was trained with, so that
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from t5_pipeline.core.bounded import read_object
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 from t5_pipeline.data_prep.tokenizer.special_tokens import CONFIG_KEYS, T5_TOKENS, SpecialTokens
 
@@ -27,6 +29,18 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 
 class UnclearIds(InputError):
     """Files that disagree about an id with a fixed meaning, or do not give it."""
+
+
+class Added(NamedTuple):
+    """An added token in a file.
+
+    Attributes:
+        flag: the setting because of which transformers does not find it wherever its name is written; "" for none.
+    """
+
+    id: int
+    file: str
+    flag: str
 
 
 class Named(Protocol):
@@ -111,7 +125,7 @@ def _above(
     model: Named,
     settings: Mapping[str, Any],
     config_at: str,
-    added: Mapping[str, tuple[int, str]],
+    added: Mapping[str, Added],
     rows: object,
     where: str,
 ) -> tuple[tuple[str, ...], str]:
@@ -133,7 +147,7 @@ def _above(
         )
     found = f"{model.own_sentinels} of {Path(where).name}"
     if numbered:
-        found = f"by name among the added tokens of {Path(next(iter(added.values()))[1]).name}"
+        found = f"by name among the added tokens of {Path(next(iter(added.values())).file).name}"
     elif not own and not model.complete:
         found = f"`extra_ids` of {Path(config_at).name}, above the pieces"
         if extra_ids is None:
@@ -142,10 +156,17 @@ def _above(
         implied = Layout.of_t5(extra_ids, T5_TOKENS).above
         numbered = {model.size + k: name for k, name in enumerate(implied)}
     others = {i: name for i, name in named.items() if i not in numbered}
-    return _in_row(model.size, numbered, others, next(iter(added.values()), (0, where))[1], where), found
+    for name in others.values():
+        if flag := added[name].flag:
+            raise InputError(
+                f"{added[name].file}: `{flag}` of the added token {name!r} is not supported, because transformers does"
+                f" not find it wherever a text contains it; add it as AddedToken(…, {flag}=False)"
+            )
+    file = next((one.file for one in added.values()), where)
+    return _in_row(model.size, numbered, others, file, where), found
 
 
-def _named_above(model: Named, added: Mapping[str, tuple[int, str]], where: str) -> dict[int, str]:
+def _named_above(model: Named, added: Mapping[str, Added], where: str) -> dict[int, str]:
     """Id → name of the added tokens that are not in the text model.
 
     Raises:
@@ -155,7 +176,7 @@ def _named_above(model: Named, added: Mapping[str, tuple[int, str]], where: str)
     if not model.complete:
         known |= {sentinel_name(j): i for j, i in enumerate(model.sentinel_ids)}
     found: dict[int, str] = {}
-    for name, (i, file) in added.items():
+    for name, (i, file, _) in added.items():
         if name not in known:
             found[i] = name
         elif known[name] != i:
@@ -184,40 +205,55 @@ def _in_row(size: int, numbered: dict[int, str], others: dict[int, str], file: s
     )
 
 
-def _added_tokens(contents: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
-    """Name → (id, file) of every added token.
+def _added_tokens(contents: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Added]:
+    """Every added token by its name.
 
     Raises:
         UnclearIds: if a token has two ids.
         InputError: if a file is damaged.
     """
-    found: dict[str, tuple[int, str]] = {}
+    found: dict[str, Added] = {}
     for file in ("tokenizer_config.json", "added_tokens.json", "tokenizer.json"):
         where = str(files.get(file))
         try:
-            pairs = _listed(file, contents.get(file, {}))
+            listed = _listed(file, contents.get(file, {}))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"its added tokens are damaged ({error!r:.100})"
             raise InputError(f"{where}: {reason}; save the tokenizer again") from None
-        for name, i in pairs:
+        for name, i, flag in listed:
             if type(i) is not int:
                 raise UnclearIds(f"{where}: the id of {name} is {i!r:.50}, not a number; fix the file")
-            if name in found and found[name][0] != i:
-                raise UnclearIds(
-                    f"{where}: {name} is id {i}, but {found[name][1]} says {found[name][0]}; fix one of them"
-                )
-            found[name] = (i, where)
+            before = found.get(name)
+            if before is not None and before.id != i:
+                raise UnclearIds(f"{where}: {name} is id {i}, but {before.file} says {before.id}; fix one of them")
+            found[name] = Added(i, where, flag or (before.flag if before is not None else ""))
     return found
 
 
-def _listed(file: str, content: Mapping[str, Any]) -> list[tuple[str, object]]:
-    """(name, id) of the added tokens in the content of a file."""
+def _listed(file: str, content: Mapping[str, Any]) -> list[tuple[str, object, str]]:
+    """(name, id, flag as of `Added`) of the added tokens in the content of a file."""
     if file == "tokenizer_config.json":
         decoder = (content.get("added_tokens_decoder") or {}).items()
-        return [(token_name(token), int(number) if number.isdecimal() else number) for number, token in decoder]
-    if file == "tokenizer.json":
-        return [(str(token["content"]), token["id"]) for token in content.get("added_tokens") or []]
-    return [*content.items()]
+        tokens = [(int(number) if number.isdecimal() else number, token) for number, token in decoder]
+    elif file == "tokenizer.json":
+        tokens = [(token["id"], token) for token in content.get("added_tokens") or []]
+    else:
+        return [(name, i, "") for name, i in content.items()]
+    return [(token_name(token), i, _flag(token, file)) for i, token in tokens]
+
+
+def _flag(token: object, file: str) -> str:
+    """The flag, as of `Added`, of a token in a file.
+
+    Only a tokenizer that is read from tokenizer.json finds `normalized` tokens in the normalized text. There, "\\n" is
+    a space, and each space the token.
+    """
+    if not isinstance(token, dict):
+        return ""
+    name = token_name(token)
+    if file == "tokenizer.json" and token.get("normalized") and normal_form(re.sub(r"\s", " ", name)) != name:
+        return "normalized"
+    return "single_word" if token.get("single_word") else ""
 
 
 def token_name(token: object) -> str:

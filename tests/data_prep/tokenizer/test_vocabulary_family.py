@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,44 @@ def test_the_name_decides_which_id_is_unknown(tmp_path: Path) -> None:
     after = Vocabulary.load(path.parent)
     assert (after.unk, after.digest) == (before.unk, before.digest)
     assert before.eos not in after.encode("a\u3042b")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "rejected"),
+    [
+        ("<new>", {}, None),
+        ("foo", {"lstrip": True, "rstrip": True}, None),
+        ("the bread", {"normalized": False}, None),
+        ("\n", {"normalized": False}, None),
+        ("\n", {}, "normalized"),
+        ("\u2163", {}, "normalized"),
+        ("foo", {"single_word": True}, "single_word"),
+    ],
+)
+def test_added_tokens_are_found_as_in_transformers_or_rejected(
+    tmp_path: Path, name: str, flags: dict[str, bool], rejected: str | None
+) -> None:
+    from tokenizers import AddedToken
+    from transformers import T5Tokenizer
+
+    theirs = T5Tokenizer.from_pretrained(t5(tmp_path / "t5"))
+    theirs.add_tokens([AddedToken(name, **flags)])
+    theirs.save_pretrained(tmp_path / "added")
+    texts = [f"the bread{name}is {name} warm", f"IV\u2163 {name}bread", "see the bread\nis warm"]
+
+    def loaded() -> Vocabulary:
+        return Vocabulary.load(tmp_path / "added")
+
+    if rejected is None:
+        assert [[*ids, 1] for ids in loaded().encode_batch(texts)] == theirs(texts).input_ids
+        return
+    with pytest.raises(InputError, match=rf"tokenizer\.json: `{rejected}` of the added token .*{rejected}=False"):
+        loaded()
+    shutil.copy(tmp_path / "t5/spiece.model", tmp_path / "added")
+    decoder = {str(loaded().size): {"content": name, "single_word": False, "normalized": True, **flags}}
+    write(tmp_path / "added", tokenizer_config={"extra_ids": 100, "added_tokens_decoder": decoder})
+    if rejected == "normalized":  # which a tokenizer that reads spiece.model ignores
+        assert loaded().added == {name: loaded().size - 1}
+    else:
+        with pytest.raises(InputError, match=r"tokenizer_config\.json: `single_word` of the added token 'foo'"):
+            loaded()
