@@ -9,7 +9,8 @@ A prompt's row is added to the encoder's input as it was trained, so the encoder
 also get rows in the output matrix, where they must never win: each gets the mean of the existing rows with the lowest
 logits. A mean of logits is below the greatest one whatever the input, so greedy decoding gives the outputs of the
 prompted T5, and a new id is at most as probable as the ids of these rows are on average.
-An original T5, whose output matrix is the embedding, gets a separate output matrix.
+An original T5, whose output matrix is the embedding, gets a separate output matrix. Rows above the vocabulary, to which
+no token belongs (the last 28 of T5 1.1), follow the new ids, because their logits are part of every probability.
 
     transformers    model.safetensors, tokenizer.json, prompts.json
     ctranslate2     model.bin (fp32, or quantized), tokenizer.json, prompts.json
@@ -36,7 +37,6 @@ from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import refuse_to_replace
-from t5_pipeline.data_prep.tokenizer.sizes import embedding_rows
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.in_transformers import load_in_transformers, quiet
@@ -133,22 +133,19 @@ def add_rows(t5: T5, prompts_PD: Mapping[str, Tensor], tokens: Mapping[str, Prom
     """An untied T5 whose embedding contains the rows of the prompts, and whose output matrix never selects them.
 
     Args:
-        tokens: the ids of the prompts' rows, which may be those of unused embedding rows.
+        tokens: the consecutive ids of the prompts' rows. Rows of the T5 that have these or higher ids move up.
     """
     first = min(one.first for one in tokens.values())
-    end = max(one.first + one.length for one in tokens.values())
-    rows = max(embedding_rows(end), t5.shape.vocab_size)
     state = dict(t5.state_dict())
     embedding_VD = state["shared.weight"]
     output_VD = embedding_VD * t5.shape.output_scale if t5.shape.tied else state["lm_head.weight"]
     never_D = output_VD[lowest_ids(t5, output_VD[:first], list(prompts_PD.values()))].mean(0)
-    grown_VD = embedding_VD.new_zeros(rows, t5.shape.d_model)
-    grown_VD[:first] = embedding_VD[:first]
-    for name, one in tokens.items():
-        grown_VD[one.first : one.first + one.length] = prompts_PD[name]
-    state["shared.weight"] = grown_VD
-    state["lm_head.weight"] = torch.cat([output_VD[:first], never_D.repeat(rows - first, 1)])
-    shape = replace(t5.shape, vocab_size=rows, tied=False, scaled=None if t5.shape.tied else t5.shape.scaled)
+    rows_PD = torch.cat([prompts_PD[name] for name in tokens])
+    state["shared.weight"] = torch.cat([embedding_VD[:first], rows_PD, embedding_VD[first:]])
+    state["lm_head.weight"] = torch.cat([output_VD[:first], never_D.repeat(len(rows_PD), 1), output_VD[first:]])
+    shape = replace(
+        t5.shape, vocab_size=len(state["shared.weight"]), tied=False, scaled=None if t5.shape.tied else t5.shape.scaled
+    )
     return assemble(shape, state, "the T5 with prompts as vocabulary")
 
 
@@ -261,7 +258,8 @@ def write_ctranslate2(directory: Path, t5: T5, tokens: Collection[PromptTokens],
         raise InputError("ctranslate2 is not installed; pip install 't5-pipeline[export]'") from None
 
     bias_V = np.zeros(t5.shape.vocab_size, np.float32)
-    bias_V[min(one.first for one in tokens) :] = -1e4
+    for one in tokens:
+        bias_V[one.first : one.first + one.length] = -1e4
 
     class Converter(TransformersConverter):
         def _load(self) -> Any:
