@@ -2,8 +2,8 @@
 
     corpus → chunks → SentencePiece ids without EOS → shards, memory-mapped by training
 
-Without a given vocabulary, one is trained on the start of the corpus. Documents that contain a validation or test input
-of a task under `decontaminate` are dropped and counted. Each chunk becomes one shard, encoded on all cores of this
+Without a given vocabulary, one is trained on the start of the corpus. Documents that contain a held-out input of a task
+under `decontaminate` are dropped and counted. Each chunk becomes one shard, encoded on all cores of this
 machine or on a Ray cluster with identical bytes. An interrupted run resumes with the missing shards.
 
 In:  a corpus, optionally a vocabulary

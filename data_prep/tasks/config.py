@@ -25,8 +25,6 @@ from t5_pipeline.data_prep.tasks.readers import PASSAGES, Reader
 from t5_pipeline.data_prep.tasks.splits import parallel_files, share_rows, split_file, split_slice, stem
 from t5_pipeline.data_prep.tasks.template import fields_of
 
-HELD_OUT = ("validation", "test")
-"""Splits whose texts must not occur in a corpus."""
 METRICS = {
     **dict.fromkeys(("accuracy", "exact_match", "token_f1", "pearson", "spearman"), ""),
     **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"), ""),
@@ -137,6 +135,11 @@ class TaskConfig(Config):
                     " same order and seed"
                 )
         return self
+
+    @property
+    def held_out(self) -> list[str]:
+        """The splits whose inputs must not occur in a corpus: all but `train`, such as MNLI's validation_mismatched."""
+        return [split for split in self.splits if split != "train"]
 
     def _file_of(self, split: str) -> str:
         """The file of a split, which may be named with or without its suffix."""

@@ -16,7 +16,7 @@ from t5_pipeline.data_prep.corpora.hub import hub_rows, may_be_on_hub
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, value_text
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_KINDS, TASK_SPLITS, task_rows
 from t5_pipeline.data_prep.corpora.tables import TABLES
-from t5_pipeline.data_prep.tasks.config import HELD_OUT, TaskConfig
+from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts, Rows, is_null, without_nulls
 from t5_pipeline.data_prep.tasks.readers import file_rows, flatten, parallel_rows, used_columns
 from t5_pipeline.data_prep.tasks.splits import Slice, parallel_files, split_file, split_slice
@@ -252,16 +252,15 @@ class Task:
             raise InputError(f"{row.where}: field {name!r} is empty (null); fix the row, or set `nulls: drop`")
         return value
 
-    def held_out_texts(self, splits: Iterable[str] = HELD_OUT, at_least: int = 5) -> list[str]:
+    def held_out_texts(self, at_least: int = 5) -> list[str]:
         """The texts that must not occur in a corpus: input fields of at least `at_least` words.
 
         Fields are returned one by one, because no corpus contains the template's own words. Shorter fields ("Yes.")
-        occur in many documents without any contamination. Splits that the task does not have are skipped.
+        occur in many documents without any contamination.
         """
         texts = {
             self.input_template.value(row, field)
-            for split in splits
-            if split in self.settings.splits
+            for split in self.settings.held_out
             for row in self.rows(split, inputs_only=True)
             for field in self.input_template.fields
         }

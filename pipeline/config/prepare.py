@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from t5_pipeline.config.stage import SplitRead, StageConfig
 from t5_pipeline.core.schema import Data, setting
-from t5_pipeline.data_prep.tasks.config import HELD_OUT, TaskConfig
+from t5_pipeline.data_prep.tasks.config import TaskConfig
 
 
 class PrepareConfig(StageConfig):
@@ -35,7 +35,7 @@ class PrepareConfig(StageConfig):
         100_000_000, "characters from the start of the corpus to train the vocabulary on", unit="characters", gt=0
     )
     decontaminate: list[TaskConfig] = setting(
-        [], "drop documents that contain a validation or test input of these tasks"
+        [], "drop documents that contain an input of these tasks from a split other than `train`"
     )
     validation_fraction: float = setting(0.01, "fraction of the documents held out for validation", ge=0, lt=1)
     max_documents: int = setting(0, "documents to write, from the start of the corpus; 0: all", unit="documents", ge=0)
@@ -54,9 +54,4 @@ class PrepareConfig(StageConfig):
     )  # fmt: skip
 
     def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
-        return [
-            SplitRead(task, split, inputs_only=True)
-            for task in self.decontaminate
-            for split in HELD_OUT
-            if split in task.splits
-        ]
+        return [SplitRead(task, split, inputs_only=True) for task in self.decontaminate for split in task.held_out]

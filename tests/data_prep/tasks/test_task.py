@@ -184,11 +184,13 @@ def test_held_out_texts(tmp_path: Path) -> None:
         {"text": "a text of five words", "question": "why not this one then", "label": "good"},
         {**ROWS[0], "question": "no"},
     ]
+    write(tmp_path, "train.jsonl", [{**ROWS[0], "question": "the first of the training rows"}])
     write(tmp_path, "validation.jsonl", rows)
-    task = Task.load(
-        settings(tmp_path, inputs="q: {question} t: {text}", splits={"train": "train", "validation": "validation"})
-    )
-    assert task.held_out_texts() == sorted(["a text of five words", "why not this one then", ROWS[0]["text"]])
+    write(tmp_path, "shifted.jsonl", [{**ROWS[0], "question": "do other splits count as well"}])
+    splits = {"train": "train", "validation": "validation", "validation_shifted": "shifted"}
+    task = Task.load(settings(tmp_path, inputs="q: {question} t: {text}", splits=splits))
+    found = ["a text of five words", "why not this one then", ROWS[0]["text"], "do other splits count as well"]
+    assert task.held_out_texts() == sorted(found)
 
 
 def test_superglue_and_glue_as_distributed(shared: Path, vocabulary: Vocabulary) -> None:
