@@ -245,7 +245,8 @@ class Engine:
             raise InputError(problem)
         task, t5 = Task.load(one.task), self._t5_of(one)
         with self._lock:
-            self.prompts, self._tasks = {**self.prompts, name: one}, {**self._tasks, name: task}
+            self._tasks = {**self._tasks, name: task}  # first: another thread looks up the tasks of all prompts
+            self.prompts = {**self.prompts, name: one}
             if t5 in self._answerers:
                 mine = [other for other in self.prompts.values() if self._t5_of(other) == t5]
                 self._answerers[t5] = self._answerers[t5].with_candidates(mine)
