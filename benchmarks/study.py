@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ STUDIES = {
     "wikipedia-study": "Wikipedia, 3.6 and 12M",
     "wikipedia-gpu": "Wikipedia on a GPU, 3.6 to 77M",
 }
-FOLLOW_UPS = {"wikipedia-shift": "Follow-up: domain shift, 3.6M"}
+FOLLOW_UPS = {
+    "wikipedia-adaptation": "Follow-up: LM adaptation, 3.6M",
+    "wikipedia-shift": "Follow-up: domain shift, 3.6M",
+}
 TABLES_PAGE = Path(__file__).parent.parent / "docs/results_tables.md"
 _INTRODUCTION = """\
 Written by `python -m benchmarks.study` from the records in `benchmarks/results/`; [Results](results.md) explains them.
@@ -126,10 +129,10 @@ def judged(run: Run) -> list[Finding]:
     return findings(scored(run, summarize(run)))
 
 
-def verdict_table(run: Run) -> str:
-    """The findings in Markdown."""
+def verdict_table(judgments: Iterable[Finding]) -> str:
+    """Findings in Markdown."""
     lines = ["| finding of the paper | contrast | points | 95% interval | verdict here |", "|---|---|---|---|---|"]
-    for found in judged(run):
+    for found in judgments:
         low, high = (fmt.points(end) for end in found.interval)
         cells = (f"{found.claim.text} ({found.claim.source})", found.claim.contrast, fmt.points(found.difference))
         lines.append(f"| {' | '.join((*cells, f'{low} to {high}', f'**{found.verdict}**'))} |")
@@ -235,7 +238,8 @@ def tables_page() -> str:
         results = read_json(results_of(name))
         parts += [f"## {title}", f"`recipes/{name}.yaml`, `benchmarks/results/{name}.json`"]
         run = run_of(results)
-        parts += ["### Verdicts", verdict_table(run)] if name in STUDIES else []
+        if found := judged(run):
+            parts += ["### Verdicts", verdict_table(found)]
         parts += [*score_tables(run), *validation_scores(results), "### Digests", digest_table(results)]
     return "\n\n".join(parts) + "\n"
 
