@@ -7,6 +7,7 @@ import json
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from t5_pipeline.config.command_line import add_command
 from t5_pipeline.core.errors import BAD_INPUT
 from t5_pipeline.core.printable import printable, show
 
@@ -19,15 +20,13 @@ _WIDTH = 120
 
 def add_doctor(commands: Any) -> None:
     """Add the command to the subparsers of `t5-pipeline`."""
-    doctor = commands.add_parser(
+    doctor = add_command(
+        commands,
         "doctor",
-        help="check a model, prompt, corpus or task, and say how to fix what is wrong",
-        allow_abbrev=False,
-    )
-    doctor.description = (
+        "check a model, prompt, corpus or task, and say how to fix what is wrong",
         "Print the properties of a checkpoint (sizes, special ids, sentinels, vocabulary, precisions) and what the"
         " stages would do with it. Check it, also by running it on the CPU, and explain what is wrong. The exit code is"
-        " 2 if anything is wrong."
+        " 2 if anything is wrong.",
     )
     doctor.add_argument(
         "what", metavar="WHAT", help="T5 (also a hub name), prompt, PEFT adapter, corpus, token shards or task file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from t5_pipeline.config.command_line import add_command
 from t5_pipeline.core.printable import say, show
 
 FORMS = ("transformers", "ctranslate2", "onnx")
@@ -13,12 +14,12 @@ QUANTIZATIONS = ("int8", "int8_float16", "int8_bfloat16", "int16", "float16", "b
 
 def add_export(commands: Any) -> None:
     """Add the command to the subparsers of `t5-pipeline`."""
-    export = commands.add_parser(
-        "export", help="write a T5 with prompts as vocabulary, for other servers", allow_abbrev=False
-    )
-    export.description = (
+    export = add_command(
+        commands,
+        "export",
+        "write a T5 with prompts as vocabulary, for other servers",
         "Write a plain T5 that contains the rows of all prompts as embedding rows of new tokens, and a tokenizer with"
-        " an alias for each prompt. Any server that runs a T5 can then serve them: send `<prompt:NAME> text`."
+        " an alias for each prompt. Any server that runs a T5 can then serve them: send `<prompt:NAME> text`.",
     )
     export.add_argument("--model", required=True, metavar="M", help="frozen T5: hub name, directory or stage directory")
     export.add_argument(

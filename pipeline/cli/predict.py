@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from t5_pipeline.config.command_line import above_zero, positive
+from t5_pipeline.config.command_line import above_zero, add_command, positive
 from t5_pipeline.core.atomic_files import STDOUT, check_output
 from t5_pipeline.core.errors import SOME_FAILED, InputError
 from t5_pipeline.core.printable import say
@@ -16,13 +16,13 @@ from t5_pipeline.core.printable import say
 
 def add_predict(commands: Any) -> None:
     """Add the command to the subparsers of `t5-pipeline`."""
-    predict = commands.add_parser(
-        "predict", help="answer rows of many tasks with prompts on one frozen T5", allow_abbrev=False
-    )
-    predict.description = (
+    predict = add_command(
+        commands,
+        "predict",
+        "answer rows of many tasks with prompts on one frozen T5",
         'Read one JSON object per line: "prompt" (its name; optional if there is only one) and the fields of its task,'
         ' or "input" with the finished text. Write one JSON line for each, in order: "output", and for classification'
-        ' "scores", the log-likelihood of each label; or "line" and "error" for a row that cannot be answered.'
+        ' "scores", the log-likelihood of each label; or "line" and "error" for a row that cannot be answered.',
     )
     predict.add_argument(
         "--model", metavar="M", help="frozen T5: hub name, directory or stage directory; not needed for fine-tuned T5s"

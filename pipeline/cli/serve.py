@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5_pipeline.config.command_line import Parser, above_zero, positive
+from t5_pipeline.config.command_line import Parser, above_zero, add_command, positive
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say
 
@@ -20,10 +20,12 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def add_serve(commands: Any) -> None:
     """Add the command to the subparsers of `t5-pipeline`."""
-    serve = commands.add_parser("serve", help="serve prompts over HTTP, for OpenAI clients", allow_abbrev=False)
-    serve.description = (
+    serve = add_command(
+        commands,
+        "serve",
+        "serve prompts over HTTP, for OpenAI clients",
         "Serve a frozen T5 with any number of prompts: every prompt is a model of an OpenAI-compatible server. Requests"
-        " for different prompts share batches. The page at / tries them out."
+        " for different prompts share batches. The page at / tries them out.",
     )
     serve.add_argument("--model", required=True, metavar="M", help="frozen T5: hub name, directory or stage directory")
     serve.add_argument(

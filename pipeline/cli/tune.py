@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5_pipeline.config.command_line import add_settings, positive
+from t5_pipeline.config.command_line import add_command, add_settings, positive
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say, show
@@ -21,12 +21,12 @@ _OWN = ("task",)
 
 def add_tune(commands: Any) -> None:
     """Add the command to the subparsers of `t5-pipeline`."""
-    tune = commands.add_parser(
-        "tune", help="turn a file of examples into a tested prompt, without a recipe", allow_abbrev=False
-    )
-    tune.description = (
+    tune = add_command(
+        commands,
+        "tune",
+        "turn a file of examples into a tested prompt, without a recipe",
         "Freeze a T5, learn one task as a soft prompt, and score it on held-out rows. By default, a tenth of the rows"
-        " selects the checkpoint, and another tenth is used for the test. Run the same command to resume."
+        " selects the checkpoint, and another tenth is used for the test. Run the same command to resume.",
     )
     _add_task(tune.add_argument_group("task"))
     seeds = tune.add_argument_group("seeds")

@@ -123,9 +123,14 @@ def parser(cls: type[StageConfig], program: str) -> Parser:
     return made
 
 
-def add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
-    """Add a command whose own help begins with its line in the list of commands."""
-    description = f"{purpose[0].upper()}{purpose[1:]}."
+def add_command(commands: Any, name: str, purpose: str, description: str | None = None) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        purpose: its line in the list of commands.
+        description: beginning of its own help; by default the purpose as a sentence.
+    """
+    description = description or f"{purpose[0].upper()}{purpose[1:]}."
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=purpose, description=description, allow_abbrev=False
     )

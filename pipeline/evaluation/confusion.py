@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Texts = Sequence[str]
 Counts = NDArray[Any]
 Values = NDArray[np.float64]
 
 
-def confusion(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.int64]:
+def confusion(predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> NDArray[np.int64]:
     """Counts [true label, predicted label] in the order of `labels`; the last column counts illegal predictions.
 
     >>> confusion(["b", "b", "x"], ["a", "b", "b"], ["a", "b"]).tolist()
@@ -29,12 +28,12 @@ def confusion(predictions: Texts, targets: Texts, labels: Texts) -> NDArray[np.i
     return counts
 
 
-def macro_f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
+def macro_f1(predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> float:
     """Mean of the F1 of every label (CB in SuperGLUE); 0 for a label that was neither predicted nor true."""
     return float(_macro_f1(confusion(predictions, targets, labels)))
 
 
-def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
+def f1(predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> float:
     """F1 of the positive label, which is the *last* of `labels`: True of [False, True] (MRPC, QQP, MultiRC's F1a).
 
     As in T5's code an illegal prediction counts as the opposite of its target: as a false positive if the positive
@@ -46,7 +45,7 @@ def f1(predictions: Texts, targets: Texts, labels: Texts) -> float:
     return float(_f1(confusion(predictions, targets, labels)))
 
 
-def mcc(predictions: Texts, targets: Texts, labels: Texts) -> float:
+def mcc(predictions: Sequence[str], targets: Sequence[str], labels: Sequence[str]) -> float:
     """Matthews correlation (CoLA), for any number of classes; illegal predictions are a class of their own."""
     return float(_mcc(confusion(predictions, targets, labels)))
 

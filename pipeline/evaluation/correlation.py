@@ -12,21 +12,22 @@ from numpy.typing import NDArray
 
 from t5_pipeline.core.normal_form import normal_form
 
-Texts = Sequence[str]
 Values = NDArray[np.float64]
 
 
-def pearson(predictions: Texts, targets: Texts) -> float:
+def pearson(predictions: Sequence[str], targets: Sequence[str]) -> float:
     """Correlation of the texts as numbers."""
     return _pearson(_numbers(predictions), _numbers(targets))
 
 
-def spearman(predictions: Texts, targets: Texts) -> float:
+def spearman(predictions: Sequence[str], targets: Sequence[str]) -> float:
     """Rank correlation of the texts as numbers; equal numbers share the mean of their ranks."""
     return _spearman(_numbers(predictions), _numbers(targets))
 
 
-def correlation_of_drawn_rows(name: str, predictions: Texts, targets: Texts) -> Callable[[NDArray[np.int64]], float]:
+def correlation_of_drawn_rows(
+    name: str, predictions: Sequence[str], targets: Sequence[str]
+) -> Callable[[NDArray[np.int64]], float]:
     """A metric of `CORRELATIONS` as a function of the numbers of drawn rows."""
     x, y = (_numbers(list(map(normal_form, texts))) for texts in (predictions, targets))
     return lambda drawn: CORRELATIONS[name](x[drawn], y[drawn])
@@ -47,7 +48,7 @@ CORRELATIONS: dict[str, Callable[[Values, Values], float]] = {"pearson": _pearso
 """Correlations of numbers [rows] by name."""
 
 
-def _numbers(texts: Texts) -> Values:
+def _numbers(texts: Sequence[str]) -> Values:
     def number(text: str) -> float:
         try:
             value = float(text)

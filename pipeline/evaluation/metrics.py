@@ -17,13 +17,11 @@ from t5_pipeline.evaluation.correlation import CORRELATIONS, correlation_of_draw
 from t5_pipeline.evaluation.squad import exact_match, normalize_answer, token_f1
 from t5_pipeline.evaluation.text_metrics import OF_CORPUS, OF_TEXTS, OfDrawnRows, of_drawn_rows
 
-Texts = Sequence[str]
-
 DRAWS = 1_000
 """Bootstrap draws of the standard error of a correlation, BLEU or chrF."""
 
 
-def accuracy(predictions: Texts, targets: Texts) -> float:
+def accuracy(predictions: Sequence[str], targets: Sequence[str]) -> float:
     """Share of predictions that equal their target.
 
     >>> accuracy(["yes", "no", "maybe"], ["yes", "yes", "no"])
@@ -32,7 +30,7 @@ def accuracy(predictions: Texts, targets: Texts) -> float:
     return _mean([p == t for p, t in zip(predictions, targets, strict=True)])
 
 
-def illegal_share(predictions: Texts, labels: Texts) -> float:
+def illegal_share(predictions: Sequence[str], labels: Sequence[str]) -> float:
     """Share of predictions that are not one of the labels."""
     legal = set(labels)
     return _mean([p not in legal for p in predictions])
@@ -45,7 +43,7 @@ _DETERMINERS = frozenset(
 )
 
 
-def referent(predictions: Texts, targets: Texts, holds: Sequence[bool]) -> float:
+def referent(predictions: Sequence[str], targets: Sequence[str], holds: Sequence[bool]) -> float:
     """Share of rows for which "the prediction names the target" agrees with `holds` (WSC, by word subset).
 
     As in T5's code (t5/data/postprocessors.py, wsc_simple): ignoring case and determiners, the words of one text must
@@ -67,7 +65,7 @@ def _names(prediction: str, target: str) -> bool | None:
     return any("'" in w for w in p) == any("'" in w for w in t) and (p <= t or (t or {""}) <= p)
 
 
-def group_accuracy(predictions: Texts, targets: Texts, groups: Texts) -> list[float]:
+def group_accuracy(predictions: Sequence[str], targets: Sequence[str], groups: Sequence[str]) -> list[float]:
     """1 for each group in which every prediction equals its target, else 0; the metric is their mean.
 
     Source: MultiRC's exact match per question.
@@ -111,12 +109,12 @@ class Scores:
 
 def score(
     names: Sequence[str],
-    predictions: Texts,
-    targets: Texts,
-    labels: Texts | None = None,
+    predictions: Sequence[str],
+    targets: Sequence[str],
+    labels: Sequence[str] | None = None,
     *,
-    answers: Sequence[Texts] | None = None,
-    groups: Texts | None = None,
+    answers: Sequence[Sequence[str]] | None = None,
+    groups: Sequence[str] | None = None,
     holds: Sequence[bool] | None = None,
 ) -> Scores:
     """The named metrics (`METRICS` of data_prep/tasks/config.py, whose needs a `TaskConfig` has checked).
@@ -148,7 +146,11 @@ def score(
 
 
 def bootstrap_errors(
-    names: Sequence[str], predictions: Texts, targets: Texts, *, answers: Sequence[Texts] | None = None
+    names: Sequence[str],
+    predictions: Sequence[str],
+    targets: Sequence[str],
+    *,
+    answers: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, float]:
     """Standard errors over rows of the named correlations, BLEU and chrF: their standard deviation over `DRAWS` draws.
 
@@ -175,10 +177,10 @@ def bootstrap_errors(
 
 def right(
     names: Sequence[str],
-    predictions: Texts,
-    targets: Texts,
+    predictions: Sequence[str],
+    targets: Sequence[str],
     *,
-    answers: Sequence[Texts] | None = None,
+    answers: Sequence[Sequence[str]] | None = None,
     holds: Sequence[bool] | None = None,
 ) -> list[bool]:
     """Whether each prediction is right as the named metrics see it, for the display of single rows.

@@ -7,7 +7,6 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-Texts = Sequence[str]
 # A row may have several acceptable answers: the best one counts.
 Answers = Sequence[str | Sequence[str]]
 
@@ -22,13 +21,13 @@ def normalize_answer(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def exact_match(predictions: Texts, answers: Answers) -> float:
+def exact_match(predictions: Sequence[str], answers: Answers) -> float:
     """Share of predictions that equal an acceptable answer after SQuAD's normalization."""
     matches = _best(predictions, answers, lambda p, a: float(p == a))
     return sum(matches) / max(len(matches), 1)
 
 
-def token_f1(predictions: Texts, answers: Answers) -> list[float]:
+def token_f1(predictions: Sequence[str], answers: Answers) -> list[float]:
     """F1 of the words shared by each prediction and its best answer, after SQuAD's normalization.
 
     The metric is their mean.
@@ -39,7 +38,7 @@ def token_f1(predictions: Texts, answers: Answers) -> list[float]:
     return _best(predictions, answers, _shared_words)
 
 
-def _best(predictions: Texts, answers: Answers, compare: Callable[[str, str], float]) -> list[float]:
+def _best(predictions: Sequence[str], answers: Answers, compare: Callable[[str, str], float]) -> list[float]:
     best = []
     for prediction, of_row in zip(predictions, answers, strict=True):
         p = normalize_answer(prediction)
