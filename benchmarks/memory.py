@@ -6,7 +6,8 @@ mapped files) every two milliseconds. The measured peak is the largest reading m
 step allocates, and the data.
 
 glibc returns freed memory to the system at once (every allocation of at least 64 KiB has its own pages), so that memory
-in use is measured. Without these variables a stage keeps freed memory for reuse (pipeline/execution/malloc.py).
+in use is measured. Without these variables a stage keeps freed memory for reuse (pipeline/execution/malloc.py). oneDNN
+keeps no kernels either: on some processors those of the bf16 products take 40 MiB, whatever the size of the T5.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ from t5_pipeline.cost.memory import Memory
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import SIZES
 
-FREED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
+FREED = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0",
+}
 SMALL, BASE = "T5 1.1 Small", "Base, 2 + 2 layers"
 TINY = T5Config(vocab_size=1152, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
 BASE_SHAPED = T5Config(d_model=768, d_ff=2048, num_heads=12, num_layers=2, num_decoder_layers=2)

@@ -61,11 +61,14 @@ CASES = {
     [pytest.param(case, id=name, marks=pytest.mark.soak if name == "probe" else ()) for name, case in CASES.items()],
 )
 def test_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None:
-    """`python -m benchmarks` has more and larger cases. A CPU without bf16 products needs copies of the factors."""
+    """`python -m benchmarks` has more and larger cases.
+
+    Products in bf16 have buffers of their own, such as copies of the factors: 2 to 50 MiB, depending on the processor.
+    """
     row, _, _ = call(benchmark.compare, case, place)
     assert row["measured_bytes"] > 150 << 20
-    by_copies = case.settings["precision"] == "bf16" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
-    assert row["estimate_bytes"] == pytest.approx(row["measured_bytes"], rel=0.25 if by_copies else 0.15)
+    buffers = 32 << 20 if case.settings["precision"] == "bf16" else 0
+    assert abs(row["estimate_bytes"] - row["measured_bytes"]) < 0.15 * row["measured_bytes"] + buffers
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
