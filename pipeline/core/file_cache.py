@@ -100,16 +100,15 @@ class FileCache:
 
     A process waits for space while other processes fetch or open their files.
 
-    Args:
+    Attributes:
         before_evicting: called before files are evicted; it must `touch` the files that are in use.
     """
 
-    def __init__(
-        self, directory: Path | None = None, limit: int | None = None, before_evicting: Callable[[], None] | None = None
-    ) -> None:
+    before_evicting: Callable[[], None] | None = None
+
+    def __init__(self, directory: Path | None = None, limit: int | None = None) -> None:
         self.directory = directory or cache_directory() / "files"
         self.limit = limit or cache_bytes()
-        self.before_evicting = before_evicting
 
     def place(self, url: str, size: int, blocks: Sequence[str] | None) -> Path:
         """Path of a file in the cache, derived from its content."""

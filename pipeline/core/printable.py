@@ -38,10 +38,10 @@ def _escape(character: str) -> str:
     return _SHORT.get(character, f"\\u{ord(character):04x}")
 
 
-def say(text: str, keep: str = "") -> None:
+def say(text: str) -> None:
     """Print a message to stderr. A message that cannot be printed is dropped, because it must not stop a stage."""
     with contextlib.suppress(OSError):
-        print(printable(text, keep), file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def show(text: object, keep: str = "") -> None:

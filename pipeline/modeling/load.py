@@ -202,9 +202,9 @@ def check_untied(names: Iterable[str], model: nn.Module) -> None:
         )
 
 
-def _few(names: list[str], at_most: int = 4) -> str:
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+def _few(names: list[str]) -> str:
+    rest = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -61,12 +61,12 @@ def linear_map(from_SA: Tensor, to_SB: Tensor, rows_PA: Tensor) -> Tensor:
     return (rows_PA.double() @ weight_AB).float()
 
 
-def mlp_map(from_SA: Tensor, to_SB: Tensor, rows_PA: Tensor, seed: int = 0) -> Tensor:
+def mlp_map(from_SA: Tensor, to_SB: Tensor, rows_PA: Tensor) -> Tensor:
     """The rows [P, B] under a network trained on the shared pieces; both sides are scaled to RMS 1."""
     from_scale, to_scale = from_SA.square().mean().sqrt(), to_SB.square().mean().sqrt()
     x_SA, y_SB = from_SA / from_scale, to_SB / to_scale
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         hidden = 4 * x_SA.size(1)
         network = nn.Sequential(nn.Linear(x_SA.size(1), hidden), nn.ReLU(), nn.Linear(hidden, y_SB.size(1)))
         optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
@@ -86,9 +86,9 @@ def without_map(to_SB: Tensor, rows_PA: Tensor) -> Tensor:
     return F.pad(rows_PA[:, :width], (0, max(0, width - rows_PA.size(1))))
 
 
-def random_rows(to_SB: Tensor, rows_PA: Tensor, seed: int = 0) -> Tensor:
+def random_rows(to_SB: Tensor, rows_PA: Tensor) -> Tensor:
     """Embeddings of random shared pieces."""
-    drawn = torch.randint(len(to_SB), (len(rows_PA),), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(len(to_SB), (len(rows_PA),), generator=torch.Generator().manual_seed(0))
     return to_SB[drawn].clone()
 
 

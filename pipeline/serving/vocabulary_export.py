@@ -149,15 +149,15 @@ def add_rows(t5: T5, prompts_PD: Mapping[str, Tensor], tokens: Mapping[str, Prom
     return assemble(shape, state, "the T5 with prompts as vocabulary")
 
 
-def lowest_ids(t5: T5, output_VD: Tensor, prompts_PD: Sequence[Tensor], inputs: int = 8, length: int = 24) -> Tensor:
+def lowest_ids(t5: T5, output_VD: Tensor, prompts_PD: Sequence[Tensor]) -> Tensor:
     """The ids whose logits are lowest on average over seeded inputs of random tokens, with and without the prompts."""
     generator = torch.Generator().manual_seed(0)
-    ids_BS = torch.randint(3, len(output_VD), (inputs, length), generator=generator)
-    targets_BT = torch.randint(3, len(output_VD), (inputs, 6), generator=generator)
+    ids_BS = torch.randint(3, len(output_VD), (8, 24), generator=generator)
+    targets_BT = torch.randint(3, len(output_VD), (8, 6), generator=generator)
     total_V = torch.zeros(len(output_VD))
     t5.eval()
     for rows_PD in [ids_BS.new_zeros(0, t5.shape.d_model).float(), *prompts_PD[:16]]:
-        embedded_BSD = torch.cat([rows_PD.expand(inputs, -1, -1), t5.embed(ids_BS)], dim=1)
+        embedded_BSD = torch.cat([rows_PD.expand(len(ids_BS), -1, -1), t5.embed(ids_BS)], dim=1)
         hidden_BTD = t5.decode(shift_right(targets_BT, start=t5.special.start), t5.encode(embedded_BSD, None), None)
         total_V += (hidden_BTD @ output_VD.T).log_softmax(-1).mean((0, 1))
     return total_V.topk(min(_LOWEST, len(output_VD)), largest=False).indices

@@ -23,6 +23,8 @@ from t5_pipeline.modeling.t5x import SecondMoments
 from t5_pipeline.training.buckets import buckets
 from t5_pipeline.training.segment_sums import segment_sums
 
+_EPSILON1, _EPSILON2 = 1e-30, 1e-3
+
 
 class _Factored(NamedTuple):
     """The factored prompts of a bank.
@@ -75,22 +77,15 @@ class Adafactor(Optimizer):
         weight_decay: float = 0.0,
         parameter_scaling: bool = True,
         min_dim_to_factor: int | None = FACTORED_FROM,
-        clipping: float = 1.0,
-        beta2_exponent: float = 0.8,
         step_offset: int = 0,
-        epsilon1: float = 1e-30,
-        epsilon2: float = 1e-3,
     ) -> None:
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "parameter_scaling": parameter_scaling,
             "min_dim_to_factor": min_dim_to_factor,
-            "clipping": clipping,
-            "beta2_exponent": beta2_exponent,
             "step_offset": step_offset,
-            "epsilon1": epsilon1,
-            "epsilon2": epsilon2,
+            "clipping": 1.0,
             "segments": None,
         }
         super().__init__(params, defaults)
@@ -167,7 +162,7 @@ class Adafactor(Optimizer):
             update_RD = self._bank_directions(group, bank_RD, group["factored"])
         scale_C = group["lr"] / (self._rms_per_prompt(group, update_RD) / group["clipping"]).clamp(min=1.0)
         if group["parameter_scaling"]:
-            scale_C *= self._rms_per_prompt(group, bank_RD).clamp(min=group["epsilon2"])
+            scale_C *= self._rms_per_prompt(group, bank_RD).clamp(min=_EPSILON2)
         update_RD *= scale_C[group["segments"]].unsqueeze(1)
         bank_RD.mul_(1.0 - group["weight_decay"]).sub_(update_RD)
 
@@ -175,7 +170,7 @@ class Adafactor(Optimizer):
         """g / √v of a bank with factored prompts, [R, D]."""
         gradient_RD = bank_RD.grad
         assert gradient_RD is not None
-        square_RD = gradient_RD * gradient_RD + group["epsilon1"]
+        square_RD = gradient_RD * gradient_RD + _EPSILON1
         rows_F, others_W, segments_F, _ = factored
         square_FD, square_WD = square_RD[rows_F], square_RD[others_W]
         news = {"mean_square": square_WD, "row": square_FD.mean(dim=1), "column": factored.means(square_FD)}
@@ -203,7 +198,7 @@ class Adafactor(Optimizer):
         scales_N.clamp_min_(1.0).reciprocal_()
         if group["parameter_scaling"]:
             sizes_N = torch.stack(torch._foreach_norm(params)).div_(root)
-            scales_N.mul_(sizes_N.clamp_min_(group["epsilon2"]))
+            scales_N.mul_(sizes_N.clamp_min_(_EPSILON2))
         updates.mul_(scales_N.mul_(group["lr"]).view(-1, *[1] * params[0].ndim))
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1.0 - group["weight_decay"])
@@ -218,7 +213,7 @@ class Adafactor(Optimizer):
             gradients: [N, …] of N parameters.
             dims: (second largest, largest) dimension of a factored parameter.
         """
-        squares = (gradients * gradients).add_(group["epsilon1"])
+        squares = (gradients * gradients).add_(_EPSILON1)
         if dims is None:
             [mean] = self._average_in(group, params, {"mean_square": squares})
             return gradients / mean.sqrt_()
@@ -247,7 +242,7 @@ class Adafactor(Optimizer):
         """Count the step and return its β₂. `step` is on the CPU, so reading it does not synchronize with the GPU."""
         steps = [self.state[p]["step"] for p in params]
         torch._foreach_add_(steps, 1)
-        return float(1.0 - (steps[0].item() + group["step_offset"]) ** -group["beta2_exponent"])
+        return float(1.0 - (steps[0].item() + group["step_offset"]) ** -0.8)
 
 
 def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tuple[int, int] | None:

@@ -16,16 +16,8 @@ class AdamW(torch.optim.AdamW):
     partitions of ZeRO, and the prompts of a bank do not affect one another.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 0.0,
-        *,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    def __init__(self, params: ParamsT, lr: float = 0.0, *, weight_decay: float = 0.0) -> None:
+        super().__init__(params, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A group may have its own `weight_decay`."""

@@ -75,10 +75,10 @@ def _too_large(limit: int) -> str:
     return f"the body is larger than {limit:,} bytes; send fewer inputs"
 
 
-async def _discard(receive: Receive, at_most: int = 16 << 20) -> None:
-    """Read the rest of a body, so that its sender can receive the answer."""
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a body, up to 16 MiB, so that its sender can receive the answer."""
     read = 0
-    while read < at_most:
+    while read < 16 << 20:
         message = await receive()
         read += len(message.get("body", b""))
         if not message.get("more_body", False):
