@@ -14,13 +14,14 @@ Run: accelerate launch stages/model_tune.py --model runs/adapted --tasks tasks/r
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from t5_pipeline.config.tuning import ModelTuneConfig
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
-from t5_pipeline.evaluation.held_out import score_model
+from t5_pipeline.evaluation.held_out import HeldOut, score_model
+from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
@@ -47,8 +48,8 @@ def model_tune(stage: Stage[ModelTuneConfig]) -> None:
         hidden_BTD = t5.predict(batch.inputs_BS, batch.targets_BT)
         return batch_losses(target_loss(t5, hidden_BTD, batch.targets_BT, c), batch.weights_B, batch.prompt_B)
 
-    def score(t5: T5, **rows_and_device: Any) -> list[Measured]:
-        return [score_model(BareT5(t5), **rows_and_device)]
+    def score(t5: T5, splits: Sequence[HeldOut], options: AnswerOptions) -> list[Measured]:
+        return [score_model(BareT5(t5), splits, options)]
 
     def publish(step: int, result: TrainingResult) -> None:
         best = result.best()

@@ -15,15 +15,16 @@ Run: accelerate launch stages/peft_tune.py --model runs/adapted --task rte.yaml 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from t5_pipeline.config.tuning import PeftTuneConfig
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
-from t5_pipeline.evaluation.held_out import score_model
+from t5_pipeline.evaluation.held_out import HeldOut, score_model
+from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
@@ -46,8 +47,8 @@ def peft_tune(stage: Stage[PeftTuneConfig]) -> None:
         loss_BT = token_loss(model(batch.inputs_BS, batch.targets_BT), batch.targets_BT, c.z_loss, model.special.pad)
         return batch_losses(loss_BT, batch.weights_B, batch.prompt_B)
 
-    def score(model: PeftT5, **rows_and_device: Any) -> list[Measured]:
-        return [score_model(model, **rows_and_device)]
+    def score(model: PeftT5, splits: Sequence[HeldOut], options: AnswerOptions) -> list[Measured]:
+        return [score_model(model, splits, options)]
 
     @torch.no_grad()
     def publish(step: int, result: TrainingResult) -> None:

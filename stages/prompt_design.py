@@ -18,7 +18,8 @@ from t5_pipeline.config.tuning import PromptDesignConfig
 from t5_pipeline.core.scores import scores_text
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.held_out import load_held_out, score_model
+from t5_pipeline.evaluation.held_out import score_model, validation_rows
+from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
@@ -61,20 +62,16 @@ def best_on_validation(
     stage: Stage[PromptDesignConfig], candidates: list[TextPrompt], vocabulary: Vocabulary
 ) -> TextPrompt:
     """The candidate with the highest average of the task's metrics, then the lowest loss; of equal ones the first."""
-    c, device = stage.config, stage.accelerator.device
+    c, options = stage.config, AnswerOptions(stage.accelerator.device, stage.config.precision)
     t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
     stage.configure_execution(t5)
-    model = BareT5(t5).to(device)
-    lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
-    sentinel = candidates[0].sentinel
-    split = load_held_out(
-        c.task, "validation", vocabulary, sentinel=sentinel, scoring=c.scoring, limit=c.validation_limit, **lengths
-    )
+    model = BareT5(t5).to(options.device)
+    split = validation_rows(c.task, vocabulary, candidates[0].sentinel, c)
     scored = []
     for prompt in candidates:
         worded = split.with_inputs(prompt.encode(split.rows.input_texts, vocabulary), vocabulary)
         stage.record_rows([worded.rows.counts])
-        measured = score_model(model, [worded], device, c.precision)
+        measured = score_model(model, [worded], options)
         scores = measured.scores
         scored.append((measured.score, -measured.loss, prompt.model_copy(update={"scores": scores})))
         log.info("%s: %r: %s", stage.name, prompt.template, scores_text(scores))

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.soft_prompt import PromptMixtureConfig
-from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import HeldOut, score_mixture
+from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
@@ -76,11 +76,11 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     train_stage(stage, trainer, publish)
 
 
-def score(model: MixtureModel, splits: Sequence[HeldOut], device: torch.device, precision: Precision) -> list[Measured]:
+def score(model: MixtureModel, splits: Sequence[HeldOut], options: AnswerOptions) -> list[Measured]:
     """Validation of the mixture's answers on the validation rows of its task."""
     prompted, (split,) = model.model, splits
     assert isinstance(prompted, PromptedT5)
-    return [score_mixture(prompted, model.weights, split, device, precision)]
+    return [score_mixture(prompted, model.weights, split, options)]
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.config.soft_prompt import PromptMultitaskConfig
-from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.evaluation.held_out import HeldOut, mean_of_tasks, score_prompts, scores_of_task
+from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.evaluation.selection import select_best
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.execution.stage_process import main
@@ -78,9 +78,9 @@ def prompt_multitask(stage: Stage[PromptMultitaskConfig]) -> None:
     train_stage(stage, trainer, publish)
 
 
-def score(model: PromptedT5, splits: Sequence[HeldOut], device: torch.device, precision: Precision) -> list[Measured]:
+def score(model: PromptedT5, splits: Sequence[HeldOut], options: AnswerOptions) -> list[Measured]:
     """Validation of all tasks together, each with its own prompt."""
-    return [mean_of_tasks(splits, score_prompts(model, splits=splits, device=device, precision=precision))]
+    return [mean_of_tasks(splits, score_prompts(model, splits=splits, options=options))]
 
 
 if __name__ == "__main__":

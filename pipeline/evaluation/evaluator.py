@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -104,8 +103,7 @@ class Evaluator:
         """Each candidate's answers to its rows of one task; None is the T5 without a prompt."""
         asked = [Asked(ids, split.form, candidate=one) for one, split in pairs for ids in split.rows.inputs]
         outputs = self.answerer.answer(asked, self.c.batch_size, self._decoding(pairs[0][1].task), self.on_batch)
-        ends = list(itertools.accumulate((len(split) for _, split in pairs), initial=0))
-        return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
+        return outputs.parts([len(split) for _, split in pairs])
 
     def _decoding(self, task: TaskConfig) -> Decoding:
         """Labels are decoded greedily, as in the selection of checkpoints."""

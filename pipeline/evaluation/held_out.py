@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from t5_pipeline.config.stage import Precision, Scoring
-from t5_pipeline.config.tuning import FOR_SELECTION, LearningConfig
-from t5_pipeline.core.errors import InputError
+from t5_pipeline.config.stage import Scoring
+from t5_pipeline.config.tuning import TaskStageConfig
 from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.core.rounding import rounded
 from t5_pipeline.core.schema import Sentinel
@@ -25,7 +21,6 @@ from t5_pipeline.evaluation.metrics import Scores, bootstrap_errors, illegal_sha
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
-from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from t5_pipeline.training.best_checkpoint import Measured
 
@@ -197,8 +192,7 @@ def answer_all(
         [query for rows in splits for query in rows.queries_with_targets()],
         options,
     )
-    ends = list(itertools.accumulate((len(rows) for rows in splits), initial=0))
-    return [outputs.part(begin, end) for begin, end in itertools.pairwise(ends)]
+    return outputs.parts([len(rows) for rows in splits])
 
 
 def score_prompts(
@@ -206,8 +200,7 @@ def score_prompts(
     prompts: Sequence[int] | None = None,
     *,
     splits: Sequence[HeldOut],
-    device: torch.device,
-    precision: Precision,
+    options: AnswerOptions,
 ) -> list[Measured]:
     """Validation of prompts of a bank, by default all, each on its own rows.
 
@@ -216,22 +209,19 @@ def score_prompts(
     """
     prompts = range(len(splits)) if prompts is None else prompts
     own = [splits[prompt] for prompt in prompts]
-    outputs = answer_all(model, prompts, own, AnswerOptions(device, precision, SCORED_EXAMPLES))
+    outputs = answer_all(model, prompts, own, options)
     return [rows.measured(found) for rows, found in zip(own, outputs, strict=True)]
 
 
-def score_mixture(
-    model: PromptedT5, weights: Sequence[float], split: HeldOut, device: torch.device, precision: Precision
-) -> Measured:
+def score_mixture(model: PromptedT5, weights: Sequence[float], split: HeldOut, options: AnswerOptions) -> Measured:
     """Validation of a mixture of all prompts of a bank."""
-    options = AnswerOptions(device, precision, SCORED_EXAMPLES)
     outputs = answer_mixture(model, range(len(weights)), weights, split.queries_with_targets(), options)
     return split.measured(outputs)
 
 
-def score_model(model: ReadingModel, splits: Sequence[HeldOut], device: torch.device, precision: Precision) -> Measured:
+def score_model(model: ReadingModel, splits: Sequence[HeldOut], options: AnswerOptions) -> Measured:
     """Validation of a model without a prompt; for several tasks the mean of their averages, and all metrics."""
-    outputs = answer_all(model, [None] * len(splits), splits, AnswerOptions(device, precision, SCORED_EXAMPLES))
+    outputs = answer_all(model, [None] * len(splits), splits, options)
     return mean_of_tasks(splits, [rows.measured(of_task) for rows, of_task in zip(splits, outputs, strict=True)])
 
 
@@ -292,22 +282,19 @@ def answer_form(
     return AnswerForm(decode, labels, label_ids, longest)
 
 
-def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, c: LearningConfig) -> HeldOut:
-    """The validation rows that select a stage's best checkpoint.
+def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, c: TaskStageConfig) -> HeldOut:
+    """The validation rows of a stage's task.
 
     Raises:
         InputError: if there are none, or they do not match the task's settings.
     """
-    try:
-        return load_held_out(
-            task,
-            "validation",
-            vocabulary,
-            sentinel=sentinel,
-            max_input_length=c.max_input_length,
-            max_target_length=c.max_target_length,
-            scoring=c.scoring,
-            limit=c.validation_limit,
-        )
-    except InputError as error:
-        raise InputError(f"{error} ({FOR_SELECTION})") from None
+    return load_held_out(
+        task,
+        "validation",
+        vocabulary,
+        sentinel=sentinel,
+        max_input_length=c.max_input_length,
+        max_target_length=c.max_target_length,
+        scoring=c.scoring,
+        limit=c.validation_limit,
+    )

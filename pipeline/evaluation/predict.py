@@ -8,7 +8,8 @@ D d_model, N all queries
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,7 @@ from t5_pipeline.config.stage import Precision
 from t5_pipeline.evaluation.decoding import Continuations, Decoding
 from t5_pipeline.evaluation.label_scoring import score_label_sets
 from t5_pipeline.methods.base import ReadingModel
+from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 
 Ids = NDArray[np.int32]
@@ -61,14 +63,14 @@ class AnswerOptions:
     """How queries are answered.
 
     Attributes:
-        batch_size: rows that the encoder reads at once.
+        batch_size: rows that the encoder reads at once (default: as in the validation of a training).
         decoding: the way to decode (default: greedily).
         on_batch: receives the number of queries after each batch.
     """
 
     device: torch.device
     precision: Precision
-    batch_size: int
+    batch_size: int = SCORED_EXAMPLES
     decoding: Decoding = field(default_factory=Decoding)
     on_batch: Callable[[int], None] = lambda queries: None
 
@@ -100,9 +102,10 @@ class Outputs:
         """Outputs of N queries that were not answered yet."""
         return cls([""] * N, [""] * N, [[] for _ in range(N)])
 
-    def part(self, begin: int, end: int) -> Outputs:
-        """The outputs of queries `begin` to `end`."""
-        return Outputs(self.texts[begin:end], self.decoded[begin:end], self.scores[begin:end])
+    def parts(self, lengths: Iterable[int]) -> list[Outputs]:
+        """Consecutive parts of the outputs, each with the given number of queries."""
+        ends = itertools.accumulate(lengths, initial=0)
+        return [Outputs(self.texts[i:j], self.decoded[i:j], self.scores[i:j]) for i, j in itertools.pairwise(ends)]
 
     def put(self, places: Sequence[int], outputs: Outputs) -> None:
         """Replace the outputs of some queries."""

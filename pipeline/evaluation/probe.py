@@ -27,6 +27,7 @@ from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.data_prep.tasks.encode import encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.held_out import HeldOut, score_prompts, validation_rows
+from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.methods.prompt_init import initial_rows
 from t5_pipeline.modeling.loaded import LoadedT5
@@ -133,8 +134,8 @@ class PromptProbe:
                 skip_nonfinite=True,
             )
         with torch.no_grad():
-            score = partial(score_prompts, splits=self.splits, device=device, precision=c.precision)
-            measured: list[Measured] = state.engine.call(score)
+            options = AnswerOptions(device, c.precision)
+            measured: list[Measured] = state.engine.call(partial(score_prompts, splits=self.splits, options=options))
         return measured
 
 

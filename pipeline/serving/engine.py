@@ -203,13 +203,11 @@ class Engine:
             asked, lost = self._asked([parts[i] for i in places], prompts, answerer.vocabulary, max_output_length)
             outputs.put(places, answerer.answer(asked, batch_size, decoding, on_batch))
             cut |= dict(zip(places, lost, strict=True))
-        answers, begin = [], 0
-        for q in questions:
-            labels = prompts[q.names[0]].task.labels or []
-            answer = self._answer(q, labels, outputs.part(begin, begin + len(q.names)))
-            answers.append(replace(answer, cut=max(cut[begin + k] for k in range(len(q.names)))))
-            begin += len(q.names)
-        return answers
+        cuts = iter([cut[i] for i in range(len(parts))])
+        return [
+            self._answer(q, prompts[q.names[0]].task.labels or [], found, cut=max(next(cuts) for _ in q.names))
+            for q, found in zip(questions, outputs.parts([len(q.names) for q in questions]), strict=True)
+        ]
 
     def stream(
         self, question: Question, *, max_output_length: int = 0, decoding: Decoding | None = None
@@ -277,12 +275,12 @@ class Engine:
         return [one for one, _ in found], [cut for _, cut in found]
 
     @staticmethod
-    def _answer(question: Question, labels: Sequence[str], outputs: Outputs) -> Answer:
+    def _answer(question: Question, labels: Sequence[str], outputs: Outputs, cut: int) -> Answer:
         if len(question.names) > 1:
-            each = [outputs.part(k, k + 1) for k in range(len(question.names))]
-            return Answer(vote(each, labels).texts[0], votes=votes(outputs.texts))
+            each = outputs.parts([1] * len(question.names))
+            return Answer(vote(each, labels).texts[0], votes=votes(outputs.texts), cut=cut)
         scores = dict(zip(labels, outputs.scores[0], strict=True)) if labels else None
-        return Answer(outputs.texts[0], scores)
+        return Answer(outputs.texts[0], scores, cut=cut)
 
     def _t5_of(self, one: Candidate) -> Path:
         if one.fine_tuned:

@@ -31,6 +31,7 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import check_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import load_held_out, score_prompts
+from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
@@ -172,7 +173,6 @@ def _scored(t5: LoadedT5, rows: list[Tensor], old: Prompt, task: TaskConfig) -> 
         task, "validation", t5.vocabulary, sentinel=t5.sentinel, max_input_length=old.info.max_input_length,
         max_target_length=old.info.max_target_length, scoring="decode",
     )  # fmt: skip
-    model = PromptedT5(t5.t5, PromptBank(rows))
-    splits = [split] * len(rows)
-    found = score_prompts(model, splits=splits, device=torch.device("cpu"), precision="fp32")
+    model, options = PromptedT5(t5.t5, PromptBank(rows)), AnswerOptions(torch.device("cpu"), "fp32")
+    found = score_prompts(model, splits=[split] * len(rows), options=options)
     return [measured.scores for measured in found]

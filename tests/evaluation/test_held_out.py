@@ -22,7 +22,7 @@ from t5_pipeline.training.loss import token_loss
 from tests.data_prep.tokenizer import kinds
 from tests.tiny_run import CORPUS, documentation, write_rows
 
-CPU = torch.device("cpu")
+CPU = AnswerOptions(torch.device("cpu"), "fp32")
 LABELS = {"no": [9, 1], "yes": [12, 30, 1], "maybe": [8, 1]}
 INPUTS = [[5, 9, 33, 1], [7, 1], [40, 41, 42, 43, 44, 1], [3, 4, 1]]
 
@@ -72,7 +72,7 @@ TARGETS = ["yes", "no", "maybe", "yes"]
 @torch.no_grad()
 def test_the_loss_is_that_of_the_target_tokens(model: PromptedT5, labels: bool) -> None:
     rows = split(TARGETS, labels=labels, metrics=["accuracy"])
-    measured = score_prompts(model, splits=[rows, rows], device=CPU, precision="fp32")
+    measured = score_prompts(model, splits=[rows, rows], options=CPU)
     for prompt in (0, 1):
         assert measured[prompt].loss == pytest.approx(loss_of(model, prompt, rows, [0, 1, 2, 3]), rel=1e-5)
 
@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_the_target_tokens(model: PromptedT5, labels: bool) 
 @torch.no_grad()
 def test_targets_that_do_not_hold_are_not_in_the_loss(model: PromptedT5) -> None:
     rows = split(TARGETS, labels=False, metrics=["accuracy"], holds=[True, False, True, False])
-    assert score_prompts(model, splits=[rows], device=CPU, precision="fp32")[0].loss == pytest.approx(
+    assert score_prompts(model, splits=[rows], options=CPU)[0].loss == pytest.approx(
         loss_of(model, 0, rows, [0, 2]), rel=1e-5
     )
 
@@ -88,7 +88,7 @@ def test_targets_that_do_not_hold_are_not_in_the_loss(model: PromptedT5) -> None
 def test_free_text_is_scored_by_what_is_decoded(model: PromptedT5) -> None:
     """The target is scored for the loss only; it is not an answer."""
     rows = split(TARGETS, labels=False, metrics=["accuracy"])
-    assert score_model(BareT5(model.t5), [rows], CPU, "fp32").scores == {"accuracy": 0.0}
+    assert score_model(BareT5(model.t5), [rows], CPU).scores == {"accuracy": 0.0}
 
 
 def test_the_average_of_the_metrics_decides() -> None:
@@ -112,8 +112,8 @@ def test_the_average_of_the_metrics_decides() -> None:
 
 def test_several_tasks_count_alike(model: PromptedT5) -> None:
     a = split(TARGETS, labels=True, metrics=["accuracy", "macro_f1"])
-    found = score_model(BareT5(model.t5), [a, a], CPU, "fp32")
-    one = score_model(BareT5(model.t5), [a], CPU, "fp32")
+    found = score_model(BareT5(model.t5), [a, a], CPU)
+    one = score_model(BareT5(model.t5), [a], CPU)
     assert found.scores["mean"] == found.score == pytest.approx(one.score)
     assert one.score == pytest.approx(sum(one.scores.values()) / 2)
     assert found.loss == pytest.approx(one.loss)
@@ -125,14 +125,14 @@ def test_several_tasks_count_alike(model: PromptedT5) -> None:
 def answers(model: PromptedT5) -> Outputs:
     """Answers of the T5 without a prompt to INPUTS, decoded and by likelihood."""
     rows = split(TARGETS, labels=True, metrics=["accuracy"])
-    return answer_all(BareT5(model.t5), [None], [rows], AnswerOptions(CPU, "fp32", batch_size=8))[0]
+    return answer_all(BareT5(model.t5), [None], [rows], CPU)[0]
 
 
 def both(model: PromptedT5, targets: list[str]) -> tuple[Measured, Measured]:
     """The validation of the T5 without a prompt by decoded text, and by likelihood."""
     ways: tuple[Scoring, Scoring] = ("decode", "likelihood")
     splits = [split(targets, labels=True, metrics=["accuracy", "macro_f1"], scoring=way) for way in ways]
-    decoded, likeliest = (score_model(BareT5(model.t5), [rows], CPU, "fp32") for rows in splits)
+    decoded, likeliest = (score_model(BareT5(model.t5), [rows], CPU) for rows in splits)
     return decoded, likeliest
 
 

@@ -180,6 +180,18 @@ def test_the_cost_of_probes_is_bounded(finished: Tiny, tmp_path: Path) -> None:
     assert "--probe-patience: needs tasks in `probe`; name one" in ended.err
 
 
+def test_an_error_in_validation_rows_does_not_name_settings_of_other_stages(finished: Tiny, tmp_path: Path) -> None:
+    flags = probes(finished, tmp_path)
+    rows = shutil.copytree(finished.data / "rows", tmp_path / "rows")
+    (rows / "validation.jsonl").write_text('{"text": "a", "label": "neither"}\n')
+    task = tmp_path / "about.yaml"
+    task.write_text(task.read_text().replace(f"{finished.data}/rows", str(rows)))
+    ended = adapt(finished, tmp_path / "out", *flags)
+    assert ended.code == 2
+    assert "neither" in ended.err
+    assert "select" not in ended.err
+
+
 def test_probes_in_a_recipe(tiny: Tiny) -> None:
     """Probes alone leave a finished stage up to date; with patience they are part of its result."""
     few = "probe: [about]\n    probe_cost: 1000"
