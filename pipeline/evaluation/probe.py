@@ -38,7 +38,7 @@ from t5_pipeline.training.distributed.engine import ForwardScope
 from t5_pipeline.training.distributed.replicated import Replicated
 from t5_pipeline.training.loop import train_step
 from t5_pipeline.training.loss import batch_losses, target_loss
-from t5_pipeline.training.microbatches import TensorBatch, step_batch
+from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.optimizers import prompt_optimizer
 from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.state import TrainState
@@ -121,12 +121,9 @@ class PromptProbe:
         state = TrainState(Replicated(scope, optimizer, ProcessGroup.alone(), device))
         state.engine.set_training(False)  # no dropout
         for step in range(c.steps):
-            batch = step_batch(
-                self.batches, step, rank=0, world=1, microbatch_size=c.microbatch_size, device=device.type
-            )
             train_step(
                 state,
-                batch,
+                state.step_batch(self.batches, step, c.microbatch_size),
                 loss_fn,
                 losses=len(bank),
                 learning_rates=[c.learning_rate],

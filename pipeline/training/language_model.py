@@ -15,7 +15,7 @@ from t5_pipeline.config.adaptation import LanguageModelConfig
 from t5_pipeline.execution.context import Stage
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loss import batch_losses, model_loss, target_loss
-from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, TensorBatch, rank_microbatches
+from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, TensorBatch
 from t5_pipeline.training.pretraining_state import pretraining_optimizer
 from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.result import TrainingResult
@@ -94,9 +94,8 @@ def held_out_loss(
         return torch.stack([loss_BT[counted_BT].sum(dtype=torch.float64), counted_BT.sum().double()])
 
     sums = torch.zeros(2, dtype=torch.float64, device=state.device)
-    group, lockstep = state.group, state.engine.lockstep
     for batch in batches:
-        for micro in rank_microbatches(batch, group.rank, group.world, microbatch_size, state.device.type, lockstep):
+        for micro in state.share(batch, microbatch_size):
             sums += state.evaluate(sums_of, micro.to(state.device))
-    group.sum([sums])
+    state.group.sum([sums])
     return float(sums[0] / sums[1])

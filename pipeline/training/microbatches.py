@@ -123,22 +123,6 @@ class StepBatch:
     examples: int
 
 
-def step_batch(
-    batches: BatchSource,
-    step: int,
-    *,
-    rank: int,
-    world: int,
-    microbatch_size: int,
-    device: str = "cpu",
-    lockstep: bool = False,
-) -> StepBatch:
-    """The share of `rank` in the batch of `step` (arguments as in `rank_microbatches`)."""
-    whole = batches.at(step)
-    mine = rank_microbatches(whole, rank, world, microbatch_size, device, lockstep)
-    return StepBatch(step, mine, whole.input_tokens + whole.target_tokens, len(whole))
-
-
 def rank_microbatches(
     whole: ArrayBatch, rank: int, world: int, microbatch_size: int, device: str = "cpu", lockstep: bool = False
 ) -> list[TensorBatch]:

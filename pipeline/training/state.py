@@ -12,6 +12,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.training.best_checkpoint import Selection
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.engine import MODEL, Engine
+from t5_pipeline.training.microbatches import ArrayBatch, BatchSource, StepBatch, TensorBatch, rank_microbatches
 from t5_pipeline.training.probing import Probing
 from t5_pipeline.training.step_stats import StepStats
 
@@ -44,6 +45,17 @@ class TrainState:
         self.engine.set_training(False)
         with torch.no_grad():
             return self.engine.call(do, *arguments)
+
+    def share(self, batch: ArrayBatch, microbatch_size: int) -> list[TensorBatch]:
+        """This rank's microbatches of a global batch, as of `rank_microbatches`."""
+        rank, world = self.group.rank, self.group.world
+        return rank_microbatches(batch, rank, world, microbatch_size, self.device.type, self.engine.lockstep)
+
+    def step_batch(self, batches: BatchSource, step: int, microbatch_size: int) -> StepBatch:
+        """This rank's share of the batch of a step."""
+        whole = batches.at(step)
+        mine = self.share(whole, microbatch_size)
+        return StepBatch(step, mine, whole.input_tokens + whole.target_tokens, len(whole))
 
     def shards(self) -> list[TensorShard]:
         """The tensors of a checkpoint: `model/…`, `optimizer/<parameter>/<key>`, `selection/…`, `meter`."""

@@ -30,7 +30,7 @@ from t5_pipeline.training.distributed import MakeOptimizer, make_engine
 from t5_pipeline.training.distributed.collectives import HostCollectives
 from t5_pipeline.training.halving import Halving
 from t5_pipeline.training.loop import LossFn, train_step
-from t5_pipeline.training.microbatches import BatchSource, StepBatch, prefetch, step_batch
+from t5_pipeline.training.microbatches import BatchSource, StepBatch, prefetch
 from t5_pipeline.training.nonfinite import OnNonFinite
 from t5_pipeline.training.optimizers import model_optimizer
 from t5_pipeline.training.probing import Probing
@@ -244,16 +244,7 @@ class Trainer:
                 yield from batches
 
     def _batch(self, step: int) -> StepBatch:
-        state = self.state
-        batch = step_batch(
-            self.batches,
-            step,
-            rank=state.group.rank,
-            world=state.group.world,
-            microbatch_size=self.config.microbatch_size,
-            device=state.device.type,
-            lockstep=state.engine.lockstep,
-        )
+        batch = self.state.step_batch(self.batches, step, self.config.microbatch_size)
         return replace(batch, step=self.halving.turn(step).step)
 
     def _step(self, batch: StepBatch) -> None:

@@ -24,7 +24,7 @@ from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loop import gradients
 from t5_pipeline.training.loss import batch_losses, token_loss
-from t5_pipeline.training.microbatches import TensorBatch, step_batch
+from t5_pipeline.training.microbatches import TensorBatch
 from t5_pipeline.training.trainer import Trainer
 
 SHAPE = T5Config(
@@ -73,7 +73,7 @@ def test_packing_keeps_loss_and_gradients(objective: str, microbatch_size: int) 
     found = []
     for packed in (False, True):
         one = trainer(objective, packed).state
-        part = step_batch(batches(objective, packed), 4, rank=0, world=1, microbatch_size=microbatch_size)
+        part = one.step_batch(batches(objective, packed), 4, microbatch_size)
         assert all((micro.segments is not None) is packed for micro in part.microbatches)
         assert all(len(micro.inputs_BS) <= (microbatch_size or 16) for micro in part.microbatches)
         loss = gradients(one, part, losses, 1)
