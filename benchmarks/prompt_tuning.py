@@ -29,7 +29,7 @@ from benchmarks.machine import paired, seconds
 from t5_pipeline.data_prep.sampling.batches import Batch
 from t5_pipeline.data_prep.tasks.batches import TaskBatches
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, encode_task
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, Reading, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.load import init_t5, save_t5
@@ -70,7 +70,7 @@ def has_tasks(data: Path, benchmark: str) -> bool:
 def encoded(data: Path, name: str, rows: int = 512) -> EncodedTask:
     """The first training rows of a task as ids of T5's vocabulary."""
     settings = TaskConfig.model_validate({"name": name, **TASKS[name], "data": str(data / TASKS[name]["data"])})
-    return encode_task(Task.load(settings), "train", Vocabulary.load(data / "t5"), 512, 128, limit=rows)
+    return encode_task(Task.load(settings), "train", Reading(Vocabulary.load(data / "t5"), 512, 128), limit=rows)
 
 
 def our_step(

@@ -17,13 +17,13 @@ import torch
 from t5_pipeline.config.tuning import PromptDesignConfig
 from t5_pipeline.core.scores import scores_text
 from t5_pipeline.data_prep.tasks.task import Task
-from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import score_model, validation_rows
 from t5_pipeline.evaluation.predict import AnswerOptions
 from t5_pipeline.execution.context import Stage, log
 from t5_pipeline.execution.stage_process import main
 from t5_pipeline.methods.text_prompt import TextPrompt, demonstrations
 from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.modeling.prompt_bank import BareT5
 
 
@@ -45,7 +45,7 @@ def prompt_design(stage: Stage[PromptDesignConfig]) -> None:
         )
         for template in c.templates
     ]
-    best = best_on_validation(stage, candidates, source.vocabulary) if c.runs_model() else candidates[0]
+    best = best_on_validation(stage, candidates, source) if c.runs_model() else candidates[0]
     stage.cells[0].facts.update(template=best.template, shown=len(best.demonstrations), scores=best.scores)
     stage.publish("text_prompt", best.save)
 
@@ -59,17 +59,17 @@ def demonstration_rows(stage: Stage[PromptDesignConfig], task: Task) -> list[tup
 
 
 def best_on_validation(
-    stage: Stage[PromptDesignConfig], candidates: list[TextPrompt], vocabulary: Vocabulary
+    stage: Stage[PromptDesignConfig], candidates: list[TextPrompt], source: ModelSource
 ) -> TextPrompt:
     """The candidate with the highest average of the task's metrics, then the lowest loss; of equal ones the first."""
     c, options = stage.config, AnswerOptions(stage.accelerator.device, stage.config.precision)
     t5 = load_t5(stage.input("model").path, torch.bfloat16 if c.precision == "bf16" else torch.float32)
     stage.configure_execution(t5)
     model = BareT5(t5).to(options.device)
-    split = validation_rows(c.task, vocabulary, candidates[0].sentinel, c)
+    split = validation_rows(c.task, source, c)
     scored = []
     for prompt in candidates:
-        worded = split.with_inputs(prompt.encode(split.rows.input_texts, vocabulary), vocabulary)
+        worded = split.with_inputs(prompt.encode(split.rows.input_texts, source.vocabulary), source.vocabulary)
         stage.record_rows([worded.rows.counts])
         measured = score_model(model, [worded], options)
         scores = measured.scores

@@ -42,6 +42,23 @@ class EncodedTexts:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a T5 reads a task.
+
+    Attributes:
+        max_input_length: ids per input with EOS; longer inputs are truncated before EOS.
+        max_target_length: ids per target with EOS; longer targets are truncated before EOS.
+        sentinel: "targets" puts <extra_id_0> before each target (Lester et al. 2021, §3.2); "both" also puts it after
+            each input, before EOS (T5's *_sentinel tasks). Truncation keeps it.
+    """
+
+    vocabulary: Vocabulary
+    max_input_length: int
+    max_target_length: int
+    sentinel: Sentinel = "none"
+
+
+@dataclass(frozen=True)
 class EncodedTask:
     """A split of a task as ids.
 
@@ -83,42 +100,28 @@ class EncodedTask:
         return replace(self, inputs=inputs.ids, counts=counts)
 
 
-def encode_task(
-    task: Task,
-    split: str,
-    vocabulary: Vocabulary,
-    max_input_length: int,
-    max_target_length: int,
-    sentinel: Sentinel = "none",
-    limit: int = 0,
-    training: bool = False,
-) -> EncodedTask:
+def encode_task(task: Task, split: str, reading: Reading, *, limit: int = 0, training: bool = False) -> EncodedTask:
     """Encode the rows of a split.
 
     Args:
-        task: the task.
-        split: a key of its `splits`.
-        vocabulary: the vocabulary.
-        max_input_length: ids per input with EOS; longer inputs are truncated before EOS.
-        max_target_length: ids per target with EOS; longer targets are truncated before EOS.
-        sentinel: "targets" puts <extra_id_0> before each target (Lester et al. 2021, §3.2); "both" also puts it after
-            each input, before EOS (T5's *_sentinel tasks). Truncation keeps it.
+        split: a key of the task's `splits`.
         limit: number of rows to take, spread evenly over the split, because files are often sorted by class; 0 takes
             all. Groups of rows (the answers to one question) are taken whole, so there may be a few more or fewer.
         training: the rows to train on (Task.rows).
     """
-    check_labels(task.settings, vocabulary, max_target_length, sentinel)
+    vocabulary, sentinel = reading.vocabulary, reading.sentinel
+    check_labels(task.settings, vocabulary, reading.max_target_length, sentinel)
     rows = task.rows(split, training)
     if 0 < limit < len(rows):
         taken = _limited(task, rows, limit)
         rows = Rows(taken, rows.dropped + Counter({"over the limit": len(rows) - len(taken)}))
     input_texts = [task.inputs(row) for row in rows]
     target_texts = [task.targets(row) for row in rows]
-    inputs = encode_inputs(input_texts, vocabulary, max_input_length, sentinel)
-    targets = encode_targets(target_texts, vocabulary, max_target_length, sentinel)
+    inputs = encode_inputs(input_texts, vocabulary, reading.max_input_length, sentinel)
+    targets = encode_targets(target_texts, vocabulary, reading.max_target_length, sentinel)
     truncated = {
-        "max_input_length": max_input_length,
-        "max_target_length": max_target_length,
+        "max_input_length": reading.max_input_length,
+        "max_target_length": reading.max_target_length,
         "inputs": inputs.truncated(),
         "targets": targets.truncated(),
         "unknown_inputs": inputs.unknown(vocabulary),

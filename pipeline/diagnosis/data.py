@@ -15,7 +15,7 @@ from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_chunks, skipped_files
 from t5_pipeline.data_prep.shards.reader import SPLITS, TokenShards
-from t5_pipeline.data_prep.tasks.encode import encode_task
+from t5_pipeline.data_prep.tasks.encode import Reading, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.diagnosis.findings import Diagnosis
@@ -187,7 +187,7 @@ def _lengths(d: Diagnosis, task: Task, vocabulary: Vocabulary) -> None:
     longest = (fields["max_input_length"].default, fields["max_target_length"].default)
     with d.attempt("lengths"):
         split = "train" if "train" in task.settings.splits else next(iter(task.settings.splits))
-        encoded = encode_task(task, split, vocabulary, *longest, training=True)
+        encoded = encode_task(task, split, Reading(vocabulary, *longest), training=True)
         tokens = [len(ids) for ids in encoded.inputs]
         d.fact("tokens per input", statistics.median(tokens), f"{statistics.median(tokens):,.0f} in the median,"
                f" {max(tokens):,} at most, after truncation to {longest[0]:,}")  # fmt: skip

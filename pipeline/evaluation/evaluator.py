@@ -11,6 +11,7 @@ from typing import Any
 from t5_pipeline.config.evaluate import EvaluateConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts
+from t5_pipeline.data_prep.tasks.encode import Reading
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.costs import artifact_costs, latency_seconds, trained_numbers
@@ -52,7 +53,7 @@ class Evaluator:
         self.answerer = Answerer(source.path, candidates, self.c.precision, stage.accelerator.device)
         stage.configure_execution(self.answerer.t5)
         self.on_batch = on_batch
-        self._splits: dict[tuple[str, str, int, int], HeldOut] = {}
+        self._splits: dict[tuple[str, Reading], HeldOut] = {}
 
     def rows(self, earlier: Iterable[Row]) -> list[Row]:
         """The rows of all candidates, task by task, with baselines and ensembles.
@@ -112,18 +113,12 @@ class Evaluator:
     def split(self, task: TaskConfig, candidate: Candidate) -> HeldOut:
         """The rows of a task with a candidate's sentinels and lengths, loaded once for all that agree in these."""
         lengths = (candidate.max_input_length, candidate.max_target_length)
-        key = (task.model_dump_json(), candidate.sentinel, *lengths)
+        reading = Reading(self.answerer.vocabulary, *lengths, candidate.sentinel)
+        key = (task.model_dump_json(), reading)
         if key not in self._splits:
+            c = self.c
             self._splits[key] = load_held_out(
-                task,
-                self.c.split,
-                self.answerer.vocabulary,
-                sentinel=candidate.sentinel,
-                max_input_length=lengths[0],
-                max_target_length=lengths[1],
-                scoring=self.c.scoring,
-                limit=self.c.limit,
-                max_output_length=self.c.max_output_length,
+                task, c.split, reading, scoring=c.scoring, limit=c.limit, max_output_length=c.max_output_length
             )
             self.stage.record_rows([self._splits[key].rows.counts])
         return self._splits[key]

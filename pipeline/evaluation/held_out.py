@@ -13,7 +13,7 @@ from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.core.rounding import rounded
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, encode_labels, encode_task
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, Reading, encode_labels, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.confusion import confusion
@@ -21,6 +21,7 @@ from t5_pipeline.evaluation.metrics import Scores, bootstrap_errors, illegal_sha
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each, answer_mixture
 from t5_pipeline.evaluation.text_metrics import check_installed
 from t5_pipeline.methods.base import ReadingModel
+from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from t5_pipeline.training.best_checkpoint import Measured
 
@@ -142,11 +143,8 @@ class HeldOut:
 def load_held_out(
     task: TaskConfig,
     split: str,
-    vocabulary: Vocabulary,
+    reading: Reading,
     *,
-    sentinel: Sentinel,
-    max_input_length: int,
-    max_target_length: int,
     scoring: Scoring,
     limit: int = 0,
     max_output_length: int = 0,
@@ -155,14 +153,15 @@ def load_held_out(
 
     Args:
         limit: as for encode_task.
-        max_output_length: maximum tokens of free text (0: `max_target_length`).
+        max_output_length: maximum tokens of free text (0: those of a target in `reading`).
 
     Raises:
         InputError: if the rows do not match the task's settings, or the package of a metric is not installed.
     """
     check_installed(task.metrics)
-    rows = encode_task(Task.load(task), split, vocabulary, max_input_length, max_target_length, sentinel, limit=limit)
-    form = answer_form(task.labels or [], vocabulary, sentinel, max_output_length or max_target_length)
+    rows = encode_task(Task.load(task), split, reading, limit=limit)
+    longest = max_output_length or reading.max_target_length
+    form = answer_form(task.labels or [], reading.vocabulary, reading.sentinel, longest)
     counts = rows.counts.model_copy(update={"unwritable": _unwritable(task, rows, form)})
     return HeldOut(task, replace(rows, counts=counts), form, scoring)
 
@@ -282,19 +281,11 @@ def answer_form(
     return AnswerForm(decode, labels, label_ids, longest)
 
 
-def validation_rows(task: TaskConfig, vocabulary: Vocabulary, sentinel: Sentinel, c: TaskStageConfig) -> HeldOut:
-    """The validation rows of a stage's task.
+def validation_rows(task: TaskConfig, source: ModelSource, c: TaskStageConfig) -> HeldOut:
+    """The validation rows of a stage's task, for its T5.
 
     Raises:
         InputError: if there are none, or they do not match the task's settings.
     """
-    return load_held_out(
-        task,
-        "validation",
-        vocabulary,
-        sentinel=sentinel,
-        max_input_length=c.max_input_length,
-        max_target_length=c.max_target_length,
-        scoring=c.scoring,
-        limit=c.validation_limit,
-    )
+    reading = source.reading(c.max_input_length, c.max_target_length)
+    return load_held_out(task, "validation", reading, scoring=c.scoring, limit=c.validation_limit)

@@ -76,14 +76,11 @@ class PromptProbe:
     @classmethod
     def of(cls, c: LMAdaptConfig, loaded: LoadedT5) -> PromptProbe:
         cells = c.probe_cells(c.model)
-        vocabulary, sentinel = loaded.vocabulary, loaded.sentinel
         rows, splits = {}, {}
         for cell in cells[:: c.probe_prompts]:
-            lengths = (cell.max_input_length, cell.max_target_length)
-            rows[cell.task.name] = encode_task(
-                Task.load(cell.task), "train", vocabulary, *lengths, sentinel, training=True
-            )
-            splits[cell.task.name] = validation_rows(cell.task, vocabulary, sentinel, cell)
+            reading = loaded.reading(cell.max_input_length, cell.max_target_length)
+            rows[cell.task.name] = encode_task(Task.load(cell.task), "train", reading, training=True)
+            splits[cell.task.name] = validation_rows(cell.task, loaded, cell)
         batches = TaskBatches(
             [rows[cell.task.name] for cell in cells],
             [cell.batch_size for cell in cells],

@@ -47,7 +47,7 @@ def select_best(
 
     def rows_of(task: TaskConfig) -> HeldOut:
         try:
-            return validation_rows(task, source.vocabulary, source.sentinel, c)
+            return validation_rows(task, source, c)
         except InputError as error:
             raise InputError(f"{error} ({FOR_SELECTION})") from None
 

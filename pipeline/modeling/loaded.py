@@ -11,6 +11,7 @@ from torch import Tensor
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Sentinel
+from t5_pipeline.data_prep.tasks.encode import Reading
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, load_t5
@@ -40,6 +41,10 @@ class ModelSource:
     @property
     def sentinel(self) -> Sentinel:
         return self.metadata.sentinel
+
+    def reading(self, max_input_length: int, max_target_length: int) -> Reading:
+        """How it reads a task, with these lengths."""
+        return Reading(self.vocabulary, max_input_length, max_target_length, self.sentinel)
 
     @property
     def identity(self) -> dict[str, Any]:

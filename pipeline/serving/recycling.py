@@ -169,10 +169,8 @@ def _text_pieces(vocabulary: Vocabulary) -> dict[str, int]:
 
 def _scored(t5: LoadedT5, rows: list[Tensor], old: Prompt, task: TaskConfig) -> list[dict[str, float]]:
     """Validation metrics of each prompt on one T5."""
-    split = load_held_out(
-        task, "validation", t5.vocabulary, sentinel=t5.sentinel, max_input_length=old.info.max_input_length,
-        max_target_length=old.info.max_target_length, scoring="decode",
-    )  # fmt: skip
+    reading = t5.reading(old.info.max_input_length, old.info.max_target_length)
+    split = load_held_out(task, "validation", reading, scoring="decode")
     model, options = PromptedT5(t5.t5, PromptBank(rows)), AnswerOptions(torch.device("cpu"), "fp32")
     found = score_prompts(model, splits=[split] * len(rows), options=options)
     return [measured.scores for measured in found]

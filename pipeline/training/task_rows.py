@@ -26,10 +26,10 @@ def training_rows(stage: Stage[Any], source: ModelSource, tasks: Sequence[TaskCo
         tasks: the task of each cell, or all tasks of the only cell.
     """
     c: LearningConfig = stage.config
+    reading = source.reading(c.max_input_length, c.max_target_length)
 
     def encoded(task: TaskConfig) -> EncodedTask:
-        lengths = (c.max_input_length, c.max_target_length)
-        rows = encode_task(Task.load(task), "train", source.vocabulary, *lengths, source.sentinel, training=True)
+        rows = encode_task(Task.load(task), "train", reading, training=True)
         _hint_at_labels(rows)
         return rows
 

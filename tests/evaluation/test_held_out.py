@@ -12,7 +12,7 @@ import torch
 from t5_pipeline.config.stage import Scoring
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts
-from t5_pipeline.data_prep.tasks.encode import EncodedTask
+from t5_pipeline.data_prep.tasks.encode import EncodedTask, Reading
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import HeldOut, answer_all, answer_form, load_held_out, score_model, score_prompts
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs
@@ -229,9 +229,7 @@ def test_targets_that_the_vocabulary_cannot_write_are_a_warning(
     task = TaskConfig(name="t", data=str(tmp_path), inputs="{a}", targets="{b}", metrics=metrics)
 
     def counts_at(longest: int) -> RowCounts:
-        return load_held_out(
-            task, "test", vocabulary, sentinel="none", max_input_length=9, max_target_length=longest, scoring="decode"
-        ).rows.counts
+        return load_held_out(task, "test", Reading(vocabulary, 9, longest), scoring="decode").rows.counts
 
     assert counts_at(2).unwritable == (5 if unwritable else 0)
     counts = counts_at(40)

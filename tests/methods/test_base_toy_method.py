@@ -99,9 +99,7 @@ def candidates(artifact: Artifact) -> Iterator[Candidate]:
 def bias_tune(stage: Stage[BiasTuneConfig]) -> None:
     c, loaded = stage.config, stage.model_source()
     lengths = {"max_input_length": c.max_input_length, "max_target_length": c.max_target_length}
-    rows = encode_task(
-        Task.load(c.task), "train", loaded.vocabulary, **lengths, sentinel=loaded.sentinel, training=True
-    )
+    rows = encode_task(Task.load(c.task), "train", loaded.reading(**lengths), training=True)
     shape = T5Config.from_config(json.loads((stage.input("model").path / "config.json").read_text()))
     counts_V = np.bincount(np.concatenate(rows.targets), minlength=shape.vocab_size) + 1
     bias_V = c.strength * torch.from_numpy(np.log(counts_V / counts_V.sum())).float()

@@ -14,7 +14,7 @@ from t5_pipeline.artifacts.kinds import artifact_digest, solved_tasks
 from t5_pipeline.artifacts.manifest import read
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import encode_task
+from t5_pipeline.data_prep.tasks.encode import Reading, encode_task
 from t5_pipeline.data_prep.tasks.mixture import MixedTaskBatches
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -59,7 +59,7 @@ def test_steps_equal_those_of_a_plain_loop(finished: Tiny, tasks: list[Path], tm
     source = finished.run / "lm_adapt" / "model"
     vocabulary = Vocabulary.load(source)
     settings = [TaskConfig.model_validate(json.loads(path.read_text())) for path in tasks]
-    rows = [encode_task(Task.load(task), "train", vocabulary, 32, 12) for task in settings]
+    rows = [encode_task(Task.load(task), "train", Reading(vocabulary, 32, 12)) for task in settings]
     batches = MixedTaskBatches(rows, 6, 5)
     plain = T5ForConditionalGeneration.from_pretrained(source, dropout_rate=0.0).train()
     optimizer = model_optimizer("adafactor", plain.parameters(), 0.0)

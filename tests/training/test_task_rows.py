@@ -9,6 +9,7 @@ import pytest
 
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.encode import Reading
 from t5_pipeline.modeling.loaded import ModelSource
 from t5_pipeline.modeling.model_metadata import ModelMetadata
 from t5_pipeline.training import task_rows
@@ -18,7 +19,7 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
     calls: list[tuple[Any, ...]] = []
 
     def encode(task: Any, split: str, *more: Any, **named: Any) -> object:
-        calls.append((task.name, split, *more[1:], named))
+        calls.append((task.name, split, *more, named))
         return SimpleNamespace(name=task.name, labels=task.labels, counts=f"counts of {task.name}")
 
     monkeypatch.setattr(task_rows, "encode_task", encode)
@@ -34,7 +35,8 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
     assert [task.name for task in rows] == ["first", "second", "first"]
     assert rows[0] is rows[2]
     assert recorded == [f"counts of {name}" for name in ("first", "second", "first")]
-    assert calls == [(name, "train", 32, 8, "targets", {"training": True}) for name in ("first", "second")]
+    reading = Reading(source.vocabulary, 32, 8, "targets")
+    assert calls == [(name, "train", reading, {"training": True}) for name in ("first", "second")]
 
 
 @pytest.mark.parametrize(("targets", "hint"), [(["bad", "so so"], True), ([str(i) for i in range(20)], False)])

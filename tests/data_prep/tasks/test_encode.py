@@ -12,6 +12,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import Truncated
 from t5_pipeline.data_prep.tasks.encode import (
+    Reading,
     check_labels,
     encode_inputs,
     encode_labels,
@@ -43,7 +44,7 @@ from tests.data_prep.tasks.small_task import ROWS, settings, write
 def test_bad_rows(tmp_path: Path, vocabulary: Vocabulary, row: dict[str, Any], message: str) -> None:
     write(tmp_path, rows=[ROWS[0], row])
     with pytest.raises(InputError, match=message):
-        encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 64, 8)
+        encode_task(Task.load(settings(tmp_path)), "train", Reading(vocabulary, 64, 8))
 
 
 def test_unknown_value_is_reported_with_row_and_key(tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -52,7 +53,7 @@ def test_unknown_value_is_reported_with_row_and_key(tmp_path: Path, vocabulary: 
     with pytest.raises(
         InputError, match=r"train\.jsonl:2: `tasks\.t\.values\.label` has no '-1' \(only 0, 1\); add it or fix the row$"
     ):
-        encode_task(task, "train", vocabulary, 64, 8)
+        encode_task(task, "train", Reading(vocabulary, 64, 8))
     with pytest.raises(InputError, match=r"tasks\.t\.values: no template contains 'lable'; use one of text, label"):
         Task.load(settings(tmp_path, values={"lable": {0: "bad"}}))
 
@@ -61,7 +62,7 @@ def test_built_in_task(vocabulary: Vocabulary) -> None:
     task = Task.load(
         settings("stdlib-kinds", inputs="{text}", targets="{kind}", labels=["class", "function", "method"])
     )
-    encoded = encode_task(task, "test", vocabulary, 64, 8)
+    encoded = encode_task(task, "test", Reading(vocabulary, 64, 8))
     assert encoded.label_index is not None
     assert set(np.bincount(encoded.label_index).tolist()) == {len(encoded) // 3}
     with pytest.raises(InputError, match="stdlib-kinds has no 'dev'"):
@@ -70,14 +71,14 @@ def test_built_in_task(vocabulary: Vocabulary) -> None:
 
 def test_encoding(tmp_path: Path, vocabulary: Vocabulary) -> None:
     write(tmp_path)
-    encoded = encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 512, 128)
+    encoded = encode_task(Task.load(settings(tmp_path)), "train", Reading(vocabulary, 512, 128))
     assert encoded.inputs[3].tolist() == [*vocabulary.encode("sentence: the name of module 3 is returned"), 1]
     assert encoded.targets[3].tolist() == [*vocabulary.encode("bad"), 1]
     assert encoded.target_texts == [row["label"] for row in ROWS]
     assert encoded.label_index is not None
     assert encoded.label_index.tolist() == [0, 1] * 5
-    assert len(encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 512, 128, limit=4)) == 4
-    free = encode_task(Task.load(settings(tmp_path, labels=None)), "train", vocabulary, 512, 128)
+    assert len(encode_task(Task.load(settings(tmp_path)), "train", Reading(vocabulary, 512, 128), limit=4)) == 4
+    free = encode_task(Task.load(settings(tmp_path, labels=None)), "train", Reading(vocabulary, 512, 128))
     assert free.label_index is None
     assert free.labels is None
 
@@ -106,9 +107,9 @@ def test_limit_takes_spread_rows(tmp_path: Path, vocabulary: Vocabulary) -> None
     rows = [{"text": str(i), "label": "no" if i < 50 else "yes"} for i in range(100)]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = Task.load(TaskConfig(name="t", data=str(tmp_path), inputs="{text}", targets="{label}", labels=["no", "yes"]))
-    spread = encode_task(task, "validation", vocabulary, 8, 8, limit=10)
+    spread = encode_task(task, "validation", Reading(vocabulary, 8, 8), limit=10)
     assert spread.input_texts == [str(i) for i in range(0, 100, 10)]
-    assert len(encode_task(task, "validation", vocabulary, 8, 8, limit=200)) == 100
+    assert len(encode_task(task, "validation", Reading(vocabulary, 8, 8), limit=200)) == 100
 
 
 def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -116,7 +117,7 @@ def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabu
     write(tmp_path, rows=rows)
     task = Task.load(settings(tmp_path, nulls="drop"))
     lengths = [len(vocabulary.encode(task.input_template.text.replace("{text}", row["text"]))) + 1 for row in ROWS]
-    counts = encode_task(task, "train", vocabulary, min(lengths) - 2, 8, limit=6).counts
+    counts = encode_task(task, "train", Reading(vocabulary, min(lengths) - 2, 8), limit=6).counts
     assert (counts.read, counts.used) == (13, 6)
     assert counts.dropped == {"without text": 1, "without label": 2, "over the limit": 4}
     cut = [lengths[i * 10 // 6] - (min(lengths) - 2) for i in range(6)]
@@ -127,9 +128,9 @@ def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabu
         f" 6 (by {counts.inputs.median} tokens in the median, {max(cut)} at most), targets truncated: 0"
     )
     free = Task.load(settings(tmp_path, nulls="drop", targets="{text}", labels=None))
-    assert encode_task(free, "train", vocabulary, 64, 3).counts.targets.texts == 10
+    assert encode_task(free, "train", Reading(vocabulary, 64, 3)).counts.targets.texts == 10
     with pytest.raises(InputError, match=r"train\.jsonl:11: field 'text' is empty \(null\)"):
-        encode_task(Task.load(settings(tmp_path)), "train", vocabulary, 64, 8)
+        encode_task(Task.load(settings(tmp_path)), "train", Reading(vocabulary, 64, 8))
 
 
 def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -137,7 +138,7 @@ def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Pat
         {"text": text, "label": label} for text, label in (("a \u732b", "b"), ("c", "\u732b"), ("\u732b\u732b", "\n"))
     ]
     write(tmp_path, rows=rows)
-    encoded = encode_task(Task.load(settings(tmp_path, labels=None)), "train", vocabulary, 16, 8)
+    encoded = encode_task(Task.load(settings(tmp_path, labels=None)), "train", Reading(vocabulary, 16, 8))
     counts = encoded.counts
     assert (counts.unknown_inputs, counts.unknown_targets) == (2, 1)
     worded = encoded.with_inputs(encode_inputs(["a", "\u732b a", "c"], vocabulary, 16), vocabulary).counts
@@ -162,7 +163,7 @@ def test_a_split_with_rows_of_train_is_a_warning(
     for name in ("rows.jsonl", "other.jsonl"):
         write(tmp_path, name)
     task = Task.load(settings(tmp_path, splits={"train": train, "test": held_out}))
-    found = {split: encode_task(task, split, vocabulary, 16, 8).counts for split in ("train", "test")}
+    found = {split: encode_task(task, split, Reading(vocabulary, 16, 8)).counts for split in ("train", "test")}
     assert found["train"].warnings == []
     said = [warning.partition(";")[0] for warning in found["test"].warnings if "rows of `train`" in warning]
     assert said == ["tasks.t: split 'test' contains rows of `train`, so scores on it are too high"] * shared
@@ -172,9 +173,9 @@ def test_a_split_with_one_class_is_a_warning(tmp_path: Path, vocabulary: Vocabul
     task = Task.load(settings(write(tmp_path), splits={"train": "train", "sorted": "one", "one row": "train[:1]"}))
     write(tmp_path, "one.jsonl", ROWS[::2])
     for split in ("train", "one row"):
-        counts = encode_task(task, split, vocabulary, 16, 8).counts
+        counts = encode_task(task, split, Reading(vocabulary, 16, 8)).counts
         assert counts.only_target is None
-    (message,) = encode_task(task, "sorted", vocabulary, 16, 8).counts.warnings
+    (message,) = encode_task(task, "sorted", Reading(vocabulary, 16, 8)).counts.warnings
     assert message.startswith("tasks.t: all 5 rows of split 'sorted' have the target 'good', so")
 
 
@@ -191,7 +192,7 @@ def test_labels_that_cannot_be_learned(
     with pytest.raises(InputError, match=rf"^tasks\.t\.labels: {message}"):
         check_labels(task, vocabulary, length)
     with pytest.raises(InputError, match=message):
-        encode_task(Task.load(task), "train", vocabulary, 16, length)
+        encode_task(Task.load(task), "train", Reading(vocabulary, 16, length))
 
 
 def test_a_limit_keeps_groups_whole(vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -203,9 +204,7 @@ def test_a_limit_keeps_groups_whole(vocabulary: Vocabulary, tmp_path: Path) -> N
         splits={"test": "test"}, metrics=["accuracy", "group_accuracy"],
     )  # fmt: skip
     for limit, groups in ((1, 1), (12, 3), (50, 10), (99, 20)):
-        found = encode_task(
-            Task.load(settings), "test", vocabulary, max_input_length=32, max_target_length=8, limit=limit
-        )
+        found = encode_task(Task.load(settings), "test", Reading(vocabulary, 32, 8), limit=limit)
         assert found.groups is not None
         assert set(Counter(found.groups).values()) == {5}
         assert len(set(found.groups)) == groups

@@ -16,7 +16,7 @@ import pytest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.tasks.config import TaskConfig
-from t5_pipeline.data_prep.tasks.encode import encode_task
+from t5_pipeline.data_prep.tasks.encode import Reading, encode_task
 from t5_pipeline.data_prep.tasks.formats import FORMATS, SUPERGLUE, task_name
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -99,9 +99,9 @@ def test_record_trains_on_each_answer_and_scores_each_query_once(tmp_path: Path,
     (row,) = task.rows("train")
     assert task.answers(row) == ["Charles", "Zoe"]
     assert [task.targets(r) for r in task.rows("train", training=True)] == ["Charles", "Zoe"]
-    encoded = encode_task(task, "train", vocabulary, 64, 16)
+    encoded = encode_task(task, "train", Reading(vocabulary, 64, 16))
     assert (len(encoded), encoded.answers, encoded.groups) == (1, [["Charles", "Zoe"]], None)
-    assert len(encode_task(task, "train", vocabulary, 64, 16, training=True)) == 2
+    assert len(encode_task(task, "train", Reading(vocabulary, 64, 16), training=True)) == 2
     (query,) = RECORD["qas"]
     write(tmp_path / "train.jsonl", [RECORD, {**RECORD, "qas": [{**query, "answers": []}]}])
     assert len(task.rows("train")) == 1
@@ -113,7 +113,7 @@ def test_wsc_marks_the_pronoun_and_trains_on_true_rows(tmp_path: Path, vocabular
     assert {task.inputs(row) for row in task.rows("train")} == {"The pony threw *him* over, the boy said."}
     assert [task.holds(row) for row in task.rows("train")] == [True, False]
     assert [task.holds(row) for row in task.rows("train", training=True)] == [True]
-    assert encode_task(task, "train", vocabulary, 64, 16).holds == [True, False]
+    assert encode_task(task, "train", Reading(vocabulary, 64, 16)).holds == [True, False]
 
 
 @pytest.mark.parametrize(("text", "index", "pronoun", "marked"), [
@@ -302,7 +302,7 @@ def test_fields_for_scoring_are_checked_in_each_row(
     write(tmp_path / "train.jsonl", [row])
     task = Task.load(TaskConfig(name="t", data=str(tmp_path), inputs="{a}", targets="{b}", **more))
     with pytest.raises(InputError, match=r"train\.jsonl:1: .*" + message):
-        encode_task(task, "train", vocabulary, 16, 16)
+        encode_task(task, "train", Reading(vocabulary, 16, 16))
 
 
 # ------------------------------------------------------------------------------------------- the real files
