@@ -76,7 +76,9 @@ def create_app(scheduler: Scheduler, store: PromptStore, options: Options) -> Fa
     app.state.server = server
     app.add_middleware(Guard, server=server)
     add_error_handlers(app)
-    _add_routes(app, server)
+    _add_status(app, server)
+    _add_answers(app, server)
+    _add_changes(app, server)
     add_openapi_page(app)
     return app
 
@@ -94,7 +96,8 @@ def _watch(server: Server, ended: threading.Event) -> None:
 # --------------------------------------------------------------------------------------------------------------- routes
 
 
-def _add_routes(app: FastAPI, server: Server) -> None:
+def _add_status(app: FastAPI, server: Server) -> None:
+    """The page, and routes that describe the server and its prompts."""
     content = files("t5_pipeline.serving.http").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -141,6 +144,8 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         found.card["nearest"] = await asyncio.to_thread(server.nearest, prompt)
         return found
 
+
+def _add_answers(app: FastAPI, server: Server) -> None:
     @app.post("/v1/completions", response_model=Completion)
     async def completions(body: CompletionRequest, request: Request) -> Any:
         """Answer texts, each with its own prompt; `stream` sends server-sent events."""
@@ -186,35 +191,33 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         usage = server.usage([result for group in each for result in group])
         return ClassifyResponse(data=[_classification(group) for group in each], usage=usage)
 
-    changes = [Depends(server.check_host)]
 
-    @app.post(
-        "/v1/prompts",
-        status_code=201,
-        dependencies=changes,
-        responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}},
-    )
+def _add_changes(app: FastAPI, server: Server) -> None:
+    checked = [Depends(server.check_host)]
+    adds: dict[str, Any] = {
+        "dependencies": checked,
+        "responses": {code: {"model": ErrorResponse} for code in (403, 409)},
+    }
+    removes: dict[str, Any] = {"dependencies": checked, "responses": {403: {"model": ErrorResponse}}}
+
+    @app.post("/v1/prompts", status_code=201, **adds)
     async def add_prompt(body: PromptRequest) -> ModelCard:
         """Add or replace a prompt from the server's directory of prompts."""
         prompt = await asyncio.to_thread(server.add, body.name, body.path)
         return server.card(prompt)
 
-    @app.delete("/v1/prompts/{name}", status_code=204, dependencies=changes, responses={403: {"model": ErrorResponse}})
+    @app.delete("/v1/prompts/{name}", status_code=204, **removes)
     async def remove_prompt(name: str) -> None:
         """Remove a prompt; requests that were accepted are still answered."""
         server.remove(name)
 
-    @app.post(
-        "/v1/load_lora_adapter",
-        dependencies=changes,
-        responses={403: {"model": ErrorResponse}, 409: {"model": ErrorResponse}},
-    )
+    @app.post("/v1/load_lora_adapter", **adds)
     async def load_adapter(body: LoadAdapterRequest) -> ModelCard:
         """`POST /v1/prompts` under vLLM's name."""
         prompt = await asyncio.to_thread(server.add, body.lora_name, body.lora_path, "lora_")
         return server.card(prompt)
 
-    @app.post("/v1/unload_lora_adapter", dependencies=changes, responses={403: {"model": ErrorResponse}})
+    @app.post("/v1/unload_lora_adapter", **removes)
     async def unload_adapter(body: UnloadAdapterRequest) -> dict[str, str]:
         """`DELETE /v1/prompts/NAME` under vLLM's name."""
         server.remove(body.lora_name)
