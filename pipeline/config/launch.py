@@ -22,6 +22,8 @@ from t5_pipeline.core.packaged import or_packaged
 from t5_pipeline.core.suggestions import nearest
 
 Engine = Literal["one", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+REPLICATED: tuple[Engine, ...] = ("one", "ddp")
+"""Engines that keep all weights, gradients and optimizer state on every device."""
 
 _ZERO: dict[int, Engine] = {1: "zero1", 2: "zero2", 3: "zero3"}
 _ZERO_DEFAULT = 2  # accelerate's

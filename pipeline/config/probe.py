@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
+from t5_pipeline.config.launch import REPLICATED
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.config.stage import SplitRead
 from t5_pipeline.config.training import TrainingConfig
@@ -68,7 +69,7 @@ class ProbeConfig(TrainingConfig):
     def check_engine(self, engine: str) -> None:
         """Also reject probes on sharded weights, because every rank tunes prompts on its own copy."""
         super().check_engine(engine)
-        if self.probe and engine not in ("one", "ddp"):
+        if self.probe and engine not in REPLICATED:
             raise InputError(
                 f"{self.kind}: `probe` needs whole weights, which {engine} shards; remove it, or launch with DDP"
                 " (accelerate_configs/ddp.yaml)"

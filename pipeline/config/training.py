@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ValidationInfo, field_validator
 
+from t5_pipeline.config.launch import Engine
 from t5_pipeline.config.stage import CompileConfig, Precision, PrecisionConfig, StageConfig, Switch
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, setting
@@ -163,7 +164,7 @@ class LogitsConfig(Config):
 class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, OptimizerConfig, StageConfig):
     """Settings of every stage that trains."""
 
-    engines: ClassVar[tuple[str, ...]] = ("one", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+    engines: ClassVar[tuple[str, ...]] = get_args(Engine)
     # Whether the T5 is frozen: it needs no gradients of its weights, and FSDP2 does not shard the prompts.
     freezes_model: ClassVar[bool] = False
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
+from t5_pipeline.config.launch import REPLICATED
 from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, SplitRead, StageConfig
 from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Input, defaults, setting
@@ -128,7 +129,7 @@ class PeftTuneConfig(LearningConfig, OneTaskConfig):
     """LoRA (Hu et al. 2021), (IA)³ (Liu et al. 2022), prefix tuning and P-tuning, by transformers and PEFT."""
 
     kind: ClassVar[str] = "peft_tune"
-    engines: ClassVar[tuple[str, ...]] = ("one", "ddp")
+    engines: ClassVar[tuple[str, ...]] = REPLICATED
     summary: ClassVar[str] = "freeze a T5 and learn a task by PEFT: LoRA, (IA)³, prefix tuning or P-tuning"
     outputs: ClassVar[tuple[str, ...]] = ("adapter",)
     scored_as: ClassVar[tuple[str, str] | None] = ("adapters", "PEFT adapters: a peft_tune stage, or a directory")

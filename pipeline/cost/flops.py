@@ -17,7 +17,7 @@ import numpy as np
 from t5_pipeline.artifacts.kinds import locate, locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
-from t5_pipeline.config.launch import LaunchConfig
+from t5_pipeline.config.launch import REPLICATED, LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
@@ -167,7 +167,7 @@ def training_footprint(
         probe = training_footprint(settings.probe_cells(settings.model), shape, replace(launch, processes=1), settings)
     labels = [len(task.labels or []) for cell in together for task in cell.made_for()]
 
-    replicated = launch.engine in ("one", "ddp") and adapts is None
+    replicated = launch.engine in REPLICATED and adapts is None
     device = "cpu" if launch.cpu else "cuda"
     graphs = replicated and isinstance(settings, ExecutionConfig) and settings.uses_cuda_graphs(device)
 

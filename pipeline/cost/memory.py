@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from t5_pipeline.config.launch import LaunchConfig
+from t5_pipeline.config.launch import REPLICATED, LaunchConfig
 from t5_pipeline.cost.activations import (
     Microbatch,
     attention_backward,
@@ -204,7 +204,7 @@ def _moments(
     residual = 2 * _FP32 * m.rows * m.inputs * shape.d_model
     in_encoder = saved.encoder + saved.encoder_block + residual
     # With a single microbatch there are no gradients at its loss, unless the engine keeps their memory.
-    whole = launch.engine in ("one", "ddp")
+    whole = launch.engine in REPLICATED
     before = gradients if footprint.accumulates or footprint.cuda_graphs or not whole else 0
     by_encoder = gradients if before or m.frozen else _FP32 * _after_encoder(shape)
     moments_here = not launch.offload_optimizer or _replicates_prompts(footprint, launch)
@@ -306,7 +306,7 @@ def _update(footprint: TrainingFootprint, launch: LaunchConfig, largest: int) ->
     g² and the update, for one large tensor or many small ones at a time.
     """
     N, n = footprint.numbers, launch.processes
-    whole = launch.engine in ("one", "ddp") or _replicates_prompts(footprint, launch)
+    whole = launch.engine in REPLICATED or _replicates_prompts(footprint, launch)
     mine = N if whole else -(-N // n)
     if footprint.optimizer == "adamw":
         flat = launch.engine.startswith("zero")  # one tensor for all of a partition

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.config.launch import REPLICATED, LaunchContext
 from t5_pipeline.config.training import ExecutionConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import Interrupted
@@ -132,7 +132,7 @@ class Trainer:
     def _uses_cuda_graphs(self, c: ExecutionConfig, launch: LaunchContext, device_type: str) -> bool:
         """Whether microbatches are CUDA graphs; logs one line if they should be and cannot."""
         # A sweep drops prompts, whose gradients then end; other engines run collectives in each microbatch.
-        possible = not self.halving.ends and launch.engine in ("one", "ddp")
+        possible = not self.halving.ends and launch.engine in REPLICATED
         uses = possible and c.uses_cuda_graphs(device_type)
         if c.cuda_graphs == "true" and not uses:
             log.warning(
