@@ -10,7 +10,8 @@
 Inputs that cannot be answered raise `InputError`, with the remedy in its message.
 """
 
-from t5_pipeline.api.model import Classification, Input, Names, PromptedModel, load
+from t5_pipeline.api.model import Input, Names, PromptedModel, load
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.evaluation.ensemble import Classification
 
 __all__ = ["Classification", "Input", "InputError", "Names", "PromptedModel", "load"]

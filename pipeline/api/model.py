@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import check_file_name, refuse_to_replace
 from t5_pipeline.data_prep.corpora.row import Row, listed
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.ensemble import classified, voters
+from t5_pipeline.evaluation.ensemble import Classification, classified, voters
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Answer, Engine, Question
 from t5_pipeline.serving.frozen_t5 import FrozenT5
@@ -44,21 +43,6 @@ Input = str | Mapping[str, Any]
 Names = str | Sequence[str | Sequence[str]] | None
 """The prompt of all inputs ("a"; "a+b+c" votes, unless it is the name of one prompt), or a list with one for each
 input; None if there is only one."""
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The label of an input.
-
-    Attributes:
-        label: the likeliest label, or the one that most prompts vote for.
-        probabilities: probability of each label relative to the others; for a vote the mean over the prompts.
-        votes: number of prompts with each answer; None for a single prompt.
-    """
-
-    label: str
-    probabilities: dict[str, float]
-    votes: dict[str, int] | None = None
 
 
 def load(
@@ -138,7 +122,7 @@ class PromptedModel:
         for question in questions:
             answers = [next(each) for _ in question.names]
             outputs, scores = [answer.output for answer in answers], [answer.scores or {} for answer in answers]
-            found.append(Classification(*classified(outputs, scores)))
+            found.append(classified(outputs, scores))
         return found
 
     def generate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,24 +80,37 @@ def vote(outputs: Sequence[Outputs], labels: Sequence[str] = ()) -> Outputs:
     return Outputs(texts, decoded)
 
 
-def classified(
-    texts: Sequence[str], scores: Sequence[Mapping[str, float]]
-) -> tuple[str, dict[str, float], dict[str, int] | None]:
-    """The label that prompts give an input, the probability of each label, and the votes (None for one prompt).
+@dataclass(frozen=True)
+class Classification:
+    """The label of an input.
+
+    Attributes:
+        label: the likeliest label, or the one that most prompts vote for.
+        probabilities: probability of each label relative to the others; for a vote the mean over the prompts.
+        votes: number of prompts with each answer; None for a single prompt.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    votes: dict[str, int] | None = None
+
+
+def classified(texts: Sequence[str], scores: Sequence[Mapping[str, float]]) -> Classification:
+    """The label that prompts give an input.
 
     Args:
         texts: each prompt's answer.
         scores: each prompt's log p of the labels.
 
     >>> classified(["a"], [{"a": 0.0, "b": 0.0}])
-    ('a', {'a': 0.5, 'b': 0.5}, None)
+    Classification(label='a', probabilities={'a': 0.5, 'b': 0.5}, votes=None)
     """
     each = [probabilities(one) for one in scores]
     mean = {label: sum(one[label] for one in each) / len(each) for label in each[0]}
     if len(texts) == 1:
-        return texts[0], mean, None
+        return Classification(texts[0], mean)
     outputs = [Outputs([text], [], [list(one.values())]) for text, one in zip(texts, scores, strict=True)]
-    return vote(outputs, list(mean)).texts[0], mean, votes(texts)
+    return Classification(vote(outputs, list(mean)).texts[0], mean, votes(texts))
 
 
 def votes(answers: Iterable[str]) -> dict[str, int]:

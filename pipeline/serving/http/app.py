@@ -237,6 +237,8 @@ def _voting(server: Server, voters: Sequence[str], item: str | Fields, param: st
 
 def _classification(results: Sequence[Result]) -> Classification:
     """The answer of one prompt, or the vote of several."""
-    label, mean, votes = classified([result.text for result in results], [result.scores for result in results])
-    alone = None if votes else {name: rounded(value, 6) for name, value in results[0].scores.items()}
-    return Classification(label=label, probabilities=mean, log_likelihoods=alone, votes=votes)
+    found = classified([result.text for result in results], [result.scores for result in results])
+    alone = None if found.votes else {name: rounded(value, 6) for name, value in results[0].scores.items()}
+    return Classification(
+        label=found.label, probabilities=found.probabilities, log_likelihoods=alone, votes=found.votes
+    )
