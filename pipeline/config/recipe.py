@@ -32,6 +32,7 @@ from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.sweep import combination_name
+from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.config.variables import substitute
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located
@@ -67,7 +68,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A parsed recipe; `stages` maps names to cells, in the recipe's order."""
+    """A parsed recipe.
+
+    Attributes:
+        stages: cells of each stage, in the recipe's order.
+        launch: accelerate configuration of each stage that trains; None for the others, which run in one process.
+    """
 
     name: str
     seed: int
@@ -148,7 +154,8 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
         if not isinstance(name, str):
             raise InputError(f"{located.where(('stages', str(name)))}: a stage's name must be text; put it in quotes")
         stages.parse(name, entry)
-        launch[name] = entry.get("launch", data.get("launch"))
+        trains = isinstance(stages.parsed[name][0].settings, TrainingConfig)
+        launch[name] = entry.get("launch", data.get("launch")) if trains else None
     return Recipe(data["name"], seed, located.path, stages.parsed, launch, data)
 
 

@@ -123,7 +123,7 @@ def plan(
 def _launch(recipe: Recipe, status: CellStatus) -> LaunchConfig:
     """Launch configuration of a stage; by default one process, on a GPU if this machine has one."""
     path = recipe.launch[status.cell.stage]
-    if path is None or not isinstance(status.cell.settings, TrainingConfig):
+    if path is None:
         return LaunchConfig(cpu=not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")))
     asked = read_launch_config(path)
     status.cell.settings.check_engine(asked.engine)

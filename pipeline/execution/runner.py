@@ -10,7 +10,6 @@ from t5_pipeline.artifacts.manifest import renew_times
 from t5_pipeline.artifacts.run_dir import Rollback, RunDir, lock
 from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
-from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.atomic_files import sweep_shared, write_bytes, write_text
 from t5_pipeline.core.bounded import has_content
 from t5_pipeline.core.errors import BAD_INPUT, InputError
@@ -72,7 +71,7 @@ def _check(recipe: Recipe, run_dir: RunDir, names: list[str]) -> None:
     for name in names:
         check_outside(recipe, name)
         check_places(recipe.stages[name], run_dir)
-        configuration = _configuration(recipe, name)
+        configuration = recipe.launch[name]
         command(recipe.kind(name), configuration, [])
         if configuration is not None:
             recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
@@ -98,7 +97,7 @@ def _write_recipe(recipe: Recipe, run_dir: RunDir) -> bytes | None:
 def _launch(recipe: Recipe, run_dir: RunDir, name: str) -> tuple[int, str]:
     """Run a stage in processes of its own; returns its exit code and its message."""
     arguments = ["--recipe", str(run_dir.path / "recipe.yaml"), "--stage", name, "--run-dir", str(run_dir.path)]
-    return launch(recipe.kind(name), _configuration(recipe, name), arguments, run_dir.state / f"{name}.exit")
+    return launch(recipe.kind(name), recipe.launch[name], arguments, run_dir.state / f"{name}.exit")
 
 
 def _has_begun(recipe: Recipe, run_dir: RunDir, tried: list[CellStatus]) -> bool:
@@ -106,12 +105,6 @@ def _has_begun(recipe: Recipe, run_dir: RunDir, tried: list[CellStatus]) -> bool
     cells = {(status.cell.stage, status.cell.id) for status in tried}
     now = [s for s in cell_statuses(recipe, run_dir) if (s.cell.stage, s.cell.id) in cells]
     return any(status.action != "run" for status in now)
-
-
-def _configuration(recipe: Recipe, name: str) -> str | None:
-    """The accelerate configuration of a stage that trains; None for the others, which run in one process."""
-    trains = isinstance(recipe.stages[name][0].settings, TrainingConfig)
-    return recipe.launch.get(name) if trains else None
 
 
 def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:
