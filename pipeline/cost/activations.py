@@ -290,7 +290,7 @@ def attention_backward(shape: T5Config, m: Microbatch) -> int:
     return scores - m.rows * m.inputs * _feed_forward(shape, m)
 
 
-def inference_peak(shape: T5Config, m: Microbatch, label_tokens: int = 0) -> int:
+def inference_peak(shape: T5Config, m: Microbatch, label_tokens: int) -> int:
     """Peak memory of label scoring or greedy decoding, beside the weights.
 
     Args:

@@ -179,9 +179,7 @@ def kept(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
 
 
 @torch.no_grad()
-def beam_search(
-    texts: Continuations, max_length: int, beams: int, length_penalty: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def beam_search(texts: Continuations, max_length: int, beams: int, length_penalty: float) -> tuple[Tensor, Tensor]:
     """The best texts that beam search finds, with the rules of transformers' `generate(num_beams=…)`.
 
     A text's score is its log p divided by its number of tokens (with EOS) to the power of `length_penalty`. An input

@@ -107,7 +107,7 @@ def initial_prompt(loaded: LoadedT5, trial: Trial) -> Tensor | Reparametrization
 
 
 def make_bank(
-    prompts: Sequence[Tensor | Reparametrization], configs: Sequence[PromptTuneConfig], *, apart: bool = False
+    prompts: Sequence[Tensor | Reparametrization], configs: Sequence[PromptTuneConfig], *, apart: bool
 ) -> PromptBank:
     """A bank in which plain prompts share a parameter if they are trained alike; with `apart`, none do."""
     if apart:

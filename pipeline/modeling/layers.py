@@ -229,9 +229,7 @@ class Attention(nn.Module):
         joined_BQD: Tensor = self.o(out_BHQK.transpose(1, 2).flatten(2))
         return joined_BQD
 
-    def with_positions(
-        self, x_BQD: Tensor, bias: Tensor | None, mask: Mask, cache: LayerCache | None = None
-    ) -> Tensor | None:
+    def with_positions(self, x_BQD: Tensor, bias: Tensor | None, mask: Mask, cache: LayerCache | None) -> Tensor | None:
         """The bias of the scores for all blocks, if this attention owns the position bias; else the given one.
 
         Not compiled: all blocks then share a graph, and the table of buckets stays a constant.

@@ -93,9 +93,7 @@ def random_rows(to_SB: Tensor, rows_PA: Tensor) -> Tensor:
     return to_SB[drawn].clone()
 
 
-def recycle(
-    prompt: str, from_model: str, to_model: str, output: str, mapping: MapKind = "linear", task: str | None = None
-) -> Recycled:
+def recycle(prompt: str, from_model: str, to_model: str, output: str, mapping: MapKind, task: str | None) -> Recycled:
     """Map a prompt of one T5 to another one and write it.
 
     Args:

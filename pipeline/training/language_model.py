@@ -82,9 +82,7 @@ def bits_per_byte(loss: float, batches: Sequence[ArrayBatch], bytes_V: NDArray[n
     return loss / math.log(2) * len(ids) / max(int(bytes_V[ids].sum()), 1)
 
 
-def held_out_loss(
-    state: TrainState, batches: Sequence[ArrayBatch], microbatch_size: int, reference: bool = False
-) -> float:
+def held_out_loss(state: TrainState, batches: Sequence[ArrayBatch], microbatch_size: int, reference: bool) -> float:
     """Mean cross entropy over all target tokens of these batches, in nats, without dropout and z-loss."""
 
     def sums_of(model: T5, batch: TensorBatch) -> Tensor:

@@ -117,7 +117,7 @@ class Checkpoint:
         return {name.removeprefix(prefix): self.tensor(name) for name in self.names(prefix)}
 
 
-def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int = 0, world: int = 1) -> Checkpoint:
+def read_checkpoint(path: Path, step: int, fingerprint: str, rank: int, world: int) -> Checkpoint:
     """Verify and open a checkpoint; of the tensor files, this process verifies its share.
 
     Raises:

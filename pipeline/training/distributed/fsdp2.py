@@ -35,8 +35,8 @@ class FSDP2(Engine):
         group: ProcessGroup,
         device: torch.device,
         *,
-        reshard: bool = True,
-        offload: bool = False,
+        reshard: bool,
+        offload: bool,
     ) -> None:
         """
         Args:
