@@ -20,6 +20,14 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to, nearest
 
 _LONGEST_VALUE = 200  # characters of a value in an error
+_TYPES = {
+    "integer": "an integer",
+    "number": "a number",
+    "string": "a text",
+    "boolean": "true or false",
+    "list": "a list",
+    "dictionary": "a mapping",
+}
 
 Model = TypeVar("Model", bound=BaseModel)
 Role = Literal["trajectory", "extent", "runtime"]
@@ -170,13 +178,28 @@ def _say(cls: type[BaseModel], problem: Any, remedy: str) -> str:
 
 def message_of(problem: Any, remedy: str = "") -> str:
     """Pydantic's message for one problem, in lower case, with the value that was given and a remedy, or a hint."""
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = restated(str(problem["msg"]))
     if problem["type"] == "value_error":
         return message
     given = problem["input"]
     remedy = f"; {remedy}" if remedy else _hint(problem["type"], given, problem.get("ctx", {}))
     return f"{message}, not {_shortened(given)}{remedy}"
+
+
+def restated(message: str) -> str:
+    """A message of pydantic in the words of this project's errors.
+
+    >>> restated("Input should be a valid integer, unable to parse string as an integer")
+    'must be an integer'
+    >>> restated("Input should be greater than or equal to 0"), restated("Input should be 'a' or 'b'")
+    ('must be at least 0', "must be 'a' or 'b'")
+    """
+    message = message.removeprefix("Value error, ")
+    if found := re.match(r"Input should be a valid (\w+)", message):
+        return f"must be {_TYPES.get(found[1], f'a {found[1]}')}"
+    message = re.sub(r"^Input should (be|have)", r"must \1", message)
+    message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return message[0].lower() + message[1:]
 
 
 def _shortened(value: Any) -> str:

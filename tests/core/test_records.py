@@ -33,10 +33,10 @@ def test_a_saved_record_loads_equal_and_reads_as_written(tmp_path: Path) -> None
     [
         ("{,", r"is not valid JSON \(.* at line 1 column 2\)"),
         (b"\xff", r"is not valid JSON \(.*\)"),
-        ("[1]", r"the file: input should be an object, not \[1\]"),
+        ("[1]", r"the file: must be an object, not \[1\]"),
         (json.dumps({}), "text: is missing"),
         (json.dumps({"text": "a", "more": 1}), "more: unknown key"),
-        (json.dumps({"text": "a", "steps": {"1": "x"}}), r"steps\.1: input should be a valid number, .*, not 'x'"),
+        (json.dumps({"text": "a", "steps": {"1": "x"}}), r"steps\.1: must be a number, not 'x'"),
     ],
 )
 def test_a_damaged_record_is_an_error_with_its_file_and_key(tmp_path: Path, content: str | bytes, message: str) -> None:

@@ -69,8 +69,8 @@ def test_the_stage_of_a_recipe_must_be_unambiguous(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--steps", "many"], r"^--steps: stages\.lm_adapt\.steps: input should be a valid integer.*, not 'many'$"),
-        (["--set", "lm_adapt.steps=many"], r"^--set: stages\.lm_adapt\.steps: input should be a valid integer"),
+        (["--steps", "many"], r"^--steps: stages\.lm_adapt\.steps: must be an integer.*, not 'many'$"),
+        (["--set", "lm_adapt.steps=many"], r"^--set: stages\.lm_adapt\.steps: must be an integer"),
         (["--set", "lm_adapt.stepz=1"], r"^--set: stages\.lm_adapt\.stepz: unknown key; did you mean `steps`\?$"),
         (["--set", "lm_adap.steps=1"], r"^--set lm_adap\.steps: there is no stage `lm_adap`; did you mean"),
         (["--set", "lm_adapt.steps.x=1"], r"^--set lm_adapt\.steps\.x: `steps` is a value without keys; set it"),

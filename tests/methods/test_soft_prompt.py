@@ -60,7 +60,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (lambda d: (d / "prompt.safetensors").unlink(), r"prompt\.safetensors: does not exist"),
         (lambda d: (d / "prompt.json").write_text("{,"), r"prompt\.json: is not valid JSON"),
         (lambda d: (d / "prompt.json").write_text("[]"), r"prompt\.json: the file: "),
-        (_edit(format=7), "format: input should be 1, not 7"),
+        (_edit(format=7), "format: must be 1, not 7"),
         (_edit(color="red"), r"prompt\.json: color: unknown key"),
         (_edit(seed=-1), r"prompt\.json: seed: "),
         (_edit(task={"name": "x"}), r"prompt\.json: task\.data: is missing"),

@@ -88,8 +88,8 @@ def test_another_objective_in_a_recipe_makes_the_stage_stale(tiny: Tiny) -> None
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--prefix-density", 0.7), "--prefix-density: input should be less than or equal to 0.5"),
-        (("--prefix-density", 0), "--prefix-density: input should be greater than 0"),
+        (("--prefix-density", 0.7), "--prefix-density: must be at most 0.5"),
+        (("--prefix-density", 0), "--prefix-density: must be greater than 0"),
         (("--prefix-density", 0.3, "--objective", "lm"), "`prefix_density` applies to `objective: prefix_lm`"),
         (("--batch-unit", "rows", "--objective", "lm"), "`batch_unit: rows` applies to `objective: prefix_lm`"),
         (("--optimizer-state", "checkpoint"), "contains no state of Adafactor, only T5X checkpoints do"),
@@ -109,7 +109,7 @@ def test_invalid_density_in_a_recipe_is_named(tiny: Tiny) -> None:
     tiny.edit("    segment_length: 48\n", "    segment_length: 48\n    prefix_density: 0.9\n")
     ended = stage("lm_adapt", "--recipe", tiny.recipe, "--run-dir", tiny.run)
     assert ended.code == 2
-    assert "stages.lm_adapt.prefix_density: input should be less than or equal to 0.5, not 0.9" in ended.err
+    assert "stages.lm_adapt.prefix_density: must be at most 0.5, not 0.9" in ended.err
 
 
 # ------------------------------------------------------------------------------------------------------------- probes

@@ -49,7 +49,7 @@ def test_mixtures_in_a_recipe(tiny: Tiny) -> None:
     ("mixture", "words"),
     [
         ("ul3", "mixture: there is no mixture `ul3`; did you mean `ul2`?"),
-        ("[{rate: 0}]", "mixture.0.rate: input should be greater than 0"),
+        ("[{rate: 0}]", "mixture.0.rate: must be greater than 0"),
         ("[{prefix_density: 0.5, noise_density: 0.3}]", "`prefix_density` is a prefix LM"),
         ("[{density: 0.5}]", "mixture.0.density: unknown key"),
         ("[{}, {rate: 0.0009}]", "mixture: rate 0.0009 is less than 1/1024 of the sum of the rates, 1.0009; raise it"),

@@ -272,7 +272,7 @@ def test_missing_inputs(tiny: Tiny, unchanged: Callable[[], None]) -> None:
         (["--model", "x", "--tokens", "y"], r"lm_adapt.py: give either --recipe FILE, or the stage's settings and .*"),
         (
             ["--model", "x", "--tokens", "y", "--steps", "ten", "--output-dir", "o"],
-            r"--steps: input should be a valid integer.*",
+            r"--steps: must be an integer.*",
         ),
         (
             ["--model", "x", "--tokens", "/no/y", "--output-dir", "o"],
@@ -281,7 +281,7 @@ def test_missing_inputs(tiny: Tiny, unchanged: Callable[[], None]) -> None:
         (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: is not a stage of kind lm_adapt in \S+; .*"),
         (
             ["--recipe", "RECIPE", "--steps", "-1"],
-            r"--steps: stages.lm_adapt.steps: input should be greater than or equal to 0.*",
+            r"--steps: stages.lm_adapt.steps: must be at least 0.*",
         ),
     ],
 )

@@ -17,11 +17,11 @@ RECIPES = {
     ),
     "a wrong type": (
         "    segment_length: 48\n", "    segment_length: many\n",
-        r"\S+tiny.yaml:LINE: stages.lm_adapt.segment_length: input should be a valid integer.*, not 'many'",
+        r"\S+tiny.yaml:LINE: stages.lm_adapt.segment_length: must be an integer.*, not 'many'",
     ),
     "a value out of range": (
         "    segment_length: 48\n", "    segment_length: 1\n",
-        r"\S+tiny.yaml:LINE: stages.lm_adapt.segment_length: input should be greater than 2, not 1",
+        r"\S+tiny.yaml:LINE: stages.lm_adapt.segment_length: must be greater than 2, not 1",
     ),
     "not YAML": ("name: tiny\n", "name: [tiny\n", r"\S+tiny.yaml:\d+: is not valid YAML \(.*\); fix the file"),
     "a stage that comes later": (
@@ -84,7 +84,7 @@ def test_a_missing_recipe_file(tmp_path: Path, unchanged: Callable[[], None]) ->
     ("override", "pattern"),
     [
         ("lm_adapt.stepps=5", r"--set: stages.lm_adapt.stepps: unknown key; did you mean `steps`\?"),
-        ("lm_adapt.steps=soon", r"--set: stages.lm_adapt.steps: input should be a valid integer.*, not 'soon'"),
+        ("lm_adapt.steps=soon", r"--set: stages.lm_adapt.steps: must be an integer.*, not 'soon'"),
         ("lm_adpat.steps=5", r"--set lm_adpat.steps: there is no stage `lm_adpat`; did you mean `lm_adapt`\?"),
         ("lm_adapt.steps", r"--set lm_adapt.steps: is not an override; write it as stage.key=value"),
     ],

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from t5_pipeline.core.printable import printable, say
+from t5_pipeline.core.schema import restated
 from t5_pipeline.serving.http.schemas import ErrorDetail, ErrorResponse
 
 _FORM = re.compile(r"str|(list|dict)\[.*\]")
@@ -74,7 +75,7 @@ def add_error_handlers(app: FastAPI) -> None:
             names = [".".join(map(str, e["loc"][1:])) for e in errors if e["type"] == "extra_forbidden"]
             listed = ", ".join(f"`{name}`" for name in names)
             return Refused(400, f"not supported: {listed}", param=names[0], code="unsupported_field").response()
-        message = first["msg"].removeprefix("Value error, ")
+        message = restated(first["msg"])
         return Refused(400, f"{place}: {message}" if place else message, param=place or None).response()
 
     @app.exception_handler(HTTPException)

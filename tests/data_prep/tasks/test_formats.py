@@ -103,7 +103,7 @@ OWN = {"inputs": "{a}", "targets": "{b}"}
     ({**OWN, "metrics": ["acuracy"]}, "did you mean `accuracy`"),
     ({**OWN, "round_to": {"b": 0}}, "multiples of a positive number, not 0"),
     ({**OWN, "splits": {"train": "x[a:]"}}, "'a' is not a whole number"),
-    ({**OWN, "reader": "multrc"}, "Input should be 'rows', 'parallel'"),
+    ({**OWN, "reader": "multrc"}, "should be 'rows', 'parallel'"),
 ])  # fmt: skip
 def test_invalid_settings(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
