@@ -16,6 +16,7 @@ from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.modeling.config import INDEX, WEIGHTS
 
 CONVERSION_BOT = "SFconvertbot"
+_MISSING = (401, 403, 404)  # HTTP status: private, gated or unknown
 WANTED = ["config.json", "generation_config.json", "*.safetensors", INDEX]
 
 
@@ -42,8 +43,10 @@ def fetch_model(name: str, endpoint: str | None = None, cache: Path | None = Non
         cached = _cached(name, cache)
         if cached is not None:
             return cached
-        reason = one_line(error)
-        raise InputError(f"{name}: does not exist, and the hub has no such model ({reason}); check the name") from error
+        missing = getattr(getattr(error, "response", None), "status_code", None) in _MISSING
+        why = "the hub has no such model" if missing else "the hub cannot be reached"
+        fix = "check the name" if missing else "check the name and the network"
+        raise InputError(f"{name}: does not exist here, and {why} ({one_line(error)}); {fix}") from error
 
 
 def _revision_with_safetensors(api: HfApi, name: str) -> str | None:

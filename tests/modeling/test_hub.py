@@ -44,14 +44,16 @@ def test_cached_models_need_no_hub(hub: Fetch, monkeypatch: pytest.MonkeyPatch) 
     fetched = hub("lab/t5-before")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub("lab/t5-before") == fetched
-    with pytest.raises(InputError, match="lab/t5-today: does not exist, and the hub has no such model"):
+    with pytest.raises(InputError, match="lab/t5-today: does not exist here, and the hub cannot be reached"):
         hub("lab/t5-today")
 
 
 def test_fetch_errors_are_one_line(hub: Fetch) -> None:
     with pytest.raises(InputError, match="lab/t5-pickled: has no safetensors on the hub"):
         hub("lab/t5-pickled")
-    with pytest.raises(InputError, match="lab/t5-nowhere: does not exist, and the hub has no such model") as raised:
+    with pytest.raises(
+        InputError, match="lab/t5-nowhere: does not exist here, and the hub has no such model"
+    ) as raised:
         hub("lab/t5-nowhere")
     assert "\n" not in str(raised.value)
     for path in ("/no/such/place", "../model", "runs/demo/lm_adapt/model"):
