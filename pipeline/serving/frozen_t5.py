@@ -87,10 +87,11 @@ class FrozenT5:
             OtherModel: if it is not.
         """
         if digest != self.digest:
-            here = self.path if self.path.is_dir() else f"{self.path} (a hub model, as there is no such directory)"
+            local = f"digest {short_digest(self.digest)}"
+            here = local if self.path.is_dir() else "a hub model, as there is no such directory"
             raise OtherModel(
-                f"{what} was trained on another T5 than {here} ({model}, digest {short_digest(digest)}, not"
-                f" {short_digest(self.digest)}); use the T5 that it was trained on",
+                f"{what} was trained on another T5 ({model}, digest {short_digest(digest)}) than {self.path} ({here});"
+                " use the T5 that it was trained on",
                 digest,
                 self.digest,
             )
