@@ -81,13 +81,16 @@ def first_duplicate(names: Iterable[str]) -> str | None:
 
 
 def listed(names: Iterable[object], most: int = 20, characters: int = 40) -> str:
-    """Names for an error message, without the end of a long list or name; in quotes if spaces surround a name.
+    """Names for an error message, without the end of a long list or name; in quotes if spaces surround a name or it has
+    commas.
 
     >>> listed(["text", "label"]), listed(range(30), most=2), listed(["a long name"], characters=6)
     ('text, label', '0, 1 and 28 more', 'a long…')
     >>> listed(["text", " label"])
     "text, ' label'"
+    >>> listed(["length=5,seed=0", "length=5,seed=1"])
+    "'length=5,seed=0', 'length=5,seed=1'"
     """
     shown = [name if len(name) <= characters else f"{name[:characters]}…" for name in map(str, names)]
-    shown = [name if name == name.strip() else repr(name) for name in shown]
+    shown = [name if name == name.strip() and "," not in name else repr(name) for name in shown]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
