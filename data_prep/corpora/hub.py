@@ -88,8 +88,9 @@ def _stream(name: str, config: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the hub, the network and loading scripts raise anything
+        of = f"config {config}, split {split}" if config else f"split {split}"
         raise InputError(
-            f"{name}: does not exist here, and cannot be read from the hub (config {config}, split {split}):"
+            f"{name}: does not exist here, and cannot be read from the hub ({of}):"
             f" {one_line(error)}; check the path, or the name of the data set"
         ) from None
 

@@ -52,7 +52,8 @@ def read_rows(
         case other:
             if not path.exists():
                 raise InputError(f"{path} does not exist; check the path")
+            problem = f"{other} is not a known format of rows" if other else "has no suffix"
             raise InputError(
-                f"{path}: {other or 'no suffix'} is not a known format of rows;"
-                " use .jsonl, .json, .csv, .tsv or .parquet"
+                f"{path}: {'is a directory' if path.is_dir() else problem}; give a .jsonl, .json, .csv, .tsv or .parquet"
+                " file"
             )

@@ -54,7 +54,8 @@ def _file_and_slice(where: str, given: Path) -> tuple[Path, str]:
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     if not Path(name).is_file():
-        raise InputError(f"{where}: {name} does not exist; give a .jsonl, .json, .csv, .tsv or .parquet file")
+        problem = "is a directory" if Path(name).is_dir() else "does not exist"
+        raise InputError(f"{where}: {name} {problem}; give a .jsonl, .json, .csv, .tsv or .parquet file")
     return Path(name), str(given)[len(name) :]
 
 

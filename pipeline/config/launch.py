@@ -171,7 +171,7 @@ def read_launch_config(path: str | Path) -> LaunchConfig:
     located = read_yaml(or_packaged(Path(path)))
     data = located.data
     if not isinstance(data, dict):
-        raise InputError(f"{path}:1: the file: is not an accelerate configuration; see accelerate_configs/")
+        raise InputError(f"{path}: is not an accelerate configuration; see accelerate_configs/")
     kind = data.get("distributed_type")
     kind = "NO" if kind is False else kind  # unquoted, YAML reads NO as false
     where = located.where(("distributed_type",))

@@ -67,6 +67,8 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
         if len(path) == 1 and path[0] in variables:
             path = ("vars", *path)
         if path[0] not in (*RECIPE_KEYS, *stages):
+            if path[0] in tasks and len(path) > 1:
+                raise InputError(f"{where}: is a setting of a task; did you mean `tasks.{'.'.join(path)}`?")
             raise InputError(f"{where}: {_unknown_path(path, stages, variables)}")
         if path[0] == "tasks" and len(path) > 2 and path[1] not in tasks:
             raise InputError(f"{where}: there is no task `{path[1]}`; {nearest(path[1], tasks)}")

@@ -20,7 +20,7 @@ def read_recipe(path: str | Path) -> Located:
     path = or_packaged(Path(path))
     located = read_yaml(path)
     if not isinstance(located.data, dict):
-        raise InputError(f"{path}:1: the file: is not a recipe; give the keys {', '.join(RECIPE_KEYS)}")
+        raise InputError(f"{path}: is not a recipe; give a YAML file with the keys {', '.join(RECIPE_KEYS)}")
     return located
 
 

@@ -117,7 +117,7 @@ def load_task(path: Path) -> TaskConfig:
     """
     located = read_yaml(path)
     if not isinstance(located.data, dict):
-        raise InputError(f"{path}:1: the file: is not a task; give the keys name, data, inputs, targets")
+        raise InputError(f"{path}: is not a task; give a YAML file with the keys name, data, inputs, targets")
     if "stages" in located.data:
         raise InputError(
             f"{path}: is a recipe; write the task in a file of its own, with the keys name, data, inputs, targets"

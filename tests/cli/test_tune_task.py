@@ -33,6 +33,7 @@ def test_slices_of_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train", "validation", "message"), [
     ("absent.tsv[:90%]", None, r"^--train: \S+absent\.tsv does not exist; give a \.jsonl"),
+    (".", None, r"^--train: \S+ is a directory; give a \.jsonl"),
     ("rows.tsv[:90%, sorted]", None, r"^--train: .* 'sorted' is not an order of rows"),
     ("rows.tsv", "rows.tsv[x:]", r"^--validation: .* 'x' is not a whole number"),
     ("rows.tsv[:90%, shuffled]", "rows.tsv[90%:]", r"^--train: .* take its rows in different orders"),

@@ -51,6 +51,7 @@ def test_overrides_win_and_the_resolved_text_keeps_them(recipe: Path, tmp_path: 
             "--set steps: is a setting of pretrain, lm_adapt, prompt_tune; name the stage, as in prompt_tune.steps=VALUE",
         ),
         ("tasks.tune.metrics=[f1]", "--set tasks.tune.metrics: there is no task `tune`; did you mean `tone`?"),
+        ("tone.metrics=[f1]", "--set tone.metrics: is a setting of a task; did you mean `tasks.tone.metrics`?"),
         ("lm_adapt.steps", "--set lm_adapt.steps: is not an override; write it as stage.key=value"),
     ],
 )

@@ -150,6 +150,8 @@ def test_an_error_lists_some_of_many_prompts(place: Place, tmp_path: Path) -> No
     (["--output", "nowhere/out.jsonl"], "cannot write nowhere/out.jsonl"),
     (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     (["--input", "nowhere"], "nowhere does not exist"),
+    (["--input", "tests"], "tests: is a directory; give a .jsonl"),
+    (["--input", "LICENSE"], "LICENSE: has no suffix; give a .jsonl"),
     (["--prompts", "nowhere"], "nowhere does not exist"),
     (["--prompts", "tests"], "no prompt in tests"),
     (["--model", "runs/nowhere"], "than runs/nowhere (a hub model, as there is no such directory)"),
