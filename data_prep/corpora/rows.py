@@ -53,7 +53,5 @@ def read_rows(
             if not path.exists():
                 raise InputError(f"{path} does not exist; check the path")
             problem = f"{other} is not a known format of rows" if other else "has no suffix"
-            raise InputError(
-                f"{path}: {'is a directory' if path.is_dir() else problem}; give a .jsonl, .json, .csv, .tsv or .parquet"
-                " file"
-            )
+            problem = "is a directory" if path.is_dir() else problem
+            raise InputError(f"{path}: {problem}; give a .jsonl, .json, .csv, .tsv or .parquet file")

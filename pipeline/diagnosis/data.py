@@ -13,7 +13,9 @@ from t5_pipeline.config.references import load_task
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.normal_form import as_listed
 from t5_pipeline.data_prep.corpora.documents import corpus_chunks, skipped_files
+from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.shards.reader import SPLITS, TokenShards
 from t5_pipeline.data_prep.tasks.encode import Reading, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
@@ -24,6 +26,7 @@ SAMPLED_CHUNKS, SAMPLED_DOCUMENTS = 8, 200  # documents of each chunk
 _REPLACEMENT = "\ufffd"  # in place of bytes that are not text
 _MOSTLY = 0.01  # share of a sample from which a problem is worth a note
 _WORST_UNKNOWN = 0.005
+_MOST_TARGETS = 20  # that are not labels, in a message
 
 
 def diagnose_corpus(location: str, text_field: str, model: str | None) -> Diagnosis:
@@ -149,7 +152,7 @@ def diagnose_task(path: Path, model: str | None) -> Diagnosis:
         shared = len(inputs.get("train", set()) & held_out)
         if shared:
             d.note("overlap", f"inputs of `train` that another split has: {shared:,}", "remove them from one split")
-        if model is not None:
+        if model is not None and d.ok:
             _lengths(d, task, Vocabulary.load(locate_one("model", model, "--model")))
     return d
 
@@ -157,6 +160,7 @@ def diagnose_task(path: Path, model: str | None) -> Diagnosis:
 def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     """Check the rows of a split and return their inputs."""
     rows = task.rows(split, training=split == "train")
+    _unknown_labels(task, rows)
     targets = [task.targets(row) for row in rows]
     inputs = [task.inputs(row) for row in rows]
     counts, classes = task.counts(split, rows, targets), Counter(targets)
@@ -174,6 +178,23 @@ def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     elif not counts.warnings:
         d.passed(split, f"all {len(rows):,} rows can be used")
     return set(inputs)
+
+
+def _unknown_labels(task: Task, rows: Sequence[Row]) -> None:
+    """Refuse targets that are not labels, all at once; training stops at the first one."""
+    labels, unknown = task.labels or (), dict[str, list[str]]()
+    for row in rows if labels else ():
+        target = task.target_template.render(row)
+        if target not in labels and as_listed(target, labels) not in labels:
+            unknown.setdefault(target, []).append(row.where)
+    if unknown:
+        shown = [*unknown.items()][:_MOST_TARGETS]
+        found = ", ".join(f"{target!r:.40} ({len(where):,}, first at {where[0]})" for target, where in shown)
+        found += f" and {len(unknown) - len(shown)} more" if len(unknown) > len(shown) else ""
+        raise InputError(
+            f"{sum(map(len, unknown.values())):,} of {len(rows):,} rows have targets that are not labels: {found}; fix"
+            " the rows, add the targets to `labels`, or map them with `values`"
+        )
 
 
 def _parts(warning: str) -> tuple[str, str]:

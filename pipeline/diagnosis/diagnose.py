@@ -9,8 +9,9 @@ from t5_pipeline.artifacts import manifest
 from t5_pipeline.artifacts.kinds import PEFT_CONFIG, kind_at, locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_files
-from t5_pipeline.data_prep.corpora.files import is_data_name
+from t5_pipeline.data_prep.corpora.files import file_format, is_data_name
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS
+from t5_pipeline.data_prep.corpora.tables import TABLES
 from t5_pipeline.diagnosis.data import diagnose_corpus, diagnose_task, diagnose_tokens
 from t5_pipeline.diagnosis.findings import Diagnosis
 
@@ -44,6 +45,11 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
         raise InputError(f"{location}: contains several results; give one of them: {shown}")
     if kind is None and not _has_weights(path) and _is_corpus(path):
         return diagnose_corpus(location, text_field, model)
+    if path.is_file() and file_format(path) in TABLES:
+        raise InputError(
+            f"{location}: contains rows; describe their task in a YAML file with the keys name, data, inputs, targets,"
+            " and give that file"
+        )
     # These import torch.
     from t5_pipeline.diagnosis.learned import diagnose_artifact, diagnose_peft
     from t5_pipeline.diagnosis.model import diagnose_model

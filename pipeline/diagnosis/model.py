@@ -17,7 +17,7 @@ from t5_pipeline.data_prep.tokenizer.layout import UnclearIds
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.diagnosis.findings import Diagnosis
-from t5_pipeline.diagnosis.probes import SENTENCES, first_output, forward_pass, not_finite, text_loss
+from t5_pipeline.diagnosis.probes import SENTENCES, TextLoss, first_output, forward_pass, not_finite, text_loss
 from t5_pipeline.modeling.config import ARCHITECTURES, T5Config
 from t5_pipeline.modeling.load import load_t5, locate_model
 from t5_pipeline.modeling.model_metadata import ModelMetadata, read_metadata
@@ -189,8 +189,9 @@ def _behavior(d: Diagnosis, t5: T5, vocabulary: Vocabulary, metadata: ModelMetad
     if metadata.tasks:
         d.passed("first output", f"fine-tuned on {', '.join(tuned.task.name for tuned in metadata.tasks)}")
     else:
-        _first_output(d, kind, metadata)
-        _known_text(d, t5, vocabulary, spans=kind == "span corruption")
+        text = text_loss(t5, vocabulary, spans=kind == "span corruption")
+        _first_output(d, kind, metadata, text.trained)
+        _known_text(d, text)
     found = forward_pass(t5, vocabulary)
     d.fact("safe precisions", found.precisions, f"{', '.join(found.precisions) or 'none'}; in bf16 log p differs by up"
            f" to {found.drift:.3f}; activations up to {found.largest:,.0f}, and fp16 ends at 65,504")  # fmt: skip
@@ -204,7 +205,7 @@ def _behavior(d: Diagnosis, t5: T5, vocabulary: Vocabulary, metadata: ModelMetad
         )
 
 
-def _first_output(d: Diagnosis, kind: str, metadata: ModelMetadata) -> None:
+def _first_output(d: Diagnosis, kind: str, metadata: ModelMetadata, trained: bool) -> None:
     if kind == "span corruption" and metadata.sentinel == "none":
         d.note(
             "first output",
@@ -219,15 +220,14 @@ def _first_output(d: Diagnosis, kind: str, metadata: ModelMetadata) -> None:
             "its targets begin with a sentinel (t5_pipeline.json), but it does not answer with one",
             "use it without `sentinel`; that stage is for span-corruption T5s",
         )
-    elif kind == "adapted":
+    elif kind == "adapted" and trained:
         d.passed("first output", "it answers plain text with text: adapted or fine-tuned, ready for prompt_tune")
-    else:
+    elif trained:  # of random weights, the first output says nothing
         d.note("first output", "it answers plain text partly with a sentinel", "adapt it for more steps with lm_adapt")
 
 
-def _known_text(d: Diagnosis, t5: T5, vocabulary: Vocabulary, *, spans: bool) -> None:
+def _known_text(d: Diagnosis, found: TextLoss) -> None:
     """Whether the T5 predicts text of its vocabulary: a vocabulary of another model looks like shuffled pieces."""
-    found = text_loss(t5, vocabulary, spans)
     numbers = f"loss {found.loss:.2f} per token, entropy {found.entropy:.2f}, guessing {found.uniform:.2f}"
     exchanged = f"{sum(found.exchanged) / len(found.exchanged):.2f} in exchanged pieces"
     d.fact("text", {"loss": found.loss, "entropy": found.entropy, "exchanged": list(found.exchanged)},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_chunks
 from t5_pipeline.data_prep.shards.writer import write_tokens
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -59,11 +61,17 @@ def test_a_task(world: World, tmp_path: Path) -> None:
     assert d.ok, d.checks
     assert d.facts["train"] == ({"rows": 8, "dropped": {}}, "8 rows; air 50%, water 50%")
     assert notes(d) == ["validation: no row has the label 'air'"]
-    write_rows(tmp_path / "rows" / "validation.jsonl", [*rows[:2], {"text": "Fire.", "kind": "fire"}])
-    d = diagnose(str(file))
+    write_rows(
+        tmp_path / "rows" / "validation.jsonl",
+        [*rows[:2], *({"text": f"{kind}.", "kind": kind} for kind in ("Air", "Air", ""))],
+    )
+    d = diagnose(str(file), model=str(world.model))
     (check,) = [check for check in d.checks if check.state == "wrong"]
     assert check.name == "validation"
-    assert "'fire' is not a label" in check.found
+    assert check.found.replace(f"{tmp_path}/rows/", "") == (
+        "3 of 5 rows have targets that are not labels: 'Air' (2, first at validation.jsonl:3),"
+        " '' (1, first at validation.jsonl:5)"
+    )
     write_rows(tmp_path / "rows" / "validation.jsonl", rows[:2])
     assert notes(diagnose(str(file))) == ["overlap: inputs of `train` that another split has: 2"]
     file.write_text(yaml.dump(settings | {"splits": {"train": "train", "validation": "train[-1:]"}}))
@@ -82,6 +90,12 @@ def test_a_task(world: World, tmp_path: Path) -> None:
     file.write_text(yaml.dump(settings))
     file.write_text(yaml.dump({**settings, "inputs": "{text"}))
     assert not diagnose(str(file)).ok
+
+
+def test_a_table_is_not_a_task(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,kind\nx,y\n")
+    with pytest.raises(InputError, match=r"rows\.csv: contains rows; describe their task in a YAML file"):
+        diagnose(str(tmp_path / "rows.csv"))
 
 
 def test_token_shards(world: World, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_span_corruption_and_untrained_weights(world: World, tmp_path: Path) -> 
     d = diagnose(str(copy))
     assert d.ok
     assert "untrained" in found(d.checks, "text", "note").found
+    assert "first output" not in [check.name for check in d.checks]
 
     def answer_with_a_sentinel(tensors: dict[str, torch.Tensor]) -> None:
         """The first output follows the embedding of the decoder's first input alone."""
