@@ -23,6 +23,7 @@ PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """PEFT's names of the files of an adapter."""
 
 _FOLDERS_OF_PROMPTS = ("mixture", "task_prompts")
+_MOST_INSIDE = 8  # directories in an error
 _SINGLE = ("model", "tokens", "scores")  # kinds of which a stage reads one
 
 
@@ -58,7 +59,9 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     if many := _within(path, kind):
         return many
     if path.is_dir():
-        raise InputError(f"{where}: no {kind} in {location} ({name} is missing); check the path")
+        inside = [str(child) for child in sorted(path.glob("[!.]*")) if _within(child, kind)]
+        fix = f"give {' or '.join(inside)}" if 0 < len(inside) <= _MOST_INSIDE else "check the path"
+        raise InputError(f"{where}: no {kind} in {location} ({name} is missing); {fix}")
     if kind == "model" and is_hub_name(location):
         return [path]
     if path.exists():
@@ -75,8 +78,8 @@ def locate_one(kind: str, location: str, where: str) -> Path:
     found = locate(kind, location, where)
     if len(found) > 1:
         places = [path.parent if path.name == kind and path.parent != Path(location) else path for path in found]
-        named = ", ".join(map(str, places[:8]))
-        named += ", …" if len(found) > 8 else ""
+        named = ", ".join(map(str, places[:_MOST_INSIDE]))
+        named += ", …" if len(found) > _MOST_INSIDE else ""
         raise InputError(f"{where}: {location} contains {len(found)} {kind.replace('_', ' ')}s; choose one of {named}")
     return found[0]
 

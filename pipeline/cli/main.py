@@ -182,7 +182,9 @@ def _plan(given: argparse.Namespace) -> int:
 
 def _existing(path: Path) -> RunDir:
     if not (path / "recipe.yaml").is_file():
-        raise InputError(f"{path}: is not a run directory (no recipe.yaml); create one with `t5-pipeline run RECIPE`")
+        runs = [str(recipe.parent) for recipe in sorted(path.glob("*/recipe.yaml"))][:8]
+        fix = f"give a run, such as {', '.join(runs)}" if runs else "create one with `t5-pipeline run RECIPE`"
+        raise InputError(f"{path}: is not a run directory (no recipe.yaml); {fix}")
     return RunDir(path)
 
 

@@ -41,12 +41,14 @@ class Located:
     overridden: dict[Key, str] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
-        """`recipes/demo.yaml:7: stages.prepare.corpus`, with the line of the nearest enclosing key."""
+        """`recipes/demo.yaml:7: stages.prepare.corpus`, with the line of the nearest enclosing key; else the path."""
+        if not key:
+            return str(self.path)
         known = key
         while known and known not in self.lines and known not in self.overridden:
             known = known[:-1]
         place = self.overridden.get(known) or f"{self.path}:{self.lines.get(known, 1)}"
-        return f"{place}: {'.'.join(map(str, key)) or 'the file'}"
+        return f"{place}: {'.'.join(map(str, key))}"
 
 
 def read_yaml(path: Path) -> Located:

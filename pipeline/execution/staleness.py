@@ -65,8 +65,9 @@ def check_outside(recipe: Recipe, stage: str) -> None:
         InputError: if something is missing; names the setting.
     """
     for cell in recipe.stages[stage]:
+        tasks = cell.settings.task_sources()
         for name, location in cell.settings.data().items():
-            check_data(location, f"{cell.stage}.{name}")
+            check_data(location, f"tasks.{tasks[name].name}.data" if name in tasks else f"{cell.stage}.{name}")
         for name, ref in cell.inputs.items():
             if ref.path is not None:
                 find = locate if cell.settings.takes_many(name) else locate_one

@@ -166,3 +166,12 @@ def test_help_of_every_command_says_what_it_does(capsys: pytest.CaptureFixture[s
             main([*name, "--help"])
         _, purpose, *_ = capsys.readouterr().out.split("\n\n")
         assert purpose.endswith("."), name
+
+
+def test_a_folder_of_runs(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").touch()
+    ended = t5_pipeline("status", tmp_path)
+    assert ended.code == 2
+    assert ended.err.endswith(f"(no recipe.yaml); give a run, such as {tmp_path}/first, {tmp_path}/second\n")

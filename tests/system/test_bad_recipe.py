@@ -47,7 +47,7 @@ RECIPES = {
         r"sentinel.model: /no/such/model does not exist; check the path",
     ),
     "missing rows of a task that is needed last": (
-        "    data: DATA/rows\n", "    data: DATA/gone\n", r"prepare.decontaminate.0.data: \S+/gone does not exist; check the path",
+        "    data: DATA/rows\n", "    data: DATA/gone\n", r"tasks.about.data: \S+/gone does not exist; check the path",
     ),
     "a missing accelerate configuration": (
         "    init: {d_model: 32,", "    launch: none.yaml\n    init: {d_model: 32,",
