@@ -21,6 +21,7 @@ from t5_pipeline.config.stage import Scoring
 from t5_pipeline.config.sweep import combination_name
 from t5_pipeline.core.bounded import read_json
 from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.counts import plural
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import Arm, Scored, scored
@@ -179,7 +180,7 @@ def _prompt(arm: Arm) -> str:
     # A vote names further settings of its prompts after their number.
     other = arm.other.partition(", ")[2] if arm.method == "ensemble" else arm.other
     start = (arm.prompt_init or "").replace("_", " ")
-    return ", ".join(filter(None, (fmt.plural(arm.prompt_length, "token"), start, other)))
+    return ", ".join(filter(None, (plural(arm.prompt_length, "token"), start, other)))
 
 
 def _spreads(task: Scored, rows: Sequence[Score]) -> Iterator[str]:

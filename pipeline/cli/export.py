@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from t5_pipeline.config.command_line import add_command
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.printable import say, show
 
 FORMS = ("transformers", "ctranslate2", "onnx")
@@ -38,6 +39,6 @@ def _export(given: argparse.Namespace) -> int:
 
     tokens = export(given.model, given.prompts, given.to, given.output, given.quantization)
     for one in tokens.values():
-        show(f"{one.alias}  {one.length} rows, ids {one.first} to {one.first + one.length - 1}")
+        show(f"{one.alias}  {plural(one.length, 'row')}, ids {one.first} to {one.first + one.length - 1}")
     say(f"✓ wrote {given.output}; prompts.json in it lists templates, labels and lengths")
     return 0

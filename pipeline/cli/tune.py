@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5_pipeline.config.command_line import add_command, add_settings, positive
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say, show
 
@@ -94,7 +95,7 @@ def _tune(given: argparse.Namespace) -> int:
     task = hold_out(task, given.split_seed, settings.get("select", "best"))
     for split, place in task.splits.items():
         rows = len(Task.load(task).rows(split, training=split == "train"))
-        say(f"{split}: {rows:,} rows, {place}")
+        say(f"{split}: {plural(rows, 'row')}, {place}")
     tested = next((split for split in ("test", "validation") if split in task.splits), None)
     if "validation" not in task.splits and given.select != "last":
         few = "the rows are too few to hold some out"

@@ -12,6 +12,7 @@ from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.core.atomic_files import sweep_shared, write_bytes, write_text
 from t5_pipeline.core.bounded import has_content
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.errors import BAD_INPUT, InputError
 from t5_pipeline.core.printable import say
 from t5_pipeline.core.suggestions import nearest
@@ -121,7 +122,7 @@ def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:
 
 def _why(todo: list[CellStatus]) -> str:
     reasons = list(dict.fromkeys(status.reason for status in todo))
-    cells = f"{len(todo)} cells, " if todo[0].cell.axes else ""
+    cells = f"{plural(len(todo), 'cell')}, " if todo[0].cell.axes else ""
     return cells + "; ".join(reasons[:3])
 
 

@@ -187,15 +187,6 @@ def enumeration(names: Sequence[str], last: str = "and") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
-def plural(number: int, singular: str) -> str:
-    """A count and its noun in the right number.
-
-    >>> plural(1, "seed"), plural(3, "seed")
-    ('1 seed', '3 seeds')
-    """
-    return f"{count(number)} {singular}{'' if number == 1 else 's'}"
-
-
 def truncate(phrase: str, length: int) -> str:
     """The phrase on one line of at most `length` characters, cut between words."""
     phrase = " ".join(phrase.split())

@@ -9,6 +9,7 @@ from t5_pipeline.config.adaptation import SpanCorruptConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.durations import duration
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import scored
@@ -159,7 +160,7 @@ def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
     for task in tasks:
         settings = run.task(task.task)
         kinds = f", {len(settings.labels)} labels" if settings and settings.labels else ""
-        pairs.setdefault("Task", []).append(f"{task.task}{kinds}, {fmt.plural(task.examples, f'{task.split} row')}")
+        pairs.setdefault("Task", []).append(f"{task.task}{kinds}, {plural(task.examples, f'{task.split} row')}")
     tuned = [result for result in run.cells() if isinstance(result.settings, SoftPromptConfig) and result.manifest]
     if tuned:
         lengths = sorted({prompt.prompt_length for prompt in run.prompts})

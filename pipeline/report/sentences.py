@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from t5_pipeline.core.counts import plural
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.summary import ScoreLine, TaskScores
 
@@ -47,7 +48,7 @@ def interval_sentence(task: TaskScores) -> str | None:
     interval = ranked[0].interval(task.metric) if ranked else None
     if interval is None:
         return None
-    of = fmt.plural(task.examples, f"{task.split} row")
+    of = plural(task.examples, f"{task.split} row")
     return f"95% interval over {of}: {fmt.interval(*interval)}{fmt.unit(task.metric)}."
 
 

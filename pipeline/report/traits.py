@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from t5_pipeline.report import format as fmt
+from t5_pipeline.core.counts import plural
 from t5_pipeline.report.scores import Score
 
 
@@ -26,7 +26,7 @@ def other_axes(row: Score) -> list[str]:
 def trait(key: str, value: str | int | None) -> str:
     """A setting of a prompt as text: `20 tokens`, `from class labels`."""
     if key == "prompt_length":
-        return fmt.plural(int(value or 0), "token")
+        return plural(int(value or 0), "token")
     if key == "prompt_init":
         return f"from {str(value).replace('_', ' ')}"
     return f"{key.replace('_', ' ')} {value}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from t5_pipeline.core.counts import plural
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, tag
@@ -23,7 +24,7 @@ def notes(run: Run) -> list[Markup]:
         if (names := _names(run, state))
     ]
     damaged = [
-        tag("li", tag("b", job.stage), f": {fmt.plural(job.log.damaged, 'line')} of metrics.jsonl")
+        tag("li", tag("b", job.stage), f": {plural(job.log.damaged, 'line')} of metrics.jsonl")
         for job in run.jobs
         if job.log.damaged
     ]

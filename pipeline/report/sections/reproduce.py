@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from t5_pipeline.core.counts import plural
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
@@ -69,4 +70,4 @@ def _digests(run: Run) -> Markup | None:
     caption = "Equal digests mean equal tensors, however they are stored in files."
     sheet = Sheet("digests", ["Stage", "Output", "SHA-256 of its contents"], rows)
     shown = plain_table(caption, sheet, [[str(value) for value in row] for row in rows], class_="digests")
-    return tag("details", tag("summary", join([fmt.plural(len(rows), "digest")])), shown)
+    return tag("details", tag("summary", join([plural(len(rows), "digest")])), shown)

@@ -8,6 +8,7 @@ from typing import Any
 from t5_pipeline.artifacts.manifest import Manifest
 from t5_pipeline.config.adaptation import T5Sizes
 from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.durations import duration
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
@@ -28,7 +29,7 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Section | None:
     rows = []
     for prompt in {p.parameters: p for p in prompts}.values():
         amount = f"{fmt.count(prompt.parameters)}, {fmt.size(prompt.bytes)}"
-        rows.append((f"Prompt of {fmt.plural(prompt.prompt_length, 'token')}", prompt.parameters, amount))
+        rows.append((f"Prompt of {plural(prompt.prompt_length, 'token')}", prompt.parameters, amount))
     for parameters, models in by_size.items():
         first = run.models[models[0]]
         amount = fmt.approximate(parameters) + (f", {fmt.size(first.bytes)}" if first.bytes else "")
@@ -37,7 +38,7 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Section | None:
     small, large = prompts[0], run.models[by_size[min(by_size)][0]]
     on_disk = f" ({fmt.size(large.bytes)})" if large.bytes else ""
     sentence = (
-        f"A prompt of {fmt.plural(small.prompt_length, 'token')} has {fmt.count(small.parameters)} parameters"
+        f"A prompt of {plural(small.prompt_length, 'token')} has {fmt.count(small.parameters)} parameters"
         f" ({fmt.size(small.bytes)} on disk); its frozen T5 has {fmt.count(large.parameters)}{on_disk},"
         f" {fmt.approximate(round(large.parameters / small.parameters))} times as many."
     )

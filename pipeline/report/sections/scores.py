@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from t5_pipeline.config.stage import Scoring
+from t5_pipeline.core.counts import plural
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Child, Markup, join, tag
 from t5_pipeline.report.intervals import METHOD
@@ -99,7 +100,7 @@ def _score_by(line: ScoreLine, scoring: Scoring, metric: str) -> str | None:
 
 def _caption(task: TaskScores) -> str:
     lines = task.lines
-    parts = [f"{fmt.sentence_case(task.split)} split of {task.task}, {fmt.plural(task.examples, 'row')}."]
+    parts = [f"{fmt.sentence_case(task.split)} split of {task.task}, {plural(task.examples, 'row')}."]
     if max((len(line.rows) for line in lines), default=0) > 1:
         parts.append("Mean ± sample standard deviation over the seeds.")
     if any(line.interval(metric) for line in lines for metric in task.metrics):

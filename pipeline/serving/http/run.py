@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
@@ -90,7 +91,7 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         listening.listen()  # from here on, clients wait for uvicorn instead of being refused
         count, url = len(app.state.server.store), _url(listening)
-        say(f"serving {count} prompts at {url} (OpenAI clients: base_url {url}/v1)")
+        say(f"serving {plural(count, 'prompt')} at {url} (OpenAI clients: base_url {url}/v1)")
         server.run(sockets=[listening])
         return 0
 
