@@ -83,13 +83,13 @@ class ConcatenatedDocuments:
             segment = np.empty(stop - start, dtype=np.int32)
             for i in range(first, last + 1):
                 length, end = int(chunk_lengths_UD[row, i]), int(ends_UD[row, i])
-                text_end = end - (self.eos is not None and length > 0)
+                text_end = end - (self.eos is not None)
                 low, high = max(start, text_end - length), min(stop, text_end)
                 if low < high:
                     shift = int(chunk_starts_UD[row, i]) - (text_end - length)
                     document = self.tokens.document(group * GROUP + i)
                     segment[low - start : high - start] = document[low + shift : high + shift]
-                if self.eos is not None and start < end <= stop and length:
+                if self.eos is not None and end <= stop:
                     segment[end - 1 - start] = self.eos
             segments.append(segment)
         return segments

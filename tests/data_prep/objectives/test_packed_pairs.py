@@ -36,6 +36,8 @@ def test_split_is_uniform(token_list: Any) -> None:
     expected = len(splits) / 15
     counts = np.bincount(splits, minlength=16)[1:]
     assert ((counts - expected) ** 2 / expected).sum() < 36.1  # chi-squared, 14 degrees: p = 0.001
+    again = np.array([len(x) for x, _ in objective.examples(1, np.arange(0, objective.count(1), 2))])
+    assert abs(np.corrcoef(splits, again)[0, 1]) < 0.05
 
 
 def test_bad_requests(token_list: Any) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.documents import CHUNK
+from t5_pipeline.data_prep.objectives.documents import CHUNK, random_chunks
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM, prefix_lengths, shortest_prefix
 from t5_pipeline.data_prep.sampling.counter_rng import bits
 
@@ -65,6 +65,27 @@ def test_only_one_chunk_of_a_long_document_is_used(token_list: Any) -> None:
         read = np.concatenate([np.concatenate([x[:-1], y[:-1]]) for x, y in examples])
         assert read.tolist() == tokens.document(0)[start : start + chunk].tolist()
     assert seen == {0, CHUNK, 2 * CHUNK}
+
+
+def test_examples_of_any_groups_are_those_of_the_whole_corpus(token_list: Any) -> None:
+    """Documents are read by groups of 128, of which a request names a few; those with long documents are recounted."""
+    lengths = np.full(600, 40)
+    lengths[[127, 128, 300, 511, 599]] = CHUNK + 1, CHUNK + 3000, 2 * CHUNK, 3 * CHUNK + 700, CHUNK
+    objective, tokens = PrefixLM(token_list(lengths.tolist()), seed=2), token_list(lengths.tolist())
+    counts = set()
+    for epoch in range(4):
+        expected = [
+            tokens.document(i)[start:stop][at : at + 511].tolist()
+            for i, (start, size) in enumerate(zip(*random_chunks(lengths, 2, epoch), strict=True))
+            for stop in [start + size]
+            for at in range(0, size, 511)
+        ]
+        assert objective.count(epoch) == len(expected)
+        counts.add(len(expected))
+        for index in ([len(expected) - 1], [len(expected) - 1, 200], range(0, len(expected), 3)):
+            found = [[*x[:-1].tolist(), *y[:-1].tolist()] for x, y in objective.examples(epoch, index)]
+            assert found == [expected[i] for i in index]
+    assert len(counts) > 1
 
 
 @pytest.mark.parametrize(("length", "density"), [(2, 0.5), (11, 0.5), (11, 0.25), (12, 0.4), (512, 0.5)])

@@ -35,7 +35,7 @@ def test_lengths_agree_with_t5(input_length: int, tokens: int, targets: int) -> 
 
 
 @given(
-    input_length=st.integers(9, 1809), density=st.sampled_from([0.15, 0.3, 0.5]), span=st.sampled_from([2.0, 3.0, 8.0])
+    input_length=st.integers(9, 1809), density=st.sampled_from([0.15, 0.3, 0.5, 0.6]), span=st.sampled_from([2.0, 3.0, 8.0])
 )
 def test_tokens_length_is_the_largest_that_fits(input_length: int, density: float, span: float) -> None:
     tokens, targets = tokens_length(input_length, density, span)
@@ -109,6 +109,17 @@ def test_masks_are_uniform() -> None:
     assert sum((count - 300) ** 2 / 300 for count in masks.values()) < 45.3  # 20 degrees: p = 0.001
 
 
+def test_runs_of_both_kinds_differ_by_epoch() -> None:
+    """The first kept and the first hidden run of a mask, of 1 to 9 tokens each, are independent of other epochs."""
+    masks = [noise_mask(4, epoch, np.arange(2000), 20, 0.5, 5.0) for epoch in (0, 1)]
+    kept = [mask.argmax(axis=1) for mask in masks]
+    hidden = [
+        (~mask & (np.arange(20) > start[:, None])).argmax(axis=1) - start
+        for mask, start in zip(masks, kept, strict=True)
+    ]
+    assert abs(np.corrcoef([*kept, *hidden]) - np.eye(4)).max() < 0.08
+
+
 def test_parts_of_one_item() -> None:
     assert part_starts(np.zeros((2, 0), dtype=np.uint64), 1).tolist() == [[True], [True]]
     assert part_starts(np.array([[5, 3]], dtype=np.uint64), 3).tolist() == [[True, True, True]]
@@ -170,10 +181,10 @@ def test_full_segments_fill_inputs_and_targets(token_list: Any) -> None:
 
 def test_examples_depend_only_on_seed_epoch_and_index(token_list: Any) -> None:
     lengths = [50, 3, 0, 200, 41] * 40
-    objective = SpanCorruption(token_list(lengths), 7, 24, sentinel_ids=SENTINEL_IDS)
+    objective = SpanCorruption(token_list(lengths), 7, 64, sentinel_ids=SENTINEL_IDS)
     index = np.array([5, 0, 17, 5, objective.count(2) - 1])
     for i, (x, y) in zip(index, objective.examples(2, index), strict=True):
-        [(x_alone, y_alone)] = SpanCorruption(token_list(lengths), 7, 24, sentinel_ids=SENTINEL_IDS).examples(2, [i])
+        [(x_alone, y_alone)] = SpanCorruption(token_list(lengths), 7, 64, sentinel_ids=SENTINEL_IDS).examples(2, [i])
         assert x.tolist() == x_alone.tolist()
         assert y.tolist() == y_alone.tolist()
 

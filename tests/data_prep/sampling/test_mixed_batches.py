@@ -47,15 +47,27 @@ def test_shares_are_those_of_the_rates(rates: list[float], seed: int, place: int
     assert (np.abs(found_K - share_K * place) <= 6 * np.sqrt(BLOCK * share_K * (1 - share_K)) + 2).all()
 
 
-def owners(seed: int) -> list[int]:
-    """The objective at each of the first places."""
+def test_blocks_follow_one_another() -> None:
+    """Blocks whose shares differ by rounding: the last place of each takes one example, too."""
+    places = Places([1, 1, 1], seed=0)
+    for end in range(BLOCK, 7 * BLOCK, BLOCK):
+        assert sorted((places.before(end) - places.before(end - 1)).tolist()) == [0, 0, 1]
+
+
+def owners(seed: int, first: int = 0) -> list[int]:
+    """The objective at each of 200 places."""
     places = Places([1, 1], seed)
-    return [int((places.before(p + 1) - places.before(p)).argmax()) for p in range(200)]
+    return [int((places.before(p + 1) - places.before(p)).argmax()) for p in range(first, first + 200)]
 
 
 def test_order_within_blocks_is_random() -> None:
     assert 70 < np.count_nonzero(np.diff(owners(3))) < 130  # half of the 199 neighbors differ
     assert owners(3) != owners(4)
+    assert owners(3) != owners(3, BLOCK)
+
+
+def test_objectives_have_different_seeds() -> None:
+    assert len({seed_of(seed, number) for seed in (0, 1) for number in range(4)}) == 8
 
 
 def test_batches_are_a_function_of_the_step() -> None:

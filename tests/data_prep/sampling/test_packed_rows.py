@@ -54,15 +54,25 @@ def test_rows_are_those_of_next_fit_in_each_block(token_list: Any, lengths: list
     assert backwards == [index for row in members[::-1] for index in row]
 
 
+class Equal:
+    """30 examples of one length."""
+
+    def count(self, epoch: int) -> int:
+        return 30
+
+    def lengths(self, epoch: int, index_N: Any) -> tuple[Any, Any]:
+        return np.full(len(index_N), 30), np.full(len(index_N), 2)
+
+
 def test_an_example_longer_than_a_row_has_its_own() -> None:
-    class Long:
-        def count(self, epoch: int) -> int:
-            return 3
+    assert PackedRows(Equal(), 0, (8, 8)).count(0) == 30
 
-        def lengths(self, epoch: int, index_N: Any) -> tuple[Any, Any]:
-            return np.full(len(index_N), 30), np.full(len(index_N), 2)
 
-    assert PackedRows(Long(), 0, (8, 8)).count(0) == 3
+def test_order_differs_by_epoch() -> None:
+    rows = PackedRows(Equal(), 0, (60, 8))
+    orders = [rows.examples_of(epoch, np.arange(15)).tolist() for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(30))
+    assert orders[0] != orders[1]
 
 
 def batches(tokens: Any, size: int = 16, *, packed: bool = True, seed: int = 3) -> LMBatches:

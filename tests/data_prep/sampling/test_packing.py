@@ -78,6 +78,9 @@ def test_examples_of_a_row_keep_the_order_of_the_batch() -> None:
     assert batch.segments is not None
     assert batch.segments[0].tolist() == [[1, 1, 2, 2, 2, 3, 0, 0]]
     assert batch.ids_B.tolist() == [7]
+    padded = collate_packed(numbered([(2, 1), (3, 1), (1, 1)]), [7, 8, 9], (8, 8), pad=99)
+    assert padded.inputs_BS.tolist() == [[1, 2, 4, 5, 6, 8, 99, 99]]
+    assert padded.targets_BT.tolist() == [[3, 7, 9, 99, 99, 99, 99, 99]]
 
 
 def test_no_packing_if_it_saves_little() -> None:
