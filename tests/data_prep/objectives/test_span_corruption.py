@@ -35,7 +35,9 @@ def test_lengths_agree_with_t5(input_length: int, tokens: int, targets: int) -> 
 
 
 @given(
-    input_length=st.integers(9, 1809), density=st.sampled_from([0.15, 0.3, 0.5, 0.6]), span=st.sampled_from([2.0, 3.0, 8.0])
+    input_length=st.integers(9, 1809),
+    density=st.sampled_from([0.15, 0.3, 0.5, 0.6]),
+    span=st.sampled_from([2.0, 3.0, 8.0]),
 )
 def test_tokens_length_is_the_largest_that_fits(input_length: int, density: float, span: float) -> None:
     tokens, targets = tokens_length(input_length, density, span)

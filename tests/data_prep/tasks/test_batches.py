@@ -49,6 +49,23 @@ def test_every_pass_contains_each_example_once(rows: int, size: int, seed: int) 
         assert sorted(ids[k * rows : (k + 1) * rows].tolist()) == list(range(rows))
 
 
+def test_passes_have_different_orders() -> None:
+    batches = TaskBatches([encoded(30)], [30], [0])
+    assert batches.at(0).ids_B.tolist() != batches.at(1).ids_B.tolist()
+
+
+def test_prompts_that_take_turns_have_steps_of_their_own() -> None:
+    """Of three prompts the first and last train in the even steps of the run, the other in the odd ones."""
+    tasks = [encoded(10), encoded(23), encoded(4)]
+    in_turn = TaskBatches(tasks, [4, 3, 9], [0, 1, 2], turn=lambda step: (step // 2, [1] if step % 2 else [0, 2]))
+    at_once = TaskBatches(tasks, [4, 3, 9], [0, 1, 2])
+    for step in (0, 1, 8, 9):
+        found, whole = in_turn.at(step), at_once.at(step // 2)
+        expected = whole.rows(np.flatnonzero((whole.prompt_B == 1) == (step % 2 == 1)))
+        for name in ("prompt_B", "ids_B", "inputs_BS", "targets_BT", "weights_B"):
+            assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+
+
 def test_weights() -> None:
     mean = TaskBatches([encoded(10), encoded(10)], [4, 6], [0, 0]).at(3)
     for c in (0, 1):

@@ -50,6 +50,22 @@ def test_rows_come_once_per_pass_and_at_the_rate_of_their_task() -> None:
     assert many == {False: 12288, True: 4096}
 
 
+def test_a_pass_over_more_rows_than_a_cycle_has_slots_goes_on_in_the_next_cycle() -> None:
+    batches = MixedTaskBatches([task(3 * CYCLE, 2)], batch_size=64, seed=3)
+    drawn = [int(token) for cycle in range(3) for token in batches.at(cycle * CYCLE // 64).inputs_BS[:, 0]]
+    assert len(set(drawn)) == 3 * 64
+
+
+def test_cycles_have_different_orders_and_ids_name_the_rows() -> None:
+    batches = MixedTaskBatches([task(30, 100), task(30, 1000)], batch_size=64, seed=3)
+    of_cycles = []
+    for step in (0, CYCLE // 64):
+        batch = batches.at(step)
+        assert batch.ids_B.tolist() == [t - 100 if t < 1000 else t - 970 for t in batch.inputs_BS[:, 0].tolist()]
+        of_cycles.append((batch.ids_B >= 30).tolist())
+    assert of_cycles[0] != of_cycles[1]
+
+
 def test_steps_do_not_depend_on_earlier_steps() -> None:
     tasks = [task(7, 100), task(5, 200), task(300, 1000)]
     one, other = (MixedTaskBatches(tasks, batch_size=16, seed=1, mixing="equal") for _ in range(2))
