@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5_pipeline.evaluation.ensemble import vote, votes
+from t5_pipeline.evaluation.ensemble import classified, vote, votes
 from t5_pipeline.evaluation.predict import Outputs
 
 LABELS = ["no", "yes", "maybe"]
@@ -48,6 +49,13 @@ def test_an_illegal_output_is_a_vote_that_matches_no_label() -> None:
     for voters, decoded in (([x, y, no], "no"), ([x, no], "no"), ([x, x, no], "x"), ([y, x], "y")):
         found = vote(voters, LABELS)
         assert (found.texts, found.decoded) == (["no"], [decoded])
+
+
+def test_probabilities_of_several_prompts_are_averaged() -> None:
+    scores = [{"no": np.log(p), "yes": np.log(1 - p)} for p in (0.2, 0.4, 0.9)]
+    found = classified(["yes", "yes", "no"], scores)
+    assert (found.label, found.votes) == ("yes", {"yes": 2, "no": 1})
+    assert found.probabilities == {"no": pytest.approx(0.5), "yes": pytest.approx(0.5)}
 
 
 def test_answers_in_other_unicode_forms_are_the_same_answer() -> None:

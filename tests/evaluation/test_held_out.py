@@ -14,7 +14,15 @@ from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.counts import RowCounts
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, Reading
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.held_out import HeldOut, answer_all, answer_form, load_held_out, score_model, score_prompts
+from t5_pipeline.evaluation.held_out import (
+    HeldOut,
+    answer_all,
+    answer_form,
+    load_held_out,
+    mean_of_tasks,
+    score_model,
+    score_prompts,
+)
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs
 from t5_pipeline.modeling.prompt_bank import BareT5, PromptedT5
 from t5_pipeline.training.best_checkpoint import Measured
@@ -117,6 +125,20 @@ def test_several_tasks_count_alike(model: PromptedT5) -> None:
     assert found.scores["mean"] == found.score == pytest.approx(one.score)
     assert one.score == pytest.approx(sum(one.scores.values()) / 2)
     assert found.loss == pytest.approx(one.loss)
+    b = replace(a, task=a.task.model_copy(update={"name": "b"}))
+    each = [Measured({"accuracy": 0.25, "macro_f1": 0.75}, 0.5, 1.0), Measured({"accuracy": 1.0}, 1.0, 3.0)]
+    scores = {"mean": 0.75, "t accuracy": 0.25, "t macro_f1": 0.75, "b accuracy": 1.0}
+    assert mean_of_tasks([a, b], each) == Measured(scores, 0.75, 2.0)
+
+
+@torch.no_grad()
+def test_prompts_that_are_left_are_scored_on_their_own_rows(model: PromptedT5) -> None:
+    """After others of the bank were dropped, whose rows are those of other tasks."""
+    splits = [split(targets, labels=True, metrics=["accuracy"]) for targets in (["no"] * 4, TARGETS)]
+    whole = score_prompts(model, splits=splits, options=CPU)
+    (left,) = score_prompts(model, [1], splits=splits, options=CPU)
+    assert left.loss == pytest.approx(whole[1].loss, rel=1e-5)
+    assert left.loss == pytest.approx(loss_of(model, 1, splits[1], [0, 1, 2, 3]), rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- scoring

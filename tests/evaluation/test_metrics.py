@@ -48,6 +48,9 @@ def test_multirc() -> None:
     ("Bob", "Bob's hat", False),  # only one has an apostrophe
     ("Bob's bike", "bike of Bob", False),
     ("bob's bike", "Bob's", True),
+    ("the dog's owner", "owner", False),
+    ("owner", "the dog's owner", False),
+    ("pony", "the", False),  # a target without words is named by nothing
 ])  # fmt: skip
 def test_referent_by_word_subset(prediction: str, target: str, named: bool) -> None:
     """T5's wsc_simple: right if naming the target agrees with `holds`."""

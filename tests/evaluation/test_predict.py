@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,3 +42,16 @@ def test_a_mixture_with_one_weight_equals_that_prompt(model: PromptedT5) -> None
     alone = answer_each(model, [1] * 3, queries(FORM, FORM, FORM), OPTIONS)
     assert (mixed.texts, mixed.decoded) == (alone.texts, alone.decoded)
     assert np.array(mixed.scores) == pytest.approx(np.array(alone.scores), rel=1e-4)
+
+
+def test_texts_end_at_the_maximum_length_of_their_own_form(model: PromptedT5) -> None:
+    """Decoded together with longer ones, a text is what it is alone."""
+
+    def text(ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids[: ids.index(1)] if 1 in ids else ids))
+
+    asked = queries(*(AnswerForm(text, max_length=length) for length in (5, 2, 3)))
+    together = answer_each(model, [0, 1, 1], asked, OPTIONS).decoded
+    alone = [answer_each(model, [k], [query], OPTIONS).decoded[0] for k, query in zip((0, 1, 1), asked, strict=True)]
+    assert together == alone
+    assert len(alone[2].split()) == 3

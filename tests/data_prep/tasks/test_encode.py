@@ -133,6 +133,14 @@ def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabu
         encode_task(Task.load(settings(tmp_path)), "train", Reading(vocabulary, 64, 8))
 
 
+def test_an_empty_text_is_a_null_only_in_tables(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    write(tmp_path, rows=[{"text": "", "label": "good"}, {"text": "a", "label": "bad"}])
+    (tmp_path / "test.csv").write_text("text,label\n,good\na,bad\n")
+    task = Task.load(settings(tmp_path, nulls="drop"))
+    assert len(encode_task(task, "train", Reading(vocabulary, 16, 8))) == 2
+    assert encode_task(task, "test", Reading(vocabulary, 16, 8)).counts.dropped == {"without text": 1}
+
+
 def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Path, vocabulary: Vocabulary) -> None:
     rows = [
         {"text": text, "label": label} for text, label in (("a \u732b", "b"), ("c", "\u732b"), ("\u732b\u732b", "\n"))
@@ -206,9 +214,9 @@ def test_a_label_of_just_the_maximum_length_is_not_truncated(vocabulary: Vocabul
 def test_false_targets_are_scored_but_not_trained_on(vocabulary: Vocabulary, tmp_path: Path) -> None:
     rows = [{"text": f"row {i}", "label": "good", "true": i % 3 == 0} for i in range(6)]
     task = Task.load(settings(write(tmp_path, rows=rows), holds="true", splits={"train": "train", "test": "train"}))
-    trained = encode_task(task, "train", vocabulary, 16, 8, training=True)
+    trained = encode_task(task, "train", Reading(vocabulary, 16, 8), training=True)
     assert trained.input_texts == ["sentence: row 0", "sentence: row 3"]
-    assert encode_task(task, "test", vocabulary, 16, 8).holds == [True, False, False, True, False, False]
+    assert encode_task(task, "test", Reading(vocabulary, 16, 8)).holds == [True, False, False, True, False, False]
 
 
 def test_a_limit_keeps_groups_whole(vocabulary: Vocabulary, tmp_path: Path) -> None:
