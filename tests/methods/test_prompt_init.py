@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,6 +34,18 @@ def test_vocabulary_samples_population_without_replacement() -> None:
     assert len(set(few.tolist())) == 5
     assert few.max() < 10
     assert few.tolist() != initializers.vocabulary(EMBEDDING, 5, seed=1, population=range(10))[:, 0].tolist()
+
+
+def test_rows_are_drawn_from_the_first_pieces_without_sentinels_and_padding() -> None:
+    t5: Any = SimpleNamespace(shared=SimpleNamespace(weight=EMBEDDING), shape=SimpleNamespace(d_model=3))
+    tokenizer: Any = SimpleNamespace(size=30, sentinel_ids=(3, 29))
+    few: Any = SimpleNamespace(prompt_init="vocabulary", prompt_length=8, init_population=8, seed=5)
+    rows = initializers.initial_rows(t5, tokenizer, few, few.seed)
+    assert sorted(rows[:, 0].tolist()) == [0, 1, 2, 4, 5, 6, 7, 8]
+    c: Any = SimpleNamespace(prompt_init="vocabulary", prompt_length=4, init_population=5000, seed=5)
+    sampled = initializers.sampled_rows(t5, tokenizer, c, 28)
+    assert sorted(sampled[:, 0].tolist()) == [i for i in range(29) if i != 3]
+    assert torch.equal(sampled[:4], initializers.initial_rows(t5, tokenizer, c, c.seed))
 
 
 def test_prompt_longer_than_population_repeats_rows() -> None:

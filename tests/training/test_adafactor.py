@@ -143,7 +143,7 @@ def test_every_prompt_of_a_bank_moves_as_if_it_were_alone(
     min_dim = 128 if factored else None
     d_model, decay = 130, 1e-5
     rng = np.random.default_rng(1)
-    starts = [rng.normal(size=(length, d_model)) * 10.0 ** (i - 2) for i, length in enumerate(LENGTHS)]
+    starts = [rng.normal(size=(length, d_model)) * 10.0 ** (i - 4) for i, length in enumerate(LENGTHS)]
     references = [Reference(start, scaled=scaled, decay=decay, min_dim=min_dim or np.inf) for start in starts]
     rows_RD = nn.Parameter(torch.tensor(np.concatenate(starts), dtype=dtype))
     row_prompt_R = torch.tensor(np.repeat(np.arange(len(LENGTHS)), LENGTHS))

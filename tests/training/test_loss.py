@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from t5_pipeline.training import loss as loss_module
-from t5_pipeline.training.loss import _TokenLoss, batch_losses, output_loss, token_loss, token_loss_reference
+from t5_pipeline.training.loss import (
+    _TokenLoss,
+    batch_losses,
+    output_loss,
+    target_loss,
+    token_loss,
+    token_loss_reference,
+)
 
 
 def logits_and_targets(batch: int = 3, length: int = 5, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,6 +135,21 @@ def test_output_loss_in_bf16_is_within_rounding() -> None:
         for ours, theirs in zip(gradients, expected, strict=True):
             assert (ours.float() - theirs).norm() < 0.03 * theirs.norm()
         assert gradients[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("reference_ops", [[], ["loss"]])
+def test_the_settings_of_a_stage_decide_its_loss(reference_ops: list[str]) -> None:
+    """fp32 logits of bf16 states are exact: only the inputs are rounded."""
+    hidden, weight, targets_BT = hidden_weight_and_targets()
+    narrow = hidden.detach().bfloat16()
+    model: Any = SimpleNamespace(
+        special=SimpleNamespace(pad=0),
+        before_logits=lambda hidden_BTD: (hidden_BTD, weight),
+        logits=lambda hidden_BTD: hidden_BTD.float() @ weight.T,
+    )
+    settings: Any = SimpleNamespace(z_loss=0.3, logits_precision="fp32", reference_ops=reference_ops)
+    expected = token_loss_reference(narrow.float() @ weight.T, targets_BT, 0.3)
+    torch.testing.assert_close(target_loss(model, narrow, targets_BT, settings), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_impossible_target_has_a_finite_loss() -> None:

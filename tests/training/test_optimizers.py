@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from t5_pipeline.modeling.prompt_bank import PromptBank
+from t5_pipeline.training.adafactor import Adafactor
 from t5_pipeline.training.optimizers import (
     PromptRule,
     bank_optimizer,
@@ -57,6 +58,49 @@ def test_a_prompt_that_waits_does_not_change(name: str) -> None:
     together = train(2, [0, 0, 0, 1, 1, 1, 0, 0, 0])
     assert together.prompt(0).equal(train(1, [0] * 6).prompt(0))
     assert together.prompt(1).equal(train(1, [0] * 3).prompt(0))
+
+
+def test_every_prompt_of_a_bank_has_its_own_rule() -> None:
+    """Also if an earlier prompt has another one: each moves like the only parameter of an optimizer of its own."""
+    rules = [PromptRule(), PromptRule(0.01, 0.25, 1000), PromptRule(0.02, 2.0, factored=True)]
+    starts = [torch.full((length, 130), 0.5) for length in (3, 4, 140)]
+    bank = PromptBank(starts, range(3))
+    optimizer = bank_optimizer("adafactor", bank.parameters(), bank.parts, rules)
+    alone = [nn.Parameter(start.clone()) for start in starts]
+    own = [
+        Adafactor(
+            [{"params": [p], "clipping": rule.clipping}], weight_decay=rule.weight_decay, parameter_scaling=False,
+            step_offset=rule.step_offset, min_dim_to_factor=128 if rule.factored else None,
+        )
+        for p, rule in zip(alone, rules, strict=True)
+    ]  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        rates = [0.3, 0.1, 0.2]
+        set_learning_rate(optimizer, *rates)
+        for p, single, each, rate in zip(bank.parameters(), alone, own, rates, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator) * 10.0 ** (step % 3)
+            single.grad = p.grad.clone()
+            set_learning_rate(each, rate)
+            each.step()
+        optimizer.step()
+    for p, single in zip(bank.parameters(), alone, strict=True):
+        torch.testing.assert_close(p.detach(), single.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_model_optimizers_count_from_the_offset_and_decay() -> None:
+    for name in ("adafactor", "adamw"):
+        weight = nn.Parameter(torch.ones(2, 2))
+        optimizer = model_optimizer(name, [weight], weight_decay=0.25, step_offset=1000)
+        set_learning_rate(optimizer, 0.0)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        assert torch.equal(weight, torch.full((2, 2), 0.75))
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = model_optimizer("adafactor", [weight], step_offset=1000)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[weight]["mean_square"], torch.full((2, 2), 1001**-0.8))
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from t5_pipeline.training.schedules import learning_rate
+from t5_pipeline.config.training import TrainingConfig
+from t5_pipeline.training.schedules import learning_rate, schedule_of
 
 
 def test_the_rate_of_lm_adaptation_goes_from_1e3_to_95e5() -> None:
@@ -39,6 +40,16 @@ def test_warm_up_rises_to_the_peak_and_linear_falls_from_there() -> None:
     rate = learning_rate("linear", peak=1.0, warmup_steps=10, total_steps=110)
     assert [round(rate(step), 6) for step in (0, 4, 9, 10, 60, 110)] == [0.1, 0.5, 1.0, 1.0, 0.5, 0.0]
     assert learning_rate("constant", peak=0.3, warmup_steps=10)(4) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(("schedule", "rates"), [
+    ("constant", [0.1, 0.4, 0.4]),
+    ("rsqrt", [0.4 / 96**0.5, 0.4 / 100**0.5, 0.4 / 101**0.5]),
+    ("linear", [0.1, 0.4, 0.3]),
+])  # fmt: skip
+def test_the_settings_of_a_stage_decide_its_rate(schedule: str, rates: list[float]) -> None:
+    c = TrainingConfig(learning_rate=0.4, schedule=schedule, steps=8, warmup_steps=4, step_offset=96)
+    assert [schedule_of(c)(step) for step in (0, 4, 5)] == pytest.approx(rates)
 
 
 def test_an_unknown_schedule_is_named() -> None:
