@@ -12,9 +12,7 @@ from t5_pipeline.evaluation.squad import exact_match, normalize_answer, token_f1
 def test_squad_normalization() -> None:
     assert normalize_answer("  The Beyoncé-Knowles, (an)  A ") == "beyoncéknowles"
     assert normalize_answer("theatre and anthem") == "theatre and anthem"
-    assert (
-        normalize_answer("\u201cthe\u201d") == "\u201c \u201d"
-    )  # an article leaves a space, and this is no ASCII quote
+    assert normalize_answer("\u201cthe\u201d") == "\u201c \u201d"  # an article leaves a space between other quotes
     assert exact_match(["The cat.", "dog"], ["cat", ["a wolf", "the dog!"]]) == 1.0
     assert exact_match(["cats"], ["cat"]) == 0.0
 

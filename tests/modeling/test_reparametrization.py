@@ -94,6 +94,8 @@ def test_they_start_from_the_given_rows() -> None:
     torch.testing.assert_close(full(), start, atol=1e-5, rtol=1e-5)
     full().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in full.parameters())
+    assert full.a_PK.grad is not None
+    assert bool(full.a_PK.grad.any(dim=0).all())  # the directions beyond those of the rows learn, too
     nearest, (u, s, vt) = LowRank.nearest(start, rank=2), np.linalg.svd(start.double().numpy(), full_matrices=False)
     np.testing.assert_allclose(nearest().detach().numpy(), (u[:, :2] * s[:2]) @ vt[:2], atol=1e-5)
     sampled = torch.cat([start, draw(3, D, seed=5)])

@@ -24,7 +24,7 @@ from t5_pipeline.modeling.load import init_t5
 from t5_pipeline.modeling.t5 import T5
 from t5_pipeline.training.loop import gradients
 from t5_pipeline.training.loss import batch_losses, token_loss
-from t5_pipeline.training.microbatches import TensorBatch
+from t5_pipeline.training.microbatches import TensorBatch, rank_microbatches
 from t5_pipeline.training.trainer import Trainer
 
 SHAPE = T5Config(
@@ -65,6 +65,20 @@ def trainer(objective: str, packed: bool, optimizer: str = "adafactor") -> Train
         steps=6, seed=2, optimizer=optimizer, precision="fp32", microbatch_size=2 if packed else 4, log_every=1
     )
     return Trainer(config, LaunchContext(), Accelerator(cpu=True), model, batches(objective, packed), losses)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("world", [2, 3, 20])
+def test_ranks_in_lockstep_have_as_many_microbatches_and_add_up_to_the_batch(world: int, packed: bool) -> None:
+    """Also ranks without rows; the weights of all target tokens add up to 1."""
+    batch = batches("prefix_lm", packed).at(4)
+    for lockstep in (False, True):
+        shares = [rank_microbatches(batch, rank, world, 3, "cpu", lockstep) for rank in range(world)]
+        assert not lockstep or len({len(share) for share in shares}) == 1
+        counted = [((micro.targets_BT != 0).sum(dim=1), micro.weights_B) for share in shares for micro in share]
+        weight = sum(float((tokens_B * weights_B).sum()) for tokens_B, weights_B in counted)
+        tokens = sum(int(tokens_B[weights_B > 0].sum()) for tokens_B, weights_B in counted)
+        assert (tokens, weight) == (batch.target_tokens, pytest.approx(1.0, rel=1e-5))
 
 
 @pytest.mark.parametrize("microbatch_size", [0, 3])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from t5_pipeline.modeling.prompt_bank import PromptBank
+from t5_pipeline.modeling.reparametrization import LowRank
 from t5_pipeline.training.adafactor import Adafactor
 from t5_pipeline.training.optimizers import (
     PromptRule,
@@ -86,6 +87,15 @@ def test_every_prompt_of_a_bank_has_its_own_rule() -> None:
         optimizer.step()
     for p, single in zip(bank.parameters(), alone, strict=True):
         torch.testing.assert_close(p.detach(), single.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_only_plain_prompts_are_factored() -> None:
+    bank = PromptBank([torch.ones(130, 140), LowRank.uniform(130, 140, rank=135, seed=0)])
+    optimizer = bank_optimizer("adafactor", bank.parameters(), bank.parts, [PromptRule(factored=True)] * 2)
+    bank.rows().sum().backward()
+    optimizer.step()
+    kept = [set(optimizer.state[p]) - {"step"} for p in bank.parameters()]
+    assert kept == [{"mean_square", "row", "column"}, {"mean_square"}, {"mean_square"}]
 
 
 def test_model_optimizers_count_from_the_offset_and_decay() -> None:
