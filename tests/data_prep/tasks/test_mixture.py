@@ -50,7 +50,7 @@ def test_rows_come_once_per_pass_and_at_the_rate_of_their_task() -> None:
     assert many == {False: 12288, True: 4096}
 
 
-def test_a_pass_over_more_rows_than_a_cycle_has_slots_goes_on_in_the_next_cycle() -> None:
+def test_a_pass_over_more_rows_than_a_cycle_has_slots_continues_in_the_next_cycle() -> None:
     batches = MixedTaskBatches([task(3 * CYCLE, 2)], batch_size=64, seed=3)
     drawn = [int(token) for cycle in range(3) for token in batches.at(cycle * CYCLE // 64).inputs_BS[:, 0]]
     assert len(set(drawn)) == 3 * 64
