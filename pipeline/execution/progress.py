@@ -122,13 +122,15 @@ def numbers(row: Mapping[str, Any]) -> list[str]:
 
     >>> numbers({"step": 10, "loss": 3.21412, "learning_rate": 0.00095346, "tokens_per_second": 6120.4})
     ['loss 3.214', 'learning rate 0.000953', '6,120 tokens/s']
+    >>> numbers({"step": 512, "tokens_per_second": 0})  # none are finished yet
+    []
     """
     shown = [f"loss {row['loss']:.3f}"] if "loss" in row else []
     if "learning_rate" in row:
         shown.append(f"learning rate {row['learning_rate']:.3g}")
     for unit in ("tokens", "examples"):
         rate = row.get(f"{unit}_per_second")
-        if rate is not None:
+        if rate:
             shown.append(f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.1f} {unit}/s")
     return shown
 
