@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
@@ -96,12 +99,15 @@ def test_fully_masked_rows_are_finite() -> None:
         assert attention(q, k, v, torch.full((1, 1, 1, 9), MASKED)).isfinite().all()
 
 
+@pytest.mark.parametrize("products", [attend_by_products, partial(attention_reference, compute=torch.bfloat16)])
 @pytest.mark.parametrize("kind", ["none", "position", "mask", "both", "apart"])
-def test_products_in_bf16_equal_the_definition_within_rounding(kind: str) -> None:
+def test_products_in_bf16_equal_the_definition_within_rounding(
+    kind: str, products: Callable[..., torch.Tensor]
+) -> None:
     q, k, v = (x.detach().bfloat16().requires_grad_() for x in _inputs())
     weight = torch.randn(3, 4, 7, 16, generator=torch.Generator().manual_seed(2))
     results = []
-    for attention in (attention_reference, attend_by_products):
+    for attention in (attention_reference, products):
         bias = _bias("position" if kind == "apart" else kind)
         leaves = [q, k, v, bias.requires_grad_()] if kind in ("position", "apart") else [q, k, v]
         if kind != "apart":
@@ -111,9 +117,9 @@ def test_products_in_bf16_equal_the_definition_within_rounding(kind: str) -> Non
         else:
             out = attention(q, k, v, bias, _bias("mask"))
         results.append((out, *torch.autograd.grad((out.float() * weight).sum(), leaves)))
-    for plain, products in zip(*results, strict=True):
-        assert products.dtype == plain.dtype
-        assert (products.float() - plain.float()).norm() < 0.02 * plain.float().norm()
+    for plain, narrow in zip(*results, strict=True):
+        assert narrow.dtype == plain.dtype
+        assert (narrow.float() - plain.float()).norm() < 0.02 * plain.float().norm()
 
 
 def test_implementation_by_precision_on_a_cpu() -> None:
@@ -122,6 +128,9 @@ def test_implementation_by_precision_on_a_cpu() -> None:
     bias, mask = _bias("position"), _bias("mask")
     assert torch.equal(attend(*narrow, bias, mask), attend_by_products(*narrow, bias, mask))
     assert torch.equal(attend(q, k, v, bias, mask), attend_fused(q, k, v, bias + mask))
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*narrow, bias, mask), attention_reference(*narrow, bias, mask, torch.bfloat16))
+    assert torch.equal(compiled(q, k, v, bias, mask), attend_fused(q, k, v, bias + mask))
 
 
 @pytest.mark.parametrize("masked", [False, True])
