@@ -38,6 +38,7 @@ STUDIES = {
 }
 FOLLOW_UPS = {
     "wikipedia-adaptation": "Follow-up: LM adaptation, 3.6M",
+    "wikipedia-adaptation-rate": "Follow-up: learning rate of LM adaptation, 3.6M",
     "wikipedia-shift": "Follow-up: domain shift, 3.6M",
 }
 TABLES_PAGE = Path(__file__).parent.parent / "docs/results_tables.md"
@@ -171,7 +172,7 @@ def _caption(task: Scored) -> str:
 
 def _pretraining(arm: Arm) -> str:
     part = f", {arm.share:.0%} of the steps" if arm.share not in (None, 0.0, 1.0) else ""
-    return f"{arm.pretraining or '–'}{part}"
+    return f"{arm.pretraining or '–'}{part}{f' (`{arm.t5}`)' if arm.t5 else ''}"
 
 
 def _prompt(arm: Arm) -> str:
