@@ -24,6 +24,7 @@ from t5_pipeline.training.buckets import buckets
 from t5_pipeline.training.segment_sums import segment_sums
 
 _EPSILON1, _EPSILON2 = 1e-30, 1e-3
+_BETA2_EXPONENT = 0.8
 
 
 class _Factored(NamedTuple):
@@ -242,7 +243,7 @@ class Adafactor(Optimizer):
         """Count the step and return its β₂. `step` is on the CPU, so reading it does not synchronize with the GPU."""
         steps = [self.state[p]["step"] for p in params]
         torch._foreach_add_(steps, 1)
-        return float(1.0 - (steps[0].item() + group["step_offset"]) ** -0.8)
+        return float(1.0 - (steps[0].item() + group["step_offset"]) ** -_BETA2_EXPONENT)
 
 
 def factored_dims(shape: tuple[int, ...], min_dim_to_factor: int | None) -> tuple[int, int] | None:
