@@ -6,14 +6,14 @@ mapped files) every two milliseconds. The measured peak is the largest reading m
 step allocates, and the data.
 
 glibc returns freed memory to the system at once (every allocation of at least 64 KiB has its own pages), so that memory
-in use is measured. Without these variables a stage keeps freed memory for reuse (pipeline/execution/malloc.py). oneDNN
-keeps no kernels either: on some processors those of the bf16 products take 40 MiB, whatever the size of the T5.
+in use is measured. Without these variables a stage keeps freed memory for reuse (pipeline/execution/malloc.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import random
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,7 @@ from t5_pipeline.cost.memory import Memory
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import SIZES
 
-FREED = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0",
-}
+FREED = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
 SMALL, BASE = "T5 1.1 Small", "Base, 2 + 2 layers"
 TINY = T5Config(vocab_size=1152, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2)
 BASE_SHAPED = T5Config(d_model=768, d_ff=2048, num_heads=12, num_layers=2, num_decoder_layers=2)
@@ -174,27 +170,54 @@ def anonymous_bytes(pid: int | str = "self") -> int:
 
 def stage(kind: str, first: str, then: str, runs: str) -> int:
     """Run the stage of one recipe in this process, print its memory, and run that of another."""
+    run_here(kind, first, f"{runs}/first")
+    print(anonymous_bytes(), flush=True)
+    return run_here(kind, then, f"{runs}/then")
+
+
+def run_here(kind: str, path: str, run_dir: str) -> int:
+    """Run the stage of a recipe in this process; returns its exit code."""
     from t5_pipeline.execution.stage_process import run
 
     body = getattr(importlib.import_module(f"t5_pipeline.stages.{kind}"), kind)
-    run(body, STAGES[kind], ["--recipe", first, "--run-dir", f"{runs}/first"], f"{kind}.py")
-    print(anonymous_bytes(), flush=True)
-    return run(body, STAGES[kind], ["--recipe", then, "--run-dir", f"{runs}/then"], f"{kind}.py")
+    return run(body, STAGES[kind], ["--recipe", path, "--run-dir", run_dir], f"{kind}.py")
+
+
+def measured_tensors(case: Case, place: Path) -> int:
+    """Peak bytes of the stage's tensors, in this process. Unlike its memory, it does not depend on the processor."""
+    with tempfile.TemporaryDirectory() as runs:
+        return tensors_peak(lambda: run_here(case.kind, str(recipe(case, place)), runs))
+
+
+def tensors_peak(work: Callable[[], Any]) -> int:
+    """Peak bytes of the tensors that exist while `work` runs in this process, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def expected(case: Case, place: Path) -> int:
+    """The estimate of the stage's peak, in bytes."""
+    estimate = estimated(recipe(case, place))
+    # The only checkpoint is written after the last step, when gradients and activations have been freed.
+    return max(estimate.peak, estimate.weights + estimate.optimizer + estimate.snapshot) + estimate.host
 
 
 def compare(case: Case, place: Path) -> dict[str, Any]:
     """One row: estimate and measurement."""
-    estimate = estimated(recipe(case, place))
-    # The only checkpoint is written after the last step, when gradients and activations have been freed.
-    expected = max(estimate.peak, estimate.weights + estimate.optimizer + estimate.snapshot) + estimate.host
-    in_use = measured(case, place)
+    bytes_expected, in_use = expected(case, place), measured(case, place)
     return {
         "stage": case.kind,
         "shape": case.shape,
         "settings": case.settings,
-        "estimate_bytes": expected,
+        "estimate_bytes": bytes_expected,
         "measured_bytes": in_use,
-        "off": round(expected / in_use - 1, 4),
+        "off": round(bytes_expected / in_use - 1, 4),
     }
 
 

@@ -13,7 +13,6 @@ weights, a gradient for each, and Adafactor's factored moments; AdamW's would be
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.memory import FREED, TINY
+from benchmarks.memory import FREED, TINY, tensors_peak
 from benchmarks.prompt_tuning import PROMPT
 from t5_pipeline.cost.activations import Microbatch, saved_activations
 from t5_pipeline.modeling.config import T5Config
@@ -104,19 +103,6 @@ def steps(kind: str, shape: T5Config) -> dict[str, int]:
     }
 
 
-def tensors_peak(kind: str) -> dict[str, int]:
-    """Peak bytes of all tensors."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        child(kind)
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return {"tensors": max(itertools.accumulate(changes))}
-
-
 def run(rounds: int, data: Path) -> dict[str, Any]:
     rows = []
     for kind in KINDS:
@@ -144,4 +130,5 @@ def table(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps((child if sys.argv[2] == "process" else tensors_peak)(sys.argv[1])))
+    kind, measure = sys.argv[1:]
+    print(json.dumps(child(kind) if measure == "process" else {"tensors": tensors_peak(lambda: child(kind))}))

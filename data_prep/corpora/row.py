@@ -81,8 +81,9 @@ def first_duplicate(names: Iterable[str]) -> str | None:
 
 
 def listed(names: Iterable[object], most: int = 20, characters: int = 40) -> str:
-    """Names for an error message, without the end of a long list or name; in quotes if spaces surround a name or it has
-    commas.
+    """Names for an error message, without the end of a long list or name.
+
+    A name that contains a comma, or that spaces surround, is in quotes.
 
     >>> listed(["text", "label"]), listed(range(30), most=2), listed(["a long name"], characters=6)
     ('text, label', '0, 1 and 28 more', 'a long…')

@@ -99,7 +99,7 @@ class DocumentGroups:
         for first in range(0, groups, _GROUPS_PER_BATCH):
             batch_G = np.arange(first, min(first + _GROUPS_PER_BATCH, groups))
             lengths_GD = self._lengths(batch_G)
-            self._counts_G[batch_G] = segments_of(lengths_GD)
+            self._counts_G[batch_G] = segments_of(lengths_GD)  # those of groups with a long document are not used
             long.append(batch_G[(lengths_GD > CHUNK).any(axis=1)])
         self._long_G = np.concatenate([np.zeros(0, dtype=np.int64), *long])
         self._long_lengths_GD = self._lengths(self._long_G)

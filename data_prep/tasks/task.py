@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.normal_form import as_listed, normal_form
+from t5_pipeline.core.normal_form import label_of, normal_form
 from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
 from t5_pipeline.data_prep.corpora.hub import hub_rows, may_be_on_hub
@@ -205,14 +205,15 @@ class Task:
             InputError: if it is not one of the task's labels; names the row.
         """
         target = self.target_template.render(row)
-        if self.labels is not None and target not in self.labels:
-            if (label := as_listed(target, self.labels)) in self.labels:
-                return label
+        if self.labels is None:
+            return target
+        label = label_of(target, self.labels)
+        if label is None:
             raise InputError(
                 f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row,"
                 " add it to `labels`, or map it with `values`"
             )
-        return target
+        return label
 
     def answers(self, row: Row) -> list[str] | None:
         """All acceptable answers of a row; None if the task has no `answers` field."""

@@ -8,7 +8,7 @@ documents, targets with labels, answers with targets.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection
 
 
 def normal_form(text: str) -> str:
@@ -20,10 +20,12 @@ def normal_form(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
-def as_listed(text: str, labels: Iterable[str]) -> str:
-    """The label that equals the text in normal form; the text itself if there is none.
+def label_of(text: str, labels: Collection[str]) -> str | None:
+    """The label that is the text, or equals it in normal form; None if there is none.
 
-    >>> as_listed("cafe\u0301", ["café", "bar"]), as_listed("pub", ["café", "bar"])
-    ('café', 'pub')
+    >>> label_of("cafe\u0301", ["café", "bar"]), label_of("pub", ["café", "bar"])
+    ('café', None)
     """
-    return next((label for label in labels if normal_form(label) == normal_form(text)), text)
+    if text in labels:
+        return text
+    return next((label for label in labels if normal_form(label) == normal_form(text)), None)

@@ -13,7 +13,7 @@ from t5_pipeline.config.references import load_task
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.normal_form import as_listed
+from t5_pipeline.core.normal_form import label_of
 from t5_pipeline.data_prep.corpora.documents import corpus_chunks, skipped_files
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.data_prep.shards.reader import SPLITS, TokenShards
@@ -160,8 +160,7 @@ def diagnose_task(path: Path, model: str | None) -> Diagnosis:
 def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     """Check the rows of a split and return their inputs."""
     rows = task.rows(split, training=split == "train")
-    _unknown_labels(task, rows)
-    targets = [task.targets(row) for row in rows]
+    targets = _targets(task, rows)
     inputs = [task.inputs(row) for row in rows]
     counts, classes = task.counts(split, rows, targets), Counter(targets)
     listed = ", ".join(f"{label} {classes[label] / len(rows):.0%}" for label in task.labels or ())
@@ -180,13 +179,16 @@ def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     return set(inputs)
 
 
-def _unknown_labels(task: Task, rows: Sequence[Row]) -> None:
-    """Refuse targets that are not labels, all at once; training stops at the first one."""
-    labels, unknown = task.labels or (), dict[str, list[str]]()
-    for row in rows if labels else ():
+def _targets(task: Task, rows: Sequence[Row]) -> list[str]:
+    """The target of each row. Those that are not labels are refused all at once; training stops at the first one."""
+    targets, unknown = [], dict[str, list[str]]()
+    for row in rows:
         target = task.target_template.render(row)
-        if target not in labels and as_listed(target, labels) not in labels:
+        label = target if task.labels is None else label_of(target, task.labels)
+        if label is None:
             unknown.setdefault(target, []).append(row.where)
+        else:
+            targets.append(label)
     if unknown:
         shown = [*unknown.items()][:_MOST_TARGETS]
         found = ", ".join(f"{target!r:.40} ({len(where):,}, first at {where[0]})" for target, where in shown)
@@ -195,6 +197,7 @@ def _unknown_labels(task: Task, rows: Sequence[Row]) -> None:
             f"{sum(map(len, unknown.values())):,} of {len(rows):,} rows have targets that are not labels: {found}; fix"
             " the rows, add the targets to `labels`, or map them with `values`"
         )
+    return targets
 
 
 def _parts(warning: str) -> tuple[str, str]:

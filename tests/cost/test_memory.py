@@ -50,10 +50,10 @@ CASES = {
     "probe": benchmark.Case(
         "lm_adapt", "middling", ADAPT | PROBE | {"batch_size": 2, "segment_length": 32, "steps": 1}
     ),
-    "prompt_tune": benchmark.Case(
-        "prompt_tune", "narrow", {"batch_size": 16, "max_input_length": 288, "precision": "bf16", "select": "last"}
-    ),
 }
+TUNE = benchmark.Case(
+    "prompt_tune", "narrow", {"batch_size": 16, "max_input_length": 288, "precision": "bf16", "select": "last"}
+)
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,17 @@ CASES = {
     [pytest.param(case, id=name, marks=pytest.mark.soak if name == "probe" else ()) for name, case in CASES.items()],
 )
 def test_measured_peak_of_a_stage(case: benchmark.Case, place: Path) -> None:
-    """`python -m benchmarks` has more and larger cases.
-
-    Products in bf16 have buffers of their own, such as copies of the factors: 2 to 50 MiB, depending on the processor.
-    """
+    """`python -m benchmarks` has more and larger cases."""
     row, _, _ = call(benchmark.compare, case, place)
     assert row["measured_bytes"] > 150 << 20
-    buffers = 32 << 20 if case.settings["precision"] == "bf16" else 0
-    assert abs(row["estimate_bytes"] - row["measured_bytes"]) < 0.15 * row["measured_bytes"] + buffers
+    assert row["estimate_bytes"] == pytest.approx(row["measured_bytes"], rel=0.15)
+
+
+def test_peak_of_the_tensors_of_a_stage_in_bf16(place: Path) -> None:
+    """Not of its process, in which bf16 products have buffers: on a Xeon with AMX 30% of the tensors, on others less."""
+    found, _, _ = call(benchmark.measured_tensors, TUNE, place)
+    assert found > 150 << 20
+    assert benchmark.expected(TUNE, place) == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
