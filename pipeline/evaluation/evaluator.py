@@ -163,7 +163,7 @@ def write_scores(directory: Path, rows: Sequence[Row], data: Sequence[RowCounts]
             about = {name: row[name] for name in _NAMES if row.get(name) is not None}
             file.writelines(json.dumps(about | line, ensure_ascii=False) + "\n" for line in row["predictions"])
     scored = [{name: value for name, value in row.items() if name != "predictions"} for row in rows]
-    content = {"rows": scored, "data": [counts.model_dump() for counts in data], "seconds": round(seconds, 1)}
+    content = {"rows": scored, "data": [counts.model_dump() for counts in data], "seconds": round(seconds, 3)}
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (directory / "scores.json").write_text(text, encoding="utf-8")
 

@@ -158,7 +158,7 @@ class JobRunner(Generic[C]):
             facts={**(before.facts if before else {}), **cell.facts, **costs},
             rows=cell.rows or (before.rows if before else []),
             finished=_now(),
-            seconds=round(seconds + max(seconds_before, before.seconds if before else 0.0), 1),
+            seconds=round(seconds + max(seconds_before, before.seconds if before else 0.0), 3),
         )
         manifest.save(cell.directory)
 
