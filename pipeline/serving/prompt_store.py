@@ -80,7 +80,7 @@ class PromptStore:
     _warned: dict[str, str] = field(default_factory=dict)
     _mirror: Mirror | None = None
     _unreachable: bool = False
-    _unfetched: set[str] = field(default_factory=set)  # what was said about prompts of the URL
+    _unfetched: dict[str, str] = field(default_factory=dict)  # what was said about prompts of the URL
 
     @classmethod
     def of(cls, model: str, like: Tensor, reserved: str = "") -> PromptStore:
@@ -101,6 +101,11 @@ class PromptStore:
     def get(self, name: str) -> ServedPrompt | None:
         return self._prompts.get(name)
 
+    @property
+    def unserved(self) -> list[str]:
+        """Prompts at the watched location whose present files cannot be served; of some an earlier version is."""
+        return sorted(self._warned.keys() | self._unfetched.keys())
+
     def all(self) -> Mapping[str, ServedPrompt]:
         """A copy of the present prompts, by name in alphabetical order."""
         return dict(sorted(self._prompts.items()))
@@ -114,7 +119,7 @@ class PromptStore:
             InputError: if it is damaged, or too large to be served.
         """
         if name == self.reserved:
-            raise ReservedName(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
+            raise _reserved(name)
         what = f"prompt `{name}`"
         record = path / marker("prompt")
         if record.is_file() and (size := record.stat().st_size) > _MOST_JSON:
@@ -175,22 +180,39 @@ class PromptStore:
     def load(self, location: str) -> Path:
         """Add all prompts at a location: a directory, or a URL that fsspec supports.
 
+        A prompt that cannot be read is reported and left to `look`, as if it had arrived later: a server that is
+        restarted must not lose all of its prompts because of one.
+
         Returns:
             The directory to watch: the location, or the local copy of the URL.
 
         Raises:
-            InputError: if one of them cannot be served.
+            ReservedName: if one of them has the name of the T5, whose answers its clients would get instead.
+            InputError: if none of them can be served.
         """
         if is_url(location):
             self._mirror = Mirror(location)
-            if problems := self._mirror.update():
-                raise next(iter(problems.values()))
+            unfetched = self._mirror.update()
             if not any(self._mirror.directory.glob("[!.]*")):
-                raise InputError(f"--prompts: {location} contains no prompt.json; check the URL")
+                nothing = InputError(f"--prompts: {location} contains no prompt.json; check the URL")
+                raise next(iter(unfetched.values()), nothing)
+            self._warn_unfetched(unfetched)
             location = str(self._mirror.directory)
+        problems = {}
         for name, path in named_prompts(location, "--prompts").items():
-            self._watched[name] = path, _signature(path)  # before reading, so that `look` finds a change meanwhile
-            self.add(self.read(name, path))
+            if name == self.reserved:
+                raise _reserved(name)
+            signature = _signature(path)  # before reading, so that `look` finds a change meanwhile
+            found = self._read_or_reason(name, path, signature)
+            if isinstance(found, str):
+                problems[name] = found
+            else:
+                self._watched[name] = path, signature
+                self.add(found)
+        if not self._prompts:
+            raise InputError(next(iter(problems.values())))
+        for name, problem in problems.items():
+            self._warn(name, problem)
         return Path(location)
 
     def look(self, directory: str) -> list[str]:
@@ -225,14 +247,9 @@ class PromptStore:
             return None
         if self._unreadable.get(name) == signature:
             return None
-        try:
-            prompt = self.read(name, path)
-        except Exception as error:  # of any library, which must not keep the other prompts from changing
-            if isinstance(error, InputError):
-                self._unreadable[name] = signature
-            problem = str(error) if isinstance(error, InputError) else f"prompt `{name}`: {error!r}"
-            kept = "; its previous version is still served" if name in self._prompts else ""
-            self._warn(name, problem + kept)
+        prompt = self._read_or_reason(name, path, signature)
+        if isinstance(prompt, str):
+            self._warn(name, prompt)
             return None
         if _signature(path) != signature:  # still being written
             return None
@@ -242,21 +259,40 @@ class PromptStore:
         self._warned.pop(name, None)
         return f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})"
 
+    def _read_or_reason(self, name: str, path: Path, signature: tuple[object, ...]) -> ServedPrompt | str:
+        """A prompt, or why it cannot be served. A reason that is in its files is remembered until they change."""
+        try:
+            return self.read(name, path)
+        except Exception as error:  # of any library, which must not keep the other prompts from being served
+            if isinstance(error, InputError):
+                self._unreadable[name] = signature
+                return str(error)
+            return f"prompt `{name}`: {error!r}"
+
     def _remove_missing(self, name: str) -> str | None:
         """Remove a prompt that was not found, unless it merely cannot be read; return a line if it was removed."""
         path, _ = self._watched[name]
         if name in self._prompts and not _is_gone(path):  # as while permissions are being changed
-            self._warn(name, f"prompt `{name}`: {path} cannot be read; it is still served")
+            self._warn(name, f"prompt `{name}`: {path} cannot be read")
             return None
         del self._watched[name]
         self._warned.pop(name, None)
         return f"removed prompt `{name}`" if self.remove(name) else None
 
     def _warn(self, name: str, problem: str) -> None:
-        """Report a problem of a prompt, once."""
+        """Report a problem of a prompt, once, and what its clients get."""
         if self._warned.get(name) != problem:
-            say(f"warning: {problem}")
+            kept = "its previous version is still served" if name in self._prompts else "this prompt is not served"
+            say(f"warning: {problem}; {kept}")
         self._warned[name] = problem
+
+    def _warn_unfetched(self, problems: Mapping[str, InputError]) -> None:
+        """Report prompts that could not be fetched from the URL, once."""
+        said = {name: f"warning: prompt `{name}`: {error}" for name, error in problems.items()}
+        for name, line in sorted(said.items()):
+            if self._unfetched.get(name) != line:
+                say(f"{line}; its previous version, if any, is still served")
+        self._unfetched = said
 
     def _mirrored(self) -> bool:
         """Update the copy of a URL; False, with one warning, while the URL cannot be read."""
@@ -270,11 +306,12 @@ class PromptStore:
             self._unreachable = True
             return False
         self._unreachable = False
-        said = {f"warning: prompt `{name}`: {error}" for name, error in problems.items()}
-        for line in sorted(said - self._unfetched):
-            say(f"{line}; its previous version, if any, is still served")
-        self._unfetched = said
+        self._warn_unfetched(problems)
         return True
+
+
+def _reserved(name: str) -> ReservedName:
+    return ReservedName(f"`{name}` is the name of the T5 without a prompt; choose another name for one of them")
 
 
 def _signature(path: Path) -> tuple[object, ...]:

@@ -123,4 +123,5 @@ def test_flags_are_checked_before_the_model_is_loaded(tmp_path: Path) -> None:
     refused(t5_pipeline(*given, *converted, "--allow-changes"), r"--allow-changes: .* or use --engine torch")
     refused(t5_pipeline(*given, "--precision", "int8", "--port", "0"), r"--precision: int8 needs --engine .*")
     write_prompt(world, "foreign", 1, base_model_digest="f" * 64)
-    refused(t5_pipeline(*given, "--port", "0"), r"prompt `foreign` was trained on another T5 .*")
+    only = ["serve", "--model", world / "model", "--prompts", world / "prompts" / "foreign"]
+    refused(t5_pipeline(*only, "--port", "0"), r"prompt `foreign` was trained on another T5 .*")

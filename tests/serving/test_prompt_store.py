@@ -13,7 +13,7 @@ from t5_pipeline.artifacts import kinds
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.serving.prompt_store import PromptStore
+from t5_pipeline.serving.prompt_store import PromptStore, ReservedName
 from tests.serving.served_world import write_prompt, write_world
 
 
@@ -51,6 +51,37 @@ def test_a_prompt_that_is_replaced_while_the_server_starts_is_read_again(
     assert store.all()["labels"].digest != digest(world, "labels")
     assert len(store.look(str(world / "prompts"))) == 1
     assert store.all()["labels"].digest == digest(world, "labels")
+
+
+def test_a_server_starts_without_the_prompts_that_cannot_be_read(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise one bad prompt, which a running server only reports, would stop all others after a restart."""
+    for name, change in (("foreign", {"base_model_digest": "f" * 64}), ("half", {}), ("cut", {})):
+        write_prompt(world, name, 5, **change)
+    (world / "prompts/half/prompt.safetensors").write_bytes(b"half")
+    (world / "prompts/cut/prompt.json").write_text('{"format":')
+    store, folder = PromptStore.of(str(world / "model"), torch.zeros(1)), str(world / "prompts")
+    store.load(folder)
+    assert list(store.all()) == ["free", "labels", "labels-2", "long"]
+    assert store.unserved == ["cut", "foreign", "half"]
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("warning: ") and line.endswith("; this prompt is not served") for line in lines)
+    assert [name for line in lines for name in store.unserved if name in line] == store.unserved
+    assert store.look(folder) == []
+    assert capsys.readouterr().err == ""
+    write_prompt(world, "half", 5)
+    assert store.look(folder) == [f"added prompt `half` (digest {digest(world, 'half')[:12]})"]
+    assert store.unserved == ["cut", "foreign"]
+
+
+def test_a_server_does_not_start_without_any_prompt_or_with_one_named_like_its_t5(world: Path) -> None:
+    with pytest.raises(ReservedName, match="`free` is the name of the T5"):
+        PromptStore.of(str(world / "model"), torch.zeros(1), reserved="free").load(str(world / "prompts"))
+    for path in (world / "prompts").glob("*/prompt.safetensors"):
+        path.write_bytes(b"half")
+    with pytest.raises(InputError, match=r"^.*free/prompt\.safetensors: .*; run prompt_tune again to rebuild it$"):
+        PromptStore.of(str(world / "model"), torch.zeros(1)).load(str(world / "prompts"))
 
 
 @pytest.mark.parametrize(("forbidden", "warnings"), [("", 4), ("labels", 1)])
@@ -119,7 +150,9 @@ def test_an_unexpected_error_of_one_prompt_does_not_keep_the_others_from_changin
         patched.setattr("t5_pipeline.serving.prompt_store.artifact_digest", fails)
         assert [line[:20] for line in store.look(str(world / "prompts"))] == ["added prompt `b-new`"]
         assert store.look(str(world / "prompts")) == []
-    assert capsys.readouterr().err == "warning: prompt `a-new`: RuntimeError('out of memory')\n"
+    assert capsys.readouterr().err == (
+        "warning: prompt `a-new`: RuntimeError('out of memory'); this prompt is not served\n"
+    )
     assert [line[:20] for line in store.look(str(world / "prompts"))] == ["added prompt `a-new`"]
 
 
@@ -133,7 +166,7 @@ def test_a_warning_about_a_damaged_prompt_says_what_is_served(
     assert store.look(str(world / "prompts")) == []
     replaced, new = capsys.readouterr().err.splitlines()
     assert replaced.endswith("run prompt_tune again to rebuild it; its previous version is still served")
-    assert new.endswith("run prompt_tune again to rebuild it")
+    assert new.endswith("run prompt_tune again to rebuild it; this prompt is not served")
     assert store.all()["labels"] is before
 
 

@@ -51,6 +51,7 @@ class _State(Collector):
             ("vllm:num_requests_running", "Texts in the running batch.", self.scheduler.running),
             ("vllm:num_requests_waiting", "Jobs in the queue.", self.scheduler.waiting),
             ("t5_pipeline:prompts", "Prompts in memory.", len(self.prompts)),
+            ("t5_pipeline:prompts_unserved", "Prompts whose present files are not served.", len(self.prompts.unserved)),
         ):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, total in (

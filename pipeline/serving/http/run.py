@@ -90,8 +90,9 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):  # before uvicorn handles them; it raises them again at the end
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         listening.listen()  # from here on, clients wait for uvicorn instead of being refused
-        count, url = len(app.state.server.store), _url(listening)
-        say(f"serving {plural(count, 'prompt')} at {url} (OpenAI clients: base_url {url}/v1)")
+        store, url = app.state.server.store, _url(listening)
+        without = f" ({len(store.unserved):,} cannot be served, as said above)" if store.unserved else ""
+        say(f"serving {plural(len(store), 'prompt')}{without} at {url} (OpenAI clients: base_url {url}/v1)")
         server.run(sockets=[listening])
         return 0
 
