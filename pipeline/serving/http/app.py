@@ -153,9 +153,10 @@ def _add_answers(app: FastAPI, server: Server) -> None:
         decoding = Decoding(temperature=body.temperature, top_p=body.top_p, seed=body.seed)
 
         def jobs_of() -> list[Job]:
+            inputs = zip(body.names, body.name_places, body.items, body.places, strict=True)
             return [
-                server.job(name, item, place, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
-                for i, (name, item, place) in enumerate(zip(body.names, body.items, body.places, strict=True))
+                server.job(*one, max_tokens=body.max_tokens or 0, decoding=decoding, number=i)
+                for i, one in enumerate(inputs)
             ]
 
         jobs = await asyncio.to_thread(jobs_of)  # other requests need not wait while texts are encoded
@@ -182,8 +183,8 @@ def _add_answers(app: FastAPI, server: Server) -> None:
         server.check_fits(sum(map(len, voters_of)))
 
         def jobs_of() -> list[Job]:
-            inputs = zip(voters_of, body.items, body.places, strict=True)
-            return [job for voters, item, place in inputs for job in _voting(server, voters, item, place)]
+            inputs = zip(voters_of, body.name_places, body.items, body.places, strict=True)
+            return [job for one in inputs for job in _voting(server, *one)]
 
         jobs = await asyncio.to_thread(jobs_of)
         results = iter(await server.results(request, jobs))
@@ -224,14 +225,15 @@ def _add_changes(app: FastAPI, server: Server) -> None:
         return {"status": "ok"}
 
 
-def _voting(server: Server, voters: Sequence[str], item: str | Fields, param: str) -> list[Job]:
+def _voting(server: Server, voters: Sequence[str], named: str, item: str | Fields, param: str) -> list[Job]:
     """A job for each of the prompts that classify an input."""
-    jobs = [server.job(name, item, param) for name in voters]
+    jobs = [server.job(name, named, item, param) for name in voters]
     for job, name in zip(jobs, voters, strict=True):
         if not job.labels:
-            raise Refused(400, f"`{name}` has no labels; use /v1/completions", param="model")
+            raise Refused(400, f"{named}: `{name}` has no labels; use /v1/completions", param=named)
         if list(job.labels) != list(jobs[0].labels):
-            raise Refused(400, f"`{voters[0]}` and `{name}` have different labels and cannot vote", param="model")
+            problem = f"`{voters[0]}` and `{name}` have different labels and cannot vote; ask them one at a time"
+            raise Refused(400, f"{named}: {problem}", param=named)
     return jobs
 
 

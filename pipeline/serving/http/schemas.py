@@ -7,15 +7,25 @@ is OpenAI's default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from t5_pipeline.evaluation.ensemble import voters
 
 Fields = dict[str, Any]
-Name = Annotated[str, Field(pattern=r"^[\w.=,-]{1,200}$", description="name of the prompt")]
+_NAME = re.compile(r"[\w.=,-]{1,200}")
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("must be 1 to 200 letters, digits, or characters of `_.=,-`; choose such a name")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name), Field(description="name of the prompt, letters, digits and _.=,-")]
 MOST_INPUTS = 1024
 
 
@@ -67,6 +77,11 @@ class Inputs(Strict):
         """Where the request contains each input, for errors: "prompt", or "prompt.0", "prompt.1", …"""
         given, name = (self.fields, "fields") if self.prompt is None else (self.prompt, "prompt")
         return [f"{name}.{i}" for i in range(len(given))] if isinstance(given, list) else [name]
+
+    @property
+    def name_places(self) -> list[str]:
+        """Where the request names the prompt of each input, for errors: "model", or "models.0", "models.1", …"""
+        return [f"models.{i}" for i in range(len(self.items))] if self.models else ["model"] * len(self.items)
 
     @property
     def names(self) -> list[str]:

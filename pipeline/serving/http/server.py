@@ -17,6 +17,8 @@ from fastapi import Request
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
+from t5_pipeline.core.printable import say
+from t5_pipeline.core.suggestions import close_to
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.serving.frozen_t5 import OtherModel
@@ -66,8 +68,11 @@ class Server:
 
     # --------------------------------------------------------------------------------------------------------- prompts
 
-    def prompt(self, name: str) -> ServedPrompt | None:
+    def prompt(self, name: str, param: str = "model") -> ServedPrompt | None:
         """The prompt of a name; None for the base model.
+
+        Args:
+            param: where the request contains the name, for errors: "model", "models.2".
 
         Raises:
             Refused: if there is none.
@@ -76,10 +81,20 @@ class Server:
             return None
         found = self.store.get(name)
         if found is None:
-            raise Refused(
-                404, f"there is no prompt `{name}`; GET /v1/models lists them", param="model", code="model_not_found"
-            )
+            raise Refused(404, f"{param}: {self._unknown(name)}", param=param, code="model_not_found")
         return found
+
+    def _unknown(self, name: str) -> str:
+        """Why a prompt is not served. Reasons that contain paths of this machine are for its log."""
+        if name in self.store.unserved:
+            return f"prompt `{name}` cannot be served; the server's log says why"
+        prompts = self.store.all()
+        if "+" in name and all(part in prompts for part in name.split("+")):
+            return f"there is no prompt `{name}`; only /v1/classify lets several prompts vote, so name one of them"
+        meant = close_to(name, prompts)
+        return (
+            f"there is no prompt `{name:.200}`; {f'did you mean `{meant}`? ' if meant else ''}GET /v1/models lists them"
+        )
 
     def text(self, prompt: ServedPrompt | None, item: str | Fields, param: str) -> str:
         """The input text: a finished text as it is, or the template of the prompt, filled with fields."""
@@ -97,17 +112,17 @@ class Server:
         except InputError as error:
             raise Refused(400, str(error), param=param) from error
 
-    def job(self, name: str, item: str | Fields, param: str, **more: Any) -> Job:
+    def job(self, name: str, named: str, item: str | Fields, param: str, **more: Any) -> Job:
         """The job of an input.
 
         Args:
-            param: where the request contains the input, for errors: "prompt", "fields.2".
+            named, param: where the request contains the name and the input, for errors: "model", "fields.2".
             more: as of `Scheduler.job`.
 
         Raises:
             Refused: if there is no such prompt, or the input or an option cannot be used.
         """
-        prompt = self.prompt(name)
+        prompt = self.prompt(name, named)
         try:
             return self.scheduler.job(prompt, self.text(prompt, item, param), **more)
         except NotSupported as error:
@@ -236,7 +251,10 @@ class Server:
             raise Refused(409, str(error), param=param, code="other_model", digests=digests) from error
         except (InputError, OSError) as error:
             raise Refused(400, str(error), param=param) from error
-        self.store.add(prompt)
+        before = self.store.add(prompt)
+        say(
+            f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]}) by request, from {path}"
+        )
         return prompt
 
     def remove(self, name: str) -> None:
@@ -244,6 +262,7 @@ class Server:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
         if not self.store.remove(name):
             raise Refused(404, f"there is no prompt `{name}`", code="model_not_found")
+        say(f"removed prompt `{name}` by request")
 
 
 def _is_loopback(address: str) -> bool:

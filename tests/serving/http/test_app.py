@@ -136,7 +136,9 @@ def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(served: Served) -> No
         ({"model": "free", "prompt": "x", "logprobs": 0}, 400, "unsupported_field", "not supported: `logprobs`"),
         (b'{"model": "free", "prompt": "x", "temperature": NaN}', 400, None, "temperature: "),
         (b'{"model": "free", "prompt": "x", "top_p": NaN}', 400, None, "top_p: "),
-        ({"model": "fre", "prompt": "x"}, 404, "model_not_found", "there is no prompt `fre`"),
+        ({"model": "fre", "prompt": "x"}, 404, "model_not_found", "model: there is no prompt `fre`; did you mean `free`? GET /v1/models lists"),
+        ({"models": ["free", "z"], "prompt": ["x", "y"]}, 404, "model_not_found", "models.1: there is no prompt `z`; GET /v1/models lists them"),
+        ({"model": "labels+labels-2", "prompt": "x"}, 404, "model_not_found", "; only /v1/classify lets several prompts vote"),
         ({"model": "free", "prompt": "word " * 90}, 413, "context_length_exceeded", "tokens, but at most 48 fit"),
         ({"model": "free", "prompt": " " * 1_000_000}, 413, "context_length_exceeded", "has 1,000,000 characters, but at most 3,072 fit"),
         ({"model": "free"}, 400, None, "give either `prompt` or `fields`"),
@@ -182,7 +184,12 @@ def test_a_body_of_another_content_type_names_the_right_one(served: Served) -> N
     [
         ({"model": [], "prompt": "x"}, 400, "a list of prompts is empty; name at least one"),
         ({"models": ["labels", []], "prompt": ["x", "y"]}, 400, "a list of prompts is empty; name at least one"),
-        ({"model": "free", "prompt": "x"}, 400, "`free` has no labels; use /v1/completions"),
+        ({"model": "free", "prompt": "x"}, 400, "model: `free` has no labels; use /v1/completions"),
+        (
+            {"models": ["labels", "free"], "prompt": ["x", "y"]},
+            400,
+            "models.1: `free` has no labels; use /v1/completions",
+        ),
         ({"model": "a+" * 100_000, "prompt": ["x"] * 1024}, 413, "inputs (one for each prompt), but at most 64 fit"),
     ],
 )
@@ -206,7 +213,7 @@ def test_many_inputs_share_one_list_of_voters() -> None:
     assert first is second
 
 
-def test_prompts_change_while_serving(served: Served) -> None:
+def test_prompts_change_while_serving(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     write_prompt(served.world, "outside", 9)
     (served.world / "prompts/outside").rename(served.world / "elsewhere")
     outside = "does not stay inside its directory; copy the prompt into the server's directory of prompts"
@@ -223,6 +230,9 @@ def test_prompts_change_while_serving(served: Served) -> None:
         body = {f"{prefix}name": "base", f"{prefix}path": "labels"}
         status, answer, _ = served.request("POST", f"/v1/{route}", body)
         assert (status, answer["error"]["param"]) == (400, f"{prefix}name"), answer
+    status, answer, _ = served.request("POST", "/v1/prompts", {"name": "a b", "path": "labels"})
+    assert answer["error"]["message"].startswith("name: must be 1 to 200 letters, digits, or characters of `_.=,-`")
+    capsys.readouterr()
     assert served.request("POST", "/v1/prompts", {"name": "new", "path": "labels"})[0] == 201
     assert served.request("POST", "/v1/classify", {"model": "new", "fields": {"text": "x"}})[0] == 200
     assert served.request("POST", "/v1/load_lora_adapter", {"lora_name": "n2", "lora_path": "\ud800"})[0] == 400
@@ -233,10 +243,26 @@ def test_prompts_change_while_serving(served: Served) -> None:
     assert served.request("POST", "/v1/unload_lora_adapter", {"lora_name": "n2"})[0] == 200
     assert served.request("DELETE", "/v1/prompts/new")[0] == 204
     assert served.request("DELETE", "/v1/prompts/new")[0] == 404
+    changes = [line.split(" (")[0] for line in capsys.readouterr().err.splitlines()]
+    assert changes == [
+        "added prompt `new`",
+        "added prompt `n2`",
+        "removed prompt `n2` by request",
+        "removed prompt `new` by request",
+    ]
     write_prompt(served.world, "watched", 5, base_model_digest="f" * 64)
     status, answer, _ = served.request("POST", "/v1/prompts", {"name": "other", "path": "watched"})
     assert (status, answer["error"]["code"]) == (409, "other_model")
     assert answer["error"]["digests"]["prompt"] == "f" * 64
+    until = time.monotonic() + 20
+    unserved = "t5_pipeline:prompts_unserved 1.0"
+    while unserved not in served.request("GET", "/metrics")[1] and time.monotonic() < until:
+        time.sleep(0.05)
+    assert unserved in served.request("GET", "/metrics")[1]
+    status, answer, _ = served.request("GET", "/v1/models/watched")
+    assert (status, answer["error"]["message"]) == (
+        404, "model: prompt `watched` cannot be served; the server's log says why"
+    )  # fmt: skip
     write_prompt(served.world, "watched", 5)
     until = time.monotonic() + 20
     while served.request("GET", "/v1/models/watched")[0] == 404 and time.monotonic() < until:

@@ -19,7 +19,7 @@ def test_jobs_end_with_their_time_while_an_event_cannot_be_sent(tmp_path: Path) 
 
     async def read_one_event_and_wait() -> list[str]:
         jobs = [
-            server.job("long", "x", "prompt", max_tokens=500, decoding=Decoding(temperature=50.0, seed=seed))
+            server.job("long", "model", "x", "prompt", max_tokens=500, decoding=Decoding(temperature=50.0, seed=seed))
             for seed in range(60)
         ]
         whole = Completion(id="", created=0, model="long", choices=[])
