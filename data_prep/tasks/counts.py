@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from t5_pipeline.core.counts import plural
 from t5_pipeline.data_prep.corpora.row import Row
 
 
@@ -137,10 +138,10 @@ class RowCounts(BaseModel):
         dropped = f"{sum(self.dropped.values()):,} dropped" + (f" ({reasons})" if reasons else "")
         unknown = ""
         if self.unknown_inputs or self.unknown_targets:
-            lacking = f"{self.unknown_inputs:,} inputs, {self.unknown_targets:,} targets"
+            lacking = f"{plural(self.unknown_inputs, 'input')}, {plural(self.unknown_targets, 'target')}"
             unknown = f"; with characters that the vocabulary lacks: {lacking}"
         return (
-            f"{self.task}, {self.split}: {self.read:,} rows, {dropped};"
+            f"{self.task}, {self.split}: {plural(self.read, 'row')}, {dropped};"
             f" inputs truncated: {self.inputs}, targets truncated: {self.targets}{unknown}"
         )
 

@@ -255,8 +255,7 @@ class PromptedModel:
         if output_dir is not None:
             check_paths(output_dir=output_dir)
         check_file_name(name, "name")
-        if not name:
-            raise InputError("name: is empty; name the prompt")
+        _check_not_empty(name)
         with tempfile.TemporaryDirectory() as scratch:
             place = Path(output_dir or scratch)
             if place.exists() and not place.is_dir():
@@ -275,9 +274,10 @@ class PromptedModel:
         """Add a prompt from its directory, or replace the one of this name.
 
         Raises:
-            InputError: if it is damaged, or of another T5.
+            InputError: if it is damaged, or of another T5, or the name is empty.
         """
         check_texts(name=name)
+        _check_not_empty(name)
         check_paths(path=path)
         self._engine.add(name, locate_one("prompt", str(path), "path"))
         self._tuned.pop(name, None)
@@ -321,6 +321,11 @@ class PromptedModel:
         with tempfile.TemporaryDirectory() as scratch:
             self._tuned[name].save(scratch)
             yield Path(scratch)
+
+
+def _check_not_empty(name: str) -> None:
+    if not name:
+        raise InputError("name: is empty; name the prompt")
 
 
 def _warn_about_cuts(answers: Sequence[Answer]) -> None:

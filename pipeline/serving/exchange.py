@@ -95,6 +95,8 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
         to = {name: Path(output) / f"{name}{'.npy' if npy else ''}" for name in prompts}
     if not npy and output == STDOUT:
         raise InputError("--output: a PEFT adapter is a directory; give its path, not -")
+    if len(to) > 1 and Path(output).exists() and not Path(output).is_dir():
+        raise InputError(f"--output: {output} is a file, but {location} has {len(to)} prompts; give a directory")
     if not (npy and streamed):
         for path in to.values():
             refuse_to_replace(path)

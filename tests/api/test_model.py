@@ -272,6 +272,8 @@ def test_a_prompt_is_added_and_replaced(world: Path) -> None:
     assert t5.classify([{"text": "x"}], prompt=["labels+free"]) == before
     with pytest.raises(t5_pipeline.InputError, match="trained on another T5"):
         t5.add("bad", write_prompt(world, "foreign", 1, base_model_digest="f" * 64))
+    with pytest.raises(t5_pipeline.InputError, match=r"^name: is empty; name the prompt$"):
+        t5.add("", world / "prompts" / "labels")
 
 
 def test_a_stream_continues_while_its_prompt_is_replaced(world: Path) -> None:

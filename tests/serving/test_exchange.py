@@ -280,6 +280,9 @@ def test_existing_files_are_not_overwritten(world: Path, tmp_path: Path) -> None
     assert (tmp_path / "one.npy").read_bytes() == b"mine"
     several = t5_pipeline("prompts", "export", world / "prompts", "--to", "npy", "--output", "-")
     assert (several.code, "--output: - takes one prompt" in several.err) == (2, True)
+    (tmp_path / "a.npy").touch()
+    several = t5_pipeline("prompts", "export", world / "prompts", "--to", "npy", "--output", tmp_path / "a.npy")
+    assert (several.code, "a.npy is a file, but " in several.err) == (2, True)
     (tmp_path / "empty").mkdir()
     with contextlib.chdir(tmp_path / "empty"):
         assert t5_pipeline("prompts", "export", world / "prompts" / "one", "--to", "peft", "--output", ".").code == 0

@@ -155,6 +155,20 @@ def test_a_prompt_that_cannot_be_fetched_does_not_delay_the_others(
     assert store.look(directory)[0].startswith("replaced prompt `labels`")
 
 
+def test_a_prompt_that_cannot_be_fetched_does_not_keep_a_server_from_starting(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Shared.forbidden = "/labels/"
+    store = PromptStore.of(str(world / "model"), torch.zeros(1))
+    directory = str(store.load("shared://bucket/prompts"))
+    assert (list(store.all()), store.unserved) == (["free", "long"], ["labels"])
+    assert store.look(directory) == []
+    assert capsys.readouterr().err.count("warning: prompt `labels`") == 1
+    Shared.forbidden = ""
+    assert [line.split(" (")[0] for line in store.look(directory)] == ["added prompt `labels`"]
+    assert store.unserved == []
+
+
 def test_a_prompt_named_prompt_does_not_hide_the_others(world: Path) -> None:
     """Nor one that is named like the last part of the URL."""
     for name in ("prompt", "prompts"):

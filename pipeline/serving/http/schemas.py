@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from t5_pipeline.core.counts import plural
 from t5_pipeline.evaluation.ensemble import voters
 
 Fields = dict[str, Any]
@@ -63,7 +64,7 @@ class Inputs(Strict):
         if not 1 <= len(self.items) <= MOST_INPUTS:
             raise ValueError(f"give 1 to {MOST_INPUTS} inputs")
         if self.models is not None and len(self.models) != len(self.items):
-            raise ValueError(f"`models` has {len(self.models)} names for {len(self.items)} inputs")
+            raise ValueError(f"`models` has {plural(len(self.models), 'name')} for {plural(len(self.items), 'input')}")
         return self
 
     @property

@@ -151,7 +151,7 @@ def test_counts_of_texts_with_characters_that_the_vocabulary_lacks(tmp_path: Pat
     assert (counts.unknown_inputs, counts.unknown_targets) == (2, 1)
     worded = encoded.with_inputs(encode_inputs(["a", "\u732b a", "c"], vocabulary, 16), vocabulary).counts
     assert (worded.unknown_inputs, worded.unknown_targets) == (1, 1)
-    assert str(counts).endswith("; with characters that the vocabulary lacks: 2 inputs, 1 targets")
+    assert str(counts).endswith("; with characters that the vocabulary lacks: 2 inputs, 1 target")
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(served: Served) -> No
         ({"model": "free", "prompt": " " * 1_000_000}, 413, "context_length_exceeded", "has 1,000,000 characters, but at most 3,072 fit"),
         ({"model": "free"}, 400, None, "give either `prompt` or `fields`"),
         ({"prompt": "x"}, 400, None, "give either `model` or `models`"),
-        ({"models": ["free"], "prompt": ["x", "y"]}, 400, None, "`models` has 1 names for 2 inputs"),
+        ({"models": ["free"], "prompt": ["x", "y"]}, 400, None, "`models` has 1 name for 2 inputs"),
         ({"model": "free", "fields": {"txt": "x"}}, 400, None, "fields: has no field 'text' (only txt); add it, or give the finished text as `prompt`"),
         ({"model": "free", "fields": [{"text": "x"}, {}]}, 400, None, "fields.1: has no field 'text' (it has none); add it"),
         ({"model": "free", "prompt": ["x", "word " * 90]}, 413, "context_length_exceeded", "prompt.1: the input has"),
