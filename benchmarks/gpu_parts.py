@@ -27,6 +27,7 @@ from t5_pipeline.core.errors import one_line
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.flops import training_flops
 from t5_pipeline.cost.memory import TrainingFootprint, training_memory
+from t5_pipeline.data_prep.sampling.microbatching import GPU
 from t5_pipeline.modeling.attention import attend_flex, attend_fused, attention_reference, block_mask, compiled_flex
 from t5_pipeline.modeling.compilation import use_compiler
 from t5_pipeline.modeling.config import T5Config
@@ -239,7 +240,7 @@ def trainer(dry: bool) -> Iterator[dict[str, Any]]:
     batch = LMBatches(PrefixLM(Documents(), 0, length), count, seed=0).at(0)
     tokens = batch.input_tokens + batch.target_tokens
     t5 = random_t5(shape)
-    parts = [TensorBatch.of(part).to(DEVICE) for part in batch.microbatches(0, DEVICE.type)]
+    parts = [TensorBatch.of(part).to(DEVICE) for part in batch.microbatches(0, GPU)]
 
     def loss_fn(t5: T5, micro: TensorBatch) -> Tensor:
         hidden, weight = t5.before_logits(t5.predict(micro.inputs_BS, micro.targets_BT))

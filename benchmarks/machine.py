@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from t5_pipeline.data_prep.sampling.microbatching import Device, device_of
 from t5_pipeline.execution.devices import has_bf16
 from t5_pipeline.execution.environment import processor, versions
 from t5_pipeline.modeling.config import T5Config
@@ -40,6 +41,11 @@ def _version(package: str) -> str:
 def fast_dtype() -> torch.dtype:
     """bf16 if this CPU has instructions for it; fp32 otherwise, because bf16 is then many times slower."""
     return torch.bfloat16 if has_bf16() else torch.float32
+
+
+def device_in(dtype: torch.dtype) -> Device:
+    """The costs by which LM adaptation on a CPU cuts batches into microbatches, with products in this dtype."""
+    return device_of("cpu", "bf16" if dtype == torch.bfloat16 else "fp32", trains_weights=True)
 
 
 def matmul_rate(rows: int, inner: int, columns: int, times: int = 9, dtype: torch.dtype = torch.bfloat16) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.lm_adaptation import BATCHES, LENGTH, PEER_ROWS, Documents, as_rows, same_weights
-from benchmarks.machine import compared, fast_dtype, in_turn, layer_rate
+from benchmarks.machine import compared, device_in, fast_dtype, in_turn, layer_rate
 from benchmarks.nanot5 import nanot5_model
 from t5_pipeline.cost.flops import forward_flops, training_flops
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
@@ -123,7 +123,7 @@ def padding(shape: T5Config, examples: int) -> dict[str, float]:
         lengths += [(len(row["input_ids"]), len(row["labels"])) for row in as_rows(batch)]
         ours += sum(
             len(part.inputs_BS) * forward_flops(shape, part.inputs_BS.shape[1], part.targets_BT.shape[1])
-            for part in batch.microbatches(0)
+            for part in batch.microbatches(0, device_in(fast_dtype()))
         )
     in_order = [lengths[start : start + PEER_ROWS] for start in range(0, len(lengths), PEER_ROWS)]
     by_length = [[lengths[i] for i in part] for part in grouped([inputs for inputs, _ in lengths], PEER_ROWS)]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.objectives.documents import Example, Objective
-from t5_pipeline.data_prep.sampling.microbatching import CPU, GPU, min_padding_microbatches
+from t5_pipeline.data_prep.sampling.microbatching import CPU, Device, min_padding_microbatches
 from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.data_prep.sampling.packing import first_fit
 from t5_pipeline.data_prep.sampling.permutation import Permutation
@@ -83,12 +83,12 @@ class Batch:
         lengths = (_lengths(self.targets_BT, self.pad), _lengths(self.inputs_BS, self.pad))
         return np.lexsort(lengths).astype(np.int64)
 
-    def microbatches(self, size: int, device: str = "cpu") -> list[Batch]:
+    def microbatches(self, size: int, device: Device = CPU) -> list[Batch]:
         """Split into parts of rows of similar length, to save padding. Only the order of sums over rows depends on it.
 
         Args:
             size: maximum rows of a part; 0 chooses the cheapest parts.
-            device: kind of device that will process them ("cpu", "cuda"), on which the costs depend.
+            device: costs of the device that will process them.
         """
         if len(self) <= max(1, size):
             return [self]
@@ -99,10 +99,7 @@ class Batch:
             [_width(int(length)) for length in _lengths(ids, self.pad)[order]]
             for ids in (self.inputs_BS, self.targets_BT)
         )
-        return [
-            self.rows(order[begin:end])
-            for begin, end in min_padding_microbatches(inputs_N, targets_N, CPU if device == "cpu" else GPU)
-        ]
+        return [self.rows(order[begin:end]) for begin, end in min_padding_microbatches(inputs_N, targets_N, device)]
 
     def shard(self, rank: int, world: int) -> Batch:
         """The rows of process `rank` of `world`, dealt out by length to balance the work."""

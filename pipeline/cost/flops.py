@@ -28,6 +28,7 @@ from t5_pipeline.core.records import read_published
 from t5_pipeline.cost.activations import Microbatch
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, training_memory
 from t5_pipeline.data_prep.sampling.batches import collate
+from t5_pipeline.data_prep.sampling.microbatching import Device, device_of
 from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS, embedding_rows
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
@@ -160,7 +161,9 @@ def training_footprint(
     packed = isinstance(settings, LMAdaptConfig) and settings.packing
     if isinstance(settings, LMAdaptConfig) and packed and settings.objective == "packed_pairs":
         batch = -(-batch // 2)  # the two examples of a pair fill one row
-    parts = microbatches(together, -(-batch // launch.processes), launch.cpu)
+    kind = "cpu" if launch.cpu else "cuda"
+    costs = device_of(kind, settings.precision, trains_weights=numbers[0] == shape.parameters)
+    parts = microbatches(together, -(-batch // launch.processes), costs)
     selects = isinstance(settings, LearningConfig) and bool(settings.selects_by())
     probe, executed = None, adapts or settings
     if isinstance(settings, LMAdaptConfig) and settings.probe:
@@ -168,8 +171,7 @@ def training_footprint(
     labels = [len(task.labels or []) for cell in together for task in cell.made_for()]
 
     replicated = launch.engine in REPLICATED and adapts is None
-    device = "cpu" if launch.cpu else "cuda"
-    graphs = replicated and isinstance(settings, ExecutionConfig) and settings.uses_cuda_graphs(device)
+    graphs = replicated and isinstance(settings, ExecutionConfig) and settings.uses_cuda_graphs(kind)
 
     def footprint(rows: int, inputs: int, targets: int) -> TrainingFootprint:
         microbatch = Microbatch(
@@ -210,7 +212,7 @@ def _scored_together(together: Sequence[TrainingConfig]) -> int:
     return min(SCORED_EXAMPLES, sum(limits)) if all(limits) else SCORED_EXAMPLES
 
 
-def microbatches(together: Sequence[TrainingConfig], share: int, cpu: bool) -> list[tuple[int, int, int]]:
+def microbatches(together: Sequence[TrainingConfig], share: int, device: Device) -> list[tuple[int, int, int]]:
     """(rows, encoder positions, decoder positions) of each microbatch of a process, prompt and padding included.
 
     Rows of tasks, and packed rows, are as long as the longest. Prefixes are spaced evenly over their lengths; as
@@ -218,6 +220,7 @@ def microbatches(together: Sequence[TrainingConfig], share: int, cpu: bool) -> l
 
     Args:
         share: rows of the process.
+        device: costs of the process's device.
     """
     settings = together[0]
     if isinstance(settings, LMAdaptConfig) and settings.objective == "prefix_lm" and not settings.packing:
@@ -230,7 +233,7 @@ def microbatches(together: Sequence[TrainingConfig], share: int, cpu: bool) -> l
     batch = collate([(np.ones(inputs, np.int32), np.ones(targets, np.int32)) for inputs, targets in lengths])
     return [
         (len(part), _prompt_rows(together) + part.inputs_BS.shape[1], part.targets_BT.shape[1])
-        for part in batch.microbatches(settings.microbatch_size, "cpu" if cpu else "cuda")
+        for part in batch.microbatches(settings.microbatch_size, device)
     ]
 
 

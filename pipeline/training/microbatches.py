@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from t5_pipeline.data_prep.sampling.microbatching import CPU, Device
+
 Item = TypeVar("Item")
 
 
@@ -42,7 +44,7 @@ class ArrayBatch(Protocol):
     def target_tokens(self) -> int: ...
     def __len__(self) -> int: ...
     def shard(self, rank: int, world: int) -> ArrayBatch: ...
-    def microbatches(self, size: int, device: str = "cpu") -> Sequence[ArrayBatch]: ...
+    def microbatches(self, size: int, device: Device = CPU) -> Sequence[ArrayBatch]: ...
 
 
 class BatchSource(Protocol):
@@ -124,12 +126,12 @@ class StepBatch:
 
 
 def rank_microbatches(
-    whole: ArrayBatch, rank: int, world: int, microbatch_size: int, device: str = "cpu", lockstep: bool = False
+    whole: ArrayBatch, rank: int, world: int, microbatch_size: int, device: Device = CPU, lockstep: bool = False
 ) -> list[TensorBatch]:
     """The microbatches of one rank; possibly none.
 
     Args:
-        microbatch_size: rows of each; 0 chooses the cheapest sizes for this kind of `device`.
+        microbatch_size: rows of each; 0 chooses the cheapest sizes for this `device`.
         lockstep: give all ranks the same number, for engines that run collectives in every microbatch. Ranks with fewer
             rows get extra microbatches with zero loss weight.
     """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.sampling.microbatching import device_of
 from t5_pipeline.training.best_checkpoint import Selection
 from t5_pipeline.training.checkpoints.tensor_shards import SavedTensors, TensorShard
 from t5_pipeline.training.distributed.engine import MODEL, Engine
@@ -27,6 +28,8 @@ class TrainState:
         self.engine = engine
         self.group = engine.group
         self.device: torch.device = engine.device
+        trains_weights = all(p.requires_grad for p in engine.model.parameters())
+        self._costs = device_of(self.device.type, engine.precision, trains_weights)
         self.step = 0
         self.skipped = 0  # steps with a non-finite gradient, which changed nothing
         self.stats = StepStats(self.group)
@@ -49,7 +52,7 @@ class TrainState:
     def share(self, batch: ArrayBatch, microbatch_size: int) -> list[TensorBatch]:
         """This rank's microbatches of a global batch, as of `rank_microbatches`."""
         rank, world = self.group.rank, self.group.world
-        return rank_microbatches(batch, rank, world, microbatch_size, self.device.type, self.engine.lockstep)
+        return rank_microbatches(batch, rank, world, microbatch_size, self._costs, self.engine.lockstep)
 
     def step_batch(self, batches: BatchSource, step: int, microbatch_size: int) -> StepBatch:
         """This rank's share of the batch of a step."""

@@ -30,6 +30,7 @@ from t5_pipeline.cost.flops import (
 from t5_pipeline.cost.memory import training_memory
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
+from t5_pipeline.data_prep.sampling.microbatching import CPU, CPU_BF16_WEIGHTS, GPU
 from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
 from t5_pipeline.modeling import layers
 from t5_pipeline.modeling.attention import attention_reference
@@ -145,19 +146,20 @@ def test_tokens_of_a_step_equal_those_of_its_packed_rows() -> None:
 
 
 def test_microbatches_with_long_inputs_have_short_targets() -> None:
-    by_four = microbatches([lm(packing=False, microbatch_size=4)], 16, cpu=True)
+    by_four = microbatches([lm(packing=False, microbatch_size=4)], 16, CPU)
     assert by_four == [(4, 16, 64), (4, 32, 48), (4, 48, 32), (4, 64, 16)]
-    assert microbatches([lm(microbatch_size=3)], 4, cpu=True) == [(3, 64, 64), (1, 64, 64)]
+    assert microbatches([lm(microbatch_size=3)], 4, CPU) == [(3, 64, 64), (1, 64, 64)]
 
 
 def test_microbatches_by_tokens() -> None:
     """At most 8,192 on a CPU and 32,768 on a GPU, without prompts and components; at least one row."""
-    assert microbatches([prompt(), prompt(prompt_length=5)], 2, cpu=True) == [(2, 20 + 56, 16)]
+    assert microbatches([prompt(), prompt(prompt_length=5)], 2, CPU) == [(2, 20 + 56, 16)]
     task = prompt(max_input_length=504)
-    assert {rows for rows, _, _ in microbatches([task], 150, cpu=True)} == {8192 // (504 + 16)}
-    assert max(rows for rows, _, _ in microbatches([task], 150, cpu=False)) == 32_768 // (504 + 16)
-    assert {rows for rows, _, _ in microbatches([prompt(max_input_length=40_000)], 3, cpu=False)} == {1}
-    even = microbatches([lm(packing=False)], 16, cpu=True)
+    assert {rows for rows, _, _ in microbatches([task], 150, CPU)} == {8192 // (504 + 16)}
+    assert max(rows for rows, _, _ in microbatches([task], 150, GPU)) == 32_768 // (504 + 16)
+    assert {rows for rows, _, _ in microbatches([prompt(max_input_length=40_000)], 3, GPU)} == {1}
+    even = microbatches([lm(packing=False)], 16, CPU)
+    assert len(microbatches([lm(packing=False)], 16, CPU_BF16_WEIGHTS)) < len(even)
     assert sum(rows for rows, _, _ in even) == 16
     assert sum(rows * (inputs + targets) + 128 for rows, inputs, targets in even) < 16 * 128 + 128
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from t5_pipeline.config.adaptation import LanguageModelConfig
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.core.errors import Interrupted
+from t5_pipeline.data_prep.sampling.microbatching import CPU, Device
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.training.loss import batch_losses, token_loss
@@ -65,7 +66,7 @@ class Examples:
     def shard(self, rank: int, world: int) -> Examples:
         return self.rows(slice(rank, None, world))
 
-    def microbatches(self, size: int, device: str = "cpu") -> list[Examples]:
+    def microbatches(self, size: int, device: Device = CPU) -> list[Examples]:
         size = size or len(self)
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 

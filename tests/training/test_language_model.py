@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.sampling.batches import collate
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5
@@ -33,6 +34,19 @@ def test_bits_per_byte_of_two_batches(pad: int) -> None:
         SimpleNamespace(targets_BT=np.array([[3, eos, pad]]), weights_B=np.array([0.5])),
     ]
     assert bits_per_byte(1.0, batches, bytes_V, pad) == pytest.approx(4 / np.log(2) / 8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("precision", "frozen", "parts"), [("bf16", False, 1), ("bf16", True, 2), ("fp32", False, 2), ("fp32", True, 2)]
+)
+def test_microbatches_are_larger_where_a_pass_is_expensive(precision: Precision, frozen: bool, parts: int) -> None:
+    t5, cpu = init_t5(SHAPE, seed=0), torch.device("cpu")
+    t5.shared.requires_grad_(not frozen)
+    scope = ForwardScope(t5, precision, "cpu")
+    state = TrainState(Replicated(scope, lambda p: torch.optim.SGD(p, 0.0), ProcessGroup.alone(), cpu))
+    lengths = [(8, 8)] * 4 + [(96, 8)]  # in one pass, padding costs 4 · 88 positions
+    batch = collate([(np.ones(inputs, np.int32), np.ones(targets, np.int32)) for inputs, targets in lengths])
+    assert len(state.share(batch, 0)) == parts
 
 
 @pytest.mark.parametrize("reference", [False, True])

@@ -17,6 +17,7 @@ from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.batches import LMBatches
+from t5_pipeline.data_prep.sampling.microbatching import CPU
 from t5_pipeline.execution.progress import Progress
 from t5_pipeline.execution.signals import StopSignal
 from t5_pipeline.modeling.config import T5Config
@@ -73,7 +74,7 @@ def test_ranks_in_lockstep_have_as_many_microbatches_and_add_up_to_the_batch(wor
     """Also ranks without rows; the weights of all target tokens add up to 1."""
     batch = batches("prefix_lm", packed).at(4)
     for lockstep in (False, True):
-        shares = [rank_microbatches(batch, rank, world, 3, "cpu", lockstep) for rank in range(world)]
+        shares = [rank_microbatches(batch, rank, world, 3, CPU, lockstep) for rank in range(world)]
         assert not lockstep or len({len(share) for share in shares}) == 1
         counted = [((micro.targets_BT != 0).sum(dim=1), micro.weights_B) for share in shares for micro in share]
         weight = sum(float((tokens_B * weights_B).sum()) for tokens_B, weights_B in counted)

@@ -51,6 +51,7 @@ class Engine(ABC):
 
     Attributes:
         scope: the `ForwardScope` around the model, perhaps wrapped.
+        precision: of matrix products.
         trained: the trained parameters by name; frozen ones have neither gradients nor moments.
         lockstep: the engine runs collectives in every microbatch, so all ranks need the same number of them.
     """
@@ -60,6 +61,7 @@ class Engine(ABC):
     group: ProcessGroup
     device: torch.device
     model: nn.Module
+    precision: Precision
     scope: nn.Module
     optimizer: torch.optim.Optimizer
     trained: dict[str, nn.Parameter]

@@ -46,6 +46,7 @@ class FSDP2(Engine):
         self.group = group
         self.device = device
         self.model = scope.model
+        self.precision = scope.precision
         self.scope = scope
         names = [name for name, _ in scope.named_parameters()]
         frozen = any(not p.requires_grad for p in scope.parameters())

@@ -36,6 +36,7 @@ class Replicated(Engine):
         self.device = device
         self.scope = scope.to(device)
         self.model = scope.model
+        self.precision = scope.precision
         self.trained = trained_parameters(self.model)
         self.optimizer = make_optimizer(list(self.trained.values()))
         self._in_sync = group.world == 1

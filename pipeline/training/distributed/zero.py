@@ -71,6 +71,7 @@ class Zero(Engine):
         self.group = group
         self.device = accelerator.device
         self.model = scope.model
+        self.precision = scope.precision
         names = [name for name, _ in scope.named_parameters()]
         trained = trained_parameters(self.model)
         plugin = accelerator.state.deepspeed_plugin

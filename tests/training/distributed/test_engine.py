@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t5_pipeline.data_prep.sampling.batches import collate
+from t5_pipeline.data_prep.sampling.microbatching import CPU
 from t5_pipeline.execution.devices import COLLECTIVE_TIMEOUT
 from t5_pipeline.training.microbatches import rank_microbatches
 from tests.forked import run_forked
@@ -59,7 +60,7 @@ def test_ranks_share_a_batch_in_equally_many_microbatches(lengths: list[int], wo
     rows = [(np.arange(1, n + 1), np.full(n, row + 1)) for row, n in enumerate(lengths)]
     whole = collate(rows)
     for lockstep in (False, True):
-        parts = [rank_microbatches(whole, rank, world, size, "cpu", lockstep) for rank in range(world)]
+        parts = [rank_microbatches(whole, rank, world, size, CPU, lockstep) for rank in range(world)]
         seen = [
             int(row[0])
             for part in parts
