@@ -89,7 +89,10 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
         server = uvicorn.Server(uvicorn_config(app, given.timeout))
         for number in (signal.SIGTERM, signal.SIGINT):  # before uvicorn handles them; it raises them again at the end
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-        listening.listen()  # from here on, clients wait for uvicorn instead of being refused
+        try:
+            listening.listen()  # from here on, clients wait for uvicorn instead of being refused
+        except OSError as error:  # SO_REUSEADDR lets two servers bind an address at which none of them listens yet
+            raise _unusable(given.host, given.port, error) from None
         store, url = app.state.server.store, _url(listening)
         without = f" ({len(store.unserved):,} cannot be served, as said above)" if store.unserved else ""
         say(f"serving {plural(len(store), 'prompt')}{without} at {url} (OpenAI clients: base_url {url}/v1)")
@@ -132,5 +135,9 @@ def _listen(host: str, port: int, timeout: float) -> socket.socket:
         listening.bind(address)
     except OSError as error:
         listening.close()
-        raise InputError(f"--host, --port: cannot listen at {host}:{port} ({error}); choose another address") from None
+        raise _unusable(host, port, error) from None
     return listening
+
+
+def _unusable(host: str, port: int, error: OSError) -> InputError:
+    return InputError(f"--host, --port: cannot listen at {host}:{port} ({error}); choose another address")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from t5_pipeline.cli.main import main
-from t5_pipeline.serving.http.run import _listen, _url
+from t5_pipeline.serving.http.run import _listen, _url, load_app
 from tests.serving.served_world import write_world
+from tests.tiny_run import refused, t5_pipeline
 
 
 def test_a_signal_before_uvicorn_handles_it_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +28,29 @@ def test_a_signal_before_uvicorn_handles_it_ends_the_server(tmp_path: Path, monk
         for number, handler in before.items():
             signal.signal(number, handler)
     assert ends == [True]
+
+
+def test_an_address_that_another_server_takes_while_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have bound it before one of them listens."""
+    world, bound = write_world(tmp_path), []
+
+    def listen(*given: Any) -> socket.socket:
+        bound.append(_listen(*given))
+        return bound[0]
+
+    def load(*given: Any) -> FastAPI:
+        other = _listen("127.0.0.1", bound[0].getsockname()[1], 1.0)
+        other.listen()
+        bound.append(other)
+        return load_app(*given)
+
+    monkeypatch.setattr("t5_pipeline.serving.http.run._listen", listen)
+    monkeypatch.setattr("t5_pipeline.serving.http.run.load_app", load)
+    said = t5_pipeline("serve", "--model", world / "model", "--prompts", world / "prompts", "--port", 0)
+    bound[1].close()
+    refused(said, r"--host, --port: cannot listen at 127\.0\.0\.1:0 \(.*in use\); choose another address")
 
 
 @pytest.mark.parametrize(("host", "start"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
