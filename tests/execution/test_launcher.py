@@ -39,31 +39,31 @@ def test_command_is_plain_python_or_accelerate_launch() -> None:
         command("lm_adapt", str(ROOT / "accelerate_configs" / "multi_node.yaml"), [])
 
 
-def test_the_next_run_waits_for_the_ranks_of_a_killed_runner(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_run_waits_for_the_ranks_of_a_killed_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message that they leave is not that of the next run."""
     exit_file = tmp_path / "lm_adapt.exit"
     (tmp_path / "lm_adapt.runner.1").touch()
     orphan = lock(tmp_path / "lm_adapt.lock", tmp_path / "lm_adapt")
     orphan.__enter__()
 
+    said: list[str] = []
+
     def leave() -> None:
         exit_file.write_text('{"code": 143, "message": "stopped by SIGTERM"}')
         orphan.__exit__(None, None, None)
 
-    leaving = threading.Timer(0.5, leave)
-    leaving.start()
+    def heard(line: str) -> None:
+        said.append(line)
+        threading.Timer(0.2, leave).start()
+
+    monkeypatch.setattr("t5_pipeline.execution.launcher.say", heard)  # it leaves only once it is waited for
     monkeypatch.setattr("t5_pipeline.execution.launcher.stage_script", lambda kind: tmp_path / "lm_adapt" / "stage.py")
     (tmp_path / "lm_adapt" / "stage.py").write_text(
         "import os\nassert os.path.exists(os.environ['T5_PIPELINE_RUNNER'])"
     )
     assert launch("lm_adapt", None, [], exit_file) == (0, "")
-    leaving.join()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lm_adapt", "lm_adapt.lock"]
-    assert (
-        capsys.readouterr().err == "waiting for the processes of lm_adapt whose runner was killed; they save and exit\n"
-    )
+    assert said == ["waiting for the processes of lm_adapt whose runner was killed; they save and exit"]
 
 
 def test_exit_code_and_message_of_two_processes_are_reported(tiny: Tiny) -> None:
