@@ -28,7 +28,7 @@ from t5_pipeline.report.arms import Arm, Scored, scored
 from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import ModelSize, Run, collect
 from t5_pipeline.report.scores import Answers, Score
-from t5_pipeline.report.summary import summarize
+from t5_pipeline.report.summary import PROMPT_TUNING, summarize
 
 # Name of a recipe → what its T5s read, and their sizes.
 STUDIES = {
@@ -39,13 +39,36 @@ STUDIES = {
 FOLLOW_UPS = {
     "wikipedia-adaptation": "Follow-up: LM adaptation, 3.6M",
     "wikipedia-adaptation-rate": "Follow-up: learning rate of LM adaptation, 3.6M",
+    "wikipedia-adaptation-seeds": "Follow-up: LM adaptation of further T5s, 3.6M",
     "wikipedia-shift": "Follow-up: domain shift, 3.6M",
 }
+# T5s that were pretrained with different seeds → their record, and their names in its recipe by pretraining.
+T5S_OF_3_6M = {
+    "seed 1, fp32": (
+        "wikipedia-adaptation",
+        {"none": "span_s", "sentinel": "sentinel", "a tenth": "lm_s@31", "all": "lm_s"},
+    ),
+    "seed 2": ("wikipedia-adaptation-rate", {"none": "span_s", "all": "lm_s"}),
+    "seed 3": (
+        "wikipedia-adaptation-seeds",
+        {"none": "span_3", "sentinel": "sentinel_3", "a tenth": "lm_3@31", "all": "lm_3"},
+    ),
+    "seed 4": (
+        "wikipedia-adaptation-seeds",
+        {"none": "span_4", "sentinel": "sentinel_4", "a tenth": "lm_4@31", "all": "lm_4"},
+    ),
+}
+_COMPARED = [("subj", "none"), ("subj", "sentinel"), ("subj", "a tenth"), ("field", "none")]
+_STUDENT = {2: 4.303, 3: 3.182}  # 97.5% quantiles of Student's t distribution, by degrees of freedom
 TABLES_PAGE = Path(__file__).parent.parent / "docs/results_tables.md"
 _INTRODUCTION = """\
 Written by `python -m benchmarks.study` from the records in `benchmarks/results/`; [Results](results.md) explains them.
 Scores are percentages, mean ± sample standard deviation over seeds, of decoded text and of the likeliest label. Points
 are differences of accuracies times 100, and intervals those of a bootstrap over seeds and test rows."""
+_OVER_T5S = """\
+Accuracy of prompts of 20 tokens, five seeds each, by task and by how much of the LM adaptation the T5 had: none of it
+(span corruption alone), none and a sentinel in the targets, a tenth or all. The interval is Student's over T5s, so it
+says how other T5s of this shape would come out; those of the verdicts are over seeds of the prompt and test rows."""
 _LEFT_OUT = {"samples", "neighbors"}
 _WITH_DIGEST = ("prepare", "span", "lm", "sentinel", "default")
 _FIRST = ord("a")  # an answer is recorded as a letter: a, b, … are its places in the confusion matrix
@@ -243,7 +266,61 @@ def tables_page() -> str:
         if found := judged(run):
             parts += ["### Verdicts", verdict_table(found)]
         parts += [*score_tables(run), *validation_scores(results), "### Digests", digest_table(results)]
+    parts += ["## LM adaptation over several T5s, 3.6M", _OVER_T5S, adaptation_over_t5s()]
     return "\n\n".join(parts) + "\n"
+
+
+def scores_of_t5s() -> dict[str, dict[tuple[str, str], list[float]]]:
+    """Accuracies of decoded text by T5, and by task and LM adaptation: a seed of the prompt each."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for t5, (record, names) in T5S_OF_3_6M.items():
+        adaptation_of = {name: adaptation for adaptation, name in names.items()}
+        of_t5 = found.setdefault(t5, {})
+        for row in read_json(results_of(record))["scores"]:
+            if row["method"] == PROMPT_TUNING and row["model"] in adaptation_of:
+                arm = (row["task"], adaptation_of[row["model"]])
+                of_t5.setdefault(arm, []).append(row["by_scoring"]["decode"]["accuracy"])
+    return found
+
+
+def over_t5s(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of a difference over T5s, and half of its 95% interval.
+
+    The interval is Student's, with one difference for each T5: what other T5s might have given. The spread over prompts
+    is part of that over T5s; the test rows are the same everywhere.
+    """
+    count = len(differences)
+    return statistics.fmean(differences), _STUDENT[count - 1] * statistics.stdev(differences) / count**0.5
+
+
+def adaptation_over_t5s() -> str:
+    """Scores of T5s of one shape by LM adaptation, and the mean differences over the T5s, in Markdown."""
+    of_t5 = scores_of_t5s()
+    arms = list(dict.fromkeys(arm for scores in of_t5.values() for arm in scores))
+    lines = [
+        f"| T5 | {' | '.join(f'{task}: {adaptation}' for task, adaptation in arms)} |",
+        "|---|" + "---|" * len(arms),
+    ]
+    for t5, scores in of_t5.items():
+        cells = (_spread([100 * score for score in scores[arm]]) if arm in scores else "–" for arm in arms)
+        lines.append(f"| {t5} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| all of the LM adaptation minus | of each T5 | mean | 95% interval over T5s |",
+        "|---|---|---|---|",
+    ]
+    for task, other in _COMPARED:
+        differences = [
+            statistics.fmean(scores[task, "all"]) - statistics.fmean(scores[task, other])
+            for scores in of_t5.values()
+            if (task, other) in scores
+        ]
+        mean, half = over_t5s(differences)
+        low, high = fmt.points(mean - half), fmt.points(mean + half)
+        lines.append(
+            f"| {task}: {other} | {', '.join(map(fmt.points, differences))} | {fmt.points(mean)} | {low} to {high} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from scipy import stats
 
 from benchmarks.study import (
     FOLLOW_UPS,
     STUDIES,
     TABLES_PAGE,
     judged,
+    over_t5s,
     overview,
     recipe_of,
     results_of,
     run_of,
+    scores_of_t5s,
     tables_page,
 )
 from t5_pipeline.config.recipe import load_recipe
@@ -27,6 +30,26 @@ def test_the_verdicts_are_those_of_the_records() -> None:
 
 def test_the_tables_are_those_of_the_records() -> None:
     assert TABLES_PAGE.read_text(encoding="utf-8") == tables_page()
+
+
+@pytest.mark.parametrize("differences", [[-0.08, 0.09, 0.02], [0.01, 0.03, 0.02, -0.05]])
+def test_the_interval_over_t5s_is_that_of_a_t_test(differences: list[float]) -> None:
+    mean, half = over_t5s(differences)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx(tuple(expected), rel=1e-3)
+
+
+def test_each_t5_has_five_prompts_of_each_kind() -> None:
+    of_t5 = scores_of_t5s()
+    assert {(*arm, len(scores)) for arms in of_t5.values() for arm, scores in arms.items()} == {
+        ("subj", "none", 5),
+        ("subj", "sentinel", 5),
+        ("subj", "a tenth", 5),
+        ("subj", "all", 5),
+        ("field", "none", 5),
+        ("field", "all", 5),
+    }
+    assert all(("subj", "none") in arms and ("subj", "all") in arms for arms in of_t5.values())
 
 
 def test_the_report_draws_the_recorded_experiments() -> None:
