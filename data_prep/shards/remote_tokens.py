@@ -8,13 +8,12 @@ are fetched when they are first read (remote_array):
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from t5_pipeline.core.atomic_files import write_directory
+from t5_pipeline.core.atomic_files import write_bytes, write_text
 from t5_pipeline.core.bounded import MAX_JSON, parse_json
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import cache_directory, read_small
@@ -48,18 +47,17 @@ def local_tokens(url: str, where: str) -> Path:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{where}: {remote}/tokens.json is damaged; upload it again") from None
     local = cache_directory() / "tokens" / name
-    if not local.is_dir():
-
-        def fill(directory: Path) -> None:
-            (directory / "tokenizer").mkdir()
+    if not (local / "tokens.json").is_file():
+        # File by file, because the processes of a launch do this at the same time, and others of them already read.
+        try:
+            (local / "tokenizer").mkdir(parents=True, exist_ok=True)
             for file in PUBLISHED:
                 content = read_small(f"{remote}/tokenizer/{file}", where, _MAX_TOKENIZER_FILE)
                 if content is not None:
-                    (directory / "tokenizer" / file).write_bytes(content)
-            (directory / "tokens.json").write_text(json.dumps({**summary, "remote": remote}), encoding="utf-8")
-
-        with contextlib.suppress(FileExistsError, OSError):  # another process was faster
-            write_directory(local, fill)
-    if not (local / "tokens.json").is_file():
-        raise InputError(f"cannot write {local}; set T5_PIPELINE_CACHE to a writable directory")
+                    write_bytes(local / "tokenizer" / file, content)
+            write_text(local / "tokens.json", json.dumps({**summary, "remote": remote}))
+        except OSError as error:
+            raise InputError(
+                f"cannot write {local} ({error.strerror}); set T5_PIPELINE_CACHE to a writable directory"
+            ) from None
     return local

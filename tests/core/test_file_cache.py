@@ -8,7 +8,10 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -253,6 +256,32 @@ def test_local_copy_of_remote_tokens(finished: Tiny, fetched: Any) -> None:
     assert "train.tokens" not in fetched()
     assert far.lengths_N[:].tolist() == near.lengths_N[:].tolist()
     assert all(far.document(i).tolist() == near.document(i).tolist() for i in range(len(near)))
+
+
+def test_the_processes_of_a_launch_begin_with_remote_tokens_at_once(finished: Tiny, cache: Path) -> None:
+    """Each of them finds the whole directory from its own return on, whatever the others do."""
+    url = f"counted://{finished.run}/prepare/tokens"
+    names, start = ["spiece.model", "tokenizer.json"], threading.Barrier(8)
+
+    def process(_: int) -> Path:
+        start.wait()
+        local = local_tokens(url, "x.tokens")
+        for _ in range(100):
+            assert json.loads((local / "tokens.json").read_text())["remote"] == url
+            assert all((local / "tokenizer" / name).is_file() for name in names)
+        return local
+
+    for _ in range(10):
+        with ThreadPoolExecutor(8) as pool:
+            (local,) = set(pool.map(process, range(8)))
+        shutil.rmtree(local)
+
+
+def test_a_cache_for_remote_tokens_that_cannot_be_written(finished: Tiny, cache: Path) -> None:
+    cache.parent.mkdir()
+    (cache.parent / "tokens").write_text("a file where a directory should be")
+    with pytest.raises(InputError, match=r"^cannot write .+ \(Not a directory\); set T5_PIPELINE_CACHE to a writable"):
+        local_tokens(f"counted://{finished.run}/prepare/tokens", "x.tokens")
 
 
 def test_invalid_remote_tokens_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
