@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import math
@@ -218,15 +219,27 @@ def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
 def move_directory(source: Path, path: Path) -> None:
     """Move a complete directory to `path`, replacing an existing directory.
 
-    After an interruption it is at one of the two.
+    After an interruption it is at one of the two. If several processes do this at once, the last one wins.
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise InputError(f"{path}: is not a directory; move it away, or choose another path")
     fsync_tree(source)
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    if path.exists():
-        path.rename(old)
-    source.rename(path)
+    try:
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(old)
+            try:
+                source.rename(path)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(old, ignore_errors=True)  # another process has just published there
+    except BaseException:
+        with contextlib.suppress(OSError):  # nothing was replaced
+            old.rename(path)
+        raise
     fsync_directory(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

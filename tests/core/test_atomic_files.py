@@ -5,6 +5,8 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,38 @@ def test_directory_writes_are_atomic(tmp_path: Path) -> None:
         write_directory(tmp_path / "out", lambda directory, text=text: (directory / "a").write_text(text) and None)
         assert (tmp_path / "out" / "a").read_text() == text
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interruption_between_the_renames_keeps_the_old_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(text: str) -> Callable[[Path], object]:
+        return lambda directory: (directory / "a").write_text(text)
+
+    write_directory(tmp_path / "out", fill("1"))
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if to == tmp_path / "out" and (path / "a").read_text() == "2":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_directory(tmp_path / "out", fill("2"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+def test_several_processes_may_write_one_directory(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(50):
+            write_directory(tmp_path / "out", lambda directory: (directory / "a").write_text(str(number)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() in list("0123")
 
 
 def test_directory_errors_are_one_line(tmp_path: Path) -> None:
