@@ -133,12 +133,14 @@ def _run(given: argparse.Namespace) -> int:
     from t5_pipeline.report.collect import collect
     from t5_pipeline.report.terminal import results_table
 
-    writes_report = _is_older(page, run_dir)
+    newest = _newest_result(run_dir)
+    writes_report = not page.exists() or page.stat().st_mtime_ns < newest
     results = collect(run_dir.path, answers=writes_report)
     if writes_report:
         from t5_pipeline.report.page import write_report
 
         write_report(results, page)
+        os.utime(page, ns=(newest, newest))
         say(f"✓ report: {page}")
     for line in results_table(results):
         show(line)
@@ -159,11 +161,13 @@ def _page(run_dir: RunDir) -> Path:
     return page
 
 
-def _is_older(page: Path, run_dir: RunDir) -> bool:
-    """Whether a stage finished, or the recipe changed, after the report was written."""
-    made = page.stat().st_mtime if page.exists() else 0.0
-    newer = (run_dir.path / "recipe.yaml", *run_dir.path.glob("*/**/manifest.json"))
-    return any(path.stat().st_mtime > made for path in newer)
+def _newest_result(run_dir: RunDir) -> int:
+    """When a stage last finished or the recipe last changed, in nanoseconds.
+
+    It is the modification time of the report, too: a stage may finish after the results were collected.
+    """
+    files = (run_dir.path / "recipe.yaml", *run_dir.path.glob("*/**/manifest.json"))
+    return max(path.stat().st_mtime_ns for path in files)
 
 
 def _plan(given: argparse.Namespace) -> int:
@@ -202,8 +206,10 @@ def _report(given: argparse.Namespace) -> int:
     from t5_pipeline.report.page import write_report
 
     run_dir = _existing(given.run_dir)
-    page = given.output or _page(run_dir)
+    page, newest = given.output or _page(run_dir), _newest_result(run_dir)
     write_report(collect(run_dir.path, answers=True), page)
+    if given.output is None:
+        os.utime(page, ns=(newest, newest))
     if str(page) != STDOUT:
         show(page)
     return 0

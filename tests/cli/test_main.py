@@ -8,11 +8,14 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from t5_pipeline.artifacts import manifest as manifests
 from t5_pipeline.cli.main import main
 from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.report import collect as report_collect
 from tests.tiny_run import COMMAND, ROOT, Outcome, Tiny, command, listing, t5_pipeline
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "sentencepiece", "matplotlib", "pyarrow")
@@ -56,6 +59,25 @@ def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
             f"nothing to do: all 6 stages in {finished.run} are up to date\n",
         )
     assert min(seconds) < 3
+
+
+def test_a_stage_that_finishes_while_a_report_is_written_is_in_the_next_one(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run` may finish a stage while someone looks at the report."""
+    collect = report_collect.collect
+
+    def collect_and_finish(*arguments: Any, **options: Any) -> Any:
+        results = collect(*arguments, **options)
+        manifests.read(tiny.run / "lm_adapt").save(tiny.run / "lm_adapt")  # type: ignore[union-attr]
+        return results
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report_collect, "collect", collect_and_finish)
+        assert t5_pipeline("report", tiny.run).code == 0
+    for written in (True, False):
+        said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run)
+        assert (said.code, "✓ report" in said.err) == (0, written)
 
 
 def test_default_run_dir(finished: Tiny, tmp_path: Path) -> None:

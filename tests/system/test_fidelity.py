@@ -20,7 +20,9 @@ PAGE = (DOCS / "fidelity.md").read_text(encoding="utf-8")
 RECIPE = ROOT / "recipes" / "t5-v1_1-lm100k.yaml"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))]
+)
 def test_every_path_and_link_exists(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     paths = re.findall(r"`((?:pipeline|data_prep|stages|tests|docs|benchmarks|accelerate_configs)/[\w./-]*)`", text)
