@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -43,13 +42,10 @@ def submit(tiny: Tiny, stand_ins: Path, *flags: object) -> subprocess.Popen[str]
     """Start the batch script as Slurm does on one machine with two devices."""
     stand_ins.mkdir(exist_ok=True)
     place(stand_ins, srun=SRUN, scontrol=SCONTROL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(stand_ins), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "RECIPE": str(tiny.recipe), "STAGE": "lm_adapt", "RUN_DIR": str(tiny.run), "PORT": str(port),
+        "RECIPE": str(tiny.recipe), "STAGE": "lm_adapt", "RUN_DIR": str(tiny.run), "PORT": "0",  # any free one
         "CONFIG": "accelerate_configs/cpu_ddp.yaml", "REQUEUED": str(stand_ins / "requeued"), "SLURM_JOB_ID": "17",
         "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "node[1]",
     }  # fmt: skip
