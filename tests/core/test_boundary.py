@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_other_errors_keep_their_traceback(error: object) -> None:
     ],
 )
 def test_standard_output(finished: Tiny, words: str, code: int, line: str) -> None:
-    script = f"set -o pipefail; {COMMAND} {words.replace('RUN', str(finished.run))}"
+    script = f"set -o pipefail; {shlex.quote(str(COMMAND))} {words.replace('RUN', shlex.quote(str(finished.run)))}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == code, done
     assert done.stderr.startswith(f"error: {line}" if line else "")

@@ -31,8 +31,8 @@ def test_data_file_is_never_used_for_a_split_without_file(tmp_path: Path) -> Non
     assert task.rows("train") == task.rows("own") == ROWS
     with pytest.raises(
         InputError,
-        match=r"tasks\.t\.splits: \S+/reviews\.jsonl contains one split only, .* for 'held' next to it; name one, or slice"
-        r' \S+, as in \{train: "reviews\[:80%, \w+\]", .*\}$',
+        match=r"tasks\.t\.splits: .+/reviews\.jsonl contains one split only, .* for 'held' next to it; name one, or slice"
+        r' .+, as in \{train: "reviews\[:80%, \w+\]", .*\}$',
     ):
         task.rows("held")
     write(tmp_path, "held.jsonl", ROWS[:2])
