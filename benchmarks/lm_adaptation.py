@@ -28,7 +28,6 @@ from benchmarks.machine import Clock, best_square, device_in, layer_rate, paired
 from t5_pipeline.cost.flops import forward_flops
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.sampling.batches import Batch, LMBatches
-from t5_pipeline.data_prep.sampling.microbatching import CPU_BF16_WEIGHTS
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.load import init_t5, save_t5
 from t5_pipeline.modeling.presets import SIZES
@@ -174,7 +173,7 @@ def same_loss(ours: T5, theirs: nn.Module, batch: Batch) -> dict[str, float]:
     sums = {"ours": 0.0, "transformers": 0.0}
     rows, collate = as_rows(batch), collator()
     with torch.autocast("cpu", torch.bfloat16):
-        for part in batch.microbatches(0, CPU_BF16_WEIGHTS):
+        for part in batch.microbatches(0, device_in(torch.bfloat16)):
             micro = TensorBatch.of(part)
             hidden, weight = ours.before_logits(ours.predict(micro.inputs_BS, micro.targets_BT))
             sums["ours"] += float(output_loss(hidden, weight, micro.targets_BT).sum())
@@ -213,7 +212,7 @@ def measure(size: str, rounds: int) -> dict[str, Any]:
     set_learning_rate(optimizer, 1e-3)
     tokens = batch.input_tokens + batch.target_tokens
     flops = 3 * sum(forward_flops(shape, len(row["input_ids"]), len(row["labels"])) for row in rows)
-    parts = batch.microbatches(0, CPU_BF16_WEIGHTS)
+    parts = batch.microbatches(0, device_in(torch.bfloat16))
     at_once = round(statistics.median(part.inputs_BS.size for part in parts))
     padded = sum(part.inputs_BS.size + part.targets_BT.size for part in parts)
 
