@@ -9,6 +9,7 @@ from benchmarks.study import (
     FOLLOW_UPS,
     STUDIES,
     TABLES_PAGE,
+    adaptation_over_t5s,
     judged,
     over_t5s,
     overview,
@@ -30,6 +31,28 @@ def test_the_verdicts_are_those_of_the_records() -> None:
 
 def test_the_tables_are_those_of_the_records() -> None:
     assert TABLES_PAGE.read_text(encoding="utf-8") == tables_page()
+
+
+def test_the_averages_over_t5s_are_those_of_the_records() -> None:
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    scores, averages = (_rows(table) for table in adaptation_over_t5s().split("\n\n"))
+    in_page = _rows(page)
+    for t5, *means in scores:
+        # The page has the held-out loss in the second column, and leaves cells without prompts blank.
+        assert any(row[0] == t5 and row[2:] == [mean.strip("–") for mean in means] for row in in_page), t5
+    for arm, *numbers in averages:
+        assert any(row[1:] == numbers for row in in_page), arm
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Cells of the rows of all tables in a Markdown text, without the headers."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    headers = {place + step for place, line in enumerate(lines) if line.startswith("|---") for step in (-1, 0)}
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for place, line in enumerate(lines)
+        if place not in headers
+    ]
 
 
 @pytest.mark.parametrize("differences", [[-0.08, 0.09, 0.02], [0.01, 0.03, 0.02, -0.05]])
