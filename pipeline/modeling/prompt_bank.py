@@ -197,7 +197,7 @@ class BareT5(nn.Module):
         self, decoder_ids_RT: Tensor, encoded: Tensor, mask: Tensor | None, cache: DecoderCache | None = None
     ) -> Tensor:
         """The decoder's output [R, T, D], as T5.decode: prompts do not change the decoder."""
-        return self.t5.decode(decoder_ids_RT, encoded, mask, cache)
+        return self.t5.decode(self.t5.embed(decoder_ids_RT), encoded, mask, cache)
 
     def logits(self, hidden_RTD: Tensor) -> Tensor:
         """fp32 logits [R, T, V] of decoder outputs."""

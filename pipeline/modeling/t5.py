@@ -28,6 +28,7 @@ from t5_pipeline.modeling.layers import (
     RMSNorm,
     SharedDropout,
     fp32_logits,
+    product_dtype,
 )
 
 
@@ -84,6 +85,19 @@ class T5(nn.Module):
         rows_BSD: Tensor = self.shared(ids_BS)
         return rows_BSD
 
+    def _embed_both(self, inputs_BS: Tensor, decoder_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding rows of inputs and decoder inputs.
+
+        Each call of `embed` has a gradient of the size of the whole table. Writing two of them and adding them takes
+        several percent of a pass in bf16, so one call embeds both. In fp32 that would save little, and change the last
+        bits of recorded results.
+        """
+        if product_dtype(self.shared.weight) == torch.float32:
+            return self.embed(inputs_BS), self.embed(decoder_ids_BT)
+        counts = inputs_BS.numel(), decoder_ids_BT.numel()
+        in_ND, out_ND = self.embed(torch.cat([inputs_BS.flatten(), decoder_ids_BT.flatten()])).split(counts)
+        return in_ND.view(*inputs_BS.shape, -1), out_ND.view(*decoder_ids_BT.shape, -1)
+
     def encode(self, embedded_BSD: Tensor, mask: Tensor | Consecutive | None) -> Tensor:
         """The encoder's output [B, S, D].
 
@@ -96,7 +110,7 @@ class T5(nn.Module):
 
     def decode(
         self,
-        decoder_ids_RT: Tensor,
+        embedded_RTD: Tensor,
         encoded_BSD: Tensor,
         mask: Tensor | None,
         cache: DecoderCache | None = None,
@@ -105,15 +119,15 @@ class T5(nn.Module):
         """The decoder's output [R, T, D] for R = L·B decoder rows; rows i·L … i·L+L−1 attend to input i.
 
         Args:
+            embedded_RTD: embedding rows of the decoder's inputs.
             mask: visible input positions, bool [B, S], or [B, L·T, S] by decoder position; None for all.
-            cache: with it, `decoder_ids_RT` are the positions that follow those of earlier calls with this cache.
+            cache: with it, `embedded_RTD` has the positions that follow those of earlier calls with this cache.
             segments_RT: segment of each position of packed rows, which sees only earlier positions of its own segment;
                 not together with a cache.
         """
-        causal = _causal(decoder_ids_RT, cache)
+        causal = _causal(embedded_RTD, cache)
         if segments_RT is not None:
             causal = causal & (segments_RT[:, :, None] == segments_RT[:, None, :])
-        embedded_RTD = self.embed(decoder_ids_RT)
         hidden_RTD: Tensor = self.decoder(embedded_RTD, encoded_BSD, causal, mask_bias(mask), cache)
         return hidden_RTD
 
@@ -138,27 +152,26 @@ class T5(nn.Module):
             segments: for packed rows, the example of each position of inputs [B, S] and targets [B, T] (1, 2, …; 0 for
                 padding). Examples do not see one another, and the decoder of each starts with `special.start`.
         """
-        if segments is None:
+        in_BS, out_BT = segments or (None, None)
+        embedded_BSD, embedded_BTD = self._embed_both(inputs_BS, shift_right(targets_BT, out_BT, self.special.start))
+        if in_BS is None or out_BT is None:
             mask = token_mask(inputs_BS, self.special.pad)
-            encoded_BSD = self.encode(self.embed(inputs_BS), mask)
-            return self.decode(shift_right(targets_BT, start=self.special.start), encoded_BSD, mask)
-        in_BS, out_BT = segments
-        encoded_BSD = self.encode(self.embed(inputs_BS), in_BS[:, :, None] == in_BS[:, None, :])
+            return self.decode(embedded_BTD, self.encode(embedded_BSD, mask), mask)
+        encoded_BSD = self.encode(embedded_BSD, in_BS[:, :, None] == in_BS[:, None, :])
         cross_mask_BTS = out_BT[:, :, None] == in_BS[:, None, :]
-        decoder_ids_BT = shift_right(targets_BT, out_BT, self.special.start)
-        return self.decode(decoder_ids_BT, encoded_BSD, cross_mask_BTS, segments_RT=out_BT)
+        return self.decode(embedded_BTD, encoded_BSD, cross_mask_BTS, segments_RT=out_BT)
 
     def forward(self, inputs_BS: Tensor, targets_BT: Tensor, segments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """fp32 logits [B, T, V] that predict each target token; the arguments are those of `predict`."""
         return self.logits(self.predict(inputs_BS, targets_BT, segments))
 
 
-def _causal(decoder_ids_RT: Tensor, cache: DecoderCache | None) -> Tensor:
+def _causal(embedded_RTD: Tensor, cache: DecoderCache | None) -> Tensor:
     """Mask [1 or R, T, past + T]: each position sees itself and earlier ones of its row."""
-    T = decoder_ids_RT.size(1)
+    T = embedded_RTD.size(1)
     earlier = None if cache is None else cache.layer(0).own
     past = 0 if earlier is None else earlier[0].size(2)
-    causal = torch.ones(1, T, past + T, dtype=torch.bool, device=decoder_ids_RT.device).tril(past)
+    causal = torch.ones(1, T, past + T, dtype=torch.bool, device=embedded_RTD.device).tril(past)
     if cache is None or cache.real_RT is None:
         return causal
     return causal & F.pad(cache.real_RT, (0, T), value=True)[:, None]

@@ -138,7 +138,7 @@ class RunningBatch(Generic[Owner]):
         if R == 0:
             return []
         nothing_R0D = torch.empty(R, 0, self.t5.shape.d_model, device=self._next_R.device)  # all of it is cached
-        hidden_R1D = self.t5.decode(self._next_R.unsqueeze(1), nothing_R0D, None, self._cache)
+        hidden_R1D = self.t5.decode(self.t5.embed(self._next_R.unsqueeze(1)), nothing_R0D, None, self._cache)
         logits_RV = self._logits(hidden_R1D.squeeze(1))
         # On a CPU, torch's argmax takes many times as long as NumPy's.
         on_cpu = logits_RV.device.type == "cpu"

@@ -153,19 +153,20 @@ class _OutputLoss(torch.autograd.Function):
                 gradients.append(p_nV.to(hidden_ND.dtype))
         if needed:
             gradient_NV = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
-            ctx.save_for_backward(hidden_ND, weight_VD, gradient_NV)
+            ctx.save_for_backward(hidden_ND, weight, gradient_NV)
+            ctx.weight_dtype = weight_VD.dtype
         return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden_ND, weight_VD, gradient_NV = ctx.saved_tensors
+        hidden_ND, weight, gradient_NV = ctx.saved_tensors
         scale_N1 = gradients[0].unsqueeze(-1)  # fp32: every gradient is rounded once
         hidden_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
-            hidden_gradient = (gradient_NV @ weight_VD.to(hidden_ND.dtype)).mul_(scale_N1)
+            hidden_gradient = (gradient_NV @ weight).mul_(scale_N1)
         if ctx.needs_input_grad[1]:
             scaled_ND = (hidden_ND * scale_N1).to(hidden_ND.dtype)
-            weight_gradient = (gradient_NV.T @ scaled_ND).to(weight_VD.dtype)
+            weight_gradient = (gradient_NV.T @ scaled_ND).to(ctx.weight_dtype)
         return hidden_gradient, weight_gradient, None, None
 
 

@@ -21,6 +21,7 @@ from torch._dynamo.exc import SkipFrame
 
 from t5_pipeline.modeling import compilation
 from t5_pipeline.modeling.compilation import CompiledForward, use_compiler
+from t5_pipeline.modeling.layers import gelu_new
 from t5_pipeline.modeling.t5 import T5
 from tests.modeling.conftest import SHAPES as MODELS
 from tests.modeling.conftest import token_loss, token_rows
@@ -150,6 +151,42 @@ def test_compiled_blocks_have_the_same_gradients(model: T5, recompute: bool, cap
     # With and without padding; few target tokens skip the keys of cross-attention.
     assert 2 <= graphs <= 6
     assert caplog.text.count("compile:") == graphs
+
+
+@pytest.mark.parametrize("shape", [MODELS["gated_untied"]], ids=["gated_untied"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_compiled_products_in_bf16_are_as_exact_as_eager_ones(model: T5, frozen: bool) -> None:
+    """Their gradients are written by hand, unless the weights are frozen."""
+    model.encoder.requires_grad_(not frozen)
+    ids, targets = token_rows([9, 5, 14, 2], seed=2), token_rows([4, 7, 3, 11], seed=3)
+    embedded = model.embed(ids).detach().requires_grad_()
+    learned = [embedded, *(p for p in model.parameters() if p.requires_grad and p is not model.shared.weight)]
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            encoded = model.encode(embedded, ids != 0)
+            hidden = model.decode(model.embed(targets), encoded, ids != 0)
+        loss = token_loss(model.logits(hidden), targets)
+        return [loss.detach(), *torch.autograd.grad(loss, learned)]
+
+    exact, eager = gradients(torch.float32), gradients(torch.bfloat16)
+    model.set_execution(compiled=True)
+    for right, theirs, ours in zip(exact, eager, gradients(torch.bfloat16), strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert (ours - right).norm() <= 2.5 * (theirs - right).norm() + 0.001 * right.norm()
+
+
+def test_the_compiled_activation_is_as_exact_as_the_eager_one() -> None:
+    x = torch.linspace(-12, 12, 2001, requires_grad=True)
+    compiled = torch.compile(gelu_new, backend="aot_eager", fullgraph=True)
+    exact, eager, fast = _with_slope(gelu_new, x.double()), _with_slope(gelu_new, x), _with_slope(compiled, x)
+    for right, theirs, ours in zip(exact, eager, fast, strict=True):
+        assert (ours - right).abs().max() <= 2 * (theirs - right).abs().max() < 1e-5
+
+
+def _with_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    y = function(x)
+    return y, torch.autograd.grad(y.sum(), x)[0]
 
 
 @pytest.mark.engines

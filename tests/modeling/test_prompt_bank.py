@@ -55,7 +55,7 @@ def test_it_is_t5_over_prompt_and_input(prompted: PromptedT5) -> None:
     inputs, targets = token_rows([6, 6], seed=1), token_rows([4, 5], seed=2)
     t5, prompt = prompted.t5, prompted.bank.prompt(1)
     embedded = torch.cat([prompt.expand(2, -1, -1), t5.embed(inputs)], dim=1)
-    expected = t5.logits(t5.decode(shift_right(targets), t5.encode(embedded, None), None))
+    expected = t5.logits(t5.decode(t5.embed(shift_right(targets)), t5.encode(embedded, None), None))
     torch.testing.assert_close(prompted(torch.tensor([1, 1]), inputs, targets), expected)
     torch.testing.assert_close(prompted(None, inputs, targets), t5(inputs, targets))
 

@@ -90,9 +90,9 @@ def test_decoder_cache_gives_the_same_result(model: T5, step: int) -> None:
     mask = token_mask(inputs)
     encoded = model.encode(model.embed(inputs), mask)
     decoder_ids = shift_right(targets)
-    whole = model.decode(decoder_ids, encoded, mask)
+    whole = model.decode(model.embed(decoder_ids), encoded, mask)
     cache = DecoderCache()
-    steps = [model.decode(ids, encoded, mask, cache) for ids in decoder_ids.split(step, dim=1)]
+    steps = [model.decode(model.embed(ids), encoded, mask, cache) for ids in decoder_ids.split(step, dim=1)]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -100,8 +100,10 @@ def test_several_decoder_rows_share_one_encoded_input(model: T5) -> None:
     inputs, targets = token_rows([5, 9], seed=4), token_rows([4, 6, 3, 6, 5, 2], seed=5)
     mask = token_mask(inputs)
     encoded = model.encode(model.embed(inputs), mask)
-    shared = model.decode(shift_right(targets), encoded, mask)
-    repeated = model.decode(shift_right(targets), encoded.repeat_interleave(3, 0), mask.repeat_interleave(3, 0))
+    shared = model.decode(model.embed(shift_right(targets)), encoded, mask)
+    repeated = model.decode(
+        model.embed(shift_right(targets)), encoded.repeat_interleave(3, 0), mask.repeat_interleave(3, 0)
+    )
     torch.testing.assert_close(shared, repeated, atol=1e-5, rtol=1e-5)
 
 
@@ -233,11 +235,11 @@ def test_flex_attention_in_a_frozen_t5(model: T5, monkeypatch: pytest.MonkeyPatc
     for flex in (False, True):
         model.set_execution(flex=flex)
         embedded = model.embed(inputs)
-        hidden = model.decode(targets, model.encode(embedded, inputs != 0), inputs != 0)
+        hidden = model.decode(model.embed(targets), model.encode(embedded, inputs != 0), inputs != 0)
         packed, encoded, cache = model(inputs, targets, segments), model.encode(embedded, None), DecoderCache()
         with monkeypatch.context() as patch:
             patch.delattr(blocks, "block_mask")
-            steps = [model.decode(targets[:, i : i + 1], encoded, None, cache) for i in range(3)]
+            steps = [model.decode(model.embed(targets[:, i : i + 1]), encoded, None, cache) for i in range(3)]
         results.append((hidden, packed, *steps))
     for plain, with_flex in zip(*results, strict=True):
         torch.testing.assert_close(with_flex, plain, atol=1e-4, rtol=1e-4)

@@ -41,7 +41,7 @@ def test_equal_to_transformers(kind: Kind, tmp_path: Path) -> None:
     with torch.no_grad():
         mask, cache = token_mask(inputs, pad), DecoderCache()
         encoded = ours.encode(ours.embed(inputs), mask)
-        steps = [ours.decode(ids, encoded, mask, cache) for ids in shift_right(targets).split(1, dim=1)]
+        steps = [ours.decode(ours.embed(ids), encoded, mask, cache) for ids in shift_right(targets).split(1, dim=1)]
         torch.testing.assert_close(ours.logits(torch.cat(steps, 1)), their_logits.detach(), atol=5e-5, rtol=1e-5)
 
         save_t5(ours, tmp_path / "published")

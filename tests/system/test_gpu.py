@@ -144,7 +144,7 @@ def test_a_frozen_t5_with_flex_attention_has_the_same_gradient() -> None:
             ids, answer = (token_rows(x, seed, 512).cuda() for x, seed in ((inputs, 2), (targets, 3)))
             embedded = model.embed(ids).detach().requires_grad_()
             encoded = model.encode(embedded, ids != 0)
-            hidden = model.decode(answer, encoded, ids != 0)
+            hidden = model.decode(model.embed(answer), encoded, ids != 0)
             found += [x.cpu() for x in (hidden.detach(), *torch.autograd.grad(hidden.square().sum(), embedded))]
         results.append(found)
     close(results[1], results[0], 1e-3)
