@@ -19,7 +19,7 @@ from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
-from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.decoding import Decoding, NoAnswer
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Outputs, Query, answer_each
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.methods.soft_prompt import Prompt
@@ -108,7 +108,10 @@ class HarnessLM(LM):
         prompts = [0] * len(texts) if self.with_prompt else None
         queries = [Query(ids, form, number) for number, (ids, form) in enumerate(zip(inputs, forms, strict=True))]
         options = AnswerOptions(self._device, self.precision, self.size, decoding or Decoding())
-        return answer_each(self.model, prompts, queries, options)
+        outputs = answer_each(self.model, prompts, queries, options)
+        if any(outputs.broken):
+            raise NoAnswer("harness")
+        return outputs
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.vocabulary.decode(self.vocabulary.strip_sentinel(ids, self.sentinel))

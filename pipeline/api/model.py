@@ -107,7 +107,8 @@ class PromptedModel:
             batch_size: inputs per batch.
 
         Raises:
-            InputError: if a prompt is unknown or has no labels, prompts cannot vote, or an input lacks fields.
+            InputError: if a prompt is unknown or has no labels, prompts cannot vote, an input lacks fields, or a prompt
+                computes numbers that are not finite.
         """
         check_at_least(1, batch_size=batch_size)
         questions = self._questions(inputs, prompt)
@@ -115,8 +116,7 @@ class PromptedModel:
             if not self._engine.prompts[question.names[0]].task.labels:
                 raise InputError(f"prompt `{question.names[0]}` has no labels; use generate()")
         singles = [Question((name,), (text,)) for q in questions for name, text in zip(q.names, q.texts, strict=True)]
-        alone = self._engine.answer(singles, batch_size=batch_size)
-        _warn_about_cuts(alone)
+        alone = _checked(self._engine.answer(singles, batch_size=batch_size))
         each = iter(alone)
         found = []
         for question in questions:
@@ -150,16 +150,18 @@ class PromptedModel:
             batch_size: inputs per batch.
 
         Raises:
-            InputError: if a prompt is unknown, prompts cannot vote, or an input lacks fields.
+            InputError: if a prompt is unknown, prompts cannot vote, an input lacks fields, or a prompt computes numbers
+                that are not finite.
         """
         check_at_least(1, batch_size=batch_size, beams=beams)
         check_at_least(0, max_tokens=max_tokens, seed=seed)
         check_numbers(temperature=temperature, top_p=top_p)
         decoding = Decoding(beams=beams, temperature=temperature, top_p=top_p, seed=seed)
-        answers = self._engine.answer(
-            self._questions(inputs, prompt), batch_size=batch_size, max_output_length=max_tokens, decoding=decoding
+        answers = _checked(
+            self._engine.answer(
+                self._questions(inputs, prompt), batch_size=batch_size, max_output_length=max_tokens, decoding=decoding
+            )
         )
-        _warn_about_cuts(answers)
         return [answer.output for answer in answers]
 
     def stream(
@@ -328,13 +330,26 @@ def _check_not_empty(name: str) -> None:
         raise InputError("name: is empty; name the prompt")
 
 
-def _warn_about_cuts(answers: Sequence[Answer]) -> None:
+def _checked(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """The answers, with a warning about inputs that were cut.
+
+    Raises:
+        NoAnswer: if there is no answer to one of the inputs.
+    """
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error
+    _warn_about_cuts(answers, stacklevel=4)
+    return answers
+
+
+def _warn_about_cuts(answers: Sequence[Answer], stacklevel: int = 3) -> None:
     cut = [answer.cut for answer in answers if answer.cut]
     if cut:
         warnings.warn(
             f"{len(cut)} of {len(answers)} inputs were longer than in training and were cut, by up to"
             f" {max(cut):,} tokens",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.decoding import Continuations, Decoding, tokens
+from t5_pipeline.evaluation.decoding import BROKEN, Continuations, Decoding, NoAnswer, tokens
 from t5_pipeline.evaluation.predict import AnswerOptions, Outputs, Query, answer_each, answer_mixture, autocast
 from t5_pipeline.methods.base import Candidate, ReadingModel
 from t5_pipeline.modeling.load import load_t5
@@ -105,8 +105,15 @@ class Answerer:
         return outputs
 
     @torch.no_grad()
-    def stream(self, asked: Asked, decoding: Decoding) -> Iterator[str]:
-        """The text of one answer after each of its tokens; only for a single prompt or none, without beams."""
+    def stream(self, asked: Asked, decoding: Decoding, answering: str) -> Iterator[str]:
+        """The text of one answer after each of its tokens; only for a single prompt or none, without beams.
+
+        Args:
+            answering: what answers, for errors.
+
+        Raises:
+            NoAnswer: if logits are not finite.
+        """
         model, prompt_B = self.model, None
         candidate = asked.candidate
         if candidate is not None and candidate.load_model is not None:
@@ -125,6 +132,8 @@ class Answerer:
             if token_B is None:
                 return
             ids.append(int(token_B))
+            if ids[-1] == BROKEN:
+                raise NoAnswer(answering)
             yield asked.form.decode(ids)
 
     def _answer_group(self, asked: Sequence[Asked], options: AnswerOptions) -> Outputs:

@@ -22,6 +22,23 @@ from t5_pipeline.modeling.decoder_cache import DecoderCache
 
 _STREAM = "predict/sampling"
 
+BROKEN = -1
+"""In place of a token whose logits are not finite: the text ends without an answer."""
+
+
+class NoAnswer(InputError):
+    """Numbers that the model computed for an input are not finite, so none of the answers is the likeliest."""
+
+    def __init__(self, answering: str) -> None:
+        """
+        Args:
+            answering: the prompt or model, for the message.
+        """
+        super().__init__(
+            f"{answering}: log probabilities are not finite, so there is no answer; check it with"
+            " `t5-pipeline doctor`, and train it again"
+        )
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -61,7 +78,7 @@ class Decoding:
             numbers_B: number of each input, which its draws depend on; its place in the batch has no influence.
 
         Returns:
-            Ids [B, T], T ≤ max_length: each row up to its EOS (if it was generated), then padding.
+            Ids [B, T], T ≤ max_length: each row up to its EOS (if it was generated) or BROKEN, then padding.
         """
         if self.beams > 1:
             return beam_search(texts, max_length, self.beams, self.length_penalty)[0][:, 0]
@@ -69,13 +86,28 @@ class Decoding:
         return torch.stack(decoded, dim=1) if decoded else torch.zeros(texts.inputs, 0, dtype=torch.long)
 
     def chooser(self, numbers_B: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
-        """The next tokens [B] from logits [B, V] and the number of tokens so far; not for beam search."""
+        """The next tokens [B] from logits [B, V] and the number of tokens so far; not for beam search.
+
+        A row whose logits are not finite gets BROKEN.
+        """
 
         def draw(logits_BV: Tensor, position: int) -> Tensor:
             drawn_B = torch.from_numpy(uniform(bits(self.seed, _STREAM, list(numbers_B), position)))
-            return sampled(logits_BV, drawn_B.to(logits_BV.device), self.temperature, self.top_p)
+            token_B = sampled(logits_BV, drawn_B.to(logits_BV.device), self.temperature, self.top_p)
+            return token_B.where(logits_BV.amax(dim=-1).isfinite(), BROKEN)
 
-        return draw if self.temperature else lambda logits_BV, _: logits_BV.argmax(dim=-1)
+        return draw if self.temperature else lambda logits_BV, _: or_broken(logits_BV.argmax(dim=-1), logits_BV)
+
+
+def or_broken(likeliest_B: Tensor, logits_BV: Tensor) -> Tensor:
+    """The likeliest tokens, or BROKEN where logits are not finite: argmax prefers NaN, then infinity.
+
+    >>> logits_BV = torch.tensor([[0.0, 2.0], [torch.nan, 0.0], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
+    >>> or_broken(logits_BV.argmax(dim=-1), logits_BV).tolist()
+    [1, -1, -1, -1]
+    """
+    greatest_B = logits_BV.gather(-1, likeliest_B.unsqueeze(-1)).squeeze(-1)
+    return likeliest_B.where(greatest_B.isfinite(), BROKEN)
 
 
 class Continuations:
@@ -131,7 +163,10 @@ class Continuations:
 
 
 def tokens(texts: Continuations, max_length: int, choose: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
-    """The next tokens [B], by `choose(logits_BV, position)`, until every text has its EOS or `max_length` tokens."""
+    """The next tokens [B], by `choose(logits_BV, position)`, until every text has ended or has `max_length` tokens.
+
+    A text ends with EOS or BROKEN.
+    """
     special = texts.special
     next_B = torch.full((texts.inputs,), special.start, device=texts.device)
     done_B = torch.zeros(texts.inputs, dtype=torch.bool, device=texts.device)
@@ -139,8 +174,10 @@ def tokens(texts: Continuations, max_length: int, choose: Callable[[Tensor, int]
         if bool(done_B.all()):
             return
         next_B = choose(texts.longer(next_B), position).masked_fill(done_B, special.pad)
-        done_B = done_B | (next_B == special.eos)
+        broken_B = next_B == BROKEN
+        done_B = done_B | (next_B == special.eos) | broken_B
         yield next_B
+        next_B = next_B.masked_fill(broken_B, special.pad)
 
 
 def sampled(logits_BV: Tensor, drawn_B: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -188,7 +225,7 @@ def beam_search(texts: Continuations, max_length: int, beams: int, length_penalt
 
     Returns:
         Ids [B, K, T] of each input's texts, best first, T = max_length: up to their EOS, then padding; their scores
-        [B, K].
+        [B, K]. All ids of an input are BROKEN if logits of one of its texts are not finite.
     """
     B, K, device, special = texts.inputs, beams, texts.device, texts.special
     first_B1 = torch.arange(B, device=device).unsqueeze(1) * K
@@ -199,11 +236,13 @@ def beam_search(texts: Continuations, max_length: int, beams: int, length_penalt
     best_BK = torch.full((B, K), -torch.inf, device=device)
     finished_BKT = torch.full((B, K, max_length), special.pad, device=device)
     open_B1 = torch.ones(B, 1, dtype=torch.bool, device=device)
+    broken_B1 = torch.zeros(B, 1, dtype=torch.bool, device=device)
     for length in range(1, max_length + 1):
         log_p_BKV = texts.longer(next_BK.flatten()).float().log_softmax(dim=-1).view(B, K, -1)
         V = log_p_BKV.size(-1)
         # At most K of these end, so that K can continue.
         total_BN, place_BN = (running_BK.unsqueeze(-1) + log_p_BKV).flatten(1).topk(2 * K)
+        broken_B1 = broken_B1 | (total_BN[:, :1].isnan() & open_B1)  # of infinite logits too; topk puts NaN first
         beam_BN, token_BN = place_BN // V, place_BN % V
         longer_BNT = torch.cat([_rows(texts_BKT, beam_BN), token_BN.unsqueeze(-1)], dim=-1)
         ends_BN = (token_BN == special.eos) | (length == max_length)
@@ -218,10 +257,11 @@ def beam_search(texts: Continuations, max_length: int, beams: int, length_penalt
         texts_BKT, next_BK = _rows(longer_BNT, kept_BK), token_BN.gather(1, kept_BK)
         texts.select((first_B1 + beam_BN.gather(1, kept_BK)).flatten())
         worst_B1 = best_BK[:, -1:]  # −∞ until K are finished
-        open_B1 = open_B1 & ((worst_B1 == -torch.inf) | (running_BK[:, :1] / length**length_penalty > worst_B1))
+        can_win_B1 = (worst_B1 == -torch.inf) | (running_BK[:, :1] / length**length_penalty > worst_B1)
+        open_B1 = open_B1 & ~broken_B1 & can_win_B1
         if not open_B1.any():
             break
-    return finished_BKT, best_BK
+    return finished_BKT.masked_fill(broken_B1.unsqueeze(-1), BROKEN), best_BK
 
 
 def _rows(texts_BKT: Tensor, kept_BN: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from t5_pipeline.data_prep.tasks.encode import Reading
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.costs import artifact_costs, latency_seconds, trained_numbers
-from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.decoding import Decoding, NoAnswer
 from t5_pipeline.evaluation.ensemble import Answer, ensemble_rows
 from t5_pipeline.evaluation.held_out import HeldOut, load_held_out
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
@@ -101,10 +101,18 @@ class Evaluator:
         return list(zip(candidates, splits, outputs, strict=True))
 
     def _asked(self, pairs: Sequence[tuple[Candidate | None, HeldOut]]) -> list[Outputs]:
-        """Each candidate's answers to its rows of one task; None is the T5 without a prompt."""
+        """Each candidate's answers to its rows of one task; None is the T5 without a prompt.
+
+        Raises:
+            NoAnswer: if one of them computes numbers that are not finite.
+        """
         asked = [Asked(ids, split.form, candidate=one) for one, split in pairs for ids in split.rows.inputs]
         outputs = self.answerer.answer(asked, self.c.batch_size, self._decoding(pairs[0][1].task), self.on_batch)
-        return outputs.parts([len(split) for _, split in pairs])
+        found = outputs.parts([len(split) for _, split in pairs])
+        for (one, _), of_candidate in zip(pairs, found, strict=True):
+            if any(of_candidate.broken):
+                raise NoAnswer(self.name if one is None else str(one.artifact.path))
+        return found
 
     def _decoding(self, task: TaskConfig) -> Decoding:
         """Labels are decoded greedily, as in the selection of checkpoints."""

@@ -78,6 +78,11 @@ def _log_p(model: ReadingModel, hidden_nD: Tensor, token_n: Tensor) -> Tensor:
     return logits_nV.log_softmax(dim=1).gather(1, token_n.unsqueeze(1)).squeeze(1)
 
 
+def all_finite(scores: Sequence[float]) -> bool:
+    """Whether every log p of an input's labels is finite, so that the greatest one is the answer."""
+    return all(map(math.isfinite, scores))
+
+
 def probabilities(scores: Mapping[str, float]) -> dict[str, float]:
     """Probabilities of labels relative to one another, from their log p.
 

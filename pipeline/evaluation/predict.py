@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t5_pipeline.config.stage import Precision
-from t5_pipeline.evaluation.decoding import Continuations, Decoding
-from t5_pipeline.evaluation.label_scoring import score_label_sets
+from t5_pipeline.evaluation.decoding import BROKEN, Continuations, Decoding
+from t5_pipeline.evaluation.label_scoring import all_finite, score_label_sets
 from t5_pipeline.methods.base import ReadingModel
 from t5_pipeline.modeling.limits import SCORED_EXAMPLES
 from t5_pipeline.modeling.prompt_bank import PromptedT5
@@ -91,25 +91,30 @@ class Outputs:
         texts: the likeliest label, or the decoded text if there are no labels.
         decoded: the decoded text, which need not be a label; empty without decoding.
         scores: log p of each label; empty for free text.
+        broken: whether computed numbers are not finite; then the texts are empty.
     """
 
     texts: list[str] = field(default_factory=list)
     decoded: list[str] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
+    broken: list[bool] = field(default_factory=list)
 
     @classmethod
     def none(cls, N: int) -> Outputs:
         """Outputs of N queries that were not answered yet."""
-        return cls([""] * N, [""] * N, [[] for _ in range(N)])
+        return cls([""] * N, [""] * N, [[] for _ in range(N)], [False] * N)
 
     def parts(self, lengths: Iterable[int]) -> list[Outputs]:
         """Consecutive parts of the outputs, each with the given number of queries."""
         ends = itertools.accumulate(lengths, initial=0)
-        return [Outputs(self.texts[i:j], self.decoded[i:j], self.scores[i:j]) for i, j in itertools.pairwise(ends)]
+        return [
+            Outputs(self.texts[i:j], self.decoded[i:j], self.scores[i:j], self.broken[i:j])
+            for i, j in itertools.pairwise(ends)
+        ]
 
     def put(self, places: Sequence[int], outputs: Outputs) -> None:
         """Replace the outputs of some queries."""
-        for name in ("texts", "decoded", "scores"):
+        for name in ("texts", "decoded", "scores", "broken"):
             mine, theirs = getattr(self, name), getattr(outputs, name)
             for place, one in zip(places, theirs, strict=True):
                 mine[place] = one
@@ -196,19 +201,24 @@ class _Batch:
         lengths = [q.form.max_length if decoding.beams > 1 else q.form.max_length > 0 for q in self.queries]
         for places in _grouped(lengths, but=0):
             for place, text in zip(places, self._decode(places, decoding), strict=True):
-                outputs.decoded[place] = outputs.texts[place] = text
+                outputs.decoded[place] = outputs.texts[place] = text or ""
+                outputs.broken[place] = text is None
         for places in _grouped([len(q.form.label_ids) for q in self.queries], but=0):
             for place, scores_L in zip(places, self._score(places).cpu(), strict=True):
-                outputs.texts[place] = self.queries[place].form.labels[int(scores_L.argmax())]
                 outputs.scores[place] = scores_L.tolist()
+                outputs.texts[place] = self.queries[place].form.labels[int(scores_L.argmax())]
+                outputs.broken[place] |= not all_finite(outputs.scores[place])
+                if outputs.broken[place]:
+                    outputs.texts[place] = outputs.decoded[place] = ""
         return outputs
 
-    def _decode(self, places: Sequence[int], decoding: Decoding) -> list[str]:
-        """The decoded texts of these queries."""
+    def _decode(self, places: Sequence[int], decoding: Decoding) -> list[str | None]:
+        """The decoded texts of these queries; None where logits are not finite."""
         queries = [self.queries[place] for place in places]
         texts = Continuations(self.model, *self._rows(places), self.log_w_M)
         decoded_BT = decoding.decode(texts, max(q.form.max_length for q in queries), [q.number for q in queries])
-        return [q.form.decode(ids[: q.form.max_length]) for q, ids in zip(queries, decoded_BT.tolist(), strict=True)]
+        each = [(q.form, ids[: q.form.max_length]) for q, ids in zip(queries, decoded_BT.tolist(), strict=True)]
+        return [None if BROKEN in ids else form.decode(ids) for form, ids in each]
 
     def _score(self, places: Sequence[int]) -> Tensor:
         """log p [B, L] of the labels of these queries, which have equally many."""

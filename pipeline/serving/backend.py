@@ -35,7 +35,7 @@ class Backend(Protocol):
         """Decode one or more tokens of every text, and pass them to `on_token`.
 
         Returns:
-            The jobs whose texts ended, which leave, and their ids.
+            The jobs whose texts ended, which leave, and their ids; the last one is BROKEN if logits were not finite.
         """
 
     def drop(self, jobs: Sequence[Job]) -> None:

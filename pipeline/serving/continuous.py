@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from t5_pipeline.evaluation.decoding import BROKEN, or_broken
 from t5_pipeline.modeling.attention import mask_bias
 from t5_pipeline.modeling.blocks import DecoderBlock
 from t5_pipeline.modeling.decoder_cache import DecoderCache, Encoded
@@ -41,7 +42,7 @@ class Text(Generic[Owner]):
         owner: passed back with the text.
         max_length: maximum number of tokens.
         choose: next token; None for the likeliest one.
-        ids: tokens so far, with EOS if it was generated.
+        ids: tokens so far, with EOS if it was generated; BROKEN ends a text whose logits are not finite.
     """
 
     owner: Owner
@@ -142,8 +143,8 @@ class RunningBatch(Generic[Owner]):
         logits_RV = self._logits(hidden_R1D.squeeze(1))
         # On a CPU, torch's argmax takes many times as long as NumPy's.
         on_cpu = logits_RV.device.type == "cpu"
-        best_R = logits_RV.numpy().argmax(axis=-1) if on_cpu else logits_RV.argmax(dim=-1)
-        tokens = best_R.tolist()
+        best_R = torch.from_numpy(logits_RV.numpy().argmax(axis=-1)) if on_cpu else logits_RV.argmax(dim=-1)
+        tokens = or_broken(best_R, logits_RV).tolist()
         own = self._cache.real_RT
         here_R1 = torch.ones(R, 1, dtype=torch.bool, device=hidden_R1D.device)
         self._cache.real_RT = here_R1 if own is None else torch.cat([own, here_R1], dim=1)
@@ -152,7 +153,7 @@ class RunningBatch(Generic[Owner]):
             token = tokens[row] if text.choose is None else text.choose(logits_RV[row], len(text.ids))
             tokens[row] = token
             text.ids.append(token)
-            if token == self.eos or len(text.ids) >= text.max_length:
+            if token in (self.eos, BROKEN) or len(text.ids) >= text.max_length:
                 ended.append(text)
         self._next_R = torch.tensor(tokens, device=self._next_R.device)
         if ended:

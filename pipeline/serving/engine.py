@@ -30,7 +30,7 @@ from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, liste
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.answering import Answerer, Asked
-from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.decoding import Decoding, NoAnswer
 from t5_pipeline.evaluation.ensemble import vote, votes
 from t5_pipeline.evaluation.held_out import answer_form
 from t5_pipeline.evaluation.predict import Outputs
@@ -64,12 +64,14 @@ class Answer:
         scores: log p of each label; None for free text and votes.
         votes: number of prompts with each answer; None for a single prompt.
         cut: tokens that were cut from the input, because it is longer than those in training (the most of all prompts).
+        error: why there is no answer; then the output is empty.
     """
 
     output: str
     scores: dict[str, float] | None = None
     votes: dict[str, int] | None = None
     cut: int = 0
+    error: NoAnswer | None = None
 
 
 class Engine:
@@ -188,6 +190,9 @@ class Engine:
             max_output_length: maximum tokens of free text; 0: the maximum target length in training.
             decoding: the way to decode free text (default: greedily).
             on_batch: called after each batch with its number of examples.
+
+        Returns:
+            The answers. One whose prompt computes numbers that are not finite has an `error`.
         """
         parts = [(q, k) for q in questions for k in range(len(q.names))]
         outputs = Outputs.none(len(parts))
@@ -219,6 +224,7 @@ class Engine:
 
         Raises:
             InputError: for a vote, labels, a mixture or beam search, whose texts do not grow token by token.
+            NoAnswer: while the text is read, if the prompt computes numbers that are not finite.
         """
         name, decoding = question.names[0], decoding or Decoding()
         with self._lock:
@@ -227,7 +233,7 @@ class Engine:
         if len(question.names) > 1 or one.task.labels or one.weights or decoding.beams > 1:
             raise InputError(f"`{'+'.join(question.names)}`: cannot be streamed; ask for the whole answer")
         (asked,), (cut,) = self._asked([(question, 0)], prompts, answerer.vocabulary, max_output_length)
-        return cut, answerer.stream(asked, decoding)
+        return cut, answerer.stream(asked, decoding, f"prompt `{name}`")
 
     def add(self, name: str, path: Path) -> None:
         """Add a soft prompt from its directory, or replace the solution of its name.
@@ -276,6 +282,8 @@ class Engine:
 
     @staticmethod
     def _answer(question: Question, labels: Sequence[str], outputs: Outputs, cut: int) -> Answer:
+        if True in outputs.broken:
+            return Answer("", cut=cut, error=NoAnswer(f"prompt `{question.names[outputs.broken.index(True)]}`"))
         if len(question.names) > 1:
             each = outputs.parts([1] * len(question.names))
             return Answer(vote(each, labels).texts[0], votes=votes(outputs.texts), cut=cut)

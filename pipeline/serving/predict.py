@@ -169,8 +169,15 @@ class Predict:
         )
         counts.cut += [answer.cut for answer in answers if answer.cut]
         left = iter(answers)
-        text = "".join(_error(one) if isinstance(one, BadRow) else _line(one, next(left)) for one in asked)
-        return text, sum(isinstance(one, BadRow) for one in asked)
+        ended: list[BadRow | tuple[Question, Answer]] = []
+        for one, row in zip(asked, window, strict=True):
+            found = one if isinstance(one, BadRow) else (one, next(left))
+            if isinstance(found, tuple) and found[1].error is not None:
+                assert isinstance(row, Row)
+                found = BadRow.of(found[1].error, row.where)
+            ended.append(found)
+        text = "".join(_error(found) if isinstance(found, BadRow) else _line(*found) for found in ended)
+        return text, sum(isinstance(found, BadRow) for found in ended)
 
     def _partial(self, engine: Engine, source: Path, to: Path) -> Path:
         """The file in which the answers grow; its name covers all that they depend on."""

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from t5_pipeline.core.schema import Sentinel
 from t5_pipeline.data_prep.tasks.encode import encode_inputs
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.decoding import BROKEN, Decoding, NoAnswer
 from t5_pipeline.evaluation.held_out import answer_form
+from t5_pipeline.evaluation.label_scoring import all_finite
 from t5_pipeline.evaluation.predict import AnswerForm
 from t5_pipeline.modeling.model_metadata import read_metadata
 from t5_pipeline.serving.backend import Backend
@@ -284,6 +285,9 @@ class Scheduler:
 
     def _score(self, jobs: Sequence[Job]) -> None:
         for job, scores in zip(jobs, self.backend.score(jobs), strict=True):
+            if not all_finite(scores):
+                self._fail([job], _no_answer(job))
+                continue
             best = max(range(len(scores)), key=scores.__getitem__)
             self._finish(job, job.labels[best], dict(zip(job.labels, scores, strict=True)), 0, "stop")
 
@@ -294,6 +298,9 @@ class Scheduler:
         for job in gone:
             self._cancel(job)
         for job, ids in self.backend.step():
+            if ids[-1] == BROKEN:
+                self._fail([job], _no_answer(job))
+                continue
             finish = "stop" if ids[-1] == self.vocabulary.eos else "length"
             self._finish(job, self.text(job, ids), {}, len(ids), finish)
 
@@ -306,3 +313,7 @@ class Scheduler:
         self.counts.input_tokens += job.total_length
         self.counts.output_tokens += tokens
         job.done.set_result(Result(text, scores, job.total_length, tokens, finish))
+
+
+def _no_answer(job: Job) -> NoAnswer:
+    return NoAnswer("the T5 without a prompt" if job.prompt is None else f"prompt `{job.prompt.name}`")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from t5_pipeline.evaluation.decoding import BROKEN
 from t5_pipeline.evaluation.label_scoring import score_label_sets
 from t5_pipeline.modeling.execution import configure_execution
 from t5_pipeline.modeling.layers import Consecutive
@@ -79,7 +80,7 @@ class TorchBackend:
             present = list(self._running.texts)
             ended = self._running.step()
         for text in present:
-            if text.owner.on_token is not None:
+            if text.owner.on_token is not None and text.ids[-1] != BROKEN:
                 text.owner.on_token(list(text.ids))
         return [(text.owner, text.ids) for text in ended]
 

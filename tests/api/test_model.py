@@ -314,3 +314,18 @@ def test_inputs_that_are_cut_are_reported(t5: t5_pipeline.PromptedModel) -> None
         t5.classify([{"text": "x"}, {"text": "word " * 90}], prompt="labels")
     with pytest.warns(UserWarning, match="1 of 1 inputs"):
         t5.generate(["word " * 90], prompt="free")
+
+
+def test_a_broken_prompt_has_no_answer(world: Path) -> None:
+    t5 = t5_pipeline.load(world / "model", world / "prompts")
+    for one in t5._engine.prompts.values():
+        one.prompts[0].fill_(float("nan"))
+    message = "log probabilities are not finite, so there is no answer"
+    with pytest.raises(t5_pipeline.InputError, match=f"^prompt `labels`: {message}"):
+        t5.classify(["x"], "labels")
+    with pytest.raises(t5_pipeline.InputError, match=f"^prompt `labels-2`: {message}"):
+        t5.generate(["x"], "labels-2")
+    with pytest.raises(t5_pipeline.InputError, match=f"^prompt `free`: {message}"):
+        t5.generate(["x"], "free", beams=2)
+    with pytest.raises(t5_pipeline.InputError, match=f"^prompt `free`: {message}"):
+        list(t5.stream("x", "free"))

@@ -12,7 +12,7 @@ from transformers import T5ForConditionalGeneration
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.special_tokens import SpecialTokens
-from t5_pipeline.evaluation.decoding import Continuations, Decoding, beam_search, kept, sampled
+from t5_pipeline.evaluation.decoding import BROKEN, Continuations, Decoding, beam_search, kept, sampled
 from t5_pipeline.modeling.load import save_t5
 from t5_pipeline.modeling.prompt_bank import PromptedT5
 from tests.evaluation.conftest import INPUTS_BS, PROMPT_B
@@ -201,3 +201,43 @@ def test_a_sample_of_nan_is_a_token() -> None:
     logits_BV = torch.tensor([[torch.nan] * 3, [0.0, 9.0, 0.0]])
     drawn = sampled(logits_BV, torch.tensor([0.5, 0.5]), temperature=1.0, top_p=0.9)
     assert (drawn[0] in (0, 1, 2), int(drawn[1])) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    "way", [Decoding(), Decoding(temperature=1.5, seed=4), Decoding(beams=3)], ids=["greedy", "sampled", "beams"]
+)
+@pytest.mark.parametrize("prompts", [1, 2], ids=["prompt", "mixture"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@torch.no_grad()
+def test_a_text_without_finite_logits_is_broken_and_changes_no_other(
+    model: PromptedT5, way: Decoding, prompts: int, number: float
+) -> None:
+    """Also if only one prompt of a mixture is broken."""
+    prompt_E = torch.arange(prompts).repeat_interleave(3)
+    encoded, mask = model.encode(prompt_E, INPUTS_BS.repeat(prompts, 1))
+    log_w_M = None if prompts == 1 else torch.tensor([0.3, 0.7]).log()
+    expected_BT = way.decode(Continuations(model, encoded, mask, log_w_M), 6, range(3))
+    broken = encoded.index_fill(0, torch.tensor([1]), number)
+    found_BT = way.decode(Continuations(model, broken, mask, log_w_M), 6, range(3))
+    assert found_BT[1, 0] == BROKEN
+    for row in (0, 2):
+        assert found_BT[row].tolist() == expected_BT[row, : found_BT.size(1)].tolist()
+        assert BROKEN not in found_BT[row]
+
+
+@torch.no_grad()
+def test_a_text_that_breaks_late_is_broken(model: PromptedT5, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam search has finished texts by then."""
+    logits, calls = model.logits, []
+
+    def overflowing(hidden_RTD: Tensor) -> Tensor:
+        calls.append(1)
+        found = logits(hidden_RTD)
+        return found if len(calls) < 4 else torch.full_like(found, torch.nan)
+
+    use(monkeypatch, model, SpecialTokens(eos=-1))
+    monkeypatch.setattr(model, "logits", overflowing)
+    encoded = model.encode(PROMPT_B, INPUTS_BS)
+    for way in (Decoding(), Decoding(temperature=1.5), Decoding(beams=2)):
+        calls.clear()
+        assert (way.decode(Continuations(model, *encoded), 8, range(3)) == BROKEN).any(dim=1).all()

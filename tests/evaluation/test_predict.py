@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from t5_pipeline.evaluation.predict import AnswerForm, AnswerOptions, Query, answer_each, answer_mixture
-from t5_pipeline.modeling.prompt_bank import PromptedT5
+from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 
 INPUTS = [np.array(ids, np.int32) for ids in ([5, 9, 33, 1], [7, 1], [40, 41, 42, 43, 44, 1])]
 FORM = AnswerForm(str, ["no", "yes", "maybe"], [[9, 1], [12, 30, 1], [8, 1]], max_length=4)
@@ -55,3 +55,19 @@ def test_texts_end_at_the_maximum_length_of_their_own_form(model: PromptedT5) ->
     alone = [answer_each(model, [k], [query], OPTIONS).decoded[0] for k, query in zip((0, 1, 1), asked, strict=True)]
     assert together == alone
     assert len(alone[2].split()) == 3
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_only_the_rows_of_a_broken_prompt_have_no_answer(model: PromptedT5, number: float) -> None:
+    good = model.bank.prompt(0)
+    bad = torch.full_like(good, number)
+    both = PromptedT5(model.t5, PromptBank([good, bad])).eval()
+    for form in (FORM, replace(FORM, max_length=0), AnswerForm(str, max_length=3)):
+        asked = queries(form, form, form)
+        expected = answer_each(both, [0, 0, 0], asked, OPTIONS)
+        assert expected.broken == [False] * 3
+        found = answer_each(both, [0, 1, 0], asked, OPTIONS)
+        assert found.broken == [False, True, False]
+        assert (found.texts[1], found.decoded[1]) == ("", "")
+        assert [found.texts[i] for i in (0, 2)] == [expected.texts[i] for i in (0, 2)]
+        assert answer_mixture(both, [0, 1], [0.5, 0.5], asked, OPTIONS).broken == [True] * 3

@@ -179,3 +179,19 @@ def test_compiled_and_other_answers_do_not_resume_each_other(place: Place, tmp_p
     ]
     names = [Predict()._partial(engine, source, tmp_path / "out.jsonl") for engine in engines]
     assert names[0] == names[2] != names[1]
+
+
+def test_a_row_of_a_broken_prompt_gets_an_error_line(place: Place, tmp_path: Path) -> None:
+    expected = place.predict("--input", write_lines(tmp_path))
+    engine = Engine.load(str(place.model), str(place.prompts), precision="fp32")
+    for name in ("tone", "gap"):  # labels, free text
+        engine.prompts[name].prompts[0].fill_(float("nan"))
+    counts = Predict(batch_size=4)(engine, str(write_lines(tmp_path)), str(tmp_path / "answers.jsonl"))
+    found = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert (counts.rows, counts.bad) == (10, 4)
+    for number, (line, answer, alone) in enumerate(zip(LINES, found, expected, strict=True), 1):
+        if line["prompt"] in ("tone", "gap"):
+            assert answer["line"] == number
+            assert answer["error"].startswith(f"prompt `{line['prompt']}`: log probabilities are not finite, so there")
+        else:
+            same([answer], [alone])

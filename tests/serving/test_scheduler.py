@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import Row
-from t5_pipeline.evaluation.decoding import Decoding
+from t5_pipeline.evaluation.decoding import Decoding, NoAnswer
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Engine
 from t5_pipeline.serving.frozen_t5 import OtherModel
@@ -289,3 +290,32 @@ def test_cancelled_jobs_are_counted_from_several_threads(store: PromptStore) -> 
     for thread in threads:
         thread.join(timeout=20)
     assert scheduler.counts.cancelled == 8
+
+
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(temperature=1.0)], ids=["greedy", "sampled"])
+def test_only_the_jobs_of_a_broken_prompt_fail(store: PromptStore, scheduler: Scheduler, decoding: Decoding) -> None:
+    prompts, seen = store.all(), []
+
+    def jobs(broken: str) -> list[Job]:
+        found = []
+        for name in prompts:
+            prompt = prompts[name]
+            if name == broken:
+                prompt = replace(prompt, rows_PD=torch.full_like(prompt.rows_PD, torch.nan))
+            given = None if prompt.form.labels else decoding
+            found.append(scheduler.job(prompt, "x", decoding=given, on_token=lambda ids: seen.append(list(ids))))
+        return found
+
+    expected = jobs("")
+    scheduler.submit(expected)
+    for broken in ("labels", "long"):
+        asked = jobs(broken)
+        scheduler.submit(asked)
+        for name, alone, job in zip(prompts, expected, asked, strict=True):
+            if name == broken:
+                with pytest.raises(NoAnswer, match=f"^prompt `{name}`: log probabilities are not finite, so there is"):
+                    job.done.result(60)
+            else:
+                assert job.done.result(60).text == alone.done.result(60).text
+    assert (scheduler.counts.failed, scheduler.running) == (2, 0)
+    assert min(token for ids in seen for token in ids) >= 0, "a stream sees no broken token"

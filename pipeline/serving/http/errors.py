@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from t5_pipeline.core.printable import printable, say
 from t5_pipeline.core.schema import restated
+from t5_pipeline.evaluation.decoding import NoAnswer
 from t5_pipeline.serving.http.schemas import ErrorDetail, ErrorResponse
 
 _FORM = re.compile(r"str|(list|dict)\[.*\]")
@@ -47,8 +48,10 @@ class Refused(Exception):
 
 
 def failure(where: str, error: Exception) -> Refused:
-    """The answer to a request that failed for a reason that is only logged."""
+    """The answer to a request that failed, for a reason that is only logged unless it is about the prompt's numbers."""
     say(f"error: {where}: {type(error).__name__}: {error}")
+    if isinstance(error, NoAnswer):
+        return Refused(500, str(error), code="no_answer")
     return Refused(500, "the request failed; the server's log says why")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from t5_pipeline.data_prep.corpora.row import Row
 from t5_pipeline.serving.engine import Engine
@@ -305,3 +307,19 @@ def test_a_score_that_is_not_a_number_is_left_out(served: Served) -> None:
     card = server.card(replace(prompt, info=info)).card
     assert card is not None
     assert card["scores"] == {"accuracy": 0.5}
+
+
+def test_a_broken_prompt_has_no_answer(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    server = served.server.config.app.state.server  # type: ignore[union-attr]
+    text = "prompt `broken`: log probabilities are not finite, so there is no answer; check it with"
+    for name, route in (("labels", "/v1/classify"), ("free", "/v1/completions")):
+        sound = server.store.get(name)
+        server.store.add(replace(sound, name="broken", rows_PD=torch.full_like(sound.rows_PD, torch.nan)))
+        status, answer, _ = served.request("POST", route, {"model": "broken", "prompt": "x"})
+        assert (status, answer["error"]["code"]) == (500, "no_answer")
+        assert answer["error"]["message"].startswith(text)
+    status, events, _ = served.request("POST", "/v1/completions", {"model": "broken", "prompt": "x", "stream": True})
+    assert (status, events.count("data: ")) == (200, 1)
+    assert json.loads(events.removeprefix("data: "))["error"]["code"] == "no_answer"
+    assert capsys.readouterr().err.count(f"NoAnswer: {text}") == 3
+    server.store.remove("broken")
