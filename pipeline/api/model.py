@@ -20,6 +20,7 @@ from t5_pipeline.api.parameters import (
     check_texts,
     device_named,
 )
+from t5_pipeline.artifacts.collection import unusable
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.cli.tune_run import TuneRun
 from t5_pipeline.cli.tune_task import one_task
@@ -56,13 +57,13 @@ def load(
 
     Args:
         model: a model directory, a stage's directory, or the name of a hub model.
-        prompts: a prompt, the directory of a stage, or a folder of these; a prompt is named after its directory. None
-            for no prompts yet.
+        prompts: a prompt, the directory of a stage, or a folder of these; a prompt is named after its directory. Those
+            that are damaged or of another T5 are left out, with a warning that names each. None for no prompts yet.
         precision: "fp32" or "bf16", of weights and matrix products.
         device: default: the first GPU if there is one, otherwise the CPU.
 
     Raises:
-        InputError: if the model does not exist, a prompt is damaged or of another T5, or another parameter is wrong.
+        InputError: if the model does not exist, none of the prompts can be used, or another parameter is wrong.
     """
     check_paths(model=model, **({} if prompts is None else {"prompts": prompts}))
     check_precision(precision)
@@ -72,7 +73,8 @@ def load(
         return PromptedModel(Engine(t5, {}, precision=precision, device=where))
     engine = Engine.load(str(model), str(prompts), precision=precision, device=where, named=str)
     if engine.refused:
-        raise InputError(next(iter(engine.refused.values())))
+        total = len(engine.refused) + len(engine.prompts)
+        warnings.warn(f"{unusable(f'prompts: {prompts}', engine.refused, total)}; not loaded", stacklevel=2)
     return PromptedModel(engine)
 
 
@@ -203,7 +205,7 @@ class PromptedModel:
     def _names(self, prompt: Names, inputs: int) -> list[list[str]]:
         """The voting prompts of each input."""
         if prompt is None:
-            if len(self.prompts) != 1:
+            if len(self.prompts) != 1 or self._engine.refused:
                 raise InputError(f"name a prompt, one of: {listed(self.prompts) or 'none is loaded'}")
             return [self.prompts] * inputs
         if not isinstance(prompt, Collection) or isinstance(prompt, Mapping):

@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.artifacts.collection import Collection, read_each
 from t5_pipeline.artifacts.kinds import locate_one, named_prompts
 from t5_pipeline.config.command_line import add_command, positive
 from t5_pipeline.core.checksums import short_digest
-from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.printable import show
+from t5_pipeline.core.errors import SOME_FAILED, InputError
+from t5_pipeline.core.printable import say, show
 from t5_pipeline.core.scores import score_text, scores_text
 from t5_pipeline.core.tables import aligned
 
@@ -117,9 +118,23 @@ def _add_transfer(commands: Any) -> None:
 def _list(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.inspection import summary
 
-    rows = [summary(name, path) for name, path in named_prompts(given.prompts, "DIR").items()]
-    show(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else _table(rows), keep="\n")
-    return 0
+    places = named_prompts(given.prompts, "DIR")
+    found = read_each(given.prompts, places, summary)
+    if given.json:
+        rows = [found.sound.get(name) or {"name": name, "error": found.damaged[name]} for name in places]
+        show(json.dumps(rows, indent=1, ensure_ascii=False), keep="\n")
+    else:
+        empty = dict.fromkeys(next(iter(found.sound.values()), {}), "")
+        rows = [found.sound.get(name) or empty | {"name": name, "task": "(damaged)"} for name in places]
+        show(_table(rows), keep="\n")
+    return _report_damaged(found)
+
+
+def _report_damaged(found: Collection[Any]) -> int:
+    """Say which prompts are damaged, and why; the exit code."""
+    for name, reason in found.damaged.items():
+        say(f"damaged: {name}: {reason}")
+    return SOME_FAILED if found.damaged else 0
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -137,9 +152,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _show(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.inspection import description
 
-    texts = [description(name, path) for name, path in named_prompts(given.prompts, "DIR").items()]
-    show("\n\n".join(texts), keep="\n")
-    return 0
+    found = read_each(given.prompts, named_prompts(given.prompts, "DIR"), description)
+    show("\n\n".join(found.sound.values()), keep="\n")
+    return _report_damaged(found)
 
 
 def _verify(given: argparse.Namespace) -> int:
@@ -162,7 +177,7 @@ def _verify(given: argparse.Namespace) -> int:
 def _neighbors(given: argparse.Namespace) -> int:
     from t5_pipeline.serving.inspection import neighbors
 
-    found = neighbors(named_prompts(given.prompts, "DIR"), given.model, given.top)
+    found = neighbors(given.prompts, given.model, given.top)
     if given.json:
         show(json.dumps(found, ensure_ascii=False))
         return 0

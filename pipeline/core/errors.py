@@ -1,7 +1,7 @@
 """Exceptions that end a command with a message of one line, and the exit codes of commands.
 
-Exit codes (docs/command_line.md): 0 success, 1 some rows without an answer, 2 bad input, 130/143 interrupted after
-saving a checkpoint.
+Exit codes (docs/command_line.md): 0 success, 1 some rows without an answer or damaged prompts, 2 bad input,
+130/143 interrupted after saving a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import signal
 
 BAD_INPUT = 2
-SOME_FAILED = 1  # `predict` answered, but not every row
+SOME_FAILED = 1  # `predict` answered, but not every row; `prompts list` listed, but not every prompt
 
 
 class InputError(Exception):

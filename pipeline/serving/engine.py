@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from t5_pipeline.artifacts.artifact import Artifact
+from t5_pipeline.artifacts.collection import read_each, unusable
 from t5_pipeline.artifacts.digest_cache import DigestCache
 from t5_pipeline.artifacts.kinds import named_artifacts
 from t5_pipeline.config.command_line import flag
@@ -79,7 +80,7 @@ class Engine:
 
     Attributes:
         prompts: name → solution.
-        refused: name → reason, for prompts of other T5s.
+        refused: name → reason, for prompts that are damaged or of other T5s.
         digest: digest of the T5, of the prompts and of their names.
     """
 
@@ -91,12 +92,14 @@ class Engine:
         precision: Precision = "fp32",
         device: torch.device | None = None,
         compiled: bool = False,
+        damaged: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
             t5: the T5 that all prompts were trained on; may be None if all of them are fine-tuned T5s.
             device: default: the first GPU if there is one, otherwise the CPU.
             compiled: compile the T5s with torch.compile.
+            damaged: name → reason, for prompts that could not be read.
         """
         self.t5, self.precision = t5, precision
         self.compiled = compiled
@@ -104,8 +107,9 @@ class Engine:
         reasons = {name: self._problem(name, one) for name, one in prompts.items()}
         self.refused = {name: reason for name, reason in reasons.items() if reason is not None}
         self.prompts = {name: one for name, one in prompts.items() if name not in self.refused}
-        of_t5 = "" if t5 is None else t5.digest
-        self.digest = json_digest([of_t5, [[name, one.artifact.digest] for name, one in prompts.items()]])
+        self.refused |= damaged or {}
+        digests = {**{name: one.artifact.digest for name, one in prompts.items()}, **(damaged or {})}
+        self.digest = json_digest(["" if t5 is None else t5.digest, [*digests.items()]])
         self._tasks = {name: Task.load(one.task) for name, one in self.prompts.items()}
         self._answerers: dict[Path, Answerer] = {}
         self._lock = threading.Lock()  # held while prompts and answerers change
@@ -123,7 +127,8 @@ class Engine:
     ) -> Engine:
         """The prompts at a location, by the names of their directories, and their T5.
 
-        A T5 that was fine-tuned on several tasks gives one prompt for each: NAME:TASK.
+        A T5 that was fine-tuned on several tasks gives one prompt for each: NAME:TASK. A prompt that is damaged or of
+        another T5 is refused when a question names it.
 
         Args:
             model: a model directory, a stage's directory, or the name of a hub model.
@@ -131,17 +136,20 @@ class Engine:
             named: what the user calls `model` and `prompts`, for errors: by default their flags.
 
         Raises:
-            InputError: if there are no prompts, one of them is damaged, or all are of other T5s.
+            InputError: if there are no prompts, or all of them are damaged or of other T5s.
         """
-        digests, found = DigestCache(None), {}
-        for name, (kind, path) in named_artifacts(tuple(METHODS), prompts, named("prompts")).items():
-            solutions = _solutions(kind, path, digests)
-            for one in solutions:
-                found[name if len(solutions) == 1 else f"{name}:{one.task.name}"] = one
+        digests = DigestCache(None)
+        places = named_artifacts(tuple(METHODS), prompts, named("prompts"))
+        collection = read_each(prompts, places, lambda _, place: _solutions(*place, digests))
+        found = {
+            name if len(solutions) == 1 else f"{name}:{one.task.name}": one
+            for name, solutions in collection.sound.items()
+            for one in solutions
+        }
         t5 = None if model is None else FrozenT5.find(model, named("model"))
-        engine = cls(t5, found, precision=precision, device=device, compiled=compiled)
+        engine = cls(t5, found, precision=precision, device=device, compiled=compiled, damaged=collection.damaged)
         if not engine.prompts:
-            raise InputError(next(iter(engine.refused.values())))
+            raise unusable(f"{named('prompts')}: {prompts}", engine.refused, len(engine.refused))
         return engine
 
     @property
@@ -251,6 +259,7 @@ class Engine:
         with self._lock:
             self._tasks = {**self._tasks, name: task}  # first: another thread looks up the tasks of all prompts
             self.prompts = {**self.prompts, name: one}
+            self.refused = {other: reason for other, reason in self.refused.items() if other != name}
             if t5 in self._answerers:
                 mine = [other for other in self.prompts.values() if self._t5_of(other) == t5]
                 self._answerers[t5] = self._answerers[t5].with_candidates(mine)
@@ -320,8 +329,9 @@ class Engine:
         return None
 
     def _unknown(self, name: object) -> str:
-        if isinstance(name, str) and name in self.refused:
-            return self.refused[name]
+        for refused in (name, str(name).partition(":")[0]):  # the latter of NAME:TASK
+            if isinstance(refused, str) and refused in self.refused:
+                return self.refused[refused]
         meant = close_to(str(name), self.prompts)
         return (
             f"there is no prompt {name!r}; {f'did you mean `{meant}`? ' if meant else ''}prompts (named after their"
@@ -333,6 +343,8 @@ def _solutions(kind: str, path: Path, digests: DigestCache) -> list[Candidate]:
     """The solutions in a directory. They are checked first, because the digest reads all of their weights."""
     artifact = Artifact(InputRef(path=str(path)), path, "")
     found = list(METHODS[kind](artifact))
+    for one in found:
+        Task.load(one.task)
     artifact = replace(artifact, digest=digests.of_artifact(kind, path))
     return [replace(one, artifact=artifact) for one in found]
 

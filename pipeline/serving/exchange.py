@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from t5_pipeline.artifacts.collection import read_each
 from t5_pipeline.artifacts.kinds import PEFT_CONFIG, PEFT_WEIGHTS, named_prompts
 from t5_pipeline.config.references import load_task
 from t5_pipeline.core import bounded
@@ -81,9 +82,9 @@ def export_prompts(location: str, form: str, output: str, base_model: str | None
         The written paths.
 
     Raises:
-        InputError: if there is no prompt, or an output already exists.
+        InputError: if there is no prompt, prompts are damaged (it names every one), or an output already exists.
     """
-    prompts = {name: Prompt.load(path) for name, path in named_prompts(location, "DIR").items()}
+    prompts = read_each(location, named_prompts(location, "DIR"), lambda _, path: Prompt.load(path)).complete()
     npy, streamed = form == "npy", output == STDOUT or is_stream(Path(output))
     if len(prompts) == 1:
         to = dict.fromkeys(prompts, Path(output))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from t5_pipeline.artifacts import manifest as manifests
+from t5_pipeline.artifacts.collection import read_each
+from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
@@ -63,18 +65,16 @@ def facts_of(prompt: Prompt) -> dict[str, str]:
     }
 
 
-def neighbors(prompts: Mapping[str, Path], model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
-    """The vocabulary tokens nearest to each row of each prompt, with their cosines.
+def neighbors(location: str, model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
+    """The vocabulary tokens nearest to each row of each prompt at a location, with their cosines.
 
     Raises:
-        InputError: if a prompt was trained on another T5.
+        InputError: if prompts are damaged or were trained on another T5; it names every one.
     """
-    t5 = FrozenT5.find(model)
+    places, t5 = named_prompts(location, "DIR"), FrozenT5.find(model)
+    prompts = read_each(location, places, lambda _, place: load_checked(place, t5)).complete()
     pieces, embedding_VD = t5.vocabulary.names(), load_t5(t5.path).shared.weight
-    found = {}
-    for name, place in prompts.items():
-        found[name] = nearest_pieces(load_checked(place, t5).rows_PD, embedding_VD, pieces, top)
-    return found
+    return {name: nearest_pieces(prompt.rows_PD, embedding_VD, pieces, top) for name, prompt in prompts.items()}
 
 
 def load_checked(path: Path, t5: FrozenT5) -> Prompt:

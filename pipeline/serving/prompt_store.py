@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from t5_pipeline.artifacts.collection import unusable
 from t5_pipeline.artifacts.kinds import artifact_digest, marker, named_prompts
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
@@ -210,7 +211,7 @@ class PromptStore:
                 self._watched[name] = path, signature
                 self.add(found)
         if not self._prompts:
-            raise InputError(next(iter(problems.values())))
+            raise unusable(f"--prompts: {location}", problems, len(problems))
         for name, problem in problems.items():
             self._warn(name, problem)
         return Path(location)

@@ -33,6 +33,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, normalizers
 from torch import Tensor
 
+from t5_pipeline.artifacts.collection import read_each
 from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
@@ -82,16 +83,19 @@ def export(
         The ids of each prompt.
 
     Raises:
-        InputError: if a prompt was trained on another T5, or the output exists.
+        InputError: if prompts are damaged or were trained on another T5 (it names every one), or the output exists.
     """
     if quantization and form != "ctranslate2":
         raise InputError(f"--quantization: {form} is written in fp32; leave it out, or give --to ctranslate2")
     refuse_to_replace(Path(output))
     t5 = FrozenT5.find(model)
-    loaded: dict[str, Prompt] = {}
-    for name, place in named_prompts(prompts, "--prompts").items():
-        loaded[name] = load_checked(place, t5)
-        _check_name(name, place, loaded[name])
+
+    def read(name: str, place: Path) -> Prompt:
+        prompt = load_checked(place, t5)
+        _check_name(name, place, prompt)
+        return prompt
+
+    loaded = read_each(prompts, named_prompts(prompts, "--prompts"), read).complete()
     rows_PD = {name: prompt.rows_PD for name, prompt in loaded.items()}
     tokens = assign_ids(rows_PD, t5.vocabulary.size)
     grown = add_rows(load_t5(t5.path), rows_PD, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -329,3 +330,22 @@ def test_a_broken_prompt_has_no_answer(world: Path) -> None:
         t5.generate(["x"], "free", beams=2)
     with pytest.raises(t5_pipeline.InputError, match=f"^prompt `free`: {message}"):
         list(t5.stream("x", "free"))
+
+
+def test_prompts_that_cannot_be_used_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    world = write_world(tmp_path / "world")
+    shutil.copytree(world / "prompts", tmp_path / "prompts")
+    (tmp_path / "prompts/free/prompt.json").write_text("{")
+    (tmp_path / "prompts/long/prompt.safetensors").unlink()
+    with pytest.warns(UserWarning, match=r"2 of 4 prompts cannot be used: `free` \(.+\), `long` \(.+\); .*not loaded$"):
+        t5 = t5_pipeline.load(world / "model", tmp_path / "prompts")
+    assert t5.prompts == ["labels", "labels-2"]
+    assert t5.classify(["x"], "labels")[0].label in ("a", "b c")
+    with pytest.raises(t5_pipeline.InputError, match=r"free/prompt\.json"):
+        t5.generate(["x"], "free")
+    t5.add("free", world / "prompts" / "free")
+    assert len(t5.generate(["x"], "free")) == 1
+    for name in ("labels", "labels-2"):
+        shutil.rmtree(tmp_path / "prompts" / name)
+    with pytest.raises(t5_pipeline.InputError, match=r"^prompts: \S+: 2 of 2 prompts cannot be used: `free` .*`long` "):
+        t5_pipeline.load(world / "model", tmp_path / "prompts")

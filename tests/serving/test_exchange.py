@@ -339,3 +339,32 @@ def test_neighbors_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: P
     assert [row[0] for row in rows] == [[names[40], 1.0], [names[77], 1.0]]
     plain = t5_pipeline("prompts", "neighbors", tmp_path / "mine", "--model", place.model)
     assert plain.out.splitlines()[1].split()[:3] == ["1", names[40], "1.000"]
+
+
+def test_a_damaged_prompt_does_not_hide_the_others(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "prompts", tmp_path / "prompts")
+    for name in ("broken", "lost"):
+        shutil.copytree(world / "prompts" / "one", tmp_path / "prompts" / name)
+    (tmp_path / "prompts/broken/prompt.json").write_text("{")
+    (tmp_path / "prompts/lost/prompt.safetensors").unlink()
+    said = t5_pipeline("prompts", "list", tmp_path / "prompts")
+    assert said.code == 1
+    assert [line.split()[:2] for line in said.out.splitlines()][1:] == [
+        ["broken", "(damaged)"], ["lost", "(damaged)"], ["one", "one"], ["two", "two"],
+    ]  # fmt: skip
+    damaged = said.err.splitlines()
+    assert damaged[0].startswith(f"damaged: broken: {tmp_path}/prompts/broken/prompt.json: ")
+    assert damaged[1].startswith(f"damaged: lost: {tmp_path}/prompts/lost/prompt.safetensors: does not exist; ")
+    said = t5_pipeline("prompts", "list", tmp_path / "prompts", "--json")
+    assert (said.code, ["error" in row for row in json.loads(said.out)]) == (1, [True, True, False, False])
+    shown = t5_pipeline("prompts", "show", tmp_path / "prompts")
+    assert (shown.code, shown.out.count("5 rows × 32"), shown.err) == (1, 2, said.err)
+
+    export = ["--to", "npy", "--output", tmp_path / "out"]
+    near = ["--model", world / "model"]
+    for command in (["export", tmp_path / "prompts", *export], ["neighbors", tmp_path / "prompts", *near]):
+        refused = t5_pipeline("prompts", *command)
+        assert refused.code == 2
+        assert re.search(r"2 of 4 prompts cannot be used: `broken` \(.+\), `lost` \(.+\); repair or move", refused.err)
+    assert not (tmp_path / "out").exists()
+    assert t5_pipeline("prompts", "export", tmp_path / "prompts/one", *export[:-1], tmp_path / "one.npy").code == 0

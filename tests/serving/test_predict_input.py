@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from t5_pipeline.modeling.load import init_t5, load_t5
 from t5_pipeline.modeling.model_dir import write_model
 from t5_pipeline.modeling.model_metadata import ModelMetadata
 from t5_pipeline.serving.engine import Engine
-from tests.serving.five_prompts import LINES, Place, write_lines
+from tests.serving.five_prompts import LINES, Place, same, write_lines
 from tests.tiny_run import t5_pipeline
 
 
@@ -95,16 +96,11 @@ def _fewer_sentinels(model: Path, prompts: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"extra_ids": 90}))
 
 
-def _no_rows(model: Path, prompts: Path) -> None:
-    (prompts / "tone" / "prompt.safetensors").unlink()
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (_other_weights, "prompt `gap` was trained on another T5"),
         (_fewer_sentinels, "prompt `gap` was trained on another T5"),
-        (_no_rows, "prompt.safetensors: does not exist"),
     ],
 )
 def test_prompts_of_another_model_are_rejected(
@@ -134,6 +130,31 @@ def test_unused_prompts_may_belong_to_another_model(place: Place, tmp_path: Path
     said = other.run("--input", write_lines(tmp_path, [{"prompt": "gap", "input": "x"}]))
     assert said.code == 1
     assert "prompt `gap` was trained on another T5" in said.out
+
+
+def test_only_rows_that_name_a_damaged_prompt_fail(place: Place, tmp_path: Path) -> None:
+    shutil.copytree(place.prompts, tmp_path / "prompts")
+    (tmp_path / "prompts/tone/prompt.safetensors").unlink()
+    (tmp_path / "prompts/truth/prompt/prompt.json").write_text("{")
+    damaged = Place(place.model, tmp_path / "prompts", place.loaded, place.vocabulary)
+    said = damaged.run("--input", write_lines(tmp_path))
+    assert said.code == 1
+    expected = place.predict("--input", write_lines(tmp_path))
+    for line, answer, whole in zip(LINES, map(json.loads, said.out.splitlines()), expected, strict=True):
+        if line["prompt"] == "tone":
+            assert "tone/prompt.safetensors: does not exist" in answer["error"]
+        elif line["prompt"] == "truth":
+            assert "truth/prompt/prompt.json: " in answer["error"]
+        else:
+            same([answer], [whole])
+    for name in ("gap", "topic", "words"):
+        shutil.rmtree(tmp_path / "prompts" / name)
+    said = damaged.run("--input", write_lines(tmp_path))
+    assert said.code == 2
+    assert re.fullmatch(
+        r"error: --prompts: \S+: 2 of 2 prompts cannot be used: `tone` \(.+\), `truth` \(.+\); repair or move them\n",
+        said.err,
+    )
 
 
 def test_an_error_lists_some_of_many_prompts(place: Place, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_server_does_not_start_without_any_prompt_or_with_one_named_like_its_t
         PromptStore.of(str(world / "model"), torch.zeros(1), reserved="free").load(str(world / "prompts"))
     for path in (world / "prompts").glob("*/prompt.safetensors"):
         path.write_bytes(b"half")
-    with pytest.raises(InputError, match=r"^.*free/prompt\.safetensors: .*; run prompt_tune again to rebuild it$"):
+    with pytest.raises(InputError, match=r"4 of 4 .*`free` \(\S+free/prompt\.safetensors: .*, `long` "):
         PromptStore.of(str(world / "model"), torch.zeros(1)).load(str(world / "prompts"))
 
 
