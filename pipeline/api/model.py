@@ -115,7 +115,7 @@ class PromptedModel:
         check_at_least(1, batch_size=batch_size)
         questions = self._questions(inputs, prompt)
         for question in questions:
-            if not self._engine.prompts[question.names[0]].task.labels:
+            if not self._engine.labels(question.names[0]):
                 raise InputError(f"prompt `{question.names[0]}` has no labels; use generate()")
         singles = [Question((name,), (text,)) for q in questions for name, text in zip(q.names, q.texts, strict=True)]
         alone = _checked(self._engine.answer(singles, batch_size=batch_size))
@@ -284,6 +284,16 @@ class PromptedModel:
         _check_not_empty(name)
         check_paths(path=path)
         self._engine.add(name, locate_one("prompt", str(path), "path"))
+        self._tuned.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        """Remove a prompt from memory; its files stay. Calls that are in progress in other threads still use it.
+
+        Raises:
+            InputError: if there is no prompt of this name.
+        """
+        check_texts(name=name)
+        self._engine.remove(name)
         self._tuned.pop(name, None)
 
     def save(self, name: str, directory: str | Path) -> None:

@@ -71,6 +71,7 @@ class Answerer:
     def with_candidates(self, candidates: Sequence[Candidate]) -> Answerer:
         """The same T5 with other candidates; answers of this one that are being computed do not change."""
         other = copy.copy(self)
+        other._loaded = {id(one): self._loaded[id(one)] for one in candidates if id(one) in self._loaded}
         other._use(candidates)
         return other
 

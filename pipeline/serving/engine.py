@@ -172,15 +172,16 @@ class Engine:
         Raises:
             InputError: if a prompt is unknown or of another T5, prompts cannot vote, or the row lacks fields.
         """
+        tasks = self._tasks
         for name in names:
-            if not isinstance(name, str) or name not in self.prompts:
+            if not isinstance(name, str) or name not in tasks:
                 raise InputError(f"{row.where}: {self._unknown(name)}")
-            if self._tasks[name].labels != self._tasks[names[0]].labels:
+            if tasks[name].labels != tasks[names[0]].labels:
                 raise InputError(
                     f"{row.where}: prompts `{names[0]}` and `{name}` have different labels and cannot vote; use"
                     " separate lines"
                 )
-        return Question(tuple(names), tuple(_text(row, self._tasks[name]) for name in names), number)
+        return Question(tuple(names), tuple(_text(row, tasks[name]) for name in names), number)
 
     def answer(
         self,
@@ -209,6 +210,8 @@ class Engine:
         with self._lock:
             prompts = self.prompts
             for i, (q, k) in enumerate(parts):
+                if q.names[k] not in prompts:  # removed since
+                    raise InputError(self._unknown(q.names[k]))
                 of_t5.setdefault(self._t5_of(prompts[q.names[k]]), []).append(i)
             answerers = {path: self._answerer(path) for path in of_t5}
         for path, places in of_t5.items():
@@ -236,6 +239,8 @@ class Engine:
         """
         name, decoding = question.names[0], decoding or Decoding()
         with self._lock:
+            if name not in self.prompts:  # removed since
+                raise InputError(self._unknown(name))
             prompts, answerer = self.prompts, self._answerer(self._t5_of(self.prompts[name]))
         one = prompts[name]
         if len(question.names) > 1 or one.task.labels or one.weights or decoding.beams > 1:
@@ -255,14 +260,47 @@ class Engine:
         problem = self._problem(name, one)
         if problem is not None:
             raise InputError(problem)
-        task, t5 = Task.load(one.task), self._t5_of(one)
+        task = Task.load(one.task)
         with self._lock:
-            self._tasks = {**self._tasks, name: task}  # first: another thread looks up the tasks of all prompts
             self.prompts = {**self.prompts, name: one}
+            self._tasks = {**self._tasks, name: task}
             self.refused = {other: reason for other, reason in self.refused.items() if other != name}
-            if t5 in self._answerers:
-                mine = [other for other in self.prompts.values() if self._t5_of(other) == t5]
-                self._answerers[t5] = self._answerers[t5].with_candidates(mine)
+            self._update_answerer(self._t5_of(one))
+
+    def remove(self, name: str) -> None:
+        """Remove the solution of a name, which frees its memory; answers that are being computed are not affected.
+
+        Raises:
+            InputError: if there is none.
+        """
+        with self._lock:
+            if name not in self.prompts:
+                raise InputError(self._unknown(name))
+            one = self.prompts[name]
+            self._tasks = {other: task for other, task in self._tasks.items() if other != name}
+            self.prompts = {other: kept for other, kept in self.prompts.items() if other != name}
+            self._update_answerer(self._t5_of(one))
+
+    def labels(self, name: str) -> list[str]:
+        """The labels of a prompt; empty for free text.
+
+        Raises:
+            InputError: if there is no such prompt.
+        """
+        one = self.prompts.get(name)
+        if one is None:
+            raise InputError(self._unknown(name))
+        return one.task.labels or []
+
+    def _update_answerer(self, path: Path) -> None:
+        """Let a T5 answer with the present prompts, if it is loaded; call it with the lock held."""
+        if path not in self._answerers:
+            return
+        mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
+        if mine or (self.t5 is not None and path == self.t5.path):
+            self._answerers[path] = self._answerers[path].with_candidates(mine)
+        else:  # a fine-tuned T5
+            del self._answerers[path]
 
     def _asked(
         self,
@@ -335,7 +373,7 @@ class Engine:
         meant = close_to(str(name), self.prompts)
         return (
             f"there is no prompt {name!r}; {f'did you mean `{meant}`? ' if meant else ''}prompts (named after their"
-            f" directories): {listed(self.prompts)}"
+            f" directories): {listed(self.prompts) or 'none'}"
         )
 
 

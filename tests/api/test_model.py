@@ -317,7 +317,8 @@ def test_inputs_that_are_cut_are_reported(t5: t5_pipeline.PromptedModel) -> None
         t5.generate(["word " * 90], prompt="free")
 
 
-def test_a_broken_prompt_has_no_answer(world: Path) -> None:
+def test_a_broken_prompt_has_no_answer(tmp_path: Path) -> None:
+    world = write_world(tmp_path)
     t5 = t5_pipeline.load(world / "model", world / "prompts")
     for one in t5._engine.prompts.values():
         one.prompts[0].fill_(float("nan"))
@@ -349,3 +350,39 @@ def test_prompts_that_cannot_be_used_are_left_out_with_a_warning(tmp_path: Path)
         shutil.rmtree(tmp_path / "prompts" / name)
     with pytest.raises(t5_pipeline.InputError, match=r"^prompts: \S+: 2 of 2 prompts cannot be used: `free` .*`long` "):
         t5_pipeline.load(world / "model", tmp_path / "prompts")
+
+
+def test_a_prompt_is_removed(tmp_path: Path) -> None:
+    world = write_world(tmp_path)
+    t5 = t5_pipeline.load(world / "model", world / "prompts")
+    others = {name: t5.generate(["x"], name) for name in ("labels", "labels-2", "free")}
+    stream = t5.stream("x", "long")
+    first = next(stream)
+    whole = "".join(t5.generate(["x"], "long"))
+    t5.remove("long")
+    assert t5.prompts == ["free", "labels", "labels-2"]
+    assert first + "".join(stream) == whole, "an answer that is being computed is not affected"
+    assert {name: t5.generate(["x"], name) for name in others} == others
+    with pytest.raises(t5_pipeline.InputError, match=r"^there is no prompt 'long'; "):
+        t5.remove("long")
+    with pytest.raises(t5_pipeline.InputError, match=r"^inputs\[0\]: there is no prompt 'long'; "):
+        t5.generate(["x"], "long")
+    assert (world / "prompts/long/prompt.json").is_file()
+    for name in others:
+        t5.remove(name)
+    assert t5.prompts == []
+    with pytest.raises(t5_pipeline.InputError, match=r"prompts \(named after their directories\): none$"):
+        t5.classify(["x"], "labels")
+    t5.add("labels", world / "prompts" / "labels")
+    assert t5.generate(["x"]) == others["labels"]
+
+
+def test_a_question_to_a_prompt_that_was_just_removed_is_an_error(tmp_path: Path) -> None:
+    """Another thread may remove it between the two steps of a call."""
+    world = write_world(tmp_path)
+    engine = Engine.load(str(world / "model"), str(world / "prompts"), precision="fp32")
+    question = engine.question(["free"], Row({"text": "x"}, "t"))
+    engine.remove("free")
+    for ask in (lambda: engine.answer([question]), lambda: engine.stream(question), lambda: engine.labels("free")):
+        with pytest.raises(t5_pipeline.InputError, match=r"^there is no prompt 'free'"):
+            ask()
