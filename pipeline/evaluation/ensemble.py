@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from t5_pipeline.config.sweep import without_seed
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.normal_form import normal_form
+from t5_pipeline.data_prep.corpora.row import first_duplicate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.evaluation.costs import trained_numbers
 from t5_pipeline.evaluation.held_out import HeldOut
@@ -59,6 +61,17 @@ def voters(names: str | Sequence[str], known: Container[str]) -> list[str]:
     if not isinstance(names, str):
         return list(names)
     return [names] if names in known else names.split("+")
+
+
+def check_votes(names: Sequence[str]) -> None:
+    """Check that every prompt of a vote has one vote.
+
+    Raises:
+        InputError: if one is named twice.
+    """
+    twice = first_duplicate(names)
+    if twice is not None:
+        raise InputError(f"prompt `{twice}` would vote more than once; name each prompt once")
 
 
 def vote(outputs: Sequence[Outputs], labels: Sequence[str] = ()) -> Outputs:

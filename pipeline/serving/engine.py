@@ -32,7 +32,7 @@ from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.answering import Answerer, Asked
 from t5_pipeline.evaluation.decoding import Decoding, NoAnswer
-from t5_pipeline.evaluation.ensemble import vote, votes
+from t5_pipeline.evaluation.ensemble import check_votes, vote, votes
 from t5_pipeline.evaluation.held_out import answer_form
 from t5_pipeline.evaluation.predict import Outputs
 from t5_pipeline.methods.base import Candidate
@@ -170,7 +170,8 @@ class Engine:
             number: what samples depend on, besides the seed.
 
         Raises:
-            InputError: if a prompt is unknown or of another T5, prompts cannot vote, or the row lacks fields.
+            InputError: if a prompt is unknown, damaged or of another T5, prompts cannot vote or are named twice, or the
+                row lacks fields.
         """
         tasks = self._tasks
         for name in names:
@@ -181,6 +182,10 @@ class Engine:
                     f"{row.where}: prompts `{names[0]}` and `{name}` have different labels and cannot vote; use"
                     " separate lines"
                 )
+        try:
+            check_votes(names)
+        except InputError as error:
+            raise InputError(f"{row.where}: {error}") from None
         return Question(tuple(names), tuple(_text(row, tasks[name]) for name in names), number)
 
     def answer(

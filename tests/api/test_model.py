@@ -73,6 +73,14 @@ def test_votes(t5: t5_pipeline.PromptedModel) -> None:
         assert vote.probabilities["a"] == pytest.approx((one.probabilities["a"] + two.probabilities["a"]) / 2)
 
 
+def test_a_prompt_votes_once(t5: t5_pipeline.PromptedModel) -> None:
+    for names in ("labels+labels-2+labels", ["labels", ["labels-2", "labels-2"]]):
+        with pytest.raises(
+            t5_pipeline.InputError, match=r"^inputs\[\d\]: prompt `labels\S*` would vote more than once; "
+        ):
+            t5.classify(["x"] * (1 if isinstance(names, str) else 2), prompt=names)
+
+
 def test_a_prompt_whose_name_contains_a_plus_is_not_a_vote(world: Path) -> None:
     t5 = t5_pipeline.load(world / "model", world / "prompts", precision="fp32")
     t5.add("labels+labels-2", world / "prompts/labels-2")

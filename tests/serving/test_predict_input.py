@@ -188,3 +188,10 @@ def test_rows_of_another_width_are_refused(place: Place, tmp_path: Path) -> None
     Prompt(torch.ones(3, 16), info).save(tmp_path / "tone")
     with pytest.raises(InputError, match=r"has rows of width 16, but .* has width 32"):
         Engine.load(str(place.model), str(tmp_path))
+
+
+def test_a_prompt_votes_once(place: Place, tmp_path: Path) -> None:
+    said = place.run("--input", write_lines(tmp_path, [{"prompt": ["tone", "tone"], "text": "x"}, LINES[1]]))
+    row, other = map(json.loads, said.out.splitlines())
+    assert row == {"line": 1, "error": "prompt `tone` would vote more than once; name each prompt once"}
+    assert (said.code, other["prompt"]) == (1, "tone")

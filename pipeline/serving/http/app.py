@@ -19,10 +19,11 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
 from t5_pipeline import __version__
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say
 from t5_pipeline.core.rounding import rounded
 from t5_pipeline.evaluation.decoding import Decoding
-from t5_pipeline.evaluation.ensemble import classified
+from t5_pipeline.evaluation.ensemble import check_votes, classified
 from t5_pipeline.serving.http.errors import Refused, add_error_handlers
 from t5_pipeline.serving.http.guard import Guard
 from t5_pipeline.serving.http.metrics import CONTENT_TYPE
@@ -234,6 +235,10 @@ def _voting(server: Server, voters: Sequence[str], named: str, item: str | Field
         if list(job.labels) != list(jobs[0].labels):
             problem = f"`{voters[0]}` and `{name}` have different labels and cannot vote; ask them one at a time"
             raise Refused(400, f"{named}: {problem}", param=named)
+    try:
+        check_votes(voters)
+    except InputError as error:
+        raise Refused(400, f"{named}: {error}", param=named) from error
     return jobs
 
 

@@ -192,6 +192,16 @@ def test_a_body_of_another_content_type_names_the_right_one(served: Served) -> N
             400,
             "models.1: `free` has no labels; use /v1/completions",
         ),
+        (
+            {"model": "labels+labels-2+labels", "prompt": "x"},
+            400,
+            "model: prompt `labels` would vote more than once; name",
+        ),
+        (
+            {"models": ["labels", ["labels", "labels"]], "prompt": ["x", "y"]},
+            400,
+            "models.1: prompt `labels` would vote more than once; name each prompt once",
+        ),
         ({"model": "a+" * 100_000, "prompt": ["x"] * 1024}, 413, "inputs (one for each prompt), but at most 64 fit"),
     ],
 )
