@@ -28,6 +28,7 @@ from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import check_file_name, refuse_to_replace
+from t5_pipeline.core.prompt_names import check_prompt_name
 from t5_pipeline.data_prep.corpora.row import Row, listed
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import Classification, classified, voters
@@ -258,8 +259,8 @@ class PromptedModel:
         check_texts(name=name, inputs=inputs, targets=targets)
         if output_dir is not None:
             check_paths(output_dir=output_dir)
-        check_file_name(name, "name")
-        _check_not_empty(name)
+        check_prompt_name(name, "name")
+        check_file_name(name, "name")  # the directories of a run have shorter names
         with tempfile.TemporaryDirectory() as scratch:
             place = Path(output_dir or scratch)
             if place.exists() and not place.is_dir():
@@ -278,10 +279,10 @@ class PromptedModel:
         """Add a prompt from its directory, or replace the one of this name.
 
         Raises:
-            InputError: if it is damaged, or of another T5, or the name is empty.
+            InputError: if it is damaged, or of another T5, or a directory cannot have the name.
         """
         check_texts(name=name)
-        _check_not_empty(name)
+        check_prompt_name(name, "name")
         check_paths(path=path)
         self._engine.add(name, locate_one("prompt", str(path), "path"))
         self._tuned.pop(name, None)
@@ -335,11 +336,6 @@ class PromptedModel:
         with tempfile.TemporaryDirectory() as scratch:
             self._tuned[name].save(scratch)
             yield Path(scratch)
-
-
-def _check_not_empty(name: str) -> None:
-    if not name:
-        raise InputError("name: is empty; name the prompt")
 
 
 def _checked(answers: Sequence[Answer]) -> Sequence[Answer]:

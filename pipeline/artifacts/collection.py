@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.prompt_names import check_prompt_name
 
 Place = TypeVar("Place")
 Content = TypeVar("Content")
@@ -47,6 +48,7 @@ def read_each(location: str, places: Mapping[str, Place], read: Callable[[str, P
     sound, damaged = {}, {}
     for name, place in places.items():
         try:
+            check_prompt_name(name, f"{location}: prompt {name!r}")
             sound[name] = read(name, place)
         except (InputError, OSError) as error:
             damaged[name] = str(error)

@@ -89,12 +89,13 @@ def _refuse_mount(path: Path, found: os.stat_result, device: int, root: Path) ->
         )
 
 
-def check_file_name(name: str, where: object, reserved: Iterable[str] = ()) -> None:
+def check_file_name(name: str, where: object, reserved: Iterable[str] = (), longest: int = MAX_NAME) -> None:
     """Check a name that becomes the name of a directory.
 
     Args:
         where: location of the name, for errors.
         reserved: names that have another use.
+        longest: maximum bytes.
 
     Raises:
         InputError: if it is not a valid name of one directory.
@@ -106,8 +107,8 @@ def check_file_name(name: str, where: object, reserved: Iterable[str] = ()) -> N
         problem = r"must not contain / or \, because a directory gets this name"
     elif not name.isprintable():
         problem = "must not contain control characters, because a directory gets this name"
-    elif len(name.encode()) > MAX_NAME:
-        problem = f"is longer than {MAX_NAME} bytes"
+    elif len(name.encode()) > longest:
+        problem = f"is longer than {longest} bytes"
     if problem is not None:
         raise InputError(f"{where}: {problem}; choose another name")
 

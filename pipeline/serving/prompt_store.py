@@ -20,6 +20,7 @@ from t5_pipeline.artifacts.kinds import artifact_digest, marker, named_prompts
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.file_cache import is_url
 from t5_pipeline.core.printable import say
+from t5_pipeline.core.prompt_names import check_prompt_name
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.held_out import answer_form
@@ -121,6 +122,7 @@ class PromptStore:
         """
         if name == self.reserved:
             raise _reserved(name)
+        check_prompt_name(name, f"prompt {name!r}")
         what = f"prompt `{name}`"
         record = path / marker("prompt")
         if record.is_file() and (size := record.stat().st_size) > _MOST_JSON:

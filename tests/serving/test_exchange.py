@@ -368,3 +368,12 @@ def test_a_damaged_prompt_does_not_hide_the_others(world: Path, tmp_path: Path) 
         assert re.search(r"2 of 4 prompts cannot be used: `broken` \(.+\), `lost` \(.+\); repair or move", refused.err)
     assert not (tmp_path / "out").exists()
     assert t5_pipeline("prompts", "export", tmp_path / "prompts/one", *export[:-1], tmp_path / "one.npy").code == 0
+
+
+def test_a_name_that_a_prompt_cannot_have_is_reported(world: Path, tmp_path: Path) -> None:
+    for name in ("one", "b\nc", "with blanks"):
+        shutil.copytree(world / "prompts" / "one", tmp_path / "prompts" / name)
+    said = t5_pipeline("prompts", "list", tmp_path / "prompts")
+    assert (said.code, len(said.out.splitlines())) == (1, 4)
+    assert "with blanks  one" in said.out
+    assert re.search(r"^damaged: b\S+c: \S+: prompt 'b\S+c': must not contain control characters, .*name$", said.err)

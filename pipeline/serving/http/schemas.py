@@ -7,26 +7,16 @@ is OpenAI's default.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from t5_pipeline.core.counts import plural
 from t5_pipeline.evaluation.ensemble import voters
 
 Fields = dict[str, Any]
-_NAME = re.compile(r"[\w.=,-]{1,200}")
-
-
-def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError("must be 1 to 200 letters, digits, or characters of `_.=,-`; choose such a name")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_check_name), Field(description="name of the prompt, letters, digits and _.=,-")]
+Name = Annotated[str, Field(description="name of the prompt; any name that a directory may have")]
 MOST_INPUTS = 1024
 
 

@@ -18,6 +18,7 @@ from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say
+from t5_pipeline.core.prompt_names import check_prompt_name
 from t5_pipeline.core.suggestions import close_to
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
@@ -236,16 +237,20 @@ class Server:
         Args:
             prefix: what precedes "name" and "path" in the fields of the request, for errors.
         """
-        param = f"{prefix}path"
+        param, param_of_name = f"{prefix}path", f"{prefix}name"
         root = self.options.prompts
         if not self.options.allow_changes or root is None:
             raise Refused(403, "prompts cannot be changed by requests; start the server with --allow-changes")
+        try:
+            check_prompt_name(name, param_of_name)
+        except InputError as error:
+            raise Refused(400, str(error), param=param_of_name) from error
         try:
             remedy = "copy the prompt into the server's directory of prompts, and give the path relative to it"
             place = locate_one("prompt", str(inside(root, path, param, remedy)), param)
             prompt = self.store.read(name, inside(root, str(place.relative_to(root)), param, remedy))
         except ReservedName as error:
-            raise Refused(400, str(error), param=f"{prefix}name") from error
+            raise Refused(400, str(error), param=param_of_name) from error
         except OtherModel as error:
             digests = {"prompt": error.of_prompt, "server": error.of_t5}
             raise Refused(409, str(error), param=param, code="other_model", digests=digests) from error

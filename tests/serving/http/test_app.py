@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -242,8 +243,16 @@ def test_prompts_change_while_serving(served: Served, capsys: pytest.CaptureFixt
         body = {f"{prefix}name": "base", f"{prefix}path": "labels"}
         status, answer, _ = served.request("POST", f"/v1/{route}", body)
         assert (status, answer["error"]["param"]) == (400, f"{prefix}name"), answer
-    status, answer, _ = served.request("POST", "/v1/prompts", {"name": "a b", "path": "labels"})
-    assert answer["error"]["message"].startswith("name: must be 1 to 200 letters, digits, or characters of `_.=,-`")
+        for name, problem in (
+            ("a/b", r"must not contain / or \, because a directory gets this name; choose another name"),
+            ("a\nb", "must not contain control characters, because a directory gets this name; choose another name"),
+            (" ", "is empty; name the prompt"),
+            ("ü" * 128, "is longer than 255 bytes; choose another name"),
+        ):
+            body = {f"{prefix}name": name, f"{prefix}path": "labels"}
+            status, answer, _ = served.request("POST", f"/v1/{route}", body)
+            assert (status, answer["error"]["param"]) == (400, f"{prefix}name"), answer
+            assert answer["error"]["message"] == f"{prefix}name: {problem}"
     capsys.readouterr()
     assert served.request("POST", "/v1/prompts", {"name": "new", "path": "labels"})[0] == 201
     assert served.request("POST", "/v1/classify", {"model": "new", "fields": {"text": "x"}})[0] == 200
@@ -333,3 +342,14 @@ def test_a_broken_prompt_has_no_answer(served: Served, capsys: pytest.CaptureFix
     assert json.loads(events.removeprefix("data: "))["error"]["code"] == "no_answer"
     assert capsys.readouterr().err.count(f"NoAnswer: {text}") == 3
     server.store.remove("broken")
+
+
+def test_a_name_with_blanks_is_a_name_in_folders_and_requests(served: Served) -> None:
+    name = "tone of voice, é+1"
+    assert served.request("POST", "/v1/prompts", {"name": name, "path": "labels"})[0] == 201
+    path = quote(name)
+    assert served.request("GET", f"/v1/models/{path}")[1]["id"] == name
+    expected = served.request("POST", "/v1/classify", {"model": "labels", "prompt": "x"})[1]["data"]
+    assert served.request("POST", "/v1/classify", {"model": name, "prompt": "x"})[1]["data"] == expected
+    assert served.request("DELETE", f"/v1/prompts/{path}")[0] == 204
+    assert served.request("DELETE", f"/v1/prompts/{path}")[0] == 404

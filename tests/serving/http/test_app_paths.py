@@ -47,7 +47,7 @@ def test_paths_reach_nothing_outside_the_folder_of_prompts(tmp_path: Path) -> No
             for route, key in (("prompts", ""), ("load_lora_adapter", "lora_")):
                 body = {f"{key}name": name or "/", f"{key}path": "labels"}
                 status, answer, _ = made.request("POST", f"/v1/{route}", body)
-                if name not in ("..", ".", "notes.txt"):  # fine as names: they never become paths
+                if name not in ("~", "*", "notes.txt"):  # fine as names: they never become paths
                     assert (status, answer["error"]["param"]) == (400, f"{key}name"), name
                 body = {f"{key}name": "new", f"{key}path": name}
                 assert name == "labels/" or made.request("POST", f"/v1/{route}", body)[0] == 400, name
