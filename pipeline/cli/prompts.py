@@ -81,10 +81,10 @@ def _add_exchange(commands: Any) -> None:
         help="position of extra_id_0 in training (default: as the model expects)",
     )
     load.add_argument(
-        "--max-input-length", type=positive, default=512, metavar="N", help="maximum input tokens (default: 512)"
+        "--max-input-length", type=positive, metavar="N", help="input tokens in training; more are cut (default: 512)"
     )
     load.add_argument(
-        "--max-target-length", type=positive, default=128, metavar="N", help="maximum target tokens (default: 128)"
+        "--max-target-length", type=positive, metavar="N", help="maximum target tokens in training (default: 128)"
     )
     load.set_defaults(command=_import)
 

@@ -38,6 +38,8 @@ from t5_pipeline.serving.frozen_t5 import FrozenT5
 
 PEFT_ROWS = "prompt_embeddings"
 BASE = "base_model_digest"  # in the metadata of adapters exported here
+ASSUMED_INPUT, ASSUMED_TARGET = 512, 128
+"""Maximum tokens of inputs and targets of an imported prompt, unless they are given: neither format records them."""
 _REPAIR = "download or save the adapter again"
 
 
@@ -199,7 +201,22 @@ def check_base(adapter: Path, model: str, t5: FrozenT5) -> None:
         )
 
 
-READERS: Mapping[str, Callable[[Path], Tensor]] = {"peft": read_peft, "npy": read_npy}
+_READERS: Mapping[str, Callable[[Path], Tensor]] = {"peft": read_peft, "npy": read_npy}
+
+
+def read_rows(source: Path, form: str) -> Tensor:
+    """Read rows [P, D] as fp32.
+
+    Args:
+        form: "peft" or "npy".
+
+    Raises:
+        InputError: if the file cannot be read, or its numbers are not finite as `Prompt.load` requires.
+    """
+    rows_PD = _READERS[form](source)
+    if not bool(rows_PD.bfloat16().isfinite().all()):
+        raise InputError(f"{source}: contains non-finite numbers; download or train the prompt again")
+    return rows_PD
 
 
 def import_prompt(
@@ -210,10 +227,10 @@ def import_prompt(
     task: str,
     output: str,
     sentinel: Sentinel | None = None,
-    max_input_length: int = 512,
-    max_target_length: int = 128,
+    max_input_length: int | None = None,
+    max_target_length: int | None = None,
 ) -> Prompt:
-    """Read rows in another format and write them as a prompt of a T5 and a task.
+    """Read rows in another format and write them as a prompt of a T5 and a task. Says which settings it assumed.
 
     Args:
         source: adapter directory or .npy file.
@@ -221,6 +238,7 @@ def import_prompt(
         model: the T5 that the prompt was trained on: directory, stage directory or hub name.
         task: YAML file with the task's settings, as for `--task` of prompt_tune.
         sentinel: position of extra_id_0 in training (default: as the model expects).
+        max_input_length, max_target_length: tokens in training (default: `ASSUMED_INPUT`, `ASSUMED_TARGET`).
 
     Raises:
         InputError: if a file cannot be read, or the rows do not fit the model.
@@ -228,16 +246,23 @@ def import_prompt(
     if output == STDOUT:
         raise InputError("--output: a prompt is a directory; give its path, not -")
     refuse_to_replace(Path(output))
-    rows_PD = READERS[form](Path(source))
-    if not bool(rows_PD.bfloat16().isfinite().all()):  # as Prompt.load requires
-        raise InputError(f"{source}: contains non-finite numbers; download or train the prompt again")
+    rows_PD = read_rows(Path(source), form)
     settings = load_task(Path(task))
     Task.load(settings)
     t5 = FrozenT5.find(model)
     t5.check_width(f"{source}:", rows_PD.size(1))
     if form == "peft":
         check_base(_adapter_directory(Path(source)), model, t5)
-    vocabulary, sentinel = t5.vocabulary, sentinel or read_metadata(t5.path).sentinel
+    vocabulary, assumed = t5.vocabulary, []
+    if max_input_length is None:
+        max_input_length = ASSUMED_INPUT
+        assumed.append(f"at most {max_input_length} input tokens (--max-input-length)")
+    if max_target_length is None:
+        max_target_length = ASSUMED_TARGET
+        assumed.append(f"at most {max_target_length} target tokens (--max-target-length)")
+    if sentinel is None:
+        sentinel = read_metadata(t5.path).sentinel
+        assumed.append(f"sentinel {sentinel} as in {t5.path} (--sentinel)")
     check_labels(settings, vocabulary, max_target_length, sentinel)
     info = PromptInfo(
         base_model=str(t5.path),
@@ -255,4 +280,9 @@ def import_prompt(
     )
     prompt = Prompt(rows_PD, info)
     write_directory(Path(output), prompt.save)
+    if assumed:
+        say(
+            f"{output}: assumed {', '.join(assumed)}, because {source} does not record it; if the prompt was trained"
+            " otherwise, import it again with these flags"
+        )
     return prompt

@@ -377,3 +377,24 @@ def test_a_name_that_a_prompt_cannot_have_is_reported(world: Path, tmp_path: Pat
     assert (said.code, len(said.out.splitlines())) == (1, 4)
     assert "with blanks  one" in said.out
     assert re.search(r"^damaged: b\S+c: \S+: prompt 'b\S+c': must not contain control characters, .*name$", said.err)
+
+
+def test_an_import_says_what_it_assumed(world: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", Prompt.load(world / "prompts" / "one").rows_PD.numpy())
+    said = bring(world, tmp_path / "rows.npy", "npy", tmp_path / "a")
+    assert said.code == 0
+    assert re.fullmatch(
+        r"\S+/a: assumed at most 512 input tokens \(--max-input-length\), at most 128 target tokens \(--max-target-length\),"
+        r" sentinel \w+ as in \S+/model \(--sentinel\), because \S+/rows\.npy does not record it; if the prompt was trained"
+        r" otherwise, import it again with these flags\n",
+        said.err,
+    )
+    info = Prompt.load(tmp_path / "a").info
+    assert (info.max_input_length, info.max_target_length) == (512, 128)
+    said = bring(world, tmp_path / "rows.npy", "npy", tmp_path / "b", "--max-input-length", 256, "--sentinel", "none")
+    assert "assumed at most 128 target tokens (--max-target-length), because " in said.err
+    lengths = ("--max-input-length", 256, "--max-target-length", 8)
+    said = bring(world, tmp_path / "rows.npy", "npy", tmp_path / "c", *lengths, "--sentinel", "none")
+    assert (said.code, said.err) == (0, "")
+    info = Prompt.load(tmp_path / "c").info
+    assert (info.max_input_length, info.max_target_length) == (256, 8)
