@@ -29,7 +29,9 @@ def add_doctor(commands: Any) -> None:
         " 2 if anything is wrong.",
     )
     doctor.add_argument(
-        "what", metavar="WHAT", help="T5 (also a hub name), prompt, PEFT adapter, corpus, token shards or task file"
+        "what",
+        metavar="WHAT",
+        help="T5 (also a hub name), prompt, PEFT adapter or .npy rows, corpus, token shards or task file",
     )
     doctor.add_argument("--model", metavar="M", help="T5 that a prompt, corpus or task is for")
     doctor.add_argument(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from t5_pipeline.artifacts import manifest
-from t5_pipeline.artifacts.kinds import PEFT_CONFIG, kind_at, locate_one
+from t5_pipeline.artifacts.kinds import PEFT_CONFIG, PEFT_WEIGHTS, kind_at, locate_one
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.documents import corpus_files
 from t5_pipeline.data_prep.corpora.files import file_format, is_data_name
@@ -20,7 +20,7 @@ _MOST_SHOWN = 8
 
 
 def diagnose(location: str, model: str | None = None, text_field: str = "text") -> Diagnosis:
-    """Diagnose a T5, a prompt or another method's artifact, a PEFT adapter, token shards, a corpus or a task file.
+    """Diagnose a T5, a prompt or another method's artifact, an adapter or .npy rows, tokens, a corpus or a task file.
 
     Args:
         location: path, stage directory, or the name of a T5 on the hub.
@@ -31,6 +31,8 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
         InputError: if there is nothing of this kind.
     """
     path = Path(location)
+    if path.name in (PEFT_CONFIG, PEFT_WEIGHTS) and path.is_file():
+        return diagnose(str(path.parent), model, text_field)
     if path.suffix in _YAML and path.is_file():
         return diagnose_task(path, model)
     if location == STDLIB_DOCS:
@@ -43,6 +45,10 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
     if kind is None and (inside := [*_results(path)]):
         shown = ", ".join(map(str, inside[:_MOST_SHOWN])) + (", …" if len(inside) > _MOST_SHOWN else "")
         raise InputError(f"{location}: contains several results; give one of them: {shown}")
+    if kind is None and _is_npy(path):
+        from t5_pipeline.diagnosis.learned import diagnose_rows
+
+        return diagnose_rows("npy", path, location, model)
     if kind is None and not _has_weights(path) and _is_corpus(path):
         return diagnose_corpus(location, text_field, model)
     if path.is_file() and file_format(path) in TABLES:
@@ -51,11 +57,11 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
             " and give that file"
         )
     # These import torch.
-    from t5_pipeline.diagnosis.learned import diagnose_artifact, diagnose_peft
+    from t5_pipeline.diagnosis.learned import diagnose_artifact, diagnose_rows
     from t5_pipeline.diagnosis.model import diagnose_model
 
     if kind is None and (path / PEFT_CONFIG).is_file():
-        return diagnose_peft(path, location, model)
+        return diagnose_rows("peft", path, location, model)
     place = locate_one(kind or "model", location, "WHAT")
     if kind in (None, "model"):
         return diagnose_model(place, location)
@@ -79,6 +85,14 @@ def _has_weights(path: Path) -> bool:
     """Whether a directory is a model or an adapter, perhaps without its config."""
     patterns = ("*.safetensors", "*.bin", "checkpoint*", "model.ckpt-*")
     return path.is_dir() and any(found for pattern in patterns for found in path.glob(pattern))
+
+
+def _is_npy(path: Path) -> bool:
+    """Whether a file is an array of NumPy, whatever its name, or has the suffix of one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".npy" or file.read(6) == b"\x93NUMPY"
 
 
 def _is_corpus(path: Path) -> bool:

@@ -21,7 +21,7 @@ from t5_pipeline.methods.registry import METHODS
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
-from t5_pipeline.serving.exchange import adapter_base, check_base, read_peft
+from t5_pipeline.serving.exchange import adapter_base, check_base, read_rows
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 from t5_pipeline.serving.inspection import facts_of, problems
 
@@ -136,23 +136,29 @@ def _first_token(model: PromptedT5, candidate: Candidate, vocabulary: Vocabulary
     return torch.stack(logits).softmax(-1).mean(0)
 
 
-def diagnose_peft(path: Path, location: str, model: str | None) -> Diagnosis:
-    """Diagnose a PEFT prompt-tuning adapter that is not a method's artifact. Arguments as `diagnose_artifact`."""
-    d = Diagnosis("PEFT adapter", location)
+def diagnose_rows(form: str, path: Path, location: str, model: str | None) -> Diagnosis:
+    """Diagnose rows that are not a method's artifact, but that `prompts import` reads.
+
+    Args:
+        form: "peft" or "npy".
+        path, location, model: as of `diagnose_artifact`.
+    """
+    d = Diagnosis("PEFT adapter" if form == "peft" else "rows of a prompt", location)
     with d.attempt("files"):
-        rows_PD = read_peft(path)
-        named, digest = adapter_base(path)
+        rows_PD = read_rows(path, form)
         d.fact("prompt", list(rows_PD.shape), f"{rows_PD.size(0)} rows × {rows_PD.size(1)}")
-        d.fact("T5", {"name": named, "digest": digest}, f"{named} (digest {short_digest(digest or 'not recorded')})")
-        if not bool(rows_PD.isfinite().all()):
-            raise InputError(f"{path}: contains non-finite numbers; download or train the adapter again")
-        d.passed("files", "a prompt-tuning adapter that `prompts import` reads; all numbers are finite")
+        if form == "peft":
+            named, digest = adapter_base(path)
+            recorded = short_digest(digest or "not recorded")
+            d.fact("T5", {"name": named, "digest": digest}, f"{named} (digest {recorded})")
+        d.passed("files", f"`prompts import --from {form}` reads them; all numbers are finite")
     if d.ok and model is None:
         d.note("T5", "not compared", "give the T5 as --model")
     elif d.ok and model is not None:
         with d.attempt("T5"):
             t5 = FrozenT5.find(model)
-            check_base(path, model, t5)
+            if form == "peft":
+                check_base(path, model, t5)
             t5.check_width(f"{path}:", rows_PD.size(1))
             d.passed("T5", f"the rows fit {t5.path}")
     return d

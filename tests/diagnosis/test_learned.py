@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from t5_pipeline.diagnosis.diagnose import diagnose
 from t5_pipeline.diagnosis.findings import Diagnosis
 from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.serving.exchange import write_peft
+from t5_pipeline.serving.exchange import write_npy, write_peft
 from tests.diagnosis.conftest import World
 from tests.diagnosis.test_model import edit_json, edit_weights
 
@@ -80,3 +81,43 @@ def test_adapters(world: World, tmp_path: Path) -> None:
     assert "another T5" in wrong(diagnose(str(adapter), model=str(tmp_path / "other")))
     edit_json(adapter / "adapter_config.json", peft_type="LORA")
     assert "'LORA' is not a prompt" in wrong(diagnose(str(adapter)))
+
+
+def test_an_adapter_by_one_of_its_files(world: World, tmp_path: Path) -> None:
+    """As `prompts import` accepts it."""
+    write_peft(Prompt.load(world.prompt), tmp_path / "adapter")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert diagnose(str(tmp_path / "adapter" / name)).what == "PEFT adapter"
+
+
+def test_rows_of_numpy(world: World, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.npy"
+    write_npy(Prompt.load(world.prompt), rows)
+    d = diagnose(str(rows), model=str(world.model))
+    assert d.ok, d.checks
+    assert (d.what, {check.name: check.state for check in d.checks}) == (
+        "rows of a prompt",
+        {"files": "ok", "T5": "ok"},
+    )
+    assert [check.state for check in diagnose(str(rows)).checks] == ["ok", "note"]
+    rows.rename(tmp_path / "checkpoint_30000")
+    assert diagnose(str(tmp_path / "checkpoint_30000")).what == "rows of a prompt"
+    np.save(rows, np.ones((3, 33), np.float32))
+    assert "has rows of width 33" in wrong(diagnose(str(rows), model=str(world.model)))
+    for broken in (np.ones(3, np.float32), np.full((3, 32), np.nan, np.float32)):
+        np.save(rows, broken)
+        assert wrong(diagnose(str(rows))).startswith("files: ")
+    rows.write_bytes(b"torn")
+    assert "is not a plain .npy array" in wrong(diagnose(str(rows)))
+
+
+@pytest.mark.parametrize("form", ["npy", "peft"])
+def test_rows_that_import_rejects_are_wrong(world: World, tmp_path: Path, form: str) -> None:
+    """The largest numbers of fp32 are infinite in bf16."""
+    prompt = Prompt.load(world.prompt)
+    prompt.rows_PD[0, 0] = torch.finfo(torch.float32).max
+    if form == "npy":
+        write_npy(prompt, tmp_path / "rows.npy")
+    else:
+        write_peft(prompt, tmp_path / "rows")
+    assert "contains non-finite numbers" in wrong(diagnose(str(tmp_path / ("rows.npy" if form == "npy" else "rows"))))
