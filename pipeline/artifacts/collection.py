@@ -44,6 +44,9 @@ def read_each(location: str, places: Mapping[str, Place], read: Callable[[str, P
         location: as the user gave it, for errors.
         places: name → the second argument of `read`.
         read: function of both that returns the content of a prompt, with an InputError for a damaged one.
+
+    Raises:
+        InputError: if all of them are damaged; it names every one.
     """
     sound, damaged = {}, {}
     for name, place in places.items():
@@ -52,6 +55,8 @@ def read_each(location: str, places: Mapping[str, Place], read: Callable[[str, P
             sound[name] = read(name, place)
         except (InputError, OSError) as error:
             damaged[name] = str(error)
+    if not sound:
+        raise unusable(location, damaged, len(damaged))
     return Collection(location, sound, damaged)
 
 

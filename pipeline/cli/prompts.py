@@ -124,7 +124,7 @@ def _list(given: argparse.Namespace) -> int:
         rows = [found.sound.get(name) or {"name": name, "error": found.damaged[name]} for name in places]
         show(json.dumps(rows, indent=1, ensure_ascii=False), keep="\n")
     else:
-        empty = dict.fromkeys(next(iter(found.sound.values()), {}), "")
+        empty = dict.fromkeys(next(iter(found.sound.values())), "")
         rows = [found.sound.get(name) or empty | {"name": name, "task": "(damaged)"} for name in places]
         show(_table(rows), keep="\n")
     return _report_damaged(found)

@@ -140,7 +140,8 @@ class Engine:
         """
         digests = DigestCache(None)
         places = named_artifacts(tuple(METHODS), prompts, named("prompts"))
-        collection = read_each(prompts, places, lambda _, place: _solutions(*place, digests))
+        where = f"{named('prompts')}: {prompts}"
+        collection = read_each(where, places, lambda _, place: _solutions(*place, digests))
         found = {
             name if len(solutions) == 1 else f"{name}:{one.task.name}": one
             for name, solutions in collection.sound.items()
@@ -149,7 +150,7 @@ class Engine:
         t5 = None if model is None else FrozenT5.find(model, named("model"))
         engine = cls(t5, found, precision=precision, device=device, compiled=compiled, damaged=collection.damaged)
         if not engine.prompts:
-            raise unusable(f"{named('prompts')}: {prompts}", engine.refused, len(engine.refused))
+            raise unusable(where, engine.refused, len(engine.refused))
         return engine
 
     @property

@@ -359,6 +359,9 @@ def test_a_damaged_prompt_does_not_hide_the_others(world: Path, tmp_path: Path) 
     assert (said.code, ["error" in row for row in json.loads(said.out)]) == (1, [True, True, False, False])
     shown = t5_pipeline("prompts", "show", tmp_path / "prompts")
     assert (shown.code, shown.out.count("5 rows × 32"), shown.err) == (1, 2, said.err)
+    for command in ("list", "show"):
+        alone = t5_pipeline("prompts", command, tmp_path / "prompts" / "broken")
+        assert (alone.code, alone.out, alone.err.count("\n")) == (2, "", 1)
 
     export = ["--to", "npy", "--output", tmp_path / "out"]
     near = ["--model", world / "model"]
