@@ -3,7 +3,7 @@
     python -m tests.system.fuzz ATTACKS [FIRST]     print how many attacks of each kind held
 
 Each attack damages or replaces one file of a finished tiny pipeline, or gives hostile flags, and runs a command. It holds if
-the exit code is 0, 2, 130 or 143 without a traceback, with at most one line of error, within seconds and little memory,
+the exit code is 0, 1, 2, 130 or 143 without a traceback, with at most one line of error, within seconds and little memory,
 and if no file changed that the command does not own.
 """
 
@@ -220,7 +220,7 @@ def attack(kind: str, number: int, world: World) -> str | None:
     finally:
         changed = _changed(before, _snapshot(world.root), own)
         _restore(world, own)
-    if said.code not in (0, 2, 130, 143) or "Traceback" in said.err + said.out:
+    if said.code not in (0, 1, 2, 130, 143) or "Traceback" in said.err + said.out:
         return f"exit code {said.code}: {said.err}"
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
     if said.code == 2 and (len(errors) != 1 or not said.err.endswith(errors[0] + "\n")):
