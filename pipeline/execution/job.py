@@ -26,7 +26,7 @@ from t5_pipeline.core.printable import LogFile, LogFormatter, WarnOnce
 from t5_pipeline.execution.context import C, CellRun, Stage, log
 from t5_pipeline.execution.devices import peak_memory, reset_peak_memory, slow_precision
 from t5_pipeline.execution.environment import environment, versions
-from t5_pipeline.execution.staleness import CellStatus
+from t5_pipeline.execution.staleness import CellStatus, reasons
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,7 +67,8 @@ class JobRunner(Generic[C]):
             accelerator.wait_for_everyone()
             stage = Stage(cells, directory, run_dir, self.flags.resume_from, self.launch, accelerator)
             with _logging(directory, main_process):
-                log.info("%s: %s (%s)", stage.name, group[0].reason, accelerator.device)
+                why = reasons([status for status in group if not status.up_to_date])
+                log.info("%s: %s (%s)", stage.name, why, accelerator.device)
                 if slow := slow_precision(group[0].cell.settings, accelerator.device.type):
                     log.warning("%s: %s", stage.name, slow)
                 _warn_of_other_versions(cells)

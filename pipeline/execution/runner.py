@@ -47,7 +47,7 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             if not todo:
                 continue
             ran += 1
-            say(f"▶ {name}: {_why(todo)}")
+            say(f"▶ {name}" + (f": {plural(len(todo), 'cell')}" if todo[0].cell.axes else ""))
             code, message = _launch(recipe, run_dir, name)
             if code == BAD_INPUT:
                 created.undo()
@@ -118,12 +118,6 @@ def _chosen(recipe: Recipe, first: str | None, last: str | None) -> list[str]:
     if begin >= end:
         raise InputError(f"--from {first} --until {last}: {last} precedes {first} in the recipe; swap them")
     return names[begin:end]
-
-
-def _why(todo: list[CellStatus]) -> str:
-    reasons = list(dict.fromkeys(status.reason for status in todo))
-    cells = f"{plural(len(todo), 'cell')}, " if todo[0].cell.axes else ""
-    return cells + "; ".join(reasons[:3])
 
 
 def _failed(name: str, code: int, message: str) -> int:

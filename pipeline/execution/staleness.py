@@ -248,6 +248,11 @@ def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
     return found
 
 
+def reasons(cells: Sequence[CellStatus]) -> str:
+    """The first three different reasons of cells."""
+    return "; ".join(list(dict.fromkeys(status.reason for status in cells))[:3])
+
+
 def _together(a: CellStatus, b: CellStatus) -> bool:
     same_model = a.inputs.get("model") == b.inputs.get("model")
     return a is b or (

@@ -98,7 +98,7 @@ def test_tune_on_two_rows(place: Place, tmp_path: Path) -> None:
     said = t5_pipeline("tune", *given, *small, "--output-dir", tmp_path / "out")
     assert said.code == 0, said.err
     assert "The rows are too few to hold some out" in said.err
-    assert "prompt_tune: 1 cell, not run yet" in said.err
+    assert "▶ prompt_tune: 1 cell\n" in said.err
     published = Prompt.load(tmp_path / "out/prompt").info
     assert (published.step, published.scores) == (2, {})
 
