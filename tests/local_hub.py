@@ -6,13 +6,15 @@ import base64
 import contextlib
 import hashlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 Files = dict[str, bytes]
 
@@ -28,6 +30,20 @@ def local_hub(repositories: dict[str, dict[str, Files]], monkeypatch: pytest.Mon
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no name of a host be found, and no request be repeated after a pause."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    def pause(seconds: float) -> None:
+        pytest.fail(f"waits {seconds} s for a network that is not there")
+
+    close_session()  # which has connections
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(time, "sleep", pause)
 
 
 class Hub(BaseHTTPRequestHandler):

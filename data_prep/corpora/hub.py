@@ -9,6 +9,7 @@ from typing import Any
 
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.hub_names import is_hub_name
+from t5_pipeline.core.hub_network import network_error
 from t5_pipeline.data_prep.corpora.files import is_data_name
 from t5_pipeline.data_prep.corpora.narrow_floats import as_written, narrow_fields
 from t5_pipeline.data_prep.corpora.row import Row, listed
@@ -86,12 +87,14 @@ def _stream(name: str, config: str | None, split: str) -> Any:
     import datasets
 
     try:
+        if is_hub_name(name) and (no_network := network_error()) is not None:
+            raise no_network
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the hub, the network and loading scripts raise anything
         of = f"config {config}, split {split}" if config else f"split {split}"
         raise InputError(
             f"{name}: does not exist here, and cannot be read from the hub ({of}):"
-            f" {one_line(error)}; check the path, or the name of the data set"
+            f" {one_line(error)}; check the path, or the name and the network"
         ) from None
 
 

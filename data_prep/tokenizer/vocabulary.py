@@ -14,6 +14,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.hub_names import is_hub_name
+from t5_pipeline.core.hub_network import network_error
 from t5_pipeline.core.machine import available_cores
 from t5_pipeline.data_prep.tokenizer.byte_model import BYTES
 from t5_pipeline.data_prep.tokenizer.json_model import bpe_content, json_content
@@ -162,20 +164,22 @@ class Vocabulary:
             RemoteEntryNotFoundError,
         )
 
-        files = {}
+        files = dict[str, Path]()
+        no_network = network_error()
+        download = partial(hf_hub_download, local_files_only=no_network is not None)
         try:
             with contextlib.suppress(RemoteEntryNotFoundError):
-                files[MODEL_FILE] = Path(hf_hub_download(name, MODEL_FILE))
+                files[MODEL_FILE] = Path(download(name, MODEL_FILE))
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
-            reason = one_line(error)
+            reason = one_line(no_network or error)
             raise InputError(
-                f"vocabulary {name} does not exist, and cannot read {name}/{MODEL_FILE} from the hub ({reason});"
-                " check the name"
+                f"vocabulary {name} does not exist here, and cannot read {name}/{MODEL_FILE} from the hub ({reason});"
+                " check the spelling of the name, and the network"
             ) from None
         wanted = (*TOKENIZER_FILES, *CONFIG_FILES) if files else (*FILES, *CONFIG_FILES)
         for file in wanted:
             with contextlib.suppress(HfHubHTTPError, EntryNotFoundError, OSError):
-                files[file] = Path(hf_hub_download(name, file))
+                files[file] = Path(download(name, file))
         model = files.pop(MODEL_FILE, None)
         if model is not None:
             return cls(read_file(model, _MAX_MODEL), where=f"{name}/{MODEL_FILE}", files=files)

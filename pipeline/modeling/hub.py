@@ -13,7 +13,10 @@ from huggingface_hub.errors import CacheNotFound
 
 from t5_pipeline.core.errors import InputError, one_line
 from t5_pipeline.core.hub_names import is_hub_name
+from t5_pipeline.core.hub_network import network_error
+from t5_pipeline.core.suggestions import close_to
 from t5_pipeline.modeling.config import INDEX, WEIGHTS
+from t5_pipeline.modeling.presets import PRESETS
 
 CONVERSION_BOT = "SFconvertbot"
 _MISSING = (401, 403, 404)  # HTTP status: private, gated or unknown
@@ -34,6 +37,8 @@ def fetch_model(name: str, endpoint: str | None = None, cache: Path | None = Non
     if not is_hub_name(name):
         raise InputError(f"{name}: does not exist; check the path, or give the name of a hub model (owner/name)")
     try:
+        if (no_network := network_error(endpoint)) is not None:
+            raise no_network
         revision = _revision_with_safetensors(HfApi(endpoint), name)
         snapshot = snapshot_download(name, revision=revision, allow_patterns=WANTED, endpoint=endpoint, cache_dir=cache)
         return Path(snapshot)
@@ -45,7 +50,9 @@ def fetch_model(name: str, endpoint: str | None = None, cache: Path | None = Non
             return cached
         missing = getattr(getattr(error, "response", None), "status_code", None) in _MISSING
         why = "the hub has no such model" if missing else "the hub cannot be reached"
-        fix = "check the name" if missing else "check the name and the network"
+        fix = "check the name" if missing else "check the network, and the spelling of the name"
+        if name not in PRESETS and (meant := close_to(name, PRESETS, cutoff=0.8)) is not None:
+            fix = f"did you mean `{meant}`?" + ("" if missing else " If not, check the network")
         raise InputError(f"{name}: does not exist here, and {why} ({one_line(error)}); {fix}") from error
 
 

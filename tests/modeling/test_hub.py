@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.modeling.hub import fetch_model
 from t5_pipeline.modeling.load import init_t5, load_t5, save_t5
-from tests.local_hub import local_hub
+from tests.local_hub import local_hub, without_network
 from tests.modeling.conftest import SHAPES, model_digest
 
 Fetch = Callable[[str], Path]
@@ -46,6 +48,24 @@ def test_cached_models_need_no_hub(hub: Fetch, monkeypatch: pytest.MonkeyPatch) 
     assert hub("lab/t5-before") == fetched
     with pytest.raises(InputError, match="lab/t5-today: does not exist here, and the hub cannot be reached"):
         hub("lab/t5-today")
+
+
+def test_a_machine_without_a_network_does_not_wait(hub: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = hub("lab/t5-today")
+    without_network(monkeypatch)
+    assert hub("lab/t5-today") == fetched
+    with pytest.raises(InputError, match=r"cannot be reached \(.*not known\); check the network, and the spelling"):
+        hub("lab/t5-before")
+    with pytest.raises(
+        InputError, match=r"not known\); did you mean `google/t5-v1_1-base`\? If not, check the network"
+    ):
+        hub("google/t5-v1_1-bas")
+
+
+def test_a_network_that_fails_once_is_tried_again(hub: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a missing network ends it at once; of a slow one every other request is repeated by the hub client."""
+    monkeypatch.setattr(huggingface_hub, "get_session", Mock(side_effect=TimeoutError("slow")))
+    assert hub("lab/t5-today").is_dir()
 
 
 def test_fetch_errors_are_one_line(hub: Fetch) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from t5_pipeline.artifacts.manifest import read
+from t5_pipeline.data_prep.corpora import hub
 from tests.tiny_run import ROOT, Tiny, listing, refused, script, stage, t5_pipeline
 
 
@@ -170,6 +171,7 @@ def test_hub_data_set(flags: list[object], finished: Tiny, tmp_path: Path, monke
         return load(str(tmp_path / "set"), config, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "network_error", lambda: None)
     here = ["--corpus", "some/set", "--text-field", "body", "--validation-fraction", 0, "--threads", 1]
     made = stage("prepare", *here, *flags[2:4], "--output-dir", tmp_path / "out")
     assert made.code == 0, made.err

@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora import hub
 from t5_pipeline.data_prep.corpora.documents import Document, HubShard, corpus_chunks, skipped_files
 from t5_pipeline.data_prep.corpora.hub import hub_rows, hub_shards
 from t5_pipeline.data_prep.corpora.parquet import column_bytes
+from tests.local_hub import without_network
 
 
 def read_corpus(location: str | Path, **options: Any) -> Iterator[Document]:
@@ -154,8 +157,16 @@ def test_missing_corpus_is_reported_before_reading(tmp_path: Path) -> None:
 
 def test_hub_data_set_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr(hub, "network_error", lambda: None)
     with pytest.raises(InputError, match=r"allenai/c5: does not exist here, .* division by zero; check the path"):
         read_corpus("allenai/c5", config="en")
+
+
+def test_a_hub_data_set_without_a_network_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    without_network(monkeypatch)
+    with pytest.raises(InputError, match=r"allenai/c6: .*not known; check the path, or the name and the network"):
+        read_corpus("allenai/c6", config="en")
 
 
 def test_stdlib_docs() -> None:

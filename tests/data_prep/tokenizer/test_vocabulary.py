@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
+from tests.local_hub import without_network
 
 # Text that can be stored as UTF-8.
 unicode_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -132,8 +133,9 @@ def on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    url = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     yield lambda name, data: files.update({"/" + name.replace(":", "/resolve/main/"): data})
     server.shutdown()
@@ -151,6 +153,17 @@ def test_hub_model_with_another_vocabulary(
     vocabulary.check_fits(1152, "lab/without")  # without a vocabulary, only rows are compared
     with pytest.raises(InputError, match=r"vocabulary lab/without: has no spiece\.model on the hub"):
         Vocabulary.load("lab/without")
+
+
+def test_a_hub_vocabulary_without_a_network_is_the_cached_one_at_once(
+    vocabulary: Vocabulary, on_hub: Callable[[str, bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub("lab/t5:spiece.model", vocabulary.model)
+    Vocabulary.load("lab/t5")
+    without_network(monkeypatch)
+    assert Vocabulary.load("lab/t5").digest == vocabulary.digest
+    with pytest.raises(InputError, match=r"lab/t6/spiece\.model from the hub \(.*not known\); check the spelling"):
+        Vocabulary.load("lab/t6")
 
 
 def test_training_is_reproducible(texts: list[str], vocabulary: Vocabulary) -> None:
