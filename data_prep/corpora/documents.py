@@ -144,7 +144,7 @@ def first_texts(chunks: Iterable[Chunk], characters: int, *, without: Iterable[s
             left -= len(document.text)
             yield document.text
     if left == characters:
-        raise InputError(f"prepare.corpus: {corpus} contains no text to train a vocabulary on; give one that does")
+        raise InputError(f"corpus: {corpus} contains no text to train a vocabulary on; give one that does")
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

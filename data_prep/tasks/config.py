@@ -78,6 +78,9 @@ class TaskConfig(Config):
     )
     metrics: list[str] = setting(["accuracy"], "metrics to compute; their average selects checkpoints")
 
+    def default_where(self, *key: str | int) -> str:
+        return ".".join(map(str, ("tasks", self.name, *key)))
+
     @model_validator(mode="before")
     @classmethod
     def fill_from_format(cls, values: Any) -> Any:

@@ -196,7 +196,7 @@ def check_labels(task: TaskConfig, vocabulary: Vocabulary, max_length: int, sent
     """
     labels = task.labels or []
     ids = [tuple(label.tolist()) for label in encode_labels(labels, vocabulary, sentinel)]
-    where = f"tasks.{task.name}.labels"
+    where = task.where("labels")
     for index, (label, found) in enumerate(zip(labels, ids, strict=True)):
         if (first := ids.index(found)) < index:
             raise InputError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.normal_form import label_of, normal_form
+from t5_pipeline.core.schema import mentioned
 from t5_pipeline.data_prep.corpora.decontamination import count_words
 from t5_pipeline.data_prep.corpora.files import file_format
 from t5_pipeline.data_prep.corpora.hub import hub_rows, may_be_on_hub
@@ -40,9 +41,9 @@ class Task:
         """
         labels = settings.labels
         if labels is not None and (not labels or len(set(map(normal_form, labels))) < len(labels)):
-            raise InputError(f"tasks.{settings.name}.labels: {labels} is empty or has duplicates; list each label once")
+            raise InputError(f"{settings.where('labels')}: {labels} is empty or has duplicates; list each label once")
         inputs, targets = (
-            Template(text, f"tasks.{settings.name}.{key}", settings.values, settings.round_to)
+            Template(text, key, settings.values, settings.round_to, settings.where)
             for key, text in (("inputs", settings.inputs), ("targets", settings.targets))
         )
         fields = [*inputs.fields, *targets.fields]
@@ -50,13 +51,18 @@ class Task:
             for field in named:
                 if field not in fields:
                     raise InputError(
-                        f"tasks.{settings.name}.{key}: no template contains {field!r}; use one of {', '.join(fields)}"
+                        f"{settings.where(key)}: no template contains {field!r}; use one of {', '.join(fields)}"
                     )
         return cls(settings, inputs, targets)
 
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def where(self) -> Callable[..., str]:
+        """Where a key of the task was written, for errors."""
+        return self.settings.where
 
     @property
     def labels(self) -> list[str] | None:
@@ -89,7 +95,8 @@ class Task:
             counts = self.counts(split, rows)
             why = f" ({counts})" if counts.read else ""
             raise InputError(
-                f"tasks.{self.name}: split {split!r} ({self.settings.data}, {splits[split]}) has no rows{why}; check it"
+                f"{self.where('splits', split)}: split {split!r} ({self.settings.data}, {splits[split]}) has no"
+                f" rows{why}; check it"
             )
         return rows
 
@@ -104,7 +111,7 @@ class Task:
         """
         splits, data = self.settings.splits, self.settings.data
         if split not in splits:
-            raise InputError(f"tasks.{self.name}.splits: has no {split!r}; add it or choose one of {', '.join(splits)}")
+            raise InputError(f"{self.where('splits')}: has no {split!r}; add it or choose one of {', '.join(splits)}")
         name, part = split_slice(splits[split])
         if self.settings.reader == "parallel":
             self._check_parallel(name, self._columns(part, inputs_only))
@@ -117,8 +124,8 @@ class Task:
         found = parallel_files(self.settings.data, split, fields)
         for name in (f"{split}.{field}" for field in fields if field not in found):
             if not data.is_dir():
-                raise InputError(f"tasks.{self.name}.data: {data} is not a folder; name that of {name}")
-            raise InputError(f"tasks.{self.name}.splits: {data} contains no file {name}; fix the split or the field")
+                raise InputError(f"{self.where('data')}: {data} is not a folder; name that of {name}")
+            raise InputError(f"{self.where('splits')}: {data} contains no file {name}; fix the split or the field")
 
     def _check_elsewhere(self, split: str) -> None:
         """Check that a split without a file is built in, or may be on the hub."""
@@ -126,19 +133,19 @@ class Task:
         path = Path(data)
         if data == STDLIB_KINDS:
             if split not in TASK_SPLITS:
-                raise InputError(f"tasks.{self.name}.splits: {data} has no {split!r}; use {', '.join(TASK_SPLITS)}")
+                raise InputError(f"{self.where('splits')}: {data} has no {split!r}; use {', '.join(TASK_SPLITS)}")
         elif path.is_file():
             order = "stratified" if self.labels else "shuffled"
             raise InputError(
-                f"tasks.{self.name}.splits: {data} contains one split only, and there is no file for {split!r} next to"
-                f' it; name one, or slice {data}, as in {{train: "{path.stem}[:80%, {order}]", validation:'
+                f"{self.where('splits')}: {data} contains one split only, and there is no file for {split!r} next"
+                f' to it; name one, or slice {data}, as in {{train: "{path.stem}[:80%, {order}]", validation:'
                 f' "{path.stem}[80%:90%, {order}]", test: "{path.stem}[90%:, {order}]"}}'
             )
         elif path.is_dir():
             files = ", ".join(sorted(f.name for f in path.iterdir() if f.is_file())) or "no files"
-            raise InputError(f"tasks.{self.name}.splits: {data} contains no file for {split!r}; it contains {files}")
+            raise InputError(f"{self.where('splits')}: {data} contains no file for {split!r}; it contains {files}")
         elif not may_be_on_hub(data):
-            raise InputError(f"tasks.{self.name}.data: {data} does not exist; check the path")
+            raise InputError(f"{self.where('data')}: {data} does not exist; check the path")
 
     def counts(self, split: str, rows: Rows, targets: Sequence[str] = ()) -> RowCounts:
         """Counts of the rows of a split, before they are encoded.
@@ -211,7 +218,7 @@ class Task:
         if label is None:
             raise InputError(
                 f"{row.where}: target {target!r} is not a label of {self.name} ({', '.join(self.labels)}); fix the row,"
-                " add it to `labels`, or map it with `values`"
+                f" add it to {mentioned(self.where('labels'))}, or map it with the `values` of a recipe's task"
             )
         return label
 
@@ -223,7 +230,7 @@ class Task:
         if not isinstance(found, list) or not found or any(map(is_null, found)):
             raise InputError(
                 f"{row.where}: field {self.settings.answers!r} is {found!r}, not a list of answers;"
-                f" fix `tasks.{self.name}.answers` or the row"
+                f" fix {mentioned(self.where('answers'))} or the row"
             )
         what, fix = f"an answer in field {self.settings.answers!r}", "write the answers as a list of texts"
         return [value_text(answer, what, row.where, fix) for answer in found]
@@ -241,14 +248,14 @@ class Task:
         if str(value).lower() not in ("true", "false", "0", "1"):
             raise InputError(
                 f"{row.where}: field {self.settings.holds!r} is {value!r}, not true or false;"
-                f" fix `tasks.{self.name}.holds` or the row"
+                f" fix {mentioned(self.where('holds'))} or the row"
             )
         return str(value).lower() in ("true", "1")
 
     def _field(self, row: Row, name: str, key: str) -> object:
         value = row.field(name)
         if value is MISSING:
-            raise InputError(f"{row.lacks(name)}; fix `tasks.{self.name}.{key}`")
+            raise InputError(f"{row.lacks(name)}; fix {mentioned(self.where(key))}")
         if is_null(value):
             raise InputError(f"{row.where}: field {name!r} is empty (null); fix the row, or set `nulls: drop`")
         return value

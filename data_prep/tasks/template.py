@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import mentioned
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, value_text
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -20,6 +21,7 @@ class Template:
         key: the setting to name in errors.
         values: texts for the values of a field: {label: {0: negative}}.
         round_to: numeric fields to round to multiples: {score: 0.2}.
+        where: gives the place of a key of the task, for errors.
 
     Raises:
         InputError: if `text` contains no field or an unmatched brace.
@@ -38,20 +40,24 @@ class Template:
         key: str,
         values: Mapping[str, Mapping[str, str]] | None = None,
         round_to: Mapping[str, float] | None = None,
+        where: Callable[..., str] = lambda *key: ".".join(key),
     ) -> None:
         self.text = text
         self.key = key
+        self.where = where
         self.values = values or {}
         self.round_to = round_to or {}
         self.fields = fields_of(text)
         broken = [match for match in _FIELD.finditer(text) if match[0] in "{}" or match[1] == ""]
         if broken:
             raise InputError(
-                f"{key}: {text!r} has a stray brace at character {broken[0].start() + 1}; write {{field}}, and"
+                f"{where(key)}: {text!r} has a stray brace at character {broken[0].start() + 1}; write {{field}}, and"
                 " {{ or }} for a brace in the text"
             )
         if not self.fields:
-            raise InputError(f"{key}: {text!r} contains no field, so all rows would be identical; write {{field}}")
+            raise InputError(
+                f"{where(key)}: {text!r} contains no field, so all rows would be identical; write {{field}}"
+            )
 
     def render(self, row: Row) -> str:
         """The text of a row.
@@ -65,7 +71,7 @@ class Template:
         """The text of one field of a row (see `render`)."""
         value = row.field(field)
         if value is MISSING:
-            raise InputError(f"{row.lacks(field)}; add it to the row, or fix `{self.key}`")
+            raise InputError(f"{row.lacks(field)}; add it to the row, or fix {mentioned(self.where(self.key))}")
         found = value_text(value, f"field {field!r}", row.where)
         if field in self.round_to:
             return self._rounded(row, field, found)
@@ -73,8 +79,10 @@ class Template:
         if texts is None:
             return found
         if found not in texts:
-            key = f"{self.key.rpartition('.')[0]}.values.{field}".removeprefix(".")
-            raise InputError(f"{row.where}: `{key}` has no {found!r} (only {', '.join(texts)}); add it or fix the row")
+            raise InputError(
+                f"{row.where}: {mentioned(self.where('values', field))} has no {found!r} (only {', '.join(texts)}); add"
+                " it or fix the row"
+            )
         return texts[found]
 
     def _rounded(self, row: Row, field: str, found: str) -> str:

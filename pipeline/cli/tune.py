@@ -93,9 +93,13 @@ def _tune(given: argparse.Namespace) -> int:
     settings = {name: value for name, value in vars(given).items() if name in names and value is not None}
     checked(task, settings, given.launch)
     task = hold_out(task, given.split_seed, settings.get("select", "best"))
+    loaded = Task.load(task)
     for split, place in task.splits.items():
-        rows = len(Task.load(task).rows(split, training=split == "train"))
-        say(f"{split}: {plural(rows, 'row')}, {place}")
+        rows = loaded.rows(split, training=split == "train")
+        for row in rows:  # its errors name flags, those of a stage the keys of the recipe that is written here
+            loaded.inputs(row)
+            loaded.targets(row)
+        say(f"{split}: {plural(len(rows), 'row')}, {place}")
     tested = next((split for split in ("test", "validation") if split in task.splits), None)
     if "validation" not in task.splits and given.select != "last":
         few = "the rows are too few to hold some out"

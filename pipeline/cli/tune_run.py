@@ -19,7 +19,7 @@ from typing import Any
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.cli.tune_task import Named
-from t5_pipeline.config.command_line import flag
+from t5_pipeline.config.command_line import flag, setting_at, validate_flags
 from t5_pipeline.config.recipe import Recipe, parse_recipe
 from t5_pipeline.config.recipe_file import read_recipe
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
@@ -27,7 +27,6 @@ from t5_pipeline.core.atomic_files import move_directory
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, Located
 from t5_pipeline.core.records import read_published
-from t5_pipeline.core.schema import validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.execution.launcher import command
 from t5_pipeline.execution.runner import run
@@ -45,9 +44,9 @@ def checked(task: TaskConfig, settings: Mapping[str, Any], launch: str | None, n
         InputError: if one is invalid; names it.
     """
     settings = {**({} if task.labels else {"prompt_init": "vocabulary"}), **settings}
-    c = validate(PromptTuneConfig, {**settings, "task": task}, lambda loc: named(".".join(map(str, loc))))
+    c = validate_flags(PromptTuneConfig, {**settings, "task": task}, "tune", named)
     locate_one("model", c.model, named("model"))
-    command(TUNE, launch, [])
+    command(TUNE, launch, [], named("launch"))
     return settings
 
 
@@ -112,9 +111,7 @@ class TuneRun:
             "stages": stages,
             **({} if self.launch is None else {"launch": self.launch}),
         }
-        where: dict[Key, str] = {("stages", TUNE, name): self.named(name) for name in own}
-        where[("name",)] = self.named("output_dir")
-        return parse_recipe(Located(self.output / "recipe.yaml", data, {}, where))
+        return parse_recipe(_Given(self.output / "recipe.yaml", data, {}, task=self.task, named=self.named))
 
     @cached_property
     def run_dir(self) -> RunDir:
@@ -170,6 +167,21 @@ class TuneRun:
             assert manifest is not None
             found[cell.id] = self.run_dir.cell(cell) / manifest.outputs["prompt"].path
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given(Located):
+    """The recipe of a run, in whose errors keys are the flags that gave them."""
+
+    task: TaskConfig
+    named: Named
+
+    def where(self, key: Key) -> str:
+        if key[:1] == ("tasks",):
+            return self.task.where(*key[2:])
+        if key[:1] == ("stages",) and len(key) > 2:
+            return self.named(setting_at(PromptTuneConfig, tuple(part for part in key[2:] if part != "matrix")))
+        return self.named("launch" if key == ("launch",) else "output_dir")
 
 
 def _write_package(run_dir: RunDir, prompt: Path, place: Path, tested: str | None) -> None:

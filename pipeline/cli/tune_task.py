@@ -9,6 +9,7 @@ from typing import Any
 
 from t5_pipeline.config.command_line import flag
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.located_yaml import Key
 from t5_pipeline.core.schema import validate
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.splits import split_slice
@@ -44,7 +45,14 @@ def one_task(
         "splits": {split: os.path.relpath(file, data.parent) + part for split, (file, part) in given.items()},
         "metrics": metrics or (["accuracy"] if labels else ["exact_match", "token_f1"]),
     }  # fmt: skip
-    return validate(TaskConfig, values, lambda loc: named(".".join(map(str, loc)) or "train"))
+    return validate(TaskConfig, values, lambda key: named(_given_by(key)))
+
+
+def _given_by(key: Key) -> str:
+    """The flag, without its dashes, that gives a setting of the task."""
+    if len(key) > 1 and key[0] == "splits":
+        return str(key[1])
+    return "train" if not key or key[0] in ("data", "splits") else str(key[0])
 
 
 def _file_and_slice(where: str, given: Path) -> tuple[Path, str]:
@@ -89,4 +97,4 @@ def hold_out(task: TaskConfig, seed: int, select: str = "best") -> TaskConfig:
     splits = {**task.splits, "train": f"{train}[:{first}%, {order}]"}
     for begin, split in zip(range(first, 100, 10), lacking, strict=True):
         splits[split] = f"{train}[{begin}%:{begin + 10}%, {order}]"
-    return validate(TaskConfig, {**task.model_dump(), "splits": splits}, lambda loc: "--train")
+    return validate(TaskConfig, {**task.model_dump(), "splits": splits}, lambda key: task.where(*key))

@@ -6,10 +6,10 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -18,11 +18,12 @@ from t5_pipeline.config.overrides import Override, parse_override
 from t5_pipeline.config.references import load_task
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.located_yaml import parse_value
-from t5_pipeline.core.schema import model_in, types_in
+from t5_pipeline.core.located_yaml import Key, parse_value
+from t5_pipeline.core.schema import model_in, types_in, validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
+C = TypeVar("C", bound=StageConfig)
 # Names of paths in the help.
 _PLACES = ("DIR", "FILE", "FROM", "M", "PATH", "PROMPT", "RECIPE", "RUN_DIR", "TO", "WHAT")
 _TASK_FILE = "; YAML keys: name, data, inputs, targets, labels, metrics"
@@ -212,6 +213,40 @@ def parse(cls: type[StageConfig], program: str, arguments: list[str]) -> Flags:
 def flag(name: str) -> str:
     """`segment_length` → `--segment-length`."""
     return "--" + name.replace("_", "-")
+
+
+def setting_at(cls: type[BaseModel], key: Key) -> str:
+    """The setting with a flag of its own that contains a key; an unknown key stays as it is.
+
+    >>> from t5_pipeline.config.adaptation import SpanCorruptConfig
+    >>> setting_at(SpanCorruptConfig, ("keep_steps", 1)), setting_at(SpanCorruptConfig, ("init", "d_model"))
+    ('keep_steps', 'init.d_model')
+    """
+    names, path = {name for name, _ in _fields(cls)}, list(map(str, key))
+    lengths = [length for length in range(len(path), 0, -1) if ".".join(path[:length]) in names]
+    return ".".join(path[: lengths[0]] if lengths else path)
+
+
+def validate_flags(cls: type[C], values: Mapping[str, Any], program: str, named: Callable[[str], str] = flag) -> C:
+    """Validate settings that were given by flags.
+
+    Args:
+        program: the command, for errors that no single flag causes.
+        named: the name of a setting in errors.
+
+    Raises:
+        InputError: if a value is wrong; names the flags instead of the keys of a recipe.
+    """
+    try:
+        return validate(cls, values, lambda key: named(setting_at(cls, key)) if key else program)
+    except InputError as error:
+        names = "|".join(name for name, _ in _fields(cls) if "." not in name)
+        text = re.sub(
+            f"`({names})(?:: ([^`]*))?`",
+            lambda found: f"`{named(found[1])}{'' if found[2] is None else f' {found[2]}'}`",
+            str(error),
+        )
+        raise InputError(text) from None
 
 
 def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

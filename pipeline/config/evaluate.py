@@ -87,7 +87,8 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     def something_to_score(self) -> EvaluateConfig:
         if not self.scored_inputs():
             raise ValueError(
-                "there is nothing to score; give one of " + ", ".join(name for name in self.inputs() if name != "model")
+                "there is nothing to score; give one of "
+                + ", ".join(f"`{name}`" for name in self.inputs() if name != "model")
             )
         return self
 
@@ -99,13 +100,14 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
         """A task with the metrics to compute.
 
         Args:
-            where: place of the metrics, for errors.
+            where: place of the metrics, for errors; default: where these settings were written.
 
         Raises:
             InputError: if the task lacks what a metric needs.
         """
         asked = {**task.model_dump(), "metrics": self.metrics.get(task.name, task.metrics)}
-        return validate(TaskConfig, asked, lambda loc: where or f"metrics.{task.name}")
+        made = validate(TaskConfig, asked, lambda loc: where or self.where("metrics", task.name))
+        return task.model_copy(update={"metrics": made.metrics})
 
     def extra_data(self, solved: Sequence[TaskConfig]) -> dict[str, TaskConfig]:
         return {f"task {task.name}": task for task in solved}
@@ -116,7 +118,7 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
         return [SplitRead(task, self.split) for task in tasks] + [SplitRead(task, "train") for task in majority]
 
     def check_solved(self, solved: Sequence[TaskConfig]) -> None:
-        self._check_metrics([*solved, *self.also_on], lambda name: f"metrics.{name}")
+        self._check_metrics([*solved, *self.also_on], lambda name: self.where("metrics", name))
 
     def resolved(
         self, makers: Sequence[StageConfig], others: bool, where: Callable[[tuple[str | int, ...]], str]

@@ -73,6 +73,7 @@ class Recipe:
     Attributes:
         stages: cells of each stage, in the recipe's order.
         launch: accelerate configuration of each stage that trains; None for the others, which run in one process.
+        located: the YAML with all overrides applied; None for a stage without a recipe.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Recipe:
     path: Path
     stages: dict[str, list[Cell]]
     launch: dict[str, str | None] = field(default_factory=dict)
-    resolved: dict[str, Any] = field(default_factory=dict)
+    located: Located | None = None
 
     def cells(self) -> Iterator[Cell]:
         for cells in self.stages.values():
@@ -108,9 +109,16 @@ class Recipe:
         """The run directory if the user gives none."""
         return Path("runs") / self.name
 
+    def where_launch(self, stage: str) -> str:
+        """Where the accelerate configuration of a stage was written, for errors."""
+        assert self.located is not None
+        own = "launch" in self.located.data["stages"][stage]
+        return self.located.where(("stages", stage, "launch") if own else ("launch",))
+
     def text(self) -> str:
         """The recipe with all overrides applied, as YAML."""
-        return yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True, width=120)
+        assert self.located is not None
+        return yaml.safe_dump(self.located.data, sort_keys=False, allow_unicode=True, width=120)
 
 
 def load_recipe(
@@ -156,7 +164,7 @@ def parse_recipe(located: Located, kinds: Mapping[str, type[StageConfig]] = STAG
         stages.parse(name, entry)
         trains = isinstance(stages.parsed[name][0].settings, TrainingConfig)
         launch[name] = entry.get("launch", data.get("launch")) if trains else None
-    return Recipe(data["name"], seed, located.path, stages.parsed, launch, data)
+    return Recipe(data["name"], seed, located.path, stages.parsed, launch, located)
 
 
 def _check_name(located: Located, name: Any) -> None:

@@ -50,11 +50,11 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig):
             if (self.prompt_init == init) != (getattr(self, field) is not None):
                 raise ValueError(f"`prompt_init: {init}` and `{field}` go together; give both or neither")
         if self.init_labels and self.prompt_init != "class_labels":
-            raise ValueError("`init_labels` needs `prompt_init: class_labels`; set it, or remove init_labels")
+            raise ValueError("`init_labels` needs `prompt_init: class_labels`; set it, or remove `init_labels`")
         if self.prompt_init == "class_labels" and not self.first_words():
             names = ", ".join(task.name for task in self.made_for())
             raise ValueError(
-                f"`prompt_init: class_labels` needs labels, and {names} has none; give init_labels, or use vocabulary"
+                f"`prompt_init: class_labels` needs labels, and {names} has none; give `init_labels`, or use vocabulary"
             )
         return self
 

@@ -32,13 +32,16 @@ class NotYAML(InputError):
 class Located:
     """Parsed data and the line of every key in it: `lines[("stages", "prepare", "corpus")] == 7`.
 
-    `overridden` maps keys that were set later to the flag that set them, such as `--set`.
+    Attributes:
+        overridden: keys that were set later, and the flag that set them, such as `--set`.
+        keys_only: name keys without the file, because it is a copy in which a correction would be lost.
     """
 
     path: Path
     data: Any
     lines: dict[Key, int]
     overridden: dict[Key, str] = field(default_factory=dict)
+    keys_only: bool = False
 
     def where(self, key: Key) -> str:
         """`recipes/demo.yaml:7: stages.prepare.corpus`, with the line of the nearest enclosing key; else the path."""
@@ -47,8 +50,11 @@ class Located:
         known = key
         while known and known not in self.lines and known not in self.overridden:
             known = known[:-1]
+        name = ".".join(map(str, key))
+        if self.keys_only:
+            return name
         place = self.overridden.get(known) or f"{self.path}:{self.lines.get(known, 1)}"
-        return f"{place}: {'.'.join(map(str, key))}"
+        return f"{place}: {name}"
 
 
 def read_yaml(path: Path) -> Located:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to, nearest
@@ -73,10 +74,27 @@ class Data:
     """Marks a field that names data outside the run, whose contents are part of the fingerprint."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where settings were written. All origins are equal, because settings are compared by their values."""
+
+    where: Callable[[tuple[str | int, ...]], str] | None = field(default=None, compare=False)
+
+
 class Config(BaseModel):
     """Base of all settings: immutable, unknown keys are errors, only numbers given as text are converted."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
+
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    def where(self, *key: str | int) -> str:
+        """Where a key was written, for errors: `recipes/demo.yaml:7: stages.prepare.corpus`, or `--corpus`."""
+        return self._origin.where(key) if self._origin.where else self.default_where(*key)
+
+    def default_where(self, *key: str | int) -> str:
+        """The name of a key of settings that were not validated with `validate`."""
+        return ".".join(map(str, key))
 
     @field_validator("*", mode="before")
     @classmethod
@@ -133,9 +151,9 @@ def defaults(**values: Any) -> Callable[[type[Model]], type[Model]]:
 
 def data_fields(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, BaseModel, str]]:
     """Fields marked as data, including those of nested settings: (dotted name, its settings, location)."""
-    for name, field in type(settings).model_fields.items():
+    for name, info in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if any(isinstance(mark, Data) for mark in field.metadata) and value is not None:
+        if any(isinstance(mark, Data) for mark in info.metadata) and value is not None:
             yield prefix + name, settings, value
         for index, inner in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(inner, BaseModel):
@@ -157,7 +175,7 @@ def validate(
         InputError: if a value is wrong; reports the first one and its location.
     """
     try:
-        return cls.model_validate(dict(values))
+        made = cls.model_validate(dict(values))
     except ValidationError as error:
         problems = error.errors(include_url=False)
         # A misspelt key also leaves the right one missing; report the misspelling.
@@ -165,6 +183,19 @@ def validate(
         place = where(tuple(problem["loc"]))
         remedy = for_list if isinstance(problem["input"], list) else ""
         raise InputError(f"{place}: {_say(cls, problem, remedy)}") from None
+    if isinstance(made, Config):
+        made._origin = Origin(where)
+    return made
+
+
+def mentioned(where: str) -> str:
+    """A place in the middle of a sentence.
+
+    >>> mentioned("recipes/demo.yaml:7: tasks.kind.inputs"), mentioned("--inputs")
+    ('`tasks.kind.inputs` (recipes/demo.yaml:7)', '`--inputs`')
+    """
+    place, _, key = where.rpartition(": ")
+    return f"`{key}`" + (f" ({place})" if place else "")
 
 
 def _say(cls: type[BaseModel], problem: Any, remedy: str) -> str:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from t5_pipeline.artifacts.kinds import locate, locate_one
+from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
 from t5_pipeline.config.launch import REPLICATED, LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, Recipe
-from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig
 from t5_pipeline.config.tuning import LearningConfig
 from t5_pipeline.core.errors import InputError
@@ -49,19 +48,20 @@ def shape_of(recipe: Recipe, run_dir: RunDir, cell: Cell) -> T5Config | None:
     """The T5 of a cell, traced through the recipe to a preset, a directory or `init`; None if unknown."""
     settings = cell.settings
     if isinstance(settings, SpanCorruptConfig) and settings.init is not None:
-        return T5Config(vocab_size=_rows(recipe, cell.inputs["tokens"]), **settings.init.model_dump())
+        return T5Config(vocab_size=_rows(recipe, cell), **settings.init.model_dump())
     ref = cell.inputs.get("model")
     if ref is None:
         return None
     if (maker := recipe.maker(ref)) is not None:
         return shape_of(recipe, run_dir, maker)
-    return shape_at(locate_one("model", str(ref.path), f"{cell.stage}.model"))
+    return shape_at(locate_one("model", str(ref.path), settings.where("model")))
 
 
-def _rows(recipe: Recipe, tokens: InputRef) -> int:
+def _rows(recipe: Recipe, cell: Cell) -> int:
     """Embedding rows of a new model."""
+    tokens = cell.inputs["tokens"]
     if tokens.stage is None:
-        (place,) = locate("tokens", str(tokens.path), "tokens")
+        place = locate_one("tokens", str(tokens.path), cell.settings.where("tokens"))
         rows = read_published(place / "tokens.json").get("rows")
         if type(rows) is not int or not 0 < rows < 2**31:
             raise InputError(f"{place / 'tokens.json'}: is damaged; run `prepare` again to rebuild it")

@@ -20,6 +20,7 @@ from t5_pipeline.artifacts.manifest import Manifest, OutputRecord, Started
 from t5_pipeline.artifacts.run_dir import Rollback, RunDir
 from t5_pipeline.config.command_line import Flags
 from t5_pipeline.config.launch import LaunchContext
+from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.atomic_files import sweep, write_text
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import LogFile, LogFormatter, WarnOnce
@@ -73,7 +74,8 @@ class JobRunner(Generic[C]):
                     log.warning("%s: %s", stage.name, slow)
                 _warn_of_other_versions(cells)
                 reset_peak_memory(accelerator.device)
-                self.body(stage)
+                with _located(group[0].cell.settings):
+                    self.body(stage)
                 costs = peak_memory(accelerator.device) | ({"cells_together": len(cells)} if len(cells) > 1 else {})
                 for cell in cells:
                     if main_process:
@@ -183,6 +185,18 @@ def _warn_of_other_versions(cells: list[CellRun[C]]) -> None:
         then = existing.versions if existing else now
         if changed := [f"{name} {then.get(name)} → {now.get(name)}" for name in now if then.get(name) != now[name]]:
             log.warning("%s: was started with other versions: %s", cell.status.cell.label, ", ".join(changed))
+
+
+@contextlib.contextmanager
+def _located(settings: StageConfig) -> Iterator[None]:
+    """Let errors that begin with the name of a setting say where it was written."""
+    try:
+        yield
+    except InputError as error:
+        name, _, problem = str(error).partition(": ")
+        if type(error) is not InputError or not problem or name not in type(settings).model_fields:
+            raise
+        raise InputError(f"{settings.where(name)}: {problem}") from error
 
 
 @contextlib.contextmanager

@@ -31,8 +31,11 @@ def stage_script(kind: str) -> Path:
     return SHIPPED / "stages" / f"{kind}.py"
 
 
-def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
+def command(kind: str, launch: str | None, arguments: list[str], where: str = "launch") -> list[str]:
     """The command line of a stage: plain Python, or `accelerate launch` with a configuration.
+
+    Args:
+        where: setting that names the configuration, for errors.
 
     Raises:
         InputError: if the configuration is missing or unsupported, or asks for several machines.
@@ -42,7 +45,7 @@ def command(kind: str, launch: str | None, arguments: list[str]) -> list[str]:
         return [sys.executable, script, *arguments]
     path = or_packaged(Path(launch))
     if not path.is_file():
-        raise InputError(f"{launch}: does not exist; check the path (accelerate_configs/ has examples)")
+        raise InputError(f"{where}: {launch} does not exist; check the path (accelerate_configs/ has examples)")
     if (machines := read_launch_config(launch).machines) > 1:
         raise InputError(
             f"{launch}: num_machines: is {machines}, but a run starts processes on this machine only; start the stage"

@@ -73,7 +73,7 @@ def _check(recipe: Recipe, run_dir: RunDir, names: list[str]) -> None:
         check_outside(recipe, name)
         check_places(recipe.stages[name], run_dir)
         configuration = recipe.launch[name]
-        command(recipe.kind(name), configuration, [])
+        command(recipe.kind(name), configuration, [], recipe.where_launch(name))
         if configuration is not None:
             recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
     cell_statuses(recipe, run_dir)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from t5_pipeline.artifacts.run_dir import OutputDir, Rollback, RunDir, lock
-from t5_pipeline.config.command_line import Flags, flag, parse
+from t5_pipeline.config.command_line import Flags, parse, validate_flags
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.overrides import apply_overrides
 from t5_pipeline.config.recipe import Cell, Recipe, parse_recipe
@@ -29,7 +29,6 @@ from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.errors import BAD_INPUT, InputError, Interrupted, OutOfMemory, ProcessLost
 from t5_pipeline.core.printable import say, show
 from t5_pipeline.core.quick_exit import exit_quickly
-from t5_pipeline.core.schema import validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, Stage
 from t5_pipeline.execution.devices import free_memory, make_accelerator, set_threads
@@ -77,7 +76,7 @@ def run(
     try:
         with boundary():
             flags = parse(cls, program, arguments)
-            recipe, run_dir, name = _recipe(cls, flags, kinds)
+            recipe, run_dir, name = _recipe(cls, flags, program, kinds)
             report = run_dir.state / f"{name}.exit"
             _run(body, flags, recipe, run_dir, name, launch)
         return leave(0, "")
@@ -103,11 +102,13 @@ def _wait_for(report: Path, began: float) -> None:
         time.sleep(0.05)
 
 
-def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) -> tuple[Recipe, RunDir, str]:
+def _recipe(
+    cls: type[C], flags: Flags, program: str, kinds: Mapping[str, type[StageConfig]]
+) -> tuple[Recipe, RunDir, str]:
     """The recipe of a command line, its run directory, and the name of the stage in it."""
     if flags.recipe is None:
         assert flags.output_dir is not None
-        settings = validate(cls, flags.nested(), lambda loc: flag(".".join(map(str, loc))) if loc else "flags")
+        settings = validate_flags(cls, flags.nested(), program)
         inputs = {n: InputRef(path=getattr(settings, n)) for n in cls.inputs() if getattr(settings, n) is not None}
         cell = Cell(cls.kind, {}, settings, inputs)
         return (
@@ -116,6 +117,8 @@ def _recipe(cls: type[C], flags: Flags, kinds: Mapping[str, type[StageConfig]]) 
             cls.kind,
         )
     located = read_recipe(flags.recipe)
+    if flags.run_dir is not None and flags.recipe == flags.run_dir / "recipe.yaml":  # as the runner starts stages
+        located = replace(located, keys_only=True)
     apply_overrides(located, flags.overrides)
     of_kind = stages_of_kind(located, cls.kind)
     name = flags.stage or (of_kind[0] if len(of_kind) == 1 else "")

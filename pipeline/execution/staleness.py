@@ -15,6 +15,7 @@ from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import data_fields
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.task import Task
 
@@ -65,18 +66,15 @@ def check_outside(recipe: Recipe, stage: str) -> None:
         InputError: if something is missing; names the setting.
     """
     for cell in recipe.stages[stage]:
-        tasks = cell.settings.task_sources()
-        for name, location in cell.settings.data().items():
-            check_data(location, f"tasks.{tasks[name].name}.data" if name in tasks else f"{cell.stage}.{name}")
+        where = cell.settings.where
+        for name, owner, location in data_fields(cell.settings):
+            check_data(location, owner.where("data") if isinstance(owner, TaskConfig) else where(*name.split(".")))
         for name, ref in cell.inputs.items():
             if ref.path is not None:
                 find = locate if cell.settings.takes_many(name) else locate_one
-                find(cell.settings.inputs()[name], ref.path, f"{cell.stage}.{name}")
+                find(cell.settings.inputs()[name], ref.path, where(name))
         solved = _solved(recipe, cell)
-        try:
-            cell.settings.check_solved(solved)
-        except InputError as error:
-            raise InputError(f"{cell.stage}.{error}") from None
+        cell.settings.check_solved(solved)
         for read in cell.settings.splits_read(solved):
             try:
                 Task.load(read.task).check_split(read.split, read.inputs_only)
@@ -97,7 +95,7 @@ def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:
             path = Path(location)
             if path.exists() and path.resolve().is_relative_to(place.resolve()):
                 raise InputError(
-                    f"{cell.stage}.{name}: {location} is inside {place}, which this stage writes;"
+                    f"{cell.settings.where(name)}: {location} is inside {place}, which this stage writes;"
                     " choose another directory for the results"
                 )
         run_dir.refuse_foreign(cell)
@@ -111,7 +109,7 @@ def _solved(recipe: Recipe, cell: Cell) -> list[TaskConfig]:
     for name, ref in cell.inputs.items():
         if ref.path is not None and cell.settings.takes_many(name):
             kind = cell.settings.inputs()[name]
-            paths = locate(kind, ref.path, f"{cell.stage}.{name}")
+            paths = locate(kind, ref.path, cell.settings.where(name))
             tasks += [task for path in paths for task in solved_tasks(kind, path)]
     return tasks
 
@@ -194,7 +192,7 @@ def _records(ref: InputRef, run_dir: RunDir, cell: Cell, name: str, earlier: _By
     artifact = cell.settings.inputs()[name]
     if ref.stage is None:
         assert ref.path is not None
-        paths = locate(artifact, ref.path, f"{cell.stage}.{name}")
+        paths = locate(artifact, ref.path, cell.settings.where(name))
         return [InputRecord(path=str(path), digest=run_dir.digests.of_artifact(artifact, path)) for path in paths]
     records = []
     for status in _makers(ref, earlier):

@@ -73,20 +73,33 @@ def test_tune_does_not_replace_another_run(place: Place, tmp_path: Path) -> None
 @pytest.mark.parametrize(("flags", "words"), [
     (["--train", "nowhere.jsonl"], "--train: nowhere.jsonl does not exist"),
     (["--validation", "nowhere.jsonl"], "--validation: nowhere.jsonl does not exist"),
-    (["--launch", "nowhere.yaml"], "nowhere.yaml: does not exist; check the path"),
+    (["--launch", "nowhere.yaml"], "--launch: nowhere.yaml does not exist; check the path"),
     (["--steps", "-1"], "--steps: "),
-    (["--prompt-init", "text"], "`prompt_init: text` and `init_text` go together"),
+    (["--prompt-init", "text"], "tune: `--prompt-init text` and `--init-text` go together"),
+    (["--validation", "train.jsonl[:0]"], "--validation: split 'validation' ("),
+    (["--inputs", "text"], "--inputs: 'text' contains no field"),
+    (["--inputs", "{txt}"], "train.jsonl:1: has no field 'txt' (only text, kind); add it to the row, or fix `--inputs`"),
+    (["--labels", "x,x"], "--labels: ['x', 'x'] is empty or has duplicates"),
+    (["--labels", "b"], "train.jsonl:1: target 'a' is not a label of out (b); fix the row, add it to `--labels`"),
+    (["--metrics", "f1"], "--metrics: `f1` needs the task's `labels`"),
+    (["--model", "no/such/model"], "--model: no/such/model does not exist"),
     (["--vote"], "--vote: a single prompt cannot vote"),
     (["--seeds", "2", "--select", "last"], "--seeds: --select last gives no validation scores"),
     (["--seeds", "2"], "--seeds: the rows are too few to hold some out"),
     (["--select", "best"], "--select: the rows are too few to hold some out"),
 ])  # fmt: skip
-def test_tune_rejects_bad_input_before_writing(place: Place, tmp_path: Path, flags: list[str], words: str) -> None:
+def test_tune_rejects_bad_input_before_writing(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
+) -> None:
+    """Errors name flags, not the keys of the recipe that tune writes."""
+    monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "train.jsonl", [{"text": "x", "kind": "a"}])
     given = ["--model", place.model, "--train", tmp_path / "train.jsonl", "--inputs", "{text}", "--targets", "{kind}"]
     said = t5_pipeline("tune", *given, "--output-dir", tmp_path / "out", *flags)
     assert said.code == 2
     assert words in said.err
+    assert "tasks." not in said.err
+    assert "stages." not in said.err
     assert not (tmp_path / "out").exists()
 
 

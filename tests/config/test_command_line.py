@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from t5_pipeline.config.adaptation import LMAdaptConfig, SpanCorruptConfig
-from t5_pipeline.config.command_line import Parser, flag, parse, parser, positive
+from t5_pipeline.config.command_line import Parser, flag, parse, parser, positive, validate_flags
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
@@ -53,6 +53,19 @@ def test_model_sizes_are_separate_flags() -> None:
         ["--init.d-model", "64", "--init.num-layers", "2", "--tokens", "t", "--output-dir", "o"],
     )
     assert flags.nested() == {"init": {"d_model": "64", "num_layers": "2"}, "tokens": "t"}
+
+
+@pytest.mark.parametrize(("kind", "values", "message"), [
+    ("evaluate", {}, r"^evaluate\.py: there is nothing to score; give one of `--prompts`, `--task-prompts`"),
+    ("evaluate", {"prompts": "p", "metrics": ["tone=acuracy"]}, r"^--metrics: there is no metric `acuracy`; did you"),
+    ("lm_adapt", {"model": "m", "tokens": "t", "keep_steps": ["1", "x"]}, "^--keep-steps: must be an integer"),
+    ("span_corrupt", {"tokens": "t", "steps": "1", "init": {"d_model": "x"}}, r"^--init\.d-model: must be an integer"),
+    ("prompt_tune", {"model": "m", "task": TASK, "prompt_init": "text"},
+     "^x: `--prompt-init text` and `--init-text` go together"),
+])  # fmt: skip
+def test_errors_name_the_flags_that_were_given(kind: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate_flags(STAGES[kind], values, "evaluate.py" if kind == "evaluate" else "x")
 
 
 def test_a_task_is_read_from_its_file(tmp_path: Path) -> None:

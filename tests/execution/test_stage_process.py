@@ -34,7 +34,7 @@ SECOND = "  longer: {uses: lm_adapt, model: /m, tokens: prepare, steps: 8}\n"
 def resolved(path: Path, *flags: str) -> tuple[Recipe, str]:
     """The recipe and the name of the stage for a command line of lm_adapt."""
     given = parse(LMAdaptConfig, "lm_adapt.py", ["--recipe", str(path), *flags])
-    recipe, _, name = stage_process._recipe(LMAdaptConfig, given, STAGES)
+    recipe, _, name = stage_process._recipe(LMAdaptConfig, given, "lm_adapt.py", STAGES)
     return recipe, name
 
 
@@ -145,7 +145,7 @@ def test_another_machine_reports_its_errors(
         assert stage_process.run(lambda stage: None, LMAdaptConfig, [*flags, "--steps", "1"], "lm_adapt.py") == 2
         said = capsys.readouterr().err
         assert said.count("\n") == lines
-        assert (f"error: {platform.node()}: lm_adapt.tokens: {tmp_path}/absent does not exist" in said) == bool(lines)
+        assert (f"error: {platform.node()}: --tokens: {tmp_path}/absent does not exist" in said) == bool(lines)
 
 
 def test_a_job_frees_its_memory_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

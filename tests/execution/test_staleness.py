@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -251,13 +252,52 @@ def test_a_folder_of_prompts_is_an_error_where_one_is_required(run: Run) -> None
         (folder / name / "prompt.json").write_text("{}")
     overrides = ["prompt_tune.prompt_init=prompt", f"prompt_tune.init_prompt={folder}"]
     with pytest.raises(
-        InputError, match=r"^prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one of \S+/a, \S+/b$"
+        InputError,
+        match=r"^--set: stages\.prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one of \S+/a, \S+/b$",
     ):
         check_outside(load_recipe(run.recipe, map(parse_override, overrides)), "prompt_tune")
 
 
+def test_a_missing_path_is_named_by_file_line_and_key(tmp_path: Path) -> None:
+    recipe, task = tmp_path / "r.yaml", tmp_path / "tone.yaml"
+    task.write_text("inputs: '{text}'\ndata: gone/rows.jsonl\ntargets: '{label}'\nlabels: [a, b]\n")
+    lines = [
+        "name: r",
+        "stages:",
+        "  a: {uses: prepare, corpus: gone/a/texts}",
+        "  b:",
+        "    uses: prepare",
+        "    corpus: stdlib-docs",
+        "    vocabulary: gone/spiece.model",
+        "  c:",
+        "    uses: prompt_tune",
+        f"    task: {task}",
+        "    matrix:",
+        "      model: [gone/a/b]",
+        f"  d: {{uses: prompt_tune, model: {tmp_path}, task: {task}, prompt_init: prompt,",
+        "      init_prompt: gone/prompt}",
+    ]
+    recipe.write_text("\n".join(lines))
+    (tmp_path / "config.json").write_text("{}")
+    for stage, place in {
+        "a": f"{recipe}:3: stages.a.corpus",
+        "b": f"{recipe}:7: stages.b.vocabulary",
+        "c": f"{task}:2: data",
+        "d": f"{task}:2: data",
+    }.items():
+        with pytest.raises(InputError, match=f"^{re.escape(place)}: gone/.* does not exist; check the path"):
+            check_outside(load_recipe(recipe), stage)
+    task.write_text(task.read_text().replace("gone/rows.jsonl", str(recipe)))
+    for stage, place in {
+        "c": f"{recipe}:12: stages.c.matrix.model",
+        "d": f"{recipe}:14: stages.d.init_prompt",
+    }.items():
+        with pytest.raises(InputError, match=f"^{re.escape(place)}: gone/.* does not exist; check the path"):
+            check_outside(load_recipe(recipe), stage)
+
+
 @pytest.mark.parametrize(("stage", "overrides", "message"), [
-    ("evaluate", [], r"tasks\.tone\.splits: \S+/rows contains no file for 'test'; it contains train\.jsonl,"
+    ("evaluate", [], r"^\S+\.yaml:3: tasks\.tone\.splits: \S+/rows contains no file for 'test'; it contains train\.jsonl,"
      r" validation\.jsonl \(evaluate reads it\)$"),
     ("evaluate", ["evaluate.split=held"], r"tasks\.tone\.splits: has no 'held'; add it or choose one of train, v"),
     ("evaluate", ["evaluate.split=validation"], None),

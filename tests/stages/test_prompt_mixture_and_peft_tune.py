@@ -247,7 +247,8 @@ def test_an_adapter_is_stored_in_peft_s_own_format(place: Path) -> None:
 def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, tmp_path: Path) -> None:
     common = ("--precision", "fp32", "--threads", 1, "--output-dir", tmp_path / "x")
     refused(
-        stage("evaluate", *common), ".*there is nothing to score; give one of prompts, task_prompts, tuned_models,.*"
+        stage("evaluate", *common),
+        "evaluate.py: there is nothing to score; give one of `--prompts`, `--task-prompts`,.*",
     )
     refused(
         stage("evaluate", "--tuned-models", finished.run / "lm_adapt", *common),
@@ -257,16 +258,16 @@ def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, t
     for given in (("--mixtures", "mixture"), ("--text-prompts", "words"), ("--adapters", "prefix")):
         refused(
             stage("evaluate", given[0], place / given[1], "--split", "gone", *common),
-            r"tasks\.about\.splits: has no 'gone'; .* \(evaluate reads it\)",
+            r"\S+\.json: task\.splits: has no 'gone'; .* \(evaluate reads it\)",
         )
     asked = ("--metrics", "about=referent")
     refused(
         stage("evaluate", "--prompts", prompts, *asked, *common),
-        r"metrics\.about: .*`referent` needs the task's `holds`.*",
+        r"--metrics: .*`referent` needs the task's `holds`.*",
     )
     refused(
         stage("evaluate", "--prompts", prompts, "--also-on", place / "name.yaml", *common),
-        r"also_on: no candidate has the labels of name \(free text\), only about: files, numbers; .*",
+        r"--also-on: no candidate has the labels of name \(free text\), only about: files, numbers; .*",
     )
     mixture = place / "mixture" / "mixture"
     (tmp_path / "broken").mkdir()

@@ -31,7 +31,10 @@ def tell(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Callable
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        ("", r"prepare.corpus: \S+corpus.jsonl contains no text to train a vocabulary on; give one that does"),
+        (
+            "",
+            r"--corpus: (stages.prepare.corpus: )?\S+corpus.jsonl contains no text to train a vocabulary on; give one that does",
+        ),
         (
             '{"text": "fine"}\n{"body": "x"}\n',
             r"\S+corpus.jsonl:2: has no field 'text' \(only body\); set `text_field`",
@@ -39,7 +42,7 @@ def tell(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Callable
         ('{"text": "fine"}\n{"text": \n', r"\S+corpus.jsonl:2: not JSON \(.*\); write one object per line"),
         (
             '{"text": "Hello world."}\n',
-            r"vocabulary_size: the corpus is too small for 300 pieces; set it to at most \d+",
+            r"--vocabulary-size: (stages.prepare.vocabulary_size: )?the corpus is too small for 300 pieces; set it to at most \d+",
         ),
     ],
     ids=["empty", "without its field", "not JSON", "too small"],
@@ -276,7 +279,7 @@ def test_missing_inputs(tiny: Tiny, unchanged: Callable[[], None]) -> None:
         ),
         (
             ["--model", "x", "--tokens", "/no/y", "--output-dir", "o"],
-            r"lm_adapt.tokens: /no/y does not exist; check the path",
+            r"--tokens: /no/y does not exist; check the path",
         ),
         (["--recipe", "RECIPE", "--stage", "lm"], r"--stage lm: is not a stage of kind lm_adapt in \S+; .*"),
         (
@@ -304,5 +307,7 @@ def test_the_runner_passes_on_an_error_of_a_stage(tiny: Tiny, tmp_path: Path) ->
         "▶ prepare",
         "error",
     ]
+    # Not the file and line of the run's own copy of the recipe, in which a correction would be lost.
+    assert f"\nerror: stages.prepare.corpus: {tmp_path}/docs.jsonl contains no text" in said.err
     assert "Traceback" not in said.err
     assert not fresh.run.exists()

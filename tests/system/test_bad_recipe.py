@@ -40,18 +40,18 @@ RECIPES = {
         "    data: DATA/rows\n", "    data: ''\n", r"\S+tiny.yaml:LINE: tasks.about.data: is empty; give a path or a name .*",
     ),
     "a missing corpus": (
-        "/corpus\n", "/no/such/folder\n", r"prepare.corpus: /\S+/no/such/folder does not exist; check the path",
+        "/corpus\n", "/no/such/folder\n", r"\S+tiny.yaml:LINE: stages.prepare.corpus: /\S+/no/such/folder does not exist; check the path",
     ),
     "a missing model": (
         "  sentinel: {model: pretrain,", "  sentinel: {model: /no/such/model,",
-        r"sentinel.model: /no/such/model does not exist; check the path",
+        r"\S+tiny.yaml:LINE: stages.sentinel.model: /no/such/model does not exist; check the path",
     ),
     "missing rows of a task that is needed last": (
-        "    data: DATA/rows\n", "    data: DATA/gone\n", r"tasks.about.data: \S+/gone does not exist; check the path",
+        "    data: DATA/rows\n", "    data: DATA/gone\n", r"\S+tiny.yaml:LINE: tasks.about.data: \S+/gone does not exist; check the path",
     ),
     "a missing accelerate configuration": (
         "    init: {d_model: 32,", "    launch: none.yaml\n    init: {d_model: 32,",
-        r"none.yaml: does not exist; check the path \(accelerate_configs/ has examples\)",
+        r"\S+tiny.yaml:LINE: stages.pretrain.launch: none.yaml does not exist; check the path \(accelerate_configs/ has examples\)",
     ),
 }  # fmt: skip
 

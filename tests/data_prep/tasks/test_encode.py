@@ -37,7 +37,7 @@ from tests.data_prep.tasks.small_task import ROWS, settings, write
         ({"text": "x"}, r"train\.jsonl:2: has no field 'label' \(only text\)"),
         (
             {"text": "x", "label": "Good"},
-            r"train\.jsonl:2: target 'Good' is not a label of t \(good, bad\); fix the row, add it to `labels`, or map it with",
+            r"train\.jsonl:2: target 'Good' is not a label of t \(good, bad\); fix the row, add it to `tasks\.t\.labels`, or map it with",
         ),
     ],
 )
