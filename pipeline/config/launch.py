@@ -162,23 +162,30 @@ def _processes(engine: str, processes: int) -> str:
     return f"{processes} process{'es' if processes > 1 else ''} ({engine})"
 
 
-def read_launch_config(path: str | Path) -> LaunchConfig:
+def read_launch_config(path: str | Path, where: str = "launch") -> LaunchConfig:
     """Read an accelerate configuration.
+
+    Args:
+        where: setting that names it, for errors.
 
     Raises:
         InputError: if the file cannot be read, or no stage can train under it.
     """
-    located = read_yaml(or_packaged(Path(path)))
+    file = or_packaged(Path(path))
+    if not file.is_file():
+        problem = "is not a file" if file.exists() else "does not exist"
+        raise InputError(f"{where}: {path} {problem}; check the path (accelerate_configs/ has examples)")
+    located = read_yaml(file)
     data = located.data
     if not isinstance(data, dict):
         raise InputError(f"{path}: is not an accelerate configuration; see accelerate_configs/")
     kind = data.get("distributed_type")
     kind = "NO" if kind is False else kind  # unquoted, YAML reads NO as false
-    where = located.where(("distributed_type",))
+    place = located.where(("distributed_type",))
     if kind is None:
-        raise InputError(f"{where}: is missing; choose one of {', '.join(_TYPES)}")
+        raise InputError(f"{place}: is missing; choose one of {', '.join(_TYPES)}")
     if kind not in _TYPES:
-        raise InputError(f"{where}: {kind!r} is not supported; {nearest(str(kind), _TYPES)}")
+        raise InputError(f"{place}: {kind!r} is not supported; {nearest(str(kind), _TYPES)}")
 
     processes = _count(located, data, "num_processes", 1 if kind == "NO" else None)
     machines = _count(located, data, "num_machines", 1)

@@ -255,8 +255,15 @@ class _StageParser:
         """
         where = self._where(name, "matrix")
         matrix = {} if given is None else given
-        if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
+        if not isinstance(matrix, dict):
             raise InputError(f"{where}: must map settings to lists of values, as in seed: [0, 1, 2]")
+        for axis, listed in matrix.items():
+            if not isinstance(listed, list) or not listed:
+                found = "an empty list" if listed == [] else repr(listed)
+                raise InputError(
+                    f"{self._where(name, 'matrix', axis)}: must be a list of values, not {found}; write it as in"
+                    " seed: [0, 1, 2]"
+                )
         for axis in map(str, matrix):
             if axis not in cls.model_fields:
                 raise InputError(f"{self._where(name, 'matrix', axis)}: unknown key; {nearest(axis, cls.model_fields)}")
@@ -273,6 +280,9 @@ class _StageParser:
         resolved = {"seed": self.seed, **values, **axes}
         for key, value in resolved.items():
             resolved[key] = resolve_tasks(cls, key, value, self.tasks, partial(where, (key,)))
+        for key in resolved:
+            if key not in cls.model_fields:
+                raise InputError(f"{where((key,))}: unknown key; {nearest(key, [*_STAGE_KEYS, *cls.model_fields])}")
         settings = validate(cls, resolved, where, "give one value, or write several under the stage's `matrix:`")
         every_stage = self.located.data["stages"]
         inputs = {

@@ -70,7 +70,9 @@ def parse_ref(
             raise InputError(f"{where()}: {value} is neither a stage nor a path; did you mean `{meant}`?")
         return InputRef(path=value)
     if stage not in earlier:
-        raise InputError(f"{where()}: stage `{stage}` comes later in the recipe; use an earlier stage")
+        itself = stage == list(all_stages)[len(earlier)]
+        problem = "cannot be its own input" if itself else "comes later in the recipe"
+        raise InputError(f"{where()}: stage `{stage}` {problem}; use an earlier stage")
     outputs = earlier[stage][0].settings.outputs
     if artifact not in outputs:
         raise InputError(f"{where()}: needs a {artifact}, but stage `{stage}` publishes {', '.join(outputs)}")

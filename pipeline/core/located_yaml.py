@@ -21,6 +21,16 @@ _FLOAT, _MERGE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
 _BOOL, _TIMESTAMP = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
 _OCTAL = re.compile(r"[-+]?0[\d_]+")
 
+_REMEDIES = {
+    "'\\t'": "use spaces instead of the tab",
+    "cannot start any token": "put the text in quotes",
+    "mapping values are not allowed": "indent keys of a level alike, and put a text with a colon in quotes",
+    "expected <block end>": "indent keys of a level alike, and close all quotes",
+    "another document": "keep one of the documents between ---",
+    "undefined alias": "define it above with &",
+}
+"""Part of a message of PyYAML → remedy."""
+
 Key = tuple[str | int, ...]
 
 
@@ -108,12 +118,23 @@ def _parse(text: str, where: Path | str, lines: dict[Key, int]) -> Any:
         return _separate(yaml.SafeLoader("").construct_document(node))
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1 if error.problem_mark else 1}" if isinstance(where, Path) else ""
-        raise NotYAML(f"{where}{line}: is not valid YAML ({error.problem}); fix {_what(where)}") from None
+        raise NotYAML(f"{where}{line}: is not valid YAML ({error.problem}); {_remedy(error, where)}") from None
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}" if isinstance(where, Path) else ""
+        raise NotYAML(
+            f"{where}{line}: contains the character U+{error.character:04X}, which YAML does not allow; remove it"
+        ) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         problem = " ".join(str(error).split())
         raise NotYAML(f"{where}: is not valid YAML ({problem}); fix {_what(where)}") from None
     except RecursionError:
         raise InputError(f"{where}: is nested too deeply; fix {_what(where)}") from None
+
+
+def _remedy(error: yaml.MarkedYAMLError, where: Path | str) -> str:
+    """What to do about a text that is not YAML."""
+    remedies = (advice for words, advice in _REMEDIES.items() if words in (error.problem or ""))
+    return next(remedies, f"fix {_what(where)}")
 
 
 def _what(where: Path | str) -> str:

@@ -125,7 +125,7 @@ def _launch(recipe: Recipe, status: CellStatus) -> LaunchConfig:
     path = recipe.launch[status.cell.stage]
     if path is None:
         return LaunchConfig(cpu=not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")))
-    asked = read_launch_config(path)
+    asked = read_launch_config(path, recipe.where_launch(status.cell.stage))
     status.cell.settings.check_engine(asked.engine)
     return asked
 

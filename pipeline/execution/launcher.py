@@ -43,15 +43,12 @@ def command(kind: str, launch: str | None, arguments: list[str], where: str = "l
     script = str(stage_script(kind))
     if launch is None:
         return [sys.executable, script, *arguments]
-    path = or_packaged(Path(launch))
-    if not path.is_file():
-        raise InputError(f"{where}: {launch} does not exist; check the path (accelerate_configs/ has examples)")
-    if (machines := read_launch_config(launch).machines) > 1:
+    if (machines := read_launch_config(launch, where).machines) > 1:
         raise InputError(
             f"{launch}: num_machines: is {machines}, but a run starts processes on this machine only; start the stage"
             " on every machine with `accelerate launch`, as accelerate_configs/slurm.sbatch does"
         )
-    return [sys.executable, "-m", _LAUNCHER, "--config_file", str(path), script, *arguments]
+    return [sys.executable, "-m", _LAUNCHER, "--config_file", str(or_packaged(Path(launch))), script, *arguments]
 
 
 def launch(kind: str, configuration: str | None, arguments: list[str], exit_file: Path) -> tuple[int, str]:

@@ -76,8 +76,9 @@ def check_outside(recipe: Recipe, stage: str) -> None:
         solved = _solved(recipe, cell)
         cell.settings.check_solved(solved)
         for read in cell.settings.splits_read(solved):
+            task = Task.load(read.task)
             try:
-                Task.load(read.task).check_split(read.split, read.inputs_only)
+                task.check_split(read.split, read.inputs_only)
             except InputError as error:
                 raise InputError(f"{error} ({read.reason or f'{cell.stage} reads it'})") from None
 

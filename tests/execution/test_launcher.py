@@ -33,7 +33,7 @@ def test_command_is_plain_python_or_accelerate_launch() -> None:
     launched = command("lm_adapt", configuration, ["--steps", "5"])
     assert launched[1:3] == ["-m", "t5_pipeline.execution.accelerate_launch"]
     assert launched[3:] == ["--config_file", configuration, script, "--steps", "5"]
-    with pytest.raises(InputError, match=r"none\.yaml: does not exist; check the path"):
+    with pytest.raises(InputError, match=r"launch: \S*none\.yaml does not exist; check the path"):
         command("lm_adapt", "none.yaml", [])
     with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: is 2, but a run .*slurm\.sbatch"):
         command("lm_adapt", str(ROOT / "accelerate_configs" / "multi_node.yaml"), [])
