@@ -279,7 +279,7 @@ class _StageParser:
 
         resolved = {"seed": self.seed, **values, **axes}
         for key, value in resolved.items():
-            resolved[key] = resolve_tasks(cls, key, value, self.tasks, partial(where, (key,)))
+            resolved[key] = resolve_tasks(cls, key, value, self.tasks, where)
         for key in resolved:
             if key not in cls.model_fields:
                 raise InputError(f"{where((key,))}: unknown key; {nearest(key, [*_STAGE_KEYS, *cls.model_fields])}")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.located_yaml import read_yaml
+from t5_pipeline.core.located_yaml import Key, read_yaml
 from t5_pipeline.core.schema import types_in, validate
 from t5_pipeline.core.suggestions import close_to, nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
@@ -128,9 +128,15 @@ def load_task(path: Path) -> TaskConfig:
 
 
 def resolve_tasks(
-    cls: type[StageConfig], key: str, value: Any, tasks: Mapping[str, TaskConfig], where: Callable[[], str]
+    cls: type[StageConfig], key: str, value: Any, tasks: Mapping[str, TaskConfig], where: Callable[[Key], str]
 ) -> Any:
-    """Replace names of tasks by their settings, if field `key` contains tasks; other values are returned as given."""
+    """Replace names, files and mappings of tasks by their settings, if field `key` contains tasks.
+
+    Other values are returned as given.
+
+    Raises:
+        InputError: if there is no such task, or one of its settings is wrong.
+    """
     field_info = cls.model_fields.get(key)
     if field_info is None or TaskConfig not in types_in(field_info.annotation):
         return value
@@ -140,13 +146,17 @@ def resolve_tasks(
     if isinstance(value, list) != many:
         return value  # validation of the field will report it
 
-    def one(item: Any) -> Any:
+    def one(item: Any, *index: int) -> Any:
+        if isinstance(item, dict):
+            return validate(TaskConfig, item, lambda inner: where((key, *index, *inner)))
         if not isinstance(item, str):
             return item
         if item in tasks:
             return tasks[item]
         if item.endswith((".yaml", ".yml")):
+            if not Path(item).is_file():
+                raise InputError(f"{where((key,))}: {item} does not exist; give the YAML file of a task")
             return load_task(Path(item))
-        raise InputError(f"{where()}: there is no task `{item}` under `tasks:`; {nearest(item, tasks)}")
+        raise InputError(f"{where((key,))}: there is no task `{item}` under `tasks:`; {nearest(item, tasks)}")
 
-    return [one(item) for item in value] if isinstance(value, list) else one(value)
+    return [one(item, index) for index, item in enumerate(value)] if isinstance(value, list) else one(value)

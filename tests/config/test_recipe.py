@@ -53,6 +53,8 @@ def test_a_recipe_becomes_cells(recipe: Path) -> None:
         ("      seed: [0, 1]", "      seed: [0, 0]", "contains the cell model=pretrain,seed=0 twice"),
         ("      seed: [0, 1]", "      seed: 4", "small.yaml:25: stages.prompt_tune.matrix.seed: must be a list of values, not 4; write it as in"),
         ("      seed: [0, 1]", "      seed: []", "small.yaml:25: stages.prompt_tune.matrix.seed: must be a list of values, not an empty list"),
+        ("    task: tone", "    task: gone.yaml", "small.yaml:22: stages.prompt_tune.task: gone.yaml does not exist; give the YAML"),
+        ("    task: tone", "    task: {name: x, dta: y}", "small.yaml:22: stages.prompt_tune.task.dta: unknown key; did you mean `data`?"),
         ("    matrix:", "    matrx:", "small.yaml:23: stages.prompt_tune.matrx: unknown key; did you mean `matrix`?"),
         ("    model: pretrain\n", "    model: lm_adapt\n", "small.yaml:18: stages.lm_adapt.model: stage `lm_adapt` cannot be its own input"),
         ("    corpus: text", "\tcorpus: text", "found character '\\t' that cannot start any token); use spaces instead of the tab"),
