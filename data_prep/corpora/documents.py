@@ -28,7 +28,7 @@ from t5_pipeline.data_prep.corpora.files import (
 from t5_pipeline.data_prep.corpora.hub import hub_shards, may_be_on_hub, shard_rows
 from t5_pipeline.data_prep.corpora.json_rows import is_json_list, json_file, json_row
 from t5_pipeline.data_prep.corpora.parquet import column_bytes, parquet_rows
-from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, type_name
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, documents
 
 CHUNK_BYTES = 2**28
@@ -278,7 +278,7 @@ def text_of(row: Row, text_field: str) -> str:
     if text is MISSING:
         raise InputError(f"{row.lacks(text_field)}; set `text_field`")
     if not isinstance(text, str):
-        what = "empty (null)" if text is None else f"a {type(text).__name__}"
+        what = "empty (null)" if text is None else type_name(text)
         raise InputError(f"{row.where}: field {text_field!r} is {what}, not text; fix the row or set `text_field`")
     return check_unicode(text, row.where)
 

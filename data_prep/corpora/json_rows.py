@@ -10,7 +10,7 @@ from typing import Any
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.files import blocks, decode, lines, read_text
-from t5_pipeline.data_prep.corpora.row import Row, first_duplicate
+from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, type_name
 
 _MOST_DIGITS = 4300  # as for Python's int
 
@@ -33,13 +33,16 @@ def json_row(line: bytes, source: Path | str, number: int) -> Row:
     try:
         fields = _parse_json(decode(line, source, number))
     except json.JSONDecodeError as error:
-        reason = f"not JSON ({error.msg} at character {error.pos + 1})"
-        raise InputError(f"{where}: {reason}; write one object per line") from None
+        raise InputError(f"{where}: {_not_json(error, error.pos + 1)}; write one object per line") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: cannot read the line ({error}); fix the line") from None
     if not isinstance(fields, dict):
-        raise InputError(f"{where}: is a JSON {type(fields).__name__}; write one object per line")
+        raise InputError(f"{where}: is {type_name(fields)}; write one object per line")
     return Row(fields, where)
+
+
+def _not_json(error: json.JSONDecodeError, character: int) -> str:
+    return f"not JSON ({error.msg.removesuffix(' at')} at character {character})"
 
 
 def _parse_json(text: str) -> Any:
@@ -77,8 +80,7 @@ def read_json_data(path: Path) -> Any:
     try:
         return _parse_json(read_text(path))
     except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}"
-        raise InputError(f"{where}: not JSON ({error.msg} at character {error.colno}); fix the file") from None
+        raise InputError(f"{path}:{error.lineno}: {_not_json(error, error.colno)}; fix the file") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot read the file ({error}); fix the file") from None
 
@@ -86,8 +88,8 @@ def read_json_data(path: Path) -> Any:
 def _json_list(path: Path) -> Iterator[Row]:
     rows = read_json_data(path)
     if not isinstance(rows, list):
-        raise InputError(f"{path}: is a JSON {type(rows).__name__}; write a list of objects")
+        raise InputError(f"{path}: is {type_name(rows)}; write a list of objects")
     for number, fields in enumerate(rows, 1):
         if not isinstance(fields, dict):
-            raise InputError(f"{path}: element {number} is a {type(fields).__name__}; write a list of objects")
+            raise InputError(f"{path}: element {number} is {type_name(fields)}; write a list of objects")
         yield Row(fields, f"{path}: element {number}")

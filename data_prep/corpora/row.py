@@ -43,6 +43,23 @@ class Row(dict[str, Any]):
         return f"{self.where}: has no field {name!r} ({f'only {listed(self)}' if self else 'it has none'})"
 
 
+def type_name(value: object) -> str:
+    """The type of a value in the words of JSON.
+
+    >>> type_name({}), type_name(0.5), type_name(None), type_name(b"")
+    ('an object', 'a number', 'null', 'a bytes')
+    """
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        bool: "true or false",
+    }
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
 def value_text(value: object, what: str, where: str, fix: str = "fix the row") -> str:
     """A value as text: itself, or the digits of a number.
 
@@ -57,7 +74,7 @@ def value_text(value: object, what: str, where: str, fix: str = "fix the row") -
     finite = not isinstance(value, float) or math.isfinite(value)
     # bool is an int and becomes True or False, as in T5's tasks.
     if not isinstance(value, str | int | float) or not finite:
-        found = "empty (null)" if value is None else f"a {type(value).__name__}" if finite else str(value)
+        found = "empty (null)" if value is None else type_name(value) if finite else str(value)
         raise InputError(f"{where}: {what} is {found}, not text or a number; {fix}")
     return check_unicode(value, where) if isinstance(value, str) else str(value)
 

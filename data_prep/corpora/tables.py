@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.files import read_text
 from t5_pipeline.data_prep.corpora.row import Row, first_duplicate, listed
@@ -120,5 +121,7 @@ def _delimited(
             skipped["too few columns"] += 1
             continue
         if len(values) != len(names):
-            raise InputError(f"{where}: has {len(values)} fields, not {len(names)} ({listed(names)}); fix the line")
+            raise InputError(
+                f"{where}: has {plural(len(values), 'field')}, not {len(names)} ({listed(names)}); fix the line"
+            )
         yield Row(dict(zip(names, values, strict=True)), where)

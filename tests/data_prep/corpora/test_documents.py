@@ -124,7 +124,7 @@ def test_nested_text_field(tmp_path: Path, row: dict[str, Any], suffix: str) -> 
     ("row", "message"),
     [
         ({"body": "x", "id": 3}, r"rows\.jsonl:2: has no field 'text' \(only body, id\); set `text_field`"),
-        ({"text": 3}, r"rows\.jsonl:2: field 'text' is a int, not text"),
+        ({"text": 3}, r"rows\.jsonl:2: field 'text' is a number, not text"),
         ({"text": None}, r"rows\.jsonl:2: field 'text' is empty \(null\), not text"),
         ({"text": "half \ud800"}, r"rows\.jsonl:2: character 5 is half of a surrogate pair"),
     ],
@@ -236,7 +236,7 @@ def test_bad_row_in_a_later_chunk_is_reported_with_its_line(tmp_path: Path) -> N
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "fine"}\n\n' * 500 + '{"text": 3}\n')
     *_, last = corpus_chunks(path, chunk_bytes=1000)
-    with pytest.raises(InputError, match=r"rows\.jsonl:1001: field 'text' is a int, not text"):
+    with pytest.raises(InputError, match=r"rows\.jsonl:1001: field 'text' is a number, not text"):
         list(last.documents())
 
 

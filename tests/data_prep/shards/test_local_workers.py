@@ -161,7 +161,7 @@ def test_bad_row_in_a_worker(corpus: Path, vocabulary: Vocabulary, tmp_path: Pat
     bad = corpus_chunks(tmp_path / "c", chunk_bytes=29)
     assert len(bad) == 2
     with pytest.raises(
-        InputError, match=r"^\S*\.jsonl:2: field 'text' is a int, not text; fix the row or set `text_field`$"
+        InputError, match=r"^\S*\.jsonl:2: field 'text' is a number, not text; fix the row or set `text_field`$"
     ):
         write_tokens(bad, vocabulary, tmp_path / "tokens", workers=PROCESSES)
 
@@ -231,7 +231,7 @@ def test_bad_input_on_ray(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"text": 3}\n')
     with pytest.raises(
-        InputError, match=r"^\S*bad\.jsonl:2: field 'text' is a int, not text; fix the row or set `text_field`$"
+        InputError, match=r"^\S*bad\.jsonl:2: field 'text' is a number, not text; fix the row or set `text_field`$"
     ):
         write_tokens(corpus_chunks(bad), vocabulary, tmp_path / "more", workers=RAY)
 

@@ -158,7 +158,7 @@ def test_answers_are_texts_or_numbers(tmp_path: Path, answer: object) -> None:
     (found,) = task.rows("train")
     with pytest.raises(
         InputError,
-        match=r"train\.jsonl:1: an answer in field 'answers' is (a \w+|inf), not text or a number; write the answers as"
+        match=r"train\.jsonl:1: an answer in field 'answers' is (an? \w+|inf), not text or a number; write the answers as"
         " a list of texts",
     ):
         task.answers(found)
