@@ -39,7 +39,7 @@ def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     def pause(seconds: float) -> None:
-        pytest.fail(f"waits {seconds} s for a network that is not there")
+        pytest.fail(f"waits {seconds} s without a network")
 
     close_session()  # which has connections
     monkeypatch.setattr(socket, "getaddrinfo", unknown)

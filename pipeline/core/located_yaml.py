@@ -78,7 +78,10 @@ def read_yaml(path: Path) -> Located:
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}); give the path of a YAML file") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); give a YAML file") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save the file as UTF-8"
+        ) from None
     lines: dict[Key, int] = {}
     return Located(path, _parse(text, path, lines), lines)
 
@@ -132,7 +135,7 @@ def _parse(text: str, where: Path | str, lines: dict[Key, int]) -> Any:
 
 
 def _remedy(error: yaml.MarkedYAMLError, where: Path | str) -> str:
-    """What to do about a text that is not YAML."""
+    """The remedy for a text that is not YAML."""
     remedies = (advice for words, advice in _REMEDIES.items() if words in (error.problem or ""))
     return next(remedies, f"fix {_what(where)}")
 

@@ -62,7 +62,7 @@ def test_numbers_and_texts(tmp_path: Path) -> None:
         ("a:\n  1.1: b\n  1.10: c", r"a.yaml:3: a\.1\.10: duplicate key; YAML reads it as equal to 1\.1 on line 2; remove one, or"
          " write both in quotes$"),
         ("a: {1: b, true: c}", r"a.yaml:1: a\.true: duplicate key; YAML reads it as equal to 1 on line 1"),
-        ("a: \xff", r"is not UTF-8 text \(byte 3\)"),
+        ("# a\na: \xff", r"a.yaml:2: byte 0xff is not UTF-8; save the file as UTF-8"),
         ("#" * 2**18 + "#", r"cannot read \S+ \(More than 262,144 bytes\)"),
     ],
 )  # fmt: skip

@@ -63,7 +63,7 @@ def test_a_machine_without_a_network_does_not_wait(hub: Fetch, monkeypatch: pyte
 
 
 def test_a_network_that_fails_once_is_tried_again(hub: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a missing network ends it at once; of a slow one every other request is repeated by the hub client."""
+    """Only a missing network ends the download at once; the hub client repeats the requests of a slow one."""
     monkeypatch.setattr(huggingface_hub, "get_session", Mock(side_effect=TimeoutError("slow")))
     assert hub("lab/t5-today").is_dir()
 
