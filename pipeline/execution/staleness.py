@@ -77,6 +77,11 @@ def check_outside(recipe: Recipe, stage: str) -> None:
         cell.settings.check_solved(solved)
         for read in cell.settings.splits_read(solved):
             task = Task.load(read.task)
+            if read.split not in task.settings.splits and getattr(cell.settings, "split", None) == read.split:
+                raise InputError(
+                    f"{where('split')}: task `{task.name}` has no split {read.split!r}; choose one of"
+                    f" {', '.join(task.settings.splits)}, or add it to the `splits` of the task"
+                )
             try:
                 task.check_split(read.split, read.inputs_only)
             except InputError as error:

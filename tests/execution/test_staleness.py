@@ -299,7 +299,7 @@ def test_a_missing_path_is_named_by_file_line_and_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stage", "overrides", "message"), [
     ("evaluate", [], r"^\S+\.yaml:3: tasks\.tone\.splits: \S+/rows contains no file for 'test'; it contains train\.jsonl,"
      r" validation\.jsonl \(evaluate reads it\)$"),
-    ("evaluate", ["evaluate.split=held"], r"tasks\.tone\.splits: has no 'held'; add it or choose one of train, v"),
+    ("evaluate", ["evaluate.split=held"], r"^--set: stages\.evaluate\.split: task `tone` has no split 'held'; choose one of train, v"),
     ("evaluate", ["evaluate.split=validation"], None),
     ("evaluate", ["tasks.tone.splits={test: rest, train: gone}"], r"contains no file for 'rest'"),
     ("evaluate", ["tasks.tone.splits={test: train, train: gone}"], r"contains no file for 'gone'"),

@@ -107,7 +107,7 @@ def test_two_tasks_of_one_name_are_refused(finished: Tiny, tmp_path: Path) -> No
 
 def test_the_split_of_prompts_at_a_path_is_checked_before_the_run(tiny: Tiny, tmp_path: Path) -> None:
     prompts = tiny.run / "prompt_tune"
-    said = r"tasks\.about\.splits: has no 'gone'; add it or choose one of .* \(evaluate reads it\)"
+    said = r"(--split|\S+:\d+: stages\.evaluate\.split): task `about` has no split 'gone'; choose one of train, .*"
     refused(stage("evaluate", "--prompts", prompts, "--split", "gone", "--output-dir", tmp_path / "x"), said)
     assert not (tmp_path / "x").exists()
     tiny.edit("  evaluate: {prompts: prompt_tune, ", f"  evaluate: {{prompts: {prompts}, split: gone, ")
@@ -121,7 +121,7 @@ def test_metrics_of_prompts_at_a_path(tiny: Tiny, tmp_path: Path) -> None:
     info = json.loads((prompt / "prompt.json").read_text())
     info["task"]["name"] = "elsewhere"
     (prompt / "prompt.json").write_text(json.dumps(info))
-    said = r"evaluate\.metrics\.elsewere: the task `elsewere` is not evaluated here; did you mean `elsewhere`\?"
+    said = r"(--metrics|\S+:\d+: stages\.evaluate\.metrics\.elsewere): the task `elsewere` is not evaluated here; did you mean `elsewhere`\?"
     typo = ("--prompts", prompt, "--metrics", "elsewere=macro_f1", "--output-dir", tmp_path / "x")
     refused(stage("evaluate", *typo), said)
     (tmp_path / "wording").mkdir()

@@ -90,8 +90,8 @@ def test_another_objective_in_a_recipe_makes_the_stage_stale(tiny: Tiny) -> None
     [
         (("--prefix-density", 0.7), "--prefix-density: must be at most 0.5"),
         (("--prefix-density", 0), "--prefix-density: must be greater than 0"),
-        (("--prefix-density", 0.3, "--objective", "lm"), "`prefix_density` applies to `objective: prefix_lm`"),
-        (("--batch-unit", "rows", "--objective", "lm"), "`batch_unit: rows` applies to `objective: prefix_lm`"),
+        (("--prefix-density", 0.3, "--objective", "lm"), "`--prefix-density` applies to `--objective prefix_lm`"),
+        (("--batch-unit", "rows", "--objective", "lm"), "`--batch-unit rows` applies to `--objective prefix_lm`"),
         (("--optimizer-state", "checkpoint"), "contains no state of Adafactor, only T5X checkpoints do"),
         (("--objective", "prefix"), "--objective: there is no `prefix`; did you mean `prefix_lm`?"),
         (("--objective", "packed_pairs", "--segment-length", 1_000_000), "too little text for one example"),

@@ -258,7 +258,7 @@ def test_inputs_that_cannot_be_scored_are_refused(finished: Tiny, place: Path, t
     for given in (("--mixtures", "mixture"), ("--text-prompts", "words"), ("--adapters", "prefix")):
         refused(
             stage("evaluate", given[0], place / given[1], "--split", "gone", *common),
-            r"\S+\.json: task\.splits: has no 'gone'; .* \(evaluate reads it\)",
+            r"--split: task `about` has no split 'gone'; .*",
         )
     asked = ("--metrics", "about=referent")
     refused(

@@ -103,9 +103,9 @@ def test_a_task_without_validation_rows(finished: Tiny, task: Path, tmp_path: Pa
     settings["splits"] = {"train": "train"}
     task.write_text(json.dumps(settings))
     said = tune(finished, task, tmp_path / "none", "--steps", 2)
-    refused(said, r"tasks\.about\.splits: has no 'validation'; .* set `select: last`\)")
+    refused(said, r"\S+: splits: has no 'validation'; .* set `select: last`\)")
     assert not (tmp_path / "none").exists()
     assert tune(finished, task, tmp_path / "last", "--steps", 2, "--select", "last").code == 0
     refused(
-        tune(finished, task, tmp_path / "x", "--select", "last", "--patience", 1), ".*`patience` needs validation.*"
+        tune(finished, task, tmp_path / "x", "--select", "last", "--patience", 1), ".*`--patience` needs validation.*"
     )

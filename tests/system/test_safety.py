@@ -310,7 +310,7 @@ def test_an_input_is_not_inside_the_output(tiny: Tiny, tmp_path: Path, place: st
     before = tree(tmp_path)
     said = sentinel(out / place, out, "--variant", "both", *more)
     assert said.code == 2, said
-    assert f"sentinel.model: {out / place} is inside {out}, which this stage writes; choose" in said.err
+    assert f"--model: {out / place} is inside {out}, which this stage writes; choose" in said.err
     assert tree(tmp_path) == before
 
 
