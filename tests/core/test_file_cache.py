@@ -317,6 +317,6 @@ def test_training_on_remote_tokens(finished: Tiny, tiny: Tiny, tmp_path: Path, f
     assert again.outputs["model"].digest == manifest.outputs["model"].digest
     refused(
         stage("lm_adapt", "--model", model, "--tokens", f"{url}x", *flags, "--output-dir", tmp_path / "no"),
-        r"lm_adapt\.tokens: counted://.*/tokensx contains no tokens\.json; give the URL .*",
+        r"--tokens: counted://.*/tokensx contains no tokens\.json; give the URL .*",
     )
     assert t5_pipeline("plan", tiny.recipe, "--run-dir", tiny.run, "--set", f"lm_adapt.tokens={url}").code == 0
