@@ -82,18 +82,24 @@ class Artifact:
             raise InputError(f"{place / name}: {problem}; run {self.manifest.stage} again to rebuild it")
 
 
-def recorded_model(artifact: Artifact, name: str) -> tuple[Artifact, RunDir | None]:
+def recorded_model(artifact: Artifact, name: str, digest: str) -> tuple[Artifact, RunDir | None]:
     """The T5 that an artifact was trained on, and the run that made it (None: the T5 has no digest here).
 
     Args:
         name: name of the T5 in the artifact's own record, which counts if there is no manifest.
+        digest: its digest there.
 
     Raises:
         InputError: if the T5 is missing.
     """
+    run_dir = None
     if artifact.manifest is None:
-        return Artifact(InputRef(path=name), locate_one("model", name, f"the T5 of {artifact.path}"), ""), None
-    # Paths in a manifest are relative to the artifact's own run, which may be another one.
-    cell = next(path for path in artifact.path.resolve().parents if (path / manifests.NAME).is_file())
-    run_dir = RunDir(cell.parents[1 if artifact.manifest.cell else 0])
-    return Artifact.of(artifact.manifest.inputs["model"][0], run_dir), run_dir
+        found = Artifact(InputRef(path=name), locate_one("model", name, f"the T5 of {artifact.path}"), "")
+    else:
+        # Paths in a manifest are relative to the artifact's own run, which may be another one.
+        cell = next(path for path in artifact.path.resolve().parents if (path / manifests.NAME).is_file())
+        run_dir = RunDir(cell.parents[1 if artifact.manifest.cell else 0])
+        found = Artifact.of(artifact.manifest.inputs["model"][0], run_dir)
+    if not found.path.is_dir() and not digest.startswith("hub:"):
+        raise InputError(f"{artifact.path}: was trained on {found.path}, which is not here; give its T5 as --model")
+    return found, run_dir

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from t5_pipeline.artifacts.artifact import Artifact, recorded_model
-from t5_pipeline.artifacts.digest_cache import DigestCache
-from t5_pipeline.artifacts.kinds import artifact_digest, locate_one
+from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
@@ -22,7 +21,7 @@ from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.serving.exchange import adapter_base, check_base, read_rows
-from t5_pipeline.serving.frozen_t5 import FrozenT5
+from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
 from t5_pipeline.serving.inspection import facts_of, problems
 
 WHAT = {
@@ -75,25 +74,20 @@ def _base(d: Diagnosis, candidate: Candidate, artifact: Artifact, model: str | N
     """The directory of the T5 it was trained on; None if it is missing or another one."""
     try:
         if model is not None:
-            path = locate_one("model", model, "--model")
+            t5 = FrozenT5.find(model)
         else:
-            path = recorded_model(artifact, candidate.model)[0].path
-        digest = DigestCache(None).of_artifact("model", path)
+            t5 = FrozenT5.find(str(recorded_model(artifact, candidate.model, candidate.digest)[0].path))
+        t5.check("it", model=candidate.model, digest=candidate.digest)
+    except OtherModel as error:
+        d.wrong("T5", str(error).rpartition("; ")[0], "give the T5 that it was trained on as --model")
+        return None
     except InputError as error:
         if model is not None:
             raise
         d.note("T5", f"not compared: {str(error).rpartition('; ')[0]}", "give the T5 as --model")
         return None
-    if digest != candidate.digest:
-        d.wrong(
-            "T5",
-            f"it was trained on another T5 ({candidate.model}, digest {short_digest(candidate.digest)}) than {path}"
-            f" (digest {short_digest(digest)})",
-            "give the T5 that it was trained on as --model",
-        )
-        return None
-    d.passed("T5", f"{path} is the T5 that it was trained on")
-    return path
+    d.passed("T5", f"{t5.path} is the T5 that it was trained on")
+    return t5.path
 
 
 def _fits(d: Diagnosis, candidate: Candidate, base: Path) -> None:

@@ -238,7 +238,7 @@ class Stage(Generic[C]):
         if getattr(self.config, "model", None) is not None:
             found = self.input("model")
         else:
-            found, run_dir = recorded_model(prompt, name)
+            found, run_dir = recorded_model(prompt, name, digest)
             if run_dir is None or run_dir.path.resolve() != self.run_dir.path.resolve():
                 found = replace(found, digest=digests.of_artifact("model", found.path))
         if found.digest != digest:

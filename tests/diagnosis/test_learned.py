@@ -57,10 +57,11 @@ def test_broken_prompts(prompt: Path) -> None:
     assert wrong(diagnose(str(prompt))).startswith("files:")
 
 
-def test_a_prompt_without_its_base(prompt: Path) -> None:
-    edit_json(prompt / "prompt.json", base_model="/nowhere/t5")
+@pytest.mark.parametrize("base", ["/nowhere/t5", "my-t5"])
+def test_a_prompt_without_its_base(prompt: Path, base: str) -> None:
+    edit_json(prompt / "prompt.json", base_model=base)
     d = diagnose(str(prompt))
-    assert d.ok
+    assert d.ok, d.checks
     assert any(check.state == "note" and "--model" in check.fix for check in d.checks)
 
 
