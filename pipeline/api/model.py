@@ -59,7 +59,8 @@ def load(
     Args:
         model: a model directory, a stage's directory, or the name of a hub model.
         prompts: a prompt, the directory of a stage, or a folder of these; a prompt is named after its directory. Those
-            that are damaged or of another T5 are left out, with a warning that names each. None for no prompts yet.
+            that are damaged or of another T5 are left out, with a warning that names each, and an input that names one
+            is an error. None for no prompts yet.
         precision: "fp32" or "bf16", of weights and matrix products.
         device: default: the first GPU if there is one, otherwise the CPU.
 

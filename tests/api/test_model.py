@@ -285,6 +285,19 @@ def test_a_prompt_is_added_and_replaced(world: Path) -> None:
         t5.add("", world / "prompts" / "labels")
 
 
+def test_prompts_of_other_t5s_are_not_loaded(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "prompts" / "labels", tmp_path / "own")
+    foreign = write_prompt(world, "of-another-t5", 1, base_model_digest="f" * 64)
+    shutil.move(foreign, tmp_path / "foreign")
+    with pytest.warns(UserWarning, match="prompt `foreign` was trained on another T5 .*; not loaded"):
+        t5 = t5_pipeline.load(world / "model", tmp_path)
+    assert t5.prompts == ["own"]
+    with pytest.raises(t5_pipeline.InputError, match="prompt `foreign` was trained on another T5"):
+        t5.classify([{"text": "x"}], prompt="foreign")
+    with pytest.raises(t5_pipeline.InputError, match="prompt `foreign` was trained on another T5"):
+        t5_pipeline.load(world / "model", tmp_path / "foreign")
+
+
 def test_a_stream_continues_while_its_prompt_is_replaced(world: Path) -> None:
     t5 = t5_pipeline.load(world / "model", world / "prompts" / "long")
     (text,) = t5.generate(["say: x"], prompt="long")
