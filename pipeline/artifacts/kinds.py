@@ -61,7 +61,9 @@ def locate(kind: str, location: str, where: str) -> list[Path]:
     if path.is_dir():
         inside = [str(child) for child in sorted(path.glob("[!.]*")) if _within(child, kind)]
         fix = f"give {' or '.join(inside)}" if 0 < len(inside) <= _MOST_INSIDE else "check the path"
-        raise InputError(f"{where}: no {kind} in {location} ({name} is missing); {fix}")
+        others = [other for other in KINDS if _is_marked(path, other) or _within(path, other)]
+        found = f", found: {', '.join(others)}" if others else ""
+        raise InputError(f"{where}: no {kind} in {location} ({name} is missing{found}); {fix}")
     if kind == "model" and is_hub_name(location):
         return [path]
     if path.exists():

@@ -113,3 +113,11 @@ def test_the_directory_of_a_run_is_not_a_prompt_but_says_where_they_are(tmp_path
         locate("prompt", str(tmp_path), "x")
     with pytest.raises(InputError, match=r"^x: no model in .+ \(config.json is missing\); check the path$"):
         locate("model", str(tmp_path), "x")
+
+
+@pytest.mark.parametrize("place", ["adapter", "seed=0/adapter", "."])
+def test_an_artifact_of_another_kind_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / "adapter.json").write_text("{}")
+    with pytest.raises(InputError, match=r"^x: no prompt in .+ \(prompt.json is missing, found: adapter\); check the"):
+        locate("prompt", str(tmp_path), "x")
