@@ -48,7 +48,8 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
             for row in evaluator.rows(rows):
                 name, found = row["method"] if row.get("seed") is None else row["cell"] or row["method"], row["metrics"]
                 metrics.write({"step": bar.done, "cell": name, "task": row["task"], "method": row["method"], **found})
-                log.info("%s: %s, %s: %s", stage.name, row["task"], name, scores_text(found))
+                on = f" on {row['model']}" if len(models) > 1 and name == row["method"] else ""
+                log.info("%s: %s, %s%s: %s", stage.name, row["task"], name, on, scores_text(found))
                 rows.append(row)
 
     stage.cells[0].facts.update(solutions=len(candidates), models=len(models))

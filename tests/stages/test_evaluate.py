@@ -53,6 +53,7 @@ def test_t5s_of_two_cells_have_names_of_their_own(tiny: Tiny) -> None:
     assert ends == ["Prompt tuning", "Ensemble, 2 prompts", "Model tuning", "No prompt"]
     found = scores(tiny.run / "evaluate")
     for t5 in t5s:
+        assert f"evaluate: about, no prompt on {t5}: accuracy" in done.err
         cell = "model=" + t5.replace("/", "-").replace("=", "-")
         rows = [row for row in found if row["model"] == t5 and row["method"] != "majority class"]
         assert [(row["method"], row.get("source"), row.get("cell")) for row in rows] == [
