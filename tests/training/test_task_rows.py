@@ -39,15 +39,26 @@ def test_a_task_of_several_prompts_is_encoded_once(monkeypatch: pytest.MonkeyPat
     assert calls == [(name, "train", reading, {"training": True}) for name in ("first", "second")]
 
 
-@pytest.mark.parametrize(("targets", "hint"), [(["bad", "so so"], True), ([str(i) for i in range(20)], False)])
+@pytest.mark.parametrize(
+    ("targets", "metrics", "hint"),
+    [
+        (["bad", "so so"], ["exact_match"], True),
+        ([str(i) for i in range(20)], ["exact_match"], False),
+        (["1.0", "2.0"], ["pearson", "spearman"], False),
+    ],
+)
 def test_few_targets_without_labels_are_probably_classes(
-    targets: list[str], hint: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    targets: list[str],
+    metrics: list[str],
+    hint: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = SimpleNamespace(
         name="tone", labels=None, answers=None, counts=None, target_texts=targets * (100 // len(targets))
     )
     monkeypatch.setattr(task_rows, "encode_task", lambda *_, **__: found)
-    task = TaskConfig(name="tone", data="x", inputs="{a}", targets="{b}", metrics=["exact_match"])
+    task = TaskConfig(name="tone", data="x", inputs="{a}", targets="{b}", metrics=metrics)
     c = PromptTuneConfig(model="m", task=task, prompt_init="vocabulary")
     stage = cast(Any, SimpleNamespace(config=c, record_rows=lambda counts: None))
     task_rows.training_rows(stage, ModelSource("m", "0", cast(Any, None), ModelMetadata()), [task])
