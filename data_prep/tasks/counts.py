@@ -81,7 +81,7 @@ class Truncated(BaseModel):
     def __str__(self) -> str:
         if not self.texts:
             return "0"
-        return f"{self.texts:,} (by {self.median:,} tokens in the median, {self.most:,} at most)"
+        return f"{self.texts:,} (by {plural(self.median, 'token')} in the median, {self.most:,} at most)"
 
 
 class RowCounts(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.tables import aligned
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import Run
@@ -38,7 +39,7 @@ def tuned_text(run: Run, kept: str | None) -> list[str]:
         for metric in first.metrics:
             row += [fmt.times_100(score.metrics[metric]), _interval(score, metric)]
         rows.append(row)
-    rows_of = f"{fmt.count(first.examples)} {first.split} rows"
+    rows_of = plural(first.examples, f"{first.split} row")
     lines = [f"{first.task}: scores × 100 on {rows_of}", *aligned([header, *rows], right=True)]
     answers = _answers(run, kept)
     return lines + ([] if answers is None else _confusions(answers))
@@ -53,7 +54,7 @@ def score_on_test(run: Run, cell: str) -> str | None:
                 for metric in score.metrics
                 for ends in [_interval(score, metric)]
             ]
-            return f"{', '.join(found)}, on {fmt.count(score.examples)} rows"
+            return f"{', '.join(found)}, on {plural(score.examples, 'row')}"
     return None
 
 

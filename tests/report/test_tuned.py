@@ -40,6 +40,8 @@ def test_scores_and_confusions_of_the_kept_seed() -> None:
     ]
     assert score_on_test(run(*BASE, *seeds), "seed=1") == "accuracy 87.5 (95% interval: 73.9 to 94.5), on 40 rows"
     assert score_on_test(run(*BASE), "seed=1") is None
+    one = score("prompt tuning", 1.0, "seed=0", 0).model_copy(update={"examples": 1})
+    assert tuned_text(run(one), "seed=0")[0] == "tone: scores × 100 on 1 test row"
 
 
 def test_a_vote_and_many_labels() -> None:

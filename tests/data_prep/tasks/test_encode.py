@@ -127,6 +127,7 @@ def test_counts_of_dropped_and_truncated_rows(tmp_path: Path, vocabulary: Vocabu
         "t, train: 13 rows, 7 dropped (1 without text, 2 without label, 4 over the limit); inputs truncated:"
         f" 6 (by {counts.inputs.median} tokens in the median, {max(cut)} at most), targets truncated: 0"
     )
+    assert str(Truncated.of([0, 1])) == "1 (by 1 token in the median, 1 at most)"
     free = Task.load(settings(tmp_path, nulls="drop", targets="{text}", labels=None))
     assert encode_task(free, "train", Reading(vocabulary, 64, 3)).counts.targets.texts == 10
     with pytest.raises(InputError, match=r"train\.jsonl:11: field 'text' is empty \(null\)"):
