@@ -136,12 +136,12 @@ def numbers(row: Mapping[str, Any]) -> list[str]:
 
 
 def validation_text(row: Mapping[str, Any]) -> str:
-    """The loss or the scores of a validation, or of a probe; of several cells the mean, and the lowest and highest.
+    """The loss or the scores of a validation, or of a probe; of several cells or prompts the mean, lowest and highest.
 
     >>> validation_text({"loss": 3.21412})
     'validation loss 3.214'
     >>> validation_text({"scores": {"seed=0": {"accuracy": 0.80}, "seed=1": {"accuracy": 0.867}}})
-    'validation accuracy 83.4 (2 cells: 80.0 to 86.7)'
+    'validation accuracy 83.4 (mean of 2, 80.0 to 86.7)'
     >>> validation_text({"split": "probe", "score": 0.712, "spread": 0.031, "scores": {}})
     'probe score 71.2 ± 3.1'
     """
@@ -157,6 +157,6 @@ def validation_text(row: Mapping[str, Any]) -> str:
     for metric, values in found.items():
         text = scores_text({metric: sum(values) / len(values)})
         if len(values) > 1:
-            text += f" ({len(values)} cells: {score_text(min(values))} to {score_text(max(values))})"
+            text += f" (mean of {len(values)}, {score_text(min(values))} to {score_text(max(values))})"
         shown.append(text)
     return f"validation {', '.join(shown)}"
