@@ -74,7 +74,8 @@ def _columns(task: TaskScores) -> Columns:
         return None if found is None else fmt.points(found)
 
     columns: Columns = {fmt.metric_title(m): partial(_score, metric=m) for m in task.metrics}
-    columns["vs majority, points"] = difference
+    if task.majority:
+        columns["vs majority, points"] = difference
     for scoring, name in SCORINGS.items():
         if any(line.scoring not in (None, scoring) for line in task.lines):
             columns[fmt.with_scale(f"By {name}", task.metric)] = partial(_score_by, scoring=scoring, metric=task.metric)

@@ -80,6 +80,8 @@ def test_the_other_way_of_scoring_is_beside_the_score(tasks: dict[str, TaskScore
     assert cells["Illegal\u00a0%"] == "2.0"
     assert "one that is not a label is wrong" in table
     only = replace(tasks["package"], others=[])
+    assert "vs majority" in table
+    assert "vs majority" not in str(scores_section([replace(only, majority=None)], {}).markup)
     assert "By decoded text" not in str(scores_section([only], {}).markup)
 
 
