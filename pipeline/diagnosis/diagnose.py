@@ -33,7 +33,7 @@ def diagnose(location: str, model: str | None = None, text_field: str = "text") 
     path = Path(location)
     if path.name in (PEFT_CONFIG, PEFT_WEIGHTS) and path.is_file():
         return diagnose(str(path.parent), model, text_field)
-    if path.suffix in _YAML and path.is_file():
+    if path.suffix in _YAML and not path.is_dir():  # a missing one is not looked up on the hub
         return diagnose_task(path, model)
     if location == STDLIB_DOCS:
         return diagnose_corpus(location, text_field, model)

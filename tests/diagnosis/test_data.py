@@ -98,6 +98,12 @@ def test_a_table_is_not_a_task(tmp_path: Path) -> None:
         diagnose(str(tmp_path / "rows.csv"))
 
 
+def test_a_missing_task_file_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    d = diagnose("tone.yaml")
+    assert [check.found for check in d.checks] == ["cannot read tone.yaml (No such file or directory)"]
+
+
 def test_token_shards(world: World, tmp_path: Path) -> None:
     corpus = tmp_path / "docs.jsonl"
     write_rows(corpus, [{"text": text} for text in SENTENCES])
