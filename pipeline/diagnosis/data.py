@@ -149,9 +149,10 @@ def diagnose_task(path: Path, model: str | None) -> Diagnosis:
             with d.attempt(split):
                 inputs[split] = _split(d, task, split)
         held_out = set().union(*(found for split, found in inputs.items() if split != "train"))
-        shared = len(inputs.get("train", set()) & held_out)
+        shared = inputs.get("train", set()) & held_out
         if shared:
-            d.note("overlap", f"inputs of `train` that another split has: {shared:,}", "remove them from one split")
+            found = f"inputs of `train` that another split has: {len(shared):,}, such as {min(shared)!r:.60}"
+            d.note("overlap", found, "remove them from one split")
         if model is not None and d.ok:
             _lengths(d, task, Vocabulary.load(locate_one("model", model, "--model")))
     return d

@@ -73,12 +73,14 @@ def test_a_task(world: World, tmp_path: Path) -> None:
         " '' (1, first at validation.jsonl:5)"
     )
     write_rows(tmp_path / "rows" / "validation.jsonl", rows[:2])
-    assert notes(diagnose(str(file))) == ["overlap: inputs of `train` that another split has: 2"]
+    assert notes(diagnose(str(file))) == [
+        f"overlap: inputs of `train` that another split has: 2, such as {min(row['text'] for row in rows[:2])!r:.60}"
+    ]
     file.write_text(yaml.dump(settings | {"splits": {"train": "train", "validation": "train[-1:]"}}))
     assert notes(diagnose(str(file))) == [
         "validation: tasks.kind: split 'validation' contains rows of `train`, so scores on it are too high",
         "validation: no row has the label 'air'",
-        "overlap: inputs of `train` that another split has: 1",
+        f"overlap: inputs of `train` that another split has: 1, such as {rows[-1]['text']!r:.60}",
     ]
     write_rows(tmp_path / "rows" / "validation.jsonl", [{"text": "\u732b", "kind": "\u732b"}])
     write_rows(tmp_path / "rows" / "train.jsonl", [{"text": text, "kind": "\u732b"} for text in ("\u732b cat", "Air.")])
