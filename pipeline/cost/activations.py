@@ -93,7 +93,8 @@ class SavedActivations:
     Copies of weights in another dtype count where they are used.
 
     Attributes:
-        logits: the gradient of the logits, which a CPU saves instead of them; on a GPU, the target tokens.
+        logits: the gradient of the logits, which a CPU saves instead of them, and a copy of the output matrix if its
+            dtype is another; on a GPU, the target tokens.
         encoder_block, decoder_block: additional bytes while a block is recomputed.
     """
 
@@ -148,6 +149,8 @@ def saved_activations(shape: T5Config, m: Microbatch) -> SavedActivations:
     logits = B * T * (m.logit_bytes * shape.vocab_size + (_FP32 + _INDEX if m.logits == "whole" else 0))
     if m.logits != "whole" and not m.cpu:
         logits = B * T * _INDEX
+    elif m.logits != "whole":
+        logits += output_copy(shape, m)
     if not m.recompute:
         return SavedActivations(encoder + in_encoder, decoder + in_decoder, logits)
     inputs = _block_inputs(shape, m)

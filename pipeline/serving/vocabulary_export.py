@@ -162,7 +162,9 @@ def lowest_ids(t5: T5, output_VD: Tensor, prompts_PD: Sequence[Tensor]) -> Tenso
     t5.eval()
     for rows_PD in [ids_BS.new_zeros(0, t5.shape.d_model).float(), *prompts_PD[:16]]:
         embedded_BSD = torch.cat([rows_PD.expand(len(ids_BS), -1, -1), t5.embed(ids_BS)], dim=1)
-        hidden_BTD = t5.decode(shift_right(targets_BT, start=t5.special.start), t5.encode(embedded_BSD, None), None)
+        hidden_BTD = t5.decode(
+            t5.embed(shift_right(targets_BT, start=t5.special.start)), t5.encode(embedded_BSD, None), None
+        )
         total_V += (hidden_BTD @ output_VD.T).log_softmax(-1).mean((0, 1))
     return total_V.topk(min(_LOWEST, len(output_VD)), largest=False).indices
 

@@ -173,7 +173,7 @@ def test_the_cost_of_probes_is_bounded(finished: Tiny, tmp_path: Path) -> None:
     ended = adapt(finished, tmp_path / "out", *probes(finished, tmp_path, "--probe-cost", 0.1))
     assert ended.code == 2
     assert re.search(
-        r"probe_every: with 2 the probes cost \d+% of the adaptation's FLOPs; lower probe_steps, or", ended.err
+        r"--probe-every: with 2 the probes cost \d+% of the adaptation's FLOPs; lower probe_steps, or", ended.err
     )
     ended = adapt(finished, tmp_path / "out", "--probe-patience", 2)
     assert ended.code == 2

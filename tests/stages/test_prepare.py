@@ -105,7 +105,7 @@ def test_unreachable_ray_cluster(flags: list[object], tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install 't5-pipeline[ray]'")
     said = stage("prepare", *flags, "--ray", "127.0.0.1:1", "--output-dir", tmp_path / "x")
-    refused(said, r"ray: 127\.0\.0\.1:1: no cluster answers there \(.*\); check the address")
+    refused(said, r"--ray: 127\.0\.0\.1:1: no cluster answers there \(.*\); check the address")
 
 
 def test_ray_cannot_start(flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_ray_cannot_start(flags: list[object], tmp_path: Path, monkeypatch: pyte
     said = stage("prepare", *flags, "--ray", "local", "--output-dir", tmp_path / "x")
     assert said.code == 2, said
     assert re.search(
-        r"error: ray: local: cannot start Ray \(.*AF_UNIX path length.*\); fix that or run without `ray`$",
+        r"error: --ray: local: cannot start Ray \(.*AF_UNIX path length.*\); fix that or run without `ray`$",
         said.err.strip(),
     ), said
     assert "Traceback" not in said.err
