@@ -130,9 +130,9 @@ def server(model: Path, prompts: Path) -> Iterator[Ask]:
     command += ["--port", "0", "--threads", str(torch.get_num_threads()), "--max-batch", str(BATCH)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        loading, line = process.stderr.readline(), process.stderr.readline()
         address = re.search(r"http://[\d.:]+", line)
-        assert address is not None, line
+        assert address is not None, loading + line
         clients: dict[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = {}
 
         async def ask(request: Request) -> str:

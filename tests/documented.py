@@ -87,9 +87,9 @@ def serving(command: str, directory: Path) -> Iterator[None]:
     shell = ["bash", "-c", f"exec {command}"]
     with subprocess.Popen(shell, cwd=directory, env=_environment(), text=True, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
+        loading, line = process.stderr.readline(), process.stderr.readline()
         try:
-            assert line.startswith("serving "), line + process.stderr.read()
+            assert line.startswith("serving "), loading + line + process.stderr.read()
             yield
         finally:
             process.terminate()

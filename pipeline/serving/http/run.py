@@ -50,6 +50,7 @@ def load_app(given: argparse.Namespace, keys: frozenset[str]) -> FastAPI:
     on_gpu = torch.cuda.is_available() and not converted
     dtype = torch.bfloat16 if given.precision == "bf16" and not converted else torch.float32
     like = torch.empty(0, dtype=dtype, device="cuda" if on_gpu else "cpu")
+    say(f"loading {given.model}")
     store = PromptStore.of(given.model, like, reserved=given.name)
     directory = store.load(given.prompts)
     limits = Limits(
@@ -97,6 +98,7 @@ def run(given: argparse.Namespace, keys: frozenset[str]) -> int:
         without = f" ({len(store.unserved):,} cannot be served, as said above)" if store.unserved else ""
         say(f"serving {plural(len(store), 'prompt')}{without} at {url} (OpenAI clients: base_url {url}/v1)")
         server.run(sockets=[listening])
+        say("stopped")
         return 0
 
 
