@@ -72,6 +72,8 @@ def apply_overrides(located: Located, overrides: Iterable[Override]) -> None:
             raise InputError(f"{where}: {_unknown_path(path, stages, variables)}")
         if path[0] == "tasks" and len(path) > 2 and path[1] not in tasks:
             raise InputError(f"{where}: there is no task `{path[1]}`; {nearest(path[1], tasks)}")
+        if path[0] == "vars" and len(path) > 1 and path[1] not in variables:
+            raise InputError(f"{where}: there is no variable `{path[1]}`; {nearest(path[1], variables)}")
         is_stage = path[0] not in RECIPE_KEYS
         target = stages if is_stage else data
         for key in path[:-1]:

@@ -87,3 +87,6 @@ def test_mistakes(old: str, new: str, message: str, tmp_path: Path) -> None:
 def test_an_unknown_override_suggests_variables_too(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no stage `sizes`; did you mean `size`"):
         load(tmp_path, RECIPE, "sizes=xl")
+    with pytest.raises(InputError, match=r"--set vars.sizes: there is no variable `sizes`; did you mean `size`"):
+        load(tmp_path, RECIPE, "vars.sizes=xl")
+    assert load(tmp_path, RECIPE, "vars.size=xl").name == "prompts-xl"
