@@ -33,10 +33,11 @@ from t5_pipeline.data_prep.corpora.row import Row, listed
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.evaluation.ensemble import Classification, classified, voters
 from t5_pipeline.methods.soft_prompt import Prompt
-from t5_pipeline.serving.engine import Answer, Engine, Question
+from t5_pipeline.serving.engine import Answer, Engine
 from t5_pipeline.serving.frozen_t5 import FrozenT5
 from t5_pipeline.serving.package import write_package
 from t5_pipeline.serving.pieces import Pieces
+from t5_pipeline.serving.question import Question
 from t5_pipeline.serving.transfer import push
 
 Input = str | Mapping[str, Any]

@@ -27,7 +27,7 @@ from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.checksums import json_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to
-from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, listed
+from t5_pipeline.data_prep.corpora.row import Row, listed
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 from t5_pipeline.evaluation.answering import Answerer, Asked
@@ -39,21 +39,7 @@ from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
 from t5_pipeline.modeling.execution import configure_execution
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
-
-
-@dataclass(frozen=True)
-class Question:
-    """A checked input.
-
-    Attributes:
-        names: the prompt that answers it, or several that vote.
-        texts: input text of each prompt.
-        number: what samples depend on, besides the seed.
-    """
-
-    names: tuple[str, ...]
-    texts: tuple[str, ...]
-    number: int = 0
+from t5_pipeline.serving.question import Question, input_text
 
 
 @dataclass(frozen=True)
@@ -187,7 +173,7 @@ class Engine:
             check_votes(names)
         except InputError as error:
             raise InputError(f"{row.where}: {error}") from None
-        return Question(tuple(names), tuple(_text(row, tasks[name]) for name in names), number)
+        return Question(tuple(names), tuple(input_text(row, tasks[name]) for name in names), number)
 
     def answer(
         self,
@@ -391,27 +377,3 @@ def _solutions(kind: str, path: Path, digests: DigestCache) -> list[Candidate]:
         Task.load(one.task)
     artifact = replace(artifact, digest=digests.of_artifact(kind, path))
     return [replace(one, artifact=artifact) for one in found]
-
-
-def _text(row: Row, task: Task) -> str:
-    """The input text of a row: the filled template, or `input` if the row has no field of the template."""
-    fields = {name: row.field(name) for name in task.input_template.fields}
-    present = {name: value for name, value in fields.items() if value is not MISSING and value is not None}
-    # A table has empty values in the columns that a row does not use.
-    blank = all(value == "" for value in present.values()) and row.get("input") not in (None, "")
-    if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
-        missing = next((name for name, value in fields.items() if value is MISSING), None)
-        if missing is not None:
-            raise InputError(f"{row.lacks(missing)}; add it, or give the finished text as `input`")
-        return task.inputs(row)
-    if present and not blank:
-        absent = ", ".join(name for name in fields if name not in present)
-        raise InputError(
-            f"{row.where}: has `input` and {', '.join(present)}, but not {absent}; give all fields of the template, or"
-            " only `input`"
-        )
-    if not isinstance(row["input"], str):
-        raise InputError(
-            f"{row.where}: `input` must be text, not {type(row['input']).__name__}; put the values in quotes"
-        )
-    return check_unicode(row["input"], row.where)

@@ -46,7 +46,8 @@ from t5_pipeline.data_prep.corpora.rows import read_rows
 from t5_pipeline.data_prep.tasks.counts import Truncated
 from t5_pipeline.evaluation.decoding import Decoding
 from t5_pipeline.execution.progress import Progress
-from t5_pipeline.serving.engine import Answer, Engine, Question
+from t5_pipeline.serving.engine import Answer, Engine
+from t5_pipeline.serving.question import Question
 
 STDIN = "-"
 WINDOW = 16

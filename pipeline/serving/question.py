@@ -1,0 +1,52 @@
+"""Inputs of an engine, checked: the fields of a row as the text that a prompt reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
+from t5_pipeline.data_prep.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """A checked input.
+
+    Attributes:
+        names: the prompt that answers it, or several that vote.
+        texts: input text of each prompt.
+        number: what samples depend on, besides the seed.
+    """
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    number: int = 0
+
+
+def input_text(row: Row, task: Task) -> str:
+    """The input text of a row: the filled template, or `input` if the row has no field of the template.
+
+    Raises:
+        InputError: if fields are missing, or `input` is given together with some of them; names the row.
+    """
+    fields = {name: row.field(name) for name in task.input_template.fields}
+    present = {name: value for name, value in fields.items() if value is not MISSING and value is not None}
+    # A table has empty values in the columns that a row does not use.
+    blank = all(value == "" for value in present.values()) and row.get("input") not in (None, "")
+    if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
+        missing = next((name for name, value in fields.items() if value is MISSING), None)
+        if missing is not None:
+            raise InputError(f"{row.lacks(missing)}; add it, or give the finished text as `input`")
+        return task.inputs(row)
+    if present and not blank:
+        absent = ", ".join(name for name in fields if name not in present)
+        raise InputError(
+            f"{row.where}: has `input` and {', '.join(present)}, but not {absent}; give all fields of the template, or"
+            " only `input`"
+        )
+    if not isinstance(row["input"], str):
+        raise InputError(
+            f"{row.where}: `input` must be text, not {type(row['input']).__name__}; put the values in quotes"
+        )
+    return check_unicode(row["input"], row.where)
