@@ -221,8 +221,9 @@ def move_directory(source: Path, path: Path) -> None:
 
     After an interruption it is at one of the two. If several processes do this at once, the last one wins.
     """
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise InputError(f"{path}: is not a directory; move it away, or choose another path")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(path.lstat().st_mode):  # asked once: another process may move it in between
+            raise InputError(f"{path}: is not a directory; move it away, or choose another path")
     fsync_tree(source)
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

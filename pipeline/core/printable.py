@@ -40,8 +40,24 @@ def _escape(character: str) -> str:
 
 def say(text: str) -> None:
     """Print a message to stderr. A message that cannot be printed is dropped, because it must not stop a stage."""
-    with contextlib.suppress(OSError):
+    try:
         print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            _drop_unwritten()
+
+
+def _drop_unwritten() -> None:
+    """Empty the buffer of stderr: Python would write it when it exits, fail, and change the exit code to 120."""
+    stderr, nowhere = sys.stderr.fileno(), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(stderr)
+    try:
+        os.dup2(nowhere, stderr)
+        sys.stderr.flush()
+    finally:
+        os.dup2(kept, stderr)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def show(text: object, keep: str = "") -> None:

@@ -88,7 +88,8 @@ def test_other_errors_keep_their_traceback(error: object) -> None:
 )
 def test_standard_output(finished: Tiny, words: str, code: int, line: str) -> None:
     script = f"set -o pipefail; {shlex.quote(str(COMMAND))} {words.replace('RUN', shlex.quote(str(finished.run)))}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, env=buffered)
     assert done.returncode == code, done
     assert done.stderr.startswith(f"error: {line}" if line else "")
     assert done.stderr.count("\n") == bool(line)
