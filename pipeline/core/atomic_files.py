@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -21,6 +22,8 @@ from t5_pipeline.core.printable import finish_stdout, show_bytes
 
 STDOUT = "-"
 _ABANDONED_AFTER_S = 24 * 3600.0
+# AT_FDCWD and RENAME_EXCHANGE of Linux.
+_WORKING_DIRECTORY, _EXCHANGE = -100, 2
 
 
 def fsync_directory(path: Path) -> None:
@@ -219,7 +222,8 @@ def write_directory(path: Path, fill: Callable[[Path], object]) -> None:
 def move_directory(source: Path, path: Path) -> None:
     """Move a complete directory to `path`, replacing an existing directory.
 
-    After an interruption it is at one of the two. If several processes do this at once, the last one wins.
+    After an interruption, the old or the new one is at `path`; where the file system cannot exchange two directories,
+    there may be none. If several processes do this at once, the last one wins.
     """
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISDIR(path.lstat().st_mode):  # asked once: another process may move it in between
@@ -227,22 +231,38 @@ def move_directory(source: Path, path: Path) -> None:
     fsync_tree(source)
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        while True:
-            with contextlib.suppress(FileNotFoundError):
+        while not _moved(source, path):
+            shutil.rmtree(old, ignore_errors=True)  # another process has just published there
+            with contextlib.suppress(FileNotFoundError):  # another process is replacing it, too
+                if _exchanged(source, path):
+                    old = source
+                    break
                 path.rename(old)
-            try:
-                source.rename(path)
-                break
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                shutil.rmtree(old, ignore_errors=True)  # another process has just published there
     except BaseException:
         with contextlib.suppress(OSError):  # nothing was replaced
             old.rename(path)
         raise
     fsync_directory(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _moved(source: Path, path: Path) -> bool:
+    """Rename a directory, unless there is one with content at `path`."""
+    try:
+        source.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _exchanged(source: Path, path: Path) -> bool:
+    """Exchange two directories in one step, if the operating system and the file system can (Linux: renameat2(2))."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_WORKING_DIRECTORY, os.fsencode(source), _WORKING_DIRECTORY, os.fsencode(path), _EXCHANGE) == 0
 
 
 def sweep(directory: Path) -> None:

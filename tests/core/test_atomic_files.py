@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from t5_pipeline.core import atomic_files
 from t5_pipeline.core.atomic_files import (
     check_output,
     open_output,
@@ -23,6 +24,10 @@ from t5_pipeline.core.atomic_files import (
 from t5_pipeline.core.errors import InputError
 
 
+def fill(text: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / "a").write_text(text)
+
+
 def test_directory_writes_are_atomic(tmp_path: Path) -> None:
     def half(directory: Path) -> None:
         (directory / "a").write_text("1")
@@ -32,7 +37,7 @@ def test_directory_writes_are_atomic(tmp_path: Path) -> None:
         write_directory(tmp_path / "out", half)
     assert list(tmp_path.iterdir()) == []
     for text in ("1", "2"):
-        write_directory(tmp_path / "out", lambda directory, text=text: (directory / "a").write_text(text) and None)
+        write_directory(tmp_path / "out", fill(text))
         assert (tmp_path / "out" / "a").read_text() == text
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -40,17 +45,15 @@ def test_directory_writes_are_atomic(tmp_path: Path) -> None:
 def test_an_interruption_between_the_renames_keeps_the_old_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill(text: str) -> Callable[[Path], object]:
-        return lambda directory: (directory / "a").write_text(text)
-
     write_directory(tmp_path / "out", fill("1"))
     rename = Path.rename
 
     def interrupted(path: Path, to: Path) -> Path:
-        if to == tmp_path / "out" and (path / "a").read_text() == "2":
+        if to == tmp_path / "out" and not to.exists() and (path / "a").read_text() == "2":
             raise KeyboardInterrupt
         return rename(path, to)
 
+    monkeypatch.setattr(atomic_files, "_exchanged", lambda source, path: False)
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_directory(tmp_path / "out", fill("2"))
@@ -58,15 +61,44 @@ def test_an_interruption_between_the_renames_keeps_the_old_directory(
     assert (tmp_path / "out" / "a").read_text() == "1"
 
 
-def test_several_processes_may_write_one_directory(tmp_path: Path) -> None:
+@pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
+def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system can exchange two directories."""
+    if not request.param:
+        monkeypatch.setattr(atomic_files, "_exchanged", lambda source, path: False)
+    return bool(request.param)
+
+
+def test_several_processes_may_write_one_directory(tmp_path: Path, exchanges: bool) -> None:
     def write(number: int) -> None:
-        for _ in range(50):
-            write_directory(tmp_path / "out", lambda directory: (directory / "a").write_text(str(number)))
+        for _ in range(25):
+            write_directory(tmp_path / "out", fill(str(number)))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "a").read_text() in list("0123")
+
+
+def test_a_directory_is_there_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a writer that is killed at any moment leaves the old or the new one."""
+    for name in ("out", "other"):
+        (tmp_path / name).mkdir()
+    if not atomic_files._exchanged(tmp_path / "out", tmp_path / "other"):
+        pytest.skip("this file system cannot exchange two directories")
+    fill("1")(tmp_path / "out")
+    rename, there = Path.rename, []
+
+    def watched(path: Path, to: Path) -> Path:
+        try:
+            return rename(path, to)
+        finally:
+            there.append((tmp_path / "out" / "a").exists())
+
+    monkeypatch.setattr(Path, "rename", watched)
+    write_directory(tmp_path / "out", fill("2"))
+    assert (tmp_path / "out" / "a").read_text() == "2"
+    assert set(there) == {True}
 
 
 def test_directory_errors_are_one_line(tmp_path: Path) -> None:
