@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from t5_pipeline.core.errors import InputError
@@ -22,6 +23,8 @@ from t5_pipeline.data_prep.tasks.counts import RowCounts, Rows, is_null, without
 from t5_pipeline.data_prep.tasks.readers import file_rows, flatten, parallel_rows, used_columns
 from t5_pipeline.data_prep.tasks.splits import Slice, parallel_files, split_file, split_slice
 from t5_pipeline.data_prep.tasks.template import Template
+
+_FIRST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,34 @@ class Task:
         elif split_file(data, name) is None:
             self._check_elsewhere(name)
 
+    def check_first_rows(self, split: str, inputs_only: bool = False) -> None:
+        """Check that one of the first 100 rows of a split's file can be used.
+
+        This finds templates and labels that fit no row, and empty files, before other stages spend hours. A data set on
+        the hub is not read.
+
+        Args:
+            split, inputs_only: as for `rows`.
+
+        Raises:
+            InputError: if none of them can be used; describes the first.
+        """
+        place = self.settings.splits[split]
+        if self.settings.reader != "parallel" and split_file(self.settings.data, place) is None:
+            return
+        used: list[Callable[[Row], object]] = [self.inputs]
+        if not inputs_only:
+            used += [self.targets, self.answers, self.group, self.holds]
+        errors = []
+        for row in self._read(place, False, inputs_only, _FIRST_ROWS) or self.rows(split, inputs_only=inputs_only):
+            try:
+                for part in used:
+                    part(row)
+                return
+            except InputError as error:
+                errors.append(error)
+        raise errors[0]
+
     def _check_parallel(self, split: str, fields: Sequence[str]) -> None:
         """Check that there is a file for each field, such as train.en and train.de."""
         data = Path(self.settings.data)
@@ -156,7 +187,13 @@ class Task:
         found = RowCounts.of(self.name, split, rows, targets if len(self.labels or ()) > 1 else ())
         return found.model_copy(update={"trained_on": self.settings.contains_training_rows(split)})
 
-    def _read(self, split: str, training: bool, inputs_only: bool) -> Rows:
+    def _read(self, split: str, training: bool, inputs_only: bool, first: int | None = None) -> Rows:
+        """Read a split of the data.
+
+        Args:
+            split: its name in the data, and a slice.
+            first: number of rows to read from the beginning of the file, whatever the slice; None for all.
+        """
         c, (name, part) = self.settings, split_slice(split)
         fields = self._fields(inputs_only)
         columns, optional = used_columns(c.reader, self._columns(part, inputs_only))
@@ -172,6 +209,8 @@ class Task:
             rows = hub_rows(c.data, c.config, name, columns, optional)
         no_nulls = c.reader == "parallel" or (file is not None and file_format(file) in TABLES)
         stratum = partial(self._stratum, empty=no_nulls)
+        if first is not None:
+            rows, part = islice(rows, first), None
         found = flatten(rows, c.reader, part, dropped, training=training, stratum=stratum)
         if c.nulls == "drop":
             found = without_nulls(found, fields, dropped, empty=no_nulls)

@@ -13,6 +13,7 @@ from t5_pipeline.artifacts.manifest import InputRecord, Manifest, changed_files
 from t5_pipeline.artifacts.run_dir import RunDir, read_job
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.references import InputRef
+from t5_pipeline.config.stage import SplitRead
 from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import data_fields
@@ -63,8 +64,9 @@ def check_outside(recipe: Recipe, stage: str) -> None:
     """Check that everything that a stage reads from outside the run exists, before anything is launched.
 
     Raises:
-        InputError: if something is missing; names the setting.
+        InputError: if something is missing, or the first rows of a task do not fit its settings; names the setting.
     """
+    read_before: list[SplitRead] = []
     for cell in recipe.stages[stage]:
         where = cell.settings.where
         for name, owner, location in data_fields(cell.settings):
@@ -76,6 +78,9 @@ def check_outside(recipe: Recipe, stage: str) -> None:
         solved = _solved(recipe, cell)
         cell.settings.check_solved(solved)
         for read in cell.settings.splits_read(solved):
+            if read in read_before:
+                continue
+            read_before.append(read)
             task = Task.load(read.task)
             if read.split not in task.settings.splits and getattr(cell.settings, "split", None) == read.split:
                 raise InputError(
@@ -84,6 +89,7 @@ def check_outside(recipe: Recipe, stage: str) -> None:
                 )
             try:
                 task.check_split(read.split, read.inputs_only)
+                task.check_first_rows(read.split, read.inputs_only)
             except InputError as error:
                 raise InputError(f"{error} ({read.reason or f'{cell.stage} reads it'})") from None
 

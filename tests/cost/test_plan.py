@@ -227,6 +227,8 @@ def test_all_recipes_can_be_planned(
         (made.parent / "text").symlink_to(real / "text")
         for folder in (real / "tasks").iterdir():
             (made / folder.name).symlink_to(folder)
+        monkeypatch.setattr(wikipedia_tasks, "_HELD_OUT", 10)  # so that each split has rows
+        monkeypatch.setattr(wikipedia_tasks, "_FIELD_VALIDATION", 5)
         for task, splits in wikipedia_tasks.tasks(ARTICLES[:30], ARTICLES[30:], REVIEWS).items():
             (made / "wikipedia" / task).mkdir(parents=True)
             for split, rows in splits.items():

@@ -324,3 +324,23 @@ def test_a_split_that_a_stage_reads_exists(run: Run, stage: str, overrides: list
     recipe = load_recipe(run.recipe, map(parse_override, [f"tasks.tone.data={rows}", *overrides]))
     with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
         check_outside(recipe, stage)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["tasks.tone.inputs={txt}."],
+     r"^\S+/train\.jsonl:1: has no field 'txt' \(only .*\); add it to the row, or fix .* \(prompt_tune reads it\)$"),
+    (["tasks.tone.labels=[Good, Bad]"], r"train\.jsonl:1: target '\w+' is not a label of tone \(Good, Bad\); "),
+    (["tasks.tone.group=passage"], r"train\.jsonl:1: has no field 'passage' .*; fix `tasks\.tone\.group`"),
+    (["tasks.tone.splits={train: 'train[1:]', validation: empty}"], r"\(\S+, empty\) has no rows; check it"),
+    (["tasks.tone.splits={train: 'train[1:]', validation: late}"], None),
+])  # fmt: skip
+def test_the_first_rows_of_a_task_fit_its_settings(run: Run, overrides: list[str], message: str | None) -> None:
+    """Otherwise `prompt_tune` would find out after hours of LM adaptation. One of them is enough: others may be sliced away."""
+    rows = run.recipe.parent / "rows"
+    rows.mkdir()
+    lines = (run.recipe.parent / "rows.jsonl").read_text()
+    for split, text in {"train": lines, "validation": lines, "empty": "", "late": '{"txt": "a"}\n' + lines}.items():
+        (rows / f"{split}.jsonl").write_text(text)
+    recipe = load_recipe(run.recipe, map(parse_override, [f"tasks.tone.data={rows}", *overrides]))
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        check_outside(recipe, "prompt_tune")

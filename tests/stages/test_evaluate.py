@@ -92,7 +92,7 @@ def test_two_tasks_of_one_name_are_refused(finished: Tiny, tmp_path: Path) -> No
     for name in ("a", "b"):
         shutil.copytree(finished.run / "prompt_tune/model=lm_adapt,seed=0/prompt", prompts / name)
     info = json.loads((prompts / "b/prompt.json").read_text())
-    info["task"]["inputs"] = "page: {input}"
+    info["task"]["inputs"] = "page: {text}"
     (prompts / "b/prompt.json").write_text(json.dumps(info))
     done = stage("evaluate", "--prompts", prompts, "--precision", "fp32", "--output-dir", tmp_path / "x")
     assert done.code == 2

@@ -68,7 +68,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pip(*arguments: object) -> None:
     words = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
-    subprocess.run(words, check=True)
+    # pip would take the checkout in PYTHONPATH for an installed package.
+    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": ""})
 
 
 def test_contents(wheel: Path) -> None:
