@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -113,7 +113,7 @@ class Predict:
         check_output(to)
         size, counts, kept, partial = WINDOW * self.batch_size, Counts(), 0, None
         if source == STDIN:
-            windows, total = _arriving(_json_lines(sys.stdin.buffer, "stdin"), size), None
+            windows, total = _arriving(_json_lines(_stdin(), "stdin"), size), None
         elif is_stream(path := Path(source)):
             windows, total = _arriving(_stream_lines(path), size), None
         else:
@@ -243,6 +243,13 @@ def _json_lines(found: Iterator[bytes], source: Path | str) -> Iterator[Row | Ba
                 yield json_row(line, source, number)
             except InputError as error:
                 yield BadRow.of(error, f"{source}:{number}")
+
+
+def _stdin() -> IO[bytes]:
+    """Standard input, with a buffer of its own: Python aborts at the end if a thread waits for that of `sys.stdin`."""
+    if sys.stdin is None:
+        raise InputError("--input: standard input is closed; give a file")
+    return open(sys.stdin.fileno(), "rb", closefd=False)
 
 
 def _stream_lines(path: Path) -> Iterator[Row | BadRow]:

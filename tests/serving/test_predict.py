@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
@@ -99,8 +98,9 @@ def test_the_template_is_filled_if_a_line_has_its_fields(place: Place, tmp_path:
 
 def test_standard_input_and_output(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_lines(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
-    piped = place.predict()
+    with source.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        piped = place.predict()
     assert place.predict("--input", source, "--output", tmp_path / "out.jsonl") == []
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == piped
     before = source.read_bytes()

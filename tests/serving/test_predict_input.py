@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -59,8 +58,11 @@ def test_lines_that_are_not_json_objects(place: Place, tmp_path: Path, monkeypat
     content = b"\n".join([b"{oops", good, b'"text"', b'{"text": "\xff"}', good])
     (tmp_path / "in.jsonl").write_bytes(content)
     said = place.run("--input", tmp_path / "in.jsonl")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    assert (said.code, place.run().out) == (1, said.out)
+    with (tmp_path / "in.jsonl").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert (said.code, place.run().out) == (1, said.out)
+    monkeypatch.setattr(sys, "stdin", None)  # as of a process that was started with <&-
+    assert (place.run().code, "--input: standard input is closed; give a file" in place.run().err) == (2, True)
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert [row.get("line") for row in rows] == [1, None, 3, 4, None]
     assert "not JSON" in rows[0]["error"]

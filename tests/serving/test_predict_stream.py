@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -38,6 +40,31 @@ def test_answers_arrive_while_input_is_still_coming(
     stdin.close()
     os.close(answers)
     assert ended[0].code == 0
+
+
+_INTERRUPTED = """
+from t5_pipeline.serving.predict import _arriving, _json_lines, _stdin
+print(next(_arriving(_json_lines(_stdin(), "stdin"), 4)))
+raise KeyboardInterrupt
+"""
+
+
+def test_a_command_ends_while_standard_input_is_still_open() -> None:
+    """As after Ctrl-C, or a full disk: Python must not abort because a thread waits for the next line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b'{"text": "x"}\n')
+        process.stdin.flush()
+        assert (process.stdout.read(), b"Fatal" in (said := process.stderr.read())) == (b"[{'text': 'x'}]\n", False), (
+            said
+        )
+        process.wait(60)
+        process.stdin.close()
+    assert process.returncode == -signal.SIGINT
 
 
 def test_a_fifo_is_read_like_standard_input(place: Place, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shlex
 import socket
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -53,7 +53,9 @@ def _run_all(name: str, directory: Path) -> list[tuple[str, str]]:
                     printed = run_in_shell(command, document, directory)
                     continue
                 given = run_in_shell(before[0], document, directory) if before else document
-                sys.stdin = io.TextIOWrapper(io.BytesIO(given.encode()))
+                sys.stdin = servers.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
+                sys.stdin.write(given)
+                sys.stdin.seek(0)
                 words = shlex.split(last, comments=True)[1:]
                 said = t5_pipeline(*words, *(["--threads", "1"] if words[0] == "predict" else []))
                 assert said.code == 0, f"{command}\n{said.err}"
