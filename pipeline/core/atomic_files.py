@@ -119,8 +119,8 @@ def open_output(output: str | Path, partial: Path | None = None, keep: int = 0) 
         if str(output) == STDOUT:
             yield _write_stdout
         elif is_stream(Path(output)):
-            with Path(output).open("wb", buffering=0) as stream:
-                yield stream.write  # type: ignore[misc]
+            with Path(output).open("wb") as stream:
+                yield functools.partial(_send, stream)
         elif partial is None:
             path = Path(os.path.realpath(output))
             temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -180,6 +180,11 @@ def _append(file: IO[bytes], content: bytes) -> None:
     file.write(content)
     file.flush()
     os.fsync(file.fileno())
+
+
+def _send(stream: IO[bytes], content: bytes) -> None:
+    stream.write(content)  # buffered: the operating system may take only a part, as after SIGSTOP and SIGCONT
+    stream.flush()
 
 
 def _write_stdout(content: bytes) -> None:

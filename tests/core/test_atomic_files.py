@@ -4,6 +4,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +167,30 @@ def test_output_to_devices_fifos_and_stdout(tmp_path: Path, capfdbinary: pytest.
     assert (tmp_path / "fifo").is_fifo()
     write_output("-", b"text")
     assert capfdbinary.readouterr().out == b"text"
+
+
+def test_a_fifo_gets_all_bytes_if_a_signal_interrupts_the_write(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    interrupted, content, read = threading.Event(), bytes(range(256)) * 4000, bytearray()
+
+    def drain() -> None:
+        interrupted.wait(60)  # until then the FIFO is full
+        while part := os.read(reader, 1 << 16):
+            read.extend(part)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: interrupted.set())
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        write_output(tmp_path / "fifo", content)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    thread.join(60)
+    os.close(reader)
+    assert read == content
 
 
 @pytest.mark.parametrize("name", ["directory", "missing/file", "file/below"])
