@@ -118,9 +118,13 @@ class PromptedModel:
         check_at_least(1, batch_size=batch_size)
         questions = self._questions(inputs, prompt)
         for question in questions:
-            if not self._engine.labels(question.names[0]):
+            if not question.solutions[0].task.labels:
                 raise InputError(f"prompt `{question.names[0]}` has no labels; use generate()")
-        singles = [Question((name,), (text,)) for q in questions for name, text in zip(q.names, q.texts, strict=True)]
+        singles = [
+            Question((name,), (text,), (solution,))
+            for q in questions
+            for name, text, solution in zip(q.names, q.texts, q.solutions, strict=True)
+        ]
         alone = _checked(self._engine.answer(singles, batch_size=batch_size))
         each = iter(alone)
         found = []

@@ -160,7 +160,8 @@ class Engine:
             InputError: if a prompt is unknown, damaged or of another T5, prompts cannot vote or are named twice, or the
                 row lacks fields.
         """
-        tasks = self._tasks
+        with self._lock:  # another thread may replace both
+            prompts, tasks = self.prompts, self._tasks
         for name in names:
             if not isinstance(name, str) or name not in tasks:
                 raise InputError(f"{row.where}: {self._unknown(name)}")
@@ -173,7 +174,8 @@ class Engine:
             check_votes(names)
         except InputError as error:
             raise InputError(f"{row.where}: {error}") from None
-        return Question(tuple(names), tuple(input_text(row, tasks[name]) for name in names), number)
+        texts = tuple(input_text(row, tasks[name]) for name in names)
+        return Question(tuple(names), texts, tuple(prompts[name] for name in names), number)
 
     def answer(
         self,
@@ -185,6 +187,8 @@ class Engine:
         on_batch: Callable[[int], None] = lambda examples: None,
     ) -> list[Answer]:
         """Answer questions in order, in mixed batches; each answer is that of its prompt alone, up to rounding.
+
+        A prompt that was replaced or removed since the question was made still answers it.
 
         Args:
             batch_size: examples per batch.
@@ -199,21 +203,17 @@ class Engine:
         outputs = Outputs.none(len(parts))
         of_t5: dict[Path, list[int]] = {}
         cut: dict[int, int] = {}
-        with self._lock:
-            prompts = self.prompts
-            for i, (q, k) in enumerate(parts):
-                if q.names[k] not in prompts:  # removed since
-                    raise InputError(self._unknown(q.names[k]))
-                of_t5.setdefault(self._t5_of(prompts[q.names[k]]), []).append(i)
-            answerers = {path: self._answerer(path) for path in of_t5}
+        for i, (q, k) in enumerate(parts):
+            of_t5.setdefault(self._t5_of(q.solutions[k]), []).append(i)
         for path, places in of_t5.items():
-            answerer = answerers[path]
-            asked, lost = self._asked([parts[i] for i in places], prompts, answerer.vocabulary, max_output_length)
+            of_path = [parts[i] for i in places]
+            answerer = self._answerer(path, [q.solutions[k] for q, k in of_path])
+            asked, lost = self._asked(of_path, answerer.vocabulary, max_output_length)
             outputs.put(places, answerer.answer(asked, batch_size, decoding, on_batch))
             cut |= dict(zip(places, lost, strict=True))
         cuts = iter([cut[i] for i in range(len(parts))])
         return [
-            self._answer(q, prompts[q.names[0]].task.labels or [], found, cut=max(next(cuts) for _ in q.names))
+            self._answer(q, found, cut=max(next(cuts) for _ in q.names))
             for q, found in zip(questions, outputs.parts([len(q.names) for q in questions]), strict=True)
         ]
 
@@ -229,21 +229,17 @@ class Engine:
             InputError: for a vote, labels, a mixture or beam search, whose texts do not grow token by token.
             NoAnswer: while the text is read, if the prompt computes numbers that are not finite.
         """
-        name, decoding = question.names[0], decoding or Decoding()
-        with self._lock:
-            if name not in self.prompts:  # removed since
-                raise InputError(self._unknown(name))
-            prompts, answerer = self.prompts, self._answerer(self._t5_of(self.prompts[name]))
-        one = prompts[name]
+        one, decoding = question.solutions[0], decoding or Decoding()
         if len(question.names) > 1 or one.task.labels or one.weights or decoding.beams > 1:
             raise InputError(f"`{'+'.join(question.names)}`: cannot be streamed; ask for the whole answer")
-        (asked,), (cut,) = self._asked([(question, 0)], prompts, answerer.vocabulary, max_output_length)
-        return cut, answerer.stream(asked, decoding, f"prompt `{name}`")
+        answerer = self._answerer(self._t5_of(one), [one])
+        (asked,), (cut,) = self._asked([(question, 0)], answerer.vocabulary, max_output_length)
+        return cut, answerer.stream(asked, decoding, f"prompt `{question.names[0]}`")
 
     def add(self, name: str, path: Path) -> None:
         """Add a soft prompt from its directory, or replace the solution of its name.
 
-        Answers that are being computed, here or in other threads, are those of the solution before.
+        Questions that were made before, here or in other threads, are answered by the solution before.
 
         Raises:
             InputError: if it is damaged, or of another T5.
@@ -260,7 +256,7 @@ class Engine:
             self._update_answerer(self._t5_of(one))
 
     def remove(self, name: str) -> None:
-        """Remove the solution of a name, which frees its memory; answers that are being computed are not affected.
+        """Remove the solution of a name, which frees its memory; questions that were made before are still answered.
 
         Raises:
             InputError: if there is none.
@@ -273,41 +269,34 @@ class Engine:
             self.prompts = {other: kept for other, kept in self.prompts.items() if other != name}
             self._update_answerer(self._t5_of(one))
 
-    def labels(self, name: str) -> list[str]:
-        """The labels of a prompt; empty for free text.
-
-        Raises:
-            InputError: if there is no such prompt.
-        """
-        one = self.prompts.get(name)
-        if one is None:
-            raise InputError(self._unknown(name))
-        return one.task.labels or []
-
     def _update_answerer(self, path: Path) -> None:
         """Let a T5 answer with the present prompts, if it is loaded; call it with the lock held."""
         if path not in self._answerers:
             return
-        mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
-        if mine or (self.t5 is not None and path == self.t5.path):
-            self._answerers[path] = self._answerers[path].with_candidates(mine)
-        else:  # a fine-tuned T5
+        if self._is_used(path):
+            self._answerers[path] = self._answerers[path].with_candidates(self._solutions_of(path))
+        else:
             del self._answerers[path]
 
+    def _solutions_of(self, path: Path) -> list[Candidate]:
+        """The present prompts of a T5."""
+        return [one for one in self.prompts.values() if self._t5_of(one) == path]
+
+    def _is_used(self, path: Path) -> bool:
+        """Whether a T5 stays in memory: a fine-tuned one does while it is among the prompts."""
+        return bool(self._solutions_of(path)) or (self.t5 is not None and path == self.t5.path)
+
     def _asked(
-        self,
-        parts: Sequence[tuple[Question, int]],
-        prompts: Mapping[str, Candidate],
-        vocabulary: Vocabulary,
-        max_output_length: int,
+        self, parts: Sequence[tuple[Question, int]], vocabulary: Vocabulary, max_output_length: int
     ) -> tuple[list[Asked], list[int]]:
         """The inputs as ids, with the form of their answers; and the tokens that were cut from each."""
-        of_name: dict[str, list[int]] = {}
+        of_solution: dict[int, list[int]] = {}
         for i, (q, k) in enumerate(parts):
-            of_name.setdefault(q.names[k], []).append(i)
+            of_solution.setdefault(id(q.solutions[k]), []).append(i)
         asked: dict[int, tuple[Asked, int]] = {}
-        for name, places in of_name.items():
-            one = prompts[name]
+        for places in of_solution.values():
+            q, k = parts[places[0]]
+            one = q.solutions[k]
             form = answer_form(
                 one.task.labels or [], vocabulary, one.sentinel, max_output_length or one.max_target_length
             )
@@ -320,9 +309,10 @@ class Engine:
         return [one for one, _ in found], [cut for _, cut in found]
 
     @staticmethod
-    def _answer(question: Question, labels: Sequence[str], outputs: Outputs, cut: int) -> Answer:
+    def _answer(question: Question, outputs: Outputs, cut: int) -> Answer:
         if True in outputs.broken:
             return Answer("", cut=cut, error=NoAnswer(f"prompt `{question.names[outputs.broken.index(True)]}`"))
+        labels = question.solutions[0].task.labels or []
         if len(question.names) > 1:
             each = outputs.parts([1] * len(question.names))
             return Answer(vote(each, labels).texts[0], votes=votes(outputs.texts), cut=cut)
@@ -335,13 +325,19 @@ class Engine:
         assert self.t5 is not None
         return self.t5.path
 
-    def _answerer(self, path: Path) -> Answerer:
-        """The T5 of a path with its prompts, loaded once; call it with the lock held."""
-        if path not in self._answerers:
-            mine = [one for one in self.prompts.values() if self._t5_of(one) == path]
-            answerer = self._answerers[path] = Answerer(path, mine, self.precision, self.device, keep_models=True)
-            configure_execution(answerer.t5, self.device.type, compile="true" if self.compiled else "false")
-        return self._answerers[path]
+    def _answerer(self, path: Path, asked: Sequence[Candidate]) -> Answerer:
+        """The T5 of a path, loaded once, with its prompts and those that are asked."""
+        with self._lock:
+            mine = self._solutions_of(path)
+            answerer = self._answerers.get(path)
+            if answerer is None:
+                answerer = Answerer(path, mine, self.precision, self.device, keep_models=True)
+                configure_execution(answerer.t5, self.device.type, compile="true" if self.compiled else "false")
+                if self._is_used(path):
+                    self._answerers[path] = answerer
+            present = {id(one) for one in mine}
+            before = {id(one): one for one in asked if id(one) not in present}  # replaced or removed since
+            return answerer.with_candidates([*mine, *before.values()]) if before else answerer
 
     def _problem(self, name: str, one: Candidate) -> str | None:
         """Why the T5 cannot answer with a prompt."""

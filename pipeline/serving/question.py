@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode
 from t5_pipeline.data_prep.tasks.task import Task
+from t5_pipeline.methods.base import Candidate
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,13 @@ class Question:
     Attributes:
         names: the prompt that answers it, or several that vote.
         texts: input text of each prompt.
+        solutions: what answers, even if another prompt gets the name before the answer is computed.
         number: what samples depend on, besides the seed.
     """
 
     names: tuple[str, ...]
     texts: tuple[str, ...]
+    solutions: tuple[Candidate, ...]
     number: int = 0
 
 

@@ -124,12 +124,19 @@ def test_a_prompt_is_removed(tmp_path: Path) -> None:
     assert t5.generate(["x"]) == others["labels"]
 
 
-def test_a_question_to_a_prompt_that_was_just_removed_is_an_error(tmp_path: Path) -> None:
-    """Another thread may remove it between the two steps of a call."""
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_question_is_answered_by_the_prompt_that_had_the_name(tmp_path: Path, loaded: bool) -> None:
+    """Another thread may replace or remove it between the two steps of a call, which has read its template."""
     world = write_world(tmp_path)
     engine = Engine.load(str(world / "model"), str(world / "prompts"), precision="fp32")
-    question = engine.question(["free"], Row({"text": "x"}, "t"))
+    questions = [engine.question([name], Row({"text": "x"}, "t")) for name in ("free", "labels", "long")]
+    expected = engine.answer(questions) if loaded else None
     engine.remove("free")
-    for ask in (lambda: engine.answer([question]), lambda: engine.stream(question), lambda: engine.labels("free")):
-        with pytest.raises(t5_pipeline.InputError, match=r"^there is no prompt 'free'"):
-            ask()
+    engine.add("labels", world / "prompts" / "labels-2")
+    _, texts = engine.stream(questions[0])
+    found = engine.answer(questions)
+    engine.add("free", world / "prompts" / "free")
+    engine.add("labels", world / "prompts" / "labels")
+    expected = expected or engine.answer(questions)
+    assert found == expected
+    assert [*texts][-1] == expected[0].output
