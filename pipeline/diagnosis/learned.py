@@ -22,7 +22,8 @@ from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.prompt_bank import PromptBank, PromptedT5
 from t5_pipeline.serving.exchange import adapter_base, check_base, read_rows
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
-from t5_pipeline.serving.inspection import facts_of, problems
+from t5_pipeline.serving.inspection import problems
+from t5_pipeline.serving.prompt_card import facts_of
 
 WHAT = {
     "prompt": "soft prompt", "task_prompts": "prompts of several tasks", "mixture": "mixture of prompts",

@@ -12,12 +12,12 @@ from t5_pipeline.artifacts.kinds import named_prompts
 from t5_pipeline.core.checksums import short_digest
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable
-from t5_pipeline.core.scores import scores_text
-from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.evaluation.nearest_tokens import nearest_pieces
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
+from t5_pipeline.serving.package import check_package
+from t5_pipeline.serving.prompt_card import facts_of
 
 
 def summary(name: str, path: Path) -> dict[str, Any]:
@@ -45,24 +45,6 @@ def description(name: str, path: Path) -> str:
     norms = f"mean {norm_P.mean():.4g}, from {norm_P.min():.4g} to {norm_P.max():.4g}"
     facts = {"directory": str(path), **facts_of(prompt), "row norms": norms}
     return "\n".join([printable(name), *(f"  {key:<11}{printable(value)}" for key, value in facts.items())])
-
-
-def facts_of(prompt: Prompt) -> dict[str, str]:
-    """Facts about a prompt for its users, by name."""
-    info, task = prompt.info, prompt.info.task
-    return {
-        "task": f"{task.name}, from {task.data}",
-        "inputs": task.inputs,
-        "targets": task.targets,
-        "labels": ", ".join(task.labels) if task.labels else "none (free text)",
-        "prompt": f"{info.prompt_length} rows × {info.width} = {prompt.rows_PD.numel():,} numbers",
-        "sentinel": info.sentinel,
-        "lengths": f"{info.max_input_length} input tokens without the prompt, {info.max_target_length} target tokens",
-        "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
-        "model": f"{info.base_model} (digest {short_digest(info.base_model_digest)})",
-        "vocabulary": f"digest {short_digest(info.tokenizer_digest)}",
-        "scores": scores_text(info.scores) or "none recorded",
-    }
 
 
 def neighbors(location: str, model: str, top: int) -> dict[str, list[list[tuple[str, float]]]]:
@@ -97,8 +79,7 @@ def problems(path: Path, t5: FrozenT5 | None = None) -> Iterator[str]:
         t5: the required T5; None for any.
     """
     try:
-        info = Prompt.load(path).info
-        Task.load(info.task)
+        info = check_package(path).info
         made = manifests.read(path.parent)
     except InputError as error:
         yield str(error)

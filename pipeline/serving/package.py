@@ -12,25 +12,21 @@ A package is read like any other prompt, and its digest is the digest of the pro
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-import yaml
 from pydantic import Field
 
 from t5_pipeline.artifacts.kinds import PEFT_CONFIG, PEFT_WEIGHTS, artifact_digest
 from t5_pipeline.core.atomic_files import write_text
-from t5_pipeline.core.checksums import file_digest, short_digest
+from t5_pipeline.core.checksums import file_digest
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.hub_names import is_hub_name
-from t5_pipeline.core.printable import printable
 from t5_pipeline.core.records import Record
 from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.methods.soft_prompt import WEIGHTS, Prompt, PromptInfo
 from t5_pipeline.serving.exchange import read_peft, write_peft
-from t5_pipeline.serving.inspection import facts_of
+from t5_pipeline.serving.prompt_card import card
 
 CARD = "README.md"
 _Checked = Literal["prompt.safetensors", "adapter_model.safetensors", "adapter_config.json", "prompt.json"]
@@ -41,7 +37,7 @@ class Checksums(Record):
 
     file_name: ClassVar[str] = "checksums.json"
     what: ClassVar[str] = "a prompt package"
-    repair: ClassVar[str] = "push the prompt again"
+    repair: ClassVar[str] = "push or pull the prompt again"
 
     format: Literal[1] = 1
     digest: str = Field(description="digest of the prompt")
@@ -78,8 +74,8 @@ def write_package(source: Path, directory: Path, tested: str | None = None) -> s
     return digest
 
 
-def check_package(directory: Path) -> None:
-    """Check a prompt and, if they are there, the other files of its package.
+def check_package(directory: Path) -> Prompt:
+    """The prompt in a directory, checked with the other files of its package, if they are there.
 
     Raises:
         InputError: if a file is missing or damaged, or the files do not belong together.
@@ -88,7 +84,7 @@ def check_package(directory: Path) -> None:
     Task.load(prompt.info.task)
     recorded = Checksums.load_or_none(directory)
     if recorded is None:
-        return
+        return prompt
     for name, digest in recorded.files.items():
         if not (directory / name).is_file() or file_digest(directory / name) != digest:
             raise InputError(f"{directory / name}: is damaged (its checksum differs); {recorded.repair}")
@@ -96,51 +92,4 @@ def check_package(directory: Path) -> None:
         raise InputError(f"{directory}: is another prompt than its {recorded.file_name} says; {recorded.repair}")
     if PEFT_WEIGHTS in recorded.files and not read_peft(directory).equal(prompt.rows_PD):
         raise InputError(f"{directory / PEFT_WEIGHTS}: has other rows than {WEIGHTS}; {recorded.repair}")
-
-
-def card(prompt: Prompt, digest: str, tested: str | None) -> str:
-    """The card of a prompt, in Markdown with the hub's header.
-
-    Args:
-        tested: score on held-out rows; None if unknown.
-    """
-    info = prompt.info
-    on_hub = is_hub_name(info.base_model, with_owner=True) and not Path(info.base_model).exists()
-    header = {"library_name": "peft", "tags": ["prompt-tuning", "t5"]}
-    header |= {"base_model": info.base_model} if on_hub else {}
-    facts = facts_of(prompt)
-    facts["scores on validation rows"] = facts.pop("scores")
-    facts |= {"score on test rows": tested} if tested else {}
-    facts["digest"] = short_digest(digest)
-    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
-    sentinel = {"none": "", "targets": " `<extra_id_0>` precedes each target.",
-                "both": " `<extra_id_0>` ends each input and precedes each target."}[info.sentinel]  # fmt: skip
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip()}
----
-
-# {_cell(info.task.name)}
-
-A soft prompt for a frozen T5: {info.prompt_length} trained vectors before the embedded input
-([Lester et al. 2021](https://arxiv.org/abs/2104.08691)). It needs the T5 that it was trained on.
-
-| | |
-|---|---|
-{rows}
-
-## Use
-
-    t5-pipeline predict --model MODEL --prompts DIRECTORY --input rows.jsonl --output answers.jsonl
-
-`predict` fills in the template, and scores labels exactly. PEFT loads this directory, too:
-
-    t5 = T5ForConditionalGeneration.from_pretrained("MODEL")
-    model = PeftModel.from_pretrained(t5, "DIRECTORY")
-
-With PEFT, fill in the template yourself and cut the input at {info.max_input_length} tokens.{sentinel}
-"""
-
-
-def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(text))
+    return prompt

@@ -12,6 +12,7 @@ import torch
 
 from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.modeling.load import load_t5
+from t5_pipeline.serving.package import write_package
 from tests.serving.five_prompts import Place
 from tests.serving.test_exchange import D, P, write_two_prompts
 from tests.tiny_run import Tiny, t5_pipeline
@@ -59,6 +60,19 @@ def test_verify_finds_a_changed_byte(tiny: Tiny) -> None:
     assert said.code == 2
     assert said.out.count("is damaged (block ") == 1
     assert "1 of 6 prompts" in said.err
+
+
+def test_verify_finds_a_changed_byte_of_a_package(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    write_package(world / "prompts" / "one", tmp_path / "one")
+    path = tmp_path / "one" / "prompt.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(bytes(content))
+    said = t5_pipeline("prompts", "verify", tmp_path)
+    assert (said.code, said.out) == (
+        2, f"one: {path}: is damaged (its checksum differs); push or pull the prompt again\n",
+    )  # fmt: skip
 
 
 def test_neighbors_of_a_prompt_made_of_vocabulary_rows(place: Place, tmp_path: Path) -> None:
