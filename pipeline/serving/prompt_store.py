@@ -2,7 +2,9 @@
 
 A request refers to an immutable `ServedPrompt`, so replacing a prompt never changes an answer that is being computed. A
 watched directory is compared with what was loaded by the names, sizes and times of its files; a prompt that is being
-copied, and so cannot be read yet, is read again at the next look. A URL is mirrored (prompt_mirror.py).
+copied, and so cannot be read yet, is read again at the next look. One that is replaced is read once two looks in a row
+have found the same files, because rows and templates of two versions would fit together. A URL is mirrored
+(prompt_mirror.py).
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class PromptStore:
     _prompts: dict[str, ServedPrompt] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _watched: dict[str, tuple[Path, tuple[object, ...]]] = field(default_factory=dict)  # directories, signatures
+    _changing: dict[str, tuple[object, ...]] = field(default_factory=dict)  # replaced files at the last look
     _unreadable: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _warned: dict[str, str] = field(default_factory=dict)
     _mirror: Mirror | None = None
@@ -250,6 +253,9 @@ class PromptStore:
             return None
         if self._unreadable.get(name) == signature:
             return None
+        if name in self._watched and self._mirror is None and self._changing.get(name) != signature:
+            self._changing[name] = signature
+            return None
         prompt = self._read_or_reason(name, path, signature)
         if isinstance(prompt, str):
             self._warn(name, prompt)
@@ -258,6 +264,7 @@ class PromptStore:
             return None
         before = self.add(prompt)
         self._watched[name] = path, signature
+        self._changing.pop(name, None)
         self._unreadable.pop(name, None)
         self._warned.pop(name, None)
         return f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})"
@@ -279,6 +286,7 @@ class PromptStore:
             self._warn(name, f"prompt `{name}`: {path} cannot be read")
             return None
         del self._watched[name]
+        self._changing.pop(name, None)
         self._warned.pop(name, None)
         return f"removed prompt `{name}`" if self.remove(name) else None
 

@@ -49,8 +49,19 @@ def test_a_prompt_that_is_replaced_while_the_server_starts_is_read_again(
         patched.setattr(store, "read", replaced)
         store.load(str(world / "prompts"))
     assert store.all()["labels"].digest != digest(world, "labels")
-    assert len(store.look(str(world / "prompts"))) == 1
+    assert len(store.look(str(world / "prompts")) + store.look(str(world / "prompts"))) == 1
     assert store.all()["labels"].digest == digest(world, "labels")
+
+
+def test_a_prompt_that_is_replaced_file_by_file_is_never_a_mixture(world: Path, store: PromptStore) -> None:
+    folder, before = str(world / "prompts"), store.all()["labels"]
+    task = before.info.task.model_copy(update={"inputs": "another template: {text}"})
+    new = write_prompt(world, "../new", 77, task=task)
+    for name in ("prompt.safetensors", "prompt.json"):
+        assert store.all()["labels"] is before
+        shutil.copy(new / name, world / "prompts" / "labels" / name)
+        assert store.look(folder) == []
+    assert store.look(folder) == [f"replaced prompt `labels` (digest {artifact_digest('prompt', new)[:12]})"]
 
 
 def test_a_server_starts_without_the_prompts_that_cannot_be_read(
@@ -163,8 +174,8 @@ def test_a_warning_about_a_damaged_prompt_says_what_is_served(
     before = store.all()["labels"]
     for name in ("labels", "new"):
         (world / "prompts" / name / "prompt.safetensors").write_bytes(b"half")
-    assert store.look(str(world / "prompts")) == []
-    replaced, new = capsys.readouterr().err.splitlines()
+    assert store.look(str(world / "prompts")) == store.look(str(world / "prompts")) == []
+    new, replaced = capsys.readouterr().err.splitlines()
     assert replaced.endswith("run prompt_tune again to rebuild it; its previous version is still served")
     assert new.endswith("run prompt_tune again to rebuild it; this prompt is not served")
     assert store.all()["labels"] is before
