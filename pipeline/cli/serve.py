@@ -89,7 +89,7 @@ def _add_execution(execution: argparse._ArgumentGroup) -> None:
         "--precision", choices=("fp32", "bf16", "int8"), default="fp32",
         help="precision of matrix products (default: fp32); int8 for ctranslate2",
     )  # fmt: skip
-    execution.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    execution.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     execution.add_argument(
         "--compile",
         action="store_true",

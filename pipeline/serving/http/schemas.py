@@ -99,7 +99,9 @@ class CompletionRequest(Inputs):
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000, description="default: target length in training")
     temperature: float = Field(default=0.0, ge=0, le=100, description="0: greedy decoding")
     top_p: float = Field(default=1.0, gt=0, le=1)
-    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    seed: int = Field(
+        default=0, ge=-(2**63), lt=2**63, description="with the place of an input in `prompt`, it decides the draws"
+    )
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
