@@ -151,8 +151,10 @@ class TuneRun:
         else:
             kept = {self.published: self.best_cell()}
         other = self._place(not self.vote)
-        if os.path.lexists(other):
-            self.run_dir.archive(other, "earlier")
+        # Of earlier seeds, or named after an earlier directory: they would vote, too.
+        others = [path for path in self.published.glob("[!.]*") if path not in kept] if self.vote else []
+        for path in [*others, *([other] if os.path.lexists(other) else [])]:
+            self.run_dir.archive(path, "earlier")
         for place, cell in kept.items():
             _write_package(self.run_dir, prompts[cell], place, score_on_test(results, cell))
 

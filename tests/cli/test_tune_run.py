@@ -17,7 +17,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
-    """Two seeds on held-out rows; then the same run again, once for the best seed and once to see that nothing runs."""
+    """Three seeds on held-out rows; then two of them, the best one, and again to see that nothing runs."""
     texts = [text for _, text in documentation("textwrap")][:10]
     rows = [{"doc": {"text": text}, "kind": kind} for text in texts for kind in ("a", "b")]
     write_rows(tmp_path / "train.jsonl", rows)
@@ -27,13 +27,17 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
         "--precision", "fp32", "--max-input-length", 16, "--threads", 1, "--scoring", "likelihood", "--seed", 4,
         "--seeds", 2, "--output-dir", tmp_path / "letters",
     ]  # fmt: skip
+    voters = tmp_path / "letters" / "prompts"
+    assert Outcome.forked(command(*given, "--vote", "--seeds", 3)).code == 0
+    assert sorted(path.name for path in voters.iterdir()) == ["letters-4", "letters-5", "letters-6"]
+
     said = Outcome.forked(command(*given, "--vote"))
     assert said.code == 0, said.err
     assert "train: 13 rows, train.jsonl[:80%, stratified=0]" in said.err
     assert "letters: scores × 100 on 2 test rows\n" in said.out
     assert [line.split()[0] for line in said.out.splitlines()[2:7]] == ["seed", "seed", "majority", "no", "majority"]
     assert '    {"prompt": ["letters-4", "letters-5"]}\n' in said.out
-    voters = tmp_path / "letters" / "prompts"
+    assert sorted(path.name for path in voters.iterdir()) == ["letters-4", "letters-5"]
     assert f"    t5-pipeline predict --model {place.model} --prompts {voters} --input" in said.out
     prompts = {name: Prompt.load(voters / name).info for name in ("letters-4", "letters-5")}
     assert [info.seed for info in prompts.values()] == [4, 5]
@@ -41,6 +45,7 @@ def test_tune_then_predict(place: Place, tmp_path: Path) -> None:
     said = Outcome.forked(command(*given))
     assert (said.code, "nothing to do: all 2 stages" in said.err) == (0, True), said.err
     out = tmp_path / "letters"
+    assert (out / "superseded" / "prompts" / "letters-6" / "earlier" / "prompt.json").is_file()
     assert (out / "superseded" / "prompts" / "earlier" / "letters-4" / "prompt.json").is_file()
     assert not voters.exists()
     info = Prompt.load(out / "prompt").info
