@@ -241,8 +241,7 @@ class PromptStore:
         changes = [self._update(name, path) for name, path in found.items()]
         changes += [self._remove_missing(name) for name in [name for name in self._watched if name not in found]]
         for name in self._warned.keys() - found.keys() - self._watched.keys():  # if it comes back, it is reported again
-            del self._warned[name]
-            self._unreadable.pop(name, None)
+            self._forget_problems(name)
         return [change for change in changes if change is not None]
 
     def _update(self, name: str, path: Path) -> str | None:
@@ -264,9 +263,7 @@ class PromptStore:
             return None
         before = self.add(prompt)
         self._watched[name] = path, signature
-        self._changing.pop(name, None)
-        self._unreadable.pop(name, None)
-        self._warned.pop(name, None)
+        self._forget_problems(name)
         return f"{'replaced' if before else 'added'} prompt `{name}` (digest {prompt.digest[:12]})"
 
     def _read_or_reason(self, name: str, path: Path, signature: tuple[object, ...]) -> ServedPrompt | str:
@@ -286,9 +283,13 @@ class PromptStore:
             self._warn(name, f"prompt `{name}`: {path} cannot be read")
             return None
         del self._watched[name]
-        self._changing.pop(name, None)
-        self._warned.pop(name, None)
+        self._forget_problems(name)
         return f"removed prompt `{name}`" if self.remove(name) else None
+
+    def _forget_problems(self, name: str) -> None:
+        """Let the next problem of a prompt be reported, and its files be read, as those of a new one."""
+        for known in (self._changing, self._unreadable, self._warned):
+            known.pop(name, None)
 
     def _warn(self, name: str, problem: str) -> None:
         """Report a problem of a prompt, once, and what its clients get."""

@@ -193,6 +193,22 @@ def test_a_damaged_prompt_that_comes_back_is_reported_again(
         assert store.look(str(world / "prompts")) == []
 
 
+def test_a_damaged_version_that_is_moved_away_and_back_is_reported_again(
+    world: Path, store: PromptStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Moving a directory does not change the times and inodes of its files."""
+    folder, path = str(world / "prompts"), world / "prompts" / "labels"
+    (path / "prompt.safetensors").write_bytes(b"half")
+    assert store.look(folder) == store.look(folder) == []
+    path.rename(world / "aside")
+    assert store.look(folder) == ["removed prompt `labels`"]
+    capsys.readouterr()
+    (world / "aside").rename(path)
+    assert store.look(folder) == []
+    assert capsys.readouterr().err.endswith("; this prompt is not served\n")
+    assert store.unserved == ["labels"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
