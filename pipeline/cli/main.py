@@ -6,11 +6,15 @@ Nothing here imports torch or transformers, so every command starts at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from t5_pipeline import __version__
 from t5_pipeline.artifacts.run_dir import RunDir
@@ -25,7 +29,7 @@ from t5_pipeline.config.recipe import Recipe, load_recipe
 from t5_pipeline.core.atomic_files import STDOUT
 from t5_pipeline.core.boundary import boundary
 from t5_pipeline.core.checksums import short_digest
-from t5_pipeline.core.errors import BAD_INPUT, InputError
+from t5_pipeline.core.errors import BAD_INPUT, InputError, Terminated
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say, show
 from t5_pipeline.core.quick_exit import exit_quickly
@@ -35,16 +39,37 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (docs/command_line.md)."""
     exit_quickly()
     try:
-        with boundary():
+        with _sigterm_as_exception(), boundary():
             given = _parser().parse_args(arguments)
             return int(given.command(given))
     except InputError as error:
         say(f"error: {error}")
         return BAD_INPUT
+    except Terminated:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         return 0
+
+
+@contextlib.contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raise `Terminated` on the first SIGTERM; a second one kills. Stages and the server stop in their own ways."""
+
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # only there Python receives signals
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _parser() -> Parser:

@@ -92,6 +92,10 @@ def one_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where it ends a command as Ctrl-C does: temporary files are removed."""
+
+
 class Interrupted(Exception):
     """The stage stopped on a signal, after saving its checkpoint."""
 

@@ -46,6 +46,28 @@ for arguments in {commands!r}:
     assert done.code == 0, done.err
 
 
+_STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from t5_pipeline.cli import predict
+from t5_pipeline.cli.main import main
+from t5_pipeline.core.atomic_files import open_output, write_directory
+
+def write(given):
+    with open_output(given.output) as write:
+        write(b"a row")
+        write_directory(Path("model"), lambda place: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
+
+predict._predict = write
+sys.exit(main(["predict", "--prompts", "p", "--output", "out.jsonl"]))
+"""
+
+
+def test_sigterm_removes_temporary_files(tmp_path: Path) -> None:
+    stopped = subprocess.run([sys.executable, "-c", _STOPPED], cwd=tmp_path, timeout=60)
+    assert (stopped.returncode, list(tmp_path.iterdir())) == (143, [])
+
+
 def test_a_second_run_ends_within_three_seconds(finished: Tiny) -> None:
     """CPU time, including the start of Python; a busy machine has three attempts."""
     seconds = [3.0]
