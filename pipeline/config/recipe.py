@@ -277,7 +277,10 @@ class _StageParser:
         def where(loc: Key) -> str:
             return self._where(name, *(("matrix", *loc) if loc and loc[0] in axes else loc))
 
-        resolved = {"seed": self.seed, **values, **axes}
+        resolved = {**values, **axes}
+        swept = resolved.get("sweep")
+        if not isinstance(swept, dict) or "seed" not in swept:
+            resolved = {"seed": self.seed, **resolved}
         for key, value in resolved.items():
             resolved[key] = resolve_tasks(cls, key, value, self.tasks, where)
         for key in resolved:

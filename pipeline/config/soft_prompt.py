@@ -116,7 +116,7 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
                 raise ValueError(f"`sweep.{name}`: prompts of one batch cannot differ in it; {nearest(name, known)}")
             if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
                 raise ValueError(f"`sweep.{name}` must be a list of different values; change it")
-            if name in given and name != "seed":
+            if name in given:
                 raise ValueError(f"`{name}` is also in `sweep`; keep one of the two")
             given = {**given, name: values[0]}
         return given

@@ -135,6 +135,16 @@ def test_default_warmup_depends_on_the_schedule(recipe: Path) -> None:
     assert given.warmup_steps == 19  # type: ignore[attr-defined]
 
 
+def test_a_sweep_of_seeds_replaces_the_seed_of_the_recipe_only(recipe: Path) -> None:
+    """Cells that differ in a seed that is not used would be counted as repetitions."""
+    sweep = "prompt_tune.sweep={seed: [5, 6]}"
+    with pytest.raises(InputError, match=r"small.yaml:\d+: stages.prompt_tune: `seed` is also in `sweep`"):
+        overridden(recipe, sweep)
+    settings = overridden(recipe, sweep, "prompt_tune.matrix={model: [pretrain]}").stages["prompt_tune"][0].settings
+    assert isinstance(settings, PromptTuneConfig)
+    assert [trial.seed for trial in settings.trials().values()] == [5, 6]
+
+
 def test_a_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_recipe(tmp_path / "none.yaml")

@@ -45,6 +45,7 @@ def test_each_combination_is_checked_with_the_other_settings() -> None:
         ({"prompt_init": ["vocabulary"], "rank": [1, 1]}, {}, "must be a list of different values"),
         ({"prompt_init": "vocabulary"}, {}, "must be a list of different values"),
         ({"prompt_init": ["vocabulary"], "rank": [1]}, {"rank": 3}, "`rank` is also in `sweep`"),
+        ({"prompt_init": ["vocabulary"], "seed": [1, 2]}, {"seed": 3}, "`seed` is also in `sweep`"),
         ({"prompt_init": ["vocabulary", "class_labels"]}, {}, "`sweep`, prompt_init=class_labels: .* needs labels"),
         ({"init_text": ["yes: a", "yes- a"]}, {"prompt_init": "text"}, "two combinations of the name init_text=yes--a"),
         ({"prompt_init": ["vocabulary"]}, {"select": "last"}, "set `select: best`"),
