@@ -98,11 +98,10 @@ class Recipe:
         """The cell that a reference names, or the first one of its stage; None for a path."""
         return next((c for c in self.stages.get(ref.stage or "", []) if ref.cell in (None, c.id)), None)
 
-    def kept_steps(self, stage: str) -> list[int]:
-        """Steps of a stage that other stages use as `STAGE@STEP`."""
-        return sorted(
-            {ref.step for c in self.cells() for ref in c.inputs.values() if ref.stage == stage and ref.step is not None}
-        )
+    def kept_steps(self, cell: Cell) -> list[int]:
+        """Steps of a cell that other stages use as `STAGE@STEP` or `STAGE/CELL@STEP`."""
+        refs = [ref for other in self.cells() for ref in other.inputs.values() if ref.stage == cell.stage]
+        return sorted({ref.step for ref in refs if ref.step is not None and ref.cell in (None, cell.id)})
 
     @property
     def default_run_dir(self) -> Path:

@@ -176,7 +176,7 @@ def wanted_steps(recipe: Recipe, cell: Cell) -> list[int]:
     settings = cell.settings
     if not isinstance(settings, TrainingConfig):
         return []
-    kept = set(recipe.kept_steps(cell.stage)) | set(getattr(settings, "keep_steps", []))
+    kept = set(recipe.kept_steps(cell)) | set(getattr(settings, "keep_steps", []))
     return sorted({step for step in kept if step < settings.steps} | {settings.steps})
 
 

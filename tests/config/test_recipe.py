@@ -28,7 +28,7 @@ def test_a_recipe_becomes_cells(recipe: Path) -> None:
     assert isinstance(prompt.settings, PromptTuneConfig)
     assert prompt.settings.task.name == "tone"
     assert prompt.settings.seed == 0
-    assert found.kept_steps("lm_adapt") == [10]
+    assert found.kept_steps(adapt) == [10]
 
 
 @pytest.mark.parametrize(

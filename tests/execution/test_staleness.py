@@ -166,6 +166,21 @@ def test_a_step_that_was_not_kept(run: Run) -> None:
     assert (decision.action, decision.reason, decision.steps_wanted) == ("continue", "step 5 was not kept", [5])
 
 
+def test_only_the_cell_of_a_reference_publishes_its_step(run: Run) -> None:
+    run.recipe.write_text(
+        run.recipe.read_text()
+        .replace("steps: 20}", "steps: 20, matrix: {objective: [prefix_lm, lm]}}")
+        .replace("lm_adapt@10", "lm_adapt/objective=lm@10")
+    )
+    run.make_all()
+    assert run.statuses()["lm_adapt [objective=lm]"].steps_wanted == [10, 20]
+    assert run.statuses()["lm_adapt [objective=prefix_lm]"].steps_wanted == [20]
+    run.recipe.write_text(run.recipe.read_text().replace("objective=lm@10", "objective=prefix_lm@5"))
+    assert {label: why for label, why in run.todo().items() if label.startswith("lm_adapt")} == {
+        "lm_adapt [objective=prefix_lm]": "step 5 was not kept"
+    }
+
+
 def test_only_a_new_cell_runs(run: Run) -> None:
     run.make_all()
     run.recipe.write_text(run.recipe.read_text().replace("seed: [0, 1]", "seed: [0, 1, 2]"))

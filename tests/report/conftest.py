@@ -111,7 +111,7 @@ class RunBuilder:
         self._model(cell, "model")
         facts = {"parameters": self.shape.parameters}
         steps = {}
-        for step in self.recipe.kept_steps(cell.stage):
+        for step in self.recipe.kept_steps(cell):
             self._model(cell, f"steps/{step_name(step)}/model")
             steps[step] = OutputRecord(path=f"steps/{step_name(step)}/model", digest=f"{cell.stage}@{step}")
         assert isinstance(cell.settings, TrainingConfig)
