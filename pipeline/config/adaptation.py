@@ -66,6 +66,18 @@ class LanguageModelConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, Train
     def trained_parameters(self, shape: T5Config) -> int | None:
         return shape.parameters
 
+    def warnings(self) -> list[str]:
+        """Also steps to keep that training does not reach, as if only `steps` had been lowered for a trial."""
+        later = sorted({step for step in self.keep_steps if step > self.steps})
+        if not later:
+            return super().warnings()
+        listed = ", ".join(f"{step:,}" for step in later)
+        return [
+            *super().warnings(),
+            f"`keep_steps` {listed} will not be published, because training ends after {self.steps:,} `steps`;"
+            " lower them, or raise `steps`",
+        ]
+
 
 def known_steps(model: Any) -> int:
     """Steps that a T5 is known to have been trained for; 0 if nothing is known.

@@ -168,6 +168,11 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
     # Whether the T5 is frozen: it needs no gradients of its weights, and FSDP2 does not shard the prompts.
     freezes_model: ClassVar[bool] = False
 
+    def warnings(self) -> list[str]:
+        """Settings that work, but probably not as intended."""
+        problem = self.rate_problem()
+        return [problem] if problem else []
+
     def check_engine(self, engine: str) -> None:
         """Also reject Adafactor on sharded weights: it factors, scales and clips whole matrices."""
         super().check_engine(engine)

@@ -45,7 +45,7 @@ class StageCost:
         left: share of the FLOPs that remains.
         at_once: prompts that train in one batch.
         fit: whether it fits in the memory of a device; None without `--memory`.
-        problem: why its learning rate is too small.
+        warnings: settings of its cells that work, but probably not as intended.
         probes: cost of the probes of LM adaptation.
     """
 
@@ -61,7 +61,7 @@ class StageCost:
     memory: Memory | None = None
     at_once: int = 1
     fit: Fit | None = None
-    problem: str | None = None
+    warnings: list[str] = field(default_factory=list)
     probes: ProbeCost | None = None
 
 
@@ -158,7 +158,8 @@ class _Estimator:
         found.disk = published_bytes(cell.settings, shape)
         if isinstance(cell.settings, TrainingConfig) and found.trained is not None:
             self._add_training(found, statuses, size)
-            found.problem = cell.settings.rate_problem()
+            trained = [status.cell.settings for status in statuses if isinstance(status.cell.settings, TrainingConfig)]
+            found.warnings = list(dict.fromkeys(warning for each in trained for warning in each.warnings()))
             if isinstance(cell.settings, LMAdaptConfig):
                 found.probes = probe_cost(cell.settings, shape)
         return found

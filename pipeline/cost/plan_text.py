@@ -39,8 +39,8 @@ def as_text(plan: Plan, rate: Rate | None = None) -> str:
             lines += ["", *aligned(table, right=True)]
     fits = [f"{row.name}: {_fits(row.fit)}" for row in plan.stages if row.fit]
     probes = [f"{row.name}: {row.probes}" for row in plan.stages if row.probes]
-    problems = [f"warning: {row.name}: {row.problem}" for row in plan.stages if row.problem]
-    for more in (fits, probes, problems):
+    warnings = [f"warning: {row.name}: {warning}" for row in plan.stages for warning in row.warnings]
+    for more in (fits, probes, warnings):
         lines += ["", *more] if more else []
     return "\n".join([*map(printable, lines), "", _NOTES])
 
@@ -66,7 +66,8 @@ def _statuses(statuses: list[CellStatus]) -> list[str]:
         line = f"{status.action:10}  {status.cell.label.ljust(width)}  {reason}".rstrip()
         settings = status.cell.settings
         if isinstance(settings, TrainingConfig) and settings.schedule_depends_on_steps() and "steps:" in status.reason:
-            line += f" (schedule: {settings.schedule} depends on the number of steps, so it starts from step 0)"
+            what = f"schedule: {settings.schedule}" if settings.schedule == "linear" else "sweep"
+            line += f" ({what} depends on the number of steps, so it starts from step 0)"
         lines.append(line)
     return lines
 

@@ -30,8 +30,8 @@ def train_stage(stage: Stage[Any], trainer: Trainer, publish: Callable[[int, Tra
     """
     # Steps of the run, and what each is published as.
     pending = {trainer.config.run_steps(step): step for step in stage.steps_pending()}
-    if problem := trainer.config.rate_problem():
-        log.warning("%s: %s", stage.name, problem)
+    for warning in dict.fromkeys(warning for cell in stage.cells for warning in cell.config.warnings()):
+        log.warning("%s: %s", stage.name, warning)
     with StopSignal(stage.launch) as stop, Progress(stage.name, max(pending), shown=stage.is_main) as progress:
 
         def train(directory: Path, steps: list[int], at: int | None, others: Checkpoints | None = None) -> None:

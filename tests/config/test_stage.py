@@ -131,6 +131,18 @@ def test_a_rate_for_adamw_is_too_small_for_rsqrt(model: str, rate: str) -> None:
     assert settings.model_copy(update={"schedule": "constant"}).rate_problem() is None
 
 
+def test_steps_to_keep_after_the_last_one() -> None:
+    """A recipe whose `steps` are lowered for a trial still runs."""
+    settings = LMAdaptConfig(model="m", tokens="tokens", steps=100, keep_steps=[50, 100, 2000, 1000])
+    assert settings.warnings() == [
+        "`keep_steps` 1,000, 2,000 will not be published, because training ends after 100 `steps`; lower them, or raise"
+        " `steps`"
+    ]
+    assert settings.model_copy(update={"steps": 2000}).warnings() == []
+    small = settings.model_copy(update={"learning_rate": 1e-3})
+    assert small.warnings() == [small.rate_problem(), *settings.warnings()]
+
+
 def test_linear_warmup_ends_before_the_last_step() -> None:
     with pytest.raises(ValidationError, match="must be fewer than the 10 `steps`"):
         OptimizerConfig(steps=10, schedule="linear", warmup_steps=10)

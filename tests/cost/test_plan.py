@@ -93,6 +93,20 @@ def test_schedule_that_depends_on_steps_cannot_be_extended(tiny: Tiny) -> None:
     assert "steps: 8 → 9 (schedule: linear depends on the number of steps, so it starts from step 0)" in text
 
 
+def test_a_sweep_starts_again_with_another_number_of_steps(tiny: Tiny) -> None:
+    matrix, sweep = "      seed: [0, 1]\n", "    sweep: {learning_rate: [0.1, 0.3]}\n"
+    tiny.edit(f"[lm_adapt@4, lm_adapt, sentinel]\n{matrix}", f"[lm_adapt]\n{sweep}")
+    shutil.rmtree(tiny.run / "prompt_tune")
+    assert stage("prompt_tune", "--recipe", tiny.recipe, "--run-dir", tiny.run).code == 0
+    text = planned(tiny, "prompt_tune.steps=9")
+    assert "steps: 6 → 9 (sweep depends on the number of steps, so it starts from step 0)" in text
+
+
+def test_warnings(finished: Tiny) -> None:
+    text = planned(finished, "lm_adapt.keep_steps=[6, 30]")
+    assert "\nwarning: lm_adapt: `keep_steps` 30 will not be published, because" in text
+
+
 def tables(text: str) -> list[dict[str, dict[str, str]]]:
     """Each table of a plan: first column → header → text."""
     found = []

@@ -54,6 +54,13 @@ def test_a_smaller_density_lengthens_the_prefix(finished: Tiny, tmp_path: Path) 
     assert not torch.equal(half["shared.weight"], tenth["shared.weight"])
 
 
+def test_steps_to_keep_after_the_last_one_are_named(finished: Tiny, tmp_path: Path) -> None:
+    ended = adapt(finished, tmp_path / "adapted", "--keep-steps", 2, 9)
+    assert ended.code == 0, ended.err
+    assert "lm_adapt: `keep_steps` 9 will not be published, because training ends after 4 `steps`" in ended.err
+    assert [path.name for path in (tmp_path / "adapted" / "steps").iterdir()] == ["000002"]
+
+
 def test_the_duration_includes_earlier_processes(
     finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
