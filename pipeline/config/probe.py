@@ -71,7 +71,7 @@ class ProbeConfig(TrainingConfig):
         super().check_engine(engine)
         if self.probe and engine not in REPLICATED:
             raise InputError(
-                f"{self.kind}: `probe` needs whole weights, which {engine} shards; remove it, or launch with DDP"
+                f"{self.where('probe')}: needs whole weights, which {engine} shards; remove it, or launch with DDP"
                 " (accelerate_configs/ddp.yaml)"
             )
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from t5_pipeline.config.launch import LaunchConfig, read_launch_config
 from t5_pipeline.config.overrides import Override, apply_overrides
 from t5_pipeline.config.recipe_file import RECIPE_KEYS, read_recipe
 from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
@@ -113,6 +114,20 @@ class Recipe:
         assert self.located is not None
         own = "launch" in self.located.data["stages"][stage]
         return self.located.where(("stages", stage, "launch") if own else ("launch",))
+
+    def launch_config(self, stage: str) -> LaunchConfig | None:
+        """What the accelerate configuration of a stage asks for; None without one.
+
+        Raises:
+            InputError: if it cannot be read, or a cell of the stage does not run on its engine.
+        """
+        path = self.launch[stage]
+        if path is None:
+            return None
+        asked = read_launch_config(path, self.where_launch(stage))
+        for cell in self.stages[stage]:
+            cell.settings.check_engine(asked.engine)
+        return asked
 
     def text(self) -> str:
         """The recipe with all overrides applied, as YAML."""

@@ -165,7 +165,7 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
         super().check_engine(engine)
         if self.sweep_slots and engine.startswith("zero"):
             raise InputError(
-                f"{self.kind}: `sweep_slots` needs an optimizer that skips waiting prompts, which {engine} does not;"
+                f"{self.where('sweep_slots')}: needs an optimizer that skips waiting prompts, which {engine} does not;"
                 " remove it, or launch with DDP (accelerate_configs/ddp.yaml)"
             )
 

@@ -179,7 +179,7 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
         sharded = engine.startswith("zero") or (engine == "fsdp2" and not self.freezes_model)
         if self.optimizer == "adafactor" and sharded:
             raise InputError(
-                f"{self.kind}: `optimizer: adafactor` needs whole matrices, which {engine} shards; set `optimizer:"
+                f"{self.where('optimizer')}: adafactor needs whole matrices, which {engine} shards; set `optimizer:"
                 " adamw` and a learning rate for it, or launch with DDP (accelerate_configs/ddp.yaml)"
             )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from t5_pipeline.artifacts.run_dir import RunDir, checkpoint_steps
 from t5_pipeline.config.adaptation import LMAdaptConfig
-from t5_pipeline.config.launch import LaunchConfig, read_launch_config
+from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
 from t5_pipeline.config.recipe import Cell, Recipe
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
@@ -107,7 +107,7 @@ def plan(
     estimator = _Estimator(recipe, run_dir, rate, memory)
     for name in recipe.stages:
         of_stage = [status for status in made.statuses if status.cell.stage == name]
-        launch = _launch(recipe, of_stage[0])
+        launch = recipe.launch_config(name) or _one_process()
         trains = isinstance(of_stage[0].cell.settings, TrainingConfig)
         for size in SIZES if sizes and trains else (None,):
             shape = SIZES[size] if size else None
@@ -120,14 +120,9 @@ def plan(
     return made
 
 
-def _launch(recipe: Recipe, status: CellStatus) -> LaunchConfig:
-    """Launch configuration of a stage; by default one process, on a GPU if this machine has one."""
-    path = recipe.launch[status.cell.stage]
-    if path is None:
-        return LaunchConfig(cpu=not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")))
-    asked = read_launch_config(path, recipe.where_launch(status.cell.stage))
-    status.cell.settings.check_engine(asked.engine)
-    return asked
+def _one_process() -> LaunchConfig:
+    """One process, on a GPU if this machine has one."""
+    return LaunchConfig(cpu=not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")))
 
 
 @dataclass(frozen=True)

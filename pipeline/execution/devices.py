@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,11 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return found is None or not _BF16.isdisjoint(found[1].split())
 
 
-def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Path) -> Accelerator:
+def make_accelerator(cells: Sequence[StageConfig], launch: LaunchContext, directory: Path) -> Accelerator:
     """Set up this process's device and join the other processes of the launch.
 
     Args:
+        cells: the settings of each cell of the stage.
         directory: directory of the run, for trackers.
 
     Raises:
@@ -79,7 +81,7 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
-    trackers = settings.trackers if isinstance(settings, TrainingConfig) else []
+    trackers = cells[0].trackers if isinstance(cells[0], TrainingConfig) else []
     for tracker in trackers:
         try:
             importlib.metadata.version(tracker)
@@ -87,7 +89,8 @@ def make_accelerator(settings: StageConfig, launch: LaunchContext, directory: Pa
             raise InputError(f"trackers: {tracker} is not installed; pip install 't5-pipeline[trackers]'") from None
     if launch.error is not None:
         raise InputError(launch.error)
-    settings.check_engine(launch.engine)
+    for cell in cells:
+        cell.check_engine(launch.engine)
     on_cpu = not torch.cuda.is_available()
     if launch.device == "gpu" and on_cpu:
         raise InputError(

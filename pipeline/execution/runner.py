@@ -8,7 +8,6 @@ import time
 
 from t5_pipeline.artifacts.manifest import renew_times
 from t5_pipeline.artifacts.run_dir import Rollback, RunDir, lock
-from t5_pipeline.config.launch import read_launch_config
 from t5_pipeline.config.recipe import Recipe
 from t5_pipeline.core.atomic_files import sweep_shared, write_bytes, write_text
 from t5_pipeline.core.bounded import has_content
@@ -72,10 +71,8 @@ def _check(recipe: Recipe, run_dir: RunDir, names: list[str]) -> None:
     for name in names:
         check_outside(recipe, name)
         check_places(recipe.stages[name], run_dir)
-        configuration = recipe.launch[name]
-        command(recipe.kind(name), configuration, [], recipe.where_launch(name))
-        if configuration is not None:
-            recipe.stages[name][0].settings.check_engine(read_launch_config(configuration).engine)
+        command(recipe.kind(name), recipe.launch[name], [], recipe.where_launch(name))
+        recipe.launch_config(name)
     cell_statuses(recipe, run_dir)
     file = run_dir.path / "recipe.yaml"
     same = has_content(file, recipe.text().encode())

@@ -157,7 +157,7 @@ def _run(
         show(f"{name}: nothing to do, {statuses[0].reason}")
         return
     set_threads(recipe.stages[name][0].settings.threads, launch)
-    accelerator = make_accelerator(open_cells[0].cell.settings, launch, run_dir.path)
+    accelerator = make_accelerator([status.cell.settings for status in open_cells], launch, run_dir.path)
     main_process = accelerator.is_main_process
     created = Rollback(*([run_dir.path, run_dir.path / name] if main_process else []))
     guard = lock(run_dir.state / f"{name}.lock", run_dir.path / name if flags.recipe else run_dir.path)

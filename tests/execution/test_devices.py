@@ -58,7 +58,13 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     launch = LaunchContext("ddp", processes=8, local_processes=8, parent=1)
     with pytest.raises(InputError, match=r"^launch: asks for 8 processes on this machine, but torch sees 2 GPUs; set"):
-        make_accelerator(BF16, launch, tmp_path)
+        make_accelerator([BF16], launch, tmp_path)
+
+
+def test_every_cell_must_run_on_the_engine(tmp_path: Path) -> None:
+    cells = [BF16.model_copy(update={"optimizer": optimizer}) for optimizer in ("adamw", "adafactor")]
+    with pytest.raises(InputError, match=r"^optimizer: adafactor needs whole matrices, which zero2 shards"):
+        make_accelerator(cells, LaunchContext("zero2"), tmp_path)
 
 
 def test_one_process_without_cuda_computes_on_the_cpu(tmp_path: Path) -> None:
@@ -70,7 +76,7 @@ def test_one_process_without_cuda_computes_on_the_cpu(tmp_path: Path) -> None:
         from t5_pipeline.config.adaptation import LMAdaptConfig
         from t5_pipeline.config.launch import LaunchContext
         from t5_pipeline.execution.devices import make_accelerator
-        print(make_accelerator(LMAdaptConfig(model="m", tokens="t"), LaunchContext(), Path("x")).device)
+        print(make_accelerator([LMAdaptConfig(model="m", tokens="t")], LaunchContext(), Path("x")).device)
     """
     done = Outcome.of([sys.executable, "-c", code], CUDA_VISIBLE_DEVICES="")
     assert done.out == "cpu\n", done.err

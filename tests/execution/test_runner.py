@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -245,6 +246,18 @@ def test_a_stage_stops_when_its_runner_is_killed(tiny: Tiny) -> None:
     assert metrics(tiny.run / "lm_adapt")[-1]["step"] >= steps - 2
 
 
+def test_the_engine_must_suit_every_cell_of_a_stage(tiny: Tiny) -> None:
+    zero2 = ROOT / "accelerate_configs" / "cpu_zero2.yaml"
+    tiny.edit("      seed: [0, 1]\n", f"      seed: [0, 1]\n      optimizer: [adamw, adafactor]\n    launch: {zero2}\n")
+    line = 1 + tiny.recipe.read_text().splitlines().index("      optimizer: [adamw, adafactor]")
+    for words in (("run",), ("plan",)):
+        said = t5_pipeline(*words, tiny.recipe, "--run-dir", tiny.run)
+        assert said.code == 2
+        assert said.err.startswith(
+            f"error: {tiny.recipe}:{line}: stages.prompt_tune.matrix.optimizer: adafactor needs whole matrices"
+        )
+
+
 def test_an_unsupported_engine_is_rejected_before_anything_runs(tiny: Tiny) -> None:
     """Otherwise the third stage would fail only after the others have run."""
     sets = ("--set", f"lm_adapt.launch={ROOT / 'accelerate_configs' / 'cpu_zero2.yaml'}", "--set", "prepare.seed=9")
@@ -252,6 +265,7 @@ def test_an_unsupported_engine_is_rejected_before_anything_runs(tiny: Tiny) -> N
     for words in (("run",), ("plan",)):
         said = t5_pipeline(*words, tiny.recipe, "--run-dir", tiny.run, *sets)
         assert said.code == 2
-        assert said.err.startswith("error: lm_adapt: `optimizer: adafactor` needs whole matrices, which zero2 shards")
+        where = rf"{re.escape(str(tiny.recipe))}:\d+: stages.lm_adapt.optimizer"
+        assert re.match(rf"error: {where}: adafactor needs whole matrices, which zero2 shards", said.err), said.err
         assert said.err.count("\n") == 1
     assert listing(tiny.run) == before

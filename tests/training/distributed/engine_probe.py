@@ -34,7 +34,7 @@ def main(place: Path) -> None:
     task = {"data": "x", "inputs": "{a}", "targets": "{b}", "labels": ["c", "d"], "name": "t", "metrics": ["accuracy"]}
     settings = PromptTuneConfig.model_validate({"model": "m", "task": task, "optimizer": "adamw"})
     launch = LaunchContext.from_environment()
-    accelerator = make_accelerator(settings, launch, place)
+    accelerator = make_accelerator([settings], launch, place)
     found, large = train(launch, accelerator)
     free_memory(accelerator)
     found["freed"] = [one() is None for one in large]

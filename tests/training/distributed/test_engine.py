@@ -83,9 +83,9 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 @pytest.mark.parametrize(
     ("environment", "kind", "said"),
     [
-        (ZERO2, "lm_adapt", "`optimizer: adafactor` needs whole matrices, which zero2 shards; set `optimizer: adamw`"),
-        (FSDP, "lm_adapt", "`optimizer: adafactor` needs whole matrices, which fsdp2 shards"),
-        (ZERO2, "prompt_tune", "`optimizer: adafactor` needs whole matrices, which zero2 shards"),
+        (ZERO2, "lm_adapt", "optimizer: adafactor needs whole matrices, which zero2 shards; set `optimizer: adamw`"),
+        (FSDP, "lm_adapt", "optimizer: adafactor needs whole matrices, which fsdp2 shards"),
+        (ZERO2, "prompt_tune", "optimizer: adafactor needs whole matrices, which zero2 shards"),
         (ZERO2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "lm_adapt", "zero_stage: 0 is not supported; give zero_stage 1, 2 or 3"),
         (FSDP | {"FSDP_VERSION": "1"}, "lm_adapt", "fsdp_version: 1 is not supported; set 2"),
         (ZERO2, "sentinel", "sentinel does not run on zero2, only on one"),
