@@ -12,7 +12,7 @@ RUN/STAGE/                          a stage without a matrix is one cell
 RUN/STAGE/CELL/                     a cell of a stage with a matrix: manifest.json, prompt/, …
 RUN/STAGE/jobs/ID/                  prompts trained together: job.json, metrics.jsonl, log.txt, checkpoints/
 RUN/superseded/                     results with settings that are no longer in the recipe
-RUN/.state/                         locks, exit codes of stages, digests of external data
+RUN/.state/                         locks, exit codes of stages, digests of external data, lines of the recipe's keys
 """
 
 from __future__ import annotations

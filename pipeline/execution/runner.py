@@ -9,6 +9,7 @@ import time
 from t5_pipeline.artifacts.manifest import renew_times
 from t5_pipeline.artifacts.run_dir import Rollback, RunDir, lock
 from t5_pipeline.config.recipe import Recipe
+from t5_pipeline.config.recipe_file import ORIGIN, origin_of
 from t5_pipeline.core.atomic_files import sweep_shared, write_bytes, write_text
 from t5_pipeline.core.bounded import has_content
 from t5_pipeline.core.counts import plural
@@ -83,8 +84,12 @@ def _check(recipe: Recipe, run_dir: RunDir, names: list[str]) -> None:
 
 
 def _write_recipe(recipe: Recipe, run_dir: RunDir) -> bytes | None:
-    """Write the recipe to the run directory; returns another one that it replaced."""
+    """Write the recipe to the run directory, with the places of its keys; returns another one that it replaced."""
+    assert recipe.located is not None
     file, text = run_dir.path / "recipe.yaml", recipe.text()
+    origin = origin_of(recipe.located, text)
+    if not has_content(run_dir.state / ORIGIN, origin.encode()):
+        write_text(run_dir.state / ORIGIN, origin)
     if has_content(file, text.encode()):
         return None
     replaced = file.read_bytes() if file.exists() else None

@@ -20,7 +20,7 @@ from t5_pipeline.config.command_line import Flags, parse, validate_flags
 from t5_pipeline.config.launch import LaunchContext
 from t5_pipeline.config.overrides import apply_overrides
 from t5_pipeline.config.recipe import Cell, Recipe, parse_recipe
-from t5_pipeline.config.recipe_file import read_recipe, stages_of_kind
+from t5_pipeline.config.recipe_file import ORIGIN, read_recipe, stages_of_kind, with_origin
 from t5_pipeline.config.references import InputRef
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.stage import StageConfig
@@ -118,7 +118,7 @@ def _recipe(
         )
     located = read_recipe(flags.recipe)
     if flags.run_dir is not None and flags.recipe == flags.run_dir / "recipe.yaml":  # as the runner starts stages
-        located = replace(located, keys_only=True)
+        located = with_origin(located, RunDir(flags.run_dir).state / ORIGIN)
     apply_overrides(located, flags.overrides)
     of_kind = stages_of_kind(located, cls.kind)
     name = flags.stage or (of_kind[0] if len(of_kind) == 1 else "")

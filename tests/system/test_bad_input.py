@@ -307,7 +307,9 @@ def test_the_runner_passes_on_an_error_of_a_stage(tiny: Tiny, tmp_path: Path) ->
         "▶ prepare",
         "error",
     ]
-    # Not the file and line of the run's own copy of the recipe, in which a correction would be lost.
-    assert f"\nerror: stages.prepare.corpus: {tmp_path}/docs.jsonl contains no text" in said.err
+    # The file and line of the recipe, not of the run's own copy, in which a correction would be lost.
+    line = 1 + fresh.recipe.read_text().splitlines().index(f"    corpus: {tmp_path}/docs.jsonl")
+    where = f"{fresh.recipe}:{line}: stages.prepare.corpus"
+    assert f"\nerror: {where}: {tmp_path}/docs.jsonl contains no text" in said.err
     assert "Traceback" not in said.err
     assert not fresh.run.exists()
