@@ -89,6 +89,14 @@ class Manifest(Started):
     def all_outputs(self) -> list[OutputRecord]:
         return [*self.outputs.values(), *self.steps_published.values()]
 
+    def output_after(self, step: int | None, artifact: str) -> OutputRecord | None:
+        """The artifact after a step of training; of a stage that does not train, its only one. None if not published.
+
+        Args:
+            step: None if the stage does not train.
+        """
+        return self.outputs.get(artifact) if step in (None, self.step) else self.steps_published.get(step)
+
     @property
     def training_seconds(self) -> float:
         """The cell's share of `seconds`, which it spent in one process with the cells that were trained together."""

@@ -180,6 +180,11 @@ def wanted_steps(recipe: Recipe, cell: Cell) -> list[int]:
     return sorted({step for step in kept if step < settings.steps} | {settings.steps})
 
 
+def step_of(ref: InputRef, maker: Cell) -> int | None:
+    """The step of training that a reference to a cell means; None if the cell does not train."""
+    return ref.step if ref.step is not None else getattr(maker.settings, "steps", None)
+
+
 def _published(manifest: Manifest, step: int, last: int) -> bool:
     """Whether a step is published and stays so: the stage's own output is replaced by that of its `last` step."""
     return step in manifest.steps_published or manifest.step == step == last
@@ -211,10 +216,8 @@ def _records(ref: InputRef, run_dir: RunDir, cell: Cell, name: str, earlier: _By
         directory = run_dir.cell(status.cell)
         manifest = run_dir.manifest(status.cell)
         assert manifest is not None
-        output = manifest.outputs[artifact]
-        step = ref.step if ref.step is not None else getattr(status.cell.settings, "steps", None)
-        if step is not None and step != manifest.step:
-            output = manifest.steps_published[step]
+        output = manifest.output_after(step_of(ref, status.cell), artifact)
+        assert output is not None
         path = (directory / output.path).relative_to(run_dir.path)
         records.append(
             InputRecord(

@@ -25,6 +25,7 @@ from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import MAX_BYTES
 from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.execution.staleness import step_of
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import shape_at
 from t5_pipeline.report.curves import Curve, Curves, JobLog, read_log
@@ -216,7 +217,7 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
     run_dir = RunDir(path)
     recipe = load_recipe(path / "recipe.yaml", kinds=kinds)
     manifests = {(cell.stage, cell.id): run_dir.manifest(cell) for cell in recipe.cells()}
-    jobs = [job for cells in recipe.stages.values() for job in _jobs(run_dir, cells, manifests)]
+    jobs = [job for stage in recipe.stages for job in _jobs(recipe, run_dir, stage, manifests)]
     scored: list[tuple[Path, list[Score]]] = []
     stale: list[tuple[Path, list[Score]]] = []
     run = Run(recipe, read_file(path / "recipe.yaml", MAX_BYTES).decode("utf-8"), jobs)
@@ -242,9 +243,11 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
     return run
 
 
-def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], Manifest | None]) -> Iterator[Job]:
+def _jobs(
+    recipe: Recipe, run_dir: RunDir, stage: str, manifests: dict[tuple[str, str], Manifest | None]
+) -> Iterator[Job]:
     """Cells of a stage grouped by the process that made them; cells without one form a group of their own."""
-    made = run_dir.job_directories(cells[0].stage)
+    cells, made = recipe.stages[stage], run_dir.job_directories(stage)
     logs = {cell.id: run_dir.log_directory(cell, made) for cell in cells}
     for directory in dict.fromkeys(logs.values()):
         together = [cell for cell in cells if logs[cell.id] == directory]
@@ -255,37 +258,44 @@ def _jobs(run_dir: RunDir, cells: list[Cell], manifests: dict[tuple[str, str], M
         for cell in together:
             manifest = manifests[cell.stage, cell.id]
             started = manifest is not None or run_dir.started(cell) is not None
-            state = (
-                _state(run_dir, cell, manifest, manifests) if manifest else "unfinished" if started else "not started"
-            )
+            state: State = "unfinished" if started else "not started"
+            if manifest is not None:
+                state = _state(recipe, run_dir, cell, manifest, manifests)
             results.append(CellResult(cell, state, manifest, manifest.step if manifest else log.step))
-        yield Job(cells[0].stage, cells[0].settings.kind, results, log)
+        yield Job(stage, cells[0].settings.kind, results, log)
 
 
-def _state(run_dir: RunDir, cell: Cell, manifest: Manifest, manifests: dict[tuple[str, str], Manifest | None]) -> State:
+def _state(
+    recipe: Recipe,
+    run_dir: RunDir,
+    cell: Cell,
+    manifest: Manifest,
+    manifests: dict[tuple[str, str], Manifest | None],
+) -> State:
     """Whether a finished cell is up to date with the present recipe and inputs."""
     settings, inputs = cell.settings, cell.settings.inputs()
     if not _has_settings(run_dir, manifest, settings):
         return "stale"
-    if isinstance(settings, TrainingConfig) and (manifest.step or 0) < settings.steps:
+    if isinstance(settings, TrainingConfig) and manifest.output_after(settings.steps, settings.outputs[0]) is None:
         return "stale"
     for name, artifact in inputs.items():
         for record in manifest.inputs.get(name, []):
-            maker = manifests.get((record.stage or "", record.cell or ""))
-            if maker is None:
-                if record.stage is not None:
-                    return "stale"
+            if record.stage is None:
                 continue
-            published = maker.steps_published.get(record.step) if record.step is not None else None
-            if (published or maker.outputs[artifact]).digest != record.digest:
+            made, maker = recipe.maker(record.ref), manifests.get((record.stage, record.cell or ""))
+            if made is None or maker is None:
+                return "stale"
+            published = maker.output_after(step_of(record.ref, made), artifact) or maker.outputs[artifact]
+            if published.digest != record.digest:
                 return "stale"
     return "up to date"
 
 
 def _has_settings(run_dir: RunDir, manifest: Manifest, settings: StageConfig) -> bool:
     """Whether a cell was made with these settings. Only if a location differs, the data there are compared."""
-    made, now = manifest.parts, settings_parts(settings)
-    if {name: made.get(name) for name in ("settings", "selected by")} == {"selected by": None, **now}:
+    made, version = manifest.parts, {"kind": settings.kind, "code version": settings.code_version}
+    now = {**version, "selected by": None, **settings_parts(settings)}
+    if {name: made.get(name) for name in now} == now:
         return True
     if not settings.data():
         return False

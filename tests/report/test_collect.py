@@ -113,6 +113,27 @@ def test_results_of_other_settings_are_stale(finished, old: str, new: str, stale
     assert {result.cell.stage for result in run.cells() if result.state == "stale"} == stale
 
 
+def test_results_of_later_steps_than_the_last_one_are_stale(finished) -> None:
+    """As in `status`: step 20 of the LM adaptation was published, step 30 was not."""
+
+    def stale(steps: int) -> set[tuple[str, str]]:
+        recipe.write_text(text.replace("batch_size: 32, steps: 40", f"batch_size: 32, steps: {steps}"))
+        cells = [p.cell for p in collect(recipe.parent).cells() if p.state == "stale"]
+        return {(cell.stage, cell.axes.get("model", "")) for cell in cells}
+
+    recipe = finished.run_dir.path / "recipe.yaml"
+    text = recipe.read_text()
+    assert stale(30) == {("lm_adapt", "")}
+    assert stale(20) == {("prompt_tune", "lm_adapt")}
+    kept = manifests.read(finished.run_dir.path / "lm_adapt").steps_published[20]
+    for cell in finished.recipe.stages["prompt_tune"]:
+        if cell.axes["model"] == "lm_adapt":
+            made = manifests.read(finished.run_dir.cell(cell))
+            record = made.inputs["model"][0].model_copy(update={"path": kept.path, "digest": kept.digest})
+            made.model_copy(update={"inputs": {"model": [record]}}).save(finished.run_dir.cell(cell))
+    assert stale(20) == set()
+
+
 def test_results_stay_if_data_were_moved_or_other_metrics_are_computed(builders, tmp_path: Path) -> None:
     """As in `plan`: the location of a corpus does not matter, nor do metrics that choose no checkpoint."""
     for name, text in (("old", "a text"), ("new", "a text"), ("other", "another text")):
@@ -129,6 +150,13 @@ def test_results_stay_if_data_were_moved_or_other_metrics_are_computed(builders,
     ):
         path.write_text(recipe.replace(old, new))
         assert {p.cell.stage for p in collect(path.parent).cells() if p.state == "stale"} == stale, new
+
+
+def test_results_of_an_earlier_version_of_a_stage_are_stale(finished) -> None:
+    directory = finished.run_dir.path / "sentinel"
+    made = manifests.read(directory)
+    made.model_copy(update={"parts": {**made.parts, "code version": 0}}).save(directory)
+    assert {p.cell.stage for p in collect(finished.run_dir.path).cells() if p.state == "stale"} == {"sentinel"}
 
 
 def test_results_of_another_input_are_stale(finished) -> None:
