@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from t5_pipeline.artifacts.run_dir import RunDir, checkpoint_steps
+from t5_pipeline.artifacts.run_dir import RunDir, checkpoint_steps, step_name
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.launch import LaunchConfig
 from t5_pipeline.config.prepare import PrepareConfig
@@ -171,7 +171,7 @@ class _Estimator:
             costs = [cost for cost in (step_cost(settings, shape) for settings in together) if cost is not None]
             steps, flops = together[0].run_steps(together[0].steps), sum(cost.flops for cost in costs)
             total += steps * flops
-            left += (steps - (0 if size else _steps_done(group, place, steps))) * flops
+            left += (steps if size else self._steps_left(group, together[0], place)) * flops
             found.tokens += steps * sum(cost.tokens for cost in costs)
             of_a_step = None if size else seconds_of_a_step(place)
             if of_a_step is not None:
@@ -189,6 +189,23 @@ class _Estimator:
             rate_of_all = rate.flops * found.launch.processes if rate.flops else measured
             found.hours = left / rate_of_all / 3600 if rate_of_all else None
 
+    def _steps_left(self, group: Sequence[CellStatus], settings: TrainingConfig, job: Path) -> int:
+        """Steps that a job still has to do: up to each step that it must publish, from the checkpoint before it."""
+        if all(status.up_to_date for status in group):
+            return 0
+        if any(status.action == "run" for status in group):
+            return settings.run_steps(settings.steps)
+        status = next(status for status in group if not status.up_to_date)
+        steps = self.run_dir.cell(status.cell) / "steps"
+        left, begun = 0, {0, *checkpoint_steps(job / "checkpoints")}
+        for step in status.steps_wanted:
+            if step < settings.steps and (steps / step_name(step) / settings.outputs[0]).is_dir():
+                continue
+            end = settings.run_steps(step)
+            left += end - max(start for start in begun if start <= end)
+            begun.add(end)
+        return left
+
     def shape(self, cell: Cell, size: T5Config | None) -> T5Config | None:
         """The T5 of a cell, or one of another size; None if unknown."""
         return size or shape_of(self.recipe, self.run_dir, cell)
@@ -205,15 +222,6 @@ def _saving(settings: StageConfig, shape: T5Config | None, name: str) -> Saving 
     either = [moments_bytes(shape, TrainingFootprint(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
     to_train = (_FP32 * trained + moments_bytes(shape, footprint), *(model + moments for moments in either))
     return Saving(name, prompt, model, *to_train)
-
-
-def _steps_done(group: Sequence[CellStatus], job: Path, steps: int) -> int:
-    """Steps that a job does not repeat: all if it is done, those of the newest checkpoint it can use if it resumes."""
-    if all(status.up_to_date for status in group):
-        return steps
-    if any(status.action == "run" for status in group):
-        return 0
-    return max((step for step in checkpoint_steps(job / "checkpoints") if step <= steps), default=0)
 
 
 def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int | None]:

@@ -136,6 +136,8 @@ def test_remaining_work(tiny: Tiny) -> None:
     assert {row["left"] for row in tables(planned(tiny))[0].values()} == {"–", "0%"}
     work = tables(planned(tiny, "lm_adapt.steps=16", "prompt_tune.learning_rate=0.1"))[0]
     assert (work["lm_adapt"]["left"], work["prompt_tune × 6"]["left"]) == ("50%", "100%")
+    # Steps 2 and 7 were not kept; the checkpoints are those of steps 6 and 8.
+    assert tables(planned(tiny, "lm_adapt.keep_steps=[2, 7]"))[0]["lm_adapt"]["left"] == "38%"
     shutil.rmtree(tiny.run / "lm_adapt" / "model")
     (tiny.run / "lm_adapt" / "manifest.json").unlink()
     assert tables(planned(tiny, "lm_adapt.steps=12"))[0]["lm_adapt"]["left"] == "33%"
