@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +34,7 @@ METRICS = {
     "referent": "holds",
 }
 """Every metric, and the setting of a task that it needs; pipeline/evaluation/metrics.py computes them."""
+_PACKAGES = {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}  # beginning of a metric's name → package
 
 
 class TaskConfig(Config):
@@ -226,6 +228,15 @@ def _text(value: Any) -> Any:
         what = "null" if value is None else f"a date, {value}"
         raise ValueError(f"without quotes, YAML reads a text as {what}; write it in quotes")
     return str(value) if isinstance(value, int | float) else value
+
+
+def metric_packages(metrics: Iterable[str]) -> list[str]:
+    """The packages that metrics need beyond the dependencies.
+
+    >>> metric_packages(["accuracy", "rouge1", "rougeL"])
+    ['rouge_score']
+    """
+    return sorted({package for name in metrics for prefix, package in _PACKAGES.items() if name.startswith(prefix)})
 
 
 def check_metric_names(names: list[str]) -> None:

@@ -90,7 +90,7 @@ class Manifest(Started):
         return [*self.outputs.values(), *self.steps_published.values()]
 
     def output_after(self, step: int | None, artifact: str) -> OutputRecord | None:
-        """The artifact after a step of training; of a stage that does not train, its only one. None if not published.
+        """The artifact after a step of training, or the only one of a stage that does not train; None if not published.
 
         Args:
             step: None if the stage does not train.

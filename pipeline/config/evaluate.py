@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, SplitRead, StageConfig
+from t5_pipeline.config.stage import InferenceConfig, Package, ScoringConfig, SplitRead, StageConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Input, setting, validate
 from t5_pipeline.core.suggestions import nearest
-from t5_pipeline.data_prep.tasks.config import TaskConfig, check_metric_names
+from t5_pipeline.data_prep.tasks.config import TaskConfig, check_metric_names, metric_packages
 
 
 class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
@@ -108,6 +108,11 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
         asked = {**task.model_dump(), "metrics": self.metrics.get(task.name, task.metrics)}
         made = validate(TaskConfig, asked, lambda loc: where or self.where("metrics", task.name))
         return task.model_copy(update={"metrics": made.metrics})
+
+    def packages(self) -> list[Package]:
+        asked = metric_packages(name for names in self.metrics.values() for name in names)
+        adapters = [Package("peft", "peft", "adapters")] if "adapter" in self.scored_inputs().values() else []
+        return [*(Package(name, "metrics", "metrics") for name in asked), *adapters]
 
     def extra_data(self, solved: Sequence[TaskConfig]) -> dict[str, TaskConfig]:
         return {f"task {task.name}": task for task in solved}

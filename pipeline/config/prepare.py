@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from t5_pipeline.config.stage import SplitRead, StageConfig
+from t5_pipeline.config.stage import Package, SplitRead, StageConfig
 from t5_pipeline.core.schema import Data, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -52,6 +52,9 @@ class PrepareConfig(StageConfig):
         None, "Ray cluster: its address, or `local` to start one; none: `threads` local processes",
         role="runtime",
     )  # fmt: skip
+
+    def packages(self) -> list[Package]:
+        return [Package("ray", "ray", "ray")] if self.ray is not None else []
 
     def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
         return [SplitRead(task, split, inputs_only=True) for task in self.decontaminate for split in task.held_out]

@@ -116,7 +116,7 @@ class Recipe:
         return self.located.where(("stages", stage, "launch") if own else ("launch",))
 
     def launch_config(self, stage: str) -> LaunchConfig | None:
-        """What the accelerate configuration of a stage asks for; None without one.
+        """Engine and devices that the accelerate configuration of a stage asks for; None without one.
 
         Raises:
             InputError: if it cannot be read, or a cell of the stage does not run on its engine.

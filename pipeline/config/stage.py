@@ -36,6 +36,19 @@ class SplitRead(NamedTuple):
     reason: str = ""
 
 
+class Package(NamedTuple):
+    """A package that a stage needs and that is not a dependency of this one.
+
+    Attributes:
+        extra: the extra of this package that installs it.
+        setting: the setting that asks for it.
+    """
+
+    name: str
+    extra: str
+    setting: str
+
+
 class StageConfig(Config):
     """Settings and properties of every stage.
 
@@ -120,6 +133,10 @@ class StageConfig(Config):
         Args:
             solved: the tasks that its inputs solve.
         """
+        return []
+
+    def packages(self) -> list[Package]:
+        """The packages that the stage needs beyond the dependencies."""
         return []
 
     def runs_model(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import ValidationInfo, field_validator
 
 from t5_pipeline.config.launch import Engine
-from t5_pipeline.config.stage import CompileConfig, Precision, PrecisionConfig, StageConfig, Switch
+from t5_pipeline.config.stage import CompileConfig, Package, Precision, PrecisionConfig, StageConfig, Switch
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import Config, setting
 
@@ -167,6 +167,9 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
     engines: ClassVar[tuple[str, ...]] = get_args(Engine)
     # Whether the T5 is frozen: it needs no gradients of its weights, and FSDP2 does not shard the prompts.
     freezes_model: ClassVar[bool] = False
+
+    def packages(self) -> list[Package]:
+        return [Package(tracker, "trackers", "trackers") for tracker in self.trackers]
 
     def warnings(self) -> list[str]:
         """Settings that work, but probably not as intended."""

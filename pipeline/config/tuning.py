@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from t5_pipeline.config.launch import REPLICATED
-from t5_pipeline.config.stage import InferenceConfig, ScoringConfig, SplitRead, StageConfig
+from t5_pipeline.config.stage import InferenceConfig, Package, ScoringConfig, SplitRead, StageConfig
 from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Input, defaults, setting
-from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.data_prep.tasks.config import TaskConfig, metric_packages
 from t5_pipeline.modeling.config import T5Config
 
 FOR_SELECTION = "needed for `select: best`; or set `select: last`"
@@ -90,6 +90,11 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
     def selects_by(self) -> dict[str, list[str]]:
         return {task.name: sorted(task.metrics) for task in self.made_for()} if self.select == "best" else {}
 
+    def packages(self) -> list[Package]:
+        metrics = [name for names in self.selects_by().values() for name in names]
+        setting = "task" if isinstance(self, OneTaskConfig) else "tasks"
+        return [*super().packages(), *(Package(name, "metrics", setting) for name in metric_packages(metrics))]
+
     def may_stop_early(self) -> bool:
         return self.patience > 0
 
@@ -147,6 +152,9 @@ class PeftTuneConfig(LearningConfig, OneTaskConfig):
     hidden_size: int = setting(
         0, "width of the reparametrization network; 0: d_model for p_tuning, none for prefix_tuning", ge=0
     )
+
+    def packages(self) -> list[Package]:
+        return [*super().packages(), Package("peft", "peft", "method")]
 
     @field_validator("target_modules")
     @classmethod

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5_pipeline.core.errors import InputError
+from t5_pipeline.data_prep.tasks.config import metric_packages
 
 References = Sequence[Sequence[str]]
 OfDrawnRows = Callable[[NDArray[np.int64]], float]
 """Numbers of the drawn rows [rows] → the metric of these rows."""
 OF_CORPUS = {"bleu": "BLEU", "chrf": "CHRF"}
 """Metrics that are not means over rows, and their classes in sacrebleu."""
-_PACKAGES = {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu"}
 
 
 def rouge(kind: str, predictions: Sequence[str], references: References) -> list[float]:
@@ -84,9 +84,9 @@ def check_installed(metrics: Iterable[str]) -> None:
         InputError: if one is not.
     """
     for name in metrics:
-        package = next((package for prefix, package in _PACKAGES.items() if name.startswith(prefix)), None)
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise InputError(f"metrics: `{name}` needs {package}; pip install 't5-pipeline[metrics]'")
+        for package in metric_packages([name]):
+            if importlib.util.find_spec(package) is None:
+                raise InputError(f"metrics: `{name}` needs {package}; pip install 't5-pipeline[metrics]'")
 
 
 def _sentences(text: str) -> str:

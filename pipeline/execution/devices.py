@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import re
 import resource
 import sys
@@ -18,6 +17,7 @@ from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.machine import available_cores
 from t5_pipeline.execution.malloc import keep_freed_memory
+from t5_pipeline.execution.packages import check_installed
 
 if TYPE_CHECKING:
     import torch
@@ -82,11 +82,6 @@ def make_accelerator(cells: Sequence[StageConfig], launch: LaunchContext, direct
     from accelerate.utils import InitProcessGroupKwargs
 
     trackers = cells[0].trackers if isinstance(cells[0], TrainingConfig) else []
-    for tracker in trackers:
-        try:
-            importlib.metadata.version(tracker)
-        except importlib.metadata.PackageNotFoundError:
-            raise InputError(f"trackers: {tracker} is not installed; pip install 't5-pipeline[trackers]'") from None
     if launch.error is not None:
         raise InputError(launch.error)
     for cell in cells:
@@ -111,7 +106,7 @@ def make_accelerator(cells: Sequence[StageConfig], launch: LaunchContext, direct
         )
     groups: dict[str, Any] = {"timeout": COLLECTIVE_TIMEOUT}
     if launch.engine.startswith("zero"):
-        _check_deepspeed()
+        check_installed("deepspeed", "deepspeed", "launch")
         if on_cpu:
             import deepspeed
 
@@ -182,10 +177,3 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
         found["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
     return found
-
-
-def _check_deepspeed() -> None:
-    try:
-        importlib.metadata.version("deepspeed")
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError("launch: DeepSpeed is not installed; pip install 't5-pipeline[deepspeed]'") from None

@@ -33,6 +33,7 @@ from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.context import C, Stage
 from t5_pipeline.execution.devices import free_memory, make_accelerator, set_threads
 from t5_pipeline.execution.job import JobRunner
+from t5_pipeline.execution.packages import check_packages
 from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places, jobs
 
 _MAIN_PROCESS_S = 5.0  # it may fail later than the others, or not at all
@@ -156,6 +157,8 @@ def _run(
     if not open_cells:
         show(f"{name}: nothing to do, {statuses[0].reason}")
         return
+    for status in open_cells:
+        check_packages(status.cell.settings)
     set_threads(recipe.stages[name][0].settings.threads, launch)
     accelerator = make_accelerator([status.cell.settings for status in open_cells], launch, run_dir.path)
     main_process = accelerator.is_main_process

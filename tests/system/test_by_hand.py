@@ -226,6 +226,6 @@ def test_a_tracker_that_is_not_installed(finished: Tiny, tmp_path: Path) -> None
     )
     refused(
         stage("lm_adapt", *adapt, "--trackers", "wandb"),
-        r"trackers: wandb is not installed; pip install 't5-pipeline\[trackers\]'",
+        r"--trackers: wandb is not installed; pip install 't5-pipeline\[trackers\]'",
     )
     assert not (tmp_path / "out").exists()
