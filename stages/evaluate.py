@@ -46,10 +46,13 @@ def evaluate(stage: Stage[EvaluateConfig], methods: Mapping[str, Method] = METHO
         for digest in models:
             evaluator = Evaluator(stage, [one for one in candidates if one.digest == digest], count)
             for row in evaluator.rows(rows):
-                name, found = row["method"] if row.get("seed") is None else row["cell"] or row["method"], row["metrics"]
-                metrics.write({"step": bar.done, "cell": name, "task": row["task"], "method": row["method"], **found})
-                on = f" on {row['model']}" if len(models) > 1 and name == row["method"] else ""
-                log.info("%s: %s, %s%s: %s", stage.name, row["task"], name, on, scores_text(found))
+                method, found = row["method"], row["metrics"]
+                cell = row["cell"] if row.get("seed") is not None else None
+                metrics.write(
+                    {"step": bar.done, "cell": cell or method, "task": row["task"], "method": method, **found}
+                )
+                more = f", {cell}" if cell else f" on {row['model']}" if len(models) > 1 else ""
+                log.info("%s: %s, %s%s: %s", stage.name, row["task"], method, more, scores_text(found))
                 rows.append(row)
 
     stage.cells[0].facts.update(solutions=len(candidates), models=len(models))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def collect(recipe: Recipe, run_dir: RunDir) -> list[dict[str, Any]]:
                 "reason": status.reason,
                 "step": step,
                 "steps": steps,
-                "loss": last.losses.get(cell.id, last.loss) if last else None,
+                "loss": _loss(last, cell.id) if last else None,
                 "seconds": manifest.seconds if manifest else None,
                 "updated": updated,
                 "digest": next((o.digest for o in manifest.outputs.values()), None) if manifest else None,
@@ -80,6 +81,12 @@ def as_text(rows: list[dict[str, Any]]) -> str:
             ]
         )
     return "\n".join(aligned(table))
+
+
+def _loss(row: LoggedRow, cell: str) -> float | None:
+    """The loss of a cell in a row; in a sweep, the mean over its prompts."""
+    own = [loss for name, loss in row.losses.items() if name == cell or name.startswith(f"{cell},")]
+    return statistics.fmean(own) if own else row.loss
 
 
 def _last_rows(path: Path, steps: int | None) -> tuple[int | None, LoggedRow | None, float | None]:

@@ -88,6 +88,18 @@ def test_steps_of_a_sweep_in_turns_are_those_of_the_run(tiny: Tiny) -> None:
     assert (row["step"], row["steps"]) == (12, 18)
 
 
+def test_the_loss_of_a_sweep_is_that_of_its_own_prompts(tiny: Tiny) -> None:
+    recipe = load_recipe(tiny.recipe, [parse_override("prompt_tune.sweep={learning_rate: [0.1, 0.2]}")])
+    first, second = recipe.stages["prompt_tune"][:2]
+    run_dir = RunDir(tiny.run)
+    log = run_dir.log_directory(first, run_dir.job_directories("prompt_tune"))
+    assert log is not None
+    losses = {f"{c.id},learning_rate=0.{n}": n + 5.0 * i for i, c in enumerate((first, second)) for n in (1, 2)}
+    (log / "metrics.jsonl").write_text(json.dumps({"step": 2, "loss": 4.0, "losses": losses}) + "\n")
+    rows = [row["loss"] for row in collect(recipe, run_dir) if row["cell"] in (first.id, second.id)]
+    assert rows == [1.5, 6.5]
+
+
 def test_a_validation_counts_as_a_step_that_was_logged(tiny: Tiny) -> None:
     """The last step is validated, but not always a multiple of log_every."""
     log = tiny.run / "lm_adapt" / "metrics.jsonl"

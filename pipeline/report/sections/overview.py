@@ -46,7 +46,8 @@ def overview_section(run: Run, tasks: list[TaskScores]) -> Section | None:
         class_="mean",
     )
     caption = (
-        "Best line of each method: mean ± standard deviation over seeds of the metric that ranks prompts, times 100."
+        "Best line of each method by these scores (of many lines, the best is partly the luckiest): mean ± standard"
+        " deviation over seeds of the metric that ranks prompts, times 100."
         " Last row: mean over each task's metrics, then over tasks, for methods that have all of them."
     )
     return section("overview", "All tasks", table(caption, tag("thead", head), tag("tbody", *rows, average)))

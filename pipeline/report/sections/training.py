@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
 from t5_pipeline.config.references import named
-from t5_pipeline.config.soft_prompt import PromptTuneConfig
+from t5_pipeline.config.soft_prompt import PromptMultitaskConfig, PromptTuneConfig
+from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.collect import CellResult, Job, Run
 from t5_pipeline.report.curves import Curve, Curves, mean, thinned
@@ -34,8 +35,16 @@ def losses_section(run: Run, paths: dict[str, str], series: Series) -> Section |
             title = f", {what} {task}{f' ({variant})' if variant else ''}. Light: seeds. Bold: their mean."
             lines = _lines(groups, paths, series)
             described = f"Losses of {stage} on {task}: {_all_ends(lines)}."
-            figures.append(_figure(stage, title, lines, "Loss per target token", f"loss-{stage}-{number}", described))
+            y = _loss_axis(next(iter(groups.values()))[0][0].settings)
+            figures.append(_figure(stage, title, lines, y, f"loss-{stage}-{number}", described))
     return section("losses", "Loss curves", plots(figures)) if figures else None
+
+
+def _loss_axis(settings: StageConfig) -> str:
+    """Title of the axis of a loss that was learned on tasks."""
+    title = "Loss of a batch" if getattr(settings, "loss", "mean") == "sum" else "Loss per target token"
+    several = isinstance(settings, PromptMultitaskConfig) and len(settings.tasks) > 1
+    return f"{title}, sum over tasks" if several else title
 
 
 def _model_losses(run: Run, job: Job, series: Series, name: str) -> Markup:
