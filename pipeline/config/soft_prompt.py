@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -62,6 +63,21 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig):
     def init_input(self) -> str | None:
         """The input that the prompt starts from; None if it is not a trained one."""
         return self._TRAINED.get(self.prompt_init)
+
+    def resolved(
+        self, makers: Sequence[StageConfig], others: bool, where: Callable[[tuple[str | int, ...]], str]
+    ) -> Self:
+        """Also check the length of the prompt that it starts from, unless a sweep of the recipe chooses that."""
+        own = {c.prompt_length for c in self.trained_together() if isinstance(c, SoftPromptConfig)}
+        for maker in makers:
+            learned = maker.trained_together() if isinstance(maker, SoftPromptConfig) else []
+            lengths = {c.prompt_length for c in learned if isinstance(c, SoftPromptConfig)}
+            if len(lengths) == 1 and own != lengths:
+                raise InputError(
+                    f"{where(('prompt_length',))}: must be {lengths.pop()}, the length of the prompt that"
+                    f" `{self.init_input}` names; change one of the two"
+                )
+        return self
 
     def first_words(self) -> list[str]:
         """The words of `prompt_init: class_labels`."""

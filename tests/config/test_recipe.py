@@ -145,6 +145,26 @@ def test_a_sweep_of_seeds_replaces_the_seed_of_the_recipe_only(recipe: Path) -> 
     assert [trial.seed for trial in settings.trials().values()] == [5, 6]
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "wrong"),
+    [("prompt_length: 20", "prompt_length: 20", False), ("prompt_length: 20", "prompt_init: prompt", True),
+     ("sweep: {prompt_length: [10, 20]}", "prompt_length: 20", False),
+     ("prompt_length: 20", "sweep: {prompt_length: [10, 20]}", True)],
+)  # fmt: skip
+def test_the_length_of_a_trained_prompt_to_start_from(recipe: Path, source: str, target: str, wrong: bool) -> None:
+    """Otherwise a run would find out once the first prompt has trained."""
+    first = f"  source: {{uses: prompt_tune, model: pretrain, task: tone, {source}}}\n"
+    init = "prompt_init: prompt, init_prompt: source" if target != "prompt_init: prompt" else "init_prompt: source"
+    second = f"  target:\n    uses: prompt_tune\n    {target}\n    <<: {{model: pretrain, task: tone, {init}}}\n"
+    recipe.write_text(recipe.read_text() + first + second)
+    if not wrong:
+        load_recipe(recipe)
+        return
+    where = r"small.yaml:\d+: stages.target.prompt_length"
+    with pytest.raises(InputError, match=rf"{where}: must be 20, the length of the prompt that `init_prompt` names"):
+        load_recipe(recipe)
+
+
 def test_a_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_recipe(tmp_path / "none.yaml")

@@ -55,6 +55,7 @@ def test_t5s_of_two_cells_have_names_of_their_own(tiny: Tiny) -> None:
     for t5 in t5s:
         assert f"evaluate: about, no prompt on {t5}: accuracy" in done.err
         cell = "model=" + t5.replace("/", "-").replace("=", "-")
+        assert f"evaluate: about, prompt tuning, {cell},seed=0: accuracy" in done.err
         rows = [row for row in found if row["model"] == t5 and row["method"] != "majority class"]
         assert [(row["method"], row.get("source"), row.get("cell")) for row in rows] == [
             ("no prompt", None, None),
