@@ -173,8 +173,13 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
 
     def warnings(self) -> list[str]:
         """Settings that work, but probably not as intended."""
-        problem = self.rate_problem()
-        return [problem] if problem else []
+        found = [problem] if (problem := self.rate_problem()) else []
+        if self.schedule == "constant" and self.warmup_steps > self.steps > 0:
+            found.append(
+                f"`warmup_steps` ({self.warmup_steps:,}) are more than the {self.steps:,} `steps`, so the learning rate"
+                " does not reach `learning_rate`; lower them"
+            )
+        return found
 
     def check_engine(self, engine: str) -> None:
         """Also reject Adafactor on sharded weights: it factors, scales and clips whole matrices."""

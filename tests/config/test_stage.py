@@ -131,6 +131,20 @@ def test_a_rate_for_adamw_is_too_small_for_rsqrt(model: str, rate: str) -> None:
     assert settings.model_copy(update={"schedule": "constant"}).rate_problem() is None
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "count"), [("constant", 101, 1), ("constant", 100, 0), ("rsqrt", 101, 0)]
+)
+def test_a_warmup_that_does_not_end(schedule: str, warmup: int, count: int) -> None:
+    settings = LMAdaptConfig(model="m", tokens="tokens", steps=100, schedule=schedule, warmup_steps=warmup)  # type: ignore[arg-type]
+    assert (
+        settings.warnings()
+        == [
+            "`warmup_steps` (101) are more than the 100 `steps`, so the learning rate does not reach `learning_rate`;"
+            " lower them"
+        ][:count]
+    )
+
+
 def test_steps_to_keep_after_the_last_one() -> None:
     """A recipe whose `steps` are lowered for a trial still runs."""
     settings = LMAdaptConfig(model="m", tokens="tokens", steps=100, keep_steps=[50, 100, 2000, 1000])
