@@ -120,6 +120,8 @@ def _check_seeds(given: argparse.Namespace) -> None:
         raise InputError("--vote: a single prompt cannot vote; give --seeds 3, for example")
     if given.seeds > 1 and not given.vote and given.select == "last":
         raise InputError("--seeds: --select last gives no validation scores to choose a seed by; add --vote")
+    if isinstance(given.sweep, dict) and "seed" in given.sweep:
+        raise InputError("--sweep: each prompt of `tune` has one seed; remove `seed`, and give --seeds to try several")
 
 
 def _show_results(run: TuneRun) -> None:

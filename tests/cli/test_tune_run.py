@@ -89,6 +89,7 @@ def test_tune_does_not_replace_another_run(place: Place, tmp_path: Path) -> None
     (["--metrics", "f1"], "--metrics: `f1` needs the task's `labels`"),
     (["--model", "no/such/model"], "--model: no/such/model does not exist"),
     (["--vote"], "--vote: a single prompt cannot vote"),
+    (["--sweep", "{seed: [1, 2]}"], "--sweep: each prompt of `tune` has one seed; remove `seed`"),
     (["--seeds", "2", "--select", "last"], "--seeds: --select last gives no validation scores"),
     (["--seeds", "2"], "--seeds: the rows are too few to hold some out"),
     (["--select", "best"], "--select: the rows are too few to hold some out"),
