@@ -66,10 +66,10 @@ def _rows(recipe: Recipe, cell: Cell) -> int:
         if type(rows) is not int or not 0 < rows < 2**31:
             raise InputError(f"{place / 'tokens.json'}: is damaged; run `prepare` again to rebuild it")
         return rows
-    prepare = recipe.stages[tokens.stage][0].settings
-    if not isinstance(prepare, PrepareConfig) or prepare.vocabulary:
+    maker = recipe.maker(tokens)
+    if maker is None or not isinstance(maker.settings, PrepareConfig) or maker.settings.vocabulary:
         return T5Config().vocab_size
-    return embedding_rows(prepare.vocabulary_size + SENTINELS)
+    return embedding_rows(maker.settings.vocabulary_size + SENTINELS)
 
 
 SEGMENTS_PER_ROW = 1.14

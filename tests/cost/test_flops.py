@@ -99,6 +99,22 @@ def test_weights_say_whether_a_new_t5_of_transformers_is_tied(tmp_path: Path) ->
         assert found.parameters == sum(p.numel() for p in model.parameters())
 
 
+def test_a_new_t5_has_the_vocabulary_of_its_own_cell_of_prepare(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("""\
+name: small
+stages:
+  prepare: {corpus: stdlib-docs, matrix: {vocabulary_size: [1000, 4000]}}
+  pretrain:
+    uses: span_corrupt
+    init: {d_model: 64}
+    steps: 10
+    matrix: {tokens: [prepare/vocabulary_size=1000, prepare/vocabulary_size=4000]}
+""")
+    recipe = load_recipe(tmp_path / "small.yaml")
+    shapes = [shape_of(recipe, RunDir(tmp_path / "run"), cell) for cell in recipe.stages["pretrain"]]
+    assert [shape and shape.vocab_size for shape in shapes] == [1152, 4224]
+
+
 def test_step_of_each_kind() -> None:
     shape = SIZES["small"]
     adapted, tuned = step_cost(lm(), shape), step_cost(prompt(batch_size=4), shape)
