@@ -39,7 +39,7 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     c, loaded = stage.config, stage.load_model()
     t5, vocabulary = loaded.t5, loaded.vocabulary
     start = stage.input(c.init_input).path if c.init_input else None
-    starts = [initial_rows(t5, vocabulary, c, c.seed + k, start) for k in range(c.components)]
+    starts = [initial_rows(t5, vocabulary, c, seed, start) for seed in c.component_seeds()]
     bank = PromptBank(check_starts(starts, c.dropout))
     if c.precision == "bf16":
         t5.to(torch.bfloat16)
@@ -60,8 +60,8 @@ def prompt_mixture(stage: Stage[PromptMixtureConfig]) -> None:
     def publish(step: int, result: TrainingResult) -> None:
         best, learned = result.best(), result.weights()
         prompts = []
-        for k, rows_PD in enumerate(bank.split(learned["model.bank.rows_RD"])):
-            about = loaded.identity | {"width": t5.shape.d_model, "seed": c.seed + k, "step": best.step}
+        for seed, rows_PD in zip(c.component_seeds(), bank.split(learned["model.bank.rows_RD"]), strict=True):
+            about = loaded.identity | {"width": t5.shape.d_model, "seed": seed, "step": best.step}
             prompts.append(Prompt(rows_PD, PromptInfo.tuned(c, **about)))
         weights = learned["logits_K"].double().softmax(dim=0).tolist()
         trained = sum(tensor.numel() for tensor in learned.values())

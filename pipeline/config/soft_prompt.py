@@ -212,6 +212,7 @@ class PromptMixtureConfig(SoftPromptConfig, OneTaskConfig):
     kind: ClassVar[str] = "prompt_mixture"
     summary: ClassVar[str] = "freeze a T5 and learn a task as several soft prompts with learned weights"
     outputs: ClassVar[tuple[str, ...]] = ("mixture",)
+    code_version: ClassVar[int] = 4
     scored_as: ClassVar[tuple[str, str] | None] = (
         "mixtures",
         "prompt mixtures: a prompt_mixture stage, or a directory",
@@ -221,6 +222,10 @@ class PromptMixtureConfig(SoftPromptConfig, OneTaskConfig):
     weight_learning_rate: float = setting(
         0.01, "learning rate of the mixture weights' logits; they share the prompts' schedule", gt=0
     )
+
+    def component_seeds(self) -> list[int]:
+        """The seed that each prompt starts from; mixtures of other seeds share none of them."""
+        return [(self.seed * self.components + k) % 2**63 for k in range(self.components)]
 
     def readings(self) -> int:
         return self.components

@@ -170,3 +170,14 @@ def test_prompts_train_together_on_one_t5() -> None:
     assert not one.together_with(one.model_copy(update={"dropout": 0.5}))
     mixture = PromptMixtureConfig(model="m", task=TASK)  # type: ignore[arg-type]
     assert not mixture.together_with(mixture)
+
+
+def test_mixtures_of_different_seeds_start_from_different_prompts() -> None:
+    seeds = [
+        seed
+        for of_mixture in (0, 1, 2**63 - 1)
+        for seed in PromptMixtureConfig(model="m", task=TASK, seed=of_mixture).component_seeds()  # type: ignore[arg-type]
+    ]
+    assert seeds[:10] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert len(set(seeds)) == 15
+    assert max(seeds) < 2**63  # torch's limit
