@@ -60,7 +60,7 @@ def _add_free_text(text: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     text.add_argument("--beams", type=positive, default=1, metavar="N", help="beam search with N beams")
     text.add_argument(
-        "--length-penalty", type=float, default=1.0, metavar="X",
+        "--length-penalty", type=float, metavar="X",
         help="beams: divide log p by the number of tokens to the power of X (default: 1)",
     )  # fmt: skip
     text.add_argument(
@@ -70,7 +70,7 @@ def _add_free_text(text: argparse._ArgumentGroup) -> None:
         "--top-p", type=_probability, metavar="P", help="sample from the likeliest tokens with this total probability"
     )
     text.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the samples; each row has its own draws (default: 0)"
+        "--seed", type=int, metavar="N", help="seed of the samples; each row has its own draws (default: 0)"
     )
 
 
@@ -78,7 +78,10 @@ def _predict(given: argparse.Namespace) -> int:
     sampling = given.temperature is not None or given.top_p is not None
     if sampling and given.beams > 1:
         raise InputError("--beams: cannot be combined with --temperature or --top-p; choose beam search or sampling")
-
+    if given.seed is not None and not sampling:
+        raise InputError("--seed: nothing is drawn without --temperature or --top-p; remove it, or give one of them")
+    if given.length_penalty is not None and given.beams == 1:
+        raise InputError("--length-penalty: has no effect without beam search; remove it, or give --beams")
     from t5_pipeline.config.launch import LaunchContext
     from t5_pipeline.evaluation.decoding import Decoding
     from t5_pipeline.execution.devices import set_threads
@@ -88,7 +91,8 @@ def _predict(given: argparse.Namespace) -> int:
     check_output(given.output)
     set_threads(given.threads, LaunchContext())
     temperature = (given.temperature or 1.0) if sampling else 0.0
-    decoding = Decoding(given.beams, given.length_penalty, temperature, given.top_p or 1.0, given.seed)
+    penalty = 1.0 if given.length_penalty is None else given.length_penalty
+    decoding = Decoding(given.beams, penalty, temperature, given.top_p or 1.0, given.seed or 0)
     predict = Predict(given.batch_size, given.max_output_length, decoding)
     engine = Engine.load(given.model, given.prompts, precision=given.precision, compiled=given.compile)
     counts = predict(engine, given.input, given.output)
