@@ -109,6 +109,7 @@ def _add_status(app: FastAPI, server: Server) -> None:
         )
         return HTMLResponse(content, headers={"Content-Security-Policy": policy})
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """The process answers and its scheduler runs."""
@@ -116,6 +117,7 @@ def _add_status(app: FastAPI, server: Server) -> None:
             raise Refused(503, "the scheduler has stopped")
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
     async def ready() -> dict[str, Any]:
         """The server accepts requests."""

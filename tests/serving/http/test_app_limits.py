@@ -48,6 +48,8 @@ def test_a_full_queue_says_when_to_retry(served: Served, monkeypatch: pytest.Mon
 def test_keys_are_required_except_for_pages_and_health(served: Served) -> None:
     for path in ("/health", "/ready", "/", "/docs", "/docs/swagger-ui.css", "/openapi.json"):
         assert served.request("GET", path, key=None)[0] == 200
+    for path in ("/health", "/ready"):  # some load balancers ask without wanting an answer
+        assert served.send(f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 30) == 200
     assert (
         served.request("GET", "/docs/..%2fcore.py")[0] == served.request("GET", "/docs/redoc.standalone.js")[0] == 404
     )
