@@ -33,11 +33,13 @@ from t5_pipeline.core.errors import BAD_INPUT, InputError, Terminated
 from t5_pipeline.core.paths import inside
 from t5_pipeline.core.printable import say, show
 from t5_pipeline.core.quick_exit import exit_quickly
+from t5_pipeline.execution.openmp import limit_spinning
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code (docs/command_line.md)."""
     exit_quickly()
+    limit_spinning()
     try:
         with _sigterm_as_exception(), boundary():
             given = _parser().parse_args(arguments)
