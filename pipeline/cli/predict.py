@@ -82,6 +82,7 @@ def _predict(given: argparse.Namespace) -> int:
         raise InputError("--seed: nothing is drawn without --temperature or --top-p; remove it, or give one of them")
     if given.length_penalty is not None and given.beams == 1:
         raise InputError("--length-penalty: has no effect without beam search; remove it, or give --beams")
+
     from t5_pipeline.config.launch import LaunchContext
     from t5_pipeline.evaluation.decoding import Decoding
     from t5_pipeline.execution.devices import set_threads

@@ -22,7 +22,14 @@ from t5_pipeline.cost.flops import shape_of, stage_memory, step_cost
 from t5_pipeline.cost.memory import Memory, TrainingFootprint, moments_bytes
 from t5_pipeline.cost.probes import ProbeCost, probe_cost
 from t5_pipeline.cost.throughput import seconds_of_a_step
-from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, jobs, wanted_steps
+from t5_pipeline.execution.staleness import (
+    CellStatus,
+    cell_statuses,
+    check_first_rows,
+    check_outside,
+    jobs,
+    wanted_steps,
+)
 from t5_pipeline.modeling.config import T5Config
 from t5_pipeline.modeling.presets import SIZES
 
@@ -104,6 +111,7 @@ def plan(
     for name in recipe.stages:
         check_outside(recipe, name)
     made = Plan(recipe, run_dir, cell_statuses(recipe, run_dir))
+    check_first_rows(recipe, [status.cell for status in made.statuses if not status.up_to_date])
     estimator = _Estimator(recipe, run_dir, rate, memory)
     for name in recipe.stages:
         of_stage = [status for status in made.statuses if status.cell.stage == name]

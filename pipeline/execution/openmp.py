@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 SPINS = "20000"
-"""As fast as the default on an idle machine, and several times as fast beside another program (docs/performance.md)."""
+"""Nearly as fast as the default alone, 2.7 times as fast beside a program of the same kind (docs/performance.md)."""
 
 _VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

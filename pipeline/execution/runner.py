@@ -18,7 +18,7 @@ from t5_pipeline.core.printable import say
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.execution.launcher import command, launch
 from t5_pipeline.execution.packages import check_installed, check_packages
-from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, check_places
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_first_rows, check_outside, check_places
 
 
 def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | None = None) -> int:
@@ -75,22 +75,20 @@ def _check(recipe: Recipe, run_dir: RunDir, names: list[str]) -> None:
         check_places(recipe.stages[name], run_dir)
         command(recipe.kind(name), recipe.launch[name], [], recipe.where_launch(name))
         recipe.launch_config(name)
-    for status in cell_statuses(recipe, run_dir):
-        if status.cell.stage in names and not status.up_to_date:
-            _check_packages(recipe, status)
+    cells = [s.cell for s in cell_statuses(recipe, run_dir) if s.cell.stage in names and not s.up_to_date]
+    check_first_rows(recipe, cells)
+    for cell in cells:
+        check_packages(cell.settings)
+    for name in dict.fromkeys(cell.stage for cell in cells):
+        launch = recipe.launch_config(name)
+        if launch is not None and launch.engine.startswith("zero"):
+            check_installed("deepspeed", "deepspeed", recipe.where_launch(name))
     file = run_dir.path / "recipe.yaml"
     same = has_content(file, recipe.text().encode())
     if os.path.lexists(file) and not same and not run_dir.state.is_dir():
         raise InputError(
             f"{file}: already exists and was not written by a run; choose another run directory, or move it away"
         )
-
-
-def _check_packages(recipe: Recipe, status: CellStatus) -> None:
-    check_packages(status.cell.settings)
-    launch = recipe.launch_config(status.cell.stage)
-    if launch is not None and launch.engine.startswith("zero"):
-        check_installed("deepspeed", "deepspeed", recipe.where_launch(status.cell.stage))
 
 
 def _write_recipe(recipe: Recipe, run_dir: RunDir) -> bytes | None:

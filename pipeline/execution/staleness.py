@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,9 +65,8 @@ def check_outside(recipe: Recipe, stage: str) -> None:
     """Check that everything that a stage reads from outside the run exists, before anything is launched.
 
     Raises:
-        InputError: if something is missing, or the first rows of a task do not fit its settings; names the setting.
+        InputError: if something is missing; names the setting.
     """
-    read_before: list[SplitRead] = []
     for cell in recipe.stages[stage]:
         where = cell.settings.where
         for name, owner, location in data_fields(cell.settings):
@@ -78,20 +78,40 @@ def check_outside(recipe: Recipe, stage: str) -> None:
         solved = _solved(recipe, cell)
         cell.settings.check_solved(solved)
         for read in cell.settings.splits_read(solved):
-            if read in read_before:
-                continue
-            read_before.append(read)
             task = Task.load(read.task)
             if read.split not in task.settings.splits and getattr(cell.settings, "split", None) == read.split:
                 raise InputError(
                     f"{where('split')}: task `{task.name}` has no split {read.split!r}; choose one of"
                     f" {', '.join(task.settings.splits)}, or add it to the `splits` of the task"
                 )
-            try:
+            with _reason(cell, read):
                 task.check_split(read.split, read.inputs_only)
-                task.check_first_rows(read.split, read.inputs_only)
-            except InputError as error:
-                raise InputError(f"{error} ({read.reason or f'{cell.stage} reads it'})") from None
+
+
+def check_first_rows(recipe: Recipe, cells: Iterable[Cell]) -> None:
+    """Check that the first rows of the tasks that cells read fit their settings, before anything is launched.
+
+    Raises:
+        InputError: if they do not; names the row and the setting.
+    """
+    checked: list[tuple[TaskConfig, str, bool]] = []
+    for cell in cells:
+        for read in cell.settings.splits_read(_solved(recipe, cell)):
+            key = (read.task, read.split, read.inputs_only)
+            if key in checked:
+                continue
+            checked.append(key)
+            with _reason(cell, read):
+                Task.load(read.task).check_first_rows(read.split, read.inputs_only)
+
+
+@contextlib.contextmanager
+def _reason(cell: Cell, read: SplitRead) -> Iterator[None]:
+    """Say in errors why a split is read."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} ({read.reason or f'{cell.stage} reads it'})") from None
 
 
 def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:

@@ -269,3 +269,16 @@ def test_an_unsupported_engine_is_rejected_before_anything_runs(tiny: Tiny) -> N
         assert re.match(rf"error: {where}: adafactor needs whole matrices, which zero2 shards", said.err), said.err
         assert said.err.count("\n") == 1
     assert listing(tiny.run) == before
+
+
+def test_a_template_that_fits_no_row_is_rejected_before_anything_runs(tiny: Tiny) -> None:
+    before = listing(tiny.run)
+    for word in ("run", "plan"):
+        said = t5_pipeline(
+            word, tiny.recipe, "--run-dir", tiny.run, "--set", "tasks.about.targets=a {kind}", "--set", "prepare.seed=9"
+        )
+        assert said.code == 2
+        assert re.match(r"error: \S+train\.jsonl:1: has no field 'kind' .* \(prompt_tune reads it\)\n$", said.err), (
+            said.err
+        )
+    assert listing(tiny.run) == before

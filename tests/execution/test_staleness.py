@@ -16,7 +16,7 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.overrides import parse_override
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_outside, jobs
+from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_first_rows, check_outside, jobs
 
 RECIPE = """\
 name: small
@@ -358,4 +358,4 @@ def test_the_first_rows_of_a_task_fit_its_settings(run: Run, overrides: list[str
         (rows / f"{split}.jsonl").write_text(text)
     recipe = load_recipe(run.recipe, map(parse_override, [f"tasks.tone.data={rows}", *overrides]))
     with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
-        check_outside(recipe, "prompt_tune")
+        check_first_rows(recipe, recipe.stages["prompt_tune"])
