@@ -22,8 +22,6 @@ from t5_pipeline.api.parameters import (
 )
 from t5_pipeline.artifacts.collection import unusable
 from t5_pipeline.artifacts.kinds import locate_one
-from t5_pipeline.cli.tune_run import TuneRun
-from t5_pipeline.cli.tune_task import one_task
 from t5_pipeline.config.stage import Precision
 from t5_pipeline.core.atomic_files import write_directory
 from t5_pipeline.core.errors import InputError
@@ -39,6 +37,8 @@ from t5_pipeline.serving.package import write_package
 from t5_pipeline.serving.pieces import Pieces
 from t5_pipeline.serving.question import Question
 from t5_pipeline.serving.transfer import push
+from t5_pipeline.tune.run import TuneRun
+from t5_pipeline.tune.task import one_task
 
 Input = str | Mapping[str, Any]
 """A finished input text, or the fields for the template of the prompt."""

@@ -15,7 +15,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import say, show
 
 if TYPE_CHECKING:
-    from t5_pipeline.cli.tune_run import TuneRun
+    from t5_pipeline.tune.run import TuneRun
 
 _OWN = ("task",)
 
@@ -76,9 +76,9 @@ def _add_task(task: argparse._ArgumentGroup) -> None:
 
 
 def _tune(given: argparse.Namespace) -> int:
-    from t5_pipeline.cli.tune_run import TuneRun, checked
-    from t5_pipeline.cli.tune_task import hold_out, one_task
     from t5_pipeline.data_prep.tasks.task import Task
+    from t5_pipeline.tune.run import TuneRun, checked
+    from t5_pipeline.tune.task import hold_out, one_task
 
     _check_seeds(given)
     task = one_task(

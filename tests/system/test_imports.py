@@ -17,10 +17,10 @@ from tests.tiny_run import ROOT, Tiny
 
 LAYERS = [
     "core", "data_prep", "modeling", "config", "artifacts", "execution", "training", "cost", "methods", "evaluation",
-    "serving", "diagnosis", "report", "cli", "stages", "api",
+    "serving", "diagnosis", "report", "tune", "cli", "stages", "api",
 ]  # fmt: skip
 APART = [{"training", "cost"}]  # neither imports the other
-TORCH_FREE = ["core", "data_prep", "config", "artifacts", "execution", "cost", "report", "cli"]
+TORCH_FREE = ["core", "data_prep", "config", "artifacts", "execution", "cost", "report", "tune", "cli"]
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "deepspeed", "peft", "ray", "matplotlib.pyplot"}
 PACKAGES = {
     "t5_pipeline": ROOT / "pipeline",

@@ -1,4 +1,4 @@
-"""The task and the held-out rows that `tune` makes of its flags; test_tune_run.py runs it."""
+"""The task and the held-out rows that `tune` makes of its flags; test_run.py runs it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from t5_pipeline.cli.tune_task import hold_out, one_task
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.task import Task
+from t5_pipeline.tune.task import hold_out, one_task
 
 
 def task(train: Path | str, validation: Path | str | None = None, labels: list[str] | None = None) -> TaskConfig:

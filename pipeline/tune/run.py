@@ -18,7 +18,6 @@ from typing import Any
 
 from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.artifacts.run_dir import RunDir
-from t5_pipeline.cli.tune_task import Named
 from t5_pipeline.config.command_line import flag, setting_at, validate_flags
 from t5_pipeline.config.recipe import Recipe, parse_recipe
 from t5_pipeline.config.recipe_file import read_recipe
@@ -32,6 +31,7 @@ from t5_pipeline.execution.launcher import command
 from t5_pipeline.execution.runner import run
 from t5_pipeline.report.collect import collect
 from t5_pipeline.report.tuned import score_on_test
+from t5_pipeline.tune.task import Named
 
 TUNE, EVALUATE = "prompt_tune", "evaluate"
 _ALSO_OF_EVALUATE = ("scoring", "precision", "threads")
