@@ -118,8 +118,8 @@ class SpanCorruptConfig(LanguageModelConfig):
     )
     init: T5Sizes | None = setting(None, "sizes of a randomly initialized T5 (or give `model`)")
     input_length: int = setting(512, "encoder tokens of an example", unit="tokens", gt=8)
-    noise_density: float = setting(0.15, "fraction of the tokens that is masked", gt=0, le=0.99)
-    mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", ge=1)
+    noise_density: float = setting(0.15, "fraction of the tokens that is masked", only="no mixture", gt=0, le=0.99)
+    mean_span_length: float = setting(3.0, "mean length of a masked span", unit="tokens", only="no mixture", ge=1)
     mixture: list[DenoiserConfig] = setting(
         [], "mixture of objectives instead of one: `ul2`, or in a recipe a list of denoisers", neutral=True
     )
@@ -149,15 +149,6 @@ class SpanCorruptConfig(LanguageModelConfig):
                     " this denoiser"
                 )
         return value
-
-    @model_validator(mode="after")
-    def one_objective(self) -> SpanCorruptConfig:
-        if self.mixture and (self.noise_density, self.mean_span_length) != (0.15, 3.0):
-            raise ValueError(
-                "`noise_density` and `mean_span_length` are those of span corruption alone; give them in"
-                " `mixture`, or remove one of the two"
-            )
-        return self
 
     @model_validator(mode="after")
     def one_start(self) -> SpanCorruptConfig:

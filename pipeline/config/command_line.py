@@ -16,10 +16,10 @@ from pydantic.fields import FieldInfo
 
 from t5_pipeline.config.overrides import Override, parse_override
 from t5_pipeline.config.references import load_task
-from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.stage import StageConfig, check_effects
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.located_yaml import Key, parse_value
-from t5_pipeline.core.schema import model_in, types_in, validate
+from t5_pipeline.core.schema import model_in, properties, types_in, validate
 from t5_pipeline.core.suggestions import nearest
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
@@ -238,7 +238,8 @@ def validate_flags(cls: type[C], values: Mapping[str, Any], program: str, named:
         InputError: if a value is wrong; names the flags instead of the keys of a recipe.
     """
     try:
-        return validate(cls, values, lambda key: named(setting_at(cls, key)) if key else program)
+        made = validate(cls, values, lambda key: named(setting_at(cls, key)) if key else program)
+        check_effects([made])
     except InputError as error:
         names = "|".join(name for name, _ in _fields(cls) if "." not in name)
         text = re.sub(
@@ -247,6 +248,7 @@ def validate_flags(cls: type[C], values: Mapping[str, Any], program: str, named:
             str(error),
         )
         raise InputError(text) from None
+    return made
 
 
 def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -262,8 +264,9 @@ def _fields(cls: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Field
 
 def _add(group: Any, name: str, field: FieldInfo) -> None:
     types = list(types_in(field.annotation))
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    unit = f" [{extra['unit']}]" if extra.get("unit") else ""
+    extra = properties(field)
+    only = f" ({extra['only']})" if ":" in extra["only"] else ""
+    unit = f" [{extra['unit']}]" if extra["unit"] else ""
     if field.is_required():
         default = "required"
     else:
@@ -271,7 +274,7 @@ def _add(group: Any, name: str, field: FieldInfo) -> None:
         shown = "none" if value in (None, [], {}) else repr(value) if str(value).isspace() else value
         default = f"default: {shown}"
     description = (field.description or "") + (_TASK_FILE if TaskConfig in types else "")
-    text = f"{description}{unit} ({default})".replace("%", "%%")
+    text = f"{description}{only}{unit} ({default})".replace("%", "%%")
     choices = [choice for t in types if get_origin(t) is Literal for choice in get_args(t)]
     if bool in types:
         group.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -41,7 +41,7 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     )
     beams: int = setting(1, "free text: number of beams; 1: greedy decoding", unit="beams", gt=0)
     length_penalty: float = setting(
-        1.0, "beam search: divide log p by the number of tokens to this power", ge=-20, le=20
+        1.0, "beam search: divide log p by the number of tokens to this power", only="beams", ge=-20, le=20
     )
     baselines: bool = setting(True, "also score the majority class and the frozen T5 without a prompt")
     ensembles: bool = setting(True, "also score the majority vote of prompts that differ only in their seed")

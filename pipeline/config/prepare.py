@@ -30,9 +30,15 @@ class PrepareConfig(StageConfig):
     vocabulary: Annotated[str | None, Data()] = setting(
         None, "SentencePiece file, tokenizer directory or hub model; none: train one on the corpus"
     )
-    vocabulary_size: int = setting(32000, "size of a trained vocabulary, without sentinels", unit="tokens", gt=8)
+    vocabulary_size: int = setting(
+        32000, "size of a trained vocabulary, without sentinels", unit="tokens", only="no vocabulary", gt=8
+    )
     vocabulary_characters: int = setting(
-        100_000_000, "characters from the start of the corpus to train the vocabulary on", unit="characters", gt=0
+        100_000_000,
+        "characters from the start of the corpus to train the vocabulary on",
+        unit="characters",
+        only="no vocabulary",
+        gt=0,
     )
     decontaminate: list[TaskConfig] = setting(
         [], "drop documents that contain an input of these tasks from a split other than `train`"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import field_validator
 
 from t5_pipeline.config.launch import REPLICATED
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
@@ -15,37 +15,32 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.schema import setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 
-_RUNTIME: Any = "runtime"  # without patience, probes change nothing
+# Without patience, probes change nothing.
+_of_probes = partial(setting, role="runtime", only="probe")
 
 
 class ProbeConfig(TrainingConfig):
     """Group: probes, which show how well the T5 can be prompted so far."""
 
     probe: list[TaskConfig] = setting(
-        [], "tasks on which to tune small prompts at intervals, to measure promptability; none: off", role=_RUNTIME
+        [], "tasks on which to tune small prompts at intervals, to measure promptability; none: off", role="runtime"
     )
-    probe_every: int = setting(
-        1000, "steps between probes; there is also one before the first step", unit="steps", role=_RUNTIME, gt=0
+    probe_every: int = _of_probes(
+        1000, "steps between probes; there is also one before the first step", unit="steps", gt=0
     )
-    probe_cost: float = setting(
-        0.1, "maximum FLOPs of all probes, as a fraction of the adaptation's", role=_RUNTIME, gt=0
+    probe_cost: float = _of_probes(0.1, "maximum FLOPs of all probes, as a fraction of the adaptation's", gt=0)
+    probe_patience: int = _of_probes(
+        0, "stop after this many probes without a better score; 0: never", unit="probes", ge=0
     )
-    probe_patience: int = setting(
-        0, "stop after this many probes without a better score; 0: never", unit="probes", role=_RUNTIME, ge=0
+    probe_prompts: int = _of_probes(3, "prompts of a probe for each task, which differ in their seed", gt=0)
+    probe_prompt_length: int = _of_probes(20, "length of a probe's prompts", unit="tokens", gt=0)
+    probe_steps: int = _of_probes(50, "steps of prompt tuning in a probe", unit="steps", gt=0)
+    probe_batch_size: int = _of_probes(16, "examples per step and prompt of a probe", unit="examples", gt=0)
+    probe_input_length: int = _of_probes(
+        128, "maximum input tokens in a probe, besides the prompt", unit="tokens", gt=0
     )
-    probe_prompts: int = setting(3, "prompts of a probe for each task, which differ in their seed", role=_RUNTIME, gt=0)
-    probe_prompt_length: int = setting(20, "length of a probe's prompts", unit="tokens", role=_RUNTIME, gt=0)
-    probe_steps: int = setting(50, "steps of prompt tuning in a probe", unit="steps", role=_RUNTIME, gt=0)
-    probe_batch_size: int = setting(16, "examples per step and prompt of a probe", unit="examples", role=_RUNTIME, gt=0)
-    probe_input_length: int = setting(
-        128, "maximum input tokens in a probe, besides the prompt", unit="tokens", role=_RUNTIME, gt=0
-    )
-    probe_rows: int = setting(
-        100,
-        "validation rows to score in a probe, spread evenly over the split; 0: all",
-        unit="rows",
-        role=_RUNTIME,
-        ge=0,
+    probe_rows: int = _of_probes(
+        100, "validation rows to score in a probe, spread evenly over the split; 0: all", unit="rows", ge=0
     )
 
     @field_validator("probe")
@@ -57,13 +52,6 @@ class ProbeConfig(TrainingConfig):
                 raise ValueError(f"names the task {task.name} twice; name each once")
             if "validation" not in task.splits:
                 raise ValueError(f"{task.name} has no split `validation` to score the prompts on; add one")
-        return value
-
-    @field_validator("probe_patience")
-    @classmethod
-    def patience_has_probes(cls, value: int, info: ValidationInfo) -> int:
-        if value and not info.data.get("probe"):
-            raise ValueError("needs tasks in `probe`; name one")
         return value
 
     def check_engine(self, engine: str) -> None:

@@ -31,7 +31,7 @@ from t5_pipeline.config.overrides import Override, apply_overrides
 from t5_pipeline.config.recipe_file import RECIPE_KEYS, read_recipe
 from t5_pipeline.config.references import InputRef, parse_ref, resolve_tasks
 from t5_pipeline.config.registry import STAGES
-from t5_pipeline.config.stage import StageConfig
+from t5_pipeline.config.stage import StageConfig, check_effects
 from t5_pipeline.config.sweep import combination_name
 from t5_pipeline.config.training import TrainingConfig
 from t5_pipeline.config.variables import substitute
@@ -238,6 +238,7 @@ class _StageParser:
             for combination in itertools.product(*matrix.values())
         ]
         self._check_ids(name, cells)
+        check_effects([cell.settings for cell in cells])
         self.parsed[name] = cells
 
     def _where(self, *key: str | int) -> str:

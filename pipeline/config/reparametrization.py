@@ -11,7 +11,11 @@ class RankOneConfig(Config):
     """Group: prompts whose rows are scaled by a matrix of rank one."""
 
     factor_learning_rate: float = setting(
-        0.4, "learning rate of the rank-one factors u and v; they share the prompts' schedule", neutral=True, gt=0
+        0.4,
+        "learning rate of the rank-one factors u and v; they share the prompts' schedule",
+        neutral=True,
+        only="reparametrization: rank_one",
+        gt=0,
     )
 
 
@@ -22,11 +26,16 @@ class ReparametrizationConfig(RankOneConfig):
         "none", "numbers to train: the rows (none), or others that give the rows (docs/prompts.md)", neutral=True
     )
     residual_width: int = setting(
-        400, "hidden width of the MLP (reparametrization: residual)", unit="numbers", neutral=True, gt=0
+        400, "hidden width of the MLP", unit="numbers", neutral=True, only="reparametrization: residual", gt=0
     )
-    rank: int = setting(10, "rank of the product A·B (reparametrization: low_rank)", neutral=True, gt=0)
+    rank: int = setting(10, "rank of the product A·B", neutral=True, only="reparametrization: low_rank", gt=0)
     superpos_tokens: int = setting(
-        128, "vocabulary rows in a weighted sum (reparametrization: superpos)", unit="tokens", neutral=True, gt=0
+        128,
+        "vocabulary rows in a weighted sum",
+        unit="tokens",
+        neutral=True,
+        only="reparametrization: superpos",
+        gt=0,
     )
 
     def trained_numbers(self, length: int, width: int) -> int:

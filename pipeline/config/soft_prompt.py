@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationError, model_validator
 
 from t5_pipeline.config.reparametrization import RankOneConfig, ReparametrizationConfig
 from t5_pipeline.config.stage import StageConfig
@@ -37,7 +37,9 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig):
     init_shared: Annotated[str | None, Input("task_prompts")] = setting(
         None, "shared prompt of other tasks to start from (prompt_init: shared): directory or stage"
     )
-    init_labels: list[str] = setting([], "words to start from instead of the task's labels (prompt_init: class_labels)")
+    init_labels: list[str] = setting(
+        [], "words to start from instead of the task's labels", only="prompt_init: class_labels"
+    )
     init_population: int = setting(
         5000, "number of most frequent tokens to sample from (prompt_init: vocabulary)", unit="tokens", gt=0
     )
@@ -50,8 +52,6 @@ class SoftPromptConfig(ExecutionConfig, LearningConfig):
         for init, field in (("text", "init_text"), *self._TRAINED.items()):
             if (self.prompt_init == init) != (getattr(self, field) is not None):
                 raise ValueError(f"`prompt_init: {init}` and `{field}` go together; give both or neither")
-        if self.init_labels and self.prompt_init != "class_labels":
-            raise ValueError("`init_labels` needs `prompt_init: class_labels`; set it, or remove `init_labels`")
         if self.prompt_init == "class_labels" and not self.first_words():
             names = ", ".join(task.name for task in self.made_for())
             raise ValueError(
@@ -100,10 +100,16 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
     scored_as: ClassVar[tuple[str, str] | None] = ("prompts", "soft prompts: a prompt_tune stage, or a directory")
 
     factor_long_prompts: bool = setting(
-        False, "factor Adafactor's second moments of prompts of 128 or more rows (the official code)"
+        False,
+        "factor Adafactor's second moments of prompts of 128 or more rows (the official code)",
+        only="optimizer: adafactor",
     )
     update_clipping: float = setting(
-        1.0, "Adafactor: maximum RMS of an update, before the learning rate is applied", neutral=True, gt=0
+        1.0,
+        "maximum RMS of an update, before the learning rate is applied",
+        neutral=True,
+        only="optimizer: adafactor",
+        gt=0,
     )
 
     # Settings that may differ between prompts trained in one batch on one frozen T5.
@@ -112,14 +118,6 @@ class PromptTuneConfig(SweepConfig, ReparametrizationConfig, LogitsConfig, SoftP
          "init_labels", "init_population", "learning_rate", "schedule", "warmup_steps", "step_offset", "weight_decay",
          "optimizer_step_offset", "factor_long_prompts", "update_clipping", *ReparametrizationConfig.model_fields)
     )  # fmt: skip
-
-    @field_validator("factor_long_prompts", "update_clipping")
-    @classmethod
-    def adafactor_uses_it(cls, value: Any, info: ValidationInfo) -> Any:
-        changed = value != cls.model_fields[info.field_name or ""].default
-        if changed and info.data.get("optimizer") != "adafactor":
-            raise ValueError("applies to `optimizer: adafactor`; remove one of the two")
-        return value
 
     @model_validator(mode="before")
     @classmethod

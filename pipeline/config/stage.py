@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator
-from pydantic.fields import FieldInfo
 
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.core.schema import Config, Input, Role, data_fields, setting
+from t5_pipeline.core.schema import Config, Input, Role, data_fields, properties, setting
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.modeling.config import T5Config
 
@@ -90,7 +89,7 @@ class StageConfig(Config):
     @classmethod
     def role(cls, name: str) -> Role:
         """Role of a setting in the result."""
-        role: Role = _extra(cls.model_fields[name])["role"]
+        role: Role = properties(cls.model_fields[name])["role"]
         return role
 
     def shaping(self) -> list[str]:
@@ -100,7 +99,7 @@ class StageConfig(Config):
             for name, field in type(self).model_fields.items()
             if self.role(name) == "trajectory"
             and name not in self.inputs()
-            and not (_extra(field)["neutral"] and getattr(self, name) == field.get_default(call_default_factory=True))
+            and (not properties(field)["neutral"] or self.changed(name))
         ]
 
     def check_engine(self, engine: str) -> None:
@@ -150,6 +149,10 @@ class StageConfig(Config):
     def together_with(self, other: StageConfig) -> bool:
         """Whether one process can make both cells at once (prompts on one frozen T5)."""
         return False
+
+    def trained_together(self) -> Sequence[StageConfig]:
+        """The settings of each prompt of a cell; of other cells its own."""
+        return [self]
 
     def schedule_depends_on_steps(self) -> bool:
         """Whether `steps` shapes the trajectory itself (a learning rate that falls to 0 at the last step)."""
@@ -204,10 +207,20 @@ class StageConfig(Config):
         return self
 
 
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    """The unit, role and neutrality of a setting."""
-    assert isinstance(field.json_schema_extra, dict), f"{field.description} is not declared with setting()"
-    return field.json_schema_extra
+def check_effects(cells: Sequence[StageConfig]) -> None:
+    """Check that each setting of a stage that was changed has an effect on one of its cells.
+
+    Raises:
+        InputError: if one has none; names it and what it needs.
+    """
+    variants = [one for cell in cells for one in cell.trained_together()]
+    useless = [one.without_effect() for one in variants]
+    for name, condition in useless[0].items():
+        if all(name in conditions for conditions in useless) and any(one.changed(name) for one in variants):
+            key = ("sweep", name) if name in getattr(cells[0], "sweep", ()) else (name,)
+            other = condition.removeprefix("no ")
+            problem = f"has no effect {'with' if other != condition else 'without'} `{other}`"
+            raise InputError(f"{cells[0].where(*key)}: {problem}; change one of the two")
 
 
 class PrecisionConfig(Config):

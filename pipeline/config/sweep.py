@@ -55,22 +55,21 @@ class SweepConfig(Config):
         {}, "lists of values by setting, to try in one batch; the best combination is published", neutral=True
     )
     halving: int = setting(
-        2, "sweep: η; 1/η of the prompts remain after each rung; 0: all train to the end", neutral=True, ge=0
-    )
+        2, "sweep: η; 1/η of the prompts remain after each rung; 0: all train to the end", neutral=True, only="sweep",
+        ge=0,
+    )  # fmt: skip
     first_rung: int = setting(
-        0, "sweep: step r of the first rung; 0: steps/η^k for k rungs", unit="steps", neutral=True, ge=0
+        0, "sweep: step r of the first rung; 0: steps/η^k for k rungs", unit="steps", neutral=True, only="sweep", ge=0
     )
     sweep_slots: int = setting(
         0, "sweep: K prompts train at a time, in turns up to each rung; 0: all at once", unit="prompts", neutral=True,
-        ge=0,
+        only="sweep", ge=0,
     )  # fmt: skip
 
     @model_validator(mode="after")
-    def rungs_need_a_sweep(self) -> SweepConfig:
+    def rungs_drop_prompts(self) -> SweepConfig:
         if self.halving == 1:
             raise ValueError("`halving: 1` would drop nothing; set 2 or more, or 0 to train all prompts to the end")
-        if not self.sweep and (self.halving != 2 or self.first_rung or self.sweep_slots):
-            raise ValueError("`halving`, `first_rung` and `sweep_slots` need a `sweep`; add it, or remove them")
         if self.first_rung and not self.halving:
             raise ValueError("`first_rung` has no effect with `halving: 0`; remove one of the two")
         return self

@@ -39,18 +39,15 @@ class OptimizerConfig(Config):
         ge=0,
     )
     optimizer_step_offset: int = setting(
-        0, "steps already counted in Adafactor's β₂ (official prompt tuning: 1,100,000)", unit="steps", ge=0
+        0,
+        "steps already counted in Adafactor's β₂ (official prompt tuning: 1,100,000)",
+        unit="steps",
+        only="optimizer: adafactor",
+        ge=0,
     )
     weight_decay: float = setting(0.0, "decoupled weight decay per step, not scaled by the learning rate", ge=0)
     z_loss: float = setting(1e-4, "weight of (log Z)² in the loss", ge=0)
     dropout: float = setting(0.0, "dropout rate", ge=0, lt=1)
-
-    @field_validator("optimizer_step_offset")
-    @classmethod
-    def offset_is_used(cls, value: int, info: ValidationInfo) -> int:
-        if value and info.data.get("optimizer") != "adafactor":
-            raise ValueError("applies to `optimizer: adafactor`; remove one of the two")
-        return value
 
     @field_validator("warmup_steps", mode="before")
     @classmethod
@@ -212,7 +209,6 @@ class TrainingConfig(RuntimeConfig, CheckpointConfig, PrecisionConfig, Optimizer
         return 1
 
     def trained_together(self) -> list[TrainingConfig]:
-        """The settings of each prompt of a cell; of other cells its own."""
         return [self]
 
     def at_once(self) -> list[TrainingConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator
 
 from t5_pipeline.config.launch import REPLICATED
 from t5_pipeline.config.stage import InferenceConfig, Package, ScoringConfig, SplitRead, StageConfig
@@ -72,14 +72,12 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
     )
     validate_every: int = setting(1000, "steps between validations (select: best)", unit="steps", gt=0)
     patience: int = setting(
-        0, "early stopping after this many validations without improvement; 0: off", unit="validations", ge=0
+        0,
+        "early stopping after this many validations without improvement; 0: off",
+        unit="validations",
+        only="select: best",
+        ge=0,
     )
-
-    @model_validator(mode="after")
-    def patience_has_scores(self) -> LearningConfig:
-        if self.patience and self.select == "last":
-            raise ValueError("`patience` needs validation scores; set `select: best`")
-        return self
 
     def splits_read(self, solved: Sequence[TaskConfig]) -> list[SplitRead]:
         found = [SplitRead(task, "train") for task in self.made_for()]
@@ -122,7 +120,7 @@ class ModelTuneConfig(LogitsConfig, ExecutionConfig, WholeModelConfig, LearningC
         "proportional", "several tasks: sample in proportion to their training rows (T5), or equally"
     )
     mixing_limit: int = setting(
-        2**19, "proportional: cap on the training rows counted for one task (T5's K)", unit="rows", gt=0
+        2**19, "cap on the training rows counted for one task (T5's K)", unit="rows", only="mixing: proportional", gt=0
     )
 
     def trained_parameters(self, shape: T5Config) -> int | None:
@@ -143,14 +141,21 @@ class PeftTuneConfig(LearningConfig, OneTaskConfig):
     method: PeftMethod = setting(
         ..., "lora: low-rank updates; ia3: scales; prefix_tuning: keys, values; p_tuning: a network"
     )
-    rank: int = setting(8, "lora: rank r of the update of a matrix", gt=0)
-    alpha: float = setting(16.0, "lora: the update is scaled by alpha / rank", gt=0)
+    rank: int = setting(8, "rank r of the update of a matrix", only="method: lora", gt=0)
+    alpha: float = setting(16.0, "the update is scaled by alpha / rank", only="method: lora", gt=0)
     target_modules: list[Projection] = setting(
-        [], "lora, ia3: projections to adapt in every layer; none: q v for lora, k v wo for ia3"
+        [],
+        "projections to adapt in every layer; none: q v for lora, k v wo for ia3",
+        only="method: lora or ia3",
     )
-    virtual_tokens: int = setting(100, "prefix_tuning, p_tuning: length of the prefix or prompt", unit="tokens", gt=0)
+    virtual_tokens: int = setting(
+        100, "length of the prefix or prompt", unit="tokens", only="method: prefix_tuning or p_tuning", gt=0
+    )
     hidden_size: int = setting(
-        0, "width of the reparametrization network; 0: d_model for p_tuning, none for prefix_tuning", ge=0
+        0,
+        "width of the reparametrization network; 0: d_model for p_tuning, none for prefix_tuning",
+        only="method: prefix_tuning or p_tuning",
+        ge=0,
     )
 
     def packages(self) -> list[Package]:
@@ -159,10 +164,7 @@ class PeftTuneConfig(LearningConfig, OneTaskConfig):
     @field_validator("target_modules")
     @classmethod
     def modules_are_adapted(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        method = info.data.get("method")
-        if value and method not in TARGETS:
-            raise ValueError(f"applies to `method: {' or '.join(TARGETS)}`; remove one of the two")
-        return list(dict.fromkeys(value or TARGETS.get(str(method), [])))
+        return list(dict.fromkeys(value or TARGETS.get(str(info.data.get("method")), [])))
 
 
 class PromptDesignConfig(InferenceConfig, OneTaskConfig):
@@ -183,8 +185,10 @@ class PromptDesignConfig(InferenceConfig, OneTaskConfig):
     shots: int = setting(
         0, "demonstrations (training rows) before each input, balanced over labels, drawn by `seed`", unit="rows", ge=0
     )
-    demonstration: str = setting("{input} {target}", "format of a demonstration; {input} is the filled template")
-    separator: str = setting(" ", "text after each demonstration")
+    demonstration: str = setting(
+        "{input} {target}", "format of a demonstration; {input} is the filled template", only="shots"
+    )
+    separator: str = setting(" ", "text after each demonstration", only="shots")
 
     @field_validator("templates", "demonstration")
     @classmethod

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.suggestions import close_to, nearest
@@ -43,6 +44,7 @@ def setting(
     unit: str = "",
     role: Role = "trajectory",
     neutral: bool = False,
+    only: str = "",
     **constraints: Any,
 ) -> Any:
     """A field with its description, unit and role.
@@ -50,8 +52,10 @@ def setting(
     Args:
         neutral: the default changes no result and is left out of fingerprints, so that stages that finished before the
             setting existed stay up to date.
+        only: the values of another setting with which this one has an effect, as in "method: lora or ia3"; "sweep" is
+            any value but the default, and "no mixture" the default.
     """
-    extra: dict[str, Any] = {"unit": unit, "role": role, "neutral": neutral}
+    extra: dict[str, Any] = {"unit": unit, "role": role, "neutral": neutral, "only": only}
     if isinstance(default, (dict, list)):
         return Field(
             default_factory=lambda: type(default)(default),
@@ -96,6 +100,24 @@ class Config(BaseModel):
         """The name of a key of settings that were not validated with `validate`."""
         return ".".join(map(str, key))
 
+    def changed(self, name: str) -> bool:
+        """Whether a setting has another value than its default."""
+        default = type(self).model_fields[name].get_default(call_default_factory=True)
+        return bool(getattr(self, name) != default)
+
+    def without_effect(self) -> dict[str, str]:
+        """The settings that the value of another one makes useless: name → `only` of its declaration."""
+        conditions = {name: properties(field)["only"] for name, field in type(self).model_fields.items()}
+        return {name: only for name, only in conditions.items() if only and not self._meets(only)}
+
+    def _meets(self, condition: str) -> bool:
+        name, _, values = condition.removeprefix("no ").partition(": ")
+        if name not in type(self).model_fields:  # a stage can use a group of settings without the one that asks for it
+            return True
+        if values:
+            return getattr(self, name) in values.split(" or ")
+        return self.changed(name) != condition.startswith("no ")
+
     @field_validator("*", mode="before")
     @classmethod
     def number_is_not_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
@@ -123,6 +145,12 @@ class Config(BaseModel):
         if value == "" and any(isinstance(mark, (Input, Data)) for mark in marks):
             raise ValueError("is empty; give a path or a name (is a variable of the shell not set?)")
         return value
+
+
+def properties(field: FieldInfo) -> dict[str, Any]:
+    """Unit, role, neutrality and condition of a setting."""
+    assert isinstance(field.json_schema_extra, dict), f"{field.description} is not declared with setting()"
+    return field.json_schema_extra
 
 
 def defaults(**values: Any) -> Callable[[type[Model]], type[Model]]:

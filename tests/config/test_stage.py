@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from t5_pipeline.config.adaptation import LMAdaptConfig
+from t5_pipeline.config.command_line import validate_flags
 from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.config.registry import STAGES
 from t5_pipeline.config.soft_prompt import PromptMixtureConfig, PromptTuneConfig
 from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.training import OptimizerConfig
 from t5_pipeline.config.tuning import PeftTuneConfig
-from t5_pipeline.core.schema import Config, defaults, setting
+from t5_pipeline.core.errors import InputError
+from t5_pipeline.core.schema import Config, defaults, properties, setting
 
 KINDS = list(STAGES.values())
 TASK = {"name": "about", "data": "rows", "inputs": "{text}", "targets": "{label}", "labels": ["a", "b"]}
@@ -170,6 +175,71 @@ def test_prompts_train_together_on_one_t5() -> None:
     assert not one.together_with(one.model_copy(update={"dropout": 0.5}))
     mixture = PromptMixtureConfig(model="m", task=TASK)  # type: ignore[arg-type]
     assert not mixture.together_with(mixture)
+
+
+@pytest.mark.parametrize("cls", KINDS, ids=list(STAGES))
+def test_conditions_name_values_of_other_settings(cls: type[StageConfig]) -> None:
+    """`only` is text, so that help and errors can show it: a misspelt one would never hold."""
+    for name, field in cls.model_fields.items():
+        setting_name, _, values = properties(field)["only"].removeprefix("no ").partition(": ")
+        if values and setting_name in cls.model_fields:
+            choices = get_args(cls.model_fields[setting_name].annotation)
+            assert set(values.split(" or ")) < set(choices), name
+    known = {name for kind in KINDS for name in kind.model_fields}
+    conditions = {properties(field)["only"] for field in cls.model_fields.values()} - {""}
+    assert {condition.removeprefix("no ").partition(":")[0] for condition in conditions} <= known
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"rank": 4}, "rank: has no effect without `reparametrization: low_rank`; change one of the two"),
+        ({"rank": 10}, ""),  # the default, so nothing was changed
+        ({"rank": 4, "reparametrization": "low_rank"}, ""),
+        ({"rank": 4, "matrix": {"reparametrization": ["none", "low_rank"]}}, ""),
+        ({"rank": 4, "matrix": {"reparametrization": ["none", "residual"]}}, "rank: has no effect without"),
+        ({"matrix": {"rank": [4, 8]}}, "matrix.rank: has no effect without"),
+        ({"rank": 4, "sweep": {"reparametrization": ["none", "low_rank"]}}, ""),
+        ({"sweep": {"rank": [10, 8]}}, "sweep.rank: has no effect without"),
+        ({"patience": 2, "select": "last"}, "patience: has no effect without `select: best`"),
+        ({"first_rung": 5}, "first_rung: has no effect without `sweep`"),
+        (
+            {"init_labels": ["x"], "prompt_init": "vocabulary"},
+            "init_labels: has no effect without `prompt_init: class_",
+        ),
+        ({"optimizer_step_offset": 5, "matrix": {"optimizer": ["adafactor", "adamw"]}}, ""),
+    ],
+)
+def test_a_setting_without_effect_in_every_cell_is_an_error(
+    recipe: Path, settings: dict[str, Any], problem: str
+) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"]["prompt_tune"] = {"model": "lm_adapt", "task": "tone", "steps": 100, **settings}
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    if not problem:
+        load_recipe(recipe)
+        return
+    with pytest.raises(InputError, match=rf"{recipe}:\d+: stages\.prompt_tune\.{problem}"):
+        load_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "problem"),
+    [
+        ("peft_tune", {"method": "ia3", "alpha": 8}, "--alpha: has no effect without `--method lora`"),
+        ("peft_tune", {"method": "p_tuning", "target_modules": ["q"]}, "--target-modules: .* `--method lora or ia3`"),
+        ("prompt_design", {"separator": "\n"}, "--separator: has no effect without `--shots`"),
+        ("evaluate", {"prompts": "p", "length_penalty": 0.6}, "--length-penalty: has no effect without `--beams`"),
+        ("span_corrupt", {"mixture": "ul2", "noise_density": 0.5}, "--noise-density: has no effect with `--mixture`"),
+        ("prepare", {"vocabulary": "v", "vocabulary_size": 99}, "--vocabulary-size: .* with `--vocabulary`"),
+        ("lm_adapt", {"probe_rows": 9}, "--probe-rows: has no effect without `--probe`"),
+    ],
+)
+def test_a_flag_without_effect_is_an_error(kind: str, values: dict[str, Any], problem: str) -> None:
+    given = {"model": "m", "tokens": "t", "steps": 1, "task": TASK, "corpus": "c"}
+    needed = {name: value for name, value in given.items() if name in STAGES[kind].model_fields}
+    with pytest.raises(InputError, match=f"^{problem}"):
+        validate_flags(STAGES[kind], {**needed, **values}, "x")
 
 
 def test_mixtures_of_different_seeds_start_from_different_prompts() -> None:

@@ -51,9 +51,7 @@ def test_each_combination_is_checked_with_the_other_settings() -> None:
         ({"prompt_init": ["vocabulary"]}, {"select": "last"}, "set `select: best`"),
         ({"prompt_init": ["vocabulary"], "seed": list(range(1001))}, {}, "more than 1,000 combinations"),
         ({"prompt_init": ["vocabulary"]}, {"halving": 1}, "`halving: 1` would drop nothing"),
-        ({}, {"prompt_init": "vocabulary", "first_rung": 3}, "need a `sweep`"),
         ({"prompt_init": ["vocabulary"]}, {"halving": 0, "first_rung": 3}, "has no effect"),
-        ({}, {"prompt_init": "vocabulary", "sweep_slots": 3}, "need a `sweep`"),
     ],
 )
 def test_refused(values: dict[str, Any], more: dict[str, Any], problem: str) -> None:

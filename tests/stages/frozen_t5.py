@@ -25,9 +25,10 @@ stages:
 """
 SETTINGS = {
     "prompt_init": "vocabulary", "batch_size": 2, "dropout": 0, "max_input_length": 32, "precision": "fp32", "threads": 1,
-    "residual_width": 6, "rank": 2, "superpos_tokens": 5,
 }  # fmt: skip
 """Settings of all prompts."""
+SIZES = {"residual": {"residual_width": 6}, "low_rank": {"rank": 2}, "superpos": {"superpos_tokens": 5}}
+"""Settings of reparametrizations."""
 
 
 def frozen_t5(directory: Path, settings: str) -> Tiny:
@@ -40,7 +41,8 @@ def frozen_t5(directory: Path, settings: str) -> Tiny:
     (directory / "model").mkdir()
     write_model(directory / "model", init_t5(shape, seed=3), vocabulary, ModelMetadata())
     recipe = directory / "frozen.yaml"
-    shared = "".join(f"    {key}: {value}\n" for key, value in SETTINGS.items())
+    sizes = {key: value for form, own in SIZES.items() if form in settings for key, value in own.items()}
+    shared = "".join(f"    {key}: {value}\n" for key, value in (SETTINGS | sizes).items())
     recipe.write_text(TASKS.replace("DATA", str(directory)) + shared + settings)
     return Tiny(directory, recipe, directory / "run")
 
@@ -60,9 +62,10 @@ def alone(made: Tiny, output: Path, prompt: Prompt, *arguments: object) -> Promp
     """The prompt trained by hand, alone, with its task from prompt.json."""
     task = output.with_suffix(".yaml")
     task.write_text(prompt.info.task.model_dump_json())
+    sizes = next((own for form, own in SIZES.items() if form in arguments), {})
     ended = stage(
-        "prompt_tune", "--model", made.data / "model", "--task", task, "--seed", 3, *flags_of(SETTINGS), "--select", "last",
-        "--output-dir", output, *arguments,
+        "prompt_tune", "--model", made.data / "model", "--task", task, "--seed", 3, *flags_of(SETTINGS | sizes),
+        "--select", "last", "--output-dir", output, *arguments,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     return Prompt.load(output / "prompt")

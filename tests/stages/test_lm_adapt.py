@@ -184,7 +184,7 @@ def test_the_cost_of_probes_is_bounded(finished: Tiny, tmp_path: Path) -> None:
     )
     ended = adapt(finished, tmp_path / "out", "--probe-patience", 2)
     assert ended.code == 2
-    assert "--probe-patience: needs tasks in `--probe`; name one" in ended.err
+    assert "--probe-patience: has no effect without `--probe`" in ended.err
 
 
 def test_an_error_in_validation_rows_does_not_name_settings_of_other_stages(finished: Tiny, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_init_labels_replace_the_labels(finished: Tiny, tmp_path: Path) -> None:
         torch.testing.assert_close(row, table_VD[vocabulary.encode(word)].mean(0))
     ended = tune(finished, tmp_path / "other", 3, "--prompt-init", "vocabulary", "--init-labels", *words)
     assert ended.code == 2
-    assert "`--init-labels` needs `--prompt-init class_labels`" in ended.err
+    assert "--init-labels: has no effect without `--prompt-init class_labels`" in ended.err
 
 
 def test_init_text(finished: Tiny, tmp_path: Path) -> None:

@@ -107,5 +107,6 @@ def test_a_task_without_validation_rows(finished: Tiny, task: Path, tmp_path: Pa
     assert not (tmp_path / "none").exists()
     assert tune(finished, task, tmp_path / "last", "--steps", 2, "--select", "last").code == 0
     refused(
-        tune(finished, task, tmp_path / "x", "--select", "last", "--patience", 1), ".*`--patience` needs validation.*"
+        tune(finished, task, tmp_path / "x", "--select", "last", "--patience", 1),
+        ".*--patience: has no effect without `--select best`.*",
     )
