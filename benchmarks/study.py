@@ -33,8 +33,11 @@ from t5_pipeline.report.summary import PROMPT_TUNING, summarize
 # Name of a recipe → what its T5s read, and their sizes.
 STUDIES = {
     "study": "Standard library, 0.3 to 1.9M",
-    "wikipedia-study": "Wikipedia, 3.6 and 12M",
-    "wikipedia-gpu": "Wikipedia on a GPU, 3.6 to 77M",
+    "wikipedia": "Wikipedia, 3.6 and 12M",
+}
+EARLIER = {
+    "wikipedia-study": "Earlier: Wikipedia, 3.6M after 25M tokens, and 12M",
+    "wikipedia-gpu": "Earlier: Wikipedia on a GPU, 3.6 to 77M",
 }
 FOLLOW_UPS = {
     "wikipedia-adaptation": "Follow-up: LM adaptation, 3.6M",
@@ -259,7 +262,7 @@ def _verdict(found: Finding) -> str:
 def tables_page() -> str:
     """The text of docs/results_tables.md."""
     parts = ["# Tables of the results", _INTRODUCTION]
-    for name, title in (STUDIES | FOLLOW_UPS).items():
+    for name, title in (STUDIES | EARLIER | FOLLOW_UPS).items():
         results = read_json(results_of(name))
         parts += [f"## {title}", f"`recipes/{name}.yaml`, `benchmarks/results/{name}.json`"]
         run = run_of(results)

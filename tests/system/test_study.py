@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.study import (
+    EARLIER,
     FOLLOW_UPS,
     STUDIES,
     TABLES_PAGE,
@@ -83,7 +84,7 @@ def test_the_report_draws_the_recorded_experiments() -> None:
     assert all(f"{title} (the paper's Figure" in html.replace("&#x27;", "'") for title in titles)
 
 
-@pytest.mark.parametrize("name", [*STUDIES, *FOLLOW_UPS])
+@pytest.mark.parametrize("name", [*STUDIES, *EARLIER, *FOLLOW_UPS])
 def test_the_results_are_of_the_present_recipe(name: str) -> None:
     results = read_json(results_of(name))
     missing = set(results.get("missing", ()))
