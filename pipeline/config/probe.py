@@ -76,7 +76,7 @@ class ProbeConfig(TrainingConfig):
         return {task.name: sorted(task.metrics) for task in self.probe} if self.probe_patience else {}
 
     def may_stop_early(self) -> bool:
-        return self.probe_patience > 0
+        return self.probe_patience > 0 and bool(self.probe)
 
     def probe_cells(self, model: str) -> list[PromptTuneConfig]:
         """The prompts of a probe, as settings of prompt_tune: `probe_prompts` for each task."""

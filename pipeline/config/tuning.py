@@ -94,7 +94,7 @@ class LearningConfig(TrainingConfig, TaskStageConfig):
         return [*super().packages(), *(Package(name, "metrics", setting) for name in metric_packages(metrics))]
 
     def may_stop_early(self) -> bool:
-        return self.patience > 0
+        return self.patience > 0 and self.select == "best"
 
     def example_lengths(self) -> list[tuple[int, int]]:
         return [(self.max_input_length, self.longest_target())]

@@ -242,6 +242,16 @@ def test_a_flag_without_effect_is_an_error(kind: str, values: dict[str, Any], pr
         validate_flags(STAGES[kind], {**needed, **values}, "x")
 
 
+def test_patience_stops_only_what_is_measured() -> None:
+    tune = PromptTuneConfig(model="m", task=TASK, patience=2)  # type: ignore[arg-type]
+    assert tune.may_stop_early()
+    assert not tune.model_copy(update={"select": "last"}).may_stop_early()
+    adapt = LMAdaptConfig.model_validate({"model": "m", "tokens": "t", "probe_patience": 2})
+    assert not adapt.may_stop_early()
+    probed = TASK | {"splits": {"train": "train", "validation": "validation"}}
+    assert LMAdaptConfig.model_validate({**adapt.model_dump(), "probe": [probed]}).may_stop_early()
+
+
 def test_mixtures_of_different_seeds_start_from_different_prompts() -> None:
     seeds = [
         seed
