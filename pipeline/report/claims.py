@@ -21,6 +21,7 @@ import numpy as np
 from t5_pipeline.report.arms import (
     DRAWS,
     LM_ADAPTATION,
+    MODEL_TUNING,
     SENTINEL,
     SPAN_CORRUPTION,
     Arm,
@@ -183,7 +184,7 @@ def _fits(other: Arm, prompt: Arm) -> bool:
 def _narrower(arms: Sequence[Arm], usual: PromptSetting | None) -> Iterator[Contrast]:
     """Contrasts of each two T5s of the smallest and of the largest size."""
     for prompts in groups(usual_prompts(arms, usual), "parameters", "t5"):
-        for models in groups(own(arms, "model tuning"), "parameters", "t5"):
+        for models in groups(own(arms, MODEL_TUNING), "parameters", "t5"):
             t5s = [t5 for t5 in prompts if t5 in models and without_prompt(prompts[t5]) == without_prompt(models[t5])]
             sizes = sorted({size for size, _ in t5s if size})
             for small, large in itertools.product(t5s, t5s):
@@ -209,7 +210,7 @@ CLAIMS = (
     Claim("steps", "More LM adaptation is better: all of it beats a tenth.", "Figure 3(d)",
           "100% − 10% of the steps", _more(by_pretraining, (LM_ADAPTATION, 1.0), (LM_ADAPTATION, 0.1))),
     Claim("model-tuning", "Small T5s need model tuning: prompts are behind.", "Figure 1",
-          "model tuning − prompt tuning", _against("model tuning", -1.0)),
+          "model tuning − prompt tuning", _against(MODEL_TUNING, -1.0)),
     Claim("size", "Larger T5s narrow the gap between prompts and model tuning.", "Figure 1",
           "gap of the smallest T5 − gap of the largest", _narrower),
     Claim("design", "Prompt tuning is better than prompt design.", "Figure 1",
@@ -217,5 +218,5 @@ CLAIMS = (
     Claim("ensemble", "The vote of several prompts is better than one of them on average.", "Table 3",
           "vote − mean of the prompts", _against("ensemble", -1.0)),
     Claim("shift", "Prompts keep more under domain shift than model tuning.", "Table 1",
-          "prompt tuning − model tuning, on a task of another domain", _against("model tuning", shifted=True)),
+          "prompt tuning − model tuning, on a task of another domain", _against(MODEL_TUNING, shifted=True)),
 )  # fmt: skip

@@ -50,10 +50,12 @@ def test_each_finding_reads_its_own_arms(finished: RunBuilder) -> None:
             *around(0.65, model="span_corrupt"),
             *around(0.68, model="sentinel"),
             *around(0.90, method="model tuning"),
+            *around(0.70, method="model tuning", variant="on 4 tasks"),
             *rows(0.40, method="prompt design", variant="zero-shot"),
             *rows(0.81, method="ensemble", prompt_length=20, prompt_init="vocabulary", variant="3 prompts"),
             *around(0.50, trained_on="another"),
             *around(0.30, method="model tuning", trained_on="another"),
+            *around(0.60, method="model tuning", variant="on 4 tasks", trained_on="another"),
         ],
     )
     expected = {

@@ -11,6 +11,7 @@ import numpy as np
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import (
     LM_ADAPTATION,
+    MODEL_TUNING,
     SENTINEL,
     SPAN_CORRUPTION,
     Arm,
@@ -35,7 +36,7 @@ from t5_pipeline.report.summary import PROMPT_TUNING
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
 from t5_pipeline.report.traits import trait
 
-_METHODS = (PROMPT_TUNING, "model tuning")
+_METHODS = (PROMPT_TUNING, MODEL_TUNING)
 
 
 def claims_section(found: Sequence[Finding]) -> Section | None:
