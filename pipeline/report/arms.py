@@ -29,7 +29,6 @@ from t5_pipeline.report.summary import MAJORITY, PROMPT_TUNING, TaskScores
 from t5_pipeline.report.traits import other_axes
 
 SPAN_CORRUPTION, SENTINEL, LM_ADAPTATION = "span corruption", "span corruption + sentinel", "LM adaptation"
-MODEL_TUNING, MULTI_TASK = "model tuning", "multi-task model tuning"
 DRAWS = 2_000
 _MOST_PAIRED = 20_000  # rows; their draws take 160 MB, and more rows add little to the interval's width
 
@@ -276,11 +275,9 @@ def without_prompt(arm: Arm) -> Arm:
 
 def _arm(row: Score, bases: Mapping[str, Arm]) -> Arm:
     base = bases.get(row.model or "", Arm(""))
-    # Tuning on several tasks is a method of its own, as in the paper's Figure 1.
-    several = row.method == MODEL_TUNING and row.variant is not None
     return replace(
         base,
-        method=MULTI_TASK if several else row.method,
+        method=row.compared_as,
         scoring=row.scoring,
         prompt_length=row.prompt_length,
         prompt_init=row.prompt_init,

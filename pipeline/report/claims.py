@@ -21,7 +21,6 @@ import numpy as np
 from t5_pipeline.report.arms import (
     DRAWS,
     LM_ADAPTATION,
-    MODEL_TUNING,
     SENTINEL,
     SPAN_CORRUPTION,
     Arm,
@@ -38,6 +37,7 @@ from t5_pipeline.report.arms import (
     without_prompt,
 )
 from t5_pipeline.report.intervals import Interval
+from t5_pipeline.report.scores import MODEL_TUNING
 
 Verdict = Literal["confirmed", "not confirmed", "undecided"]
 Contrast = Mapping[Arm, float]

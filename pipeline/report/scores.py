@@ -21,6 +21,7 @@ from t5_pipeline.config.stage import Scoring
 from t5_pipeline.core.bounded import open_file, read_json
 from t5_pipeline.core.errors import InputError
 
+MODEL_TUNING, MULTI_TASK = "model tuning", "multi-task model tuning"
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Answers = NDArray[np.int64]
 """Place of each row in the confusion matrix [T]: true label · (L + 1) + answered label, or L if it is not a label."""
@@ -114,6 +115,11 @@ class Score(BaseModel):
     def identity(self) -> str:
         """The same for what two evaluate stages scored in the same way."""
         return self.model_dump_json(exclude={"latency_seconds", "samples", "neighbors", "standard_errors"})
+
+    @property
+    def compared_as(self) -> str:
+        """The method, where tuning a T5 on several tasks is one of its own, as in the paper's Figure 1."""
+        return MULTI_TASK if self.method == MODEL_TUNING and self.variant is not None else self.method
 
     def counts(self) -> list[list[int]] | None:
         """The confusion matrix with its last column; None without labels or rows."""

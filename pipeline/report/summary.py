@@ -211,14 +211,15 @@ def summarize(run: Run) -> list[TaskScores]:
     found = []
     for task, split in dict.fromkeys((row.task, row.split) for row in run.scores):
         rows = [row for row in run.scores if (row.task, row.split) == (task, split)]
-        tuned = _lines([row for row in rows if row.method == PROMPT_TUNING], paths)
-        methods = [
-            m for m in in_table_order(row.method for row in rows) if m not in (PROMPT_TUNING, NO_PROMPT, MAJORITY)
-        ]
-        others = [line for method in methods for line in _lines([row for row in rows if row.method == method], paths)]
-        untuned = _lines(_first_of_each_model(row for row in rows if row.method == NO_PROMPT), paths)
+        of_method: dict[str, list[Score]] = {}
+        for row in rows:
+            of_method.setdefault(row.compared_as, []).append(row)
+        tuned = _lines(of_method.get(PROMPT_TUNING, []), paths)
+        methods = [m for m in in_table_order(of_method) if m not in (PROMPT_TUNING, NO_PROMPT, MAJORITY)]
+        others = [line for method in methods for line in _lines(of_method[method], paths)]
+        untuned = _lines(_first_of_each_model(of_method.get(NO_PROMPT, [])), paths)
         # The same for every model.
-        majority = next((ScoreLine(MAJORITY, None, None, "", (row,)) for row in rows if row.method == MAJORITY), None)
+        majority = next((ScoreLine(MAJORITY, None, None, "", (row,)) for row in of_method.get(MAJORITY, [])), None)
         metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
         settings = run.task(task)
         ranks = next((m for m in (settings.metrics if settings else []) if m in metrics), metrics[0] if metrics else "")
@@ -251,7 +252,7 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
     order = {model: place for place, model in enumerate(models)}
     lines = [
         ScoreLine(
-            alike[0].method,
+            alike[0].compared_as,
             model,
             paths.get(model, model) if model else None,
             ", ".join(filter(None, [variant, source])),

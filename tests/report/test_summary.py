@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from t5_pipeline.report.collect import collect
+from t5_pipeline.report.sections.overview import best_line
 from t5_pipeline.report.sentences import headline, model_comparison
 from t5_pipeline.report.summary import TaskScores, summarize
 
@@ -175,3 +176,17 @@ def test_several_tasks_and_metrics(finished) -> None:
 def test_one_seed_has_no_spread(finished) -> None:
     (task,) = of_rows(finished, lambda rows: [row for row in rows if row.get("seed", 0) == 0])
     assert "±" not in (headline(task) or "") + (model_comparison(task) or "")
+
+
+def test_a_t5_of_several_tasks_does_not_stand_for_model_tuning(finished) -> None:
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        t5 = {key: rows[0][key] for key in ("task", "split", "examples")}
+        t5 |= {"method": "model tuning", "model": "lm_adapt", "seed": 0}
+        several = [t5 | {"variant": "on 4 tasks", "metrics": {"accuracy": 0.9}}]
+        return [*rows, t5 | {"metrics": {"accuracy": 0.7}}, *several]
+
+    (task,) = of_rows(finished, change)
+    found = [(line.title, line.rows[0].metrics["accuracy"]) for line in task.best_of_each_method()]
+    assert found == [("Model tuning", 0.7), ("Multi-task model tuning, on 4 tasks", 0.9)]
+    best = {method: best_line(task, method) for method in ("model tuning", "multi-task model tuning")}
+    assert [line and line.rows[0].metrics["accuracy"] for line in best.values()] == [0.7, 0.9]

@@ -11,7 +11,6 @@ import numpy as np
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.arms import (
     LM_ADAPTATION,
-    MODEL_TUNING,
     SENTINEL,
     SPAN_CORRUPTION,
     Arm,
@@ -32,6 +31,7 @@ from t5_pipeline.report.html import Markup, tag
 from t5_pipeline.report.intervals import lowest_score
 from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
+from t5_pipeline.report.scores import MODEL_TUNING
 from t5_pipeline.report.summary import PROMPT_TUNING
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
 from t5_pipeline.report.traits import trait
