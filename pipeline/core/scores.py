@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
+
+MEAN_OF_TASKS = "mean"
+"""Name of the score of several tasks among their metrics."""
+
+
+def average(scores: Mapping[str, float]) -> float:
+    """The score that chooses a checkpoint: the average of a task's metrics, or the mean over tasks of these averages.
+
+    >>> average({"accuracy": 0.5, "f1": 0.75}), average({"mean": 0.6, "a accuracy": 0.8, "b f1": 0.4, "b mcc": 0.4})
+    (0.625, 0.6)
+    """
+    return scores[MEAN_OF_TASKS] if MEAN_OF_TASKS in scores else statistics.fmean(scores.values())
 
 
 def score_text(score: float) -> str:

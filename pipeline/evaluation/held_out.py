@@ -12,6 +12,7 @@ from t5_pipeline.config.tuning import TaskStageConfig
 from t5_pipeline.core.normal_form import normal_form
 from t5_pipeline.core.rounding import rounded
 from t5_pipeline.core.schema import Sentinel
+from t5_pipeline.core.scores import MEAN_OF_TASKS
 from t5_pipeline.data_prep.tasks.config import TaskConfig
 from t5_pipeline.data_prep.tasks.encode import EncodedTask, EncodedTexts, Reading, encode_labels, encode_task
 from t5_pipeline.data_prep.tasks.task import Task
@@ -234,7 +235,7 @@ def mean_of_tasks(splits: Sequence[HeldOut], found: Sequence[Measured]) -> Measu
         for name, value in measured.scores.items()
     }
     mean = sum(measured.score for measured in found) / len(found)
-    return Measured({"mean": mean, **each}, mean, sum(measured.loss for measured in found) / len(found))
+    return Measured({MEAN_OF_TASKS: mean, **each}, mean, sum(measured.loss for measured in found) / len(found))
 
 
 def scores_of_task(scores: Mapping[str, float], task: str, tasks: Sequence[str]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from t5_pipeline.core.scores import average
 from t5_pipeline.execution.metrics_log import read_rows
 
 
@@ -32,7 +33,7 @@ class JobLog:
     Attributes:
         train: loss.
         validation: loss.
-        scores: average of the task's metrics, which chooses the published step.
+        scores: average of the task's metrics, or of several tasks the mean of these; it chooses the published step.
         probes: average of the task's metrics by prompt of the probes, `TASK,seed=N`.
         bits_per_byte: of held-out text, after LM adaptation so far.
         damaged: number of lines that could not be read.
@@ -75,9 +76,7 @@ def read_log(path: Path, last: int | None = None) -> JobLog:
             bits.add(step, row.bits_per_byte)
         for cell, metrics in row.scores.items():
             if metrics:
-                (probes if row.split == "probe" else scores).setdefault(cell, Curve([], [])).add(
-                    step, statistics.fmean(metrics.values())
-                )
+                (probes if row.split == "probe" else scores).setdefault(cell, Curve([], [])).add(step, average(metrics))
     return JobLog(train, validation, scores, probes, bits, damaged, reached)
 
 

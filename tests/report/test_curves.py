@@ -34,6 +34,14 @@ def test_scores_are_the_average_of_the_metrics(tmp_path: Path) -> None:
     assert found == JobLog({}, {"seed=0": Curve([5], [2.0])}, {"seed=0": Curve([5], [0.625])}, step=5)
 
 
+def test_the_score_of_several_tasks_is_the_mean_of_their_averages(tmp_path: Path) -> None:
+    """Task a has one metric, and b two; the mean is that of mean_of_tasks, which chooses the step."""
+    scores = {"mean": 0.65, "a accuracy": 0.9, "b accuracy": 0.5, "b f1": 0.3}
+    row = {"step": 5, "split": "validation", "scores": {"": scores}, "losses": {"": 2}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_log(tmp_path / "metrics.jsonl").scores == {"": Curve([5], [0.65])}
+
+
 def test_rows_after_the_last_step_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)))

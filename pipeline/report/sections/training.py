@@ -87,8 +87,8 @@ def validation_section(run: Run, paths: dict[str, str], series: Series) -> Secti
             name = f"validation-{stage}-{number}"
             figures.append(_figure(stage, title, lines, "Validation score × 100", name, described))
     note = (
-        "Average of the task's metrics on its validation rows. The step with the best average is published; ties are"
-        " broken by the lower validation loss, then by the later step."
+        "Average of the task's metrics on its validation rows; of several tasks, the mean of their averages. The step"
+        " with the best score is published; ties are broken by the lower validation loss, then by the later step."
     )
     return noted("validation", "Validation and the published step", note, plots(figures))
 
