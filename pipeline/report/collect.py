@@ -149,11 +149,16 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class PromptSize:
-    """Size of a prompt; `bytes` counts its weights on disk."""
+    """Size of a prompt; `bytes` counts its weights on disk, `of_t5` the parameters of its frozen T5."""
 
     prompt_length: int
-    parameters: int
+    width: int
     bytes: int
+    of_t5: int
+
+    @property
+    def parameters(self) -> int:
+        return self.prompt_length * self.width
 
 
 @dataclass(frozen=True)
@@ -316,7 +321,7 @@ def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None
         run.models[name] = model
         swept = result.sweep.settings if result.sweep else {}
         length = int(swept.get("prompt_length", manifest.settings["prompt_length"]))
-        size = PromptSize(length, length * model.shape.d_model, manifest.stored_bytes)
+        size = PromptSize(length, model.shape.d_model, manifest.stored_bytes, model.parameters)
         if size not in run.prompts:
             run.prompts.append(size)
 

@@ -27,15 +27,19 @@ def sizes_section(run: Run, paths: dict[str, str]) -> Section | None:
     for model in run.models.values():
         by_size.setdefault(model.parameters, []).append(model.model)
     rows = []
-    for prompt in {p.parameters: p for p in prompts}.values():
+    widths = {prompt.width for prompt in prompts}
+    for prompt in {(p.prompt_length, p.width): p for p in prompts}.values():
         amount = f"{fmt.count(prompt.parameters)}, {fmt.size(prompt.bytes)}"
-        rows.append((f"Prompt of {plural(prompt.prompt_length, 'token')}", prompt.parameters, amount))
+        which = f"Prompt of {plural(prompt.prompt_length, 'token')}"
+        which += f" of width {fmt.count(prompt.width)}" if len(widths) > 1 else ""
+        rows.append((which, prompt.parameters, amount))
     for parameters, models in by_size.items():
         first = run.models[models[0]]
         amount = fmt.approximate(parameters) + (f", {fmt.size(first.bytes)}" if first.bytes else "")
         which = "Frozen T5" if len(by_size) == 1 else " · ".join(paths.get(model, model) for model in models)
         rows.append((which, parameters, amount))
-    small, large = prompts[0], run.models[by_size[min(by_size)][0]]
+    small = prompts[0]
+    large = run.models[by_size[small.of_t5][0]]
     on_disk = f" ({fmt.size(large.bytes)})" if large.bytes else ""
     sentence = (
         f"A prompt of {plural(small.prompt_length, 'token')} has {fmt.count(small.parameters)} parameters"
