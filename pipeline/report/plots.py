@@ -89,7 +89,7 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
     the best of each other method follows in gray.
     """
     lines = [*task.tuned, *task.best_of_each_method()]
-    labels = fmt.truncate_all([_strip_label(line, task.usual_variant()) for line in lines], _STRIP_LABEL)
+    labels = fmt.truncate_all([_strip_label(line, task) for line in lines], _STRIP_LABEL)
     with drawing(name):
         figure, axes = new_axes(0.85 + 0.5 * max(1, len(lines)))
         values: list[float] = []
@@ -121,10 +121,12 @@ def score_plot(task: TaskScores, series: dict[str, int], name: str) -> Markup:
         return to_svg(figure, name, _describe_scores(task))
 
 
-def _strip_label(line: ScoreLine, usual: Sequence[str]) -> str:
-    """The T5 of prompts, and what is unusual about them; the name of another method."""
-    parts = [part for part in line.variant.split(", ") if part and part not in usual]
-    return ", ".join([line.path or "", *parts]) if line.method == PROMPT_TUNING else line.title
+def _strip_label(line: ScoreLine, task: TaskScores) -> str:
+    """The T5 of prompts, and what is unusual about them; the name of another method, and its T5 if it is another."""
+    if line.method != PROMPT_TUNING:
+        return line.title if task.shares_t5(line) else f"{line.title}, {line.path}"
+    usual = task.usual_variant()
+    return ", ".join([line.path or "", *(part for part in line.variant.split(", ") if part and part not in usual)])
 
 
 def _strip(axes: Axes, row: int, line: ScoreLine, label: str, metric: str, color: str) -> list[float]:

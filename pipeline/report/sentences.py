@@ -25,6 +25,9 @@ def headline(task: TaskScores) -> str | None:
     reached = fmt.with_metric(task.metric, spread.text.replace(" ", "\u00a0"))
     lengths = sorted({row.prompt_length for row in best.rows if row.prompt_length is not None})
     of = f" of {fmt.enumeration([fmt.count(length) for length in lengths])} tokens" if lengths else ""
+    said = [plural(length, "token") for length in lengths]
+    about = ", ".join(part for part in best.variant.split(", ") if part and part not in said)
+    of += f" ({about})" if about else ""
     note, constant = constant_note(best), all(best.constants)
     if constant:
         prompts = "every prompt" if len(best.rows) > 1 else "the prompt"
@@ -43,13 +46,17 @@ def headline(task: TaskScores) -> str | None:
 
 
 def interval_sentence(task: TaskScores) -> str | None:
-    """The interval over test rows of the best prompts; None if unknown."""
+    """The interval over test rows of the best prompts, and of how many they are the best; None if unknown."""
     ranked = task.ranked()
     interval = ranked[0].interval(task.metric) if ranked else None
     if interval is None:
         return None
-    of = plural(task.examples, f"{task.split} row")
-    return f"95% interval over {of}: {fmt.interval(*interval)}{fmt.unit(task.metric)}."
+    of = plural(ranked[0].rows[0].examples, f"{task.split} row")
+    text = f"95% interval over {of}: {fmt.interval(*interval)}{fmt.unit(task.metric)}."
+    choices = task.choices()
+    if choices > 1:
+        text += f" These prompts are the best of {choices} settings on these rows; the best is partly the luckiest."
+    return text
 
 
 def constant_note(line: ScoreLine) -> str | None:
@@ -76,13 +83,19 @@ def _within(line: ScoreLine, task: TaskScores) -> bool:
 
 
 def model_comparison(task: TaskScores) -> str | None:
-    """Compare the other models with the best one; None if there is only one."""
-    ranked = task.ranked()
+    """Compare the T5s by the prompts that most of them have; None if there is only one T5.
+
+    The best prompts of the run may be longer than those of other T5s, so that their distance would not be that of T5s.
+    """
+    ranked, same = task.ranked(), task.same_prompts()
     if len(ranked) < 2:
         return None
-    best, *others = ranked
+    best, *others = same
     reached = best.spread(task.metric)
     parts = []
+    if best != ranked[0]:
+        same_prompts = "With the same prompts" + (f" ({best.variant})" if best.variant else "")
+        parts.append(f"{same_prompts}, {best.path_in_sentence}: {_score(best, task.metric)}")
     for line in others:
         spread = line.spread(task.metric)
         assert reached is not None
@@ -97,8 +110,13 @@ def model_comparison(task: TaskScores) -> str | None:
         parts.append(
             f"{line.path_in_sentence}: {_score(line, task.metric)}, {distance}" + (f" ({note})" if note else "")
         )
-    seeds = max(len(line.rows) for line in ranked)
-    over = f" Means ± standard deviation over {seeds} seeds." if seeds > 1 else ""
+    for line in ranked:
+        if line.model not in [other.model for other in same]:
+            other_prompts = "other prompts" + (f" ({line.variant})" if line.variant else "")
+            parts.append(f"{line.path_in_sentence}, {other_prompts}: {_score(line, task.metric)}")
+    seeds = sorted({len(line.rows) for line in [*same, *ranked]})
+    over = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    over = f" Means ± standard deviation over {over} seeds." if seeds[-1] > 1 else ""
     return f"{fmt.sentence_case('; '.join(parts))}.{over}"
 
 
@@ -109,7 +127,8 @@ def method_comparison(task: TaskScores) -> str | None:
         return None
     parts = []
     for line in others:
-        part = f"{line.method}{f' ({line.variant})' if line.variant else ''} {_score(line, task.metric)}"
+        about = ", ".join(filter(None, [line.variant, "" if task.shares_t5(line) else line.path]))
+        part = f"{line.method}{f' ({about})' if about else ''} {_score(line, task.metric)}"
         spread, best = line.spread(task.metric), ranked[0].spread(task.metric) if ranked else None
         if spread is not None and best is not None:
             part += f", {_relative(spread.mean - best.mean, level='the same')}"

@@ -164,19 +164,37 @@ class TaskScores:
         return [part for part, number in counts.items() if number > max(1, len(self.tuned) / 2)]
 
     def best_of_each_method(self) -> list[ScoreLine]:
-        """The best line of each other method. Those of a domain shift count if it has no other."""
+        """The best line of each other method on the T5 of the best prompts, or on another one if it has none there.
+        Those of a domain shift count if it has no other.
+        """
         found: dict[str, ScoreLine] = {}
-        for line in sorted(_trained_here(self.others), key=self._mean, reverse=True):
+        for line in sorted(_trained_here(self.others), key=lambda o: (self.shares_t5(o), self._mean(o)), reverse=True):
             found.setdefault(line.method, line)
         return [found[method] for method in in_table_order(line.method for line in self.others)]
 
     def ranked(self) -> list[ScoreLine]:
         """The best prompt-tuned line of each model, best first. Those of a domain shift count if it has no others."""
         best: dict[str | None, ScoreLine] = {}
-        scored = [line for line in self.tuned if line.spread(self.metric)]
-        for line in sorted(_trained_here(scored), key=self._mean, reverse=True):
+        for line in self._best_first():
             best.setdefault(line.model, line)
         return list(best.values())
+
+    def shares_t5(self, line: ScoreLine) -> bool:
+        """Whether a line is of the T5 of the best prompts; true without prompts."""
+        ranked = self.ranked()
+        return not ranked or line.model == ranked[0].model
+
+    def same_prompts(self) -> list[ScoreLine]:
+        """The lines of the prompts that most T5s have, best first; of equally frequent ones, those of the best line."""
+        found: dict[str, list[ScoreLine]] = {}
+        for line in self._best_first():
+            found.setdefault(line.variant, []).append(line)
+        return max(found.values(), key=len, default=[])
+
+    def choices(self) -> int:
+        """Number of lines among which the best prompts are the best of their T5."""
+        best_first = self._best_first()
+        return sum(line.model == best_first[0].model for line in best_first)
 
     def compared(self) -> list[ScoreLine]:
         """The lines of `ranked()` in the order of the models."""
@@ -188,6 +206,11 @@ class TaskScores:
         found = line.spread(metric or self.metric)
         baseline = self.majority and self.majority.spread(metric or self.metric)
         return found.mean - baseline.mean if found and baseline else None
+
+    def _best_first(self) -> list[ScoreLine]:
+        """The scored prompt-tuned lines; those of a domain shift if there are no others."""
+        scored = [line for line in self.tuned if line.spread(self.metric)]
+        return sorted(_trained_here(scored), key=self._mean, reverse=True)
 
     def _mean(self, line: ScoreLine) -> float:
         spread = line.spread(self.metric)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from t5_pipeline.report.collect import collect
+from t5_pipeline.report.plots import score_plot
 from t5_pipeline.report.sections.overview import best_line
-from t5_pipeline.report.sentences import headline, model_comparison
+from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.summary import TaskScores, summarize
 
 
@@ -190,3 +191,56 @@ def test_a_t5_of_several_tasks_does_not_stand_for_model_tuning(finished) -> None
     assert found == [("Model tuning", 0.7), ("Multi-task model tuning, on 4 tasks", 0.9)]
     best = {method: best_line(task, method) for method in ("model tuning", "multi-task model tuning")}
     assert [line and line.rows[0].metrics["accuracy"] for line in best.values()] == [0.7, 0.9]
+
+
+def test_t5s_are_compared_by_the_same_prompts(finished) -> None:
+    """One T5 has longer prompts, too, and another one only others: the distance of T5s is that at equal prompts."""
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        def of(model: str, length: int, accuracy: float, seeds: int = 2) -> list[dict[str, Any]]:
+            one = next(row for row in rows if row["method"] == "prompt tuning")
+            known = one | {"model": model, "cell": None, "prompt_length": length, "metrics": {"accuracy": accuracy}}
+            return [known | {"seed": seed} for seed in range(seeds)]
+
+        return [
+            *of("lm_adapt", 100, 0.9),
+            *of("lm_adapt", 20, 0.7),
+            *of("span_corrupt", 20, 0.75, seeds=3),
+            *of("sentinel", 5, 0.6),
+        ]
+
+    (task,) = of_rows(finished, change)
+    assert (headline(task) or "").startswith("With LM adaptation @40 steps, prompts of 100 tokens reach 90.0")
+    assert (model_comparison(task) or "").replace("\u00a0", " ") == (
+        "With the same prompts (20 tokens), span corruption: 75.0 ± 0.0%; LM adaptation @40 steps: 70.0 ± 0.0%,"
+        " 5.0 points less; span corruption + sentinel, other prompts (5 tokens): 60.0 ± 0.0%."
+        " Means ± standard deviation over 2 to 3 seeds."
+    )
+    assert "the best of 2 settings on these rows" in (interval_sentence(task) or "")
+
+
+def test_the_headline_names_the_settings_of_its_prompts(finished) -> None:
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        one = next(row for row in rows if row["method"] == "prompt tuning")
+        cells = {f"model=lm_adapt,learning_rate={rate},seed=0": accuracy for rate, accuracy in ((0.1, 0.5), (0.3, 0.6))}
+        return [one | {"cell": cell, "metrics": {"accuracy": accuracy}} for cell, accuracy in cells.items()]
+
+    (task,) = of_rows(finished, change)
+    assert "prompts of 4 tokens (learning rate 0.3) reach 60.0%" in (headline(task) or "")
+
+
+def test_methods_are_compared_on_the_t5_of_the_best_prompts(finished) -> None:
+    """Model tuning is better on another T5; LoRA has no scores on that of the best prompts."""
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        one = {key: rows[0][key] for key in ("task", "split", "examples")} | {"seed": 0}
+        others = (("model tuning", "lm_adapt", 0.7), ("model tuning", "sentinel", 0.8), ("LoRA", "sentinel", 0.9))
+        more = [{"method": name, "model": model, "metrics": {"accuracy": score}} for name, model, score in others]
+        return [*rows, *(one | of for of in more)]
+
+    (task,) = of_rows(finished, change)
+    assert (method_comparison(task) or "").replace("\u00a0", " ") == (
+        "For comparison: model tuning 70.0%, 6.0 points above; LoRA (Span corruption + sentinel) 90.0%,"
+        " 26.0 points above."
+    )
+    assert "LoRA, Span corruption + sentinel" in str(score_plot(task, {}, "scores"))

@@ -190,7 +190,7 @@ def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Section
         columns = []
         for title, wanted in (("Right", True), ("Wrong", False)):
             samples = [sample for sample in best.samples if sample.is_right == wanted][:EXAMPLES]
-            cards = [_example(sample, [*task.compared(), *task.best_of_each_method()], series) for sample in samples]
+            cards = [_example(sample, task, series) for sample in samples]
             heading = tag("h4", f"{title} with {best.path_in_sentence}, {first}")
             columns.append(
                 tag("div", heading, *(cards or [tag("p", "None among the stored examples.", class_="note")]))
@@ -199,9 +199,9 @@ def examples_section(tasks: list[TaskScores], series: dict[str, int]) -> Section
     return section("examples", "Examples", *parts) if parts else None
 
 
-def _example(shown: Sample, lines: list[ScoreLine], series: dict[str, int]) -> Markup:
+def _example(shown: Sample, task: TaskScores, series: dict[str, int]) -> Markup:
     outcomes = []
-    for line in lines:
+    for line in [*task.compared(), *task.best_of_each_method()]:
         sample = next((s for s in line.samples if (s.input, s.target) == (shown.input, shown.target)), None)
         if sample is None:
             continue
@@ -209,6 +209,7 @@ def _example(shown: Sample, lines: list[ScoreLine], series: dict[str, int]) -> M
         mark = tag("span", "✓" if right else "✗", class_="mark", role="img", aria_label="right" if right else "wrong")
         given = fmt.truncate(sample.output, 80) if sample.output.strip() else tag("em", "empty")
         name = line.path if line.method == PROMPT_TUNING else fmt.sentence_case(line.method)
+        name = name if task.shares_t5(line) or line.method == PROMPT_TUNING else f"{name}, {line.path}"
         who = tag("span", swatch(series.get(line.model or "")), name, class_="who")
         outcomes.append(tag("li", who, tag("span", given, "\u00a0", mark, class_="given")))
     return tag(
