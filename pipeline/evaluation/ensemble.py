@@ -37,14 +37,16 @@ def ensemble_rows(task: TaskConfig, answers: Sequence[Answer]) -> list[dict[str,
             first, split, _ = group[0]
             row = {"method": "ensemble", "examples": len(split)}
             row |= {name: first.about[name] for name in ("prompt_length", "prompt_init") if name in first.about}
-            row["variant"] = f"{len(group)} prompts"
+            # Prompts that were tuned on several tasks are named: their vote is not one of the task's own prompts.
+            row["variant"] = ", ".join(filter(None, [f"{len(group)} prompts", first.about.get("variant")]))
             if first.task.name != task.name:
                 row["trained_on"] = first.task.name
             sources = {candidate.artifact.source for candidate, _, _ in group}
             row["source"] = sources.pop() if len(sources) == 1 else None
             row["cell"] = without_seed(first.artifact.origin.cell) or None
             row["settings"] = first.artifact.settings_digest
-            row["trained"] = sum(trained_numbers(candidate) or 0 for candidate, _, _ in group)
+            trained = [number for candidate, _, _ in group if (number := trained_numbers(candidate)) is not None]
+            row["trained"] = sum(trained) if len(trained) == len(group) else None
             rows.append(row | split.scored(vote([outputs for _, _, outputs in group], task.labels or ())))
     return rows
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t5_pipeline.evaluation.ensemble import classified, vote, votes
+from t5_pipeline.data_prep.tasks.config import TaskConfig
+from t5_pipeline.evaluation.ensemble import classified, ensemble_rows, vote, votes
 from t5_pipeline.evaluation.predict import Outputs
 
 LABELS = ["no", "yes", "maybe"]
@@ -56,6 +60,30 @@ def test_probabilities_of_several_prompts_are_averaged() -> None:
     found = classified(["yes", "yes", "no"], scores)
     assert (found.label, found.votes) == ("yes", {"yes": 2, "no": 1})
     assert found.probabilities == {"no": pytest.approx(0.5), "yes": pytest.approx(0.5)}
+
+
+class Rows:
+    """Rows of a task whose scores are not looked at."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def scored(self, outputs: Outputs) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("about", "variant", "trained"),
+    [({"trained": 8}, "2 prompts", 16), ({"trained": 8, "variant": "on 4 tasks"}, "2 prompts, on 4 tasks", 16),
+     ({}, "2 prompts", None)],
+)  # fmt: skip
+def test_a_vote_names_the_kind_of_its_prompts(about: dict[str, Any], variant: str, trained: int | None) -> None:
+    artifact = SimpleNamespace(source="tune", origin=SimpleNamespace(cell="seed=0"), settings_digest="a", manifest=None)
+    task = SimpleNamespace(name="package", labels=LABELS)
+    one = SimpleNamespace(about=about, task=task, artifact=artifact, vote_group="a")
+    answers: Any = [(one, Rows(), labeled([[-1.0, -2.0, -9.0]]))] * 2
+    [row] = ensemble_rows(cast(TaskConfig, task), answers)
+    assert (row["method"], row["variant"], row["trained"]) == ("ensemble", variant, trained)
 
 
 def test_answers_in_other_unicode_forms_are_the_same_answer() -> None:

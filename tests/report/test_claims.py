@@ -53,6 +53,7 @@ def test_each_finding_reads_its_own_arms(finished: RunBuilder) -> None:
             *around(0.70, method="model tuning", variant="on 4 tasks"),
             *rows(0.40, method="prompt design", variant="zero-shot"),
             *rows(0.81, method="ensemble", prompt_length=20, prompt_init="vocabulary", variant="3 prompts"),
+            *rows(0.99, method="ensemble", prompt_length=20, prompt_init="vocabulary", variant="3 prompts, on 4 tasks"),
             *around(0.50, trained_on="another"),
             *around(0.30, method="model tuning", trained_on="another"),
             *around(0.60, method="model tuning", variant="on 4 tasks", trained_on="another"),
