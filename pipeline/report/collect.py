@@ -177,6 +177,7 @@ class Run:
     Attributes:
         answers: of scores, by their identity, where they are known and were asked for.
         stale: identities of scores of earlier results, which have to be computed again.
+        scored_by: the stage or cell that evaluated, by the identity of its scores.
     """
 
     recipe: Recipe
@@ -188,6 +189,7 @@ class Run:
     learned: list[LearnedPrompt] = field(default_factory=list)
     answers: dict[str, Answers] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
+    scored_by: dict[str, str] = field(default_factory=dict)
 
     def cells(self) -> Iterator[CellResult]:
         for job in self.jobs:
@@ -230,7 +232,10 @@ def collect(path: Path, kinds: Mapping[str, type[StageConfig]] = STAGES, *, answ
         if result.manifest is not None:
             if "scores" in result.manifest.outputs:
                 directory = run_dir.cell(result.cell) / result.manifest.outputs["scores"].path
-                (stale if result.state == "stale" else scored).append((directory, read_scores(directory)))
+                scores = read_scores(directory)
+                (stale if result.state == "stale" else scored).append((directory, scores))
+                for row in scores:
+                    run.scored_by.setdefault(row.identity, result.cell.label)
             if result.cell.settings.kind == "prompt_tune":
                 _sizes(run, path, result, result.manifest)
                 run.learned.extend(_learned(run_dir, result, result.manifest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -237,10 +237,10 @@ def summarize(run: Run) -> list[TaskScores]:
         of_method: dict[str, list[Score]] = {}
         for row in rows:
             of_method.setdefault(row.compared_as, []).append(row)
-        tuned = _lines(of_method.get(PROMPT_TUNING, []), paths)
+        tuned = _lines(of_method.get(PROMPT_TUNING, []), paths, run.scored_by)
         methods = [m for m in in_table_order(of_method) if m not in (PROMPT_TUNING, NO_PROMPT, MAJORITY)]
-        others = [line for method in methods for line in _lines(of_method[method], paths)]
-        untuned = _lines(_first_of_each_model(of_method.get(NO_PROMPT, [])), paths)
+        others = [line for method in methods for line in _lines(of_method[method], paths, run.scored_by)]
+        untuned = _lines(_first_of_each_model(of_method.get(NO_PROMPT, [])), paths, {})
         # The same for every model.
         majority = next((ScoreLine(MAJORITY, None, None, "", (row,)) for row in of_method.get(MAJORITY, [])), None)
         metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
@@ -260,7 +260,7 @@ def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:
     return list(found.values())
 
 
-def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
+def _lines(rows: list[Score], paths: dict[str, str], scored_by: Mapping[str, str]) -> list[ScoreLine]:
     described = [traits(row) for row in rows]
     differing = [
         key for key in dict.fromkeys(k for d in described for k in d) if len({d.get(key) for d in described}) > 1
@@ -278,11 +278,12 @@ def _lines(rows: list[Score], paths: dict[str, str]) -> list[ScoreLine]:
             alike[0].compared_as,
             model,
             paths.get(model, model) if model else None,
-            ", ".join(filter(None, [variant, source])),
+            ", ".join(filter(None, [variant, source, evaluation])),
             tuple(_once(alike)),
         )
         for (model, variant), group in groups.items()
-        for source, alike in _by_settings(group).items()
+        for source, of_source in _by_settings(group).items()
+        for evaluation, alike in _by_evaluation(of_source, scored_by).items()
     ]
     return sorted(lines, key=lambda line: order[line.model])
 
@@ -303,6 +304,16 @@ def _by_settings(rows: list[Score]) -> dict[str, list[Score]]:
     whole = [f"settings {row.settings or 'unknown'}" for row in firsts]  # of files that were edited
     names = next((names for names in origins if len(set(names)) == len(firsts)), whole)
     return dict(zip(names, groups.values(), strict=True))
+
+
+def _by_evaluation(rows: list[Score], scored_by: Mapping[str, str]) -> dict[str, list[Score]]:
+    """Rows by what evaluated them, as text, if a result was scored in several ways; otherwise all by an empty text."""
+    if len({(row.source, row.cell, row.seed) for row in rows}) == len(rows):
+        return {"": rows}
+    groups: dict[str, list[Score]] = {}
+    for row in rows:
+        groups.setdefault(f"scored by {scored_by.get(row.identity, 'unknown')}", []).append(row)
+    return groups if len(groups) > 1 else {"": rows}
 
 
 def _once(rows: list[Score]) -> list[Score]:

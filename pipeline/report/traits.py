@@ -15,6 +15,7 @@ def traits(row: Score) -> dict[str, str | None]:
         found["prompt_init"] = row.prompt_init
     if row.scoring is not None:
         found["scored_by"] = row.scoring
+    found["rows"] = str(row.examples)
     return found
 
 
@@ -27,6 +28,8 @@ def trait(key: str, value: str | int | None) -> str:
     """A setting of a prompt as text: `20 tokens`, `from class labels`."""
     if key == "prompt_length":
         return plural(int(value or 0), "token")
+    if key == "rows":
+        return plural(int(value or 0), "row")
     if key == "prompt_init":
         return f"from {str(value).replace('_', ' ')}"
     return f"{key.replace('_', ' ')} {value}"

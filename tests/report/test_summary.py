@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from t5_pipeline.report.plots import score_plot
 from t5_pipeline.report.sections.overview import best_line
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.summary import TaskScores, summarize
+from tests.report.conftest import RECIPE
 
 
 def of_rows(finished: Any, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[TaskScores]:
@@ -244,3 +246,23 @@ def test_methods_are_compared_on_the_t5_of_the_best_prompts(finished) -> None:
         " 26.0 points above."
     )
     assert "LoRA, Span corruption + sentinel" in str(score_plot(task, {}, "scores"))
+
+
+def test_prompts_that_were_scored_in_several_ways_have_a_line_for_each(builders, tmp_path: Path) -> None:
+    """One evaluation decodes with beams, another one reads fewer rows; neither adds seeds."""
+    again = "  beams: {uses: evaluate, prompts: prompt_tune, beams: 4}\n  some: {uses: evaluate, prompts: prompt_tune, limit: 50}"
+    builder = builders(tmp_path / "run", RECIPE + again + "\n").all()
+    for stage, gain, rows in (("beams", 0.1, 200), ("some", 0.2, 50)):
+        changed = [
+            row | {"metrics": {name: value + gain for name, value in row["metrics"].items()}, "examples": rows}
+            for row in builder.score_rows()
+        ]
+        path = builder.run_dir.path / stage / "scores/scores.json"
+        path.write_text(json.dumps({"rows": changed, "seconds": 1.0}))
+    (task,) = summarize(collect(builder.run_dir.path))
+    found = [(line.variant, len(line.rows), line.spread("accuracy")) for line in task.tuned if line.model == "lm_adapt"]
+    assert [(variant, seeds, spread and spread.text) for variant, seeds, spread in found] == [
+        ("200 rows, scored by evaluate", 3, "64.0 ± 4.0"),
+        ("200 rows, scored by beams", 3, "74.0 ± 4.0"),
+        ("50 rows", 3, "84.0 ± 4.0"),
+    ]
