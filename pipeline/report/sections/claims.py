@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,8 @@ from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
 from t5_pipeline.report.traits import trait
 
 _METHODS = (PROMPT_TUNING, MODEL_TUNING)
+Groups = list[tuple[Scored, dict[Any, Any]]]
+"""Tasks, and the arms of each by the value of what varies."""
 
 
 def claims_section(found: Sequence[Finding]) -> Section | None:
@@ -170,16 +172,15 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     lines: list[Line] = []
     ticks: dict[float, str] = {}
     described, shown = [], list[Scored]()
-    drawn = experiment.series(tasks)
+    drawn = _on_shared_tasks({t5: _with_most(found) for t5, found in experiment.series(tasks).items()})
     for number, (t5, found) in enumerate(drawn.items()):
-        values = max((set(group) for _, group in found), key=len)
-        found = [(task, group) for task, group in found if values <= set(group)]
+        values = set(found[0][1])
         shown += [task for task, _ in found]
         places = {experiment.order(value) or 0.0: value for value in values}
         at = sorted(places)
         ticks |= {place: experiment.text(places[place]) for place in at}
         means, errors = _means([[(task, group[places[place]]) for task, group in found] for place in at])
-        label = t5 if len(drawn) > 1 else ""
+        label = t5 + _unlike(found, drawn) if len(drawn) > 1 else ""
         if experiment.label:
             lines.append(Line(at, means, number, errors, label=label, dots=True))
         else:  # names have no order: points without a line between them, those of several T5s side by side
@@ -201,37 +202,57 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     return figure(plot, _caption(experiment.title, experiment.source, shown) + (f"; frozen T5: {t5}" if t5 else ""))
 
 
+def _with_most(found: Groups) -> Groups:
+    """The tasks that have as many values as any, and the same ones; only these values."""
+    values = max((set(group) for _, group in found), key=len)
+    return [(task, {value: group[value] for value in values}) for task, group in found if values <= set(group)]
+
+
+def _on_shared_tasks(lines: Mapping[str, Groups]) -> dict[str, Groups]:
+    """Lines on the tasks that all of them have, so that they can be compared; unchanged if there are none."""
+    shared = set.intersection(*[{task.number for task, _ in found} for found in lines.values()]) if lines else set()
+    if not shared:
+        return dict(lines)
+    return {label: [(task, group) for task, group in found if task.number in shared] for label, found in lines.items()}
+
+
+def _unlike(found: Groups, lines: Mapping[str, Groups]) -> str:
+    """The tasks of a line in parentheses, if lines have different ones."""
+    own = [task.task.task for task, _ in found]
+    return f" ({', '.join(own)})" if any([t.task.task for t, _ in other] != own for other in lines.values()) else ""
+
+
 def _caption(title: str, source: str, shown: Iterable[Scored]) -> str:
     names = dict.fromkeys(task.task.task for task in shown)
     return f"{title} (the paper's {source}) on {fmt.enumeration(list(names))}"
 
 
 def _sizes(tasks: Sequence[Scored]) -> Markup | None:
-    """Prompt tuning and model tuning by the size of the T5, averaged over the tasks that have all sizes.
+    """Prompt tuning and model tuning by the size of the T5, averaged over the tasks that have both at all sizes.
 
     The prompts are those that most sizes have; of these the usual ones of the run, or the most similar to them.
     """
     usual = usual_setting(arm for task in tasks for arm in task.by_arm)
-    lines = []
-    several, shown, prompts = False, list[Scored](), set[PromptSetting]()
-    for number, method in enumerate(_METHODS):
-        found: list[tuple[Scored, dict[int, list[Arm]]]] = []
+    of_method: dict[str, Groups] = {}
+    for method in _METHODS:
         for task in tasks:
             adapted = [arm for arm in own(task.by_arm, method) if arm.share in (1.0, None)]
             found_sizes = map(_by_size, groups(adapted, "parameters", "t5"))
             by_size = max(found_sizes, key=lambda one: (len(one), _likeness(one, usual)), default={})
             if len(by_size) > 1:
-                found.append((task, by_size))
-        if not found:
-            continue
-        sizes = sorted(set.intersection(*[set(by_size) for _, by_size in found]))
-        if len(sizes) > 1:
-            shown += [task for task, _ in found]
-            several |= any(len(by_size[size]) > 1 for _, by_size in found for size in sizes)
-            if method == PROMPT_TUNING:
-                prompts |= {setting_of(arm) for _, by_size in found for size in sizes for arm in by_size[size]}
-            means, errors = _means([[(task, arm) for task, of in found for arm in of[size]] for size in sizes])
-            lines.append(Line(sizes, means, number, errors, label=method, dots=True))
+                of_method.setdefault(method, []).append((task, by_size))
+    drawn = _on_shared_tasks({method: _with_most(found) for method, found in of_method.items()})
+    lines = []
+    several, shown, prompts = False, list[Scored](), set[PromptSetting]()
+    for method, found in drawn.items():
+        sizes = sorted(found[0][1])
+        shown += [task for task, _ in found]
+        several |= any(len(arms) > 1 for _, by_size in found for arms in by_size.values())
+        if method == PROMPT_TUNING:
+            prompts |= {setting_of(arm) for _, by_size in found for arms in by_size.values() for arm in arms}
+        means, errors = _means([[(task, arm) for task, of in found for arm in of[size]] for size in sizes])
+        label = method + _unlike(found, drawn)
+        lines.append(Line(sizes, means, _METHODS.index(method), errors, label=label, dots=True))
     if not lines:
         return None
     ticks = sorted({size for line in lines for size in line.x})

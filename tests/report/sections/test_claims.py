@@ -106,3 +106,30 @@ def test_metrics_without_scores_of_rows_are_named(finished: RunBuilder) -> None:
 def test_a_finding_names_its_figure_and_contrast() -> None:
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS) == 12
     assert all(claim.source.startswith(("Figure", "Table")) and claim.text.endswith(".") for claim in CLAIMS)
+
+
+def test_lines_of_a_chart_are_means_over_the_same_tasks(finished: RunBuilder) -> None:
+    """Model tuning has scores on one of two tasks only, and so have the longer prompts of the larger T5."""
+    easy = [row for model in ("small", "a") for row in rows(0.9, task="easy", model=model)]
+    hard = [row for model, score in {"small": 0.3, "a": 0.5}.items() for row in rows(score, model=model)]
+    tuned = [
+        row
+        for model, score in {"small": 0.4, "a": 0.6}.items()
+        for row in rows(score, model=model, method="model tuning")
+    ]
+    longer = [*rows(0.4, prompt_length=100, model="small"), *rows(0.6, prompt_length=100, model="a")]
+    longer += rows(0.9, task="easy", prompt_length=100, model="small")
+    section = experiments_section(arms(finished, [*easy, *hard, *tuned, *longer], small=10, a=99))
+    assert section is not None
+    html = str(section.markup)
+    assert "prompt tuning 30.0 to 50.0; model tuning 40.0 to 60.0." in html
+    assert "Figure 1) on package</figcaption>" in html
+    assert "small: 20: 30.0; 100: 40.0. a: 20: 50.0; 100: 60.0." in html
+
+
+def test_lines_of_different_tasks_name_them(finished: RunBuilder) -> None:
+    easy = [row for model in ("small", "a") for row in rows(0.9, task="easy", model=model)]
+    tuned = [row for model in ("small", "a") for row in rows(0.4, model=model, method="model tuning")]
+    section = experiments_section(arms(finished, [*easy, *tuned], small=10, a=99))
+    assert section is not None
+    assert "prompt tuning (easy) 90.0 to 90.0; model tuning (package) 40.0 to 40.0." in str(section.markup)
