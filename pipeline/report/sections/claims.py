@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,18 +111,26 @@ class Experiment:
     label: str = ""
     t5: Callable[[Arm], str | None] = _frozen
 
-    def series(self, tasks: Sequence[Scored]) -> dict[str, list[tuple[Scored, dict[Any, Arm]]]]:
-        """By T5, for each task the largest group of arms that the chart can show."""
-        found: dict[str, list[tuple[Scored, dict[Any, Arm]]]] = {}
+    def choices(self, task: Scored) -> dict[str, list[dict[Any, Arm]]]:
+        """By T5, the groups of arms of a task that the chart can show."""
+        found: dict[str, list[dict[Any, Arm]]] = {}
+        for group in self.grouping(own(task.by_arm)):
+            shown = {v: arm for v, arm in group.items() if v is not None and self.order(v) is not None}
+            name = next((name for arm in shown.values() if (name := self.t5(arm))), "")
+            if len(shown) > 1:
+                found.setdefault(name, []).append(shown)
+        return found
+
+    def series(self, tasks: Sequence[Scored]) -> dict[str, Groups]:
+        """By T5, for each task the largest group of arms that the chart can show; of equally large ones, that with the
+        usual prompt of the run.
+        """
+        usual = usual_setting(arm for task in tasks for arm in task.by_arm)
+        found: dict[str, Groups] = {}
         for task in tasks:
-            largest: dict[str, dict[Any, Arm]] = {}
-            for group in self.grouping(own(task.by_arm)):
-                shown = {v: arm for v, arm in group.items() if v is not None and self.order(v) is not None}
-                name = next((name for arm in shown.values() if (name := self.t5(arm))), "")
-                if len(shown) > max(1, len(largest.get(name, ()))):
-                    largest[name] = shown
-            for name, group in largest.items():
-                found.setdefault(name, []).append((task, group))
+            for name, of_t5 in self.choices(task).items():
+                largest = max(of_t5, key=lambda group: (len(group), usual in map(setting_of, group.values())))
+                found.setdefault(name, []).append((task, largest))
         return found
 
 
@@ -199,7 +207,27 @@ def _experiment(experiment: Experiment, tasks: Sequence[Scored]) -> Markup | Non
     plot = chart(lines, x, Axis("Score × 100"), name, f"{experiment.title}, scores of prompts. {'. '.join(described)}.")
     several = {frozen for task in tasks for arm in own(task.by_arm) if (frozen := experiment.t5(arm))}
     t5 = next(iter(drawn)) if len(drawn) == 1 and len(several) > 1 else ""
-    return figure(plot, _caption(experiment.title, experiment.source, shown) + (f"; frozen T5: {t5}" if t5 else ""))
+    caption = _caption(experiment.title, experiment.source, shown) + (f"; frozen T5: {t5}" if t5 else "")
+    chosen = {text for found in drawn.values() for task, group in found for text in _chosen(experiment, task, group)}
+    return figure(plot, caption + (f"; prompts: {'; '.join(sorted(chosen))}" if chosen else ""))
+
+
+def _chosen(experiment: Experiment, task: Scored, group: dict[Any, Arm]) -> Iterator[str]:
+    """The settings in which a group differs from others that the chart could show, as text; nothing without others."""
+    choices = [_settings(one) for of_t5 in experiment.choices(task).values() for one in of_t5]
+    texts = [text for name, text in _settings(group).items() if len({one.get(name) for one in choices}) > 1]
+    if texts:
+        yield ", ".join(texts)
+
+
+def _settings(group: dict[Any, Arm]) -> dict[str, str]:
+    """The settings that all arms of a group share, as text."""
+    found = {}
+    for name in ("prompt_length", "prompt_init", "other", "scoring"):
+        values = {getattr(arm, name) for arm in group.values()}
+        if len(values) == 1 and (value := values.pop()):
+            found[name] = value if name == "other" else trait(name.replace("scoring", "scored_by"), value)
+    return found
 
 
 def _with_most(found: Groups) -> Groups:

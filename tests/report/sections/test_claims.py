@@ -133,3 +133,18 @@ def test_lines_of_different_tasks_name_them(finished: RunBuilder) -> None:
     section = experiments_section(arms(finished, [*easy, *tuned], small=10, a=99))
     assert section is not None
     assert "prompt tuning (easy) 90.0 to 90.0; model tuning (package) 40.0 to 40.0." in str(section.markup)
+
+
+def test_a_chart_of_one_of_several_groups_names_its_prompts(finished: RunBuilder) -> None:
+    """Two learning rates have the same lengths; most prompts have the second one."""
+    scores = [
+        row
+        for rate, of_length in {"0.1": {1: 0.1, 20: 0.2}, "0.3": {1: 0.5, 20: 0.6}}.items()
+        for length, score in of_length.items()
+        for row in rows(score, prompt_length=length, cell=f"learning_rate={rate},seed=0")
+    ]
+    scores += rows(0.7, task="second", cell="learning_rate=0.3,seed=0")
+    section = experiments_section(arms(finished, scores))
+    assert section is not None
+    assert "Prompt length, scores of prompts. 1: 50.0; 20: 60.0." in str(section.markup)
+    assert "Figure 3(a)) on package; prompts: learning rate 0.3</figcaption>" in str(section.markup)
