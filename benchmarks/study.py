@@ -28,7 +28,7 @@ from t5_pipeline.report.arms import Arm, Scored, scored
 from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import ModelSize, Run, collect
 from t5_pipeline.report.scores import Answers, Score
-from t5_pipeline.report.summary import PROMPT_TUNING, summarize
+from t5_pipeline.report.summary import PROMPT_TUNING, on_one_split, summarize
 
 # Name of a recipe → what its T5s read, and their sizes.
 STUDIES = {
@@ -154,7 +154,7 @@ def run_of(results: dict[str, Any]) -> Run:
 
 
 def judged(run: Run) -> list[Finding]:
-    return findings(scored(run, summarize(run)))
+    return findings(scored(run, on_one_split(summarize(run))))
 
 
 def verdict_table(judgments: Iterable[Finding]) -> str:

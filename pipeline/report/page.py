@@ -38,7 +38,7 @@ from t5_pipeline.report.sections.training import (
 )
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.signature import SIGNATURE
-from t5_pipeline.report.summary import TaskScores, summarize
+from t5_pipeline.report.summary import TaskScores, on_one_split, summarize
 
 # Keeps browsers from fetching anything even when online.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -64,11 +64,11 @@ def render(run: Run) -> str:
     paths = model_names(run)
     series = {model: number for number, model in enumerate(paths)}
     tasks = summarize(run)
-    arms = scored(run, tasks)
+    arms = scored(run, on_one_split(tasks))
     found = [
         claims_section(findings(arms)),
         experiments_section(arms),
-        overview_section(run, tasks),
+        overview_section(run, on_one_split(tasks)),
         scores_section(tasks, series) if tasks else None,
         comparison_section(tasks),
         confusion_section(tasks, series),

@@ -252,6 +252,16 @@ def summarize(run: Run) -> list[TaskScores]:
     return found
 
 
+def on_one_split(tasks: Sequence[TaskScores]) -> list[TaskScores]:
+    """Each task once: on its test split, or without one on the first that was scored.
+
+    Scores of several splits are of the same prompts, and those of the validation split chose them.
+    """
+    splits = {task.task: task.split for task in reversed(tasks)}
+    splits |= {task.task: task.split for task in tasks if task.split == "test"}
+    return [task for task in tasks if task.split == splits[task.task]]
+
+
 def _first_of_each_model(rows: Iterable[Score]) -> list[Score]:
     """Drop repeated baselines, which several evaluate stages may have scored."""
     found: dict[str | None, Score] = {}

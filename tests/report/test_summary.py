@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from t5_pipeline.report.collect import collect
+from t5_pipeline.report.page import render
 from t5_pipeline.report.plots import score_plot
 from t5_pipeline.report.sections.overview import best_line
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
-from t5_pipeline.report.summary import TaskScores, summarize
+from t5_pipeline.report.summary import TaskScores, on_one_split, summarize
 from tests.report.conftest import RECIPE
 
 
@@ -266,3 +267,20 @@ def test_prompts_that_were_scored_in_several_ways_have_a_line_for_each(builders,
         ("200 rows, scored by beams", 3, "74.0 ± 4.0"),
         ("50 rows", 3, "84.0 ± 4.0"),
     ]
+
+
+def test_a_task_counts_once_in_findings_and_means(finished) -> None:
+    """Its validation rows chose the prompts, so their scores are not further evidence."""
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        chosen = [row | {"split": "validation", "metrics": {"accuracy": 1.0, "macro_f1": 1.0}} for row in rows]
+        other = [row | {"task": "other", "split": "validation"} for row in rows]
+        return [*chosen, *rows, *other]
+
+    tasks = of_rows(finished, change)
+    found = [(task.task, task.split) for task in tasks]
+    assert found == [("package", "validation"), ("package", "test"), ("other", "validation")]
+    assert [(task.task, task.split) for task in on_one_split(tasks)] == found[1:]
+    page = render(collect(finished.run_dir.path))
+    assert "Mean of 2 tasks" in page
+    assert "that this run can judge, on package and other." in page

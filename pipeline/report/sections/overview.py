@@ -15,7 +15,11 @@ from t5_pipeline.report.tables import table
 
 
 def overview_section(run: Run, tasks: list[TaskScores]) -> Section | None:
-    """Table of the best line of each method (columns) on each task (rows); None for a single task."""
+    """Table of the best line of each method (columns) on each task (rows); None for a single task.
+
+    Args:
+        tasks: on one split each.
+    """
     # Tasks that nothing was trained for do not count in a mean over tasks.
     own = [task for task in tasks if any(not line.rows[0].trained_on for line in [*task.tuned, *task.others])]
     found = in_table_order(line.method for task in own for line in task.lines)
