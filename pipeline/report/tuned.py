@@ -41,6 +41,10 @@ def tuned_text(run: Run, kept: str | None) -> list[str]:
         rows.append(row)
     rows_of = plural(first.examples, f"{first.split} row")
     lines = [f"{first.task}: scores × 100 on {rows_of}", *aligned([header, *rows], right=True)]
+    if first.split == "validation" and any(step is not None for step in steps.values()):
+        prompts = sum(score.method == PROMPT_TUNING for score in run.scores)
+        what = "the step and the seed" if kept is not None and prompts > 1 else "the step"
+        lines.append(f"These rows also chose {what}: scores of prompts are a little too high. Give others as --test.")
     answers = _answers(run, kept)
     return lines + ([] if answers is None else _confusions(answers))
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
+import pytest
+
 from t5_pipeline.config.recipe import Recipe
-from t5_pipeline.report.collect import Run
+from t5_pipeline.report.collect import Run, collect
 from t5_pipeline.report.scores import Score
 from t5_pipeline.report.tuned import score_on_test, tuned_text
+from tests.report.conftest import RunBuilder
 
 
 def score(method: str, accuracy: float, cell: str | None = None, seed: int | None = None, **more: Any) -> Score:
@@ -42,6 +46,21 @@ def test_scores_and_confusions_of_the_kept_seed() -> None:
     assert score_on_test(run(*BASE), "seed=1") is None
     one = score("prompt tuning", 1.0, "seed=0", 0).model_copy(update={"examples": 1})
     assert tuned_text(run(one), "seed=0")[0] == "tone: scores × 100 on 1 test row"
+
+
+@pytest.mark.parametrize(
+    ("split", "kept", "said"),
+    [("validation", "seed=1", ["the step and the seed"]), ("validation", None, ["the step"]), ("test", "seed=1", [])],
+)
+def test_scores_on_the_rows_that_chose_the_prompt_are_named_so(
+    finished: RunBuilder, split: str, kept: str | None, said: list[str]
+) -> None:
+    cell = "model=lm_adapt,seed=0"  # whose step validation scores chose
+    both = [score("prompt tuning", 0.5, name, seed, **MATRIX) for seed, name in enumerate((cell, "seed=1"))]
+    found = replace(collect(finished.run_dir.path), scores=[one.model_copy(update={"split": split}) for one in both])
+    too_high = "scores of prompts are a little too high. Give others as --test."
+    notes = [line for line in tuned_text(found, kept) if line.startswith("These rows")]
+    assert notes == [f"These rows also chose {what}: {too_high}" for what in said]
 
 
 def test_a_vote_and_many_labels() -> None:
