@@ -22,6 +22,7 @@ from t5_pipeline.core.bounded import open_file, read_json
 from t5_pipeline.core.errors import InputError
 
 MODEL_TUNING, MULTI_TASK = "model tuning", "multi-task model tuning"
+ON_SEVERAL_TASKS = (MULTI_TASK, "multitask prompt tuning")
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Answers = NDArray[np.int64]
 """Place of each row in the confusion matrix [T]: true label · (L + 1) + answered label, or L if it is not a label."""

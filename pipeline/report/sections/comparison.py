@@ -11,6 +11,7 @@ from t5_pipeline.report import format as fmt
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import Section, figure, plots, section
 from t5_pipeline.report.plots import Axis, Line, chart
+from t5_pipeline.report.scores import ON_SEVERAL_TASKS
 from t5_pipeline.report.sections.scores import task_title
 from t5_pipeline.report.summary import Cost, ScoreLine, TaskScores
 from t5_pipeline.report.tables import Sheet, Value, downloads, plain_table
@@ -20,6 +21,7 @@ NOTE = (
     " number of cells that it trained together. Peak memory: that of the process, on its GPU if it had one, otherwise"
     " including Python and its libraries; cells that were trained together share it."
 )
+SEVERAL = " The costs of what was tuned on several tasks at once are those of all these tasks together."
 LATENCY = (
     " Latency: median time of a request for one of N tasks, with one T5 in memory. All N soft prompts are in memory,"
     " but only one adapter or fine-tuned T5, so that N − 1 of N requests load theirs from cached files."
@@ -29,17 +31,18 @@ LATENCY = (
 def comparison_section(tasks: list[TaskScores]) -> Section | None:
     """Table and plots of each task on which several methods with known costs were scored; None if there is none."""
     parts: list[Markup | None] = []
-    latency = False
+    latency, several = False, False
     for task in tasks:
         lines = compared_lines(task)
         if len({line.method for line in lines}) < 2:
             continue
         counts = _task_counts(lines)
         latency |= bool(counts)
+        several |= any(line.method in ON_SEVERAL_TASKS for line in lines)
         parts += [task_title(task, tasks), _table(task, lines, counts), _plots(task, lines)]
     if not parts:
         return None
-    note = tag("p", NOTE + (LATENCY if latency else ""), class_="note")
+    note = tag("p", NOTE + (SEVERAL if several else "") + (LATENCY if latency else ""), class_="note")
     return section("comparison", "Quality and cost of the methods", *parts, note)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_methods_are_compared_by_quality_and_cost(path: Path) -> None:
         assert name in html
     assert "comparison-package-test.csv" in html
     assert 'id="comparison"' in render(collect(path))
+
+
+def test_costs_of_several_tasks_are_named_so(path: Path) -> None:
+    """The bytes of a T5 for several tasks are not those per task."""
+    run = collect(path)
+    several = [
+        row.model_copy(update={"variant": "on 4 tasks"}) if row.method == "model tuning" else row for row in run.scores
+    ]
+    for scores, said in ((run.scores, False), (several, True)):
+        found = comparison_section(summarize(replace(run, scores=scores)))
+        assert found is not None
+        assert ("are those of all these tasks together." in str(found.markup)) == said
 
 
 def test_a_single_method_is_not_compared(finished: RunBuilder) -> None:
