@@ -7,6 +7,7 @@ from pathlib import Path
 
 from t5_pipeline.config.adaptation import SpanCorruptConfig
 from t5_pipeline.config.prepare import PrepareConfig
+from t5_pipeline.config.references import InputRef, named
 from t5_pipeline.config.soft_prompt import SoftPromptConfig
 from t5_pipeline.core.atomic_files import STDOUT, check_output, write_output
 from t5_pipeline.core.counts import plural
@@ -140,6 +141,16 @@ def _period(run: Run) -> str:
     return f"{fmt.date(began)}, {began:%H:%M} to {until} UTC"
 
 
+def _pretrained_here(run: Run, model: str) -> bool:
+    """Whether a stage of the run made this T5 from random weights, or one that it was made from."""
+    ref: InputRef | None = named(model, run.recipe.stages)
+    while ref is not None and (maker := run.recipe.maker(ref)) is not None:
+        if isinstance(maker.settings, SpanCorruptConfig) and maker.settings.init:
+            return True
+        ref = maker.inputs.get("model")
+    return False
+
+
 def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
     """Corpus, model, tasks and duration in a few words each."""
     pairs: dict[str, list[str]] = {}
@@ -150,13 +161,11 @@ def _summary(run: Run, tasks: list[TaskScores]) -> Markup | None:
                 f"{fmt.approximate(facts[k])} {k}" for k in ("documents", "tokens") if isinstance(facts.get(k), int)
             ]
             pairs.setdefault("Corpus", []).append(", ".join([result.settings.corpus, *found]))
-    here = any(isinstance(result.settings, SpanCorruptConfig) and result.settings.init for result in run.cells())
     for model in run.models.values():
         shape = model.shape
         layers = f"{shape.num_layers}\u00a0+\u00a0{shape.num_decoder_layers} layers of width {shape.d_model}"
-        pairs.setdefault("Frozen T5", []).append(
-            f"{fmt.approximate(model.parameters)} parameters, {layers}" + (", pretrained here" if here else "")
-        )
+        made = ", pretrained here" if _pretrained_here(run, model.model) else ""
+        pairs.setdefault("Frozen T5", []).append(f"{fmt.approximate(model.parameters)} parameters, {layers}{made}")
     for task in tasks:
         settings = run.task(task.task)
         kinds = f", {len(settings.labels)} labels" if settings and settings.labels else ""

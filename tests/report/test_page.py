@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -284,6 +285,15 @@ def test_sizes_of_prompt_and_model(page: Page, complete) -> None:
     assert f"A prompt of 4 tokens has 32 parameters ({size} bytes on disk)" in page.text
     assert f"its frozen T5 has {parameters:,} (" in page.text
     assert f"{parameters / 32:,.0f} times as many" in page.text
+
+
+def test_only_t5s_of_the_run_were_pretrained_here(complete) -> None:
+    run = collect(complete.run_dir.path)
+    other = replace(run.models["lm_adapt"], model="models/other", parameters=5000)
+    shown = Page(render(replace(run, models={**run.models, "models/other": other}))).text
+    (own, elsewhere) = re.search(r"Frozen T5([^;]*);([^;]*?)Task", shown).groups()  # type: ignore[union-attr]
+    assert own.endswith("layers of width 8, pretrained here")
+    assert elsewhere.strip() == "5,000 parameters, 2\u00a0+\u00a02 layers of width 8"
 
 
 def test_examples_right_and_wrong(page: Page) -> None:
