@@ -159,9 +159,20 @@ class TaskScores:
         return [*self.tuned, *self.others, *self.untuned, *([self.majority] if self.majority else [])]
 
     def usual_variant(self) -> list[str]:
-        """Parts of the variants that most prompt-tuned lines share; a plot names only the others."""
+        """Parts of the variants that most prompt-tuned lines share; a plot names only the others.
+
+        A line without such a part has to name another one in its place: only settings that all lines have can be usual.
+        """
         counts = Counter(part for line in self.tuned for part in line.variant.split(", ") if part)
-        return [part for part, number in counts.items() if number > max(1, len(self.tuned) / 2)]
+        settings = [{key: v for key, v in traits(line.rows[0]).items() if v is not None} for line in self.tuned]
+        everywhere = set[str]().union(*settings).intersection(*settings)
+        replaced = {trait(key, value) for own in settings for key, value in own.items() if key in everywhere}
+        least = max(1, len(self.tuned) / 2)
+        return [
+            part
+            for part, number in counts.items()
+            if number > least and (part in replaced or number == len(self.tuned))
+        ]
 
     def best_of_each_method(self) -> list[ScoreLine]:
         """The best line of each other method on the T5 of the best prompts, or on another one if it has none there.

@@ -284,3 +284,21 @@ def test_a_task_counts_once_in_findings_and_means(finished) -> None:
     page = render(collect(finished.run_dir.path))
     assert "Mean of 2 tasks" in page
     assert "that this run can judge, on package and other." in page
+
+
+def test_lines_that_lack_a_setting_do_not_seem_to_have_the_usual_one(finished) -> None:
+    """A prompt of another stage has no learning rate in the name of its cell, and one was trained on the task itself."""
+
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        one = next(row for row in rows if row["method"] == "prompt tuning")
+        cells = [(None, 4), *((f"learning_rate=0.3,prompt_length={length},seed=0", length) for length in (4, 5, 4))]
+        shifted = [{}, *[{"trained_on": "another"}] * 3]
+        lines = zip(("span_corrupt", "lm_adapt", "lm_adapt", "sentinel"), cells, shifted, strict=True)
+        return [
+            one | {"model": model, "cell": cell, "prompt_length": length} | more
+            for model, (cell, length), more in lines
+        ]
+
+    (task,) = of_rows(finished, change)
+    assert len(task.tuned) == 4
+    assert task.usual_variant() == ["4 tokens"]
