@@ -14,6 +14,7 @@ from t5_pipeline.report.collect import collect
 from t5_pipeline.report.page import render
 from t5_pipeline.report.plots import score_plot
 from t5_pipeline.report.sections.overview import best_line
+from t5_pipeline.report.sections.scores import score_sheet
 from t5_pipeline.report.sentences import headline, interval_sentence, method_comparison, model_comparison
 from t5_pipeline.report.summary import TaskScores, on_one_split, summarize
 from tests.report.conftest import RECIPE
@@ -267,6 +268,9 @@ def test_prompts_that_were_scored_in_several_ways_have_a_line_for_each(builders,
         ("200 rows, scored by beams", 3, "74.0 ± 4.0"),
         ("50 rows", 3, "84.0 ± 4.0"),
     ]
+    sheet = score_sheet(task)
+    place = sheet.columns.index("rows")
+    assert {row[place] for row in sheet.rows if "50 rows" in str(row)} == {50}
 
 
 def test_a_task_counts_once_in_findings_and_means(finished) -> None:

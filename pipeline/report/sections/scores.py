@@ -133,7 +133,7 @@ def score_sheet(task: TaskScores) -> Sheet:
                 {
                     "task": task.task,
                     "split": task.split,
-                    "rows": task.examples,
+                    "rows": line.rows[0].examples,
                     "frozen T5": line.model,
                     "made by": line.path,
                     "method": line.method,
