@@ -28,7 +28,7 @@ from t5_pipeline.report.arms import Arm, Scored, scored
 from t5_pipeline.report.claims import CLAIMS, Finding, findings
 from t5_pipeline.report.collect import ModelSize, Run, collect
 from t5_pipeline.report.scores import Answers, Score
-from t5_pipeline.report.summary import PROMPT_TUNING, on_one_split, summarize
+from t5_pipeline.report.summary import NO_PROMPT, PROMPT_TUNING, on_one_split, summarize
 
 # Name of a recipe → what its T5s read, and their sizes.
 STUDIES = {
@@ -124,7 +124,7 @@ def _cells(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _not_scored(run: Run) -> dict[str, list[float]]:
-    """Validation scores that chose the results whose scoring has not finished, by stage, T5 and task, a seed each."""
+    """Validation scores that chose the results whose scoring has not finished, by stage and settings, a seed each."""
     scoring = [result for result in run.cells() if result.settings.kind == "evaluate" and result.manifest]
     covered = {ref.stage for result in scoring for ref in result.cell.inputs.values()}
     found: dict[str, list[float]] = {}
@@ -132,7 +132,7 @@ def _not_scored(run: Run) -> dict[str, list[float]]:
         for result in job.cells:
             if result.manifest is None or result.chosen is None or job.stage in covered:
                 continue
-            axes = {name: value for name, value in result.cell.axes.items() if name in ("model", "task", "tasks")}
+            axes = {name: value for name, value in result.cell.axes.items() if name != "seed"}
             curve = job.log.scores.get(result.cell.id) or job.log.scores[""]
             score = curve.values[curve.steps.index(result.chosen)]
             found.setdefault(f"{job.stage} [{combination_name(axes)}]", []).append(round(score, 4))
@@ -177,7 +177,8 @@ def score_tables(run: Run) -> Iterator[str]:
         ]
         for arm, rows in task.by_arm.items():
             size = f"{arm.parameters / 1e6:.2f}M" if arm.parameters else "–"
-            cells = (size, _pretraining(arm), arm.method, _prompt(arm))
+            elsewhere = f", learned on {arm.trained_on}" if arm.trained_on and not _learned_on(task) else ""
+            cells = (size, _pretraining(arm), arm.method + elsewhere, _prompt(arm))
             lines.append(f"| {' | '.join((*cells, *_spreads(task, rows), str(len(rows))))} |")
         yield f"### {task.task.task}"
         yield _caption(task)
@@ -185,7 +186,7 @@ def score_tables(run: Run) -> Iterator[str]:
 
 
 def _caption(task: Scored) -> str:
-    trained_on = next((arm.trained_on for arm in task.by_arm if arm.trained_on), None)
+    trained_on = _learned_on(task)
     majority = task.task.majority.spread(task.task.metric) if task.task.majority else None
     return "".join(
         (
@@ -194,6 +195,12 @@ def _caption(task: Scored) -> str:
             f"; learned on {trained_on}" if trained_on else "",
         )
     )
+
+
+def _learned_on(task: Scored) -> str | None:
+    """The other task on which everything that was trained learned; None if there is no such task."""
+    found = {arm.trained_on for arm in task.by_arm if arm.method != NO_PROMPT}
+    return found.pop() if len(found) == 1 else None
 
 
 def _pretraining(arm: Arm) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from scipy import stats
 
@@ -10,6 +13,7 @@ from benchmarks.study import (
     FOLLOW_UPS,
     STUDIES,
     TABLES_PAGE,
+    _not_scored,
     adaptation_over_t5s,
     judged,
     over_t5s,
@@ -17,12 +21,17 @@ from benchmarks.study import (
     recipe_of,
     results_of,
     run_of,
+    score_tables,
     scores_of_t5s,
     tables_page,
 )
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.bounded import read_json
+from t5_pipeline.report.collect import collect
+from t5_pipeline.report.curves import Curve
 from t5_pipeline.report.page import render
+from t5_pipeline.report.scores import Score
+from tests.report.conftest import RECIPE, RunBuilder
 from tests.tiny_run import ROOT
 
 
@@ -82,6 +91,41 @@ def test_the_report_draws_the_recorded_experiments() -> None:
     assert all(finding.claim.text in html for finding in judged(run))
     titles = ("Size of the T5", "Prompt length", "Initialization", "Pretraining", "LM adaptation")
     assert all(f"{title} (the paper's Figure" in html.replace("&#x27;", "'") for title in titles)
+
+
+def test_prompts_of_several_tasks_are_told_apart_in_the_tables() -> None:
+    """On one of a study's tasks, some prompts learned the task itself and others another one."""
+    one = next(row for row in run_of(read_json(results_of("study"))).scores if row.method == "prompt tuning")
+    other = one.model_copy(update={"trained_on": "another"})
+    [table] = score_tables_of([one, other])
+    assert "learned on" not in table[1]
+    assert [row.split(" | ")[2] for row in table[2].splitlines()[2:]] == [
+        "prompt tuning",
+        "prompt tuning, learned on another",
+    ]
+    [table] = score_tables_of([other])
+    assert table[1].endswith("; learned on another")
+    assert "learned on" not in table[2]
+
+
+def score_tables_of(rows: list[Score]) -> list[list[str]]:
+    """Heading, caption and table of each task."""
+    parts = list(score_tables(replace(run_of(read_json(results_of("study"))), scores=rows, answers={})))
+    return [parts[at : at + 3] for at in range(0, len(parts), 3)]
+
+
+def test_validation_scores_are_told_apart_by_all_settings(tmp_path: Path) -> None:
+    recipe = RECIPE.replace("      seed: [0, 1, 2]", "      prompt_init: [uniform, vocabulary]\n      seed: [0, 1, 2]")
+    builder = RunBuilder(tmp_path / "run", recipe)
+    for stage in ("prepare", "span_corrupt", "lm_adapt", "sentinel", "prompt_tune"):
+        builder.stage(stage)
+    run = collect(builder.run_dir.path)
+    for job in run.jobs:
+        for result in job.cells:
+            if result.chosen is not None:
+                job.log.scores[result.cell.id] = Curve([result.chosen], [0.5])
+    found = _not_scored(run)
+    assert found["prompt_tune [model=lm_adapt,prompt_init=uniform]"] == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("name", [*STUDIES, *EARLIER, *FOLLOW_UPS])
