@@ -19,8 +19,9 @@ def sweeps_section(run: Run) -> Section | None:
                 number = len(parts)
                 parts += [_chart(job, result, result.sweep, f"sweep-{number}"), _table(result, result.sweep)]
     note = (
-        "Settings that were tried in one batch. At each rung, the prompts with the best validation scores so far were"
-        " kept; ties are broken by the lower loss. The last remaining prompt is published."
+        "Settings that were tried in one batch. At each rung, if there are any, the prompts with the best validation"
+        " scores so far were kept. Of those that trained to the end, the one with the best score is published. Ties are"
+        " broken by the lower loss."
     )
     return noted("sweeps", "Sweeps", note, *parts)
 
