@@ -37,4 +37,9 @@ def trait(key: str, value: str | int | None) -> str:
 
 def _axes(row: Score) -> dict[str, str]:
     axes = dict(axis.split("=", 1) for axis in (row.cell or "").split(",") if "=" in axis)
-    return {key: value for key, value in axes.items() if key not in ("model", "seed", "task", "tasks", "shots")}
+    named = (row.variant or "").split(", ")  # such as the rank of LoRA
+    return {
+        key: value
+        for key, value in axes.items()
+        if key not in ("model", "seed", "task", "tasks", "shots", "virtual_tokens") and trait(key, value) not in named
+    }

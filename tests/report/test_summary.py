@@ -306,3 +306,18 @@ def test_lines_that_lack_a_setting_do_not_seem_to_have_the_usual_one(finished) -
     (task,) = of_rows(finished, change)
     assert len(task.tuned) == 4
     assert task.usual_variant() == ["4 tokens"]
+
+
+def test_settings_that_a_method_names_are_not_named_twice(finished) -> None:
+    def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        one = {key: rows[0][key] for key in ("task", "split", "examples", "model", "metrics")}
+        lora = [one | {"method": "LoRA", "variant": f"rank {rank}", "cell": f"rank={rank}"} for rank in (2, 8)]
+        prefix = [
+            one | {"method": "prefix tuning", "prompt_length": length, "cell": f"virtual_tokens={length}"}
+            for length in (5, 20)
+        ]
+        return [*lora, *prefix]
+
+    (task,) = of_rows(finished, change)
+    titles = ["LoRA, rank 2", "LoRA, rank 8", "Prefix tuning, 5 tokens", "Prefix tuning, 20 tokens"]
+    assert [line.title for line in task.others] == titles
