@@ -93,7 +93,7 @@ def test_the_report_draws_the_recorded_experiments() -> None:
     assert all(f"{title} (the paper's Figure" in html.replace("&#x27;", "'") for title in titles)
 
 
-def test_prompts_of_several_tasks_are_told_apart_in_the_tables() -> None:
+def test_prompts_of_several_tasks_are_named_in_the_tables() -> None:
     """On one of a study's tasks, some prompts learned the task itself and others another one."""
     one = next(row for row in run_of(read_json(results_of("study"))).scores if row.method == "prompt tuning")
     other = one.model_copy(update={"trained_on": "another"})
@@ -114,7 +114,7 @@ def score_tables_of(rows: list[Score]) -> list[list[str]]:
     return [parts[at : at + 3] for at in range(0, len(parts), 3)]
 
 
-def test_validation_scores_are_told_apart_by_all_settings(tmp_path: Path) -> None:
+def test_validation_scores_of_all_settings_are_separate(tmp_path: Path) -> None:
     recipe = RECIPE.replace("      seed: [0, 1, 2]", "      prompt_init: [uniform, vocabulary]\n      seed: [0, 1, 2]")
     builder = RunBuilder(tmp_path / "run", recipe)
     for stage in ("prepare", "span_corrupt", "lm_adapt", "sentinel", "prompt_tune"):
