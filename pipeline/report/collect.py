@@ -163,7 +163,7 @@ class PromptSize:
 
 @dataclass(frozen=True)
 class LearnedPrompt:
-    """A published prompt: its task, its frozen T5, and the means of its rows."""
+    """A published prompt that did not start from a trained one: its task, its frozen T5, and the means of its rows."""
 
     task: str
     model: str
@@ -332,7 +332,10 @@ def _sizes(run: Run, path: Path, result: CellResult, manifest: Manifest) -> None
 
 
 def _learned(run_dir: RunDir, result: CellResult, manifest: Manifest) -> Iterator[LearnedPrompt]:
-    """The prompt of a cell, if it can be read."""
+    """The prompt of a cell, if it can be read and did not start from a trained prompt, which it would resemble."""
+    swept = result.sweep.settings if result.sweep else {}
+    if swept.get("prompt_init", manifest.settings.get("prompt_init")) in ("prompt", "shared"):
+        return
     means = PromptMeans.read(run_dir.cell(result.cell) / manifest.outputs["prompt"].path)
     if means is not None and result.frozen is not None:
         yield from (LearnedPrompt(task.name, result.frozen, means) for task in result.settings.made_for())

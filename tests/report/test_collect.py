@@ -56,6 +56,19 @@ def test_sizes_come_from_the_published_files(finished) -> None:
     assert prompt.bytes == next(finished.run_dir.path.glob("prompt_tune/*/prompt/*.safetensors")).stat().st_size
 
 
+def test_prompts_that_started_from_another_one_say_nothing_about_similarity(
+    builders: type[RunBuilder], tmp_path: Path
+) -> None:
+    transfer = (
+        "  transfer:\n    uses: prompt_tune\n    task: package\n    prompt_length: 4\n    prompt_init: prompt\n"
+        "    init_prompt: prompt_tune/model=lm_adapt,seed=0\n    matrix: {model: [lm_adapt], seed: [0]}\n"
+    )
+    alone = len(collect(builders(tmp_path / "alone").all().run_dir.path).learned)
+    run = collect(builders(tmp_path / "both", RECIPE + transfer).all().run_dir.path)
+    assert len([result for result in run.cells() if result.cell.stage == "transfer" and result.manifest]) == 1
+    assert len(run.learned) == alone > 0
+
+
 def test_hub_model_is_known_by_name(builder, tmp_path: Path) -> None:
     text = (builder.run_dir.path / "recipe.yaml").read_text()
     text = text.replace("model: [lm_adapt@20, lm_adapt, span_corrupt, sentinel]", "model: [google/t5-v1_1-small]")

@@ -35,7 +35,7 @@ def similarity_section(run: Run, paths: dict[str, str]) -> Section | None:
             parts.append(plain_table(caption, sheet, shown))
     note = (
         "Cosine similarity of the prompts of two tasks, averaged over all pairs of prompts: of their mean rows (by"
-        " average), and of each pair of rows (by token), as in Vu et al. 2022. A prompt for a similar task is a good"
-        " initialization (prompt_init: prompt)."
+        " average), and of each pair of rows (by token), as in Vu et al. 2022. Prompts that started from a trained one"
+        " resemble it, and are left out. A prompt for a similar task is a good initialization (prompt_init: prompt)."
     )
     return noted("similarity", "Similarity of tasks", note, *parts)
