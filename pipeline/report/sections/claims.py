@@ -129,7 +129,9 @@ class Experiment:
         found: dict[str, Groups] = {}
         for task in tasks:
             for name, of_t5 in self.choices(task).items():
-                largest = max(of_t5, key=lambda group: (len(group), usual in map(setting_of, group.values())))
+                largest = max(
+                    of_t5, key=lambda group: (len(group), usual in [setting_of(arm) for arm in group.values()])
+                )
                 found.setdefault(name, []).append((task, largest))
         return found
 
