@@ -20,7 +20,7 @@ class EvaluateConfig(ScoringConfig, InferenceConfig, StageConfig):
     kind: ClassVar[str] = "evaluate"
     summary: ClassVar[str] = "score prompts, the methods they are compared with, and baselines on held-out rows"
     outputs: ClassVar[tuple[str, ...]] = ("scores",)
-    code_version: ClassVar[int] = 5
+    code_version: ClassVar[int] = 6
 
     model: Annotated[str | None, Input("model")] = setting(
         None, "the frozen T5, if it is not where the prompts expect it; must be the same model"
