@@ -203,9 +203,9 @@ class PromptedModel:
             if not isinstance(one, (str, Mapping)):
                 raise InputError(f"inputs[{i}]: must be a text or fields, not {one!r}; pass a string or a dictionary")
         return [
-            self._engine.question(
-                names, Row({"input": one} if isinstance(one, str) else dict(one), f"inputs[{i}]"), number=i
-            )
+            self._engine.question(names, Row({}, f"inputs[{i}]"), i, text=one)
+            if isinstance(one, str)
+            else self._engine.question(names, Row(dict(one), f"inputs[{i}]"), i)
             for i, (one, names) in enumerate(zip(inputs, self._names(prompt, len(inputs)), strict=True))
         ]
 

@@ -39,7 +39,7 @@ from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.registry import METHODS
 from t5_pipeline.modeling.execution import configure_execution
 from t5_pipeline.serving.frozen_t5 import FrozenT5, OtherModel
-from t5_pipeline.serving.question import Question, input_text
+from t5_pipeline.serving.question import Question, finished_text, input_text
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,19 @@ class Engine:
         """Whether CSV and TSV files name their columns; the templates of a single prompt may number them."""
         return len(self.prompts) > 1 or all(task.has_header for task in self._tasks.values())
 
-    def question(self, names: Sequence[str], row: Row, number: int = 0) -> Question:
+    def has_field(self, name: object, field: str) -> bool:
+        """Whether the template of a prompt has a field, or fields in an object of this name."""
+        task = self._tasks.get(name) if isinstance(name, str) else None
+        return task is not None and any(used.partition(".")[0] == field for used in task.input_template.fields)
+
+    def question(self, names: Sequence[str], row: Row, number: int = 0, text: object = None) -> Question:
         """A question to one prompt, or to several with the same labels that vote.
 
         Args:
-            row: the fields of the task's template, or `input`, the finished text; `row.where` is named in errors.
+            row: the fields of the task's template, or `input`, the finished text if the template has no such field;
+                `row.where` is named in errors.
             number: what samples depend on, besides the seed.
+            text: the finished text instead of the row.
 
         Raises:
             InputError: if a prompt is unknown, damaged or of another T5, prompts cannot vote or are named twice, or the
@@ -174,7 +181,9 @@ class Engine:
             check_votes(names)
         except InputError as error:
             raise InputError(f"{row.where}: {error}") from None
-        texts = tuple(input_text(row, tasks[name]) for name in names)
+        texts = tuple(
+            input_text(row, tasks[name]) if text is None else finished_text(text, row.where) for name in names
+        )
         return Question(tuple(names), texts, tuple(prompts[name] for name in names), number)
 
     def answer(

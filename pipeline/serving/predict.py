@@ -299,11 +299,28 @@ def _arriving(rows: Iterator[Row | BadRow], size: int) -> Iterator[list[Row | Ba
 
 
 def _question(engine: Engine, row: Row, number: int) -> Question:
-    """The question of a row, which names its prompt or prompts unless there is only one."""
-    if "prompt" not in row and len(_names(engine)) > 1:
+    """The question of a row, which names its prompt or prompts unless there is only one.
+
+    `prompt` is a field if the template of the only prompt has one of that name; the prompt's own name beside `input` is
+    a name.
+    """
+    names = _names(engine)
+    if "prompt" not in row and len(names) > 1:
         raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {listed(engine.prompts)}')
-    named = row.get("prompt", _names(engine)[0])
-    return engine.question(named if isinstance(named, list) and named else [named], row, number)
+    named = row.get("prompt", names[0])
+    asked = named if isinstance(named, list) and named else [named]
+    is_field = len(names) == 1 and engine.has_field(names[0], "prompt")
+    if is_field and (asked != names or "input" not in row):
+        return engine.question(names, row, number)
+    reading = next((name for name in asked if engine.has_field(name, "prompt")), None)
+    if "prompt" not in row or reading is None:
+        return engine.question(asked, row, number)
+    if row.get("input") is None:
+        raise InputError(
+            f"{row.where}: the template of `{reading}` has a field `prompt`, but `prompt` is the name of the prompt"
+            " here; give the finished text as `input`, or give --prompts this prompt alone"
+        )
+    return engine.question(asked, row, number, text=row["input"])
 
 
 def _names(engine: Engine) -> list[str]:

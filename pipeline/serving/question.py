@@ -40,7 +40,8 @@ def input_text(row: Row, task: Task) -> str:
     if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
         missing = next((name for name, value in fields.items() if value is MISSING), None)
         if missing is not None:
-            raise InputError(f"{row.lacks(missing)}; add it, or give the finished text as `input`")
+            instead = "" if "input" in fields else ", or give the finished text as `input`"
+            raise InputError(f"{row.lacks(missing)}; add it{instead}")
         return task.inputs(row)
     if present and not blank:
         absent = ", ".join(name for name in fields if name not in present)
@@ -48,8 +49,15 @@ def input_text(row: Row, task: Task) -> str:
             f"{row.where}: has `input` and {', '.join(present)}, but not {absent}; give all fields of the template, or"
             " only `input`"
         )
-    if not isinstance(row["input"], str):
-        raise InputError(
-            f"{row.where}: `input` must be text, not {type(row['input']).__name__}; put the values in quotes"
-        )
-    return check_unicode(row["input"], row.where)
+    return finished_text(row["input"], row.where)
+
+
+def finished_text(text: object, where: str) -> str:
+    """An input that fills no template.
+
+    Raises:
+        InputError: if it is not a text of whole characters; names `where`.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{where}: `input` must be text, not {type(text).__name__}; put the values in quotes")
+    return check_unicode(text, where)

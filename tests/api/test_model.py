@@ -16,6 +16,7 @@ import torch
 import t5_pipeline
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.data_prep.corpora.row import Row
+from t5_pipeline.methods.soft_prompt import Prompt
 from t5_pipeline.serving.engine import Engine
 from tests.forked import call
 from tests.serving.served_world import TEXTS, write_world
@@ -59,6 +60,15 @@ def test_classify_and_generate_equal_predict(t5: t5_pipeline.PromptedModel, engi
         answer(engine, name, text) for name, text in zip(names, TEXTS, strict=True)
     ]
     assert t5.classify(["say: x"], prompt="labels") == t5.classify([{"text": "x"}], prompt="labels")
+
+
+def test_a_text_is_finished_although_the_template_has_a_field_input(world: Path, tmp_path: Path) -> None:
+    prompt = Prompt.load(world / "prompts" / "labels")
+    task = prompt.info.task.model_copy(update={"inputs": "{instruction} {input}"})
+    Prompt(prompt.rows_PD, prompt.info.model_copy(update={"task": task})).save(tmp_path / "mine")
+    t5 = t5_pipeline.load(world / "model", tmp_path / "mine")
+    (text, fields) = t5.classify(["say this", {"instruction": "say", "input": "this"}])
+    assert text.probabilities == pytest.approx(fields.probabilities)
 
 
 def test_votes(t5: t5_pipeline.PromptedModel) -> None:

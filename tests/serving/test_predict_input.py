@@ -197,3 +197,39 @@ def test_a_prompt_votes_once(place: Place, tmp_path: Path) -> None:
     row, other = map(json.loads, said.out.splitlines())
     assert row == {"line": 1, "error": "prompt `tone` would vote more than once; name each prompt once"}
     assert (said.code, other["prompt"]) == (1, "tone")
+
+
+def _with_template(place: Place, inputs: str, *to: Path) -> Place:
+    """The prompt `tone` with another template, in directories of their own; the last one is given."""
+    info = place.loaded["tone"].info
+    task = info.task.model_copy(update={"inputs": inputs})
+    for directory in to:
+        Prompt(place.loaded["tone"].rows_PD, info.model_copy(update={"task": task})).save(directory)
+    return Place(place.model, to[-1].parent, place.loaded, place.vocabulary)
+
+
+def test_a_field_named_prompt_is_not_the_name_of_a_prompt(place: Place, tmp_path: Path) -> None:
+    """Rows of {"prompt": …, "completion": …} name no prompt."""
+    one = _with_template(place, "tone: {prompt}", tmp_path / "one" / "mine")
+    texts = [{"prompt": "A file that does not exist."}, {"prompt": "mine"}]
+    lines = [*texts, {"prompt": "mine", "input": "tone: A file that does not exist."}]
+    answers = one.predict("--input", write_lines(tmp_path, lines))
+    expected = [{"prompt": "tone", "text": text} for text in ("A file that does not exist.", "mine")]
+    found = place.predict("--input", write_lines(tmp_path, [*expected, expected[0]]))
+    same(answers, [row | {"prompt": "mine"} for row in found])
+
+    two = _with_template(place, "tone: {prompt}", tmp_path / "two" / "mine", tmp_path / "two" / "other")
+    asked = [{"prompt": "mine", "text": "x"}, {"prompt": "mine", "input": "tone: mine"}, {"prompt": "x"}]
+    said = two.run("--input", write_lines(tmp_path, asked))
+    bad, good, unknown = [json.loads(line) for line in said.out.splitlines()]
+    assert bad["error"].startswith(
+        "the template of `mine` has a field `prompt`, but `prompt` is the name of the prompt"
+    )
+    same([good], [found[1] | {"prompt": "mine"}])
+    assert unknown["error"].startswith("there is no prompt 'x'")
+
+
+def test_a_missing_field_beside_one_named_input(place: Place, tmp_path: Path) -> None:
+    one = _with_template(place, "{instruction}: {input}", tmp_path / "one" / "mine")
+    said = one.run("--input", write_lines(tmp_path, [{"input": "Say yes."}]))
+    assert json.loads(said.out)["error"] == "has no field 'instruction' (only input); add it"
