@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 from t5_pipeline.core.errors import InputError
@@ -47,7 +48,7 @@ def type_name(value: object) -> str:
     """The type of a value in the words of JSON.
 
     >>> type_name({}), type_name(0.5), type_name(None), type_name(b"")
-    ('an object', 'a number', 'null', 'a bytes')
+    ('an object', 'a number', 'null', 'binary data')
     """
     names = {
         dict: "an object",
@@ -56,6 +57,7 @@ def type_name(value: object) -> str:
         int: "a number",
         float: "a number",
         bool: "true or false",
+        bytes: "binary data",
     }
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
@@ -71,10 +73,14 @@ def value_text(value: object, what: str, where: str, fix: str = "fix the row") -
     Raises:
         InputError: if the value is neither text nor a finite number.
     """
+    if isinstance(value, Decimal):  # of a Parquet file or a hub data set, with the digits of its column: 3.80
+        return f"{value:f}"
     finite = not isinstance(value, float) or math.isfinite(value)
     # bool is an int and becomes True or False, as in T5's tasks.
     if not isinstance(value, str | int | float) or not finite:
         found = "empty (null)" if value is None else type_name(value) if finite else str(value)
+        if not isinstance(value, dict | list | float | None):  # types of columns that JSON does not have, such as dates
+            fix = "store the column as text"
         raise InputError(f"{where}: {what} is {found}, not text or a number; {fix}")
     return check_unicode(value, where) if isinstance(value, str) else str(value)
 

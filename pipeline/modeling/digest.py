@@ -69,10 +69,23 @@ def t5x_files(directory: Path) -> list[Path]:
 
 def _weights_digest(directory: Path) -> str:
     """Digest of the safetensors tensors, or of the files of a T5X checkpoint."""
-    t5x = [] if any(directory.glob("*.safetensors")) else t5x_files(directory)
-    if t5x:
-        return json_digest([[path.relative_to(directory).as_posix(), file_digest(path)] for path in t5x])
-    return tensors_digest(directory)
+    if any(directory.glob("*.safetensors")):
+        return tensors_digest(directory)
+    t5x = t5x_files(directory)
+    if not t5x:
+        raise no_weights(directory)
+    return json_digest([[path.relative_to(directory).as_posix(), file_digest(path)] for path in t5x])
+
+
+def no_weights(directory: Path) -> InputError:
+    """The error about a model's directory without weights that can be read."""
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    if pickles:
+        return InputError(
+            f"{directory}: contains only pickled weights ({pickles[0]}), which are never read; if you trust them,"
+            " convert them once: T5ForConditionalGeneration.from_pretrained(this).save_pretrained(new) in transformers"
+        )
+    return InputError(f"{directory}: contains a config.json but no weights; add {WEIGHTS} or {INDEX}")
 
 
 # Without dropout and what the tensors show. Special ids count only if they are not T5's, and scaled outputs only if the

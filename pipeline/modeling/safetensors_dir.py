@@ -75,13 +75,7 @@ def weight_files(directory: Path) -> list[Path]:
             if not file.is_file():
                 raise InputError(f"{directory / INDEX}: {file.name} does not exist; fetch the model again")
         return files
-    pickles = sorted(path.name for path in directory.glob("*.bin"))
-    if pickles:
-        raise InputError(
-            f"{directory}: contains only pickled weights ({pickles[0]}), which are never read; if you trust them,"
-            " convert them once: T5ForConditionalGeneration.from_pretrained(this).save_pretrained(new) in transformers"
-        )
-    raise InputError(f"{directory}: contains a config.json but no weights; add {WEIGHTS} or {INDEX}")
+    raise no_weights(directory)
 
 
 def read_tensors(directory: Path, shape: T5Config) -> Iterator[tuple[str, Tensor]]:

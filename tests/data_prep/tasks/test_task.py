@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -162,6 +164,17 @@ def test_answers_are_texts_or_numbers(tmp_path: Path, answer: object) -> None:
         " a list of texts",
     ):
         task.answers(found)
+
+
+def test_decimals_are_numbers_and_dates_are_not(tmp_path: Path) -> None:
+    row = {"text": Decimal("12.50"), "label": "good", "large": Decimal("1E+3"), "when": date(2024, 5, 6), "raw": b"x"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+    task = Task.load(settings(tmp_path, inputs="{text} of {large}"))
+    assert task.inputs(task.rows("train")[0]) == "12.50 of 1000"
+    for field, found in (("when", "a date"), ("raw", "binary data")):
+        task = Task.load(settings(tmp_path, inputs=f"{{{field}}}"))
+        with pytest.raises(InputError, match=f"'{field}' is {found}, not text or a number; store the column as text"):
+            task.inputs(task.rows("train")[0])
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
