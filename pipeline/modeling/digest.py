@@ -14,10 +14,11 @@ from typing import Any
 
 from t5_pipeline.core.bounded import read_file
 from t5_pipeline.core.checksums import file_digest, json_digest, tensors_digest
+from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.records import read_published
 from t5_pipeline.data_prep.tokenizer.sources import BPE_FILES, source_of
 from t5_pipeline.data_prep.tokenizer.special_tokens import T5_TOKENS
-from t5_pipeline.modeling.config import T5Config
+from t5_pipeline.modeling.config import INDEX, WEIGHTS, T5Config
 
 _LARGEST_VOCABULARY = 2**28  # bytes
 

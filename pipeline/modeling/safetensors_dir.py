@@ -18,6 +18,7 @@ from t5_pipeline.core.bounded import open_file, read_object, tensor_entries
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.paths import below
 from t5_pipeline.modeling.config import INDEX, REPAIR, WEIGHTS, T5Config, read_config
+from t5_pipeline.modeling.digest import no_weights
 from t5_pipeline.modeling.t5x import t5x_tensors
 from t5_pipeline.modeling.t5x_layout import find_t5x, t5x_shape
 

@@ -151,7 +151,11 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
     [
         (
             lambda model: (model / "model.safetensors").unlink(),
-            r"\S+: contains no .safetensors file; .*",
+            r"\S+: contains a config.json but no weights; .*",
+        ),
+        (
+            lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"),
+            r"\S+: contains only pickled weights \(pytorch_model.bin\), which are never read; .*convert them once: .*",
         ),
         (
             lambda model: os.truncate(model / "model.safetensors", 5000),
@@ -167,7 +171,7 @@ def test_more_ids_than_rows(tiny: Tiny, tmp_path: Path, unchanged: Callable[[], 
         ),
         (lambda model: (model / "config.json").write_text("{}"), r"\S+config.json: .*"),
     ],
-    ids=["no weights", "weights cut short", "no config", "no vocabulary", "an empty config"],
+    ids=["no weights", "pickled weights", "weights cut short", "no config", "no vocabulary", "an empty config"],
 )
 def test_a_damaged_model(
     tiny: Tiny,
