@@ -219,7 +219,7 @@ def _check(path: Path, engine: Engine) -> int:
         total += 1
         if isinstance(row, Row):
             readable = readable or row
-            named_rows += "prompt" in row
+            named_rows += _names_prompt(row)
     if readable is not None and not named_rows and len(_names(engine)) > 1:
         raise InputError(
             f"{readable.where}: neither this row nor any other names its prompt; add `prompt`, one of:"
@@ -305,15 +305,16 @@ def _question(engine: Engine, row: Row, number: int) -> Question:
     a name.
     """
     names = _names(engine)
-    if "prompt" not in row and len(names) > 1:
-        raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {listed(engine.prompts)}')
-    named = row.get("prompt", names[0])
-    asked = named if isinstance(named, list) and named else [named]
+    if not _names_prompt(row):
+        if len(names) > 1:
+            raise InputError(f'{row.where}: names no prompt; add "prompt": NAME, one of: {listed(engine.prompts)}')
+        return engine.question(names, row, number)
+    asked = row["prompt"] if isinstance(row["prompt"], list) else [row["prompt"]]
     is_field = len(names) == 1 and engine.has_field(names[0], "prompt")
     if is_field and (asked != names or "input" not in row):
         return engine.question(names, row, number)
     reading = next((name for name in asked if engine.has_field(name, "prompt")), None)
-    if "prompt" not in row or reading is None:
+    if reading is None:
         return engine.question(asked, row, number)
     if row.get("input") is None:
         raise InputError(
@@ -321,6 +322,11 @@ def _question(engine: Engine, row: Row, number: int) -> Question:
             " here; give the finished text as `input`, or give --prompts this prompt alone"
         )
     return engine.question(asked, row, number, text=row["input"])
+
+
+def _names_prompt(row: Row) -> bool:
+    """Whether a row names its prompt; tables have null or an empty value where it does not."""
+    return row.get("prompt") not in (None, "", [])
 
 
 def _names(engine: Engine) -> list[str]:

@@ -113,7 +113,7 @@ def test_standard_input_and_output(place: Place, tmp_path: Path, monkeypatch: py
 
 def test_a_single_prompt_is_optional_in_lines(place: Place, tmp_path: Path) -> None:
     one = Place(place.model, place.prompts / "tone", place.loaded, place.vocabulary)
-    (tmp_path / "rows.csv").write_text("id,text\n1,A file that does not exist.\n")
+    (tmp_path / "rows.csv").write_text("id,text,prompt\n1,A file that does not exist.,\n")
     assert one.predict("--input", tmp_path / "rows.csv")[0]["prompt"] == "tone"
     named = [line for line in LINES if line["prompt"] == "tone"]
     same(one.predict("--input", tmp_path / "rows.csv"), place.predict("--input", write_lines(tmp_path, named[:1])))
