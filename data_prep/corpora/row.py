@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 from t5_pipeline.core.errors import InputError
@@ -75,12 +76,12 @@ def value_text(value: object, what: str, where: str, fix: str = "fix the row") -
     """
     if isinstance(value, Decimal):  # of a Parquet file or a hub data set, with the digits of its column: 3.80
         return f"{value:f}"
-    finite = not isinstance(value, float) or math.isfinite(value)
-    # bool is an int and becomes True or False, as in T5's tasks.
-    if not isinstance(value, str | int | float) or not finite:
+    # NumPy's numbers are Real, too. bool is an Integral and becomes True or False, as in T5's tasks.
+    finite = isinstance(value, Integral) or not isinstance(value, Real) or math.isfinite(value)
+    if not isinstance(value, str | Real) or not finite:
         found = "empty (null)" if value is None else type_name(value) if finite else str(value)
-        if not isinstance(value, dict | list | float | None):  # types of columns that JSON does not have, such as dates
-            fix = "store the column as text"
+        if not isinstance(value, dict | list | Real | None):  # types that JSON does not have, such as dates
+            fix = "convert it to text"
         raise InputError(f"{where}: {what} is {found}, not text or a number; {fix}")
     return check_unicode(value, where) if isinstance(value, str) else str(value)
 

@@ -36,7 +36,8 @@ def input_text(row: Row, task: Task) -> str:
     fields = {name: row.field(name) for name in task.input_template.fields}
     present = {name: value for name, value in fields.items() if value is not MISSING and value is not None}
     # A table has empty values in the columns that a row does not use.
-    blank = all(value == "" for value in present.values()) and row.get("input") not in (None, "")
+    filled = [value for value in present.values() if not isinstance(value, str) or value]
+    blank = not filled and row.get("input") not in (None, "")
     if "input" not in row or "input" in fields or (len(present) == len(fields) and not blank):
         missing = next((name for name, value in fields.items() if value is MISSING), None)
         if missing is not None:

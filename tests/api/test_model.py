@@ -113,6 +113,7 @@ def test_stream_gives_the_text_of_generate(t5: t5_pipeline.PromptedModel) -> Non
         (["x"], "lables", "did you mean `labels`"),
         (["x"], "free", "has no labels; use generate"),
         ([{"txt": "x"}], "labels", r"inputs\[0\]: has no field 'text'"),
+        ([{"text": np.ones(2)}], "labels", r"inputs\[0\]: field 'text' is a ndarray, .*; convert it to text"),
         (["x", "y"], ["labels"], "^prompt: 1 for 2 inputs"),
         ("x", "labels", "^inputs: must be a list .*; put a single input in brackets"),
         (["x"], "labels+free", "different labels"),
@@ -157,6 +158,8 @@ def test_wrong_settings(t5: t5_pipeline.PromptedModel, settings: Any, message: s
 def test_numbers_of_numpy_are_numbers(t5: t5_pipeline.PromptedModel) -> None:
     settings: Any = {"batch_size": np.int64(2), "temperature": np.float32(0.5), "seed": np.int64(3)}
     assert t5.generate(["x"], "free", **settings) == t5.generate(["x"], "free", temperature=0.5, seed=3)
+    fields = [{"text": 3.8}, {"text": 3}]
+    assert t5.classify([{"text": np.float32(3.8)}, {"text": np.int64(3)}], "labels") == t5.classify(fields, "labels")
 
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:99", 5.0, torch.device("cuda:99")])
@@ -274,7 +277,7 @@ def tune_save_and_load(world: Path, tmp_path: Path) -> None:
         assert (tmp_path / folder / "about" / "adapter_model.safetensors").is_file()
     again = t5_pipeline.load(world / "model", tmp_path / "saved")
     assert again.classify([{"text": "sum of 3"}, {"text": "path"}]) == before
-    assert torch.equal(prompt.rows_PD, t5.tune(examples, name="again", labels=["files", "numbers"],
+    assert torch.equal(prompt.rows_PD, t5.tune(examples, name="again", labels=np.array(["files", "numbers"]),
         inputs="about: {text}", steps=2, prompt_length=3, batch_size=4, max_input_length=16, precision="fp32").rows_PD)  # fmt: skip
 
 

@@ -173,7 +173,7 @@ def test_decimals_are_numbers_and_dates_are_not(tmp_path: Path) -> None:
     assert task.inputs(task.rows("train")[0]) == "12.50 of 1000"
     for field, found in (("when", "a date"), ("raw", "binary data")):
         task = Task.load(settings(tmp_path, inputs=f"{{{field}}}"))
-        with pytest.raises(InputError, match=f"'{field}' is {found}, not text or a number; store the column as text"):
+        with pytest.raises(InputError, match=f"'{field}' is {found}, not text or a number; convert it to text"):
             task.inputs(task.rows("train")[0])
 
 
