@@ -97,10 +97,10 @@ class Task:
         if not rows:
             counts = self.counts(split, rows)
             why = f" ({counts})" if counts.read else ""
-            raise InputError(
-                f"{self.where('splits', split)}: split {split!r} ({self.settings.data}, {splits[split]}) has no"
-                f" rows{why}; check it"
-            )
+            data, place = self.settings.data, splits[split]
+            file = None if self.settings.reader == "parallel" else split_file(data, place)
+            read = f"{data}, {place}" if file is None else f"{file}{place.removeprefix(split_slice(place)[0])}"
+            raise InputError(f"{self.where('splits', split)}: split {split!r} ({read}) has no rows{why}; check it")
         return rows
 
     def check_split(self, split: str, inputs_only: bool = False) -> None:

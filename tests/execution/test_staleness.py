@@ -346,7 +346,7 @@ def test_a_split_that_a_stage_reads_exists(run: Run, stage: str, overrides: list
      r"^\S+/train\.jsonl:1: has no field 'txt' \(only .*\); add it to the row, or fix .* \(prompt_tune reads it\)$"),
     (["tasks.tone.labels=[Good, Bad]"], r"train\.jsonl:1: target '\w+' is not a label of tone \(Good, Bad\); "),
     (["tasks.tone.group=passage"], r"train\.jsonl:1: has no field 'passage' .*; fix `tasks\.tone\.group`"),
-    (["tasks.tone.splits={train: 'train[1:]', validation: empty}"], r"\(\S+, empty\) has no rows; check it"),
+    (["tasks.tone.splits={train: 'train[1:]', validation: empty}"], r"\(\S+/empty.jsonl\) has no rows; check it"),
     (["tasks.tone.splits={train: 'train[1:]', validation: late}"], None),
 ])  # fmt: skip
 def test_the_first_rows_of_a_task_fit_its_settings(run: Run, overrides: list[str], message: str | None) -> None:

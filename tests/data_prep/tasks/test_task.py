@@ -107,7 +107,7 @@ def test_missing_data(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             Task.load(settings(data)).rows(split)
     write(tmp_path, "test.jsonl", [])
-    with pytest.raises(InputError, match="has no rows"):
+    with pytest.raises(InputError, match=r"\(\S+/test\.jsonl\) has no rows; check it"):
         Task.load(settings(tmp_path)).rows("test")
     for labels in ([], ["a", "a"]):
         with pytest.raises(InputError, match="labels"):
