@@ -12,6 +12,7 @@ from t5_pipeline.artifacts.kinds import locate_one
 from t5_pipeline.config.references import load_task
 from t5_pipeline.config.soft_prompt import PromptTuneConfig
 from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.normal_form import label_of
 from t5_pipeline.data_prep.corpora.documents import corpus_chunks, skipped_files
@@ -47,9 +48,8 @@ def diagnose_corpus(location: str, text_field: str, model: str | None) -> Diagno
             for chunk in dict.fromkeys(chosen)
             for document in islice(chunk.documents(), SAMPLED_DOCUMENTS)
         ]
-        d.fact(
-            "sample", len(texts), f"{len(texts):,} documents from {len(dict.fromkeys(chosen))} of {len(chunks)} chunks"
-        )
+        sampled = f"{len(dict.fromkeys(chosen))} of {plural(len(chunks), 'chunk')}"
+        d.fact("sample", len(texts), f"{plural(len(texts), 'document')} from {sampled}")
         if not any(text.strip() for text in texts):
             raise InputError(f"{location}: has no text in {text_field!r}; check the field")
         characters = [len(text) for text in texts]
@@ -58,7 +58,7 @@ def diagnose_corpus(location: str, text_field: str, model: str | None) -> Diagno
         d.passed("documents", "every sampled document can be read")
         _texts(d, texts)
         if skipped := skipped_files(location):
-            d.note("files", f"{len(skipped)} files are not read, such as {skipped[0]}", "convert or remove them")
+            d.note("files", f"not read: {plural(len(skipped), 'file')}, such as {skipped[0]}", "convert or remove them")
         if model is not None:
             _in_vocabulary(d, texts, Vocabulary.load(locate_one("model", model, "--model")))
     return d
@@ -110,7 +110,7 @@ def diagnose_tokens(path: Path, location: str, model: str | None) -> Diagnosis:
         shards = [TokenShards.open(path, split) for split in SPLITS]
         for split in shards:
             d.fact(split.split, {"documents": split.documents, "tokens": split.tokens},
-                   f"{split.documents:,} documents, {split.tokens:,} tokens")  # fmt: skip
+                   f"{plural(split.documents, 'document')}, {plural(split.tokens, 'token')}")  # fmt: skip
         d.fact("digest", shards[0].digest, short_digest(shards[0].digest))
         highest = max((int(s.document(i).max(initial=0)) for s in shards for i in range(s.documents)), default=0)
         d.passed("shards", "all documents match their checksums")
@@ -165,7 +165,8 @@ def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     inputs = [task.inputs(row) for row in rows]
     counts, classes = task.counts(split, rows, targets), Counter(targets)
     listed = ", ".join(f"{label} {classes[label] / len(rows):.0%}" for label in task.labels or ())
-    d.fact(split, {"rows": len(rows), "dropped": counts.dropped}, f"{len(rows):,} rows{'; ' if listed else ''}{listed}")
+    shown = f"{plural(len(rows), 'row')}{'; ' if listed else ''}{listed}"
+    d.fact(split, {"rows": len(rows), "dropped": counts.dropped}, shown)
     if split == "train":
         d.facts["example"] = ({"inputs": inputs[0], "targets": targets[0]}, f"{inputs[0]!r:.100} → {targets[0]!r:.40}")
     missing = [label for label in task.labels or () if not classes[label]]
@@ -174,9 +175,9 @@ def _split(d: Diagnosis, task: Task, split: str) -> set[str]:
     if missing and counts.only_target is None:
         d.note(split, f"no row has the label {missing[0]!r}", "add rows, or remove the label")
     elif counts.dropped:
-        d.note(split, f"{sum(counts.dropped.values()):,} of {counts.read:,} rows are dropped")
+        d.note(split, f"{sum(counts.dropped.values()):,} of {plural(counts.read, 'row')} dropped")
     elif not counts.warnings:
-        d.passed(split, f"all {len(rows):,} rows can be used")
+        d.passed(split, "every row can be used")
     return set(inputs)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from t5_pipeline.artifacts.artifact import Artifact, recorded_model
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.tasks.encode import encode_inputs, encode_labels
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
@@ -141,7 +142,7 @@ def diagnose_rows(form: str, path: Path, location: str, model: str | None) -> Di
     d = Diagnosis("PEFT adapter" if form == "peft" else "rows of a prompt", location)
     with d.attempt("files"):
         rows_PD = read_rows(path, form)
-        d.fact("prompt", list(rows_PD.shape), f"{rows_PD.size(0)} rows × {rows_PD.size(1)}")
+        d.fact("prompt", list(rows_PD.shape), f"{plural(rows_PD.size(0), 'row')} × {rows_PD.size(1)}")
         if form == "peft":
             named, digest = adapter_base(path)
             recorded = short_digest(digest or "not recorded")

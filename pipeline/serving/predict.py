@@ -36,6 +36,7 @@ import torch
 from t5_pipeline import __version__
 from t5_pipeline.core.atomic_files import STDOUT, check_output, is_stream, open_output
 from t5_pipeline.core.checksums import file_digest, json_digest
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable, say
 from t5_pipeline.core.rounding import rounded
@@ -135,7 +136,8 @@ class Predict:
                     write((printable(text, keep="\n") if to == STDOUT else text).encode())
                     counts.rows, counts.bad = counts.rows + len(window), counts.bad + bad
             if counts.cut:
-                say(f"predict: {counts.rows - counts.resumed:,} rows; inputs truncated: {Truncated.of(counts.cut)}")
+                answered = plural(counts.rows - counts.resumed, "row")
+                say(f"predict: {answered}; inputs truncated: {Truncated.of(counts.cut)}")
         except KeyboardInterrupt:
             if partial is not None:
                 say(f"stopped after {counts.rows:,} of {total:,} rows; run the same command to resume")

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from t5_pipeline.core.checksums import short_digest
+from t5_pipeline.core.counts import plural
 from t5_pipeline.core.hub_names import is_hub_name
 from t5_pipeline.core.printable import printable
 from t5_pipeline.core.scores import scores_text
@@ -22,10 +23,10 @@ def facts_of(prompt: Prompt) -> dict[str, str]:
         "inputs": task.inputs,
         "targets": task.targets,
         "labels": ", ".join(task.labels) if task.labels else "none (free text)",
-        "prompt": f"{info.prompt_length} rows × {info.width} = {prompt.rows_PD.numel():,} numbers",
+        "prompt": f"{plural(info.prompt_length, 'row')} × {info.width} = {prompt.rows_PD.numel():,} numbers",
         "sentinel": info.sentinel,
         "lengths": f"{info.max_input_length} input tokens without the prompt, {info.max_target_length} target tokens",
-        "trained": f"{info.step:,} steps from {info.prompt_init}, seed {info.seed}",
+        "trained": f"{plural(info.step, 'step')} from {info.prompt_init}, seed {info.seed}",
         "model": f"{info.base_model} (digest {short_digest(info.base_model_digest)})",
         "vocabulary": f"digest {short_digest(info.tokenizer_digest)}",
         "scores": scores_text(info.scores) or "none recorded",

@@ -42,6 +42,8 @@ def test_a_corpus(world: World, tmp_path: Path) -> None:
     d = diagnose(str(corpus), text_field="body")
     assert not d.ok
     assert "no field 'body'" in d.checks[-1].found
+    (tmp_path / "one.txt").write_text(SENTENCES[0])
+    assert diagnose(str(tmp_path / "one.txt")).facts["sample"][1] == "1 document from 1 of 1 chunk"
     corpus.write_text("")
     assert diagnose(str(corpus)).checks[-1].found == f"{corpus}: is empty"
 
@@ -60,6 +62,7 @@ def test_a_task(world: World, tmp_path: Path) -> None:
     d = diagnose(str(file), model=str(world.model))
     assert d.ok, d.checks
     assert d.facts["train"] == ({"rows": 8, "dropped": {}}, "8 rows; air 50%, water 50%")
+    assert d.facts["validation"][1] == "1 row; air 0%, water 100%"
     assert notes(d) == ["validation: no row has the label 'air'"]
     write_rows(
         tmp_path / "rows" / "validation.jsonl",
