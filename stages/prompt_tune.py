@@ -75,7 +75,7 @@ def prompt_tune(stage: Stage[PromptTuneConfig]) -> None:
             stage.publish("prompt", prompt.save, step=step, cell=cell, chosen=result.chosen(index))
             trained = config.trained_parameters(shape)
             cell.facts.update(parameters=shape.parameters, trained=trained, best_step=best.step)
-            cell.facts.update(sweep_facts(trials, index, selection))
+            cell.facts.update(sweep_facts(trials, index, result, halving))
 
     selection = select_best(
         stage, loaded, tasks, score_prompts, cells=names, kept=prompt_rows, task_of=task_of, halving=halving

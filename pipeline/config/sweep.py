@@ -112,7 +112,7 @@ class SweepConfig(Config):
         found: list[Stretch] = []
         begin, count, rungs = 0, self.combination_count, self.rungs(steps)
         for end in (*rungs, steps):
-            slots = self.sweep_slots or count
+            slots = (steps and self.sweep_slots) or count  # without steps, all are validated as they start
             for first in range(0, count, slots):
                 last = min(first + slots, count)
                 start = found[-1].stop if found else 0

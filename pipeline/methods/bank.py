@@ -15,7 +15,6 @@ from t5_pipeline.methods.prompt_init import initial_rows, sampled_rows
 from t5_pipeline.modeling.loaded import LoadedT5
 from t5_pipeline.modeling.prompt_bank import PromptBank
 from t5_pipeline.modeling.reparametrization import LowRank, RankOne, Reparametrization, Residual, SuperPos
-from t5_pipeline.training.best_checkpoint import Selection
 from t5_pipeline.training.distributed import MakeOptimizer
 from t5_pipeline.training.halving import Halving
 from t5_pipeline.training.optimizers import PromptRule, bank_optimizer
@@ -67,15 +66,19 @@ def winners(trials: Sequence[Trial], result: TrainingResult) -> list[int]:
     return [min(group, key=rank) for group in groups.values()]
 
 
-def sweep_facts(trials: Sequence[Trial], winner: int, selection: Selection | None) -> dict[str, Any]:
-    """The entry of a manifest about a sweep: its winner, and the history of each prompt; nothing without a sweep."""
+def sweep_facts(trials: Sequence[Trial], winner: int, result: TrainingResult, halving: Halving) -> dict[str, Any]:
+    """The entry of a manifest about a sweep: its winner, and the best of each prompt; nothing without a sweep."""
     trial = trials[winner]
-    if not trial.cell.config.sweep or selection is None:
+    if not trial.cell.config.sweep:
         return {}
-    tree = selection.tree()
+    prompts = {}
+    for index, each in enumerate(trials):
+        if each.number == trial.number:
+            best = result.best(index)
+            found = {"step": best.step, "score": best.measured.score, "loss": best.measured.loss}
+            prompts[each.name] = {**found, "dropped": halving.dropped_at[index]}
     settings = {name: getattr(trial.config, name) for name in trial.cell.config.sweep}
-    prompts = {each.name: tree[each.name] for each in trials if each.number == trial.number and each.name in tree}
-    slots = {"slots": trial.cell.config.sweep_slots} if selection.halving.takes_turns else {}
+    slots = {"slots": trial.cell.config.sweep_slots} if halving.takes_turns else {}
     return {"sweep": {"winner": trial.name, "settings": settings, "prompts": prompts, **slots}}
 
 

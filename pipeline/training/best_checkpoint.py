@@ -211,14 +211,6 @@ class Selection:
             for best, count, validations, at in each
         ]
 
-    def tree(self) -> dict[str, dict[str, Any]]:
-        """The history of each cell: its best step, score and loss so far, and the rung at which it was dropped."""
-        return {
-            cell: {key: scalars[key] for key in ("step", "score", "loss", "dropped")}
-            for cell, scalars in zip(self.cells, self.scalars(), strict=True)
-            if scalars is not None
-        }
-
     def load(self, saved: SavedTensors, scalars: Sequence[Mapping[str, Any] | None], engine: Engine) -> None:
         """Restore what `shards()` and `scalars()` returned, whichever engine saved it."""
         for index, found in enumerate(scalars):

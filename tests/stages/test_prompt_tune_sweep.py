@@ -153,5 +153,23 @@ def test_prompts_that_take_turns_equal_those_trained_alone(tmp_path: Path, monke
     assert page.count("dropped at step 2") == 2
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_last_step_counts_if_it_is_not_due_for_validation(tmp_path: Path, steps: int) -> None:
+    """Without steps there are no turns: every prompt is validated as it starts."""
+    turns = "    sweep_slots: 1\n" if steps == 0 else "    halving: 0\n"
+    sweep = (
+        f"    task: about\n    steps: {steps}\n    validate_every: 2\n    sweep: {{prompt_length: [1, 2, 3]}}\n{turns}"
+    )
+    made = frozen_t5(tmp_path, sweep)
+    ended = stage("prompt_tune", "--recipe", made.recipe, "--run-dir", made.run)
+    assert ended.code == 0, ended.err
+    facts = made.manifests()["prompt_tune"].facts
+    found, winner = facts["sweep"]["prompts"], facts["sweep"]["winner"]
+    assert len(found) == 3
+    assert winner == min(found, key=lambda name: (-found[name]["score"], found[name]["loss"]))
+    assert found[winner]["step"] == facts["best_step"] == steps
+    assert len(Prompt.load(made.run / "prompt_tune" / "prompt").rows_PD) == facts["sweep"]["settings"]["prompt_length"]
+
+
 def stop() -> None:
     raise KeyboardInterrupt

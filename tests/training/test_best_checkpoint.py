@@ -177,13 +177,13 @@ def test_halving_drops_the_weaker_of_each_group_also_after_a_resume(scores: list
         for step in range(1, 10):
             if selection.due(step):
                 selection.update(step, ENGINE)
-                assert selection.dropped == [name for name, at in tree(selection).items() if at == step]
+                assert selection.dropped == [name for name, at in dropped(selection).items() if at == step]
             if step == stop_at:
                 selection = resumed(selection, new())
         return selection
 
-    def tree(selection: Selection) -> dict[str, int | None]:
-        return {name: each["dropped"] for name, each in selection.tree().items()}
+    def dropped(selection: Selection) -> dict[str, int | None]:
+        return dict(zip(selection.cells, selection.halving.dropped_at, strict=True))
 
     whole = train(0)
     expected: dict[int, int] = {}
@@ -194,11 +194,11 @@ def test_halving_drops_the_weaker_of_each_group_also_after_a_resume(scores: list
             best = {i: max(scores[s - 1][i] for s in measured) for i in alive}
             ranked = sorted(alive, key=lambda i: (-best[i], i % 3))
             expected |= dict.fromkeys(ranked[left:], rung)
-    assert tree(whole) == {name: expected.get(i) for i, name in enumerate("abcdef")}
+    assert dropped(whole) == {name: expected.get(i) for i, name in enumerate("abcdef")}
     assert asked[-1] == whole.halving.left()
     assert len(asked[-1]) == 2
     measured = {3: 2, 6: 4, None: 6}  # at 2, 3, 4, 6, 8 and, at the end, 9
-    assert whole.validations(9) == [measured[at] for at in tree(whole).values()]
+    assert whole.validations(9) == [measured[at] for at in dropped(whole).values()]
     assert train(stop_at).scalars() == whole.scalars()
 
 
