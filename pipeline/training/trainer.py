@@ -273,12 +273,12 @@ class Trainer:
         """The row of metrics.jsonl about the steps since the last one.
 
         Args:
-            active: indices of the losses that count; None for all.
-            rates: learning rate of each schedule in the last step, None for a prompt that waits.
+            active: indices of the losses and rates that count; None for all.
+            rates: learning rate of each schedule in the last step.
         """
         self._synchronize()
         row = self.state.stats.read(self.cells, self.unit, active)
-        used = {index: rate for index, rate in enumerate(rates) if rate is not None}
+        used = {index: rates[index] for index in (range(len(rates)) if active is None else active)}
         if len(set(used.values())) > 1:
             row["learning_rates"] = {self.cells[index]: rate for index, rate in used.items()}
         else:

@@ -63,6 +63,7 @@ def test_a_sweep_publishes_its_best_prompt(tmp_path: Path, monkeypatch: pytest.M
     dropped = {row["step"]: row["dropped"] for row in rows if "dropped" in row}
     assert {at: len(names) for at, names in dropped.items()} == {2: 8, 4: 4}
     assert [len(row["losses"]) for row in rows if "split" not in row] == [16, 8, 4, 4]
+    assert all(row["learning_rates"].keys() == row["losses"].keys() for row in rows if "learning_rates" in row)
     assert [row["step"] for row in rows if "split" in row] == [2, 4, 8]
     for task in ("about", "name"):
         facts = manifests[f"prompt_tune/task={task}"].facts
