@@ -210,7 +210,7 @@ class PromptMixtureConfig(SoftPromptConfig, OneTaskConfig):
     kind: ClassVar[str] = "prompt_mixture"
     summary: ClassVar[str] = "freeze a T5 and learn a task as several soft prompts with learned weights"
     outputs: ClassVar[tuple[str, ...]] = ("mixture",)
-    code_version: ClassVar[int] = 4
+    code_version: ClassVar[int] = 5
     scored_as: ClassVar[tuple[str, str] | None] = (
         "mixtures",
         "prompt mixtures: a prompt_mixture stage, or a directory",

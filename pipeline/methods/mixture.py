@@ -26,8 +26,9 @@ from t5_pipeline.core.records import Record
 from t5_pipeline.execution.context import log
 from t5_pipeline.methods.base import Candidate
 from t5_pipeline.methods.soft_prompt import Prompt, described
+from t5_pipeline.modeling.prompt_bank import BankPart
 from t5_pipeline.training.loss import token_loss, token_loss_reference
-from t5_pipeline.training.optimizers import RATE_SCALE, prompt_optimizer
+from t5_pipeline.training.optimizers import PromptRule, bank_optimizer
 
 
 def check_starts(starts: Sequence[Tensor], dropout: float) -> Sequence[Tensor]:
@@ -175,6 +176,9 @@ def mixture_optimizer(
         rate_of_logits: learning rate of the logits, as a multiple of the prompts'.
         step_offset: steps that Adafactor's β₂ counts before the first.
     """
-    optimizer = prompt_optimizer(name, rows_RD, row_prompt_R, weight_decay, step_offset)
-    optimizer.add_param_group({"params": [logits_K], "weight_decay": 0.0, RATE_SCALE: rate_of_logits})
-    return optimizer
+    parts = [BankPart([0], row_prompt_R), BankPart([1], None, factors=True)]
+    rules = [
+        PromptRule(weight_decay, step_offset=step_offset),
+        PromptRule(step_offset=step_offset, factor_rate=rate_of_logits),
+    ]
+    return bank_optimizer(name, [rows_RD, logits_K], parts, rules)

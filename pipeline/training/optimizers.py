@@ -87,7 +87,7 @@ def bank_optimizer(
         rule = rules[part.prompts[0]]
         group = {"params": [p], "weight_decay": rule.weight_decay, _RATE: part.prompts[0]}
         if part.factors:
-            group[RATE_SCALE] = rule.factor_rate
+            group[_RATE_SCALE] = rule.factor_rate
         if adafactor:
             smallest = FACTORED_FROM if rule.factored and part.segments is not None else None
             group |= {"segments": part.segments, "clipping": rule.clipping, "step_offset": rule.step_offset}
@@ -105,7 +105,7 @@ def _is_adafactor(name: str) -> bool:
     return name == "adafactor"
 
 
-RATE_SCALE = "rate_scale"
+_RATE_SCALE = "rate_scale"
 _RATE = "rate"  # which rate of `set_learning_rate` is the group's
 _WAITS = "waits"
 
@@ -117,7 +117,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, *rates: float | None) ->
     """
     for group in optimizer.param_groups:
         rate = rates[group.get(_RATE, 0) if len(rates) > 1 else 0]
-        group["lr"] = (rate or 0.0) * group.get(RATE_SCALE, 1.0)
+        group["lr"] = (rate or 0.0) * group.get(_RATE_SCALE, 1.0)
         group[_WAITS] = rate is None
 
 

@@ -88,6 +88,22 @@ def test_weights_have_own_learning_rate() -> None:
     assert 0.29 < float((rows.detach() - before[1]).square().mean().sqrt()) < 0.31
 
 
+def test_weights_count_their_steps_from_the_offset() -> None:
+    """So their moments hardly average, and updates that shrink still have the size of the rate, like those of prompts."""
+    model = MixtureModel(Reader(2), 2)
+    optimizer = mixture_optimizer(
+        "adafactor", model.model.rows_RD, torch.arange(2), model.logits_K, 0.0, 1.0, 1_100_000
+    )
+    set_learning_rate(optimizer, 0.3)
+    for shrunk in (1.0, 0.1):
+        before = [p.detach().clone() for p in (model.logits_K, model.model.rows_RD)]
+        model.logits_K.grad = shrunk * torch.tensor([1.0, -1.0])
+        model.model.rows_RD.grad = shrunk * torch.ones(2, D)
+        optimizer.step()
+        for p, was in zip((model.logits_K, model.model.rows_RD), before, strict=True):
+            assert (p.detach() - was).square().mean().sqrt().item() == pytest.approx(0.3, rel=1e-5)
+
+
 def test_components_that_start_equal_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     equal = [torch.ones(2, 3), torch.ones(2, 3)]
     with pytest.raises(InputError, match="gives all 2 components the same rows, so they would stay equal"):
