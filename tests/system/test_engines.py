@@ -189,6 +189,23 @@ def test_prompt_tuning_of_a_sharded_t5(
 
 
 @pytest.mark.engines
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_prompts_that_take_turns(
+    finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str
+) -> None:
+    """The same decisions as on one process; prompts that wait have neither decay nor moments on any rank."""
+    sweep = "{reparametrization: [none, low_rank, rank_one], learning_rate: [0.03, 0.3]}"
+    more = ("--task", tmp_path / "about.yaml", "--prompt-length", 4, "--sweep", sweep, "--sweep-slots", 2)
+    more += ("--first-rung", 2, "--weight-decay", 0.01)
+    one, two = tuned_like_one(finished, tmp_path, configuration(engine), "prompt_tune", "adafactor", *more)
+    assert [row.get("dropped") for row in metrics(two)] == [row.get("dropped") for row in metrics(one)]
+    mine, theirs = newest(one).tensors("model/"), newest(two).tensors("model/")
+    assert len(mine) == 2 * (1 + 2 + 3)
+    for name, tensor in mine.items():
+        assert (theirs[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+
+
+@pytest.mark.engines
 @pytest.mark.parametrize("engine", SEVERAL)
 def test_model_tuning(finished: Tiny, tmp_path: Path, configuration: Callable[[str], Path], engine: str) -> None:
     """The best weights are kept in shards and published whole."""
