@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import T5ForConditionalGeneration
 
 from t5_pipeline.artifacts.kinds import artifact_digest
 from t5_pipeline.artifacts.manifest import read
 from t5_pipeline.core.checksums import tensors_digest
+from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
+from t5_pipeline.data_prep.sampling.batches import LMBatches
+from t5_pipeline.data_prep.sampling.packed_rows import PackedRows
+from t5_pipeline.data_prep.shards.reader import TokenShards
 from t5_pipeline.modeling.load import load_t5
 from t5_pipeline.modeling.model_metadata import read_metadata
+from t5_pipeline.modeling.t5 import shift_right
 from t5_pipeline.training.state import TrainState
 from tests.tiny_run import ROOT, Outcome, Tiny, accelerate_launch, metrics, stage, t5_pipeline
 
@@ -45,6 +52,40 @@ def test_packing_does_not_change_training(finished: Tiny, tmp_path: Path, object
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).norm() <= 1e-5 * tensor.norm(), name
     assert not torch.equal(weights[0]["shared.weight"], start["shared.weight"])
+
+
+@pytest.mark.parametrize("unit", ["examples", "rows"])
+def test_steps_equal_those_of_a_plain_loop(finished: Tiny, tmp_path: Path, unit: str) -> None:
+    """In fp64 over transformers' T5, not packed, with the formulas of Adafactor as written in the documentation."""
+    ended = adapt(
+        finished, tmp_path, "--batch-unit", unit, "--microbatch-size", 3, "--seed", 5, "--learning-rate", 0.5,
+        "--schedule", "rsqrt", "--step-offset", 100, "--warmup-steps", 50, "--weight-decay", 0.001, "--z-loss", 0.01,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    plain = T5ForConditionalGeneration.from_pretrained(finished.run / "pretrain" / "model", dropout_rate=0.0).double()
+    objective = PrefixLM(TokenShards.open(finished.run / "prepare" / "tokens"), seed=5, segment_length=24)
+    rows = PackedRows(objective, 5, (24, 24)) if unit == "rows" else None
+    batches, trained = LMBatches(objective, 8, seed=5, rows=rows), dict(plain.named_parameters())
+    start = {name: p.detach().clone() for name, p in trained.items()}
+    moments = {name: torch.zeros_like(p) for name, p in trained.items()}
+    for step in range(4):
+        batch = batches.at(step)
+        inputs, targets = (torch.tensor(ids).long() for ids in (batch.inputs_BS, batch.targets_BT))
+        logits = plain(input_ids=inputs, attention_mask=inputs != 0, decoder_input_ids=shift_right(targets)).logits
+        log_z = logits.logsumexp(-1)
+        each = log_z - logits.gather(-1, targets[..., None]).squeeze(-1) + 0.01 * log_z**2
+        gradients = torch.autograd.grad(each[targets != 0].mean(), list(trained.values()))
+        rate, beta2 = 0.5 / math.sqrt(step + 100), 1 - (step + 1) ** -0.8
+        for (name, p), gradient in zip(trained.items(), gradients, strict=True):
+            moments[name] = beta2 * moments[name] + (1 - beta2) * (gradient**2 + 1e-30)
+            update = gradient / moments[name].sqrt()
+            update /= update.square().mean().sqrt().clamp(min=1)
+            size = p.detach().square().mean().sqrt().clamp(min=1e-3)
+            p.data = 0.999 * p.data - rate * size * update
+    tuned = load_t5(tmp_path / "model").state_dict()
+    for name, p in trained.items():
+        # Adafactor divides by the size of a gradient, which amplifies the rounding of tiny ones.
+        assert (tuned[name] - p).norm() <= 5e-3 * (p - start[name]).norm(), name
 
 
 def test_a_smaller_density_lengthens_the_prefix(finished: Tiny, tmp_path: Path) -> None:
