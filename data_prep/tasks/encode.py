@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,9 @@ from t5_pipeline.data_prep.tasks.task import Task
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 T = TypeVar("T")
+log = logging.getLogger("t5-pipeline")
+
+_ANNOUNCED = 50_000  # rows; encoding as many takes a second or more
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ def encode_task(task: Task, split: str, reading: Reading, *, limit: int = 0, tra
     if 0 < limit < len(rows):
         taken = _limited(task, rows, limit)
         rows = Rows(taken, rows.dropped + Counter({"over the limit": len(rows) - len(taken)}))
+    if len(rows) >= _ANNOUNCED:
+        log.info("%s: encoding %s rows of %s", task.name, f"{len(rows):,}", split)
     input_texts = [task.inputs(row) for row in rows]
     target_texts = [task.targets(row) for row in rows]
     inputs = encode_inputs(input_texts, vocabulary, reading.max_input_length, sentinel)

@@ -161,6 +161,8 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(_short, value))
     text = str(value.get("name", value)) if isinstance(value, dict) else str(value)
+    if isinstance(value, float):
+        text = text.replace("+", "")  # the name of 1e+18 must not be that of 1e-18
     name = "".join(c if c.isalnum() or c in "._-@" else "-" for c in text)
     if len(name) <= _LONGEST:
         return name

@@ -134,3 +134,8 @@ def test_long_values_that_end_differently_have_different_names() -> None:
     names = {combination_name({"init_prompt": f"{start},task={task},seed=0"}) for task in ("subj", "field")}
     assert len(names) == 2
     assert {len(name) for name in names} == {len("init_prompt=") + 60}
+
+
+def test_large_and_small_numbers_have_different_names() -> None:
+    names = [combination_name({"learning_rate": rate}) for rate in (1e18, 1e-18, 0.3)]
+    assert names == ["learning_rate=1e18", "learning_rate=1e-18", "learning_rate=0.3"]

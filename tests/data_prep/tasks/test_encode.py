@@ -83,6 +83,16 @@ def test_encoding(tmp_path: Path, vocabulary: Vocabulary) -> None:
     assert free.labels is None
 
 
+def test_encoding_many_rows_is_announced(
+    tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("t5_pipeline.data_prep.tasks.encode._ANNOUNCED", len(ROWS))
+    write(tmp_path, rows=ROWS)
+    with caplog.at_level("INFO", logger="t5-pipeline"):
+        encode_task(Task.load(settings(tmp_path)), "train", Reading(vocabulary, 64, 8))
+    assert f"t: encoding {len(ROWS)} rows of train" in caplog.messages
+
+
 def test_truncation_before_eos(vocabulary: Vocabulary) -> None:
     text = ROWS[0]["text"]
     ids = vocabulary.encode(text)
