@@ -265,8 +265,8 @@ class PromptedModel:
         check_texts(name=name, inputs=inputs, targets=targets)
         if output_dir is not None:
             check_paths(output_dir=output_dir)
-        if hasattr(labels, "tolist"):  # of NumPy and pandas, as from DataFrame.label.unique()
-            labels = labels.tolist()
+        if (as_list := getattr(labels, "tolist", None)) is not None:  # NumPy's, as of DataFrame.label.unique()
+            labels = as_list()
         check_prompt_name(name, "name")
         check_file_name(name, "name")  # the directories of a run have shorter names
         with tempfile.TemporaryDirectory() as scratch:

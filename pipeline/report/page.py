@@ -19,10 +19,11 @@ from t5_pipeline.report.collect import Run
 from t5_pipeline.report.html import Markup, join, tag
 from t5_pipeline.report.layout import contents
 from t5_pipeline.report.model_names import model_names
-from t5_pipeline.report.sections.claims import claims_section, experiments_section
+from t5_pipeline.report.sections.claims import claims_section
 from t5_pipeline.report.sections.comparison import comparison_section
 from t5_pipeline.report.sections.confusion import confusion_section
 from t5_pipeline.report.sections.data import data_section
+from t5_pipeline.report.sections.experiments import experiments_section
 from t5_pipeline.report.sections.nearest_tokens import neighbors_section
 from t5_pipeline.report.sections.notes import notes
 from t5_pipeline.report.sections.overview import overview_section

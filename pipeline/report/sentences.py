@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from t5_pipeline.core.counts import plural
 from t5_pipeline.report import format as fmt
 from t5_pipeline.report.summary import ScoreLine, TaskScores
@@ -147,3 +149,13 @@ def _relative(difference: float, level: str = "level with") -> str:
     if amount == "0.0":
         return level
     return f"{amount} points {'above' if difference > 0 else 'below'}"
+
+
+def seeds_only_sentence(tasks: Sequence[str]) -> str:
+    """A sentence about tasks whose test rows are not resampled; empty if there are none."""
+    if not tasks:
+        return ""
+    return (
+        f" On {fmt.enumeration(tasks)} only seeds are resampled, because scores.json lacks the standard error of the"
+        " metric: these intervals are too narrow. The present `evaluate` records it."
+    )

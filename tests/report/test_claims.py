@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from t5_pipeline.report.arms import _share
-from t5_pipeline.report.claims import findings
-from t5_pipeline.report.sections.claims import experiments_section
+from t5_pipeline.report.claims import CLAIMS, findings
+from t5_pipeline.report.sections.experiments import experiments_section
 from tests.report.conftest import RECIPE, RunBuilder
 from tests.report.scored_rows import arms, judged, of_models, rows
 
@@ -182,3 +182,8 @@ def test_a_shift_is_judged_with_the_usual_prompt(finished: RunBuilder) -> None:
     ]
     found = judged(finished, [*own, *elsewhere])["shift"]
     assert found.difference == pytest.approx(0.5 - 0.6)
+
+
+def test_a_finding_names_its_figure_and_contrast() -> None:
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS) == 12
+    assert all(claim.source.startswith(("Figure", "Table")) and claim.text.endswith(".") for claim in CLAIMS)

@@ -1,4 +1,4 @@
-"""The table of verdicts and the charts of the experiments."""
+"""The charts of the experiments."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from t5_pipeline.report.claims import CLAIMS, findings
-from t5_pipeline.report.sections.claims import _means, claims_section, experiments_section
+from t5_pipeline.report.claims import findings
+from t5_pipeline.report.sections.claims import claims_section
+from t5_pipeline.report.sections.experiments import _means, experiments_section
 from tests.report.conftest import RunBuilder
 from tests.report.scored_rows import arms, of_models, rows
 
@@ -101,11 +102,6 @@ def test_metrics_without_scores_of_rows_are_named(finished: RunBuilder) -> None:
         for part in (claims_section([finding]), experiments_section(tasks)):
             assert part is not None
             assert ("On squad only seeds are resampled" in str(part.markup)) == bool(named)
-
-
-def test_a_finding_names_its_figure_and_contrast() -> None:
-    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS) == 12
-    assert all(claim.source.startswith(("Figure", "Table")) and claim.text.endswith(".") for claim in CLAIMS)
 
 
 def test_lines_of_a_chart_are_means_over_the_same_tasks(finished: RunBuilder) -> None:
