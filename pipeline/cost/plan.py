@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class StageCost:
 
     Attributes:
         name: the stage, with the number of its cells and the size of the T5.
+        parameters, trained: the largest numbers among the cells.
         left: share of the FLOPs that remains.
         at_once: prompts that train in one batch.
         fit: whether it fits in the memory of a device; None without `--memory`.
@@ -74,7 +75,10 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Saving:
-    """Bytes of one task as a prompt and as a fine-tuned model of the same T5, stored and in training."""
+    """Bytes of one task as a prompt and as a fine-tuned model of the same T5, stored and in training.
+
+    A stage with several cells is represented by the largest prompt on the largest T5.
+    """
 
     name: str
     prompt: int
@@ -122,9 +126,15 @@ def plan(
             found = estimator.stage_cost(of_stage, launch, shape)
             found.name += f", {size}" if size else ""
             made.stages.append(found)
-            cell = of_stage[0].cell
-            saving = _saving(cell.settings, estimator.shape(cell, shape), f"{name}, {size}" if size else name)
-            made.savings.extend([saving] if saving else [])
+            cells = [status.cell for status in of_stage]
+            label = f"{name}, {size}" if size else name
+            savings = [
+                each
+                for cell in cells
+                if (each := _saving(cell.settings, estimator.shape(cell, shape), label)) is not None
+            ]
+            if savings:
+                made.savings.append(max(savings, key=lambda each: (each.model, each.prompt)))
     return made
 
 
@@ -148,23 +158,31 @@ class _Estimator:
 
     def stage_cost(self, statuses: list[CellStatus], launch: LaunchConfig, size: T5Config | None) -> StageCost:
         """Cost of the cells of one stage."""
-        cell = statuses[0].cell
-        found = StageCost(cell.stage + (f" × {len(statuses)}" if len(statuses) > 1 else ""), launch=launch)
-        if isinstance(cell.settings, PrepareConfig):
-            found.tokens, found.disk = _tokens(self.run_dir.cell(cell) / "tokens", cell.settings)
+        cells = [status.cell for status in statuses]
+        found = StageCost(cells[0].stage + (f" × {len(cells)}" if len(cells) > 1 else ""), launch=launch)
+        texts = [
+            _tokens(self.run_dir.cell(cell) / "tokens", cell.settings)
+            for cell in cells
+            if isinstance(cell.settings, PrepareConfig)
+        ]
+        if texts:
+            found.tokens, found.disk = _sum(tokens for tokens, _ in texts), _sum(size for _, size in texts)
             return found
-        shape = self.shape(cell, size)
-        if shape is None:
+        known = [(cell.settings, shape) for cell in cells if (shape := self.shape(cell, size)) is not None]
+        if not known:
             return found
-        found.parameters = shape.parameters
-        found.trained = cell.settings.trained_parameters(shape)
-        found.disk = published_bytes(cell.settings, shape)
-        if isinstance(cell.settings, TrainingConfig) and found.trained is not None:
+        found.parameters = max(shape.parameters for _, shape in known)
+        trained = [settings.trained_parameters(shape) for settings, shape in known]
+        found.trained = max((number for number in trained if number is not None), default=None)
+        found.disk = _sum(published_bytes(settings, shape) for settings, shape in known)
+        if isinstance(cells[0].settings, TrainingConfig) and found.trained is not None:
             self._add_training(found, statuses, size)
-            trained = [status.cell.settings for status in statuses if isinstance(status.cell.settings, TrainingConfig)]
-            found.warnings = list(dict.fromkeys(warning for each in trained for warning in each.warnings()))
-            if isinstance(cell.settings, LMAdaptConfig):
-                found.probes = probe_cost(cell.settings, shape)
+            warnings = (
+                each for settings, _ in known if isinstance(settings, TrainingConfig) for each in settings.warnings()
+            )
+            found.warnings = list(dict.fromkeys(warnings))
+            probes = (probe_cost(settings, shape) for settings, shape in known if isinstance(settings, LMAdaptConfig))
+            found.probes = max((each for each in probes if each), key=lambda each: each.share, default=None)
         return found
 
     def _add_training(self, found: StageCost, statuses: list[CellStatus], size: T5Config | None) -> None:
@@ -230,6 +248,12 @@ def _saving(settings: StageConfig, shape: T5Config | None, name: str) -> Saving 
     either = [moments_bytes(shape, TrainingFootprint(Microbatch(1, 1, 1), N, name)) for name in ("adafactor", "adamw")]
     to_train = (_FP32 * trained + moments_bytes(shape, footprint), *(model + moments for moments in either))
     return Saving(name, prompt, model, *to_train)
+
+
+def _sum(numbers: Iterable[int | None]) -> int | None:
+    """The sum; None if a number is unknown."""
+    known = list(numbers)
+    return None if None in known else sum(number for number in known if number is not None)
 
 
 def _tokens(directory: Path, settings: PrepareConfig) -> tuple[int | None, int | None]:

@@ -58,6 +58,47 @@ def test_new_run(finished: Tiny, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+SWEEPS = """\
+name: sweeps
+tasks:
+  tone: {data: ROWS, inputs: "{text}", targets: "{label}", labels: [good, bad]}
+stages:
+  prepare: {corpus: stdlib-docs, vocabulary_size: 300}
+  parts: {uses: prepare, corpus: stdlib-docs, vocabulary_size: 300, matrix: {max_tokens: [10, 30]}}
+  small:
+    uses: span_corrupt
+    init: {d_model: 32, d_kv: 8, d_ff: 48, num_layers: 1, num_decoder_layers: 1, num_heads: 4}
+    tokens: prepare
+    steps: 2
+  large:
+    uses: span_corrupt
+    init: {d_model: 64, d_kv: 8, d_ff: 48, num_layers: 1, num_decoder_layers: 1, num_heads: 4}
+    tokens: prepare
+    steps: 2
+  sentinel: {matrix: {model: [small, large]}}
+  prompt_tune: {task: tone, matrix: {model: [small, large], prompt_length: [9, 2]}}
+"""
+
+
+def test_every_cell_of_a_sweep_counts(tmp_path: Path) -> None:
+    """Tokens and disk are sums over the cells; sizes and savings are those of the largest cell."""
+    (tmp_path / "rows").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "rows" / f"{split}.jsonl").write_text('{"text": "Fine.", "label": "good"}\n')
+    (tmp_path / "sweeps.yaml").write_text(SWEEPS.replace("ROWS", str(tmp_path / "rows")))
+    made = plan_of(load_recipe(tmp_path / "sweeps.yaml"), RunDir(tmp_path / "run"))
+    costs = {cost.name: cost for cost in made.stages}
+    small, large = costs["small"].parameters, costs["large"].parameters
+    assert small is not None
+    assert large is not None
+    parts, sentinel, prompts = costs["parts × 2"], costs["sentinel × 2"], costs["prompt_tune × 4"]
+    assert (parts.tokens, parts.disk) == (10 + 30, 2 * (10 + 30))
+    assert (sentinel.parameters, sentinel.disk) == (large, 4 * (small + large))
+    assert (prompts.parameters, prompts.trained) == (large, 9 * 64)
+    (saving,) = made.savings
+    assert (saving.prompt, saving.model) == (4 * 9 * 64, 4 * large)
+
+
 @pytest.mark.parametrize(
     ("override", "lines"),
     [
