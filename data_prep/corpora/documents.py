@@ -26,7 +26,7 @@ from t5_pipeline.data_prep.corpora.files import (
     read_text,
 )
 from t5_pipeline.data_prep.corpora.hub import hub_shards, may_be_on_hub, shard_rows
-from t5_pipeline.data_prep.corpora.json_rows import is_json_list, json_file, json_row
+from t5_pipeline.data_prep.corpora.json_rows import is_blank, is_json_list, json_file, json_row
 from t5_pipeline.data_prep.corpora.parquet import column_bytes, parquet_rows
 from t5_pipeline.data_prep.corpora.row import MISSING, Row, check_unicode, type_name
 from t5_pipeline.data_prep.corpora.stdlib_docs import STDLIB_DOCS, documents
@@ -194,14 +194,14 @@ class FileChunk:
                     yield at, text_of(row, self.text_field)
             case _ if compression(path):
                 for number, line in enumerate(lines(path), 1):
-                    if line.strip():
+                    if not is_blank(line):
                         yield number - 1, text_of(json_row(line, path, number), self.text_field)
             case _:
                 yield from self._texts_of_lines(path, span)
 
     def _texts_of_lines(self, path: Path, span: FileSpan) -> Iterator[tuple[int, str]]:
         for at, line in lines_from(path, span.start, span.stop):
-            if line.strip():
+            if not is_blank(line):
                 try:
                     # The line number matters only for the byte order mark of the first line and for errors.
                     text = text_of(json_row(line, path, 1 if at == 0 else 2), self.text_field)

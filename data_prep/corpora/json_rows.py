@@ -23,8 +23,13 @@ def json_file(path: Path) -> Iterator[Row]:
 def json_rows(lines: Iterable[bytes], source: Path | str) -> Iterator[Row]:
     """Rows of JSON lines, skipping blank lines; `source` is named in errors."""
     for number, line in enumerate(lines, 1):
-        if line.strip():
+        if not is_blank(line):
             yield json_row(line, source, number)
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line has nothing but white space, or a byte order mark before it."""
+    return not line.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def json_row(line: bytes, source: Path | str, number: int) -> Row:

@@ -41,7 +41,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.core.printable import printable, say
 from t5_pipeline.core.rounding import rounded
 from t5_pipeline.data_prep.corpora.files import file_format, lines
-from t5_pipeline.data_prep.corpora.json_rows import json_row
+from t5_pipeline.data_prep.corpora.json_rows import is_blank, json_row
 from t5_pipeline.data_prep.corpora.row import Row, listed
 from t5_pipeline.data_prep.corpora.rows import read_rows
 from t5_pipeline.data_prep.tasks.counts import Truncated
@@ -240,7 +240,7 @@ def _rows(path: Path, engine: Engine) -> Iterator[Row | BadRow]:
 
 def _json_lines(found: Iterator[bytes], source: Path | str) -> Iterator[Row | BadRow]:
     for number, line in enumerate(found, 1):
-        if line.strip():
+        if not is_blank(line):
             try:
                 yield json_row(line, source, number)
             except InputError as error:
