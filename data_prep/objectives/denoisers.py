@@ -6,20 +6,16 @@ make the segments of a denoiser shorter; T5's code would take ordinary pieces fo
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.objectives.documents import Documents, Example, Objective
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
-from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption, noise_counts, tokens_length
+from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption, fitting_length
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
-
-_SHORTEST = 8  # tokens of the inputs
 
 
 @dataclass(frozen=True)
@@ -55,26 +51,6 @@ def mode_ids(mode: str, vocabulary: Vocabulary) -> list[int]:
     """The ids of a mode's text; none if the vocabulary lacks one of its characters."""
     ids = vocabulary.encode(mode) if mode else []
     return [] if vocabulary.unk in ids else ids
-
-
-def fitting_length(input_length: int, noise_density: float, mean_span_length: float, sentinels: int) -> int:
-    """The longest inputs of span corruption, at most `input_length`, whose spans do not outnumber the sentinels.
-
-    >>> fitting_length(512, 0.15, 3, sentinels=100), fitting_length(512, 0.5, 3, sentinels=100)
-    (512, 403)
-
-    Raises:
-        InputError: if there are hardly any sentinels.
-    """
-
-    def spans(length: int) -> int:
-        tokens, _ = tokens_length(length, noise_density, mean_span_length)
-        return noise_counts(tokens, noise_density, mean_span_length)[1]
-
-    lengths = range(_SHORTEST + 1, input_length + 1)
-    if fitting := bisect_right(lengths, sentinels, key=spans):
-        return lengths[fitting - 1]
-    raise InputError(f"mixture: the vocabulary has {sentinels} sentinels, too few; add 100 by the `sentinel` stage")
 
 
 def denoiser(

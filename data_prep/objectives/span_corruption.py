@@ -15,6 +15,7 @@ Source: Raffel et al. 2020, §3.1.4; `span_corruption` of T5's code.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,8 @@ from t5_pipeline.data_prep.objectives.documents import Documents, Example, Ints
 from t5_pipeline.data_prep.sampling.counter_rng import bits
 
 Bools = npt.NDArray[np.bool_]
+
+_SHORTEST = 8  # tokens of the inputs
 
 
 def noise_counts(length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
@@ -70,6 +73,26 @@ def tokens_length(input_length: int, noise_density: float = 0.15, mean_span_leng
     if noise_density == 0.5 and lengths(tokens)[1] > input_length:
         tokens -= 1
     return tokens, lengths(tokens)[1]
+
+
+def fitting_length(input_length: int, noise_density: float, mean_span_length: float, sentinels: int) -> int:
+    """The longest inputs of span corruption, at most `input_length`, whose spans do not outnumber the sentinels.
+
+    >>> fitting_length(512, 0.15, 3, sentinels=100), fitting_length(512, 0.5, 3, sentinels=100)
+    (512, 403)
+
+    Raises:
+        InputError: if there are hardly any sentinels.
+    """
+
+    def spans(length: int) -> int:
+        tokens, _ = tokens_length(length, noise_density, mean_span_length)
+        return noise_counts(tokens, noise_density, mean_span_length)[1]
+
+    lengths = range(_SHORTEST + 1, input_length + 1)
+    if fitting := bisect_right(lengths, sentinels, key=spans):
+        return lengths[fitting - 1]
+    raise InputError(f"mixture: the vocabulary has {sentinels} sentinels, too few; add 100 by the `sentinel` stage")
 
 
 def part_starts(bits_RC: npt.NDArray[np.uint64], parts: int) -> Bools:

@@ -14,6 +14,7 @@ from t5_pipeline.config.stage import StageConfig
 from t5_pipeline.config.training import ExecutionConfig, LogitsConfig, TrainingConfig, WholeModelConfig
 from t5_pipeline.core.schema import Config, Input, defaults, setting
 from t5_pipeline.core.suggestions import nearest
+from t5_pipeline.data_prep.tokenizer.sizes import SENTINELS
 from t5_pipeline.modeling.config import T5Config, bucket_problem
 from t5_pipeline.modeling.digest import t5x_folder
 
@@ -164,18 +165,19 @@ class SpanCorruptConfig(LanguageModelConfig):
         >>> SpanCorruptConfig(model="t5-small", tokens="shards", steps=1, input_length=512).example_lengths()
         [(512, 114)]
         """
-        from t5_pipeline.data_prep.objectives.span_corruption import tokens_length  # imports NumPy
+        from t5_pipeline.data_prep.objectives.span_corruption import fitting_length, tokens_length  # imports NumPy
 
-        def lengths(density: float, mean: float) -> tuple[int, int]:
-            return self.input_length, tokens_length(self.input_length, density, mean)[1]
+        def lengths(inputs: int, density: float, mean: float) -> tuple[int, int]:
+            return inputs, tokens_length(inputs, density, mean)[1]
 
         if not self.mixture:
-            return [lengths(self.noise_density, self.mean_span_length)]
+            return [lengths(self.input_length, self.noise_density, self.mean_span_length)]
         found: list[tuple[int, int]] = []
         total = sum(one.rate for one in self.mixture)
         for one in self.mixture:
             if one.prefix_density is None:
-                of_it = [lengths(one.noise_density or 0.15, one.mean_span_length or 3.0)]
+                density, mean = one.noise_density or 0.15, one.mean_span_length or 3.0
+                of_it = [lengths(fitting_length(self.input_length, density, mean, SENTINELS), density, mean)]
             else:
                 of_it = prefix_parts(self.input_length, one.prefix_density)
             copies = max(1, round(_PARTS * one.rate / total / len(of_it)))
@@ -185,7 +187,7 @@ class SpanCorruptConfig(LanguageModelConfig):
     def longest_example(self) -> tuple[int, int]:
         if any(one.prefix_density is not None for one in self.mixture):
             return self.input_length, self.input_length
-        return super().longest_example()
+        return self.input_length, super().longest_example()[1]
 
 
 @defaults(steps=100_000, batch_size=2048, step_offset=None)

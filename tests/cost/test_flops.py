@@ -28,6 +28,7 @@ from t5_pipeline.cost.flops import (
     training_footprint,
 )
 from t5_pipeline.cost.memory import training_memory
+from t5_pipeline.data_prep.objectives.denoisers import denoiser
 from t5_pipeline.data_prep.objectives.prefix_lm import PrefixLM
 from t5_pipeline.data_prep.objectives.span_corruption import SpanCorruption
 from t5_pipeline.data_prep.sampling.microbatching import CPU, CPU_BF16_WEIGHTS, GPU
@@ -139,6 +140,21 @@ def test_span_corruption_lengths_equal_those_of_the_objective(length: int) -> No
     objective = SpanCorruption(Nothing(), 0, length, sentinel_ids=range(32_099, 31_999, -1))  # type: ignore[arg-type]
     c = SpanCorruptConfig(model="m", tokens="t", steps=1, input_length=length)
     assert c.example_lengths() == [(length, objective.target_length)]
+
+
+@pytest.mark.parametrize("density", [0.15, 0.5])
+def test_denoiser_lengths_equal_those_of_the_objective(density: float) -> None:
+    """At density 0.5, inputs of 512 tokens would have more spans than there are sentinels."""
+
+    class Nothing:
+        lengths_N = torch.zeros(0).numpy()
+
+    of_it: dict[str, float] = {"noise_density": density, "mean_span_length": 3.0}
+    made = denoiser(Nothing(), 0, 512, **of_it, sentinel_ids=range(100))  # type: ignore[arg-type]
+    assert isinstance(made.objective, SpanCorruption)
+    c = SpanCorruptConfig(model="m", tokens="t", steps=1, input_length=512, mixture=[of_it])
+    assert set(c.example_lengths()) == {(made.objective.input_length, made.target_length)}
+    assert c.longest_example() == (512, made.target_length)  # packed rows are as wide as the setting
 
 
 def test_prefix_lm_lengths_add_up() -> None:

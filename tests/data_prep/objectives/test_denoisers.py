@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from t5_pipeline.config.denoisers import UL2, DenoiserConfig
-from t5_pipeline.core.errors import InputError
-from t5_pipeline.data_prep.objectives.denoisers import Denoiser, denoiser, fitting_length, mode_ids
-from t5_pipeline.data_prep.objectives.span_corruption import noise_counts, tokens_length
+from t5_pipeline.data_prep.objectives.denoisers import Denoiser, denoiser, mode_ids
+from t5_pipeline.data_prep.objectives.span_corruption import fitting_length, noise_counts, tokens_length
 from t5_pipeline.data_prep.tokenizer.vocabulary import Vocabulary
 
 L, EOS, FIRST = 256, 1, 1000  # sentinel j is FIRST − j; tokens are 2 … 700
@@ -92,15 +91,6 @@ def test_targets_of_the_prefix_lm() -> None:
             shares.append((len(targets) - 1) / length)
     assert np.mean(shares) == pytest.approx(0.25, abs=0.015)
     assert max(shares) <= 0.51
-
-
-@pytest.mark.parametrize(("density", "mean_span"), [(0.5, 3), (0.15, 3), (0.5, 1.5)])
-def test_spans_do_not_outnumber_sentinels(density: float, mean_span: float) -> None:
-    spans = {n: noise_counts(tokens_length(n, density, mean_span)[0], density, mean_span)[1] for n in range(8, 129)}
-    for sentinels in (3, 10, 30, 100):
-        assert fitting_length(128, density, mean_span, sentinels) == max(n for n in spans if spans[n] <= sentinels)
-    with pytest.raises(InputError, match="mixture: the vocabulary has 0 sentinels"):
-        fitting_length(512, 0.5, 3, 0)
 
 
 def test_modes_that_the_vocabulary_lacks(vocabulary: Vocabulary) -> None:

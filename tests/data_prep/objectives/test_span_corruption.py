@@ -14,6 +14,7 @@ from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.objectives.concatenated import GROUP
 from t5_pipeline.data_prep.objectives.span_corruption import (
     SpanCorruption,
+    fitting_length,
     noise_counts,
     noise_mask,
     part_starts,
@@ -220,3 +221,12 @@ def test_replace_spans_from_the_first_token() -> None:
 def test_no_documents(token_list: Any) -> None:
     assert SpanCorruption(token_list([]), 0, sentinel_ids=range(32_099, 31_999, -1)).count(0) == 0
     assert SpanCorruption(token_list([0]), 0, sentinel_ids=range(32_099, 31_999, -1)).count(0) == 0
+
+
+@pytest.mark.parametrize(("density", "mean_span"), [(0.5, 3), (0.15, 3), (0.5, 1.5)])
+def test_spans_do_not_outnumber_sentinels(density: float, mean_span: float) -> None:
+    spans = {n: noise_counts(tokens_length(n, density, mean_span)[0], density, mean_span)[1] for n in range(8, 129)}
+    for sentinels in (3, 10, 30, 100):
+        assert fitting_length(128, density, mean_span, sentinels) == max(n for n in spans if spans[n] <= sentinels)
+    with pytest.raises(InputError, match="mixture: the vocabulary has 0 sentinels"):
+        fitting_length(512, 0.5, 3, 0)
