@@ -205,16 +205,14 @@ class Rollback:
         for directory, archived in self._archived:
             if not _has_results(directory):
                 directory.mkdir(parents=True, exist_ok=True)
-                for path in directory.iterdir():
-                    if path.name != _STATE:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _empty(directory, keep=_STATE)
                 _move_contents(archived, directory)
                 archived.rmdir()
         for directory, existed in self._existed.items():
             if directory.is_dir() and not _has_results(directory):
-                shutil.rmtree(directory)
-                if existed:
-                    directory.mkdir()
+                _empty(directory)  # itself it may be a link, a mount point, or the current directory
+                if not existed:
+                    directory.rmdir()
 
     def __enter__(self) -> Rollback:
         return self
@@ -222,6 +220,13 @@ class Rollback:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, InputError):
             self.undo()
+
+
+def _empty(directory: Path, keep: str = "") -> None:
+    """Remove everything in a directory, except the entry named `keep`."""
+    for path in list(directory.iterdir()):
+        if path.name != keep:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _move_contents(source: Path, to: Path) -> None:

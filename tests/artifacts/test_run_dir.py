@@ -31,6 +31,23 @@ def test_bad_input_removes_what_was_created(tmp_path: Path, error: Exception, le
     assert names(tmp_path) == left
 
 
+@pytest.mark.parametrize("place", [".", "link"])
+def test_an_empty_directory_that_existed_is_emptied_in_place(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mount points, links and the current directory cannot be removed and created again."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "real" if place == "." else tmp_path)
+    before = (tmp_path / "real").stat()
+    with contextlib.suppress(InputError), Rollback(Path(place)):
+        Path(place, "started.json").write_text("{}")
+        Path(place, "a").mkdir()
+        raise InputError("bad")
+    assert names(tmp_path) == {"real", "link"}
+    assert (tmp_path / "real").stat().st_ino == before.st_ino
+
+
 def test_results_and_directories_with_content_are_kept(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "log.txt").write_text("x")
