@@ -107,7 +107,8 @@ def _write_recipe(recipe: Recipe, run_dir: RunDir) -> bytes | None:
 
 def _launch(recipe: Recipe, run_dir: RunDir, name: str) -> tuple[int, str]:
     """Run a stage in processes of its own; returns its exit code and its message."""
-    arguments = ["--recipe", str(run_dir.path / "recipe.yaml"), "--stage", name, "--run-dir", str(run_dir.path)]
+    # With =, so that a path that begins with - is not read as a flag.
+    arguments = [f"--recipe={run_dir.path / 'recipe.yaml'}", f"--stage={name}", f"--run-dir={run_dir.path}"]
     return launch(recipe.kind(name), recipe.launch[name], arguments, run_dir.state / f"{name}.exit")
 
 

@@ -173,6 +173,18 @@ def test_bad_input_leaves_the_recipe_of_a_run(tiny: Tiny) -> None:
     assert todo(tiny.plan()) == {}
 
 
+def test_a_run_directory_whose_name_begins_with_a_dash(
+    finished: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages get its path on their command line, too."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished.run, "-run")
+    shutil.rmtree("-run/sentinel")
+    said = t5_pipeline("run", finished.recipe, "--run-dir=-run", "--until", "sentinel")
+    assert said.code == 0, said.err
+    assert Tiny(finished.data, finished.recipe, Path("-run")).digests() == finished.digests()
+
+
 def test_the_report_follows_the_recipe(tiny: Tiny) -> None:
     """A cell was removed; nothing ran, but the report no longer shows it."""
     report = tiny.run / "report.html"
