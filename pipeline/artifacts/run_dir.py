@@ -150,10 +150,10 @@ class RunDir:
         return read_started(self.cell(cell))
 
     def job(self, cells: dict[str, str], first: Cell) -> Path:
-        """Directory for the checkpoints and metrics of cells (id → fingerprint) that train together."""
+        """Directory for the checkpoints and metrics of cells (id → fingerprint) that train together, in this order."""
         if not first.axes:
             return self.cell(first)
-        return inside(self.path, f"{first.stage}/jobs/{json_digest(cells)[:10]}", self.path)
+        return inside(self.path, f"{first.stage}/jobs/{json_digest([*cells.items()])[:10]}", self.path)
 
     def archive(self, directory: Path, fingerprint: str) -> Path:
         """Move results of other settings to superseded/ and return their new place. Nothing is ever deleted."""

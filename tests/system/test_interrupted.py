@@ -45,6 +45,22 @@ def test_a_job_killed_after_one_of_its_prompts_finished(finished: Tiny, tiny: Ti
     assert len(list((tiny.run / "prompt_tune" / "jobs").iterdir())) == 3
 
 
+def test_a_job_without_its_record_does_not_give_a_prompt_to_another_cell(tiny: Tiny) -> None:
+    """Its checkpoints contain the prompts in the order of the cells, which the recipe has changed since."""
+    tiny.edit("seed: [0, 1]", "seed: [1, 0]")
+    alone = tiny.copy(tiny.run.parent / "alone")
+    shutil.rmtree(alone.run / "prompt_tune")
+    for record in (tiny.run / "prompt_tune" / "jobs").glob("*/job.json"):
+        record.unlink()
+    for seed in (0, 1):
+        shutil.rmtree(tiny.run / "prompt_tune" / f"model=sentinel,seed={seed}")
+    for one in (tiny, alone):
+        assert stage("prompt_tune", "--recipe", one.recipe, "--run-dir", one.run).code == 0
+    for seed in (0, 1):
+        prompt = f"prompt_tune/model=sentinel,seed={seed}/prompt"
+        assert tiny.digests()[prompt] == alone.digests()[prompt]
+
+
 def test_tokens_published_before_the_manifest_are_reused(finished: Tiny, tiny: Tiny) -> None:
     """Complete shards are reused."""
     (tiny.run / "prepare" / "manifest.json").unlink()
