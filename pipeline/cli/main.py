@@ -153,15 +153,17 @@ def _run(given: argparse.Namespace) -> int:
     from t5_pipeline.execution.runner import run
 
     recipe, run_dir = _load(given)
-    page = _page(run_dir)
+    page, before = _page(run_dir), _times(run_dir)
     code = run(recipe, run_dir, given.first, given.last)
     if code != 0:
         return code
     from t5_pipeline.report.collect import collect
     from t5_pipeline.report.terminal import results_table
 
-    newest = _newest_result(run_dir)
-    writes_report = not page.exists() or page.stat().st_mtime_ns < newest
+    times = _times(run_dir)
+    newest = max(times.values())
+    # After a clock was set back, new results may be older than others.
+    writes_report = not page.exists() or page.stat().st_mtime_ns != newest or times != before
     results = collect(run_dir.path, answers=writes_report)
     if writes_report:
         from t5_pipeline.report.page import write_report
@@ -188,13 +190,13 @@ def _page(run_dir: RunDir) -> Path:
     return page
 
 
-def _newest_result(run_dir: RunDir) -> int:
-    """When a stage last finished or the recipe last changed, in nanoseconds.
+def _times(run_dir: RunDir) -> dict[Path, int]:
+    """When each cell last finished and the recipe last changed, in nanoseconds.
 
-    It is the modification time of the report, too: a stage may finish after the results were collected.
+    The latest is the modification time of the report, too: a stage may finish after the results were collected.
     """
-    files = (run_dir.path / "recipe.yaml", *run_dir.path.glob("*/**/manifest.json"))
-    return max(path.stat().st_mtime_ns for path in files)
+    names = ("recipe.yaml", "*/manifest.json", "*/*/manifest.json")
+    return {path: path.stat().st_mtime_ns for name in names for path in run_dir.path.glob(name)}
 
 
 def _plan(given: argparse.Namespace) -> int:
@@ -233,7 +235,7 @@ def _report(given: argparse.Namespace) -> int:
     from t5_pipeline.report.page import write_report
 
     run_dir = _existing(given.run_dir)
-    page, newest = given.output or _page(run_dir), _newest_result(run_dir)
+    page, newest = given.output or _page(run_dir), max(_times(run_dir).values())
     write_report(collect(run_dir.path, answers=True), page)
     if given.output is None:
         os.utime(page, ns=(newest, newest))

@@ -194,6 +194,16 @@ def test_the_report_follows_the_recipe(tiny: Tiny) -> None:
     assert f"✓ report: {report}" in said.err
 
 
+def test_the_report_follows_results_that_seem_older_than_it(tiny: Tiny) -> None:
+    """As after a clock was set back, or on another machine whose clock is behind."""
+    for path in tiny.run.rglob("*"):
+        later = path.stat().st_mtime_ns + 3600 * 10**9
+        os.utime(path, ns=(later, later))
+    said = tiny.start("--set", "evaluate.limit=6")
+    assert said.code == 0, said.err
+    assert f"✓ report: {tiny.run / 'report.html'}" in said.err
+
+
 def test_until_and_from(tiny: Tiny) -> None:
     changed_setting = ("--set", "evaluate.limit=4")
     said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--until", "prompt_tune", *changed_setting)
