@@ -93,8 +93,12 @@ class RunDir:
 
         Jobs with other settings, whose results were archived, keep their logs.
         """
-        jobs = sorted((self.path / stage).glob("jobs/*/job.json"), key=lambda path: path.stat().st_mtime_ns)
-        return {pair: path.parent for path in jobs for pair in read_job(path.parent).items()}
+        return {pair: directory for directory in self.jobs(stage) for pair in read_job(directory).items()}
+
+    def jobs(self, stage: str) -> list[Path]:
+        """The directories of a stage's jobs, the one that was started last at the end."""
+        records = (self.path / stage).glob("jobs/*/job.json")
+        return [path.parent for path in sorted(records, key=lambda path: (path.stat().st_mtime_ns, path))]
 
     def log_directory(self, cell: Cell, jobs: Mapping[tuple[str, str], Path]) -> Path | None:
         """The directory with the logs of a cell's present results; None if it was never started.

@@ -256,14 +256,13 @@ def _digests(records: list[InputRecord]) -> Any:
 def jobs(cells: list[CellStatus], run_dir: RunDir) -> list[list[CellStatus]]:
     """Group the cells of one stage into jobs; a job trains its cells together, as prompts on one frozen T5.
 
-    A job that was started keeps its cells, including finished ones, so that it resumes from its checkpoints. The other
-    cells form new jobs, which never mix finished and unfinished cells.
+    A job that was started keeps its cells, including those that it finished, so that it resumes from its checkpoints.
+    The other cells form new jobs, which never mix finished and unfinished cells.
     """
     left = {status.cell.id: status for status in cells}
     found: list[list[CellStatus]] = []
-    stage_dir = run_dir.path / cells[0].cell.stage
-    for job_file in sorted(stage_dir.glob("jobs/*/job.json")):
-        job = read_job(job_file.parent)
+    for directory in reversed(run_dir.jobs(cells[0].cell.stage)):  # the last job of a cell is the one that finished it
+        job = read_job(directory)
         if job and all(cell_id in left and left[cell_id].fingerprint == print_ for cell_id, print_ in job.items()):
             group = [left.pop(cell_id) for cell_id in job]
             if all(_together(group[0], other) for other in group):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -258,6 +260,26 @@ def test_prompts_on_one_frozen_model_form_one_job(run: Run) -> None:
     assert groups == [
         ["model=pretrain,seed=0", "model=pretrain,seed=1"], ["model=lm_adapt@10,seed=0", "model=lm_adapt@10,seed=1"],
     ]  # fmt: skip
+
+
+def test_a_cell_that_another_job_finished_does_not_run_again(run: Run) -> None:
+    """A job of two seeds was killed, the recipe left one seed, which finished alone, and now has two again."""
+    run.recipe.write_text(run.recipe.read_text().replace("[pretrain, lm_adapt@10]", "[pretrain]"))
+    run.make_all()
+    shutil.rmtree(run.dir.path / "prompt_tune" / "model=pretrain,seed=1")
+    prompts = [status for status in run.statuses().values() if status.cell.stage == "prompt_tune"]
+    both = {status.cell.id: status.fingerprint for status in prompts}
+    alone = {cell: print_ for cell, print_ in both.items() if cell.endswith("0")}
+    for time, (name, cells) in enumerate([("a", both), ("b", alone)]):
+        record = run.dir.path / "prompt_tune" / "jobs" / name / "job.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(json.dumps({"cells": cells}))
+        os.utime(record, (time, time))
+    assert [[status.cell.id for status in group] for group in jobs(prompts, run.dir)] == [
+        ["model=pretrain,seed=0"], ["model=pretrain,seed=1"],
+    ]  # fmt: skip
+    os.utime(run.dir.path / "prompt_tune" / "jobs" / "a" / "job.json", (2, 2))  # it finished one of its seeds
+    assert [[status.cell.id for status in group] for group in jobs(prompts, run.dir)] == [list(both)]
 
 
 def test_a_folder_of_prompts_is_an_error_where_one_is_required(run: Run) -> None:
