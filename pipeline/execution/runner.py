@@ -61,6 +61,8 @@ def run(recipe: Recipe, run_dir: RunDir, first: str | None = None, last: str | N
             manifest = run_dir.manifest(status.cell)
             if status.up_to_date and manifest is not None:
                 renew_times(run_dir.cell(status.cell), manifest)
+        if stale := next((status for status in left if not status.up_to_date), None):  # its data or recipe.yaml changed
+            say(f"warning: {stale.cell.label} is stale since it ran ({stale.reason}); run the same command again")
         if not ran and all(status.up_to_date for status in left):
             say(f"nothing to do: all {len(names)} stages in {run_dir.path} are up to date")
         else:

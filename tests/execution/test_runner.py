@@ -17,6 +17,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from t5_pipeline.artifacts.run_dir import RunDir, lock
+from t5_pipeline.config.recipe import Recipe
+from t5_pipeline.execution import runner
 from t5_pipeline.execution.launcher import ranks
 from tests.forked import Forked
 from tests.tiny_run import ROOT, Tiny, command, listing, metrics, newest_checkpoint, scores, stage, t5_pipeline
@@ -192,6 +194,24 @@ def test_the_report_follows_the_recipe(tiny: Tiny) -> None:
     said = tiny.start("--set", "prompt_tune.matrix.seed=[0]", "--until", "prompt_tune")
     assert said.code == 0
     assert f"✓ report: {report}" in said.err
+
+
+def test_a_stage_that_became_stale_while_it_ran_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone edits the recipe in the run directory, from which the stage reads its settings."""
+    launch = runner._launch
+
+    def edit_and_launch(recipe: Recipe, run_dir: RunDir, name: str) -> tuple[int, str]:
+        written = run_dir.path / "recipe.yaml"
+        written.write_text(written.read_text().replace("limit: 6", "limit: 7"))
+        return launch(recipe, run_dir, name)
+
+    monkeypatch.setattr(runner, "_launch", edit_and_launch)
+    said = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=6")
+    assert said.code == 0, said.err
+    assert "warning: evaluate is stale since it ran (limit: 7 → 6); run the same command again\n" in said.err
+    monkeypatch.undo()
+    again = t5_pipeline("run", tiny.recipe, "--run-dir", tiny.run, "--set", "evaluate.limit=6")
+    assert (again.code, "warning" in again.err) == (0, False), again.err
 
 
 def test_the_report_follows_results_that_seem_older_than_it(tiny: Tiny) -> None:
