@@ -130,9 +130,22 @@ def check_places(cells: Sequence[Cell], run_dir: RunDir) -> None:
                     f"{cell.settings.where(name)}: {location} is inside {place}, which this stage writes;"
                     " choose another directory for the results"
                 )
+        if (corpus := cell.settings.data().get("corpus")) is not None and _would_read(Path(corpus), place):
+            raise InputError(
+                f"{cell.settings.where('corpus')}: {place}, which this stage writes, is inside {corpus} and would"
+                " become part of the corpus; choose another directory for the results"
+            )
         run_dir.refuse_foreign(cell)
     for stage, outputs in dict.fromkeys((cell.stage, tuple(cell.settings.outputs)) for cell in cells):
         run_dir.refuse_links_out(stage, outputs)
+
+
+def _would_read(corpus: Path, place: Path) -> bool:
+    """Whether files at a place belong to a corpus; hidden ones in its folder do not."""
+    inner, folder = place.resolve(), corpus.resolve()
+    if not folder.is_dir() or not inner.is_relative_to(folder):
+        return False
+    return not any(part.startswith(".") for part in inner.relative_to(folder).parts)
 
 
 def _solved(recipe: Recipe, cell: Cell) -> list[TaskConfig]:

@@ -18,7 +18,14 @@ from t5_pipeline.artifacts.run_dir import RunDir
 from t5_pipeline.config.overrides import parse_override
 from t5_pipeline.config.recipe import load_recipe
 from t5_pipeline.core.errors import InputError
-from t5_pipeline.execution.staleness import CellStatus, cell_statuses, check_first_rows, check_outside, jobs
+from t5_pipeline.execution.staleness import (
+    CellStatus,
+    cell_statuses,
+    check_first_rows,
+    check_outside,
+    check_places,
+    jobs,
+)
 
 RECIPE = """\
 name: small
@@ -293,6 +300,20 @@ def test_a_folder_of_prompts_is_an_error_where_one_is_required(run: Run) -> None
         match=r"^--set: stages\.prompt_tune\.init_prompt: \S+ contains 2 prompts; choose one of \S+/a, \S+/b$",
     ):
         check_outside(load_recipe(run.recipe, map(parse_override, overrides)), "prompt_tune")
+
+
+def test_results_inside_the_corpus_are_an_error(run: Run) -> None:
+    """They would become a part of it. Hidden files of the folder are not read."""
+    folder = run.recipe.parent / "corpus"
+    folder.mkdir()
+    shutil.copy(run.recipe.parent / "rows.jsonl", folder)
+    recipe = load_recipe(run.recipe, [parse_override(f"prepare.corpus={folder}")])
+    with pytest.raises(
+        InputError, match=r"^--set: stages\.prepare\.corpus: \S+/corpus/run/prepare, which this stage writes, is"
+    ):
+        check_places(recipe.stages["prepare"], RunDir(folder / "run"))
+    for place in (folder / ".run", run.recipe.parent / "run"):
+        check_places(recipe.stages["prepare"], RunDir(place))
 
 
 def test_a_missing_path_is_named_by_file_line_and_key(tmp_path: Path) -> None:
