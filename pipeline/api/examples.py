@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from t5_pipeline.api.parameters import check_no_table
 from t5_pipeline.core.errors import InputError
 from t5_pipeline.data_prep.corpora.row import check_unicode
 
@@ -42,6 +43,7 @@ def _lines(examples: Sequence[Example], where: str) -> str:
     Raises:
         InputError: if there is none, or one is neither a pair nor a mapping of texts and numbers; names it.
     """
+    check_no_table(**{where: examples})
     if not isinstance(examples, Iterable):
         raise InputError(f"{where}: must be a list of examples, not {examples!r:.60}; change it")
     lines = [_line(row, f"{where}[{i}]") for i, row in enumerate(examples)]

@@ -14,6 +14,7 @@ import torch
 from t5_pipeline.api.examples import Example, parameter_of, write_examples
 from t5_pipeline.api.parameters import (
     check_at_least,
+    check_no_table,
     check_numbers,
     check_paths,
     check_precision,
@@ -197,6 +198,7 @@ class PromptedModel:
         return _in_pieces(texts)
 
     def _questions(self, inputs: Sequence[Input], prompt: Names) -> list[Question]:
+        check_no_table(inputs=inputs)
         if isinstance(inputs, (str, Mapping)) or not isinstance(inputs, Collection):
             raise InputError("inputs: must be a list of texts or fields; put a single input in brackets")
         for i, one in enumerate(inputs):

@@ -46,6 +46,17 @@ def check_numbers(**values: object) -> None:
             raise InputError(f"{name}: must be a number, not {value!r:.60}; choose another value")
 
 
+def check_no_table(**values: object) -> None:
+    """Check parameters that are lists of rows, by their names: iterating over a data frame gives its columns.
+
+    Raises:
+        InputError: if one is a data frame.
+    """
+    for name, value in values.items():
+        if hasattr(value, "columns"):
+            raise InputError(f"{name}: must be a list, not a table; give its rows, as df.to_dict('records') of pandas")
+
+
 def check_texts(**values: object) -> None:
     """Check parameters that are texts, by their names.
 

@@ -192,6 +192,17 @@ def test_parameters_of_other_types(t5: t5_pipeline.PromptedModel, world: Path) -
             call_(*given, **named)
 
 
+def test_a_table_is_not_read_as_the_names_of_its_columns(t5: t5_pipeline.PromptedModel) -> None:
+    table = pytest.importorskip("pandas").DataFrame({"text": ["x"], "target": ["y"]})
+    for ask in (t5.classify, t5.generate):
+        with pytest.raises(t5_pipeline.InputError, match=r"^inputs: must be a list, not a table; .*to_dict"):
+            ask(table, "labels")
+    with pytest.raises(t5_pipeline.InputError, match=r"^examples: must be a list, not a table"):
+        t5.tune(table, name="new")
+    assert t5.classify(table.to_dict("records"), "labels") == t5.classify([{"text": "x"}], "labels")
+    assert t5.classify(table.text, "labels") == t5.classify(["x"], "labels")
+
+
 def test_wrong_precision_and_output_dir(t5: t5_pipeline.PromptedModel, world: Path, tmp_path: Path) -> None:
     with pytest.raises(t5_pipeline.InputError, match=r"^precision: must be fp32 or bf16, not 'fp16'"):
         t5_pipeline.load(world / "model", precision="fp16")
